@@ -1,0 +1,84 @@
+"""The values that cross the border of `factors`: ratings in, a fitted model with its two tables out.
+
+Invariant: a table row means the same wherever it is read. Rows are plain float32 vectors whose layout only this
+package knows; everybody else stores and moves them as bytes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NewType
+
+import numpy as np
+import numpy.typing as npt
+
+UserRow = NewType("UserRow", int)
+ItemRow = NewType("ItemRow", int)
+
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+
+Link = Literal["gaussian", "ordinal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The rating scale: `low` <= rating <= `high`; `step` apart where the scale has steps, None where it has none."""
+
+    low: float
+    high: float
+    step: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """Ratings in coordinate form, any order; where a pair stands twice the later position wins.
+
+    `user_row`, `item_row`: int32 (n,); `value`: float64 (n,); `time`: float64 (n,), seconds since 1970, NaN if unknown.
+    """
+
+    user_row: Int32s
+    item_row: Int32s
+    value: Float64s
+    time: Float64s
+
+
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """Rating histories of several rows in compressed form, each in the order in which it was written.
+
+    History `j` is `other_row[offsets[j]:offsets[j + 1]]` (the item rows of a user, or the user positions of an item).
+    Where an entry stands twice the last one wins; a NaN value takes the rating back.
+    `offsets`: int64 (b + 1,); `other_row`: int32; `value`: float64; `time`: float64, seconds since 1970 or NaN.
+    """
+
+    offsets: Int64s
+    other_row: Int32s
+    value: Float64s
+    time: Float64s
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a generation knows besides its two tables. Small (kilobytes), the same for every row.
+
+    `rank`: number of latent dimensions k. `user_width`, `item_width`: float32 numbers in one row of either table.
+    `parameters`: named float64 arrays (priors, noise, cut points, ...) whose meaning only this package knows.
+    """
+
+    rank: int
+    link: Link
+    scale: Scale
+    user_width: int
+    item_width: int
+    parameters: dict[str, Float64s] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fit: the model, `users` float32 (n_users, user_width), `items` float32 (n_items, item_width), and its metrics."""
+
+    model: Model
+    users: Float32s
+    items: Float32s
+    metrics: dict[str, float] = field(default_factory=dict)
