@@ -1,0 +1,73 @@
+# One image for every role: the command is the name of the package to run (service, trainer, environment,
+# environment.play). Every file that pip installs is pinned by hash in requirements/.
+
+FROM python:3.13-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+
+# The libraries come before the sources: a change of code leaves this layer as it is. Tests and C headers that
+# wheels bring along are never imported: 60 MB.
+COPY requirements/run.txt requirements/
+RUN python -m venv --without-pip /opt/foldin \
+ && python -m pip --python /opt/foldin/bin/python install --no-compile --require-hashes -r requirements/run.txt \
+ && find /opt/foldin -depth -type d \( -name tests -o -path '*/pyarrow/include' \) -exec rm -rf {} +
+
+# The build backend in a venv of its own, from the same lock as on a developer's machine.
+COPY requirements/dev.txt requirements/
+RUN awk '/^[^ #]/ { wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/ } wanted' \
+      requirements/dev.txt > requirements/build.txt \
+ && python -m venv /opt/build \
+ && /opt/build/bin/python -m pip install --require-hashes -r requirements/build.txt
+
+COPY pyproject.toml README.md LICENSE ./
+COPY factors factors
+COPY featurestore featurestore
+COPY service service
+COPY trainer trainer
+COPY environment environment
+COPY foldin foldin
+# Bytecode is compiled here, as the running container cannot write it; by hash, so that equal sources give equal files.
+RUN /opt/build/bin/python -m pip wheel --no-deps --no-build-isolation --no-index --wheel-dir dist . \
+ && python -m pip --python /opt/foldin/bin/python install --no-compile --no-deps --no-index dist/*.whl \
+ && /opt/foldin/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/foldin/lib
+
+
+FROM python:3.13-slim
+# The wheel of `implicit` links to the system's OpenMP runtime.
+RUN apt-get update -qq \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libgomp1 \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/dpkg.log
+# A fixed uid, so that volumes keep their owner across images. A named volume takes over the owner of what it covers.
+RUN groupadd --gid 10001 foldin \
+ && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin foldin \
+ && install -d -o foldin -g foldin -m 0750 /data /data/archive /data/results
+COPY --from=build /opt/foldin /opt/foldin
+COPY deploy/image/healthcheck.py /opt/foldin/healthcheck.py
+
+ENV PATH=/opt/foldin/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    FOLDIN_HOST=0.0.0.0 \
+    FOLDIN_PORT=8080 \
+    FOLDIN_CACHE_DIR=/tmp/foldin \
+    FOLDIN_ARCHIVE_DIR=/data/archive \
+    FOLDIN_ENVIRONMENT_HOST=0.0.0.0
+WORKDIR /data
+USER 10001:10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
+  CMD ["python", "-ISB", "/opt/foldin/healthcheck.py", "http://127.0.0.1:8080/readyz"]
+ENTRYPOINT ["python", "-m"]
+CMD ["service"]
+
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="foldin" \
+      org.opencontainers.image.description="An asynchronous recommender that learns from every rating the moment it arrives" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.documentation="https://foldin.readthedocs.io" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
