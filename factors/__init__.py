@@ -1,5 +1,67 @@
 """The mathematics of Foldin: fit, fold in, score, rank, explain.
 
-Arrays in, arrays out. Nothing in this package does I/O, reads a clock or touches global random state, so that one
-function gives the same answer in the fit, in the service and in a notebook.
+Arrays in, arrays out. Nothing in this package does I/O, reads a clock or touches global random state, so that
+one function gives the same answer in the fit, in the service and in a notebook.
 """
+
+from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
+from factors.explaining import explain
+from factors.fit import fit
+from factors.foldin import fold_in_items, fold_in_users, prior_item, prior_user
+from factors.metrics import held_out_metrics
+from factors.model_bytes import from_bytes, to_bytes
+from factors.priors import prior_model
+from factors.ranking import Ranker
+from factors.scoring import Scorer, distribution, item_statistics, score
+from factors.settings import FitSettings
+from factors.tables import (
+    BASIS,
+    Explanation,
+    Fitted,
+    Histories,
+    ItemRow,
+    ItemStatistics,
+    Link,
+    Model,
+    Ranked,
+    Ratings,
+    Scale,
+    Scores,
+    UserRow,
+)
+
+__all__ = [
+    "BASIS",
+    "Explanation",
+    "FactorsError",
+    "FitDiverged",
+    "FitRefused",
+    "FitSettings",
+    "Fitted",
+    "Histories",
+    "ItemRow",
+    "ItemStatistics",
+    "Link",
+    "Model",
+    "ModelUnreadable",
+    "Ranked",
+    "Ranker",
+    "Ratings",
+    "Scale",
+    "Scorer",
+    "Scores",
+    "UserRow",
+    "distribution",
+    "explain",
+    "fit",
+    "fold_in_items",
+    "fold_in_users",
+    "from_bytes",
+    "held_out_metrics",
+    "item_statistics",
+    "prior_item",
+    "prior_model",
+    "prior_user",
+    "score",
+    "to_bytes",
+]

@@ -1,7 +1,7 @@
 """The values that cross the border of `factors`: ratings in, a fitted model with its two tables out.
 
-Invariant: a table row means the same wherever it is read. Rows are plain float32 vectors whose layout only this
-package knows; everybody else stores and moves them as bytes.
+Invariant: a table row means the same wherever it is read. Rows are plain float32 vectors whose layout only
+this package knows; everybody else stores and moves them as bytes.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,9 @@ Link = Literal["gaussian", "ordinal"]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The rating scale: `low` <= rating <= `high`; `step` apart where the scale has steps, None where it has none."""
+    """The rating scale: `low` <= rating <= `high`; `step` apart where the scale has steps, None where it has
+    none.
+    """
 
     low: float
     high: float
@@ -34,7 +36,8 @@ class Scale:
 class Ratings:
     """Ratings in coordinate form, any order; where a pair stands twice the later position wins.
 
-    `user_row`, `item_row`: int32 (n,); `value`: float64 (n,); `time`: float64 (n,), seconds since 1970, NaN if unknown.
+    `user_row`, `item_row`: int32 (n,); `value`: float64 (n,); `time`: float64 (n,), seconds since 1970, NaN
+    if unknown.
     """
 
     user_row: Int32s
@@ -47,9 +50,10 @@ class Ratings:
 class Histories:
     """Rating histories of several rows in compressed form, each in the order in which it was written.
 
-    History `j` is `other_row[offsets[j]:offsets[j + 1]]` (the item rows of a user, or the user positions of an item).
-    Where an entry stands twice the last one wins; a NaN value takes the rating back.
-    `offsets`: int64 (b + 1,); `other_row`: int32; `value`: float64; `time`: float64, seconds since 1970 or NaN.
+    History `j` is `other_row[offsets[j]:offsets[j + 1]]` (the item rows of a user, or the user positions of
+    an item). Where an entry stands twice the last one wins; a NaN value takes the rating back.
+    `offsets`: int64 (b + 1,); `other_row`: int32; `value`: float64; `time`: float64, seconds since 1970 or
+    NaN.
     """
 
     offsets: Int64s
@@ -62,8 +66,9 @@ class Histories:
 class Model:
     """What a generation knows besides its two tables. Small (kilobytes), the same for every row.
 
-    `rank`: number of latent dimensions k. `user_width`, `item_width`: float32 numbers in one row of either table.
-    `parameters`: named float64 arrays (priors, noise, cut points, ...) whose meaning only this package knows.
+    `rank`: number of latent dimensions k. `user_width`, `item_width`: float32 numbers in one row of either
+    table. `parameters`: named float64 arrays (priors, noise, cut points, ...) whose meaning only this package
+    knows.
     """
 
     rank: int
@@ -76,9 +81,59 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A fit: the model, `users` float32 (n_users, user_width), `items` float32 (n_items, item_width), and its metrics."""
+    """A fit: the model, `users` float32 (n_users, user_width), `items` float32 (n_items, item_width), and its
+    metrics.
+    """
 
     model: Model
     users: Float32s
     items: Float32s
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+BASIS = ("prior", "item", "user", "user+item")
+"""What a score rests on, by its `basis` code: bit 0 = the item has ratings, bit 1 = the user has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of m pairs. `rating`, `std`: float64 (m,) in units of the scale; `basis`: uint8 (m,), see
+    `BASIS`.
+    """
+
+    rating: Float64s
+    std: Float64s
+    basis: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Item rows, best first, with the number that ranked them. `item_rows`: int64 (n,); `scores`: float64
+    (n,).
+    """
+
+    item_rows: Int64s
+    scores: Float64s
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a score is what it is: `base` + sum(`contributions`) is the rating that `score` gives.
+
+    `base`: what an unknown user would get; `item_rows` int32 (n,): what the user rated, each item once;
+    `contributions` float64 (n,): by how much that rating, and having rated it at all, moved the score.
+    """
+
+    base: float
+    item_rows: Int32s
+    contributions: Float64s
+
+
+@dataclass(frozen=True, slots=True)
+class ItemStatistics:
+    """What item rows say of themselves: `count` int64 (n,) ratings seen, `mean` float64 (n,) (NaN where
+    none).
+    """
+
+    count: Int64s
+    mean: Float64s

@@ -1,0 +1,118 @@
+"""What the kernels read from a `Model`, by name. Invariant: `to_model` and `from_model` undo each other
+exactly.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from factors.errors import ModelUnreadable
+from factors.packing import Layout, slots_of_width
+from factors.settings import scale_levels
+from factors.tables import Float64s, Link, Model, Scale
+
+SideName = Literal["user", "item"]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Users or items: the layout of their rows and the Gaussian prior of `[latent, bias]`.
+
+    `mean` (d,), `covariance` and its inverse `precision` (d, d). `period`: length of the periods that have
+    effects of their own, in units of the timestamps, 0 for none; `period_variance`: the prior variance of
+    such an effect.
+    """
+
+    layout: Layout
+    mean: Float64s
+    covariance: Float64s
+    precision: Float64s
+    period: float = 0.0
+    period_variance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Everything a generation knows besides its tables.
+
+    `noise`: variance of a rating (of its latent value, with the ordinal link) round its score. `cuts`: the
+    cut points of the ordinal link, ascending, one fewer than the scale has levels; empty with the Gaussian
+    link.
+    """
+
+    link: Link
+    scale: Scale
+    mean: float
+    noise: float
+    users: Side
+    items: Side
+    cuts: Float64s = field(default_factory=lambda: np.zeros(0))
+
+    def side(self, name: SideName) -> tuple[Side, Side]:
+        """The side of this name, and the other one."""
+        return (self.users, self.items) if name == "user" else (self.items, self.users)
+
+
+_PREFIXES = ("user", "item")
+
+
+def to_model(parameters: Parameters) -> Model:
+    """The parameters as named arrays."""
+    arrays: dict[str, Float64s] = {
+        "mean": np.array([parameters.mean]),
+        "noise": np.array([parameters.noise]),
+        "cuts": parameters.cuts,
+    }
+    for prefix, side in zip(_PREFIXES, (parameters.users, parameters.items), strict=True):
+        arrays[f"{prefix}_mean"] = side.mean
+        arrays[f"{prefix}_covariance"] = side.covariance
+        arrays[f"{prefix}_precision"] = side.precision
+        arrays[f"{prefix}_period"] = np.array([side.period, side.period_variance])
+    return Model(
+        rank=parameters.users.layout.rank,
+        link=parameters.link,
+        scale=parameters.scale,
+        user_width=parameters.users.layout.width,
+        item_width=parameters.items.layout.width,
+        parameters=arrays,
+    )
+
+
+def from_model(model: Model) -> Parameters:
+    """The parameters of `model`. Raises `ModelUnreadable` where a name, a shape or a value is not as it must
+    be.
+    """
+    try:
+        sides = [
+            _side(model, prefix, width)
+            for prefix, width in zip(_PREFIXES, (model.user_width, model.item_width), strict=True)
+        ]
+        mean, noise, cuts = (model.parameters[name] for name in ("mean", "noise", "cuts"))
+    except KeyError as exc:
+        raise ModelUnreadable(f"the model has no parameter {exc}") from exc
+    if mean.shape != (1,) or noise.shape != (1,):
+        raise ModelUnreadable("mean and noise of a model are one number each")
+    if cuts.shape != ((scale_levels(model.scale) - 1,) if model.link == "ordinal" else (0,)):
+        raise ModelUnreadable("the cut points of a model do not fit its scale")
+    return Parameters(model.link, model.scale, float(mean[0]), float(noise[0]), sides[0], sides[1], cuts)
+
+
+def _side(model: Model, prefix: str, width: int) -> Side:
+    slots = slots_of_width(model.rank, width)
+    if slots < 0:
+        raise ModelUnreadable(f"{prefix} rows of {width} numbers do not fit rank {model.rank}")
+    layout = Layout(model.rank, slots)
+    mean = model.parameters[f"{prefix}_mean"]
+    covariance = model.parameters[f"{prefix}_covariance"]
+    precision = model.parameters[f"{prefix}_precision"]
+    period = model.parameters[f"{prefix}_period"]
+    square = (layout.dim, layout.dim)
+    if (
+        mean.shape != (layout.dim,)
+        or covariance.shape != square
+        or precision.shape != square
+        or period.shape != (2,)
+    ):
+        raise ModelUnreadable(f"the {prefix} prior does not have the shape of rank {model.rank}")
+    return Side(layout, mean, covariance, precision, float(period[0]), float(period[1]))
