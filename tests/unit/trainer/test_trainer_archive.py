@@ -1,0 +1,343 @@
+"""The archive after a kill at any step, after damage, after an erasure: each event once, in order."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from trainer.archive import MERGED_ROWS, Archive, EpochArchive, choose_merge
+from trainer.errors import ArchiveBusy, ArchiveFailed, SegmentDamaged, SegmentGone
+from trainer.events import Span, make_table, spans_of, string_array
+from trainer.segments import SegmentName, read_segment
+
+STEPS = ("segment:write", "segment:written", "segment:synced", "segment:renamed", "segment:done")
+REPLACE_STEPS = (*STEPS, "replace:unlink", "replace:unlinked")
+
+
+class Crash(BaseException):
+    """Stands for the process ending here: nothing after it runs."""
+
+
+def free() -> None:
+    """A guard that lets everything pass."""
+
+
+def events(
+    first_ms: int, count: int, *, users: int = 3, partitions: int = 2
+) -> tuple[pa.Table, dict[int, Span]]:
+    """`count` events, one a millisecond from `first_ms`; event k belongs to user k % users."""
+    ms = np.arange(first_ms, first_ms + count)
+    partition = (ms % users % partitions).astype(np.uint16)
+    table = make_table(
+        partition=partition,
+        stream_ms=ms,
+        stream_seq=np.zeros(count),
+        user_id=string_array([b"user-%d" % (k % users) for k in ms]),
+        n=ms // users + 1,
+        item_row=ms % 7,
+        item_id=string_array([b"item-%d" % (k % 7) for k in ms]),
+        rating=ms % 5 + 1.0,
+        time=ms / 1000,
+    )
+    return table, spans_of(partition, ms, np.zeros(count, dtype=np.int64))
+
+
+def contents(archive: EpochArchive) -> list[int]:
+    """The milliseconds of every archived event, in the order of the log."""
+    return [ms for path in archive.snapshot().paths for ms in read_segment(path)[0]["stream_ms"].to_pylist()]
+
+
+def reopened(directory: Path) -> EpochArchive:
+    return EpochArchive(directory, 1, guard=free)
+
+
+def filled(directory: Path, segments: int = 9, rows: int = 10) -> EpochArchive:
+    archive = reopened(directory)
+    for k in range(segments):
+        archive.append(*events(1 + k * rows, rows))
+    return archive
+
+
+def crash_at(name: str, occurrence: int = 1) -> Callable[[str], None]:
+    seen = 0
+
+    def step(at: str) -> None:
+        nonlocal seen
+        seen += at == name
+        if at == name and seen == occurrence:
+            raise Crash
+
+    return step
+
+
+def test_events_come_back_in_order_with_positions(tmp_path: Path) -> None:
+    archive = filled(tmp_path, segments=3)
+    assert contents(archive) == list(range(1, 31))
+    snapshot = reopened(tmp_path).snapshot()
+    assert snapshot == archive.snapshot()
+    assert snapshot.rows == 30
+    assert sum(span.events for span in snapshot.spans.values()) == 30
+    assert max(snapshot.positions.values()) == (30, 0)
+    assert archive.position(9) == (0, 0)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_append_ended_at_any_step_leaves_all_or_nothing(tmp_path: Path, step: str) -> None:
+    filled(tmp_path, segments=2)
+    archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step))
+    with pytest.raises(Crash):
+        archive.append(*events(21, 10))
+    after = reopened(tmp_path)
+    committed = step in ("segment:renamed", "segment:done")
+    assert contents(after) == list(range(1, 31 if committed else 21))
+    assert not after.has_holes()
+    # What the stream still holds beyond the position is what is missing, no more and no less.
+    first = max(position[0] for position in after.snapshot().positions.values()) + 1
+    after.append(*events(first, 40 - first + 1))
+    assert contents(reopened(tmp_path)) == list(range(1, 41))
+
+
+@pytest.mark.parametrize("step", REPLACE_STEPS)
+def test_merge_ended_at_any_step_keeps_each_event_once(tmp_path: Path, step: str) -> None:
+    before = filled(tmp_path).snapshot()
+    archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step))
+    with pytest.raises(Crash):
+        archive.merge()
+    after = reopened(tmp_path)
+    assert contents(after) == list(range(1, 91))
+    assert after.snapshot().spans == before.spans
+    assert not after.has_holes()
+    while after.merge():
+        pass
+    assert contents(reopened(tmp_path)) == list(range(1, 91))
+    assert len(list(tmp_path.glob("*.parquet"))) < 8
+
+
+@pytest.mark.parametrize("occurrence", [1, 3])
+@pytest.mark.parametrize("step", REPLACE_STEPS)
+def test_erasure_ended_at_any_step_is_finished_by_repeating(
+    tmp_path: Path, step: str, occurrence: int
+) -> None:
+    before = filled(tmp_path, segments=4).snapshot()
+    archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step, occurrence))
+    with pytest.raises(Crash):
+        archive.erase(b"user-1", 10**9)
+    after = reopened(tmp_path)
+    after.erase(b"user-1", 10**9)
+    assert contents(after) == [ms for ms in range(1, 41) if ms % 3 != 1]
+    assert after.snapshot().spans == before.spans
+    again = reopened(tmp_path)
+    assert contents(again) == contents(after)
+    assert not any(b"user-1" in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_erasure_keeps_what_the_user_did_after_coming_back(tmp_path: Path) -> None:
+    archive = filled(tmp_path, segments=4)
+    erased = archive.erase(b"user-1", 5)
+    kept = [ms for ms in range(1, 41) if ms % 3 != 1 or ms // 3 + 1 > 5]
+    assert contents(archive) == kept
+    assert erased == 40 - len(kept)
+    assert archive.erase(b"user-1", 5) == 0
+    assert archive.erase(b"nobody", 5) == 0
+
+
+@pytest.mark.parametrize("step", REPLACE_STEPS)
+def test_rebuilt_archive_replaces_everything_or_nothing(tmp_path: Path, step: str) -> None:
+    filled(tmp_path, segments=3)
+    table, spans = events(1000, 5)
+    archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step))
+    with pytest.raises(Crash):
+        archive.replace_all(table, spans)
+    replaced = step not in ("segment:write", "segment:written", "segment:synced")
+    after = reopened(tmp_path)
+    assert contents(after) == (list(range(1000, 1005)) if replaced else list(range(1, 31)))
+    after.replace_all(table, spans)
+    assert contents(reopened(tmp_path)) == list(range(1000, 1005))
+    after.append(*events(2000, 5))
+    assert not reopened(tmp_path).has_holes()
+
+
+def test_guard_stops_every_commit(tmp_path: Path) -> None:
+    filled(tmp_path)
+
+    class LostError(Exception):
+        pass
+
+    def lost() -> None:
+        raise LostError
+
+    archive = EpochArchive(tmp_path, 1, guard=lost)
+    operations: list[Callable[[], object]] = [
+        lambda: archive.append(*events(500, 5)),
+        archive.merge,
+        lambda: archive.erase(b"user-1", 99),
+        lambda: archive.replace_all(*events(500, 5)),
+    ]
+    for operation in operations:
+        with pytest.raises(LostError):
+            operation()
+    assert contents(reopened(tmp_path)) == list(range(1, 91))
+
+
+@pytest.mark.parametrize("position", [0.02, 0.3, 0.6, 0.9, 0.98])
+def test_damage_anywhere_is_found_and_set_aside(tmp_path: Path, position: float) -> None:
+    archive = filled(tmp_path, segments=3, rows=1000)
+    victim = archive.snapshot().paths[1]
+    content = bytearray(victim.read_bytes())
+    content[int(len(content) * position)] ^= 0x10
+    victim.write_bytes(content)
+    with pytest.raises(SegmentDamaged, match=victim.name):
+        read_segment(victim)
+    after = reopened(tmp_path)
+    assert [damage.path.name for damage in after.verify()] == [victim.name]
+    assert contents(after) == [*range(1, 1001), *range(2001, 3001)]
+    assert after.has_holes()
+    assert victim.with_name(victim.name + ".damaged").exists()
+    assert reopened(tmp_path).has_holes(), "a restart must not forget that something is missing"
+
+
+def test_truncated_segment_is_damaged(tmp_path: Path) -> None:
+    archive = filled(tmp_path, segments=2)
+    victim = archive.snapshot().paths[0]
+    victim.write_bytes(victim.read_bytes()[:-100])
+    assert [damage.path for damage in reopened(tmp_path).damaged] == [victim]
+
+
+def test_merge_does_not_take_over_damage(tmp_path: Path) -> None:
+    archive = filled(tmp_path)
+    victim = archive.snapshot().paths[4]
+    victim.write_bytes(victim.read_bytes()[:-100])
+    assert not archive.merge()
+    assert [damage.path for damage in archive.damaged] == [victim]
+    assert archive.has_holes()
+
+
+def test_reader_of_an_old_snapshot_is_told(tmp_path: Path) -> None:
+    archive = filled(tmp_path)
+    before = archive.snapshot()
+    assert archive.merge()
+    with pytest.raises(SegmentGone):
+        read_segment(before.paths[0])
+
+
+def test_empty_batch_moves_the_position(tmp_path: Path) -> None:
+    archive = reopened(tmp_path)
+    table, _ = events(1, 0)
+    archive.append(table, {3: Span((5, 0), (9, 1), 2)})
+    after = reopened(tmp_path)
+    assert after.position(3) == (9, 1)
+    assert after.snapshot().spans[3].events == 2
+    assert contents(after) == []
+
+
+def test_one_process_holds_the_archive(tmp_path: Path) -> None:
+    first = Archive(tmp_path / "ns", guard=free)
+    with pytest.raises(ArchiveBusy):
+        Archive(tmp_path / "ns", guard=free)
+    first.close()
+    Archive(tmp_path / "ns", guard=free).close()
+
+
+def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ArchiveFailed, match="cannot write") as caught:
+        Archive(file / "archive", guard=free)
+    assert "\n" not in str(caught.value)
+
+
+def test_removed_epoch_is_gone_and_a_half_removed_one_is_finished(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, guard=free)
+    for epoch in (1, 2, 3):
+        archive.epoch(epoch).append(*events(1, 5))
+    archive.folder(1).rename(tmp_path / "epoch-000001.removed")
+    assert archive.epochs() == [2, 3]
+    archive.remove_epoch(2)
+    assert archive.epochs() == [3]
+    assert not list(tmp_path.glob("*.removed"))
+    archive.close()
+
+
+def test_merge_choices() -> None:
+    assert choose_merge([]) is None
+    assert choose_merge([10] * 7) is None
+    assert choose_merge([10] * 8) == slice(0, 8)
+    assert choose_merge([100_000, *[10] * 8]) == slice(1, 9)
+    assert choose_merge([10, 10, 10, 2_000, 10, 10, 10, 10, 10]) == slice(0, 9)
+    assert choose_merge([MERGED_ROWS] * 20) is None
+    assert choose_merge([0] * 9) == slice(0, 9)
+
+
+def test_number_of_segments_stays_small() -> None:
+    rows: list[int] = []
+    written = appended = 0
+    for k in range(3_000):
+        rows.append(1 + k * 37 % 50_000)
+        appended += rows[-1]
+        while (run := choose_merge(rows)) is not None:
+            rows[run] = [sum(rows[run])]
+            written += rows[run.start]
+            assert rows[run.start] <= MERGED_ROWS
+    assert len(rows) < 40 + appended // 512_000
+    assert written < 8 * appended
+
+
+def test_names_say_what_they_cover() -> None:
+    name = SegmentName(3, 7, 2)
+    assert SegmentName.parse(str(name)) == name
+    assert SegmentName.parse("notes.txt") is None
+    assert SegmentName(1, 8).covers(SegmentName(3, 4, 5))
+    assert SegmentName(3, 7, 3).covers(name)
+    assert not name.covers(name)
+    assert not SegmentName(3, 7, 9).covers(SegmentName(3, 8))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_trainer_archive as t
+from trainer.archive import EpochArchive
+
+operation, step, folder = sys.argv[2:5]
+def stop(at: str) -> None:
+    if at == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+archive = EpochArchive(Path(folder), 1, guard=t.free, step=stop)
+if operation == "append":
+    archive.append(*t.events(91, 10))
+elif operation == "merge":
+    archive.merge()
+else:
+    archive.erase(b"user-1", 10**9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("operation", "step"),
+    [("append", step) for step in STEPS]
+    + [(operation, step) for operation in ("merge", "erase") for step in REPLACE_STEPS],
+)
+def test_sigkill_at_each_step(tmp_path: Path, operation: str, step: str) -> None:
+    filled(tmp_path)
+    here = str(Path(__file__).parent)
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, here, operation, step, str(tmp_path)],
+        check=False,
+        timeout=60,
+        cwd=Path.cwd(),
+    )
+    assert child.returncode == -signal.SIGKILL
+    after = reopened(tmp_path)
+    if operation == "append":
+        assert contents(after) in (list(range(1, 91)), list(range(1, 101)))
+    elif operation == "merge":
+        assert contents(after) == list(range(1, 91))
+    else:
+        after.erase(b"user-1", 10**9)
+        assert contents(reopened(tmp_path)) == [ms for ms in range(1, 91) if ms % 3 != 1]

@@ -1,0 +1,50 @@
+"""What can go wrong in the trainer, split by what the caller should do."""
+
+from pathlib import Path
+
+
+class TrainerError(Exception):
+    """Anything that this package raises on purpose."""
+
+
+class CannotStart(TrainerError):
+    """A person must change something; the message is the one line that says what. Exit code 2."""
+
+
+class ArchiveBusy(TrainerError):
+    """Another process of this host holds the archive: wait and try again."""
+
+
+class ArchiveFailed(TrainerError):
+    """The archive cannot be written (disk full, read-only, no permission): nothing was committed, try again
+    later.
+    """
+
+
+class SegmentDamaged(TrainerError):
+    """A segment does not say what was written into it: set it aside and rebuild from the store's
+    histories.
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path.name}: {why}")
+        self.path = path
+        self.why = why
+
+
+class SegmentGone(TrainerError):
+    """A segment of the snapshot was merged or rewritten meanwhile: take a new snapshot."""
+
+
+class FitFailed(TrainerError):
+    """A fit gave no result. `permanent` where the same ratings will fail again; the live generation stays."""
+
+    def __init__(self, why: str, *, permanent: bool = False, damaged: Path | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.permanent = permanent
+        self.damaged = damaged
+
+
+class GateRefused(TrainerError):
+    """A fit is not fit to go live; the generation before stays."""

@@ -1,0 +1,127 @@
+"""Rating events as columns. Invariant: a table of events is ordered within each partition by its stream id.
+
+The columns of an archived event are those of `SCHEMA`. `n` is the user's own count: of two events of a pair
+the one with the higher `n` is the later one. A NaN rating takes the pair back.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SCHEMA = pa.schema(
+    [
+        pa.field("partition", pa.uint16(), nullable=False),
+        pa.field("stream_ms", pa.int64(), nullable=False),
+        pa.field("stream_seq", pa.int64(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("item_row", pa.uint32(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("rating", pa.float64(), nullable=False),
+        pa.field("time", pa.float64(), nullable=False),
+    ]
+)
+
+Position = tuple[int, int]
+"""A stream id: milliseconds, then the number within the millisecond."""
+
+START: Position = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a segment covers of one partition's stream: ids `first` to `last`, `events` entries of the stream.
+
+    `events` counts what stood in the stream, so also the marks of forgotten users, which leave no row.
+    """
+
+    first: Position
+    last: Position
+    events: int
+
+    def joined(self, later: "Span") -> "Span":
+        """This span and one that follows it."""
+        return Span(min(self.first, later.first), max(self.last, later.last), self.events + later.events)
+
+
+Spans = Mapping[int, Span]
+
+
+def join_spans(spans: Iterable[Spans]) -> dict[int, Span]:
+    """Spans of consecutive segments as one."""
+    joined: dict[int, Span] = {}
+    for each in spans:
+        for partition, span in each.items():
+            before = joined.get(partition)
+            joined[partition] = span if before is None else before.joined(span)
+    return joined
+
+
+def string_array(values: Iterable[bytes]) -> pa.StringArray:
+    """Bytes as an Arrow string array, unchecked: the ids were checked at the service's edge, and a worker
+    that choked on one would stop the stream.
+    """
+    return pa.array(list(values), type=pa.binary()).view(pa.string())
+
+
+def empty_table() -> pa.Table:
+    """No events."""
+    return SCHEMA.empty_table()
+
+
+def make_table(
+    *,
+    partition: npt.ArrayLike,
+    stream_ms: npt.ArrayLike,
+    stream_seq: npt.ArrayLike,
+    user_id: pa.StringArray,
+    n: npt.ArrayLike,
+    item_row: npt.ArrayLike,
+    item_id: pa.StringArray,
+    rating: npt.ArrayLike,
+    time: npt.ArrayLike,
+) -> pa.Table:
+    """Columns of equal length as a table of `SCHEMA`; numbers are taken over without a Python object a
+    row.
+    """
+    columns = {
+        "partition": np.asarray(partition, dtype=np.uint16),
+        "stream_ms": np.asarray(stream_ms, dtype=np.int64),
+        "stream_seq": np.asarray(stream_seq, dtype=np.int64),
+        "user_id": user_id,
+        "n": np.asarray(n, dtype=np.int64),
+        "item_row": np.asarray(item_row, dtype=np.uint32),
+        "item_id": item_id,
+        "rating": np.asarray(rating, dtype=np.float64),
+        "time": np.asarray(time, dtype=np.float64),
+    }
+    return pa.table([pa.array(columns[name]) for name in SCHEMA.names], schema=SCHEMA)
+
+
+def spans_of(
+    partition: npt.NDArray[np.uint16], stream_ms: npt.NDArray[np.int64], stream_seq: npt.NDArray[np.int64]
+) -> dict[int, Span]:
+    """Spans of events that are ordered within each partition."""
+    spans: dict[int, Span] = {}
+    for number in np.unique(partition):
+        rows = np.flatnonzero(partition == number)
+        first, last = rows[0], rows[-1]
+        spans[int(number)] = Span(
+            (int(stream_ms[first]), int(stream_seq[first])),
+            (int(stream_ms[last]), int(stream_seq[last])),
+            len(rows),
+        )
+    return spans
+
+
+def without_user(table: pa.Table, user_id: bytes, up_to_n: int) -> pa.Table:
+    """`table` without the events of a user up to and including `up_to_n`."""
+    wanted = string_array([user_id])[0]
+    gone = pc.and_(
+        pc.equal(table["user_id"], wanted), pc.less_equal(table["n"], pa.scalar(up_to_n, pa.int64()))
+    )
+    return table.filter(pc.invert(gone))
