@@ -1,0 +1,35 @@
+"""Waiting for something to become true, so that no test sleeps before it asserts."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+POLL_S = 0.02
+
+
+def wait_until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
+    """Poll until `predicate()` is true and return its value.
+
+    Raises AssertionError that names `what` after the time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if value := predicate():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(POLL_S)
+
+
+async def wait_until_async(predicate: Callable[[], Awaitable[T]], timeout_s: float, what: str) -> T:
+    """As `wait_until`, for a predicate to be awaited."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if value := await predicate():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        await asyncio.sleep(POLL_S)
