@@ -1,0 +1,26 @@
+"""`python -m environment`: serve the rating environment until SIGTERM or SIGINT, then leave with code 0."""
+
+import os
+import sys
+
+from environment.loop import run
+from environment.options import SettingsError
+from environment.server import serve
+from environment.settings import ServerSettings
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 0 after a signal, 2 when a person must change something first."""
+    try:
+        settings = ServerSettings.load(argv, os.environ)
+        run(serve(settings, lambda address: print(f"environment on {address}", flush=True)))
+    except SettingsError as error:
+        print(f"environment: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""The other side of the lecture's contract: what a player sees of an environment, wherever it runs."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+T = TypeVar("T")
+
+
+class EnvironmentFailedError(Exception):
+    """The environment did not answer as the lecture's contract says; the message says what came instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Known ratings in time order: `user`, `item` int64 (n,), `rating` float64 (n,).
+
+    `n_users`, `n_items`: sizes of the world, those who have not appeared yet included.
+    """
+
+    n_users: int
+    n_items: int
+    user: npt.NDArray[np.int64]
+    item: npt.NDArray[np.int64]
+    rating: npt.NDArray[np.float64]
+
+    def latest(self, count: int) -> "History":
+        """The last `count` ratings of this history."""
+        first = max(self.user.size - count, 0)
+        return replace(self, user=self.user[first:], item=self.item[first:], rating=self.rating[first:])
+
+    def digest(self) -> bytes:
+        """16 bytes that tell worlds apart."""
+        columns = b"".join(column.tobytes() for column in (self.user, self.item, self.rating))
+        return hashlib.blake2b(columns, digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A user and an item whose rating is asked for."""
+
+    user: int
+    item: int
+
+
+class _ResetDocument(msgspec.Struct, frozen=True):
+    nb_users: int
+    nb_items: int
+    user_history: list[int]
+    item_history: list[int]
+    rating_history: list[int]
+    next_user: int
+    next_item: int
+
+
+class _PredictDocument(msgspec.Struct, frozen=True):
+    next_item: int
+    next_user: int
+    rating: int
+
+
+class _GoneDocument(msgspec.Struct, frozen=True):
+    rating: int | None = None
+
+
+class EnvironmentClient:
+    """One token's game. Each call waits `timeout_s` at most and raises EnvironmentFailedError for anything
+    unexpected.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, token: str, *, timeout_s: float = 30.0
+    ) -> None:
+        self._session = session
+        self._url = url
+        self._token = token
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+
+    async def reset(self, seed: int | None = None) -> tuple[History, Pair]:
+        """Begin a new game; returns what is known and the first pair. `seed` asks for a certain world.
+
+        An environment that does not know the parameter ignores it: compare the histories where it matters.
+        """
+        parameters = {"user_id": self._token}
+        if seed is not None:
+            parameters["seed"] = str(seed)
+        status, body = await self._get("/reset", parameters)
+        if status != HTTPStatus.OK:
+            raise self._unexpected("/reset", status, body)
+        document = self._decode(body, _ResetDocument)
+        lengths = {len(document.user_history), len(document.item_history), len(document.rating_history)}
+        if len(lengths) != 1:
+            raise EnvironmentFailedError(
+                f"{self._url}/reset returned histories of different lengths: {sorted(lengths)}"
+            )
+        history = History(
+            n_users=document.nb_users,
+            n_items=document.nb_items,
+            user=np.array(document.user_history, dtype=np.int64),
+            item=np.array(document.item_history, dtype=np.int64),
+            rating=np.array(document.rating_history, dtype=np.float64),
+        )
+        return history, Pair(document.next_user, document.next_item)
+
+    async def rate(self, predicted_score: float) -> tuple[int, Pair | None]:
+        """Hand in the prediction of the pending pair; returns its true rating and the next pair, None after
+        the last.
+        """
+        parameters = {"user_id": self._token, "predicted_score": repr(float(predicted_score))}
+        status, body = await self._get("/predict", parameters)
+        if status == HTTPStatus.GONE:
+            rating = self._decode(body, _GoneDocument).rating
+            if rating is not None:
+                return rating, None
+        if status != HTTPStatus.OK:
+            raise self._unexpected("/predict", status, body)
+        document = self._decode(body, _PredictDocument)
+        return document.rating, Pair(document.next_user, document.next_item)
+
+    async def _get(self, path: str, parameters: dict[str, str]) -> tuple[int, bytes]:
+        try:
+            async with self._session.get(
+                self._url + path, params=parameters, timeout=self._timeout
+            ) as response:
+                return response.status, await response.read()
+        except TimeoutError as error:
+            raise EnvironmentFailedError(
+                f"{self._url}{path} did not answer in {self._timeout.total:g} s"
+            ) from error
+        except aiohttp.ClientError as error:
+            raise EnvironmentFailedError(f"{self._url}{path} cannot be asked: {error}") from error
+
+    def _unexpected(self, path: str, status: int, body: bytes) -> EnvironmentFailedError:
+        return EnvironmentFailedError(
+            f"{self._url}{path} answered {status}: {body[:300].decode(errors='replace')}"
+        )
+
+    def _decode(self, body: bytes, document: type[T]) -> T:
+        try:
+            return msgspec.json.decode(body, type=document)
+        except msgspec.MsgspecError as error:
+            raise EnvironmentFailedError(f"{self._url} returned something unexpected: {error}") from error

@@ -1,0 +1,164 @@
+"""The course's protocol: every player alone in the same worlds, 1,000 steps, 3 runs, mean squared error.
+
+An answer that does not come counts 1,000. Seeds are drawn anew for each evaluation unless one is asked for,
+and all players of a run face the same pairs, none of which they were shown before.
+"""
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import aiohttp
+from rich.console import Console
+
+from environment.client import EnvironmentClient, EnvironmentFailedError
+from environment.loop import run_until_stopped
+from environment.options import SettingsError
+from environment.players import PlayerFailedError, make_player
+from environment.report import EvaluationReport, Result, results_table, write_files
+from environment.seat import GameOverError, Seat
+from environment.server import running_server
+from environment.settings import MAX_SEED, EvaluationSettings
+
+PROGRESS_STEPS = 250
+TABLE_WIDTH = 100  # where nobody says how wide it may be, as in a log file
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where an evaluation is: `player` is at `step` of `run` with `known` ratings, and this wrong so far."""
+
+    known: int
+    run: int
+    runs: int
+    player: str
+    step: int
+    steps: int
+    mse: float
+
+
+async def evaluate(
+    settings: EvaluationSettings, on_progress: Callable[[Moment], None] = lambda _moment: None
+) -> EvaluationReport:
+    """Play all runs. A failing player counts as missing; raises EnvironmentFailedError."""
+    base_seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
+    timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
+    results: list[Result] = []
+    worlds: dict[int, set[bytes]] = {}
+    async with _environment(settings) as address, aiohttp.ClientSession(timeout=timeout) as session:
+        evaluation = _Evaluation(settings, session, address, secrets.token_hex(4), on_progress)
+        for known in settings.known:
+            for run in range(1, settings.runs + 1):
+                for name in settings.lineup:
+                    seed = (base_seed + run) % MAX_SEED
+                    result, world = await evaluation.play(name, known=known, run=run, seed=seed)
+                    results.append(result)
+                    worlds.setdefault(run, set()).add(world)
+    same_worlds = all(len(histories) == 1 for histories in worlds.values())
+    return EvaluationReport(tuple(results), settings.steps, base_seed, same_worlds)
+
+
+@asynccontextmanager
+async def _environment(settings: EvaluationSettings) -> AsyncIterator[str]:
+    if settings.environment is not None:
+        yield settings.environment
+        return
+    async with running_server(settings.server) as address:
+        yield address
+
+
+class _Evaluation:
+    """What the games of one evaluation share."""
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        session: aiohttp.ClientSession,
+        environment: str,
+        tag: str,
+        on_progress: Callable[[Moment], None],
+    ) -> None:
+        self._settings = settings
+        self._session = session
+        self._environment = environment
+        self._tag = tag
+        self._on_progress = on_progress
+
+    async def play(self, name: str, *, known: int, run: int, seed: int) -> tuple[Result, bytes]:
+        """One game of one player. Returns how it went, and what tells its world from others."""
+        settings = self._settings
+        started = time.perf_counter()
+        tag = f"{self._tag}-{known}-{run}-{name}"
+        player = make_player(
+            name, seed=seed, session=self._session, api=settings.api, tag=tag, replace=settings.replace
+        )
+        client = EnvironmentClient(self._session, self._environment, f"evaluate-{tag}")
+        seat = Seat(name, player, client, answer_timeout_s=settings.answer_timeout_s)
+        try:
+            history = await seat.reset(seed)
+            with suppress(PlayerFailedError):  # its answers are missing from here on, as its note says
+                await seat.prepare(history.latest(known), timeout_s=settings.prepare_timeout_s)
+            for step in range(1, settings.steps + 1):
+                await asyncio.sleep(settings.delay_ms / 1_000)
+                await seat.step()
+                if step % PROGRESS_STEPS == 0 or step == settings.steps:
+                    mse = seat.tally().mse
+                    self._on_progress(Moment(known, run, settings.runs, name, step, settings.steps, mse))
+        except GameOverError as error:
+            raise EnvironmentFailedError(
+                f"the world had fewer than {settings.steps} pairs to play"
+            ) from error
+        finally:
+            await seat.close()
+        seconds = time.perf_counter() - started
+        shown = min(known, history.rating.size)
+        return Result(name, shown, run, seat.tally(), seat.prepare_s, seconds, seat.note), history.digest()
+
+
+def _progress_lines(console: Console) -> Callable[[Moment], None]:
+    def show(moment: Moment) -> None:
+        finished = moment.step == moment.steps
+        if finished or console.is_terminal:
+            line = (
+                f"{moment.known} known, run {moment.run} of {moment.runs}, {moment.player}: "
+                f"step {moment.step} of {moment.steps}, mean squared error {moment.mse:.3f}"
+            )
+            console.print(line, end="\n" if finished else "\r", highlight=False, soft_wrap=True)
+
+    return show
+
+
+async def _evaluate_and_show(settings: EvaluationSettings, console: Console) -> EvaluationReport:
+    report = await evaluate(settings, _progress_lines(console))
+    console.print(results_table(report), width=None if console.is_terminal else TABLE_WIDTH)
+    if not report.same_worlds:
+        console.print(
+            "This environment gave each player a world of its own: compare roughly.", highlight=False
+        )
+    if settings.output is not None:
+        for line in write_files(report, settings.output):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return report
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code: 0 at the end or after a signal, 1 for a failure, 2 for a wrong argument."""
+    try:
+        settings = EvaluationSettings.load(argv, os.environ)
+        run_until_stopped(_evaluate_and_show(settings, Console()))
+    except SettingsError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    except (EnvironmentFailedError, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

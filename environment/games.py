@@ -1,0 +1,191 @@
+"""The games in progress, one a token. Bounded: a game is a seed and a position, and only a window of it is in
+memory.
+
+A world is drawn again from its seed whenever a window is used up, so ten thousand tokens take some tens of
+megabytes. Above `max_tokens` the token that has been silent longest is forgotten.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from environment.world import World, WorldOptions, make_world
+
+R = TypeVar("R")
+
+WINDOW_STEPS = 512  # 1.5 to 4.5 kB; drawing a world takes a few ms, so about 10 us a step
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The events `start`.. of a world. `user`, `item`: int32; `rating`: uint8; `n_pairs`: events of the whole
+    world.
+    """
+
+    start: int
+    n_pairs: int
+    user: npt.NDArray[np.int32]
+    item: npt.NDArray[np.int32]
+    rating: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """The true rating of the pair that was pending, and the pair that is pending now; None when no pair is
+    left.
+    """
+
+    rating: int
+    next_user: int | None
+    next_item: int | None
+
+
+class ResetAnswer(msgspec.Struct, frozen=True):
+    """What `GET /reset` returns, exactly."""
+
+    nb_users: int
+    nb_items: int
+    user_history: list[int]
+    item_history: list[int]
+    rating_history: list[int]
+    next_user: int
+    next_item: int
+
+
+class UnknownTokenError(Exception):
+    """This token has no game: it never had one, or was silent for longer than all others."""
+
+
+class NoPairLeftError(Exception):
+    """Every pair of this token's world has been rated."""
+
+
+class _Game:
+    """One token's game. `lock` orders the requests of a token; `window` is None while its first one is being
+    drawn.
+    """
+
+    __slots__ = ("lock", "position", "resets", "seed", "window")
+
+    def __init__(self, seed: int, resets: int) -> None:
+        self.lock = asyncio.Lock()
+        self.seed = seed
+        self.resets = resets
+        self.position = 0
+        self.window: Window | None = None
+
+
+def open_game(seed: int, options: WorldOptions) -> tuple[bytes, Window]:
+    """Draw a world and return the JSON answer to the reset and the first window. Pure; runs outside the event
+    loop.
+    """
+    world = make_world(seed, options)
+    known = slice(0, options.n_known)
+    answer = ResetAnswer(
+        nb_users=options.n_users,
+        nb_items=options.n_items,
+        user_history=world.user[known].tolist(),
+        item_history=world.item[known].tolist(),
+        rating_history=world.rating[known].tolist(),
+        next_user=int(world.user[options.n_known]),
+        next_item=int(world.item[options.n_known]),
+    )
+    return msgspec.json.encode(answer), _window(world, options.n_known)
+
+
+def draw_window(seed: int, options: WorldOptions, start: int) -> Window:
+    """Draw the window of a world that begins at event `start`. Pure; runs outside the event loop."""
+    return _window(make_world(seed, options), start)
+
+
+def _window(world: World, start: int) -> Window:
+    n_pairs = world.user.size
+    # A large world takes longer to draw, so it is drawn less often.
+    cut = slice(start, start + max(WINDOW_STEPS, n_pairs // 64))
+    # Copies: a view would keep the whole world alive.
+    return Window(start, n_pairs, world.user[cut].copy(), world.item[cut].copy(), world.rating[cut].copy())
+
+
+class Games:
+    """All games of a server. For use on one event loop; worlds are drawn in `executor`."""
+
+    def __init__(
+        self, *, options: WorldOptions, seed: int | None, max_tokens: int, executor: Executor
+    ) -> None:
+        self._options = options
+        self._seed = seed
+        self._max_tokens = max_tokens
+        self._executor = executor
+        self._games: OrderedDict[str, _Game] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._games)
+
+    async def reset(self, token: str, world_seed: int | None = None) -> bytes:
+        """Begin a new game for `token` and return the JSON answer. `world_seed` None: a new world at each
+        call.
+        """
+        before = self._games.get(token)
+        resets = before.resets + 1 if before else 1
+        seed = world_seed if world_seed is not None else self._draw_seed(token, resets)
+        game = _Game(seed, resets)
+        async with game.lock:  # a prediction that comes before the world is drawn waits for it
+            self._games[token] = game
+            self._games.move_to_end(token)
+            while len(self._games) > self._max_tokens:
+                self._games.popitem(last=False)
+            try:
+                answer, window = await self._in_executor(lambda: open_game(seed, self._options))
+            except BaseException:
+                if self._games.get(token) is game:
+                    del self._games[token]
+                raise
+            game.window = window
+            game.position = window.start
+        return answer
+
+    async def rate(self, token: str) -> Rated:
+        """Rate the pending pair of `token` and move on. Raises UnknownTokenError or NoPairLeftError."""
+        game = self._games.get(token)
+        if game is None:
+            raise UnknownTokenError(token)
+        self._games.move_to_end(token)
+        async with game.lock:
+            if game.window is None:
+                raise UnknownTokenError(token)
+            return await self._step(game, game.window)
+
+    async def _step(self, game: _Game, window: Window) -> Rated:
+        if game.position == window.n_pairs:
+            raise NoPairLeftError
+        rating = int(window.rating[game.position - window.start])
+        following = game.position + 1
+        if following == window.n_pairs:
+            game.position = following
+            return Rated(rating, None, None)
+        if following - window.start == window.user.size:
+            seed, options = game.seed, self._options
+            window = await self._in_executor(lambda: draw_window(seed, options, following))
+            game.window = window
+        game.position = following
+        index = following - window.start
+        return Rated(rating, int(window.user[index]), int(window.item[index]))
+
+    def _draw_seed(self, token: str, resets: int) -> int:
+        if self._seed is None:
+            return secrets.randbits(128)
+        # Named by token and count, so a player's worlds do not depend on who else plays.
+        name = f"{self._seed} {resets} {token}".encode()
+        return int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "big")
+
+    async def _in_executor(self, work: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)

@@ -1,0 +1,214 @@
+"""The environment over HTTP, as the lecture has it: `GET /`, `/reset`, `/predict`; besides `/livez`.
+
+The answers carry exactly the lecture's keys, all of them ints. Worlds are drawn and answers to a reset
+encoded in threads, so that no player waits for another's reset.
+"""
+
+import asyncio
+import math
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from urllib.parse import parse_qsl
+
+import msgspec
+from aiohttp import web
+
+from environment.games import Games, NoPairLeftError, UnknownTokenError
+from environment.options import SettingsError
+from environment.problems import ProblemError, problems_middleware
+from environment.settings import MAX_SEED, ServerSettings
+
+GAMES = web.AppKey("games", Games)
+SETTINGS = web.AppKey("settings", ServerSettings)
+
+MAX_TOKEN_BYTES = 256
+MAX_PARAMETERS = 16
+GRACE_S = 2.0  # what a request in progress is given at the end; the slowest takes a second
+DRAWING_THREADS = 2
+
+# What JSON and Python's str(float) write; not "nan", "1_0" or Arabic digits, which float() would also take.
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+class PredictAnswer(msgspec.Struct, frozen=True):
+    """What `GET /predict` returns, exactly."""
+
+    next_item: int
+    next_user: int
+    rating: int
+
+
+def make_app(settings: ServerSettings) -> web.Application:
+    """The environment as an aiohttp application that owns its games and threads."""
+    app = web.Application(middlewares=[problems_middleware])
+    app[SETTINGS] = settings
+    app.cleanup_ctx.append(_games)
+    app.router.add_get("/", _hello)
+    app.router.add_get("/livez", _livez)
+    app.router.add_get("/reset", _reset)
+    app.router.add_get("/predict", _predict)
+    return app
+
+
+@asynccontextmanager
+async def running_server(settings: ServerSettings) -> AsyncIterator[str]:
+    """Serve on this event loop within the block; yields the address. Raises SettingsError when it cannot
+    listen.
+    """
+    runner = web.AppRunner(make_app(settings), access_log=None, shutdown_timeout=GRACE_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        try:
+            await site.start()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise SettingsError(
+                f"cannot listen on {settings.host}:{settings.port} ({reason}): "
+                "stop what listens there, or choose another with --port"
+            ) from error
+        host, port = runner.addresses[0][:2]
+        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+async def serve(settings: ServerSettings, started: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `started` is called with the address once requests are taken."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with suppress(NotImplementedError):  # Windows: Ctrl-C raises KeyboardInterrupt instead
+            loop.add_signal_handler(number, stop.set)
+    async with running_server(settings) as address:
+        started(address)
+        await stop.wait()
+
+
+async def _games(app: web.Application) -> AsyncIterator[None]:
+    settings = app[SETTINGS]
+    with ThreadPoolExecutor(DRAWING_THREADS, thread_name_prefix="draw-world") as executor:
+        app[GAMES] = Games(
+            options=settings.world, seed=settings.seed, max_tokens=settings.max_tokens, executor=executor
+        )
+        yield
+
+
+async def _hello(_request: web.Request) -> web.Response:
+    return web.Response(text="Hello World!")
+
+
+async def _livez(request: web.Request) -> web.Response:
+    return web.json_response({"status": "ok", "tokens": len(request.app[GAMES])})
+
+
+async def _reset(request: web.Request) -> web.Response:
+    query = _query(request)
+    token = _token(query)
+    answer = await request.app[GAMES].reset(token, _world_seed(query))
+    return web.Response(body=answer, content_type="application/json")
+
+
+async def _predict(request: web.Request) -> web.Response:
+    query = _query(request)
+    token = _token(query)
+    _predicted_score(query)
+    try:
+        rated = await request.app[GAMES].rate(token)
+    except UnknownTokenError as error:
+        raise ProblemError(
+            HTTPStatus.NOT_FOUND,
+            "unknown_user_id",
+            "No environment runs for this user_id: call /reset?user_id=... first. "
+            "(An environment that was not used for long makes room for others.)",
+        ) from error
+    except NoPairLeftError as error:
+        raise ProblemError(
+            HTTPStatus.GONE, "no_pair_left", "Every pair has been rated: call /reset to begin anew."
+        ) from error
+    if rated.next_user is None or rated.next_item is None:
+        raise ProblemError(
+            HTTPStatus.GONE,
+            "no_pair_left",
+            "This was the last pair; its rating is in `rating`. Call /reset to begin anew.",
+            rating=rated.rating,
+        )
+    answer = PredictAnswer(next_item=rated.next_item, next_user=rated.next_user, rating=rated.rating)
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+def _query(request: web.Request) -> dict[str, str]:
+    # Not `request.query`: it keeps bytes that are not UTF-8 as they were escaped, and two tokens would be
+    # one.
+    try:
+        pairs = parse_qsl(
+            request.rel_url.raw_query_string,
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=MAX_PARAMETERS,
+        )
+    except UnicodeDecodeError as error:
+        raise ProblemError(HTTPStatus.BAD_REQUEST, "invalid_query", "The query is not UTF-8.") from error
+    except ValueError as error:
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST, "invalid_query", f"The query has more than {MAX_PARAMETERS} parameters."
+        ) from error
+    query = dict(pairs)
+    for name in ("user_id", "predicted_score", "seed"):
+        if sum(key == name for key, _ in pairs) > 1:
+            raise ProblemError(
+                HTTPStatus.BAD_REQUEST, "repeated_parameter", f"`{name}` is given more than once."
+            )
+    return query
+
+
+def _token(query: dict[str, str]) -> str:
+    token = query.get("user_id")
+    if token is None:
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST,
+            "missing_parameter",
+            "`user_id` is missing: choose a token of your own, as ?user_id=aaaa",
+        )
+    if not 1 <= len(token.encode()) <= MAX_TOKEN_BYTES:
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST,
+            "invalid_user_id",
+            f"`user_id` must be 1 to {MAX_TOKEN_BYTES} bytes long, not {len(token.encode())}.",
+        )
+    return token
+
+
+def _predicted_score(query: dict[str, str]) -> float:
+    text = query.get("predicted_score")
+    if text is None:
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST,
+            "missing_parameter",
+            "`predicted_score` is missing: the rating of the pending pair, as &predicted_score=0.761",
+        )
+    score = float(text) if NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(score):
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST,
+            "invalid_predicted_score",
+            f"`predicted_score` must be a finite number, not {text[:40]!r}.",
+        )
+    return score
+
+
+def _world_seed(query: dict[str, str]) -> int | None:
+    text = query.get("seed")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= MAX_SEED):
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST,
+            "invalid_seed",
+            f"`seed` must be a whole number from 0 to {MAX_SEED}, not {text[:40]!r}.",
+        )
+    return int(text)

@@ -1,0 +1,173 @@
+"""A simulated world: who would rate what how, and in which order. The same seed and options give the same
+world, always.
+
+Users and items are vectors of `DIMENSION` components drawn from N(1, 1); the score of a pair is their dot
+product; its rating is the bin of the score among 1..5, cut at the 20/40/60/80 % points of a normal
+distribution with the scores' theoretical mean and variance. A product of two independent N(1, 1) has mean 1
+and variance 2 * 2 - 1 = 3, so a score has mean 3 and variance 9 (plus the variance of the noise, where there
+is some).
+
+Every part of a world has a random stream of its own, so an option changes what it is about and nothing else:
+the world with noise has the users, items and order of the world without.
+"""
+
+import math
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from environment.options import real, setting, whole
+
+DIMENSION = 3
+SCALE = (1, 2, 3, 4, 5)
+COURSE_STEPS = 1_000  # one run of the course's protocol; late users and items come in while it is played
+MAX_PAIRS = 4_000_000  # drawing such a world takes about a second and 300 MB for a moment
+DRIFT_EVENTS = 10_000  # the `drift` option counts in radians over so many events
+
+Floats = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class WorldOptions:
+    """Sizes and difficulties of a world. `n_known` ratings are given at the start, the rest are there to be
+    played.
+
+    `late_users`, `late_items`: share (0 to 0.9) that appears only later, half of them in the course of the
+    history, half during the first `COURSE_STEPS` played steps. `drift`: how far tastes turn, in radians per
+    `DRIFT_EVENTS` events. `noise`: standard deviation of the normal noise on each score (the scores' own is
+    3).
+    """
+
+    n_users: int = field(default=100, metadata=setting("users of a world", whole(1, 100_000), flag="users"))
+    n_items: int = field(default=300, metadata=setting("items of a world", whole(1, 100_000), flag="items"))
+    n_known: int = field(
+        default=10_000, metadata=setting("ratings given at the start", whole(0, MAX_PAIRS), flag="known")
+    )
+    late_users: float = field(
+        default=0.0, metadata=setting("share of the users that appear later", real(0, 0.9))
+    )
+    late_items: float = field(
+        default=0.0, metadata=setting("share of the items that appear later", real(0, 0.9))
+    )
+    drift: float = field(
+        default=0.0, metadata=setting("how far tastes turn in 10,000 events, in radians", real(0, 100))
+    )
+    noise: float = field(
+        default=0.0, metadata=setting("standard deviation of the noise on each score", real(0, 100))
+    )
+
+    def problems(self) -> list[str]:
+        """What is contradictory in these options, one sentence each."""
+        found = []
+        if self.n_users * self.n_items > MAX_PAIRS:
+            found.append(f"users times items must be at most {MAX_PAIRS}, not {self.n_users * self.n_items}")
+        if not 0 <= self.n_known < self.n_users * self.n_items:
+            found.append(
+                f"known must be below the {self.n_users * self.n_items} pairs of a world, not {self.n_known}"
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All pairs of a world, each once, in the order in which they are rated: position = time, counted in
+    events.
+
+    `user`, `item`: int32 (n_pairs,); `rating`: uint8 (n_pairs,), 1 to 5, as of that time. `user_arrival`
+    (n_users,) and `item_arrival` (n_items,): the position before which it does not exist.
+    """
+
+    user: npt.NDArray[np.int32]
+    item: npt.NDArray[np.int32]
+    rating: npt.NDArray[np.uint8]
+    user_arrival: Positions
+    item_arrival: Positions
+
+
+def cut_points(noise: float = 0.0) -> Floats:
+    """The four scores at which the rating changes: (4,), ascending."""
+    scores = NormalDist(DIMENSION, math.sqrt(3 * DIMENSION + noise**2))
+    return np.array([scores.inv_cdf(step / len(SCALE)) for step in range(1, len(SCALE))])
+
+
+def make_world(seed: int, options: WorldOptions) -> World:
+    """Draw the world of `seed` (any whole number from 0). 30,000 pairs take a few ms, and nothing else is
+    kept.
+    """
+    user_stream, item_stream, late_stream, order_stream, noise_stream = (
+        np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)
+    )
+    user_time, item_time = _arrival_times(late_stream, options)
+    # Each pair waits an exponential time from the moment it can be rated. As that has no memory, the next
+    # event is at any time a uniform draw from the pairs that exist and are unrated, which is what a shuffle
+    # is when nobody is late.
+    ready = np.maximum(user_time[:, None], item_time[None, :]).ravel()
+    moment = ready + order_stream.standard_exponential(ready.size)
+    order = np.argsort(moment)
+    user, item = np.divmod(order.astype(np.int32), np.int32(options.n_items))
+    score = _scores(user_stream, item_stream, user, item, options)
+    if options.noise:
+        score += options.noise * noise_stream.standard_normal(score.size)
+    rating = (np.searchsorted(cut_points(options.noise), score, side="right") + SCALE[0]).astype(np.uint8)
+    clock = moment[order]
+    return World(user, item, rating, np.searchsorted(clock, user_time), np.searchsorted(clock, item_time))
+
+
+def _scores(
+    user_stream: np.random.Generator,
+    item_stream: np.random.Generator,
+    user: npt.NDArray[np.int32],
+    item: npt.NDArray[np.int32],
+    options: WorldOptions,
+) -> Floats:
+    """The noiseless score of each event, (n_pairs,).
+
+    A drifting taste turns in the plane of two standard normal draws, `1 + cos(a) x + sin(a) y`: at each
+    moment it is N(1, 1) again, so ratings keep their distribution while what a user said earlier slowly loses
+    its meaning.
+    """
+    items = item_stream.normal(1.0, 1.0, (options.n_items, DIMENSION))
+    now, later = user_stream.standard_normal((2, options.n_users, DIMENSION))
+    if not options.drift:
+        return _dots(1.0 + now[user], items[item])
+    angle = (options.drift / DRIFT_EVENTS) * np.arange(user.size)[:, None]
+    taste = 1.0 + np.cos(angle) * now[user] + np.sin(angle) * later[user]
+    return _dots(taste, items[item])
+
+
+def _dots(left: Floats, right: Floats) -> Floats:
+    products: Floats = np.einsum("ed,ed->e", left, right)
+    return products
+
+
+def _arrival_times(stream: np.random.Generator, options: WorldOptions) -> tuple[Floats, Floats]:
+    """When each user and each item begins to exist, on the clock of the exponential waits: (n_users,),
+    (n_items,).
+
+    Arrivals are drawn as counts of events and brought to that clock by the expected number of events until
+    then.
+    """
+    times = (np.zeros(options.n_users), np.zeros(options.n_items))
+    arrivals: list[tuple[float, int, int]] = []
+    for side, share in enumerate((options.late_users, options.late_items)):
+        n_rows = times[side].size
+        late = stream.permutation(n_rows)[: min(round(share * n_rows), n_rows - 1)]
+        after = options.n_known * stream.random(late.size)
+        after[::2] = options.n_known + COURSE_STEPS * stream.random(after[::2].size)
+        arrivals.extend((event, side, row) for event, row in zip(after.tolist(), late.tolist(), strict=True))
+    present = [times[side].size - sum(late == side for _, late, _ in arrivals) for side in (0, 1)]
+    unrated = float(present[0] * present[1])
+    clock = events = 0.0
+    for event, side, row in sorted(arrivals):
+        # With `unrated` waiting pairs, events come until exp(-dt) of them are left; 0.99 keeps a world that
+        # would run dry before the next arrival going.
+        gone = min((event - events) / unrated, 0.99)
+        clock -= math.log1p(-gone)
+        times[side][row] = clock
+        unrated = unrated * (1.0 - gone) + present[1 - side]
+        present[side] += 1
+        events = event
+    return times
