@@ -1,0 +1,120 @@
+"""The bytes of records, histories and events. Invariant: what is read is exactly what was written, or `RecordCorrupt`.
+
+Little endian throughout; nothing is ever unpickled.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from factors.tables import Float32s, Float64s, Histories, Int32s, Int64s
+
+ENTRY = struct.Struct("<Idd")
+EVENT = struct.Struct("<QIdd")
+COUNTER = struct.Struct("<Q")
+ENTRY_BYTES = ENTRY.size  # 20
+EVENT_BYTES = EVENT.size  # 28
+FORGOTTEN_ROW = 0xFFFFFFFF
+"""The `item_row` of an event that says: this user was forgotten."""
+
+ENTRY_DTYPE = np.dtype([("item_row", "<u4"), ("rating", "<f8"), ("time", "<f8")])
+EVENT_DTYPE = np.dtype([("n", "<u8"), ("item_row", "<u4"), ("rating", "<f8"), ("time", "<f8")])
+
+# A history is rewritten without what was superseded when that is more than half of it and worth the write.
+COMPACT_ENTRIES = 64
+
+
+class RecordCorrupt(ValueError):
+    """Bytes of the wrong length. The caller treats the record as missing and folds it in again."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The ratings of one user that hold, each item once, in the order in which they were made.
+
+    `item_row`: int32 (m,); `rating`: float64 (m,); `time`: float64 (m,), seconds since 1970, NaN if unknown.
+    """
+
+    item_row: Int32s
+    rating: Float64s
+    time: Float64s
+
+    def __len__(self) -> int:
+        return len(self.item_row)
+
+
+def record_dtype(width: int) -> np.dtype[Any]:
+    """A record with a vector of `width` float32: the user's `n` that it has seen, then the vector."""
+    return np.dtype([("n", "<u8"), ("vector", "<f4", (width,))])
+
+
+def pack_records(n: Int64s, vectors: Float32s) -> list[bytes]:
+    """Records of `n` (u,) and `vectors` (u, width) as bytes, one a user."""
+    table = np.empty(len(n), dtype=record_dtype(vectors.shape[1]))
+    table["n"], table["vector"] = n, vectors
+    data, stride = table.tobytes(), table.itemsize
+    return [data[start : start + stride] for start in range(0, len(data), stride)]
+
+
+def unpack_records(records: Sequence[bytes], width: int) -> tuple[npt.NDArray[np.uint64], Float32s]:
+    """Records as `n` uint64 (u,) and vectors float32 (u, width), views of one buffer. Raises `RecordCorrupt`."""
+    dtype = record_dtype(width)
+    data = b"".join(records)
+    if len(data) != dtype.itemsize * len(records):
+        raise RecordCorrupt(f"{len(records)} records of {len(data)} bytes, not {dtype.itemsize} each")
+    table = np.frombuffer(data, dtype=dtype)
+    return table["n"], table["vector"]
+
+
+def pack_entry(item_row: int, rating: float, time: float) -> bytes:
+    """A history entry; a NaN `rating` takes the item's rating back."""
+    return ENTRY.pack(item_row, rating, time)
+
+
+def pack_history(history: History) -> bytes:
+    """A history as entries."""
+    table = np.empty(len(history), dtype=ENTRY_DTYPE)
+    table["item_row"], table["rating"], table["time"] = history.item_row, history.rating, history.time
+    return table.tobytes()
+
+
+def unpack_history(data: bytes) -> History:
+    """The effective history of stored bytes: the last entry of an item wins, one with NaN takes it away.
+
+    In the order of the entries that survive. A torn tail (never written by this package) is ignored.
+    """
+    whole = len(data) // ENTRY_BYTES
+    table = np.frombuffer(data, dtype=ENTRY_DTYPE, count=whole)
+    # The first of the reversed rows is the last of the written ones.
+    _, last = np.unique(table["item_row"][::-1], return_index=True)
+    kept = table[np.sort(whole - 1 - last)]
+    kept = kept[~np.isnan(kept["rating"])]
+    return History(
+        kept["item_row"].astype(np.int32),
+        np.ascontiguousarray(kept["rating"]),
+        np.ascontiguousarray(kept["time"]),
+    )
+
+
+def pack_histories(histories: Sequence[History]) -> Histories:
+    """Histories in the compressed form that `factors` folds in."""
+    offsets = np.zeros(len(histories) + 1, dtype=np.int64)
+    np.cumsum([len(history) for history in histories], out=offsets[1:])
+    if not histories:
+        return Histories(offsets, np.empty(0, np.int32), np.empty(0), np.empty(0))
+    return Histories(
+        offsets,
+        np.concatenate([history.item_row for history in histories]),
+        np.concatenate([history.rating for history in histories]),
+        np.concatenate([history.time for history in histories]),
+    )
+
+
+def worth_compacting(data: bytes, history: History) -> bool:
+    """Whether more than half of the stored entries, and at least 64, are superseded."""
+    superseded = len(data) // ENTRY_BYTES - len(history)
+    return superseded >= COMPACT_ENTRIES and superseded * ENTRY_BYTES * 2 > len(data)

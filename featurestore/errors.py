@@ -1,0 +1,59 @@
+"""What can go wrong between a process and the store, split by what the caller should do about it."""
+
+
+class StoreError(Exception):
+    """Anything that the feature store refuses or cannot do. As itself: a reply that nobody planned for; look at it."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached or cannot take this now (lost, timed out, loading, read-only, out of memory, disk full).
+
+    Retry after `retry_after_s`. A write in flight may or may not have been done; each write may be repeated.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StreamFull(StoreUnavailable):
+    """More events wait for the trainer than the stream limit allows. Retry later (429); nothing was written."""
+
+
+class StoreRefused(StoreError):
+    """A person must change something (version, permission, namespace settings, a folder): exit code 2.
+
+    The message is one line that says what to do.
+    """
+
+
+class LeaseLost(StoreError):
+    """Another trainer leads. Stop acting as the leader at once."""
+
+
+class GenerationUnknown(StoreError):
+    """There is no such generation that could go live. Refuse the input."""
+
+    def __init__(self, generation: int, why: str = "does not exist") -> None:
+        super().__init__(f"generation {generation} {why}")
+        self.generation = generation
+
+
+class GenerationBroken(StoreError):
+    """Checksum, count or layout of a stored generation does not fit. Keep the one that is live."""
+
+
+class EpochBusy(StoreError):
+    """Another new history is being prepared. Try again when it has gone live or was abandoned."""
+
+
+class EpochGone(StoreError):
+    """The epoch takes no ratings (any more): it was abandoned or replaced. Begin again."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"epoch {epoch} takes no ratings")
+        self.epoch = epoch
+
+
+class RegistryFull(StoreError):
+    """The namespace has as many items as it may have. Refuse the input."""

@@ -1,0 +1,95 @@
+"""The name of every key. Invariant: all keys that one function call touches lie in one slot of a cluster.
+
+A key without braces hashes as a whole, so `{NS:live}:x` lies in the slot of `NS:live`, and `NS.E:{p}:...` in that of `{p}`.
+Braces in a user id do no harm: the first pair in a key counts, and a namespace has none.
+"""
+
+import hashlib
+import zlib
+from functools import lru_cache
+
+
+def partition_of(user_id: bytes, partitions: int) -> int:
+    """The partition of a user; every process, on any machine, computes the same."""
+    return zlib.crc32(user_id) % partitions
+
+
+def digest_of(user_id: bytes) -> bytes:
+    """blake2b-128 of a user id: tells forgotten users apart without keeping their ids. 16 bytes."""
+    return hashlib.blake2b(user_id, digest_size=16).digest()
+
+
+def record_field(generation: int) -> bytes:
+    """The field of a user's hash that holds the record of a generation."""
+    return b"g%d" % generation
+
+
+class Keys:
+    """Key names of one namespace; `partitions` fixes how users are spread."""
+
+    def __init__(self, namespace: str, partitions: int) -> None:
+        self._ns = namespace.encode("ascii")
+        self.partitions = partitions
+        self.config = self._ns + b":config"
+        self.live = self._ns + b":live"
+        self.lease = b"{%b}:lease" % self.live
+        self.generations = b"{%b}:generations" % self.live
+        self.commands = b"{%b}:commands" % self.live
+        self.workers = b"{%b}:workers" % self.live
+        self.synced = self._ns + b":synced"
+        self.user_prefixes = lru_cache(maxsize=8)(self._user_prefixes)
+
+    def command(self, command_id: str) -> bytes:
+        """The outcome of one command."""
+        return b"{%b}:command:%b" % (self.live, command_id.encode("ascii"))
+
+    def epochs(self, partition: int) -> bytes:
+        """Which epochs a partition's ratings go to."""
+        return b"%b:{%d}:epochs" % (self._ns, partition)
+
+    def _user_prefixes(self, epoch: int) -> tuple[bytes, ...]:
+        return tuple(b"%b.%d:{%d}:user:" % (self._ns, epoch, p) for p in range(self.partitions))
+
+    def user(self, epoch: int, user_id: bytes) -> bytes:
+        """A user's hash: `n` and the records."""
+        return self.user_prefixes(epoch)[partition_of(user_id, self.partitions)] + user_id
+
+    def history(self, epoch: int, user_id: bytes) -> bytes:
+        """A user's packed ratings."""
+        return b"%b.%d:{%d}:history:%b" % (self._ns, epoch, partition_of(user_id, self.partitions), user_id)
+
+    def ratings(self, epoch: int, partition: int) -> bytes:
+        """The stream of a partition's rating events."""
+        return b"%b.%d:{%d}:ratings" % (self._ns, epoch, partition)
+
+    def forgotten(self, epoch: int, partition: int) -> bytes:
+        """Digests of forgotten users with their last `n`."""
+        return b"%b.%d:{%d}:forgotten" % (self._ns, epoch, partition)
+
+    def loose(self, epoch: int, partition: int) -> bytes:
+        """How many ratings came in by other ways than the call that began the epoch."""
+        return b"%b.%d:{%d}:loose" % (self._ns, epoch, partition)
+
+    def items(self, epoch: int) -> bytes:
+        """Item id -> item row."""
+        return b"%b.%d:items" % (self._ns, epoch)
+
+    def order(self, epoch: int) -> bytes:
+        """Item row -> item id."""
+        return b"{%b}:order" % self.items(epoch)
+
+    def meta(self, epoch: int, generation: int) -> bytes:
+        """What a generation is."""
+        return b"%b.%d:generation:%d:meta" % (self._ns, epoch, generation)
+
+    def chunk(self, epoch: int, generation: int, chunk: int) -> bytes:
+        """One chunk of a generation's item table."""
+        return b"%b.%d:generation:%d:items:%d" % (self._ns, epoch, generation, chunk)
+
+    def deltas(self, epoch: int, generation: int) -> bytes:
+        """Item rows folded in since the fit."""
+        return b"%b.%d:generation:%d:deltas" % (self._ns, epoch, generation)
+
+    def epoch_pattern(self, epoch: int) -> bytes:
+        """Glob pattern of the keys of an epoch, all but `order`."""
+        return b"%b.%d:*" % (self._ns, epoch)
