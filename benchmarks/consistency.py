@@ -1,0 +1,274 @@
+"""Hundreds of new users rate and ask at once over several workers while refits follow each other.
+
+Prints how many answers were stale (they lack a rating that had been acknowledged) and how many mix
+generations (no generation explains them alone). An answer is explained by the generation that it names if
+folding in what its user had rated, with item rows that this generation has had, gives its rating. Exit code 1
+if any is not.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+
+from benchmarks.deployed import DeployedStack, deployed
+from factors import Histories, Scorer, fold_in_users
+from factors.tables import Float32s, Model
+from featurestore.errors import StoreError
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+
+SEEDERS, ITEMS = 150, 60
+# New users rate the first of the items and ask about the last ones, whose rows move with no delta.
+RATED, ASKED = 40, range(50, 60)
+TOLERANCE = 2e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One answer: what its user had rated by then (item, rating, time), what was asked, what came."""
+
+    rated: tuple[tuple[int, float, float], ...]
+    item: int
+    rating: float
+    generation: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What a campaign found."""
+
+    answers: int = 0
+    stale: int = 0
+    unexplained: int = 0
+    unknown_generation: int = 0
+    generations: Counter[int] = field(default_factory=Counter)
+    failed: int = 0
+
+    @property
+    def wrong(self) -> int:
+        """Everything that must be 0, added up."""
+        return self.stale + self.unexplained + self.unknown_generation + self.failed
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [
+            f"answers checked                 {self.answers:>9,}",
+            f"generations that gave them      {len(self.generations):>9,}",
+            f"stale                           {self.stale:>9,}",
+            f"mixing generations              {self.unexplained:>9,}",
+            f"from a generation never live    {self.unknown_generation:>9,}",
+            f"failed calls                    {self.failed:>9,}",
+        ]
+
+
+@dataclass(slots=True)
+class Seen:
+    """A generation as seen in the store: its model, and every value that a row of its table has had."""
+
+    model: Model
+    base: Float32s
+    versions: dict[int, list[Float32s]] = field(default_factory=lambda: defaultdict(list))
+    after: str = "0"
+
+    def of(self, row: int) -> list[Float32s]:
+        """The values that row has had."""
+        return [self.base[row], *self.versions[row]]
+
+
+async def campaign(*, users: int, rounds: int, seed: int, data: Path) -> Report:
+    """One campaign on a stack of its own in `data`."""
+    report = Report()
+    settings = {"FOLDIN_REFIT_EVENTS": "100000000", "FOLDIN_REFIT_SECONDS": "86400"}
+    async with deployed(data, workers=2, settings=settings) as stack:
+        await _seed(stack, random.Random(seed))
+        store = await Store.open(StoreSettings(url=stack.redis_url), hot=False)
+        try:
+            seen: dict[int, Seen] = {}
+            await _observe(store, seen)
+            done = asyncio.Event()
+            observer = asyncio.create_task(_observing(store, seen, done), name="observer")
+            refits = asyncio.create_task(_refits(stack, done), name="refits")
+            gate = asyncio.Semaphore(100)
+            raters = [
+                _rater(stack, f"new-{k}", rounds, random.Random(f"{seed}-{k}"), gate) for k in range(users)
+            ]
+            gathered = await asyncio.gather(*raters)
+            done.set()
+            await refits
+            await observer
+            await _observe(store, seen)
+            rows = await _rows(store)
+        finally:
+            await store.close()
+    for answers, failed in gathered:
+        report.failed += failed
+        for answer in answers:
+            _check(answer, seen, rows, report)
+    return report
+
+
+async def _seed(stack: DeployedStack, rng: random.Random) -> None:
+    pairs = [(u, i) for u in range(SEEDERS) for i in range(ITEMS) if rng.random() < 0.5]
+    body = {
+        "nb_users": SEEDERS,
+        "nb_items": ITEMS,
+        "user_history": [u for u, _ in pairs],
+        "item_history": [i for _, i in pairs],
+        "rating_history": [1 + (u * 7 + i * 3 + u * i) % 5 for u, i in pairs],
+    }
+    async with aiohttp.ClientSession() as session, session.post(f"{stack.url}/train", json=body) as answer:
+        if answer.status != 200:
+            raise RuntimeError(f"POST /train: {answer.status} {await answer.text()}")
+
+
+async def _observing(store: Store, seen: dict[int, Seen], done: asyncio.Event) -> None:
+    while not done.is_set():
+        await _observe(store, seen)
+        await asyncio.sleep(0.05)
+
+
+async def _observe(store: Store, seen: dict[int, Seen]) -> None:
+    for summary in await store.generations.list():
+        if summary.state != "ready":
+            continue
+        try:
+            meta = await store.generations.meta(summary.epoch, summary.generation)
+            if summary.generation not in seen:
+                table = b"".join([chunk async for chunk in store.generations.load_items(meta)])
+                base = np.frombuffer(table, np.float32).reshape(-1, meta.model.item_width)
+                seen[summary.generation] = Seen(meta.model, base)
+            known = seen[summary.generation]
+            deltas = await store.generations.read_deltas(meta, known.after)
+        except StoreError:  # removed between the list and the reading
+            continue
+        known.after = deltas.after
+        for row, vector in zip(deltas.rows.tolist(), deltas.vectors, strict=True):
+            known.versions[row].append(vector)
+
+
+async def _rows(store: Store) -> list[int]:
+    """Item row of each item number."""
+    pointer = await store.generations.live()
+    rows = await store.items(pointer.epoch).rows([str(item).encode() for item in range(ITEMS)])
+    if None in rows:
+        raise RuntimeError("an item of the campaign has no row")
+    return [row for row in rows if row is not None]
+
+
+async def _refits(stack: DeployedStack, done: asyncio.Event) -> None:
+    async with aiohttp.ClientSession() as session:
+        while not done.is_set():
+            async with session.post(f"{stack.url}/train") as answer:
+                await answer.read()
+
+
+async def _rater(
+    stack: DeployedStack, user: str, rounds: int, rng: random.Random, gate: asyncio.Semaphore
+) -> tuple[list[Answered], int]:
+    """A new user: rates, then asks at once over a new connection (perhaps another worker), `rounds` times."""
+    answers: list[Answered] = []
+    rated: dict[int, tuple[float, float]] = {}
+    failed = 0
+    for turn in range(rounds):
+        # The third rating of a user is one that is changed.
+        item = next(iter(rated)) if turn == 2 else rng.randrange(RATED)
+        rating, time = rng.uniform(1.0, 5.0), 1.7e9 + turn
+        row = {"user_id": user, "item_id": str(item), "rating": rating, "timestamp": time}
+        async with gate:
+            if await _call(stack, "POST", "/ratings", json.dumps(row)) is None:
+                failed += 1
+                break
+            rated.pop(item, None)
+            rated[item] = (rating, time)
+            for asked in rng.sample(ASKED, 2):
+                answer = await _call(stack, "GET", f"/predict?user_id={user}&item_id={asked}", None)
+                if answer is None:
+                    failed += 1
+                    continue
+                facts = tuple((i, r, t) for i, (r, t) in rated.items())
+                answers.append(Answered(facts, asked, answer["rating"], answer["generation"]))
+    return answers, failed
+
+
+async def _call(stack: DeployedStack, method: str, path: str, body: str | None) -> "dict[str, int] | None":
+    headers = {"content-type": "application/json"} if body else {}
+    try:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(method, stack.url + path, data=body, headers=headers) as answer,
+        ):
+            parsed: dict[str, int] = await answer.json(content_type=None)
+            return parsed if answer.status < 300 else None
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return None
+
+
+def _check(answer: Answered, seen: dict[int, Seen], rows: list[int], report: Report) -> None:
+    report.answers += 1
+    report.generations[answer.generation] += 1
+    known = seen.get(answer.generation)
+    if known is None:
+        report.unknown_generation += 1
+    elif not _explained(known, answer, answer.rated, rows):
+        # Without its newest rating it would be one that came too late to be counted.
+        stale = any(
+            _explained(known, answer, answer.rated[:count], rows) for count in range(len(answer.rated))
+        )
+        report.stale += stale
+        report.unexplained += not stale
+
+
+def _explained(
+    known: Seen, answer: Answered, rated: tuple[tuple[int, float, float], ...], rows: list[int]
+) -> bool:
+    """Whether some state of the generation's table gives the answer to one who had rated just `rated`."""
+    values = [known.of(rows[item]) for item, _, _ in rated]
+    asked = known.of(rows[answer.item])
+    choices = list(itertools.product(*values))
+    # A table of its own with each value that any of the rows has had, for all the choices in one call.
+    flat = [*asked, *itertools.chain.from_iterable(choices)]
+    table = np.stack(flat)
+    histories = Histories(
+        np.arange(len(choices) + 1, dtype=np.int64) * len(rated),
+        np.arange(len(asked), len(flat), dtype=np.int32),
+        np.tile(np.array([r for _, r, _ in rated], dtype=np.float64), len(choices)),
+        np.tile(np.array([t for _, _, t in rated], dtype=np.float64), len(choices)),
+    )
+    vectors = fold_in_users(known.model, table, histories)
+    pairs = len(choices) * len(asked)
+    scores = Scorer(known.model, table).score(
+        vectors, np.repeat(np.arange(len(choices)), len(asked)), np.tile(np.arange(len(asked)), len(choices))
+    )
+    return pairs > 0 and bool(np.min(np.abs(scores.rating - answer.rating)) < TOLERANCE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="foldin bench consistency", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
+    parser.add_argument("--users", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3, help="ratings of each user (default 3)")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="foldin-consistency-") as folder:
+        report = asyncio.run(
+            campaign(users=options.users, rounds=options.rounds, seed=options.seed, data=Path(folder))
+        )
+    print("\n".join(report.lines()))
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""SIGKILL of trainer, store and service at random moments of load: is anything acknowledged missing?
+
+Prints how many ratings were acknowledged, how often each part was killed, and how many acknowledged ratings
+are missing from the histories, from the archive, and from the generation that a refit at the end publishes.
+Exit code 1 if any is.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pyarrow as pa
+
+from benchmarks.deployed import DeployedStack, deployed
+from featurestore.keys import record_field
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from trainer.segments import read_segment
+
+VICTIMS = ("trainer", "store", "service")
+USERS, ITEMS = 400, 120
+# Every rating sent is another number on the scale, so that each acknowledged one can be told from any other.
+LOW, HIGH = 1.0, 5.0
+
+
+@dataclass(slots=True)
+class Report:
+    """What a campaign found. `missing`: by place, acknowledged ratings that are not there."""
+
+    acknowledged: int = 0
+    refused: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    missing: dict[str, int] = field(default_factory=dict)
+    doubled: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Everything that must be 0, added up."""
+        return sum(self.missing.values()) + self.doubled
+
+    def lines(self) -> list[str]:
+        """For people."""
+        kills = ", ".join(f"{part} {self.kills[part]}" for part in VICTIMS)
+        rows = [
+            f"ratings acknowledged            {self.acknowledged:>9,}",
+            f"calls refused or cut off        {self.refused:>9,}",
+            f"SIGKILLs                        {kills}",
+            *(f"missing from the {place:<14} {count:>9,}" for place, count in self.missing.items()),
+            f"events twice in the archive     {self.doubled:>9,}",
+        ]
+        return [*rows, "nothing acknowledged is lost" if self.lost == 0 else "LOST: see above"]
+
+
+Pair = tuple[str, str]
+
+
+async def campaign(
+    *, seconds: float, seed: int, every_s: float, victims: Sequence[str], data: Path
+) -> Report:
+    """One campaign of `seconds` with a kill about every `every_s`, on a stack of its own in `data`."""
+    report = Report()
+    rng = random.Random(seed)
+    # A small refit threshold, so that kills meet fits, publishes and archive writes.
+    settings = {"FOLDIN_REFIT_EVENTS": "2000", "FOLDIN_REFIT_SECONDS": "5"}
+    async with deployed(data, workers=2, settings=settings) as stack:
+        numbers = itertools.count()
+        # What may stand as the last rating of a pair: the last one acknowledged, or one sent after it.
+        allowed: dict[Pair, set[float]] = {}
+        acknowledged: dict[Pair, float] = {}
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        async with asyncio.TaskGroup() as group:
+            for part in range(4):
+                group.create_task(
+                    _load(
+                        stack,
+                        part,
+                        numbers=numbers,
+                        books=(allowed, acknowledged),
+                        until=until,
+                        report=report,
+                        rng=random.Random(seed + part + 1),
+                    )
+                )
+            group.create_task(
+                _killer(stack, rng, until=until, every_s=every_s, victims=victims, report=report)
+            )
+        await _refit(stack)
+        await _check_histories(stack, allowed, acknowledged, report)
+        await _check_archive_and_generation(stack, allowed, acknowledged, report)
+    return report
+
+
+async def _load(
+    stack: DeployedStack,
+    part: int,
+    *,
+    numbers: "itertools.count[int]",
+    books: tuple[dict[Pair, set[float]], dict[Pair, float]],
+    until: float,
+    report: Report,
+    rng: random.Random,
+) -> None:
+    """Rate in small and larger calls until the time is up; note what was acknowledged.
+
+    Each part has users of its own, so that of one pair no two calls are under way.
+    """
+    allowed, acknowledged = books
+    loop = asyncio.get_running_loop()
+    while loop.time() < until:
+        rows = {}
+        for _ in range(rng.choice((1, 3, 50))):
+            pair = (f"u{part}-{rng.randrange(USERS)}", f"i{rng.randrange(ITEMS)}")
+            rows[pair] = LOW + (next(numbers) % 4_000_000) * 1e-6
+        for pair, value in rows.items():
+            allowed.setdefault(pair, set()).add(value)
+        body = json.dumps([{"user_id": u, "item_id": i, "rating": value} for (u, i), value in rows.items()])
+        if await _accepted(stack, body):
+            report.acknowledged += len(rows)
+            for pair, value in rows.items():
+                # An earlier call that was cut off may have been taken, but not after this one.
+                allowed[pair] = {value}
+                acknowledged[pair] = value
+        else:
+            report.refused += 1
+            await asyncio.sleep(0.05)
+
+
+async def _accepted(stack: DeployedStack, body: str) -> bool:
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session,
+            session.post(
+                f"{stack.url}/ratings", data=body, headers={"content-type": "application/json"}
+            ) as answer,
+        ):
+            return 200 <= answer.status < 300
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
+
+
+async def _killer(
+    stack: DeployedStack,
+    rng: random.Random,
+    *,
+    until: float,
+    every_s: float,
+    victims: Sequence[str],
+    report: Report,
+) -> None:
+    loop = asyncio.get_running_loop()
+    turn = 0
+    while (pause := rng.uniform(0.4, 1.6) * every_s) + loop.time() < until - 2.0:
+        await asyncio.sleep(pause)
+        # In turn, so that a short campaign meets each.
+        victim = victims[turn % len(victims)]
+        turn += 1
+        if stack.kill(victim):
+            report.kills[victim] += 1
+
+
+async def _refit(stack: DeployedStack) -> int:
+    """Ask for a refit until one succeeds; the generation that is live then."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=70)) as session:
+        last = ""
+        for _ in range(60):
+            try:
+                async with session.post(f"{stack.url}/train") as answer:
+                    last = await answer.text()
+                    if answer.status == 200:
+                        return int(json.loads(last)["generation"])
+            except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+                last = str(exc)
+            await asyncio.sleep(0.5)
+    raise RuntimeError(f"no refit after the campaign: {last}")
+
+
+async def _check_histories(
+    stack: DeployedStack, allowed: dict[Pair, set[float]], acknowledged: dict[Pair, float], report: Report
+) -> None:
+    held: dict[Pair, float] = {}
+    async with aiohttp.ClientSession() as session:
+        for user in sorted({user for user, _ in acknowledged}):
+            async with session.get(f"{stack.url}/users/{user}/ratings", params={"limit": "1000"}) as answer:
+                answer.raise_for_status()
+                for row in (await answer.json())["ratings"]:
+                    held[user, row["item_id"]] = row["rating"]
+    report.missing["histories"] = _missing(held, allowed, acknowledged)
+
+
+def _missing(
+    held: dict[Pair, float], allowed: dict[Pair, set[float]], acknowledged: dict[Pair, float]
+) -> int:
+    return sum(held.get(pair) not in allowed[pair] for pair in acknowledged)
+
+
+async def _check_archive_and_generation(
+    stack: DeployedStack, allowed: dict[Pair, set[float]], acknowledged: dict[Pair, float], report: Report
+) -> None:
+    store = await Store.open(StoreSettings(url=stack.redis_url), hot=False)
+    try:
+        pointer = await store.generations.live()
+        events = pa.concat_tables(
+            [read_segment(path) for path in sorted((stack.data / "archive").glob("epoch-*/*.parquet"))]
+        )
+        users, items = events["user_id"].to_pylist(), events["item_id"].to_pylist()
+        counters, values = events["n"].to_pylist(), events["rating"].to_pylist()
+        report.doubled = len(users) - len(set(zip(users, counters, strict=True)))
+        held: dict[Pair, float] = {}
+        for _, user, item, value in sorted(zip(counters, users, items, values, strict=True)):
+            held[user, item] = value
+        report.missing["archive"] = _missing(held, allowed, acknowledged)
+        report.missing["generation"] = await _behind(store, pointer.epoch, pointer.generation, acknowledged)
+    finally:
+        await store.close()
+
+
+async def _behind(store: Store, epoch: int, generation: int, acknowledged: dict[Pair, float]) -> int:
+    """Acknowledged ratings of users whose record in the generation has not seen all that they rated."""
+    behind = 0
+    per_user = Counter(user for user, _ in acknowledged)
+    for user, count in per_user.items():
+        key = store.keys.user(epoch, user.encode())
+        n, record = await store.redis.hmget(key, [b"n", record_field(generation)])
+        if n is None or not isinstance(record, bytes) or int(n) != int.from_bytes(record[:8], "little"):
+            behind += count
+    return behind
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="foldin bench durability", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
+    parser.add_argument("--seconds", type=float, default=120.0, help="length of the load (default 120)")
+    parser.add_argument(
+        "--every", type=float, default=6.0, help="seconds between kills, on average (default 6)"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=["trainer", "store"])
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="foldin-durability-") as folder:
+        report = asyncio.run(
+            campaign(
+                seconds=options.seconds,
+                seed=options.seed,
+                every_s=options.every,
+                victims=options.victims,
+                data=Path(folder),
+            )
+        )
+    print("\n".join(report.lines()))
+    return 1 if report.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
