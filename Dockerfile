@@ -60,7 +60,7 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
   CMD ["python", "-ISB", "/opt/foldin/healthcheck.py", "http://127.0.0.1:8080/readyz"]
-ENTRYPOINT ["python", "-m"]
+ENTRYPOINT ["python", "-P", "-m"]
 CMD ["service"]
 
 ARG VERSION=0.1.0
