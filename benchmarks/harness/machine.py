@@ -1,0 +1,125 @@
+"""Tells whether the machine had time for a measurement: CPU that others used, and CPU that the host took
+away.
+
+Invariant: it only reads counters of the kernel, before and after, so that watching costs the measurement
+nothing.
+"""
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+BUSY_LIMIT = 0.05  # of all cores; background work of an idle machine is under 0.02
+STEAL_LIMIT = 0.02
+SPREAD_LIMIT = 0.15  # of the yardstick's median; quiet runs stay within 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """Clock ticks since boot: of all cores, and of this process with all that it has started."""
+
+    busy: int
+    steal: int
+    idle: int
+    own: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What happened while it was watched, as shares of all cores; None where the system does not tell."""
+
+    seconds: float
+    others: float | None
+    steal: float | None
+
+
+def read_times() -> CpuTimes | None:
+    """The counters now; None where there is no /proc/stat."""
+    try:
+        line = (PROC / "stat").read_text().splitlines()[0]
+    except OSError:
+        return None
+    user, nice, system, idle, iowait, _, _, steal = (int(text) for text in line.split()[1:9])
+    return CpuTimes(busy=user + nice + system, steal=steal, idle=idle + iowait, own=_own_ticks())
+
+
+def _own_ticks() -> int:
+    """User and system time of this process and its descendants, those that have ended and were waited for
+    included."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for folder in PROC.iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            text = (folder / "stat").read_text()
+        except OSError:
+            continue
+        fields = text[text.rindex(")") + 2 :].split()
+        pid = int(folder.name)
+        parents[pid] = int(fields[1])
+        ticks[pid] = sum(int(value) for value in fields[11:15])
+    total = 0
+    me = os.getpid()
+    for pid in parents:
+        ancestor = pid
+        while ancestor not in (me, 0):
+            ancestor = parents.get(ancestor, 0)
+        if ancestor == me:
+            total += ticks[pid]
+    return total
+
+
+class Watch:
+    """Watches from its making on; `since()` gives what happened until now."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._before = read_times()
+
+    def since(self) -> Watched:
+        """Shares of all cores that others used and that the host took."""
+        seconds = time.perf_counter() - self._began
+        after = read_times()
+        before = self._before
+        if before is None or after is None:
+            return Watched(seconds, None, None)
+        busy = after.busy - before.busy
+        steal = after.steal - before.steal
+        total = max(busy + steal + after.idle - before.idle, 1)
+        own = after.own - before.own
+        return Watched(seconds, others=max(busy - own, 0) / total, steal=steal / total)
+
+
+def complaints(watched: Watched, spread: float | None) -> list[str]:
+    """Why the figures cannot be trusted, one sentence each; `spread` of the yardstick: (max - min) /
+    median."""
+    found = []
+    if watched.others is not None and watched.others > BUSY_LIMIT:
+        found.append(f"other processes used {watched.others:.0%} of the cores (limit {BUSY_LIMIT:.0%})")
+    if watched.steal is not None and watched.steal > STEAL_LIMIT:
+        found.append(f"the host took away {watched.steal:.0%} of the cores (limit {STEAL_LIMIT:.0%})")
+    if spread is not None and spread > SPREAD_LIMIT:
+        found.append(f"the yardstick differed by {spread:.0%} between rounds (limit {SPREAD_LIMIT:.0%})")
+    return found
+
+
+def describe() -> dict[str, str | int]:
+    """The machine in a few words, for the record."""
+    model = ""
+    try:
+        for line in (PROC / "cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        model = platform.processor()
+    return {
+        "cpu": model,
+        "cores": os.cpu_count() or 0,
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,190 @@
+"""Turns rounds of measurements into a table and a JSON file, and says of each row whether it meets its goal.
+
+Invariant: a row shows the median of at least as many rounds as were run, with its spread, and its verdict
+comes from that median alone. Figures of a machine that was too busy to tell are not reported unless that is
+asked for.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import machine
+
+Verdict = Literal["met", "floor", "missed", "skipped", ""]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a row should reach: `goal`, and `floor`, below which it is missed."""
+
+    goal: float
+    floor: float
+    higher_is_better: bool = True
+
+    def verdict(self, value: float) -> Verdict:
+        """`met`, `floor` (between floor and goal) or `missed`; NaN is missed."""
+        sign = 1.0 if self.higher_is_better else -1.0
+        if sign * value >= sign * self.goal:
+            return "met"
+        return "floor" if sign * value >= sign * self.floor else "missed"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. `values`: one figure a round, in `unit`; `skipped`: why there are none.
+
+    `against`: what it is compared with; `detail`: the figures behind a ratio; `guards`: the row is itself a
+    yardstick, whose spread tells whether the machine was quiet.
+    """
+
+    work: str
+    unit: str
+    values: tuple[float, ...] = ()
+    target: Target | None = None
+    against: str = ""
+    detail: str = ""
+    skipped: str = ""
+    guards: bool = False
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.values)) if self.values else math.nan
+
+    @property
+    def spread(self) -> float:
+        """(max - min) / median of the rounds."""
+        if not self.values:
+            return math.nan
+        return (max(self.values) - min(self.values)) / abs(self.median) if self.median else math.inf
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.skipped:
+            return "skipped"
+        return "" if self.target is None else self.target.verdict(self.median)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The rows of one benchmark with what must be known to read them."""
+
+    name: str
+    rows: tuple[Row, ...]
+    watched: machine.Watched
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def complaints(self) -> list[str]:
+        """Why the figures cannot be trusted."""
+        spreads = [row.spread for row in self.rows if row.guards and len(row.values) > 1]
+        return machine.complaints(self.watched, max(spreads, default=None))
+
+    def as_json(self) -> dict[str, object]:
+        """Everything, as `write` writes it."""
+        rows = [
+            {
+                **asdict(row),
+                "median": _finite(row.median),
+                "spread": _finite(row.spread),
+                "verdict": row.verdict,
+            }
+            for row in self.rows
+        ]
+        return {
+            "name": self.name,
+            "settings": dict(self.settings),
+            "machine": machine.describe(),
+            "watched": asdict(self.watched),
+            "complaints": self.complaints,
+            "rows": rows,
+        }
+
+    def write(self, folder: Path) -> Path:
+        """Write `folder`/NAME.json, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps(self.as_json(), indent=2, default=str) + "\n")
+        unfinished.replace(path)
+        return path
+
+    def show(self, console: Console) -> None:
+        """Print the table, and below it what it must be read with."""
+        table = Table(title=self.name, title_justify="left")
+        for name in ("work", "figure", "spread", "goal", "floor", "verdict", "against, detail"):
+            table.add_column(
+                name, overflow="fold", no_wrap=name in ("figure", "spread", "goal", "floor", "verdict")
+            )
+        for row in self.rows:
+            table.add_row(*_cells(row), style=_STYLES[row.verdict])
+        console.print(table)
+        shares = [
+            f"{name} {share:.1%}"
+            for name, share in (("others used", self.watched.others), ("host took", self.watched.steal))
+            if share is not None
+        ]
+        console.print(f"{self.watched.seconds:.0f} s; of the cores {', '.join(shares) or 'nothing is known'}")
+        for complaint in self.complaints:
+            console.print(f"[yellow]not to be trusted: {complaint}[/yellow]")
+
+
+_STYLES: dict[Verdict, str] = {"met": "", "": "", "floor": "yellow", "missed": "red", "skipped": "dim"}
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    remark = ", ".join(text for text in (row.against, row.detail) if text)
+    if row.skipped:
+        return (row.work, "", "", *_target_cells(row), "skipped", row.skipped)
+    return (
+        row.work,
+        f"{number(row.median)} {row.unit}",
+        f"{row.spread:.0%}",
+        *_target_cells(row),
+        row.verdict,
+        remark,
+    )
+
+
+def _target_cells(row: Row) -> tuple[str, str]:
+    if row.target is None:
+        return "", ""
+    sign = ">=" if row.target.higher_is_better else "<="
+    return f"{sign} {number(row.target.goal)}", f"{sign} {number(row.target.floor)}"
+
+
+def number(value: float) -> str:
+    """Four significant digits, thousands set apart."""
+    if not math.isfinite(value):
+        return "-"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def interleave(rounds: int, arms: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
+    """Run every arm once a round, in turned order every other round, so that drift of the machine hits all
+    alike."""
+    names = list(arms)
+    results: dict[str, list[T]] = {name: [] for name in arms}
+    for i in range(rounds):
+        for name in names if i % 2 == 0 else names[::-1]:
+            results[name].append(arms[name]())
+    return results
+
+
+def ratios(values: Sequence[float], yardstick: Sequence[float]) -> tuple[float, ...]:
+    """Round by round, so that what slowed a whole round down cancels."""
+    return tuple(a / b if b else math.nan for a, b in zip(values, yardstick, strict=True))
