@@ -19,7 +19,7 @@ from rich.console import Console
 from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.loop import run_until_stopped
 from environment.options import SettingsError
-from environment.players import PlayerFailedError, make_player
+from environment.players import FoldinApi, PlayerFailedError, make_player
 from environment.report import EvaluationReport, Result, results_table, write_files
 from environment.seat import GameOverError, Seat
 from environment.server import running_server
@@ -85,6 +85,7 @@ class _Evaluation:
     ) -> None:
         self._settings = settings
         self._session = session
+        self._api = None if settings.api is None else FoldinApi(session, settings.api)
         self._environment = environment
         self._tag = tag
         self._on_progress = on_progress
@@ -94,9 +95,7 @@ class _Evaluation:
         settings = self._settings
         started = time.perf_counter()
         tag = f"{self._tag}-{known}-{run}-{name}"
-        player = make_player(
-            name, seed=seed, session=self._session, api=settings.api, tag=tag, replace=settings.replace
-        )
+        player = make_player(name, seed=seed, api=self._api, tag=tag, replace=settings.replace)
         client = EnvironmentClient(self._session, self._environment, f"evaluate-{tag}")
         seat = Seat(name, player, client, answer_timeout_s=settings.answer_timeout_s)
         try:
@@ -135,7 +134,7 @@ def _progress_lines(console: Console) -> Callable[[Moment], None]:
 
 async def _evaluate_and_show(settings: EvaluationSettings, console: Console) -> EvaluationReport:
     report = await evaluate(settings, _progress_lines(console))
-    console.print(results_table(report), width=None if console.is_terminal else TABLE_WIDTH)
+    console.print(results_table(report))
     if not report.same_worlds:
         console.print(
             "This environment gave each player a world of its own: compare roughly.", highlight=False
@@ -150,7 +149,10 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0 at the end or after a signal, 1 for a failure, 2 for a wrong argument."""
     try:
         settings = EvaluationSettings.load(argv, os.environ)
-        run_until_stopped(_evaluate_and_show(settings, Console()))
+        console = Console()
+        if not console.is_terminal:
+            console.width = TABLE_WIDTH
+        run_until_stopped(_evaluate_and_show(settings, console))
     except SettingsError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.loop import run_until_stopped
 from environment.options import SettingsError
 from environment.playboard import Progress, Standing, closing_lines, progress_line, progress_table
-from environment.players import API_PLAYERS, PlayerFailedError, make_player
+from environment.players import API_PLAYERS, FoldinApi, PlayerFailedError, make_player
 from environment.seat import GameOverError, Seat
 from environment.settings import MAX_SEED, PlaySettings
 
@@ -34,7 +34,8 @@ async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
     seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
     timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        seats = [_seat(settings, session, position, tag, seed) for position in range(len(settings.players))]
+        api = FoldinApi(session, settings.api)
+        seats = [_seat(settings, position, session, api, tag) for position in range(len(settings.players))]
         try:
             histories = [await seat.reset(seed) for seat in seats]
             same_world = len({history.digest() for history in histories}) == 1
@@ -65,20 +66,14 @@ async def _step(seats: list[Seat], delay_ms: int) -> None:
         await seat.step()
 
 
-def _seat(settings: PlaySettings, session: aiohttp.ClientSession, position: int, tag: str, seed: int) -> Seat:
+def _seat(
+    settings: PlaySettings, position: int, session: aiohttp.ClientSession, api: FoldinApi, tag: str
+) -> Seat:
     name = settings.players[position]
     # Players on one API would see each other's ratings: the second and later ones keep to ids of their own.
     own_ids = name in API_PLAYERS and any(other in API_PLAYERS for other in settings.players[:position])
     token = f"{tag}-{position}"
-    player = make_player(
-        name,
-        seed=seed,
-        session=session,
-        api=settings.api,
-        tag=token,
-        replace=settings.replace,
-        own_ids=own_ids,
-    )
+    player = make_player(name, seed=position, api=api, tag=token, replace=settings.replace, own_ids=own_ids)
     client = EnvironmentClient(session, settings.environment, f"play-{token}")
     return Seat(name, player, client, answer_timeout_s=settings.answer_timeout_s)
 

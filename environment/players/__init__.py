@@ -1,8 +1,7 @@
 """Players of the environment, by name. All see a world only through the environment's HTTP API."""
 
-import aiohttp
-
 from environment.players.als import AlsPlayer
+from environment.players.api import FoldinApi
 from environment.players.base import Player, PlayerFailedError
 from environment.players.baselines import BiasPlayer, ConstantPlayer, RandomPlayer
 from environment.players.deployed import DeployedPlayer
@@ -23,8 +22,7 @@ def make_player(
     name: str,
     *,
     seed: int,
-    session: aiohttp.ClientSession,
-    api: str | None,
+    api: FoldinApi | None,
     tag: str,
     replace: bool = False,
     own_ids: bool = False,
@@ -45,9 +43,17 @@ def make_player(
             if api is None:
                 raise PlayerFailedError(f"the player {name} needs the address of an API")
             online = name == "deployed"
-            return DeployedPlayer(session, api, tag=tag, online=online, replace=replace, own_ids=own_ids)
+            return DeployedPlayer(api, tag=tag, online=online, replace=replace, own_ids=own_ids)
         case _:
             raise PlayerFailedError(f"there is no player called {name}")
 
 
-__all__ = ["API_PLAYERS", "LOCAL_PLAYERS", "Player", "PlayerFailedError", "make_player", "player_name"]
+__all__ = [
+    "API_PLAYERS",
+    "LOCAL_PLAYERS",
+    "FoldinApi",
+    "Player",
+    "PlayerFailedError",
+    "make_player",
+    "player_name",
+]
