@@ -1,0 +1,390 @@
+"""The real Dockerfile and docker-compose.yml on a real engine: what they promise while parts come and go.
+
+An engine is, in this order: one that `FOLDIN_CONTAINER_ENGINE` starts (a command that prints exports for the
+shell), one that answers already, or the tool that lies beside the checkout. Each run is a compose project of
+its own and removes all that it made, its volumes included.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.support.waiting import wait_until, wait_until_async
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT.parent / "shared" / "tools" / "container-engine"
+IMAGE = "foldin:test"
+
+# Starting an engine, building the image and the first start all count for whichever test comes first.
+pytestmark = [pytest.mark.containers, pytest.mark.xdist_group("containers"), pytest.mark.timeout(900)]
+
+
+def without_engine(reason: str) -> None:
+    """Skip; where nobody would see it, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(f"no container engine: {reason}")
+    pytest.skip(f"no container engine: {reason}")
+
+
+def exports_of(command: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` with what `command` prints as exports. Raises CalledProcessError and TimeoutExpired."""
+    script = f'exports="$({command})" && eval "$exports" && exec env -0'
+    done = subprocess.run(
+        ["bash", "-c", script], env=environ, capture_output=True, text=True, timeout=600, check=True
+    )
+    return dict(line.split("=", 1) for line in done.stdout.split("\0") if "=" in line)
+
+
+def compose_command(environ: Mapping[str, str]) -> list[str] | None:
+    """How compose is called here, if its engine answers."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) is None:
+            continue
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            asked = subprocess.run(
+                [*command, "ls"], env=environ, capture_output=True, timeout=20, check=False
+            )
+            if asked.returncode == 0:
+                return command
+    return None
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[tuple[list[str], dict[str, str]]]:
+    """The compose command and the environment in which it reaches an engine."""
+    environ = dict(os.environ)
+    state = None
+    try:
+        if given := environ.get("FOLDIN_CONTAINER_ENGINE"):
+            environ = exports_of(given, environ)
+        elif compose_command(environ) is None:
+            if not TOOL.exists():
+                without_engine("none answers, FOLDIN_CONTAINER_ENGINE is not set, and no tool starts one")
+            if os.geteuid() != 0:
+                without_engine("the tool that starts one needs root")
+            # A socket of its own: an engine that somebody else started stays as it is.
+            state = environ["CONTAINER_ENGINE_STATE"] = tempfile.mkdtemp(prefix="foldin-engine-")
+            environ = exports_of(f"bash '{TOOL}' start", environ)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as exc:
+        said = exc.stderr.decode("utf-8", "replace") if isinstance(exc.stderr, bytes) else exc.stderr
+        without_engine(f"{exc}: {said}")
+    command = compose_command(environ)
+    if command is None:
+        without_engine("it was started and does not answer")
+    else:
+        yield command, environ
+    if state is not None:
+        subprocess.run(["bash", str(TOOL), "stop"], env=environ, timeout=60, check=False)
+        shutil.rmtree(state, ignore_errors=True)
+
+
+class Stack:
+    """One compose project: its commands, and the address at which it is asked."""
+
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        self.project = f"foldin-test-{secrets.token_hex(4)}"
+        self.port, self.environment_port, self.prometheus_port = free_ports(3)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._command = [
+            *command,
+            "--project-name",
+            self.project,
+            "--profile",
+            "play",
+            "--profile",
+            "observe",
+        ]
+        self.environ = {
+            **{name: text for name, text in environ.items() if not name.startswith("FOLDIN_")},
+            "FOLDIN_IMAGE": IMAGE,
+            "FOLDIN_PUBLISH": f"127.0.0.1:{self.port}",
+            "FOLDIN_PUBLISH_ENVIRONMENT": f"127.0.0.1:{self.environment_port}",
+            "FOLDIN_PUBLISH_PROMETHEUS": f"127.0.0.1:{self.prometheus_port}",
+            "FOLDIN_PLAY_STEPS": "40",
+        }
+
+    def run(self, *arguments: str, timeout_s: float = 120.0) -> str:
+        """Run one compose command; what it says. Raises AssertionError with its errors when it fails."""
+        done = subprocess.run(
+            [*self._command, *arguments],
+            env=self.environ,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        assert done.returncode == 0, f"compose {' '.join(arguments)}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    def scale(self, replicas: int) -> None:
+        """Run so many replicas of the service; returns when compose has started or stopped them."""
+        self.run("up", "--detach", "--no-build", "--no-recreate", "--scale", f"service={replicas}", "service")
+
+    def containers(self, service: str) -> list[dict[str, Any]]:
+        """What compose tells of the service's containers, the ones that ended included."""
+        text = self.run("ps", "--all", "--format", "json", service)
+        # One object a line, or one array, by the version.
+        found = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+        return [dict(container) for container in found]
+
+    def healthy(self, service: str, replicas: int = 1) -> bool:
+        """Whether exactly so many replicas are there and well."""
+        health = [container.get("Health") for container in self.containers(service)]
+        return health == ["healthy"] * replicas
+
+    def process(self, service: str) -> int:
+        """The process id, on this machine, of the service's first process; 0 while there is none."""
+        container = self.run("ps", "--quiet", service).split()[0]
+        path = self.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(path)
+            request = f"GET /v1.41/containers/{container}/json HTTP/1.0\r\nHost: engine\r\n\r\n"
+            connection.sendall(request.encode())
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        return int(json.loads(answer.partition(b"\r\n\r\n")[2])["State"]["Pid"])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+@pytest.fixture(scope="module")
+def stack(engine: tuple[list[str], dict[str, str]]) -> Iterator[Stack]:
+    """The built image, and the stack as `docker compose up` leaves it, well and trained on `WORLD`."""
+    stack = Stack(*engine)
+    try:
+        stack.run("build", "service", timeout_s=600)
+        stack.run("up", "--detach", "--no-build", "redis", "service", "nginx", "trainer")
+        wait_until(lambda: stack.healthy("service"), 90, "the service is healthy")
+        asyncio.run(train(stack.url))
+        yield stack
+    except BaseException:
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            print(stack.run("logs", "--no-color", "--tail", "40", timeout_s=30))
+        raise
+    finally:
+        stack.run("down", "--volumes", "--remove-orphans", "--timeout", "5", timeout_s=120)
+
+
+USERS, ITEMS = 40, 30
+WORLD = {
+    "nb_users": USERS,
+    "nb_items": ITEMS,
+    "user_history": [user for user in range(USERS) for _ in range(10)],
+    "item_history": [(user + 3 * step) % ITEMS for user in range(USERS) for step in range(10)],
+    "rating_history": [1 + (user % 3 + step % 3) for user in range(USERS) for step in range(10)],
+}
+
+
+async def train(url: str) -> dict[str, Any]:
+    """Begin a new history with `WORLD`; what the API answers when it is live."""
+    async with asking() as client, client.post(f"{url}/train", json={**WORLD, "replace": True}) as answer:
+        document = await answer.json(content_type=None)
+        assert answer.status == 200, document
+        return dict(document)
+
+
+@contextlib.asynccontextmanager
+async def asking() -> AsyncIterator[aiohttp.ClientSession]:
+    """A client like any other: its connections are kept open, and every call is bounded."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=90)) as client:
+        yield client
+
+
+async def call(client: aiohttp.ClientSession, method: str, url: str, **arguments: Any) -> tuple[int, Any]:
+    """Status and document of one call."""
+    async with client.request(method, url, **arguments) as answer:
+        return answer.status, await answer.json(content_type=None)
+
+
+async def rate(client: aiohttp.ClientSession, url: str, user_id: str, item_id: str, rating: int) -> int:
+    """Hand in one rating; the status."""
+    document = {"user_id": user_id, "item_id": item_id, "rating": rating}
+    status, _ = await call(client, "POST", f"{url}/ratings", json=document)
+    return status
+
+
+async def predict(client: aiohttp.ClientSession, url: str, user_id: str, item_id: str) -> tuple[int, Any]:
+    """Ask for one prediction; status and document."""
+    return await call(client, "GET", f"{url}/predict", params={"user_id": user_id, "item_id": item_id})
+
+
+def in_service(stack: Stack, program: str) -> str:
+    """What a Python program prints inside the service's container."""
+    return stack.run("exec", "-T", "service", "python", "-c", program).strip()
+
+
+def test_the_image_runs_as_nobody_in_particular_and_cannot_be_written(stack: Stack) -> None:
+    assert in_service(stack, "import os; print(os.getuid(), os.getgid())") == "10001 10001"
+    folders = "('/', '/opt/foldin', '/usr', '/etc', '/data')"
+    program = f"import os; print([path for path in {folders} if os.access(path, os.W_OK)])"
+    assert in_service(stack, program) == "[]"
+    program = "print(dict(line.split(':') for line in open('/proc/1/status'))['CapEff'].strip())"
+    assert int(in_service(stack, program), 16) == 0
+
+
+async def test_answers_through_nginx_carry_the_callers_request_id_and_problems_are_documents(
+    stack: Stack,
+) -> None:
+    async with asking() as client:
+        headers = {"X-Request-ID": "test-1"}
+        url = f"{stack.url}/predict"
+        async with client.get(url, params={"user_id": "1", "item_id": "2"}, headers=headers) as answer:
+            assert answer.status == 200
+            assert answer.headers["X-Request-ID"] == "test-1"
+            assert 1 <= (await answer.json())["rating"] <= 5
+        for payload_bytes in (11_000_000, 12_000_000):  # refused by the service, and by nginx before it
+            async with client.post(f"{stack.url}/ratings", data=b" " * payload_bytes) as answer:
+                assert answer.status == 413
+                assert answer.content_type == "application/problem+json"
+                assert (await answer.json(content_type=None))["code"] == "body_too_large"
+
+
+async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
+    """Each client rates as somebody new and asks at once, of whichever replica nginx takes."""
+    failures: list[str] = []
+    asked = 0
+    stop = asyncio.Event()
+
+    async def client_of(client: aiohttp.ClientSession, number: int) -> None:
+        nonlocal asked
+        round_ = 0
+        while not stop.is_set():
+            round_ += 1
+            user_id = f"scale-{number}-{round_}"
+            try:
+                status = await rate(client, stack.url, user_id, str(round_ % ITEMS), 1 + round_ % 5)
+                if status >= 300:
+                    failures.append(f"rating: {status}")
+                for item in range(3):
+                    status, document = await predict(client, stack.url, user_id, str(item))
+                    if status != 200 or not document["basis"].startswith("user"):
+                        failures.append(f"prediction: {status} {document}")
+            except (aiohttp.ClientError, TimeoutError) as exc:
+                failures.append(repr(exc))
+            asked += 4
+
+    async def more() -> None:
+        before = asked
+        await wait_until_async(lambda: reached(lambda: asked > before + 400), 60, "400 more were asked")
+
+    async with asking() as client:
+        clients = [
+            asyncio.create_task(client_of(client, number), name=f"client {number}") for number in range(8)
+        ]
+        try:
+            await more()
+            await asyncio.to_thread(stack.scale, 3)
+            await asyncio.to_thread(
+                wait_until, lambda: stack.healthy("service", 3), 60, "three replicas are healthy"
+            )
+            await more()
+            await asyncio.to_thread(stack.scale, 1)
+            await asyncio.to_thread(wait_until, lambda: stack.healthy("service"), 60, "one replica is left")
+            await more()
+        finally:
+            stop.set()
+            await asyncio.gather(*clients)
+    assert not failures, f"{len(failures)} of {asked}: {failures[:5]}"
+
+
+async def reached(predicate: Callable[[], bool]) -> bool:
+    """A plain predicate for a wait that awaits."""
+    return predicate()
+
+
+async def test_a_restart_of_the_store_loses_nothing(stack: Stack) -> None:
+    user_id = f"store-{secrets.token_hex(4)}"
+    acknowledged: set[str] = set()
+
+    async def rate_all(client: aiohttp.ClientSession, restart: asyncio.Task[str]) -> None:
+        item = 0
+        while not restart.done() or item < 20:
+            if await rate(client, stack.url, user_id, f"{user_id}-{item}", 1 + item % 5) < 300:
+                acknowledged.add(f"{user_id}-{item}")
+            item += 1
+
+    async def answers(client: aiohttp.ClientSession) -> bool:
+        return (await predict(client, stack.url, user_id, "1"))[0] == 200
+
+    async with asking() as client:
+        restart = asyncio.create_task(
+            asyncio.to_thread(stack.run, "restart", "redis"), name="restart the store"
+        )
+        await asyncio.wait_for(rate_all(client, restart), 60)
+        await restart
+        await wait_until_async(lambda: answers(client), 30, "the service answers again")
+        status, document = await call(client, "GET", f"{stack.url}/users/{user_id}/ratings")
+    assert status == 200
+    assert acknowledged
+    assert acknowledged <= {rating["item_id"] for rating in document["ratings"]}
+
+
+async def test_a_trainer_that_is_killed_comes_back_and_learns_what_was_rated_meanwhile(stack: Stack) -> None:
+    user_id = f"trainer-{secrets.token_hex(4)}"
+    killed = stack.process("trainer")
+    os.kill(killed, signal.SIGKILL)
+    async with asking() as client:
+        assert await rate(client, stack.url, user_id, "1", 5) < 300
+        await asyncio.to_thread(
+            wait_until,
+            lambda: stack.process("trainer") not in (0, killed),
+            60,
+            "the trainer is started again",
+        )
+        _, before = await predict(client, stack.url, user_id, "2")
+        status, document = await call(client, "POST", f"{stack.url}/train")
+        assert status == 200, document
+        status, after = await predict(client, stack.url, user_id, "2")
+    assert status == 200
+    assert after["generation"] > before["generation"]
+    assert after["basis"] == "user+item"
+
+
+async def test_the_player_plays_the_environment_against_the_api(stack: Stack) -> None:
+    stack.run("up", "--detach", "--no-build", "environment", "player")
+
+    def ended() -> bool:
+        return all(container["State"] == "exited" for container in stack.containers("player"))
+
+    await asyncio.to_thread(wait_until, ended, 120, "the player has played")
+    said = stack.run("logs", "--no-color", "player")
+    assert [container["ExitCode"] for container in stack.containers("player")] == [0], said
+    assert "deployed" in said
+    async with asking() as client, client.get(f"http://127.0.0.1:{stack.environment_port}/") as answer:
+        assert "Hello World!" in await answer.text()
+
+
+async def test_prometheus_finds_the_replicas(stack: Stack) -> None:
+    stack.run("up", "--detach", "--no-build", "prometheus")
+    url = f"http://127.0.0.1:{stack.prometheus_port}/api/v1/query"
+
+    async def scraped(client: aiohttp.ClientSession) -> bool:
+        try:
+            status, document = await call(client, "GET", url, params={"query": "foldin_store_up == 1"})
+        except aiohttp.ClientError:
+            return False
+        return status == 200 and len(document["data"]["result"]) == 1
+
+    async with asking() as client:
+        await wait_until_async(lambda: scraped(client), 60, "Prometheus has scraped the service")
