@@ -1,0 +1,228 @@
+"""What kind of file this is: separator, quoting, header, and which column is which.
+
+Decided from its first lines. Nothing is guessed silently: a file that fits no layout is refused with the
+names of the columns that it has.
+"""
+
+import csv
+import gzip
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from foldin.errors import CannotStartError
+
+GZIP_MAGIC = b"\x1f\x8b"
+PARQUET_MAGIC = b"PAR1"
+BOM = b"\xef\xbb\xbf"
+HEAD_BYTES = 64 * 1024
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+# Names in use for each column, without case, spaces and punctuation. MovieLens, RecBole, Amazon reviews,
+# Goodreads.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "user": ("user", "userid", "uid", "reviewerid", "customerid"),
+    "item": ("item", "itemid", "iid", "movieid", "movie", "productid", "asin", "bookid", "isbn"),
+    "rating": ("rating", "score", "stars", "overall", "bookrating", "ratingvalue"),
+    "timestamp": ("timestamp", "time", "unixreviewtime", "date", "createdat", "ratedat"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How to read a file. `columns`.
+
+    User, item, rating and perhaps timestamp, each with its position in `names`. `kind`: `text` or `parquet`.
+    `header_lines`: lines before the first rating. `separator` is one character, or the `::` of MovieLens.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    columns: Mapping[str, int]
+    compressed: bool = False
+    separator: str = ","
+    quoted: bool = False
+    header_lines: int = 0
+
+    def describe(self) -> str:
+        """The layout in a few words, for the person."""
+        what = {"::": "`::`", "\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
+        text = "Parquet" if self.kind == "parquet" else f"text with {what[self.separator]}"
+        named = ", ".join(f"{role}={self.names[position]}" for role, position in self.columns.items())
+        return f"{'gzipped ' if self.compressed else ''}{text}; {named}"
+
+
+class CountingFile(io.RawIOBase):
+    """A file that tells how far it was read, from any thread: for the progress of a compressed one, too."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self.total_bytes = os.fstat(self._file.fileno()).st_size
+        self.read_bytes = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: object, /) -> int:
+        """As `io.RawIOBase.readinto`, counting."""
+        count = self._file.readinto(buffer) or 0  # type: ignore[arg-type] # the buffer protocol has no name before 3.12
+        self.read_bytes += count
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def open_text(file: CountingFile, layout: Layout) -> IO[bytes]:
+    """The bytes of a text file, decompressed."""
+    buffered = io.BufferedReader(file, 1024 * 1024)
+    return gzip.GzipFile(fileobj=buffered, mode="rb") if layout.compressed else buffered  # type: ignore[return-value]
+
+
+def find_layout(path: Path, kind: str, columns: Mapping[str, str] | None) -> Layout:
+    """The layout of a file; `kind` is `auto` or what the person says it is.
+
+    Raises CannotStartError: no such file, empty, not gzip after all, or columns that cannot be told apart.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        compressed = head.startswith(GZIP_MAGIC)
+        if compressed:
+            with gzip.open(path, "rb") as unpacked:
+                head = unpacked.read(HEAD_BYTES)
+    except (OSError, EOFError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise CannotStartError(f"{path} cannot be read ({reason}): check the path and the file") from exc
+    if head.startswith(PARQUET_MAGIC) or kind == "parquet":
+        return _parquet_layout(
+            path, kind, columns, compressed=compressed, is_parquet=head.startswith(PARQUET_MAGIC)
+        )
+    lines = head.removeprefix(BOM).decode("utf-8", "replace").splitlines()
+    if not lines or not lines[0].strip():
+        raise CannotStartError(
+            f"{path} is empty, or begins with an empty line: give a file with a rating in each line"
+        )
+    return _text_layout(path, lines[0], kind, columns, compressed=compressed)
+
+
+def _text_layout(
+    path: Path, first: str, kind: str, columns: Mapping[str, str] | None, *, compressed: bool
+) -> Layout:
+    if columns is None and kind in {"auto", "movielens"} and (layout := _movielens(first)):
+        return _with_compression(layout, compressed=compressed)
+    if columns is None and kind in {"auto", "recbole"} and (layout := _recbole(first)):
+        return _with_compression(layout, compressed=compressed)
+    # RecBole's files are separated by tabs without quoting; so is what MovieLens calls a CSV, with commas.
+    if kind in {"auto", "csv", "movielens"}:
+        return _with_compression(_csv(path, first, columns), compressed=compressed)
+    raise CannotStartError(
+        f"{path} does not look like a {kind} file (its first line is {first[:80]!r}): give another --format, "
+        "or --columns"
+    )
+
+
+def _with_compression(layout: Layout, *, compressed: bool) -> Layout:
+    return Layout(
+        layout.kind,
+        layout.names,
+        layout.columns,
+        compressed,
+        layout.separator,
+        layout.quoted,
+        layout.header_lines,
+    )
+
+
+def _movielens(first: str) -> Layout | None:
+    """`u.data` (tabs) and `ratings.dat` (`::`): user, item, rating, timestamp, and no header."""
+    for separator in ("\t", "::"):
+        fields = first.split(separator)
+        if len(fields) == 4 and all(NUMBER.fullmatch(field) for field in fields[2:]):
+            roles = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
+            return Layout("text", tuple(roles), roles, separator=separator)
+    return None
+
+
+def _recbole(first: str) -> Layout | None:
+    """Tabs and a header like `user_id:token<TAB>item_id:token<TAB>rating:float<TAB>timestamp:float`."""
+    fields = first.split("\t")
+    typed = [field.rpartition(":") for field in fields]
+    if len(fields) < 3 or not all(
+        kind in {"token", "float", "token_seq", "float_seq"} for _, _, kind in typed
+    ):
+        return None
+    names = tuple(name for name, _, _ in typed)
+    columns = _by_synonyms(names)
+    return Layout("text", names, columns, separator="\t", header_lines=1) if columns else None
+
+
+def _csv(path: Path, first: str, columns: Mapping[str, str] | None) -> Layout:
+    separator = max(",\t;|", key=first.count)
+    quoted = separator != "\t"
+    fields = tuple(
+        next(csv.reader([first], delimiter=separator, quotechar='"' if quoted else None, strict=False))
+    )
+    if columns and all(value.isascii() and value.isdigit() for value in columns.values()):
+        names = tuple(str(position + 1) for position in range(len(fields)))
+        return Layout("text", names, _by_names(path, names, columns), separator=separator, quoted=quoted)
+    names = tuple(field.strip() for field in fields)
+    found = _by_names(path, names, columns) if columns else _by_synonyms(names)
+    if found is None:
+        raise CannotStartError(_unclear(path, names))
+    return Layout("text", names, found, separator=separator, quoted=quoted, header_lines=1)
+
+
+def _parquet_layout(
+    path: Path, kind: str, columns: Mapping[str, str] | None, *, compressed: bool, is_parquet: bool
+) -> Layout:
+    if not is_parquet or compressed or kind not in {"auto", "parquet"}:
+        raise CannotStartError(
+            f"{path} is {'' if is_parquet else 'not '}a Parquet file{' in gzip' * compressed}: "
+            f"give another --format{', or unpack it first (Parquet packs by itself)' if compressed else ''}"
+        )
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = tuple(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException) as exc:
+        raise CannotStartError(f"{path} is a damaged Parquet file ({exc}): make it again") from exc
+    found = _by_names(path, names, columns) if columns else _by_synonyms(names)
+    if found is None:
+        raise CannotStartError(_unclear(path, names))
+    return Layout("parquet", names, found)
+
+
+def _by_names(path: Path, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, int]:
+    missing = [name for name in columns.values() if name not in names]
+    if missing:
+        raise CannotStartError(
+            f"{path} has no column {', '.join(missing)}: name some of {', '.join(names)} with --columns"
+        )
+    return {role: names.index(name) for role, name in columns.items()}
+
+
+def _by_synonyms(names: Sequence[str]) -> dict[str, int] | None:
+    plain = [re.sub(r"[^a-z]", "", name.lower()) for name in names]
+    found = {
+        role: plain.index(next(word for word in words if word in plain))
+        for role, words in SYNONYMS.items()
+        if any(word in plain for word in words)
+    }
+    return found if {"user", "item", "rating"} <= set(found) else None
+
+
+def _unclear(path: Path, names: Sequence[str]) -> str:
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return (
+        f"cannot tell user, item and rating of {path} apart: say which of its columns ({shown}) they are "
+        "with --columns user=NAME,item=NAME,rating=NAME"
+    )

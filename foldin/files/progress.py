@@ -1,0 +1,71 @@
+"""Shows how far an import is: a bar on a terminal, now and then a line elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 5.0
+
+
+class ImportProgress:
+    """One pass over a file. `update` takes the position in bytes and the ratings so far.
+
+    `note` shows a remark.
+    """
+
+    def __init__(self, console: Console, what: str, total_bytes: int) -> None:
+        self._console = console
+        self._what = what
+        self._total_bytes = max(total_bytes, 1)
+        self._began = time.monotonic()
+        self._next_line = self._began + LINE_EVERY_S
+        self._note = ""
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[ratings]:,} ratings, {task.fields[rate]:,.0f} a second"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task(what, total=self._total_bytes, ratings=0, rate=0.0, note="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, position: int, ratings: int) -> None:
+        """Show the position."""
+        now = time.monotonic()
+        rate = ratings / max(now - self._began, 1e-6)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=position, ratings=ratings, rate=rate, note=self._note)
+        elif now >= self._next_line:
+            self._next_line = now + LINE_EVERY_S
+            share = min(100 * position / self._total_bytes, 100)
+            self._console.print(
+                f"{self._what}: {share:.0f} %, {ratings:,} ratings, {rate:,.0f} a second"
+                f" {self._note}".rstrip(),
+                highlight=False,
+            )
+
+    def note(self, text: str) -> None:
+        """Show a remark beside the progress until it is replaced by another, or by none."""
+        if text and text != self._note and self._bar is None:
+            self._console.print(text, highlight=False)
+        self._note = text
+        if self._bar is not None:
+            self._bar.update(self._task, note=text)

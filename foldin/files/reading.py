@@ -1,0 +1,205 @@
+"""Reads a file of ratings from its start to its end, a stretch at a time, in bounded memory.
+
+A text file is cut where a line ends and no quote is open, so that each stretch can be parsed by itself and
+the number of every line is known.
+"""
+
+import zlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from foldin.errors import CannotStartError
+from foldin.files.layout import BOM, CountingFile, Layout, open_text
+from foldin.files.rows import BadRow, Batch, Lines, RowRules
+
+CHUNK_BYTES = 2 * 1024 * 1024
+# A quote that is never closed makes the rest of the file one row.
+MAX_ROW_BYTES = 32 * 1024 * 1024
+PARQUET_ROWS = 65_536
+UNIT_SEPARATOR = b"\x1f"
+
+
+class RatingsFile:
+    """A file that can be read more than once.
+
+    `position` and `total_bytes` tell how far, compressed bytes where it is.
+    """
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.path = path
+        self.layout = layout
+        self.total_bytes = path.stat().st_size
+        self.position = 0
+
+    def read(self, rules: RowRules) -> Generator[Batch, None, None]:
+        """Every row of the file in its order, checked. Raises CannotStartError where the file is damaged."""
+        with CountingFile(self.path) as counted:
+            read = self._parquet if self.layout.kind == "parquet" else self._text
+            batches = read(counted, rules)
+            try:
+                for batch in batches:
+                    self.position = counted.read_bytes
+                    yield batch
+            except (OSError, EOFError, zlib.error, pa.ArrowException) as exc:
+                raise CannotStartError(f"{self.path} is damaged ({exc}): fetch or make it again") from exc
+            finally:
+                batches.close()
+
+    def _text(self, counted: CountingFile, rules: RowRules) -> Generator[Batch, None, None]:
+        with open_text(counted, self.layout) as file:
+            line = 1
+            for chunk in _chunks(file, self.path, quoted=self.layout.quoted):
+                data = chunk.removeprefix(BOM) if line == 1 else chunk
+                count = data.count(b"\n")
+                first = line
+                if line == 1:
+                    for _ in range(self.layout.header_lines):
+                        data = data.partition(b"\n")[2]
+                        first += 1
+                yield self._parse(data, first, line + count - 1, rules)
+                line += count
+
+    def _parse(self, data: bytes, first: int, last: int, rules: RowRules) -> Batch:
+        layout = self.layout
+        separator = layout.separator
+        if separator == "::":
+            data, separator = data.replace(b"::", UNIT_SEPARATOR), "\x1f"
+        torn: list[tuple[int, str]] = []
+
+        def odd_row(row: pacsv.InvalidRow) -> str:
+            torn.append((row.number, f"{row.actual_columns} columns instead of {row.expected_columns}"))
+            return "skip"
+
+        positions = layout.columns
+        names = [str(position) for position in range(len(layout.names))]
+        if data.strip():
+            table = pacsv.read_csv(
+                pa.BufferReader(data),
+                # One block: rows are numbered from its start.
+                pacsv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
+                pacsv.ParseOptions(
+                    delimiter=separator,
+                    quote_char='"' if layout.quoted else False,
+                    newlines_in_values=layout.quoted,
+                    invalid_row_handler=odd_row,
+                ),
+                pacsv.ConvertOptions(
+                    include_columns=[names[position] for position in positions.values()],
+                    column_types=dict.fromkeys(names, pa.binary()),
+                    strings_can_be_null=False,
+                    check_utf8=False,
+                ),
+            )
+        else:
+            table = pa.table({names[position]: pa.array([], pa.binary()) for position in positions.values()})
+        starts = self._row_lines(data, first, table.num_rows + len(torn))
+        lines = np.delete(starts, [number - 1 for number, _ in torn]) if torn else starts
+        columns = {role: _one(table.column(names[position])) for role, position in positions.items()}
+        bad = tuple(BadRow(int(starts[number - 1]), reason) for number, reason in torn)
+        return rules.check(columns, lines, last, bad)
+
+    def _row_lines(self, data: bytes, first: int, n_rows: int) -> Lines:
+        """The line on which each row begins.
+
+        One after the other, but for empty lines and ends of lines in quotes.
+        """
+        text = np.frombuffer(data, np.uint8)
+        ends = np.flatnonzero(text == ord("\n"))
+        if n_rows == ends.size:
+            return np.arange(first, first + n_rows, dtype=np.int64)
+        quotes = np.flatnonzero(text == ord('"')) if self.layout.quoted else ends[:0]
+        last_lines = np.flatnonzero(np.searchsorted(quotes, ends) % 2 == 0)
+        first_lines = np.concatenate(([0], last_lines[:-1] + 1))
+        lengths = ends[last_lines] - np.concatenate(([-1], ends))[first_lines] - 1
+        returns = (text[np.maximum(ends[last_lines] - 1, 0)] == ord("\r")) & (lengths > 0)
+        starts = first_lines[lengths - returns > 0]
+        # A quote in the middle of a value that is not quoted breaks the count: then the line is about right.
+        return first + np.resize(starts, n_rows)
+
+    def _parquet(self, counted: CountingFile, rules: RowRules) -> Generator[Batch, None, None]:
+        layout = self.layout
+        line = 0
+        with pq.ParquetFile(self.path) as file:
+            names = {role: layout.names[position] for role, position in layout.columns.items()}
+            total = max(file.metadata.num_rows, 1)
+            self._check_types(file.schema_arrow, names)
+            for record in file.iter_batches(PARQUET_ROWS, columns=list(dict.fromkeys(names.values()))):
+                columns = {role: record.column(name) for role, name in names.items()}
+                lines = np.arange(line + 1, line + 1 + record.num_rows, dtype=np.int64)
+                line += record.num_rows
+                counted.read_bytes = int(counted.total_bytes * line / total)
+                yield rules.check(columns, lines, line)
+
+    def _check_types(self, schema: pa.Schema, names: dict[str, str]) -> None:
+        def is_text(kind: pa.DataType) -> bool:
+            inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+            return bool(
+                pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_binary(inner)
+            )
+
+        def is_number(kind: pa.DataType) -> bool:
+            return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+        for role, name in names.items():
+            kind = schema.field(name).type
+            fits = {
+                "user": is_text(kind) or pa.types.is_integer(kind),
+                "item": is_text(kind) or pa.types.is_integer(kind),
+                "rating": is_number(kind) or pa.types.is_string(kind),
+                "timestamp": is_number(kind)
+                or pa.types.is_string(kind)
+                or pa.types.is_timestamp(kind)
+                or pa.types.is_date(kind),
+            }
+            if not fits[role]:
+                raise CannotStartError(
+                    f"column {name} of {self.path} holds {kind}, which cannot be a {role}: convert it, or "
+                    "name another with --columns"
+                )
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    """The column in one piece (it has one block, or none)."""
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _chunks(file: IO[bytes], path: Path, *, quoted: bool) -> Iterator[bytes]:
+    """Stretches of about CHUNK_BYTES, each ending with the end of a row.
+
+    The last line gets its end if it has none.
+    """
+    rest = b""
+    while True:
+        data = file.read(CHUNK_BYTES)
+        if not data:
+            break
+        rest += data
+        end = _end_of_row(rest, quoted=quoted)
+        if end:
+            yield rest[:end]
+            rest = rest[end:]
+        if len(rest) > MAX_ROW_BYTES:
+            raise CannotStartError(
+                f"{path} has a row of more than {MAX_ROW_BYTES // 2**20} MB: look for a quote that is never "
+                "closed"
+            )
+    if rest:
+        yield rest if rest.endswith(b"\n") else rest + b"\n"
+
+
+def _end_of_row(data: bytes, *, quoted: bool) -> int:
+    """Where the last row in `data` that is whole ends, 0 if none is.
+
+    Quotes inside a quoted value come in pairs.
+    """
+    end = data.rfind(b"\n") + 1
+    while quoted and end and data.count(b'"', 0, end) % 2:
+        # The last quote is the one that is still open: its row began before it.
+        end = data.rfind(b"\n", 0, data.rfind(b'"', 0, end)) + 1
+    return end

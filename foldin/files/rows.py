@@ -1,0 +1,259 @@
+"""Columns of a file become ratings: what is not one is left out, with its line and the reason.
+
+Whole columns are checked at once; single values are looked at only in a column that has a bad one. Both give
+the same.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from factors import Scale
+from foldin.files.layout import NUMBER
+
+Lines = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+MAX_ID_BYTES = 256  # as the API has it
+MAX_TIMESTAMP = 1e16  # as the API has it: microseconds of today still pass
+SHOWN_CHARACTERS = 40
+STEP_TOLERANCE = 1e-6
+MAX_DISTINCT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that is no rating. `line` counts from 1 (rows of a Parquet file do, too)."""
+
+    line: int
+    reason: str
+    off_scale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Ratings of one stretch of a file, in its order, each checked.
+
+    Arrays are equally long, bad rows are not in them. `last_line`: the stretch ends here. `seen`: the
+    different numbers of the rating column, whatever the scale (see `distinct`).
+    """
+
+    user_ids: pa.Array
+    item_ids: pa.Array
+    ratings: Values
+    times: Values
+    lines: Lines
+    last_line: int
+    bad: tuple[BadRow, ...]
+    seen: Values
+
+    def __len__(self) -> int:
+        return len(self.ratings)
+
+    def after(self, line: int) -> "Batch":
+        """The part after a line, for an import that goes on there."""
+        if line <= 0 or not len(self.lines) or line < self.lines[0]:
+            return self
+        start = int(np.searchsorted(self.lines, line, side="right"))
+        return Batch(
+            self.user_ids.slice(start),
+            self.item_ids.slice(start),
+            self.ratings[start:],
+            self.times[start:],
+            self.lines[start:],
+            self.last_line,
+            tuple(row for row in self.bad if row.line > line),
+            self.seen,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RowRules:
+    """What a rating must be. `scale` None: any finite number (where the target is asked later)."""
+
+    scale: Scale | None
+    now: float
+
+    def check(
+        self, columns: dict[str, pa.Array], lines: Lines, last_line: int, torn: tuple[BadRow, ...] = ()
+    ) -> Batch:
+        """Check columns `user`, `item`, `rating`, perhaps `timestamp`, equally long; `torn`.
+
+        Rows that gave no columns.
+        """
+        bad: dict[int, BadRow] = {}
+
+        def refuse(mask: Mask, reason: Callable[[int], str], *, off_scale: bool = False) -> None:
+            for position in np.flatnonzero(mask).tolist():
+                line = int(lines[position])
+                bad.setdefault(position, BadRow(line, reason(position), off_scale))
+
+        users = _ids(columns["user"], "user", refuse)
+        items = _ids(columns["item"], "item", refuse)
+        ratings = _numbers(columns["rating"], "rating", _number, refuse)
+        if "timestamp" in columns:
+            times = _numbers(columns["timestamp"], "timestamp", _time, refuse)
+            refuse(np.abs(times) > MAX_TIMESTAMP, lambda _: "timestamp is too far from 1970")
+        else:
+            times = np.full(len(lines), self.now)
+        seen = distinct(ratings)
+        if self.scale is not None:
+            scale = self.scale
+            refuse(
+                off_scale(ratings, scale),
+                lambda position: f"rating {ratings[position]:g} is off the scale",
+                off_scale=True,
+            )
+        keep = np.ones(len(lines), bool)
+        keep[list(bad)] = False
+        if bad:
+            mask = pa.array(keep)
+            users, items = users.filter(mask), items.filter(mask)
+        rows = tuple(sorted((*bad.values(), *torn), key=lambda row: row.line))
+        return Batch(users, items, ratings[keep], times[keep], lines[keep], last_line, rows, seen)
+
+
+Refuse = Any  # a callback with a keyword-only argument has no short type
+
+
+def off_scale(ratings: Values, scale: Scale) -> Mask:
+    """Which ratings are beyond the ends of the scale, or between its steps. NaN is neither."""
+    off = (ratings < scale.low) | (ratings > scale.high)
+    if scale.step is not None:
+        steps = (ratings - scale.low) / scale.step
+        off |= np.abs(steps - np.round(steps)) > STEP_TOLERANCE
+    return off
+
+
+def suggested_scale(seen: Values) -> str:
+    """The text for FOLDIN_SCALE that takes these (distinct, ordered) ratings.
+
+    Their ends, and a step if they have one.
+    """
+    if not seen.size:
+        return "1:5"
+    low, high = float(seen[0]), float(seen[-1])
+    if low == high:
+        return f"{low:g}:{low + 1:g}"
+    step = float(np.diff(seen).min())
+    if seen.size > 2 and step != 1.0 and not off_scale(seen, Scale(low, high, step)).any():
+        return f"{low:g}:{high:g}:{step:g}"
+    return f"{low:g}:{high:g}"
+
+
+def distinct(values: Values) -> Values:
+    """The different finite numbers among `values` in order, or their two ends where there are many."""
+    found: Values = np.unique(values[np.isfinite(values)])
+    return found if found.size <= MAX_DISTINCT else found[[0, -1]]
+
+
+def _ids(column: pa.Array, role: str, refuse: Refuse) -> pa.Array:
+    """The ids as bytes; refuses those that are missing, empty, too long, or not UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_integer(column.type):
+        column = column.cast(pa.string())
+    missing = column.is_null().to_numpy(zero_copy_only=False)
+    refuse(missing, lambda _: f"{role} is missing")
+    raw = column.cast(pa.binary()).fill_null(b"")
+    lengths = pc.binary_length(raw).to_numpy(zero_copy_only=False)
+    refuse(lengths == 0, lambda _: f"{role} is empty")
+    refuse(
+        lengths > MAX_ID_BYTES,
+        lambda position: f"{role} has {lengths[position]} bytes, more than {MAX_ID_BYTES}",
+    )
+    try:
+        raw.cast(pa.string())
+    except pa.ArrowInvalid:
+        broken = np.array([not _is_utf8(value) for value in raw.to_pylist()], bool)
+        refuse(broken, lambda _: f"{role} is not UTF-8")
+    return raw
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _numbers(column: pa.Array, role: str, parse: Callable[[str], float], refuse: Refuse) -> Values:
+    """The numbers of a column, NaN where there is none, which is refused."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        # Whole microseconds first: a cast from other units straight to float would lose what is not a whole
+        # second.
+        column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        values = _plain(column) / 1e6
+    elif pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+        try:
+            values = _plain(column.cast(pa.string()).cast(pa.float64()))
+        except pa.ArrowInvalid:
+            texts = [_text(value) for value in column.to_pylist()]
+            values = np.array([parse(text) for text in texts], np.float64)
+            refuse(
+                np.isnan(values),
+                lambda position: f"{role} is not a number: {texts[position][:SHOWN_CHARACTERS]!r}",
+            )
+    else:
+        values = _plain(column.cast(pa.float64(), safe=False))
+    missing = column.is_null().to_numpy(zero_copy_only=False)
+    refuse(missing, lambda _: f"{role} is missing")
+    refuse(~np.isfinite(values), lambda _: f"{role} is not a finite number")
+    return values
+
+
+def _plain(column: pa.Array) -> Values:
+    values: Values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return np.array(values, np.float64)
+
+
+def _text(value: bytes | str | None) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+
+
+def _number(text: str) -> float:
+    """A decimal number, or NaN. Spaces around it do not matter.
+
+    `1_000` and digits of other scripts are none.
+    """
+    stripped = text.strip(" ")
+    return float(stripped) if NUMBER.fullmatch(stripped) else math.nan
+
+
+def _time(text: str) -> float:
+    """Seconds since 1970 as a number, or from ISO 8601 (UTC where no zone is given), or NaN."""
+    number = _number(text)
+    if not math.isnan(number) or not re.match(r"\d{4}-\d\d-\d\d", text.strip(" ")):
+        return number
+    try:
+        moment = datetime.fromisoformat(text.strip(" "))
+    except ValueError:
+        return math.nan
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def pieces(batch: Batch, size: int) -> Iterator[tuple[list[tuple[bytes, bytes, float, float]], list[int]]]:
+    """Cut a batch in pieces of at most `size` ratings, as rows (user, item, rating, time), each with its
+    line.
+    """
+    for start in range(0, len(batch), size):
+        end = min(start + size, len(batch))
+        rows = zip(
+            batch.user_ids.slice(start, size).to_pylist(),
+            batch.item_ids.slice(start, size).to_pylist(),
+            batch.ratings[start:end].tolist(),
+            batch.times[start:end].tolist(),
+            strict=True,
+        )
+        yield list(rows), batch.lines[start:end].tolist()

