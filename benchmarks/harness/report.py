@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -119,7 +120,7 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the table, and below it what it must be read with."""
-        table = Table(title=self.name, title_justify="left")
+        table = Table(title=self.name, title_justify="left", box=SIMPLE_HEAD)
         for name in ("work", "figure", "spread", "goal", "floor", "verdict", "against, detail"):
             table.add_column(
                 name, overflow="fold", no_wrap=name in ("figure", "spread", "goal", "floor", "verdict")

@@ -1,0 +1,91 @@
+"""POST /predict with 10,000 pairs, beside the same written with redis.asyncio, gather and JSON.
+
+Invariant: both answer the same bodies from the same store, in turn, each on one core.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.harness import naive, stack, synthetic
+from benchmarks.harness.asking import drive
+from benchmarks.harness.command import Options, run
+from benchmarks.harness.load import Plan, post, write_requests
+from benchmarks.harness.processes import answers, free_port, process, python_command
+from benchmarks.harness.report import Row, Target, interleave, number, ratios
+
+NAME = "batch"
+USERS, ITEMS, RANK, PAIRS = 100_000, 10_000, 8, 10_000
+BODIES = 20
+CONNECTIONS = 2  # one is answered while the other's body is on its way
+
+
+def measure(options: Options, console: Console) -> list[Row]:
+    """Pairs a second of both, and their ratio."""
+    n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
+    n_pairs = options.size(PAIRS, 100) if options.scale < 1 else PAIRS
+    cores = stack.cores(options)
+    generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
+    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store(cpus=cores.others) as url:
+        requests = str(
+            write_requests(Path(name) / "batch", bodies(n_users, n_items, n_pairs, seed=options.seed))
+        )
+        synthetic.load(url, generation)
+        asyncio.run(naive.load(url, generation))
+        console.print(f"{n_users:,} users and {n_items:,} items loaded", style="dim")
+        naive_port = free_port()
+        command = python_command(
+            "benchmarks.harness.naive", "--port", str(naive_port), "--store", url, "--items", str(n_items)
+        )
+        with (
+            stack.service(url, cpus=cores.server) as port,
+            process(command, answers(naive_port, "/livez"), cpus=cores.server),
+        ):
+
+            def arm(port: int) -> float:
+                plan = Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=0.0)
+                return n_pairs * drive(plan, cpus=cores.others).per_second
+
+            arm(port)
+            rates = interleave(
+                options.rounds, {"naive": lambda: arm(naive_port), "foldin": lambda: arm(port)}
+            )
+    detail = f"{number(float(np.median(rates['naive'])))} pairs/s"
+    return [
+        Row("redis.asyncio gathered, and json", "pairs/s", tuple(rates["naive"]), guards=True),
+        Row(f"POST /predict, {n_pairs:,} pairs", "pairs/s", tuple(rates["foldin"]), Target(1e6, 5e5)),
+        Row(
+            "the same as a ratio",
+            "x",
+            ratios(rates["foldin"], rates["naive"]),
+            Target(10, 5),
+            "redis.asyncio gathered, and json",
+            detail,
+        ),
+    ]
+
+
+def bodies(n_users: int, n_items: int, n_pairs: int, *, seed: int) -> list[bytes]:
+    """POST requests with random known pairs."""
+    rng = np.random.default_rng(seed)
+    requests = []
+    for _ in range(BODIES):
+        users, items = rng.integers(0, n_users, n_pairs), rng.integers(0, n_items, n_pairs)
+        pairs = [[str(user), str(item)] for user, item in zip(users.tolist(), items.tolist(), strict=True)]
+        requests.append(post("/predict", json.dumps({"pairs": pairs}, separators=(",", ":")).encode()))
+    return requests
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `harness.command.run`."""
+    return run(NAME, __doc__.splitlines()[0], measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""A sweep of the fit over 18.4 million ratings, beside one of `implicit`'s conjugate gradient on the same
+matrix.
+
+Invariant: both run in this process with the same number of threads, a sweep of one after a sweep of the
+other, and only the sweep itself is timed: neither reading nor sorting the ratings.
+"""
+
+import argparse
+import contextlib
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from scipy import sparse
+from threadpoolctl import threadpool_limits
+
+from benchmarks.harness.command import Options, carry_out, options_from, parser
+from benchmarks.harness.datasets import DataSet, synthetic
+from benchmarks.harness.jobs import peak_mb
+from benchmarks.harness.report import Row, Target, number, ratios
+from factors import FitSettings, fit
+
+NAME = "fit"
+USERS, ITEMS, RATINGS, RANK, THREADS = 138_000, 27_000, 18_400_000, 16, 2
+
+
+class _EnoughError(Exception):
+    """As many sweeps as rounds are done."""
+
+
+class Turns:
+    """Called after each sweep of the fit: times it, then lets `implicit` do one."""
+
+    def __init__(self, data: DataSet, rounds: int, rank: int, threads: int, seed: int) -> None:
+        from implicit.als import AlternatingLeastSquares
+
+        ratings = data.ratings
+        self._matrix = sparse.csr_matrix(
+            (ratings.value.astype(np.float32), (ratings.user_row, ratings.item_row)),
+            shape=(data.n_users, data.n_items),
+        )
+        self._peer = AlternatingLeastSquares(
+            factors=rank, iterations=1, use_gpu=False, use_cg=True, num_threads=threads, random_state=seed
+        )
+        self._rounds = rounds
+        self.sweeps: list[float] = []
+        self.peer_sweeps: list[float] = []
+        self._began: float | None = None
+
+    def __call__(self, sweep: int, metrics: dict[str, float]) -> None:
+        """One turn. The first sweep, which touches all memory for the first time, does not count, on either
+        side."""
+        now = time.perf_counter()
+        if self._began is not None:
+            self.sweeps.append(now - self._began)
+        times: list[float] = []
+        self._peer.fit(
+            self._matrix, show_progress=False, callback=lambda _, seconds, __: times.append(seconds)
+        )
+        if self._began is not None:
+            self.peer_sweeps += times
+        if len(self.sweeps) == self._rounds:
+            raise _EnoughError
+        self._began = time.perf_counter()
+
+
+def measure(options: Options, console: Console, *, rank: int = RANK, threads: int = THREADS) -> list[Row]:
+    """Seconds of a sweep on both sides."""
+    # As sparse as the full one: both sides shrink with the root of the scale.
+    root = options.scale**0.5
+    n_users, n_items = max(200, round(USERS * root)), max(100, round(ITEMS * root))
+    n_ratings = options.size(RATINGS, 2000)
+    # Drawing pairs gives some twice; a tenth more makes up for it.
+    data = synthetic(n_users, n_items, round(1.1 * n_ratings), seed=options.seed)
+    n_ratings = min(n_ratings, len(data.ratings.value))
+    kept = np.arange(n_ratings)
+    data = DataSet(data.name, data.part(kept), data.n_users, data.n_items, data.scale)
+    console.print(f"{n_ratings:,} ratings of {n_users:,} users and {n_items:,} items made", style="dim")
+    settings = FitSettings(
+        data.scale, rank=rank, link="gaussian", sweeps=options.rounds + 2, tolerance=0.0, threads=threads
+    )
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # implicit's remarks on BLAS threads
+        turns = Turns(data, options.rounds, rank, threads, options.seed)
+        with contextlib.suppress(_EnoughError):
+            fit(
+                data.ratings,
+                n_users,
+                n_items,
+                settings=settings,
+                rng=np.random.default_rng(options.seed),
+                progress=turns,
+            )
+    detail = (
+        f"{number(float(np.median(turns.sweeps)))} against {number(float(np.median(turns.peer_sweeps)))} s"
+    )
+    per_rating = peak_mb() * 1e6 / n_ratings
+    return [
+        Row("implicit, conjugate gradient: a sweep", "s", tuple(turns.peer_sweeps), guards=True),
+        Row(
+            f"a sweep, {n_ratings:,} ratings, rank {rank}, {threads} threads",
+            "x",
+            ratios(turns.sweeps, turns.peer_sweeps),
+            Target(1.0, 1.5, higher_is_better=False),
+            "implicit, conjugate gradient",
+            detail,
+        ),
+        Row("peak memory of both together, a rating", "bytes", (per_rating,)),
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `harness.command.run`."""
+    flags: argparse.ArgumentParser = parser(NAME, __doc__.splitlines()[0])
+    flags.add_argument("--rank", type=int, default=RANK)
+    flags.add_argument("--threads", type=int, default=THREADS)
+    given = flags.parse_args(argv)
+    return carry_out(
+        NAME,
+        lambda options, console: measure(options, console, rank=given.rank, threads=given.threads),
+        options_from(given),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,69 @@
+"""Reads what the service says of itself at /metrics. Invariant: figures are differences between two
+scrapes."""
+
+import http.client
+import math
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.harness.command import BenchmarkError
+
+Buckets = dict[float, float]
+
+
+def metrics_text(port: int) -> str:
+    """The page."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        body = response.read().decode()
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise BenchmarkError(f"/metrics answered {response.status}")
+    return body
+
+
+def buckets(text: str, name: str) -> Buckets:
+    """Cumulative counts of a histogram by upper bound, its label sets added up. Raises `BenchmarkError` if
+    absent."""
+    found: Buckets = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == f"{name}_bucket":
+                bound = float(sample.labels["le"])
+                found[bound] = found.get(bound, 0.0) + sample.value
+    if not found:
+        raise BenchmarkError(f"/metrics has no histogram {name}")
+    return found
+
+
+def total(text: str, name: str) -> float:
+    """The sum of all samples of that name."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    )
+
+
+def quantile(before: Buckets, after: Buckets, q: float) -> float:
+    """The value under which the share `q` of what was observed in between lies, linear inside its bucket.
+
+    NaN when nothing was observed; the last finite bound when it lies beyond.
+    """
+    bounds = sorted(after)
+    counts = [after[bound] - before.get(bound, 0.0) for bound in bounds]
+    wanted = q * counts[-1]
+    if counts[-1] <= 0:
+        return math.nan
+    low, below = 0.0, 0.0
+    for bound, count in zip(bounds, counts, strict=True):
+        if count >= wanted:
+            if math.isinf(bound):
+                return low
+            return low + (bound - low) * (wanted - below) / max(count - below, 1e-12)
+        low, below = bound, count
+    return low

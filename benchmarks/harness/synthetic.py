@@ -1,0 +1,157 @@
+"""Generations of any size, made instead of fitted, and their way into a store.
+
+Invariant: the tables have the layout and the spread of a real fit, because they grow out of a small one: rows
+are drawn from it and moved a little, so that no two are alike.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.harness.datasets import synthetic
+from factors import FitSettings, Model, Scale, fit
+from factors.packing import Layout
+from featurestore.generations import GenerationDraft
+from featurestore.lease import Lease
+from featurestore.ratings import NewRating
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+
+SCALE = Scale(1, 5, 0.5)
+SCALE_TEXT = "1:5:0.5"
+BATCH = 10_000
+LEASE_MS = 60_000
+MOVED_BY = 0.1  # of the spread of the small fit's rows
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A model with its tables: `users` float32 (n_users, user_width), `items` float32 (n_items, item_width).
+
+    User and item ids are the rows in decimal.
+    """
+
+    model: Model
+    users: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    items: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+
+
+def make(n_users: int, n_items: int, *, rank: int, seed: int) -> Generation:
+    """A generation of that size; a small world is fitted in about a second."""
+    rng = np.random.default_rng(seed)
+    world = synthetic(600, 400, 24_000, rank=rank, seed=seed, scale=SCALE)
+    settings = FitSettings(SCALE, rank=rank, link="gaussian", sweeps=3)
+    fitted = fit(world.ratings, world.n_users, world.n_items, settings=settings, rng=rng)
+    users = _grown(fitted.users, n_users, Layout(rank, _slots(rank, fitted.model.user_width)), rng)
+    items = _grown(fitted.items, n_items, Layout(rank, _slots(rank, fitted.model.item_width)), rng)
+    return Generation(fitted.model, users, items)
+
+
+def _slots(rank: int, width: int) -> int:
+    return (width - Layout(rank, 0).width) // 3
+
+
+def _grown(
+    table: np.ndarray[tuple[int, int], np.dtype[np.float32]],
+    rows: int,
+    layout: Layout,
+    rng: np.random.Generator,
+) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    grown: np.ndarray[tuple[int, int], np.dtype[np.float32]] = np.empty(
+        (rows, table.shape[1]), dtype=np.float32
+    )
+    spread = (MOVED_BY * table[:, layout.mean].std(axis=0)).astype(np.float32)
+    for start in range(0, rows, 65_536):
+        part = slice(start, min(start + 65_536, rows))
+        size = part.stop - part.start
+        grown[part] = table[rng.integers(0, len(table), size)]
+        grown[part, layout.mean] += rng.standard_normal((size, layout.dim), dtype=np.float32) * spread
+    return grown
+
+
+def store_settings(url: str) -> StoreSettings:
+    """Settings for a store that holds synthetic generations. Loading is patient: the store shares its
+    core."""
+    return StoreSettings(url=url, scale=SCALE_TEXT, stream_limit=10_000_000, timeout_s=30.0)
+
+
+def ids(start: int, stop: int) -> list[bytes]:
+    """The ids of these rows."""
+    return [b"%d" % row for row in range(start, stop)]
+
+
+def load(url: str, generation: Generation) -> int:
+    """Register the items, give each user one rating, publish; the number of the generation, which is live."""
+    return asyncio.run(_load(url, generation))
+
+
+def publish(url: str, generation: Generation) -> int:
+    """Publish once more for users and items that are already there, as the trainer does after a refit."""
+    return asyncio.run(_publish_alone(url, generation))
+
+
+async def _load(url: str, generation: Generation) -> int:
+    store = await Store.open(store_settings(url), hot=False)
+    try:
+        epoch = (await store.generations.live()).epoch
+        registry = store.items(epoch)
+        n_items = len(generation.items)
+        for start in range(0, n_items, BATCH):
+            rows = await registry.register(ids(start, min(start + BATCH, n_items)))
+            assert rows[0] == start
+        n_users = len(generation.users)
+        now = time.time()
+        for start in range(0, n_users, BATCH):
+            users = range(start, min(start + BATCH, n_users))
+            await store.ratings.append([NewRating(b"%d" % u, b"%d" % (u % n_items), 3.0, now) for u in users])
+        lag = await store.stream.lag(epoch)
+        assert sum(lag.values()) == n_users
+        return await _publish(store, epoch, generation)
+    finally:
+        await store.close()
+
+
+async def _publish_alone(url: str, generation: Generation) -> int:
+    store = await Store.open(store_settings(url), hot=False)
+    try:
+        return await _publish(store, (await store.generations.live()).epoch, generation)
+    finally:
+        await store.close()
+
+
+async def _publish(store: Store, epoch: int, generation: Generation) -> int:
+    lease = await store.leases.acquire("benchmark", LEASE_MS)
+    assert lease is not None
+    try:
+        n_users = len(generation.users)
+        draft = GenerationDraft(
+            created=time.time(),
+            rank=generation.model.rank,
+            link=generation.model.link,
+            engine="variational",
+            n_users=n_users,
+            n_items=len(generation.items),
+            n_ratings=n_users,
+        )
+        writer = await store.generations.begin(lease, epoch, draft)
+        await writer.write_items(generation.items, generation.model)
+        renewed = time.monotonic()
+        for start in range(0, n_users, BATCH):
+            users = slice(start, min(start + BATCH, n_users))
+            count = np.ones(users.stop - users.start, dtype=np.int64)
+            await writer.write_users(ids(users.start, users.stop), count, generation.users[users])
+            renewed = await _renew(lease, renewed)
+        await writer.finish()
+        assert await writer.flip()
+        return writer.number
+    finally:
+        await lease.release()
+
+
+async def _renew(lease: Lease, renewed: float) -> float:
+    if time.monotonic() - renewed < LEASE_MS / 4000:
+        return renewed
+    await lease.renew()
+    return time.monotonic()

@@ -1,0 +1,121 @@
+"""GET /predict: throughput and latency beside an aiohttp handler that returns 60 constant bytes.
+
+Invariant: both get the same requests, from the same generator, on the same cores, in turn; answers other than
+200 end the benchmark.
+"""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.harness import stack, synthetic
+from benchmarks.harness.asking import CONNECTIONS, drive, predict_requests, warm
+from benchmarks.harness.command import Options, run
+from benchmarks.harness.load import Load, Plan
+from benchmarks.harness.report import Row, Target, interleave, number, ratios
+from benchmarks.harness.scrape import buckets, metrics_text, quantile
+
+NAME = "predict"
+USERS, ITEMS, RANK = 100_000, 10_000, 8
+LOOKUP = "foldin_lookup_seconds"
+
+
+def measure(options: Options, console: Console) -> list[Row]:
+    """One worker, then two, over one store."""
+    n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
+    cores = stack.cores(options)
+    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name:
+        requests = str(predict_requests(Path(name), n_users, n_items, seed=options.seed))
+        with stack.store(cpus=cores.others) as url:
+            synthetic.load(url, synthetic.make(n_users, n_items, rank=RANK, seed=options.seed))
+            console.print(f"{n_users:,} users and {n_items:,} items loaded", style="dim")
+            with stack.service(url, cpus=cores.server) as port, stack.bare(cpus=cores.server) as bare_port:
+                rows = one_worker(options, requests, port, bare_port, cores.others)
+            with stack.service(url, workers=2) as port, stack.bare(processes=2) as bare_port:
+                rows += two_workers(options, requests, port, bare_port)
+    return rows
+
+
+def plan(options: Options, requests: str, port: int, rate: float | None = None) -> Plan:
+    """Closed loop, or open loop at `rate`."""
+    warm_up_s = min(0.5, options.seconds / 4)
+    return Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=warm_up_s, rate=rate)
+
+
+def peaks(
+    options: Options, requests: str, port: int, bare_port: int, cpus: Sequence[int]
+) -> dict[str, list[Load]]:
+    """Closed loop rounds of both."""
+    for each in (port, bare_port):
+        warm(plan(options, requests, each))
+    return interleave(
+        options.rounds,
+        {
+            "bare": lambda: drive(plan(options, requests, bare_port), cpus=cpus),
+            "foldin": lambda: drive(plan(options, requests, port), cpus=cpus),
+        },
+    )
+
+
+def peak_rows(work: str, loads: dict[str, list[Load]], against: str) -> list[Row]:
+    """Yardstick and ratio."""
+    rates = {name: tuple(load.per_second for load in each) for name, each in loads.items()}
+    busiest = max(load.generator_busy for each in loads.values() for load in each)
+    foldin, yardstick = (number(float(np.median(rates[name]))) for name in ("foldin", "bare"))
+    detail = f"{foldin} against {yardstick} a second"
+    if busiest > 0.9:
+        detail += f"; the generator used {busiest:.0%} of its core"
+    return [
+        Row(f"{against}", "1/s", rates["bare"], guards=True),
+        Row(work, "x", ratios(rates["foldin"], rates["bare"]), Target(1.0, 0.9), against, detail),
+    ]
+
+
+def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus: Sequence[int]) -> list[Row]:
+    """Peak, latency at half of it, and the lookup inside."""
+    loads = peaks(options, requests, port, bare_port, cpus)
+    rows = peak_rows("GET /predict, 1 worker, 64 connections", loads, "bare handler, 1 process")
+    half = float(np.median([load.per_second for load in loads["foldin"]])) / 2
+    before = buckets(metrics_text(port), LOOKUP)
+    lookups: list[float] = []
+
+    def product() -> Load:
+        nonlocal before
+        load = drive(plan(options, requests, port, half), cpus=cpus)
+        after = buckets(metrics_text(port), LOOKUP)
+        lookups.append(1000 * quantile(before, after, 0.99))
+        before = after
+        return load
+
+    open_loads = interleave(
+        options.rounds,
+        {"bare": lambda: drive(plan(options, requests, bare_port, half), cpus=cpus), "foldin": product},
+    )
+    p99 = {name: tuple(load.percentile_ms(99) for load in each) for name, each in open_loads.items()}
+    detail = f"{number(float(np.median(p99['foldin'])))} against {number(float(np.median(p99['bare'])))} ms"
+    target = Target(1.5, 2.0, higher_is_better=False)
+    work = f"p99 at half of peak, open loop, {number(half)} a second"
+    rows.append(Row(work, "x", ratios(p99["foldin"], p99["bare"]), target, "bare handler, same rate", detail))
+    rows.append(Row("p50 there", "ms", tuple(load.percentile_ms(50) for load in open_loads["foldin"])))
+    target = Target(0.5, 1.0, higher_is_better=False)
+    rows.append(Row("lookup in the service there, p99", "ms", tuple(lookups), target, detail="from /metrics"))
+    return rows
+
+
+def two_workers(options: Options, requests: str, port: int, bare_port: int) -> list[Row]:
+    """Peak with as many processes as a small machine has cores; generator and store share them."""
+    loads = peaks(options, requests, port, bare_port, ())
+    return peak_rows("GET /predict, 2 workers, 64 connections", loads, "bare handler, 2 processes")
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `harness.command.run`."""
+    return run(NAME, __doc__.splitlines()[0], measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
