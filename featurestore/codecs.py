@@ -1,4 +1,5 @@
-"""The bytes of records, histories and events. Invariant: what is read is exactly what was written, or `RecordCorrupt`.
+"""The bytes of records, histories and events. Invariant: what is read is exactly what was written, or
+`RecordCorrupt`.
 
 Little endian throughout; nothing is ever unpickled.
 """
@@ -28,7 +29,7 @@ EVENT_DTYPE = np.dtype([("n", "<u8"), ("item_row", "<u4"), ("rating", "<f8"), ("
 COMPACT_ENTRIES = 64
 
 
-class RecordCorrupt(ValueError):
+class RecordCorrupt(ValueError):  # noqa: N818 - says what happened
     """Bytes of the wrong length. The caller treats the record as missing and folds it in again."""
 
 
@@ -61,12 +62,14 @@ def pack_records(n: Int64s, vectors: Float32s) -> list[bytes]:
 
 
 def unpack_records(records: Sequence[bytes], width: int) -> tuple[npt.NDArray[np.uint64], Float32s]:
-    """Records as `n` uint64 (u,) and vectors float32 (u, width), views of one buffer. Raises `RecordCorrupt`."""
+    """Records as `n` uint64 (u,) and vectors float32 (u, width), views of one buffer.
+
+    Raises `RecordCorrupt`.
+    """
     dtype = record_dtype(width)
-    data = b"".join(records)
-    if len(data) != dtype.itemsize * len(records):
-        raise RecordCorrupt(f"{len(records)} records of {len(data)} bytes, not {dtype.itemsize} each")
-    table = np.frombuffer(data, dtype=dtype)
+    if any(len(record) != dtype.itemsize for record in records):
+        raise RecordCorrupt(f"a record that is not {dtype.itemsize} bytes long")
+    table = np.frombuffer(b"".join(records), dtype=dtype)
     return table["n"], table["vector"]
 
 

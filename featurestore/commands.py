@@ -1,14 +1,31 @@
-"""skeleton"""
+"""What services ask of the trainer, and what came of it. Invariant: a command that was asked for is seen by a
+leader until it has an outcome, whoever dies.
+"""
 
-from dataclasses import dataclass, field
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
+from featurestore.connection import Connection, ReplyError, encode
+from featurestore.errors import StoreError
+from featurestore.functions import command, commands
+from featurestore.keys import Keys
+
 CommandKind = Literal["refit", "epoch", "erase"]
+
+OUTCOME_S = 3600
+# Far more than people ask for while a trainer is away; bounds the stream.
+MOST_COMMANDS = 100_000
+POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One thing asked of the trainer. `stream_id` places it in the stream; `user` is set for `erase`, `epoch` always."""
+    """One thing asked of the trainer. `stream_id` places it; `user` is set for `erase`."""
 
     stream_id: str
     id: str
@@ -19,7 +36,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """skeleton"""
+    """How far a command has come. `code` is stable, `detail` is for people."""
 
     state: Literal["running", "done", "failed"]
     generation: int | None = None
@@ -28,24 +45,89 @@ class Outcome:
 
 
 class Commands:
-    """skeleton"""
+    """Both ends of the commands. `blocking` gives a connection on which the store may block."""
+
+    def __init__(
+        self, keys: Keys, connection: Connection, blocking: Callable[[], Awaitable[Connection]]
+    ) -> None:
+        self._keys = keys
+        self._connection = connection
+        self._blocking = blocking
 
     async def ask(self, kind: CommandKind, *, epoch: int, user: bytes | None = None) -> str:
-        raise NotImplementedError
+        """Ask; the answer is the id under which the outcome will be. Asking twice does it twice."""
+        command_id = uuid.uuid4().hex
+        fields = [
+            b"id",
+            command_id.encode(),
+            b"kind",
+            kind.encode(),
+            b"epoch",
+            b"%d" % epoch,
+            b"user",
+            user or b"",
+        ]
+        limit = [b"MAXLEN", b"~", b"%d" % MOST_COMMANDS]
+        await command(self._connection, b"XADD", self._keys.commands, *limit, b"*", *fields)
+        return command_id
 
     async def outcome(self, command_id: str) -> Outcome | None:
-        raise NotImplementedError
+        """The outcome so far; None while nobody has taken the command, and an hour after its end."""
+        text = await command(self._connection, b"GET", self._keys.command(command_id))
+        if text is None:
+            return None
+        try:
+            return msgspec.json.decode(text, type=Outcome)
+        except msgspec.MsgspecError as exc:
+            raise StoreError(f"the outcome of command {command_id} cannot be read") from exc
 
     async def wait(self, command_id: str, timeout_s: float) -> Outcome | None:
-        """The outcome once it is `done` or `failed`; after `timeout_s` whatever there is (None: nobody took it)."""
-        raise NotImplementedError
+        """The outcome once it is `done` or `failed`; after `timeout_s` whatever there is."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        while True:
+            outcome = await self.outcome(command_id)
+            if (outcome is not None and outcome.state != "running") or loop.time() >= end:
+                return outcome
+            await asyncio.sleep(POLL_S)
 
     async def take(self, after: str, block_ms: int) -> list[Command]:
-        raise NotImplementedError
+        """Commands that came after stream id `after` (`0`: all that were not dropped), waiting for the first.
+
+        Entries of a kind that this version does not know come too, as any other: the caller reports them
+        failed.
+        """
+        block = [b"BLOCK", b"%d" % block_ms] if block_ms > 0 else []
+        connection = await self._blocking()
+        payload = encode(b"XREAD", b"COUNT", b"1000", *block, b"STREAMS", self._keys.commands, after.encode())
+        (reply,) = await connection.execute(payload, 1, wait_s=block_ms / 1000)
+        if isinstance(reply, ReplyError):
+            raise connection.failure(reply)
+        return [] if reply is None else [_command(stream_id, flat) for stream_id, flat in reply[0][1]]
 
     async def report(self, command_id: str, outcome: Outcome) -> None:
-        raise NotImplementedError
+        """Tell how far it has come."""
+        text = msgspec.json.encode(outcome)
+        await command(
+            self._connection, b"SET", self._keys.command(command_id), text, b"EX", b"%d" % OUTCOME_S
+        )
 
     async def drop(self, upto: str) -> None:
-        """Remove commands up to and including `upto` from the stream: they have their outcome."""
-        raise NotImplementedError
+        """Remove commands up to and including stream id `upto`: they have their outcome."""
+        ms, _, seq = upto.partition("-")
+        first = f"{ms}-{int(seq or 0) + 1}".encode()
+        await commands(self._connection, [(b"XTRIM", self._keys.commands, b"MINID", b"=", first)])
+
+
+def _command(stream_id: bytes, flat: list[bytes]) -> Command:
+    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+    kind: CommandKind = fields.get(b"kind", b"").decode()  # type: ignore[assignment]  # unknown kinds pass through
+    user = fields.get(b"user") or None
+    epoch = fields.get(b"epoch", b"0")
+    return Command(
+        stream_id.decode(),
+        fields.get(b"id", b"").decode(),
+        kind,
+        int(epoch) if epoch.isdigit() else 0,
+        user,
+    )

@@ -1,8 +1,45 @@
-"""skeleton"""
+"""One multiplexed connection to the store. Invariant: a reply reaches the call that asked for it, or the call
+fails.
+
+All that is asked for in one turn of the event loop leaves in one write. Replies come in the order of the
+questions, so one deadline watches the oldest call, and when that passes everything behind it is late too: the
+socket is given up and all calls in flight fail with `StoreUnavailable`. Nothing is sent twice from here:
+whether a write may be repeated is known where it is asked for. While the store is away calls fail at once;
+the connection comes back by itself.
+"""
 
 import asyncio
-from typing import Any
-from featurestore.settings import StoreSettings
+import logging
+import random
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+import hiredis
+from redis.asyncio.connection import parse_url
+
+from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
+from featurestore.settings import redacted
+
+log = logging.getLogger(__name__)
+
+ReplyError = hiredis.ReplyError
+
+# With at most half a second between attempts a store that is back is noticed well within two seconds.
+BACKOFF_S = (0.02, 0.5)
+# Calls that would not fit are refused at once: what waits here would only be answered late.
+IN_FLIGHT_BYTES = 64 * 1024 * 1024
+
+_UNAVAILABLE = frozenset(
+    {"LOADING", "MASTERDOWN", "READONLY", "MISCONF", "OOM", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"}
+)
+_REFUSED = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "MOVED", "ASK", "CROSSSLOT"})
+# The server on the other end may have become a replica, or is not the one to ask: look for it anew.
+_ELSEWHERE = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
+
+Execute = Callable[[bytes, int], "asyncio.Future[list[Any]]"]
+Prepare = Callable[[Execute], Awaitable[None]]
 
 
 def encode(*args: bytes) -> bytes:
@@ -10,10 +47,286 @@ def encode(*args: bytes) -> bytes:
     return b"*%d\r\n%b" % (len(args), b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args]))
 
 
+def error_code(reply: Exception) -> str:
+    """The first word of an error reply."""
+    return str(reply).partition(" ")[0]
+
+
+def store_error(reply: Exception) -> StoreError:
+    """What an error reply means for the caller."""
+    text, code = str(reply), error_code(reply)
+    if code in _UNAVAILABLE or "max number of clients" in text:
+        return StoreUnavailable(f"the store cannot do this now: {text}")
+    if code in _REFUSED:
+        return StoreRefused(f"the store refuses: {text}")
+    return StoreError(f"unexpected reply of the store: {text}")
+
+
+def _swallow(future: "asyncio.Future[list[Any]]") -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+class _Wire(asyncio.Protocol):
+    """One socket and the calls in flight on it."""
+
+    def __init__(self, timeout_s: float, lost: Callable[["_Wire"], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout_s = timeout_s
+        self._lost = lost
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader(replyError=ReplyError)
+        # (future, replies, payload bytes, deadline), oldest first.
+        self._waiting: deque[tuple[asyncio.Future[list[Any]], int, int, float]] = deque()
+        self._got: list[Any] = []
+        self._out: list[bytes] = []
+        self._bytes = 0
+        self._watch: asyncio.TimerHandle | None = None
+        self.why: StoreUnavailable | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def execute(self, payload: bytes, replies: int, wait_s: float = 0.0) -> "asyncio.Future[list[Any]]":
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        if self.why is not None:
+            future.set_exception(self.why)
+            return future
+        if replies == 0:
+            future.set_result([])
+            return future
+        size = len(payload)
+        if self._bytes and self._bytes + size > IN_FLIGHT_BYTES:
+            future.set_exception(StoreUnavailable("too much is waiting for the store already", 0.1))
+            return future
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(payload)
+        self._bytes += size
+        self._waiting.append((future, replies, size, self._loop.time() + self._timeout_s + wait_s))
+        if self._watch is None:
+            self._arm(self._timeout_s)
+        return future
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None and self.why is None:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def data_received(self, data: bytes) -> None:
+        reader, waiting, got = self._reader, self._waiting, self._got
+        gets = reader.gets
+        try:
+            reader.feed(data)
+            while waiting:
+                future, replies, size, _ = waiting[0]
+                while len(got) < replies:
+                    reply = gets()
+                    if reply is False:
+                        return
+                    got.append(reply)
+                waiting.popleft()
+                self._bytes -= size
+                if not future.done():
+                    future.set_result(got)
+                got = self._got = []
+            if gets() is not False:
+                raise hiredis.ProtocolError("a reply that nobody asked for")
+        except hiredis.ProtocolError as exc:
+            self.give_up(StoreUnavailable(f"the store does not speak RESP: {exc}"))
+
+    def _arm(self, delay_s: float) -> None:
+        self._watch = self._loop.call_later(delay_s, self._check, self._loop.time() + delay_s)
+
+    def _check(self, due: float) -> None:
+        self._watch = None
+        if not self._waiting:
+            return
+        now = self._loop.time()
+        left = self._waiting[0][3] - now
+        if now - due > 0.25 * self._timeout_s:
+            # This process was held up, not the store: the reply may be in the socket.
+            self._arm(0.25 * self._timeout_s)
+        elif left <= 0:
+            self.give_up(StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s"))
+        else:
+            self._arm(min(left, self._timeout_s))
+
+    def give_up(self, why: StoreUnavailable) -> None:
+        """Fail all that is in flight and close the socket; nothing that comes later is read."""
+        if self.why is not None:
+            return
+        self.why = why
+        if self._watch is not None:
+            self._watch.cancel()
+        waiting, self._waiting = self._waiting, deque()
+        for future, *_ in waiting:
+            if not future.done():
+                future.set_exception(StoreUnavailable(str(why), why.retry_after_s))
+        if self._transport is not None:
+            self._transport.abort()
+        self._lost(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.give_up(
+            StoreUnavailable(f"the connection to the store was lost ({exc or 'closed by the store'})")
+        )
+
+
 class Connection:
-    """skeleton"""
+    """A connection that lasts as long as its owner, over as many sockets as that takes. See the module."""
 
-    connected: bool
+    def __init__(self, url: str, timeout_s: float, name: str, prepare: Prepare | None = None) -> None:
+        self._address: Mapping[str, Any] = parse_url(url)
+        self._shown = redacted(url)
+        self._timeout_s = timeout_s
+        self._name = name
+        self._prepare = prepare
+        self._wire: _Wire | None = None
+        self._away = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._why = f"not connected to the store at {self._shown}"
 
-    def execute(self, payload: bytes, replies: int, *, wait_s: float = 0.0) -> asyncio.Future[list[Any]]:
-        raise NotImplementedError
+    @property
+    def connected(self) -> bool:
+        """Whether calls are taken now."""
+        return self._wire is not None
+
+    async def open(self) -> None:
+        """Connect for the first time.
+
+        Raises `StoreUnavailable` or `StoreRefused`; from then on it reconnects itself.
+        """
+        await self._connect()
+        self._keeper = asyncio.create_task(self._keep(), name=f"store-{self._name}")
+
+    async def close(self) -> None:
+        """Drop the socket; calls in flight fail."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        if self._wire is not None:
+            wire, self._wire = self._wire, None
+            wire.give_up(StoreUnavailable("this process has closed its connection to the store"))
+            # The transport closes its socket in the next turn.
+            await asyncio.sleep(0)
+
+    def execute(self, payload: bytes, replies: int, *, wait_s: float = 0.0) -> "asyncio.Future[list[Any]]":
+        """Send commands, encoded by `encode`; the future gets their `replies` in order, error replies as
+        values.
+
+        `wait_s`: how long the store itself may block on them (`BLOCK`, `WAITAOF`). Fails with
+        `StoreUnavailable`, at once when not connected; whether the commands were carried out is then unknown.
+        Never raises by itself.
+        """
+        wire = self._wire
+        if wire is None:
+            future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+            future.set_exception(StoreUnavailable(self._why, BACKOFF_S[1]))
+            return future
+        return wire.execute(payload, replies, wait_s)
+
+    def execute_unwatched(self, payload: bytes, replies: int) -> None:
+        """The same where nobody waits and failing does no harm."""
+        self.execute(payload, replies).add_done_callback(_swallow)
+
+    def failure(self, reply: Exception) -> StoreError:
+        """What an error reply means; leaves a server that has become a replica."""
+        error = store_error(reply)
+        if error_code(reply) in _ELSEWHERE and self._wire is not None:
+            self._wire.give_up(StoreUnavailable(str(error)))
+        return error
+
+    def _wire_lost(self, wire: _Wire) -> None:
+        if wire is self._wire:
+            self._wire = None
+            self._why = str(wire.why)
+            self._away.set()
+
+    async def _keep(self) -> None:
+        while True:
+            await self._away.wait()
+            log.warning("store connection lost", extra={"connection": self._name, "why": self._why})
+            delay_s, longest_s = BACKOFF_S
+            while True:
+                try:
+                    await self._connect()
+                except StoreError as exc:
+                    self._why = str(exc)
+                    await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                    delay_s = min(2 * delay_s, longest_s)
+                else:
+                    log.info("store connection restored", extra={"connection": self._name})
+                    break
+
+    async def _connect(self) -> None:
+        self._away.clear()
+        wire: _Wire | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                wire = await self._dial()
+                await self._greet(wire)
+                if self._prepare is not None:
+                    await self._prepare(wire.execute)
+        except TimeoutError as exc:
+            raise StoreUnavailable(f"the store at {self._shown} did not answer in time") from exc
+        except OSError as exc:
+            raise StoreUnavailable(f"cannot reach the store at {self._shown}: {exc}") from exc
+        else:
+            if wire.why is not None:
+                raise wire.why
+            self._wire, wire = wire, None
+        finally:
+            if wire is not None:
+                wire.give_up(StoreUnavailable("the store did not get ready"))
+
+    async def _dial(self) -> _Wire:
+        loop = asyncio.get_running_loop()
+        address = self._address
+        if "path" in address:
+            _, wire = await loop.create_unix_connection(self._new_wire, address["path"])
+        else:
+            _, wire = await loop.create_connection(
+                self._new_wire,
+                address.get("host", "127.0.0.1"),
+                address.get("port", 6379),
+                ssl=_ssl_context(address),
+            )
+        return wire
+
+    def _new_wire(self) -> _Wire:
+        return _Wire(self._timeout_s, self._wire_lost)
+
+    async def _greet(self, wire: _Wire) -> None:
+        address = self._address
+        commands = []
+        if address.get("password"):
+            user = [address["username"].encode()] if address.get("username") else []
+            commands.append(encode(b"AUTH", *user, address["password"].encode()))
+        if address.get("db"):
+            commands.append(encode(b"SELECT", b"%d" % address["db"]))
+        commands.append(encode(b"PING"))
+        count = len(commands)
+        # Naming the connection and asking for the role may be forbidden to this user; both are a help, not a
+        # need.
+        commands += [encode(b"CLIENT", b"SETNAME", b"foldin-" + self._name.encode()), encode(b"ROLE")]
+        replies = await wire.execute(b"".join(commands), len(commands))
+        for reply in replies[:count]:
+            if isinstance(reply, ReplyError):
+                raise store_error(reply)
+        role = replies[-1]
+        if isinstance(role, list) and role and role[0] in {b"slave", b"replica"}:
+            raise StoreUnavailable(f"the store at {self._shown} is a read-only replica")
+
+
+def _ssl_context(address: Mapping[str, Any]) -> ssl.SSLContext | None:
+    if not str(getattr(address.get("connection_class"), "__name__", "")).startswith("SSL"):
+        return None
+    context = ssl.create_default_context(cafile=address.get("ssl_ca_certs"))
+    if address.get("ssl_certfile"):
+        context.load_cert_chain(address["ssl_certfile"], address.get("ssl_keyfile"))
+    if str(address.get("ssl_cert_reqs", "required")).lower() in {"none", "cert_none"}:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

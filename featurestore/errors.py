@@ -1,12 +1,17 @@
+# ruff: noqa: N818 - the names say what happened, as in the interfaces of docs/architecture.md
 """What can go wrong between a process and the store, split by what the caller should do about it."""
 
 
 class StoreError(Exception):
-    """Anything that the feature store refuses or cannot do. As itself: a reply that nobody planned for; look at it."""
+    """Anything that the feature store refuses or cannot do.
+
+    As itself: a reply that nobody planned for; look at it.
+    """
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be reached or cannot take this now (lost, timed out, loading, read-only, out of memory, disk full).
+    """The store cannot be reached or cannot take this now (lost, timed out, loading, read-only, out of
+    memory, disk full).
 
     Retry after `retry_after_s`. A write in flight may or may not have been done; each write may be repeated.
     """
@@ -17,7 +22,10 @@ class StoreUnavailable(StoreError):
 
 
 class StreamFull(StoreUnavailable):
-    """More events wait for the trainer than the stream limit allows. Retry later (429); nothing was written."""
+    """More events wait for the trainer than the stream limit allows.
+
+    Retry later (429); nothing was written.
+    """
 
 
 class StoreRefused(StoreError):

@@ -1,7 +1,7 @@
 """The name of every key. Invariant: all keys that one function call touches lie in one slot of a cluster.
 
-A key without braces hashes as a whole, so `{NS:live}:x` lies in the slot of `NS:live`, and `NS.E:{p}:...` in that of `{p}`.
-Braces in a user id do no harm: the first pair in a key counts, and a namespace has none.
+A key without braces hashes as a whole, so `{NS:live}:x` lies in the slot of `NS:live`, and `NS.E:{p}:...` in
+that of `{p}`. Braces in a user id do no harm: the first pair in a key counts, and a namespace has none.
 """
 
 import hashlib
@@ -36,6 +36,7 @@ class Keys:
         self.generations = b"{%b}:generations" % self.live
         self.commands = b"{%b}:commands" % self.live
         self.workers = b"{%b}:workers" % self.live
+        self.stored = b"{%b}:epochs" % self.live
         self.synced = self._ns + b":synced"
         self.user_prefixes = lru_cache(maxsize=8)(self._user_prefixes)
 

@@ -1,4 +1,7 @@
-"""Settings from the environment. Invariant: read once, checked at once, every error told together, secrets not shown."""
+"""Settings from the environment.
+
+Invariant: read once, checked at once, every error told together, secrets not shown.
+"""
 
 import math
 import re
@@ -12,7 +15,7 @@ from factors.tables import Scale
 MAX_STEPS = 1000
 
 
-class SettingsInvalid(ValueError):
+class SettingsInvalid(ValueError):  # noqa: N818 - says what happened
     """One or more settings cannot be used; the message has a line for each. Exit code 2."""
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -132,11 +135,12 @@ def redacted(url: str) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class StoreSettings:
-    """How to reach the store and what to ask of it. `namespace`, `partitions` and `scale` are fixed at creation.
+    """How to reach the store and what to ask of it. `namespace`, `partitions` and `scale` are fixed at
+    creation.
 
     `timeout_s`: bound of each wait. `stream_limit`: events of a partition that may wait for the trainer.
-    `durability`: `store` acknowledges when the store has it, as it is configured; `fsync` when its disk has it.
-    `max_items`: item rows that an epoch may give.
+    `durability`: `store` acknowledges when the store has it, as it is configured; `fsync` when its disk has
+    it. `max_items`: item rows that an epoch may give.
     """
 
     url: str = "redis://127.0.0.1:6379"

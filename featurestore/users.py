@@ -1,19 +1,43 @@
-"""skeleton"""
+"""Users as of now: the hot path. Invariant, the counter rule: a record counts if and only if it has seen the
+user's `n`.
+
+Who finds a record behind folds the history in with the item table of that same generation, answers from that,
+and hands it back. Nothing else is cached, so there is nothing to invalidate.
+"""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
+
 import numpy as np
 import numpy.typing as npt
-from factors.tables import Float32s, Int64s
-from featurestore.codecs import History
+
+from factors import fold_in_users
+from factors.tables import Float32s, Int64s, Model
+from featurestore import codecs
+from featurestore.codecs import ENTRY_BYTES, History
+from featurestore.connection import Connection, ReplyError, error_code
+from featurestore.functions import ask_many, call, encode_call
+from featurestore.keys import Keys, digest_of, partition_of, record_field
 from featurestore.live import LiveGeneration
+from featurestore.manifest import Kept
+
+# A fold-in of so many ratings takes about as long as the hand-over to a thread costs.
+INLINE_ENTRIES = 2_000
+# Bounds the memory of one fold-in; more users are folded in block by block.
+BLOCK_ENTRIES = 200_000
+BLOCK_USERS = 4_096
+# Calls in one write to the store, so that other lookups get their turn.
+CALLS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """Users as of now. `n` int64 (u,); `vectors` float32 (u, user_width); `folded` bool (u,): which were folded in here."""
+    """Users as of now. `n` int64 (u,); `vectors` float32 (u, user_width), read only; `folded` bool (u,):
+    which were folded in here.
+    """
 
     n: Int64s
     vectors: Float32s
@@ -22,7 +46,9 @@ class Current:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One user as of now: `n`, `vector` float32 (user_width,), the effective history, whether it was folded in here."""
+    """One user as of now: `n`, `vector` float32 (user_width,), the effective history, and whether it was
+    folded in here.
+    """
 
     n: int
     vector: Float32s
@@ -30,17 +56,210 @@ class Profile:
     folded: bool
 
 
-class Users:
-    """skeleton"""
+@dataclass(frozen=True, slots=True)
+class _Behind:
+    """A user whose record does not count: what was read of it as of one moment."""
 
-    def read(self, epoch: int, generation: int, user_ids: Sequence[bytes]) -> asyncio.Future[list[Any]]:
-        raise NotImplementedError
+    user_id: bytes
+    n: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Folded:
+    vectors: Float32s
+    histories: list[History]
+
+
+class Users:
+    """Reads users. Safe for any number of tasks of one event loop; every method may raise
+    `StoreUnavailable`.
+    """
+
+    def __init__(self, keys: Keys, connection: Connection) -> None:
+        self._keys = keys
+        self._connection = connection
+        self.kept = Kept(0, b"")
+        self.folded_total = 0
+        self.corrupt_total = 0
+
+    def read(self, epoch: int, generation: int, user_ids: Sequence[bytes]) -> "asyncio.Future[list[Any]]":
+        """`[n, record]` of each user, None where there is none; one write. Error replies are values."""
+        keys = self._keys
+        prefixes, partitions = keys.user_prefixes(epoch), keys.partitions
+        field = record_field(generation)
+        tail = b"\r\n$1\r\nn\r\n$%d\r\n%b\r\n" % (len(field), field)
+        parts = []
+        for user_id in user_ids:
+            prefix = prefixes[crc32(user_id) % partitions]
+            size = len(prefix) + len(user_id)
+            parts.append(b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b%b%b" % (size, prefix, user_id, tail))
+        return self._connection.execute(b"".join(parts), len(parts))
 
     async def current(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> Current:
-        raise NotImplementedError
+        """Users by the counter rule; an unknown one is the prior with `n` 0.
+
+        One round trip, two when some are behind. Those are folded in together, in a thread when they are
+        many, and written back without waiting for it.
+        """
+        replies = await self.read(live.epoch, live.generation, user_ids)
+        try:
+            n = np.array([int(reply[0]) for reply in replies], dtype=np.int64)
+            seen, vectors = codecs.unpack_records([reply[1] for reply in replies], live.model.user_width)
+        except (TypeError, codecs.RecordCorrupt):
+            return await self._mixed(live, user_ids, replies)
+        if not (seen == n).all():
+            return await self._mixed(live, user_ids, replies)
+        return Current(n, vectors, np.zeros(len(n), dtype=np.bool_))
 
     async def history(self, epoch: int, user_id: bytes) -> tuple[int, History]:
-        raise NotImplementedError
+        """`n` and the effective history, as of one moment; 0 and nothing for an unknown user."""
+        n, _, data = await self._look(epoch, b"n", user_id)
+        return int(n or 0), codecs.unpack_history(data or b"")
 
     async def current_with_history(self, live: LiveGeneration, user_id: bytes) -> Profile:
-        raise NotImplementedError
+        """One user with the history that the record rests on; one round trip."""
+        n, record, data = await self._look(live.epoch, record_field(live.generation), user_id)
+        if n is None:
+            return Profile(0, live.scorer.prior_user, codecs.unpack_history(b""), False)
+        vector = self._vector(record, int(n), live.model)
+        if vector is not None:
+            return Profile(int(n), vector, await self._decoded(data or b""), False)
+        folded = await self._fold(live, [_Behind(user_id, int(n), data or b"")])
+        return Profile(int(n), folded.vectors[0], folded.histories[0], True)
+
+    async def _look(self, epoch: int, field: bytes, user_id: bytes) -> Any:
+        keys = [self._keys.user(epoch, user_id), self._keys.history(epoch, user_id)]
+        return await call(self._connection, "look", keys, [field])
+
+    async def _decoded(self, data: bytes) -> History:
+        if len(data) > INLINE_ENTRIES * ENTRY_BYTES:
+            return await asyncio.to_thread(codecs.unpack_history, data)
+        return codecs.unpack_history(data)
+
+    def _vector(self, record: bytes | None, n: int, model: Model) -> Float32s | None:
+        if record is None:
+            return None
+        try:
+            seen, vectors = codecs.unpack_records([record], model.user_width)
+        except codecs.RecordCorrupt:
+            self.corrupt_total += 1
+            return None
+        return vectors[0] if int(seen[0]) == n else None
+
+    def _usable(self, reply: Any) -> bool:
+        """Whether a reply says something of the user.
+
+        A key of the wrong type harms that user, not the batch.
+        """
+        if not isinstance(reply, ReplyError):
+            return True
+        if error_code(reply) != "WRONGTYPE":
+            raise self._connection.failure(reply)
+        self.corrupt_total += 1
+        return False
+
+    async def _mixed(
+        self, live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any]
+    ) -> Current:
+        n = np.zeros(len(user_ids), dtype=np.int64)
+        vectors = np.empty((len(user_ids), live.model.user_width), dtype=np.float32)
+        vectors[:] = live.scorer.prior_user
+        folded = np.zeros(len(user_ids), dtype=np.bool_)
+        positions: dict[bytes, list[int]] = {}
+        for position, (user_id, reply) in enumerate(zip(user_ids, replies, strict=True)):
+            if not self._usable(reply) or reply[0] is None:
+                continue
+            n[position] = counter = int(reply[0])
+            vector = self._vector(reply[1], counter, live.model)
+            if vector is None:
+                positions.setdefault(user_id, []).append(position)
+            else:
+                vectors[position] = vector
+        behind: list[_Behind] = []
+        for user_id, look in zip(positions, await self._looks(live, list(positions)), strict=True):
+            where = positions[user_id]
+            if not self._usable(look) or look[0] is None:
+                n[where] = 0
+                continue
+            n[where] = counter = int(look[0])
+            vector = self._vector(look[1], counter, live.model)
+            if vector is None:
+                behind.append(_Behind(user_id, counter, look[2] or b""))
+            else:
+                vectors[where] = vector
+        for block in _blocks(behind):
+            result = await self._fold(live, block)
+            for user, vector in zip(block, result.vectors, strict=True):
+                vectors[positions[user.user_id]] = vector
+                folded[positions[user.user_id]] = True
+        return Current(n, vectors, folded)
+
+    async def _looks(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> list[Any]:
+        field = record_field(live.generation)
+        looks: list[Any] = []
+        for start in range(0, len(user_ids), CALLS_AT_ONCE):
+            calls = [
+                encode_call(
+                    "look",
+                    [self._keys.user(live.epoch, user_id), self._keys.history(live.epoch, user_id)],
+                    [field],
+                )
+                for user_id in user_ids[start : start + CALLS_AT_ONCE]
+            ]
+            looks += await ask_many(self._connection, calls)
+        return looks
+
+    async def _fold(self, live: LiveGeneration, behind: Sequence[_Behind]) -> _Folded:
+        size = sum([len(user.data) for user in behind])
+        if size > INLINE_ENTRIES * ENTRY_BYTES:
+            folded = await asyncio.to_thread(_fold_in, live.model, live.items, behind)
+        else:
+            folded = _fold_in(live.model, live.items, behind)
+        self.folded_total += len(behind)
+        self._hand_back(live, behind, folded)
+        return folded
+
+    def _hand_back(self, live: LiveGeneration, behind: Sequence[_Behind], folded: _Folded) -> None:
+        kept = self.kept
+        n = np.array([user.n for user in behind], dtype=np.int64)
+        records = codecs.pack_records(n, folded.vectors)
+        calls = []
+        for user, record, history in zip(behind, records, folded.histories, strict=True):
+            keys = [
+                self._keys.user(live.epoch, user.user_id),
+                self._keys.history(live.epoch, user.user_id),
+                self._keys.forgotten(live.epoch, partition_of(user.user_id, self._keys.partitions)),
+            ]
+            args = [
+                record_field(live.generation),
+                record,
+                digest_of(user.user_id),
+                b"%d" % kept.upto,
+                kept.fields,
+            ]
+            if codecs.worth_compacting(user.data, history):
+                args += [b"%d" % user.n, codecs.pack_history(history)]
+            calls.append(encode_call("put_record", keys, args))
+        for start in range(0, len(calls), CALLS_AT_ONCE):
+            some = calls[start : start + CALLS_AT_ONCE]
+            self._connection.execute_unwatched(b"".join(some), len(some))
+
+
+def _fold_in(model: Model, items: Float32s, behind: Sequence[_Behind]) -> _Folded:
+    histories = [codecs.unpack_history(user.data) for user in behind]
+    return _Folded(fold_in_users(model, items, codecs.pack_histories(histories)), histories)
+
+
+def _blocks(behind: Sequence[_Behind]) -> Iterator[list[_Behind]]:
+    block: list[_Behind] = []
+    entries = 0
+    for user in behind:
+        size = len(user.data) // ENTRY_BYTES
+        if block and (entries + size > BLOCK_ENTRIES or len(block) >= BLOCK_USERS):
+            yield block
+            block, entries = [], 0
+        block.append(user)
+        entries += size
+    if block:
+        yield block

@@ -1,0 +1,450 @@
+-- What the store does in one step. Each function touches only the keys it is given, which lie in one slot. Each looks
+-- at everything first and writes after that, so that a refusal, or a key of the wrong type, leaves nothing half done.
+-- An answer is a list whose first element says how it went.
+
+local ENTRY = 20 -- bytes of a history entry
+
+local function counter(record)
+  return (struct.unpack('<I8', record))
+end
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+-- The entries of `blob` whose item is not in `history`.
+local function unseen(history, blob)
+  local seen, kept = {}, {}
+  for at = 1, #history, ENTRY do
+    seen[string.sub(history, at, at + 3)] = true
+  end
+  for at = 1, #blob, ENTRY do
+    if not seen[string.sub(blob, at, at + 3)] then
+      kept[#kept + 1] = string.sub(blob, at, at + ENTRY - 1)
+    end
+  end
+  return table.concat(kept)
+end
+
+-- keys: epochs, then for each epoch: ratings, loose, forgotten, and (user, history) for each user.
+-- args: expected epochs, stream limit, 'given' or 'loose', number of users, (id, digest) for each user, then for each
+-- epoch the new entries of each user.
+local function rate(keys, args)
+  local epochs = redis.call('GET', keys[1]) or ''
+  if epochs ~= args[1] then
+    return { 'EPOCHS', epochs }
+  end
+  local limit, given, users = tonumber(args[2]), args[3] == 'given', tonumber(args[4])
+  local stride = 3 + 2 * users
+  local sets = (#keys - 1) / stride
+  local blobs, base = {}, {}
+  for e = 0, sets - 1 do
+    local key = 1 + e * stride
+    local new = 0
+    redis.call('GET', keys[key + 2])
+    local any_forgotten = redis.call('HLEN', keys[key + 3]) > 0
+    for u = 1, users do
+      local at = e * users + u
+      local user, history = keys[key + 2 + 2 * u], keys[key + 3 + 2 * u]
+      local blob = args[4 + 2 * users + at]
+      local n = redis.call('HGET', user, 'n')
+      local length = redis.call('STRLEN', history)
+      if n and given and length > 0 then
+        blob = unseen(redis.call('GET', history), blob)
+      end
+      if not n and any_forgotten then
+        n = redis.call('HGET', keys[key + 3], args[3 + 2 * u + 1])
+      end
+      base[at], blobs[at] = tonumber(n or '0'), blob
+      new = new + #blob / ENTRY
+    end
+    if redis.call('XLEN', keys[key + 1]) + new > limit then
+      return { 'FULL' }
+    end
+  end
+  for e = 0, sets - 1 do
+    local key = 1 + e * stride
+    local new = 0
+    for u = 1, users do
+      local at = e * users + u
+      local n, blob = base[at], blobs[at]
+      local count = #blob / ENTRY
+      if count > 0 then
+        redis.call('HSET', keys[key + 2 + 2 * u], 'n', whole(n + count))
+        redis.call('APPEND', keys[key + 3 + 2 * u], blob)
+        for i = 1, count do
+          local entry = string.sub(blob, (i - 1) * ENTRY + 1, i * ENTRY)
+          local event = struct.pack('<I8', n + i) .. entry
+          redis.call('XADD', keys[key + 1], '*', 'u', args[3 + 2 * u], 'e', event)
+        end
+        new = new + count
+      end
+    end
+    if new > 0 and not given then
+      redis.call('INCRBY', keys[key + 2], new)
+    end
+  end
+  return { 'OK' }
+end
+
+-- keys: epochs, then for each epoch: ratings, forgotten, user, history.
+-- args: expected epochs, id, digest, the entry that says so. Answers n and history of the first epoch.
+local function forget(keys, args)
+  local epochs = redis.call('GET', keys[1]) or ''
+  if epochs ~= args[1] then
+    return { 'EPOCHS', epochs }
+  end
+  local found = {}
+  for at = 2, #keys, 4 do
+    local n = redis.call('HGET', keys[at + 2], 'n')
+    redis.call('XLEN', keys[at])
+    found[#found + 1] = {
+      n = n,
+      before = redis.call('HGET', keys[at + 1], args[3]),
+      history = redis.call('GET', keys[at + 3]) or '',
+    }
+  end
+  for i, state in ipairs(found) do
+    local at = 4 * i - 2
+    if state.n then
+      redis.call('XADD', keys[at], '*', 'u', args[2], 'e', struct.pack('<I8', tonumber(state.n)) .. args[4])
+      redis.call('HSET', keys[at + 1], args[3], state.n)
+      redis.call('UNLINK', keys[at + 2], keys[at + 3])
+    end
+  end
+  return { 'OK', found[1].n or found[1].before or '0', found[1].history }
+end
+
+-- keys: forgotten. args: (digest, n) of users that no kept generation has seen. An entry that has moved on stays.
+local function release_forgotten(keys, args)
+  local released = 0
+  for at = 1, #args, 2 do
+    if redis.call('HGET', keys[1], args[at]) == args[at + 1] then
+      released = released + redis.call('HDEL', keys[1], args[at])
+    end
+  end
+  return { 'OK', released }
+end
+
+local function kept_fields(list)
+  local kept = {}
+  for field in string.gmatch(list, '[^,]+') do
+    kept[field] = true
+  end
+  return kept
+end
+
+-- Takes the record if its user is known, has come as far, and no newer record is there. Fields of generations up to
+-- number `upto` that are not kept go; later ones are not known to the caller and stay.
+local function put(user, field, record, floor, upto, kept)
+  local state = redis.call('HMGET', user, 'n', field)
+  local n, old = state[1], state[2]
+  if not n then
+    return 0
+  end
+  local seen = counter(record)
+  if seen > tonumber(n) or seen <= floor then
+    return 0
+  end
+  if old and #old == #record then
+    local before = counter(old)
+    if before >= seen and before <= tonumber(n) then
+      return before == seen and 1 or 0
+    end
+  end
+  redis.call('HSET', user, field, record)
+  local gone = {}
+  for _, other in ipairs(redis.call('HKEYS', user)) do
+    local number = tonumber(string.match(other, '^g(%d+)$') or '')
+    if number and number <= upto and not kept[other] and other ~= field then
+      gone[#gone + 1] = other
+    end
+  end
+  if #gone > 0 then
+    redis.call('HDEL', user, unpack(gone))
+  end
+  return 1
+end
+
+-- keys: user, history, forgotten. args: field, record, digest, upto, kept fields[, n, compacted history].
+-- The compacted history is taken only while nothing was added since it was read.
+local function put_record(keys, args)
+  local floor = tonumber(redis.call('HGET', keys[3], args[3]) or '0')
+  if args[6] and redis.call('HGET', keys[1], 'n') == args[6] and redis.call('EXISTS', keys[2]) == 1 then
+    redis.call('SET', keys[2], args[7])
+  end
+  return { 'OK', put(keys[1], args[1], args[2], floor, tonumber(args[4]), kept_fields(args[5])) }
+end
+
+-- keys: forgotten, users. args: field, upto, kept fields, (digest, record) for each user.
+local function put_records(keys, args)
+  local any_forgotten = redis.call('HLEN', keys[1]) > 0
+  local upto, kept, taken = tonumber(args[2]), kept_fields(args[3]), 0
+  for u = 2, #keys do
+    local digest, record = args[2 * u], args[2 * u + 1]
+    local floor = 0
+    if any_forgotten then
+      floor = tonumber(redis.call('HGET', keys[1], digest) or '0')
+    end
+    taken = taken + put(keys[u], args[1], record, floor, upto, kept)
+  end
+  return { 'OK', taken }
+end
+
+-- keys: user, history. args: field. What a reader needs of one user, as of one moment.
+local function look(keys, args)
+  local state = redis.call('HMGET', keys[1], 'n', args[1])
+  return { state[1], state[2], redis.call('GET', keys[2]) }
+end
+
+-- keys: items, order. args: most rows, ids. Answers the rows.
+local function register_items(keys, args)
+  if redis.call('HEXISTS', keys[1], '') == 0 then
+    return { 'GONE' }
+  end
+  local rows, new, fresh = {}, {}, {}
+  local next_row = redis.call('LLEN', keys[2])
+  for start = 2, #args, 1000 do
+    local stop = math.min(start + 999, #args)
+    local found = redis.call('HMGET', keys[1], unpack(args, start, stop))
+    for at = start, stop do
+      local row = found[at - start + 1] or fresh[args[at]]
+      if not row then
+        row = whole(next_row)
+        fresh[args[at]] = row
+        new[#new + 1] = args[at]
+        next_row = next_row + 1
+      end
+      rows[at - 1] = row
+    end
+  end
+  if #new > 0 and next_row > tonumber(args[1]) then
+    return { 'FULL' }
+  end
+  for _, id in ipairs(new) do
+    redis.call('HSET', keys[1], id, fresh[id])
+    redis.call('RPUSH', keys[2], id)
+  end
+  return { 'OK', rows }
+end
+
+-- keys: config. args: field, value, ... Fixed by whoever comes first; answers what holds.
+local function create_namespace(keys, args)
+  if redis.call('EXISTS', keys[1]) == 0 then
+    redis.call('HSET', keys[1], unpack(args))
+  end
+  return { 'OK', redis.call('HGETALL', keys[1]) }
+end
+
+-- keys: lease, live. args: token, ttl in ms. The same token again is the same lease.
+local function acquire_lease(keys, args)
+  local holder = redis.call('GET', keys[1])
+  if holder and holder ~= args[1] then
+    return { 'TAKEN' }
+  end
+  local fence = redis.call('HGET', keys[2], 'fence')
+  if not holder or not fence then
+    fence = whole(redis.call('HINCRBY', keys[2], 'fence', 1))
+  end
+  redis.call('SET', keys[1], args[1], 'PX', args[2])
+  return { 'OK', fence }
+end
+
+-- keys: lease, live. args: token, ttl in ms, fence. An expired lease that nobody took goes on.
+local function renew_lease(keys, args)
+  local holder = redis.call('GET', keys[1])
+  if (holder and holder ~= args[1]) or redis.call('HGET', keys[2], 'fence') ~= args[3] then
+    return { 'LOST' }
+  end
+  redis.call('SET', keys[1], args[1], 'PX', args[2])
+  return { 'OK' }
+end
+
+-- keys: lease. args: token.
+local function release_lease(keys, args)
+  if redis.call('GET', keys[1]) == args[1] then
+    redis.call('DEL', keys[1])
+  end
+  return { 'OK' }
+end
+
+-- keys: live. args: fence. Answers the number of a new generation; a number is given once.
+local function allot_generation(keys, args)
+  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
+    return { 'LOST' }
+  end
+  return { 'OK', redis.call('HINCRBY', keys[1], 'next', 1) }
+end
+
+-- keys: live, generations. args: fence, number, summary.
+local function put_generation(keys, args)
+  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
+    return { 'LOST' }
+  end
+  redis.call('HSET', keys[2], args[2], args[3])
+  return { 'OK' }
+end
+
+-- keys: live, generations. args: number. From here on it cannot go live.
+local function retire_generation(keys, args)
+  local summary = redis.call('HGET', keys[2], args[1])
+  if not summary then
+    return { 'GONE' }
+  end
+  if redis.call('HGET', keys[1], 'generation') == args[1] then
+    return { 'LIVE' }
+  end
+  summary = string.gsub(summary, '"state":"%a+"', '"state":"removing"', 1)
+  redis.call('HSET', keys[2], args[1], summary)
+  if redis.call('HGET', keys[1], 'previous') == args[1] then
+    redis.call('HSET', keys[1], 'previous', '0')
+  end
+  return { 'OK', summary }
+end
+
+-- keys: live, generations. args: number, fence ('' when a person asks), automatic '1' or '0', hold '1' or '0'.
+local function flip(keys, args)
+  local live = redis.call('HMGET', keys[1], 'epoch', 'generation', 'fence', 'held', 'pending', 'abandoned')
+  if args[2] ~= '' and live[3] ~= args[2] then
+    return { 'LOST' }
+  end
+  local text = redis.call('HGET', keys[2], args[1])
+  if not text then
+    return { 'UNKNOWN', 'does not exist' }
+  end
+  local summary = cjson.decode(text)
+  if summary.state ~= 'ready' then
+    return { 'UNKNOWN', 'is not whole' }
+  end
+  local epoch, new_epoch = tonumber(live[1]), summary.epoch
+  if new_epoch < epoch or (new_epoch > epoch and args[2] == '') then
+    return { 'UNKNOWN', 'belongs to another history' }
+  end
+  if new_epoch > epoch and (live[5] ~= whole(new_epoch) or live[6] == live[5]) then
+    return { 'UNKNOWN', 'belongs to an abandoned history' }
+  end
+  if new_epoch == epoch and args[3] == '1' and live[4] == '1' then
+    return { 'HELD' }
+  end
+  if new_epoch ~= epoch then
+    redis.call('HSET', keys[1], 'previous', '0')
+  elseif live[2] ~= args[1] then
+    redis.call('HSET', keys[1], 'previous', live[2] or '0')
+  end
+  redis.call('HSET', keys[1], 'epoch', whole(new_epoch), 'generation', args[1], 'held', args[4])
+  return { 'OK' }
+end
+
+-- keys: live, stored. Answers the number of a new epoch; one at a time is prepared.
+local function begin_epoch(keys)
+  if redis.call('HEXISTS', keys[1], 'pending') == 1 then
+    return { 'BUSY' }
+  end
+  local epoch = redis.call('HINCRBY', keys[1], 'last_epoch', 1)
+  redis.call('SADD', keys[2], whole(epoch))
+  redis.call('HSET', keys[1], 'pending', whole(epoch), 'pending_since', redis.call('TIME')[1])
+  return { 'OK', epoch }
+end
+
+-- keys: live. args: epoch. From here on it cannot go live.
+local function abandon_epoch(keys, args)
+  if redis.call('HGET', keys[1], 'epoch') == args[1] then
+    return { 'LIVE' }
+  end
+  if redis.call('HGET', keys[1], 'pending') == args[1] then
+    redis.call('HSET', keys[1], 'abandoned', args[1])
+  end
+  return { 'OK' }
+end
+
+-- keys: live. args: epoch. It is no longer being prepared: it is live, or there is nothing left of it.
+local function end_epoch(keys, args)
+  if redis.call('HGET', keys[1], 'pending') == args[1] then
+    redis.call('HDEL', keys[1], 'pending', 'pending_since', 'abandoned')
+  end
+  return { 'OK' }
+end
+
+-- keys: epochs. args: what it must be, what it becomes. Done already is done.
+local function switch_epochs(keys, args)
+  local epochs = redis.call('GET', keys[1]) or ''
+  if epochs == args[2] then
+    return { 'OK' }
+  end
+  if epochs ~= args[1] then
+    return { 'EPOCHS', epochs }
+  end
+  redis.call('SET', keys[1], args[2])
+  return { 'OK' }
+end
+
+-- The fences of the groups on a stream, by name.
+local function fences(stream)
+  local found = {}
+  if redis.call('EXISTS', stream) == 1 then
+    for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+      found[group[2]] = tonumber(string.match(group[2], '^trainer%-(%d+)$') or '-1')
+    end
+  end
+  return found
+end
+
+-- keys: ratings, epochs. args: epoch, fence, position. From here on only this leader reads, from that position on.
+local function attach(keys, args)
+  local epochs = redis.call('GET', keys[2]) or ''
+  if not string.find(',' .. epochs .. ',', ',' .. args[1] .. ',', 1, true) then
+    return { 'GONE' }
+  end
+  local name, fence, groups = 'trainer-' .. args[2], tonumber(args[2]), fences(keys[1])
+  for _, other in pairs(groups) do
+    if other > fence then
+      return { 'LOST' }
+    end
+  end
+  for other, _ in pairs(groups) do
+    if other ~= name then
+      redis.call('XGROUP', 'DESTROY', keys[1], other)
+    end
+  end
+  if groups[name] then
+    redis.call('XGROUP', 'SETID', keys[1], name, args[3])
+  else
+    redis.call('XGROUP', 'CREATE', keys[1], name, args[3], 'MKSTREAM')
+  end
+  return { 'OK' }
+end
+
+-- keys: ratings. args: fence, first stream id that stays.
+local function trim(keys, args)
+  if not fences(keys[1])['trainer-' .. args[1]] then
+    return { 'LOST' }
+  end
+  redis.call('XTRIM', keys[1], 'MINID', '=', args[2])
+  return { 'OK' }
+end
+
+local function register(name, callback, flags)
+  redis.register_function({ function_name = '@LIBRARY@_' .. name, callback = callback, flags = flags })
+end
+
+register('rate', rate, {})
+register('forget', forget, {})
+register('release_forgotten', release_forgotten, {})
+register('put_record', put_record, {})
+register('put_records', put_records, {})
+register('look', look, { 'no-writes' })
+register('register_items', register_items, {})
+register('create_namespace', create_namespace, {})
+register('acquire_lease', acquire_lease, {})
+register('renew_lease', renew_lease, {})
+register('release_lease', release_lease, {})
+register('allot_generation', allot_generation, {})
+register('put_generation', put_generation, {})
+register('retire_generation', retire_generation, {})
+register('flip', flip, {})
+register('begin_epoch', begin_epoch, {})
+register('abandon_epoch', abandon_epoch, {})
+register('end_epoch', end_epoch, {})
+register('switch_epochs', switch_epochs, {})
+register('attach', attach, {})
+register('trim', trim, {})

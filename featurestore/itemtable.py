@@ -1,0 +1,164 @@
+"""The item table of a generation as a file that the workers of a host share. Invariant: a table is mapped
+only after its bytes have the checksum that was published.
+
+The first worker that wants a table writes the file under a lock and renames it; all map it copy-on-write, so
+that rows folded in later cost only the pages that they touch. The lock is the kernel's: it goes with whoever
+held it.
+"""
+
+import asyncio
+import fcntl
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
+from typing import IO
+from zlib import crc32
+
+import numpy as np
+
+from factors import prior_item
+from factors.tables import Float32s
+from featurestore.errors import GenerationBroken, StoreError, StoreRefused
+from featurestore.manifest import GenerationMeta
+
+# Room for items that come before the next fit.
+GROWTH = 1.1
+SPARE_ROWS = 1024
+LOCK_POLL_S = 0.02
+LOCK_WAIT_S = 120.0
+STALE_FILE_S = 3_600.0
+CHECK_BYTES = 1 << 24
+
+Chunks = Callable[[GenerationMeta], AsyncIterator[bytes]]
+
+
+def capacity_of(rows: int) -> int:
+    """Rows of the mapped table for a generation of so many items; the last is always the prior."""
+    return int(rows * GROWTH) + SPARE_ROWS
+
+
+class TableCache:
+    """The folder of one namespace's tables."""
+
+    def __init__(self, folder: Path, namespace: str) -> None:
+        """Raises `StoreRefused` where the folder cannot be written."""
+        self._folder = folder
+        self._namespace = namespace
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".{namespace}.{os.getpid()}.probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as exc:
+            raise StoreRefused(
+                f"the cache folder {folder} cannot be written ({exc.strerror}): "
+                "give FOLDIN_CACHE_DIR a folder of this user"
+            ) from exc
+
+    async def table(self, meta: GenerationMeta, chunks: Chunks) -> Float32s:
+        """The table (capacity, item_width) of a generation, private to this process when written to.
+
+        Raises `GenerationBroken` where checksum or length does not fit, `StoreError` where the file cannot be
+        written.
+        """
+        path = self._path(meta)
+        try:
+            mapped = await asyncio.to_thread(_map, path, meta)
+            if mapped is None:
+                mapped = await self._make(path, meta, chunks)
+        except OSError as exc:
+            raise StoreError(f"the item table cannot be written to {self._folder}: {exc.strerror}") from exc
+        return mapped
+
+    def remove_unused(self, generations: Collection[int], current: int) -> None:
+        """Remove files of generations that are no longer there. Whoever has one mapped keeps it."""
+        for path in self._folder.glob(f"{self._namespace}.*"):
+            number = re.search(r"\.g(\d+)\.", path.name)
+            if number is not None and int(number[1]) != current and int(number[1]) not in generations:
+                path.unlink(missing_ok=True)
+        for path in self._folder.glob(f".{self._namespace}.*.part"):
+            if time.time() - path.stat().st_mtime > STALE_FILE_S:
+                path.unlink(missing_ok=True)
+
+    def _path(self, meta: GenerationMeta) -> Path:
+        summary = meta.summary
+        name = f"{self._namespace}.e{summary.epoch}.g{summary.generation}.{meta.crc32:08x}.items"
+        return self._folder / name
+
+    async def _make(self, path: Path, meta: GenerationMeta, chunks: Chunks) -> Float32s:
+        with await self._locked():
+            mapped = await asyncio.to_thread(_map, path, meta)
+            if mapped is not None:
+                return mapped
+            part = self._folder / f".{path.name}.{os.getpid()}.part"
+            try:
+                await self._write(part, meta, chunks)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+            mapped = await asyncio.to_thread(_map, path, meta)
+        if mapped is None:
+            raise GenerationBroken(f"{path} does not hold what was written to it")
+        return mapped
+
+    async def _write(self, part: Path, meta: GenerationMeta, chunks: Chunks) -> None:
+        checksum = size = 0
+        with part.open("wb") as file:
+            async for data in chunks(meta):
+                checksum = await asyncio.to_thread(_append, file, data, checksum)
+                size += len(data)
+            if checksum != meta.crc32 or size != 4 * meta.item_rows * meta.model.item_width:
+                raise GenerationBroken(
+                    f"the item table of generation {meta.summary.generation} is not what was written"
+                )
+            prior = prior_item(meta.model).astype("<f4").tobytes()
+            spare = capacity_of(meta.item_rows) - meta.item_rows
+            await asyncio.to_thread(file.write, prior * spare)
+
+    async def _locked(self) -> "_Lock":
+        file = (self._folder / f".{self._namespace}.lock").open("wb")
+        end = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    file.close()
+                    raise StoreError("another worker has been writing an item table for too long") from None
+                await asyncio.sleep(LOCK_POLL_S)
+            else:
+                return _Lock(file)
+
+
+class _Lock:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        """The lock is held already."""
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _append(file: IO[bytes], data: bytes, checksum: int) -> int:
+    file.write(data)
+    return crc32(data, checksum)
+
+
+def _map(path: Path, meta: GenerationMeta) -> Float32s | None:
+    """The file mapped copy-on-write; None where there is none that holds this table."""
+    rows, width = capacity_of(meta.item_rows), meta.model.item_width
+    try:
+        if path.stat().st_size != 4 * rows * width:
+            return None
+        table = np.memmap(path, dtype="<f4", mode="c", shape=(rows, width))
+    except FileNotFoundError:
+        return None
+    data = memoryview(table.reshape(-1).view(np.uint8)[: 4 * meta.item_rows * width])  # type: ignore[arg-type]  # an array is a buffer
+    checksum = 0
+    for start in range(0, len(data), CHECK_BYTES):
+        checksum = crc32(data[start : start + CHECK_BYTES], checksum)
+    return np.asarray(table) if checksum == meta.crc32 else None

@@ -1,0 +1,72 @@
+"""Fixtures for all tests. Stores are real ones: each pytest worker starts its own, each test has a namespace
+of its own in it.
+"""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.servers import KINDS, ServerKind, StoreServer, running_server
+
+
+@pytest.fixture(scope="session")
+def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Servers"]:
+    servers = Servers(tmp_path_factory)
+    yield servers
+    servers.stop()
+
+
+class Servers:
+    """The servers of a session, each started when it is first wanted."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders = folders
+        self._running: dict[ServerKind, StoreServer] = {}
+
+    def get(self, kind: ServerKind) -> StoreServer:
+        """The running server of a kind."""
+        if kind not in self._running:
+            server = StoreServer(kind, self._folders.mktemp(kind))
+            server.start()
+            self._running[kind] = server
+        return self._running[kind]
+
+    def stop(self) -> None:
+        """Stop all."""
+        for server in self._running.values():
+            server.kill()
+
+
+@pytest.fixture(params=KINDS)
+def store_server(request: pytest.FixtureRequest, _servers: Servers) -> StoreServer:
+    """A running store, once Redis and once Valkey, shared by the tests of this worker: do not stop or flush
+    it.
+    """
+    return _servers.get(request.param)
+
+
+@pytest.fixture(params=KINDS)
+def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreServer]:
+    """A running store, once Redis and once Valkey, of this test alone: stop, kill and flush it at will."""
+    with running_server(request.param, tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def store_settings(store_server: StoreServer) -> StoreSettings:
+    """Settings with a namespace that no other test uses."""
+    return StoreSettings(
+        url=store_server.url, namespace=f"t-{uuid.uuid4().hex[:12]}", partitions=4, timeout_s=5.0
+    )
+
+
+@pytest.fixture
+async def store(store_settings: StoreSettings) -> AsyncIterator[Store]:
+    """An open store in a namespace of its own."""
+    opened = await Store.open(store_settings)
+    yield opened
+    await opened.close()

@@ -1,0 +1,111 @@
+"""Small whole things for tests: models, tables, ratings, generations that a test can publish in one line."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from factors import FitSettings, fold_in_items, fold_in_users, prior_model, prior_user
+from factors.tables import Float32s, Histories, Int64s, Model, Scale
+from featurestore.codecs import pack_histories
+from featurestore.generations import GenerationDraft, GenerationMeta, GenerationWriter
+from featurestore.lease import Lease
+from featurestore.ratings import NewRating
+from featurestore.store import Store
+
+SCALE = Scale(1.0, 5.0)
+
+
+def make_model(rank: int = 2, scale: Scale = SCALE) -> Model:
+    """The model before anything was learned."""
+    return prior_model(FitSettings(scale=scale, rank=rank, link="gaussian"))
+
+
+def make_items(model: Model, n_items: int, seed: int = 0) -> Float32s:
+    """An item table (n_items, item_width) that `factors` made: items folded in from ratings of made-up
+    users.
+    """
+
+    rng = np.random.default_rng(seed)
+    users = np.repeat(prior_user(model)[None], 5, axis=0)
+    users = users + rng.normal(0.0, 0.3, users.shape).astype(np.float32) * (users != 0)
+    offsets = np.arange(n_items + 1, dtype=np.int64) * 3
+    rows = np.stack([rng.permutation(5)[:3] for _ in range(n_items)]).ravel() if n_items else np.empty(0)
+    values = rng.uniform(model.scale.low, model.scale.high, len(rows))
+    histories = Histories(offsets, rows.astype(np.int32), values, np.full(len(rows), np.nan))
+    return fold_in_items(model, users, histories)
+
+
+def rating(user: str, item: str, value: float = 3.0, at: float = 1e9) -> NewRating:
+    """A rating of `user` for `item`."""
+    return NewRating(user.encode(), item.encode(), value, at)
+
+
+def make_draft(model: Model, n_users: int = 0, n_items: int = 0, n_ratings: int = 0) -> GenerationDraft:
+    """What a trainer would say of a fit."""
+    return GenerationDraft(
+        created=time.time(),
+        rank=model.rank,
+        link=model.link,
+        engine="variational",
+        n_users=n_users,
+        n_items=n_items,
+        n_ratings=n_ratings,
+        metrics={"rmse": 0.9},
+        positions={0: "1-1"},
+    )
+
+
+async def lead(store: Store, token: str = "test-trainer", ttl_ms: int = 60_000) -> Lease:
+    """The lease; fails where another holds it."""
+    lease = await store.leases.acquire(token, ttl_ms)
+    assert lease is not None
+    return lease
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A generation as it was written."""
+
+    writer: GenerationWriter
+    model: Model
+    items: Float32s
+    meta: GenerationMeta
+
+
+async def write_generation(
+    store: Store,
+    lease: Lease,
+    *,
+    epoch: int = 1,
+    n_items: int = 8,
+    users: Sequence[bytes] = (),
+    seed: int = 0,
+) -> Written:
+    """A finished generation with the records of `users` as of now, not live yet."""
+    model = make_model()
+    items = make_items(model, n_items, seed)
+    writer = await store.generations.begin(lease, epoch, make_draft(model, len(users), n_items))
+    await writer.write_items(items, model)
+    if users:
+        seen = [await store.users.history(epoch, user) for user in users]
+        n: Int64s = np.array([n for n, _ in seen], dtype=np.int64)
+        vectors = fold_in_users(model, items, pack_histories([history for _, history in seen]))
+        await writer.write_users(users, n, vectors)
+    return Written(writer, model, items, await writer.finish())
+
+
+async def publish(
+    store: Store,
+    lease: Lease,
+    *,
+    epoch: int = 1,
+    n_items: int = 8,
+    users: Sequence[bytes] = (),
+    seed: int = 0,
+) -> Written:
+    """A generation that is live."""
+    written = await write_generation(store, lease, epoch=epoch, n_items=n_items, users=users, seed=seed)
+    assert await written.writer.flip(automatic=False)
+    return written
