@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "featurestore": {"factors", "redis", "hiredis", "numpy", "msgspec"},
     "service": {
         *{"featurestore", "factors"},
-        *{"aiohttp", "msgspec", "numpy", "prometheus_client", "uvloop"},
+        *{"aiohttp", "msgspec", "numpy", "prometheus_client", "threadpoolctl", "uvloop"},
     },
     "trainer": {
         *{"featurestore", "factors", "pyarrow", "implicit"},

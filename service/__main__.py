@@ -1,0 +1,57 @@
+"""`python -m service`: reads the settings, binds the port, and serves in this process or in workers of its
+own.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from service.supervisor import CANNOT_START, Supervisor, bind
+
+if TYPE_CHECKING:
+    from service.settings import Place, ServiceSettings
+
+
+def _work(settings: "ServiceSettings", place: "Place", sock: socket.socket) -> int:
+    """Be a worker. What only workers need is imported here, so that a supervisor stays small."""
+    import uvloop
+
+    from service.worker import serve
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings, place, sock))
+
+
+def main() -> int:
+    """Serve; the exit code."""
+    from featurestore.settings import SettingsInvalid
+    from service.settings import read_settings
+
+    arguments = sys.argv[1:]
+    try:
+        settings, place = read_settings(arguments, os.environ)
+    except SettingsInvalid as exc:
+        print(f"service: {exc}".replace("\n", "; "), file=sys.stderr)
+        return CANNOT_START
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if place.socket is not None:
+        return _work(settings, place, socket.socket(fileno=place.socket))
+    try:
+        sockets = bind(settings.host, settings.port, settings.workers)
+    except (OSError, UnicodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        where = f"{settings.host} port {settings.port}"
+        line = f"service: cannot listen on {where}: {reason}; choose another with --port or FOLDIN_PORT"
+        print(line, file=sys.stderr)
+        return CANNOT_START
+    if settings.workers == 1:
+        # No supervisor: one process, and whoever runs it starts it again.
+        return _work(settings, place, sockets[0])
+    return asyncio.run(Supervisor(sockets, arguments, settings.grace_s).run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The answer that is written in one piece.
+
+Invariant: status line, headers and body leave in one transport write.
+
+aiohttp builds each response's headers in a multidict and serialises them. Answers of this service have few
+headers, which are known beforehand, so that the bytes up to the body are kept by status, content type and
+length of the body.
+"""
+
+from collections.abc import Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+from time import time
+
+from aiohttp import ClientConnectionResetError, HttpVersion10, web
+from aiohttp.abc import AbstractStreamWriter
+
+JSON = "application/json"
+# Different lengths of bodies are few; long ones are rare and their heads cheap next to the body.
+_HEADS_KEPT = 4096
+
+
+class _Heads:
+    """Bytes from the status line to the last standing header, kept for a second because of `Date`."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._date = ""
+        self._kept: dict[tuple[int, str, int], bytes] = {}
+
+    def get(self, status: int, content_type: str, length: int) -> bytes:
+        """The head of an answer; the headers of this answer alone, an empty line and the body follow."""
+        second = int(time())
+        if second != self._second:
+            self._second = second
+            self._date = formatdate(second, usegmt=True)
+            self._kept.clear()
+        key = (status, content_type, length)
+        head = self._kept.get(key)
+        if head is None:
+            kind = f"Content-Type: {content_type}\r\n" if content_type else ""
+            size = "" if status == HTTPStatus.NO_CONTENT else f"Content-Length: {length}\r\n"
+            status_line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+            head = f"{status_line}{kind}{size}Date: {self._date}\r\n".encode("ascii")
+            if len(self._kept) < _HEADS_KEPT:
+                self._kept[key] = head
+        return head
+
+
+# The date is the same for every answer of a process.
+_heads = _Heads()
+
+
+class Answer(web.StreamResponse):
+    """A whole answer. `fields` are further header lines, each ending in CRLF, already safe to send."""
+
+    # Read by aiohttp after the answer; an instance sets it only where the connection ends.
+    _keep_alive = True
+
+    def __init__(
+        self, body: bytes | bytearray, status: int = 200, content_type: str = JSON, fields: bytes = b""
+    ) -> None:
+        # The base's __init__ builds what this class does without: a header multidict, a state dict, a reason.
+        self._status = status
+        self.payload = body
+        self.media_type = content_type
+        self.fields = fields
+
+    @property
+    def prepared(self) -> bool:
+        """Whether it was written."""
+        return self._eof_sent
+
+    @property
+    def reason(self) -> str:
+        """The phrase of the status line."""
+        return HTTPStatus(self._status).phrase
+
+    @property
+    def body_length(self) -> int:
+        """Bytes of the body."""
+        return len(self.payload)
+
+    def close_connection(self) -> None:
+        """Tell the client that this is the last answer on the connection."""
+        self._keep_alive = False
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Write everything."""
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ClientConnectionResetError("the client went away")
+        fields = self.fields
+        if not (self._keep_alive and request.keep_alive):
+            self._keep_alive = False
+            fields += b"Connection: close\r\n"
+        elif request.version == HttpVersion10:
+            fields += b"Connection: keep-alive\r\n"
+        payload = self.payload
+        head = _heads.get(self._status, self.media_type, len(payload))
+        if request.method == "HEAD":
+            payload = b""
+        if len(payload) < 65536:
+            transport.write(b"".join((head, fields, b"\r\n", payload)))
+        else:
+            transport.write(b"".join((head, fields, b"\r\n")))
+            transport.write(payload)
+        self._eof_sent = True
+        # A client that asks faster than it reads waits here, so that what is buffered for it stays bounded.
+        if request.protocol.writing_paused:
+            await request.writer.drain()
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to write."""
+
+    def __repr__(self) -> str:
+        return f"<Answer {self._status} {len(self.payload)} bytes>"
+
+
+def header_lines(headers: Mapping[str, str]) -> bytes:
+    """`headers` as lines for `Answer.fields`. Values come from this program or are percent-encoded by the
+    caller.
+    """
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("ascii")
+
+
+def no_content(fields: bytes) -> Answer:
+    """204 with `fields`."""
+    return Answer(b"", HTTPStatus.NO_CONTENT, "", fields)

@@ -1,0 +1,82 @@
+"""GET and POST /predict. Invariant: answers stand in the order in which the pairs were asked."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from factors.tables import Int64s
+from service.answers import Answer
+from service.bodies import is_lines
+from service.predictor import require
+from service.problems import Problem
+from service.state import BODIES, FOLLOWER, PREDICTOR
+from service.validation import Body, Id, body_id, body_ids, check_rows
+
+MAX_PAIRS = 10_000
+
+
+class PredictBody(msgspec.Struct):
+    """One pair, one user with several items, or pairs: exactly one of the three."""
+
+    user_id: Id | msgspec.UnsetType = msgspec.UNSET
+    item_id: Id | msgspec.UnsetType = msgspec.UNSET
+    item_ids: list[Id] | msgspec.UnsetType = msgspec.UNSET
+    pairs: list[tuple[Id, Id]] | msgspec.UnsetType = msgspec.UNSET
+
+
+_BODY: Body[PredictBody] = Body(PredictBody)
+
+
+async def get_predict(request: web.Request) -> web.StreamResponse:
+    """One pair. GET with a query in the usual form does not come here: the edge answers it."""
+    return Answer(await request.app[PREDICTOR].quick(request.raw_path))
+
+
+async def post_predict(request: web.Request) -> web.StreamResponse:
+    """One pair or up to 10,000."""
+    if is_lines(request):
+        raise Problem("unsupported_media_type", "send application/json")
+    async with request.app[BODIES].read(request) as body:
+        asked = _BODY.decode(body)
+    predictor, live = request.app[PREDICTOR], require(request.app[FOLLOWER].live)
+    given = [name for name in ("item_id", "item_ids", "pairs") if getattr(asked, name) is not msgspec.UNSET]
+    if len(given) != 1:
+        detail = "send user_id with item_id, user_id with item_ids, or pairs"
+        raise Problem("invalid_body", detail, field=given[1] if given else "item_id")
+    if isinstance(asked.pairs, list):
+        if asked.user_id is not msgspec.UNSET:
+            raise Problem("invalid_body", "user_id does not go with pairs", field="user_id")
+        check_rows(len(asked.pairs), MAX_PAIRS, "pairs")
+        users, user_index = _distinct([pair[0] for pair in asked.pairs], "pairs")
+        items, item_index = _distinct([pair[1] for pair in asked.pairs], "pairs")
+        return Answer(await predictor.many(live, users, user_index, items, item_index))
+    if isinstance(asked.user_id, msgspec.UnsetType):
+        raise Problem("invalid_body", "user_id is missing", field="user_id")
+    user_id = body_id(asked.user_id, "user_id")
+    if isinstance(asked.item_ids, list):
+        check_rows(len(asked.item_ids), MAX_PAIRS, "item_ids")
+        items, item_index = _distinct(asked.item_ids, "item_ids")
+        user_index = np.zeros(len(item_index), dtype=np.int64)
+        return Answer(await predictor.many(live, [user_id], user_index, items, item_index))
+    if isinstance(asked.item_id, msgspec.UnsetType):
+        raise Problem("invalid_body", "item_id is missing", field="item_id")
+    return Answer(await predictor.ask(user_id, body_id(asked.item_id, "item_id")))
+
+
+def _distinct(values: Sequence[Id], field: str) -> tuple[list[bytes], Int64s]:
+    """Each id once, and where each of `values` stands in there. Of a 1 and a "1", which are the same id, both
+    stay.
+    """
+    places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    ids = _checked(places, values, field)
+    return ids, np.fromiter(map(places.__getitem__, values), dtype=np.int64, count=len(values))
+
+
+def _checked(distinct: Iterable[Id], values: Sequence[Id], field: str) -> list[bytes]:
+    try:
+        return body_ids(list(distinct), field)
+    except Problem:
+        # The row to name is that of the whole list.
+        return body_ids(values, field)

@@ -1,0 +1,313 @@
+"""Predicts pairs: all requests of one turn of the event loop share one lookup and one call of the scorer.
+
+Invariant: a pair is answered from one `LiveGeneration`, taken when its turn ends, and from a record that is
+current by the counter rule. Nobody waits for company: a turn ends when the event loop has read what had
+arrived.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Sequence
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from factors import BASIS, FactorsError
+from factors.tables import Int64s, Scores
+from featurestore.codecs import record_dtype
+from featurestore.connection import ReplyError
+from featurestore.errors import StoreError
+from featurestore.live import Follower, LiveGeneration
+from featurestore.store import Store
+from service.failures import problem_of
+from service.metrics import Snapshot
+from service.problems import Problem
+from service.validation import MAX_ID_BYTES, Query
+
+log = logging.getLogger("foldin.service")
+
+PREDICT_ROUTE = "/predict"
+# Ids that need no decoding, in the order in which nearly everybody writes them.
+_PLAIN = re.compile(
+    rf"/predict\?user(?:_id)?=([\w.~-]{{1,{MAX_ID_BYTES}}})&item(?:_id)?=([\w.~-]{{1,{MAX_ID_BYTES}}})",
+    re.ASCII,
+)
+# Pairs that are scored or encoded between two looks at the event loop: about 2 ms.
+SLICE = 2048
+
+
+class Prediction(msgspec.Struct):
+    """One score: the expected rating, its standard deviation and what it rests on."""
+
+    rating: float
+    std: float
+    basis: str
+
+
+class OnePrediction(msgspec.Struct, omit_defaults=True):
+    """The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first."""
+
+    rating: float
+    std: float
+    basis: str
+    generation: int
+    distribution: list[float] | None = None
+
+
+class _Turn:
+    """The requests of one turn of the event loop, in the order in which they came."""
+
+    __slots__ = ("began", "futures", "items", "users")
+
+    def __init__(self) -> None:
+        self.began = perf_counter()
+        self.users: list[bytes] = []
+        self.items: list[bytes] = []
+        self.futures: list[asyncio.Future[bytes]] = []
+
+
+def require(live: LiveGeneration | None) -> LiveGeneration:
+    """`live`, or `no_generation`."""
+    if live is None:
+        raise Problem("no_generation", "no generation is loaded yet", retry_after_s=1)
+    return live
+
+
+class Predictor:
+    """Answers pairs. `quick` is the hot path; the rest shares the rules."""
+
+    def __init__(self, store: Store, follower: Follower, counts: Snapshot) -> None:
+        self._store = store
+        self._follower = follower
+        self._counts = counts
+        self._loop = asyncio.get_running_loop()
+        self._turn: _Turn | None = None
+        self._encode = msgspec.json.Encoder().encode
+        self._slow: set[asyncio.Task[None]] = set()
+        self._width = -1
+        self._dtype: np.dtype[Any] = record_dtype(0)
+
+    def quick(self, raw_path: str) -> Awaitable[bytes]:
+        """The body of the answer to GET `raw_path`. Raises `Problem` at once where the query is wrong."""
+        plain = _PLAIN.fullmatch(raw_path)
+        if plain is not None:
+            user, item = plain.groups()
+            return self.ask(user.encode(), item.encode())
+        query = Query(raw_path)
+        user_id, item_id = query.id("user_id", "user"), query.id("item_id", "item")
+        time = query.number("timestamp")
+        if query.flag("distribution", default=False):
+            return self.one(user_id, item_id, time, distribution=True)
+        return self.ask(user_id, item_id) if time is None else self.one(user_id, item_id, time)
+
+    def ask(self, user_id: bytes, item_id: bytes) -> asyncio.Future[bytes]:
+        """Put a pair into the present turn."""
+        turn = self._turn
+        if turn is None:
+            turn = self._turn = _Turn()
+            self._loop.call_soon(self._end_turn)
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        turn.users.append(user_id)
+        turn.items.append(item_id)
+        turn.futures.append(future)
+        return future
+
+    def _end_turn(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is None:
+            return
+        live = self._follower.live
+        try:
+            live = require(live)
+            rows = list(map(self._store.items(live.epoch).row, turn.items))
+            lookup = self._store.users.read(live.epoch, live.generation, turn.users)
+        except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
+            _fail(turn.futures, exc)
+            return
+        began = perf_counter()
+        lookup.add_done_callback(lambda reply: self._looked_up(turn, live, rows, began, reply))
+
+    def _looked_up(
+        self,
+        turn: _Turn,
+        live: LiveGeneration,
+        rows: list[int | None],
+        began: float,
+        reply: asyncio.Future[list[Any]],
+    ) -> None:
+        try:
+            found = reply.result()
+            now = perf_counter()
+            self._counts.lookup.observe(now - began)
+            self._counts.batch.observe(len(found))
+            self._score_turn(turn, live, rows, found)
+        except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
+            _fail(turn.futures, exc)
+        except asyncio.CancelledError:
+            _fail(turn.futures, Problem("store_unavailable", "the lookup was given up", retry_after_s=1))
+
+    def _score_turn(
+        self, turn: _Turn, live: LiveGeneration, rows: list[int | None], found: list[Any]
+    ) -> None:
+        if live.model.user_width != self._width:
+            self._width, self._dtype = live.model.user_width, record_dtype(live.model.user_width)
+        size = self._dtype.itemsize
+        places: list[int] = []
+        index: list[int] = []
+        records: list[bytes] = []
+        behind: list[int] = []
+        for place, reply in enumerate(found):
+            if rows[place] is None or isinstance(reply, ReplyError):
+                behind.append(place)
+                continue
+            n, record = reply
+            if n is None:
+                # Nobody knows this user: a negative index is the prior.
+                places.append(place)
+                index.append(-1)
+            # Both are whole numbers in different clothes: text of the store, and little endian.
+            elif (
+                record is not None and len(record) == size and int(n) == int.from_bytes(record[:8], "little")
+            ):
+                places.append(place)
+                index.append(len(records))
+                records.append(record)
+            else:
+                behind.append(place)
+        if behind:
+            task = self._loop.create_task(self._catch_up(turn, live, behind), name="fold in and predict")
+            self._slow.add(task)
+            task.add_done_callback(self._slow.discard)
+        if places:
+            vectors = np.frombuffer(b"".join(records), dtype=self._dtype)["vector"]
+            item_rows = np.array([rows[place] for place in places] if behind else rows, dtype=np.int64)
+            self._settle(
+                turn,
+                live,
+                places,
+                vectors=vectors,
+                index=np.array(index, dtype=np.int64),
+                item_rows=item_rows,
+            )
+
+    async def _catch_up(self, turn: _Turn, live: LiveGeneration, places: list[int]) -> None:
+        """Answer the pairs at `places`, whose user's record is behind or whose item is not known here yet."""
+        futures = [turn.futures[place] for place in places]
+        try:
+            users = [turn.users[place] for place in places]
+            vectors, item_rows = await self.look_up(live, users, [turn.items[place] for place in places])
+            self._settle(
+                turn, live, places, vectors=vectors, index=np.arange(len(places)), item_rows=item_rows
+            )
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
+        except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
+            _fail(futures, exc)
+
+    def _settle(
+        self,
+        turn: _Turn,
+        live: LiveGeneration,
+        places: list[int],
+        *,
+        vectors: npt.NDArray[np.float32],
+        index: Int64s,
+        item_rows: Int64s,
+    ) -> None:
+        scores = live.scorer.score(vectors, index, item_rows)
+        encode, generation, futures = self._encode, live.generation, turn.futures
+        for place, rating, std, basis in zip(
+            places, scores.rating.tolist(), scores.std.tolist(), scores.basis.tolist(), strict=True
+        ):
+            future = futures[place]
+            if not future.done():
+                future.set_result(encode(OnePrediction(rating, std, BASIS[basis], generation)))
+        self._counts.predictions += len(places)
+        # The first of the turn waited longest; the others are counted as if they had come with it.
+        self._counts.request(PREDICT_ROUTE, 200, perf_counter() - turn.began, len(places))
+
+    async def look_up(
+        self, live: LiveGeneration, user_ids: Sequence[bytes], item_ids: Sequence[bytes]
+    ) -> tuple[npt.NDArray[np.float32], Int64s]:
+        """Vectors (u, user_width) of users and rows (m,) of items, -1 for items that nobody registered."""
+        registry = self._store.items(live.epoch)
+        began = perf_counter()
+        rows = list(map(registry.row, item_ids))
+        if None in rows:
+            current, rows = await asyncio.gather(
+                self._store.users.current(live, user_ids), registry.rows(item_ids)
+            )
+        else:
+            current = await self._store.users.current(live, user_ids)
+        self._counts.lookup.observe(perf_counter() - began)
+        return current.vectors, np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+
+    async def one(
+        self, user_id: bytes, item_id: bytes, time: float | None = None, *, distribution: bool = False
+    ) -> bytes:
+        """The body for one pair at `time`, if given, with the probabilities of the steps of the scale."""
+        began = perf_counter()
+        live = require(self._follower.live)
+        vectors, rows = await self.look_up(live, [user_id], [item_id])
+        index = np.zeros(1, dtype=np.int64)
+        times = None if time is None else np.array([time])
+        scores = live.scorer.score(vectors, index, rows, times)
+        answer = OnePrediction(
+            float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]], live.generation
+        )
+        if distribution:
+            try:
+                answer.distribution = live.scorer.distribution(vectors, index, rows, times)[0].tolist()
+            except FactorsError as exc:
+                raise Problem("invalid_parameter", f"distribution: {exc}", field="distribution") from exc
+        self._counts.predictions += 1
+        self._counts.request(PREDICT_ROUTE, 200, perf_counter() - began)
+        return self._encode(answer)
+
+    async def many(
+        self,
+        live: LiveGeneration,
+        user_ids: Sequence[bytes],
+        user_index: Int64s,
+        item_ids: Sequence[bytes],
+        item_index: Int64s,
+    ) -> bytearray:
+        """The body for the pairs `user_ids[user_index[j]]`, `item_ids[item_index[j]]` in their order."""
+        vectors, rows = await self.look_up(live, user_ids, item_ids)
+        body = bytearray(b'{"generation":%d,"predictions":[' % live.generation)
+        for start in range(0, len(user_index), SLICE):
+            if start:
+                body += b","
+                await asyncio.sleep(0)
+            part = slice(start, start + SLICE)
+            scores = live.scorer.score(vectors, user_index[part], rows[item_index[part]])
+            # Without its brackets the array of a slice is a piece of the whole one.
+            body += self._encode(_predictions(scores))[1:-1]
+        body += b"]}"
+        self._counts.predictions += len(user_index)
+        return body
+
+    async def close(self) -> None:
+        """End what still runs."""
+        for task in self._slow:
+            task.cancel()
+        await asyncio.gather(*self._slow, return_exceptions=True)
+
+
+def _predictions(scores: Scores) -> list[Prediction]:
+    basis = map(BASIS.__getitem__, scores.basis.tolist())
+    return list(map(Prediction, scores.rating.tolist(), scores.std.tolist(), basis))
+
+
+def _fail(futures: Sequence[asyncio.Future[bytes]], exc: Exception) -> None:
+    for future in futures:
+        if not future.done():
+            # Each its own, because raising one writes into it.
+            problem = problem_of(exc) if isinstance(exc, StoreError) else None
+            future.set_exception(problem or exc)

@@ -1,0 +1,102 @@
+"""What can go wrong in a call, as RFC 9457 problems with stable codes.
+
+Invariant: a client can decide by `code` alone. A code, once released, keeps its meaning; texts may change.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+CONTENT_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One code: the status it is answered with and its title."""
+
+    status: int
+    title: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "missing_parameter": Kind(400, "A required parameter is missing"),
+    "invalid_parameter": Kind(400, "A parameter has a value that is not allowed"),
+    "malformed_request": Kind(400, "The request is not valid HTTP"),
+    "malformed_json": Kind(400, "The body is not valid JSON"),
+    "unknown_user": Kind(404, "No rating of this user is known"),
+    "unknown_item": Kind(404, "This item is not known"),
+    "unknown_rating": Kind(404, "There is no such rating"),
+    "unknown_generation": Kind(404, "This generation is not kept"),
+    "unknown_receipt": Kind(404, "There is no such receipt"),
+    "not_found": Kind(404, "There is nothing at this address"),
+    "method_not_allowed": Kind(405, "This address does not answer to this method"),
+    "request_timeout": Kind(408, "The body did not arrive in time"),
+    "ratings_would_be_lost": Kind(409, "Ratings that came in by other ways would be thrown away"),
+    "train_in_progress": Kind(409, "A training is under way"),
+    "body_too_large": Kind(413, "The body is too large"),
+    "unsupported_media_type": Kind(415, "The body has a content type that is not understood"),
+    "invalid_body": Kind(422, "The body has a value that is not allowed"),
+    "too_many_rows": Kind(422, "The body has more rows than one call takes"),
+    "too_many_items": Kind(422, "The catalogue is full"),
+    "training_refused": Kind(422, "These ratings cannot be learned"),
+    "stream_full": Kind(429, "Ratings arrive faster than they are archived"),
+    "internal_error": Kind(500, "The service made a mistake"),
+    "training_failed": Kind(500, "The training failed"),
+    "store_unavailable": Kind(503, "The feature store does not answer"),
+    "no_generation": Kind(503, "No model is live yet"),
+    "overloaded": Kind(503, "More requests are in flight than this worker takes"),
+    "training_timeout": Kind(504, "The training did not end in time"),
+}
+
+
+class Problem(Exception):  # noqa: N818 -- RFC 9457's own word; most are the caller's and no error of this program
+    """Ends a request with a problem document. `headers` are added to the answer, `extra` members to the
+    document.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        row: int | None = None,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.kind = KINDS[code]
+        self.detail = detail
+        self.field = field
+        self.row = row
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            # Whole seconds by RFC 9110; never 0, which clients take as "at once".
+            self.headers["Retry-After"] = str(max(1, round(retry_after_s)))
+        self.extra = dict(extra or {})
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.kind.status
+
+    def document(self, request_id: str) -> bytes:
+        """The JSON body."""
+        members: dict[str, Any] = {
+            "type": f"/docs#{self.code}",
+            "title": self.kind.title,
+            "status": self.kind.status,
+            "detail": self.detail,
+            "code": self.code,
+            "request_id": request_id,
+        }
+        if self.field is not None:
+            members["field"] = self.field
+        if self.row is not None:
+            members["row"] = self.row
+        members.update(self.extra)
+        return msgspec.json.encode(members)

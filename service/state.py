@@ -1,0 +1,28 @@
+"""The names under which an application keeps its state.
+
+Invariant: each is set once, by one context of `app`.
+"""
+
+from aiohttp import web
+
+from featurestore.live import Follower
+from featurestore.store import Store
+from service.bodies import BodyReader
+from service.edge import Edge
+from service.metrics import Board, Snapshot
+from service.predictor import Predictor
+from service.ranking import RankingDesk
+from service.settings import Place, ServiceSettings
+from service.training import Training
+
+SETTINGS = web.AppKey("settings", ServiceSettings)
+PLACE = web.AppKey("place", Place)
+STORE = web.AppKey("store", Store)
+FOLLOWER = web.AppKey("follower", Follower)
+COUNTS = web.AppKey("counts", Snapshot)
+BOARD = web.AppKey("board", Board)
+BODIES = web.AppKey("bodies", BodyReader)
+PREDICTOR = web.AppKey("predictor", Predictor)
+RANKING = web.AppKey("ranking", RankingDesk)
+TRAINING = web.AppKey("training", Training)
+EDGE = web.AppKey("edge", Edge)

@@ -1,0 +1,113 @@
+"""The life of one worker process: start, serve, drain, end.
+
+Invariant: a request that was read is answered before the end.
+
+The end has stages: stop accepting; tell the connections that are open to close after their next answer; wait
+for what is in flight within the grace period; close.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from aiohttp import web
+
+from featurestore.errors import StoreRefused, StoreUnavailable
+from service.app import build_app
+from service.edge import Edge, EdgeServer
+from service.settings import Place, ServiceSettings
+from service.state import EDGE
+from service.supervisor import CANNOT_START, address_of
+
+log = logging.getLogger("foldin.service")
+
+_BACKLOG = 1024
+# Connections that are kept alive get this long to ask once more and learn that they are to close.
+_LAST_WORD_S = 0.2
+
+
+class EdgeRunner(web.AppRunner):
+    """Serves an application through its `Edge`."""
+
+    __slots__ = ("_limits",)
+
+    def __init__(self, app: web.Application, *, keepalive_s: float, grace_s: float) -> None:
+        super().__init__(app, access_log=None, shutdown_timeout=grace_s)
+        self._limits: dict[str, Any] = {"keepalive_timeout": keepalive_s, "access_log": None}
+
+    async def _make_server(self) -> web.Server:
+        template = await super()._make_server()
+        edge = self.app[EDGE]
+        edge.wrap(template.request_handler)
+        return EdgeServer(template, edge, self._limits)
+
+
+async def serve(settings: ServiceSettings, place: Place, sock: socket.socket) -> int:
+    """Serve on `sock` until SIGTERM, SIGINT or the end of the supervisor; the exit code."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if place.supervised:
+        _watch_supervisor(loop, stop)
+    app = build_app(settings, place)
+    runner = EdgeRunner(app, keepalive_s=settings.keepalive_s, grace_s=settings.grace_s)
+    starting = asyncio.create_task(runner.setup(), name="start")
+    stopping = asyncio.create_task(stop.wait(), name="wait for the end")
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait((starting,))
+            return 0
+        try:
+            await starting
+            await web.SockSite(runner, sock, backlog=_BACKLOG).start()
+        except (StoreRefused, StoreUnavailable) as exc:
+            _say(str(exc))
+            return CANNOT_START
+        except OSError as exc:
+            _say(f"cannot listen on {address_of(sock)}: {exc.strerror or exc}")
+            return CANNOT_START
+        # The supervisor shows the first of these lines to people.
+        print(f"service listens on {address_of(sock)}", flush=True)
+        await stopping
+        await _drain(runner, app[EDGE], settings.grace_s)
+    finally:
+        stopping.cancel()
+        await runner.cleanup()
+    return 0
+
+
+def _watch_supervisor(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Stop when the standard input ends: the supervisor holds its other end, so it is gone."""
+    fd = sys.stdin.fileno()
+
+    def readable() -> None:
+        if not os.read(fd, 4096):
+            loop.remove_reader(fd)
+            stop.set()
+
+    loop.add_reader(fd, readable)
+
+
+async def _drain(runner: EdgeRunner, edge: Edge, grace_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    edge.draining = True
+    for site in list(runner.sites):
+        await site.stop()
+    while (waited_s := loop.time() - began) < grace_s:
+        if not edge.in_flight and waited_s >= _LAST_WORD_S:
+            break
+        await asyncio.sleep(0.02)
+    log.info("drained in_flight=%d seconds=%.2f", edge.in_flight, loop.time() - began)
+
+
+def _say(line: str) -> None:
+    """One line for the person who started this."""
+    print(f"service: {' '.join(line.split())}", file=sys.stderr, flush=True)
