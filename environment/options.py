@@ -99,7 +99,8 @@ def load(
 ) -> T:
     """Read `cls` and the dataclasses within it from `PREFIX_NAME` variables and `--name` flags.
 
-    Raises SettingsError with every mistake found. Asks argparse to print the help and exit on `--help`.
+    What `cls.problems()` says, where there is such a method, counts too. Raises SettingsError with every
+    mistake found. Asks argparse to print the help and exit on `--help`.
     """
     parser = argparse.ArgumentParser(prog=command, description=about, exit_on_error=False, allow_abbrev=False)
     _add_flags(parser, cls, prefix)
@@ -109,6 +110,8 @@ def load(
         raise SettingsError(str(error)) from error
     errors = [f"unknown argument {argument}" for argument in unknown]
     made = _Source(prefix, vars(given), environ, errors).make(cls)
+    if made is not None:
+        errors.extend(getattr(made, "problems", list)())
     if errors:
         raise SettingsError("\n".join(errors))
     return cast("T", made)
@@ -163,7 +166,6 @@ class _Source:
         if len(self.errors) > before:
             return None
         made: object = cls(**values)
-        self.errors.extend(getattr(made, "problems", list)())
         return made
 
     def _read(self, entry: Field[Any], values: dict[str, Any]) -> None:

@@ -36,6 +36,10 @@ class ServerSettings:
         about = "The rating environment of the lecture over HTTP."
         return load(cls, "FOLDIN_ENVIRONMENT", argv, environ, command="python -m environment", about=about)
 
+    def problems(self) -> list[str]:
+        """What is contradictory in these settings, one sentence each."""
+        return self.world.problems()
+
 
 @dataclass(frozen=True, slots=True)
 class PlaySettings:

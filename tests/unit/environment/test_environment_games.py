@@ -1,0 +1,135 @@
+"""The games: the world event by event, tokens apart, the longest silent one forgotten, memory bounded."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+import msgspec
+import numpy as np
+import pytest
+
+from environment.games import WINDOW_STEPS, Games, NoPairLeftError, Rated, UnknownTokenError, open_game
+from environment.world import WorldOptions, make_world
+
+SMALL = WorldOptions(n_users=5, n_items=8, n_known=10)
+
+
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+def make_games(
+    executor: Executor, options: WorldOptions = SMALL, *, seed: int | None = 1, max_tokens: int = 10
+) -> Games:
+    return Games(options=options, seed=seed, max_tokens=max_tokens, executor=executor)
+
+
+async def test_a_game_is_the_world_event_by_event_across_windows(executor: Executor) -> None:
+    options = WorldOptions(n_users=30, n_items=60, n_known=100, late_users=0.3, drift=0.5, noise=0.3)
+    games, world = make_games(executor, options), make_world(77, options)
+    answer = msgspec.json.decode(await games.reset("a", 77))
+    assert answer["user_history"] == world.user[:100].tolist()
+    assert answer["item_history"] == world.item[:100].tolist()
+    assert answer["rating_history"] == world.rating[:100].tolist()
+    pending = (answer["next_user"], answer["next_item"])
+    assert 3 * WINDOW_STEPS < 1_700
+    for event in range(100, 1_800):
+        assert pending == (world.user[event], world.item[event])
+        rated = await games.rate("a")
+        assert rated.rating == world.rating[event]
+        pending = (rated.next_user, rated.next_item)
+    assert pending == (None, None)
+    with pytest.raises(NoPairLeftError):
+        await games.rate("a")
+
+
+async def test_tokens_are_independent(executor: Executor) -> None:
+    games = make_games(executor)
+    a, b = await games.reset("a"), await games.reset("b")
+    assert a != b
+    alone = make_games(executor)
+    assert await alone.reset("b") == b
+    expected = [await alone.rate("b") for _ in range(5)]
+    played = []
+    for _ in range(5):
+        await games.rate("a")
+        played.append(await games.rate("b"))
+    assert played == expected
+
+
+async def test_each_reset_draws_new_values_and_a_seed_repeats_the_sequence(executor: Executor) -> None:
+    first = [await make_games(executor).reset("a") for _ in range(2)]
+    assert first[0] == first[1]
+    games = make_games(executor)
+    resets = [await games.reset("a") for _ in range(3)]
+    assert resets[0] == first[0]
+    assert len(set(resets)) == 3
+
+
+async def test_without_a_seed_worlds_are_new(executor: Executor) -> None:
+    assert await make_games(executor, seed=None).reset("a") != await make_games(executor, seed=None).reset(
+        "a"
+    )
+
+
+async def test_two_tokens_can_ask_for_the_same_world(executor: Executor) -> None:
+    games = make_games(executor)
+    assert await games.reset("a", 5) == await games.reset("b", 5)
+    assert await games.rate("a") == await games.rate("b")
+
+
+async def test_the_longest_silent_token_makes_room(executor: Executor) -> None:
+    games = make_games(executor, max_tokens=3)
+    for token in "abc":
+        await games.reset(token)
+    await games.rate("a")
+    await games.reset("d")
+    assert len(games) == 3
+    with pytest.raises(UnknownTokenError):
+        await games.rate("b")
+    for token in "acd":
+        await games.rate(token)
+
+
+async def test_a_prediction_waits_for_the_reset_before_it(executor: Executor) -> None:
+    games = make_games(executor)
+    reset = asyncio.create_task(games.reset("a"))
+    await asyncio.sleep(0)
+    rated = await games.rate("a")
+    assert isinstance(rated, Rated)
+    world = msgspec.json.decode(await reset)
+    assert rated.next_user is not None
+    assert world["next_user"] < 5
+
+
+async def test_requests_of_one_token_at_once_get_one_pair_each(executor: Executor) -> None:
+    games = make_games(executor)
+    await games.reset("a")
+    answers = await asyncio.gather(*(games.rate("a") for _ in range(29)))
+    pairs = {(rated.next_user, rated.next_item) for rated in answers}
+    assert len(pairs) == 29
+
+
+async def test_a_world_that_cannot_be_drawn_leaves_no_game(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    games = make_games(executor)
+
+    def fail(_seed: int, _options: WorldOptions) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("environment.games.open_game", fail)
+    with pytest.raises(MemoryError):
+        await games.reset("a")
+    assert len(games) == 0
+    with pytest.raises(UnknownTokenError):
+        await games.rate("a")
+
+
+def test_a_window_holds_its_own_copy() -> None:
+    _, window = open_game(1, WorldOptions())
+    assert window.user.base is None
+    assert window.user.nbytes + window.item.nbytes + window.rating.nbytes <= 9 * WINDOW_STEPS
+    assert window.rating.dtype == np.uint8
