@@ -19,9 +19,12 @@ class BoundedLog:
         self._max_bytes = max_bytes
         self._file = path.open("ab", buffering=0)
         self._size = self._file.tell()
+        self._closed = False
 
     def write(self, data: bytes) -> None:
         """Append `data`, starting a new file when this one is full."""
+        if self._closed:
+            return
         try:
             if self._size > 0 and self._size + len(data) > self._max_bytes:
                 self._file.close()
@@ -35,4 +38,5 @@ class BoundedLog:
 
     def close(self) -> None:
         """Close the file. Writes after that are dropped."""
+        self._closed = True
         self._file.close()

@@ -1,0 +1,115 @@
+"""The command line: what it takes, what it refuses, and what it says when it cannot go on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foldin import __main__ as command
+from foldin.bench import bench
+from foldin.errors import CannotStartError, ImportStoppedError, StackFailedError
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--help"])
+    text = capsys.readouterr().out
+    for name in ("up", "import", "evaluate", "bench", "version"):
+        assert f"\n    {name} " in text
+
+
+def test_help_of_every_command_fits_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("up", "import"):
+        with pytest.raises(SystemExit, match="0"):
+            command.main([name, "--help"])
+        assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+
+
+def test_flags_win_over_the_environment() -> None:
+    parser = command.build_parser({"FOLDIN_PORT": "9000", "FOLDIN_WORKERS": "3"})
+    args = parser.parse_args(["up", "--port", "9001"])
+    assert (args.port, args.workers, args.environment_port, args.host) == (9001, 3, 8081, "127.0.0.1")
+    assert args.play is None
+    assert parser.parse_args(["up", "--no-play"]).play is False
+    assert parser.parse_args(["up", "--play"]).play is True
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["up", "--port", "0"],
+        ["up", "--port", "65536"],
+        ["up", "--port", "8080.0"],
+        ["up", "--workers", "-1"],
+        ["up", "--play", "--no-play"],
+        ["import"],
+        ["import", "f", "--columns", "user=a"],
+        ["import", "f", "--columns", "user=a,item=b,rating=c,rating=d"],
+        ["import", "f", "--columns", "user=a,item=b,rating=c,name=d"],
+        ["import", "f", "--format", "xml"],
+        ["import", "f", "--url", "http://x", "--data", "d"],
+    ],
+)
+def test_a_wrong_command_line_ends_with_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert "error:" in capsys.readouterr().err
+
+
+def test_a_wrong_number_in_the_environment_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDIN_PORT", "http")
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["up"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(CannotStartError("do this"), 2), (StackFailedError("do that"), 1), (ImportStoppedError("go on"), 1)],
+)
+def test_each_failure_is_one_line_and_its_code(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("foldin.bench.bench", fail)
+    assert command.main(["bench"]) == code
+    assert capsys.readouterr().err == f"foldin: {error}\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["version"]) == 0
+    assert capsys.readouterr().out.startswith("foldin ")
+
+
+def test_bench_lists_runs_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.py").write_text(
+        '"""Measures one thing.\n\nMore."""\nimport sys\nprint(sys.argv[1:])\nsys.exit(3)\n'
+    )
+    (tmp_path / "_helper.py").write_text('"""No benchmark."""\n')
+    assert bench([], tmp_path) == 0
+    listed = capfd.readouterr().out
+    assert "one" in listed
+    assert "Measures one thing." in listed
+    assert "_helper" not in listed
+    assert bench(["one", "--quick"], tmp_path) == 3
+    assert capfd.readouterr().out == "['--quick']\n"
+    with pytest.raises(CannotStartError, match="choose one of one"):
+        bench(["two"], tmp_path)
+    with pytest.raises(CannotStartError, match="checkout"):
+        bench(["one"], tmp_path / "nowhere")
+
+
+def test_the_supervisor_loads_no_heavy_library() -> None:
+    """What `foldin up` keeps loaded for as long as it runs."""
+    heavy = ["numpy", "pyarrow", "scipy", "redis", "aiohttp", "rich", "msgspec", "uvloop", "multiprocessing"]
+    code = f"import sys, foldin.__main__, foldin.up; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -1,0 +1,143 @@
+"""What keeps a stack from starting is found before anything starts, and said in one line."""
+
+import errno
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from foldin.errors import CannotStartError
+from foldin.logfile import BoundedLog
+from foldin.preflight import data_directory, free_port, locked
+from foldin.store import EmbeddedStore, socket_path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB. Needs root, and a kernel that lets it mount."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "foldin-test", str(place)]
+    if (
+        os.geteuid() != 0
+        or subprocess.run(mount, capture_output=True, timeout=30, check=False).returncode != 0
+    ):
+        pytest.skip("no right to mount a small file system")
+    yield place
+    subprocess.run(["umount", str(place)], timeout=30, check=True)
+
+
+def test_a_new_directory_is_made_with_its_folders(tmp_path: Path) -> None:
+    data = data_directory(tmp_path / "a" / "b")
+    assert {path.name for path in data.iterdir()} == {"logs", "store"}
+    assert data.is_absolute()
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CannotStartError, match=r"cannot be written .*--data") as found:
+        data_directory(tmp_path / "file" / "data")
+    assert "\n" not in str(found.value)
+
+
+def test_a_directory_without_rights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write everywhere, so the refusal itself is simulated."""
+
+    def no_right(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", no_right)
+    with pytest.raises(CannotStartError, match="Permission denied"):
+        data_directory(tmp_path)
+
+
+def test_a_full_disk_is_refused_and_left_as_it_was(small_disk: Path) -> None:
+    with pytest.raises(CannotStartError, match="is full: make 64 MB of room"):
+        data_directory(small_disk / "data")
+    assert not list((small_disk / "data").glob(".room*"))
+
+
+def test_a_port_in_use_is_refused() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        port = server.getsockname()[1]
+        with pytest.raises(CannotStartError, match=rf"port {port} on 127.0.0.1 is in use: .*--port"):
+            free_port("127.0.0.1", port, "--port")
+    free_port("127.0.0.1", port, "--port")
+
+
+def test_a_port_that_workers_share_is_refused() -> None:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        with pytest.raises(CannotStartError, match="is in use"):
+            free_port("127.0.0.1", server.getsockname()[1], "--port")
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(CannotStartError, match=r"cannot listen on 192\.0\.2\.1"):
+        free_port("192.0.2.1", 8080, "--port")
+
+
+def test_a_directory_belongs_to_one_stack(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(CannotStartError, match=rf"process {os.getpid()}"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_directory_whose_parts_do_not_end_stays_locked(tmp_path: Path) -> None:
+    """The supervisor is gone, a part still holds the descriptor."""
+    with locked(tmp_path) as lock:
+        part = subprocess.Popen(["sleep", "30"], pass_fds=(lock,))
+    (tmp_path / "lock").write_text("999999999\n")
+    try:
+        with (
+            pytest.raises(CannotStartError, match="in use by another stack"),
+            locked(tmp_path, orphans_gone_s=0.2),
+        ):
+            pass
+    finally:
+        part.kill()
+        part.wait(10)
+    with locked(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_log_is_bounded(tmp_path: Path) -> None:
+    log = BoundedLog(tmp_path / "part.log", max_bytes=100)
+    for number in range(50):
+        log.write(b"%09d\n" % number)
+    log.close()
+    log.write(b"dropped")
+    assert (tmp_path / "part.log").read_bytes().splitlines()[-1] == b"000000049"
+    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {
+        "part.log": 100,
+        "part.log.1": 100,
+    }
+
+
+def test_a_log_that_cannot_be_renamed_loses_lines_only(tmp_path: Path) -> None:
+    (tmp_path / "part.log.1").mkdir()
+    log = BoundedLog(tmp_path / "part.log", max_bytes=10)
+    for _ in range(5):
+        log.write(b"123456789\n")
+    log.close()
+
+
+def test_the_store_s_socket_goes_elsewhere_where_a_path_cannot_be_an_address(tmp_path: Path) -> None:
+    assert socket_path(Path("/srv/foldin")) == Path("/srv/foldin/store.sock")
+    for directory in (tmp_path / ("long" * 30), tmp_path / "with space"):
+        directory.mkdir()
+        store = EmbeddedStore(directory, {})
+        path = Path(store.url.removeprefix("unix://"))
+        assert path.parent.is_dir()
+        assert path.parent != directory
+        assert path.parent.stat().st_mode & 0o077 == 0
+        store.clean()
+        assert not path.parent.exists()
