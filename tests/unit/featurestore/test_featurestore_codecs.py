@@ -1,0 +1,75 @@
+"""Codecs: sizes as documented, wrong lengths, and when a history is compacted."""
+
+import numpy as np
+import pytest
+
+from featurestore import codecs
+from featurestore.codecs import History, RecordCorrupt
+
+
+def history(rows: list[int]) -> History:
+    return History(
+        np.array(rows, dtype=np.int32),
+        np.arange(1.0, len(rows) + 1, dtype=np.float64),
+        np.full(len(rows), 5.0),
+    )
+
+
+def test_sizes_are_those_of_the_documentation() -> None:
+    assert codecs.ENTRY_BYTES == codecs.ENTRY_DTYPE.itemsize == 20
+    assert codecs.EVENT_BYTES == codecs.EVENT_DTYPE.itemsize == 28
+    assert codecs.record_dtype(14).itemsize == 8 + 4 * 14
+
+
+def test_a_record_of_the_wrong_length_is_corrupt() -> None:
+    (good,) = codecs.pack_records(np.array([3]), np.ones((1, 4), dtype=np.float32))
+    for bad in (b"", good[:-1], good + b"x"):
+        with pytest.raises(RecordCorrupt):
+            codecs.unpack_records([good, bad], 4)
+    # Two wrong lengths that add up to two right ones.
+    with pytest.raises(RecordCorrupt):
+        codecs.unpack_records([good[:-1], good + b"x"], 4)
+
+
+def test_no_records_are_no_rows() -> None:
+    n, vectors = codecs.unpack_records([], 4)
+    assert len(n) == 0
+    assert vectors.shape == (0, 4)
+
+
+def test_the_last_entry_wins_and_nan_deletes() -> None:
+    entries = [(1, 4.0, 10.0), (2, 3.0, 11.0), (1, 5.0, 12.0), (3, 1.0, 13.0), (2, float("nan"), 14.0)]
+    found = codecs.unpack_history(b"".join(codecs.pack_entry(*entry) for entry in entries))
+    assert found.item_row.tolist() == [1, 3]
+    assert found.rating.tolist() == [5.0, 1.0]
+    assert found.time.tolist() == [12.0, 13.0]
+
+
+def test_an_item_that_comes_back_stands_where_it_came_back() -> None:
+    entries = [(1, 4.0, 0.0), (2, 3.0, 0.0), (1, float("nan"), 0.0), (1, 2.0, 0.0)]
+    found = codecs.unpack_history(b"".join(codecs.pack_entry(*entry) for entry in entries))
+    assert found.item_row.tolist() == [2, 1]
+
+
+def test_a_torn_tail_is_ignored() -> None:
+    data = codecs.pack_history(history([1, 2]))
+    assert codecs.unpack_history(data + b"torn").item_row.tolist() == [1, 2]
+
+
+def test_histories_are_put_together_in_order() -> None:
+    packed = codecs.pack_histories([history([4, 5]), history([]), history([6])])
+    assert packed.offsets.tolist() == [0, 2, 2, 3]
+    assert packed.other_row.tolist() == [4, 5, 6]
+    assert packed.other_row.dtype == np.int32
+    assert codecs.pack_histories([]).offsets.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("superseded", "kept", "worth"),
+    [(63, 1, False), (64, 1, True), (64, 63, True), (64, 64, False), (0, 9, False)],
+)
+def test_a_history_is_compacted_when_more_than_half_is_superseded(
+    superseded: int, kept: int, worth: bool
+) -> None:
+    data = codecs.pack_entry(0, 1.0, 0.0) * superseded + codecs.pack_history(history(list(range(kept))))
+    assert codecs.worth_compacting(data, codecs.unpack_history(data)) is worth

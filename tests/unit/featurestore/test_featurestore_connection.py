@@ -1,0 +1,247 @@
+"""The connection against a scripted server: order, torn replies, deadlines, one write a turn, coming back."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from featurestore import connection as connection_module
+from featurestore.connection import Connection, ReplyError, encode, store_error
+from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
+from tests.support.waiting import wait_until_async
+
+Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+GREETING = b"+PONG\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n"
+
+
+class Script:
+    """A server that greets, then does what `answer` says with what it reads.
+
+    `seen` holds each piece that it read.
+    """
+
+    def __init__(self, answer: Answer, greeting: bytes = GREETING) -> None:
+        self.answer = answer
+        self.greeting = greeting
+        self.seen: list[bytes] = []
+        self.accepted = 0
+        self.url = ""
+        self._open: list[tuple[asyncio.StreamWriter, asyncio.Task[None] | None]] = []
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self._open.append((writer, asyncio.current_task()))
+        with contextlib.suppress(OSError):
+            await reader.read(65536)
+            writer.write(self.greeting)
+            while data := await reader.read(65536):
+                self.seen.append(data)
+                await self.answer(data, writer)
+        writer.close()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Script"]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+            for writer, _ in self._open:
+                writer.transport.abort()
+            await asyncio.gather(*[task for _, task in self._open if task], return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def opened(script: Script, timeout_s: float = 2.0) -> AsyncIterator[Connection]:
+    async with script.running():
+        connection = Connection(script.url, timeout_s, "test")
+        await connection.open()
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+
+async def nothing(_: bytes, __: asyncio.StreamWriter) -> None:
+    """Never answers."""
+
+
+def test_encode_makes_resp() -> None:
+    assert encode(b"GET", b"a\r\nb") == b"*2\r\n$3\r\nGET\r\n$4\r\na\r\nb\r\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("LOADING Redis is loading", StoreUnavailable),
+        ("READONLY You can't write", StoreUnavailable),
+        ("MISCONF disk", StoreUnavailable),
+        ("OOM command not allowed", StoreUnavailable),
+        ("BUSY Redis is busy", StoreUnavailable),
+        ("ERR max number of clients reached", StoreUnavailable),
+        ("NOAUTH Authentication required.", StoreRefused),
+        ("WRONGPASS invalid", StoreRefused),
+        ("NOPERM this user", StoreRefused),
+        ("MOVED 1 127.0.0.1:1", StoreRefused),
+        ("ERR whatever", StoreError),
+        ("WRONGTYPE Operation", StoreError),
+    ],
+)
+def test_error_replies_say_what_to_do(reply: str, kind: type[StoreError]) -> None:
+    assert type(store_error(ReplyError(reply))) is kind
+
+
+async def test_what_is_asked_in_one_turn_leaves_in_one_write() -> None:
+    async def answer(data: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b":1\r\n" * data.count(b"PING"))
+
+    script = Script(answer)
+    async with opened(script) as connection:
+        futures = [connection.execute(encode(b"PING"), 1) for _ in range(50)]
+        assert await asyncio.gather(*futures) == [[1]] * 50
+        assert script.seen == [encode(b"PING") * 50]
+
+
+async def test_replies_in_pieces_reach_whom_they_belong_to() -> None:
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        for byte in b":1\r\n-ERR no\r\n*2\r\n$1\r\na\r\n$-1\r\n:4\r\n":
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async with opened(Script(answer)) as connection:
+        first, second = connection.execute(b"x", 1), connection.execute(b"y", 3)
+        assert await first == [1]
+        error, array, number = await second
+        assert isinstance(error, ReplyError)
+        assert (array, number) == ([b"a", None], 4)
+
+
+async def test_no_replies_are_answered_at_once() -> None:
+    async with opened(Script(nothing)) as connection:
+        assert await connection.execute(b"", 0) == []
+
+
+async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() -> None:
+    script = Script(nothing)
+    async with opened(script, timeout_s=0.2) as connection:
+        calls = [connection.execute(b"x", 1) for _ in range(3)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(result, StoreUnavailable) for result in results)
+
+        async def fresh(_: bytes, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"+fresh\r\n")
+
+        script.answer = fresh
+
+        async def back() -> bool:
+            return connection.connected
+
+        await wait_until_async(back, 3.0, "the connection comes back")
+        assert await connection.execute(b"x", 1) == [b"fresh"]
+        assert script.accepted >= 2
+
+
+async def test_the_store_may_block_as_long_as_it_was_told() -> None:
+    async def slow(_: bytes, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.4)
+        writer.write(b"+late\r\n")
+
+    async with opened(Script(slow), timeout_s=0.2) as connection:
+        assert await connection.execute(b"x", 1, wait_s=2.0) == [b"late"]
+
+
+async def test_a_cancelled_call_does_not_shift_the_replies_of_others() -> None:
+    async def answer(data: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b":1\r\n:2\r\n:3\r\n"[: 4 * len(data)])
+
+    async with opened(Script(answer)) as connection:
+        one, two, three = (connection.execute(b"x", 1) for _ in range(3))
+        two.cancel()
+        assert (await one, await three) == ([1], [3])
+
+
+async def test_a_store_that_hangs_up_fails_calls_at_once() -> None:
+    async def hang_up(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with opened(Script(hang_up), timeout_s=30.0) as connection:
+        with pytest.raises(StoreUnavailable, match="lost"):
+            await connection.execute(b"x", 1)
+        assert not connection.connected
+        with pytest.raises(StoreUnavailable):
+            await connection.execute(b"x", 1)
+
+
+@pytest.mark.parametrize("noise", [b"nonsense\r\n", b":1\r\n:2\r\n"])
+async def test_bytes_that_are_no_answer_end_the_socket(noise: bytes) -> None:
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(noise)
+
+    async with opened(Script(answer)) as connection:
+        await asyncio.gather(connection.execute(b"x", 1), return_exceptions=True)
+
+        async def gone() -> bool:
+            return not connection.connected or script_restarted(connection)
+
+        await wait_until_async(gone, 3.0, "the socket is given up")
+
+
+def script_restarted(connection: Connection) -> bool:
+    """A connection that is back already had been away."""
+    return connection.connected
+
+
+async def test_more_than_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "IN_FLIGHT_BYTES", 100)
+    async with opened(Script(nothing)) as connection:
+        first = connection.execute(b"x" * 90, 1)
+        with pytest.raises(StoreUnavailable, match="too much"):
+            await connection.execute(b"x" * 20, 1)
+        assert not first.done()
+        first.cancel()
+
+
+async def test_nobody_there_is_unavailable() -> None:
+    async with Script(nothing).running() as script:
+        url = script.url
+    with pytest.raises(StoreUnavailable, match="cannot reach"):
+        await Connection(url, 0.5, "test").open()
+
+
+@pytest.mark.parametrize(
+    ("greeting", "kind"),
+    [
+        (
+            b"-LOADING Redis is loading the dataset in memory\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n",
+            StoreUnavailable,
+        ),
+        (b"+PONG\r\n+OK\r\n*1\r\n$5\r\nslave\r\n", StoreUnavailable),
+        (b"-NOAUTH Authentication required.\r\n-NOAUTH x\r\n-NOAUTH x\r\n", StoreRefused),
+        (b"+PONG\r\n-NOPERM x\r\n-NOPERM x\r\n", None),
+    ],
+)
+async def test_a_server_is_taken_only_when_it_is_ready(
+    greeting: bytes, kind: type[StoreError] | None
+) -> None:
+    async with Script(nothing, greeting).running() as script:
+        connection = Connection(script.url, 1.0, "test")
+        if kind is None:
+            await connection.open()
+            await connection.close()
+        else:
+            with pytest.raises(kind):
+                await connection.open()
+
+
+async def test_a_server_that_turned_into_a_replica_is_left() -> None:
+    async def readonly(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"-READONLY You can't write against a read only replica.\r\n")
+
+    script = Script(readonly)
+    async with opened(script) as connection:
+        (reply,) = await connection.execute(b"x", 1)
+        assert isinstance(connection.failure(reply), StoreUnavailable)
+        assert not connection.connected

@@ -1,0 +1,97 @@
+"""What is stored of a generation: read as written, or refused."""
+
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from featurestore.errors import GenerationBroken
+from featurestore.manifest import (
+    Deltas,
+    GenerationDraft,
+    GenerationMeta,
+    Kept,
+    Pointer,
+    decode_beat,
+    decode_deltas,
+    decode_meta,
+    decode_summary,
+    draft_summary,
+    encode_meta,
+    encode_summary,
+    latest,
+    read_pointer,
+)
+from tests.support.factories import make_model
+
+
+def meta(rows: int = 5) -> GenerationMeta:
+    metrics = {"rmse": 0.9, "nan": float("nan")}
+    draft = GenerationDraft(1.5, 2, "gaussian", "variational", 3, rows, 7, metrics)
+    summary = replace(draft_summary(42, 1, draft), chunks=1 if rows else 0, state="ready")
+    return GenerationMeta(summary, {0: "1-1", 3: "5-0"}, rows, 100, 1234, make_model())
+
+
+def test_a_meta_is_read_as_written() -> None:
+    written = meta()
+    read = decode_meta(encode_meta(written))
+    assert replace(read, model=written.model) == written
+    assert read.model.parameters.keys() == written.model.parameters.keys()
+    assert read.summary.metrics == {"rmse": 0.9}
+
+
+def test_the_state_comes_where_the_functions_look_for_it() -> None:
+    text = encode_summary(meta().summary)
+    assert text.startswith(b'{"generation":42,"epoch":1,"state":"ready"')
+    assert decode_summary(text) == meta().summary
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b'{"summary": 3}', b"\xff\xfe", b"null"])
+def test_other_bytes_are_a_broken_generation(text: bytes) -> None:
+    with pytest.raises(GenerationBroken):
+        decode_meta(text)
+    with pytest.raises(GenerationBroken):
+        decode_summary(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rows_per_chunk", 0), ("item_rows", -1), ("item_rows", 101), ("model", "AAAA")]
+)
+def test_a_meta_that_does_not_add_up_is_a_broken_generation(field: str, value: object) -> None:
+    fields = msgspec.json.decode(encode_meta(meta()))
+    fields[field] = value
+    with pytest.raises(GenerationBroken):
+        decode_meta(msgspec.json.encode(fields))
+
+
+def test_a_pointer_of_a_new_namespace_has_no_generation() -> None:
+    assert read_pointer([b"epoch", b"1"]) == Pointer(1, 0, 0, False, 0, 0, 0.0)
+
+
+def test_a_heartbeat_that_cannot_be_read_is_none() -> None:
+    assert decode_beat(b"w", b"nonsense", 5.0) is None
+    worker = decode_beat(b"w", b'{"generation":2,"epoch":1,"at":3.5,"pid":9}', 5.0)
+    assert worker is not None
+    assert worker.age_s == 1.5
+
+
+def test_deltas_of_the_wrong_length_are_a_broken_generation() -> None:
+    row, vector = np.int32(3).tobytes(), np.zeros(4, dtype=np.float32).tobytes()
+    assert decode_deltas([(b"1-1", [b"r", row, b"v", vector])], 4, "0").rows.tolist() == [3]
+    for bad in ([b"r", row, b"v", vector[:-1]], [b"r", row[:-1], b"v", vector], [b"r", row]):
+        with pytest.raises(GenerationBroken):
+            decode_deltas([(b"1-1", bad)], 4, "0")
+
+
+def test_of_two_deltas_of_a_row_the_later_counts() -> None:
+    deltas = Deltas(
+        np.array([1, 2, 1], dtype=np.int32), np.array([[1.0], [2.0], [3.0]], dtype=np.float32), "1-1"
+    )
+    kept = latest(deltas)
+    assert dict(zip(kept.rows.tolist(), kept.vectors[:, 0].tolist(), strict=True)) == {2: 2.0, 1: 3.0}
+
+
+def test_which_record_fields_are_kept() -> None:
+    assert Kept.of([]) == Kept(0, b"")
+    assert Kept.of([9, 7]) == Kept(9, b"g7,g9")

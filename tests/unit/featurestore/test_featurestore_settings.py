@@ -1,0 +1,97 @@
+"""Settings: what is taken, what is refused, that all errors come at once, that no secret is shown."""
+
+import pytest
+
+from factors.tables import Scale
+from featurestore.settings import (
+    EnvironmentReader,
+    SettingsInvalid,
+    StoreSettings,
+    format_scale,
+    parse_scale,
+    redacted,
+)
+
+
+def read(environ: dict[str, str]) -> StoreSettings:
+    reader = EnvironmentReader(environ)
+    settings = StoreSettings.from_environment(reader)
+    reader.finish()
+    return settings
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert read({}) == StoreSettings()
+
+
+def test_every_setting_is_taken() -> None:
+    settings = read(
+        {
+            "FOLDIN_REDIS_URL": "rediss://u:p@store:6380/2",
+            "FOLDIN_NAMESPACE": "a-b_1",
+            "FOLDIN_PARTITIONS": "8",
+            "FOLDIN_SCALE": "-10:10",
+            "FOLDIN_STORE_TIMEOUT_S": "0.5",
+            "FOLDIN_STREAM_LIMIT": "10",
+            "FOLDIN_DURABILITY": "fsync",
+            "FOLDIN_MAX_ITEMS": "7",
+        }
+    )
+    assert settings == StoreSettings(
+        url="rediss://u:p@store:6380/2",
+        namespace="a-b_1",
+        partitions=8,
+        scale="-10:10",
+        timeout_s=0.5,
+        stream_limit=10,
+        durability="fsync",
+        max_items=7,
+    )
+
+
+def test_all_errors_are_told_together() -> None:
+    with pytest.raises(SettingsInvalid) as caught:
+        read(
+            {
+                "FOLDIN_REDIS_URL": "http://store",
+                "FOLDIN_NAMESPACE": "a.b",
+                "FOLDIN_PARTITIONS": "0",
+                "FOLDIN_SCALE": "5:1",
+                "FOLDIN_STORE_TIMEOUT_S": "nan",
+                "FOLDIN_STREAM_LIMIT": "1.5",
+                "FOLDIN_DURABILITY": "maybe",
+            }
+        )
+    assert len(caught.value.problems) == 7
+    assert "FOLDIN_NAMESPACE must be 1 to 64 letters" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "scale"),
+    [
+        ("1:5", Scale(1, 5)),
+        ("1:5:1", Scale(1, 5, 1)),
+        ("0.5:5:0.5", Scale(0.5, 5, 0.5)),
+        ("-10:10", Scale(-10, 10)),
+        ("0:1:0.1", Scale(0, 1, 0.1)),
+    ],
+)
+def test_scales_are_read_and_written(text: str, scale: Scale) -> None:
+    assert parse_scale(text) == scale
+    assert parse_scale(format_scale(scale)) == scale
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1", "5:1", "1:1", "a:b", "1:5:0", "1:5:-1", "1:5:0.3", "1:inf", "nan:5", "0:1:0.00001", "1:5:9"],
+)
+def test_scales_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"must|step"):
+        parse_scale(text)
+
+
+def test_a_password_is_not_shown() -> None:
+    url = "redis://user:hunter2@store:6379/0"
+    assert redacted(url) == "redis://user:***@store:6379/0"
+    assert redacted("redis://store:6379") == "redis://store:6379"
+    assert "hunter2" not in repr(StoreSettings(url=url))
