@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 from threadpoolctl import threadpool_limits
 
-from featurestore.errors import StoreUnavailable
+from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.live import Follower
 from featurestore.settings import redacted
 from featurestore.store import Store
@@ -47,6 +47,9 @@ log = logging.getLogger("foldin.service")
 _SAMPLE_S = 1.0
 _SAY_AGAIN_S = 5.0
 _RETRY_S = 0.25
+# The largest tables take a few seconds to come over; longer than this is a fault that people should see.
+_FIRST_LOAD_S = 20.0
+_FIRST_POLL_S = 0.01
 
 
 def build_app(settings: ServiceSettings, place: Place) -> web.Application:
@@ -130,9 +133,24 @@ async def _following(app: web.Application) -> AsyncIterator[None]:
     app[FOLLOWER] = follower
     stop = asyncio.Event()
     task = asyncio.create_task(follower.run(stop), name="follow the live generation")
+    await _load_first(app[STORE], follower)
     yield
     stop.set()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def _load_first(store: Store, follower: Follower) -> None:
+    """Wait for what is live before the port opens: a replica that joins others must not say that it has nothing.
+
+    One that cannot load it within the time starts all the same, and `/readyz` says so.
+    """
+    try:
+        async with asyncio.timeout(_FIRST_LOAD_S):
+            if (await store.generations.live()).generation:
+                while follower.live is None:  # noqa: ASYNC110 -- it swaps a reference and tells nobody
+                    await asyncio.sleep(_FIRST_POLL_S)
+    except (StoreError, TimeoutError) as exc:
+        log.warning("starts without a generation reason=%r", exc)
 
 
 async def _answering(app: web.Application) -> AsyncIterator[None]:
