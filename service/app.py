@@ -140,7 +140,7 @@ async def _following(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _load_first(store: Store, follower: Follower) -> None:
-    """Wait for what is live before the port opens: a replica that joins others must not say that it has nothing.
+    """Wait for what is live before the port opens: a joining replica must not say that it has nothing.
 
     One that cannot load it within the time starts all the same, and `/readyz` says so.
     """
