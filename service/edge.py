@@ -57,28 +57,23 @@ class Edge:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer `request`. Raises nothing but `CancelledError`."""
         self.in_flight += 1
+        answer: web.StreamResponse
         try:
             path = request.raw_path
-            if path.startswith(self._quick_prefix) and request.method == "GET":
-                answer: web.StreamResponse = await self._quick_answer(request, path)
-            else:
+            if not path.startswith(self._quick_prefix) or request.method != "GET":
                 answer = await self._routed_answer(request)
-            if self.draining and isinstance(answer, Answer):
-                answer.close_connection()
-            return answer
-        finally:
-            self.in_flight -= 1
-
-    async def _quick_answer(self, request: web.BaseRequest, path: str) -> Answer:
-        try:
-            if self.in_flight > self._limit:
+            elif self.in_flight > self._limit:
                 raise self._overload()
-            answer = Answer(await self._quick(path))
+            else:
+                answer = quick = Answer(await self._quick(path))
+                _echo_id(request, quick)
         except Exception as exc:  # noqa: BLE001 -- the edge: whatever happens, the client gets an answer
             answer = self._failure(exc, request, self._quick_route)
             self._counts.request(self._quick_route, answer.status, 0.0)
-            return answer
-        _echo_id(request, answer)
+        finally:
+            self.in_flight -= 1
+        if self.draining and isinstance(answer, Answer):
+            answer.close_connection()
         return answer
 
     async def _routed_answer(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -4,10 +4,13 @@ Invariant: after a 200 for DELETE no read finds anything of that user.
 """
 
 import math
+import re
+import time
 
 import msgspec
 from aiohttp import web
 
+from featurestore.commands import OUTCOME_S
 from service.answers import Answer
 from service.catalogue import Expected, expected, item_names
 from service.predictor import require
@@ -16,6 +19,8 @@ from service.state import COUNTS, FOLLOWER, SETTINGS, STORE
 from service.validation import Query, path_id
 
 MAX_PAGE = 1000
+# The command that was given to the trainer, and when, in seconds since 1970.
+_RECEIPT = re.compile(r"(?P<command>[0-9a-f]{32})-(?P<asked>[0-9a-f]{1,12})")
 
 
 class UserOut(msgspec.Struct):
@@ -115,15 +120,20 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     receipt = await store.commands.ask("erase", epoch=epoch, user=user_id)
     outcome = await store.commands.wait(receipt, request.app[SETTINGS].erase_wait_s)
     archive = "erased" if outcome is not None and outcome.state == "done" else "pending"
+    receipt = f"{receipt}-{int(time.time()):x}"
     return Answer(_ENCODE(Receipt(receipt, archive, user_id.decode(), forgotten.ratings)))
 
 
 async def get_receipt(request: web.Request) -> web.StreamResponse:
     """Whether the archive has forgotten too."""
     receipt = path_id(request.rel_url.raw_path, 1, "receipt").decode()
-    outcome = await request.app[STORE].commands.outcome(receipt)
+    parts = _RECEIPT.fullmatch(receipt)
+    outcome = await request.app[STORE].commands.outcome(parts["command"]) if parts else None
     if outcome is None:
-        raise Problem("unknown_receipt", "receipts are kept for an hour after the end of their work")
+        # An outcome is kept for an hour: within that, none means that the trainer has not come to it yet.
+        if parts is None or not 0 <= time.time() - int(parts["asked"], 16) < OUTCOME_S:
+            raise Problem("unknown_receipt", "receipts are kept for an hour after the end of their work")
+        return Answer(_ENCODE(Receipt(receipt, "pending")))
     if outcome.state == "failed":
         return Answer(_ENCODE(Receipt(receipt, "pending", detail=outcome.detail or outcome.code)))
     return Answer(_ENCODE(Receipt(receipt, "erased" if outcome.state == "done" else "pending")))

@@ -7,6 +7,7 @@ for what is in flight within the grace period; close.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -26,6 +27,8 @@ from service.supervisor import CANNOT_START, address_of
 log = logging.getLogger("foldin.service")
 
 _BACKLOG = 1024
+# New containers between two looks of the collector: a request leaves few cycles, a turn has many of them.
+_GARBAGE = 20_000
 # Connections that are kept alive get this long to ask once more and learn that they are to close.
 _LAST_WORD_S = 0.2
 
@@ -73,6 +76,10 @@ async def serve(settings: ServiceSettings, place: Place, sock: socket.socket) ->
         except OSError as exc:
             _say(f"cannot listen on {address_of(sock)}: {exc.strerror or exc}")
             return CANNOT_START
+        # What is there now stays: the collector need not look at it again, nor stop a request for that.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GARBAGE)
         # The supervisor shows the first of these lines to people.
         print(f"service listens on {address_of(sock)}", flush=True)
         await stopping
