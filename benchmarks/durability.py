@@ -24,7 +24,7 @@ from benchmarks.deployed import DeployedStack, deployed
 from featurestore.keys import record_field
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from trainer.segments import read_segment
+from trainer.segments import SegmentName, read_segment
 
 VICTIMS = ("trainer", "store", "service")
 USERS, ITEMS = 400, 120
@@ -209,9 +209,7 @@ async def _check_archive_and_generation(
     store = await Store.open(StoreSettings(url=stack.redis_url), hot=False)
     try:
         pointer = await store.generations.live()
-        events = pa.concat_tables(
-            [read_segment(path) for path in sorted((stack.data / "archive").glob("epoch-*/*.parquet"))]
-        )
+        events = pa.concat_tables([read_segment(path)[0] for path in _segments(stack.data, pointer.epoch)])
         users, items = events["user_id"].to_pylist(), events["item_id"].to_pylist()
         counters, values = events["n"].to_pylist(), events["rating"].to_pylist()
         report.doubled = len(users) - len(set(zip(users, counters, strict=True)))
@@ -222,6 +220,13 @@ async def _check_archive_and_generation(
         report.missing["generation"] = await _behind(store, pointer.epoch, pointer.generation, acknowledged)
     finally:
         await store.close()
+
+
+def _segments(data: Path, epoch: int) -> list[Path]:
+    """The segments that count; a merge that was just made may still lie beside what it covers."""
+    folder = data / "archive" / f"epoch-{epoch:06d}"
+    named = [(name, path) for path in sorted(folder.iterdir()) if (name := SegmentName.parse(path.name))]
+    return [path for name, path in named if not any(other.covers(name) for other, _ in named)]
 
 
 async def _behind(store: Store, epoch: int, generation: int, acknowledged: dict[Pair, float]) -> int:
@@ -243,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=120.0, help="length of the load (default 120)")
     parser.add_argument(
-        "--every", type=float, default=6.0, help="seconds between kills, on average (default 6)"
+        "--every", type=float, default=9.0, help="seconds between kills, on average (default 9)"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=["trainer", "store"])

@@ -1,0 +1,28 @@
+"""Short campaigns on a whole stack: kills lose nothing, and refits make no answer stale or mixed.
+
+`foldin bench durability` and `foldin bench consistency` run the same for longer.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import consistency, durability
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(240), pytest.mark.xdist_group("stack")]
+
+
+async def test_nothing_acknowledged_is_lost_when_trainer_store_and_service_are_killed(tmp_path: Path) -> None:
+    report = await durability.campaign(
+        seconds=20, seed=7, every_s=3.0, victims=durability.VICTIMS, data=tmp_path / "data"
+    )
+    assert report.acknowledged > 0
+    assert sum(report.kills.values()) >= 3
+    assert report.lost == 0, report.lines()
+
+
+async def test_no_answer_is_stale_or_mixes_generations_while_refits_follow_each_other(tmp_path: Path) -> None:
+    report = await consistency.campaign(users=120, rounds=3, seed=7, data=tmp_path / "data")
+    assert report.answers >= 600
+    assert len(report.generations) >= 2
+    assert report.wrong == 0, report.lines()
