@@ -7,7 +7,7 @@ nothing is written; 2 when the benchmark could not run, with one line that says 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -111,6 +111,9 @@ def carry_out(name: str, measure: Measure, options: Options) -> int:
         "seed": options.seed,
     }
     settings["pin"] = options.pin
+    if options.scale != 1:
+        # The goals are for the full sizes.
+        rows = [replace(row, target=None) for row in rows]
     report = Report(name, tuple(rows), watch.since(), settings)
     if report.complaints and not options.force:
         for complaint in report.complaints:
@@ -118,6 +121,8 @@ def carry_out(name: str, measure: Measure, options: Options) -> int:
         print(f"foldin bench {name}: too busy to tell; try again later, or --force", file=sys.stderr)
         return 3
     report.show(console)
+    if options.scale != 1:
+        console.print(f"at {options.scale:g} of the full sizes, for which the goals are: no verdicts")
     console.print(f"written to {report.write(options.output)}")
     return 0
 

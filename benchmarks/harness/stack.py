@@ -51,17 +51,23 @@ def store(*, cpus: Sequence[int] = ()) -> Iterator[str]:
 
 @contextlib.contextmanager
 def service(
-    url: str, *, workers: int = 1, cpus: Sequence[int] = (), scale: str = SCALE_TEXT
+    url: str,
+    *,
+    workers: int = 1,
+    cpus: Sequence[int] = (),
+    scale: str = SCALE_TEXT,
+    cache: Path | None = None,
 ) -> Iterator[int]:
-    """The service on that store, ready; its port."""
+    """The service on that store, ready; its port. `cache`: folder of item tables; else its own."""
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="foldin-bench-cache-") as folder:
+    with contextlib.ExitStack() as ends:
+        folder = cache or ends.enter_context(tempfile.TemporaryDirectory(prefix="foldin-bench-cache-"))
         environment = {
             "FOLDIN_REDIS_URL": url,
             "FOLDIN_SCALE": scale,
             "FOLDIN_PORT": str(port),
             "FOLDIN_WORKERS": str(workers),
-            "FOLDIN_CACHE_DIR": folder,
+            "FOLDIN_CACHE_DIR": str(folder),
             "FOLDIN_LOG_LEVEL": "WARNING",
         }
         command = python_command("service")

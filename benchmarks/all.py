@@ -1,0 +1,63 @@
+"""Runs every benchmark, one process each, and says at the end which rows were met.
+
+Invariant: one that fails, or finds the machine too busy, does not keep the others from running.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from benchmarks.harness.command import console_for, parser
+from benchmarks.harness.processes import child_environment, python_command
+
+NAME = "all"
+SPEED = ("predict", "batch", "recommend", "ratings", "fit", "publish", "growth", "start")
+LIMIT_S = 3600.0
+OUTCOMES = {0: "reported", 1: "failed", 2: "cannot run here", 3: "too busy to tell"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Flags go to each benchmark; the worst exit code is this one's."""
+    flags = parser(NAME, __doc__.splitlines()[0])
+    flags.add_argument("--no-accuracy", dest="accuracy", action="store_false", help="leave the errors out")
+    options = flags.parse_args(argv)
+    passed = [argument for argument in argv if argument != "--no-accuracy"]
+    console = console_for()
+    codes: dict[str, int] = {}
+    for name in (*SPEED, *(("accuracy",) if options.accuracy else ())):
+        codes[name] = _run(name, passed)
+    shown = Table(title="all benchmarks", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("benchmark", "outcome", "met", "floor", "missed", "skipped"):
+        shown.add_column(column)
+    for name, code in codes.items():
+        counts = _verdicts(options.output / f"{name}.json") if code == 0 else {}
+        cells = [str(counts.get(verdict, "")) for verdict in ("met", "floor", "missed", "skipped")]
+        shown.add_row(name, OUTCOMES.get(code, f"exit code {code}"), *cells)
+    console.print(shown)
+    return max(codes.values(), key=abs)
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    command = python_command(f"benchmarks.{name}", *arguments)
+    try:
+        return subprocess.run(command, env=child_environment({}), timeout=LIMIT_S, check=False).returncode
+    except subprocess.TimeoutExpired:
+        print(f"foldin bench {name}: not done after {LIMIT_S:.0f} s", file=sys.stderr)
+        return 1
+
+
+def _verdicts(path: Path) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    if path.is_file():
+        for row in json.loads(path.read_text())["rows"]:
+            counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
+    return counts
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,72 @@
+"""GET /predict as users and items grow: 10 thousand to a million users, a thousand to a million items.
+
+Invariant: each size has its own store and its own service, all up at once, and they are measured in turn; a
+ratio therefore compares seconds that lie next to each other.
+"""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.harness import stack, synthetic
+from benchmarks.harness.asking import CONNECTIONS, drive, predict_requests, warm
+from benchmarks.harness.command import Options, run
+from benchmarks.harness.load import Plan
+from benchmarks.harness.report import Row, Target, interleave, number, ratios
+
+NAME = "growth"
+RANK = 8
+SMALLEST = "10 k users, 1 k items"
+SIZES = {
+    SMALLEST: (10_000, 1_000),
+    "1 M users, 1 k items": (1_000_000, 1_000),
+    "10 k users, 1 M items": (10_000, 1_000_000),
+}
+
+
+def measure(options: Options, console: Console) -> list[Row]:
+    """Throughput of each size beside the smallest."""
+    cores = stack.cores(options)
+    with contextlib.ExitStack() as ends:
+        folder = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="foldin-bench-")))
+        arms: dict[str, Callable[[], float]] = {}
+        for i, (name, (full_users, full_items)) in enumerate(SIZES.items()):
+            n_users, n_items = options.size(full_users, 100), options.size(full_items, 100)
+            url = ends.enter_context(stack.store(cpus=cores.others))
+            synthetic.load(url, synthetic.make(n_users, n_items, rank=RANK, seed=options.seed))
+            port = ends.enter_context(stack.service(url, cpus=cores.server))
+            own = folder / str(i)
+            own.mkdir()
+            requests = str(predict_requests(own, n_users, n_items, seed=options.seed))
+            plan = Plan(
+                port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=min(0.5, options.seconds / 4)
+            )
+            warm(plan)
+            arms[name] = _arm(plan, cores.others)
+            console.print(f"{name}: {n_users:,} users and {n_items:,} items loaded", style="dim")
+        rates = interleave(options.rounds, arms)
+    rows = [Row(f"GET /predict, {SMALLEST}", "1/s", tuple(rates[SMALLEST]), guards=True)]
+    for name in list(SIZES)[1:]:
+        detail = f"{number(float(np.median(rates[name])))} a second"
+        rows.append(
+            Row(name, "x", ratios(rates[name], rates[SMALLEST]), Target(0.95, 0.90), SMALLEST, detail)
+        )
+    return rows
+
+
+def _arm(plan: Plan, cpus: Sequence[int]) -> Callable[[], float]:
+    return lambda: drive(plan, cpus=cpus).per_second
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `harness.command.run`."""
+    return run(NAME, __doc__.splitlines()[0], measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

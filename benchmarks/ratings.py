@@ -1,0 +1,115 @@
+"""POST /ratings, 10,000 a call, until the trainer has archived them; and one rating, then a prediction.
+
+Invariant: a rating counts when it is in the archive: the clock runs until no event waits in the store's
+streams.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.harness import stack, synthetic
+from benchmarks.harness.asking import drive
+from benchmarks.harness.client import Client
+from benchmarks.harness.command import BenchmarkError, Options, run
+from benchmarks.harness.load import Plan, get, post, write_requests
+from benchmarks.harness.report import Row, Target
+from benchmarks.harness.scrape import metrics_text, total
+
+NAME = "ratings"
+USERS, ITEMS, RANK, A_CALL = 100_000, 10_000, 8, 10_000
+BODIES = 30
+CONNECTIONS = 4
+ARCHIVE_S = 120.0
+# The fit is measured elsewhere; here it would only say how much of the second core it takes.
+NO_REFITS = {"FOLDIN_REFIT_EVENTS": str(2**31 - 1), "FOLDIN_REFIT_SECONDS": "86400"}
+LAG = "foldin_stream_lag_events"
+
+
+def measure(options: Options, console: Console) -> list[Row]:
+    """Ratings a second until archived, then the pair of calls."""
+    n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
+    a_call = options.size(A_CALL, 100) if options.scale < 1 else A_CALL
+    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store() as url:
+        requests = str(
+            write_requests(Path(name) / "ratings", bodies(n_users, n_items, a_call, seed=options.seed))
+        )
+        synthetic.load(url, synthetic.make(n_users, n_items, rank=RANK, seed=options.seed))
+        console.print(f"{n_users:,} users and {n_items:,} items loaded", style="dim")
+        with stack.trainer(url, settings=NO_REFITS), stack.service(url) as port:
+            pairs = tuple(rate_then_predict(options, port, n_users, n_items) for _ in range(options.rounds))
+            until_archived(port)
+            rates = tuple(archived(options, port, requests, a_call) for _ in range(options.rounds))
+    return [
+        Row(f"POST /ratings, {a_call:,} a call, archived", "1/s", rates, Target(100_000, 50_000)),
+        Row("rate, then predict: p99 of both together", "ms", pairs, Target(3, 5, higher_is_better=False)),
+    ]
+
+
+def archived(options: Options, port: int, requests: str, a_call: int) -> float:
+    """Ratings a second of one round."""
+    plan = Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=0.0)
+    load = drive(plan)
+    return a_call * load.answered / (load.seconds + until_archived(port))
+
+
+def until_archived(port: int) -> float:
+    """Seconds until no event waits. Raises `BenchmarkError` when that does not come."""
+    began = time.perf_counter()
+    while total(metrics_text(port), LAG) > 0:
+        if time.perf_counter() - began > ARCHIVE_S:
+            raise BenchmarkError(f"ratings were still not archived after {ARCHIVE_S:.0f} s")
+        time.sleep(0.02)
+    return time.perf_counter() - began
+
+
+def rate_then_predict(options: Options, port: int, n_users: int, n_items: int) -> float:
+    """p99 of a rating and the prediction after it, in ms, one pair after the other."""
+    rng = np.random.default_rng(options.seed)
+    times: list[float] = []
+    with Client(port) as client:
+        end = time.perf_counter() + options.seconds
+        while time.perf_counter() < end or not times:
+            user, rated, asked = (int(rng.integers(size)) for size in (n_users, n_items, n_items))
+            rating = {"user_id": str(user), "item_id": str(rated), "rating": 1 + 0.5 * int(rng.integers(9))}
+            rate = post("/ratings", json.dumps(rating).encode())
+            predict = get(f"/predict?user_id={user}&item_id={asked}")
+            began = time.perf_counter()
+            client.ask(rate)
+            client.ask(predict)
+            times.append(time.perf_counter() - began)
+    return 1000 * float(np.percentile(times, 99))
+
+
+def bodies(n_users: int, n_items: int, a_call: int, *, seed: int) -> list[bytes]:
+    """POST requests with random ratings of known users and items."""
+    rng = np.random.default_rng(seed)
+    requests = []
+    for _ in range(BODIES):
+        columns = (
+            rng.integers(0, n_users, a_call),
+            rng.integers(0, n_items, a_call),
+            rng.integers(0, 9, a_call),
+        )
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        ratings = [
+            {"user_id": str(user), "item_id": str(item), "rating": 1 + 0.5 * step}
+            for user, item, step in rows
+        ]
+        requests.append(post("/ratings", json.dumps(ratings, separators=(",", ":")).encode()))
+    return requests
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `harness.command.run`."""
+    return run(NAME, __doc__.splitlines()[0], measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,159 @@
+"""Top-10 of a million items, exact, 16 users at a time, beside a flat faiss index.
+
+Invariant: both rank the same items for the same users on one core, in this process, in turn. The deployed
+service is asked besides, where the machine has the memory for it.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from threadpoolctl import threadpool_limits
+
+from benchmarks.harness import stack, synthetic
+from benchmarks.harness.asking import drive
+from benchmarks.harness.command import BenchmarkError, Options, carry_out, options_from, parser
+from benchmarks.harness.load import Plan, get, write_requests
+from benchmarks.harness.machine import available_bytes
+from benchmarks.harness.report import Row, Target, interleave, number, ratios
+from benchmarks.harness.synthetic import Generation
+from factors import Ranker
+from factors.packing import Layout
+
+NAME = "recommend"
+ITEMS, USERS, RANK, WAITING, TOP = 1_000_000, 10_000, 50, 16, 10
+TARGET = Target(200, 100)
+
+
+def measure(options: Options, console: Console, *, rank: int = RANK) -> list[Row]:
+    """Users answered a second: the ranking alone, faiss, and the service."""
+    n_items, n_users = options.size(ITEMS, 500), options.size(USERS, 100)
+    width = Layout(rank, 0).width
+    table_bytes = 4.0 * n_items * width
+    # The table, the copy that the ranker keeps, and its arrays.
+    _need(2.2 * table_bytes)
+    generation = synthetic.make(n_users, n_items, rank=rank, seed=options.seed)
+    console.print(f"{n_items:,} items of rank {rank} made, {table_bytes / 1e9:.1f} GB", style="dim")
+    rows = ranking(options, generation)
+    what = f"GET /recommend, {WAITING} connections"
+    # The store, this process, the mapped file and the ranker's copy in the service.
+    wanted = 4.5 * table_bytes
+    if wanted > available_bytes():
+        reason = f"needs {wanted / 1e9:.0f} GB of memory, there are {available_bytes() / 1e9:.0f}"
+        return [*rows, Row(what, "1/s", target=TARGET, skipped=reason)]
+    return [*rows, Row(what, "1/s", deployed(options, generation), TARGET)]
+
+
+def _need(size: float) -> None:
+    if size > available_bytes():
+        raise BenchmarkError(
+            f"needs {size / 1e9:.0f} GB of memory, there are {available_bytes() / 1e9:.0f}: "
+            "use --scale or --rank"
+        )
+
+
+def ranking(options: Options, generation: Generation) -> list[Row]:
+    """The ranking itself, in this process, and faiss."""
+    ranker = Ranker(generation.model, generation.items)
+    rng = np.random.default_rng(options.seed)
+    nothing = [np.zeros(0, dtype=np.int64)] * WAITING
+
+    def some_users() -> Any:
+        return generation.users[rng.integers(0, len(generation.users), WAITING)]
+
+    def product() -> float:
+        return _rate(options.seconds, lambda: ranker.top(some_users(), TOP, nothing))
+
+    arms: dict[str, Callable[[], float]] = {"foldin": product}
+    faiss = _faiss()
+    what = f"faiss flat, {len(generation.items):,} x {generation.model.rank + 1}"
+    if faiss is not None:
+        arms["faiss"] = _faiss_arm(faiss, generation, some_users, options.seconds)
+    with threadpool_limits(1):
+        rates = interleave(options.rounds, arms)
+    found = tuple(rates["foldin"])
+    work = f"top-{TOP} of {len(generation.items):,} x {generation.model.rank}, {WAITING} waiting"
+    if faiss is None:
+        reason = "faiss-cpu is not installed"
+        return [Row(what, "1/s", skipped=reason), Row(work, "1/s", found, TARGET)]
+    detail = f"{number(float(np.median(found)))} against {number(float(np.median(rates['faiss'])))} a second"
+    return [
+        Row(what, "1/s", tuple(rates["faiss"]), guards=True),
+        Row(work, "1/s", found, TARGET),
+        Row("the same as a ratio", "x", ratios(found, rates["faiss"]), against="faiss flat", detail=detail),
+    ]
+
+
+def _faiss() -> Any:
+    try:
+        return import_module("faiss")
+    except ImportError:
+        return None
+
+
+def _faiss_arm(
+    faiss: Any, generation: Generation, some_users: Callable[[], Any], seconds: float
+) -> Callable[[], float]:
+    rank = generation.model.rank
+    faiss.omp_set_num_threads(1)
+    index = faiss.IndexFlatIP(rank + 1)
+    index.add(np.ascontiguousarray(generation.items[:, Layout(rank, 0).mean]))
+
+    def ask() -> None:
+        vectors = np.ascontiguousarray(some_users()[:, Layout(rank, 0).mean])
+        vectors[:, -1] = 1.0  # the item's bias counts once
+        index.search(vectors, TOP)
+
+    return lambda: _rate(seconds, ask)
+
+
+def _rate(seconds: float, answer: Callable[[], object]) -> float:
+    """Users a second, `WAITING` an answer, for about so long."""
+    began = time.perf_counter()
+    answers = 0
+    while True:
+        answer()
+        answers += 1
+        elapsed = time.perf_counter() - began
+        if elapsed >= seconds:
+            return WAITING * answers / elapsed
+
+
+def deployed(options: Options, generation: Generation) -> tuple[float, ...]:
+    """Users a second of the service, one a round."""
+    cores = stack.cores(options)
+    n_users = len(generation.users)
+    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store(cpus=cores.others) as url:
+        users = np.random.default_rng(options.seed).integers(0, n_users, 5000).tolist()
+        requests = [get(f"/recommend/{user}?n={TOP}") for user in users]
+        file = str(write_requests(Path(name) / "recommend", requests))
+        synthetic.load(url, generation)
+        with stack.service(url, cpus=cores.server) as port:
+
+            def arm(seconds: float) -> float:
+                plan = Plan(port, file, WAITING, seconds=seconds, warm_up_s=0.0)
+                return drive(plan, cpus=cores.others).per_second
+
+            arm(min(1.0, options.seconds))
+            return tuple(arm(options.seconds) for _ in range(options.rounds))
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `harness.command.run`."""
+    flags: argparse.ArgumentParser = parser(NAME, __doc__.splitlines()[0])
+    flags.add_argument("--rank", type=int, default=RANK)
+    given = flags.parse_args(argv)
+    return carry_out(
+        NAME, lambda options, console: measure(options, console, rank=given.rank), options_from(given)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

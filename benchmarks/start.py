@@ -1,0 +1,65 @@
+"""Start of a service worker until it is ready, with a large catalogue: the first one on a host, and the next
+ones.
+
+Invariant: the clock runs from the start of the process to the first 200 of /readyz.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.harness import stack, synthetic
+from benchmarks.harness.command import Options, carry_out, options_from, parser
+from benchmarks.harness.machine import available_bytes
+from benchmarks.harness.report import Row, Target
+from factors.packing import Layout
+
+NAME = "start"
+ITEMS, USERS, RANK = 1_000_000, 1_000, 50
+TARGET = Target(3, 10, higher_is_better=False)
+
+
+def measure(options: Options, console: Console, *, rank: int = RANK) -> list[Row]:
+    """Seconds until ready."""
+    n_items, n_users = options.size(ITEMS, 100), options.size(USERS, 50)
+    first = f"worker ready with {n_items:,} items of rank {rank}, the first of a host"
+    later = "the same, the table already in the cache folder"
+    # The store, the table made here, the mapped file and what the service keeps of it.
+    wanted = 4.5 * 4 * n_items * Layout(rank, 0).width
+    if wanted > available_bytes():
+        reason = f"needs {wanted / 1e9:.0f} GB of memory, there are {available_bytes() / 1e9:.0f}"
+        return [Row(work, "s", target=TARGET, skipped=reason) for work in (first, later)]
+    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store() as url:
+        synthetic.load(url, synthetic.make(n_users, n_items, rank=rank, seed=options.seed))
+        console.print(f"{n_items:,} items of rank {rank} loaded", style="dim")
+        cold, warm = [], []
+        for i in range(options.rounds):
+            cache = Path(name) / str(i)
+            cold.append(_start(url, cache))
+            warm.append(_start(url, cache))
+    return [Row(first, "s", tuple(cold), TARGET), Row(later, "s", tuple(warm), TARGET)]
+
+
+def _start(url: str, cache: Path) -> float:
+    began = time.perf_counter()
+    with stack.service(url, cache=cache):
+        return time.perf_counter() - began
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `harness.command.run`."""
+    flags: argparse.ArgumentParser = parser(NAME, __doc__.splitlines()[0])
+    flags.add_argument("--rank", type=int, default=RANK)
+    given = flags.parse_args(argv)
+    return carry_out(
+        NAME, lambda options, console: measure(options, console, rank=given.rank), options_from(given)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
