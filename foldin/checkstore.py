@@ -1,7 +1,7 @@
-"""`python -m foldin.checkstore`:
+"""`python -m foldin.checkstore`: can the store that the environment names be used, and does it hold ratings?
 
-can the store that the environment names be used? Code 0, or 2 with one line on why not. A process of its own,
-so that the supervisor of a stack never loads what it needs for a minute of its life.
+Prints `ratings` or `empty` and ends with code 0, or one line on what to do and ends with code 2. A process of
+its own, so that the supervisor of a stack never loads what it needs for a moment of its life.
 """
 
 import asyncio
@@ -13,9 +13,13 @@ from featurestore.settings import EnvironmentReader, SettingsInvalid, StoreSetti
 from featurestore.store import Store
 
 
-async def _check(settings: StoreSettings) -> None:
+async def _holds_ratings(settings: StoreSettings) -> bool:
     store = await Store.open(settings, hot=False)
-    await store.close()
+    try:
+        live = await store.generations.live()
+        return bool(await store.redis.exists(store.keys.order(live.epoch)))
+    finally:
+        await store.close()
 
 
 def main() -> int:
@@ -24,7 +28,7 @@ def main() -> int:
         reader = EnvironmentReader(os.environ)
         settings = StoreSettings.from_environment(reader)
         reader.finish()
-        asyncio.run(_check(settings))
+        sys.stdout.write("ratings\n" if asyncio.run(_holds_ratings(settings)) else "empty\n")
     except (StoreRefused, SettingsInvalid) as exc:
         sys.stdout.write(" ".join(str(exc).split()) + "\n")
         return 2

@@ -128,7 +128,8 @@ class Child:
                 for line in lines:
                     self._line(line)
                 rest = rest[-65_536:]
-            self._line(rest)
+            if rest:
+                self._line(rest)
         finally:
             log.close()
 
@@ -136,7 +137,7 @@ class Child:
         text = line.decode("utf-8", "replace").rstrip()
         if text:
             self.last_line = text
-        if self.spec.show is not None and (text or line):
+        if self.spec.show is not None:
             self.spec.show(text)
 
     async def wait_ready(self) -> None:

@@ -35,6 +35,7 @@ SAVE_EVERY_S = 1.0
 GIVE_UP_SILENT_S = 60.0
 GIVE_UP_FULL_S = 300.0
 MAX_WAIT_S = 5.0
+LANES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,22 +192,40 @@ class Importer:
                     batch = found.after(start.line)
                     if not checked:
                         self._findings.add(batch)
-                    for rows, lines in pieces(batch, sink.batch_rows):
-                        await self._give(sink, rows, lines, progress)
-                        self._written += len(rows)
-                        progress.update(self._file.position, self._written)
-                        line = lines[-1] if lines else start.line
-                        self._position = Position(
-                            start.size, start.modified_ns, start.epoch, line, start.ratings + self._written
-                        )
-                        if time.monotonic() - saved > SAVE_EVERY_S:
-                            positions.save(self._position)
-                            saved = time.monotonic()
+                    await self._give_all(sink, batch, progress)
+                    self._position = Position(
+                        start.size,
+                        start.modified_ns,
+                        start.epoch,
+                        max(batch.last_line, start.line),
+                        start.ratings + self._written,
+                    )
+                    if time.monotonic() - saved > SAVE_EVERY_S:
+                        positions.save(self._position)
+                        saved = time.monotonic()
             finally:
                 if self._written:
                     positions.save(self._position)
                 await asyncio.gather(coming, return_exceptions=True)
                 batches.close()
+
+    async def _give_all(self, sink: Sink, batch: Batch, progress: ImportProgress) -> None:
+        """Write a stretch in lanes that go side by side.
+
+        While the store works for one, the next call is prepared. All ratings of a user are in one lane, in
+        the order of the file, so that the last one for an item wins.
+        """
+
+        async def lane(number: int) -> None:
+            for rows, lines in pieces(batch.lane(number, LANES), sink.batch_rows):
+                await self._give(sink, rows, lines, progress)
+                self._written += len(rows)
+                progress.update(self._file.position, self._written)
+
+        results = await asyncio.gather(*(lane(number) for number in range(LANES)), return_exceptions=True)
+        for result in results:
+            if result is not None:
+                raise result
 
     async def _give(self, sink: Sink, rows: list[Row], lines: list[int], progress: ImportProgress) -> None:
         """Write one batch, however long the other side is busy, within reason.
@@ -249,11 +268,10 @@ class Importer:
 
     def _scale_advice(self, rules: RowRules) -> str:
         seen = self._findings.seen
-        has = f", the namespace has {format_scale(rules.scale)}" if rules.scale else ""
         return (
-            f"its ratings run from {seen[0]:g} to {seen[-1]:g}{has}; a scale is fixed when a namespace is "
-            f"created, so begin a new one with FOLDIN_SCALE={suggested_scale(seen)} and another "
-            "FOLDIN_NAMESPACE or --data"
+            f"its ratings run from {seen[0]:g} to {seen[-1]:g}, the scale is {format_scale(rules.scale)}; "
+            "it is fixed when a namespace is created, so begin a new one with "
+            f"FOLDIN_SCALE={suggested_scale(seen)} and another FOLDIN_NAMESPACE or --data"
         )
 
     def how_to_go_on(self, reason: str) -> str:

@@ -12,7 +12,7 @@ import msgspec
 from factors import Scale
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable, StreamFull
 from featurestore.ratings import NewRating
-from featurestore.settings import EnvironmentReader, SettingsInvalid, StoreSettings, parse_scale
+from featurestore.settings import EnvironmentReader, SettingsInvalid, StoreSettings
 from featurestore.store import Store
 from foldin.errors import CannotStartError, ImportStoppedError
 
@@ -41,14 +41,11 @@ class RowRefusedError(Exception):
 
 
 class Sink(Protocol):
-    """One target. `scale` is None where the target does not tell it.
-
-    `epoch` is 0 where it does not matter.
-    """
+    """One target. `epoch` is 0 where it does not matter."""
 
     name: str
     batch_rows: int
-    scale: Scale | None
+    scale: Scale
     epoch: int
 
     async def write(self, rows: Sequence[Row]) -> None:
@@ -67,7 +64,7 @@ class StoreSink:
         self._store = store
         self.name = name
         self.epoch = epoch
-        self.scale: Scale | None = store.config.scale
+        self.scale = store.config.scale
 
     @classmethod
     async def open(cls, environ: Mapping[str, str], name: str) -> "StoreSink":
@@ -121,8 +118,8 @@ class _Problem(msgspec.Struct):
     row: int | None = None
 
 
-class _Root(msgspec.Struct):
-    scale: str | None = None
+class _Status(msgspec.Struct):
+    scale: tuple[float, float, float | None]
 
 
 class ApiSink:
@@ -131,7 +128,7 @@ class ApiSink:
     batch_rows = 5_000
     epoch = 0
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, scale: Scale | None) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str, scale: Scale) -> None:
         self._session = session
         self._url = url
         self._encoder = msgspec.json.Encoder()
@@ -144,7 +141,7 @@ class ApiSink:
         address = url.rstrip("/")
         session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=API_TIMEOUT_S))
         try:
-            async with session.get(f"{address}/generations") as response:
+            async with session.get(f"{address}/status") as response:
                 if response.status >= 500:
                     raise CannotStartError(
                         f"the API at {address} is not ready (status {response.status}): try again soon"
@@ -159,10 +156,10 @@ class ApiSink:
             await session.close()
             raise
         try:
-            text = msgspec.json.decode(body, type=_Root).scale
-            scale = parse_scale(text) if text else None
-        except (msgspec.MsgspecError, ValueError):
-            scale = None
+            scale = Scale(*msgspec.json.decode(body, type=_Status).scale)
+        except msgspec.MsgspecError as exc:
+            await session.close()
+            raise CannotStartError(f"what answers at {address} is no Foldin API: give another --url") from exc
         return cls(session, address, scale)
 
     async def write(self, rows: Sequence[Row]) -> None:

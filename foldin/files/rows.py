@@ -6,8 +6,9 @@ the same.
 
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -61,26 +62,37 @@ class Batch:
 
     def after(self, line: int) -> "Batch":
         """The part after a line, for an import that goes on there."""
-        if line <= 0 or not len(self.lines) or line < self.lines[0]:
+        if line <= 0 or (self.lines.size and line < self.lines[0]):
             return self
-        start = int(np.searchsorted(self.lines, line, side="right"))
-        return Batch(
-            self.user_ids.slice(start),
-            self.item_ids.slice(start),
-            self.ratings[start:],
-            self.times[start:],
-            self.lines[start:],
-            self.last_line,
-            tuple(row for row in self.bad if row.line > line),
-            self.seen,
+        bad = tuple(row for row in self.bad if row.line > line)
+        return replace(self._only(self.lines > line), bad=bad)
+
+    def lane(self, number: int, lanes: int) -> "Batch":
+        """The ratings of those users that belong to one of `lanes` lanes, in their order.
+
+        The same for all files.
+        """
+        crc32 = zlib.crc32
+        own = [crc32(user) % lanes == number for user in self.user_ids.to_pylist()]
+        return self._only(np.array(own, bool))
+
+    def _only(self, keep: Mask) -> "Batch":
+        mask = pa.array(keep, pa.bool_())
+        return replace(
+            self,
+            user_ids=self.user_ids.filter(mask),
+            item_ids=self.item_ids.filter(mask),
+            ratings=self.ratings[keep],
+            times=self.times[keep],
+            lines=self.lines[keep],
         )
 
 
 @dataclass(frozen=True, slots=True)
 class RowRules:
-    """What a rating must be. `scale` None: any finite number (where the target is asked later)."""
+    """What a rating must be: on the scale. One without a time is from `now`, seconds since 1970."""
 
-    scale: Scale | None
+    scale: Scale
     now: float
 
     def check(
@@ -106,13 +118,11 @@ class RowRules:
         else:
             times = np.full(len(lines), self.now)
         seen = distinct(ratings)
-        if self.scale is not None:
-            scale = self.scale
-            refuse(
-                off_scale(ratings, scale),
-                lambda position: f"rating {ratings[position]:g} is off the scale",
-                off_scale=True,
-            )
+        refuse(
+            off_scale(ratings, self.scale),
+            lambda position: f"rating {ratings[position]:g} is off the scale",
+            off_scale=True,
+        )
         keep = np.ones(len(lines), bool)
         keep[list(bad)] = False
         if bad:

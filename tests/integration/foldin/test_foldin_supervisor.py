@@ -1,0 +1,227 @@
+"""Parts of a stack are started in order, kept, and ended, whatever they do. Real processes, tiny programs."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from foldin import supervisor as supervisor_module
+from foldin.children import Child, ChildEndedError, ChildSpec
+from foldin.errors import CannotStartError, StackFailedError
+from foldin.supervisor import Supervisor, pause_s
+from tests.support.waiting import wait_until, wait_until_async
+
+READY = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text('x'); time.sleep(60)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + READY
+CRASHES = "import sys; print('it is broken'); sys.exit(int(sys.argv[1]))"
+WITH_CHILD = (
+    "import pathlib, subprocess, sys, time; "
+    "child = subprocess.Popen(['sleep', '60']); "
+    "pathlib.Path(sys.argv[1]).write_text(str(child.pid)); time.sleep(60)"
+)
+
+
+def spec(name: str, code: str, *arguments: object, mark: Path | None = None, **more: object) -> ChildSpec:
+    """A part that runs `code`, ready when the file `mark` is there."""
+
+    async def probe() -> bool:
+        return mark is None or written(mark)
+
+    command = (sys.executable, "-c", code, *map(str, arguments))
+    return ChildSpec(name, command, dict(os.environ), probe=probe, **more)  # type: ignore[arg-type] # by name
+
+
+def written(mark: Path) -> bool:
+    """Whether a part has written its mark."""
+    return mark.exists() and mark.read_text() != ""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """What the supervisor tells the person."""
+    return []
+
+
+@pytest.fixture
+async def keeper(tmp_path: Path, said: list[str]) -> AsyncIterator[Supervisor]:
+    """A supervisor that is closed in the end."""
+    supervisor = Supervisor(tmp_path, said.append)
+    yield supervisor
+    await supervisor.close()
+    assert not supervisor.running()
+
+
+async def test_a_part_is_ready_and_ends_in_time(keeper: Supervisor, tmp_path: Path, said: list[str]) -> None:
+    await keeper.start(spec("one", READY, tmp_path / "a", mark=tmp_path / "a"))
+    assert keeper.running() == ["one"]
+    assert any(line.startswith("  one: ready after") for line in said)
+    await keeper.close()
+    assert keeper.running() == []
+
+
+async def test_parts_end_in_the_opposite_order(tmp_path: Path, said: list[str]) -> None:
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        "    with open(sys.argv[2], 'a') as log: log.write(sys.argv[3])\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end); pathlib.Path(sys.argv[1]).write_text('x'); time.sleep(60)\n"
+    )
+    supervisor = Supervisor(tmp_path, said.append)
+    for name in "abc":
+        mark = tmp_path / name
+        await supervisor.start(spec(name, code, mark, tmp_path / "order", name, mark=mark))
+    await supervisor.close()
+    assert (tmp_path / "order").read_text() == "cba"
+
+
+async def test_a_part_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path, said: list[str]) -> None:
+    supervisor = Supervisor(tmp_path, said.append)
+    await supervisor.start(spec("one", STUBBORN, tmp_path / "a", mark=tmp_path / "a", grace_s=0.3))
+    await asyncio.wait_for(supervisor.close(), 10)
+    assert supervisor.running() == []
+
+
+async def test_a_second_ctrl_c_does_not_wait_for_the_grace(tmp_path: Path, said: list[str]) -> None:
+    supervisor = Supervisor(tmp_path, said.append)
+    await supervisor.start(spec("one", STUBBORN, tmp_path / "a", mark=tmp_path / "a", grace_s=600.0))
+    hurry = asyncio.Event()
+    hurry.set()
+    await asyncio.wait_for(supervisor.close(hurry), 10)
+
+
+async def test_what_a_part_started_ends_with_it(tmp_path: Path, said: list[str]) -> None:
+    supervisor = Supervisor(tmp_path, said.append)
+    await supervisor.start(spec("one", WITH_CHILD, tmp_path / "a", mark=tmp_path / "a"))
+    grandchild = int((tmp_path / "a").read_text())
+    assert alive(grandchild)
+    await supervisor.close()
+    wait_until(lambda: not alive(grandchild), 5, "the end of what the part had started")
+
+
+async def test_a_crashed_part_is_started_again(keeper: Supervisor, tmp_path: Path, said: list[str]) -> None:
+    mark = tmp_path / "a"
+    await keeper.start(spec("one", READY.replace("'x'", "str(__import__('os').getpid())"), mark, mark=mark))
+    first = int(mark.read_text())
+    mark.unlink()
+    os.kill(first, signal.SIGKILL)
+
+    async def back() -> bool:
+        return "  one is back" in said
+
+    await wait_until_async(back, 10, "the part's return")
+    assert int(mark.read_text()) != first
+    assert any("one ended (signal 9): starting it again" in line for line in said)
+    assert not keeper.failed.done()
+
+
+@pytest.mark.parametrize(("code", "error"), [(1, StackFailedError), (2, CannotStartError)])
+async def test_a_part_that_keeps_failing_ends_the_stack(
+    keeper: Supervisor, tmp_path: Path, code: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE_S", 0.01)
+    once = (
+        "import os, sys\nif os.path.exists(sys.argv[2]): print('it is broken'); sys.exit(int(sys.argv[3]))\n"
+    )
+    await keeper.start(
+        spec("one", once + READY, tmp_path / "a", tmp_path / "broken", code, mark=tmp_path / "a", grace_s=1.0)
+    )
+    (tmp_path / "broken").touch()
+    (tmp_path / "a").unlink()
+    pid = next(child.pid for child in keeper._children)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(error, match=r"one ended 5 times .*it is broken; its log: .*one\.log"):
+        await asyncio.wait_for(asyncio.shield(keeper.failed), 20)
+
+
+@pytest.mark.parametrize(("code", "error"), [(1, StackFailedError), (2, CannotStartError)])
+async def test_a_part_that_does_not_start_says_why(
+    keeper: Supervisor, tmp_path: Path, code: int, error: type[Exception]
+) -> None:
+    never = tmp_path / "never"
+    with pytest.raises(error, match="one: it is broken") as found:
+        await keeper.start(
+            spec("one", CRASHES, code, mark=never), spec("other", READY, tmp_path / "a", mark=tmp_path / "a")
+        )
+    assert "\n" not in str(found.value)
+    assert b"it is broken" in (tmp_path / "one.log").read_bytes()
+
+
+async def test_a_part_that_is_never_ready_is_not_waited_for_for_ever(
+    keeper: Supervisor, tmp_path: Path
+) -> None:
+    with pytest.raises(StackFailedError, match="not ready after 0 s"):
+        await keeper.start(spec("one", READY, tmp_path / "a", mark=tmp_path / "never", ready_within_s=0.2))
+
+
+async def test_a_program_that_is_not_there(keeper: Supervisor) -> None:
+    with pytest.raises(CannotStartError, match="one cannot be started"):
+        await keeper.start(ChildSpec("one", ("/nonexistent/program",), {}))
+    with pytest.raises(CannotStartError, match="two cannot be started"):
+        await keeper.once(ChildSpec("two", ("/nonexistent/program",), {}))
+
+
+async def test_something_that_runs_once(keeper: Supervisor) -> None:
+    lines: list[str] = []
+    code = "print('a'); print(); print('b', end='')"
+    assert await keeper.once(spec("once", code, show=lines.append)) == 0
+    assert lines == ["a", "", "b"]
+    assert await keeper.once(spec("bad", CRASHES, 3)) == 3
+    with pytest.raises(CannotStartError, match="it is broken"):
+        await keeper.once(spec("refusing", CRASHES, 2))
+
+
+async def test_a_child_can_be_asked_before_it_was_started(tmp_path: Path) -> None:
+    child = Child(ChildSpec("one", ("true",), {}), tmp_path / "one.log")
+    assert child.pid is None
+    assert not child.running
+    assert await child.wait() == 0
+    assert await child.stop() == 0
+    assert str(ChildEndedError("one", 1, "")) == "one: ended without a word"
+
+
+def test_pauses_grow_and_stay_bounded() -> None:
+    pauses = [pause_s(failures) for failures in range(1, 10)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] == supervisor_module.FIRST_PAUSE_S
+    assert pauses[-1] == supervisor_module.MAX_PAUSE_S
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
+@pytest.mark.parametrize("kill", [os.kill], ids=["SIGKILL"])
+def test_parts_die_with_a_supervisor_that_is_killed(tmp_path: Path, kill: Callable[[int, int], None]) -> None:
+    code = f"""
+import asyncio, pathlib, sys
+from foldin.children import Child, ChildSpec
+async def main():
+    child = Child(ChildSpec("one", ("sleep", "60"), {{}}), pathlib.Path({str(tmp_path / "one.log")!r}))
+    await child.start()
+    pathlib.Path({str(tmp_path / "pid")!r}).write_text(f"{{child.pid}}\\n")
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        mark = tmp_path / "pid"
+        pid = int(wait_until(lambda: mark.exists() and mark.read_text().strip(), 20, "the part's start"))
+        assert alive(pid)
+        kill(process.pid, signal.SIGKILL)
+        process.wait(10)
+        wait_until(lambda: not alive(pid), 10, "the part's end")
+    finally:
+        process.kill()
+        process.wait(10)

@@ -1,0 +1,297 @@
+"""An import writes each rating, waits politely, stops in order, and goes on where it stopped.
+
+The target is a fake.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from factors import Scale
+from foldin import importing
+from foldin.errors import CannotStartError, ImportStoppedError
+from foldin.files import reading
+from foldin.importing import ImportOptions, run_import, running_stack
+from foldin.settings import FrontDoorSettings
+from foldin.sinks import Row, RowRefusedError, SinkBusyError
+
+
+class FakeSink:
+    """Keeps what is written. `before_write` may raise what a target may raise."""
+
+    name = "the fake"
+    batch_rows = 10
+
+    def __init__(self, epoch: int = 1, before_write: Callable[[Sequence[Row]], None] | None = None) -> None:
+        self.scale = Scale(1.0, 5.0)
+        self.epoch = epoch
+        self.rows: list[Row] = []
+        self.closed = False
+        self._before_write = before_write
+
+    async def write(self, rows: Sequence[Row]) -> None:
+        """Keep the rows, or raise."""
+        if self._before_write:
+            self._before_write(rows)
+        self.rows += rows
+
+    async def close(self) -> None:
+        """Remember it."""
+        self.closed = True
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> FrontDoorSettings:
+    """Settings whose positions are kept below the test's folder."""
+    return FrontDoorSettings.from_environment({"XDG_STATE_HOME": str(tmp_path / "state")})
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """200 ratings of 20 users, read in short stretches."""
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 300)
+    path = tmp_path / "ratings.csv"
+    path.write_text("user,item,rating\n" + "".join(f"u{n % 20},i{n // 20},{n % 5 + 1}\n" for n in range(200)))
+    return path
+
+
+def options(path: Path, *, on_bad: str = "refuse", resume: bool = False) -> ImportOptions:
+    """What the command line would give."""
+    return ImportOptions(path, None, None, "auto", None, on_bad, resume)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, sink: FakeSink) -> FakeSink:
+    """Let imports go to this sink."""
+
+    async def open_fake(*_: object) -> FakeSink:
+        return sink
+
+    monkeypatch.setattr(importing, "open_sink", open_fake)
+    return sink
+
+
+def test_every_rating_is_written_each_user_s_in_order(
+    file: Path,
+    settings: FrontDoorSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sink = use(monkeypatch, FakeSink())
+    assert run_import(options(file), settings) == 0
+    assert len(sink.rows) == 200
+    for user in range(20):
+        mine = [item for who, item, _, _ in sink.rows if who == b"u%d" % user]
+        assert mine == [b"i%d" % item for item in range(10)]
+    assert sink.closed
+    assert "200 ratings written to the fake" in capsys.readouterr().out
+
+
+def test_a_bad_row_refuses_the_whole_file_before_anything_is_written(
+    file: Path,
+    settings: FrontDoorSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with file.open("a") as more:
+        more.write("ann,tea,none\n")
+    sink = use(monkeypatch, FakeSink())
+    with pytest.raises(
+        CannotStartError, match=r"1 bad rows .* nothing was written: mend them, or .*--on-bad skip"
+    ):
+        run_import(options(file), settings)
+    assert sink.rows == []
+    assert sink.closed
+    assert "line 202: rating is not a number: 'none'" in capsys.readouterr().out
+
+
+def test_off_the_scale_says_which_scale_would_take_it(
+    tmp_path: Path, settings: FrontDoorSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text("userId,movieId,rating\n1,2,0.5\n1,3,4.5\n1,4,5.0\n")
+    use(monkeypatch, FakeSink())
+    with pytest.raises(
+        CannotStartError, match=r"from 0\.5 to 5, the scale is 1:5; .*FOLDIN_SCALE=0\.5:5:0\.5"
+    ) as found:
+        run_import(options(path), settings)
+    assert "\n" not in str(found.value)
+
+
+def test_skip_leaves_bad_rows_out_and_reports_them(
+    file: Path,
+    settings: FrontDoorSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with file.open("a") as more:
+        more.write("ann,tea,9\n" * 30 + "ann,tea,none\nann,tea,1\n")
+    sink = use(monkeypatch, FakeSink())
+    assert run_import(options(file, on_bad="skip"), settings) == 0
+    assert len(sink.rows) == 201
+    said = capsys.readouterr().out
+    assert "line 202: rating 9 is off the scale" in said
+    assert "30 x rating is off the scale, 1 x rating is not a number" in said
+    assert "31 bad rows were left out" in said
+
+
+def test_a_busy_target_is_waited_for(
+    file: Path,
+    settings: FrontDoorSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = 0
+
+    def busy_at_times(_: Sequence[Row]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise SinkBusyError("the trainer archives what it has", 0.001, full=True)
+
+    sink = use(monkeypatch, FakeSink(before_write=busy_at_times))
+    assert run_import(options(file), settings) == 0
+    assert len(sink.rows) == 200
+    assert "waiting: the trainer archives" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("full", "words"), [(True, "is a trainer running"), (False, "is it running")])
+def test_a_target_that_stays_busy_is_given_up_and_gone_on_with(
+    file: Path, settings: FrontDoorSettings, monkeypatch: pytest.MonkeyPatch, full: bool, words: str
+) -> None:
+    monkeypatch.setattr(importing, "GIVE_UP_FULL_S", 0.05)
+    monkeypatch.setattr(importing, "GIVE_UP_SILENT_S", 0.05)
+    given = 0
+
+    def full_after_100(rows: Sequence[Row]) -> None:
+        nonlocal given
+        given += len(rows)
+        if given > 100:
+            raise SinkBusyError("not now", 0.001, full=full)
+
+    stopped = use(monkeypatch, FakeSink(before_write=full_after_100))
+    with pytest.raises(
+        ImportStoppedError, match=rf"{words}\?; .*go on with: foldin import .*--resume"
+    ) as found:
+        run_import(options(file), settings)
+    assert "\n" not in str(found.value)
+    resumed = use(monkeypatch, FakeSink())
+    assert run_import(options(file, resume=True), settings) == 0
+    assert len(stopped.rows) > 0
+    assert len(resumed.rows) < 200
+    pairs = {row[:2] for row in (*stopped.rows, *resumed.rows)}
+    assert len(pairs) == 200
+
+
+def test_going_on_begins_anew_where_that_is_needed(
+    file: Path,
+    settings: FrontDoorSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    use(monkeypatch, FakeSink())
+    assert run_import(options(file, resume=True), settings) == 0
+    assert "begins at the start" in capsys.readouterr().out
+
+    def refuse(rows: Sequence[Row]) -> None:
+        if rows[0][1] != b"i0":
+            raise ImportStoppedError("no more")
+
+    use(monkeypatch, FakeSink(before_write=refuse))
+    with pytest.raises(ImportStoppedError):
+        run_import(options(file), settings)
+    newer = use(monkeypatch, FakeSink(epoch=2))
+    assert run_import(options(file, resume=True), settings) == 0
+    assert len(newer.rows) == 200
+    assert "A new history has begun" in capsys.readouterr().out
+
+
+def test_a_file_that_changed_is_not_gone_on_with(
+    file: Path, settings: FrontDoorSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(rows: Sequence[Row]) -> None:
+        if rows[0][1] != b"i0":
+            raise ImportStoppedError("no more")
+
+    use(monkeypatch, FakeSink(before_write=refuse))
+    with pytest.raises(ImportStoppedError):
+        run_import(options(file), settings)
+    with file.open("a") as more:
+        more.write("ann,tea,1\n")
+    with pytest.raises(CannotStartError, match="has changed since"):
+        run_import(options(file, resume=True), settings)
+
+
+@pytest.mark.parametrize("on_bad", ["refuse", "skip"])
+def test_a_row_that_only_the_target_refuses(
+    file: Path, settings: FrontDoorSettings, monkeypatch: pytest.MonkeyPatch, on_bad: str
+) -> None:
+    def refuse(rows: Sequence[Row]) -> None:
+        for position, row in enumerate(rows):
+            if row[1] == b"i7":
+                raise RowRefusedError("i7 is not welcome", position)
+
+    sink = use(monkeypatch, FakeSink(before_write=refuse))
+    if on_bad == "skip":
+        assert run_import(options(file, on_bad="skip"), settings) == 0
+        assert len(sink.rows) == 180
+    else:
+        with pytest.raises(ImportStoppedError, match=r"refuses line \d+ of .*i7 is not welcome"):
+            run_import(options(file), settings)
+
+
+def test_ctrl_c_says_how_to_go_on(
+    file: Path,
+    settings: FrontDoorSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = 0
+
+    def stop(rows: Sequence[Row]) -> None:
+        nonlocal given
+        given += len(rows)
+        if given > 100:
+            raise KeyboardInterrupt
+
+    use(monkeypatch, FakeSink(before_write=stop))
+    assert run_import(options(file), settings) == 130
+    assert "go on with: foldin import" in capsys.readouterr().out
+
+
+def test_positions_that_cannot_be_kept_cost_nothing(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blocked").write_text("a file where a folder would be")
+    sink = use(monkeypatch, FakeSink())
+    settings = FrontDoorSettings.from_environment({"XDG_STATE_HOME": str(tmp_path / "blocked")})
+    assert run_import(options(file), settings) == 0
+    assert len(sink.rows) == 200
+
+
+def test_the_state_folder_follows_the_environment(tmp_path: Path) -> None:
+    assert FrontDoorSettings.from_environment({"HOME": "/h"}).state_dir == Path("/h/.local/state/foldin")
+    assert FrontDoorSettings.from_environment({}).state_dir.name == "foldin"
+    assert FrontDoorSettings.from_environment({"FOLDIN_REDIS_URL": ""}).redis_url is None
+
+
+def test_a_running_stack_is_found_by_its_file(tmp_path: Path) -> None:
+    assert running_stack(tmp_path) is None
+    content = {"pid": os.getpid(), "store": {"FOLDIN_REDIS_URL": "unix:///s"}}
+    (tmp_path / "stack.json").write_text(json.dumps(content))
+    assert running_stack(tmp_path) == {"FOLDIN_REDIS_URL": "unix:///s"}
+    (tmp_path / "stack.json").write_text(json.dumps({**content, "pid": 2**22 + 1}))
+    assert running_stack(tmp_path) is None
+    (tmp_path / "stack.json").write_text("[]")
+    assert running_stack(tmp_path) is None
+
+
+async def test_a_target_that_is_not_there_is_refused(tmp_path: Path, settings: FrontDoorSettings) -> None:
+    asked = ImportOptions(tmp_path / "f", None, tmp_path, "auto", None, "refuse", resume=False)
+    with pytest.raises(CannotStartError, match=r"no stack runs on .*foldin up --data"):
+        await importing.open_sink(asked, settings)
+    asked = ImportOptions(tmp_path / "f", "http://127.0.0.1:9", None, "auto", None, "refuse", resume=False)
+    with pytest.raises(CannotStartError, match=r"no API answers at http://127\.0\.0\.1:9"):
+        await importing.open_sink(asked, settings)
