@@ -1,5 +1,9 @@
-# Everything a person or CI does with a checkout. `make setup` needs Python 3.11+ and nothing else.
-PYTHON ?= python3
+# Everything a person or CI does with a checkout. `make setup` needs Python 3.11 to 3.14 and nothing else.
+# The first of these that fits is used; PYTHON=/path/to/python chooses another.
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for python in $(CANDIDATES); do \
+  "$$python" -c 'import ensurepip, venv; $(FITS)' 2>/dev/null && echo "$$python" && exit; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -10,14 +14,17 @@ STAMP := $(VENV)/.installed
 setup: $(STAMP)
 
 $(STAMP): requirements/dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foldin needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	@command -v $(PYTHON) >/dev/null || { echo "foldin needs Python 3.11 or newer: install it, or say where it is with make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c '$(FITS)' || { echo "foldin needs Python 3.11 to 3.14, and $(PYTHON) is another: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
+# exec: Ctrl-C goes to the stack alone, and its exit code is that of make.
 run: setup
-	$(BIN)/foldin up $(ARGS)
+	@exec $(BIN)/foldin up $(ARGS)
 
 test: setup check
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
