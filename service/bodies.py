@@ -4,6 +4,7 @@ Invariant: the bytes of all bodies that a worker holds at once are bounded, and 
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ from aiohttp import web
 
 from service.problems import Problem
 
+_NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 _JSON_TYPES = ("", "application/json", "application/octet-stream")
 _LINES_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 
@@ -79,9 +81,5 @@ def is_lines(request: web.BaseRequest) -> bool:
 
 def looks_like_lines(body: bytes | bytearray) -> bool:
     """Whether a body that was declared as JSON is several objects, one a line."""
-    if body[:64].lstrip()[:1] != b"{":
-        return False
-    newline = body.find(b"}\n")
-    if newline < 0:
-        newline = body.find(b"}\r\n")
-    return newline >= 0 and body[newline + 1 : newline + 65].lstrip()[:1] == b"{"
+    # Between two members of one object there would be a comma, and in a string no newline stands as it is.
+    return body[:64].lstrip()[:1] == b"{" and _NEXT_LINE.search(body) is not None

@@ -1,0 +1,71 @@
+"""Counts: nothing is lost when workers are restarted, and the text is what Prometheus reads."""
+
+from pathlib import Path
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.exposition import expose
+from service.metrics import Board, Histogram, Snapshot, error_bounds, together
+
+
+def snapshot(worker: int = 0) -> Snapshot:
+    return Snapshot(worker, 1.0, error_bounds(1.0, 5.0))
+
+
+def test_histograms_count_at_their_upper_bounds() -> None:
+    one, all_at_once = Histogram.empty((1.0, 2.0)), Histogram.empty((1.0, 2.0))
+    values = np.array([0.5, 1.0, 1.5, 2.0, 9.0])
+    for value in values:
+        one.observe(float(value))
+    all_at_once.observe_all(values)
+    assert one == all_at_once
+    assert one.counts == [2, 2, 1]
+    assert one.count == 5
+
+
+def test_a_worker_goes_on_from_the_one_whose_place_it_takes(tmp_path: Path) -> None:
+    first = snapshot()
+    first.request("/predict", 200, 0.001, 5)
+    first.rated(np.array([0.25, 1.0]), 2)
+    Board(tmp_path, 0).leave(first)
+    board = Board(tmp_path, 0)
+    second = snapshot()
+    earlier = board.earlier()
+    assert earlier is not None
+    second.carry(earlier)
+    second.request("/predict", 200, 0.001)
+    assert second.requests["/predict"]["200"] == 6
+    assert second.squared_error.count == 2
+
+
+def test_a_scrape_sums_the_workers(tmp_path: Path) -> None:
+    own, other = snapshot(0), snapshot(1)
+    own.request("/predict", 200, 0.001, 5)
+    other.request("/predict", 200, 0.1, 3)
+    other.request("/ratings", 429, 0.1)
+    other.rated(np.array([4.0]), 1)
+    Board(tmp_path, 1).leave(other)
+    snapshots = Board(tmp_path, 0).all(own)
+    assert together(snapshots).requests == {"/predict": {"200": 8}, "/ratings": {"429": 1}}
+    text = expose(snapshots, {0: 3, 1: 4}, store_up=True).decode()
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["foldin_http_requests_total", (("route", "/predict"), ("status", "200"))] == 8
+    assert samples["foldin_http_request_seconds_count", (("route", "/predict"),)] == 8
+    assert samples["foldin_rating_squared_error_sum", ()] == 4.0
+    assert samples["foldin_stream_lag_events", (("partition", "1"),)] == 4
+    assert samples["foldin_workers", ()] == 2
+
+
+def test_a_torn_snapshot_costs_nothing_but_its_worker(tmp_path: Path) -> None:
+    (tmp_path / "worker-1.metrics").write_bytes(b'{"worker": 1')
+    assert [each.worker for each in Board(tmp_path, 0).all(snapshot())] == [0]
+
+
+def test_a_snapshot_that_cannot_be_left_is_no_error(tmp_path: Path) -> None:
+    Board(tmp_path / "gone", 0).leave(snapshot())
+    assert Board(None, 0).all(snapshot())

@@ -1,0 +1,188 @@
+"""The turn: what arrives together is asked together, scored together, and fails together."""
+
+import asyncio
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import pytest
+
+from factors import Ranker, Scorer, fold_in_users
+from factors.tables import Histories
+from featurestore.codecs import pack_records
+from featurestore.errors import StoreUnavailable
+from featurestore.live import Follower, LiveGeneration
+from featurestore.store import Store
+from featurestore.users import Current
+from service.metrics import Snapshot, error_bounds
+from service.predictor import OnePrediction, Predictor
+from service.problems import Problem
+from tests.support.factories import make_items, make_model
+
+MODEL = make_model()
+ITEMS = make_items(MODEL, 8)
+USERS = fold_in_users(
+    MODEL,
+    ITEMS,
+    Histories(
+        np.array([0, 2, 4]),
+        np.array([0, 1, 2, 3], np.int32),
+        np.array([5.0, 1.0, 2.0, 4.0]),
+        np.full(4, np.nan),
+    ),
+)
+
+
+class FakeRegistry:
+    def __init__(self) -> None:
+        self.asked: list[list[bytes]] = []
+
+    def row(self, item_id: bytes) -> int | None:
+        return int(item_id) if item_id.isdigit() else None
+
+    async def rows(self, item_ids: list[bytes]) -> list[int | None]:
+        self.asked.append(item_ids)
+        return [
+            self.row(item_id) if item_id.isdigit() else (7 if item_id == b"new" else None)
+            for item_id in item_ids
+        ]
+
+
+class FakeUsers:
+    """User `0` is current, `1` is behind, any other unknown."""
+
+    def __init__(self) -> None:
+        self.reads: list[list[bytes]] = []
+        self.caught_up: list[list[bytes]] = []
+        self.failure: Exception | None = None
+
+    def read(self, epoch: int, generation: int, user_ids: list[bytes]) -> asyncio.Future[list[Any]]:
+        self.reads.append(list(user_ids))
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        if self.failure is not None:
+            future.set_exception(self.failure)
+            return future
+        record = pack_records(np.array([3]), USERS[:1])[0]
+        known: dict[bytes, list[Any]] = {b"0": [b"3", record], b"1": [b"9", record]}
+        found = [known.get(user_id, [None, None]) for user_id in user_ids]
+        asyncio.get_running_loop().call_soon(future.set_result, found)
+        return future
+
+    async def current(self, live: LiveGeneration, user_ids: list[bytes]) -> Current:
+        self.caught_up.append(list(user_ids))
+        rows = [1 if user_id == b"1" else 0 for user_id in user_ids]
+        return Current(np.array(rows), USERS[rows], np.array(rows, dtype=bool))
+
+
+class FakeStore:
+    def __init__(self) -> None:
+        self.users, self.registry = FakeUsers(), FakeRegistry()
+
+    def items(self, epoch: int) -> FakeRegistry:
+        return self.registry
+
+
+class FakeFollower:
+    def __init__(self, live: LiveGeneration | None) -> None:
+        self.live = live
+
+
+def live_generation(number: int = 42) -> LiveGeneration:
+    return LiveGeneration(
+        1, number, MODEL, ITEMS, len(ITEMS), Scorer(MODEL, ITEMS), Ranker(MODEL, ITEMS), cast("Any", None)
+    )
+
+
+def make_predictor(live: LiveGeneration | None = None) -> tuple[Predictor, FakeStore, FakeFollower]:
+    store, follower = FakeStore(), FakeFollower(live)
+    counts = Snapshot(0, 0.0, error_bounds(1, 5))
+    return Predictor(cast("Store", store), cast("Follower", follower), counts), store, follower
+
+
+def expected(user: int, item: int) -> float:
+    return float(Scorer(MODEL, ITEMS).score(USERS, np.array([user]), np.array([item])).rating[0])
+
+
+def read(body: bytes) -> OnePrediction:
+    return msgspec.json.decode(body, type=OnePrediction)
+
+
+async def test_what_arrives_in_one_turn_is_asked_in_one_read() -> None:
+    predictor, store, _ = make_predictor(live_generation())
+    paths = [
+        f"/predict?user_id={user}&item_id={item}" for user in (0, 1, "nobody") for item in (2, "new", "none")
+    ]
+    answers = [read(body) for body in await asyncio.gather(*map(predictor.quick, paths))]
+    assert len(store.users.reads) == 1
+    assert len(store.users.reads[0]) == 9
+    assert answers[0].rating == pytest.approx(expected(0, 2))
+    assert answers[1].rating == pytest.approx(expected(0, 7))
+    assert answers[3].rating == pytest.approx(expected(1, 2))
+    assert [answer.basis for answer in answers[6:7]] == ["item"]
+    assert {answer.generation for answer in answers} == {42}
+    # Behind: user 1 throughout, and whoever asks for an item that is not known here yet.
+    assert store.users.caught_up == [[b"0", b"0", b"1", b"1", b"1", b"nobody", b"nobody"]]
+
+
+async def test_later_turns_are_asked_later() -> None:
+    predictor, store, _ = make_predictor(live_generation())
+    await predictor.quick("/predict?user_id=0&item_id=1")
+    await predictor.quick("/predict?user_id=0&item_id=1")
+    assert len(store.users.reads) == 2
+
+
+async def test_a_turn_is_answered_by_the_generation_of_its_end() -> None:
+    predictor, _, follower = make_predictor(live_generation(1))
+    future = predictor.ask(b"0", b"1")
+    await asyncio.sleep(0)
+    follower.live = live_generation(2)
+    assert read(await future).generation == 1
+    assert read(await predictor.ask(b"0", b"1")).generation == 2
+
+
+async def test_a_store_that_fails_fails_each_request_with_its_own_problem() -> None:
+    predictor, store, _ = make_predictor(live_generation())
+    store.users.failure = StoreUnavailable("gone", 2.0)
+    found = await asyncio.gather(predictor.ask(b"0", b"1"), predictor.ask(b"1", b"1"), return_exceptions=True)
+    assert [type(each) for each in found] == [Problem, Problem]
+    assert found[0] is not found[1]
+    assert cast("Problem", found[0]).headers["Retry-After"] == "2"
+
+
+async def test_before_the_first_generation_there_is_a_problem() -> None:
+    predictor, _, _ = make_predictor()
+    with pytest.raises(Problem) as caught:
+        await predictor.ask(b"0", b"1")
+    assert caught.value.code == "no_generation"
+
+
+async def test_one_that_gave_up_does_not_harm_the_others() -> None:
+    predictor, _, _ = make_predictor(live_generation())
+    gone, stays = predictor.ask(b"0", b"1"), predictor.ask(b"0", b"2")
+    gone.cancel()
+    assert read(await stays).rating == pytest.approx(expected(0, 2))
+
+
+async def test_many_pairs_equal_single_ones() -> None:
+    live = live_generation()
+    predictor, _, _ = make_predictor(live)
+    body = await predictor.many(
+        live, [b"0", b"1"], np.array([0, 1, 1, 0]), [b"3", b"none"], np.array([0, 0, 1, 0])
+    )
+    answer = msgspec.json.decode(body)
+    ratings = [each["rating"] for each in answer["predictions"]]
+    assert ratings[:2] == pytest.approx([expected(0, 3), expected(1, 3)])
+    assert ratings[0] == ratings[3]
+    assert answer["predictions"][2]["basis"] == "user"
+    none = np.zeros(0, dtype=np.int64)
+    assert msgspec.json.decode(await predictor.many(live, [], none, [], none))["predictions"] == []
+
+
+async def test_slices_of_a_large_call_are_one_array() -> None:
+    live = live_generation()
+    predictor, _, _ = make_predictor(live)
+    count = 5000
+    index = np.arange(count) % 2
+    body = await predictor.many(live, [b"0", b"1"], index, [b"3"], np.zeros(count, dtype=np.int64))
+    ratings = [each["rating"] for each in msgspec.json.decode(body)["predictions"]]
+    assert ratings == pytest.approx([expected(0, 3), expected(1, 3)] * (count // 2))
