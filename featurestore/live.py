@@ -86,7 +86,7 @@ class Follower:
         self.pointer: Pointer | None = None
         self.loads_total = 0
         self.failures_total = 0
-        self.polled_at = float("-inf")
+        self.polled_at = self.asked_at = float("-inf")
         self._after = "0"
         self._numbers: frozenset[int] = frozenset()
         self._clock_offset = 0.0
@@ -123,22 +123,24 @@ class Follower:
 
         Waits up to `timeout_s` for it.
         """
-        end = time.monotonic() + timeout_s
-        while not self._serves(epoch, generation):
+        start = time.monotonic()
+        end = start + timeout_s
+        while not self._serves(epoch, generation, start):
             if time.monotonic() >= end:
                 return False
             await asyncio.sleep(self._poll_s / 4)
         left = max(0.0, end - time.monotonic())
         return await self._store.generations.wait_served(epoch, generation, left)
 
-    def _serves(self, epoch: int, generation: int) -> bool:
+    def _serves(self, epoch: int, generation: int, since: float) -> bool:
+        """Whether this worker serves it, or what a poll after `since` found live: something came after it."""
         live, pointer = self.live, self.pointer
         if live is None or pointer is None:
             return False
         here = (live.epoch, live.generation)
-        return here == (epoch, generation) or (
-            here == (pointer.epoch, pointer.generation) and here[0] >= epoch and generation in self._numbers
-        )
+        if here == (epoch, generation):
+            return True
+        return self.asked_at > since and here == (pointer.epoch, pointer.generation)
 
     async def _poll(self) -> bool:
         """One round; whether there is more to be read at once."""
@@ -166,6 +168,7 @@ class Follower:
         beat = self._beat(live)
         if beat is not None:
             commands.append(beat)
+        asked_at = time.monotonic()
         replies = await self._connection.execute(b"".join(commands), len(commands))
         for reply in replies:
             if isinstance(reply, ReplyError):
@@ -175,7 +178,7 @@ class Follower:
         self.pointer = pointer = read_pointer(replies[1])
         self._numbers = frozenset(map(int, replies[2]))
         self._store.users.kept = Kept.of(self._numbers)
-        self.polled_at = now
+        self.polled_at, self.asked_at = now, asked_at
         more = False
         if live is not None and items is not None and live is self.live:
             entries, ids = replies[3], replies[4]

@@ -1,0 +1,195 @@
+"""From one history to the next: nothing acknowledged is lost or shown in the wrong one, whoever dies
+half-way.
+"""
+
+import asyncio
+import math
+
+import pytest
+
+from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown, StoreError
+from featurestore.functions import command
+from featurestore.store import Store
+from tests.support.factories import lead, publish, rating, write_generation
+
+
+async def held(store: Store, user: str, epoch: int) -> dict[str, float]:
+    """What a user's history of an epoch says, by item id."""
+    _, history = await store.users.history(epoch, user.encode())
+    items = store.items(epoch)
+    await items.refresh()
+    return {items.id(row): value for row, value in zip(history.item_row, history.rating, strict=True)}
+
+
+async def leftovers(store: Store, epoch: int) -> list[bytes]:
+    """Keys that belong to an epoch."""
+    pattern = f"*{store.settings.namespace}.{epoch}:*"
+    return [key async for key in store.redis.scan_iter(match=pattern, count=1000)]
+
+
+async def test_a_new_history_takes_over(store: Store) -> None:
+    lease = await lead(store)
+    await store.ratings.append([rating("u", "old", 1.0)])
+    await publish(store, lease, users=[b"u"])
+    epoch = await store.ratings.begin_epoch()
+    assert epoch == 2
+    pointer = await store.generations.live()
+    assert (pointer.epoch, pointer.pending) == (1, 2)
+    assert pointer.pending_since > 1.6e9
+    await store.ratings.append([rating("u", "given", 5.0)], epoch=epoch)
+    assert await held(store, "u", 1) == {"old": 1.0}
+    # A rating that comes in during the change goes to both.
+    await store.ratings.append([rating("u", "loose", 3.0)])
+    assert await held(store, "u", 1) == {"old": 1.0, "loose": 3.0}
+    assert await held(store, "u", 2) == {"given": 5.0, "loose": 3.0}
+    assert await store.ratings.loose_count(2) == 1
+    await publish(store, lease, epoch=2)
+    await store.ratings.finish_epoch(2)
+    await store.generations.remove_leftovers()
+    assert await leftovers(store, 1) == []
+    await store.ratings.append([rating("u", "after", 2.0)])
+    assert await held(store, "u", 2) == {"given": 5.0, "loose": 3.0, "after": 2.0}
+    assert await leftovers(store, 1) == []
+    assert (await store.generations.live()).pending == 0
+    assert {summary.epoch for summary in await store.generations.list()} == {2}
+
+
+async def test_only_one_at_a_time(store: Store) -> None:
+    other = await Store.open(store.settings)
+    results = await asyncio.gather(
+        store.ratings.begin_epoch(), other.ratings.begin_epoch(), return_exceptions=True
+    )
+    assert sorted(map(str, map(type, results))) == sorted(map(str, [int, EpochBusy]))
+    await other.close()
+
+
+async def test_a_second_process_with_stale_epochs_loses_nothing(store: Store) -> None:
+    other = await Store.open(store.settings)
+    lease = await lead(store)
+    await other.ratings.append([rating("u", "before", 1.0)])
+    epoch = await store.ratings.begin_epoch()
+    await other.ratings.append([rating("u", "during", 2.0)])
+    assert await held(store, "u", 1) == {"before": 1.0, "during": 2.0}
+    assert await held(store, "u", epoch) == {"during": 2.0}
+    await publish(store, lease, epoch=epoch)
+    await store.ratings.finish_epoch(epoch)
+    await store.generations.remove_epoch(1)
+    await other.ratings.append([rating("u", "after", 3.0), rating("v", "new", 3.0)])
+    assert await held(store, "u", epoch) == {"during": 2.0, "after": 3.0}
+    assert await leftovers(store, 1) == []
+    await other.ratings.forget(b"u")
+    assert await held(store, "u", epoch) == {}
+    await other.close()
+
+
+async def test_a_given_rating_never_replaces_one_that_came_in_since(store: Store) -> None:
+    epoch = await store.ratings.begin_epoch()
+    await store.ratings.append([rating("u", "a", 5.0), rating("u", "b", math.nan)])
+    given = [rating("u", "a", 1.0), rating("u", "b", 1.0), rating("u", "c", 1.0), rating("u", "c", 2.0)]
+    for _ in range(2):
+        await store.ratings.append(given, epoch=epoch)
+    assert await held(store, "u", epoch) == {"a": 5.0, "c": 2.0}
+    assert (await store.users.history(epoch, b"u"))[0] == 4
+
+
+async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
+    lease = await lead(store)
+    await publish(store, lease)
+    epoch = await store.ratings.begin_epoch()
+    await store.ratings.append([rating("u", "given")], epoch=epoch)
+    await store.ratings.append([rating("v", "loose")])
+    written = await write_generation(store, lease, epoch=epoch)
+    await store.ratings.abandon_epoch(epoch)
+    await store.ratings.abandon_epoch(epoch)
+    assert await leftovers(store, epoch) == []
+    with pytest.raises(EpochGone):
+        await store.ratings.append([rating("u", "given")], epoch=epoch)
+    with pytest.raises(GenerationUnknown):
+        await written.writer.flip(automatic=False)
+    await store.ratings.append([rating("v", "loose", 4.0)])
+    assert await held(store, "v", 1) == {"loose": 4.0}
+    assert await leftovers(store, epoch) == []
+    # A number is given once.
+    assert await store.ratings.begin_epoch() == epoch + 1
+
+
+async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store) -> None:
+    """The epoch was allotted, one partition was switched, then nothing came."""
+    keys = store.keys
+    from featurestore.functions import call
+
+    assert await call(store.bulk, "begin_epoch", [keys.live, keys.stored]) == [b"OK", 2]
+    await command(store.bulk, b"HSET", keys.items(2), b"", b"")
+    await call(store.bulk, "switch_epochs", [keys.epochs(0)], [b"1", b"1,2"])
+    await store.ratings.append([rating(f"u{n}", "a") for n in range(20)])
+    other = await Store.open(store.settings)
+    await other.ratings.abandon_epoch(2)
+    await other.close()
+    assert await leftovers(store, 2) == []
+    await store.ratings.append([rating(f"u{n}", "a") for n in range(20)])
+    assert [(await store.users.history(1, b"u%d" % n))[0] for n in range(20)] == [2] * 20
+    assert (await store.generations.live()).pending == 0
+
+
+async def test_the_live_epoch_cannot_be_abandoned_or_removed(store: Store) -> None:
+    lease = await lead(store)
+    epoch = await store.ratings.begin_epoch()
+    with pytest.raises(StoreError, match="not live"):
+        await store.ratings.finish_epoch(epoch)
+    with pytest.raises(StoreError, match="in use"):
+        await store.generations.remove_epoch(epoch)
+    await publish(store, lease, epoch=epoch)
+    with pytest.raises(StoreError, match="live"):
+        await store.ratings.abandon_epoch(epoch)
+    for _ in range(2):
+        await store.ratings.finish_epoch(epoch)
+    with pytest.raises(StoreError, match="in use"):
+        await store.generations.remove_epoch(epoch)
+    assert await command(store.bulk, b"GET", store.keys.epochs(0)) == b"2"
+
+
+async def test_a_generation_of_the_history_before_cannot_come_back(store: Store) -> None:
+    lease = await lead(store)
+    old = await publish(store, lease)
+    epoch = await store.ratings.begin_epoch()
+    await publish(store, lease, epoch=epoch)
+    with pytest.raises(GenerationUnknown):
+        await store.generations.activate(old.writer.number, hold=False)
+    assert (await store.generations.live()).previous == 0
+
+
+async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
+    """Raters in two processes never stop; what was acknowledged since the change began is in the new
+    history.
+    """
+    other = await Store.open(store.settings)
+    lease = await lead(store)
+    await publish(store, lease)
+    acknowledged: dict[str, float] = {}
+    stop = asyncio.Event()
+    began = asyncio.Event()
+
+    async def rate(of: Store, name: str) -> None:
+        count = 0
+        while not stop.is_set():
+            item = f"{name}-{count}"
+            since = began.is_set()
+            await of.ratings.append([rating("u", item, 1.0 + count % 5)])
+            if since:
+                acknowledged[item] = 1.0 + count % 5
+            count += 1
+
+    raters = [asyncio.create_task(rate(of, name)) for of, name in ((store, "a"), (other, "b"))]
+    epoch = await store.ratings.begin_epoch()
+    began.set()
+    await store.ratings.append([rating("u", f"given-{n}") for n in range(20)], epoch=epoch)
+    await publish(store, lease, epoch=epoch)
+    await store.ratings.finish_epoch(epoch)
+    await store.generations.remove_epoch(1)
+    stop.set()
+    await asyncio.gather(*raters)
+    found = await held(store, "u", epoch)
+    assert acknowledged.items() <= found.items()
+    assert len(acknowledged) > 2
+    assert await leftovers(store, 1) == []
+    await other.close()

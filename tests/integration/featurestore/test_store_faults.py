@@ -1,0 +1,166 @@
+"""The store dies, hangs, fills up, forgets its functions: nothing acknowledged is missing, and it comes
+back.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import rating
+from tests.support.servers import StoreServer
+from tests.support.waiting import wait_until_async
+
+pytestmark = pytest.mark.fault
+
+
+@asynccontextmanager
+async def opened(server: StoreServer, timeout_s: float = 2.0) -> AsyncIterator[Store]:
+    store = await Store.open(StoreSettings(url=server.url, partitions=4, timeout_s=timeout_s))
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def takes_ratings(store: Store) -> bool:
+    try:
+        await store.ratings.append([rating("probe", "probe")])
+    except StoreUnavailable:
+        return False
+    return True
+
+
+async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreServer) -> None:
+    async with opened(own_server) as store:
+        acknowledged: list[tuple[str, str, float]] = []
+        stop = asyncio.Event()
+
+        async def rate(user: str) -> None:
+            count = 0
+            while not stop.is_set():
+                item, value = f"{user}-{count}", 1.0 + count % 5
+                try:
+                    await store.ratings.append([rating(user, item, value)])
+                except StoreUnavailable:
+                    await asyncio.sleep(0.01)
+                else:
+                    acknowledged.append((user, item, value))
+                    count += 1
+
+        raters = [asyncio.create_task(rate(f"u{n}")) for n in range(8)]
+        for _ in range(3):
+            seen = len(acknowledged)
+
+            async def more(seen: int = seen) -> bool:
+                return len(acknowledged) > seen + 100
+
+            await wait_until_async(more, 20.0, "ratings are taken")
+            own_server.kill()
+            own_server.start()
+            back_at = time.monotonic()
+
+            async def back() -> bool:
+                return store.bulk.connected and store.hot is not None and store.hot.connected
+
+            await wait_until_async(back, 2.0, "the connections come back within 2 s of the store's return")
+            assert time.monotonic() - back_at < 2.0
+        stop.set()
+        await asyncio.gather(*raters)
+        items = store.items(1)
+        await items.refresh()
+        found: set[tuple[str, str, float]] = set()
+        for n in range(8):
+            _, history = await store.users.history(1, b"u%d" % n)
+            found |= {
+                (f"u{n}", items.id(row), value)
+                for row, value in zip(history.item_row, history.rating, strict=True)
+            }
+        assert set(acknowledged) <= found
+        # Each acknowledged rating is an event for the trainer too.
+        events = sum((await store.stream.lag(1)).values())
+        assert events >= len(acknowledged)
+
+
+async def test_a_store_that_hangs_is_unavailable_within_the_timeout(own_server: StoreServer) -> None:
+    async with opened(own_server, timeout_s=0.3) as store:
+        own_server.pause()
+        try:
+            calls = [store.ratings.append([rating(f"u{n}", "a")]) for n in range(20)]
+            started = time.monotonic()
+            results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5.0)
+            assert all(isinstance(result, StoreUnavailable) for result in results)
+            assert time.monotonic() - started < 5.0
+            with pytest.raises(StoreUnavailable):
+                await store.users.read(1, 1, [b"u"])
+        finally:
+            own_server.resume()
+        await wait_until_async(lambda: takes_ratings(store), 10.0, "the store takes ratings again")
+
+
+async def test_a_store_out_of_memory_refuses_and_goes_on(own_server: StoreServer) -> None:
+    async with opened(own_server) as store:
+        await store.ratings.append([rating("u", "a", 4.0)])
+        await store.redis.config_set("maxmemory", "1mb")
+        with pytest.raises(StoreUnavailable, match="OOM"):
+            await store.ratings.append([rating("u", "a", 2.0)])
+        n, history = await store.users.history(1, b"u")
+        assert (n, history.rating.tolist()) == (1, [4.0])
+        await store.redis.config_set("maxmemory", "0")
+        assert await takes_ratings(store)
+
+
+async def test_a_read_only_replica_is_left_until_it_is_a_master(own_server: StoreServer) -> None:
+    async with opened(own_server) as store:
+        await store.redis.replicaof("127.0.0.1", 1)
+
+        async def away() -> bool:
+            return not await takes_ratings(store) and not store.bulk.connected
+
+        await wait_until_async(away, 10.0, "the replica is left")
+        await store.redis.replicaof("NO", "ONE")
+        await wait_until_async(lambda: takes_ratings(store), 10.0, "the master is found again")
+
+
+async def test_a_store_that_lost_everything_is_set_up_again(own_server: StoreServer) -> None:
+    async with opened(own_server) as store:
+        await store.ratings.append([rating("u", "a"), rating("u", "b")])
+        own_server.kill()
+        for path in own_server.folder.rglob("*.aof*"):
+            path.unlink()
+        own_server.start()
+        await wait_until_async(lambda: takes_ratings(store), 10.0, "the empty store takes ratings")
+        await store.ratings.append([rating("u", "b", 5.0)])
+        n, history = await store.users.history(1, b"u")
+        items = store.items(1)
+        await items.refresh()
+        assert (n, [items.id(row) for row in history.item_row]) == (1, ["b"])
+
+
+async def test_ratings_survive_a_client_that_is_cut_off(own_server: StoreServer) -> None:
+    """Every client connection is closed by the server while ratings are written."""
+    async with opened(own_server) as store:
+        acknowledged = 0
+        for n in range(200):
+            if n % 20 == 10:
+                other = await Store.open(store.settings, hot=False)
+                await other.redis.client_kill_filter(_type="normal", skipme=True)
+                await other.close()
+            try:
+                await store.ratings.append([rating("u", f"i{n}")])
+                acknowledged += 1
+            except StoreError:
+
+                async def connected() -> bool:
+                    return store.bulk.connected
+
+                await wait_until_async(connected, 5.0, "the connection is back")
+        n, history = await store.users.history(1, b"u")
+        assert acknowledged <= len(history) <= 200
+        assert acknowledged >= 180
+        assert n == len(history)

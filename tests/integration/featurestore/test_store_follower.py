@@ -1,0 +1,232 @@
+"""The follower: one generation, whole, at any moment; new ones loaded beside; deltas within a poll."""
+
+import asyncio
+import fcntl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factors import prior_item
+from featurestore.errors import StoreRefused
+from featurestore.itemtable import capacity_of
+from featurestore.live import Follower, LiveGeneration
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import lead, publish, rating
+from tests.support.servers import StoreServer
+from tests.support.waiting import wait_until_async
+
+
+@asynccontextmanager
+async def following(store: Store, folder: Path, name: str = "w") -> AsyncIterator[Follower]:
+    follower = Follower(store, folder, name, poll_s=0.02)
+    stop = asyncio.Event()
+    task = asyncio.create_task(follower.run(stop))
+    try:
+        yield follower
+    finally:
+        stop.set()
+        await task
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    async def predicate() -> bool:
+        return condition()
+
+    await wait_until_async(predicate, 10.0, what)
+
+
+def files(folder: Path, pattern: str = "*.items") -> list[Path]:
+    return list(folder.glob(pattern))
+
+
+def contents(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def replace_contents(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def live_of(follower: Follower) -> LiveGeneration:
+    assert follower.live is not None
+    return follower.live
+
+
+async def test_nothing_is_live_until_something_is_published(store: Store, tmp_path: Path) -> None:
+    async with following(store, tmp_path) as follower:
+        await until(lambda: follower.pointer is not None, "the pointer is polled")
+        assert follower.live is None
+        assert not await follower.wait_for(1, 1, 0.05)
+        await store.items(1).register([b"a", b"b"])
+        written = await publish(store, await lead(store), n_items=2)
+        assert await follower.wait_for(1, written.writer.number, 10.0)
+        live = live_of(follower)
+        assert (live.epoch, live.generation, live.n_items) == (1, written.writer.number, 2)
+        np.testing.assert_array_equal(live.items[:2], written.items)
+        assert live.items.shape == (capacity_of(2), written.model.item_width)
+        np.testing.assert_array_equal(
+            live.items[2:], np.repeat(prior_item(live.model)[None], capacity_of(2) - 2, 0)
+        )
+        assert live.ranker.n_items == 2
+
+
+async def test_each_publish_is_followed_and_old_files_go(store: Store, tmp_path: Path) -> None:
+    lease = await lead(store)
+    async with following(store, tmp_path) as follower:
+        for seed in range(4):
+            written = await publish(store, lease, n_items=5 + seed, seed=seed)
+            assert await follower.wait_for(1, written.writer.number, 10.0)
+            np.testing.assert_array_equal(live_of(follower).items[: 5 + seed], written.items)
+        await until(lambda: len(files(tmp_path, "*.items")) <= 3, "files of removed generations go")
+        assert follower.loads_total == 4
+
+
+async def test_rolling_back_is_followed(store: Store, tmp_path: Path) -> None:
+    lease = await lead(store)
+    first, second = await publish(store, lease), await publish(store, lease, seed=1)
+    async with following(store, tmp_path) as follower:
+        assert await follower.wait_for(1, second.writer.number, 10.0)
+        before = live_of(follower)
+        await store.generations.activate(first.writer.number, hold=True)
+        assert await follower.wait_for(1, first.writer.number, 10.0)
+        np.testing.assert_array_equal(live_of(follower).items[:8], first.items)
+        # Whoever still holds the one before has it whole.
+        np.testing.assert_array_equal(before.items[:8], second.items)
+
+
+async def test_deltas_arrive_in_place_and_new_items_grow_the_table(store: Store, tmp_path: Path) -> None:
+    written = await publish(store, await lead(store))
+    number, width = written.writer.number, written.model.item_width
+    vector = written.items[:1] + 1.0
+    await store.generations.push_delta(1, number, np.array([2], dtype=np.int32), vector)
+    async with following(store, tmp_path) as follower, following(store, tmp_path, "v") as other:
+        assert await follower.wait_for(1, number, 10.0)
+        assert await other.wait_for(1, number, 10.0)
+        np.testing.assert_array_equal(live_of(follower).items[2], vector[0])
+        rows = np.array([1, 9, capacity_of(8) + 5], dtype=np.int32)
+        await store.generations.push_delta(1, number, rows, np.repeat(vector, 3, axis=0))
+        await until(lambda: live_of(follower).n_items == capacity_of(8) + 6, "the table grows")
+        await until(lambda: live_of(other).n_items == capacity_of(8) + 6, "the other's too")
+        live = live_of(follower)
+        np.testing.assert_array_equal(live.items[rows], np.repeat(vector, 3, axis=0))
+        np.testing.assert_array_equal(live.items[8], prior_item(live.model))
+        np.testing.assert_array_equal(live.items[-1], prior_item(live.model))
+        assert live.scorer.items is live.items
+        assert live.ranker.n_items == live.n_items
+        assert width == live.items.shape[1]
+    # The file that workers share is as it was published.
+    (path,) = files(tmp_path)
+    assert contents(path)[: written.items.nbytes] == written.items.tobytes()
+
+
+async def test_items_that_others_register_become_known(store: Store, tmp_path: Path) -> None:
+    other = await Store.open(store.settings)
+    written = await publish(store, await lead(store))
+    async with following(store, tmp_path) as follower:
+        assert await follower.wait_for(1, written.writer.number, 10.0)
+        await other.ratings.append([rating("u", f"i{n}") for n in range(3_000)])
+        await until(lambda: len(store.items(1)) == 3_000, "the registry follows")
+        assert store.items(1).id(2_999) == "i2999"
+    await other.close()
+
+
+async def test_workers_of_a_host_write_the_file_once(store: Store, tmp_path: Path) -> None:
+    other = await Store.open(store.settings)
+    written = await publish(store, await lead(store), n_items=3_000)
+    async with following(store, tmp_path, "a") as a, following(other, tmp_path, "b") as b:
+        assert await a.wait_for(1, written.writer.number, 10.0)
+        assert await b.wait_for(1, written.writer.number, 10.0)
+        (path,) = files(tmp_path)
+        assert len(contents(path)) == 4 * capacity_of(3_000) * written.model.item_width
+        assert {worker.id for worker in await store.generations.workers()} >= {"a", "b"}
+        assert not files(tmp_path, ".*.part")
+    # Who stops in order is not waited for.
+    assert await store.generations.workers() == []
+    await other.close()
+
+
+async def test_a_worker_waits_for_the_one_that_is_writing(store: Store, tmp_path: Path) -> None:
+    written = await publish(store, await lead(store))
+    with (tmp_path / f".{store.settings.namespace}.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        async with following(store, tmp_path) as follower:
+            await until(lambda: follower.polled_at > 0, "polls go on")
+            assert not await follower.wait_for(1, written.writer.number, 0.2)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert await follower.wait_for(1, written.writer.number, 10.0)
+
+
+async def test_a_damaged_file_is_written_again(store: Store, tmp_path: Path) -> None:
+    written = await publish(store, await lead(store))
+    async with following(store, tmp_path) as follower:
+        assert await follower.wait_for(1, written.writer.number, 10.0)
+    (path,) = files(tmp_path)
+    data = bytearray(contents(path))
+    data[5] ^= 1
+    replace_contents(path, bytes(data))
+    async with following(store, tmp_path) as follower:
+        assert await follower.wait_for(1, written.writer.number, 10.0)
+        np.testing.assert_array_equal(live_of(follower).items[:8], written.items)
+
+
+async def test_a_generation_that_is_broken_is_not_served(store: Store, tmp_path: Path) -> None:
+    lease = await lead(store)
+    good = await publish(store, lease)
+    async with following(store, tmp_path) as follower:
+        assert await follower.wait_for(1, good.writer.number, 10.0)
+        bad = await publish(store, lease, seed=1)
+        await until(lambda: live_of(follower).generation == bad.writer.number, "it was good so far")
+        await store.generations.activate(good.writer.number, hold=False)
+        assert await follower.wait_for(1, good.writer.number, 10.0)
+        chunk = store.keys.chunk(1, bad.writer.number, 0)
+        await store.redis.setrange(chunk, 0, b"\xff")
+        for path in files(tmp_path, f"*.g{bad.writer.number}.*"):
+            path.unlink()
+        failures = follower.failures_total
+        await store.generations.activate(bad.writer.number, hold=False)
+        await until(lambda: follower.failures_total > failures, "the checksum is noticed")
+        assert live_of(follower).generation == good.writer.number
+        assert not files(tmp_path, f"*.g{bad.writer.number}.*")
+
+
+async def test_a_folder_that_cannot_be_written_is_refused(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    replace_contents(file, b"")
+    with pytest.raises(StoreRefused, match="FOLDIN_CACHE_DIR"):
+        Follower(store, file / "below", "w")
+
+
+async def test_while_the_store_is_away_the_old_one_serves(own_server: StoreServer, tmp_path: Path) -> None:
+    store = await Store.open(StoreSettings(url=own_server.url, timeout_s=2.0))
+    lease = await lead(store)
+    first = await publish(store, lease)
+    async with following(store, tmp_path / "cache") as follower:
+        assert await follower.wait_for(1, first.writer.number, 10.0)
+        own_server.kill()
+        failures = follower.failures_total
+        await until(lambda: follower.failures_total > failures, "the outage is noticed")
+        np.testing.assert_array_equal(live_of(follower).items[:8], first.items)
+        own_server.start()
+
+        async def back() -> bool:
+            return store.bulk.connected
+
+        await wait_until_async(back, 10.0, "the connection is back")
+        second = await publish(store, lease, seed=1)
+        assert await follower.wait_for(1, second.writer.number, 10.0)
+    await store.close()
+
+
+async def test_a_new_epoch_is_finished_only_when_every_worker_serves_it(store: Store, tmp_path: Path) -> None:
+    lease = await lead(store)
+    first = await publish(store, lease)
+    async with following(store, tmp_path) as follower:
+        assert await follower.wait_for(1, first.writer.number, 10.0)
+        epoch = await store.ratings.begin_epoch()
+        await publish(store, lease, epoch=epoch)
+        await store.ratings.finish_epoch(epoch)
+        assert live_of(follower).epoch == epoch

@@ -1,0 +1,337 @@
+"""Generations: written beside, verified, flipped, held, rolled back, removed in small steps."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+from featurestore.codecs import unpack_records
+from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError, StoreUnavailable
+from featurestore.functions import command
+from featurestore.generations import GenerationWriter
+from featurestore.publishing import rows_per_chunk
+from featurestore.store import Store
+from tests.support.factories import (
+    lead,
+    make_draft,
+    make_items,
+    make_model,
+    publish,
+    rating,
+    write_generation,
+)
+
+
+async def numbers(store: Store) -> list[int]:
+    """The generations that there are."""
+    return [summary.generation for summary in await store.generations.list()]
+
+
+async def keys_of(store: Store, generation: int) -> list[bytes]:
+    """What is stored of a generation besides its entry and records."""
+    pattern = f"*{store.settings.namespace}*:generation:{generation}:*"
+    return [key async for key in store.redis.scan_iter(match=pattern, count=1000)]
+
+
+async def loaded(store: Store, generation: int) -> bytes:
+    """The item table of a generation."""
+    meta = await store.generations.meta(1, generation)
+    return b"".join([chunk async for chunk in store.generations.load_items(meta)])
+
+
+async def test_a_generation_is_written_verified_and_flipped(store: Store) -> None:
+    lease = await lead(store)
+    await store.ratings.append([rating(f"u{n}", "a", 4.0) for n in range(150)])
+    users = [b"u%d" % n for n in range(150)]
+    written = await write_generation(store, lease, n_items=5_000, users=users)
+    number = written.writer.number
+    assert (await store.generations.live()).generation == 0
+    summary = (await store.generations.list())[0]
+    assert (summary.state, summary.generation, summary.metrics) == ("ready", number, {"rmse": 0.9})
+    assert summary.chunks == -(-5_000 // rows_per_chunk(written.model.item_width)) > 4
+    assert await loaded(store, number) == written.items.tobytes()
+    assert await written.writer.flip()
+    pointer = await store.generations.live()
+    assert (pointer.epoch, pointer.generation, pointer.previous) == (1, number, 0)
+    records = [await store.redis.hget(store.keys.user(1, user), f"g{number}") for user in users]
+    n, _ = unpack_records(
+        [record for record in records if isinstance(record, bytes)], written.model.user_width
+    )
+    assert n.tolist() == [1] * 150
+
+
+async def test_each_chunk_holds_whole_rows_of_at_most_64_kib(store: Store) -> None:
+    written = await write_generation(store, await lead(store), n_items=3_000)
+    sizes = [
+        await store.redis.strlen(store.keys.chunk(1, written.writer.number, chunk))
+        for chunk in range(written.meta.summary.chunks)
+    ]
+    assert max(sizes) <= 65_536
+    assert {size % (4 * written.model.item_width) for size in sizes} == {0}
+
+
+async def test_what_was_not_finished_cannot_go_live(store: Store) -> None:
+    lease = await lead(store)
+    model = make_model()
+    writer = await store.generations.begin(lease, 1, make_draft(model))
+    with pytest.raises(StoreError, match="item table"):
+        await writer.finish()
+    with pytest.raises(StoreError, match="after the items"):
+        await writer.write_users([b"u"], np.array([1]), np.zeros((1, model.user_width), np.float32))
+    await writer.write_items(make_items(model, 3), model)
+    with pytest.raises(GenerationUnknown, match="not whole"):
+        await writer.flip()
+    with pytest.raises(GenerationUnknown, match="not whole"):
+        await store.generations.activate(writer.number, hold=False)
+    with pytest.raises(GenerationUnknown):
+        await store.generations.activate(99, hold=False)
+    with pytest.raises(GenerationUnknown):
+        await store.generations.meta(1, writer.number)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "gone"])
+async def test_a_table_that_was_damaged_is_not_finished(store: Store, damage: str) -> None:
+    model = make_model()
+    writer = await store.generations.begin(await lead(store), 1, make_draft(model))
+    await writer.write_items(make_items(model, 2_000), model)
+    name = store.keys.chunk(1, writer.number, 1)
+    data = await store.redis.get(name)
+    assert isinstance(data, bytes)
+    if damage == "gone":
+        await store.redis.delete(name)
+    else:
+        await store.redis.set(name, data[:-4] if damage == "short" else b"\x01" + data[1:])
+    with pytest.raises(GenerationBroken):
+        await writer.finish()
+
+
+async def test_rows_that_do_not_fit_or_are_not_finite_are_refused(store: Store) -> None:
+    model = make_model()
+    writer = await store.generations.begin(await lead(store), 1, make_draft(model))
+    items = make_items(model, 3)
+    with pytest.raises(GenerationBroken):
+        await writer.write_items(items[:, 1:], model)
+    bad = items.copy()
+    bad[1, 2] = np.nan
+    with pytest.raises(GenerationBroken, match="finite"):
+        await writer.write_items(bad, model)
+    await writer.write_items(items, model)
+    for n, vectors in (
+        (np.array([1]), np.zeros((1, model.user_width + 1), np.float32)),
+        (np.array([1, 2]), np.zeros((1, model.user_width), np.float32)),
+        (np.array([1]), np.full((1, model.user_width), np.inf, np.float32)),
+    ):
+        with pytest.raises(GenerationBroken):
+            await writer.write_users([b"u"], n, vectors)
+
+
+async def test_the_one_before_stays_and_older_ones_go(store: Store) -> None:
+    lease = await lead(store)
+    first = await publish(store, lease)
+    second = await publish(store, lease)
+    assert await numbers(store) == [first.writer.number, second.writer.number]
+    third = await publish(store, lease)
+    await store.generations.prune()
+    assert await keys_of(store, first.writer.number) == []
+    pointer = await store.generations.live()
+    assert (pointer.generation, pointer.previous) == (third.writer.number, second.writer.number)
+    assert await numbers(store) == [second.writer.number, third.writer.number]
+
+
+async def test_back_and_forward_and_held(store: Store) -> None:
+    lease = await lead(store)
+    first, second = await publish(store, lease), await publish(store, lease)
+    await store.generations.activate(first.writer.number, hold=True)
+    pointer = await store.generations.live()
+    assert (pointer.generation, pointer.previous, pointer.held) == (
+        first.writer.number,
+        second.writer.number,
+        True,
+    )
+    third = await write_generation(store, lease)
+    assert not await third.writer.flip()
+    assert (await store.generations.live()).generation == first.writer.number
+    # Held for long, the refits that do not go live do not pile up.
+    fourth = await write_generation(store, lease)
+    assert third.writer.number not in await numbers(store)
+    await store.generations.activate(second.writer.number, hold=False)
+    assert not (await store.generations.live()).held
+    await store.generations.activate(first.writer.number, hold=True)
+    # Somebody asked for this one.
+    assert await fourth.writer.flip(automatic=False)
+    assert not (await store.generations.live()).held
+
+
+async def test_flipping_again_keeps_what_to_roll_back_to(store: Store) -> None:
+    lease = await lead(store)
+    first, second = await publish(store, lease), await publish(store, lease)
+    assert await second.writer.flip()
+    assert (await store.generations.live()).previous == first.writer.number
+
+
+async def test_the_live_generation_is_not_removed(store: Store) -> None:
+    written = await publish(store, await lead(store))
+    with pytest.raises(StoreError, match="live"):
+        await store.generations.remove(1, written.writer.number)
+    with pytest.raises(StoreError, match="live"):
+        await written.writer.abort()
+    assert await loaded(store, written.writer.number) == written.items.tobytes()
+
+
+async def test_removing_what_is_gone_is_harmless(store: Store) -> None:
+    written = await write_generation(store, await lead(store))
+    await written.writer.abort()
+    await store.generations.remove(1, written.writer.number)
+    assert await numbers(store) == []
+    assert await keys_of(store, written.writer.number) == []
+
+
+async def steps(writer: GenerationWriter, store: Store) -> None:
+    """A publish with all its steps."""
+    model = make_model()
+    await writer.write_items(make_items(model, 2_000), model)
+    vectors = np.zeros((30, model.user_width), np.float32)
+    await writer.write_users([b"u%d" % n for n in range(30)], np.ones(30, dtype=np.int64), vectors)
+    await writer.finish()
+    await writer.flip()
+    del store
+
+
+async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(store: Store) -> None:
+    """Cut off after each write to the store in turn; the next leader publishes, and nothing of it is left."""
+    await store.ratings.append([rating(f"u{n}", "a") for n in range(30)])
+    lease = await lead(store)
+    live = (await publish(store, lease)).writer.number
+    real = store.bulk.execute
+    at = 1
+    while True:
+        left = at
+
+        def failing(payload: bytes, replies: int, *, wait_s: float = 0.0) -> "asyncio.Future[list[object]]":
+            nonlocal left
+            left -= 1
+            if left == 0:
+                future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+                future.set_exception(StoreUnavailable("cut"))
+                return future
+            return real(payload, replies, wait_s=wait_s)
+
+        store.bulk.execute = failing  # type: ignore[method-assign]  # fails once, at a chosen step
+        number = 0
+        try:
+            writer = await store.generations.begin(lease, 1, make_draft(make_model()))
+            number = writer.number
+            await steps(writer, store)
+        except StoreUnavailable:
+            done = False
+        else:
+            done = left > 0
+        finally:
+            store.bulk.execute = real  # type: ignore[method-assign]  # as it was
+        if done:
+            break
+        pointer = await store.generations.live()
+        assert pointer.generation == live
+        await store.generations.prune()
+        assert set(await numbers(store)) <= {pointer.generation, pointer.previous}
+        if number:
+            assert await keys_of(store, number) == []
+        at += 1
+    assert at > 12
+
+
+async def test_a_removal_that_stops_half_way_is_taken_up_again(store: Store) -> None:
+    written = await write_generation(store, await lead(store), n_items=5_000)
+    number = written.writer.number
+    await store.redis.delete(store.keys.chunk(1, number, 0), store.keys.meta(1, number))
+    await store.generations.remove(1, number)
+    assert await keys_of(store, number) == []
+    assert await numbers(store) == []
+
+
+async def test_old_record_fields_go_with_the_next_records(store: Store) -> None:
+    lease = await lead(store)
+    await store.ratings.append([rating("u", "a")])
+    made = [(await publish(store, lease, users=[b"u"])).writer.number for _ in range(4)]
+    fields = set(await store.redis.hkeys(store.keys.user(1, b"u")))
+    assert fields == {b"n", *[b"g%d" % number for number in made[-3:]]}
+
+
+async def test_deltas_reach_readers_and_the_later_wins(store: Store) -> None:
+    written = await publish(store, await lead(store))
+    number, width = written.writer.number, written.model.item_width
+    rows = np.array([3, 1], dtype=np.int32)
+    await store.generations.push_delta(1, number, rows, np.ones((2, width), np.float32))
+    await store.generations.push_delta(1, number, rows[:1], np.full((1, width), 2.0, np.float32))
+    deltas = await store.generations.read_deltas(written.meta)
+    assert deltas.rows.tolist() == [3, 1, 3]
+    assert deltas.vectors[:, 0].tolist() == [1.0, 1.0, 2.0]
+    assert len((await store.generations.read_deltas(written.meta, deltas.after)).rows) == 0
+    with pytest.raises(GenerationUnknown):
+        await store.generations.push_delta(1, 99, rows, np.ones((2, width), np.float32))
+    assert not await store.redis.exists(store.keys.deltas(1, 99))
+
+
+async def test_many_deltas_are_merged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featurestore.generations.DELTAS_MERGED", 10)
+    written = await publish(store, await lead(store))
+    number, width = written.writer.number, written.model.item_width
+    for value in range(95):
+        row = np.array([value % 7], dtype=np.int32)
+        await store.generations.push_delta(1, number, row, np.full((1, width), value, np.float32))
+    assert await store.redis.xlen(store.keys.deltas(1, number)) <= 11
+    deltas = await store.generations.read_deltas(written.meta)
+    last = dict(zip(deltas.rows.tolist(), deltas.vectors[:, 0].tolist(), strict=True))
+    assert last == {row: float(max(v for v in range(95) if v % 7 == row)) for row in range(7)}
+
+
+async def test_damaged_bytes_are_a_broken_generation(store: Store) -> None:
+    written = await publish(store, await lead(store))
+    number = written.writer.number
+    await store.redis.xadd(store.keys.deltas(1, number), {b"r": b"123", b"v": b""})
+    with pytest.raises(GenerationBroken):
+        await store.generations.read_deltas(written.meta)
+    await store.redis.set(store.keys.meta(1, number), b"{}")
+    with pytest.raises(GenerationBroken):
+        await store.generations.meta(1, number)
+    await store.redis.delete(store.keys.chunk(1, number, 0))
+    with pytest.raises(GenerationBroken):
+        _ = [chunk async for chunk in store.generations.load_items(written.meta)]
+    await store.redis.hset(store.keys.generations, str(number), "nonsense")
+    with pytest.raises(GenerationBroken):
+        await store.generations.list()
+
+
+async def test_lookups_get_their_turn_while_records_are_written(store: Store) -> None:
+    """Between any two steps of a publish others are answered: no step holds the event loop or the store."""
+    users = [b"u%d" % n for n in range(2_000)]
+    await store.ratings.append([rating(user.decode(), "a") for user in users])
+    lease = await lead(store)
+    live = await publish(store, lease)
+    publishing = asyncio.create_task(write_generation(store, lease, n_items=10_000, users=users))
+    answered = 0
+    while not publishing.done():
+        await store.users.read(1, live.writer.number, users[:64])
+        answered += 1
+    assert (await publishing).meta.item_rows == 10_000
+    assert answered > 30
+
+
+def beat(at: int, generation: int = 1) -> str:
+    return json.dumps({"generation": generation, "epoch": 1, "at": at, "pid": 1})
+
+
+async def test_workers_that_beat_are_waited_for(store: Store) -> None:
+    seconds, _ = await command(store.bulk, b"TIME")
+    now = int(seconds)
+    for name, at in (("fresh", 30), ("late", -60), ("dead", -9_999)):
+        await store.redis.hset(store.keys.workers, name, beat(now + at))
+    await store.redis.hset(store.keys.workers, "odd", "nonsense")
+    assert {worker.id for worker in await store.generations.workers()} == {"fresh", "late"}
+    assert set(await store.redis.hkeys(store.keys.workers)) == {b"fresh", b"late"}
+    assert await store.generations.wait_served(1, 1, 0.0)
+    assert not await store.generations.wait_served(1, 2, 0.1)
+    waiting = asyncio.create_task(store.generations.wait_served(1, 2, 10.0))
+    await store.redis.hset(store.keys.workers, "fresh", beat(now + 30, 2))
+    assert await waiting

@@ -1,0 +1,245 @@
+"""The lease, the stream and the commands: what the trainers of a namespace share."""
+
+import asyncio
+
+import pytest
+
+from featurestore.codecs import FORGOTTEN_ROW
+from featurestore.commands import Outcome
+from featurestore.errors import EpochGone, LeaseLost, StoreError, StoreUnavailable
+from featurestore.functions import command
+from featurestore.lease import Lease
+from featurestore.store import Store
+from featurestore.stream import Events
+from tests.support.factories import lead, make_draft, make_items, make_model, rating
+from tests.support.servers import StoreServer
+from tests.support.waiting import wait_until_async
+
+
+def last(events: Events) -> dict[int, str]:
+    """The last stream id of each partition."""
+    return {
+        int(p): f"{ms}-{seq}"
+        for p, ms, seq in zip(events.partition, events.stream_ms, events.stream_seq, strict=True)
+    }
+
+
+async def test_one_leads_and_the_next_has_a_higher_fence(store: Store) -> None:
+    first = await lead(store, "one")
+    assert await store.leases.acquire("two", 60_000) is None
+    again = await lead(store, "one")
+    assert again.fence == first.fence
+    await first.release()
+    second = await lead(store, "two")
+    assert second.fence > first.fence
+    with pytest.raises(LeaseLost):
+        await first.renew()
+    await first.release()
+    await second.renew()
+
+
+async def test_an_expired_lease_goes_on_unless_it_was_taken(store: Store) -> None:
+    first = await lead(store, "one", ttl_ms=30)
+
+    async def expired() -> bool:
+        return not await store.redis.exists(store.keys.lease)
+
+    await wait_until_async(expired, 5.0, "the lease expires")
+    await first.renew()
+    await wait_until_async(expired, 5.0, "the lease expires again")
+    second = await lead(store, "two")
+    with pytest.raises(LeaseLost):
+        await first.renew()
+    assert second.fence == first.fence + 1
+
+
+async def test_a_leader_that_was_replaced_publishes_nothing(store: Store) -> None:
+    first = await lead(store, "one")
+    model = make_model()
+    writer = await store.generations.begin(first, 1, make_draft(model))
+    await writer.write_items(make_items(model, 2), model)
+    await writer.finish()
+    await first.release()
+    second = await lead(store, "two")
+    for attempt in (
+        writer.flip,
+        writer.finish,
+        lambda: writer.write_items(make_items(model, 2), model),
+        lambda: store.generations.begin(first, 1, make_draft(model)),
+    ):
+        with pytest.raises(LeaseLost):
+            await attempt()
+    assert (await store.generations.live()).generation == 0
+    assert second.fence > first.fence
+
+
+async def test_events_come_once_and_go_when_they_are_done(store: Store) -> None:
+    lease = await lead(store)
+    await store.ratings.append([rating(f"u{n}", "a") for n in range(40)])
+    seen: list[bytes] = []
+    while events := await store.stream.read(1, lease, 3, 0):
+        seen += events.user_id
+        assert max([list(events.partition).count(p) for p in range(4)]) <= 3
+        await store.stream.done(1, lease, last(events))
+        await store.stream.done(1, lease, last(events))
+    assert sorted(seen) == sorted([b"u%d" % n for n in range(40)])
+    assert set((await store.stream.lag(1)).values()) == {0}
+
+
+async def test_what_was_not_done_comes_again_to_the_next_leader(store: Store) -> None:
+    first = await lead(store, "one")
+    await store.ratings.append([rating("u", f"i{n}") for n in range(10)])
+    events = await store.stream.read(1, first, 4, 0)
+    await store.stream.done(1, first, last(events))
+    assert len(await store.stream.read(1, first, 4, 0)) == 4
+    await first.release()
+    second = await lead(store, "two")
+    other = await Store.open(store.settings)
+    again = await other.stream.read(1, second, 100, 0)
+    assert again.n.tolist() == [5, 6, 7, 8, 9, 10]
+    with pytest.raises(LeaseLost):
+        await store.stream.read(1, first, 4, 0)
+    with pytest.raises(LeaseLost):
+        await store.stream.done(1, first, last(again))
+    assert sum((await store.stream.lag(1)).values()) == 6
+    await other.close()
+
+
+async def test_a_late_leader_does_not_take_the_stream_from_its_successor(store: Store) -> None:
+    first = await lead(store, "one")
+    await first.release()
+    second = await lead(store, "two")
+    await store.ratings.append([rating("u", "a")])
+    assert len(await store.stream.read(1, second, 100, 0)) == 1
+    other = await Store.open(store.settings)
+    with pytest.raises(LeaseLost):
+        await other.stream.read(1, first, 100, 0)
+    await store.stream.done(1, second, {})
+    await other.close()
+
+
+async def test_a_read_waits_for_the_first_event(store: Store) -> None:
+    lease = await lead(store)
+    assert len(await store.stream.read(1, lease, 10, 20)) == 0
+    waiting = asyncio.create_task(store.stream.read(1, lease, 10, 10_000))
+
+    async def blocked() -> bool:
+        return b"blocked_clients:0" not in await command(store.bulk, b"INFO", b"clients")
+
+    await wait_until_async(blocked, 5.0, "the read blocks")
+    await store.ratings.append([rating("u", "a")])
+    assert (await waiting).user_id == [b"u"]
+
+
+async def test_a_read_that_was_cut_off_loses_nothing(store: Store) -> None:
+    lease = await lead(store)
+    await store.ratings.append([rating("u", "a")])
+    assert len(await store.stream.read(1, lease, 10, 0)) == 1
+    waiting = asyncio.create_task(store.stream.read(1, lease, 10, 10_000))
+
+    async def blocked() -> bool:
+        return b"blocked_clients:0" not in await command(store.bulk, b"INFO", b"clients")
+
+    await wait_until_async(blocked, 5.0, "the read blocks")
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    # Delivered to a reader that is not there any more.
+    await store.ratings.append([rating("u", "b"), rating("u", "c")])
+    assert (await store.stream.read(1, lease, 10, 0)).n.tolist() == [2, 3]
+
+
+async def test_forgetting_is_an_event_and_damaged_ones_are_left_out(store: Store) -> None:
+    lease = await lead(store)
+    await store.ratings.append([rating("u", "a")])
+    await store.redis.xadd(store.keys.ratings(1, 0), {b"u": b"x", b"e": b"short"})
+    await store.redis.xadd(store.keys.ratings(1, 0), {b"only": b"one"})
+    await store.ratings.forget(b"u")
+    events = await store.stream.read(1, lease, 10, 0)
+    assert events.item_row.tolist() == [0, FORGOTTEN_ROW]
+
+
+async def test_an_epoch_that_is_gone_is_not_read(store: Store) -> None:
+    lease = await lead(store)
+    with pytest.raises(EpochGone):
+        await store.stream.read(7, lease, 10, 0)
+    assert not await store.redis.exists(store.keys.ratings(7, 0))
+
+
+async def test_a_store_that_lost_its_groups_makes_the_leader_step_down(store: Store) -> None:
+    lease = await lead(store)
+    await store.ratings.append([rating("u", "a")])
+    assert len(await store.stream.read(1, lease, 10, 0)) == 1
+    await store.redis.xgroup_destroy(store.keys.ratings(1, 0), f"trainer-{lease.fence}")
+    with pytest.raises(LeaseLost):
+        await store.stream.read(1, lease, 10, 0)
+
+
+async def test_a_command_is_asked_taken_reported_and_dropped(store: Store) -> None:
+    refit = await store.commands.ask("refit", epoch=1)
+    erase = await store.commands.ask("erase", epoch=1, user=b"u")
+    taken = await store.commands.take("0", 0)
+    assert [(c.id, c.kind, c.epoch, c.user) for c in taken] == [
+        (refit, "refit", 1, None),
+        (erase, "erase", 1, b"u"),
+    ]
+    assert await store.commands.outcome(refit) is None
+    await store.commands.report(refit, Outcome("running"))
+    assert await store.commands.wait(refit, 0.0) == Outcome("running")
+    await store.commands.report(refit, Outcome("done", generation=4))
+    await store.commands.drop(taken[0].stream_id)
+    assert await store.commands.wait(refit, 5.0) == Outcome("done", generation=4)
+    assert [c.id for c in await store.commands.take("0", 0)] == [erase]
+    assert await store.commands.take(taken[1].stream_id, 10) == []
+    assert 0 < await store.redis.ttl(store.keys.command(refit)) <= 3600
+
+
+async def test_waiting_for_a_command_ends_with_its_outcome(store: Store) -> None:
+    command_id = await store.commands.ask("refit", epoch=1)
+    waiting = asyncio.create_task(store.commands.wait(command_id, 10.0))
+    (taken,) = await store.commands.take("0", 1000)
+    await store.commands.report(taken.id, Outcome("failed", code="gate", detail="worse"))
+    assert await waiting == Outcome("failed", code="gate", detail="worse")
+
+
+async def test_an_outcome_that_cannot_be_read_is_an_error(store: Store) -> None:
+    await store.redis.set(store.keys.command("x"), b"nonsense")
+    with pytest.raises(StoreError):
+        await store.commands.outcome("x")
+
+
+async def test_a_command_of_another_version_comes_as_it_is(store: Store) -> None:
+    await store.redis.xadd(store.keys.commands, {b"kind": b"dance"})
+    (taken,) = await store.commands.take("0", 0)
+    assert (taken.kind, taken.id, taken.epoch) == ("dance", "", 0)
+
+
+async def test_reading_goes_on_after_the_store_was_away(own_server: StoreServer) -> None:
+    from featurestore.settings import StoreSettings
+
+    store = await Store.open(StoreSettings(url=own_server.url, partitions=2, timeout_s=2.0))
+    lease: Lease = await lead(store)
+    await store.ratings.append([rating("u", "a")])
+    assert len(await store.stream.read(1, lease, 10, 0)) == 1
+    own_server.kill()
+    with pytest.raises(StoreUnavailable):
+        await store.stream.read(1, lease, 10, 0)
+    own_server.start()
+
+    async def back() -> bool:
+        try:
+            await store.ratings.append([rating("u", "b")])
+        except StoreUnavailable:
+            return False
+        return True
+
+    await wait_until_async(back, 10.0, "the store takes ratings again")
+
+    async def read_on() -> list[int]:
+        try:
+            found: list[int] = (await store.stream.read(1, lease, 10, 100)).n.tolist()
+        except StoreUnavailable:
+            return []
+        return found
+
+    assert await wait_until_async(read_on, 10.0, "events come again") == [2]
+    await store.close()

@@ -1,0 +1,234 @@
+"""The ratings log: what is acknowledged is there, what is refused changed nothing, who is forgotten stays
+forgotten.
+"""
+
+import asyncio
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from featurestore import codecs
+from featurestore.connection import Connection
+from featurestore.errors import EpochGone, StoreError, StreamFull
+from featurestore.functions import call, command
+from featurestore.keys import digest_of, partition_of
+from featurestore.store import Store
+from tests.support.factories import lead, make_draft, make_items, make_model, rating
+
+
+async def held(store: Store, user: str, epoch: int = 1) -> dict[str, float]:
+    """What a user's history says, by item id."""
+    _, history = await store.users.history(epoch, user.encode())
+    items = store.items(epoch)
+    await items.refresh()
+    return {items.id(row): value for row, value in zip(history.item_row, history.rating, strict=True)}
+
+
+async def counter(store: Store, user: str, epoch: int = 1) -> int:
+    return (await store.users.history(epoch, user.encode()))[0]
+
+
+async def test_the_last_rating_of_a_pair_wins_and_nan_takes_it_back(store: Store) -> None:
+    await store.ratings.append([rating("u", "a", 4.0), rating("u", "b", 3.0), rating("u", "a", 2.0)])
+    assert await held(store, "u") == {"a": 2.0, "b": 3.0}
+    await store.ratings.append([rating("u", "a", math.nan)])
+    assert await held(store, "u") == {"b": 3.0}
+    assert await counter(store, "u") == 4
+
+
+async def test_nothing_is_nothing(store: Store) -> None:
+    await store.ratings.append([])
+    assert await store.ratings.loose_count(1) == 0
+
+
+async def test_repeating_a_call_is_harmless(store: Store) -> None:
+    for _ in range(3):
+        await store.ratings.append([rating("u", "a", 4.0), rating("v", "a", 1.0)])
+    assert await held(store, "u") == {"a": 4.0}
+    assert await held(store, "v") == {"a": 1.0}
+
+
+async def test_concurrent_raters_lose_nothing_and_n_counts_all(store: Store) -> None:
+    other = await Store.open(store.settings)
+    await asyncio.gather(
+        *[s.ratings.append([rating("u", f"i{n}", 3.0)]) for n in range(60) for s in (store, other)]
+    )
+    assert await counter(store, "u") == 120
+    assert len(await held(store, "u")) == 60
+    await other.close()
+
+
+async def test_every_rating_is_an_event_with_its_n(store: Store) -> None:
+    lease = await lead(store)
+    sent = [rating(f"u{n % 5}", f"i{n}", 1.0 + n % 5, 1e9 + n) for n in range(50)]
+    await store.ratings.append(sent)
+    events = await store.stream.read(1, lease, 1000, 0)
+    assert len(events) == 50
+    for user in range(5):
+        mine = [n for n, user_id in enumerate(events.user_id) if user_id == b"u%d" % user]
+        assert events.n[mine].tolist() == list(range(1, 11))
+    wanted = {(r.user_id, r.item_id, r.rating, r.time) for r in sent}
+    items = store.items(1)
+    found = {
+        (events.user_id[n], items.id(int(events.item_row[n])).encode(), events.rating[n], events.time[n])
+        for n in range(50)
+    }
+    assert found == wanted
+
+
+async def test_a_full_stream_refuses_before_the_first_write(store: Store) -> None:
+    small = await Store.open(replace(store.settings, stream_limit=10))
+    await small.ratings.append([rating("u", f"i{n}") for n in range(8)])
+    with pytest.raises(StreamFull) as caught:
+        await small.ratings.append([rating("u", "x"), rating("u", "y"), rating("u", "z")])
+    assert caught.value.retry_after_s > 0
+    assert await counter(small, "u") == 8
+    # Users of every partition, one of which has no room.
+    many = [rating(f"v{n}", "x") for n in range(20)] + [rating("u", "x"), rating("u", "y"), rating("u", "z")]
+    with pytest.raises(StreamFull):
+        await small.ratings.append(many)
+    assert [await counter(small, f"v{n}") for n in range(20)] == [0] * 20
+    await small.ratings.append([rating("u", "x"), rating("u", "y")])
+    await small.close()
+
+
+@pytest.mark.parametrize("which", ["user", "history", "ratings", "loose", "forgotten"])
+async def test_a_key_of_the_wrong_type_is_an_error_that_leaves_nothing_half_done(
+    store: Store, which: str
+) -> None:
+    keys, p = store.keys, partition_of(b"u", store.keys.partitions)
+    names = {
+        "user": keys.user(1, b"u"),
+        "history": keys.history(1, b"u"),
+        "ratings": keys.ratings(1, p),
+        "loose": keys.loose(1, p),
+        "forgotten": keys.forgotten(1, p),
+    }
+    await store.redis.sadd(names[which], b"a set")
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        await store.ratings.append([rating("u", "a"), rating("u", "b")])
+    left = [name for key, name in names.items() if key != which and await store.redis.exists(name)]
+    assert left == []
+
+
+async def test_a_forgotten_user_is_gone_and_the_trainer_is_told(store: Store) -> None:
+    lease = await lead(store)
+    await store.ratings.append([rating("u", "a"), rating("u", "b"), rating("u", "a", math.nan)])
+    receipt = await store.ratings.forget(b"u")
+    assert (receipt.ratings, receipt.n, receipt.digest) == (1, 3, digest_of(b"u"))
+    n, history = await store.users.history(1, b"u")
+    assert (n, len(history)) == (0, 0)
+    assert not await store.redis.exists(store.keys.user(1, b"u"), store.keys.history(1, b"u"))
+    events = await store.stream.read(1, lease, 1000, 0)
+    assert events.item_row.tolist()[-1] == codecs.FORGOTTEN_ROW
+    assert events.n.tolist()[-1] == 3
+    assert await store.ratings.forgotten(1) == {digest_of(b"u"): 3}
+
+
+async def test_forgetting_twice_or_nobody_is_harmless(store: Store) -> None:
+    lease = await lead(store)
+    assert (await store.ratings.forget(b"nobody")).ratings == 0
+    await store.ratings.append([rating("u", "a")])
+    first = await store.ratings.forget(b"u")
+    second = await store.ratings.forget(b"u")
+    assert (first.ratings, second.ratings, second.n) == (1, 0, 1)
+    assert len(await store.stream.read(1, lease, 1000, 0)) == 2
+
+
+async def test_who_comes_back_counts_on_and_old_records_stay_out(store: Store) -> None:
+    lease = await lead(store)
+    model = make_model()
+    writer = await store.generations.begin(lease, 1, make_draft(model, 1))
+    await writer.write_items(make_items(model, 2), model)
+    vectors = np.ones((1, model.user_width), dtype=np.float32)
+    await store.ratings.append([rating("u", "a")] * 5)
+    await store.ratings.forget(b"u")
+    # A fit that knew the user writes its record after it was forgotten, and after it came back.
+    assert await writer.write_users([b"u"], np.array([5]), vectors) == 0
+    await store.ratings.append([rating("u", "b")])
+    assert await counter(store, "u") == 6
+    assert await writer.write_users([b"u"], np.array([5]), vectors) == 0
+    assert await writer.write_users([b"u"], np.array([6]), vectors) == 1
+    assert await held(store, "u") == {"b": 3.0}
+
+
+async def test_a_reader_that_still_knew_a_user_cannot_bring_it_back(store: Store) -> None:
+    keys, p = store.keys, partition_of(b"u", store.keys.partitions)
+    await store.ratings.append([rating("u", "a")] * 3)
+    (record,) = codecs.pack_records(np.array([3]), np.ones((1, 4), dtype=np.float32))
+    names = [keys.user(1, b"u"), keys.history(1, b"u"), keys.forgotten(1, p)]
+    args = [b"g1", record, digest_of(b"u"), b"1", b"g1", b"3", b"compacted"]
+    await store.ratings.forget(b"u")
+    assert await call(store.bulk, "put_record", names, args) == [b"OK", 0]
+    assert not await store.redis.exists(*names[:2])
+    await store.ratings.append([rating("u", "b")])
+    assert await call(store.bulk, "put_record", names, args) == [b"OK", 0]
+    assert await held(store, "u") == {"b": 3.0}
+
+
+async def test_an_older_record_does_not_replace_a_newer_one(store: Store) -> None:
+    keys, p = store.keys, partition_of(b"u", store.keys.partitions)
+    await store.ratings.append([rating("u", "a")] * 3)
+    names = [keys.user(1, b"u"), keys.history(1, b"u"), keys.forgotten(1, p)]
+    old, new, future = codecs.pack_records(np.array([2, 3, 4]), np.ones((3, 4), dtype=np.float32))
+    for record, taken in ((new, 1), (old, 0), (future, 0), (new, 1)):
+        args = [b"g1", record, digest_of(b"u"), b"1", b"g1"]
+        assert await call(store.bulk, "put_record", names, args) == [b"OK", taken]
+    assert await store.redis.hget(keys.user(1, b"u"), "g1") == new
+
+
+async def test_entries_of_forgotten_users_are_dropped_only_as_they_were_seen(store: Store) -> None:
+    for user in ("u", "v"):
+        await store.ratings.append([rating(user, "a")] * 2)
+        await store.ratings.forget(user.encode())
+    settled = await store.ratings.forgotten(1)
+    await store.ratings.append([rating("v", "a")])
+    await store.ratings.forget(b"v")
+    assert await store.ratings.release_forgotten(1, settled) == 1
+    assert await store.ratings.forgotten(1) == {digest_of(b"v"): 3}
+    assert await store.ratings.release_forgotten(1, {}) == 0
+
+
+async def test_loose_ratings_are_counted(store: Store) -> None:
+    await store.ratings.append([rating(f"u{n}", "a") for n in range(7)])
+    assert await store.ratings.loose_count(1) == 7
+
+
+async def test_an_epoch_that_takes_no_ratings_is_told(store: Store) -> None:
+    with pytest.raises(EpochGone):
+        await store.ratings.append([rating("u", "a")], epoch=2)
+    assert await counter(store, "u") == 0
+
+
+async def test_fsync_acknowledges_together(store: Store) -> None:
+    synced = await Store.open(replace(store.settings, durability="fsync"))
+    sent = 0
+    connection = synced._disk_connection
+    assert connection is not None
+    real = connection.execute
+
+    def counted(payload: bytes, replies: int, *, wait_s: float = 0.0) -> "asyncio.Future[list[object]]":
+        nonlocal sent
+        sent += 1
+        return real(payload, replies, wait_s=wait_s)
+
+    connection.execute = counted  # type: ignore[method-assign]  # counts the waits
+    await asyncio.gather(*[synced.ratings.append([rating(f"u{n}", "a")]) for n in range(50)])
+    assert 1 <= sent < 50
+    assert [await counter(synced, f"u{n}") for n in range(50)] == [1] * 50
+    assert isinstance(connection, Connection)
+    await synced.close()
+
+
+async def test_a_flushed_store_is_set_up_again(store: Store) -> None:
+    """Everything of the namespace goes while the process runs: the next rating finds a new history, rows
+    included.
+    """
+    await store.ratings.append([rating("u", "a"), rating("u", "b")])
+    names = [key async for key in store.redis.scan_iter(match=f"*{store.settings.namespace}*", count=1000)]
+    await store.redis.delete(*names)
+    await store.ratings.append([rating("u", "b", 2.0)])
+    assert await held(store, "u") == {"b": 2.0}
+    assert await command(store.bulk, b"LRANGE", store.keys.order(1), b"0", b"-1") == [b"b"]

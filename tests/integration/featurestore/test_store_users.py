@@ -1,0 +1,240 @@
+"""Users by the counter rule, one case at a time; `test_featurestore_counter_rule` walks all of them
+together.
+"""
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from factors import Ranker, Scorer, fold_in_users
+from factors.tables import Float32s
+from featurestore import codecs
+from featurestore.lease import Lease
+from featurestore.live import LiveGeneration
+from featurestore.store import Store
+from tests.support.factories import Written, lead, publish, rating
+from tests.support.waiting import wait_until_async
+
+
+@dataclass
+class World:
+    store: Store
+    lease: Lease
+    live: LiveGeneration
+
+
+def as_live(written: Written, epoch: int = 1) -> LiveGeneration:
+    """A generation as a service holds it."""
+    return LiveGeneration(
+        epoch=epoch,
+        generation=written.writer.number,
+        model=written.model,
+        items=written.items,
+        n_items=len(written.items),
+        scorer=Scorer(written.model, written.items),
+        ranker=Ranker(written.model, written.items),
+        meta=written.meta,
+    )
+
+
+@pytest.fixture
+async def world(store: Store) -> World:
+    await store.items(1).register([b"%d" % row for row in range(8)])
+    lease = await lead(store)
+    return World(store, lease, as_live(await publish(store, lease)))
+
+
+async def expected(world: World, user: bytes) -> Float32s:
+    """The user folded in from its history, by hand."""
+    _, history = await world.store.users.history(1, user)
+    rows = fold_in_users(world.live.model, world.live.items, codecs.pack_histories([history]))
+    row: Float32s = rows[0]
+    return row
+
+
+async def stored(world: World, user: bytes) -> bytes | None:
+    field = b"g%d" % world.live.generation
+    found = await world.store.redis.hget(world.store.keys.user(1, user), field)
+    assert found is None or isinstance(found, bytes)
+    return found
+
+
+async def settled(world: World, user: bytes, n: int) -> None:
+    """Wait until the record of a user has been handed back."""
+
+    async def there() -> bool:
+        record = await stored(world, user)
+        return record is not None and int.from_bytes(record[:8], "little") == n
+
+    await wait_until_async(there, 5.0, "the record is handed back")
+
+
+async def test_an_unknown_user_is_the_prior_and_leaves_nothing_behind(world: World) -> None:
+    current = await world.store.users.current(world.live, [b"nobody"])
+    assert current.n.tolist() == [0]
+    assert not current.folded.any()
+    np.testing.assert_array_equal(current.vectors[0], world.live.scorer.prior_user)
+    assert not await world.store.redis.exists(world.store.keys.user(1, b"nobody"))
+
+
+async def test_nobody_asked_is_nobody_answered(world: World) -> None:
+    current = await world.store.users.current(world.live, [])
+    assert current.vectors.shape == (0, world.live.model.user_width)
+
+
+async def test_a_rating_counts_at_once_and_the_record_is_handed_back(world: World) -> None:
+    await world.store.ratings.append([rating("u", "1", 5.0), rating("u", "2", 1.0)])
+    first = await world.store.users.current(world.live, [b"u"])
+    assert (first.n.tolist(), first.folded.tolist()) == ([2], [True])
+    np.testing.assert_array_equal(first.vectors[0], await expected(world, b"u"))
+    await settled(world, b"u", 2)
+    second = await world.store.users.current(world.live, [b"u"])
+    assert not second.folded.any()
+    np.testing.assert_array_equal(second.vectors, first.vectors)
+    await world.store.ratings.append([rating("u", "1", 1.0)])
+    third = await world.store.users.current(world.live, [b"u"])
+    assert (third.n.tolist(), third.folded.tolist()) == ([3], [True])
+    assert not np.array_equal(third.vectors, second.vectors)
+
+
+async def test_a_batch_mixes_known_behind_unknown_and_repeated_users(world: World) -> None:
+    store = world.store
+    await store.ratings.append([rating("a", "1"), rating("b", "2"), rating("c", "3")])
+    await store.users.current(world.live, [b"a"])
+    await settled(world, b"a", 1)
+    current = await store.users.current(world.live, [b"b", b"a", b"nobody", b"b", b"c"])
+    assert current.n.tolist() == [1, 1, 0, 1, 1]
+    assert current.folded.tolist() == [True, False, False, True, True]
+    for position, user in enumerate([b"b", b"a"]):
+        np.testing.assert_allclose(
+            current.vectors[position], await expected(world, user), rtol=1e-5, atol=1e-6
+        )
+    np.testing.assert_array_equal(current.vectors[0], current.vectors[3])
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", b"x" * 1000])
+async def test_a_record_of_the_wrong_length_is_folded_in_again(world: World, damage: bytes) -> None:
+    await world.store.ratings.append([rating("u", "1"), rating("v", "1")])
+    await world.store.redis.hset(
+        world.store.keys.user(1, b"u"), mapping={b"g%d" % world.live.generation: damage}
+    )
+    current = await world.store.users.current(world.live, [b"v", b"u"])
+    assert current.folded.tolist() == [True, True]
+    np.testing.assert_array_equal(current.vectors[0], current.vectors[1])
+    await settled(world, b"u", 1)
+
+
+async def test_a_record_from_the_future_is_folded_in_again(world: World) -> None:
+    await world.store.ratings.append([rating("u", "1")])
+    (record,) = codecs.pack_records(np.array([9]), np.ones((1, world.live.model.user_width), np.float32))
+    await world.store.redis.hset(
+        world.store.keys.user(1, b"u"), mapping={b"g%d" % world.live.generation: record}
+    )
+    current = await world.store.users.current(world.live, [b"u"])
+    assert current.folded.tolist() == [True]
+    np.testing.assert_array_equal(current.vectors[0], await expected(world, b"u"))
+    await settled(world, b"u", 1)
+
+
+async def test_a_key_of_the_wrong_type_harms_nobody_else(world: World) -> None:
+    store = world.store
+    await store.ratings.append([rating("ok", "1"), rating("broken", "1")])
+    await store.redis.set(store.keys.user(1, b"bad"), b"a string")
+    await store.redis.delete(store.keys.history(1, b"broken"))
+    await store.redis.lpush(store.keys.history(1, b"broken"), b"a list")
+    current = await store.users.current(world.live, [b"bad", b"ok", b"broken"])
+    assert current.n.tolist() == [0, 1, 0]
+    np.testing.assert_array_equal(current.vectors[0], world.live.scorer.prior_user)
+    np.testing.assert_array_equal(current.vectors[1], await expected(world, b"ok"))
+    assert store.users.corrupt_total >= 2
+
+
+async def test_many_behind_are_folded_in_together_off_the_loop(world: World) -> None:
+    users = [b"u%d" % i for i in range(600)]
+    await world.store.ratings.append(
+        [rating(user.decode(), str(item), 1.0 + item % 5) for user in users for item in range(8)]
+    )
+    current = await world.store.users.current(world.live, users)
+    assert current.folded.all()
+    assert (current.n == 8).all()
+    assert np.ptp(current.vectors, axis=0).max() < 1e-5
+
+
+async def test_a_long_history_is_compacted_only_while_nothing_came_in(world: World) -> None:
+    store = world.store
+    for value in range(100):
+        await store.ratings.append([rating("u", "1", 1.0 + value % 5)])
+    await store.ratings.append([rating("u", "2", 4.0)])
+    size = await store.redis.strlen(store.keys.history(1, b"u"))
+    await store.users.current(world.live, [b"u"])
+    await settled(world, b"u", 101)
+    assert size == 101 * 20
+    assert await store.redis.strlen(store.keys.history(1, b"u")) == 2 * 20
+    n, history = await store.users.history(1, b"u")
+    assert n == 101
+    assert dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True)) == {1: 5.0, 2: 4.0}
+
+
+async def test_a_compaction_that_is_late_is_refused(world: World) -> None:
+    store = world.store
+    await store.ratings.append([rating("u", "1", 1.0)] * 100)
+    n, _ = await store.users.history(1, b"u")
+    data = await store.redis.get(store.keys.history(1, b"u"))
+    assert isinstance(data, bytes)
+    await store.ratings.append([rating("u", "2", 2.0)])
+    from featurestore.users import _Behind, _fold_in
+
+    behind = [_Behind(b"u", n, data)]
+    store.users._hand_back(world.live, behind, _fold_in(world.live.model, world.live.items, behind))
+    await settled(world, b"u", 100)
+    _, now = await store.users.history(1, b"u")
+    assert now.item_row.tolist() == [1, 2]
+    current = await store.users.current(world.live, [b"u"])
+    assert (current.n.tolist(), current.folded.tolist()) == ([101], [True])
+
+
+async def test_a_profile_has_the_history_that_its_record_rests_on(world: World) -> None:
+    await world.store.ratings.append([rating("u", "3", 5.0), rating("u", "4", math.nan)])
+    first = await world.store.users.current_with_history(world.live, b"u")
+    assert (first.n, first.folded, first.history.item_row.tolist()) == (2, True, [3])
+    np.testing.assert_array_equal(first.vector, await expected(world, b"u"))
+    await settled(world, b"u", 2)
+    second = await world.store.users.current_with_history(world.live, b"u")
+    assert (second.n, second.folded, second.history.item_row.tolist()) == (2, False, [3])
+    nobody = await world.store.users.current_with_history(world.live, b"nobody")
+    assert (nobody.n, len(nobody.history)) == (0, 0)
+
+
+async def test_fields_of_generations_that_are_gone_are_dropped(world: World) -> None:
+    store = world.store
+    await store.ratings.append([rating("u", "1")])
+    key = store.keys.user(1, b"u")
+    await store.redis.hset(
+        key, mapping={b"g0": b"old", b"g999": b"of a generation this reader has not heard of"}
+    )
+    from featurestore.manifest import Kept
+
+    store.users.kept = Kept.of([world.live.generation])
+    await store.users.current(world.live, [b"u"])
+    await settled(world, b"u", 1)
+    assert set(await store.redis.hkeys(key)) == {b"n", b"g%d" % world.live.generation, b"g999"}
+
+
+async def test_a_flushed_library_comes_back_in_mid_flight(world: World) -> None:
+    store = world.store
+    for round_ in range(3):
+        await store.redis.function_flush()
+        await asyncio.gather(*[store.ratings.append([rating("u", str(i))]) for i in range(5)])
+        await store.redis.function_flush()
+        current = await store.users.current(world.live, [b"u"])
+        assert current.n.tolist() == [5 * (round_ + 1)]
+
+
+async def test_item_rows_that_a_generation_does_not_know_count_as_unknown(world: World) -> None:
+    await world.store.ratings.append([rating("u", "brand-new", 5.0)])
+    current = await world.store.users.current(world.live, [b"u"])
+    assert np.isfinite(current.vectors).all()
+    assert current.folded.all()

@@ -1,0 +1,282 @@
+"""The counter rule against a dictionary, on a real store: whatever raters, readers, publishers and forgetters
+do in whatever order, a reader gets exactly what the ratings say.
+
+Slow actors are part of it: a reader's fold-in, and a trainer's fit, may be handed back long after they were
+made.
+"""
+
+import asyncio
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from factors import Ranker, Scorer, fold_in_users
+from factors.tables import Float32s, Model
+from featurestore import codecs
+from featurestore.codecs import History
+from featurestore.lease import Lease
+from featurestore.live import LiveGeneration
+from featurestore.manifest import GenerationMeta, Kept
+from featurestore.publishing import GenerationWriter
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from featurestore.users import _Behind, _fold_in
+from tests.support.factories import lead, make_draft, make_items, make_model, rating
+from tests.support.servers import StoreServer
+
+USERS = ("u0", "u1", "u2")
+ITEMS = ("i0", "i1", "i2", "i3")
+MODEL = make_model()
+NUMBERS = itertools.count()
+
+
+@dataclass
+class Person:
+    """What the store must say of one user."""
+
+    n: int = 0
+    known: bool = False
+    holds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Fit:
+    """A generation that a trainer works on, with what it saw of each user when it began."""
+
+    writer: GenerationWriter
+    items: Float32s
+    seen: dict[str, tuple[int, History]]
+    meta: GenerationMeta | None = None
+
+
+class CounterRule(RuleBasedStateMachine):
+    """Two processes on one namespace; `people` is the truth."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.people = {user: Person() for user in USERS}
+        self.live: LiveGeneration | None = None
+        self.whole: dict[int, LiveGeneration] = {}
+        self.fits: list[Fit] = []
+        self.late: list[tuple[LiveGeneration, str, _Behind]] = []
+
+    def do(self, coroutine: Any) -> Any:
+        """Run to its end."""
+        return self.loop.run_until_complete(coroutine)
+
+    @initialize()
+    def open(self) -> None:
+        """Two processes and a first generation."""
+        wanted = StoreSettings(url=self.url, namespace=f"rule-{next(NUMBERS)}", partitions=2, timeout_s=10.0)
+        self.stores = [self.do(Store.open(wanted)), self.do(Store.open(wanted, hot=False))]
+        self.do(self.stores[0].items(1).register([item.encode() for item in ITEMS]))
+        self.lease: Lease = self.do(lead(self.stores[0]))
+        self.begin_fit(0)
+        self.finish_fit(0)
+
+    def store(self, which: bool) -> Store:
+        """One of the two."""
+        found: Store = self.stores[which]
+        return found
+
+    @rule(
+        which=st.booleans(), user=st.sampled_from(USERS), item=st.sampled_from(ITEMS), value=st.integers(1, 5)
+    )
+    def rate(self, which: bool, user: str, item: str, value: int) -> None:
+        """Rate or rate again."""
+        self.do(self.store(which).ratings.append([rating(user, item, float(value))]))
+        self.took(user, item, float(value))
+
+    @rule(which=st.booleans(), user=st.sampled_from(USERS), item=st.sampled_from(ITEMS))
+    def take_back(self, which: bool, user: str, item: str) -> None:
+        """Take a rating back, given or not."""
+        self.do(self.store(which).ratings.append([rating(user, item, math.nan)]))
+        self.took(user, item, math.nan)
+
+    @rule(
+        which=st.booleans(), user=st.sampled_from(USERS), item=st.sampled_from(ITEMS), value=st.integers(1, 5)
+    )
+    def rate_often(self, which: bool, user: str, item: str, value: int) -> None:
+        """Enough repeats to make the history worth compacting."""
+        self.do(self.store(which).ratings.append([rating(user, item, float(value))] * 70))
+        for _ in range(70):
+            self.took(user, item, float(value))
+
+    def took(self, user: str, item: str, value: float) -> None:
+        """The truth after one rating."""
+        person = self.people[user]
+        person.n += 1
+        person.known = True
+        person.holds.pop(item, None)
+        if not math.isnan(value):
+            person.holds[item] = value
+
+    @rule(which=st.booleans(), user=st.sampled_from(USERS))
+    def forget(self, which: bool, user: str) -> None:
+        """Forget; `n` goes on where it was should the user come back."""
+        person = self.people[user]
+        receipt = self.do(self.store(which).ratings.forget(user.encode()))
+        assert receipt.ratings == len(person.holds)
+        assert receipt.n == person.n
+        person.holds.clear()
+        person.known = False
+
+    @rule(seed=st.integers(0, 5))
+    def begin_fit(self, seed: int) -> None:
+        """A trainer begins to fit what it sees now.
+
+        It has one fit at a time: an older one can no longer finish.
+        """
+        store = self.store(False)
+        seen = {user: self.do(store.users.history(1, user.encode())) for user in USERS}
+        writer = self.do(store.generations.begin(self.lease, 1, make_draft(MODEL, len(USERS), len(ITEMS))))
+        items = make_items(MODEL, len(ITEMS), seed)
+        self.do(writer.write_items(items, MODEL))
+        self.fits = [Fit(writer, items, seen)]
+        there = {summary.generation for summary in self.do(store.generations.list())}
+        self.whole = {number: live for number, live in self.whole.items() if number in there}
+
+    @precondition(lambda self: self.fits)
+    @rule(some=st.integers(1, 2 ** len(USERS) - 1))
+    def finish_fit(self, some: int) -> None:
+        """The fit ends: records of what it saw then are written, however much has happened since; it goes
+        live.
+        """
+        fit = self.fits.pop()
+        users = [user for bit, user in enumerate(USERS) if some >> bit & 1 and fit.seen[user][0]]
+        histories = [fit.seen[user][1] for user in users]
+        if users:
+            vectors = fold_in_users(MODEL, fit.items, codecs.pack_histories(histories))
+            n = np.array([fit.seen[user][0] for user in users], dtype=np.int64)
+            self.do(fit.writer.write_users([user.encode() for user in users], n, vectors))
+        meta = self.do(fit.writer.finish())
+        assert self.do(fit.writer.flip(automatic=False))
+        self.serve(as_live(fit.writer.number, MODEL, fit.items, meta))
+
+    @precondition(lambda self: len(self.whole) > 1)
+    @rule(data=st.data())
+    def activate(self, data: st.DataObject) -> None:
+        """Roll back or forward."""
+        number = data.draw(st.sampled_from(sorted(self.whole)))
+        self.do(self.store(True).generations.activate(number, hold=False))
+        self.serve(self.whole[number])
+
+    def serve(self, live: LiveGeneration) -> None:
+        """Both processes follow at once."""
+        self.live = self.whole[live.generation] = live
+        kept = Kept.of([summary.generation for summary in self.do(self.store(False).generations.list())])
+        for store in self.stores:
+            store.users.kept = kept
+
+    @rule(which=st.booleans(), users=st.lists(st.sampled_from([*USERS, "stranger"]), min_size=1, max_size=4))
+    def read(self, which: bool, users: list[str]) -> None:
+        """Read-your-writes: what is answered is the fold-in of exactly the ratings that hold."""
+        assert self.live is not None
+        current = self.do(self.store(which).users.current(self.live, [user.encode() for user in users]))
+        for position, user in enumerate(users):
+            person = self.people.get(user, Person())
+            assert current.n[position] == (person.n if person.known else 0)
+            np.testing.assert_allclose(current.vectors[position], self.truth(person), rtol=1e-4, atol=1e-5)
+
+    @rule(which=st.booleans(), user=st.sampled_from(USERS))
+    def read_profile(self, which: bool, user: str) -> None:
+        """The history that comes with the vector is the one that it rests on."""
+        assert self.live is not None
+        person = self.people[user]
+        profile = self.do(self.store(which).users.current_with_history(self.live, user.encode()))
+        assert profile.n == (person.n if person.known else 0)
+        found = {
+            ITEMS[row]: value
+            for row, value in zip(profile.history.item_row, profile.history.rating, strict=True)
+        }
+        assert found == person.holds
+        np.testing.assert_allclose(profile.vector, self.truth(person), rtol=1e-4, atol=1e-5)
+
+    @rule(user=st.sampled_from(USERS))
+    def read_slowly(self, user: str) -> None:
+        """A reader has read a user and folds it in; it will hand the record back later."""
+        assert self.live is not None
+        store = self.store(True)
+        n, _, data = self.do(store.users._look(1, b"n", user.encode()))
+        if n is not None:
+            self.late.append((self.live, user, _Behind(user.encode(), int(n), data or b"")))
+
+    @precondition(lambda self: self.late)
+    @rule()
+    def hand_back_late(self) -> None:
+        """Whatever happened since, no old record and no old history comes back by it."""
+        live, _, behind = self.late.pop(0)
+        store = self.store(True)
+        store.users._hand_back(live, [behind], _fold_in(live.model, live.items, [behind]))
+        self.do(store.users.history(1, b"settled"))
+
+    def truth(self, person: Person) -> Float32s:
+        """The row of a user by its ratings."""
+        assert self.live is not None
+        if not person.known:
+            prior: Float32s = self.live.scorer.prior_user
+            return prior
+        rows = np.array([ITEMS.index(item) for item in person.holds], dtype=np.int32)
+        history = History(
+            rows, np.array(list(person.holds.values()), dtype=np.float64), np.full(len(rows), 1e9)
+        )
+        folded = fold_in_users(self.live.model, self.live.items, codecs.pack_histories([history]))
+        row: Float32s = folded[0]
+        return row
+
+    def teardown(self) -> None:
+        """Whatever was done, every user reads right at the end, in both processes."""
+        if self.live is not None:
+            for which in (False, True):
+                self.read(which, list(USERS))
+            for store in self.stores:
+                self.do(store.close())
+        self.loop.close()
+
+
+def as_live(number: int, model: Model, items: Float32s, meta: GenerationMeta) -> LiveGeneration:
+    """A generation as a service holds it."""
+    return LiveGeneration(
+        epoch=1,
+        generation=number,
+        model=model,
+        items=items,
+        n_items=len(items),
+        scorer=Scorer(model, items),
+        ranker=Ranker(model, items),
+        meta=meta,
+    )
+
+
+@pytest.fixture
+def rule_machine(store_server: StoreServer) -> type[CounterRule]:
+    return type("CounterRuleHere", (CounterRule,), {"url": store_server.url})
+
+
+@pytest.mark.timeout(300)
+def test_a_reader_gets_what_the_ratings_say(rule_machine: type[CounterRule]) -> None:
+    run_state_machine_as_test(
+        rule_machine,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
