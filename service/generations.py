@@ -5,10 +5,11 @@ import asyncio
 import msgspec
 from aiohttp import web
 
+from featurestore.live import Follower
 from featurestore.store import Store
 from service.answers import Answer
 from service.problems import Problem
-from service.state import STORE
+from service.state import FOLLOWER, STORE
 from service.validation import whole_number
 
 # A worker whose heartbeat is older is gone or stuck; nobody waits for it.
@@ -91,18 +92,25 @@ async def post_activate(request: web.Request) -> web.StreamResponse:
         raise Problem("unknown_generation", f"generation {number} is not kept; see GET /generations")
     hold = number < max(each.generation for each in summaries)
     await store.generations.activate(number, hold=hold)
-    served = await _served(store, chosen.epoch, number)
+    served = await _served(store, request.app[FOLLOWER], chosen.epoch, number)
     return Answer(_ENCODE(Activated(number, chosen.epoch, hold, served)))
 
 
-async def _served(store: Store, epoch: int, generation: int) -> bool:
-    """Whether every worker answers from exactly this generation, within 5 s."""
+async def _served(store: Store, follower: Follower, epoch: int, generation: int) -> bool:
+    """Whether every worker answers from exactly this generation, within 5 s.
+
+    What a worker told before the flip says nothing: it may have served this one then, and another since.
+    """
     loop = asyncio.get_running_loop()
-    until = loop.time() + _SERVED_WITHIN_S
-    while True:
-        fresh = [worker for worker in await store.generations.workers() if worker.age_s < _FRESH_S]
-        if fresh and all((worker.epoch, worker.generation) == (epoch, generation) for worker in fresh):
-            return True
-        if loop.time() >= until:
-            return False
+    began = loop.time()
+    while (waited_s := loop.time() - began) < _SERVED_WITHIN_S:
+        live = follower.live
+        if live is not None and (live.epoch, live.generation) == (epoch, generation):
+            fresh = [each for each in await store.generations.workers() if each.age_s < _FRESH_S]
+            told = [each for each in fresh if each.age_s < waited_s]
+            if len(told) == len(fresh) and all(
+                (each.epoch, each.generation) == (epoch, generation) for each in told
+            ):
+                return True
         await asyncio.sleep(_LOOK_AGAIN_S)
+    return False

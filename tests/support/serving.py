@@ -1,0 +1,197 @@
+"""A service to test: in this process on a free port, or as real processes, ended by who started it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import aiohttp
+from aiohttp import web
+
+from featurestore.settings import StoreSettings
+from service.app import build_app
+from service.settings import Place, ServiceSettings
+from service.supervisor import bind
+from service.worker import EdgeRunner
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until, wait_until_async
+
+JSON = {"Content-Type": "application/json"}
+LINES = {"Content-Type": "application/x-ndjson"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, read whole. `json` is None where there is none."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+    json: Any
+
+
+class Client:
+    """Asks a service at `url`; paths are sent as they stand."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self.session = session
+        self.url = url
+
+    async def ask(self, method: str, path: str, **more: Any) -> Reply:
+        from yarl import URL
+
+        url = URL(self.url + path, encoded=True)
+        async with self.session.request(method, url, timeout=aiohttp.ClientTimeout(30), **more) as answer:
+            text = (await answer.read()).decode("utf-8", "replace")
+            value = await answer.json(content_type=None) if "json" in answer.content_type and text else None
+            return Reply(answer.status, answer.headers, text, value)
+
+    async def get(self, path: str, **more: Any) -> Reply:
+        return await self.ask("GET", path, **more)
+
+    async def post(self, path: str, body: Any = None, **more: Any) -> Reply:
+        if isinstance(body, bytes):
+            return await self.ask("POST", path, data=body, **{"headers": JSON, **more})
+        return await self.ask("POST", path, json=body, **more)
+
+
+@contextlib.asynccontextmanager
+async def client_of(url: str) -> AsyncIterator[Client]:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        yield Client(session, url)
+
+
+@contextlib.asynccontextmanager
+async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[Client, web.Application]]:
+    """A service in this process, and a client of it."""
+    with tempfile.TemporaryDirectory(prefix="foldin-test-") as cache:
+        settings = replace(ServiceSettings(store=store, cache_dir=Path(cache)), **changes)
+        sock = bind("127.0.0.1", 0, 1)[0]
+        app = build_app(settings, Place())
+        runner = EdgeRunner(app, keepalive_s=5.0, grace_s=2.0)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, sock).start()
+            async with client_of(f"http://127.0.0.1:{sock.getsockname()[1]}") as client:
+                yield client, app
+        finally:
+            await runner.cleanup()
+
+
+class Service:
+    """A service of real processes: `python -m service`."""
+
+    def __init__(
+        self, store: StoreSettings, folder: Path, *, workers: int = 1, port: int | None = None
+    ) -> None:
+        self.port = free_port() if port is None else port
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"service-{self.port}.log"
+        environment = {
+            **os.environ,
+            "FOLDIN_REDIS_URL": store.url,
+            "FOLDIN_NAMESPACE": store.namespace,
+            "FOLDIN_PARTITIONS": str(store.partitions),
+            "FOLDIN_SCALE": store.scale,
+            "FOLDIN_STREAM_LIMIT": str(store.stream_limit),
+            "FOLDIN_CACHE_DIR": str(folder / "cache"),
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service", "--port", str(self.port), "--workers", str(workers)],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def answers(self, path: str = "/livez") -> bool:
+        try:
+            with urlopen(self.url + path, timeout=2.0) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def wait_for(self, path: str = "/readyz") -> None:
+        def there() -> bool:
+            assert self.process.poll() is None, self.log.read_text("utf-8", "replace")
+            return self.answers(path)
+
+        wait_until(there, 30.0, f"the service answers at {path}")
+
+    def end(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = 20.0) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def worker_pids(self) -> list[int]:
+        """The processes that the supervisor started."""
+        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text("ascii")
+        return sorted(map(int, listed.split()))
+
+
+@contextlib.contextmanager
+def processes(store: StoreSettings, folder: Path, *, workers: int = 1) -> Iterator[Service]:
+    """A service of real processes that answers."""
+    service = Service(store, folder, workers=workers)
+    try:
+        service.wait_for("/livez")
+        yield service
+    finally:
+        service.end()
+
+
+async def serves(client: Client, generation: int) -> None:
+    """Wait until the service answers from `generation`."""
+
+    async def does() -> bool:
+        reply = await client.get("/readyz")
+        return reply.status == 200 and reply.json["generation"] == generation
+
+    await wait_until_async(does, 10.0, f"generation {generation} is served")
+
+
+def send_raw(port: int, data: bytes, timeout_s: float = 5.0) -> bytes:
+    """What a server says to `data`, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
+        connection.sendall(data)
+        found = b""
+        with contextlib.suppress(TimeoutError, ConnectionResetError):
+            while chunk := connection.recv(65536):
+                found += chunk
+        return found
+
+
+def is_problem(reply: Reply, status: int, code: str) -> bool:
+    """Whether `reply` is the problem `code`, in full."""
+    assert reply.status == status, (reply.status, reply.text)
+    assert reply.headers["Content-Type"] == "application/problem+json"
+    document = reply.json
+    assert set(document) >= {"type", "title", "status", "detail", "code", "request_id"}
+    assert "Traceback" not in reply.text
+    assert document["status"] == status
+    assert document["code"] == code, document
+    assert document["request_id"] == reply.headers["X-Request-ID"]
+    if status in (429, 503):
+        assert int(reply.headers["Retry-After"]) >= 1
+    return True
+
+
+async def quiet(seconds: float) -> None:
+    """Let `seconds` pass where passing is what is tested."""
+    await asyncio.sleep(seconds)
