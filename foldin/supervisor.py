@@ -72,6 +72,8 @@ class Supervisor:
         )
 
     async def _ready(self, child: Child) -> None:
+        if child.spec.probe is None:
+            return
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -232,6 +233,8 @@ class Stack:
         return "\n".join(["", "Everything runs. Ctrl-C stops it.", *lines, ""])
 
     def _next(self) -> str:
+        # From a checkout the command is not on the path.
+        foldin = "foldin" if shutil.which("foldin") else os.path.relpath(sys.argv[0])
         return "\n".join(
             [
                 "",
@@ -239,8 +242,8 @@ class Stack:
                 f"  a prediction:     curl '{self.api_url}/predict?user_id=25&item_id=158'",
                 f"  recommendations:  curl '{self.api_url}/recommend/25?n=5'",
                 f"  what is live:     {self.api_url}/",
-                f"  your own data:    foldin import ratings.csv --data {self.data}",
-                f"  the whole course: foldin evaluate --api {self.api_url}",
+                f"  your own data:    {foldin} import ratings.csv --data {self.data}",
+                f"  the whole course: {foldin} evaluate --api {self.api_url}",
                 "",
             ]
         )

@@ -1,0 +1,337 @@
+"""`foldin up` for real: it comes up, answers, is told to go, and comes back with everything it knew."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.servers import free_port, running_server
+from tests.support.waiting import wait_until
+
+# Each of these runs a whole stack: one at a time, so that they do not fight for the cores.
+pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(240)]
+
+UP_S = 90.0
+DOWN_S = 40.0
+
+
+def processes(data: Path) -> list[int]:
+    """Ids of the processes that serve this data directory, except the supervisor.
+
+    Each has it in its environment.
+    """
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            words = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+            zombie = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            continue
+        if f"{data}/".encode() in words and not zombie:
+            found.append(int(folder.name))
+    return found
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """This process's environment without settings of Foldin, except those given."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FOLDIN_")}
+    return {**inherited, **settings}
+
+
+def foldin(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    command = [sys.executable, "-m", "foldin", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=environment(**settings), check=False
+    )
+
+
+class Stack:
+    """A `foldin up` of its own."""
+
+    def __init__(self, data: Path, *arguments: str, **settings: str) -> None:
+        self.data = data
+        self.port, self.environment_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "foldin", "up", "--data", str(data), "--port", str(self.port)),
+                *("--environment-port", str(self.environment_port), *arguments),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(**settings),
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+
+    @property
+    def text(self) -> str:
+        """All that it said."""
+        return "\n".join(self.lines)
+
+    def says(self, words: str, timeout_s: float = UP_S) -> None:
+        """Wait until it says `words`."""
+        wait_until(
+            lambda: re.search(words, self.text) or self.process.poll() is not None,
+            timeout_s,
+            f"{words!r} in its output",
+        )
+        assert re.search(words, self.text), (
+            f"ended with {self.process.poll()} before it said {words!r}:\n{self.text}"
+        )
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """A call of the API."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read())
+
+    def part(self, name: str) -> int:
+        """Process id of a part."""
+        program = "valkey-server" if name == "store" else f"-m\0{name}"
+        for pid in processes(self.data):
+            try:
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+            except OSError:
+                continue
+            if program in words and parent == self.process.pid:
+                return pid
+        return 0
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(DOWN_S)
+        self._reader.join(10)
+        return code
+
+    def end(self) -> None:
+        """However the test went."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(DOWN_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+        self._reader.join(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextmanager
+def stack(data: Path, *arguments: str, **settings: str) -> Iterator[Stack]:
+    """A stack that is up, and gone in the end."""
+    running = Stack(data, *arguments, **settings)
+    try:
+        running.says("Everything runs|cannot|foldin:")
+        assert "Everything runs" in running.text, running.text
+        yield running
+    finally:
+        running.end()
+
+
+def known_ratings(running: Stack, user: str) -> int:
+    """How many ratings of a user are known."""
+    return len(running.call("GET", f"/users/{user}/ratings")["ratings"])
+
+
+def test_up_play_ctrl_c_and_up_again(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with stack(data, FOLDIN_PLAY_STEPS="20", FOLDIN_PLAY_REPORT_EVERY="10") as running:
+        running.says("Where to look next")
+        assert re.search(r"step 10 of 20, mean squared error: random .* deployed", running.text)
+        for address in (running.url, f"http://127.0.0.1:{running.environment_port}", f"{running.url}/docs"):
+            assert address in running.text
+        rating = {"user_id": "ann", "item_id": "12", "rating": 5}
+        assert running.call("POST", "/ratings", rating)["accepted"] == 1
+        known = json.loads((data / "stack.json").read_text())
+        assert known["url"] == running.url
+        assert running.interrupt() == 0
+        assert processes(data) == []
+        assert not (data / "stack.json").exists()
+    with stack(data) as again:
+        again.says("No player this time")
+        assert known_ratings(again, "ann") == 1
+        assert again.interrupt() == 0
+    assert processes(data) == []
+    for name in ("store", "trainer", "service", "environment", "player"):
+        assert (data / "logs" / f"{name}.log").exists()
+
+
+def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with stack(data, "--no-play", "--workers", "2") as running:
+        refused = foldin("up", "--data", data, "--port", free_port(), "--environment-port", free_port())
+        assert refused.returncode == 2
+        assert re.fullmatch(
+            rf"foldin: .*in use by another stack \(process {running.process.pid}\).*\n", refused.stderr
+        )
+
+        for number in range(10):
+            running.call("POST", "/ratings", {"user_id": "ann", "item_id": str(number), "rating": 5})
+        for name in ("store", "service", "trainer", "environment"):
+            pid = running.part(name)
+            assert pid, f"no process of {name}"
+            os.kill(pid, signal.SIGKILL)
+            running.says(rf"{name} ended \(signal 9\): starting it again")
+            running.says(rf"{name} is back")
+
+        def answers() -> bool:
+            try:
+                return known_ratings(running, "ann") == 10
+            except OSError:  # the service waits for its store for a moment
+                return False
+
+        wait_until(answers, 30, "all ratings from before the crashes")
+
+        running.process.kill()
+        running.process.wait(10)
+        wait_until(lambda: not processes(data), 30, "the end of all parts of a killed supervisor")
+    with stack(data, "--no-play") as again:
+        assert known_ratings(again, "ann") == 10
+
+
+def test_import_reaches_a_running_stack_by_its_data_and_by_its_api(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    file = tmp_path / "ratings.csv"
+    file.write_text(
+        "user,item,rating,timestamp\n"
+        + "".join(f"u{n % 50},i{n // 50},{n % 5 + 1},{n}\n" for n in range(500))
+    )
+    state = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    with stack(data, "--no-play") as running:
+        done = foldin("import", file, "--data", data, **state)
+        assert done.returncode == 0, done.stderr
+        assert "500 ratings written to the stack on" in done.stdout
+        assert known_ratings(running, "u7") == 10
+        more = tmp_path / "more.csv"
+        more.write_text(file.read_text().replace("u", "w").replace("wser", "user"))
+        done = foldin("import", more, "--url", running.url, **state)
+        assert done.returncode == 0, done.stderr
+        assert "500 ratings written to the API at" in done.stdout
+        assert known_ratings(running, "w7") == 10
+        rated = running.call("GET", "/users/w7/ratings")["ratings"]
+        assert {(row["item_id"], row["rating"]) for row in rated} == {(f"i{n}", 3) for n in range(10)}
+        file.write_text("user,item,rating\nann,tea,0.5\nann,milk,5\n")
+        for target in (("--data", data), ("--url", running.url)):
+            done = foldin("import", file, *target, **state)
+            assert done.returncode == 2
+            assert re.search(r"nothing was written: .*FOLDIN_SCALE=0.5:5", done.stderr)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            running.call("GET", "/users/ann")
+
+
+def refused_up(data: Path, *arguments: str, **settings: str) -> str:
+    """The one line of a refused start; nothing may be left running."""
+    done = foldin("up", "--data", data, "--no-play", *arguments, **settings)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.fullmatch(r"foldin: [^\n]+\n", done.stderr)
+    assert processes(data) == []
+    return done.stderr
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port, other = str(taken.getsockname()[1]), str(free_port())
+        said = refused_up(tmp_path / "a", "--port", port, "--environment-port", other)
+        assert f"port {port} on 127.0.0.1 is in use" in said
+        said = refused_up(tmp_path / "a", "--port", other, "--environment-port", port)
+        assert "--environment-port" in said
+        said = refused_up(tmp_path / "a", "--port", other, "--environment-port", other)
+        assert "cannot both have port" in said
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ports = ("--port", str(free_port()), "--environment-port", str(free_port()))
+    assert "cannot be written" in refused_up(tmp_path / "file" / "data", *ports)
+
+
+@pytest.mark.parametrize(
+    ("server", "version"),
+    [("redis", "redis_version:6.2.14"), ("valkey", "redis_version:7.2.4\r\nvalkey_version:7.2.9")],
+)
+def test_a_store_that_is_too_old(tmp_path: Path, server: str, version: str) -> None:
+    """A stand-in that knows HELLO, INFO and PING, and answers everything else as an old server would."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    info = f"# Server\r\n{version}\r\nserver_name:{server}\r\nredis_mode:standalone\r\nloading:0\r\n".encode()
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            while data := connection.recv(65_536):
+                for command in re.findall(rb"\*\d+\r\n\$\d+\r\n([A-Za-z]+)\r\n", data):
+                    reply = b"-ERR unknown command\r\n"
+                    if command.upper() == b"INFO":
+                        reply = b"$%d\r\n%b\r\n" % (len(info), info)
+                    elif command.upper() == b"PING":
+                        reply = b"+PONG\r\n"
+                    elif command.upper() in {b"CLIENT", b"SELECT"}:
+                        reply = b"+OK\r\n"
+                    connection.sendall(reply)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        ports = ("--port", str(free_port()), "--environment-port", str(free_port()))
+        said = refused_up(tmp_path / "data", *ports, FOLDIN_REDIS_URL=url)
+        assert re.search(r"7\.2|8", said)
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def test_a_store_that_is_not_there_and_settings_that_do_not_fit(tmp_path: Path) -> None:
+    ports = ("--port", str(free_port()), "--environment-port", str(free_port()))
+    url = f"redis://127.0.0.1:{free_port()}"
+    assert "does not answer" in refused_up(tmp_path / "data", *ports, FOLDIN_REDIS_URL=url)
+    assert "FOLDIN_SCALE" in refused_up(tmp_path / "data", *ports, FOLDIN_SCALE="five")
+
+
+def test_a_redis_that_is_already_there_is_used_and_left_running(tmp_path: Path) -> None:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with running_server("redis", folder) as server:
+        with stack(tmp_path / "data", "--no-play", FOLDIN_REDIS_URL=server.url) as running:
+            running.call("POST", "/ratings", {"user_id": "ann", "item_id": "12", "rating": 5})
+            assert running.part("store") == 0
+            assert f"store: ready at {server.url}" in running.text
+            assert running.interrupt() == 0
+        assert server.answers()
+        assert processes(tmp_path / "data") == []
