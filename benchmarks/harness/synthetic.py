@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from benchmarks.harness.datasets import synthetic
 from factors import FitSettings, Model, Scale, fit
@@ -43,7 +44,8 @@ def make(n_users: int, n_items: int, *, rank: int, seed: int) -> Generation:
     rng = np.random.default_rng(seed)
     world = synthetic(600, 400, 24_000, rank=rank, seed=seed, scale=SCALE)
     settings = FitSettings(SCALE, rank=rank, link="gaussian", sweeps=3)
-    fitted = fit(world.ratings, world.n_users, world.n_items, settings=settings, rng=rng)
+    with threadpool_limits(1, user_api="blas"):  # threads cost more than they bring at this size
+        fitted = fit(world.ratings, world.n_users, world.n_items, settings=settings, rng=rng)
     users = _grown(fitted.users, n_users, Layout(rank, _slots(rank, fitted.model.user_width)), rng)
     items = _grown(fitted.items, n_items, Layout(rank, _slots(rank, fitted.model.item_width)), rng)
     return Generation(fitted.model, users, items)

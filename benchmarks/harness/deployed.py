@@ -1,0 +1,143 @@
+"""Predictions of a whole deployment over HTTP: ratings loaded, a refit asked for, pairs asked.
+
+Invariant: store, service and trainer are fresh and have seen nothing but the training ratings.
+"""
+
+import csv
+import json
+import math
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness import stack
+from benchmarks.harness.client import Client
+from benchmarks.harness.command import BenchmarkError
+from benchmarks.harness.jobs import Answer, Question
+from benchmarks.harness.load import post
+from benchmarks.harness.processes import child_environment, python_command
+from factors import Scale
+from featurestore.settings import format_scale
+
+BATCH = 10_000
+REFIT_S = 300.0
+EVALUATE_S = 3000.0
+# The refit is asked for, so that the figure does not hang on when the trainer would have begun one.
+ONLY_WHEN_ASKED = {"FOLDIN_REFIT_EVENTS": str(2**31 - 1), "FOLDIN_REFIT_SECONDS": "86400"}
+ENGINE = "foldin over HTTP"
+
+
+@contextmanager
+def deployment(scale: Scale) -> Iterator[int]:
+    """Store, trainer and service; the port of the API."""
+    text = format_scale(scale)
+    with (
+        stack.store() as url,
+        stack.trainer(url, scale=text, settings=ONLY_WHEN_ASKED),
+        stack.service(url, scale=text) as port,
+    ):
+        yield port
+
+
+def answer_over_http(question: Question) -> Answer:
+    """The answer of a deployment. `seconds`: from the demand for a refit until it is live."""
+    step = float(question.step) or None
+    with (
+        deployment(Scale(float(question.low), float(question.high), step)) as port,
+        Client(port, timeout_s=REFIT_S) as client,
+    ):
+        for body in rating_bodies(question):
+            client.ask(post("/ratings", body))
+        began = time.perf_counter()
+        trained = json.loads(client.ask(post("/train", b"")))
+        seconds = time.perf_counter() - began
+        rating, std = _predictions(client, question)
+    return Answer(rating, std, seconds, math.nan, f"generation {trained['generation']}, the refit alone")
+
+
+def rating_bodies(question: Question) -> Iterator[bytes]:
+    """The training ratings as bodies of POST /ratings, in their order."""
+    for start in range(0, len(question.train_value), BATCH):
+        part = slice(start, start + BATCH)
+        rows = []
+        columns = (question.train_user, question.train_item, question.train_value, question.train_time)
+        for user, item, value, at in zip(*(column[part].tolist() for column in columns), strict=True):
+            row = {"user_id": str(user), "item_id": str(item), "rating": value}
+            rows.append(row if math.isnan(at) else {**row, "timestamp": at})
+        yield json.dumps(rows).encode()
+
+
+def _predictions(
+    client: Client, question: Question
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    found: list[dict[str, float]] = []
+    for start in range(0, len(question.test_user), BATCH):
+        part = slice(start, start + BATCH)
+        pairs = zip(question.test_user[part].tolist(), question.test_item[part].tolist(), strict=True)
+        body = json.dumps({"pairs": [[str(user), str(item)] for user, item in pairs]}).encode()
+        found += json.loads(client.ask(post("/predict", body)))["predictions"]
+    rating = np.array([prediction["rating"] for prediction in found], dtype=np.float64)
+    return rating, np.array([prediction["std"] for prediction in found], dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """How a player did in the rating environment: mean squared error over all worlds, and of each."""
+
+    player: str
+    known: int
+    mse: float
+    worlds: tuple[float, ...]
+    missing: int
+    prepare_s: float
+
+
+def play(*, worlds: int, steps: int, known: tuple[int, ...], seed: int, folder: Path) -> list[Played]:
+    """The course's protocol against a deployment, all players; also leaves its CSV files and picture in
+    `folder`."""
+    with deployment(Scale(1, 5, 1)) as port, tempfile.TemporaryDirectory() as empty:
+        command = python_command("environment.evaluate", "--api", f"http://127.0.0.1:{port}", "--replace")
+        command += [
+            "--runs",
+            str(worlds),
+            "--steps",
+            str(steps),
+            "--seed",
+            str(seed),
+            "--output",
+            str(folder),
+        ]
+        command += ["--known", *map(str, known)]
+        try:
+            done = subprocess.run(
+                command,
+                env=child_environment({}),
+                cwd=empty,
+                capture_output=True,
+                text=True,
+                timeout=EVALUATE_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise BenchmarkError(f"the environment was not played within {EVALUATE_S:.0f} s") from exc
+    if done.returncode != 0:
+        last = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
+        raise BenchmarkError(f"the evaluation ended with code {done.returncode}: {last}")
+    with (folder / "summary.csv").open(newline="") as file:
+        return [
+            Played(
+                player=row["player"],
+                known=int(row["known"]),
+                mse=float(row["mse"]),
+                worlds=tuple(float(text) for text in row["runs_mse"].split()),
+                missing=int(row["missing"]),
+                prepare_s=float(row["prepare_s"]),
+            )
+            for row in csv.DictReader(file)
+        ]
