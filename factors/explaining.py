@@ -10,6 +10,7 @@ is shared out in proportion to the parts before it.
 
 import numpy as np
 
+from factors import confidence
 from factors.foldin import fold_in_users
 from factors.halfstep import entry_terms, gather_others
 from factors.histories import compress
@@ -37,8 +38,12 @@ def explain(model: Model, items: Float32s, history: Histories, item_row: int) ->
     data = compress(history, len(items))
     item = items[item_row] if 0 <= item_row < len(items) else scorer.prior_item
     direction = np.append(item[layout.latent].astype(np.float64), 1.0)
-    others, index = gather_others(parameters.items, items, data)
-    terms, set_terms = entry_terms(parameters, parameters.users, others, index, data)
+    if confidence.is_confidence(model):
+        terms = confidence.entry_terms(model, items, data)
+        set_terms = np.zeros_like(terms)
+    else:
+        others, index = gather_others(parameters.items, items, data)
+        terms, set_terms = entry_terms(parameters, parameters.users, others, index, data)
     covariance = unpack(user[:, layout.covariance], layout.dim)[0]
     parts = terms @ (covariance @ direction) + set_terms @ direction
     # Without the history the score stands at the prior mean; its spread is kept, so that only the mean moves.

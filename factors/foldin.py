@@ -4,6 +4,7 @@ has them.
 
 import numpy as np
 
+from factors import confidence
 from factors.halfstep import half_step, prior_rows
 from factors.histories import compress
 from factors.parameters import SideName, from_model
@@ -40,6 +41,8 @@ def prior_item(model: Model) -> Float32s:
 
 
 def _fold_in(model: Model, name: SideName, table: Float32s, histories: Histories) -> Float32s:
+    if confidence.is_confidence(model):
+        return confidence.fold_in(model, name, table, histories)
     parameters = from_model(model)
     rows = half_step(parameters, name, table, compress(histories, len(table)))
     return rows.astype(np.float32)

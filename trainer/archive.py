@@ -18,7 +18,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.errors import ArchiveBusy, ArchiveFailed, SegmentDamaged
+from trainer.errors import ArchiveBusyError, ArchiveFailedError, SegmentDamagedError
 from trainer.events import SCHEMA, START, Position, Span, Spans, join_spans, string_array, without_user
 from trainer.segments import (
     DAMAGED,
@@ -60,8 +60,8 @@ class Snapshot:
 class Archive:
     """The archive folder of one namespace, held by this process alone on this host.
 
-    Raises `ArchiveBusy` where another process holds it, `ArchiveFailed` where it cannot be written. `guard`
-    is asked right before anything is committed, and raises when this process is no longer allowed to.
+    Raises `ArchiveBusyError` where another process holds it, `ArchiveFailedError` where it cannot be written.
+    `guard` is asked right before anything is committed, and raises when this process is no longer allowed to.
     """
 
     def __init__(self, root: Path, *, guard: Guard, step: Step = no_step) -> None:
@@ -75,7 +75,7 @@ class Archive:
             probe.write_bytes(b"\0" * 4096)
             probe.unlink()
         except OSError as exc:
-            raise ArchiveFailed(f"cannot write {root}: {exc.strerror or exc}") from exc
+            raise ArchiveFailedError(f"cannot write {root}: {exc.strerror or exc}") from exc
         self._epochs: dict[int, EpochArchive] = {}
 
     def epochs(self) -> list[int]:
@@ -93,6 +93,10 @@ class Archive:
             )
         return self._epochs[number]
 
+    def forget_opened(self) -> None:
+        """Open epochs anew: what is on disk counts, whatever was cut off when they were open."""
+        self._epochs.clear()
+
     def folder(self, number: int) -> Path:
         """Where an epoch is kept."""
         return self.root / f"epoch-{number:06d}"
@@ -109,7 +113,7 @@ class Archive:
                 shutil.rmtree(removed)
             sync_directory(self.root)
         except OSError as exc:
-            raise ArchiveFailed(f"cannot remove {folder}: {exc.strerror or exc}") from exc
+            raise ArchiveFailedError(f"cannot remove {folder}: {exc.strerror or exc}") from exc
 
     def close(self) -> None:
         """Let another process have it."""
@@ -129,13 +133,15 @@ class EpochArchive:
         self._state = threading.Lock()
         # Held by whatever replaces segments, so that an erasure never misses rows that a merge just moved.
         self._maintenance = threading.Lock()
+        self._appending = threading.Lock()
         self._segments: list[Segment] = []
-        self.damaged: list[SegmentDamaged] = []
+        self.damaged: list[SegmentDamagedError] = []
+        self.rebuilding = False
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._recover()
         except OSError as exc:
-            raise ArchiveFailed(f"cannot open {directory}: {exc.strerror or exc}") from exc
+            raise ArchiveFailedError(f"cannot open {directory}: {exc.strerror or exc}") from exc
 
     def snapshot(self) -> Snapshot:
         """What is archived now."""
@@ -166,14 +172,15 @@ class EpochArchive:
     def append(self, table: pa.Table, spans: Spans) -> Segment:
         """Add events that follow the archived ones. When it returns they are on disk.
 
-        Raises `ArchiveFailed` (nothing was added) or what the guard raises.
+        Raises `ArchiveFailedError` (nothing was added) or what the guard raises.
         """
-        with self._state:
-            number = self._segments[-1].name.last + 1 if self._segments else 1
-        name = SegmentName(number, number)
-        segment = write_segment(self.directory, name, table, spans, step=self._step, guard=self._guard)
-        with self._state:
-            self._segments.append(segment)
+        with self._appending:
+            with self._state:
+                number = self._segments[-1].name.last + 1 if self._segments else 1
+            name = SegmentName(number, number)
+            segment = write_segment(self.directory, name, table, spans, step=self._step, guard=self._guard)
+            with self._state:
+                self._segments.append(segment)
         return segment
 
     def merge(self) -> bool:
@@ -182,14 +189,14 @@ class EpochArchive:
             with self._state:
                 segments = list(self._segments)
             run = choose_merge([segment.rows for segment in segments])
-            if run is None:
+            if run is None or self.rebuilding:
                 return False
             merged = segments[run]
             tables = []
             for segment in merged:
                 try:
                     tables.append(read_segment(segment.path)[0])
-                except SegmentDamaged as exc:
+                except SegmentDamagedError as exc:
                     self._set_aside(segment, exc)
                     return False
             spans = join_spans(segment.spans for segment in merged)
@@ -210,7 +217,7 @@ class EpochArchive:
             for segment in segments:
                 try:
                     table, spans = read_segment(segment.path)
-                except SegmentDamaged as exc:
+                except SegmentDamagedError as exc:
                     self._set_aside(segment, exc)
                     continue
                 if not pc.any(pc.equal(table["user_id"], wanted)).as_py():
@@ -225,16 +232,9 @@ class EpochArchive:
                 path.unlink()
         return erased
 
-    def replace_all(self, table: pa.Table, spans: Spans) -> None:
-        """Make `table` the whole archive of this epoch, in one commit."""
-        with self._maintenance:
-            with self._state:
-                segments = list(self._segments)
-            last = max((segment.name.last for segment in segments), default=0)
-            # One number more than what is there, so that the new file covers every file, whatever its
-            # revision.
-            self._replace(segments, SegmentName(1, last + 1), table, spans)
-            self.damaged.clear()
+    def begin_rebuild(self) -> "Rebuild":
+        """Start to replace the whole archive of this epoch; what is there stays until `Rebuild.commit`."""
+        return Rebuild(self)
 
     def set_aside(self, path: Path, why: str) -> None:
         """Take a segment that a reader found damaged out of the log; its file stays for a person to look
@@ -244,9 +244,9 @@ class EpochArchive:
             with self._state:
                 found = [segment for segment in self._segments if segment.path == path]
             for segment in found:
-                self._set_aside(segment, SegmentDamaged(path, why))
+                self._set_aside(segment, SegmentDamagedError(path, why))
 
-    def verify(self) -> list[SegmentDamaged]:
+    def verify(self) -> list[SegmentDamagedError]:
         """Read everything; set aside what is damaged. Returns all that is known to be damaged."""
         for path in self.snapshot().paths:
             with self._maintenance:
@@ -255,7 +255,7 @@ class EpochArchive:
                 for segment in found:
                     try:
                         read_segment(segment.path)
-                    except SegmentDamaged as exc:
+                    except SegmentDamagedError as exc:
                         self._set_aside(segment, exc)
         return list(self.damaged)
 
@@ -270,7 +270,7 @@ class EpochArchive:
         self._step("replace:unlinked")
         sync_directory(self.directory)
 
-    def _set_aside(self, segment: Segment, damage: SegmentDamaged) -> None:
+    def _set_aside(self, segment: Segment, damage: SegmentDamagedError) -> None:
         with self._state:
             self._segments.remove(segment)
             self.damaged.append(damage)
@@ -290,10 +290,43 @@ class EpochArchive:
                 continue
             try:
                 self._segments.append(inspect_segment(path, name))
-            except SegmentDamaged as exc:
+            except SegmentDamagedError as exc:
                 self.damaged.append(exc)
                 path.rename(path.with_name(path.name + DAMAGED))
         sync_directory(self.directory)
+
+
+class Rebuild:
+    """A new content for an epoch, in parts of bounded size, that takes the place of the old one in one
+    commit.
+
+    Parts are segments that cover nothing of the streams, so an archive with parts of an unfinished rebuild
+    counts as incomplete as it did before, and the next rebuild covers them.
+    """
+
+    def __init__(self, archive: EpochArchive) -> None:
+        self._archive = archive
+        archive.rebuilding = True
+        with archive._state:
+            self._old = list(archive._segments)
+        self._parts: list[Segment] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Write one part. Raises as `EpochArchive.append`."""
+        self._parts.append(self._archive.append(table, {}))
+
+    def commit(self, spans: Spans) -> None:
+        """Make the parts, which cover `spans`, the whole archive."""
+        archive = self._archive
+        with archive._maintenance:
+            if self._old:
+                revision = max(segment.name.revision for segment in self._old) + 1
+                name = SegmentName(1, self._old[-1].name.last, revision)
+                archive._replace(self._old, name, SCHEMA.empty_table(), spans)
+            archive.damaged.clear()
+        if not self._old:
+            archive.append(SCHEMA.empty_table(), spans)
+        archive.rebuilding = False
 
 
 def choose_merge(rows: Sequence[int]) -> slice | None:
@@ -345,7 +378,7 @@ def _hold(path: Path) -> BinaryIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         file.close()
-        raise ArchiveBusy(f"{path.parent} is in use by another process") from exc
+        raise ArchiveBusyError(f"{path.parent} is in use by another process") from exc
     os.set_inheritable(file.fileno(), False)
     return file
 

@@ -7,21 +7,21 @@ class TrainerError(Exception):
     """Anything that this package raises on purpose."""
 
 
-class CannotStart(TrainerError):
+class CannotStartError(TrainerError):
     """A person must change something; the message is the one line that says what. Exit code 2."""
 
 
-class ArchiveBusy(TrainerError):
+class ArchiveBusyError(TrainerError):
     """Another process of this host holds the archive: wait and try again."""
 
 
-class ArchiveFailed(TrainerError):
+class ArchiveFailedError(TrainerError):
     """The archive cannot be written (disk full, read-only, no permission): nothing was committed, try again
     later.
     """
 
 
-class SegmentDamaged(TrainerError):
+class SegmentDamagedError(TrainerError):
     """A segment does not say what was written into it: set it aside and rebuild from the store's
     histories.
     """
@@ -32,11 +32,11 @@ class SegmentDamaged(TrainerError):
         self.why = why
 
 
-class SegmentGone(TrainerError):
+class SegmentGoneError(TrainerError):
     """A segment of the snapshot was merged or rewritten meanwhile: take a new snapshot."""
 
 
-class FitFailed(TrainerError):
+class FitFailedError(TrainerError):
     """A fit gave no result. `permanent` where the same ratings will fail again; the live generation stays."""
 
     def __init__(self, why: str, *, permanent: bool = False, damaged: Path | None = None) -> None:
@@ -46,5 +46,5 @@ class FitFailed(TrainerError):
         self.damaged = damaged
 
 
-class GateRefused(TrainerError):
+class GateRefusedError(TrainerError):
     """A fit is not fit to go live; the generation before stays."""

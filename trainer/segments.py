@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.errors import ArchiveFailed, SegmentDamaged, SegmentGone
+from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 from trainer.events import SCHEMA, Span, Spans
 
 METADATA_KEY = b"foldin"
@@ -84,7 +84,7 @@ def write_segment(
     """Write `table` under `name`; `guard` is asked right before the rename and raises when this process may
     not commit.
 
-    Raises `ArchiveFailed` with nothing left under the final name. Repeating is safe.
+    Raises `ArchiveFailedError` with nothing left under the final name. Repeating is safe.
     """
     path = directory / str(name)
     temporary = path.with_name(path.name + TEMPORARY)
@@ -100,29 +100,29 @@ def write_segment(
         sync_directory(directory)
     except OSError as exc:
         temporary.unlink(missing_ok=True)
-        raise ArchiveFailed(f"cannot write {directory}: {exc.strerror or exc}") from exc
+        raise ArchiveFailedError(f"cannot write {directory}: {exc.strerror or exc}") from exc
     step("segment:done")
     return Segment(path, name, dict(spans), table.num_rows)
 
 
 def read_segment(path: Path) -> tuple[pa.Table, dict[int, Span]]:
-    """The verified events of a segment and its spans. Raises `SegmentDamaged`, or `SegmentGone` where there
-    is no file.
+    """The verified events of a segment and its spans. Raises `SegmentDamagedError`, or `SegmentGoneError`
+    where there is no file.
     """
     try:
         with pa.OSFile(str(path), "rb") as file:
             table = pq.read_table(file, page_checksum_verification=True)
     except FileNotFoundError as exc:
-        raise SegmentGone(path.name) from exc
+        raise SegmentGoneError(path.name) from exc
     except (OSError, pa.ArrowException, ValueError) as exc:
-        raise SegmentDamaged(path, f"unreadable ({_first_line(exc)})") from exc
+        raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
     header = _header(path, table.schema.metadata)
     table = table.replace_schema_metadata(None)
     if not table.schema.equals(SCHEMA):
-        raise SegmentDamaged(path, "has other columns")
+        raise SegmentDamagedError(path, "has other columns")
     spans = _parse_spans(path, header)
     if header.get("rows") != table.num_rows or header.get("digest") != digest(table, spans):
-        raise SegmentDamaged(path, "checksum does not match")
+        raise SegmentDamagedError(path, "checksum does not match")
     return table, spans
 
 
@@ -131,9 +131,9 @@ def inspect_segment(path: Path, name: SegmentName) -> Segment:
     try:
         footer = pq.read_metadata(path)
     except FileNotFoundError as exc:
-        raise SegmentGone(path.name) from exc
+        raise SegmentGoneError(path.name) from exc
     except (OSError, pa.ArrowException, ValueError) as exc:
-        raise SegmentDamaged(path, f"unreadable ({_first_line(exc)})") from exc
+        raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
     return Segment(path, name, _parse_spans(path, _header(path, footer.metadata)), int(footer.num_rows))
 
 
@@ -213,9 +213,9 @@ def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, object
         header = json.loads((metadata or {})[METADATA_KEY])
         known = isinstance(header, dict) and header["format"] == FORMAT
     except (KeyError, ValueError) as exc:
-        raise SegmentDamaged(path, "has no header") from exc
+        raise SegmentDamagedError(path, "has no header") from exc
     if not known:
-        raise SegmentDamaged(path, "has a header of another format")
+        raise SegmentDamagedError(path, "has a header of another format")
     return header  # type: ignore[no-any-return]  # json gives Any; the fields are checked where they are read
 
 
@@ -227,7 +227,7 @@ def _parse_spans(path: Path, header: dict[str, object]) -> dict[int, Span]:
             for p, (a, b, c, d, events) in entries.items()
         }
     except (KeyError, TypeError, ValueError) as exc:
-        raise SegmentDamaged(path, "has an unreadable header") from exc
+        raise SegmentDamagedError(path, "has an unreadable header") from exc
 
 
 def _first_line(exc: Exception) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from trainer.archive import MERGED_ROWS, Archive, EpochArchive, choose_merge
-from trainer.errors import ArchiveBusy, ArchiveFailed, SegmentDamaged, SegmentGone
+from trainer.errors import ArchiveBusyError, ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 from trainer.events import Span, make_table, spans_of, string_array
 from trainer.segments import SegmentName, read_segment
 
@@ -61,6 +61,13 @@ def filled(directory: Path, segments: int = 9, rows: int = 10) -> EpochArchive:
     for k in range(segments):
         archive.append(*events(1 + k * rows, rows))
     return archive
+
+
+def rebuild(archive: EpochArchive, table: pa.Table, spans: dict[int, Span]) -> None:
+    work = archive.begin_rebuild()
+    work.add(table.slice(0, 2))
+    work.add(table.slice(2))
+    work.commit(spans)
 
 
 def crash_at(name: str, occurrence: int = 1) -> Callable[[str], None]:
@@ -146,20 +153,29 @@ def test_erasure_keeps_what_the_user_did_after_coming_back(tmp_path: Path) -> No
     assert archive.erase(b"nobody", 5) == 0
 
 
-@pytest.mark.parametrize("step", REPLACE_STEPS)
-def test_rebuilt_archive_replaces_everything_or_nothing(tmp_path: Path, step: str) -> None:
-    filled(tmp_path, segments=3)
+@pytest.mark.parametrize(
+    ("step", "occurrence"), [(step, k) for step in STEPS for k in (1, 2, 3)] + [("replace:unlink", 1)]
+)
+@pytest.mark.parametrize("before", [0, 3])
+def test_rebuild_ended_at_any_step_is_known_to_be_unfinished(
+    tmp_path: Path, step: str, occurrence: int, before: int
+) -> None:
+    filled(tmp_path, segments=before)
     table, spans = events(1000, 5)
-    archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step))
-    with pytest.raises(Crash):
-        archive.replace_all(table, spans)
-    replaced = step not in ("segment:write", "segment:written", "segment:synced")
+    if not (before == 0 and step == "replace:unlink"):
+        archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step, occurrence))
+        with pytest.raises(Crash):
+            rebuild(archive, table, spans)
     after = reopened(tmp_path)
-    assert contents(after) == (list(range(1000, 1005)) if replaced else list(range(1, 31)))
-    after.replace_all(table, spans)
-    assert contents(reopened(tmp_path)) == list(range(1000, 1005))
-    after.append(*events(2000, 5))
-    assert not reopened(tmp_path).has_holes()
+    if after.snapshot().spans == spans:
+        assert contents(after) == list(range(1000, 1005))
+    rebuild(after, table, spans)
+    again = reopened(tmp_path)
+    assert contents(again) == list(range(1000, 1005))
+    assert again.snapshot().spans == spans
+    assert not again.has_holes()
+    again.append(*events(2000, 5))
+    assert contents(reopened(tmp_path)) == [*range(1000, 1005), *range(2000, 2005)]
 
 
 def test_guard_stops_every_commit(tmp_path: Path) -> None:
@@ -176,7 +192,7 @@ def test_guard_stops_every_commit(tmp_path: Path) -> None:
         lambda: archive.append(*events(500, 5)),
         archive.merge,
         lambda: archive.erase(b"user-1", 99),
-        lambda: archive.replace_all(*events(500, 5)),
+        lambda: rebuild(archive, *events(500, 5)),
     ]
     for operation in operations:
         with pytest.raises(LostError):
@@ -191,7 +207,7 @@ def test_damage_anywhere_is_found_and_set_aside(tmp_path: Path, position: float)
     content = bytearray(victim.read_bytes())
     content[int(len(content) * position)] ^= 0x10
     victim.write_bytes(content)
-    with pytest.raises(SegmentDamaged, match=victim.name):
+    with pytest.raises(SegmentDamagedError, match=victim.name):
         read_segment(victim)
     after = reopened(tmp_path)
     assert [damage.path.name for damage in after.verify()] == [victim.name]
@@ -221,7 +237,7 @@ def test_reader_of_an_old_snapshot_is_told(tmp_path: Path) -> None:
     archive = filled(tmp_path)
     before = archive.snapshot()
     assert archive.merge()
-    with pytest.raises(SegmentGone):
+    with pytest.raises(SegmentGoneError):
         read_segment(before.paths[0])
 
 
@@ -237,7 +253,7 @@ def test_empty_batch_moves_the_position(tmp_path: Path) -> None:
 
 def test_one_process_holds_the_archive(tmp_path: Path) -> None:
     first = Archive(tmp_path / "ns", guard=free)
-    with pytest.raises(ArchiveBusy):
+    with pytest.raises(ArchiveBusyError):
         Archive(tmp_path / "ns", guard=free)
     first.close()
     Archive(tmp_path / "ns", guard=free).close()
@@ -246,7 +262,7 @@ def test_one_process_holds_the_archive(tmp_path: Path) -> None:
 def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(ArchiveFailed, match="cannot write") as caught:
+    with pytest.raises(ArchiveFailedError, match="cannot write") as caught:
         Archive(file / "archive", guard=free)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,137 @@
+"""Trainers for tests: in this process, or as a child that can be killed at a named step."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from featurestore.settings import StoreSettings
+from trainer.app import Trainer
+from trainer.archive import EpochArchive
+from trainer.leader import archive_root
+from trainer.segments import Step, no_step, read_segment
+from trainer.settings import TrainerSettings
+
+Archived = tuple[str, int, str, float]
+
+
+def trainer_settings(store: StoreSettings, folder: Path, **changes: Any) -> TrainerSettings:
+    """Settings of a trainer that fits only when asked, and takes over fast."""
+    base = TrainerSettings(
+        store=store,
+        archive_dir=folder,
+        refit_events=10**9,
+        refit_seconds=10**6,
+        linger_s=0.05,
+        lease_ttl_s=5.0,
+        grace_s=10.0,
+    )
+    return replace(base, **changes)
+
+
+@asynccontextmanager
+async def running_trainer(settings: TrainerSettings, *, step: Step = no_step) -> AsyncIterator[Trainer]:
+    """A trainer in this process for the length of a `with`; whatever ended it early is raised at the end."""
+    trainer, stop = Trainer(settings, step=step), asyncio.Event()
+    task = asyncio.create_task(trainer.run(stop), name="trainer under test")
+    try:
+        yield trainer
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 30)
+
+
+def archived(settings: TrainerSettings, epoch: int = 1) -> list[Archived]:
+    """(user, n, item, rating) of every archived event of an epoch, in the order of the log.
+
+    Reads the files, whoever holds the archive; leaves them as they are.
+    """
+    folder = archive_root(settings) / f"epoch-{epoch:06d}"
+    names = _uncovered(folder)
+    found: list[Archived] = []
+    for path in names:
+        table, _ = read_segment(path)
+        columns = [table[name].to_pylist() for name in ("user_id", "n", "item_id", "rating")]
+        found.extend(zip(*columns, strict=True))
+    return found
+
+
+def _uncovered(folder: Path) -> list[Path]:
+    from trainer.segments import SegmentName
+
+    files = [(SegmentName.parse(path.name), path) for path in folder.glob("*.parquet")]
+    named = sorted((name, path) for name, path in files if name is not None)
+    return [path for name, path in named if not any(other.covers(name) for other, _ in named)]
+
+
+def reopened(settings: TrainerSettings, epoch: int = 1) -> EpochArchive:
+    """The archive of an epoch when nobody holds it."""
+    return EpochArchive(archive_root(settings) / f"epoch-{epoch:06d}", epoch, guard=lambda: None)
+
+
+CHILD = """
+import asyncio, json, os, signal, sys
+from pathlib import Path
+from featurestore.settings import StoreSettings
+from trainer.app import Trainer
+from trainer.gate import Policy
+from trainer.log import configure
+from trainer.settings import TrainerSettings
+
+given = json.loads(sys.argv[1])
+victim, occurrence = sys.argv[2], int(sys.argv[3])
+given["store"] = StoreSettings(**given["store"])
+given["gate"] = Policy(**given["gate"])
+given["archive_dir"] = Path(given["archive_dir"])
+seen = 0
+
+def step(name):
+    global seen
+    seen += name == victim
+    if name == victim and seen == occurrence:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await Trainer(TrainerSettings(**given), step=step).run(stop)
+
+configure("INFO")
+asyncio.run(main())
+"""
+
+
+class ChildTrainer:
+    """A trainer as a child process that kills itself at the `occurrence`th time of a step."""
+
+    def __init__(self, settings: TrainerSettings, step: str = "never", occurrence: int = 1) -> None:
+        given = asdict(settings)
+        given["archive_dir"] = str(settings.archive_dir)
+        self._log = settings.archive_dir.with_name("trainer.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, json.dumps(given), step, str(occurrence)],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            stderr=self._log,
+            stdout=self._log,
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone."""
+        return self.process.poll() is not None
+
+    def end(self, how: signal.Signals = signal.SIGKILL) -> int:
+        """Signal it, wait for it; its exit code."""
+        if not self.ended:
+            self.process.send_signal(how)
+        code = self.process.wait(30)
+        self._log.close()
+        return code

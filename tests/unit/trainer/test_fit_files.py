@@ -1,0 +1,208 @@
+"""From archive segments to the files of a fit: last wins, growth, warm start, erasure, and every way it
+can fail.
+"""
+
+import asyncio
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factors import prior_user
+from tests.support.waiting import wait_until_async
+from trainer.archive import EpochArchive
+from trainer.errors import FitFailedError, SegmentGoneError
+from trainer.events import make_table, spans_of, string_array
+from trainer.fit_process import fit
+from trainer.fitting import FitRequest
+from trainer.ratings import load_ratings
+from trainer.results import FitResult, erase_user, rated_by
+
+NAN = float("nan")
+Event = tuple[str, int, int, float]
+
+
+def free() -> None:
+    """A guard that lets everything pass."""
+
+
+def archived(folder: Path, events: list[Event], first_ms: int = 1) -> EpochArchive:
+    """Events (user, n, item row, rating) as one more segment."""
+    archive = EpochArchive(folder, 1, guard=free)
+    ms = np.arange(first_ms, first_ms + len(events))
+    zeros = np.zeros(len(events), dtype=np.int64)
+    table = make_table(
+        partition=zeros,
+        stream_ms=ms,
+        stream_seq=zeros,
+        user_id=string_array([user.encode() for user, *_ in events]),
+        n=[n for _, n, _, _ in events],
+        item_row=[row for _, _, row, _ in events],
+        item_id=string_array([b"i%d" % row for _, _, row, _ in events]),
+        rating=[rating for *_, rating in events],
+        time=ms,
+    )
+    archive.append(table, spans_of(zeros.astype(np.uint16), ms, zeros))
+    return archive
+
+
+def world(n_users: int = 40, n_items: int = 15, seed: int = 0) -> list[Event]:
+    """Ratings that a rank 1 model with biases explains."""
+    rng = np.random.default_rng(seed)
+    level, taste, kind = rng.normal(0, 0.6, n_items), rng.normal(size=n_users), rng.normal(size=n_items)
+    events: list[Event] = []
+    for user in range(n_users):
+        for n, row in enumerate(rng.permutation(n_items)[:12], start=1):
+            score = 3 + level[row] + taste[user] * kind[row] + rng.normal(0, 0.3)
+            events.append((f"u{user}", n, int(row), float(np.clip(round(score), 1, 5))))
+    return events
+
+
+def request(archive: EpochArchive, output: Path, **changes: object) -> FitRequest:
+    base = FitRequest(
+        paths=tuple(str(path) for path in archive.snapshot().paths),
+        n_items=16,
+        output=str(output),
+        engine="variational",
+        low=1.0,
+        high=5.0,
+        step=None,
+        threads=1,
+        seed=1,
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # fields by name
+
+
+async def fitted(asked: FitRequest) -> FitResult:
+    return await asyncio.wait_for(fit(asked, started=lambda _pid: None, progress=lambda _metrics: None), 60)
+
+
+def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:
+    archived(tmp_path, [("a", 1, 0, 1.0), ("a", 2, 1, 2.0), ("b", 1, 0, 5.0)])
+    archive = archived(tmp_path, [("a", 3, 0, 4.0), ("a", 4, 1, NAN), ("c", 1, 2, NAN)], first_ms=10)
+    given = load_ratings(archive.snapshot().paths, 2)
+    assert given.user_ids.to_pylist() == ["a", "b", "c"]
+    assert given.user_n.tolist() == [4, 1, 1]
+    ratings = given.ratings
+    pairs = zip(ratings.user_row.tolist(), ratings.item_row.tolist(), ratings.value.tolist(), strict=True)
+    assert list(pairs) == [(0, 0, 4.0), (1, 0, 5.0)]
+    assert given.n_items == 3
+
+
+def test_users_of_the_earlier_fit_come_first_and_the_erased_are_gone(tmp_path: Path) -> None:
+    archive = archived(tmp_path, [("new", 1, 0, 1.0), ("b", 1, 0, 5.0), ("a", 1, 0, 3.0)])
+    given = load_ratings(archive.snapshot().paths, 1, string_array([b"a", b"\xff\xff", b"b"]))
+    assert given.user_ids.to_pylist() == ["a", "b", "new"]
+    assert given.kept.tolist() == [0, 2]
+    assert given.ratings.value.tolist() == [3.0, 5.0, 1.0]
+
+
+def test_nothing_archived_is_an_empty_input() -> None:
+    given = load_ratings([], 0)
+    assert (given.n_users, given.n_items, len(given.ratings.value)) == (0, 0, 0)
+
+
+async def test_fit_leaves_complete_files_that_a_next_fit_starts_from(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world())
+    first = await fitted(request(archive, tmp_path / "first"))
+    assert first.users.shape == (40, first.model.user_width)
+    assert first.items.shape == (16, first.model.item_width)
+    assert first.metrics["unseen"] == 24
+    assert first.metrics["loss"] < first.metrics["baseline_loss"] * 1.2
+    assert first.rows_of([b"u3", b"nobody", b"u39"]).tolist() == [3, -1, 39]
+    assert first.user_ids(3, 5) == [b"u3", b"u4"]
+    history = rated_by(first, np.array([0, 15, 99]))
+    assert history.offsets[1] > 0
+    assert history.offsets[1] == history.offsets[3]
+    archived(tmp_path / "archive", [("late", 1, 17, 5.0), ("late", 2, 0, 5.0)], first_ms=10_000)
+    archive = EpochArchive(tmp_path / "archive", 1, guard=free)
+    second = await fitted(request(archive, tmp_path / "second", earlier=str(first.path)))
+    assert second.n_users == 41
+    assert len(second.items) == 18
+    assert second.user_ids(0, 3) == [b"u0", b"u1", b"u2"]
+    assert second.metrics["sweeps"] <= first.metrics["sweeps"]
+    assert not list(tmp_path.glob("*.tmp"))  # noqa: ASYNC240 - a look at a local folder
+
+
+async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world())
+    result = await fitted(request(archive, tmp_path / "fit"))
+    rated = int((np.asarray(result.item_users) == 7).sum())
+    assert erase_user(result.path, b"u7")
+    assert not erase_user(result.path, b"u7")
+    np.testing.assert_array_equal(result.users[7], prior_user(result.model))
+    assert np.isnan(result.item_values).sum() == rated > 0
+    assert result.rows_of([b"u7", b"u8"]).tolist() == [-1, 8]
+    assert result.user_ids(7, 8) == [b"\xff\xff"]
+    again = load_ratings(archive.snapshot().paths, 16, result.user_id_array())
+    assert again.user_ids.to_pylist()[-1] == "u7", "who comes back is a new user"
+
+
+async def test_fit_of_nothing_is_the_prior(tmp_path: Path) -> None:
+    archive = EpochArchive(tmp_path / "archive", 1, guard=free)
+    result = await fitted(request(archive, tmp_path / "fit", n_items=3))
+    assert result.users.shape == (0, result.model.user_width)
+    assert len(result.items) == 3
+
+
+async def test_damaged_segment_is_named(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world())
+    victim = archive.snapshot().paths[0]
+    victim.write_bytes(victim.read_bytes()[:-50])
+    with pytest.raises(FitFailedError, match="unreadable") as caught:
+        await fitted(request(archive, tmp_path / "fit"))
+    assert caught.value.damaged == victim
+
+
+async def test_merged_snapshot_is_told(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world())
+    asked = request(archive, tmp_path / "fit")
+    archive.erase(b"u1", 100)
+    with pytest.raises(SegmentGoneError):
+        await fitted(asked)
+
+
+async def test_refused_input_is_permanent(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", [("a", 1, 0, 77.0)])
+    with pytest.raises(FitFailedError, match="scale") as caught:
+        await fitted(request(archive, tmp_path / "fit"))
+    assert caught.value.permanent
+
+
+async def test_unwritable_output_is_told(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world())
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(FitFailedError):
+        await fitted(request(archive, blocked / "fit"))
+
+
+async def test_killed_fit_leaves_nothing(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world())
+    asked = request(archive, tmp_path / "fit")
+    with pytest.raises(FitFailedError, match="signal 9"):
+        await asyncio.wait_for(
+            fit(asked, started=lambda pid: os.kill(pid, signal.SIGKILL), progress=lambda _metrics: None), 60
+        )
+    assert not (tmp_path / "fit").exists()
+
+
+async def test_cancelled_fit_ends_its_process(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world())
+    pids: list[int] = []
+    task = asyncio.create_task(
+        fit(request(archive, tmp_path / "fit"), started=pids.append, progress=lambda _metrics: None)
+    )
+
+    async def started() -> bool:
+        return bool(pids)
+
+    await wait_until_async(started, 30, "the process of the fit")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)

@@ -1,0 +1,152 @@
+"""Implicit feedback: fold-in is the library's own exact solve, and a fit grows without forgetting where
+it was.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from implicit.cpu.als import AlternatingLeastSquares
+from threadpoolctl import threadpool_limits
+
+from factors import (
+    FitSettings,
+    Fitted,
+    Histories,
+    Ratings,
+    Scale,
+    Scorer,
+    explain,
+    fold_in_items,
+    fold_in_users,
+    from_bytes,
+    to_bytes,
+)
+from factors.confidence import confidence_of
+from factors.packing import item_layout, user_layout
+from trainer.engines import make_engine
+
+SCALE = Scale(1.0, 5.0)
+
+
+@pytest.fixture(autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    """The library warns where BLAS has more."""
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
+
+
+def choices(n_users: int = 60, n_items: int = 40, groups: int = 4, seed: int = 0) -> Ratings:
+    """Users of a group choose among its items."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        (user, item, rng.integers(1, 6))
+        for user in range(n_users)
+        for item in range(n_items)
+        if rng.random() < (0.5 if item % groups == user % groups else 0.02)
+    ]
+    user, item, value = (np.array(column) for column in zip(*rows, strict=True))
+    return Ratings(
+        user.astype(np.int32), item.astype(np.int32), value.astype(np.float64), np.full(len(rows), np.nan)
+    )
+
+
+def fitted(ratings: Ratings, n_users: int = 60, n_items: int = 40, start: Fitted | None = None) -> Fitted:
+    engine = make_engine("implicit", FitSettings(SCALE, rank=6))
+    rng = np.random.default_rng(1)
+    return engine.fit(ratings, n_users, n_items, rng=rng, start=start, report=lambda _metrics: None)
+
+
+def history(ratings: Ratings, user: int) -> Histories:
+    mine = ratings.user_row == user
+    return Histories(
+        np.array([0, mine.sum()]), ratings.item_row[mine], ratings.value[mine], ratings.time[mine]
+    )
+
+
+def test_fold_in_is_the_exact_solve_of_the_library() -> None:
+    ratings, fit = choices(), fitted(choices())
+    als = AlternatingLeastSquares(factors=6, regularization=0.05, num_threads=1)
+    als.item_factors = np.ascontiguousarray(fit.items[:, item_layout(fit.model).latent])
+    als.user_factors = np.ascontiguousarray(fit.users[:, user_layout(fit.model).latent] / 4.0)
+    confidence = confidence_of(ratings.value, SCALE, 20.0).astype(np.float32)
+    matrix = sp.csr_matrix((confidence, (ratings.user_row, ratings.item_row)), shape=(60, 40))
+    for user in (0, 7, 59):
+        expected = als.recalculate_user(user, matrix[user])
+        row = fold_in_users(fit.model, fit.items, history(ratings, user))[0]
+        np.testing.assert_allclose(row[user_layout(fit.model).latent] / 4.0, expected, atol=1e-4)
+        np.testing.assert_allclose(row, fit.users[user], atol=1e-5)
+    by_item = matrix.T.tocsr()
+    for item in (0, 39):
+        raters = by_item.indices[by_item.indptr[item] : by_item.indptr[item + 1]]
+        values = (by_item[item].data.astype(np.float64) - 1) / 20 * 4 + 1
+        given = Histories(np.array([0, len(raters)]), raters, values, np.full(len(raters), np.nan))
+        row = fold_in_items(fit.model, fit.users, given)[0]
+        expected = als.recalculate_item(item, by_item[item])
+        np.testing.assert_allclose(row[item_layout(fit.model).latent], expected, atol=2e-3)
+
+
+def test_chosen_groups_are_found() -> None:
+    fit = fitted(choices())
+    scorer = Scorer(fit.model, fit.items)
+    items = np.arange(40)
+    scores = scorer.score(fit.users, np.zeros(40, dtype=np.int64), items)
+    assert scores.rating[items % 4 == 0].mean() > scores.rating[items % 4 != 0].mean() + 1
+    assert np.isfinite(scores.std).all()
+    assert (scores.std > 0).all()
+
+
+def test_judged_by_the_rank_of_what_was_chosen() -> None:
+    ratings = choices()
+    unseen = np.arange(len(ratings.value)) % 10 == 0
+    parts = [
+        Ratings(ratings.user_row[rows], ratings.item_row[rows], ratings.value[rows], ratings.time[rows])
+        for rows in (~unseen, unseen)
+    ]
+    engine = make_engine("implicit", FitSettings(SCALE, rank=6))
+    metrics = engine.held_out(fitted(parts[0]), parts[0], parts[1])
+    assert metrics["loss"] < 0.8 * metrics["baseline_loss"]
+    assert 0 < metrics["held_out_recall_at_20"] <= 1
+
+
+def test_grows_from_an_earlier_fit() -> None:
+    first = fitted(choices())
+    more = choices(n_users=70, n_items=45, seed=0)
+    second = fitted(more, 70, 45, start=first)
+    assert second.users.shape[0] == 70
+    assert second.items.shape[0] == 45
+    assert np.isfinite(second.users).all()
+    assert np.isfinite(second.items).all()
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (2, 3)])
+def test_nothing_chosen_is_finite(sizes: tuple[int, int]) -> None:
+    empty = Ratings(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
+    fit = fitted(empty, *sizes)
+    assert (len(fit.users), len(fit.items)) == sizes
+    assert np.isfinite(fit.users).all()
+
+
+def test_model_survives_its_bytes_and_explains_its_scores() -> None:
+    ratings, fit = choices(), fitted(choices())
+    model = from_bytes(to_bytes(fit.model))
+    given = history(ratings, 3)
+    np.testing.assert_array_equal(
+        fold_in_users(model, fit.items, given), fold_in_users(fit.model, fit.items, given)
+    )
+    why = explain(model, fit.items, given, 5)
+    score = Scorer(model, fit.items).score(fit.users[3:4], np.array([0]), np.array([5]))
+    np.testing.assert_allclose(why.base + why.contributions.sum(), score.rating[0], atol=1e-5)
+    assert why.base == pytest.approx(SCALE.low, abs=0.2)
+
+
+def test_unknown_items_and_empty_histories_are_the_prior() -> None:
+    fit = fitted(choices())
+    nobody = Histories(np.array([0, 0]), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
+    strange = Histories(np.array([0, 1]), np.array([999], np.int32), np.array([5.0]), np.array([np.nan]))
+    rows = [fold_in_users(fit.model, fit.items, given)[0] for given in (nobody, strange)]
+    layout = user_layout(fit.model)
+    for row in rows:
+        np.testing.assert_allclose(row[layout.latent], 0, atol=1e-6)
+    np.testing.assert_allclose(rows[0][layout.covariance], rows[1][layout.covariance], rtol=1e-5, atol=1e-9)

@@ -1,0 +1,51 @@
+"""`python -m trainer`: reads the settings and works until SIGTERM or SIGINT."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.app import Trainer
+
+CANNOT_START = 2
+
+
+def main() -> int:
+    """Work; the exit code: 0 after a signal, 2 where a person must change something."""
+    argparse.ArgumentParser(
+        prog="trainer",
+        description="Archives ratings, fits them, publishes the fits. Set up by FOLDIN_* variables.",
+    ).parse_args()
+    from featurestore.settings import SettingsInvalid
+    from trainer.app import Trainer
+    from trainer.errors import CannotStartError
+    from trainer.log import configure
+    from trainer.settings import TrainerSettings
+
+    try:
+        settings = TrainerSettings.from_environment(os.environ)
+    except SettingsInvalid as exc:
+        print(f"trainer: {exc}".replace("\n", "; "), file=sys.stderr)
+        return CANNOT_START
+    configure(settings.log_level)
+    try:
+        asyncio.run(_run(Trainer(settings)))
+    except CannotStartError as exc:
+        print(f"trainer: {exc}", file=sys.stderr)
+        return CANNOT_START
+    return 0
+
+
+async def _run(trainer: "Trainer") -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await trainer.run(stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Holding the lease. Invariant: `check` never passes after another trainer may have become the leader.
+
+The time until which this process may act is counted from before the renewal was sent, so it ends no later
+than the store's; a process that was stopped for a while finds it over before it can write.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from featurestore.errors import LeaseLost, StoreUnavailable
+from featurestore.lease import Lease
+from trainer import log
+
+
+class Leadership:
+    """A lease that is kept, or lost."""
+
+    def __init__(
+        self, lease: Lease, ttl_s: float, began_at: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.lease = lease
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._until = began_at + ttl_s
+
+    def check(self) -> None:
+        """Raise `LeaseLost` if this process may no longer act. Safe in any thread, costs nothing."""
+        if self._clock() >= self._until:
+            raise LeaseLost("the lease ran out before it could be renewed")
+
+    def end(self) -> None:
+        """Act no more, whatever the lease says."""
+        self._until = float("-inf")
+
+    async def keep(self) -> None:
+        """Renew until cancelled. Raises `LeaseLost`."""
+        while True:
+            await asyncio.sleep(self._ttl_s / 4)
+            began_at = self._clock()
+            try:
+                async with asyncio.timeout(self._ttl_s):
+                    await self.lease.renew()
+            except (StoreUnavailable, TimeoutError) as exc:
+                log.warning("lease_not_renewed", error=str(exc), left_s=round(self._until - self._clock(), 2))
+            else:
+                self._until = began_at + self._ttl_s
+            self.check()

@@ -1,0 +1,142 @@
+"""Write a fit beside the live generation and flip. Invariant: until the flip nothing that is read changes,
+and whoever takes over after a kill at any step removes the leftover.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from factors import FitSettings, Model, Scale, prior_model
+from featurestore.errors import LeaseLost, StoreError
+from featurestore.generations import GenerationDraft, GenerationMeta, GenerationWriter
+from featurestore.lease import Lease
+from featurestore.store import Store
+from trainer import log
+from trainer.events import Position
+from trainer.results import FitResult, is_erased
+from trainer.retry import patiently
+from trainer.segments import Step, no_step
+from trainer.streams import format_position
+
+# Users in one call to the store's writer, which cuts it in pipelines of its own.
+_USERS_AT_ONCE = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A generation that was written and verified; `live` where it also went live."""
+
+    meta: GenerationMeta
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    model: Model
+    items: npt.NDArray[np.float32]
+    users: FitResult | None
+
+
+class Publisher:
+    """Publishes for one leader."""
+
+    def __init__(
+        self, store: Store, lease: Lease, *, step: Step = no_step, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self._step = step
+        self._wall_clock = wall_clock
+
+    async def publish(
+        self,
+        epoch: int,
+        result: FitResult,
+        positions: Mapping[int, Position],
+        engine: str,
+        *,
+        automatic: bool,
+        numbered: Callable[[int], None],
+    ) -> Published:
+        """Publish a fit. `numbered` is told the number before anything is written under it.
+
+        Raises `StoreError` of every kind; what was written is then removed, or by the next leader.
+        """
+        draft = GenerationDraft(
+            created=self._wall_clock(),
+            rank=result.model.rank,
+            link=result.model.link,
+            engine=engine,
+            n_users=result.n_users,
+            n_items=len(result.items),
+            n_ratings=result.n_ratings,
+            metrics=result.metrics,
+            positions={partition: format_position(position) for partition, position in positions.items()},
+        )
+        tables = _Tables(result.model, result.items, result)
+        return await self._write(epoch, draft, tables, automatic=automatic, numbered=numbered)
+
+    async def publish_prior(self, epoch: int, scale: Scale, engine: str) -> Published:
+        """Publish what is known before any rating, so that services can answer."""
+        model = prior_model(FitSettings(scale))
+        items = np.zeros((0, model.item_width), dtype=np.float32)
+        draft = GenerationDraft(
+            created=self._wall_clock(),
+            rank=model.rank,
+            link=model.link,
+            engine=engine,
+            n_users=0,
+            n_items=0,
+            n_ratings=0,
+        )
+        tables = _Tables(model, items, None)
+        return await self._write(epoch, draft, tables, automatic=False, numbered=lambda _number: None)
+
+    async def _write(
+        self,
+        epoch: int,
+        draft: GenerationDraft,
+        tables: _Tables,
+        *,
+        automatic: bool,
+        numbered: Callable[[int], None],
+    ) -> Published:
+        self._step("publish:begin")
+        writer = await patiently("begin", lambda: self._store.generations.begin(self._lease, epoch, draft))
+        numbered(writer.number)
+        try:
+            self._step("publish:begun")
+            await patiently("write_items", lambda: writer.write_items(tables.items, tables.model))
+            self._step("publish:items")
+            if tables.users is not None:
+                await self._write_users(writer, tables.users)
+            self._step("publish:users")
+            meta = await patiently("finish", writer.finish)
+            self._step("publish:finished")
+            # Repeated after a lost answer it finds the generation live and says so again.
+            live = await patiently("flip", lambda: writer.flip(automatic=automatic))
+        except LeaseLost:
+            raise
+        except StoreError:
+            await patiently("abort", writer.abort)
+            raise
+        self._step("publish:flipped")
+        return Published(meta, live)
+
+    async def _write_users(self, writer: GenerationWriter, result: FitResult) -> None:
+        taken = 0
+        for start in range(0, result.n_users, _USERS_AT_ONCE):
+            stop = min(start + _USERS_AT_ONCE, result.n_users)
+            ids = result.user_ids(start, stop)
+            known = np.array([not is_erased(user_id) for user_id in ids], dtype=bool)
+            n, vectors = result.user_n[start:stop][known], result.users[start:stop][known]
+            kept = [user_id for user_id, keep in zip(ids, known.tolist(), strict=True) if keep]
+            taken += await patiently("write_users", partial(writer.write_users, kept, n, vectors))
+            self._step("publish:some_users")
+            await asyncio.sleep(0)
+        log.event("records_written", generation=writer.number, users=result.n_users, taken=taken)

@@ -1,0 +1,60 @@
+"""When to refit: decided from values alone. Invariant: what was asked for goes first; a failing fit is not
+tried without end, and while a person holds an older generation live nothing is fitted unasked.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Reason = Literal["asked", "files", "events", "seconds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is known when the scheduler looks. Times are seconds of one monotonic clock.
+
+    `new_events`: archived since the snapshot of the newest fit; `first_new_at`: when the first of them was.
+    `base_missing`: the files of the live generation are not here, so that items cannot be folded in.
+    `not_before`: no automatic fit earlier than this, after failures.
+    """
+
+    now: float
+    asked: bool
+    held: bool
+    new_events: int
+    first_new_at: float | None
+    base_missing: bool
+    not_before: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Fit now for a `reason`, or (None) look again after `wait_s` or when something changes."""
+
+    reason: Reason | None
+    wait_s: float | None = None
+
+
+def decide(situation: Situation, refit_events: int, refit_seconds: float) -> Decision:
+    """Whether to fit now."""
+    if situation.asked:
+        return Decision("asked")
+    if situation.held:
+        return Decision(None)
+    reason, due_at = _automatic(situation, refit_events, refit_seconds)
+    if due_at is None:
+        return Decision(None)
+    at = max(due_at, situation.not_before)
+    if at <= situation.now:
+        return Decision(reason)
+    return Decision(None, at - situation.now)
+
+
+def _automatic(s: Situation, refit_events: int, refit_seconds: float) -> tuple[Reason, float | None]:
+    if s.base_missing:
+        return "files", s.now
+    if s.new_events <= 0:
+        return "events", None
+    if s.new_events >= refit_events:
+        return "events", s.now
+    first = s.now if s.first_new_at is None else s.first_new_at
+    return "seconds", first + refit_seconds

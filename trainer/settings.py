@@ -1,0 +1,57 @@
+"""Settings of a trainer process. Invariant: read once, all errors told together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featurestore.settings import EnvironmentReader, StoreSettings, parse_scale
+from trainer.engines import ENGINES, EngineName
+from trainer.gate import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """How a trainer works.
+
+    `refit_events`, `refit_seconds`: refit when so many events are new, or so long after the first new one.
+    `batch_events`, `linger_s`: a batch is archived when it has so many events, or so long after its first.
+    `lease_ttl_s`: how long a leader that is gone keeps others waiting. `grace_s`: what a stop may take.
+    `abandon_s`: how long a new history may be prepared without anybody asking for it.
+    """
+
+    store: StoreSettings
+    archive_dir: Path = Path("data/archive")
+    engine: EngineName = "variational"
+    refit_events: int = 5_000
+    refit_seconds: float = 60.0
+    fit_threads: int = 1
+    log_level: str = "INFO"
+    batch_events: int = 50_000
+    linger_s: float = 0.2
+    lease_ttl_s: float = 5.0
+    grace_s: float = 5.0
+    abandon_s: float = 60.0
+    gate: Policy = field(default_factory=Policy)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "TrainerSettings":
+        """The settings in an environment. Raises `SettingsInvalid`."""
+        reader = EnvironmentReader(environ)
+        engine = reader.choice("FOLDIN_ENGINE", "variational", ENGINES)
+        settings = cls(
+            store=StoreSettings.from_environment(reader),
+            archive_dir=Path(reader.text("FOLDIN_ARCHIVE_DIR", "data/archive")),
+            engine="implicit" if engine == "implicit" else "variational",
+            refit_events=reader.integer("FOLDIN_REFIT_EVENTS", 5_000),
+            refit_seconds=reader.seconds("FOLDIN_REFIT_SECONDS", 60.0),
+            fit_threads=reader.integer("FOLDIN_FIT_THREADS", 1, 1, 1024),
+            log_level=reader.choice("FOLDIN_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
+        )
+        reader.finish()
+        return settings
+
+    @property
+    def scale(self) -> tuple[float, float, float | None]:
+        """Low end, high end and step of the ratings."""
+        scale = parse_scale(self.store.scale)
+        return scale.low, scale.high, scale.step
