@@ -32,6 +32,8 @@ SEEDERS, ITEMS = 150, 60
 # New users rate the first of the items and ask about the last ones, whose rows move with no delta.
 RATED, ASKED = 40, range(50, 60)
 TOLERANCE = 2e-4
+# Users at once, and how many at most, however long refits take.
+WAVE, MOST_USERS = 100, 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,11 @@ class Seen:
         return [self.base[row], *self.versions[row]]
 
 
-async def campaign(*, users: int, rounds: int, seed: int, data: Path) -> Report:
-    """One campaign on a stack of its own in `data`."""
+async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Path) -> Report:
+    """One campaign on a stack of its own in `data`.
+
+    Waves of new users: at least `users` of them, and as many as come until `refits` have gone live.
+    """
     report = Report()
     settings = {"FOLDIN_REFIT_EVENTS": "100000000", "FOLDIN_REFIT_SECONDS": "86400"}
     async with deployed(data, workers=2, settings=settings) as stack:
@@ -98,14 +103,20 @@ async def campaign(*, users: int, rounds: int, seed: int, data: Path) -> Report:
             await _observe(store, seen)
             done = asyncio.Event()
             observer = asyncio.create_task(_observing(store, seen, done), name="observer")
-            refits = asyncio.create_task(_refits(stack, done), name="refits")
-            gate = asyncio.Semaphore(100)
-            raters = [
-                _rater(stack, f"new-{k}", rounds, random.Random(f"{seed}-{k}"), gate) for k in range(users)
-            ]
-            gathered = await asyncio.gather(*raters)
+            live: list[int] = []
+            refitting = asyncio.create_task(_refits(stack, live, done), name="refits")
+            gathered: list[tuple[list[Answered], int]] = []
+            while len(gathered) < users or (len(live) < refits and len(gathered) < MOST_USERS):
+                first = len(gathered)
+                wave = [
+                    _rater(stack, f"new-{k}", rounds, random.Random(f"{seed}-{k}"))
+                    for k in range(first, first + WAVE)
+                ]
+                gathered += await asyncio.gather(*wave)
+                # Room for the fits, which give way to whoever answers.
+                await asyncio.sleep(0.25)
             done.set()
-            await refits
+            await refitting
             await observer
             await _observe(store, seen)
             rows = await _rows(store)
@@ -166,15 +177,16 @@ async def _rows(store: Store) -> list[int]:
     return [row for row in rows if row is not None]
 
 
-async def _refits(stack: DeployedStack, done: asyncio.Event) -> None:
+async def _refits(stack: DeployedStack, live: list[int], done: asyncio.Event) -> None:
     async with aiohttp.ClientSession() as session:
         while not done.is_set():
             async with session.post(f"{stack.url}/train") as answer:
-                await answer.read()
+                if answer.status == 200:
+                    live.append((await answer.json())["generation"])
 
 
 async def _rater(
-    stack: DeployedStack, user: str, rounds: int, rng: random.Random, gate: asyncio.Semaphore
+    stack: DeployedStack, user: str, rounds: int, rng: random.Random
 ) -> tuple[list[Answered], int]:
     """A new user: rates, then asks at once over a new connection (perhaps another worker), `rounds` times."""
     answers: list[Answered] = []
@@ -185,19 +197,17 @@ async def _rater(
         item = next(iter(rated)) if turn == 2 else rng.randrange(RATED)
         rating, time = rng.uniform(1.0, 5.0), 1.7e9 + turn
         row = {"user_id": user, "item_id": str(item), "rating": rating, "timestamp": time}
-        async with gate:
-            if await _call(stack, "POST", "/ratings", json.dumps(row)) is None:
+        if await _call(stack, "POST", "/ratings", json.dumps(row)) is None:
+            return answers, failed + 1
+        rated.pop(item, None)
+        rated[item] = (rating, time)
+        for asked in rng.sample(ASKED, 2):
+            answer = await _call(stack, "GET", f"/predict?user_id={user}&item_id={asked}", None)
+            if answer is None:
                 failed += 1
-                break
-            rated.pop(item, None)
-            rated[item] = (rating, time)
-            for asked in rng.sample(ASKED, 2):
-                answer = await _call(stack, "GET", f"/predict?user_id={user}&item_id={asked}", None)
-                if answer is None:
-                    failed += 1
-                    continue
-                facts = tuple((i, r, t) for i, (r, t) in rated.items())
-                answers.append(Answered(facts, asked, answer["rating"], answer["generation"]))
+                continue
+            facts = tuple((i, r, t) for i, (r, t) in rated.items())
+            answers.append(Answered(facts, asked, answer["rating"], answer["generation"]))
     return answers, failed
 
 
@@ -260,11 +270,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--users", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3, help="ratings of each user (default 3)")
+    parser.add_argument("--refits", type=int, default=5, help="refits that must have gone live (default 5)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="foldin-consistency-") as folder:
         report = asyncio.run(
-            campaign(users=options.users, rounds=options.rounds, seed=options.seed, data=Path(folder))
+            campaign(
+                users=options.users,
+                rounds=options.rounds,
+                refits=options.refits,
+                seed=options.seed,
+                data=Path(folder),
+            )
         )
     print("\n".join(report.lines()))
     return 1 if report.wrong else 0

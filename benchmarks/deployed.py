@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from foldin.preflight import unused_port
+from benchmarks.harness.processes import free_port
 
 READY_WITHIN_S = 90.0
 ENDED_WITHIN_S = 40.0
@@ -66,7 +66,7 @@ async def deployed(
     data: Path, *, workers: int = 1, settings: dict[str, str] | None = None
 ) -> AsyncIterator[DeployedStack]:
     """`foldin up --no-play` on `data` with free ports. RuntimeError with its last words if it fails."""
-    port, environment_port = unused_port(), unused_port()
+    port, environment_port = free_port(), free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FOLDIN_")} | (settings or {})
     options = ["--data", str(data), "--port", str(port), "--environment-port", str(environment_port)]
     process = await asyncio.create_subprocess_exec(
@@ -86,7 +86,7 @@ async def deployed(
         if process.returncode is not None or not where.exists():
             raise RuntimeError("the stack did not come up:\n" + "\n".join(lines[-20:]))
         known = json.loads(where.read_text("utf-8"))
-        yield DeployedStack(known["url"], known["redis_url"], data, process)
+        yield DeployedStack(known["url"], known["store"]["FOLDIN_REDIS_URL"], data, process)
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
