@@ -1,7 +1,4 @@
-"""`foldin bench`.
-
-Runs the scripts in `benchmarks/` of a checkout, one process each, so that none disturbs another.
-"""
+"""`foldin bench`: runs the benchmarks of a checkout, in a process of its own and in the checkout's folder."""
 
 import ast
 import subprocess
@@ -11,39 +8,37 @@ from pathlib import Path
 
 from foldin.errors import CannotStartError
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = "benchmarks"
 
 
-def scripts(folder: Path) -> dict[str, Path]:
-    """The benchmarks by name: every script that can be run by itself.
+def summaries(folder: Path) -> dict[str, str]:
+    """The benchmarks by name, each with the first line of its docstring: every module that has a `main`."""
+    found = {}
+    for path in sorted(folder.glob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if "main" in functions and not path.name.startswith("_"):
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
 
-    A name with `_` in front is a helper.
+
+def bench(arguments: Sequence[str], root: Path = ROOT) -> int:
+    """Run the benchmark that the first argument names (without one: all of them) with the arguments after it.
+
+    Returns its exit code. Raises CannotStartError for an unknown name, or outside a checkout.
     """
-    return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")}
-
-
-def summary(path: Path) -> str:
-    """The first line of the script's docstring."""
-    text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-    return text.partition("\n")[0]
-
-
-def bench(arguments: Sequence[str], folder: Path = FOLDER) -> int:
-    """Run the benchmark that the first argument names with the arguments after it; without one, list all.
-
-    Returns the exit code of the script. Raises CannotStartError for an unknown name, or outside a checkout.
-    """
-    found = scripts(folder) if folder.is_dir() else {}
+    found = summaries(root / FOLDER)
     if not found:
         raise CannotStartError(
             "benchmarks come with a checkout of the repository, not with the installed package"
         )
-    if not arguments or arguments[0] in {"-h", "--help"}:
-        print("usage: foldin bench NAME [ARGUMENTS]\n\nbenchmarks:")
-        for name, path in found.items():
-            print(f"  {name:<20} {summary(path)}")
+    if arguments and arguments[0] in {"-h", "--help", "--list"}:
+        print("usage: foldin bench [NAME [ARGUMENTS]]\n\nWithout a name all of them run. Benchmarks:")
+        for name, text in found.items():
+            print(f"  {name:<13} {text}")
         return 0
-    name, *rest = arguments
-    if name not in found:
-        raise CannotStartError(f"no benchmark is called {name!r}: choose one of {', '.join(found)}")
-    return subprocess.run([sys.executable, str(found[name]), *rest], check=False).returncode  # noqa: S603 - ours
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in found:
+        raise CannotStartError(f"no benchmark is called {arguments[0]!r}: choose one of {', '.join(found)}")
+    command = [sys.executable, "-m", FOLDER, *arguments]
+    return subprocess.run(command, cwd=root, check=False).returncode  # noqa: S603 - ours

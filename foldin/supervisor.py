@@ -5,6 +5,7 @@ starts them in order, starts crashed ones again, ends all in the opposite order.
 """
 
 import asyncio
+import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ MAX_FAILURES = 5
 FAILURE_WINDOW_S = 60.0
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 8.0
+STEADY_S = 2.0
 
 Say = Callable[[str], None]
 
@@ -25,9 +27,32 @@ def describe_end(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"code {code}"
 
 
-def pause_s(failures: int) -> float:
-    """How long to wait before the next start, after so many failures in the window."""
-    return float(min(FIRST_PAUSE_S * 2.0 ** (failures - 1), MAX_PAUSE_S))
+class FailureRecord:
+    """Decides after each end of a part how long to wait before its next start, and when to give up.
+
+    A part that was killed from outside (SIGKILL) while it worked has not failed: it is started again without
+    limit.
+    """
+
+    def __init__(self) -> None:
+        self._failures: deque[float] = deque()
+        self._short_lives = 0
+
+    def ended(self, now: float, code: int, ready_at: float | None) -> float | None:
+        """Seconds until the next start, None to give up. `ready_at`.
+
+        Since when it worked, None if it never did.
+        """
+        if ready_at is not None and now - ready_at >= STEADY_S:
+            self._short_lives = 0
+        self._short_lives += 1
+        if ready_at is None or code != -signal.SIGKILL:
+            self._failures.append(now)
+        while self._failures and self._failures[0] < now - FAILURE_WINDOW_S:
+            self._failures.popleft()
+        if len(self._failures) >= MAX_FAILURES:
+            return None
+        return float(min(FIRST_PAUSE_S * 2.0 ** (self._short_lives - 1), MAX_PAUSE_S))
 
 
 class Supervisor:
@@ -107,20 +132,19 @@ class Supervisor:
 
     async def _keep(self, child: Child) -> None:
         loop = asyncio.get_running_loop()
-        failures: deque[float] = deque()
+        record = FailureRecord()
+        ready_at: float | None = loop.time()
         while True:
             code = await child.wait()
             if self._closing:
                 return
-            failures.append(loop.time())
-            while failures[0] < loop.time() - FAILURE_WINDOW_S:
-                failures.popleft()
-            if len(failures) >= MAX_FAILURES:
+            pause = record.ended(loop.time(), code, ready_at)
+            if pause is None:
                 self._fail(child, code)
                 return
-            pause = pause_s(len(failures))
             self._say(f"  {child.spec.name} ended ({describe_end(code)}): starting it again in {pause:g} s")
             await asyncio.sleep(pause)
+            ready_at = None
             try:
                 await child.stop()  # what the ended process may have left in its group
                 await child.start()
@@ -132,6 +156,7 @@ class Supervisor:
             except OSError as exc:
                 self._say(f"  {child.spec.name} cannot be started: {exc}")
                 continue
+            ready_at = loop.time()
             self._say(f"  {child.spec.name} is back")
 
     def _fail(self, child: Child, code: int) -> None:

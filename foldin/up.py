@@ -108,6 +108,9 @@ async def _run(stack: "Stack", lock: int) -> int:
         await asyncio.gather(work, stopped, return_exceptions=True)
         await supervisor.close(hurry)
         stack.forget()
+        if sys.stdout.isatty():
+            # A player that was ended while it drew leaves the cursor hidden.
+            print("\x1b[?25h", end="", flush=True)
     say(f"Stopped. The data is in {stack.data}.")
     return 0
 
@@ -234,7 +237,7 @@ class Stack:
 
     def _next(self) -> str:
         # From a checkout the command is not on the path.
-        foldin = "foldin" if shutil.which("foldin") else os.path.relpath(sys.argv[0])
+        foldin = "foldin" if shutil.which("foldin") else sys.argv[0].removeprefix(f"{Path.cwd()}/")
         return "\n".join(
             [
                 "",

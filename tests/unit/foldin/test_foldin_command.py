@@ -1,5 +1,6 @@
 """The command line: what it takes, what it refuses, and what it says when it cannot go on."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,17 +89,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bench_lists_runs_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "one.py").write_text(
-        '"""Measures one thing.\n\nMore."""\nimport sys\nprint(sys.argv[1:])\nsys.exit(3)\n'
-    )
-    (tmp_path / "_helper.py").write_text('"""No benchmark."""\n')
-    assert bench([], tmp_path) == 0
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "one.py").write_text('"""Measures one thing.\n\nMore."""\ndef main(): pass\n')
+    (folder / "__init__.py").touch()
+    (folder / "helper.py").write_text('"""No benchmark."""\n')
+    (folder / "__main__.py").write_text("import sys\ndef main(): pass\nprint(sys.argv[1:])\nsys.exit(3)\n")
+    assert bench(["--list"], tmp_path) == 0
     listed = capfd.readouterr().out
-    assert "one" in listed
-    assert "Measures one thing." in listed
-    assert "_helper" not in listed
+    assert re.search(r"\n  one +Measures one thing\.\n", listed)
+    assert "helper" not in listed
+    assert "__main__" not in listed
     assert bench(["one", "--quick"], tmp_path) == 3
-    assert capfd.readouterr().out == "['--quick']\n"
+    assert capfd.readouterr().out == "['one', '--quick']\n"
+    assert bench([], tmp_path) == 3
     with pytest.raises(CannotStartError, match="choose one of one"):
         bench(["two"], tmp_path)
     with pytest.raises(CannotStartError, match="checkout"):
