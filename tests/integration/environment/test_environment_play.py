@@ -9,7 +9,6 @@ import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
-from environment_fakes import FakeApi, problem, serving
 
 from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.evaluate import Moment, evaluate, main
@@ -20,6 +19,7 @@ from environment.seat import MISSING_ERROR
 from environment.server import running_server
 from environment.settings import EvaluationSettings, PlaySettings, ServerSettings
 from environment.world import WorldOptions
+from tests.integration.environment.environment_fakes import FakeApi, problem, serving
 
 SMALL = WorldOptions(n_users=15, n_items=20, n_known=120)
 
