@@ -1,0 +1,357 @@
+"""Real processes: start, workers, signals, a store that goes away, ratings and flips under load."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factors import Scorer, fold_in_users
+from factors.tables import Histories
+from featurestore.lease import Lease
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import Written, lead, publish, rating, write_generation
+from tests.support.servers import StoreServer, free_port
+from tests.support.serving import Client, Service, client_of, is_problem, processes, serves
+from tests.support.waiting import wait_until, wait_until_async
+
+ITEMS = 8
+# The life of processes does not depend on the kind of store; one of each pair of runs is enough.
+one_kind = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+own_kind = pytest.mark.parametrize("own_server", ["valkey"], indirect=True)
+
+
+@pytest.fixture
+async def published(store: Store) -> Written:
+    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
+    await store.ratings.append([rating("ann", f"item-{row}", 1.0 + row) for row in range(3)])
+    return await publish(store, await lead(store), n_items=ITEMS, users=[b"ann"])
+
+
+def by_hand(written: Written, history: dict[int, float], row: int) -> float:
+    """What a generation gives a user with this history."""
+    packed = Histories(
+        np.array([0, len(history)]),
+        np.array(list(history), dtype=np.int32),
+        np.array(list(history.values()), dtype=np.float64),
+        np.full(len(history), np.nan),
+    )
+    vectors = fold_in_users(written.model, written.items, packed)
+    scorer = Scorer(written.model, written.items)
+    return float(scorer.score(vectors, np.zeros(1, dtype=np.int64), np.array([row])).rating[0])
+
+
+@one_kind
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_ends_in_order(
+    store_settings: StoreSettings, published: Written, tmp_path: Path, workers: int, how: signal.Signals
+) -> None:
+    with processes(store_settings, tmp_path, workers=workers) as service:
+        service.wait_for()
+        pids = service.worker_pids()
+        assert len(pids) == (workers if workers > 1 else 0)
+        assert service.end(how) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert f"service listens on {service.url}" in service.log.read_text("utf-8")
+
+
+@one_kind
+def test_a_request_in_flight_is_answered(
+    store_settings: StoreSettings, published: Written, tmp_path: Path
+) -> None:
+    body = b'{"user_id": "eve", "item_id": "item-1", "rating": 4}'
+    with (
+        processes(store_settings, tmp_path) as service,
+        socket.create_connection(("127.0.0.1", service.port)) as sent,
+    ):
+        sent.settimeout(10.0)
+        head = b"POST /ratings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        sent.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:20])
+        wait_until(
+            lambda: b'"in_flight":2' in raw_get(service.port, "/status"), 5.0, "the request is in flight"
+        )
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not connects(service.port), 5.0, "nothing new is accepted")
+        sent.sendall(body[20:])
+        answer = sent.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b"Connection: close" in answer
+        assert service.process.wait(10.0) == 0
+
+
+def raw_get(port: int, path: str) -> bytes:
+    """On a connection of its own; as patient as a worker takes to start on a busy machine."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30.0) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        found = b""
+        while chunk := connection.recv(65536):
+            found += chunk
+        return found
+
+
+def connects(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+@one_kind
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_in_use_is_one_line_and_code_2(
+    store_settings: StoreSettings, tmp_path: Path, workers: int
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        service = Service(store_settings, tmp_path, workers=workers, port=port)
+        assert service.process.wait(20.0) == 2
+        lines = service.log.read_text("utf-8").strip().splitlines()
+        assert len(lines) == 1
+        assert str(port) in lines[0]
+
+
+@one_kind
+def test_a_second_group_does_not_join_the_first(
+    store_settings: StoreSettings, published: Written, tmp_path: Path
+) -> None:
+    with processes(store_settings, tmp_path, workers=2) as first:
+        second = Service(store_settings, tmp_path, workers=2, port=first.port)
+        assert second.process.wait(20.0) == 2
+
+
+@one_kind
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_store_of_other_settings_is_one_line_and_code_2(
+    store_settings: StoreSettings, published: Written, tmp_path: Path, workers: int
+) -> None:
+    service = Service(replace(store_settings, scale="0:10"), tmp_path, workers=workers)
+    assert service.process.wait(30.0) == 2
+    lines = service.log.read_text("utf-8").strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "scale" in lines[0].lower()
+
+
+@one_kind
+def test_settings_that_are_wrong_are_told_together(tmp_path: Path, store_settings: StoreSettings) -> None:
+    service = Service(replace(store_settings, scale="5:1", namespace="a b"), tmp_path)
+    assert service.process.wait(20.0) == 2
+    text = service.log.read_text("utf-8")
+    assert "FOLDIN_SCALE" in text
+    assert "FOLDIN_NAMESPACE" in text
+
+
+@own_kind
+def test_it_waits_for_a_store_that_is_not_there_yet(own_server: StoreServer, tmp_path: Path) -> None:
+    own_server.stop()
+    service = Service(StoreSettings(url=own_server.url, partitions=2), tmp_path)
+    try:
+        said = "waiting for the feature store"
+        wait_until(lambda: said in service.log.read_text("utf-8"), 15.0, "it says what it waits for")
+        own_server.start()
+        service.wait_for("/livez")
+        assert service.end() == 0
+    finally:
+        service.end()
+
+
+def test_waiting_for_a_store_can_be_ended(tmp_path: Path) -> None:
+    service = Service(StoreSettings(url=f"redis://127.0.0.1:{free_port()}"), tmp_path)
+    said = "waiting for the feature store"
+    wait_until(lambda: said in service.log.read_text("utf-8"), 15.0, "it says what it waits for")
+    assert service.end() == 0
+
+
+@one_kind
+async def test_a_killed_worker_is_replaced_and_its_counts_go_on(
+    store_settings: StoreSettings, published: Written, tmp_path: Path
+) -> None:
+    with processes(store_settings, tmp_path, workers=2) as service:
+        await asyncio.to_thread(wait_until, lambda: len(service.worker_pids()) == 2, 20.0, "two workers run")
+        async with client_of(service.url) as client:
+
+            async def both_count() -> bool:
+                return len((await client.get("/status")).json["workers"]) == 2
+
+            await wait_until_async(both_count, 20.0, "both have left their counts")
+            for _ in range(40):
+                assert (
+                    await client.post("/ratings", {"user_id": "u", "item_id": "item-1", "rating": 3})
+                ).status == 200
+
+            # New connections go to either worker: that all see all says that both have left their counts.
+            def counted() -> bool:
+                return all(b'"accepted_ratings":40,' in raw_get(service.port, "/status") for _ in range(20))
+
+            await asyncio.to_thread(wait_until, counted, 20.0, "all ratings are counted by both")
+            victim = service.worker_pids()[0]
+            os.kill(victim, signal.SIGKILL)
+
+            def replaced() -> bool:
+                pids = service.worker_pids()
+                return len(pids) == 2 and victim not in pids
+
+            await asyncio.to_thread(wait_until, replaced, 40.0, "another worker runs")
+            await asyncio.to_thread(wait_until, counted, 20.0, "no count fell")
+
+
+@one_kind
+async def test_the_restart_of_a_worker_loses_no_request(
+    store_settings: StoreSettings, published: Written, tmp_path: Path
+) -> None:
+    """New connections throughout: those that wait for the worker that ends are answered by its successor."""
+    with processes(store_settings, tmp_path, workers=2) as service:
+        await asyncio.to_thread(wait_until, lambda: len(service.worker_pids()) == 2, 20.0, "two workers run")
+        stop, failures = threading.Event(), list[str]()
+        counts = [0] * 4
+
+        def ask(place: int) -> None:
+            while not stop.is_set():
+                found = raw_get(service.port, "/predict?user_id=ann&item_id=item-5")
+                if not found.startswith(b"HTTP/1.1 200"):
+                    failures.append(found.decode())
+                counts[place] += 1
+
+        askers = [asyncio.create_task(asyncio.to_thread(ask, place)) for place in range(4)]
+        try:
+            for _ in range(2):
+                victim = service.worker_pids()[0]
+                os.kill(victim, signal.SIGTERM)
+
+                def replaced(victim: int = victim) -> bool:
+                    pids = service.worker_pids()
+                    return len(pids) == 2 and victim not in pids
+
+                await asyncio.to_thread(wait_until, replaced, 40.0, "another worker runs")
+                before = sum(counts)
+                await asyncio.to_thread(wait_until, lambda b=before: sum(counts) > b + 20, 30.0, "it goes on")
+        finally:
+            stop.set()
+            await asyncio.gather(*askers)
+        assert failures == []
+
+
+async def test_a_store_that_goes_away_is_503_and_comes_back(own_server: StoreServer, tmp_path: Path) -> None:
+    settings = StoreSettings(url=own_server.url, partitions=2)
+    store = await Store.open(settings)
+    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
+    await publish(store, await lead(store), n_items=ITEMS)
+    await store.close()
+    loop = asyncio.get_running_loop()
+    with processes(settings, tmp_path) as service:
+        async with client_of(service.url) as client:
+            await serves(client, 1)
+            own_server.kill()
+            paths = (
+                "/predict?user_id=u&item_id=item-1",
+                "/recommend/u",
+                "/users/u",
+                "/generations",
+                "/readyz",
+            )
+            for path in paths:
+                is_problem(await client.get(path), 503, "store_unavailable")
+            body = {"user_id": "u", "item_id": "item-1", "rating": 3}
+            is_problem(await client.post("/ratings", body), 503, "store_unavailable")
+            is_problem(await client.ask("POST", "/train"), 503, "store_unavailable")
+            assert (await client.get("/livez")).status == 200
+            assert "foldin_store_up 0.0" in (await client.get("/metrics")).text
+            assert (await client.get("/status")).json["store_up"] is False
+            await asyncio.to_thread(own_server.start)
+            back = loop.time()
+
+            async def answers() -> bool:
+                return (await client.get(paths[0])).status == 200
+
+            await wait_until_async(answers, 5.0, "it answers again")
+            assert loop.time() - back < 2.0
+            assert (await client.post("/ratings", body)).status == 200
+
+
+@own_kind
+async def test_a_store_that_hangs_is_503(own_server: StoreServer, tmp_path: Path) -> None:
+    settings = StoreSettings(url=own_server.url, partitions=2)
+    store = await Store.open(settings)
+    await publish(store, await lead(store), n_items=1)
+    await store.close()
+    with processes(settings, tmp_path) as service:
+        async with client_of(service.url) as client:
+            await serves(client, 1)
+            own_server.pause()
+            try:
+                is_problem(await client.get("/predict?user_id=u&item_id=i"), 503, "store_unavailable")
+                is_problem(await client.get("/readyz"), 503, "store_unavailable")
+            finally:
+                own_server.resume()
+            await serves(client, 1)
+
+
+async def test_raters_read_their_writes_while_generations_flip(
+    store_settings: StoreSettings, store: Store, published: Written, tmp_path: Path
+) -> None:
+    """Each answer is what its own generation gives for exactly the history that was acknowledged."""
+    lease = await lead(store)
+    generations = {published.writer.number: published}
+    mistakes: list[str] = []
+    stop = asyncio.Event()
+
+    async def rate_and_ask(client: Client, user: str) -> int:
+        rng, history, count = random.Random(user), dict[int, float](), 0
+        while not stop.is_set():
+            row, value = rng.randrange(ITEMS), float(rng.randint(1, 5))
+            body = {"user_id": user, "item_id": f"item-{row}", "rating": value}
+            assert (await client.post("/ratings", body)).status == 200
+            history.pop(row, None)
+            history[row] = value
+            asked = rng.randrange(ITEMS)
+            answer = (await client.get(f"/predict?user_id={user}&item_id=item-{asked}")).json
+            wanted = by_hand(generations[answer["generation"]], history, asked)
+            if abs(answer["rating"] - wanted) > 1e-4:
+                mistakes.append(f"{user}: {answer} but {wanted}")
+            count += 1
+        return count
+
+    with processes(store_settings, tmp_path, workers=2) as service:
+        async with clients(service, 12) as several:
+            raters = [
+                asyncio.create_task(rate_and_ask(client, f"user-{n}")) for n, client in enumerate(several)
+            ]
+            try:
+                for seed in range(1, 5):
+                    users = [b"user-%d" % n for n in range(0, 12, 2)]
+                    written = await flip_to_another(store, lease, seed, users, generations)
+                    await serves(several[0], written)
+            finally:
+                stop.set()
+                counts = await asyncio.gather(*raters)
+    assert mistakes == []
+    assert min(counts) > 5
+
+
+async def flip_to_another(
+    store: Store, lease: Lease, seed: int, users: list[bytes], generations: dict[int, Written]
+) -> int:
+    """Publish a generation with other item factors; known in `generations` before it is live."""
+    written = await write_generation(store, lease, n_items=ITEMS, users=users, seed=seed)
+    generations[written.writer.number] = written
+    assert await written.writer.flip(automatic=False)
+    return written.writer.number
+
+
+@contextlib.asynccontextmanager
+async def clients(service: Service, count: int) -> AsyncIterator[list[Client]]:
+    """Clients with connections of their own, so that both workers are asked."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(client_of(service.url)) for _ in range(count)]

@@ -1,0 +1,216 @@
+"""POST /train and forgetting, with a small trainer of the test in place of the real one."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+import pytest
+
+from featurestore.commands import Command, Outcome
+from featurestore.lease import Lease
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import lead, publish, rating, write_generation
+from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.waiting import wait_until_async
+
+HISTORY = {
+    "nb_users": 3,
+    "nb_items": 4,
+    "user_history": [0, 1, 2, 0],
+    "item_history": [0, 1, 2, 3],
+    "rating_history": [1, 5, 3, 2],
+}
+Decide = Callable[[Command], Outcome | None]
+
+
+class Trainer:
+    """Takes commands, and does what a trainer does as far as services can tell."""
+
+    def __init__(self, store: Store, lease: Lease) -> None:
+        self._store = store
+        self._lease = lease
+        self.taken: list[Command] = []
+        self.decide: Decide = lambda command: None
+        self.hold = asyncio.Event()
+        self.hold.set()
+
+    async def run(self) -> None:
+        after = "0"
+        while True:
+            for command in await self._store.commands.take(after, 50):
+                after = command.stream_id
+                self.taken.append(command)
+                await self._store.commands.report(command.id, Outcome("running"))
+                await self.hold.wait()
+                outcome = self.decide(command) or await self._do(command)
+                await self._store.commands.report(command.id, outcome)
+
+    async def _do(self, command: Command) -> Outcome:
+        if command.kind == "erase":
+            return Outcome("done")
+        written = await write_generation(self._store, self._lease, epoch=command.epoch, n_items=4, seed=3)
+        await written.writer.flip(automatic=False)
+        return Outcome("done", written.writer.number)
+
+
+@pytest.fixture
+async def trainer(store: Store) -> AsyncIterator[Trainer]:
+    lease = await lead(store)
+    await store.items(1).register([b"old"])
+    await publish(store, lease, n_items=1)
+    trainer = Trainer(store, lease)
+    task = asyncio.create_task(trainer.run())
+    yield trainer
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+@pytest.fixture
+async def client(store_settings: StoreSettings, trainer: Trainer) -> AsyncIterator[Client]:
+    async with serving(store_settings, train_wait_s=3.0, erase_wait_s=3.0) as (client, _):
+        await serves(client, 1)
+        yield client
+
+
+async def test_a_new_history_replaces_the_old_one(client: Client, store: Store, trainer: Trainer) -> None:
+    reply = await client.post("/train", {**HISTORY, "next_user": 1, "next_item": 2})
+    assert reply.status == 200, reply.text
+    assert (reply.json["generation"], reply.json["epoch"], reply.json["served"]) == (2, 2, True)
+    answer = (await client.get("/predict?user_id=0&item_id=1")).json
+    assert (answer["generation"], answer["basis"]) == (2, "user+item")
+    page = (await client.get("/users/0/ratings")).json
+    assert {each["item_id"]: each["rating"] for each in page["ratings"]} == {"0": 1, "3": 2}
+    assert {each["timestamp"] for each in page["ratings"]} == {None}
+    # The whole catalogue can be recommended, also what nobody has rated.
+    known = (await client.get("/recommend/new?n=100")).json["items"]
+    assert {each["item_id"] for each in known} == {"0", "1", "2", "3"}
+    is_problem(await client.get("/items/old"), 404, "unknown_item")
+    # Given ratings are not loose ones: the next history may replace them unasked.
+    assert (await client.post("/train", HISTORY)).status in (200, 409)
+
+
+async def test_ratings_that_came_by_other_ways_are_not_lost_unasked(client: Client) -> None:
+    await client.post("/ratings", {"user_id": "u", "item_id": "old", "rating": 3})
+    reply = await client.post("/train", HISTORY)
+    is_problem(reply, 409, "ratings_would_be_lost")
+    assert reply.json["ratings"] == 1
+    assert (await client.get("/users/u")).status == 200
+    assert (await client.post("/train", {**HISTORY, "replace": True})).status == 200
+    is_problem(await client.get("/users/u"), 404, "unknown_user")
+
+
+async def test_without_a_body_it_is_a_refit(client: Client, trainer: Trainer) -> None:
+    reply = await client.ask("POST", "/train")
+    assert (reply.status, reply.json["epoch"]) == (200, 1)
+    assert [command.kind for command in trainer.taken] == ["refit"]
+
+
+async def test_what_was_live_answers_until_the_new_one_is(
+    client: Client, store: Store, trainer: Trainer
+) -> None:
+    trainer.hold.clear()
+    asked = asyncio.create_task(client.post("/train", HISTORY))
+
+    async def taken() -> bool:
+        return bool(trainer.taken)
+
+    await wait_until_async(taken, 5.0, "the command is taken")
+    assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
+    busy = await client.post("/train", HISTORY)
+    is_problem(busy, 409, "train_in_progress")
+    assert int(busy.headers["Retry-After"]) >= 1
+    # A rating of now belongs to both, the live history and the new one.
+    await client.post("/ratings", {"user_id": "u", "item_id": "1", "rating": 4})
+    assert (await client.get("/users/u")).json["ratings"] == 1
+    trainer.hold.set()
+    assert (await asked).status == 200
+    assert (await client.get("/users/u")).json["ratings"] == 1
+
+
+async def test_another_service_is_told_that_one_is_under_way(
+    client: Client, store_settings: StoreSettings, trainer: Trainer
+) -> None:
+    trainer.hold.clear()
+    asked = asyncio.create_task(client.post("/train", HISTORY))
+
+    async def taken() -> bool:
+        return bool(trainer.taken)
+
+    await wait_until_async(taken, 5.0, "the command is taken")
+    async with serving(store_settings) as (other, _):
+        is_problem(await other.post("/train", HISTORY), 409, "train_in_progress")
+    trainer.hold.set()
+    assert (await asked).status == 200
+
+
+@pytest.mark.parametrize(
+    ("outcome", "answer"),
+    [
+        (Outcome("failed", code="fit_refused", detail="one rating is not enough"), (422, "training_refused")),
+        (Outcome("failed", code="crashed", detail="the fit ended"), (500, "training_failed")),
+    ],
+)
+async def test_a_failure_leaves_what_was(
+    client: Client, store: Store, trainer: Trainer, outcome: Outcome, answer: tuple[int, str]
+) -> None:
+    status, code = answer
+    trainer.decide = lambda command: outcome
+    reply = await client.post("/train", HISTORY)
+    is_problem(reply, status, code)
+    assert reply.json["detail"] == outcome.detail
+    assert (await store.generations.live()).pending == 0
+    assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
+    trainer.decide = lambda command: None
+    assert (await client.post("/train", HISTORY)).status == 200
+
+
+async def test_a_trainer_that_is_slow_is_a_timeout_and_goes_on(
+    store_settings: StoreSettings, trainer: Trainer
+) -> None:
+    trainer.hold.clear()
+    async with serving(store_settings, train_wait_s=0.5) as (client, _):
+        await serves(client, 1)
+        reply = await client.post("/train", HISTORY)
+        is_problem(reply, 504, "training_timeout")
+        assert reply.json["command"]
+        trainer.hold.set()
+        await serves(client, 2)
+
+
+async def test_no_trainer_is_a_timeout_and_nothing_is_left(
+    store_settings: StoreSettings, store: Store
+) -> None:
+    await publish(store, await lead(store), n_items=1)
+    async with serving(store_settings, train_wait_s=0.2) as (client, _):
+        await serves(client, 1)
+        is_problem(await client.post("/train", HISTORY), 504, "training_timeout")
+        assert (await store.generations.live()).pending == 0
+        is_problem(await client.ask("POST", "/train"), 504, "training_timeout")
+
+
+async def test_forgetting_reaches_the_archive(client: Client, store: Store, trainer: Trainer) -> None:
+    await store.ratings.append([rating("ann", "old", 4.0)])
+    reply = await client.ask("DELETE", "/users/ann")
+    assert (reply.json["archive"], reply.json["ratings"]) == ("erased", 1)
+    assert [(command.kind, command.user) for command in trainer.taken] == [("erase", b"ann")]
+    assert (await client.get(f"/receipts/{reply.json['receipt']}")).json["archive"] == "erased"
+    # Again, and for one who never was: the archive may know more than the store.
+    assert (await client.ask("DELETE", "/users/ann")).json["ratings"] == 0
+
+
+async def test_a_long_history_goes_in_whole(client: Client, store: Store) -> None:
+    rng = np.random.default_rng(0)
+    pairs = rng.permutation(100 * 300)[:10_000]
+    history = {
+        "nb_users": 100,
+        "nb_items": 300,
+        "user_history": (pairs // 300).tolist(),
+        "item_history": (pairs % 300).tolist(),
+        "rating_history": rng.integers(1, 6, 10_000).tolist(),
+    }
+    assert (await client.post("/train", history)).status == 200
+    totals = [(await client.get(f"/users/{user}/ratings?limit=1")).json["total"] for user in range(100)]
+    assert sum(totals) == 10_000
