@@ -1,0 +1,298 @@
+"""Trainers that are killed at a named step, frozen, or cut off: the next one finds everything, once,
+and a whole generation.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurestore.publishing import verify_items
+from featurestore.ratings import NewRating
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.servers import StoreServer, free_port
+from tests.support.trainers import ChildTrainer, archived, running_trainer, trainer_settings
+from tests.support.waiting import wait_until, wait_until_async
+from trainer.settings import TrainerSettings
+
+pytestmark = pytest.mark.fault
+
+STEPS = [
+    ("redis", "consume:read", 1),
+    ("valkey", "segment:written", 2),
+    ("redis", "segment:renamed", 2),
+    ("valkey", "consume:archived", 2),
+    ("redis", "consume:done", 1),
+    ("valkey", "publish:begun", 1),
+    ("redis", "publish:finished", 1),
+    ("valkey", "fit:started", 1),
+    ("redis", "fit:done", 1),
+    ("valkey", "publish:begun", 2),
+    ("redis", "publish:items", 2),
+    ("valkey", "publish:some_users", 1),
+    ("redis", "publish:finished", 2),
+    ("valkey", "publish:flipped", 2),
+    ("redis", "items:push", 1),
+]
+
+
+@pytest.fixture
+def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
+    return trainer_settings(store_settings, tmp_path / "archive", lease_ttl_s=2.0)
+
+
+def ratings(seed: int, users: int = 25) -> list[NewRating]:
+    rng = np.random.default_rng(seed)
+    return [
+        NewRating(f"u{user}".encode(), f"i{item}".encode(), float(rng.integers(1, 6)), 1e9 + seed)
+        for user in range(users)
+        for item in rng.permutation(10)[:4]
+    ]
+
+
+async def until_drained(store: Store) -> None:
+    async def drained() -> bool:
+        return sum((await store.stream.lag(1)).values()) == 0
+
+    await wait_until_async(drained, 40, "streams archived and trimmed")
+
+
+async def refit(store: Store) -> int:
+    command = await store.commands.ask("refit", epoch=1)
+    outcome = await store.commands.wait(command, 60)
+    assert outcome is not None
+    assert outcome.generation is not None, outcome
+    return outcome.generation
+
+
+async def live_is_whole(store: Store) -> None:
+    """Whatever is live was written completely."""
+    pointer = await store.generations.live()
+    if pointer.generation:
+        meta = await store.generations.meta(pointer.epoch, pointer.generation)
+        assert meta.summary.state == "ready"
+        await verify_items(store.keys, store.bulk, meta)
+
+
+@pytest.mark.parametrize(("store_server", "step", "occurrence"), STEPS, indirect=["store_server"])
+async def test_killed_at_a_step(store: Store, settings: TrainerSettings, step: str, occurrence: int) -> None:
+    given = ratings(0)
+    await store.ratings.append(given)
+    command = await store.commands.ask("refit", epoch=1)
+    child = ChildTrainer(settings, step, occurrence)
+    try:
+        for seed in range(1, 40):
+            if child.ended:
+                break
+            more = ratings(seed, users=3)
+            await store.ratings.append(more)
+            given += more
+
+            async def ended() -> bool:
+                return child.ended
+
+            try:
+                await wait_until_async(ended, 0.5, "the trainer killed")
+            except AssertionError:
+                continue
+        assert child.end() == -signal.SIGKILL
+    finally:
+        child.end()
+    await live_is_whole(store)
+    async with running_trainer(settings):
+        outcome = await store.commands.wait(command, 60)
+        assert outcome is not None
+        assert outcome.state == "done", outcome
+        await until_drained(store)
+        generation = await refit(store)
+        await live_is_whole(store)
+        meta = await store.generations.meta(1, generation)
+        states = {summary.state for summary in await store.generations.list()}
+    counts = dict.fromkeys({rating.user_id.decode() for rating in given}, 0)
+    for rating in given:
+        counts[rating.user_id.decode()] += 1
+    found = archived(settings)
+    assert sorted((user, n) for user, n, _, _ in found) == sorted(
+        (user, n) for user, count in counts.items() for n in range(1, count + 1)
+    )
+    assert meta.summary.n_ratings == len({(rating.user_id, rating.item_id) for rating in given})
+    assert states == {"ready"}
+
+
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+async def test_second_trainer_takes_over(store: Store, settings: TrainerSettings) -> None:
+    first = ChildTrainer(settings)
+    try:
+        await store.ratings.append(ratings(0))
+        await until_drained(store)
+        async with running_trainer(settings) as second:
+            waiting = second.leader is None
+            assert waiting
+            first.end()
+            await store.ratings.append(ratings(1))
+            await until_drained(store)
+            await refit(store)
+    finally:
+        first.end()
+    assert len(archived(settings)) == 200
+
+
+@pytest.mark.parametrize("store_server", ["valkey"], indirect=True)
+async def test_frozen_leader_does_no_harm_when_it_wakes(
+    store: Store, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    elsewhere = trainer_settings(settings.store, tmp_path / "elsewhere", lease_ttl_s=2.0)
+    frozen = ChildTrainer(settings)
+    try:
+        await store.ratings.append(ratings(0))
+        await until_drained(store)
+        before = archived(settings)
+        frozen.process.send_signal(signal.SIGSTOP)
+        async with running_trainer(elsewhere) as other:
+
+            async def leads() -> bool:
+                return other.leader is not None
+
+            await wait_until_async(leads, 30, "the other trainer leading")
+            frozen.process.send_signal(signal.SIGCONT)
+            await store.ratings.append(ratings(1))
+            await until_drained(store)
+            generation = await refit(store)
+            log = tmp_path / "trainer.log"
+
+            async def lost() -> bool:
+                return b"lease_lost" in log.read_bytes()
+
+            await wait_until_async(lost, 30, "the frozen trainer knowing that it lost")
+            assert (await store.generations.live()).generation == generation
+        assert archived(settings) == before
+        pairs = {(rating.user_id, rating.item_id) for seed in (0, 1) for rating in ratings(seed)}
+        assert len({(user, item) for user, _, item, _ in archived(elsewhere)}) == len(pairs)
+    finally:
+        frozen.end()
+
+
+async def test_store_killed_and_restarted(own_server: StoreServer, tmp_path: Path) -> None:
+    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=2.0)
+    settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
+    store = await Store.open(at)
+    try:
+        async with running_trainer(settings):
+            await store.ratings.append(ratings(0))
+            await refit(store)
+            own_server.kill()
+            own_server.start()
+
+            async def back() -> bool:
+                try:
+                    await store.ratings.append(ratings(1))
+                except Exception:  # noqa: BLE001 - whatever it is, it is tried again
+                    return False
+                return True
+
+            await wait_until_async(back, 20, "the store back")
+            await until_drained(store)
+            generation = await refit(store)
+            meta = await store.generations.meta(1, generation)
+    finally:
+        await store.close()
+    pairs = {(rating.user_id, rating.item_id) for seed in (0, 1) for rating in ratings(seed)}
+    assert meta.summary.n_ratings == len(pairs)
+    assert {(user.encode(), item.encode()) for user, _, item, _ in archived(settings)} == pairs
+
+
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+async def test_fit_ends_with_its_parent(store: Store, settings: TrainerSettings) -> None:
+    await store.ratings.append(ratings(0))
+    await store.commands.ask("refit", epoch=1)
+    child = ChildTrainer(settings, "fit:started")
+
+    def children() -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if b"trainer.fitting" in path.read_bytes() and str(child.process.pid) in _parent(path.parent):
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue
+        return found
+
+    try:
+        wait_until(lambda: child.ended, 30, "the trainer killed")
+    finally:
+        child.end()
+    await asyncio.to_thread(wait_until, lambda: not children(), 20, "the fit gone with its trainer")
+
+
+def _parent(process: Path) -> str:
+    return (process / "status").read_text().split("PPid:")[1].splitlines()[0]
+
+
+def run(
+    environment: dict[str, str], how: signal.Signals | None = None, ready: str = "leading"
+) -> tuple[int, str]:
+    """`python -m trainer` until it ends, or until a signal after the line that says `ready`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer"],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = []
+    try:
+        if how is not None:
+            for line in process.stderr:
+                lines.append(line)
+                if ready in line:
+                    break
+            process.send_signal(how)
+        _, rest = process.communicate(timeout=40)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, "".join(lines) + rest
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+def test_signal_ends_with_0(store_settings: StoreSettings, tmp_path: Path, how: signal.Signals) -> None:
+    environment = {
+        "FOLDIN_REDIS_URL": store_settings.url,
+        "FOLDIN_NAMESPACE": store_settings.namespace,
+        "FOLDIN_ARCHIVE_DIR": str(tmp_path / "archive"),
+    }
+    code, text = run(environment, how)
+    assert code == 0, text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+def test_what_a_person_must_change_is_one_line_and_2(store_settings: StoreSettings, tmp_path: Path) -> None:
+    base = {"FOLDIN_REDIS_URL": store_settings.url, "FOLDIN_NAMESPACE": store_settings.namespace}
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code, text = run({**base, "FOLDIN_ARCHIVE_DIR": str(blocked / "archive")})
+    assert code == 2
+    assert "FOLDIN_ARCHIVE_DIR" in text.splitlines()[-1]
+    assert "Traceback" not in text
+    code, text = run({**base, "FOLDIN_ENGINE": "magic", "FOLDIN_REFIT_EVENTS": "many"})
+    assert code == 2
+    assert len(text.splitlines()) == 1
+    assert "FOLDIN_ENGINE" in text
+    assert "FOLDIN_REFIT_EVENTS" in text
+
+
+def test_store_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
+    environment = {
+        "FOLDIN_REDIS_URL": f"redis://127.0.0.1:{free_port()}",
+        "FOLDIN_ARCHIVE_DIR": str(tmp_path / "archive"),
+    }
+    code, text = run(environment, signal.SIGTERM, ready="store_unavailable")
+    assert code == 0, text
