@@ -85,20 +85,33 @@ class Supervisor:
                 await child.start()
             except OSError as exc:
                 raise CannotStartError(f"{child.spec.name} cannot be started: {exc}") from exc
-        results = await asyncio.gather(*(self._ready(child) for child in children), return_exceptions=True)
-        # A part that needs a person says more than one that waited for it in vain.
-        problems = sorted(
-            (r for r in results if r is not None), key=lambda r: not isinstance(r, CannotStartError)
-        )
-        if problems:
-            raise problems[0]
+        await self._all_ready(children)
         self._keepers.extend(
             asyncio.create_task(self._keep(child), name=f"keeper of {child.spec.name}") for child in children
         )
 
+    async def _all_ready(self, children: Sequence[Child]) -> None:
+        """Return when every part with a probe is ready.
+
+        Raise as soon as any part, with a probe or without, has ended.
+        """
+        ready = {asyncio.create_task(self._ready(child)) for child in children if child.spec.probe}
+        ended = {asyncio.create_task(self._ended(child)) for child in children if not child.spec.probe}
+        try:
+            while ready and not any(task.done() and task.exception() for task in ready | ended):
+                await asyncio.wait(ready | ended, return_when=asyncio.FIRST_COMPLETED)
+                ready = {task for task in ready if not task.done() or task.exception()}
+            problems = [task.exception() for task in ready | ended if task.done()]
+        finally:
+            for task in ready | ended:
+                task.cancel()
+            await asyncio.gather(*ready, *ended, return_exceptions=True)
+        # A part that needs a person says more than one that waited for it in vain.
+        problems.sort(key=lambda problem: not isinstance(problem, CannotStartError))
+        if problems and problems[0] is not None:
+            raise problems[0]
+
     async def _ready(self, child: Child) -> None:
-        if child.spec.probe is None:
-            return
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -106,6 +119,10 @@ class Supervisor:
         except ChildEndedError as exc:
             raise self._reason(exc, child) from exc
         self._say(f"  {child.spec.name}: ready after {loop.time() - began:.1f} s")
+
+    async def _ended(self, child: Child) -> None:
+        code = await child.wait()
+        raise self._reason(ChildEndedError(child.spec.name, code, child.last_line), child)
 
     @staticmethod
     def _reason(ended: ChildEndedError, child: Child) -> Exception:

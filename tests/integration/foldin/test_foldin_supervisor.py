@@ -161,6 +161,16 @@ async def test_a_part_that_does_not_start_says_why(
     assert b"it is broken" in (tmp_path / "one.log").read_bytes()
 
 
+async def test_a_part_without_a_probe_that_ends_at_once_is_noticed_while_others_start(
+    keeper: Supervisor, tmp_path: Path
+) -> None:
+    quiet = ChildSpec("quiet", (sys.executable, "-c", CRASHES, "2"), dict(os.environ))
+    with pytest.raises(CannotStartError, match="quiet: it is broken"):
+        await asyncio.wait_for(
+            keeper.start(quiet, spec("slow", READY, tmp_path / "a", mark=tmp_path / "never")), 20
+        )
+
+
 async def test_a_part_that_is_never_ready_is_not_waited_for_for_ever(
     keeper: Supervisor, tmp_path: Path
 ) -> None:
