@@ -99,6 +99,7 @@ class Edge:
 
     def _failure(self, exc: Exception, request: web.BaseRequest, route: str) -> Answer:
         if isinstance(exc, StoreError) and (problem := problem_of(exc)) is not None:
+            log.debug("the store could not route=%s reason=%s", route, exc)
             exc = problem
         if isinstance(exc, Problem):
             return problem_answer(exc, request)

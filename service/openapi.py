@@ -72,8 +72,8 @@ _STRUCTS = (
         operations.Status,
     ),
 )
-_TEXT_ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES // 4}
-_ID: Schema = {"anyOf": [_TEXT_ID, {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}]}
+_TEXT_ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}
+_ID: Schema = {"anyOf": [_TEXT_ID, {"type": "integer"}]}
 _IN_BODIES = "An id: text of 1 to 256 bytes of UTF-8, or a whole number, which counts as its decimal text."
 
 
@@ -90,9 +90,7 @@ def _parameter(name: str, place: str, schema: Schema, text: str, *, required: bo
 
 
 def _path_id(name: str) -> Schema:
-    # A lone dot, or two, is taken out of the path by clients before they send it.
-    schema = {**_TEXT_ID, "pattern": r"^[^.]"}
-    return _parameter(name, "path", schema, "1 to 256 bytes of UTF-8, percent-encoded", required=True)
+    return _parameter(name, "path", _TEXT_ID, "1 to 256 bytes of UTF-8, percent-encoded", required=True)
 
 
 def _query(name: str, schema: Schema, text: str) -> Schema:
@@ -149,9 +147,13 @@ def _body(schema: Schema, example: Any, *, required: bool = True, lines: bool = 
     return {"required": required, "content": content}
 
 
-def _predict_paths() -> Schema:
+def _predict_paths(*, has_steps: bool) -> Schema:
     user, item = ("user_id", "Who"), ("item_id", "What")
     named = [_parameter(name, "query", _TEXT_ID, text, required=True) for name, text in (user, item)]
+    timestamp = _query("timestamp", {"type": "number", "minimum": -1e15, "maximum": 1e15}, "When, in seconds")
+    distribution = _query(
+        "distribution", {"type": "boolean", "default": False}, "The probability of each step of the scale too"
+    )
     one_of: Schema = {
         "oneOf": [
             _object({"user_id": _ID, "item_id": _ID}),
@@ -167,15 +169,7 @@ def _predict_paths() -> Schema:
                 "Predict",
                 _answers(predictor.OnePrediction, ("missing_parameter", "invalid_parameter", *_STORE)),
                 operationId="predict",
-                parameters=[
-                    *named,
-                    _query(
-                        "timestamp", {"type": "number", "minimum": 0, "maximum": 1e15}, "When, in seconds"
-                    ),
-                    _query(
-                        "distribution", {"type": "boolean", "default": False}, "Probability of each step too"
-                    ),
-                ],
+                parameters=[*named, timestamp, *([distribution] if has_steps else [])],
             ),
             "post": _call(
                 "The expected ratings of one pair, or of up to 10,000.",
@@ -460,8 +454,8 @@ def _schemas() -> dict[str, Schema]:
 
 
 @cache
-def document(low: float, high: float) -> bytes:
-    """The description, for a service whose ratings are from `low` to `high`."""
+def document(low: float, high: float, *, has_steps: bool = True) -> bytes:
+    """The description, for a service whose ratings are from `low` to `high`, in steps or not."""
     schemas = _schemas()
     rating = {"type": "number", "minimum": low, "maximum": high}
     schemas["RatingIn"]["properties"]["rating"] = rating
@@ -478,7 +472,7 @@ def document(low: float, high: float) -> bytes:
                 "Errors are `application/problem+json` with a stable `code`.",
             },
             "paths": {
-                **_predict_paths(),
+                **_predict_paths(has_steps=has_steps),
                 **_ratings_paths(),
                 **_recommend_paths(),
                 **_known_paths(),
@@ -499,4 +493,4 @@ async def get_openapi(request: web.Request) -> web.StreamResponse:
     from service.state import STORE
 
     scale = request.app[STORE].config.scale
-    return Answer(document(scale.low, scale.high))
+    return Answer(document(scale.low, scale.high, has_steps=scale.step is not None))

@@ -15,8 +15,8 @@ import msgspec
 from service.problems import Problem
 
 MAX_ID_BYTES = 256
-# Seconds since 1970 beyond which a timestamp is a mistake of units; microseconds of today still pass.
-MAX_TIMESTAMP = 1e16
+# Seconds since 1970 beyond which a timestamp is no time: milliseconds by mistake pass, nanoseconds do not.
+MAX_TIMESTAMP = 1e15
 
 # As JSON writes numbers: float() alone would take nan, infinity, underscores and the digits of other scripts.
 _NUMBER = re.compile(r"-?[0-9]{1,25}(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?")

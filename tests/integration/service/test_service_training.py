@@ -2,17 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 
-from featurestore.commands import Command, Outcome
-from featurestore.lease import Lease
+from featurestore.commands import Outcome
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import lead, publish, rating, write_generation
+from tests.support.factories import lead, publish, rating
 from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.small_trainer import Trainer
 from tests.support.waiting import wait_until_async
 
 HISTORY = {
@@ -22,37 +22,6 @@ HISTORY = {
     "item_history": [0, 1, 2, 3],
     "rating_history": [1, 5, 3, 2],
 }
-Decide = Callable[[Command], Outcome | None]
-
-
-class Trainer:
-    """Takes commands, and does what a trainer does as far as services can tell."""
-
-    def __init__(self, store: Store, lease: Lease) -> None:
-        self._store = store
-        self._lease = lease
-        self.taken: list[Command] = []
-        self.decide: Decide = lambda command: None
-        self.hold = asyncio.Event()
-        self.hold.set()
-
-    async def run(self) -> None:
-        after = "0"
-        while True:
-            for command in await self._store.commands.take(after, 50):
-                after = command.stream_id
-                self.taken.append(command)
-                await self._store.commands.report(command.id, Outcome("running"))
-                await self.hold.wait()
-                outcome = self.decide(command) or await self._do(command)
-                await self._store.commands.report(command.id, outcome)
-
-    async def _do(self, command: Command) -> Outcome:
-        if command.kind == "erase":
-            return Outcome("done")
-        written = await write_generation(self._store, self._lease, epoch=command.epoch, n_items=4, seed=3)
-        await written.writer.flip(automatic=False)
-        return Outcome("done", written.writer.number)
 
 
 @pytest.fixture

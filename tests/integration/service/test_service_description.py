@@ -1,0 +1,56 @@
+"""A running service is asked what its own description allows, and what it does not."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import lead, publish, rating
+from tests.support.serving import Client, serves, serving
+from tests.support.small_trainer import Trainer
+
+# A description cannot say that a whole number written as 7.0 is no id, nor that lists are parallel: for
+# bodies the check that all it allows is accepted is left out.
+RUNS = {
+    "queries": ["--include-method", "GET", "--include-method", "DELETE"],
+    "bodies": ["--include-method", "POST", "--exclude-checks", "positive_data_acceptance"],
+}
+
+
+@pytest.fixture
+async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
+    lease = await lead(store, ttl_ms=600_000)
+    await store.items(1).register([b"dune", b"emma", b"0"])
+    await store.ratings.append([rating("ann", "dune", 5.0), rating("0", "0", 2.0)])
+    await publish(store, lease, n_items=3, users=[b"ann"])
+    trainer = asyncio.create_task(Trainer(store, lease).run())
+    async with serving(store_settings) as (client, _):
+        await serves(client, 1)
+        yield client
+    trainer.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await trainer
+
+
+# What is asked does not depend on the kind of store.
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+@pytest.mark.parametrize("run", RUNS)
+async def test_the_service_does_what_its_description_says(client: Client, run: str) -> None:
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{client.url}/openapi.json", "--checks", "all"),
+        *("--phases", "examples,coverage,fuzzing", "--max-examples", "8", "--seed", "1", *RUNS[run]),
+        *("--warnings", "off", "--no-color"),
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), 100.0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert process.returncode == 0, said.decode("utf-8", "replace")[-8000:]

@@ -1,0 +1,41 @@
+"""What a trainer does as far as services can tell, for tests without the real one."""
+
+import asyncio
+from collections.abc import Callable
+
+from featurestore.commands import Command, Outcome
+from featurestore.lease import Lease
+from featurestore.store import Store
+from tests.support.factories import write_generation
+
+Decide = Callable[[Command], Outcome | None]
+
+
+class Trainer:
+    """Takes commands, and does what a trainer does as far as services can tell."""
+
+    def __init__(self, store: Store, lease: Lease) -> None:
+        self._store = store
+        self._lease = lease
+        self.taken: list[Command] = []
+        self.decide: Decide = lambda command: None
+        self.hold = asyncio.Event()
+        self.hold.set()
+
+    async def run(self) -> None:
+        after = "0"
+        while True:
+            for command in await self._store.commands.take(after, 50):
+                after = command.stream_id
+                self.taken.append(command)
+                await self._store.commands.report(command.id, Outcome("running"))
+                await self.hold.wait()
+                outcome = self.decide(command) or await self._do(command)
+                await self._store.commands.report(command.id, outcome)
+
+    async def _do(self, command: Command) -> Outcome:
+        if command.kind == "erase":
+            return Outcome("done")
+        written = await write_generation(self._store, self._lease, epoch=command.epoch, n_items=4, seed=3)
+        await written.writer.flip(automatic=False)
+        return Outcome("done", written.writer.number)
