@@ -4,6 +4,7 @@ Both take a batch whole or raise; a batch may be given again. SinkBusyError mean
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import aiohttp
@@ -17,6 +18,7 @@ from featurestore.store import Store
 from foldin.errors import CannotStartError, ImportStoppedError
 
 API_TIMEOUT_S = 30.0
+STORE_TIMEOUT_S = 15.0
 Row = tuple[bytes, bytes, float, float]
 
 
@@ -73,7 +75,9 @@ class StoreSink:
         settings = StoreSettings.from_environment(reader)
         try:
             reader.finish()
-            store = await Store.open(settings, hot=False)
+            # Nobody waits for one answer here, and a store that is busy with large batches answers late.
+            patient = replace(settings, timeout_s=max(settings.timeout_s, STORE_TIMEOUT_S))
+            store = await Store.open(patient, hot=False)
         except (StoreRefused, SettingsInvalid) as exc:
             raise CannotStartError(" ".join(str(exc).split())) from exc
         except StoreError as exc:
