@@ -8,7 +8,7 @@ from aiohttp import web
 
 from factors.tables import Int64s
 from service.answers import Answer
-from service.bodies import is_lines
+from service.bodies import is_lines, parsed
 from service.predictor import require
 from service.problems import Problem
 from service.state import BODIES, FOLLOWER, PREDICTOR
@@ -39,7 +39,7 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
     if is_lines(request):
         raise Problem("unsupported_media_type", "send application/json")
     async with request.app[BODIES].read(request) as body:
-        asked = _BODY.decode(body)
+        asked = await parsed(body, _BODY.decode)
     predictor, live = request.app[PREDICTOR], require(request.app[FOLLOWER].live)
     given = [name for name in ("item_id", "item_ids", "pairs") if getattr(asked, name) is not msgspec.UNSET]
     if len(given) != 1:

@@ -7,6 +7,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -17,7 +18,7 @@ from factors.tables import Float64s, Scale
 from featurestore.live import LiveGeneration
 from featurestore.ratings import NewRating
 from service.answers import Answer
-from service.bodies import is_lines, looks_like_lines
+from service.bodies import is_lines, looks_like_lines, parsed
 from service.predictor import Predictor
 from service.problems import Problem
 from service.state import BODIES, COUNTS, FOLLOWER, PREDICTOR, STORE
@@ -137,7 +138,8 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     store, counts, live = request.app[STORE], request.app[COUNTS], request.app[FOLLOWER].live
     lines = is_lines(request)
     async with request.app[BODIES].read(request) as body:
-        columns = parse_ratings(body, store.config.scale, time.time(), lines=lines)
+        parse = partial(parse_ratings, scale=store.config.scale, now=time.time(), lines=lines)
+        columns = await parsed(body, parse)
     errors = np.zeros(0)
     if live is not None and columns.values:
         errors = await squared_errors(request.app[PREDICTOR], live, columns)

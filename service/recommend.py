@@ -18,7 +18,7 @@ from featurestore.codecs import History, pack_histories
 from featurestore.items import ItemRegistry
 from featurestore.live import LiveGeneration
 from service.answers import Answer
-from service.bodies import is_lines
+from service.bodies import is_lines, parsed
 from service.catalogue import MAX_N, expected, item_names, item_row
 from service.predictor import require
 from service.problems import Problem
@@ -146,7 +146,7 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
     if is_lines(request):
         raise Problem("unsupported_media_type", "send application/json")
     async with request.app[BODIES].read(request) as body:
-        asked = _BODY.decode(body)
+        asked = await parsed(body, _BODY.decode)
     store = request.app[STORE]
     check_rows(len(asked.ratings), MAX_RATINGS, "ratings")
     for name, low, high in (("n", 1, MAX_N), ("offset", 0, MAX_OFFSET), ("seed", 0, 2**53)):

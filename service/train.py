@@ -10,7 +10,7 @@ from aiohttp import web
 from factors.tables import Scale
 from featurestore.ratings import NewRating
 from service.answers import Answer
-from service.bodies import is_lines
+from service.bodies import is_lines, parsed
 from service.problems import Problem
 from service.ratings import check_scale
 from service.state import BODIES, COUNTS, SETTINGS, STORE, TRAINING
@@ -59,7 +59,7 @@ async def post_train(request: web.Request) -> web.StreamResponse:
             return _answer(await training.refit())
         if lines:
             raise Problem("unsupported_media_type", "send application/json")
-        asked = _BODY.decode(body)
+        asked = await parsed(body, _BODY.decode)
     item_ids, ratings = await checked_history(asked, request.app[STORE].config.scale)
     trained = await training.begin_history(ratings, item_ids, replace=asked.replace)
     request.app[COUNTS].ratings += len(ratings)

@@ -53,7 +53,7 @@ function showCall(parent, path, method, call, document_) {
   const summary = add(details, "summary");
   add(summary, "b", method.toUpperCase());
   add(summary, "code", path);
-  add(summary, "span", ` ${call.summary}`, "soft");
+  add(summary, "span", ` ${call.summary.replaceAll("`", "")}`, "soft");
   const inside = add(details, "div");
   if (call.parameters) {
     add(inside, "h2", "Parameters");

@@ -337,6 +337,14 @@ async def test_bodies_are_bounded(client: Client) -> None:
     assert (await client.get("/livez")).status == 200
 
 
+async def test_a_large_broken_body_names_its_row_too(client: Client) -> None:
+    good = b'{"user_id": "u", "item_id": "i", "rating": 3}'
+    body = b"[" + b",".join([good] * 5000 + [good.replace(b"3", b"NaN")] + [good] * 10) + b"]"
+    reply = await client.post("/ratings", body)
+    assert is_problem(reply, 422, "invalid_body")
+    assert (reply.json["field"], reply.json["row"]) == ("rating", 5000)
+
+
 async def test_a_body_that_does_not_come_is_given_up(
     store_settings: StoreSettings, published: Written
 ) -> None:
