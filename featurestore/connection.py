@@ -2,8 +2,9 @@
 fails.
 
 All that is asked for in one turn of the event loop leaves in one write. Replies come in the order of the
-questions, so one deadline watches the oldest call, and when that passes everything behind it is late too: the
-socket is given up and all calls in flight fail with `StoreUnavailable`. Nothing is sent twice from here:
+questions, so one timer watches the oldest call. When the store has been silent for the timeout, or has not
+come to the oldest call within five, everything behind it is late too: the socket is given up and all calls in
+flight fail with `StoreUnavailable`. Nothing is sent twice from here:
 whether a write may be repeated is known where it is asked for. While the store is away calls fail at once;
 the connection comes back by itself.
 """
@@ -28,6 +29,8 @@ ReplyError = hiredis.ReplyError
 
 # With at most half a second between attempts a store that is back is noticed well within two seconds.
 BACKOFF_S = (0.02, 0.5)
+# A store that answers, but slowly, has so many timeouts for one call: many large writes may be before it.
+PATIENCE = 5
 # Calls that would not fit are refused at once: what waits here would only be answered late.
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
 
@@ -76,8 +79,9 @@ class _Wire(asyncio.Protocol):
         self._lost = lost
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(replyError=ReplyError)
-        # (future, replies, payload bytes, deadline), oldest first.
-        self._waiting: deque[tuple[asyncio.Future[list[Any]], int, int, float]] = deque()
+        # (future, replies, payload bytes, when it was asked, how long the store may block), oldest first.
+        self._waiting: deque[tuple[asyncio.Future[list[Any]], int, int, float, float]] = deque()
+        self._heard_at = self._loop.time()
         self._got: list[Any] = []
         self._out: list[bytes] = []
         self._bytes = 0
@@ -103,7 +107,7 @@ class _Wire(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._out.append(payload)
         self._bytes += size
-        self._waiting.append((future, replies, size, self._loop.time() + self._timeout_s + wait_s))
+        self._waiting.append((future, replies, size, self._loop.time(), wait_s))
         if self._watch is None:
             self._arm(self._timeout_s)
         return future
@@ -116,10 +120,11 @@ class _Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         reader, waiting, got = self._reader, self._waiting, self._got
         gets = reader.gets
+        self._heard_at = self._loop.time()
         try:
             reader.feed(data)
             while waiting:
-                future, replies, size, _ = waiting[0]
+                future, replies, size, _, _ = waiting[0]
                 while len(got) < replies:
                     reply = gets()
                     if reply is False:
@@ -143,7 +148,9 @@ class _Wire(asyncio.Protocol):
         if not self._waiting:
             return
         now = self._loop.time()
-        left = self._waiting[0][3] - now
+        _, _, _, asked_at, wait_s = self._waiting[0]
+        silence = max(asked_at, self._heard_at) + self._timeout_s + wait_s - now
+        left = min(silence, asked_at + PATIENCE * self._timeout_s + wait_s - now)
         if now - due > 0.25 * self._timeout_s:
             # This process was held up, not the store: the reply may be in the socket.
             self._arm(0.25 * self._timeout_s)

@@ -2,11 +2,13 @@
 by its pid.
 """
 
+import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +50,12 @@ def free_port() -> int:
         return port
 
 
+def _die_with_parent() -> None:
+    """No server outlives a test run that was killed."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 class StoreServer:
     """One server process. `url`: its address; `namespace`s keep the tests of a session apart."""
 
@@ -83,6 +91,8 @@ class StoreServer:
                 ],
                 stdout=log,
                 stderr=log,
+                # Only a system call between fork and exec: safe beside threads.
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
             )
         end = time.monotonic() + START_S
         while not self.answers():

@@ -144,6 +144,27 @@ async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() 
         assert script.accepted >= 2
 
 
+async def test_a_store_that_is_slow_but_answers_is_waited_for() -> None:
+    async def slow(_: bytes, writer: asyncio.StreamWriter) -> None:
+        for _part in range(8):
+            await asyncio.sleep(0.1)
+            writer.write(b"+part\r\n")
+
+    async with opened(Script(slow), timeout_s=0.4) as connection:
+        assert await connection.execute(b"x", 8) == [b"part"] * 8
+
+
+async def test_a_store_that_trickles_is_not_waited_for_without_end() -> None:
+    async def trickle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        for _part in range(100):
+            await asyncio.sleep(0.05)
+            writer.write(b"+part\r\n")
+
+    async with opened(Script(trickle), timeout_s=0.15) as connection:
+        with pytest.raises(StoreUnavailable):
+            await connection.execute(b"x", 100)
+
+
 async def test_the_store_may_block_as_long_as_it_was_told() -> None:
     async def slow(_: bytes, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.4)
