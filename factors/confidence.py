@@ -18,8 +18,8 @@ user rows hold `range * x`, item rows `y`, biases are 0. A model is of this kind
 import numpy as np
 import scipy.sparse as sp
 
-from factors.halfstep import prior_rows
 from factors.histories import Compressed, compress
+from factors.others import prior_rows
 from factors.packing import COUNT, RATING_MEAN, Layout, outer, pack, unpack
 from factors.parameters import Parameters, Side, SideName, from_model, to_model
 from factors.tables import Float32s, Float64s, Histories, Model, Scale

@@ -12,7 +12,7 @@ import numpy as np
 
 from factors import confidence
 from factors.foldin import fold_in_users
-from factors.halfstep import entry_terms, gather_others
+from factors.halfstep import entry_terms
 from factors.histories import compress
 from factors.links import rating_moments
 from factors.packing import unpack
@@ -42,8 +42,7 @@ def explain(model: Model, items: Float32s, history: Histories, item_row: int) ->
         terms = confidence.entry_terms(model, items, data)
         set_terms = np.zeros_like(terms)
     else:
-        others, index = gather_others(parameters.items, items, data)
-        terms, set_terms = entry_terms(parameters, parameters.users, others, index, data)
+        terms, set_terms = entry_terms(parameters, "user", items, data)
     covariance = unpack(user[:, layout.covariance], layout.dim)[0]
     parts = terms @ (covariance @ direction) + set_terms @ direction
     # Without the history the score stands at the prior mean; its spread is kept, so that only the mean moves.

@@ -9,20 +9,21 @@ from dataclasses import replace
 
 import numpy as np
 
+from factors.choosing import LEAST_RATINGS, choose, choose_rank, first_state
+from factors.confidence import is_confidence
 from factors.errors import FitDiverged, FitRefused
 from factors.foldin import fold_in_users
-from factors.halfstep import half_step, prior_rows
 from factors.histories import Compressed, compress_pairs
-from factors.parameters import Parameters, from_model, to_model
-from factors.priors import fitted_prior, learn_side, prior_model, scale_range, start_parameters
-from factors.scoring import Scorer
+from factors.parameters import from_model, to_model
+from factors.priors import fitted_prior, prior_model, scale_range
 from factors.settings import FitSettings
-from factors.tables import Fitted, Float64s, Histories, Ratings
+from factors.sweeps import State, Terms, Training, in_rating_units
+from factors.tables import Fitted, Histories, Ratings
 
 Progress = Callable[[int, dict[str, float]], None]
-# Pairs whose packed covariances are in memory at once.
-_PAIRS_AT_ONCE = 1 << 16
-_RANK = 8
+# A fit goes on from an earlier one until there are so many times the ratings from which its terms were
+# chosen.
+_DECIDE_AGAIN = 1.5
 
 
 def fit(
@@ -43,30 +44,57 @@ def fit(
     raises ends the fit. Raises `FitRefused` where the input cannot be fitted and `FitDiverged` where the
     result is not finite.
     """
-    users, items = prepare(ratings, n_users, n_items, settings)
+    users = prepare(ratings, n_users, n_items, settings)
     if len(users.value) == 0:
         model = prior_model(settings)
         return fitted_prior(model, from_model(model), n_users, n_items)
-    state = _State.begin(users, items, settings, rng, start)
-    sweeps = 0
+    training = Training.of(users, n_items)
+    state, found = _begin(training, settings, rng, start)
+    sweeps, change = 0, 0.0
     for sweeps in range(1, settings.sweeps + 1):
-        change = state.sweep()
+        change = state.sweep(settings.block_rows)
         if progress is not None:
-            progress(sweeps, state.metrics())
-        if change < settings.tolerance * scale_range(settings.scale):
+            progress(sweeps, {"change": change, "noise": state.parameters.noise})
+        if change < settings.tolerance:
             break
-    return finish(
-        state.parameters,
-        state.item_rows,
-        ratings_histories(users),
-        state.metrics() | {"sweeps": float(sweeps)},
+    return finish(state, found | {"sweeps": float(sweeps), "change": change})
+
+
+def _begin(
+    training: Training, settings: FitSettings, rng: np.random.Generator, start: Fitted | None
+) -> tuple[State, dict[str, float]]:
+    """The state from which to sweep: that of `start`, or one whose terms are chosen, or a plain one for few
+    ratings.
+    """
+    n = len(training.users.value)
+    if start is not None and _continues(start, settings, n):
+        rows = start.users.astype(np.float64), start.items.astype(np.float64)
+        return State.begin(training, from_model(start.model), None, *rows), {}
+    decides = settings.link != "gaussian" or settings.set_effects or settings.periods
+    if n < LEAST_RATINGS or not decides:
+        state = first_state(training, settings, rng)
+        return (state.branch(Terms("ordinal")) if settings.link == "ordinal" else state), {}
+    choice = choose(training, settings, rng)
+    known = replace(choice.state.parameters, decided=float(n))
+    return State.begin(training, known, None, choice.state.user_rows, choice.state.item_rows), choice.metrics
+
+
+def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
+    """Whether a fit may go on from `start`: same scale, rank and link, and its terms chosen from about as
+    many ratings as there are now.
+    """
+    model = start.model
+    return (
+        not is_confidence(model)
+        and model.scale == settings.scale
+        and model.rank == choose_rank(settings, n_ratings)
+        and settings.link in ("auto", model.link)
+        and n_ratings < _DECIDE_AGAIN * from_model(model).decided
     )
 
 
-def prepare(
-    ratings: Ratings, n_users: int, n_items: int, settings: FitSettings
-) -> tuple[Compressed, Compressed]:
-    """The ratings by user and by item, each pair once. Raises `FitRefused` for what cannot be fitted."""
+def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings) -> Compressed:
+    """The ratings by user, each pair once. Raises `FitRefused` for what cannot be fitted."""
     user, item = np.asarray(ratings.user_row), np.asarray(ratings.item_row)
     value, time = np.asarray(ratings.value, dtype=np.float64), np.asarray(ratings.time, dtype=np.float64)
     if n_users < 0 or n_items < 0:
@@ -84,9 +112,7 @@ def prepare(
             f"ratings from {known.min():g} to {known.max():g} are outside the scale "
             f"from {settings.scale.low:g} to {settings.scale.high:g}"
         )
-    users = compress_pairs(user.astype(np.int64), item.astype(np.int64), value, time, n_users)
-    items = compress_pairs(users.other, users.row, users.value, users.time, n_items)
-    return users, items
+    return compress_pairs(user.astype(np.int64), item.astype(np.int64), value, time, n_users)
 
 
 def ratings_histories(users: Compressed) -> Histories:
@@ -94,111 +120,20 @@ def ratings_histories(users: Compressed) -> Histories:
     return Histories(users.indptr, users.other.astype(np.int32), users.value, users.time)
 
 
-def finish(
-    parameters: Parameters, item_rows: Float64s, histories: Histories, metrics: dict[str, float]
-) -> Fitted:
+def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """The tables as they are published: items in float32, users folded in with exactly these. Raises
     `FitDiverged`.
     """
+    parameters, item_rows = in_rating_units(state.parameters, state.item_rows)
     model = to_model(parameters)
     items = item_rows.astype(np.float32)
     if not (
         np.isfinite(items).all() and all(np.isfinite(array).all() for array in model.parameters.values())
     ):
         raise FitDiverged("the fit gave item rows or priors that are not finite")
-    users = fold_in_users(model, items, histories)
+    users = fold_in_users(model, items, ratings_histories(state.training.users))
+    effect = parameters.users.layout.set_effect
+    users[:, effect] = in_rating_units(state.parameters, state.user_rows)[1][:, effect]
     if not np.isfinite(users).all():
         raise FitDiverged("the fit gave user rows that are not finite")
     return Fitted(model, users, items, metrics)
-
-
-class _State:
-    """A fit between two sweeps."""
-
-    def __init__(
-        self,
-        parameters: Parameters,
-        item_rows: Float64s,
-        users: Compressed,
-        items: Compressed,
-        settings: FitSettings,
-    ) -> None:
-        self.parameters = parameters
-        self.item_rows = item_rows
-        self.user_rows = prior_rows(parameters.users, users.rows)
-        self._users, self._items = users, items
-        self._user_of_entry = users.row
-        self._settings = settings
-        self._predictions = np.full(len(users.value), parameters.mean)
-        self._change = np.inf
-
-    @staticmethod
-    def begin(
-        users: Compressed,
-        items: Compressed,
-        settings: FitSettings,
-        rng: np.random.Generator,
-        start: Fitted | None,
-    ) -> "_State":
-        rank = _RANK if settings.rank == "auto" else settings.rank
-        if (
-            start is not None
-            and (settings.rank == "auto" or start.model.rank == rank)
-            and start.model.link == "gaussian"
-        ):
-            known = from_model(start.model)
-            parameters = replace(known, scale=settings.scale)
-            item_rows = prior_rows(parameters.items, items.rows)
-            shared = min(len(start.items), items.rows)
-            item_rows[:shared] = start.items[:shared]
-            return _State(parameters, item_rows, users, items, settings)
-        parameters = start_parameters(
-            settings.scale, rank, float(users.value.mean()), float(users.value.var())
-        )
-        item_rows = prior_rows(parameters.items, items.rows)
-        # Random directions break the symmetry between the dimensions; as large as the prior says that they
-        # are.
-        spread = np.sqrt(np.diag(parameters.items.covariance)[:-1])
-        item_rows[:, parameters.items.layout.latent] = rng.standard_normal((items.rows, rank)) * spread
-        return _State(parameters, item_rows, users, items, settings)
-
-    def sweep(self) -> float:
-        """Users, items, priors, noise. Returns the root mean square change of the predictions."""
-        block = self._settings.block_rows
-        self.user_rows = half_step(self.parameters, "user", self.item_rows, self._users, block_rows=block)
-        self.item_rows = half_step(self.parameters, "item", self.user_rows, self._items, block_rows=block)
-        users = learn_side(self.parameters.users, self.user_rows)
-        items = learn_side(self.parameters.items, self.item_rows)
-        self._learn_noise()
-        self.parameters = replace(self.parameters, users=users, items=items)
-        return self._change
-
-    def metrics(self) -> dict[str, float]:
-        """What is known of the fit so far."""
-        error = self._users.value - np.clip(
-            self._predictions, self.parameters.scale.low, self.parameters.scale.high
-        )
-        return {
-            "train_rmse": float(np.sqrt(np.mean(error * error))),
-            "noise": self.parameters.noise,
-            "change": float(self._change),
-        }
-
-    def _learn_noise(self) -> None:
-        users = self._users
-        scorer = Scorer(to_model(self.parameters), self.item_rows)
-        predictions = np.empty(len(users.value))
-        squares = 0.0
-        for start in range(0, len(users.value), _PAIRS_AT_ONCE):
-            part = slice(start, start + _PAIRS_AT_ONCE)
-            mean, variance, _ = scorer.latent(
-                self.user_rows, self._user_of_entry[part], users.other[part], users.time[part]
-            )
-            predictions[part] = mean
-            squares += float(((users.value[part] - mean) ** 2 + variance).sum())
-        self._change = float(np.sqrt(np.mean((predictions - self._predictions) ** 2)))
-        self._predictions = predictions
-        # One pseudo-rating of the old noise, and a floor: a world without noise must not divide by zero.
-        floor = (1e-3 * scale_range(self.parameters.scale)) ** 2
-        noise = max((squares + self.parameters.noise) / (len(users.value) + 1.0), floor)
-        self.parameters = replace(self.parameters, noise=noise)

@@ -1,31 +1,42 @@
 """Fold-in: the posterior rows of users and items from their full histories, exactly as the batch half-step
 has them.
+
+Invariant: the answer depends on the model, the other table and the history, not on who is folded in beside
+it.
 """
 
 import numpy as np
 
 from factors import confidence
-from factors.halfstep import half_step, prior_rows
+from factors.halfstep import half_step
 from factors.histories import compress
+from factors.others import prior_rows
 from factors.parameters import SideName, from_model
 from factors.tables import Float32s, Histories, Model
 
 
-def fold_in_users(model: Model, items: Float32s, histories: Histories) -> Float32s:
+def fold_in_users(
+    model: Model, items: Float32s, histories: Histories, *, current: Float32s | None = None
+) -> Float32s:
     """User rows (b, user_width) from b histories given the item table (n_items, item_width).
 
     An item row that is negative or beyond the table counts as an item nobody knows. An empty history gives
-    the prior.
+    the prior. What having a user among its raters says of an item (the set effect in the row) is learned by
+    the fit alone: it is taken over from `current` (b, user_width), the rows of these users so far, and else
+    0.
     """
-    return _fold_in(model, "user", items, histories)
+    return _fold_in(model, "user", items, histories, current)
 
 
-def fold_in_items(model: Model, users: Float32s, histories: Histories) -> Float32s:
+def fold_in_items(
+    model: Model, users: Float32s, histories: Histories, *, current: Float32s | None = None
+) -> Float32s:
     """Item rows (b, item_width) from b histories; `other_row` indexes `users` (n, user_width).
 
-    The set effect of a rated item on its raters is learned by the fit alone and is 0 here.
+    What having rated an item says of its users is learned by the fit alone: it is taken over from `current`
+    (b, item_width), the rows of these items so far, and else 0.
     """
-    return _fold_in(model, "item", users, histories)
+    return _fold_in(model, "item", users, histories, current)
 
 
 def prior_user(model: Model) -> Float32s:
@@ -40,9 +51,14 @@ def prior_item(model: Model) -> Float32s:
     return row
 
 
-def _fold_in(model: Model, name: SideName, table: Float32s, histories: Histories) -> Float32s:
+def _fold_in(
+    model: Model, name: SideName, table: Float32s, histories: Histories, current: Float32s | None
+) -> Float32s:
     if confidence.is_confidence(model):
         return confidence.fold_in(model, name, table, histories)
     parameters = from_model(model)
-    rows = half_step(parameters, name, table, compress(histories, len(table)))
-    return rows.astype(np.float32)
+    rows = half_step(parameters, name, table, compress(histories, len(table))).rows.astype(np.float32)
+    if current is not None:
+        effect = parameters.side(name)[0].layout.set_effect
+        rows[:, effect] = current[:, effect]
+    return rows

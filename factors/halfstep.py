@@ -11,99 +11,43 @@ With `f = [latent, 1]` and `b` the bias of an other row, the posterior of `x` (d
 
 where `P`, `m` are prior precision and mean and `w` the inverse noise variance (Lim and Teh, 2007, with full
 covariances and biases inside). `m` has the mean of the other rows' set effects times the square root of their
-count (Koren, 2008). An effect `N(0, t)` per period of a row is marginalised: with `a = w sum f`, `n = w count
-+ 1/t`, `s = w sum (y - mu - b)` over the period, the precision loses `a a^T / n` and the linear term `a s /
-n` (a Schur complement).
+count (Koren, 2008). With the ordinal link each rating has a weight and a target of its own (`ordinal`), which
+depend on the posterior: the half-step is then a fixed point.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
 
 from factors.histories import Compressed, Periods, group_periods
-from factors.packing import (
-    COUNT,
-    NO_PERIOD,
-    RATING_MEAN,
-    FloatTable,
-    outer,
-    pack,
-    period_keys,
-    triangle,
-    unpack,
-)
+from factors.ordinal import EntryScores, Sites, fold_in_damping, ordinal_sites, rating_levels
+from factors.others import Others, gather_others, prior_rows
+from factors.packing import COUNT, RATING_MEAN, FloatTable, outer, pack, triangle, unpack
 from factors.parameters import Parameters, Side, SideName
+from factors.periodgroups import Groups
+from factors.segments import segment_sums
 from factors.tables import Float64s, Int64s
+
+# Entries whose packed covariances are in the cache at once.
+_ENTRIES_AT_ONCE = 1 << 12
+_NOTHING: Float64s = np.zeros(0)
+# Damped steps to an ordinal posterior shrink by a factor of about 0.3: so many reach the last float32 digit.
+FOLD_IN_STEPS = 30
+_AT_REST = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
-class Others:
-    """What a half-step reads of each other row: `features` (n, d) = `[latent, 1]`, `bias` (n,), `second` (n,
-    packed) = E[f f^T], `cross` (n, d) = E[f b], `set_effect` (n, d); and of each entry: `period_effect`
-    (entries,)."""
-
-    features: Float64s
-    bias: Float64s
-    second: Float64s
-    cross: Float64s
-    set_effect: Float64s
-    period_effect: Float64s
-
-
-def prior_rows(side: Side, n_rows: int) -> Float64s:
-    """Rows (n_rows, width) that say what is known of someone unknown."""
-    layout = side.layout
-    rows = np.zeros((n_rows, layout.width))
-    rows[:, layout.mean] = side.mean
-    rows[:, layout.covariance] = pack(side.covariance)
-    rows[:, layout.keys] = NO_PERIOD
-    rows[:, layout.variances] = side.period_variance
-    return rows
-
-
-def read_others(side: Side, rows: FloatTable, period_effect: Float64s) -> Others:
-    """The part of `rows` (n, width) of `side` that the half-step of the other side reads."""
-    layout = side.layout
-    rank = layout.rank
-    features = rows[:, layout.mean].astype(np.float64)
-    bias = features[:, rank].copy()
-    features[:, rank] = 1.0
-    covariance = rows[:, layout.covariance].astype(np.float64)
-    second = outer(features)
-    latent_packed = rank * (rank + 1) // 2
-    second[:, :latent_packed] += covariance[:, :latent_packed]
-    cross = features * bias[:, None]
-    cross[:, :rank] += covariance[:, latent_packed : latent_packed + rank]
-    return Others(features, bias, second, cross, rows[:, layout.set_effect].astype(np.float64), period_effect)
-
-
-def period_effects(side: Side, rows: FloatTable, index: Int64s, time: Float64s) -> Float64s:
-    """Effects (n,) of the periods of `rows[index]` at `time`; 0 where the row has none for that time."""
-    layout = side.layout
-    if layout.slots == 0 or side.period_variance <= 0:
-        return np.zeros(len(index))
-    keys = period_keys(time, side.period)
-    match = rows[index, layout.keys] == keys[:, None]
-    return np.asarray(np.where(match, rows[index, layout.effects], 0.0).sum(axis=1, dtype=np.float64))
-
-
-def gather_others(side: Side, table: FloatTable, data: Compressed) -> tuple[Others, Int64s]:
-    """What the half-step reads of the other rows in `data`, and where each entry of `data` finds its row in
-    there.
+class HalfStep:
+    """Posterior `rows` (b, width); of each period group its effect's mean and variance (G,) and its
+    covariance (G, d) with the row; the `sites` that gave them.
     """
-    # Few entries of a large table: read these alone. Otherwise each row once, however often it is rated.
-    known = np.flatnonzero(data.other >= 0)
-    if len(data.other) < len(table) or len(table) == 0:
-        rows: FloatTable = prior_rows(side, len(data.other)).astype(table.dtype)
-        rows[known] = table[data.other[known]]
-        index = np.arange(len(data.other))
-    else:
-        rows, index = table, data.other
-        if len(known) < len(index):
-            rows = np.concatenate([table, prior_rows(side, 1).astype(table.dtype)])
-            index = np.where(index < 0, len(table), index)
-    return read_others(side, rows, period_effects(side, rows, index, data.time)), index
+
+    rows: Float64s
+    period_effect: Float64s
+    period_variance: Float64s
+    period_covariance: Float64s
+    sites: Sites | None
 
 
 def half_step(
@@ -113,179 +57,192 @@ def half_step(
     data: Compressed,
     *,
     periods: Periods | None = None,
+    begin: HalfStep | None = None,
+    steps: int = FOLD_IN_STEPS,
+    damping: float | None = None,
     block_rows: int = 8192,
-) -> Float64s:
+) -> HalfStep:
     """Posterior rows (b, width) of side `name` from its histories `data` and the `table` (n, width) of the
     other side.
 
     `periods`: the groups of `data` where the caller has them already. The set effect of the rows is left 0.
+    With the ordinal link the posterior is a fixed point: at most `steps` steps towards it, from `begin` or
+    else from the prior, each `damping` of the way that it points, ending when no row moves any more.
     """
     own, other = parameters.side(name)
-    if own.period_variance > 0 and own.layout.slots and periods is None:
+    if own.period_variance <= 0 or not own.layout.slots:
+        periods = None
+    elif periods is None:
         periods = group_periods(data, own.period)
     others, index = gather_others(other, table, data)
-    target = data.value - parameters.mean - others.period_effect
-    result = prior_rows(own, data.rows)
-    for start in range(0, data.rows, block_rows):
-        _solve_block(
-            parameters,
-            own=own,
-            others=others,
-            index=index,
-            target=target,
-            data=data,
-            periods=periods,
-            result=result,
-            start=start,
-            stop=start + block_rows,
-        )
-    return result
+    offset = parameters.mean + others.period_effect
+    if parameters.link == "gaussian":
+        weight = np.full(len(index), 1.0 / parameters.noise)
+        sites = Sites(weight, weight * (data.value - offset), _NOTHING, _NOTHING)
+        return _solve(own, others, index, sites, data, periods=periods, block_rows=block_rows)
+    cuts = parameters.cuts
+    damping = damping or fold_in_damping(cuts, parameters.noise)
+    level = rating_levels(parameters.scale, data.value)
+    current = begin or HalfStep(prior_rows(own, data.rows), _NOTHING, _NOTHING, _NOTHING, None)
+    for _ in range(steps):
+        scores = _entry_scores(own, others, index, data, periods=periods, current=current, offset=offset)
+        sites = ordinal_sites(cuts, parameters.noise, level, scores, current.sites, damping=damping)
+        before = current.rows
+        current = _solve(own, others, index, sites, data, periods=periods, block_rows=block_rows)
+        moved = np.abs(current.rows[:, own.layout.mean] - before[:, own.layout.mean]).max(initial=0.0)
+        if moved < _AT_REST * math.sqrt(parameters.noise):
+            break
+    return current
 
 
-def _solve_block(
+def entry_scores(
     parameters: Parameters,
+    name: SideName,
+    table: FloatTable,
+    data: Compressed,
     *,
+    current: HalfStep,
+    periods: Periods | None,
+) -> EntryScores:
+    """What the `current` posteriors of side `name` and the `table` of the other side say of each entry of
+    `data`.
+    """
+    own, other = parameters.side(name)
+    others, index = gather_others(other, table, data)
+    offset = parameters.mean + others.period_effect
+    return _entry_scores(own, others, index, data, periods=periods, current=current, offset=offset)
+
+
+def _entry_scores(
     own: Side,
     others: Others,
     index: Int64s,
-    target: Float64s,
     data: Compressed,
+    *,
     periods: Periods | None,
-    result: Float64s,
-    start: int,
-    stop: int,
-) -> None:
+    current: HalfStep,
+    offset: Float64s,
+) -> EntryScores:
     layout = own.layout
-    indptr = data.indptr[start : stop + 1]
+    multiplicity = triangle(layout.dim)[2]
+    vectors = current.rows[:, layout.mean].copy()
+    bias = vectors[:, -1].copy()
+    vectors[:, -1] = 1.0
+    spread = current.rows[:, layout.covariance] * multiplicity
+    shared = outer(vectors) * multiplicity
+    latent_packed = layout.rank * (layout.rank + 1) // 2
+    shared[:, :latent_packed] += spread[:, :latent_packed]
+    n = len(index)
+    mean, own_variance, other_variance = np.empty(n), np.empty(n), np.empty(n)
+    row = data.row
+    for start in range(0, n, _ENTRIES_AT_ONCE):
+        part = slice(start, start + _ENTRIES_AT_ONCE)
+        at, of = index[part], row[part]
+        mean[part] = np.einsum("nd,nd->n", vectors[of], others.features[at])
+        own_variance[part] = np.einsum("nt,nt->n", spread[of], others.direct[at])
+        other_variance[part] = np.einsum("nt,nt->n", shared[of], others.covariance[at])
+    # The bias entry of the features is 1 on both sides.
+    mean += bias[row] + others.bias[index] - 1.0 + offset
+    if periods is not None and current.sites is None:
+        own_variance[periods.entry] += own.period_variance
+    elif periods is not None:
+        mean[periods.entry] += current.period_effect[periods.group]
+        shared = np.einsum(
+            "nd,nd->n", others.features[index[periods.entry]], current.period_covariance[periods.group]
+        )
+        own_variance[periods.entry] += current.period_variance[periods.group] + 2.0 * shared
+    return EntryScores(mean, own_variance, other_variance + others.period_variance, offset)
+
+
+def _solve(
+    own: Side,
+    others: Others,
+    index: Int64s,
+    sites: Sites,
+    data: Compressed,
+    *,
+    periods: Periods | None,
+    block_rows: int,
+) -> HalfStep:
+    result = prior_rows(own, data.rows)
+    effects: list[tuple[Float64s, Float64s, Float64s]] = []
+    for start in range(0, data.rows, block_rows):
+        stop = min(start + block_rows, data.rows)
+        groups = Groups.of(periods, own, others, index, sites, start=start, stop=stop)
+        solved = _solve_block(
+            own, others, index, sites, data, groups=groups, rows=result[start:stop], start=start
+        )
+        if solved is not None:
+            effects.append(solved)
+    if not effects:
+        return HalfStep(result, _NOTHING, _NOTHING, _NOTHING, sites)
+    effect, variance, shared = (np.concatenate(part) for part in zip(*effects, strict=True))
+    return HalfStep(result, effect, variance, shared, sites)
+
+
+def _solve_block(
+    own: Side,
+    others: Others,
+    index: Int64s,
+    sites: Sites,
+    data: Compressed,
+    *,
+    groups: Groups | None,
+    rows: Float64s,
+    start: int,
+) -> tuple[Float64s, Float64s, Float64s] | None:
+    layout = own.layout
+    indptr = data.indptr[start : start + len(rows) + 1]
     entries = slice(int(indptr[0]), int(indptr[-1]))
     indptr = indptr - indptr[0]
     counts = np.diff(indptr)
-    weight = 1.0 / parameters.noise
-    columns, y = index[entries], target[entries]
-    shape = (len(counts), len(others.bias))
-    ones = sp.csr_array((np.ones(len(columns)), columns, indptr), shape=shape)
-    valued = sp.csr_array((y, columns, indptr), shape=shape)
-    prior_mean = own.mean + (ones @ others.set_effect) / np.sqrt(np.maximum(counts, 1))[:, None]
-    precision = own.precision + weight * unpack(ones @ others.second, layout.dim)
-    linear = prior_mean @ own.precision + weight * (valued @ others.features - ones @ others.cross)
-    groups = _Groups.of(
-        periods,
-        own,
-        others=others,
-        index=index,
-        target=target,
-        weight=weight,
-        start=start,
-        stop=start + len(counts),
-    )
+    columns = index[entries]
+    weight = sites.weight[entries]
+    sets = segment_sums(indptr, columns, np.ones(len(columns)), others.set_effect)
+    prior_mean = own.mean + sets / np.sqrt(np.maximum(counts, 1))[:, None]
+    precision = own.precision + unpack(segment_sums(indptr, columns, weight, others.second), layout.dim)
+    linear = prior_mean @ own.precision - segment_sums(indptr, columns, weight, others.cross)
+    linear += segment_sums(indptr, columns, sites.linear[entries], others.features)
     if groups is not None:
         precision -= unpack(
             groups.per_row(outer(groups.load) / groups.scale[:, None], len(counts)), layout.dim
         )
         linear -= groups.per_row(groups.load * (groups.sum / groups.scale)[:, None], len(counts))
-    covariance = np.linalg.inv(precision)
+    covariance: Float64s = np.asarray(np.linalg.inv(precision), dtype=np.float64)
     mean = np.einsum("bij,bj->bi", covariance, linear)
-    rows = result[start : start + len(counts)]
     rows[:, COUNT] = counts
     sums = np.bincount(np.repeat(np.arange(len(counts)), counts), data.value[entries], len(counts))
     rows[:, RATING_MEAN] = sums / np.maximum(counts, 1)
     rows[:, layout.mean] = mean
-    packed = pack(0.5 * (covariance + covariance.transpose(0, 2, 1)))
-    rows[:, layout.covariance] = packed
-    if groups is not None:
-        groups.write(own, rows, mean, packed)
-
-
-@dataclass(frozen=True, slots=True)
-class _Groups:
-    """The periods of one block of rows. `row` (g,) within the block, `key` (g,); `load` (g, d), `scale`,
-    `sum` (g,) are `a`, `n`, `s` of the module's docstring."""
-
-    row: Int64s
-    key: Float64s
-    load: Float64s
-    scale: Float64s
-    sum: Float64s
-
-    @staticmethod
-    def of(
-        periods: Periods | None,
-        own: Side,
-        *,
-        others: Others,
-        index: Int64s,
-        target: Float64s,
-        weight: float,
-        start: int,
-        stop: int,
-    ) -> "_Groups | None":
-        if periods is None or own.period_variance <= 0:
-            return None
-        first, last = np.searchsorted(periods.row, [start, stop])
-        if first == last:
-            return None
-        low, high = np.searchsorted(periods.group, [first, last])
-        entry, group = periods.entry[low:high], periods.group[low:high] - first
-        n_groups = int(last - first)
-        columns = index[entry]
-        members = sp.csr_array(
-            (np.ones(len(entry)), columns, np.searchsorted(group, np.arange(n_groups + 1))),
-            shape=(n_groups, len(others.bias)),
-        )
-        residual = np.bincount(group, target[entry] - others.bias[columns], n_groups)
-        return _Groups(
-            periods.row[first:last] - start,
-            periods.key[first:last],
-            np.asarray(weight * (members @ others.features)),
-            weight * np.bincount(group, minlength=n_groups).astype(np.float64) + 1.0 / own.period_variance,
-            np.asarray(weight * residual, dtype=np.float64),
-        )
-
-    def per_row(self, values: Float64s, n_rows: int) -> Float64s:
-        """Sums (n_rows, ...) of `values` (g, ...) over the groups of each row."""
-        indptr = np.searchsorted(self.row, np.arange(n_rows + 1))
-        sums = sp.csr_array(
-            (np.ones(len(self.row)), np.arange(len(self.row)), indptr), shape=(n_rows, len(self.row))
-        )
-        return np.asarray(sums @ values)
-
-    def write(self, own: Side, rows: Float64s, mean: Float64s, packed: Float64s) -> None:
-        """The latest periods of each row, as many as it has slots for, newest first."""
-        layout = own.layout
-        effect = (self.sum - np.einsum("gd,gd->g", self.load, mean[self.row])) / self.scale
-        spread = (outer(self.load) * packed[self.row]) @ triangle(layout.dim)[2]
-        variance = 1.0 / self.scale + spread / self.scale**2
-        last = np.searchsorted(self.row, self.row, side="right")
-        slot = last - 1 - np.arange(len(self.row))
-        kept = slot < layout.slots
-        where = self.row[kept], slot[kept]
-        rows[:, layout.keys][where] = self.key[kept]
-        rows[:, layout.effects][where] = effect[kept]
-        rows[:, layout.variances][where] = variance[kept]
+    rows[:, layout.covariance] = pack(0.5 * (covariance + covariance.transpose(0, 2, 1)))
+    return groups.write(own, rows, mean, covariance) if groups is not None else None
 
 
 def entry_terms(
-    parameters: Parameters, own: Side, others: Others, index: Int64s, data: Compressed
+    parameters: Parameters, name: SideName, table: FloatTable, data: Compressed
 ) -> tuple[Float64s, Float64s]:
-    """What each entry of one history adds to the linear term beyond what the prior mean foretells, and to
-    that mean.
+    """What each entry of the one history `data` adds to the linear term beyond what the prior mean foretells,
+    and to that mean.
 
     Both (n, d). With `S` the posterior covariance: posterior mean = side mean + sum of the second + S sum of
     the first.
     """
-    dim = own.layout.dim
-    weight = 1.0 / parameters.noise
-    y = data.value - parameters.mean - others.period_effect
+    own, other = parameters.side(name)
+    sites = half_step(parameters, name, table, data).sites
+    others, index = gather_others(other, table, data)
     features, bias = others.features[index], others.bias[index]
     set_terms = others.set_effect[index] / np.sqrt(max(len(index), 1))
+    if sites is None:
+        return np.zeros_like(set_terms), set_terms
     prior_mean = own.mean + set_terms.sum(axis=0)
-    second = unpack(others.second[index], dim)
-    terms = weight * (y[:, None] * features - others.cross[index] - second @ prior_mean)
+    weight = sites.weight[:, None]
+    second = unpack(others.second[index], own.layout.dim)
+    terms = sites.linear[:, None] * features - weight * (others.cross[index] + second @ prior_mean)
     periods = group_periods(data, own.period) if own.period_variance > 0 and own.layout.slots else None
-    groups = _Groups.of(periods, own, others=others, index=index, target=y, weight=weight, start=0, stop=1)
+    groups = Groups.of(periods, own, others, index, sites, start=0, stop=1)
     if groups is not None and periods is not None:
         entry = periods.entry
-        surprise = weight * (y - bias - features @ prior_mean)[entry]
+        surprise = sites.linear - sites.weight * (bias + features @ prior_mean)
         load = (groups.load / groups.scale[:, None])[periods.group]
-        terms[entry] -= load * surprise[:, None]
+        terms[entry] -= load * surprise[entry][:, None]
     return terms, set_terms

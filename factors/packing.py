@@ -29,6 +29,9 @@ NO_PERIOD = -1.0
 # key.
 PERIOD_KEYS = 2.0**22
 
+# So many vectors make indexing by columns slower than a product for each row of the triangle.
+_FEW = 64
+
 FloatTable = npt.NDArray[np.floating[Any]]
 
 
@@ -152,13 +155,15 @@ def unpack(packed: FloatTable, dim: int) -> Float64s:
 
 def outer(vectors: Float64s) -> Float64s:
     """Packed outer products (b, d(d+1)/2) of vectors (b, d) with themselves."""
-    rows, columns, _ = triangle(vectors.shape[-1])
-    return vectors[..., rows] * vectors[..., columns]
-
-
-def quadratic(vectors: Float64s, packed: Float64s) -> Float64s:
-    """`v^T S v` for vectors (b, d) and packed S (b, d(d+1)/2), or one packed S for all."""
-    return np.asarray((outer(vectors) * packed) @ triangle(vectors.shape[-1])[2])
+    dim = vectors.shape[-1]
+    if len(vectors) < _FEW:
+        rows, columns, _ = triangle(dim)
+        return np.asarray(vectors[:, rows] * vectors[:, columns])
+    products = np.empty((len(vectors), dim * (dim + 1) // 2))
+    for row in range(dim):
+        start = row * (row + 1) // 2
+        np.multiply(vectors[:, : row + 1], vectors[:, row, None], out=products[:, start : start + row + 1])
+    return products
 
 
 def period_keys(time: Float64s, period: float) -> Float64s:

@@ -21,7 +21,8 @@ class Side:
 
     `mean` (d,), `covariance` and its inverse `precision` (d, d). `period`: length of the periods that have
     effects of their own, in units of the timestamps, 0 for none; `period_variance`: the prior variance of
-    such an effect.
+    such an effect. `set_ridge`: ridge with which the effects of the rated sets on this side are learned, 0
+    for none.
     """
 
     layout: Layout
@@ -30,6 +31,7 @@ class Side:
     precision: Float64s
     period: float = 0.0
     period_variance: float = 0.0
+    set_ridge: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Parameters:
     users: Side
     items: Side
     cuts: Float64s = field(default_factory=lambda: np.zeros(0))
+    decided: float = 0.0
 
     def side(self, name: SideName) -> tuple[Side, Side]:
         """The side of this name, and the other one."""
@@ -63,12 +66,13 @@ def to_model(parameters: Parameters) -> Model:
         "mean": np.array([parameters.mean]),
         "noise": np.array([parameters.noise]),
         "cuts": parameters.cuts,
+        "decided": np.array([parameters.decided]),
     }
     for prefix, side in zip(_PREFIXES, (parameters.users, parameters.items), strict=True):
         arrays[f"{prefix}_mean"] = side.mean
         arrays[f"{prefix}_covariance"] = side.covariance
         arrays[f"{prefix}_precision"] = side.precision
-        arrays[f"{prefix}_period"] = np.array([side.period, side.period_variance])
+        arrays[f"{prefix}_terms"] = np.array([side.period, side.period_variance, side.set_ridge])
     return Model(
         rank=parameters.users.layout.rank,
         link=parameters.link,
@@ -88,14 +92,24 @@ def from_model(model: Model) -> Parameters:
             _side(model, prefix, width)
             for prefix, width in zip(_PREFIXES, (model.user_width, model.item_width), strict=True)
         ]
-        mean, noise, cuts = (model.parameters[name] for name in ("mean", "noise", "cuts"))
+        mean, noise, decided = (model.parameters[name] for name in ("mean", "noise", "decided"))
+        cuts = model.parameters["cuts"]
     except KeyError as exc:
         raise ModelUnreadable(f"the model has no parameter {exc}") from exc
-    if mean.shape != (1,) or noise.shape != (1,):
-        raise ModelUnreadable("mean and noise of a model are one number each")
+    if not mean.shape == noise.shape == decided.shape == (1,):
+        raise ModelUnreadable("mean, noise and decided of a model are one number each")
     if cuts.shape != ((scale_levels(model.scale) - 1,) if model.link == "ordinal" else (0,)):
         raise ModelUnreadable("the cut points of a model do not fit its scale")
-    return Parameters(model.link, model.scale, float(mean[0]), float(noise[0]), sides[0], sides[1], cuts)
+    return Parameters(
+        link=model.link,
+        scale=model.scale,
+        mean=float(mean[0]),
+        noise=float(noise[0]),
+        users=sides[0],
+        items=sides[1],
+        cuts=cuts,
+        decided=float(decided[0]),
+    )
 
 
 def _side(model: Model, prefix: str, width: int) -> Side:
@@ -106,13 +120,13 @@ def _side(model: Model, prefix: str, width: int) -> Side:
     mean = model.parameters[f"{prefix}_mean"]
     covariance = model.parameters[f"{prefix}_covariance"]
     precision = model.parameters[f"{prefix}_precision"]
-    period = model.parameters[f"{prefix}_period"]
+    terms = model.parameters[f"{prefix}_terms"]
     square = (layout.dim, layout.dim)
     if (
         mean.shape != (layout.dim,)
         or covariance.shape != square
         or precision.shape != square
-        or period.shape != (2,)
+        or terms.shape != (3,)
     ):
         raise ModelUnreadable(f"the {prefix} prior does not have the shape of rank {model.rank}")
-    return Side(layout, mean, covariance, precision, float(period[0]), float(period[1]))
+    return Side(layout, mean, covariance, precision, *(float(number) for number in terms))

@@ -5,11 +5,12 @@ Invariant: a covariance is always positive definite, however few rows there are 
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
-from factors.halfstep import prior_rows
-from factors.packing import COUNT, Layout, pack, unpack
+from factors.others import prior_rows
+from factors.packing import COUNT, Layout, unpack
 from factors.parameters import Parameters, Side, to_model
 from factors.settings import FitSettings, scale_levels
 from factors.tables import Fitted, Float64s, Model, Scale
@@ -59,8 +60,9 @@ def fitted_prior(model: Model, parameters: Parameters, n_users: int, n_items: in
 def learn_side(side: Side, rows: Float64s, offsets: Float64s | float = 0.0) -> Side:
     """`side` with the prior mean and covariance that its posterior `rows` (n, width) speak for.
 
-    Rows without ratings say nothing. The old covariance counts as d + 1 further rows (an inverse Wishart
-    prior), so that few rows move it little. `offsets` (n, d): prior mean of each row beyond the side's mean.
+    Rows without ratings say nothing. The old covariance counts as a tenth of d + 1 further rows (an
+    inverse Wishart prior), so that few rows move it little. `offsets` (n, d): prior mean of each row beyond
+    the side's mean.
     """
     layout = side.layout
     rated = rows[:, COUNT] > 0
@@ -73,18 +75,8 @@ def learn_side(side: Side, rows: Float64s, offsets: Float64s | float = 0.0) -> S
     scatter = (
         deviation.T @ deviation + unpack(rows[rated][:, layout.covariance].sum(axis=0)[None], layout.dim)[0]
     )
-    strength = layout.dim + 1.0
-    covariance = (scatter + strength * 0.1 * side.covariance) / (n + 0.1 * strength)
+    strength = 0.1 * (layout.dim + 1.0)
+    covariance = (scatter + strength * side.covariance) / (n + strength)
     covariance = 0.5 * (covariance + covariance.T)
     covariance += 1e-9 * np.trace(covariance) / layout.dim * np.eye(layout.dim)
-    return Side(layout, mean, covariance, np.linalg.inv(covariance), side.period, side.period_variance)
-
-
-def rotate_rows(layout: Layout, rows: Float64s, rotation: Float64s) -> None:
-    """Latent parts of `rows` times `rotation` (k, k), in place: `q -> R q`, covariances and set effects with
-    it.
-    """
-    full = np.eye(layout.dim)
-    full[:-1, :-1] = rotation
-    rows[:, layout.mean] = rows[:, layout.mean] @ full.T
-    rows[:, layout.covariance] = pack(full @ unpack(rows[:, layout.covariance], layout.dim) @ full.T)
+    return replace(side, mean=mean, covariance=covariance, precision=np.linalg.inv(covariance))

@@ -89,7 +89,7 @@ class Ranker:
             + self._parameters.users.mean[-1]
             + latent @ self._prior_user[:-1]
         )
-        spread = (covariance * outer(self._prior_user)) @ triangle(layout.dim)[2]
+        spread = (covariance * outer(self._prior_user[None])) @ triangle(layout.dim)[2]
         lower = score - _LOWER_BOUND * np.sqrt(np.maximum(spread, 0.0))
         self._lower[rows] = np.where(vectors[:, COUNT] > 0, lower, -np.inf)
 

@@ -12,10 +12,10 @@ any size is the same few numpy calls.
 import numpy as np
 import numpy.typing as npt
 
-from factors.halfstep import prior_rows
 from factors.links import rating_distribution, rating_moments
-from factors.packing import COUNT, MEAN, RATING_MEAN, FloatTable, period_keys, triangle
-from factors.parameters import Side, from_model
+from factors.others import match_periods, prior_rows
+from factors.packing import COUNT, MEAN, RATING_MEAN, FloatTable, triangle
+from factors.parameters import from_model
 from factors.tables import Float64s, ItemStatistics, Model, Scores
 
 Rows = npt.NDArray[np.integer]
@@ -115,21 +115,9 @@ class Scorer:
             return
         for side, rows, timed in zip(self._sides, gathered, self._timed, strict=True):
             if timed:
-                effect, spread = match_periods(side, rows, time)
+                effect, spread = match_periods(side, rows, np.arange(len(rows)), time)
                 mean += effect
                 variance += spread - side.period_variance
-
-
-def match_periods(side: Side, rows: FloatTable, time: Float64s) -> tuple[Float64s, Float64s]:
-    """Effect and its variance (m,) of the period of `rows` (m, width) at `time`; 0 and the prior's where none
-    is kept.
-    """
-    layout = side.layout
-    keys = period_keys(time, side.period)
-    match = rows[:, layout.keys] == keys[:, None]
-    effect = np.where(match, rows[:, layout.effects], 0.0).sum(axis=1)
-    spread = np.where(match, rows[:, layout.variances], 0.0).sum(axis=1)
-    return effect, np.where(match.any(axis=1), spread, side.period_variance)
 
 
 def score(

@@ -17,7 +17,8 @@ class FitSettings:
     """Settings of `fit`. Every default suits any data set; `auto` is decided by the training ratings alone.
 
     `scale`: bounds and step of the ratings; a rating outside is refused. `rank`: latent dimensions. `link`:
-    how a score becomes a rating. `sweeps`: at most so many; stops earlier when the root mean square change of
+    how a score becomes a rating. `set_effects`, `periods`: whether these terms are looked at; held-out
+    ratings decide. `sweeps`: at most so many; stops earlier when the root mean square change of
     the predictions in one sweep falls under `tolerance` (a fraction of the range of the scale). `block_rows`:
     rows whose normal matrices are in memory at once. `threads`: for kernels of this package, BLAS is the
     caller's to pin. Raises `FitRefused`.
@@ -26,8 +27,10 @@ class FitSettings:
     scale: Scale
     rank: int | Literal["auto"] = "auto"
     link: Literal["auto", "gaussian", "ordinal"] = "auto"
+    set_effects: bool = True
+    periods: bool = True
     sweeps: int = 40
-    tolerance: float = 3e-4
+    tolerance: float = 5e-4
     block_rows: int = 8192
     threads: int = 1
 

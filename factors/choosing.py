@@ -1,0 +1,202 @@
+"""What `auto` chooses, and by what: ratings held out of the training set, and evidence. Bounded in sweeps and
+ratings.
+
+Invariant: a choice sees the training ratings only, and costs no more on millions of ratings than on some
+hundred thousand.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from factors.histories import Compressed, compress_pairs
+from factors.links import rating_distribution, rating_moments
+from factors.ordinal import rating_levels
+from factors.packing import period_keys
+from factors.parameters import to_model
+from factors.priors import start_parameters
+from factors.scoring import Scorer
+from factors.settings import FitSettings, scale_levels
+from factors.sweeps import State, Terms, Training, terms_of
+from factors.tables import Float64s, Int64s
+
+# With fewer ratings a held-out slice decides by chance.
+LEAST_RATINGS = 100
+# Enough ratings to tell terms apart; of a larger set, so many of whole users are looked at.
+_MOST_RATINGS = 300_000
+_MOST_HELD_OUT = 20_000
+# The ordinal link learns a cut point for each step: beyond this a scale is continuous for every practical
+# purpose.
+_MOST_LEVELS = 25
+# Ridges of the set effects, in units of (noise of a row round its set's prediction / variance of an effect).
+_RIDGES = (2.0, 0.0, 20.0)
+# Evidence in nats below which periods are not worth their place in a row.
+_LEAST_EVIDENCE = 10.0
+_EFFECT_RATIOS = (0.01, 0.03, 0.1, 0.3)
+# 4^20 units are 35,000 years of seconds.
+_LONGEST_PERIOD = 21
+# Unneeded dimensions are pruned by their prior; a large set of ratings carries more.
+_RANK, _RANK_OF_MANY, _MANY = 8, 16, 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The terms to fit, the state that they were found with (of a part of the ratings), and how they did
+    there.
+    """
+
+    terms: Terms
+    state: State
+    metrics: dict[str, float]
+
+
+def choose_rank(settings: FitSettings, n_ratings: int) -> int:
+    """The rank that `settings` ask for."""
+    if settings.rank != "auto":
+        return settings.rank
+    return _RANK_OF_MANY if n_ratings >= _MANY else _RANK
+
+
+def may_be_ordinal(settings: FitSettings) -> bool:
+    """Whether `auto` looks at the ordinal link at all."""
+    return 2 <= scale_levels(settings.scale) <= _MOST_LEVELS
+
+
+def first_state(training: Training, settings: FitSettings, rng: np.random.Generator) -> State:
+    """A Gaussian state without further terms, from random directions."""
+    value = training.users.value
+    rank = choose_rank(settings, len(value))
+    parameters = start_parameters(settings.scale, rank, float(value.mean()), float(value.var()))
+    return State.begin(training, parameters, rng)
+
+
+def choose(training: Training, settings: FitSettings, rng: np.random.Generator) -> Choice:
+    """Terms for these ratings, decided one after the other on held-out ratings, from sweeps that go on from
+    each other.
+    """
+    training = _some_users(training, rng)
+    n = len(training.users.value)
+    held_out = np.sort(rng.permutation(n)[: min(max(n // 10, 20), _MOST_HELD_OUT)])
+    part = training.without(held_out)
+    test = _HeldOut(training.users, held_out, settings)
+    state = first_state(part, settings, rng)
+    _run(state, settings, 6)
+    user_period = best_period(part.users, state.residuals()) if settings.periods else 0.0
+    item_period = best_period(part.items, state.residuals()[part.items.source]) if settings.periods else 0.0
+    ridge = _RIDGES[0] if settings.set_effects else 0.0
+    terms = Terms("gaussian", ridge, ridge, user_period, item_period)
+    state = state.branch(terms)
+    _run(state, settings, 7)
+    if settings.set_effects:
+        options = [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in _RIDGES[1:]]
+        state = _best(state, [*options, terms], test, settings)
+    terms = terms_of(state.parameters)
+    without = [replace(terms, user_period=0.0)] if terms.user_period else []
+    without += [replace(terms, item_period=0.0)] if terms.item_period else []
+    if without:
+        state = _best(state, [*without, terms], test, settings)
+    score = float(test.log_likelihoods(state).mean())
+    if settings.link == "ordinal" or (settings.link == "auto" and may_be_ordinal(settings)):
+        terms = replace(terms_of(state.parameters), link="ordinal")
+        ordinal = state.branch(terms)
+        _run(ordinal, settings, 8)
+        ordinal_score = float(test.log_likelihoods(ordinal).mean())
+        if settings.link == "ordinal" or ordinal_score > score:
+            state, score = ordinal, ordinal_score
+    return Choice(terms_of(state.parameters), state, {"held_out_log_likelihood": score})
+
+
+def best_period(data: Compressed, residual: Float64s) -> float:
+    """The length of the periods whose effects, a Gaussian each, explain `residual` (n,) best; 0 where none
+    does.
+
+    Candidates are powers of 4, from 1 unit of the timestamps to their span. The evidence for effects of
+    variance `t` against none, with residual variance `s` and a period of `n` entries of sum `r`, is the sum
+    over periods of `t r^2 / (2 s (s + n t)) - log(1 + n t / s) / 2`. Unknown and constant times have no
+    periods.
+    """
+    known = np.isfinite(data.time)
+    if known.sum() < LEAST_RATINGS:
+        return 0.0
+    time, row, residual = data.time[known], data.row[known], residual[known]
+    variance = float(np.mean(residual * residual))
+    span = float(time.max() - time.min())
+    if span <= 0 or variance <= 0 or not math.isfinite(span):
+        return 0.0
+    best, best_evidence = 0.0, _LEAST_EVIDENCE
+    for exponent in range(_LONGEST_PERIOD):
+        period = 4.0**exponent
+        if period > span:
+            break
+        key = period_keys(time, period)
+        order = np.lexsort((key, row))
+        first = np.append(True, (np.diff(row[order]) != 0) | (np.diff(key[order]) != 0))
+        group = np.cumsum(first) - 1
+        count = np.bincount(group)
+        total = np.bincount(group, residual[order])
+        for ratio in _EFFECT_RATIOS:
+            gain = ratio * total * total / (variance * (1.0 + ratio * count)) - np.log1p(ratio * count)
+            evidence = 0.5 * float(gain.sum())
+            if evidence > best_evidence:
+                best, best_evidence = period, evidence
+    return best
+
+
+class _HeldOut:
+    """Ratings kept back, and how well a state foretells them."""
+
+    def __init__(self, users: Compressed, held_out: Int64s, settings: FitSettings) -> None:
+        self._user, self._item = users.row[held_out], users.other[held_out]
+        self._time, self._value = users.time[held_out], users.value[held_out]
+        self._scale = settings.scale
+        self._level = rating_levels(settings.scale, self._value) if scale_levels(settings.scale) > 1 else None
+
+    def log_likelihoods(self, state: State) -> Float64s:
+        """Nats of each rating (n,); -inf for a state that is not finite."""
+        scorer = Scorer(to_model(state.parameters), state.item_rows)
+        mean, variance, _ = scorer.latent(state.user_rows, self._user, self._item, self._time)
+        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+            return np.full(len(mean), -math.inf)
+        if self._level is not None:
+            chance = rating_distribution(state.parameters, mean, variance)[np.arange(len(mean)), self._level]
+            return np.asarray(np.log(np.maximum(chance, 1e-6)))
+        rating, std = rating_moments(state.parameters, mean, variance)
+        return np.asarray(-0.5 * ((self._value - rating) / std) ** 2 - np.log(std))
+
+
+def _best(state: State, options: list[Terms], test: _HeldOut, settings: FitSettings) -> State:
+    """The branch of `state`, one for each of `options`, that foretells best after two sweeps.
+
+    `options` go from the simplest on: a later one must be better by more than the standard error of the
+    difference.
+    """
+    best: State | None = None
+    best_scores: Float64s = np.zeros(0)
+    for terms in options:
+        branch = state.branch(terms)
+        _run(branch, settings, 2)
+        scores = test.log_likelihoods(branch)
+        if not np.isfinite(scores).all():
+            continue
+        gain = scores - best_scores if best is not None else scores
+        if best is None or gain.mean() > gain.std() / math.sqrt(len(gain)):
+            best, best_scores = branch, scores
+    return best if best is not None else state
+
+
+def _run(state: State, settings: FitSettings, sweeps: int) -> None:
+    for _ in range(min(sweeps, settings.sweeps)):
+        state.sweep(settings.block_rows)
+
+
+def _some_users(training: Training, rng: np.random.Generator) -> Training:
+    """Whole users up to `_MOST_RATINGS` ratings, others left without any; item rows stay as they are."""
+    users = training.users
+    if len(users.value) <= _MOST_RATINGS:
+        return training
+    order = rng.permutation(users.rows)
+    taken = order[np.cumsum(users.counts[order]) <= _MOST_RATINGS]
+    kept = np.flatnonzero(np.isin(users.row, taken))
+    part = compress_pairs(users.row[kept], users.other[kept], users.value[kept], users.time[kept], users.rows)
+    return Training.of(part, training.items.rows)

@@ -1,0 +1,98 @@
+"""What one side reads of the other's rows. Invariant: a row that nobody knows is read as the prior of its
+side.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from factors.histories import Compressed
+from factors.packing import NO_PERIOD, FloatTable, outer, pack, period_keys
+from factors.parameters import Side
+from factors.tables import Float64s, Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Of each other row, with `f = [latent, 1]` and `b` its bias: `features` (n, d) = mean of f, `bias` (n,),
+    `direct` (n, packed) = outer product of that mean, `second` (n, packed) = E[f f^T], `cross` (n, d) = E[f
+    b], packed `covariance` (n, packed), `set_effect` (n, d).
+
+    Of each entry of the histories: `period_effect` and its `period_variance` (entries,).
+    """
+
+    features: Float64s
+    bias: Float64s
+    direct: Float64s
+    second: Float64s
+    cross: Float64s
+    covariance: Float64s
+    set_effect: Float64s
+    period_effect: Float64s
+    period_variance: Float64s
+
+
+def prior_rows(side: Side, n_rows: int) -> Float64s:
+    """Rows (n_rows, width) that say what is known of someone unknown."""
+    layout = side.layout
+    rows = np.zeros((n_rows, layout.width))
+    rows[:, layout.mean] = side.mean
+    rows[:, layout.covariance] = pack(side.covariance)
+    rows[:, layout.keys] = NO_PERIOD
+    rows[:, layout.variances] = side.period_variance
+    return rows
+
+
+def match_periods(side: Side, rows: FloatTable, index: Int64s, time: Float64s) -> tuple[Float64s, Float64s]:
+    """Effect and its variance (m,) of the period of `rows[index]` at `time` (m,); 0 and the prior's where a
+    row keeps none for that time.
+    """
+    layout = side.layout
+    effect, variance = np.zeros(len(index)), np.full(len(index), side.period_variance)
+    if layout.slots == 0 or side.period_variance <= 0:
+        return effect, variance
+    keys = period_keys(time, side.period)
+    entry, slot = np.nonzero(rows[:, layout.keys][index] == keys[:, None])
+    row = index[entry]
+    effect[entry] = rows[row, layout.effects.start + slot]
+    variance[entry] = rows[row, layout.variances.start + slot]
+    return effect, variance
+
+
+def gather_others(side: Side, table: FloatTable, data: Compressed) -> tuple[Others, Int64s]:
+    """What the half-step reads of the other rows in `data`, and where each entry of `data` finds its row
+    there.
+    """
+    # Few entries of a large table: read these alone. Otherwise each row once, however often it is rated.
+    known = np.flatnonzero(data.other >= 0)
+    if len(data.other) < len(table) or len(table) == 0:
+        rows: FloatTable = prior_rows(side, len(data.other)).astype(table.dtype)
+        rows[known] = table[data.other[known]]
+        index = np.arange(len(data.other))
+    else:
+        rows, index = table, data.other
+        if len(known) < len(index):
+            rows = np.concatenate([table, prior_rows(side, 1).astype(table.dtype)])
+            index = np.where(index < 0, len(table), index)
+    if side.period_variance > 0 and side.layout.slots:
+        effect, variance = match_periods(side, rows, index, data.time)
+    else:
+        effect, variance = np.zeros(len(index)), np.zeros(len(index))
+    return _read(side, rows, effect, variance), index
+
+
+def _read(side: Side, rows: FloatTable, effect: Float64s, variance: Float64s) -> Others:
+    layout = side.layout
+    rank = layout.rank
+    features = rows[:, layout.mean].astype(np.float64)
+    bias = features[:, rank].copy()
+    features[:, rank] = 1.0
+    covariance = rows[:, layout.covariance].astype(np.float64)
+    direct = outer(features)
+    second = direct.copy()
+    latent_packed = rank * (rank + 1) // 2
+    second[:, :latent_packed] += covariance[:, :latent_packed]
+    cross = features * bias[:, None]
+    cross[:, :rank] += covariance[:, latent_packed : latent_packed + rank]
+    set_effect = rows[:, layout.set_effect].astype(np.float64)
+    return Others(features, bias, direct, second, cross, covariance, set_effect, effect, variance)

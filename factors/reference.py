@@ -1,0 +1,181 @@
+"""The same mathematics in slow, readable loops: what the fast kernels are tested against, and nothing else.
+
+Invariant: no line here is shared with a kernel but the layout of a row and the derivatives of the ordinal
+link.
+"""
+
+import math
+
+import numpy as np
+
+from factors.links import rating_moments
+from factors.ordinal import EntryScores, Sites, fold_in_damping, ordinal_sites, rating_levels
+from factors.packing import period_keys
+from factors.parameters import Parameters, Side, SideName, from_model
+from factors.tables import Float32s, Float64s, Model
+
+STEPS = 60
+
+
+def matrix_of(side: Side, row: Float64s) -> Float64s:
+    """The covariance (d, d) of a row."""
+    dim = side.layout.dim
+    packed = row[side.layout.covariance]
+    matrix = np.zeros((dim, dim))
+    position = 0
+    for i in range(dim):
+        for j in range(i + 1):
+            matrix[i, j] = matrix[j, i] = packed[position]
+            position += 1
+    return matrix
+
+
+def prior_row(side: Side) -> Float64s:
+    """The row of nobody known."""
+    layout = side.layout
+    row = np.zeros(layout.width)
+    row[layout.mean] = side.mean
+    position = layout.covariance.start
+    for i in range(layout.dim):
+        for j in range(i + 1):
+            row[position] = side.covariance[i, j]
+            position += 1
+    row[layout.keys] = -1.0
+    row[layout.variances] = side.period_variance
+    return row
+
+
+def period_of(side: Side, row: Float64s, time: float) -> tuple[float, float]:
+    """Effect and variance of the period of `row` at `time`."""
+    if side.period_variance > 0:
+        key = float(period_keys(np.array([time]), side.period)[0])
+        for slot in range(side.layout.slots):
+            if row[side.layout.keys][slot] == key:
+                return float(row[side.layout.effects][slot]), float(row[side.layout.variances][slot])
+    return 0.0, side.period_variance
+
+
+def latent(model: Model, user: Float32s, item: Float32s, time: float = math.nan) -> tuple[float, float]:
+    """Mean and variance of the score of one pair."""
+    parameters = from_model(model)
+    u, i = user.astype(np.float64), item.astype(np.float64)
+    layout = parameters.users.layout
+    x, y = u[layout.mean], i[layout.mean]
+    S, T = matrix_of(parameters.users, u), matrix_of(parameters.items, i)
+    f, g = np.append(x[:-1], 1.0), np.append(y[:-1], 1.0)
+    mean = parameters.mean + x[-1] + y[-1] + float(x[:-1] @ y[:-1])
+    variance = float(g @ S @ g + f @ T @ f + np.trace(S[:-1, :-1] @ T[:-1, :-1]))
+    for side, row in ((parameters.users, u), (parameters.items, i)):
+        effect, spread = period_of(side, row, time)
+        mean, variance = mean + effect, variance + spread
+    return mean, variance
+
+
+def score(model: Model, user: Float32s, item: Float32s, time: float = math.nan) -> tuple[float, float]:
+    """Rating and standard deviation of one pair."""
+    mean, variance = latent(model, user, item, time)
+    rating, std = rating_moments(from_model(model), np.array([mean]), np.array([variance]))
+    return float(rating[0]), float(std[0])
+
+
+def fold_in(
+    model: Model,
+    name: SideName,
+    table: Float32s,
+    *,
+    other_row: list[int],
+    value: list[float],
+    time: list[float],
+) -> tuple[Float64s, Float64s]:
+    """Posterior mean (d,) and covariance (d, d) of one row; its period effects are solved jointly, as further
+    unknowns, and dropped.
+    """
+    parameters = from_model(model)
+    own, other = parameters.side(name)
+    last: dict[int, tuple[float, float]] = {}
+    for item, rating, when in zip(other_row, value, time, strict=True):
+        last[item] = (rating, when)
+    entries = [(item, *last[item]) for item in sorted(last) if not math.isnan(last[item][0])]
+    rows = [table[r].astype(np.float64) if 0 <= r < len(table) else prior_row(other) for r, _, _ in entries]
+    keys = [float(period_keys(np.array([when]), own.period)[0]) for _, _, when in entries]
+    timed = own.period_variance > 0 and own.layout.slots > 0
+    periods = sorted({key for key in keys if not math.isnan(key)}) if timed else []
+    dim, size = own.layout.dim, own.layout.dim + len(periods)
+    prior = np.zeros(size)
+    prior[:dim] = own.mean
+    for row in rows:
+        prior[:dim] += row[other.layout.set_effect] / math.sqrt(len(rows))
+    prior_precision = np.zeros((size, size))
+    prior_precision[:dim, :dim] = own.precision
+    for p in range(len(periods)):
+        prior_precision[dim + p, dim + p] = 1.0 / own.period_variance
+    offsets = [parameters.mean + period_of(other, row, e[2])[0] for row, e in zip(rows, entries, strict=True)]
+    features = []
+    for row, key in zip(rows, keys, strict=True):
+        feature = np.zeros(size)
+        feature[: dim - 1], feature[dim - 1] = row[other.layout.latent], 1.0
+        if key in periods:
+            feature[dim + periods.index(key)] = 1.0
+        features.append(feature)
+    mean: Float64s = prior
+    covariance: Float64s = np.asarray(np.linalg.inv(prior_precision), dtype=np.float64)
+    sites: list[Sites] | None = None
+    for _ in range(STEPS if parameters.link == "ordinal" else 1):
+        sites = [
+            _site(
+                parameters,
+                other,
+                row=rows[j],
+                feature=features[j],
+                entry=entries[j],
+                offset=offsets[j],
+                posterior=(mean, covariance),
+                dim=dim,
+                before=None if sites is None else sites[j],
+            )
+            for j in range(len(rows))
+        ]
+        precision, linear = prior_precision.copy(), prior_precision @ prior
+        for row, feature, site in zip(rows, features, sites, strict=True):
+            spread = matrix_of(other, row)
+            second = np.outer(feature, feature)
+            second[: dim - 1, : dim - 1] += spread[:-1, :-1]
+            cross = feature * row[other.layout.bias]
+            cross[: dim - 1] += spread[:-1, -1]
+            precision += site.weight[0] * second
+            linear += site.linear[0] * feature - site.weight[0] * cross
+        covariance = np.asarray(np.linalg.inv(precision), dtype=np.float64)
+        mean = covariance @ linear
+    return mean[:dim], covariance[:dim, :dim]
+
+
+def _site(
+    parameters: Parameters,
+    other: Side,
+    *,
+    row: Float64s,
+    feature: Float64s,
+    entry: tuple[int, float, float],
+    offset: float,
+    posterior: tuple[Float64s, Float64s],
+    dim: int,
+    before: Sites | None,
+) -> Sites:
+    """The site of one rating."""
+    value = np.array([entry[1]])
+    if parameters.link == "gaussian":
+        weight = np.array([1.0 / parameters.noise])
+        return Sites(weight, weight * (value - offset), value, value)
+    mean, covariance = posterior
+    spread = matrix_of(other, row)
+    shape = np.append(mean[: dim - 1], 1.0)
+    rest = shape @ spread @ shape + np.trace(covariance[: dim - 1, : dim - 1] @ spread[:-1, :-1])
+    scores = EntryScores(
+        np.array([feature @ mean + row[other.layout.bias] + offset]),
+        np.array([feature @ covariance @ feature]),
+        np.array([rest + period_of(other, row, entry[2])[1]]),
+        np.array([offset]),
+    )
+    damping = fold_in_damping(parameters.cuts, parameters.noise)
+    level = rating_levels(parameters.scale, value)
+    return ordinal_sites(parameters.cuts, parameters.noise, level, scores, before, damping=damping)

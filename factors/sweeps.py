@@ -1,0 +1,327 @@
+"""Sweeps of variational ALS over one set of ratings: users, items, priors, noise or cut points, set effects.
+
+Invariant: every half-step is `half_step` and nothing else, so that a state can be folded into at any time.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from factors.halfstep import HalfStep, entry_scores, half_step
+from factors.histories import Compressed, Periods, compress_pairs, group_periods
+from factors.ordinal import learn_link, rating_levels, start_cuts
+from factors.others import prior_rows
+from factors.packing import Layout, slots_of_width, triangle
+from factors.parameters import Parameters, Side
+from factors.priors import learn_side, scale_range
+from factors.seteffects import SetEffects
+from factors.tables import Float64s, Int64s, Link
+
+# More periods than this a row does not keep: 16 by size of their effect predict as well as 100 (MovieLens
+# 100K).
+MAX_SLOTS = 16
+_FIRST_STEPS = 6
+# Users and items step in turn on each other's sites: undamped, MovieLens 100K swings.
+_SWEEP_DAMPING = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Which terms a model has. `user_ridge`, `item_ridge`: ridge of the set effects on users and on items, 0
+    for none. `user_period`, `item_period`: length of the periods with an effect of their own, 0 for none.
+    """
+
+    link: Link = "gaussian"
+    user_ridge: float = 0.0
+    item_ridge: float = 0.0
+    user_period: float = 0.0
+    item_period: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Ratings by user and by item, and what is computed from them once."""
+
+    users: Compressed
+    items: Compressed
+    _periods: dict[tuple[bool, float], Periods | None] = field(default_factory=dict)
+    _sets: dict[tuple[bool, float], SetEffects] = field(default_factory=dict)
+
+    @staticmethod
+    def of(users: Compressed, n_items: int) -> "Training":
+        """The training set of ratings by user."""
+        items = compress_pairs(users.other, users.row, users.value, users.time, n_items)
+        return Training(users, items)
+
+    def without(self, held_out: Int64s) -> "Training":
+        """The same users and items without the ratings at these entries of `users`."""
+        users = self.users
+        kept = np.delete(np.arange(len(users.value)), held_out)
+        part = compress_pairs(
+            users.row[kept], users.other[kept], users.value[kept], users.time[kept], users.rows
+        )
+        return Training.of(part, self.items.rows)
+
+    def periods(self, of_users: bool, period: float) -> Periods | None:
+        """Groups of the entries of users or of items."""
+        key = (of_users, period)
+        if key not in self._periods:
+            self._periods[key] = group_periods(self.users if of_users else self.items, period)
+        return self._periods[key]
+
+    def sets(self, of_users: bool, ridge: float) -> SetEffects | None:
+        """The regression on the rated sets of users or of items; None where `ridge` is 0."""
+        key = (of_users, ridge)
+        if ridge <= 0:
+            return None
+        if key not in self._sets:
+            own, other = (self.users, self.items) if of_users else (self.items, self.users)
+            self._sets[key] = SetEffects(own, other.rows, ridge)
+        return self._sets[key]
+
+
+class State:
+    """A fit between two sweeps: `parameters`, `user_rows`, `item_rows` (float64, set effects included)."""
+
+    def __init__(
+        self, training: Training, parameters: Parameters, user_rows: Float64s, item_rows: Float64s
+    ) -> None:
+        self.training = training
+        self.parameters = parameters
+        self.user_rows = user_rows
+        self.item_rows = item_rows
+        self.change = math.inf
+        self._level: Int64s | None = None
+        self._user_step: HalfStep | None = None
+        self._item_step: HalfStep | None = None
+        self._scores: Float64s | None = None
+        self._placed: Float64s | None = None
+
+    @staticmethod
+    def begin(
+        training: Training,
+        parameters: Parameters,
+        rng: np.random.Generator | None,
+        user_rows: Float64s | None = None,
+        item_rows: Float64s | None = None,
+    ) -> "State":
+        """A state that starts from rows of another fit with these parameters, or else from random
+        directions.
+        """
+        users, items = (
+            prior_rows(side, data.rows)
+            for side, data in ((parameters.users, training.users), (parameters.items, training.items))
+        )
+        if user_rows is not None:
+            users[: len(user_rows)] = user_rows[: len(users)]
+        if item_rows is not None:
+            items[: len(item_rows)] = item_rows[: len(items)]
+        elif rng is not None:
+            # The dimensions start alike: random directions, as large as the prior says, tell them apart.
+            layout = parameters.items.layout
+            spread = np.sqrt(np.diag(parameters.items.covariance)[:-1])
+            items[:, layout.latent] += rng.standard_normal((len(items), layout.rank)) * spread
+        return State(training, parameters, users, items)
+
+    def branch(self, terms: Terms) -> "State":
+        """A state with these terms that starts from where this one stands."""
+        parameters = with_terms(self.parameters, terms, self.training)
+        users = relayout(self.parameters.users, parameters.users, self.user_rows)
+        items = relayout(self.parameters.items, parameters.items, self.item_rows)
+        if not terms.user_ridge:
+            items[:, parameters.items.layout.set_effect] = 0.0
+        if not terms.item_ridge:
+            users[:, parameters.users.layout.set_effect] = 0.0
+        state = State(self.training, parameters, users, items)
+        state._scores = self._scores
+        return state
+
+    def sweep(self, block_rows: int = 8192) -> float:
+        """One sweep. Returns (and keeps as `change`) the root mean square change of the scores of the
+        ratings, in units of the range of the scale.
+        """
+        training, parameters = self.training, self.parameters
+        own, other = parameters.users, parameters.items
+        user_effect = self.user_rows[:, own.layout.set_effect].copy()
+        item_effect = self.item_rows[:, other.layout.set_effect].copy()
+        ordinal = parameters.link == "ordinal"
+        # Ordinal sites move along with the posteriors, one step of the fixed point in each sweep, once they
+        # are there.
+        steps = 1 if self._user_step is not None else _FIRST_STEPS
+        self._user_step = user_step = half_step(
+            parameters,
+            "user",
+            self.item_rows,
+            training.users,
+            periods=training.periods(True, own.period),
+            begin=self._user_step if ordinal else None,
+            steps=steps,
+            damping=_SWEEP_DAMPING,
+            block_rows=block_rows,
+        )
+        self.user_rows = user_step.rows
+        user_sets = training.sets(True, own.set_ridge)
+        users = learn_side(own, self.user_rows, user_sets.offsets(item_effect) if user_sets else 0.0)
+        if user_sets:
+            item_effect = user_sets.learn(self.user_rows[:, own.layout.mean] - users.mean)
+        self.user_rows[:, own.layout.set_effect] = user_effect
+        self._item_step = item_step = half_step(
+            parameters,
+            "item",
+            self.user_rows,
+            training.items,
+            periods=training.periods(False, other.period),
+            begin=self._item_step if ordinal else None,
+            steps=steps,
+            damping=_SWEEP_DAMPING,
+            block_rows=block_rows,
+        )
+        self.item_rows = item_step.rows
+        item_sets = training.sets(False, other.set_ridge)
+        items = learn_side(other, self.item_rows, item_sets.offsets(user_effect) if item_sets else 0.0)
+        if item_sets:
+            user_effect = item_sets.learn(self.item_rows[:, other.layout.mean] - items.mean)
+        learned = self._learn_ordinal(user_step) if ordinal else self._learn_noise(user_step)
+        self.item_rows[:, other.layout.set_effect] = item_effect
+        self.user_rows[:, own.layout.set_effect] = user_effect
+        self.parameters = replace(
+            learned,
+            users=_learn_periods(users, user_step),
+            items=_learn_periods(items, item_step),
+        )
+        return self.change
+
+    def residuals(self) -> Float64s:
+        """Ratings less scores, by entry of `training.users`; what one sweep with the Gaussian link left."""
+        if self._scores is None:
+            return np.zeros(len(self.training.users.value))
+        return self.training.users.value - self._scores
+
+    def _learn_noise(self, step: HalfStep) -> Parameters:
+        parameters, users = self.parameters, self.training.users
+        periods = self.training.periods(True, parameters.users.period)
+        scores = entry_scores(parameters, "user", self.item_rows, users, current=step, periods=periods)
+        self._moved(scores.mean, scale_range(parameters.scale))
+        self._scores = scores.mean
+        square = (users.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
+        # One pseudo-rating of the old noise, and a floor: a world without noise must not divide by zero.
+        noise = (float(square.sum()) + parameters.noise) / (len(square) + 1.0)
+        return replace(parameters, noise=max(noise, (1e-3 * scale_range(parameters.scale)) ** 2))
+
+    def _learn_ordinal(self, step: HalfStep) -> Parameters:
+        parameters, users = self.parameters, self.training.users
+        if self._level is None:
+            self._level = rating_levels(parameters.scale, users.value)
+        sites = step.sites
+        if sites is None:
+            return parameters
+        self._moved(sites.mean - float(parameters.cuts.mean()), score_range(parameters))
+        cuts, noise = learn_link(parameters.cuts, parameters.noise, self._level, sites.mean, sites.variance)
+        return replace(parameters, cuts=cuts, noise=noise)
+
+    def _moved(self, scores: Float64s, unit: float) -> None:
+        # In units of the range, so that a change of the unit of an ordinal model's scores is no change.
+        placed = scores / unit
+        if self._placed is not None and len(placed):
+            self.change = float(np.sqrt(np.mean((placed - self._placed) ** 2)))
+        self._placed = placed
+
+
+def score_range(parameters: Parameters) -> float:
+    """The range of the scale in units of scores."""
+    cuts = parameters.cuts
+    if len(cuts) < 2:
+        return scale_range(parameters.scale) if len(cuts) == 0 else 2.0 * math.sqrt(parameters.noise)
+    return float(cuts[-1] - cuts[0]) * len(cuts) / (len(cuts) - 1)
+
+
+def in_rating_units(parameters: Parameters, rows: Float64s) -> tuple[Parameters, Float64s]:
+    """The same model, and `rows` of either side, with scores about in units of the ratings.
+
+    The scores of an ordinal model have no unit of their own: without this, it would wander from fit to fit.
+    """
+    if parameters.link == "gaussian":
+        return parameters, rows
+    factor = scale_range(parameters.scale) / score_range(parameters)
+    vector = np.append(np.full(parameters.users.layout.rank, math.sqrt(factor)), factor)
+    triangle_rows, triangle_columns, _ = triangle(len(vector))
+
+    def scaled(side: Side) -> Side:
+        return replace(
+            side,
+            mean=side.mean * vector,
+            covariance=side.covariance * np.outer(vector, vector),
+            precision=side.precision / np.outer(vector, vector),
+            period_variance=side.period_variance * factor * factor,
+        )
+
+    result = replace(
+        parameters,
+        mean=parameters.mean * factor,
+        noise=parameters.noise * factor * factor,
+        cuts=parameters.cuts * factor,
+        users=scaled(parameters.users),
+        items=scaled(parameters.items),
+    )
+    rank = parameters.users.layout.rank
+    layout = Layout(rank, slots_of_width(rank, rows.shape[1]))
+    rows = rows.copy()
+    rows[:, layout.mean] *= vector
+    rows[:, layout.covariance] *= vector[triangle_rows] * vector[triangle_columns]
+    rows[:, layout.set_effect] *= vector
+    rows[:, layout.effects] *= factor
+    rows[:, layout.variances] *= factor * factor
+    return result, rows
+
+
+def terms_of(parameters: Parameters) -> Terms:
+    """The terms that `parameters` have."""
+    users, items = parameters.users, parameters.items
+    return Terms(parameters.link, users.set_ridge, items.set_ridge, users.period, items.period)
+
+
+def with_terms(parameters: Parameters, terms: Terms, training: Training) -> Parameters:
+    """`parameters` with these terms, those that are new at a value to start from."""
+    variance = parameters.noise
+    users = _with_period(
+        parameters.users, terms.user_period, training.periods(True, terms.user_period), variance
+    )
+    items = _with_period(
+        parameters.items, terms.item_period, training.periods(False, terms.item_period), variance
+    )
+    changed = replace(
+        parameters,
+        users=replace(users, set_ridge=terms.user_ridge),
+        items=replace(items, set_ridge=terms.item_ridge),
+    )
+    if terms.link == "ordinal" and parameters.link == "gaussian":
+        return replace(changed, link="ordinal", cuts=start_cuts(parameters.scale))
+    return changed
+
+
+def relayout(old: Side, new: Side, rows: Float64s) -> Float64s:
+    """`rows` of side `old` in the layout of side `new`; periods that are not the same are dropped."""
+    result = prior_rows(new, len(rows))
+    shared = new.layout.keys.start
+    result[:, :shared] = rows[:, :shared]
+    if old.period == new.period and old.layout.slots == new.layout.slots:
+        result[:, shared:] = rows[:, shared:]
+    return result
+
+
+def _with_period(side: Side, period: float, periods: Periods | None, noise: float) -> Side:
+    if period <= 0 or periods is None:
+        return replace(side, layout=Layout(side.layout.rank, 0), period=0.0, period_variance=0.0)
+    if period == side.period and side.layout.slots:
+        return side
+    per_row = np.bincount(periods.row)
+    slots = int(np.clip(np.percentile(per_row[per_row > 0], 99), 1, MAX_SLOTS))
+    return replace(side, layout=Layout(side.layout.rank, slots), period=period, period_variance=0.05 * noise)
+
+
+def _learn_periods(side: Side, step: HalfStep) -> Side:
+    if len(step.period_effect) == 0 or side.period_variance <= 0:
+        return side
+    total = float(np.sum(step.period_effect**2 + step.period_variance)) + side.period_variance
+    return replace(side, period_variance=max(total / (len(step.period_effect) + 1.0), 1e-12))

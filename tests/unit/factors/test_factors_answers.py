@@ -1,0 +1,221 @@
+"""What the service asks of a fit: scores of any batch, rankings, explanations, bytes."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from factors import (
+    BASIS,
+    FactorsError,
+    Fitted,
+    Histories,
+    ModelUnreadable,
+    Ranker,
+    Scale,
+    Scorer,
+    distribution,
+    explain,
+    fold_in_users,
+    from_bytes,
+    prior_item,
+    score,
+    to_bytes,
+)
+from factors.ranking import largest
+from tests.unit.factors.factors_world import fitted_of, history, ratings_of
+
+LINKS = ("gaussian", "ordinal")
+
+
+@pytest.fixture(scope="module", params=LINKS)
+def fitted(request: pytest.FixtureRequest) -> Fitted:
+    """A fit; the last item is rated by nobody."""
+    return fitted_of(ratings_of(3), n_items=31, link=request.param)
+
+
+def test_a_pair_scores_alike_alone_and_among_many(fitted: Fitted) -> None:
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, 40, 500), rng.integers(0, 31, 500)
+    scorer = Scorer(fitted.model, fitted.items)
+    together = scorer.score(fitted.users, user, item)
+    for j in (0, 99, 499):
+        alone = scorer.score(fitted.users, user[j : j + 1], item[j : j + 1])
+        assert alone.rating[0] == pytest.approx(together.rating[j], abs=1e-9)
+        assert alone.std[0] == pytest.approx(together.std[j], abs=1e-9)
+    empty = scorer.score(fitted.users, user[:0], item[:0])
+    assert empty.rating.shape == empty.std.shape == empty.basis.shape == (0,)
+
+
+def test_basis_says_what_a_score_rests_on(fitted: Fitted) -> None:
+    scores = score(
+        fitted.model, fitted.users, fitted.items, np.array([0, 0, -1, 99]), np.array([0, 30, 0, 99])
+    )
+    assert [BASIS[code] for code in scores.basis] == ["user+item", "user", "item", "prior"]
+
+
+def test_unknown_rows_score_as_the_prior(fitted: Fitted) -> None:
+    grown = np.concatenate([fitted.items, prior_item(fitted.model)[None]])
+    unknown = score(fitted.model, fitted.users, fitted.items, np.array([3]), np.array([-1]))
+    known = score(fitted.model, fitted.users, grown, np.array([3]), np.array([31]))
+    assert unknown.rating[0] == pytest.approx(known.rating[0])
+    assert unknown.std[0] == pytest.approx(known.std[0])
+
+
+def test_distribution_agrees_with_the_score(fitted: Fitted) -> None:
+    user, item = np.arange(30), np.arange(30)
+    chance = distribution(fitted.model, fitted.users, fitted.items, user, item)
+    assert chance.shape == (30, 5)
+    np.testing.assert_allclose(chance.sum(axis=1), 1.0)
+    assert (chance >= 0).all()
+    scores = score(fitted.model, fitted.users, fitted.items, user, item)
+    mean = chance @ np.arange(1.0, 6.0)
+    np.testing.assert_allclose(mean, scores.rating, atol=1e-9 if fitted.model.link == "ordinal" else 0.5)
+
+
+def test_distribution_needs_steps() -> None:
+    from dataclasses import replace
+
+    fitted = fitted_of(ratings_of(3), link="gaussian")
+    model = replace(fitted.model, scale=Scale(1, 5))
+    with pytest.raises(FactorsError, match="steps"):
+        distribution(model, fitted.users, fitted.items, np.array([0]), np.array([0]))
+
+
+def test_top_is_the_whole_sorted_table_without_what_is_excluded(fitted: Fitted) -> None:
+    ranker = Ranker(fitted.model, fitted.items)
+    exclude = [np.array([1, 2, 3]), np.array([], dtype=int), np.array([-1, 5, 99])]
+    answers = ranker.top(fitted.users[:3], 40, exclude)
+    for user, ranked in enumerate(answers):
+        allowed = np.setdiff1d(np.arange(31), exclude[user])
+        assert sorted(ranked.item_rows.tolist()) == allowed.tolist()
+        scores = score(
+            fitted.model, fitted.users, fitted.items, np.full(len(allowed), user), ranked.item_rows
+        )
+        np.testing.assert_allclose(ranked.scores, scores.rating)
+        assert (np.diff(ranked.scores) <= 1e-5).all()
+        first = ranker.top(fitted.users[user : user + 1], 4, exclude[user : user + 1])[0]
+        assert len(first.item_rows) == 4
+        assert first.scores[0] == pytest.approx(ranked.scores[0], abs=0.05)
+    assert [len(r.item_rows) for r in ranker.top(fitted.users[:2], 0, exclude)] == [0, 0]
+
+
+def test_thompson_draws_follow_the_posterior(fitted: Fitted) -> None:
+    ranker = Ranker(fitted.model, fitted.items)
+    none = [np.array([], dtype=int)]
+    rng = np.random.default_rng(0)
+    firsts = {int(ranker.top(fitted.users[:1], 1, none, rng)[0].item_rows[0]) for _ in range(60)}
+    assert len(firsts) > 1
+    again = ranker.top(fitted.users[:1], 5, none, np.random.default_rng(1))[0]
+    same = ranker.top(fitted.users[:1], 5, none, np.random.default_rng(1))[0]
+    np.testing.assert_array_equal(again.item_rows, same.item_rows)
+
+
+def test_similar_and_popular_return_rated_items_only(fitted: Fitted) -> None:
+    ranker = Ranker(fitted.model, fitted.items)
+    similar = ranker.similar(4, 50)
+    assert 4 not in similar.item_rows
+    assert 30 not in similar.item_rows
+    assert len(similar.item_rows) == 29
+    assert (np.diff(similar.scores) <= 0).all()
+    assert np.abs(similar.scores).max() <= 1.0 + 1e-5
+    assert len(ranker.similar(30, 5).item_rows) == 0
+    assert len(ranker.similar(-1, 5).item_rows) == 0
+    popular = ranker.popular(50)
+    assert 30 not in popular.item_rows
+    assert len(popular.item_rows) == 30
+    assert (np.diff(popular.scores) <= 0).all()
+
+
+def test_a_ranker_follows_the_table(fitted: Fitted) -> None:
+    ranker = Ranker(fitted.model, fitted.items[:20])
+    ranker.update(np.array([33, 20]), np.stack([fitted.items[4], fitted.items[5]]))
+    assert ranker.n_items == 34
+    table = np.concatenate([fitted.items[:20], np.repeat(prior_item(fitted.model)[None], 14, axis=0)])
+    table[33], table[20] = fitted.items[4], fitted.items[5]
+    fresh = Ranker(fitted.model, table)
+    none = [np.array([], dtype=int)]
+    for left, right in (
+        (ranker.top(fitted.users[:1], 10, none)[0], fresh.top(fitted.users[:1], 10, none)[0]),
+        (ranker.similar(33, 10), fresh.similar(33, 10)),
+        (ranker.popular(10), fresh.popular(10)),
+    ):
+        np.testing.assert_array_equal(left.item_rows, right.item_rows)
+        np.testing.assert_allclose(left.scores, right.scores, atol=1e-6)
+    ranker.update(np.array([], dtype=int), fitted.items[:0])
+
+
+@pytest.mark.parametrize("n", [1, 10, 3000, 9000])
+def test_the_largest_are_those_of_a_full_sort(n: int) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 500, 20_011).astype(np.float32)
+    scores[rng.integers(0, len(scores), 13_000)] = -np.inf
+    expected = np.argsort(-scores, kind="stable")
+    expected = expected[scores[expected] > -np.inf][:n]
+    np.testing.assert_array_equal(largest(scores, n), expected)
+    assert len(largest(np.full(5, -np.inf), 3)) == 0
+
+
+@pytest.mark.parametrize("item", [0, 17, 30, -1])
+def test_explanations_add_up_to_the_score(fitted: Fitted, item: int) -> None:
+    past = history([3, 5, 8, 3, 99], [5.0, 4.0, 1.0, 2.0, 3.0], [8.8e8, 8.8e8, 8.8e8 + 4000, 8.8e8, 8.9e8])
+    user = fold_in_users(fitted.model, fitted.items, past)
+    expected = score(fitted.model, user, fitted.items, np.array([0]), np.array([item])).rating[0]
+    explained = explain(fitted.model, fitted.items, past, item)
+    assert explained.base + explained.contributions.sum() == pytest.approx(expected, abs=1e-6)
+    assert sorted(explained.item_rows.tolist()) == [3, 5, 8, 99]
+    assert np.isfinite(explained.contributions).all()
+
+
+def test_explanations_start_from_what_a_stranger_gets() -> None:
+    fitted = fitted_of(ratings_of(3), n_items=31, link="gaussian", set_effects=False, periods=False)
+    stranger = score(fitted.model, fitted.users, fitted.items, np.array([-1]), np.array([7])).rating[0]
+    explained = explain(fitted.model, fitted.items, history([3, 5], [5.0, 4.0]), 7)
+    assert explained.base == pytest.approx(stranger, abs=1e-5)
+    nothing = explain(fitted.model, fitted.items, history([], []), 7)
+    assert nothing.base == pytest.approx(stranger, abs=1e-5)
+    assert len(nothing.contributions) == 0
+    two = Histories(np.zeros(3, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
+    with pytest.raises(ValueError, match="one history"):
+        explain(fitted.model, fitted.items, two, 7)
+
+
+def test_a_model_survives_its_bytes(fitted: Fitted) -> None:
+    payload = to_bytes(fitted.model)
+    read = from_bytes(payload)
+    assert to_bytes(read) == payload
+    assert (read.rank, read.link, read.scale) == (fitted.model.rank, fitted.model.link, fitted.model.scale)
+    for name, array in fitted.model.parameters.items():
+        np.testing.assert_array_equal(read.parameters[name], array)
+
+
+def test_bytes_that_are_no_model_are_refused(fitted: Fitted) -> None:
+    payload = to_bytes(fitted.model)
+    good = msgspec.msgpack.decode(payload)
+
+    def changed(**fields: object) -> bytes:
+        return msgspec.msgpack.encode({**good, **fields})
+
+    parameters = good["parameters"]
+    nan = {**parameters, "noise": {"shape": [1], "data": np.array([np.nan]).tobytes()}}
+    short = {**parameters, "noise": {"shape": [2], "data": np.zeros(1).tobytes()}}
+    missing = {name: array for name, array in parameters.items() if name != "user_mean"}
+    shape = {**parameters, "user_mean": {"shape": [1], "data": np.zeros(1).tobytes()}}
+    bad = [
+        b"",
+        b"nonsense",
+        payload[:-3],
+        changed(format="other"),
+        changed(rank=0),
+        changed(rank=good["rank"] + 1),
+        changed(link="logit"),
+        changed(low=9.0),
+        changed(user_width=7),
+        changed(extra=1),
+        changed(parameters=nan),
+        changed(parameters=short),
+        changed(parameters=missing),
+        changed(parameters=shape),
+    ]
+    for given in bad:
+        with pytest.raises(ModelUnreadable):
+            from_bytes(given)
