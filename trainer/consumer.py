@@ -27,7 +27,7 @@ from trainer.events import START, Position, Span, spans_of, without_user
 from trainer.rebuild import is_incomplete, rebuild
 from trainer.retry import Backoff, patiently
 from trainer.segments import Step, no_step
-from trainer.streams import format_position, tails, to_table
+from trainer.streams import format_position, item_ids, tails, to_table
 from trainer.threads import Threads
 
 # The store holds a blocking read so long; a stop, and the other epoch's reader, wait for it at most.
@@ -124,7 +124,7 @@ class EpochConsumer:
                 log.warning("consume_waits", epoch=self.epoch, failures=backoff.failures + 1, error=str(exc))
                 await asyncio.sleep(backoff.next_s())
                 continue
-            if 0 < len(events) < self._count:
+            if len(events) and not self._is_full(events):
                 # Batches far apart enough that a slow stream does not make a file of each event.
                 await asyncio.sleep(max(0.0, self._linger_s - (self._clock() - began_at)))
 
@@ -164,6 +164,10 @@ class EpochConsumer:
             async with self._moved:
                 self._moved.notify_all()
 
+    def _is_full(self, events: Events) -> bool:
+        """Whether a partition gave as much as was asked for, so that more is waiting."""
+        return bool(np.bincount(events.partition).max() >= self._count)
+
     async def _rebuild(self) -> None:
         await self._keep_trying(lambda: rebuild(self._store, self.archive, self._threads))
         self._take_stock()
@@ -190,7 +194,8 @@ class EpochConsumer:
         self._step("consume:done")
 
     async def _archive(self, events: Events, new: npt.NDArray[np.int64]) -> None:
-        table = await to_table(events, new, self._store.items(self.epoch))
+        items = await item_ids(events.item_row[new], self._store.items(self.epoch))
+        table = await self._threads.run(to_table, events, new, items)
         spans = _spans(events, new)
         forgotten = table["item_row"].to_numpy() == FORGOTTEN_ROW
         marks = new[forgotten]

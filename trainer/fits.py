@@ -91,6 +91,7 @@ class Fits:
         # Users erased since the snapshot of the fit that runs now, which still knows them.
         self._erased: list[tuple[int, bytes]] | None = None
         self._cold = False
+        self._fitting_items = 0
         # Forgotten users that no rating of was left in the snapshot of a generation.
         self._unseen: dict[int, dict[bytes, int]] = {}
         self.counts = Counts()
@@ -150,11 +151,15 @@ class Fits:
 
     def _situation(self, pointer: Pointer, consumer: EpochConsumer) -> Situation:
         fitted = self._items.fitted_events if self._items.generation[0] == pointer.epoch else 0.0
+        new_events = round(consumer.archived_events - fitted)
+        if new_events > 0 and consumer.first_new_at is None:
+            # They came under an earlier leader: counted from now on.
+            consumer.first_new_at = self._clock()
         return Situation(
             now=self._clock(),
             asked=bool(self._asked),
             held=pointer.held,
-            new_events=round(consumer.archived_events - fitted),
+            new_events=new_events,
             first_new_at=consumer.first_new_at,
             base_missing=self._items.base_missing,
             not_before=self._not_before,
@@ -178,6 +183,7 @@ class Fits:
             self._cold = not self._cold
             return self._failed("gate_refused", str(exc), epoch)
         finally:
+            await self._threads.run(self._folder(epoch).clear_new)
             self._erased = None
             self.pid = None
             self.publishing = set()
@@ -208,7 +214,7 @@ class Fits:
         result, snapshot, events = await self._fit(epoch, consumer, folder)
         self._step("fit:done")
         previous = self._items.live_meta if self._items.generation[0] == epoch else None
-        await self._judge(result, snapshot, previous)
+        await self._judge(result, epoch, previous)
         while self._erased:
             of_epoch, user_id = self._erased.pop()
             if of_epoch == epoch:
@@ -239,11 +245,12 @@ class Fits:
             registry = self._store.items(epoch)
             await patiently("items", registry.refresh)
             self._erased = []
+            self._fitting_items = len(registry)
             snapshot, events = consumer.archive.snapshot(), consumer.archived_events
             low, high, step = self._settings.scale
             request = FitRequest(
                 paths=tuple(str(path.absolute()) for path in snapshot.paths),
-                n_items=len(registry),
+                n_items=self._fitting_items,
                 output=str(folder.new.absolute()),
                 engine=self._settings.engine,
                 low=low,
@@ -268,11 +275,12 @@ class Fits:
                 return result, snapshot, events
         raise FitFailedError("the archive did not hold still")
 
-    async def _judge(self, result: FitResult, snapshot: Snapshot, previous: GenerationMeta | None) -> None:
+    async def _judge(self, result: FitResult, epoch: int, previous: GenerationMeta | None) -> None:
         metrics = None if previous is None else previous.summary.metrics
-        evidence = await self._threads.run(gate.gather, result, 0, metrics)
+        items = self._fitting_items
+        evidence = await self._threads.run(gate.gather, result, items, metrics)
         why = gate.judge(evidence, self._settings.gate)
-        log.event("fit_judged", epoch=snapshot.epoch, ratings=result.n_ratings, **_for_log(result.metrics))
+        log.event("fit_judged", epoch=epoch, ratings=result.n_ratings, **_for_log(result.metrics))
         if why is not None:
             raise GateRefusedError(why)
 
@@ -282,10 +290,12 @@ class Fits:
 
     async def release_forgotten(self, epoch: int, kept: set[int]) -> None:
         """Let the store drop what it remembers of users whom no kept generation has seen."""
-        self._unseen = {number: users for number, users in self._unseen.items() if number in kept}
-        if not kept or set(self._unseen) != kept:
+        # `kept` was read a moment ago: a generation that went live since is not among them yet.
+        newest = max(kept, default=0)
+        self._unseen = {n: users for n, users in self._unseen.items() if n in kept or n > newest}
+        if not kept or not kept <= self._unseen.keys():
             return
-        settled = set.intersection(*[set(users.items()) for users in self._unseen.values()])
+        settled = set.intersection(*[set(self._unseen[number].items()) for number in kept])
         if settled:
             released = await self._store.ratings.release_forgotten(epoch, dict(settled))
             log.event("forgotten_released", epoch=epoch, users=released)

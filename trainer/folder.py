@@ -3,8 +3,10 @@
 Invariant: whatever is there and complete belongs to the generation that it is named after.
 """
 
+import contextlib
 import re
 import shutil
+import threading
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,8 @@ class FitFolder:
     def __init__(self, epoch_folder: Path) -> None:
         self._path = epoch_folder / "fits"
         self._path.mkdir(parents=True, exist_ok=True)
+        # A fit must not get its name between being found and being cleaned of an erased user.
+        self._lock = threading.Lock()
 
     @property
     def new(self) -> Path:
@@ -36,9 +40,10 @@ class FitFolder:
     def adopt(self, result: FitResult, generation: int) -> FitResult:
         """Name the new fit after its generation."""
         path = self._of(generation)
-        shutil.rmtree(path, ignore_errors=True)
-        result.path.rename(path)
-        sync_directory(self._path)
+        with self._lock:
+            shutil.rmtree(path, ignore_errors=True)
+            result.path.rename(path)
+            sync_directory(self._path)
         return replace(result, path=path)
 
     def read(self, generation: int) -> FitResult | None:
@@ -70,10 +75,12 @@ class FitFolder:
                 shutil.rmtree(self._of(generation), ignore_errors=True)
 
     def erase(self, user_id: bytes) -> None:
-        """Take a user out of every fit here. Repeating is safe."""
-        for generation in self.generations():
-            if self.read(generation) is not None:
-                erase_user(self._of(generation), user_id)
+        """Take a user out of every fit here, one that waits to be published included. Repeating is safe."""
+        with self._lock:
+            for path in [self.new, *map(self._of, self.generations())]:
+                # A fit whose files cannot be read is not read by anybody else either.
+                with contextlib.suppress(FitFailedError):
+                    erase_user(path, user_id)
 
     def _of(self, generation: int) -> Path:
         return self._path / f"generation-{generation:06d}"

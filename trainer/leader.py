@@ -140,6 +140,7 @@ class Leader:
         await patiently("prune", lambda: store.generations.prune(_PAUSE_S))
         for epoch in {pointer.epoch, pointer.pending} - {0}:
             self._start_consumer(epoch)
+            await self._threads.run(self._folder(epoch).clear_new)
         await self._follow(pointer)
         if pointer.pending == pointer.epoch:
             await self._finish_epoch(pointer.epoch)

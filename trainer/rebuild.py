@@ -21,7 +21,7 @@ from trainer import log
 from trainer.archive import EpochArchive, Snapshot
 from trainer.events import Span, make_table, string_array
 from trainer.retry import patiently
-from trainer.streams import Tail, tails
+from trainer.streams import Tail, item_ids, tails
 from trainer.threads import Threads
 
 _SCAN_COUNT = 1_000
@@ -104,7 +104,6 @@ async def _read(
 
 
 async def _table(store: Store, epoch: int, users: Sequence[tuple[bytes, int, bytes, int]]) -> pa.Table:
-    registry = store.items(epoch)
     counts = np.array([len(history) // ENTRY_BYTES for _, _, history, _ in users], dtype=np.int64)
     entries = np.concatenate(
         [
@@ -115,13 +114,8 @@ async def _table(store: Store, epoch: int, users: Sequence[tuple[bytes, int, byt
     owner = np.repeat(np.arange(len(users)), counts)
     last_n = np.array([n for _, n, _, _ in users], dtype=np.int64)
     after = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(entries))
-    if len(entries) and int(entries["item_row"].max()) >= len(registry):
-        await patiently("items", registry.refresh)
-    distinct, inverse = np.unique(entries["item_row"], return_inverse=True)
-    ids = [
-        registry.id(int(row)).encode("utf-8", "surrogateescape") if int(row) < len(registry) else b""
-        for row in distinct
-    ]
+    item_row = entries["item_row"].astype(np.int64)
+    items = await patiently("items", partial(item_ids, item_row, store.items(epoch)))
     zeros = np.zeros(len(entries), dtype=np.int64)
     return make_table(
         partition=np.array([partition for *_, partition in users], dtype=np.uint16)[owner],
@@ -129,8 +123,8 @@ async def _table(store: Store, epoch: int, users: Sequence[tuple[bytes, int, byt
         stream_seq=zeros,
         user_id=string_array([user_id for user_id, *_ in users]).take(pa.array(owner)),
         n=last_n[owner] - after,
-        item_row=entries["item_row"],
-        item_id=string_array(ids).take(pa.array(inverse)),
+        item_row=item_row,
+        item_id=items.of(item_row),
         rating=entries["rating"],
         time=entries["time"],
     )

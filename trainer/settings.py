@@ -14,9 +14,10 @@ class TrainerSettings:
     """How a trainer works.
 
     `refit_events`, `refit_seconds`: refit when so many events are new, or so long after the first new one.
-    `batch_events`, `linger_s`: a batch is archived when it has so many events, or so long after its first.
-    `lease_ttl_s`: how long a leader that is gone keeps others waiting. `grace_s`: what a stop may take.
-    `abandon_s`: how long a new history may be prepared without anybody asking for it.
+    `batch_events`: at most so many events in a batch (2 us of the event loop each); `linger_s`: batches of
+    less follow each other no faster. `lease_ttl_s`: how long a leader that is gone keeps others waiting.
+    `grace_s`: what a stop may take. `abandon_s`: how long a new history may be prepared without anybody
+    asking for it.
     """
 
     store: StoreSettings
@@ -26,7 +27,7 @@ class TrainerSettings:
     refit_seconds: float = 60.0
     fit_threads: int = 1
     log_level: str = "INFO"
-    batch_events: int = 50_000
+    batch_events: int = 12_800
     linger_s: float = 0.2
     lease_ttl_s: float = 5.0
     grace_s: float = 5.0

@@ -5,6 +5,7 @@ stream.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.codecs import FORGOTTEN_ROW
@@ -64,26 +65,44 @@ async def tails(store: Store, epoch: int) -> dict[int, Tail]:
     return found
 
 
-async def to_table(events: Events, rows: np.ndarray, registry: ItemRegistry) -> pa.Table:
-    """The events at `rows` (positions, in order) as archive columns, with the ids of their items."""
-    item_row = events.item_row[rows]
-    distinct, inverse = np.unique(item_row, return_inverse=True)
+@dataclass(frozen=True, slots=True)
+class ItemIds:
+    """Item rows (m,), ascending, and their ids."""
+
+    rows: npt.NDArray[np.int64]
+    ids: list[str]
+
+    def of(self, rows: npt.NDArray[np.int64]) -> pa.StringArray:
+        """The ids of `rows` (n,), all of which are here."""
+        where = np.searchsorted(self.rows, rows)
+        return string_array([item_id.encode("utf-8", "surrogateescape") for item_id in self.ids]).take(
+            pa.array(where)
+        )
+
+
+async def item_ids(rows: npt.NDArray[np.int64], registry: ItemRegistry) -> ItemIds:
+    """The ids of the items in `rows`, each once; the registry is asked for those that others registered."""
+    distinct = np.unique(rows)
     known = distinct[distinct != FORGOTTEN_ROW]
     if len(known) and int(known[-1]) >= len(registry):
         await registry.refresh()
-    ids = [
-        registry.id(int(row)).encode("utf-8", "surrogateescape") if int(row) < len(registry) else b""
-        for row in distinct
-    ]
+    size = len(registry)
+    ids = [registry.id(row) if row < size else "" for row in distinct.tolist()]
+    return ItemIds(distinct, ids)
+
+
+def to_table(events: Events, new: npt.NDArray[np.int64], items: ItemIds) -> pa.Table:
+    """The events at positions `new`, in order, as archive columns; marks of forgotten users included."""
+    item_row = events.item_row[new]
     user_ids = string_array(events.user_id)
     return make_table(
-        partition=events.partition[rows],
-        stream_ms=events.stream_ms[rows],
-        stream_seq=events.stream_seq[rows],
-        user_id=user_ids if len(rows) == len(user_ids) else user_ids.take(pa.array(rows)),
-        n=events.n[rows],
+        partition=events.partition[new],
+        stream_ms=events.stream_ms[new],
+        stream_seq=events.stream_seq[new],
+        user_id=user_ids if len(new) == len(user_ids) else user_ids.take(pa.array(new)),
+        n=events.n[new],
         item_row=item_row,
-        item_id=string_array(ids).take(pa.array(inverse)),
-        rating=events.rating[rows],
-        time=events.time[rows],
+        item_id=items.of(item_row),
+        rating=events.rating[new],
+        time=events.time[new],
     )

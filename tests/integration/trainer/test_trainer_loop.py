@@ -319,6 +319,37 @@ async def test_ratings_out_of_scale_fail_the_command_and_leave_the_live_one(
         assert (await store.generations.live()).generation == generation
 
 
+async def test_implicit_engine_goes_live_and_users_are_folded_in(
+    store: Store, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    implicit = trainer_settings(settings.store, tmp_path / "archive", engine="implicit")
+    follower, stop = Follower(store, tmp_path / "cache", "w1"), asyncio.Event()
+    following = asyncio.create_task(follower.run(stop))
+    async with running_trainer(implicit):
+        await store.ratings.append(ratings(users=60, items=20))
+        generation = await fitted(store)
+        assert await follower.wait_for(1, generation, 10)
+        live = follower.live
+        assert live is not None
+        await store.ratings.append(
+            [NewRating(b"late", b"i1", 5.0, 1e9), NewRating(b"late", b"fresh", 5.0, 1e9)]
+        )
+        current = await store.users.current(live, [b"late", b"u1", b"nobody"])
+        assert current.n.tolist() == [2, 9, 0]
+        assert current.folded.tolist() == [True, False, False]
+        row = store.items(1).row(b"i1")
+        assert row is not None
+        scores = live.scorer.score(current.vectors, np.array([0, 2]), np.array([row, row]))
+        assert scores.rating[0] > scores.rating[1]
+        await store.ratings.append(ratings(users=5, items=25, prefix="more"))
+        again = await fitted(store)
+        meta = await store.generations.meta(1, again)
+    stop.set()
+    await following
+    assert meta.summary.engine == "implicit"
+    assert meta.summary.n_users == 66
+
+
 async def test_unknown_command_is_told_so(store: Store, settings: TrainerSettings) -> None:
     async with running_trainer(settings):
         command = await store.commands.ask("dance", epoch=1)  # type: ignore[arg-type]  # on purpose

@@ -1,0 +1,184 @@
+"""Items folded in since a fit are what a fold-in over all of their ratings gives, whatever came when."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factors import FitSettings, Fitted, Histories, Scale, fit, fold_in_items, fold_in_users, prior_user
+from factors.tables import Float32s
+from trainer.archive import EpochArchive
+from trainer.deltas import Overlay
+from trainer.events import make_table, spans_of, string_array
+from trainer.items import after
+from trainer.ratings import load_ratings
+from trainer.results import FitResult, erase_user, read_result, write_result
+
+NAN = float("nan")
+Event = tuple[str, int, int, float]
+SETTINGS = FitSettings(Scale(1.0, 5.0), rank=2, link="gaussian", sweeps=4)
+
+
+def table_of(events: list[Event], first_ms: int = 1):  # type: ignore[no-untyped-def]  # an Arrow table
+    return make_table(
+        partition=np.zeros(len(events)),
+        stream_ms=np.arange(first_ms, first_ms + len(events)),
+        stream_seq=np.zeros(len(events)),
+        user_id=string_array([user.encode() for user, *_ in events]),
+        n=[n for _, n, _, _ in events],
+        item_row=[row for _, _, row, _ in events],
+        item_id=string_array([b"i%d" % row for _, _, row, _ in events]),
+        rating=[rating for *_, rating in events],
+        time=np.full(len(events), NAN),
+    )
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> FitResult:
+    rng = np.random.default_rng(0)
+    events: list[Event] = [
+        (f"u{user}", n, int(row), float(rng.integers(1, 6)))
+        for user in range(20)
+        for n, row in enumerate(rng.permutation(8)[:5], start=1)
+    ]
+    archive = EpochArchive(tmp_path / "archive", 1, guard=lambda: None)
+    table = table_of(events)
+    zeros = np.zeros(len(events), dtype=np.int64)
+    archive.append(table, spans_of(zeros.astype(np.uint16), table["stream_ms"].to_numpy(), zeros))
+    given = load_ratings(archive.snapshot().paths, 8)
+    fitted: Fitted = fit(given.ratings, 20, 8, settings=SETTINGS, rng=rng)
+    write_result(tmp_path / "fit", given, fitted, {})
+    return read_result(tmp_path / "fit")
+
+
+def current(base: FitResult, overlay: Overlay, users: list[bytes]) -> tuple[np.ndarray, Float32s]:
+    """Stands for the store: some vector for each user that tells them apart."""
+    items = np.asarray(base.items)
+    vectors = []
+    for user in users:
+        rated = np.array([len(user) % 8, user[-1] % 8], dtype=np.int32)
+        history = Histories(np.array([0, 2]), rated, np.array([1.0, 5.0]), np.full(2, NAN))
+        vectors.append(fold_in_users(base.model, items, history)[0])
+    return np.full(len(users), 100), np.array(vectors)
+
+
+def folded(base: FitResult, overlay: Overlay) -> dict[int, Float32s]:
+    rows: dict[int, Float32s] = {}
+    while overlay.dirty:
+        work = overlay.next_round()
+        if work.users:
+            overlay.set_users(work.numbers, *current(base, overlay, work.users))
+        rows.update(zip(work.items, overlay.fold(work), strict=True))
+    return rows
+
+
+def expected(base: FitResult, ratings: dict[bytes, float], newer: set[bytes]) -> Float32s:
+    vectors = [
+        current(base, Overlay(base.model, base), [user])[1][0]
+        if user in newer
+        else np.asarray(base.users)[base.rows_of([user])[0]]
+        for user in ratings
+    ]
+    history = Histories(
+        np.array([0, len(ratings)]),
+        np.arange(len(ratings), dtype=np.int32),
+        np.array(list(ratings.values())),
+        np.full(len(ratings), NAN),
+    )
+    row: Float32s = fold_in_items(base.model, np.array(vectors, dtype=np.float32), history)[0]
+    return row
+
+
+def known(base: FitResult, item: int) -> dict[bytes, float]:
+    part = base.item_history(item)
+    users, values = np.asarray(base.item_users[part]), np.asarray(base.item_values[part])
+    return {base.user_ids(int(u), int(u) + 1)[0]: float(v) for u, v in zip(users, values, strict=True)}
+
+
+def test_touched_items_are_what_all_of_their_ratings_say(base: FitResult) -> None:
+    overlay = Overlay(base.model, base)
+    rater = next(iter(known(base, 0))).decode()
+    overlay.add(table_of([("new", 1, 0, 5.0), (rater, 6, 0, 1.0), ("new", 2, 9, 4.0)]))
+    overlay.add(table_of([("new", 3, 0, 2.0)]))
+    assert overlay.dirty == 2
+    rows = folded(base, overlay)
+    newer = {b"new", rater.encode()}
+    zero = known(base, 0) | {rater.encode(): 1.0, b"new": 2.0}
+    np.testing.assert_allclose(rows[0], expected(base, zero, newer), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(rows[9], expected(base, {b"new": 4.0}, newer), rtol=2e-4, atol=1e-5)
+
+
+def test_rating_taken_back_is_gone(base: FitResult) -> None:
+    overlay = Overlay(base.model, base)
+    rater = next(iter(known(base, 2)))
+    overlay.add(table_of([(rater.decode(), 6, 2, NAN)]))
+    left = {user: value for user, value in known(base, 2).items() if user != rater}
+    np.testing.assert_allclose(folded(base, overlay)[2], expected(base, left, set()), rtol=2e-4, atol=1e-5)
+
+
+def test_forgotten_user_counts_no_more(base: FitResult) -> None:
+    overlay = Overlay(base.model, base)
+    overlay.add(table_of([("u3", 6, 7, 5.0), ("other", 1, 7, 2.0)]))
+    folded(base, overlay)
+    rated = {item for item in range(8) if b"u3" in known(base, item)}
+    erase_user(base.path, b"u3")
+    overlay.forget(b"u3")
+    rows = folded(base, overlay)
+    assert set(rows) == rated | {7}
+    left = {user: value for user, value in known(base, 7).items() if value == value} | {b"other": 2.0}  # noqa: PLR0124
+    np.testing.assert_allclose(rows[7], expected(base, left, {b"other"}), rtol=2e-4, atol=1e-5)
+
+
+def test_before_any_fit_items_rest_on_the_events_alone(base: FitResult) -> None:
+    overlay = Overlay(base.model, None)
+    overlay.add(table_of([("a", 1, 3, 5.0), ("b", 1, 3, 4.0)]))
+    row = folded(base, overlay)[3]
+    np.testing.assert_allclose(
+        row, expected(base, {b"a": 5.0, b"b": 4.0}, {b"a", b"b"}), rtol=2e-4, atol=1e-5
+    )
+    assert row.shape == (base.model.item_width,)
+    assert prior_user(base.model).shape == (base.model.user_width,)
+
+
+def test_rounds_are_bounded_and_the_oldest_come_first(
+    base: FitResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.deltas.ROUND_ITEMS", 3)
+    monkeypatch.setattr("trainer.deltas.ROUND_USERS", 2)
+    overlay = Overlay(base.model, base)
+    overlay.add(table_of([(f"x{k}", 1, 20 - k, 3.0) for k in range(6)]))
+    overlay.add(table_of([("y", 1, 30, 3.0)]))
+    seen: list[int] = []
+    while overlay.dirty:
+        work = overlay.next_round()
+        assert 1 <= len(work.items) <= 3
+        assert len(work.users) <= 2
+        overlay.set_users(work.numbers, *current(base, overlay, work.users))
+        overlay.fold(work)
+        seen.extend(work.items)
+    assert seen == [15, 16, 17, 18, 19, 20, 30]
+
+
+def test_users_are_read_again_only_after_newer_events(base: FitResult) -> None:
+    overlay = Overlay(base.model, base)
+    overlay.add(table_of([("a", 1, 1, 3.0)]))
+    folded(base, overlay)
+    overlay.add(table_of([("b", 1, 1, 3.0)]))
+    assert overlay.next_round().users == [b"b"]
+
+
+def test_work_that_was_not_published_comes_again(base: FitResult) -> None:
+    overlay = Overlay(base.model, base)
+    overlay.add(table_of([("a", 1, 1, 3.0)]))
+    work = overlay.next_round()
+    overlay.set_users(work.numbers, *current(base, overlay, work.users))
+    overlay.fold(work)
+    assert overlay.dirty == 0
+    overlay.again(work)
+    assert overlay.dirty == 1
+
+
+def test_events_that_a_fit_has_seen_are_left_out() -> None:
+    table = table_of([("a", 1, 1, 3.0), ("a", 2, 2, 3.0), ("a", 3, 3, 3.0)], first_ms=10)
+    assert after(table, {0: (11, 0)})["n"].to_pylist() == [3]
+    assert after(table, {}).num_rows == 3

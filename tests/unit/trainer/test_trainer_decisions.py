@@ -1,0 +1,179 @@
+"""What the trainer decides from values alone: when to fit, what may go live, how long to wait, what is
+new.
+"""
+
+import logging
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurestore.errors import LeaseLost
+from featurestore.lease import Lease
+from featurestore.settings import SettingsInvalid
+from featurestore.stream import Events
+from trainer import log
+from trainer.archive import Snapshot
+from trainer.consumer import is_new
+from trainer.events import Span, join_spans
+from trainer.gate import Evidence, Policy, judge, loss_ratio
+from trainer.leadership import Leadership
+from trainer.rebuild import is_incomplete
+from trainer.retry import Backoff
+from trainer.schedule import Decision, Situation, decide
+from trainer.settings import TrainerSettings
+from trainer.streams import Tail, format_position, parse_position
+
+CALM = Situation(
+    now=100.0, asked=False, held=False, new_events=0, first_new_at=None, base_missing=False, not_before=0.0
+)
+GOOD = Evidence(
+    finite=True,
+    n_users=10,
+    n_items=5,
+    expected_users=10,
+    expected_items=5,
+    unseen=1000,
+    loss=0.9,
+    baseline_loss=1.0,
+    previous_ratio=0.85,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, Decision(None)),
+        ({"asked": True}, Decision("asked")),
+        ({"asked": True, "held": True, "not_before": 1e9}, Decision("asked")),
+        ({"new_events": 100}, Decision("events")),
+        ({"new_events": 99, "first_new_at": 95.0}, Decision(None, 55.0)),
+        ({"new_events": 1, "first_new_at": 40.0}, Decision("seconds")),
+        ({"new_events": 1}, Decision(None, 60.0)),
+        ({"new_events": 1000, "held": True}, Decision(None)),
+        ({"new_events": 1000, "not_before": 130.0}, Decision(None, 30.0)),
+        ({"base_missing": True}, Decision("files")),
+        ({"new_events": -5}, Decision(None)),
+    ],
+)
+def test_when_to_fit(changes: dict[str, float], expected: Decision) -> None:
+    assert decide(replace(CALM, **changes), refit_events=100, refit_seconds=60.0) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"finite": False}, "not finite"),
+        ({"n_users": 9}, "9 users"),
+        ({"n_items": 4}, "4 items"),
+        ({"n_items": 6}, None),
+        ({"loss": 1.06}, "baseline"),
+        ({"loss": math.nan}, "baseline"),
+        ({"loss": 1.06, "unseen": 99}, None),
+        ({"loss": 1.0}, "live generation"),
+        ({"loss": 1.0, "previous_ratio": None}, None),
+        ({"loss": 0.0, "baseline_loss": 0.0, "previous_ratio": None}, None),
+    ],
+)
+def test_what_may_go_live(changes: dict[str, float], reason: str | None) -> None:
+    why = judge(replace(GOOD, **changes), Policy())  # type: ignore[arg-type]
+    assert (why is None) if reason is None else (why is not None and reason in why)
+
+
+def test_ratio_that_says_nothing() -> None:
+    assert loss_ratio(1.0, 2.0) == 0.5
+    assert loss_ratio(1.0, 0.0) is None
+    assert loss_ratio(math.nan, 1.0) is None
+
+
+def test_delays_double_up_to_a_limit() -> None:
+    backoff = Backoff(1.0, 8.0, random.Random(0))
+    delays = [backoff.next_s() for _ in range(100)]
+    for delay, whole in zip(delays, [1, 2, 4, *[8] * 97], strict=True):
+        assert whole / 2 <= delay <= whole
+    backoff.reset()
+    assert backoff.next_s() <= 1.0
+
+
+def test_leadership_ends_before_the_lease_does() -> None:
+    now = 0.0
+    leadership = Leadership(None, 5.0, 0.0, clock=lambda: now)  # type: ignore[arg-type]  # the lease is not asked
+    now = 4.9
+    leadership.check()
+    now = 5.0
+    with pytest.raises(LeaseLost):
+        leadership.check()
+
+
+def test_ended_leadership_never_acts_again() -> None:
+    leadership = Leadership(None, 5.0, 0.0, clock=lambda: 0.0)  # type: ignore[arg-type]
+    leadership.end()
+    with pytest.raises(LeaseLost):
+        leadership.check()
+
+
+async def test_lease_that_cannot_be_renewed_is_given_up() -> None:
+    class Gone(Lease):
+        def __init__(self) -> None:
+            self.fence = 1
+
+        async def renew(self) -> None:
+            raise LeaseLost("another trainer leads")
+
+    with pytest.raises(LeaseLost):
+        await Leadership(Gone(), 0.01, 0.0).keep()
+
+
+def test_only_what_lies_beyond_the_positions_is_new() -> None:
+    events = Events(
+        partition=np.array([0, 0, 1, 1, 2], dtype=np.int32),
+        stream_ms=np.array([5, 6, 5, 5, 1]),
+        stream_seq=np.array([0, 0, 1, 2, 0]),
+        user_id=[b"a"] * 5,
+        n=np.arange(5),
+        item_row=np.zeros(5, dtype=np.int64),
+        rating=np.zeros(5),
+        time=np.zeros(5),
+    )
+    assert is_new(events, {0: (5, 0), 1: (5, 1)}).tolist() == [False, True, False, True, True]
+
+
+def test_archive_that_missed_trimmed_events_is_incomplete() -> None:
+    snapshot = Snapshot(1, (), {0: Span((1, 0), (9, 0), 10)}, 10)
+    assert not is_incomplete(snapshot, {0: Tail((9, 0), 12, 2)}, holes=False)
+    assert is_incomplete(snapshot, {0: Tail((9, 0), 12, 1)}, holes=False)
+    assert is_incomplete(snapshot, {1: Tail((9, 0), 1, 0)}, holes=False)
+    assert is_incomplete(snapshot, {}, holes=True)
+
+
+def test_spans_of_neighbours_join() -> None:
+    joined = join_spans(
+        [{0: Span((1, 0), (2, 0), 3)}, {0: Span((3, 0), (3, 5), 2), 1: Span((1, 0), (1, 0), 1)}]
+    )
+    assert joined == {0: Span((1, 0), (3, 5), 5), 1: Span((1, 0), (1, 0), 1)}
+
+
+def test_positions_as_text() -> None:
+    assert parse_position(format_position((17, 3))) == (17, 3)
+    assert parse_position(b"17") == (17, 0)
+
+
+def test_log_lines_have_stable_keys(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "trainer"):
+        log.event("fit_published", epoch=1, seconds=1.25, why='not "so"', nothing=None)
+    assert caplog.messages == ['fit_published epoch=1 seconds=1.25 why="not \\"so\\""']
+
+
+def test_settings_are_read_and_every_error_told() -> None:
+    settings = TrainerSettings.from_environment(
+        {"FOLDIN_ENGINE": "implicit", "FOLDIN_REFIT_EVENTS": "7", "FOLDIN_SCALE": "0.5:5:0.5"}
+    )
+    assert (settings.engine, settings.refit_events, settings.scale) == ("implicit", 7, (0.5, 5.0, 0.5))
+    assert settings.archive_dir == Path("data/archive")
+    with pytest.raises(SettingsInvalid) as caught:
+        TrainerSettings.from_environment({"FOLDIN_ENGINE": "x", "FOLDIN_FIT_THREADS": "0"})
+    assert len(caught.value.problems) == 2
