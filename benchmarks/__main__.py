@@ -12,7 +12,10 @@ def main(argv: list[str]) -> int:
     if name not in names:
         print(f"no benchmark is called {name!r}: choose one of {', '.join(names)}", file=sys.stderr)
         return 2
-    code: int = import_module(f"benchmarks.{name}").main(rest)
+    try:
+        code: int = import_module(f"benchmarks.{name}").main(rest)
+    except KeyboardInterrupt:
+        return 130
     return code
 
 

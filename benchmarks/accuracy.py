@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import datasets
-from benchmarks.harness.command import BenchmarkError, console_for, parser
+from benchmarks.harness.command import BenchmarkError, console_for, end_in_order, parser
 from benchmarks.harness.datasets import DataSet
 from benchmarks.harness.deployed import ENGINE as DEPLOYED
 from benchmarks.harness.deployed import Played, answer_over_http, play
@@ -403,6 +403,7 @@ def main(argv: Sequence[str]) -> int:
     )
     options = flags.parse_args(argv)
     console = console_for()
+    end_in_order()
     engines: Sequence[str] = (
         options.engines or ENGINES[: len(ENGINES) - (0 if options.slow else len(SLOW_PEERS))]
     )

@@ -4,7 +4,6 @@ Invariant: one that fails, or finds the machine too busy, does not keep the othe
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from benchmarks.harness.command import console_for, parser
-from benchmarks.harness.processes import child_environment, python_command
+from benchmarks.harness.command import BenchmarkError, console_for, end_in_order, parser
+from benchmarks.harness.processes import python_command, run_to_end
 
 NAME = "all"
 SPEED = ("predict", "batch", "recommend", "ratings", "fit", "publish", "growth", "start")
@@ -28,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     options = flags.parse_args(argv)
     passed = [argument for argument in argv if argument != "--no-accuracy"]
     console = console_for()
+    end_in_order()
     codes: dict[str, int] = {}
     for name in (*SPEED, *(("accuracy",) if options.accuracy else ())):
         codes[name] = _run(name, passed)
@@ -43,11 +43,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
-    command = python_command(f"benchmarks.{name}", *arguments)
     try:
-        return subprocess.run(command, env=child_environment({}), timeout=LIMIT_S, check=False).returncode
-    except subprocess.TimeoutExpired:
-        print(f"foldin bench {name}: not done after {LIMIT_S:.0f} s", file=sys.stderr)
+        return run_to_end(python_command(f"benchmarks.{name}", *arguments), limit_s=LIMIT_S)
+    except BenchmarkError as exc:
+        print(f"foldin bench {name}: {exc}", file=sys.stderr)
         return 1
 
 

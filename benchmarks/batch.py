@@ -49,7 +49,7 @@ def measure(options: Options, console: Console) -> list[Row]:
         ):
 
             def arm(port: int) -> float:
-                plan = Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=0.0)
+                plan = Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=60.0)
                 return n_pairs * drive(plan, cpus=cores.others).per_second
 
             arm(port)

@@ -54,7 +54,7 @@ def measure(options: Options, console: Console) -> list[Row]:
 
 def archived(options: Options, port: int, requests: str, a_call: int) -> float:
     """Ratings a second of one round."""
-    plan = Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=0.0)
+    plan = Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=60.0)
     load = drive(plan)
     return a_call * load.answered / (load.seconds + until_archived(port))
 

@@ -5,7 +5,9 @@ nothing is written; 2 when the benchmark could not run, with one line that says 
 """
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +100,7 @@ def run(name: str, about: str, measure: Measure, argv: Sequence[str]) -> int:
 def carry_out(name: str, measure: Measure, options: Options) -> int:
     """Measure and report; the exit code."""
     console = console_for()
+    end_in_order()
     watch = Watch()
     try:
         rows = measure(options, console)
@@ -125,6 +128,17 @@ def carry_out(name: str, measure: Measure, options: Options) -> int:
         console.print(f"at {options.scale:g} of the full sizes, for which the goals are: no verdicts")
     console.print(f"written to {report.write(options.output)}")
     return 0
+
+
+def end_in_order() -> None:
+    """Let SIGTERM end this process as an exception does, so that the servers that it has started are
+    stopped."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def console_for() -> Console:

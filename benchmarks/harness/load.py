@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_REQUESTS = 20_000_000  # a list of as many latencies takes 800 MB
-DRAIN_S = 5.0
 READ_BYTES = 262_144
 PR_SET_TIMERSLACK = 29
 
@@ -36,8 +35,9 @@ PR_SET_TIMERSLACK = 29
 class Plan:
     """What to send. `rate` None: closed loop, each connection asks again as soon as it was answered.
 
-    `requests`: file written by `write_requests`; they are sent in its order, over and over.
-    Answers to requests of the first `warm_up_s` seconds are not recorded.
+    `requests`: file written by `write_requests`; they are sent in its order, over and over. Answers to
+    requests of the first `warm_up_s` seconds are not recorded. `drain_s`: how long to wait for the last
+    answers.
     """
 
     port: int
@@ -47,6 +47,7 @@ class Plan:
     warm_up_s: float = 0.5
     rate: float | None = None
     max_requests: int = MAX_REQUESTS
+    drain_s: float = 5.0
     host: str = "127.0.0.1"
 
 
@@ -131,7 +132,7 @@ def run(plan: Plan, *, cpus: Sequence[int] = ()) -> Load:
                 command,
                 capture_output=True,
                 text=True,
-                timeout=plan.seconds * 2 + plan.warm_up_s + 60,
+                timeout=2 * (plan.seconds + plan.drain_s) + plan.warm_up_s + 60,
                 check=False,
             )
         except subprocess.TimeoutExpired as exc:
@@ -333,7 +334,7 @@ class _Generator:
                 # epoll itself waits in whole milliseconds; select() on its file number in microseconds.
                 select.select([self.poll], [], [], min(wait_s, 0.05))
             self.collect(idle, waiting)
-        while waiting and time.perf_counter_ns() < due + DRAIN_S * 1e9:
+        while waiting and time.perf_counter_ns() < due + self.plan.drain_s * 1e9:
             select.select([self.poll], [], [], 0.05)
             self.collect(idle, waiting)
         self.drain(idle)
@@ -352,7 +353,7 @@ class _Generator:
 
     def drain(self, idle: deque[_Connection] | None) -> None:
         """Wait a bounded time for the answers that are still to come."""
-        deadline = time.perf_counter_ns() + int(DRAIN_S * 1e9)
+        deadline = time.perf_counter_ns() + int(self.plan.drain_s * 1e9)
         while self.under_way and time.perf_counter_ns() < deadline:
             for file, event in self.poll.poll(0.05):
                 free = self.answered(file, event)

@@ -1,9 +1,11 @@
 """Real servers on free loopback ports: started, waited for, pinned to cores, and ended whatever happens.
 
-Invariant: no process outlives the `with` block in which it was started, not even when the block raises.
+Invariant: no process outlives the `with` block in which it was started, not even when the block raises; where
+this process is killed, Linux ends what it started.
 """
 
 import contextlib
+import ctypes
 import http.client
 import os
 import signal
@@ -21,6 +23,7 @@ from benchmarks.harness.command import BenchmarkError
 ROOT = Path(__file__).resolve().parent.parent.parent
 READY_S = 60.0
 GRACE_S = 10.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def free_port() -> int:
@@ -63,6 +66,7 @@ def process(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent(),  # noqa: PLW1509 -- it calls prctl and nothing else
         )
         try:
             if cpus and hasattr(os, "sched_setaffinity"):
@@ -71,6 +75,39 @@ def process(
             yield child
         finally:
             stop(child)
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a child does first: ask Linux for SIGTERM when this process ends."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def run_to_end(
+    command: Sequence[str], *, limit_s: float, environment: Mapping[str, str] | None = None
+) -> int:
+    """Run a command that shares this terminal; its exit code. After `limit_s`, or when this process is
+    interrupted, it gets SIGTERM and time to end what it has started. Raises `BenchmarkError` after
+    `limit_s`."""
+    child = subprocess.Popen(
+        command,
+        env=child_environment(environment or {}),
+        preexec_fn=_end_with_parent(),  # noqa: PLW1509 -- it calls prctl and nothing else
+    )
+    try:
+        return child.wait(limit_s)
+    except subprocess.TimeoutExpired as exc:
+        raise BenchmarkError(f"not done after {limit_s:.0f} s") from exc
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(3 * GRACE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def _wait(
