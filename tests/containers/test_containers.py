@@ -333,7 +333,9 @@ async def test_a_restart_of_the_store_loses_nothing(stack: Stack) -> None:
             item += 1
 
     async def answers(client: aiohttp.ClientSession) -> bool:
-        return (await predict(client, stack.url, user_id, "1"))[0] == 200
+        asked, _ = await predict(client, stack.url, user_id, "1")
+        rated, _ = await rate(client, stack.url, f"{user_id}-after", "1", 3)
+        return asked == rated == 200
 
     async with asking() as client:
         restart = asyncio.create_task(

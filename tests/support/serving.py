@@ -104,6 +104,7 @@ class Service:
             "FOLDIN_PARTITIONS": str(store.partitions),
             "FOLDIN_SCALE": store.scale,
             "FOLDIN_STREAM_LIMIT": str(store.stream_limit),
+            "FOLDIN_STORE_TIMEOUT_S": str(store.timeout_s),
             "FOLDIN_CACHE_DIR": str(folder / "cache"),
         }
         with self.log.open("ab") as log:
@@ -127,7 +128,7 @@ class Service:
             assert self.process.poll() is None, self.log.read_text("utf-8", "replace")
             return self.answers(path)
 
-        wait_until(there, 30.0, f"the service answers at {path}")
+        wait_until(there, 60.0, f"the service answers at {path}")
 
     def end(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = 20.0) -> int:
         if self.process.poll() is None:
