@@ -224,7 +224,7 @@ async def _check_archive_and_generation(
 
 def _segments(data: Path, epoch: int) -> list[Path]:
     """The segments that count; a merge that was just made may still lie beside what it covers."""
-    folder = data / "archive" / f"epoch-{epoch:06d}"
+    folder = data / "archive" / StoreSettings().namespace / f"epoch-{epoch:06d}"
     named = [(name, path) for path in sorted(folder.iterdir()) if (name := SegmentName.parse(path.name))]
     return [path for name, path in named if not any(other.covers(name) for other, _ in named)]
 

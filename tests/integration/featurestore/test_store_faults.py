@@ -71,6 +71,17 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
             # Two seconds by promise, which a busy machine may miss: what bounds it is asserted instead.
             await wait_until_async(back, 20.0, "the connections come back by themselves")
             assert BACKOFF_S[1] <= 0.5
+
+            async def answers() -> bool:
+                # A connection may not have noticed yet that its server is gone.
+                try:
+                    await store.items(1).refresh()
+                    await store.users.history(1, b"u0")
+                except StoreUnavailable:
+                    return False
+                return True
+
+            await wait_until_async(answers, 20.0, "both connections answer")
         stop.set()
         await asyncio.gather(*raters)
         items = store.items(1)
