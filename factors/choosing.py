@@ -19,7 +19,7 @@ from factors.priors import start_parameters
 from factors.scoring import Scorer
 from factors.settings import FitSettings, scale_levels
 from factors.sweeps import State, Terms, Training, terms_of
-from factors.tables import Float64s, Int64s
+from factors.tables import Float64s, Int64s, Scale
 
 # With fewer ratings a held-out slice decides by chance.
 LEAST_RATINGS = 100
@@ -56,6 +56,22 @@ def choose_rank(settings: FitSettings, n_ratings: int) -> int:
     if settings.rank != "auto":
         return settings.rank
     return _RANK_OF_MANY if n_ratings >= _MANY else _RANK
+
+
+def observed_scale(scale: Scale, value: Float64s) -> Scale:
+    """`scale` with the step that all of `value` (n,) keep, where it names none and they keep one.
+
+    They keep it when each lies a whole number of steps from the low end and there are at most 25 levels. Few
+    ratings show no step.
+    """
+    values = np.unique(value)
+    if scale.step is not None or len(value) < LEAST_RATINGS or not 2 <= len(values) <= _MOST_LEVELS:
+        return scale
+    step = float(np.diff(values).min())
+    steps = (np.append(values, scale.high) - scale.low) / step
+    if steps[-1] > _MOST_LEVELS - 1 or np.abs(steps - np.rint(steps)).max() > 1e-6:
+        return scale
+    return replace(scale, step=(scale.high - scale.low) / float(np.rint(steps[-1])))
 
 
 def may_be_ordinal(settings: FitSettings) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from factors.choosing import LEAST_RATINGS, choose, choose_rank, first_state
+from factors.choosing import LEAST_RATINGS, choose, choose_rank, first_state, observed_scale
 from factors.confidence import is_confidence
 from factors.errors import FitDiverged, FitRefused
 from factors.foldin import fold_in_users
@@ -40,14 +40,15 @@ def fit(
     float32.
 
     `start`: an earlier fit, perhaps of fewer users and items, to begin from; it is used where its rank is the
-    same, and changes how long the fit takes. `progress(sweep, metrics)` is called after each sweep; what it
-    raises ends the fit. Raises `FitRefused` where the input cannot be fitted and `FitDiverged` where the
-    result is not finite.
+    same, and changes how long the fit takes. A scale without a step gets that of the ratings, if they keep
+    one. `progress(sweep, metrics)` is called after each sweep; what it raises ends the fit. Raises
+    `FitRefused` where the input cannot be fitted and `FitDiverged` where the result is not finite.
     """
     users = prepare(ratings, n_users, n_items, settings)
     if len(users.value) == 0:
         model = prior_model(settings)
         return fitted_prior(model, from_model(model), n_users, n_items)
+    settings = replace(settings, scale=observed_scale(settings.scale, users.value))
     training = Training.of(users, n_items)
     state, found = _begin(training, settings, rng, start)
     sweeps, change = 0, 0.0

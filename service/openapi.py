@@ -490,7 +490,9 @@ def document(low: float, high: float, *, has_steps: bool = True) -> bytes:
 
 async def get_openapi(request: web.Request) -> web.StreamResponse:
     """The description of this API."""
-    from service.state import STORE
+    from service.state import FOLLOWER, STORE
 
-    scale = request.app[STORE].config.scale
-    return Answer(document(scale.low, scale.high, has_steps=scale.step is not None))
+    scale, live = request.app[STORE].config.scale, request.app[FOLLOWER].live
+    # A fit finds the step that the ratings keep where the scale names none.
+    step = scale.step if live is None else live.model.scale.step
+    return Answer(document(scale.low, scale.high, has_steps=step is not None))

@@ -141,6 +141,33 @@ def test_scales(scale: Scale) -> None:
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "values", "step"),
+    [
+        (1, 5, [1, 2, 3, 4, 5], 1.0),
+        (1, 5, [1, 3, 5], 2.0),
+        (0.5, 5, [0.5, 1, 1.5, 3, 5], 0.5),
+        (0, 1, [0, 0.1, 0.3, 0.7], 0.1),
+        (-10, 10, [-10, -9, 10], 1.0),
+        (1, 5, [1, 2, 3.7], None),
+        (1, 5, [3], None),
+        (0, 5, [0.3, 5], None),
+        (0, 1000, [0, 1, 2], None),
+    ],
+)
+def test_the_step_of_a_scale_is_found_in_the_ratings(
+    low: float, high: float, values: list[float], step: float | None
+) -> None:
+    given = many(5, 25, 25, 300, lambda rng, n: np.resize(np.asarray(values, dtype=np.float64), n))
+    found = fitted(given, 25, 25, Scale(low, high, None)).model.scale.step
+    assert found == (None if step is None else pytest.approx(step))
+
+
+def test_a_scale_that_names_its_step_keeps_it() -> None:
+    given = many(6, 25, 25, 300, lambda rng, n: rng.integers(1, 6, n).astype(float))
+    assert fitted(given, 25, 25, Scale(1, 5, 0.5)).model.scale.step == 0.5
+
+
+@pytest.mark.parametrize(
     "time",
     [np.nan, 0.0, 1.7e9, 1.7e12, -5.0, 4e18, np.inf],
     ids=["none", "0", "constant", "ms", "negative", "ns", "inf"],
