@@ -34,6 +34,8 @@ WILDCARD = "0.0.0.0"  # noqa: S104 - compared with, not listened on
 READY_WITHIN_S = 60.0
 # The player and the environment have nothing to save; the service finishes its requests, the trainer its
 # batch.
+# Few enough that the error of who learns while playing is seen to fall.
+KNOWN = 1_000
 GRACE_S = {"player": 2.0, "environment": 3.0, "service": 8.0, "trainer": 10.0}
 
 
@@ -202,8 +204,12 @@ class Stack:
         ]
 
     async def _play(self, supervisor: Supervisor, environment: Mapping[str, str]) -> None:
-        say("A player now plays the lecture's environment against the API, beside simpler players:\n")
-        command = (*_python("environment.play"), "--environment", self.environment_url, "--api", self.api_url)
+        say(
+            f"A player now plays the lecture's environment against the API, beside simpler players. They are shown "
+            f"{KNOWN} ratings\nat first, and each rating that they have predicted:\n"
+        )
+        addresses = ("--environment", self.environment_url, "--api", self.api_url)
+        command = (*_python("environment.play"), *addresses, "--known", str(KNOWN))
         on_terminal = sys.stdout.isatty()
         player = ChildSpec(
             "player",

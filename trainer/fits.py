@@ -4,7 +4,7 @@ that was archived when it began, and only what passed the gate is published.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 
 from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown
@@ -53,6 +53,10 @@ class Counts:
     fit_seconds: float = 0.0
 
 
+class _GaveWayError(Exception):
+    """A fit that nobody asked for was ended for one that somebody did."""
+
+
 @dataclass(slots=True)
 class _Asked:
     epoch: int
@@ -86,6 +90,7 @@ class Fits:
         self._publisher = Publisher(store, lease, step=step)
         self._asked: list[_Asked] = []
         self._wake = asyncio.Event()
+        self._somebody_asks = asyncio.Event()
         self._backoff = Backoff(2.0, 300.0)
         self._not_before = 0.0
         # Users erased since the snapshot of the fit that runs now, which still knows them.
@@ -100,9 +105,13 @@ class Fits:
         self.pid: int | None = None
 
     async def ask(self, epoch: int) -> Ending:
-        """Fit everything that was acknowledged before this call, and publish it."""
+        """Fit everything that was acknowledged before this call, and publish it.
+
+        A fit that runs unasked gives way: this one learns the same and more.
+        """
         ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._asked.append(_Asked(epoch, ending))
+        self._somebody_asks.set()
         self._wake.set()
         return await ending
 
@@ -132,8 +141,10 @@ class Fits:
                 await self._sleep(decision.wait_s)
                 continue
             asked, self._asked = self._asked[:], []
+            self._somebody_asks.clear()
             epochs = {each.epoch for each in asked} or {pointer.epoch}
-            for epoch in sorted(epochs):
+            # A new history first: it takes the place of the other.
+            for epoch in sorted(epochs, reverse=True):
                 waiting = [each.ending for each in asked if each.epoch == epoch]
                 ending = await self._attempt(epoch, decision.reason, automatic=not waiting)
                 for future in waiting:
@@ -174,8 +185,10 @@ class Fits:
             return self._failed("fit_refused" if exc.permanent else "fit_failed", str(exc), epoch)
         except SegmentGoneError as exc:
             return self._failed("fit_failed", f"the archive changed under it: {exc}", epoch)
-        except EpochGone as exc:
-            return Failure("epoch_gone", str(exc))
+        except (EpochGone, _GaveWayError) as exc:
+            code = "epoch_gone" if isinstance(exc, EpochGone) else "gave_way"
+            log.event("fit_ends", epoch=epoch, code=code)
+            return Failure(code, str(exc))
         except (GenerationBroken, GenerationUnknown) as exc:
             return self._failed("publish_failed", str(exc), epoch)
         except GateRefusedError as exc:
@@ -211,7 +224,7 @@ class Fits:
         await consumer.reached({partition: end.last for partition, end in ends.items()})
         self._step("fit:reached")
         folder = self._folder(epoch)
-        result, snapshot, events = await self._fit(epoch, consumer, folder)
+        result, snapshot, events = await self._fit(epoch, consumer, folder, automatic=automatic)
         self._step("fit:done")
         previous = self._items.live_meta if self._items.generation[0] == epoch else None
         await self._judge(result, epoch, previous)
@@ -237,7 +250,7 @@ class Fits:
         return number, published.live
 
     async def _fit(
-        self, epoch: int, consumer: EpochConsumer, folder: FitFolder
+        self, epoch: int, consumer: EpochConsumer, folder: FitFolder, *, automatic: bool
     ) -> tuple[FitResult, Snapshot, int]:
         for attempt in range(1, _ATTEMPTS + 1):
             await self._threads.run(folder.clear_new)
@@ -261,7 +274,8 @@ class Fits:
                 earlier=None if earlier is None else str(earlier.path.absolute()),
             )
             try:
-                result = await fit_process.fit(request, started=self._started, progress=_progress)
+                fitting = fit_process.fit(request, started=self._started, progress=_progress)
+                result = await (self._unless_asked(fitting) if automatic else fitting)
             except SegmentGoneError:
                 if attempt == _ATTEMPTS:
                     raise
@@ -274,6 +288,20 @@ class Fits:
             else:
                 return result, snapshot, events
         raise FitFailedError("the archive did not hold still")
+
+    async def _unless_asked(self, fitting: Coroutine[None, None, FitResult]) -> FitResult:
+        """What `fitting` gives. Raises `_GaveWayError`, with its process ended, as soon as somebody asks."""
+        running = asyncio.create_task(fitting, name="fit")
+        asking = asyncio.create_task(self._somebody_asks.wait(), name="wait for who asks")
+        try:
+            await asyncio.wait({running, asking}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                raise _GaveWayError("one that somebody asked for comes first")
+            return running.result()
+        finally:
+            running.cancel()
+            asking.cancel()
+            await asyncio.wait({running, asking})
 
     async def _judge(self, result: FitResult, epoch: int, previous: GenerationMeta | None) -> None:
         metrics = None if previous is None else previous.summary.metrics

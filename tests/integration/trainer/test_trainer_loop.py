@@ -383,3 +383,27 @@ async def test_killed_fit_fails_the_command_and_the_next_one_works(
         assert outcome.detail is not None
         assert "signal 9" in outcome.detail
         await fitted(store)
+
+
+async def test_a_fit_that_nobody_asked_for_gives_way_to_one_that_somebody_did(
+    store: Store, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    eager = trainer_settings(settings.store, tmp_path / "archive", refit_events=10)
+    async with running_trainer(eager) as trainer:
+        await until_live(store)
+        await store.ratings.append(ratings())
+
+        async def fits() -> bool:
+            return trainer.leader is not None and trainer.leader.fits.pid is not None
+
+        await wait_until_async(fits, 20, "a fit runs")
+        assert trainer.leader is not None
+        stopped = trainer.leader.fits.pid
+        assert stopped is not None
+        # It would never end by itself.
+        os.kill(stopped, signal.SIGSTOP)
+        generation = await fitted(store)
+        meta = await store.generations.meta(1, generation)
+    assert meta.summary.n_ratings == 270
+    with pytest.raises(ProcessLookupError):
+        os.kill(stopped, 0)
