@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from factors import fold_in_users
+from factors import fold_in_users, prior_user
 from factors.tables import Float32s, Int64s, Model
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
@@ -58,11 +58,15 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class _Behind:
-    """A user whose record does not count: what was read of it as of one moment."""
+    """A user whose record does not count: what was read of it as of one moment.
+
+    `record`: what this generation knew of the user before, if anything.
+    """
 
     user_id: bytes
     n: int
     data: bytes
+    record: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ class Users:
         vector = self._vector(record, int(n), live.model)
         if vector is not None:
             return Profile(int(n), vector, await self._decoded(data or b""), False)
-        folded = await self._fold(live, [_Behind(user_id, int(n), data or b"")])
+        folded = await self._fold(live, [_Behind(user_id, int(n), data or b"", record)])
         return Profile(int(n), folded.vectors[0], folded.histories[0], True)
 
     async def _look(self, epoch: int, field: bytes, user_id: bytes) -> Any:
@@ -185,7 +189,7 @@ class Users:
             n[where] = counter = int(look[0])
             vector = self._vector(look[1], counter, live.model)
             if vector is None:
-                behind.append(_Behind(user_id, counter, look[2] or b""))
+                behind.append(_Behind(user_id, counter, look[2] or b"", look[1]))
             else:
                 vectors[where] = vector
         for block in _blocks(behind):
@@ -248,7 +252,25 @@ class Users:
 
 def _fold_in(model: Model, items: Float32s, behind: Sequence[_Behind]) -> _Folded:
     histories = [codecs.unpack_history(user.data) for user in behind]
-    return _Folded(fold_in_users(model, items, codecs.pack_histories(histories)), histories)
+    packed = codecs.pack_histories(histories)
+    return _Folded(fold_in_users(model, items, packed, current=_before(model, behind)), histories)
+
+
+def _before(model: Model, behind: Sequence[_Behind]) -> Float32s:
+    """Rows (b, user_width) that these users had in this generation; the prior where there is none to go by.
+
+    A fold-in takes over from them what only a fit learns.
+    """
+    rows = np.repeat(prior_user(model)[None], len(behind), axis=0)
+    size = codecs.record_dtype(model.user_width).itemsize
+    records = [(k, user.record) for k, user in enumerate(behind) if user.record and len(user.record) == size]
+    if records:
+        known = np.array([k for k, _ in records])
+        seen, vectors = codecs.unpack_records([record for _, record in records], model.user_width)
+        # A record from the future is of a history that was lost.
+        earlier = seen <= np.array([behind[k].n for k in known], dtype=np.uint64)
+        rows[known[earlier]] = vectors[earlier]
+    return rows
 
 
 def _blocks(behind: Sequence[_Behind]) -> Iterator[list[_Behind]]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Histories, Model, fold_in_items
+from factors import Histories, Model, fold_in_items, prior_item
 from trainer.results import FitResult
 
 # Events beyond this are left to the next fit: 40 bytes each, and a fit is overdue by then.
@@ -144,7 +144,8 @@ class Overlay:
         histories = Histories(
             offsets, compact.astype(np.int32), np.concatenate(values), np.concatenate(times)
         )
-        folded = fold_in_items(self._model, self._table(distinct), histories)
+        current = self._before(np.array(work.items, dtype=np.int64))
+        folded = fold_in_items(self._model, self._table(distinct), histories, current=current)
         for row in work.items:
             self._dirty.pop(row, None)
         return folded
@@ -204,6 +205,14 @@ class Overlay:
             values.append(rating)
             times.append(time)
         return np.concatenate(keys), np.concatenate(values), np.concatenate(times)
+
+    def _before(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """What the fit says of these items; the prior for those that it did not know."""
+        before = np.repeat(prior_item(self._model)[None], len(rows), axis=0)
+        if self._base is not None:
+            known = np.flatnonzero(rows < len(self._base.items))
+            before[known] = self._base.items[rows[known]]
+        return before
 
     def _table(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         table = np.empty((len(keys), self._model.user_width), dtype=np.float32)

@@ -1,11 +1,13 @@
 """Items folded in since a fit are what a fold-in over all of their ratings gives, whatever came when."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from factors import FitSettings, Fitted, Histories, Scale, fit, fold_in_items, fold_in_users, prior_user
+from factors.packing import item_layout
 from factors.tables import Float32s
 from trainer.archive import EpochArchive
 from trainer.deltas import Overlay
@@ -93,6 +95,17 @@ def known(base: FitResult, item: int) -> dict[bytes, float]:
     part = base.item_history(item)
     users, values = np.asarray(base.item_users[part]), np.asarray(base.item_values[part])
     return {base.user_ids(int(u), int(u) + 1)[0]: float(v) for u, v in zip(users, values, strict=True)}
+
+
+def test_a_touched_item_keeps_what_only_the_fit_knows(base: FitResult) -> None:
+    effect = item_layout(base.model).set_effect
+    items = np.array(base.items)
+    items[:, effect] = 0.25
+    overlay = Overlay(base.model, replace(base, items=items))
+    overlay.add(table_of([("new", 1, 3, 5.0), ("new", 2, 11, 5.0)]))
+    rows = folded(base, overlay)
+    assert (rows[3][effect] == 0.25).all()
+    assert (rows[11][effect] == 0.0).all()
 
 
 def test_touched_items_are_what_all_of_their_ratings_say(base: FitResult) -> None:
