@@ -5,9 +5,12 @@ The score `s = mu + b_u + b_i + p_u . q_i` has, with both posteriors independent
 
     f_i^T S_u f_i + f_u^T S_i f_u + trace(S_u[latent] S_i[latent]),    f = [latent, 1]
 
-to which the periods and the noise add theirs. All parts are products of packed vectors, so that a batch of
-any size is the same few numpy calls.
+to which the periods and the noise add theirs. All parts are sums over packed vectors. Pairs are the columns
+of what is computed here: each step then works on whole rows of memory, and adds up each pair in the same
+order.
 """
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,11 @@ from factors.parameters import from_model
 from factors.tables import Float64s, ItemStatistics, Model, Scores
 
 Rows = npt.NDArray[np.integer]
+Basis = npt.NDArray[np.uint8]
+
+# Numbers of one packed intermediate result: some of them fit the second-level cache of a core together.
+_BLOCK_NUMBERS = 1 << 15
+_FEWEST = 64
 
 
 class Scorer:
@@ -35,12 +43,13 @@ class Scorer:
         layout = parameters.users.layout
         self._dim = layout.dim
         self._core = MEAN + layout.dim + layout.packed
-        rows, columns, multiplicity = triangle(layout.dim)
-        self._pair_rows, self._pair_columns = rows, columns
-        self._multiplicity = multiplicity
-        latent_packed = layout.rank * (layout.rank + 1) // 2
-        self._latent = np.zeros(layout.packed)
-        self._latent[:latent_packed] = 1.0
+        self._pair_rows, self._pair_columns, multiplicity = triangle(layout.dim)
+        self._multiplicity: dict[np.dtype[Any], npt.NDArray[np.floating[Any]]] = {
+            np.dtype(np.float32): multiplicity.astype(np.float32)[:, None],
+            np.dtype(np.float64): multiplicity[:, None],
+        }
+        self._latent_packed = layout.rank * (layout.rank + 1) // 2
+        self._block = max(_FEWEST, _BLOCK_NUMBERS // layout.packed)
         self._sides = (parameters.users, parameters.items)
         self._timed = tuple(side.layout.slots > 0 and side.period_variance > 0 for side in self._sides)
         self._prior_period_variance = parameters.users.period_variance + parameters.items.period_variance
@@ -72,33 +81,69 @@ class Scorer:
 
     def latent(
         self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
-    ) -> tuple[Float64s, Float64s, npt.NDArray[np.uint8]]:
+    ) -> tuple[Float64s, Float64s, Basis]:
         """Mean and variance (without noise) of the scores before the link, and the basis; all (m,)."""
-        core, dim = self._core, self._dim
-        own = self._gather(0, users, user_index)
-        other = self._gather(1, self.items, item_rows)
-        user_mean, item_mean = (
-            own[:, MEAN : MEAN + dim].astype(np.float64),
-            other[:, MEAN : MEAN + dim].astype(np.float64),
-        )
-        mean = user_mean[:, -1] + item_mean[:, -1]
-        user_mean[:, -1] = item_mean[:, -1] = 1.0
-        mean += (user_mean * item_mean).sum(axis=1)
-        mean += self._parameters.mean - 1.0
-        user_pairs = user_mean[:, self._pair_rows] * user_mean[:, self._pair_columns]
-        item_pairs = item_mean[:, self._pair_rows] * item_mean[:, self._pair_columns]
-        user_spread, item_spread = own[:, MEAN + dim : core], other[:, MEAN + dim : core]
-        item_pairs += item_spread * self._latent
-        variance = (user_spread * item_pairs + item_spread * user_pairs) @ self._multiplicity
-        basis = (own[:, COUNT] > 0) * np.uint8(2) + (other[:, COUNT] > 0)
+        m = len(user_index)
+        if m == 1:
+            # Numpy adds up a single column in another order than it adds up columns.
+            mean, variance, basis = self._block_latent(
+                users, np.repeat(user_index, 2), np.repeat(item_rows, 2)
+            )
+            mean, variance, basis = mean[:1], variance[:1], basis[:1]
+        elif m <= self._block + 1:
+            mean, variance, basis = self._block_latent(users, user_index, item_rows)
+        else:
+            mean, variance, basis = np.empty(m), np.empty(m), np.empty(m, dtype=np.uint8)
+            start = 0
+            while start < m:
+                # No block of one is left over.
+                stop = m if m - start <= self._block + 1 else start + self._block
+                part = slice(start, stop)
+                mean[part], variance[part], basis[part] = self._block_latent(
+                    users, user_index[part], item_rows[part]
+                )
+                start = stop
         if self._prior_period_variance:
-            self._add_periods(mean, variance, (own, other), time)
+            self._add_periods(mean, variance, (users, user_index), item_rows, time)
         return mean, variance, basis
+
+    def _block_latent(
+        self, users: FloatTable, user_index: Rows, item_rows: Rows
+    ) -> tuple[Float64s, Float64s, Basis]:
+        core, last = self._core, MEAN + self._dim - 1
+        own = self._columns(0, users, user_index, core)
+        other = self._columns(1, self.items, item_rows, core)
+        user_mean, item_mean = (side[MEAN : last + 1].astype(np.float64) for side in (own, other))
+        biases = user_mean[-1] + item_mean[-1]
+        user_mean *= item_mean
+        user_mean[-1] = biases
+        mean = np.add.reduce(user_mean, axis=0)
+        mean += self._parameters.mean
+        own[last] = other[last] = 1.0
+        user_features, item_features = own[MEAN : last + 1], other[MEAN : last + 1]
+        user_spread, item_spread = own[last + 1 :], other[last + 1 :]
+        total = item_features[self._pair_rows]
+        total *= item_features[self._pair_columns]
+        total[: self._latent_packed] += item_spread[: self._latent_packed]
+        total *= user_spread
+        pairs = user_features[self._pair_rows]
+        pairs *= user_features[self._pair_columns]
+        pairs *= item_spread
+        total += pairs
+        total *= self._multiplicity[total.dtype]
+        # Of a posterior without spread rounding could leave less than nothing.
+        variance = np.maximum(np.add.reduce(total, axis=0), 0.0).astype(np.float64)
+        basis = (own[COUNT] > 0) * np.uint8(2) + (other[COUNT] > 0)
+        return mean, variance, basis
+
+    def _columns(self, side: int, table: FloatTable, rows: Rows, width: int) -> FloatTable:
+        """The first `width` numbers of `rows` (m,) of a table, as columns (width, m), to be written to."""
+        return np.ascontiguousarray(self._gather(side, table[:, :width], rows).T)
 
     def _gather(self, side: int, table: FloatTable, rows: Rows) -> FloatTable:
         if len(rows) and (rows.min() < 0 or rows.max() >= len(table)):
             known = np.flatnonzero((rows >= 0) & (rows < len(table)))
-            gathered = np.repeat(self._priors[side][None], len(rows), axis=0)
+            gathered = np.repeat(self._priors[side][None, : table.shape[1]], len(rows), axis=0)
             gathered[known] = table[rows[known]]
             return gathered
         return table[rows]
@@ -107,15 +152,18 @@ class Scorer:
         self,
         mean: Float64s,
         variance: Float64s,
-        gathered: tuple[FloatTable, FloatTable],
+        own: tuple[FloatTable, Rows],
+        item_rows: Rows,
         time: Float64s | None,
     ) -> None:
         variance += self._prior_period_variance
         if time is None:
             return
-        for side, rows, timed in zip(self._sides, gathered, self._timed, strict=True):
-            if timed:
-                effect, spread = match_periods(side, rows, np.arange(len(rows)), time)
+        for number, (table, rows) in enumerate((own, (self.items, item_rows))):
+            side = self._sides[number]
+            if self._timed[number]:
+                known = self._gather(number, table, rows)
+                effect, spread = match_periods(side, known, np.arange(len(rows)), time)
                 mean += effect
                 variance += spread - side.period_variance
 

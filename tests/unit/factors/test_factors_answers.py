@@ -38,10 +38,28 @@ def test_a_pair_scores_alike_alone_and_among_many(fitted: Fitted) -> None:
     user, item = rng.integers(0, 40, 500), rng.integers(0, 31, 500)
     scorer = Scorer(fitted.model, fitted.items)
     together = scorer.score(fitted.users, user, item)
-    for j in (0, 99, 499):
-        alone = scorer.score(fitted.users, user[j : j + 1], item[j : j + 1])
-        assert alone.rating[0] == pytest.approx(together.rating[j], abs=1e-9)
-        assert alone.std[0] == pytest.approx(together.std[j], abs=1e-9)
+    for j, m in ((0, 1), (99, 1), (99, 2), (200, 65), (499, 1)):
+        alone = scorer.score(fitted.users, user[j : j + m], item[j : j + m])
+        np.testing.assert_allclose(alone.rating, together.rating[j : j + m], atol=1e-12)
+        np.testing.assert_allclose(alone.std, together.std[j : j + m], atol=1e-12)
+
+
+def test_blocks_of_any_length_give_every_pair_the_same_bits(fitted: Fitted) -> None:
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(-1, 45, 4001), rng.integers(-1, 35, 4001)
+    scorer = Scorer(fitted.model, fitted.items)
+    mean, variance, basis = scorer.latent(fitted.users, user, item)
+    for j in (0, 1, 1999, 3999, 4000):
+        for m in (1, 2, 3):
+            part = slice(j, min(j + m, 4001))
+            alone = scorer.latent(fitted.users, user[part], item[part])
+            np.testing.assert_array_equal(alone[0], mean[part])
+            np.testing.assert_array_equal(alone[1], variance[part])
+            np.testing.assert_array_equal(alone[2], basis[part])
+
+
+def test_no_pairs_have_no_scores(fitted: Fitted) -> None:
+    scorer, user, item = Scorer(fitted.model, fitted.items), np.zeros(9, np.int64), np.zeros(9, np.int64)
     empty = scorer.score(fitted.users, user[:0], item[:0])
     assert empty.rating.shape == empty.std.shape == empty.basis.shape == (0,)
 
