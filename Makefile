@@ -27,7 +27,7 @@ run: setup
 	@exec $(BIN)/foldin up $(ARGS)
 
 test: setup check
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -5,12 +5,34 @@ of its own in it.
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.servers import KINDS, ServerKind, StoreServer, running_server
+
+# Each of these starts whole stacks: one worker runs them, one after the other, so that none starves another.
+WHOLE_STACKS = (
+    "tests/containers/",
+    "tests/fault/test_campaigns.py",
+    "tests/integration/foldin/test_foldin_up.py",
+    "tests/integration/test_readme_examples.py",
+)
+
+
+# Not by `--dist loadgroup`: it marks a test by writing an attribute that pytest 9.2 does not read.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests one by one to whichever worker is free, but all of `WHOLE_STACKS` to one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            return "whole stacks" if nodeid.startswith(WHOLE_STACKS) else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

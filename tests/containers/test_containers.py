@@ -31,7 +31,7 @@ TOOL = ROOT.parent / "shared" / "tools" / "container-engine"
 IMAGE = "foldin:test"
 
 # Starting an engine, building the image and the first start all count for whichever test comes first.
-pytestmark = [pytest.mark.containers, pytest.mark.xdist_group("containers"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
 
 def without_engine(reason: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import consistency, durability
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240), pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
 
 async def test_nothing_acknowledged_is_lost_when_trainer_store_and_service_are_killed(tmp_path: Path) -> None:

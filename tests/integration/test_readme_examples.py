@@ -19,7 +19,7 @@ import pytest_asyncio
 from benchmarks.deployed import DeployedStack, deployed
 
 README = Path(__file__).parents[2] / "README.md"
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("stack")]
+pytestmark = pytest.mark.timeout(180)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from tests.support.servers import free_port, running_server
 from tests.support.waiting import wait_until
 
 # Each of these runs a whole stack: one at a time, so that they do not fight for the cores.
-pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 UP_S = 90.0
 DOWN_S = 40.0
