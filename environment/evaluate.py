@@ -9,9 +9,10 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import aiohttp
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.console import Console
 from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.loop import run_until_stopped
 from environment.options import SettingsError
-from environment.players import FoldinApi, PlayerFailedError, make_player
+from environment.players import BROUGHT_PLAYERS, FoldinApi, MakePlayer, PlayerFailedError, make_player
 from environment.report import EvaluationReport, Result, results_table, write_files
 from environment.seat import GameOverError, Seat
 from environment.server import running_server
@@ -43,24 +44,45 @@ class Moment:
 
 
 async def evaluate(
-    settings: EvaluationSettings, on_progress: Callable[[Moment], None] = lambda _moment: None
+    settings: EvaluationSettings,
+    on_progress: Callable[[Moment], None] = lambda _moment: None,
+    brought: Mapping[str, MakePlayer] = MappingProxyType({}),
 ) -> EvaluationReport:
-    """Play all runs. A failing player counts as missing; raises EnvironmentFailedError."""
+    """Play all runs. A failing player counts as missing; raises EnvironmentFailedError.
+
+    `brought`: players by name that the caller adds. Raises SettingsError for one that is asked for and
+    cannot be made.
+    """
+    lineup = settings.lineup(brought)
+    _check(lineup, brought)
     base_seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
     timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
     results: list[Result] = []
     worlds: dict[int, set[bytes]] = {}
     async with _environment(settings) as address, aiohttp.ClientSession(timeout=timeout) as session:
-        evaluation = _Evaluation(settings, session, address, secrets.token_hex(4), on_progress)
+        evaluation = _Evaluation(
+            settings, session, address, secrets.token_hex(4), on_progress=on_progress, brought=brought
+        )
         for known in settings.known:
             for run in range(1, settings.runs + 1):
-                for name in settings.lineup:
+                for name in lineup:
                     seed = (base_seed + run) % MAX_SEED
                     result, world = await evaluation.play(name, known=known, run=run, seed=seed)
                     results.append(result)
                     worlds.setdefault(run, set()).add(world)
     same_worlds = all(len(histories) == 1 for histories in worlds.values())
     return EvaluationReport(tuple(results), settings.steps, base_seed, same_worlds)
+
+
+def _check(lineup: Sequence[str], brought: Mapping[str, MakePlayer]) -> None:
+    for name in lineup:
+        if name in BROUGHT_PLAYERS:
+            try:
+                make_player(name, seed=0, api=None, tag="", brought=brought)
+            except PlayerFailedError as error:
+                raise SettingsError(
+                    f"{error}: leave it out of --players, or install what it needs"
+                ) from error
 
 
 @asynccontextmanager
@@ -81,7 +103,9 @@ class _Evaluation:
         session: aiohttp.ClientSession,
         environment: str,
         tag: str,
+        *,
         on_progress: Callable[[Moment], None],
+        brought: Mapping[str, MakePlayer],
     ) -> None:
         self._settings = settings
         self._session = session
@@ -89,13 +113,16 @@ class _Evaluation:
         self._environment = environment
         self._tag = tag
         self._on_progress = on_progress
+        self._brought = brought
 
     async def play(self, name: str, *, known: int, run: int, seed: int) -> tuple[Result, bytes]:
         """One game of one player. Returns how it went, and what tells its world from others."""
         settings = self._settings
         started = time.perf_counter()
         tag = f"{self._tag}-{known}-{run}-{name}"
-        player = make_player(name, seed=seed, api=self._api, tag=tag, replace=settings.replace)
+        player = make_player(
+            name, seed=seed, api=self._api, tag=tag, replace=settings.replace, brought=self._brought
+        )
         client = EnvironmentClient(self._session, self._environment, f"evaluate-{tag}")
         seat = Seat(name, player, client, answer_timeout_s=settings.answer_timeout_s)
         try:
@@ -132,8 +159,10 @@ def _progress_lines(console: Console) -> Callable[[Moment], None]:
     return show
 
 
-async def _evaluate_and_show(settings: EvaluationSettings, console: Console) -> EvaluationReport:
-    report = await evaluate(settings, _progress_lines(console))
+async def _evaluate_and_show(
+    settings: EvaluationSettings, console: Console, brought: Mapping[str, MakePlayer]
+) -> EvaluationReport:
+    report = await evaluate(settings, _progress_lines(console), brought)
     console.print(results_table(report))
     if not report.same_worlds:
         console.print(
@@ -145,14 +174,17 @@ async def _evaluate_and_show(settings: EvaluationSettings, console: Console) -> 
     return report
 
 
-def main(argv: Sequence[str]) -> int:
-    """Returns the exit code: 0 at the end or after a signal, 1 for a failure, 2 for a wrong argument."""
+def main(argv: Sequence[str], brought: Mapping[str, MakePlayer] = MappingProxyType({})) -> int:
+    """Returns the exit code: 0 at the end or after a signal, 1 for a failure, 2 for a wrong argument.
+
+    `brought`: players that the caller adds.
+    """
     try:
         settings = EvaluationSettings.load(argv, os.environ)
         console = Console()
         if not console.is_terminal:
             console.width = TABLE_WIDTH
-        run_until_stopped(_evaluate_and_show(settings, console))
+        run_until_stopped(_evaluate_and_show(settings, console, brought))
     except SettingsError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

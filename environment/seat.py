@@ -7,7 +7,7 @@ The course's rules: the squared error of each answer counts, and an answer that 
 import asyncio
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from environment.client import EnvironmentClient, History, Pair
 from environment.players import Player, PlayerFailedError
 
 MISSING_ERROR = 1_000.0
+INTERVAL = 1.6449  # standard deviations on each side of a central 90 % interval of a normal
 PLACEHOLDER = 3.0  # handed in for an answer that is missing, so that the game goes on
 
 
@@ -25,12 +26,13 @@ class GameOverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a player did, step by step: `squared_error` and `answer_s` float64 (n_steps,); `answer_s` NaN
-    where missing.
+    """What a player did, step by step: `squared_error`, `answer_s` and `std` float64 (n_steps,); `answer_s`
+    NaN where missing, `std` NaN where the player did not say how sure it was (and empty for none at all).
     """
 
     squared_error: npt.NDArray[np.float64]
     answer_s: npt.NDArray[np.float64]
+    std: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @property
     def steps(self) -> int:
@@ -51,6 +53,17 @@ class Tally:
         """Mean squared error up to and including each step, (n_steps,)."""
         running: npt.NDArray[np.float64] = np.cumsum(self.squared_error) / np.arange(1, self.steps + 1)
         return running
+
+    @property
+    def coverage(self) -> float:
+        """Share of the true ratings inside the 90 % interval of their answer, |error| <= 1.6449 std; NaN
+        where no answer had a standard deviation.
+        """
+        known = np.isfinite(self.std)
+        if not known.any():
+            return math.nan
+        inside = np.sqrt(self.squared_error[known]) <= INTERVAL * self.std[known]
+        return float(inside.mean())
 
     def recent_mse(self, steps: int) -> float:
         """Mean squared error of the last `steps` steps, NaN before the first."""
@@ -75,6 +88,7 @@ class Seat:
         self._pending: Pair | None = None
         self._errors: list[float] = []
         self._seconds: list[float] = []
+        self._stds: list[float] = []
         self._failed: str | None = None
         self._last_trouble = ""
         self.prepare_s = 0.0
@@ -112,12 +126,14 @@ class Seat:
         rating, self._pending = await self._client.rate(PLACEHOLDER if prediction is None else prediction)
         self._errors.append(MISSING_ERROR if prediction is None else (prediction - rating) ** 2)
         self._seconds.append(seconds)
+        self._stds.append(math.nan if prediction is None else self._player.std)
         if self._failed is None:
             await self._teach(pair, rating)
 
     def tally(self) -> Tally:
         """What happened so far."""
-        return Tally(np.array(self._errors, dtype=np.float64), np.array(self._seconds, dtype=np.float64))
+        columns = (np.array(column, dtype=np.float64) for column in (self._errors, self._seconds, self._stds))
+        return Tally(*columns)
 
     @property
     def note(self) -> str:

@@ -2,7 +2,7 @@
 together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -141,14 +141,13 @@ class EvaluationSettings:
         )
         return load(cls, "FOLDIN_EVALUATE", argv, environ, command="foldin evaluate", about=about)
 
-    @property
-    def lineup(self) -> tuple[str, ...]:
-        """The players in the order in which they play. The frozen one before the one that adds to the API's
-        ratings.
+    def lineup(self, brought: Collection[str] = ()) -> tuple[str, ...]:
+        """The players in the order in which they play; `brought` are those that the caller adds. The frozen
+        one before the one that adds to the API's ratings.
         """
         if self.players:
             return self.players
-        return LOCAL_PLAYERS + (tuple(reversed(API_PLAYERS)) if self.api else ())
+        return (*LOCAL_PLAYERS, *brought, *(reversed(API_PLAYERS) if self.api else ()))
 
     @property
     def server(self) -> ServerSettings:

@@ -16,6 +16,7 @@ EPILOG = """\
 The first steps:
   foldin up                       everything on this machine, with a player to watch
   foldin import ratings.csv       give the running stack your own ratings
+  foldin evaluate ratings.csv     how well engines predict them
   foldin COMMAND --help           what a command takes
 
 Settings that are not flags are environment variables called FOLDIN_...; docs/architecture.md lists them.
@@ -56,9 +57,19 @@ def _import(args: argparse.Namespace, _rest: Sequence[str]) -> int:
 
 
 def _evaluate(_args: argparse.Namespace, rest: Sequence[str]) -> int:
-    from environment.evaluate import main as evaluate
+    if rest and not rest[0].startswith("-"):
+        from foldin.evaluation.command import options_from, run_evaluate
 
-    return evaluate(list(rest))
+        return run_evaluate(options_from(rest, _columns), rest)
+    from environment.evaluate import main as evaluate
+    from foldin.evaluation.players import model_players
+
+    if rest and rest[0] in {"-h", "--help"}:
+        from foldin.evaluation.command import build_parser
+
+        build_parser().print_help()
+        print("\nWithout FILE, the course's protocol in the rating environment:\n")
+    return evaluate(list(rest), model_players())
 
 
 def _bench(_args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -206,8 +217,9 @@ def build_parser(environ: "os._Environ[str] | dict[str, str]") -> argparse.Argum
     sub = command(
         "evaluate",
         _evaluate,
-        "play the course's protocol and write learning curves",
-        "Play the course's protocol: 1,000 steps in 3 independent runs, mean squared error.",
+        "compare engines on a file of ratings, or players in the environment",
+        "With a FILE: split its ratings and compare engines on those not seen. Without: play the course's "
+        "protocol, 1,000 steps in 3 independent runs, mean squared error.",
     )
     sub.set_defaults(passes_on=True)
     sub = command(

@@ -1,6 +1,7 @@
 """The Foldin API as a client sees it: the few calls that a player makes, each bounded, each error named."""
 
 import asyncio
+import math
 import time
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +24,7 @@ BUSY = {
 
 class _Prediction(msgspec.Struct, frozen=True):
     rating: float
+    std: float | None = None
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -50,15 +52,16 @@ class FoldinApi:
         self._url = url
         self.trained_here = False
 
-    async def predict(self, user_id: str, item_id: str) -> float:
-        """`GET /predict`: the expected rating."""
+    async def predict(self, user_id: str, item_id: str) -> tuple[float, float]:
+        """`GET /predict`: the expected rating and its standard deviation, NaN where the API tells none."""
         status, body, _ = await self._call("GET", "/predict", params={"user_id": user_id, "item_id": item_id})
         if status != HTTPStatus.OK:
             raise self._refused("GET /predict", status, body)
         try:
-            return msgspec.json.decode(body, type=_Prediction).rating
+            prediction = msgspec.json.decode(body, type=_Prediction)
         except msgspec.MsgspecError as error:
             raise PlayerFailedError(f"{self._url}/predict returned something unexpected: {error}") from error
+        return prediction.rating, math.nan if prediction.std is None else prediction.std
 
     async def rate(self, user_id: str, item_id: str, rating: float) -> None:
         """`POST /ratings` with one rating, once."""

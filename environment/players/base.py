@@ -16,11 +16,15 @@ class PlayerFailedError(Exception):
 class Player(Protocol):
     """A player of one world. Called in order: `prepare`, then `predict` and `learn` in turn, then `close`.
 
-    `note` says after `prepare` what a reader of its results should know, empty if nothing.
+    `note` says after `prepare` what a reader of its results should know, empty if nothing. `std`: the
+    standard deviation of the rating that was predicted last, NaN for a player that has none.
     """
 
     @property
     def note(self) -> str: ...
+
+    @property
+    def std(self) -> float: ...
 
     async def prepare(self, history: History) -> None:
         """Learn what is known. Raises PlayerFailedError."""

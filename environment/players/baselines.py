@@ -1,5 +1,7 @@
 """The players that every recommender must beat: random, constant, and the biases of user and item."""
 
+import math
+
 import numpy as np
 
 from environment.client import History
@@ -22,6 +24,7 @@ class LocalPlayer:
     """What players without a connection have in common."""
 
     note = ""
+    std = math.nan
 
     async def close(self) -> None:
         """Nothing is held."""

