@@ -28,8 +28,10 @@ from trainer.segments import SegmentName, read_segment
 
 VICTIMS = ("trainer", "store", "service")
 USERS, ITEMS = 400, 120
-# Every rating sent is another number on the scale, so that each acknowledged one can be told from any other.
-LOW, HIGH = 1.0, 5.0
+# What a user rates an item: something that can be learned, so that the trainer's gate lets the refits pass...
+LEVELS = 7
+# ... and a little more each time, so that each acknowledged rating of a pair can be told from any other.
+TICK, TICKS = 1e-6, 400_000
 
 
 @dataclass(slots=True)
@@ -119,8 +121,9 @@ async def _load(
     while loop.time() < until:
         rows = {}
         for _ in range(rng.choice((1, 3, 50))):
-            pair = (f"u{part}-{rng.randrange(USERS)}", f"i{rng.randrange(ITEMS)}")
-            rows[pair] = LOW + (next(numbers) % 4_000_000) * 1e-6
+            user, item = rng.randrange(USERS), rng.randrange(ITEMS)
+            value = 1.0 + 0.5 * ((user + item) % LEVELS) + (next(numbers) % TICKS) * TICK
+            rows[f"u{part}-{user}", f"i{item}"] = value
         for pair, value in rows.items():
             allowed.setdefault(pair, set()).add(value)
         body = json.dumps([{"user_id": u, "item_id": i, "rating": value} for (u, i), value in rows.items()])

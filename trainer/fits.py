@@ -304,7 +304,9 @@ class Fits:
             await asyncio.wait({running, asking})
 
     async def _judge(self, result: FitResult, epoch: int, previous: GenerationMeta | None) -> None:
-        metrics = None if previous is None else previous.summary.metrics
+        # From scratch after a refusal: if it is no better, the ratings have become harder to foretell, and to
+        # hold on to the generation from before would hold for ever.
+        metrics = None if previous is None or self._cold else previous.summary.metrics
         items = self._fitting_items
         evidence = await self._threads.run(gate.gather, result, items, metrics)
         why = gate.judge(evidence, self._settings.gate)

@@ -407,3 +407,29 @@ async def test_a_fit_that_nobody_asked_for_gives_way_to_one_that_somebody_did(
     assert meta.summary.n_ratings == 270
     with pytest.raises(ProcessLookupError):
         os.kill(stopped, 0)
+
+
+async def test_ratings_that_become_harder_to_foretell_do_not_hold_the_old_generation_for_ever(
+    store: Store, settings: TrainerSettings
+) -> None:
+    rng = np.random.default_rng(3)
+
+    def wave(noise: float, first_item: int) -> list[NewRating]:
+        pairs = [(user, item) for user in range(60) for item in rng.permutation(60)[:45]]
+        values = [3 + (-1) ** user * (-1) ** item + rng.normal(0, noise) for user, item in pairs]
+        return [
+            NewRating(f"u{u}".encode(), f"i{first_item + i}".encode(), float(np.clip(value, 1, 5)), 1e9)
+            for (u, i), value in zip(pairs, values, strict=True)
+        ]
+
+    async with running_trainer(settings):
+        await until_live(store)
+        await store.ratings.append(wave(0.02, 0))
+        await fitted(store)
+        await store.ratings.append(wave(0.8, 1000))
+        command = await store.commands.ask("refit", epoch=1)
+        outcome = await store.commands.wait(command, 60)
+        assert outcome is not None
+        # Perhaps the fit is bad: it is done once more, from scratch.
+        assert (outcome.state, outcome.code) == ("failed", "gate_refused")
+        await fitted(store)
