@@ -35,7 +35,8 @@ class DeployedStack:
         return [
             pid
             for pid, command in _children(self.supervisor.pid)
-            if any(Path(word).name == PARTS[part] or word == PARTS[part] for word in command[:6])
+            # The store writes its address behind its name, into the same word.
+            if any(Path(word.split(" ")[0]).name == PARTS[part] for word in command[:6])
         ]
 
     def kill(self, part: str) -> bool:
