@@ -215,4 +215,4 @@ def _some_users(training: Training, rng: np.random.Generator) -> Training:
     taken = order[np.cumsum(users.counts[order]) <= _MOST_RATINGS]
     kept = np.flatnonzero(np.isin(users.row, taken))
     part = compress_pairs(users.row[kept], users.other[kept], users.value[kept], users.time[kept], users.rows)
-    return Training.of(part, training.items.rows)
+    return Training.of(part, training.items.rows, training.compiled)

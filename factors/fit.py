@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from factors.choosing import LEAST_RATINGS, choose, choose_rank, first_state, observed_scale
+from factors.compiled import compiled_for
 from factors.confidence import is_confidence
 from factors.errors import FitDiverged, FitRefused
 from factors.foldin import fold_in_users
@@ -18,7 +19,7 @@ from factors.parameters import from_model, to_model
 from factors.priors import fitted_prior, prior_model, scale_range
 from factors.settings import FitSettings
 from factors.sweeps import State, Terms, Training, in_rating_units
-from factors.tables import Fitted, Histories, Ratings
+from factors.tables import Fitted, Float32s, Histories, Model, Ratings
 
 Progress = Callable[[int, dict[str, float]], None]
 # A fit goes on from an earlier one until there are so many times the ratings from which its terms were
@@ -49,7 +50,8 @@ def fit(
         model = prior_model(settings)
         return fitted_prior(model, from_model(model), n_users, n_items)
     settings = replace(settings, scale=observed_scale(settings.scale, users.value))
-    training = Training.of(users, n_items)
+    compiled = compiled_for(len(users.value), settings.threads)
+    training = Training.of(users, n_items, compiled)
     state, found = _begin(training, settings, rng, start)
     sweeps, change = 0, 0.0
     for sweeps in range(1, settings.sweeps + 1):
@@ -121,6 +123,14 @@ def ratings_histories(users: Compressed) -> Histories:
     return Histories(users.indptr, users.other.astype(np.int32), users.value, users.time)
 
 
+def _folded_in(model: Model, items: Float32s, training: Training) -> Float32s:
+    """What `fold_in_users` gives, by compiled loops where there are any."""
+    if training.compiled is None:
+        return fold_in_users(model, items, ratings_histories(training.users))
+    step = training.compiled.half_step(from_model(model), "user", items, training.users)
+    return step.rows.astype(np.float32)
+
+
 def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """The tables as they are published: items in float32, users folded in with exactly these. Raises
     `FitDiverged`.
@@ -132,7 +142,7 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
         np.isfinite(items).all() and all(np.isfinite(array).all() for array in model.parameters.values())
     ):
         raise FitDiverged("the fit gave item rows or priors that are not finite")
-    users = fold_in_users(model, items, ratings_histories(state.training.users))
+    users = _folded_in(model, items, state.training)
     effect = parameters.users.layout.set_effect
     users[:, effect] = in_rating_units(state.parameters, state.user_rows)[1][:, effect]
     if not np.isfinite(users).all():

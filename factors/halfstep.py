@@ -34,13 +34,14 @@ _ENTRIES_AT_ONCE = 1 << 12
 _NOTHING: Float64s = np.zeros(0)
 # Damped steps to an ordinal posterior shrink by a factor of about 0.3: so many reach the last float32 digit.
 FOLD_IN_STEPS = 30
-_AT_REST = 1e-7
+AT_REST = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
 class HalfStep:
     """Posterior `rows` (b, width); of each period group its effect's mean and variance (G,) and its
-    covariance (G, d) with the row; the `sites` that gave them.
+    covariance (G, d) with the row; the `sites` that gave them, where they are kept; the expected sum of
+    squares of ratings less scores, NaN where it is not known.
     """
 
     rows: Float64s
@@ -48,6 +49,7 @@ class HalfStep:
     period_variance: Float64s
     period_covariance: Float64s
     sites: Sites | None
+    expected_squares: float = math.nan
 
 
 def half_step(
@@ -90,7 +92,7 @@ def half_step(
         before = current.rows
         current = _solve(own, others, index, sites, data, periods=periods, block_rows=block_rows)
         moved = np.abs(current.rows[:, own.layout.mean] - before[:, own.layout.mean]).max(initial=0.0)
-        if moved < _AT_REST * math.sqrt(parameters.noise):
+        if moved < AT_REST * math.sqrt(parameters.noise):
             break
     return current
 

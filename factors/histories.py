@@ -9,6 +9,9 @@ import numpy as np
 from factors.packing import period_keys
 from factors.tables import Float64s, Histories, Int64s
 
+# From here on packing the keys costs less than it saves.
+_MANY = 1 << 14
+
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
@@ -59,8 +62,7 @@ def compress_pairs(row: Int64s, other: Int64s, value: Float64s, time: Float64s, 
 
     A NaN value takes the pair back.
     """
-    # lexsort is stable, so that of equal pairs the last written stands last.
-    order = np.lexsort((other, row))
+    order = _order_by_pair(row, other)
     row, other = row[order], other[order]
     keep = np.ones(len(order), dtype=bool)
     keep[:-1] = (row[1:] != row[:-1]) | (other[1:] != other[:-1])
@@ -75,6 +77,24 @@ def compress_pairs(row: Int64s, other: Int64s, value: Float64s, time: Float64s, 
         time[order].astype(np.float64),
         order.astype(np.int64),
     )
+
+
+def _order_by_pair(row: Int64s, other: Int64s) -> Int64s:
+    """The order by row, then by other row, then as written."""
+    n = len(row)
+    least = int(other.min(initial=0))
+    bits = [int(size).bit_length() for size in (row.max(initial=0), int(other.max(initial=0)) - least, n)]
+    if n < _MANY or sum(bits) > 62:
+        # Stable, so that of equal pairs the last written stands last.
+        return np.asarray(np.lexsort((other, row)))
+    # All three in one number each: sorting numbers takes a tenth of the time of finding an order.
+    packed = row.astype(np.int64) << bits[1]
+    packed |= other.astype(np.int64) - least
+    packed <<= bits[2]
+    packed |= np.arange(n)
+    packed.sort()
+    packed &= (1 << bits[2]) - 1
+    return packed
 
 
 def compress(histories: Histories, n_other: int) -> Compressed:

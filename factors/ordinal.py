@@ -138,7 +138,12 @@ def learn_link(
     halved until the bound grows and the order of the cut points stands. Where no step does, both stay.
     """
     stride = max(1, len(level) // _RATINGS_FOR_CUTS)
-    level, mean, variance = level[::stride], mean[::stride], variance[::stride]
+    # Differences of gradients need all digits, in whichever precision the sites are kept.
+    level, mean, variance = (
+        level[::stride],
+        mean[::stride].astype(np.float64),
+        variance[::stride].astype(np.float64),
+    )
     deviation = math.sqrt(noise)
     unit = deviation + float(cuts[-1] - cuts[0]) / len(cuts)
     point = np.append(cuts, math.log(deviation) * unit)

@@ -5,9 +5,11 @@ Invariant: every half-step is `half_step` and nothing else, so that a state can 
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
+from factors.compiled import Compiled
 from factors.halfstep import HalfStep, entry_scores, half_step
 from factors.histories import Compressed, Periods, compress_pairs, group_periods
 from factors.ordinal import learn_link, rating_levels, start_cuts
@@ -24,6 +26,8 @@ MAX_SLOTS = 16
 _FIRST_STEPS = 6
 # Users and items step in turn on each other's sites: undamped, MovieLens 100K swings.
 _SWEEP_DAMPING = 0.6
+# So many ratings tell how far a sweep moved the scores.
+_LOOKED_AT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +45,19 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Ratings by user and by item, and what is computed from them once."""
+    """Ratings by user and by item, what is computed from them once, and the compiled loops where they pay."""
 
     users: Compressed
     items: Compressed
+    compiled: Compiled | None = None
     _periods: dict[tuple[bool, float], Periods | None] = field(default_factory=dict)
     _sets: dict[tuple[bool, float], SetEffects] = field(default_factory=dict)
 
     @staticmethod
-    def of(users: Compressed, n_items: int) -> "Training":
+    def of(users: Compressed, n_items: int, compiled: Compiled | None = None) -> "Training":
         """The training set of ratings by user."""
         items = compress_pairs(users.other, users.row, users.value, users.time, n_items)
-        return Training(users, items)
+        return Training(users, items, compiled)
 
     def without(self, held_out: Int64s) -> "Training":
         """The same users and items without the ratings at these entries of `users`."""
@@ -61,7 +66,7 @@ class Training:
         part = compress_pairs(
             users.row[kept], users.other[kept], users.value[kept], users.time[kept], users.rows
         )
-        return Training.of(part, self.items.rows)
+        return Training.of(part, self.items.rows, self.compiled)
 
     def periods(self, of_users: bool, period: float) -> Periods | None:
         """Groups of the entries of users or of items."""
@@ -77,7 +82,7 @@ class Training:
             return None
         if key not in self._sets:
             own, other = (self.users, self.items) if of_users else (self.items, self.users)
-            self._sets[key] = SetEffects(own, other.rows, ridge)
+            self._sets[key] = SetEffects(own, other, ridge, self.compiled)
         return self._sets[key]
 
 
@@ -149,7 +154,9 @@ class State:
         # Ordinal sites move along with the posteriors, one step of the fixed point in each sweep, once they
         # are there.
         steps = 1 if self._user_step is not None else _FIRST_STEPS
-        self._user_step = user_step = half_step(
+        compiled = training.compiled
+        step = compiled.half_step if compiled else partial(half_step, block_rows=block_rows)
+        self._user_step = user_step = step(
             parameters,
             "user",
             self.item_rows,
@@ -158,7 +165,6 @@ class State:
             begin=self._user_step if ordinal else None,
             steps=steps,
             damping=_SWEEP_DAMPING,
-            block_rows=block_rows,
         )
         self.user_rows = user_step.rows
         user_sets = training.sets(True, own.set_ridge)
@@ -166,7 +172,7 @@ class State:
         if user_sets:
             item_effect = user_sets.learn(self.user_rows[:, own.layout.mean] - users.mean)
         self.user_rows[:, own.layout.set_effect] = user_effect
-        self._item_step = item_step = half_step(
+        self._item_step = item_step = step(
             parameters,
             "item",
             self.user_rows,
@@ -175,14 +181,13 @@ class State:
             begin=self._item_step if ordinal else None,
             steps=steps,
             damping=_SWEEP_DAMPING,
-            block_rows=block_rows,
         )
         self.item_rows = item_step.rows
         item_sets = training.sets(False, other.set_ridge)
         items = learn_side(other, self.item_rows, item_sets.offsets(user_effect) if item_sets else 0.0)
         if item_sets:
             user_effect = item_sets.learn(self.item_rows[:, other.layout.mean] - items.mean)
-        learned = self._learn_ordinal(user_step) if ordinal else self._learn_noise(user_step)
+        learned = self._learn_ordinal(user_step) if ordinal else self._learn_noise(user_step, item_step)
         self.item_rows[:, other.layout.set_effect] = item_effect
         self.user_rows[:, own.layout.set_effect] = user_effect
         self.parameters = replace(
@@ -193,21 +198,47 @@ class State:
         return self.change
 
     def residuals(self) -> Float64s:
-        """Ratings less scores, by entry of `training.users`; what one sweep with the Gaussian link left."""
+        """Ratings less scores, by entry of `training.users`; what one sweep with the Gaussian link left. 0
+        where there are more than a million.
+        """
         if self._scores is None:
             return np.zeros(len(self.training.users.value))
         return self.training.users.value - self._scores
 
-    def _learn_noise(self, step: HalfStep) -> Parameters:
-        parameters, users = self.parameters, self.training.users
-        periods = self.training.periods(True, parameters.users.period)
-        scores = entry_scores(parameters, "user", self.item_rows, users, current=step, periods=periods)
-        self._moved(scores.mean, scale_range(parameters.scale))
-        self._scores = scores.mean
-        square = (users.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
+    def _learn_noise(self, user_step: HalfStep, item_step: HalfStep) -> Parameters:
+        parameters, n = self.parameters, len(self.training.users.value)
+        every = self._every
+        square, scores = self._errors(user_step, item_step, every)
+        self._moved(scores, scale_range(parameters.scale))
+        self._scores = scores if every == 1 else None
         # One pseudo-rating of the old noise, and a floor: a world without noise must not divide by zero.
-        noise = (float(square.sum()) + parameters.noise) / (len(square) + 1.0)
+        noise = (square + parameters.noise) / (n + 1.0)
         return replace(parameters, noise=max(noise, (1e-3 * scale_range(parameters.scale)) ** 2))
+
+    def _errors(self, user_step: HalfStep, item_step: HalfStep, every: int) -> tuple[float, Float64s]:
+        """The expected sum of squares of ratings less scores, and the score of each `every`-th rating."""
+        training, parameters = self.training, self.parameters
+        users, periods = training.users, training.periods(True, parameters.users.period)
+        compiled = training.compiled
+        if compiled is None:
+            found = entry_scores(
+                parameters, "user", self.item_rows, users, current=user_step, periods=periods
+            )
+            square = (users.value - found.mean) ** 2 + found.own_variance + found.other_variance
+            return float(square.sum()), found.mean[::every]
+        total = item_step.expected_squares
+        if not math.isfinite(total):
+            total = compiled.expected_squares(
+                parameters, "user", self.item_rows, users, current=user_step, periods=periods
+            )
+        means = compiled.score_means(
+            parameters, "user", self.item_rows, users, current=user_step, periods=periods, every=every
+        )
+        return total, means
+
+    @property
+    def _every(self) -> int:
+        return max(1, len(self.training.users.value) // _LOOKED_AT)
 
     def _learn_ordinal(self, step: HalfStep) -> Parameters:
         parameters, users = self.parameters, self.training.users
@@ -216,7 +247,8 @@ class State:
         sites = step.sites
         if sites is None:
             return parameters
-        self._moved(sites.mean - float(parameters.cuts.mean()), score_range(parameters))
+        looked_at = sites.mean[:: self._every].astype(np.float64)
+        self._moved(looked_at - float(parameters.cuts.mean()), score_range(parameters))
         cuts, noise = learn_link(parameters.cuts, parameters.noise, self._level, sites.mean, sites.variance)
         return replace(parameters, cuts=cuts, noise=noise)
 

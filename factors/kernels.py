@@ -1,0 +1,572 @@
+"""Loops of a sweep over millions of ratings, written to be compiled by numba and to run as plain Python too.
+
+Invariant: the sums, posteriors and sites are those of `halfstep` but for the rounding of a float32 table. A
+row depends on its own entries alone, never on which thread or part of the rows it is computed with.
+
+A table of the other side, float32 (m, w), has for each row, with `f = [latent, 1]` (d,), `b` its bias and `t
+= d (d + 1) / 2`,
+
+    E[f f^T] packed (t), its last d numbers f itself | E[f b] (d), the last of them b | E[b^2] |
+    set effect (d)
+"""
+
+# ruff: noqa: PLR0912, PLR0915, PLR0917  numba inlines loops, not calls, and takes no keyword-only arguments
+
+import math
+from typing import Any
+
+import numpy as np
+
+# Rows whose matrices are inverted together: so many float64 numbers fill a vector register of AVX-512.
+LANES = 8
+# Entries summed in float32 before the sum goes on in float64: rounding stays that of a single float32.
+_BLOCK = 64
+# No rating may hold more than all but this part of a posterior (`ordinal`).
+_LEAST_CAVITY = 0.02
+_LEAST_CURVATURE = 1e-9
+_ROOT_HALF = math.sqrt(0.5)
+_LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+
+# Numba reads no annotations, and mypy no arrays of lanes: every argument below is an array or a number.
+Array = Any
+
+
+def read_rows(start: int, stop: int, rows: Array, dim: int, sets: bool, table: Array) -> None:
+    """Write rows `start` to `stop` of the `table` of the module's docstring from those of `rows`."""
+    packed = dim * (dim + 1) // 2
+    rank = dim - 1
+    bias_row = packed - dim
+    for j in range(start, stop):
+        bias = rows[j, 2 + rank]
+        t = 0
+        for a in range(rank):
+            left = rows[j, 2 + a]
+            for b in range(a + 1):
+                table[j, t] = left * rows[j, 2 + b] + rows[j, 2 + dim + t]
+                t += 1
+            table[j, bias_row + a] = left
+            table[j, packed + a] = left * bias + rows[j, 2 + dim + bias_row + a]
+        table[j, packed - 1] = 1.0
+        table[j, packed + rank] = bias
+        table[j, packed + dim] = bias * bias + rows[j, 2 + dim + packed - 1]
+        if sets:
+            for a in range(dim):
+                table[j, packed + dim + 1 + a] = rows[j, 2 + dim + packed + a]
+
+
+def solve_rows(
+    start: int,
+    stop: int,
+    indptr: Array,
+    columns: Array,
+    value: Array,
+    target: Array,
+    shift: float,
+    weight: Array,
+    linear: Array,
+    unit: float,
+    table: Array,
+    sets: bool,
+    mean: Array,
+    precision: Array,
+    groups: Array,
+    load: Array,
+    scale: Array,
+    surprise: Array,
+    result: Array,
+    square: Array,
+) -> None:
+    """Posteriors of rows `start` to `stop`, written to `result` (rows, width).
+
+    With `weight` empty each entry has the weight `unit` and the target `target - shift`, and `square` (rows,)
+    becomes the expected sum of the squares of target less score; otherwise its `weight` and `linear`, and
+    `unit` is 1. `mean` (d,) and `precision` (d, d) are those of the prior. `groups` (rows + 1,): where the
+    period groups of each row begin, empty for none; `load` (G, d), `scale`, `surprise` (G,): see
+    `periodgroups`.
+    """
+    dim = len(mean)
+    packed = dim * (dim + 1) // 2
+    features = packed - dim
+    bias_at = packed + dim - 1
+    used = packed + dim + 1
+    uniform = len(weight) == 0
+    part = np.zeros(used, dtype=np.float32)
+    part_linear = np.zeros(dim, dtype=np.float32)
+    part_set = np.zeros(dim, dtype=np.float32)
+    sums = np.zeros((LANES, used))
+    sums_linear = np.zeros((LANES, dim))
+    sums_set = np.zeros(dim)
+    constant = np.zeros(LANES)
+    matrix = np.zeros((dim, dim, LANES))
+    inverse = np.zeros((dim, dim, LANES))
+    right = np.zeros((dim, LANES))
+    solved = np.zeros((dim, LANES))
+    for base in range(start, stop, LANES):
+        lanes = min(LANES, stop - base)
+        for lane in range(LANES):
+            for a in range(dim):
+                for b in range(a + 1):
+                    matrix[a, b, lane] = 1.0 if a == b else 0.0
+                right[a, lane] = 0.0
+        for lane in range(lanes):
+            row = base + lane
+            first, last = indptr[row], indptr[row + 1]
+            count = last - first
+            total = 0.0
+            fixed = 0.0
+            sums[lane, :] = 0.0
+            sums_linear[lane, :] = 0.0
+            sums_set[:] = 0.0
+            for block in range(first, last, _BLOCK):
+                end = min(block + _BLOCK, last)
+                part[:] = 0.0
+                part_linear[:] = 0.0
+                part_set[:] = 0.0
+                e = block
+                while e + 4 <= end:
+                    j0, j1, j2, j3 = columns[e], columns[e + 1], columns[e + 2], columns[e + 3]
+                    if uniform:
+                        for t in range(used):
+                            part[t] += (table[j0, t] + table[j1, t]) + (table[j2, t] + table[j3, t])
+                        l0 = np.float32(target[e] - shift)
+                        l1 = np.float32(target[e + 1] - shift)
+                        l2 = np.float32(target[e + 2] - shift)
+                        l3 = np.float32(target[e + 3] - shift)
+                    else:
+                        w0, w1 = np.float32(weight[e]), np.float32(weight[e + 1])
+                        w2, w3 = np.float32(weight[e + 2]), np.float32(weight[e + 3])
+                        for t in range(used):
+                            part[t] += (w0 * table[j0, t] + w1 * table[j1, t]) + (
+                                w2 * table[j2, t] + w3 * table[j3, t]
+                            )
+                        l0, l1 = np.float32(linear[e]), np.float32(linear[e + 1])
+                        l2, l3 = np.float32(linear[e + 2]), np.float32(linear[e + 3])
+                    for a in range(dim):
+                        part_linear[a] += (l0 * table[j0, features + a] + l1 * table[j1, features + a]) + (
+                            l2 * table[j2, features + a] + l3 * table[j3, features + a]
+                        )
+                    if sets:
+                        for a in range(dim):
+                            part_set[a] += (table[j0, used + a] + table[j1, used + a]) + (
+                                table[j2, used + a] + table[j3, used + a]
+                            )
+                    e += 4
+                while e < end:
+                    j0 = columns[e]
+                    if uniform:
+                        w0, l0 = np.float32(1.0), np.float32(target[e] - shift)
+                    else:
+                        w0, l0 = np.float32(weight[e]), np.float32(linear[e])
+                    for t in range(used):
+                        part[t] += w0 * table[j0, t]
+                    for a in range(dim):
+                        part_linear[a] += l0 * table[j0, features + a]
+                    if sets:
+                        for a in range(dim):
+                            part_set[a] += table[j0, used + a]
+                    e += 1
+                for e in range(block, end):
+                    total += value[e]
+                    if uniform:
+                        aim = target[e] - shift
+                        fixed += aim * (aim - 2.0 * table[columns[e], bias_at])
+                for t in range(used):
+                    sums[lane, t] += part[t]
+                for a in range(dim):
+                    sums_linear[lane, a] += part_linear[a]
+                    sums_set[a] += part_set[a]
+            share = 1.0 / math.sqrt(max(count, 1))
+            for a in range(dim):
+                sums_linear[lane, a] -= sums[lane, packed + a]
+                right[a, lane] = unit * sums_linear[lane, a]
+            t = 0
+            for a in range(dim):
+                foretold = mean[a] + share * sums_set[a]
+                for b in range(dim):
+                    right[b, lane] += precision[b, a] * foretold
+                for b in range(a + 1):
+                    matrix[a, b, lane] = precision[a, b] + unit * sums[lane, t]
+                    t += 1
+            if len(groups) > 0:
+                for g in range(groups[row], groups[row + 1]):
+                    inner = 1.0 / scale[g]
+                    for a in range(dim):
+                        right[a, lane] -= load[g, a] * surprise[g] * inner
+                        for b in range(a + 1):
+                            matrix[a, b, lane] -= load[g, a] * load[g, b] * inner
+            constant[lane] = fixed + sums[lane, packed + dim]
+            result[row, 0] = count
+            result[row, 1] = total / max(count, 1)
+        # Cholesky factor, its inverse, and the inverse of the whole, all lanes at once.
+        for a in range(dim):
+            for b in range(a):
+                for c in range(b):
+                    for lane in range(LANES):
+                        matrix[a, b, lane] -= matrix[a, c, lane] * matrix[b, c, lane]
+                for lane in range(LANES):
+                    matrix[a, b, lane] *= matrix[b, b, lane]
+            for c in range(a):
+                for lane in range(LANES):
+                    matrix[a, a, lane] -= matrix[a, c, lane] * matrix[a, c, lane]
+            # The diagonal holds the inverses: products are faster than quotients.
+            for lane in range(LANES):
+                matrix[a, a, lane] = 1.0 / math.sqrt(matrix[a, a, lane])
+        for a in range(dim):
+            for b in range(a):
+                for lane in range(LANES):
+                    inverse[a, b, lane] = matrix[a, b, lane] * matrix[b, b, lane]
+                for c in range(b + 1, a):
+                    for lane in range(LANES):
+                        inverse[a, b, lane] += matrix[a, c, lane] * inverse[c, b, lane]
+                for lane in range(LANES):
+                    inverse[a, b, lane] *= -matrix[a, a, lane]
+            for lane in range(LANES):
+                inverse[a, a, lane] = matrix[a, a, lane]
+        for a in range(dim):
+            for b in range(a + 1):
+                for lane in range(LANES):
+                    matrix[a, b, lane] = inverse[a, a, lane] * inverse[a, b, lane]
+                for c in range(a + 1, dim):
+                    for lane in range(LANES):
+                        matrix[a, b, lane] += inverse[c, a, lane] * inverse[c, b, lane]
+        for a in range(dim):
+            for lane in range(LANES):
+                solved[a, lane] = 0.0
+            for b in range(dim):
+                high, low = max(a, b), min(a, b)
+                for lane in range(LANES):
+                    solved[a, lane] += matrix[high, low, lane] * right[b, lane]
+        for lane in range(lanes):
+            row = base + lane
+            expected = constant[lane]
+            t = 0
+            for a in range(dim):
+                result[row, 2 + a] = solved[a, lane]
+                expected -= 2.0 * solved[a, lane] * sums_linear[lane, a]
+                for b in range(a + 1):
+                    spread = matrix[a, b, lane]
+                    result[row, 2 + dim + t] = spread
+                    twice = 1.0 if a == b else 2.0
+                    expected += twice * (spread + solved[a, lane] * solved[b, lane]) * sums[lane, t]
+                    t += 1
+            if uniform:
+                square[row] = expected
+
+
+def sum_groups(
+    start: int,
+    stop: int,
+    indptr: Array,
+    entries: Array,
+    columns: Array,
+    target: Array,
+    shift: float,
+    weight: Array,
+    linear: Array,
+    unit: float,
+    table: Array,
+    dim: int,
+    variance: float,
+    load: Array,
+    scale: Array,
+    surprise: Array,
+) -> None:
+    """`load`, `scale` and `surprise` of the period groups `start` to `stop`, whose `entries` begin at
+    `indptr`.
+    """
+    packed = dim * (dim + 1) // 2
+    features = packed - dim
+    for g in range(start, stop):
+        total = 1.0 / variance
+        rest = 0.0
+        for a in range(dim):
+            load[g, a] = 0.0
+        for at in range(indptr[g], indptr[g + 1]):
+            e = entries[at]
+            j = columns[e]
+            w = unit if len(weight) == 0 else np.float64(weight[e])
+            seen = unit * (target[e] - shift) if len(weight) == 0 else np.float64(linear[e])
+            total += w
+            rest += seen - w * table[j, packed + dim - 1]
+            for a in range(dim):
+                load[g, a] += w * table[j, features + a]
+        scale[g] = total
+        surprise[g] = rest
+
+
+def write_periods(
+    start: int,
+    stop: int,
+    groups: Array,
+    keys: Array,
+    load: Array,
+    scale: Array,
+    surprise: Array,
+    dim: int,
+    slots: int,
+    result: Array,
+    effect: Array,
+    variance: Array,
+    shared: Array,
+) -> None:
+    """Effects of the period groups of rows `start` to `stop` and, in the slots of each row, its latest and
+    those of largest effect.
+    """
+    packed = dim * (dim + 1) // 2
+    key_at = 2 + 2 * dim + packed
+    for row in range(start, stop):
+        first, last = groups[row], groups[row + 1]
+        for g in range(first, last):
+            inner = 1.0 / scale[g]
+            rest = surprise[g]
+            spread = inner
+            for a in range(dim):
+                rest -= load[g, a] * result[row, 2 + a]
+                moved = 0.0
+                for b in range(dim):
+                    high, low = max(a, b), min(a, b)
+                    moved += result[row, 2 + dim + high * (high + 1) // 2 + low] * load[g, b]
+                shared[g, a] = -moved * inner
+                spread += load[g, a] * inner * moved * inner
+            effect[g] = rest * inner
+            variance[g] = spread
+        kept = min(slots, last - first)
+        for slot in range(kept):
+            best = last - 1
+            if slot > 0:
+                best = -1
+                for g in range(first, last - 1):
+                    taken = False
+                    for before in range(1, slot):
+                        taken = taken or result[row, key_at + before] == keys[g]
+                    if not taken and (best < 0 or abs(effect[g]) > abs(effect[best])):
+                        best = g
+            result[row, key_at + slot] = keys[best]
+            result[row, key_at + slots + slot] = effect[best]
+            result[row, key_at + 2 * slots + slot] = variance[best]
+
+
+def match_periods(
+    start: int,
+    stop: int,
+    columns: Array,
+    time: Array,
+    rows: Array,
+    dim: int,
+    slots: int,
+    period: float,
+    wrap: float,
+    effect: Array,
+    variance: Array,
+) -> None:
+    """Write effect and variance of the period of entries `start` to `stop` where their other row keeps it."""
+    key_at = 2 + 2 * dim + dim * (dim + 1) // 2
+    for e in range(start, stop):
+        if not math.isfinite(time[e]):
+            continue
+        key = math.floor(time[e] / period)
+        key -= math.floor(key / wrap) * wrap
+        j = columns[e]
+        for slot in range(slots):
+            if rows[j, key_at + slot] == key:
+                effect[e] = rows[j, key_at + slots + slot]
+                variance[e] = rows[j, key_at + 2 * slots + slot]
+                break
+
+
+def score_entries(
+    start: int,
+    stop: int,
+    indptr: Array,
+    columns: Array,
+    rows: Array,
+    table: Array,
+    spread: Array,
+    dim: int,
+    group: Array,
+    effect: Array,
+    variance: Array,
+    shared: Array,
+    fresh: float,
+    mean: float,
+    offset: Array,
+    beyond: Array,
+    target: Array,
+    bounds: Array,
+    noise: float,
+    low: float,
+    steps: float,
+    begun: bool,
+    damping: float,
+    weight: Array,
+    linear: Array,
+    expected: Array,
+    foreseen: Array,
+    square: Array,
+) -> None:
+    """What the posteriors `rows` say of each entry of rows `start` to `stop`, and what follows for its site.
+
+    `spread` float32 (m, t): covariances of the other side. `group` (n,): the period group of each entry, -1
+    for none, empty for no periods; `effect`, `variance` (G,), `shared` (G, d): what is known of these, or
+    else their prior variance `fresh`. `mean` and `offset` (n,), `beyond` (n,): known part of the score and
+    further variance, empty for 0. With `bounds` empty `square` (rows,) becomes the expected sum of squares
+    of `target` less score; else `weight`, `linear`, `expected`, `foreseen` (n,) become the sites of
+    `ordinal.ordinal_sites`, `damping` of the way from what `weight` and `linear` hold if they have `begun`.
+    """
+    packed = dim * (dim + 1) // 2
+    features = packed - dim
+    rank = dim - 1
+    latent = rank * (rank + 1) // 2
+    own_part = np.zeros(packed, dtype=np.float32)
+    other_part = np.zeros(packed, dtype=np.float32)
+    vector = np.zeros(dim)
+    for row in range(start, stop):
+        for a in range(rank):
+            vector[a] = rows[row, 2 + a]
+        vector[rank] = 1.0
+        known = rows[row, 2 + rank] - 1.0 + mean
+        t = 0
+        for a in range(dim):
+            for b in range(a + 1):
+                twice = 1.0 if a == b else 2.0
+                own_part[t] = twice * rows[row, 2 + dim + t]
+                other_part[t] = twice * vector[a] * vector[b]
+                t += 1
+        total = 0.0
+        for e in range(indptr[row], indptr[row + 1]):
+            j = columns[e]
+            score = known + table[j, packed + rank]
+            for a in range(dim):
+                score += vector[a] * table[j, features + a]
+            # E[f f^T] has the other side's covariance in it: what both sides' spread make together counts for
+            # the other side. The ordinal link wants the two apart, the Gaussian their sum alone.
+            own = np.float32(0.0)
+            other = np.float32(0.0)
+            for t in range(packed):
+                own += own_part[t] * table[j, t]
+                other += other_part[t] * spread[j, t]
+            mixed = np.float32(0.0)
+            if len(bounds) > 0:
+                for t in range(latent):
+                    mixed += own_part[t] * spread[j, t]
+            own_variance = np.float64(own) - mixed
+            other_variance = np.float64(other) + mixed
+            fixed = 0.0
+            if len(offset) > 0:
+                fixed = offset[e]
+                score += fixed
+            if len(beyond) > 0:
+                other_variance += beyond[e]
+            if len(group) > 0 and group[e] >= 0:
+                if len(effect) == 0:
+                    own_variance += fresh
+                else:
+                    g = group[e]
+                    score += effect[g]
+                    own_variance += variance[g]
+                    for a in range(dim):
+                        own_variance += 2.0 * table[j, features + a] * shared[g, a]
+            if len(bounds) == 0:
+                total += (target[e] - score) ** 2 + own_variance + other_variance
+                continue
+            fixed += mean
+            if begun:
+                shrink = max(1.0 - weight[e] * own_variance, _LEAST_CAVITY)
+                score = (score - own_variance * (linear[e] + weight[e] * fixed)) / shrink
+                own_variance = own_variance / shrink
+            foretold = own_variance + other_variance
+            level = int(min(max(round((target[e] - low) * steps), 0.0), len(bounds) - 2.0))
+            per = 1.0 / math.sqrt(noise + foretold)
+            # Mirrored where the interval lies above: `above` is its end nearer to the middle, `below` further
+            # out.
+            below, above = (bounds[level] - score) * per, (bounds[level + 1] - score) * per
+            flip = below + above > 0.0
+            if flip:
+                below, above = -above, -below
+            if above > -20.0:
+                mass = 0.5 * (math.erfc(-above * _ROOT_HALF) - math.erfc(-below * _ROOT_HALF))
+                mass = max(mass, 1e-300)
+                of_above = math.exp(-0.5 * above * above - _LOG_ROOT_TWO_PI) / mass
+                of_below = math.exp(-0.5 * below * below - _LOG_ROOT_TWO_PI) / mass
+            else:
+                # Mills' ratio by its series: the mass itself is 0 in float64 from 38 deviations on.
+                square_above = 1.0 / (above * above)
+                mills = 1.0 - 5.0 * square_above * (1.0 - 7.0 * square_above)
+                mills = 1.0 - square_above * (1.0 - 3.0 * square_above * mills)
+                mass = -mills / above
+                fall = 0.0
+                if math.isfinite(below):
+                    fall = math.exp(0.5 * (above - below) * (above + below))
+                    square_below = 1.0 / (below * below)
+                    mills = 1.0 - 5.0 * square_below * (1.0 - 7.0 * square_below)
+                    mills = 1.0 - square_below * (1.0 - 3.0 * square_below * mills)
+                    mass += fall * mills / below
+                of_above = 1.0 / mass
+                of_below = fall * of_above
+            slope = of_below - of_above
+            curvature = slope * slope
+            if math.isfinite(above):
+                curvature += above * of_above
+            if math.isfinite(below):
+                curvature -= below * of_below
+            curvature = min(max(curvature, _LEAST_CURVATURE), 1.0) * per * per
+            slope = (-slope if flip else slope) * per
+            new = curvature / max(1.0 - curvature * own_variance, _LEAST_CAVITY)
+            new = min(max(new, 1e-9 / noise), 1.0 / noise)
+            towards = new * (score - fixed + slope / curvature)
+            if begun:
+                new = weight[e] + damping * (new - weight[e])
+                towards = linear[e] + damping * (towards - linear[e])
+            weight[e] = new
+            linear[e] = towards
+            expected[e] = score
+            foreseen[e] = foretold
+        square[row] = total
+
+
+def score_means(
+    start: int,
+    stop: int,
+    indptr: Array,
+    columns: Array,
+    rows: Array,
+    other: Array,
+    dim: int,
+    every: int,
+    group: Array,
+    effect: Array,
+    mean: float,
+    offset: Array,
+    expected: Array,
+) -> None:
+    """The mean score of each `every`-th entry of rows `start` to `stop`, written to `expected`."""
+    rank = dim - 1
+    for row in range(start, stop):
+        first = indptr[row]
+        for at in range((first + every - 1) // every, (indptr[row + 1] + every - 1) // every):
+            e = at * every
+            j = columns[e]
+            score = mean + rows[row, 2 + rank] + other[j, 2 + rank]
+            for a in range(rank):
+                score += rows[row, 2 + a] * other[j, 2 + a]
+            if len(offset) > 0:
+                score += offset[e]
+            if len(group) > 0 and group[e] >= 0:
+                score += effect[group[e]]
+            expected[at] = score
+
+
+def sum_rows(
+    start: int, stop: int, indptr: Array, columns: Array, table: Array, scale: Array, result: Array
+) -> None:
+    """For rows `start` to `stop`, `scale` times the sum of `table` (m, d) over their columns."""
+    dim = table.shape[1]
+    for row in range(start, stop):
+        for a in range(dim):
+            result[row, a] = 0.0
+        for e in range(indptr[row], indptr[row + 1]):
+            j = columns[e]
+            for a in range(dim):
+                result[row, a] += table[j, a]
+        for a in range(dim):
+            result[row, a] *= scale[row]

@@ -1,0 +1,141 @@
+"""The loops that numba compiles give what numpy gives: run as plain Python for every term, compiled once for
+all.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from factors import FitSettings, Ratings, fit
+from factors.choosing import first_state
+from factors.compiled import COMPILED_FROM, Compiled, compiled_for, load_loops, plain
+from factors.fit import prepare
+from factors.histories import compress_pairs
+from factors.kernels import score_entries
+from factors.ordinal import EntryScores, ordinal_sites
+from factors.sweeps import State, Terms, Training
+from tests.unit.factors.factors_world import STARS, ratings_of
+
+TERMS = [
+    Terms(),
+    Terms("gaussian", 2.0, 2.0),
+    Terms("gaussian", 2.0, 2.0, 3600.0, 7200.0),
+    Terms("ordinal", 2.0, 0.0),
+    Terms("ordinal", 2.0, 2.0, 3600.0, 7200.0),
+]
+
+
+def swept(ratings: Ratings, terms: Terms, compiled: Compiled | None) -> State:
+    """A state after some sweeps. 17 users: one more than fill the lanes twice."""
+    settings = FitSettings(STARS, rank=2)
+    training = Training.of(prepare(ratings, 17, 12, settings), 12, compiled)
+    state = first_state(training, settings, np.random.default_rng(1))
+    state.sweep()
+    state = state.branch(terms)
+    for _ in range(3):
+        state.sweep()
+    return state
+
+
+def assert_same(one: State, other: State) -> None:
+    np.testing.assert_allclose(one.user_rows, other.user_rows, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one.item_rows, other.item_rows, rtol=1e-5, atol=1e-6)
+    assert one.parameters.noise == pytest.approx(other.parameters.noise, rel=2e-5)
+    assert one.change == pytest.approx(other.change, rel=1e-4)
+
+
+@pytest.mark.parametrize("terms", TERMS)
+def test_plain_loops_give_what_numpy_gives(terms: Terms) -> None:
+    ratings = ratings_of(5, n_users=16, n_items=11, n=90)
+    assert_same(swept(ratings, terms, None), swept(ratings, terms, plain()))
+
+
+@pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
+def test_compiled_loops_give_what_numpy_gives_on_two_threads() -> None:
+    ratings = ratings_of(5, n_users=16, n_items=11, n=90)
+    loops = load_loops()
+    states = [swept(ratings, TERMS[-1], given) for given in (None, Compiled(loops, 1), Compiled(loops, 2))]
+    assert_same(states[0], states[1])
+    np.testing.assert_array_equal(states[1].user_rows, states[2].user_rows)
+    np.testing.assert_array_equal(states[1].item_rows, states[2].item_rows)
+
+
+def test_small_fits_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factors.compiled.load_loops", lambda: pytest.fail("numba was wanted"))
+    ratings = ratings_of(5, n_users=16, n_items=11, n=90)
+    settings = FitSettings(STARS, rank=2, sweeps=2, threads=2)
+    assert np.isfinite(fit(ratings, 17, 12, settings=settings, rng=np.random.default_rng(1)).users).all()
+    assert compiled_for(COMPILED_FROM - 1, 2) is None
+
+
+def test_a_fit_without_numba_is_done_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factors.compiled.load_loops", dict[str, object])
+    assert compiled_for(COMPILED_FROM, 2) is None
+
+
+def test_a_whole_fit_is_the_same_with_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratings = ratings_of(6, n_users=16, n_items=11, n=150)
+    settings = FitSettings(STARS, rank=2, sweeps=3)
+    expected = fit(ratings, 17, 12, settings=settings, rng=np.random.default_rng(1))
+    monkeypatch.setattr(import_module("factors.fit"), "compiled_for", lambda *_: plain())
+    found = fit(ratings, 17, 12, settings=settings, rng=np.random.default_rng(1))
+    assert found.model.link == expected.model.link
+    np.testing.assert_allclose(found.users, expected.users, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.items, expected.items, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("score", [-100.0, -60.0, -25.0, -3.0, 0.1, 2.0, 15.0, 50.0])
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_sites_far_from_their_interval_are_those_of_numpy(score: float, level: int) -> None:
+    cuts = np.array([-1.0, 0.5, 1.0])
+    scores = EntryScores(np.array([score]), np.array([0.3]), np.array([0.0]), np.array([0.0]))
+    expected = ordinal_sites(cuts, 0.5, np.array([level]), scores, None, damping=1.0)
+    # One user of rank 1 whose score of an item without spread is his bias.
+    row = np.array([[0.0, 0.0, 0.0, score, 0.0, 0.0, 0.3]])
+    table = np.array([[0.0, 0.0, 1.0, 0.0, 0.0, 0.0]], dtype=np.float32)
+    found = [np.zeros(1) for _ in range(4)]
+    nothing = np.zeros(0)
+    loop: Callable[..., None] = score_entries
+    loop(
+        0,
+        1,
+        np.array([0, 1]),
+        np.array([0]),
+        row,
+        table,
+        np.zeros((1, 3), dtype=np.float32),
+        2,
+        nothing,
+        nothing,
+        nothing,
+        np.zeros((0, 0)),
+        0.0,
+        0.0,
+        nothing,
+        nothing,
+        np.array([float(level)]),
+        np.array([-np.inf, *cuts, np.inf]),
+        0.5,
+        0.0,
+        1.0,
+        False,
+        1.0,
+        *found,
+        np.zeros(1),
+    )
+    assert found[0][0] == pytest.approx(expected.weight[0], rel=2e-5)
+    assert found[1][0] == pytest.approx(expected.linear[0], rel=2e-5, abs=1e-6)
+
+
+def test_many_pairs_are_ordered_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    row, other = rng.integers(0, 50, 3000), rng.integers(-1, 40, 3000)
+    value, time = rng.integers(1, 6, 3000).astype(float), rng.uniform(0, 1e9, 3000)
+    few = compress_pairs(row, other, value, time, 60)
+    monkeypatch.setattr("factors.histories._MANY", 0)
+    many = compress_pairs(row, other, value, time, 60)
+    for name in ("indptr", "other", "value", "time", "source"):
+        np.testing.assert_array_equal(getattr(many, name), getattr(few, name))
