@@ -67,7 +67,7 @@ def unpack_records(records: Sequence[bytes], width: int) -> tuple[npt.NDArray[np
     Raises `RecordCorrupt`.
     """
     dtype = record_dtype(width)
-    if any(len(record) != dtype.itemsize for record in records):
+    if set(map(len, records)) - {dtype.itemsize}:
         raise RecordCorrupt(f"a record that is not {dtype.itemsize} bytes long")
     table = np.frombuffer(b"".join(records), dtype=dtype)
     return table["n"], table["vector"]

@@ -35,6 +35,10 @@ class ItemRegistry:
         """The row of an item, if it is known here."""
         return self._rows.get(item_id)
 
+    def known_rows(self, item_ids: Sequence[bytes]) -> list[int | None]:
+        """The row of each item, None where it is not known here."""
+        return list(map(self._rows.get, item_ids))
+
     def id(self, row: int) -> str:
         """The id of a row. Raises `KeyError` for one that is not known here; `refresh` reads new ones."""
         item_id = self._ids[row] if 0 <= row < len(self._ids) else None
@@ -89,6 +93,11 @@ class ItemRegistry:
 
     def take(self, start: int, ids: Sequence[bytes]) -> None:
         """Learn ids that were read from the store, of the rows from `start` on."""
+        if start == self._known == len(self._ids):
+            self._ids += ids
+            self._rows.update(zip(ids, range(start, start + len(ids)), strict=True))
+            self._known += len(ids)
+            return
         for row, item_id in enumerate(ids, start):
             self._learn(item_id, row)
 

@@ -18,7 +18,7 @@ from factors import fold_in_users, prior_user
 from factors.tables import Float32s, Int64s, Model
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
-from featurestore.connection import Connection, ReplyError, error_code
+from featurestore.connection import Connection, ReplyError, error_code, swallow
 from featurestore.functions import ask_many, call, encode_call
 from featurestore.keys import Keys, digest_of, partition_of, record_field
 from featurestore.live import LiveGeneration
@@ -29,6 +29,9 @@ INLINE_ENTRIES = 2_000
 # Bounds the memory of one fold-in; more users are folded in block by block.
 BLOCK_ENTRIES = 200_000
 BLOCK_USERS = 4_096
+# Lookups in one write: the store works on the first ones while the next are written, and on those while the
+# first are read.
+LOOKUPS_AT_ONCE = 2_048
 # Calls in one write to the store, so that other lookups get their turn.
 CALLS_AT_ONCE = 256
 
@@ -84,21 +87,35 @@ class Users:
         self._keys = keys
         self._connection = connection
         self.kept = Kept(0, b"")
+        # Heads of lookups by partition and length of the id, of the epoch that was asked for last.
+        self._heads: dict[tuple[int, int], bytes] = {}
+        self._headed = 0
         self.folded_total = 0
         self.corrupt_total = 0
 
     def read(self, epoch: int, generation: int, user_ids: Sequence[bytes]) -> "asyncio.Future[list[Any]]":
         """`[n, record]` of each user, None where there is none; one write. Error replies are values."""
-        keys = self._keys
-        prefixes, partitions = keys.user_prefixes(epoch), keys.partitions
+        partitions, heads = self._keys.partitions, self._heads
+        if self._headed != epoch:
+            heads.clear()
+            self._headed = epoch
         field = record_field(generation)
         tail = b"\r\n$1\r\nn\r\n$%d\r\n%b\r\n" % (len(field), field)
         parts = []
         for user_id in user_ids:
-            prefix = prefixes[crc32(user_id) % partitions]
-            size = len(prefix) + len(user_id)
-            parts.append(b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b%b%b" % (size, prefix, user_id, tail))
-        return self._connection.execute(b"".join(parts), len(parts))
+            place = (crc32(user_id) % partitions, len(user_id))
+            head = heads.get(place)
+            if head is None:
+                head = heads[place] = self._head(epoch, *place)
+            parts.append(head + user_id)
+        # The tail ends each command.
+        parts.append(b"")
+        return self._connection.execute(tail.join(parts), len(user_ids))
+
+    def _head(self, epoch: int, partition: int, id_bytes: int) -> bytes:
+        """A lookup up to the id of a user of so many bytes."""
+        prefix = self._keys.user_prefixes(epoch)[partition]
+        return b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b" % (len(prefix) + id_bytes, prefix)
 
     async def current(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> Current:
         """Users by the counter rule; an unknown one is the prior with `n` 0.
@@ -106,7 +123,30 @@ class Users:
         One round trip, two when some are behind. Those are folded in together, in a thread when they are
         many, and written back without waiting for it.
         """
-        replies = await self.read(live.epoch, live.generation, user_ids)
+        if len(user_ids) > LOOKUPS_AT_ONCE:
+            return await self._by_blocks(live, user_ids)
+        return await self._read_back(live, user_ids, await self.read(live.epoch, live.generation, user_ids))
+
+    async def _by_blocks(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> Current:
+        asked = []
+        for start in range(0, len(user_ids), LOOKUPS_AT_ONCE):
+            some = user_ids[start : start + LOOKUPS_AT_ONCE]
+            replies = self.read(live.epoch, live.generation, some)
+            # Where one fails nobody waits for the others.
+            replies.add_done_callback(swallow)
+            asked.append((some, replies))
+            # The write leaves at the end of this turn.
+            await asyncio.sleep(0)
+        parts = [await self._read_back(live, some, await replies) for some, replies in asked]
+        return Current(
+            np.concatenate([part.n for part in parts]),
+            np.concatenate([part.vectors for part in parts]),
+            np.concatenate([part.folded for part in parts]),
+        )
+
+    async def _read_back(
+        self, live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any]
+    ) -> Current:
         try:
             n = np.array([int(reply[0]) for reply in replies], dtype=np.int64)
             seen, vectors = codecs.unpack_records([reply[1] for reply in replies], live.model.user_width)

@@ -15,8 +15,8 @@ from service.problems import Problem
 
 T = TypeVar("T")
 
-# Decoded and checked in about 1 ms.
-_SMALL_BYTES = 65_536
+# Decoded and checked in about 2 ms: 10,000 pairs or ratings with ids of usual length.
+_SMALL_BYTES = 262_144
 _NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 _JSON_TYPES = ("", "application/json", "application/octet-stream")
 _LINES_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")

@@ -9,7 +9,7 @@ from factors import BASIS, item_statistics
 from featurestore.items import ItemRegistry
 from featurestore.live import LiveGeneration
 from service.answers import Answer
-from service.predictor import require
+from service.predictor import require, score
 from service.problems import Problem
 from service.state import FOLLOWER, RANKING, STORE
 from service.validation import Query, path_id
@@ -89,7 +89,7 @@ async def item_row(live: LiveGeneration, registry: ItemRegistry, item_id: bytes)
 
 def expected(live: LiveGeneration, vectors: npt.NDArray[np.float32], user_index: int, row: int) -> Expected:
     """The score of one pair; a negative index or row stands for someone, or something, that nobody knows."""
-    scores = live.scorer.score(vectors, np.array([user_index]), np.array([row]))
+    scores = score(live, vectors, np.array([user_index]), np.array([row]))
     return Expected(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]])
 
 

@@ -13,7 +13,18 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from service import catalogue, generations, operations, predict, predictor, ratings, recommend, train, users
+from service import (
+    catalogue,
+    generations,
+    operations,
+    predict,
+    predictions,
+    predictor,
+    ratings,
+    recommend,
+    train,
+    users,
+)
 from service.answers import Answer
 from service.exposition import CONTENT_TYPE as METRICS_TYPE
 from service.problems import CONTENT_TYPE as PROBLEM_TYPE
@@ -42,7 +53,7 @@ class Predictions(msgspec.Struct):
     """Predictions in the order in which they were asked."""
 
     generation: int
-    predictions: list[predictor.Prediction]
+    predictions: list[predictions.Prediction]
 
 
 class Deleted(msgspec.Struct):
@@ -53,7 +64,7 @@ class Deleted(msgspec.Struct):
 
 
 _STRUCTS = (
-    *(ProblemOut, Predictions, Deleted, predictor.OnePrediction, predictor.Prediction),
+    *(ProblemOut, Predictions, Deleted, predictor.OnePrediction, predictions.Prediction),
     *(
         predict.PredictBody,
         ratings.RatingIn,

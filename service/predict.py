@@ -1,7 +1,5 @@
 """GET and POST /predict. Invariant: answers stand in the order in which the pairs were asked."""
 
-from collections.abc import Iterable, Sequence
-
 import msgspec
 import numpy as np
 from aiohttp import web
@@ -49,34 +47,25 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
         if asked.user_id is not msgspec.UNSET:
             raise Problem("invalid_body", "user_id does not go with pairs", field="user_id")
         check_rows(len(asked.pairs), MAX_PAIRS, "pairs")
-        users, user_index = _distinct([pair[0] for pair in asked.pairs], "pairs")
-        items, item_index = _distinct([pair[1] for pair in asked.pairs], "pairs")
-        return Answer(await predictor.many(live, users, user_index, items, item_index))
+        users, user_index = _distinct(body_ids([pair[0] for pair in asked.pairs], "pairs"))
+        items = body_ids([pair[1] for pair in asked.pairs], "pairs")
+        return Answer(await predictor.many(live, users, user_index, items))
     if isinstance(asked.user_id, msgspec.UnsetType):
         raise Problem("invalid_body", "user_id is missing", field="user_id")
     user_id = body_id(asked.user_id, "user_id")
     if isinstance(asked.item_ids, list):
         check_rows(len(asked.item_ids), MAX_PAIRS, "item_ids")
-        items, item_index = _distinct(asked.item_ids, "item_ids")
-        user_index = np.zeros(len(item_index), dtype=np.int64)
-        return Answer(await predictor.many(live, [user_id], user_index, items, item_index))
+        items = body_ids(asked.item_ids, "item_ids")
+        return Answer(await predictor.many(live, [user_id], np.zeros(len(items), dtype=np.int64), items))
     if isinstance(asked.item_id, msgspec.UnsetType):
         raise Problem("invalid_body", "item_id is missing", field="item_id")
     return Answer(await predictor.ask(user_id, body_id(asked.item_id, "item_id")))
 
 
-def _distinct(values: Sequence[Id], field: str) -> tuple[list[bytes], Int64s]:
-    """Each id once, and where each of `values` stands in there. Of a 1 and a "1", which are the same id, both
-    stay.
-    """
-    places = {value: place for place, value in enumerate(dict.fromkeys(values))}
-    ids = _checked(places, values, field)
-    return ids, np.fromiter(map(places.__getitem__, values), dtype=np.int64, count=len(values))
-
-
-def _checked(distinct: Iterable[Id], values: Sequence[Id], field: str) -> list[bytes]:
-    try:
-        return body_ids(list(distinct), field)
-    except Problem:
-        # The row to name is that of the whole list.
-        return body_ids(values, field)
+def _distinct(ids: list[bytes]) -> tuple[list[bytes], Int64s]:
+    """Each id once, and where each of `ids` stands in there."""
+    distinct = dict.fromkeys(ids)
+    if len(distinct) == len(ids):
+        return ids, np.arange(len(ids))
+    places = dict(zip(distinct, range(len(distinct)), strict=True))
+    return list(distinct), np.fromiter(map(places.__getitem__, ids), dtype=np.int64, count=len(ids))

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors import BASIS, FactorsError
-from factors.tables import Int64s, Scores
+from factors.tables import Float64s, Int64s, Scores
 from featurestore.codecs import record_dtype
 from featurestore.connection import ReplyError
 from featurestore.errors import StoreError
@@ -25,6 +25,7 @@ from featurestore.live import Follower, LiveGeneration
 from featurestore.store import Store
 from service.failures import problem_of
 from service.metrics import Snapshot
+from service.predictions import rounded, writer
 from service.problems import Problem
 from service.validation import MAX_ID_BYTES, Query
 
@@ -37,15 +38,7 @@ _PLAIN = re.compile(
     re.ASCII,
 )
 # Pairs that are scored or encoded between two looks at the event loop: about 2 ms.
-SLICE = 1024
-
-
-class Prediction(msgspec.Struct):
-    """One score: the expected rating, its standard deviation and what it rests on."""
-
-    rating: float
-    std: float
-    basis: str
+SLICE = 2048
 
 
 class OnePrediction(msgspec.Struct, omit_defaults=True):
@@ -75,6 +68,17 @@ def require(live: LiveGeneration | None) -> LiveGeneration:
     if live is None:
         raise Problem("no_generation", "no generation is loaded yet", retry_after_s=1)
     return live
+
+
+def score(
+    live: LiveGeneration,
+    vectors: npt.NDArray[np.float32],
+    index: Int64s,
+    item_rows: Int64s,
+    time: Float64s | None = None,
+) -> Scores:
+    """Scores as they are answered; see `Scorer.score`."""
+    return rounded(live.scorer.score(vectors, index, item_rows, time), live.model.scale)
 
 
 class Predictor:
@@ -220,7 +224,7 @@ class Predictor:
         index: Int64s,
         item_rows: Int64s,
     ) -> None:
-        scores = live.scorer.score(vectors, index, item_rows)
+        scores = score(live, vectors, index, item_rows)
         encode, generation, futures = self._encode, live.generation, turn.futures
         for place, rating, std, basis in zip(
             places, scores.rating.tolist(), scores.std.tolist(), scores.basis.tolist(), strict=True
@@ -238,7 +242,7 @@ class Predictor:
         """Vectors (u, user_width) of users and rows (m,) of items, -1 for items that nobody registered."""
         registry = self._store.items(live.epoch)
         began = perf_counter()
-        rows = list(map(registry.row, item_ids))
+        rows = registry.known_rows(item_ids)
         if None in rows:
             current, rows = await asyncio.gather(
                 self._store.users.current(live, user_ids), registry.rows(item_ids)
@@ -246,7 +250,9 @@ class Predictor:
         else:
             current = await self._store.users.current(live, user_ids)
         self._counts.lookup.observe(perf_counter() - began)
-        return current.vectors, np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+        if None in rows:
+            rows = [-1 if row is None else row for row in rows]
+        return current.vectors, np.array(rows, dtype=np.int64)
 
     async def one(
         self, user_id: bytes, item_id: bytes, time: float | None = None, *, distribution: bool = False
@@ -257,7 +263,7 @@ class Predictor:
         vectors, rows = await self.look_up(live, [user_id], [item_id])
         index = np.zeros(1, dtype=np.int64)
         times = None if time is None else np.array([time])
-        scores = live.scorer.score(vectors, index, rows, times)
+        scores = score(live, vectors, index, rows, times)
         answer = OnePrediction(
             float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]], live.generation
         )
@@ -276,19 +282,19 @@ class Predictor:
         user_ids: Sequence[bytes],
         user_index: Int64s,
         item_ids: Sequence[bytes],
-        item_index: Int64s,
     ) -> bytearray:
-        """The body for the pairs `user_ids[user_index[j]]`, `item_ids[item_index[j]]` in their order."""
+        """The body for the pairs `user_ids[user_index[j]]`, `item_ids[j]` in their order."""
         vectors, rows = await self.look_up(live, user_ids, item_ids)
+        elements = writer(live.model.scale).elements
         body = bytearray(b'{"generation":%d,"predictions":[' % live.generation)
         for start in range(0, len(user_index), SLICE):
             if start:
-                body += b","
                 await asyncio.sleep(0)
             part = slice(start, start + SLICE)
-            scores = live.scorer.score(vectors, user_index[part], rows[item_index[part]])
-            # Without its brackets the array of a slice is a piece of the whole one.
-            body += self._encode(_predictions(scores))[1:-1]
+            body += elements(score(live, vectors, user_index[part], rows[part]))
+        if len(user_index):
+            # The last comma.
+            del body[body.rindex(b",") :]
         body += b"]}"
         self._counts.predictions += len(user_index)
         return body
@@ -298,11 +304,6 @@ class Predictor:
         for task in self._slow:
             task.cancel()
         await asyncio.gather(*self._slow, return_exceptions=True)
-
-
-def _predictions(scores: Scores) -> list[Prediction]:
-    basis = map(BASIS.__getitem__, scores.basis.tolist())
-    return list(map(Prediction, scores.rating.tolist(), scores.std.tolist(), basis))
 
 
 def _fail(futures: Sequence[asyncio.Future[bytes]], exc: Exception) -> None:

@@ -142,10 +142,15 @@ def body_id(value: Id, field: str, row: int | None = None) -> bytes:
 
 def body_ids(values: Sequence[Id], field: str) -> list[bytes]:
     """`body_id` of each, with the row of one that is refused."""
-    ids = [value.encode() if isinstance(value, str) else b"%d" % value for value in values]
-    for row, raw in enumerate(ids):
-        if not 0 < len(raw) <= MAX_ID_BYTES:
-            body_id(values[row], field, row)
+    try:
+        # Nearly everybody sends text alone, which takes a third of the time.
+        ids = list(map(str.encode, values))  # type: ignore[arg-type]  # a number is a TypeError
+    except TypeError:
+        ids = [value.encode() if isinstance(value, str) else b"%d" % value for value in values]
+    lengths = set(map(len, ids))
+    if lengths and not 0 < min(lengths) <= max(lengths) <= MAX_ID_BYTES:
+        for row, value in enumerate(values):
+            body_id(value, field, row)
     return ids
 
 

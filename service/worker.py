@@ -27,8 +27,9 @@ from service.supervisor import CANNOT_START, address_of
 log = logging.getLogger("foldin.service")
 
 _BACKLOG = 1024
-# New containers between two looks of the collector: a request leaves few cycles, a turn has many of them.
-_GARBAGE = 20_000
+# New containers between two looks of the collector: a request leaves few cycles; a batch of 10,000 pairs is
+# made of many containers.
+_GARBAGE = 50_000
 # Connections that are kept alive get this long to ask once more and learn that they are to close.
 _LAST_WORD_S = 0.2
 

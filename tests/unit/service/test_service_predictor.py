@@ -40,6 +40,9 @@ class FakeRegistry:
     def row(self, item_id: bytes) -> int | None:
         return int(item_id) if item_id.isdigit() else None
 
+    def known_rows(self, item_ids: list[bytes]) -> list[int | None]:
+        return list(map(self.row, item_ids))
+
     async def rows(self, item_ids: list[bytes]) -> list[int | None]:
         self.asked.append(item_ids)
         return [
@@ -166,16 +169,15 @@ async def test_one_that_gave_up_does_not_harm_the_others() -> None:
 async def test_many_pairs_equal_single_ones() -> None:
     live = live_generation()
     predictor, _, _ = make_predictor(live)
-    body = await predictor.many(
-        live, [b"0", b"1"], np.array([0, 1, 1, 0]), [b"3", b"none"], np.array([0, 0, 1, 0])
-    )
+    body = await predictor.many(live, [b"0", b"1"], np.array([0, 1, 1, 0]), [b"3", b"3", b"none", b"3"])
     answer = msgspec.json.decode(body)
     ratings = [each["rating"] for each in answer["predictions"]]
+    assert ratings[0] == read(await predictor.ask(b"0", b"3")).rating
     assert ratings[:2] == pytest.approx([expected(0, 3), expected(1, 3)])
     assert ratings[0] == ratings[3]
     assert answer["predictions"][2]["basis"] == "user"
     none = np.zeros(0, dtype=np.int64)
-    assert msgspec.json.decode(await predictor.many(live, [], none, [], none))["predictions"] == []
+    assert msgspec.json.decode(await predictor.many(live, [], none, []))["predictions"] == []
 
 
 async def test_slices_of_a_large_call_are_one_array() -> None:
@@ -183,6 +185,6 @@ async def test_slices_of_a_large_call_are_one_array() -> None:
     predictor, _, _ = make_predictor(live)
     count = 5000
     index = np.arange(count) % 2
-    body = await predictor.many(live, [b"0", b"1"], index, [b"3"], np.zeros(count, dtype=np.int64))
+    body = await predictor.many(live, [b"0", b"1"], index, [b"3"] * count)
     ratings = [each["rating"] for each in msgspec.json.decode(body)["predictions"]]
     assert ratings == pytest.approx([expected(0, 3), expected(1, 3)] * (count // 2))
