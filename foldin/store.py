@@ -37,6 +37,8 @@ auto-aof-rewrite-percentage 100
 auto-aof-rewrite-min-size 64mb
 save ""
 maxmemory-policy noeviction
+# Records of users stay in the compact form of a hash: 90 to 180 bytes less each.
+hash-max-listpack-value 4096
 """
 # sun_path of a socket address holds 108 bytes on Linux, 104 on macOS, with the zero at its end.
 MAX_SOCKET_BYTES = 103
