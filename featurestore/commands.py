@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -16,6 +16,22 @@ from featurestore.functions import command, commands
 from featurestore.keys import Keys
 
 CommandKind = Literal["refit", "epoch", "erase"]
+
+FailureCode = Literal[
+    "fit_refused",
+    "gate_refused",
+    "fit_failed",
+    "publish_failed",
+    "epoch_gone",
+    "gave_way",
+    "held",
+    "store",
+    "unknown_command",
+]
+FAILURE_CODES: frozenset[str] = frozenset(get_args(FailureCode))
+"""Why the trainer did not do what was asked: the codes of `Outcome`."""
+REFUSALS = frozenset({"fit_refused", "gate_refused"})
+"""Those that are for the caller to mend: the same ratings would be refused again."""
 
 OUTCOME_S = 3600
 # Far more than people ask for while a trainer is away; bounds the stream.
@@ -36,7 +52,9 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How far a command has come. `code` is stable, `detail` is for people."""
+    """How far a command has come. `code` is one of `FAILURE_CODES` (a trainer of another version may have
+    more), `detail` is for people.
+    """
 
     state: Literal["running", "done", "failed"]
     generation: int | None = None

@@ -189,7 +189,10 @@ class _Wire(asyncio.Protocol):
 
 
 class Connection:
-    """A connection that lasts as long as its owner, over as many sockets as that takes. See the module."""
+    """A connection that lasts as long as its owner, over as many sockets as that takes. See the module.
+
+    `reconnects_total` counts sockets after the first.
+    """
 
     def __init__(self, url: str, timeout_s: float, name: str, prepare: Prepare | None = None) -> None:
         self._address: Mapping[str, Any] = parse_url(url)
@@ -201,6 +204,7 @@ class Connection:
         self._away = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._why = f"not connected to the store at {self._shown}"
+        self.reconnects_total = 0
 
     @property
     def connected(self) -> bool:
@@ -272,6 +276,7 @@ class Connection:
                     await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                     delay_s = min(2 * delay_s, longest_s)
                 else:
+                    self.reconnects_total += 1
                     log.info("store connection restored", extra={"connection": self._name})
                     break
 

@@ -115,12 +115,12 @@ async def _counting(app: web.Application) -> AsyncIterator[None]:
 async def _sample_always(app: web.Application) -> None:
     fade = math.exp(-_SAMPLE_S / RECENT_S)
     counts, board, store = app[COUNTS], app[BOARD], app[STORE]
-    earlier_folds, connected = counts.folds, True
+    earlier_folds, earlier_reconnects = counts.folds, counts.reconnects
+    connections = [each for each in (store.hot, store.bulk) if each is not None]
     while True:
         await asyncio.sleep(_SAMPLE_S)
         counts.folds = earlier_folds + store.users.folded_total
-        was, connected = connected, store.hot is not None and store.hot.connected
-        counts.reconnects += connected and not was
+        counts.reconnects = earlier_reconnects + sum(each.reconnects_total for each in connections)
         for name in ("recent_ratings", "recent_errors", "recent_squared_error"):
             setattr(counts, name, getattr(counts, name) * fade)
         describe(app)

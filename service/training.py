@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from featurestore.commands import CommandKind, Outcome
+from featurestore.commands import REFUSALS, CommandKind, Outcome
 from featurestore.errors import StoreError
 from featurestore.generations import GenerationSummary
 from featurestore.live import Follower
@@ -25,8 +25,6 @@ log = logging.getLogger("foldin.service")
 # Ratings, or item ids, in one call to the store.
 _SLICE = 5000
 _SERVED_WITHIN_S = 5.0
-# Codes of the trainer that are the caller's to mend.
-_REFUSALS = ("refused", "training_refused", "fit_refused", "no_ratings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,5 +131,5 @@ class _StillRunning(Exception):  # noqa: N818 -- not an error: the trainer has i
 
 def _failure(outcome: Outcome) -> Problem:
     detail = outcome.detail or "the trainer's log has the cause"
-    code = "training_refused" if outcome.code in _REFUSALS else "training_failed"
+    code = "training_refused" if outcome.code in REFUSALS else "training_failed"
     return Problem(code, detail, extra={"cause": outcome.code} if outcome.code else None)

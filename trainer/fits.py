@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 
+from featurestore.commands import FailureCode
 from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown
 from featurestore.lease import Lease
 from featurestore.manifest import GenerationMeta, Pointer
@@ -33,9 +34,9 @@ _ATTEMPTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why what was asked for did not go live. `code` is stable."""
+    """Why what was asked for did not go live."""
 
-    code: str
+    code: FailureCode
     detail: str
 
 
@@ -186,7 +187,7 @@ class Fits:
         except SegmentGoneError as exc:
             return self._failed("fit_failed", f"the archive changed under it: {exc}", epoch)
         except (EpochGone, _GaveWayError) as exc:
-            code = "epoch_gone" if isinstance(exc, EpochGone) else "gave_way"
+            code: FailureCode = "epoch_gone" if isinstance(exc, EpochGone) else "gave_way"
             log.event("fit_ends", epoch=epoch, code=code)
             return Failure(code, str(exc))
         except (GenerationBroken, GenerationUnknown) as exc:
@@ -209,7 +210,7 @@ class Fits:
         log.event("fit_published", epoch=epoch, generation=generation, live=live, seconds=took_s)
         return generation if live else Failure("held", "an older generation is held live")
 
-    def _failed(self, code: str, why: str, epoch: int) -> Failure:
+    def _failed(self, code: FailureCode, why: str, epoch: int) -> Failure:
         self.counts.failures += 1
         delay_s = self._backoff.next_s()
         self._not_before = self._clock() + delay_s

@@ -119,7 +119,8 @@ async def test_another_service_is_told_that_one_is_under_way(
     ("outcome", "answer"),
     [
         (Outcome("failed", code="fit_refused", detail="one rating is not enough"), (422, "training_refused")),
-        (Outcome("failed", code="crashed", detail="the fit ended"), (500, "training_failed")),
+        (Outcome("failed", code="gate_refused", detail="no better than means"), (422, "training_refused")),
+        (Outcome("failed", code="fit_failed", detail="the fit ended"), (500, "training_failed")),
     ],
 )
 async def test_a_failure_leaves_what_was(

@@ -140,6 +140,9 @@ async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() 
             return connection.connected
 
         await wait_until_async(back, 3.0, "the connection comes back")
+        # Counted a turn of the event loop after it can be used.
+        await asyncio.sleep(0)
+        assert connection.reconnects_total == 1
         assert await connection.execute(b"x", 1) == [b"fresh"]
         assert script.accepted >= 2
 
