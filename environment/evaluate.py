@@ -21,7 +21,8 @@ from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.loop import run_until_stopped
 from environment.options import SettingsError
 from environment.players import BROUGHT_PLAYERS, FoldinApi, MakePlayer, PlayerFailedError, make_player
-from environment.report import EvaluationReport, Result, results_table, write_files
+from environment.report import results_table, write_files
+from environment.results import EvaluationReport, Result
 from environment.seat import GameOverError, Seat
 from environment.server import running_server
 from environment.settings import MAX_SEED, EvaluationSettings

@@ -23,27 +23,10 @@ import numpy.typing as npt
 
 from benchmarks.harness.command import BenchmarkError
 from factors import Ratings, Scale
+from foldin.evaluation.data import DataSet
 
 DOWNLOAD_S = 300
 HALF_STARS = Scale(1, 5, 0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class DataSet:
-    """Ratings in the order of their file. `n_users`, `n_items`: of all of it, whatever is held out."""
-
-    name: str
-    ratings: Ratings
-    n_users: int
-    n_items: int
-    scale: Scale
-
-    def part(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Ratings:
-        """The ratings of these rows, a mask or positions."""
-        ratings = self.ratings
-        return Ratings(
-            ratings.user_row[rows], ratings.item_row[rows], ratings.value[rows], ratings.time[rows]
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.harness import stack
 from benchmarks.harness.client import Client
 from benchmarks.harness.command import BenchmarkError
-from benchmarks.harness.jobs import Answer, Question
 from benchmarks.harness.load import get, post
 from benchmarks.harness.processes import child_environment, python_command
 from factors import Scale
 from featurestore.settings import format_scale
+from foldin.evaluation.errors import EngineFailedError
+from foldin.evaluation.jobs import Answer, Predicted, Question, no_chances
 
 BATCH = 10_000
 REFIT_S = 300.0
@@ -46,19 +50,23 @@ def deployment(scale: Scale) -> Iterator[int]:
 
 
 def answer_over_http(question: Question) -> Answer:
-    """The answer of a deployment. `seconds`: from the demand for a refit until it is live."""
-    step = float(question.step) or None
-    with (
-        deployment(Scale(float(question.low), float(question.high), step)) as port,
-        Client(port, timeout_s=REFIT_S) as client,
-    ):
-        for body in rating_bodies(question):
-            client.ask(post("/ratings", body))
-        began = time.perf_counter()
-        generation = _refit(client, len(question.train_value))
-        seconds = time.perf_counter() - began
-        rating, std = _predictions(client, question)
-    return Answer(rating, std, seconds, math.nan, f"generation {generation}, the refit alone")
+    """The answer of a deployment. `seconds`: from the demand for a refit until it is live, on the clock; the
+    memory of its processes is not measured here. Raises `EngineFailedError`.
+    """
+    try:
+        with (
+            deployment(Scale(question.low, question.high, question.step or None)) as port,
+            Client(port, timeout_s=REFIT_S) as client,
+        ):
+            for body in rating_bodies(question):
+                client.ask(post("/ratings", body))
+            began = time.perf_counter()
+            generation = _refit(client, len(question.train_value))
+            seconds = time.perf_counter() - began
+            predicted = _predictions(client, question, f"generation {generation}; seconds of the refit")
+    except BenchmarkError as exc:
+        raise EngineFailedError(f"the deployment: {exc}") from exc
+    return Answer(predicted, seconds, math.nan)
 
 
 def _refit(client: Client, n_ratings: int) -> int:
@@ -93,22 +101,31 @@ def rating_bodies(question: Question) -> Iterator[bytes]:
         yield json.dumps(rows).encode()
 
 
-def _predictions(
-    client: Client, question: Question
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    found: list[dict[str, float]] = []
-    for start in range(0, len(question.test_user), BATCH):
-        part = slice(start, start + BATCH)
-        pairs = zip(question.test_user[part].tolist(), question.test_item[part].tolist(), strict=True)
-        body = json.dumps({"pairs": [[str(user), str(item)] for user, item in pairs]}).encode()
-        found += json.loads(client.ask(post("/predict", body)))["predictions"]
-    rating = np.array([prediction["rating"] for prediction in found], dtype=np.float64)
-    return rating, np.array([prediction["std"] for prediction in found], dtype=np.float64)
+def _predictions(client: Client, question: Question, note: str) -> Predicted:
+    """One `GET /predict` a pair, with the time of the rating, as a client that shows the item then would
+    ask.
+    """
+    found: list[dict[str, Any]] = []
+    pairs = (question.test_user, question.test_item, question.test_time)
+    for user, item, at in zip(*(column.tolist() for column in pairs), strict=True):
+        asked = {"user_id": user, "item_id": item} | ({} if math.isnan(at) else {"timestamp": at})
+        if question.step:
+            asked["distribution"] = "true"
+        found.append(json.loads(client.ask(get(f"/predict?{urlencode(asked)}"))))
+
+    def column(name: str) -> npt.NDArray[np.float64]:
+        return np.array([prediction[name] for prediction in found], dtype=np.float64)
+
+    chances = column("distribution").astype(np.float32) if question.step else no_chances()
+    return Predicted(column("rating"), column("std"), chances, note=note)
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """How a player did in the rating environment: mean squared error over all worlds, and of each."""
+    """How a player did in the rating environment: mean squared error over all worlds, and of each.
+
+    `coverage`: share of the ratings inside its 90 % intervals, NaN where it has none.
+    """
 
     player: str
     known: int
@@ -116,13 +133,14 @@ class Played:
     worlds: tuple[float, ...]
     missing: int
     prepare_s: float
+    coverage: float
 
 
 def play(*, worlds: int, steps: int, known: tuple[int, ...], seed: int, folder: Path) -> list[Played]:
     """The course's protocol against a deployment, all players; also leaves its CSV files and picture in
     `folder`."""
     with deployment(Scale(1, 5, 1)) as port, tempfile.TemporaryDirectory() as empty:
-        command = python_command("environment.evaluate", "--api", f"http://127.0.0.1:{port}", "--replace")
+        command = python_command("foldin", "evaluate", "--api", f"http://127.0.0.1:{port}", "--replace")
         command += [
             "--runs",
             str(worlds),
@@ -131,7 +149,7 @@ def play(*, worlds: int, steps: int, known: tuple[int, ...], seed: int, folder: 
             "--seed",
             str(seed),
             "--output",
-            str(folder),
+            str(folder.resolve()),
         ]
         command += ["--known", *map(str, known)]
         try:
@@ -158,6 +176,7 @@ def play(*, worlds: int, steps: int, known: tuple[int, ...], seed: int, folder: 
                 worlds=tuple(float(text) for text in row["runs_mse"].split()),
                 missing=int(row["missing"]),
                 prepare_s=float(row["prepare_s"]),
+                coverage=float(row["coverage"] or "nan"),
             )
             for row in csv.DictReader(file)
         ]

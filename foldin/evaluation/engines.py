@@ -58,7 +58,7 @@ def find(name: str) -> Engine:
     """The engine of this name. Raises ValueError, naming all, for one that does not exist."""
     base, *options = name.split(":")
     if base == AUTO:
-        return _foldin(name, _fit_options(options))
+        return _foldin(name, fit_options(name))
     known = {**BASELINES, **TRAINED}
     if base not in known:  # the peers load what the others do not need
         from foldin.evaluation.peers import PEERS
@@ -74,9 +74,10 @@ def title(name: str) -> str:
     return find(name).title
 
 
-def _fit_options(options: list[str]) -> dict[str, Any]:
+def fit_options(name: str) -> dict[str, Any]:
+    """The settings of `factors.fit` that the options of an `auto` engine stand for. Raises ValueError."""
     found: dict[str, Any] = {}
-    for option in options:
+    for option in name.split(":")[1:]:
         key, _, value = option.partition("=")
         match key, value:
             case "rank", value if value.isascii() and value.isdigit() and 1 <= int(value) <= 256:

@@ -115,6 +115,8 @@ def _implicit_als(question: Question, seed: int) -> Predicted:
 
     from foldin.evaluation.metrics import ndcg
 
+    if not question.top:
+        return Predicted(np.empty(0))
     als: Any = import_module("implicit.cpu.als")
     n = len(question.train_user)
     held_out = np.zeros(n, dtype=np.bool_)
@@ -132,7 +134,7 @@ def _implicit_als(question: Question, seed: int) -> Predicted:
             factors=factors, regularization=ridge, alpha=alpha, num_threads=1, random_state=seed
         )
         model.fit(known, show_progress=False)
-        return model.recommend(users, known[users], N=question.top or ALS_TOP)[0]
+        return model.recommend(users, known[users], N=max(question.top, ALS_TOP))[0]
 
     part, asked = matrix(~held_out), np.unique(user[held_out])
 
@@ -149,7 +151,7 @@ def _implicit_als(question: Question, seed: int) -> Predicted:
         _, ridge, alpha = max(tried, key=tried.__getitem__)
         tried |= {(factors, ridge, alpha): quality(factors, ridge, alpha) for factors in ALS_FACTORS}
         best = max(tried, key=tried.__getitem__)
-        top = ranked(matrix(np.ones(n, dtype=np.bool_)), question.ranked_users(), *best)
+        top = ranked(matrix(np.ones(n, dtype=np.bool_)), question.ranked_users(), *best)[:, : question.top]
     note = f"{best[0]} factors, ridge {best[1]:g}, alpha {best[2]:g}, of {len(tried)} tried"
     return Predicted(np.empty(0), top=np.asarray(top, dtype=np.int32), note=note)
 

@@ -1,83 +1,91 @@
-"""The accuracy benchmark: splits, what predictors see, coverage, the online loop."""
+"""The accuracy benchmark: its goals, what is kept of a run that was stopped, the online loop, cold start."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import accuracy
-from benchmarks.harness.command import BenchmarkError
+from benchmarks.harness import kept
 from benchmarks.harness.datasets import synthetic
-from benchmarks.harness.jobs import Answer, NotInstalledError, Question, answer
+from benchmarks.harness.deployed import Played
+from benchmarks.harness.goals import Found, goals
+from foldin.evaluation import coldstart
+from foldin.evaluation.jobs import Question, answer
+from foldin.evaluation.results import Line
+from foldin.evaluation.splits import in_time_order
 
 pytestmark = pytest.mark.timeout(240)
 
-
-def test_given_splits_ask_for_each_rating_once() -> None:
-    data = synthetic(30, 20, 300, seed=1)
-    splits = accuracy.given_splits(data, [1, 2, 3, 4, 5])
-    asked = np.sum([split.test for split in splits], axis=0)
-    assert asked.max() == 1
-    assert asked.sum() == len(data.ratings.value) // 5 * 5
-    assert splits[0].test[0]
-    assert not splits[1].test[0]
-
-
-def test_a_question_has_no_rating_of_the_test() -> None:
-    data = synthetic(30, 20, 300, seed=1)
-    split = accuracy.random_splits(data, 1, seed=1)[0]
-    question = split.question()
-    n_test = int(split.test.sum())
-    assert len(question.train_value) == len(data.ratings.value) - n_test
-    for field in fields(Question):
-        value = np.asarray(getattr(question, field.name))
-        if field.name.startswith("test_"):
-            assert value.shape == (n_test,)
-            assert field.name in {"test_user", "test_item", "test_time"}
-
-
-def test_coverage_by_decile_of_the_count() -> None:
-    counts = np.arange(100)
-    coverage = accuracy.Coverage(counts >= 50, counts)
-    assert coverage.deciles() == (0, 0, 0, 0, 0, 1, 1, 1, 1, 1)
-
-
-def test_predictions_that_are_not_finite_are_refused() -> None:
-    split = accuracy.random_splits(synthetic(30, 20, 300, seed=1), 1, seed=1)[0]
-    truth = split.truth()
-    given = Answer(np.full(len(truth), np.nan), np.empty(0), 1.0, 1.0)
-    with pytest.raises(BenchmarkError, match="not finite"):
-        accuracy.judge(split, "engine", given, truth)
-
-
-def test_an_engine_that_fails_says_why() -> None:
-    question = accuracy.random_splits(synthetic(30, 20, 300, seed=1), 1, seed=1)[0].question()
-    with pytest.raises(BenchmarkError, match="no engine is called nobody"):
-        answer("nobody", question, seed=1)
-
-
-def test_an_engine_whose_library_is_missing_is_told_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "surprise.py").write_text("raise ModuleNotFoundError('', name='surprise')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    question = accuracy.random_splits(synthetic(30, 20, 300, seed=1), 1, seed=1)[0].question()
-    with pytest.raises(NotInstalledError, match="surprise is not installed"):
-        answer("Surprise SVD", question, seed=1)
+DECILES = (0.9,) * 10
 
 
 def test_online_predictions_depend_on_earlier_ratings_alone() -> None:
-    data = synthetic(40, 30, 400, seed=2)
-    split = accuracy.in_time_order(data)
-    question = split.question()
-    whole = answer("foldin online", question, seed=1)
+    question = in_time_order(synthetic(40, 30, 400, seed=2)).question()
+    whole = answer("auto", question, seed=1).predicted
     # The last ratings are others: what was predicted before them must not change.
     values = question.train_value.copy()
     values[300:] = np.where(values[300:] > 3, 1.0, 5.0)
     changed = Question(
         **{f.name: getattr(question, f.name) for f in fields(Question)} | {"train_value": values}
     )
-    other = answer("foldin online", changed, seed=1)
+    other = answer("auto", changed, seed=1).predicted
     assert np.isfinite(whole.rating).all()
     np.testing.assert_array_equal(whole.rating[:301], other.rating[:301])
+
+
+def test_cold_start_asks_the_same_pairs_at_every_count_and_never_learns_them() -> None:
+    data = synthetic(60, 40, 3_000, seed=4)
+    task, truth = coldstart.cold_start(data, "user", seed=1)
+    assert len(truth) == len(task.test_user) > 0
+    new = set(task.test_user.tolist())
+    assert new.isdisjoint(task.train_user.tolist())
+    assert set(task.first_user.tolist()) == new
+    asked = set(zip(task.test_user.tolist(), task.test_item.tolist(), strict=True))
+    assert asked.isdisjoint(zip(task.first_user.tolist(), task.first_item.tolist(), strict=True))
+    for count in task.counts.tolist():
+        question = task.question(count)
+        learned = np.bincount(question.train_user, minlength=data.n_users)
+        assert {int(learned[user]) for user in new} == {count}
+    for side in ("user", "item"):
+        for engine in ("auto", "bias"):
+            curve = coldstart.curve(data, side, engine, seed=1)
+            assert len(curve.rmse) == len(coldstart.COUNTS)
+            assert np.isfinite(curve.rmse).all()
+
+
+def test_goals_are_judged_where_their_parts_were_run() -> None:
+    line = Line("ml-100k", "u1", "auto", "Foldin", rmse=0.88, seconds=8.0, deciles=DECILES)
+    found = Found(lines={"ml-100k": [line], "ablation": [replace(line, rmse=0.5)]})
+    rows = {row.work: row for row in goals(found)}
+    assert rows["ml-100k u1, Foldin"].verdict == "met"
+    assert "ml-100k, mean of u1 to u5" not in rows
+    found.lines["ml-100k"] = [replace(line, split=f"u{j}", rmse=0.876) for j in range(1, 6)]
+    rows = {row.work: row for row in goals(found)}
+    assert rows["ml-100k, mean of u1 to u5"].verdict == "floor"
+    small = replace(line, data="small", split="random 1", rmse=0.96)
+    found.lines["small"] = [small, replace(small, engine="surprise-svd++", rmse=1.0)]
+    found.played = [
+        Played("bias", 200, 1.0, (1.0,), 0, 0.0, float("nan")),
+        Played("deployed", 200, 0.5, (0.5,), 0, 1.0, 0.9),
+    ]
+    rows = {row.work: row for row in goals(found)}
+    assert rows["small: Foldin / SVD++"].verdict == "met"
+    assert rows["environment, 200 known: API / best simple player"].values == (0.5,)
+
+
+def test_kept_rows_come_back_for_the_same_settings_only(tmp_path: Path) -> None:
+    rows = [Played("bias", 200, 1.0, (1.0, 1.5), 0, 0.0, 0.9)]
+    path = tmp_path / "x" / "played.json"
+    assert kept.load(path, {"seed": 1}, Played) is None
+    kept.save(path, {"seed": 1, "known": (200,)}, rows)
+    assert kept.load(path, {"seed": 1, "known": (200,)}, Played) == rows
+    assert kept.load(path, {"seed": 2, "known": (200,)}, Played) is None
+
+
+def test_a_fraction_of_a_data_set_keeps_its_order() -> None:
+    data = synthetic(60, 40, 1_000, seed=4)
+    part = accuracy.thinned(data, 0.3, seed=1)
+    assert 200 <= len(part.ratings.value) < len(data.ratings.value)
+    assert (np.diff(part.ratings.time) >= 0).all()

@@ -48,15 +48,19 @@ def test_prints_and_writes_its_rows(name: str, tmp_path: Path) -> None:
 
 
 def test_accuracy_prints_a_line_for_each_engine(tmp_path: Path) -> None:
-    engines = ("foldin", "global mean", "bias", "Surprise SVD")
+    engines = ("auto", "global-mean", "bias", "surprise-svd")
     arguments = ("--sets", "synthetic", "--scale", "0.05", "--output", str(tmp_path), "--engines", *engines)
     done = run("accuracy", *arguments)
 
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     lines = (tmp_path / "accuracy.csv").read_text().splitlines()
-    for engine in engines:
-        assert engine in done.stdout
+    for engine, title in zip(engines, ("Foldin", "global mean", "bias", "Surprise SVD"), strict=True):
+        assert title in done.stdout
         assert sum(f",{engine}," in line for line in lines) == 3  # one a split
+
+    again = run("accuracy", *arguments, "--resume")
+    assert (tmp_path / "accuracy.csv").read_text().splitlines() == lines
+    assert again.returncode == 0
 
 
 def test_what_is_not_a_benchmark_is_refused() -> None:

@@ -299,7 +299,8 @@ def test_the_command_writes_table_and_files(tmp_path: Path, capsys: pytest.Captu
     assert main([*sizes, "--players", "bias", "--output", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "mean squared error" in shown
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.csv", "curves.png", "summary.csv"]
+    written = ["curves.csv", "curves.png", "learning-curve.svg", "summary.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
     assert main(["--steps", "0"]) == 2
     in_the_way = tmp_path / "summary.csv"
     assert main([*sizes, "--players", "bias", "--output", str(in_the_way)]) == 1

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from environment.playboard import Progress, Standing, closing_lines, curve, progress_line, progress_table
-from environment.report import EvaluationReport, Result, results_table, write_files
+from environment.report import results_table, write_files
+from environment.results import EvaluationReport, Result
 from environment.seat import MISSING_ERROR, Tally
 
 
@@ -50,6 +51,13 @@ def test_a_tally_counts_as_the_course_does() -> None:
     assert np.isnan(tally(missing=1).answer_ms(50))
 
 
+def test_coverage_is_by_the_plain_rule_where_a_player_tells_how_sure_it_is() -> None:
+    errors, seconds = np.array([1.0, 4.0, 0.25]), np.full(3, 0.01)
+    assert np.isnan(Tally(errors, seconds).coverage)
+    # |1| <= 1.6449 * 0.61, |2| > 1.6449 * 1.2; the third one did not say.
+    assert Tally(errors, seconds, np.array([0.61, 1.2, np.nan])).coverage == 0.5
+
+
 def test_the_figure_is_the_mean_of_the_runs() -> None:
     constant, deployed, later = REPORT.summaries()
     assert constant.mse == pytest.approx(3.0)
@@ -70,7 +78,7 @@ def test_the_table_shows_every_player_and_run() -> None:
 
 def test_files_and_picture(tmp_path: Path) -> None:
     lines = write_files(REPORT, tmp_path / "a" / "b")
-    assert len(lines) == 3
+    assert len(lines) == 4
     with (tmp_path / "a/b/curves.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 10
@@ -80,6 +88,7 @@ def test_files_and_picture(tmp_path: Path) -> None:
     with (tmp_path / "a/b/summary.csv").open(newline="") as file:
         assert [row["mse"] for row in csv.DictReader(file)] == ["3.000000", "250.375000", "2.000000"]
     assert (tmp_path / "a/b/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert b"constant" in (tmp_path / "a/b/learning-curve.svg").read_bytes()
 
 
 def test_without_matplotlib_the_rest_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,57 @@
+"""Players that the caller brings: Foldin's model in the player's own process, known to the environment by name."""
+
+import numpy as np
+import pytest
+
+from environment.client import History
+from environment.evaluate import evaluate, main
+from environment.options import SettingsError
+from environment.settings import EvaluationSettings
+from environment.world import WorldOptions
+from foldin.evaluation.players import model_players
+
+WORLD = WorldOptions(n_users=15, n_items=20)
+
+
+async def test_model_players_play_beside_the_others_and_say_how_sure_they_are() -> None:
+    settings = EvaluationSettings(
+        players=("constant", "variational", "ordinal"), steps=20, runs=1, known=(150,), seed=3, world=WORLD
+    )
+    report = await evaluate(settings, brought=model_players())
+    by_name = {summary.player: summary for summary in report.summaries()}
+    assert np.isnan(by_name["constant"].coverage)
+    for name in ("variational", "ordinal"):
+        assert by_name[name].missing == 0
+        assert 0 <= by_name[name].coverage <= 1
+    assert "rank" in by_name["ordinal"].note
+
+
+async def test_a_rating_counts_at_once_also_of_somebody_new() -> None:
+    player = model_players()["variational"](1)
+    rng = np.random.default_rng(1)
+    pairs = rng.permutation(300)[:200]
+    history = History(15, 20, pairs // 20, pairs % 20, rng.integers(1, 6, 200).astype(float))
+    await player.prepare(history)
+    before = await player.predict(3, 4)
+    assert player.std > 0
+    for item in (5, 6, 7):
+        await player.learn(3, item, 5.0)
+    assert await player.predict(3, 4) != before
+    await player.learn(16, 21, 4.0)
+    assert 1 <= await player.predict(16, 4) <= 5
+    await player.close()
+
+
+async def test_a_player_that_nobody_brings_is_refused_with_what_to_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = EvaluationSettings(players=("ordinal",), steps=5, runs=1, known=(50,), world=WORLD)
+    with pytest.raises(SettingsError, match="foldin evaluate"):
+        await evaluate(settings)
+
+
+def test_the_command_without_players_to_bring_plays_the_local_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--players", "ordinal"]) == 2
+    assert "leave it out of --players" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""`foldin evaluate FILE` as a process: its table and files, killed and resumed, and what it refuses."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[3]
+ENGINES = "auto,global-mean,bias"
+CHEAP = "global-mean,item-mean,user-mean,bias"
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def ratings(tmp_path: Path) -> Path:
+    """A small world of 40 users and 30 items, with times."""
+    rng = np.random.default_rng(5)
+    score = (
+        3 + rng.normal(0, 0.8, 40)[:, None] + rng.normal(0, 0.8, 30)[None, :] + rng.normal(0, 0.5, (40, 30))
+    )
+    value = np.clip(np.rint(score), 1, 5).astype(int)
+    lines = [
+        f"u{p // 30},i{p % 30},{value[p // 30, p % 30]},{j}"
+        for j, p in enumerate(rng.permutation(1200)[:700])
+    ]
+    path = tmp_path / "ratings.csv"
+    path.write_text("user,item,rating,timestamp\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "foldin", "evaluate", *map(str, arguments)]
+
+
+def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+def test_a_table_a_csv_and_pictures(ratings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = evaluate(ratings, "--engines", ENGINES, "--ranking", "--out", out)
+    assert done.returncode == 0, done.stderr + done.stdout
+    for part in ("700 ratings of 30 items by 40 users", "scale 1:5:1", "NDCG@100", "Foldin", "global mean"):
+        assert part in done.stdout
+    with (out / "summary.csv").open(newline="") as file:
+        rows = {row["engine"]: row for row in csv.DictReader(file)}
+    assert float(rows["auto"]["rmse"]) < float(rows["global-mean"]["rmse"])
+    assert 0.7 < float(rows["auto"]["coverage"]) <= 1
+    for name in ("learning-curve.svg", "calibration.svg"):
+        assert (out / name).read_text().startswith("<?xml")
+
+
+def test_killed_and_resumed_nothing_that_was_finished_is_computed_again(
+    ratings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = (ratings, "--engines", CHEAP, "--out", out)
+    lines = out / "lines.jsonl"
+    running = subprocess.Popen(
+        command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: lines.is_file() and len(lines.read_text().split()) > 0, 60, "a finished line")
+    finally:
+        running.send_signal(signal.SIGKILL)
+        running.wait(10)
+    kept = [json.loads(text) for text in lines.read_text().splitlines() if text.endswith("}")]
+    assert kept
+    done = evaluate(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stdout.count("(kept from before)") == len(kept)
+    whole = [json.loads(text) for text in lines.read_text().splitlines() if text.endswith("}")]
+    assert len({document["key"] for document in whole}) == len(whole) == 4
+    assert whole[: len(kept)] == kept
+
+
+def test_each_rating_before_it_is_learned(ratings: Path, tmp_path: Path) -> None:
+    done = evaluate(
+        ratings, "--split", "prequential", "--engines", "bias,popularity", "--out", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "in time order" in done.stdout
+    assert "learns from whole sets" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere.csv",), "nowhere.csv cannot be read"),
+        (("{file}", "--engines", "auto:rank=x"), "no option rank=x"),
+        (("{file}", "--share", "2"), "between 0 and 1"),
+        (("{file}", "--split", "leave-k-out", "-k", "999"), "smaller -k"),
+        (("{file}", "--test", "{file}"), "two different files"),
+        (("{file}", "--out", "{file}/x"), "another --out"),
+        (("{file}", "--scale", "1:3"), "--scale"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    ratings: Path, arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foldin.__main__ import main
+
+    given = [argument.replace("{file}", str(ratings)) for argument in arguments]
+    try:
+        code = main(["evaluate", *given])
+    except SystemExit as exc:  # argparse
+        code = int(exc.code or 0)
+    assert code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in last

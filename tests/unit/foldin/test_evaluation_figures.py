@@ -1,0 +1,175 @@
+"""Figures of an evaluation by hand-made numbers, lines on disk, engines by name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factors import Scale
+from foldin.evaluation import metrics, running
+from foldin.evaluation.engines import find, top_by_score
+from foldin.evaluation.errors import EngineFailedError, NotInstalledError
+from foldin.evaluation.jobs import Answer, Predicted, Question, answer
+from foldin.evaluation.report import mean, results_table
+from foldin.evaluation.results import Line, LineStore, write_csv
+from foldin.evaluation.running import Plan, judge, key_of, measure
+from foldin.evaluation.splits import in_time_order, random_splits
+from tests.unit.foldin.evaluation_data import made
+
+FIVE = Scale(1, 5, 1)
+
+
+def test_intervals_are_by_the_plain_rule() -> None:
+    truth, rating = np.array([3.0, 3.0, 5.0]), np.array([3.5, 3.5, 3.0])
+    std = np.array([0.5 / 1.6449, 0.5 / 1.6450, 2.0])
+    assert metrics.inside(truth, rating, std).tolist() == [True, False, True]
+
+
+def test_coverage_by_count() -> None:
+    known = np.arange(100)
+    deciles = metrics.coverage_by_count(known >= 50, known)
+    assert list(deciles.coverage) == [0.0] * 5 + [1.0] * 5
+    assert deciles.known[0] == 4.5
+
+
+def test_log_likelihood_is_of_the_step_where_there_are_steps() -> None:
+    truth = np.array([1.0, 4.0])
+    chances = np.array([[0.5, 0.2, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.25, 0.45]], dtype=np.float32)
+    rating, std = np.array([1.0, 4.0]), np.array([1.0, 1.0])
+    stepped = metrics.log_likelihood(Predicted(rating, std, chances), truth, FIVE)
+    assert stepped == pytest.approx(np.log([0.5, 0.25]).mean(), rel=1e-6)
+    # Without probabilities: the mass of a normal, everything beyond the ends included.
+    normal = metrics.log_likelihood(Predicted(rating, std), truth, FIVE)
+    assert normal == pytest.approx(np.log([0.6914625, 0.3829249]).mean(), rel=1e-6)
+    density = metrics.log_likelihood(Predicted(rating, std), truth, Scale(1, 5))
+    assert density == pytest.approx(-0.5 * np.log(2 * np.pi))
+    assert np.isnan(metrics.log_likelihood(Predicted(rating), truth, FIVE))
+
+
+def test_ranking_figures() -> None:
+    top = np.array([[4, 1, 2], [0, -1, -1]])
+    users, test_user, test_item = np.array([3, 8]), np.array([3, 3, 8]), np.array([1, 9, 5])
+    assert metrics.recall(top, users, test_user, test_item, 2) == pytest.approx(0.25)
+    gain = (1 / np.log2(3)) / (1 + 1 / np.log2(3))
+    assert metrics.ndcg(top, users, test_user, test_item, 3) == pytest.approx(gain / 2)
+    assert metrics.ndcg(np.array([[1, 9], [5, 0]]), users, test_user, test_item, 2) == pytest.approx(1.0)
+
+
+def test_rankings_leave_out_what_was_rated() -> None:
+    question = replace(random_splits(made(), 1, seed=1)[0].question(), top=30)
+    score = np.arange(20.0)
+    top = top_by_score(question, lambda users: np.repeat(score[None], len(users), axis=0))
+    for user, line in zip(question.ranked_users().tolist(), top.tolist(), strict=True):
+        seen = set(question.train_item[question.train_user == user].tolist())
+        expected = [item for item in range(19, -1, -1) if item not in seen]
+        assert line == expected + [-1] * (30 - len(expected))
+
+
+def test_lines_are_kept_and_torn_ones_are_not_finished(tmp_path: Path) -> None:
+    store = LineStore(tmp_path)
+    assert store.load() == {}
+    line = Line("d", "u1", "auto", "Foldin", rmse=0.9, deciles=(0.8, 0.9), curve=((1.0, 2.0),), note="rank 8")
+    store.append("a", line)
+    with (tmp_path / "lines.jsonl").open("ab") as file:
+        file.write(b'{"key": "b", "line": {"data": "d", "spl')
+    store.append("c", replace(line, engine="bias"))
+    kept = store.load()
+    assert sorted(kept) == ["a", "c"]
+    assert kept["a"].deciles == line.deciles
+    assert kept["a"].curve == line.curve
+    assert np.isnan(kept["a"].mae)
+    rows = write_csv(kept.values(), tmp_path / "x.csv").read_text().splitlines()
+    assert rows[1].startswith("d,u1,auto,Foldin,0,0,0.9,,")
+    store.clear()
+    assert store.load() == {}
+
+
+def test_a_finished_line_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fake(engine: str, question: Question, **_: object) -> Answer:
+        asked.append(engine)
+        if engine == "item-mean":
+            raise EngineFailedError("no luck")
+        return Answer(Predicted(np.full(len(question.test_user), 3.0)), 0.1, 1.0)
+
+    monkeypatch.setattr(running, "answer", fake)
+    plan = Plan(random_splits(made(), 2, seed=1), ("global-mean", "item-mean"), 1)
+    store = LineStore(tmp_path)
+    first = list(measure(plan, store))
+    assert [line.failed for line, _ in first] == [False, True, False, True]
+    again = list(measure(plan, store, store.load()))
+    assert [known for _, known in again] == [True, False, True, False]  # what failed is tried again
+    assert asked == ["global-mean", "item-mean"] * 2 + ["item-mean"] * 2
+    keys = {key_of(split, "bias", replace(plan, seed=seed)) for split in plan.splits for seed in (1, 2)}
+    assert len(keys) == 4
+
+
+def test_predictions_that_are_not_finite_are_refused() -> None:
+    split = random_splits(made(), 1, seed=1)[0]
+    question, truth = split.question(), split.truth()
+    with pytest.raises(EngineFailedError, match="not finite"):
+        judge(split, "bias", "bias", question, Answer(Predicted(np.full(len(truth), np.nan)), 1.0, 1.0))
+    with pytest.raises(NotInstalledError, match="--ranking"):
+        judge(split, "popularity", "popularity", question, Answer(Predicted(np.empty(0)), 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("auto", "Foldin"),
+        ("auto:rank=4:link=gaussian:no-periods", "Foldin, rank=4, link=gaussian, no-periods"),
+        ("myfm", "myFM"),
+    ],
+)
+def test_engines_have_names_and_options(name: str, title: str) -> None:
+    assert find(name).title == title
+
+
+@pytest.mark.parametrize(
+    "name", ["nobody", "auto:rank=0", "auto:rank=x", "auto:link=probit", "bias:rank=2", ""]
+)
+def test_an_engine_that_does_not_exist_is_refused_with_those_that_do(name: str) -> None:
+    with pytest.raises(ValueError, match="rank=N"):
+        find(name)
+
+
+def test_a_job_sees_its_question_and_tells_what_it_cost() -> None:
+    question = random_splits(made(), 1, seed=1)[0].question(top=5)
+    given = answer("bias", question, seed=1)
+    assert given.predicted.rating.shape == question.test_user.shape
+    assert given.predicted.top.shape == (len(question.ranked_users()), 5)
+    assert given.seconds > 0
+    with pytest.raises(EngineFailedError, match="did not end within"):
+        answer("bias", question, seed=1, limit_s=0.01)
+
+
+def test_an_engine_whose_library_is_missing_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "surprise.py").write_text("raise ModuleNotFoundError('', name='surprise')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(NotInstalledError, match="surprise is not installed"):
+        answer("surprise-svd", random_splits(made(), 1, seed=1)[0].question(), seed=1)
+
+
+def test_an_engine_that_learns_from_whole_sets_is_skipped_in_time_order() -> None:
+    line = running.one(in_time_order(made()), "popularity", Plan([], (), 1))
+    assert "whole sets" in line.skipped
+    assert not line.failed
+
+
+def test_the_table_shows_means_and_why_something_is_missing() -> None:
+    good = Line("d", "random 1", "bias", "bias", rmse=1.0, mae=0.5, seconds=1.0)
+    lines = [
+        good,
+        replace(good, split="random 2", rmse=2.0),
+        Line("d", "random 1", "myfm", "myFM", skipped="none"),
+    ]
+    assert mean(lines[:2], "rmse") == 1.5
+    table = results_table(lines, "title")
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[0] == ["random x 2", "random 1"]
+    assert "1.5000" in [cell for column in cells for cell in column]
+    assert "skipped: none" in [cell for column in cells for cell in column]

@@ -1,0 +1,168 @@
+"""Data sets and splits of an evaluation: what is asked, what is learned, and that nothing leaks."""
+
+import gzip
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from factors import Ratings, Scale
+from foldin.errors import CannotStartError
+from foldin.evaluation import splits
+from foldin.evaluation.data import DataSet, FileRules, read_files, scale_of
+from foldin.evaluation.jobs import Question
+from tests.unit.foldin.evaluation_data import made
+
+
+def all_splits(data: DataSet) -> list[splits.Split]:
+    return [
+        *splits.given_folds(data, [1, 2, 3, 4, 5]),
+        splits.given_test(data, 200),
+        *splits.random_splits(data, 2, seed=3),
+        splits.leave_out(data, 3, seed=3),
+        splits.by_time(data),
+    ]
+
+
+def test_a_question_has_no_rating_of_the_test() -> None:
+    data = made()
+    for split in all_splits(data):
+        question = split.question(top=7)
+        n_test = int(split.test.sum())
+        assert 0 < n_test < 300
+        assert len(question.train_value) == 300 - n_test
+        assert question.top == 7
+        for field in fields(Question):
+            if field.name.startswith("test_"):
+                assert field.name in {"test_user", "test_item", "test_time"}
+                assert np.asarray(getattr(question, field.name)).shape == (n_test,)
+        assert split.truth().shape == (n_test,)
+        assert split.known_of_user().shape == (n_test,)
+
+
+def test_splits_do_not_look_at_the_ratings() -> None:
+    data = made()
+    ratings = data.ratings
+    flipped = Ratings(ratings.user_row, ratings.item_row, 6 - ratings.value, ratings.time)
+    other = DataSet("made", flipped, data.n_users, data.n_items, data.scale)
+    for one, two in zip(all_splits(data), all_splits(other), strict=True):
+        assert one.digest() == two.digest()
+    assert data.digest() != other.digest()
+
+
+def test_given_folds_ask_for_each_rating_once_in_the_order_of_the_file() -> None:
+    folds = splits.given_folds(made(), [1, 2, 3, 4, 5])
+    assert np.sum([split.test for split in folds], axis=0).tolist() == [1] * 300
+    assert folds[1].test.nonzero()[0].tolist() == list(range(60, 120))
+
+
+def test_leave_out_takes_k_of_each_user_who_has_more() -> None:
+    data = made()
+    split = splits.leave_out(data, 8, seed=1)
+    counts = np.bincount(data.ratings.user_row, minlength=30)
+    asked = np.bincount(data.ratings.user_row[split.test], minlength=30)
+    assert asked.tolist() == np.where(counts > 8, 8, 0).tolist()
+    with pytest.raises(CannotStartError, match="smaller -k"):
+        splits.leave_out(data, 500, seed=1)
+
+
+def test_by_time_asks_for_the_latest() -> None:
+    data = made()
+    split = splits.by_time(data, 0.1)
+    assert int(split.test.sum()) == 30
+    assert data.ratings.time[split.test].min() > data.ratings.time[~split.test].max()
+    with pytest.raises(CannotStartError, match="by time"):
+        splits.by_time(made(times=False))
+
+
+def test_in_time_order_counts_what_came_before() -> None:
+    split = splits.in_time_order(made())
+    assert split.sequential
+    assert (np.diff(split.data.ratings.time) >= 0).all()
+    known = split.known_of_user()
+    user = split.data.ratings.user_row
+    for j in (0, 7, 150, 299):
+        assert known[j] == (user[:j] == user[j]).sum()
+    unordered = splits.in_time_order(made(times=False))
+    assert unordered.data.digest() == made(times=False).digest()
+
+
+def test_files_of_every_kind_give_the_same_data(tmp_path: Path) -> None:
+    rows = [(f"u{j % 7}", f"i{j // 7}", 1 + j % 5, 100 + j) for j in range(42)]
+    lines = "".join(f"{user},{item},{rating},{time}\n" for user, item, rating, time in rows)
+    plain = tmp_path / "ratings.csv"
+    plain.write_text("userId,movieId,rating,timestamp\n" + lines)
+    packed = tmp_path / "ratings.csv.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    inter = tmp_path / "ratings.inter"
+    head = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    inter.write_text(head + lines.replace(",", "\t"))
+    names = ("user", "item", "rating", "timestamp")
+    table = tmp_path / "ratings.parquet"
+    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), table)
+    digests = {read_files(path, None, FileRules()).data.digest() for path in (plain, packed, inter, table)}
+    assert len(digests) == 1
+    data = read_files(plain, None, FileRules()).data
+    assert (data.n_users, data.n_items, data.scale) == (7, 6, Scale(1, 5, 1))
+
+
+def test_the_last_rating_of_a_pair_counts_and_a_second_file_wins(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    first.write_text("user,item,rating\n" + "".join(f"u,{j},{1 + j % 5}\n" for j in range(12)) + "u,3,2\n")
+    second.write_text("user,item,rating\nu,0,5\nv,1,4\n")
+    read = read_files(first, second, FileRules())
+    assert read.n_first == 11
+    assert len(read.data.ratings.value) == 13
+    assert "2 ratings were replaced" in read.remarks[0]
+    assert np.isnan(read.data.ratings.time).all()
+    split = splits.given_test(read.data, read.n_first)
+    assert split.truth().tolist() == [5, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "rules", "words"),
+    [
+        ("user,item,rating\nu,i,x\n", FileRules(), "1 bad rows in"),
+        ("user,item,rating\nu,i,3\n", FileRules(), "has 1 ratings"),
+        ("a,b,c\nu,i,3\n", FileRules(), "--columns"),
+        (
+            "user,item,rating\n" + "".join(f"u,{j},7\n" for j in range(20)),
+            FileRules(scale=Scale(1, 5)),
+            "--scale",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, text: str, rules: FileRules, words: str
+) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(CannotStartError) as caught:
+        read_files(path, None, rules)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_rows_can_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text("user,item,rating\n" + "".join(f"u,{j},{j % 3}\n" for j in range(15)) + "u,z,?\n")
+    read = read_files(path, None, FileRules(skip_bad=True))
+    assert len(read.data.ratings.value) == 15
+    assert "1 bad rows" in read.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([1, 2, 5], Scale(1, 5, 1)),
+        ([0.5, 3, 4.5, 5], Scale(0.5, 5, 0.5)),
+        ([-10, 10, 3.25, 7.11], Scale(-10, 10)),
+        ([3, 3], Scale(3, 4)),
+        ([0, 10], Scale(0, 10, 10)),
+    ],
+)
+def test_the_scale_is_the_one_that_the_ratings_keep(values: list[float], scale: Scale) -> None:
+    assert scale_of(np.array(values, dtype=float)) == scale
