@@ -1,4 +1,4 @@
-"""Players that the caller brings: Foldin's model in the player's own process, known to the environment by name."""
+"""Players that the caller brings: Foldin's model in the player's own process, known by name alone."""
 
 import numpy as np
 import pytest
