@@ -4,6 +4,7 @@ that was archived when it began, and only what passed the gate is published.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 
@@ -30,6 +31,8 @@ from trainer.threads import Threads
 
 # Merges may take away the files of a snapshot before a fit has opened them; a damaged one is rebuilt.
 _ATTEMPTS = 4
+# An import that pauses for less than this has not ended.
+_LATELY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Fits:
         self._somebody_asks = asyncio.Event()
         self._backoff = Backoff(2.0, 300.0)
         self._not_before = 0.0
+        self._arrivals: deque[tuple[float, tuple[int, int]]] = deque()
         # Users erased since the snapshot of the fit that runs now, which still knows them.
         self._erased: list[tuple[int, bytes]] | None = None
         self._cold = False
@@ -161,6 +165,14 @@ class Fits:
             pass
         self._wake.clear()
 
+    def _lately(self, consumer: EpochConsumer) -> int:
+        """How many events came within `_LATELY_S`, as far as this was asked at each of them."""
+        now, of = self._clock(), (consumer.epoch, consumer.archived_events)
+        self._arrivals.append((now, of))
+        while self._arrivals[0][0] < now - _LATELY_S or self._arrivals[0][1][0] != consumer.epoch:
+            self._arrivals.popleft()
+        return consumer.archived_events - self._arrivals[0][1][1]
+
     def _situation(self, pointer: Pointer, consumer: EpochConsumer) -> Situation:
         fitted = self._items.fitted_events if self._items.generation[0] == pointer.epoch else 0.0
         new_events = round(consumer.archived_events - fitted)
@@ -172,6 +184,7 @@ class Fits:
             asked=bool(self._asked),
             held=pointer.held,
             new_events=new_events,
+            lately=self._lately(consumer),
             first_new_at=consumer.first_new_at,
             base_missing=self._items.base_missing,
             not_before=self._not_before,

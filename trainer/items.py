@@ -5,6 +5,7 @@ Invariant: rows are pushed to the generation they were folded in for, and to no 
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -112,10 +113,14 @@ class ItemKeeper:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            began_at = time.monotonic()
             try:
                 async with self._lock:
                     more = await self._round()
                 backoff.reset()
+                if more:
+                    # A flood: two thirds of the time for those who bring it and for lookups.
+                    await asyncio.sleep(2.0 * (time.monotonic() - began_at))
             except StoreUnavailable as exc:
                 log.warning("items_wait", failures=backoff.failures + 1, error=str(exc))
                 await asyncio.sleep(backoff.next_s())

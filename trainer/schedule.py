@@ -12,7 +12,8 @@ Reason = Literal["asked", "files", "events", "seconds"]
 class Situation:
     """What is known when the scheduler looks. Times are seconds of one monotonic clock.
 
-    `new_events`: archived since the snapshot of the newest fit; `first_new_at`: when the first of them was.
+    `new_events`: archived since the snapshot of the newest fit; `first_new_at`: when the first of them was;
+    `lately`: how many came in the last seconds.
     `base_missing`: the files of the live generation are not here, so that items cannot be folded in.
     `not_before`: no automatic fit earlier than this, after failures.
     """
@@ -21,6 +22,7 @@ class Situation:
     asked: bool
     held: bool
     new_events: int
+    lately: int
     first_new_at: float | None
     base_missing: bool
     not_before: float
@@ -54,7 +56,8 @@ def _automatic(s: Situation, refit_events: int, refit_seconds: float) -> tuple[R
         return "files", s.now
     if s.new_events <= 0:
         return "events", None
-    if s.new_events >= refit_events:
-        return "events", s.now
     first = s.now if s.first_new_at is None else s.first_new_at
+    # While an import pours in, a fit would be out of date before it ends, and take a core from it.
+    if s.new_events >= refit_events > s.lately:
+        return "events", s.now
     return "seconds", first + refit_seconds

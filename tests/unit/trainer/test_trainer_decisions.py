@@ -28,7 +28,14 @@ from trainer.settings import TrainerSettings
 from trainer.streams import Tail, format_position, parse_position
 
 CALM = Situation(
-    now=100.0, asked=False, held=False, new_events=0, first_new_at=None, base_missing=False, not_before=0.0
+    now=100.0,
+    asked=False,
+    held=False,
+    new_events=0,
+    lately=0,
+    first_new_at=None,
+    base_missing=False,
+    not_before=0.0,
 )
 GOOD = Evidence(
     finite=True,
@@ -53,6 +60,9 @@ GOOD = Evidence(
         ({"new_events": 99, "first_new_at": 95.0}, Decision(None, 55.0)),
         ({"new_events": 1, "first_new_at": 40.0}, Decision("seconds")),
         ({"new_events": 1}, Decision(None, 60.0)),
+        ({"new_events": 1000, "lately": 99}, Decision("events")),
+        ({"new_events": 1000, "lately": 100, "first_new_at": 95.0}, Decision(None, 55.0)),
+        ({"new_events": 1000, "lately": 100, "first_new_at": 40.0}, Decision("seconds")),
         ({"new_events": 1000, "held": True}, Decision(None)),
         ({"new_events": 1000, "not_before": 130.0}, Decision(None, 30.0)),
         ({"base_missing": True}, Decision("files")),
