@@ -276,7 +276,6 @@ class Compiled:
             data.indptr,
             data.other,
             current.rows,
-            view.table,
             view.spread(),
             own.layout.dim,
             groups.of_entry(len(data.value)),
@@ -319,11 +318,16 @@ class _View:
         self._spread: Float32s | None = None
 
     def spread(self) -> Float32s:
-        """Covariances (m, t), made when they are wanted."""
+        """The table of `kernels.score_entries`, made when it is wanted."""
         if self._spread is None:
-            covariance = self._layout.covariance
-            self._spread = _aligned(len(self._rows), self._layout.packed)
-            self._spread[:, : self._layout.packed] = self._rows[:, covariance]
+            rows, layout = self._rows, self._layout
+            packed, rank = layout.packed, layout.rank
+            self._spread = _aligned(len(rows), packed + max(layout.dim + 1, rank + kernels.WIDE - 1))
+            self._spread[:, packed:] = 0.0
+            self._spread[:, :packed] = rows[:, layout.covariance]
+            self._spread[:, packed : packed + rank] = rows[:, layout.latent]
+            self._spread[:, packed + rank] = 1.0
+            self._spread[:, packed + rank + 1] = rows[:, layout.bias]
         return self._spread
 
 

@@ -19,6 +19,8 @@ import numpy as np
 
 # Rows whose matrices are inverted together: so many float64 numbers fill a vector register of AVX-512.
 LANES = 8
+# So many float32 numbers do.
+WIDE = 16
 # Entries summed in float32 before the sum goes on in float64: rounding stays that of a single float32.
 _BLOCK = 64
 # No rating may hold more than all but this part of a posterior (`ordinal`).
@@ -380,7 +382,6 @@ def score_entries(
     indptr: Array,
     columns: Array,
     rows: Array,
-    table: Array,
     spread: Array,
     dim: int,
     group: Array,
@@ -406,7 +407,8 @@ def score_entries(
 ) -> None:
     """What the posteriors `rows` say of each entry of rows `start` to `stop`, and what follows for its site.
 
-    `spread` float32 (m, t): covariances of the other side. `group` (n,): the period group of each entry, -1
+    `spread` float32 (m, t + d + 1 or more): of the other side the packed covariance, `f`, `b`, zeros; `WIDE`
+    numbers can be read from each part of `f`. `group` (n,): the period group of each entry, -1
     for none, empty for no periods; `effect`, `variance` (G,), `shared` (G, d): what is known of these, or
     else their prior variance `fresh`. `mean` and `offset` (n,), `beyond` (n,): known part of the score and
     further variance, empty for 0. With `bounds` empty `square` (rows,) becomes the expected sum of squares
@@ -414,43 +416,54 @@ def score_entries(
     `ordinal.ordinal_sites`, `damping` of the way from what `weight` and `linear` hold if they have `begun`.
     """
     packed = dim * (dim + 1) // 2
-    features = packed - dim
     rank = dim - 1
     latent = rank * (rank + 1) // 2
-    own_part = np.zeros(packed, dtype=np.float32)
+    # Whole registers of AVX-512, so that short sums stay in them.
+    padded = -(-rank // WIDE) * WIDE
+    own_part = np.zeros((dim, padded), dtype=np.float32)
     other_part = np.zeros(packed, dtype=np.float32)
+    turned = np.zeros(WIDE, dtype=np.float32)
     vector = np.zeros(dim)
     for row in range(start, stop):
         for a in range(rank):
             vector[a] = rows[row, 2 + a]
         vector[rank] = 1.0
-        known = rows[row, 2 + rank] - 1.0 + mean
+        known = rows[row, 2 + rank] + mean
         t = 0
         for a in range(dim):
             for b in range(a + 1):
                 twice = 1.0 if a == b else 2.0
-                own_part[t] = twice * rows[row, 2 + dim + t]
-                other_part[t] = twice * vector[a] * vector[b]
+                covariance = rows[row, 2 + dim + t]
+                if b < rank:
+                    own_part[a, b] = covariance if a < rank else 2.0 * covariance
+                if a < rank:
+                    own_part[b, a] = covariance
+                inner = covariance if t < latent else 0.0
+                other_part[t] = twice * (vector[a] * vector[b] + inner)
                 t += 1
+        own_bias = rows[row, 2 + dim + packed - 1]
         total = 0.0
         for e in range(indptr[row], indptr[row + 1]):
             j = columns[e]
-            score = known + table[j, packed + rank]
-            for a in range(dim):
-                score += vector[a] * table[j, features + a]
-            # E[f f^T] has the other side's covariance in it: what both sides' spread make together counts for
-            # the other side. The ordinal link wants the two apart, the Gaussian their sum alone.
-            own = np.float32(0.0)
+            score = known + spread[j, packed + dim]
             other = np.float32(0.0)
             for t in range(packed):
-                own += own_part[t] * table[j, t]
                 other += other_part[t] * spread[j, t]
-            mixed = np.float32(0.0)
-            if len(bounds) > 0:
-                for t in range(latent):
-                    mixed += own_part[t] * spread[j, t]
-            own_variance = np.float64(own) - mixed
-            other_variance = np.float64(other) + mixed
+            own_variance = own_bias
+            for base in range(0, padded, WIDE):
+                for lane in range(WIDE):
+                    turned[lane] = own_part[rank, base + lane]
+                for a in range(rank):
+                    feature = spread[j, packed + a]
+                    for lane in range(WIDE):
+                        turned[lane] += feature * own_part[a, base + lane]
+                part = np.float32(0.0)
+                for lane in range(WIDE):
+                    part += turned[lane] * spread[j, packed + base + lane]
+                own_variance += part
+            for a in range(rank):
+                score += vector[a] * spread[j, packed + a]
+            other_variance = np.float64(other)
             fixed = 0.0
             if len(offset) > 0:
                 fixed = offset[e]
@@ -465,7 +478,7 @@ def score_entries(
                     score += effect[g]
                     own_variance += variance[g]
                     for a in range(dim):
-                        own_variance += 2.0 * table[j, features + a] * shared[g, a]
+                        own_variance += 2.0 * spread[j, packed + a] * shared[g, a]
             if len(bounds) == 0:
                 total += (target[e] - score) ** 2 + own_variance + other_variance
                 continue

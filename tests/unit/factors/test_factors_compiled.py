@@ -95,7 +95,8 @@ def test_sites_far_from_their_interval_are_those_of_numpy(score: float, level: i
     expected = ordinal_sites(cuts, 0.5, np.array([level]), scores, None, damping=1.0)
     # One user of rank 1 whose score of an item without spread is his bias.
     row = np.array([[0.0, 0.0, 0.0, score, 0.0, 0.0, 0.3]])
-    table = np.array([[0.0, 0.0, 1.0, 0.0, 0.0, 0.0]], dtype=np.float32)
+    spread = np.zeros((1, 32), dtype=np.float32)
+    spread[0, 4] = 1.0
     found = [np.zeros(1) for _ in range(4)]
     nothing = np.zeros(0)
     loop: Callable[..., None] = score_entries
@@ -105,8 +106,7 @@ def test_sites_far_from_their_interval_are_those_of_numpy(score: float, level: i
         np.array([0, 1]),
         np.array([0]),
         row,
-        table,
-        np.zeros((1, 3), dtype=np.float32),
+        spread,
         2,
         nothing,
         nothing,
