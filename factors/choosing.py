@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from factors.calibration import calibrate
 from factors.histories import Compressed, compress_pairs
 from factors.links import rating_distribution, rating_moments
 from factors.ordinal import rating_levels
@@ -30,10 +31,12 @@ _MOST_HELD_OUT = 20_000
 # purpose.
 _MOST_LEVELS = 25
 # Ridges of the set effects, in units of (noise of a row round its set's prediction / variance of an effect).
-_RIDGES = (2.0, 0.0, 20.0)
+_RIDGES = (2.0, 0.0, 20.0, 6.0)
 # Evidence in nats below which periods are not worth their place in a row.
 _LEAST_EVIDENCE = 10.0
 _EFFECT_RATIOS = (0.01, 0.03, 0.1, 0.3)
+# Sweeps until the deviations of a state can be learned from.
+_SETTLING = 12
 # 4^20 units are 35,000 years of seconds.
 _LONGEST_PERIOD = 21
 # Unneeded dimensions are pruned by their prior; a large set of ratings carries more.
@@ -120,6 +123,9 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
         ordinal_score = float(test.log_likelihoods(ordinal).mean())
         if settings.link == "ordinal" or ordinal_score > score:
             state, score = ordinal, ordinal_score
+    _settle(state, settings)
+    spread, stretch = calibrate(state, training.users, held_out, rng)
+    state.parameters = replace(state.parameters, spread=spread, stretch=stretch)
     return Choice(terms_of(state.parameters), state, {"held_out_log_likelihood": score})
 
 
@@ -204,6 +210,13 @@ def _best(state: State, options: list[Terms], test: _HeldOut, settings: FitSetti
 def _run(state: State, settings: FitSettings, sweeps: int) -> None:
     for _ in range(min(sweeps, settings.sweeps)):
         state.sweep(settings.block_rows)
+
+
+def _settle(state: State, settings: FitSettings) -> None:
+    """Sweep on until `state` is about as far as the fit will be: a state on its way is off otherwise."""
+    for _ in range(min(_SETTLING, settings.sweeps)):
+        if state.sweep(settings.block_rows) < settings.tolerance:
+            break
 
 
 def _some_users(training: Training, rng: np.random.Generator) -> Training:

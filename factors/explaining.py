@@ -11,7 +11,7 @@ is shared out in proportion to the parts before it.
 import numpy as np
 
 from factors import confidence
-from factors.foldin import fold_in_users
+from factors.foldin import came_after, fold_in_users
 from factors.halfstep import entry_terms
 from factors.histories import compress
 from factors.links import rating_moments
@@ -21,17 +21,20 @@ from factors.scoring import Scorer
 from factors.tables import Explanation, Float32s, Histories, Int32s, Model
 
 
-def explain(model: Model, items: Float32s, history: Histories, item_row: int) -> Explanation:
+def explain(
+    model: Model, items: Float32s, history: Histories, item_row: int, *, current: Float32s | None = None
+) -> Explanation:
     """Why the user with this one `history` gets the rating that he gets for `item_row`.
 
-    Raises `ValueError` where `history` is not exactly one.
+    `current` (1, user_width): his row, as for `fold_in_users`. Raises `ValueError` where `history` is not
+    exactly one.
     """
     if len(history.offsets) != 2:
         raise ValueError(f"explain takes one history, not {len(history.offsets) - 1}")
     parameters = from_model(model)
     layout = parameters.users.layout
     scorer = Scorer(model, items)
-    user = fold_in_users(model, items, history)
+    user = fold_in_users(model, items, history, current=current)
     zero, rows = np.zeros(1, dtype=np.int64), np.array([item_row])
     mean, variance, _ = scorer.latent(user, zero, rows)
     rating = float(rating_moments(parameters, mean, variance)[0][0])
@@ -42,7 +45,8 @@ def explain(model: Model, items: Float32s, history: Histories, item_row: int) ->
         terms = confidence.entry_terms(model, items, data)
         set_terms = np.zeros_like(terms)
     else:
-        terms, set_terms = entry_terms(parameters, "user", items, data)
+        new = came_after(parameters, "user", current)
+        terms, set_terms = entry_terms(parameters, "user", items, data, new=new is not None and bool(new[0]))
     covariance = unpack(user[:, layout.covariance], layout.dim)[0]
     parts = terms @ (covariance @ direction) + set_terms @ direction
     # Without the history the score stands at the prior mean; its spread is kept, so that only the mean moves.

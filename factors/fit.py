@@ -15,11 +15,14 @@ from factors.confidence import is_confidence
 from factors.errors import FitDiverged, FitRefused
 from factors.foldin import fold_in_users
 from factors.histories import Compressed, compress_pairs
-from factors.parameters import from_model, to_model
+from factors.others import prior_rows
+from factors.packing import COUNT, FloatTable
+from factors.parameters import Side, from_model, to_model
 from factors.priors import fitted_prior, prior_model, scale_range
 from factors.settings import FitSettings
 from factors.sweeps import State, Terms, Training, in_rating_units
 from factors.tables import Fitted, Float32s, Histories, Model, Ratings
+from factors.unseen import learn_unseen, without_unseen
 
 Progress = Callable[[int, dict[str, float]], None]
 # A fit goes on from an earlier one until there are so many times the ratings from which its terms were
@@ -72,7 +75,7 @@ def _begin(
     n = len(training.users.value)
     if start is not None and _continues(start, settings, n):
         rows = start.users.astype(np.float64), start.items.astype(np.float64)
-        return State.begin(training, from_model(start.model), None, *rows), {}
+        return State.begin(training, without_unseen(from_model(start.model)), None, *rows), {}
     decides = settings.link != "gaussian" or settings.set_effects or settings.periods
     if n < LEAST_RATINGS or not decides:
         state = first_state(training, settings, rng)
@@ -136,15 +139,26 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
     `FitDiverged`.
     """
     parameters, item_rows = in_rating_units(state.parameters, state.item_rows)
+    user_rows = in_rating_units(state.parameters, state.user_rows)[1]
+    parameters = learn_unseen(parameters, user_rows, item_rows)
     model = to_model(parameters)
-    items = item_rows.astype(np.float32)
+    items = _with_prior(parameters.items, item_rows)
     if not (
         np.isfinite(items).all() and all(np.isfinite(array).all() for array in model.parameters.values())
     ):
         raise FitDiverged("the fit gave item rows or priors that are not finite")
     users = _folded_in(model, items, state.training)
     effect = parameters.users.layout.set_effect
-    users[:, effect] = in_rating_units(state.parameters, state.user_rows)[1][:, effect]
+    users[:, effect] = user_rows[:, effect]
+    users = _with_prior(parameters.users, users)
     if not np.isfinite(users).all():
         raise FitDiverged("the fit gave user rows that are not finite")
     return Fitted(model, users, items, metrics)
+
+
+def _with_prior(side: Side, rows: FloatTable) -> Float32s:
+    """`rows` in which those without ratings are those of somebody unknown."""
+    result = rows.astype(np.float32)
+    bare = rows[:, COUNT] == 0
+    result[bare] = prior_rows(side, int(bare.sum()))
+    return result

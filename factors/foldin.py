@@ -11,8 +11,9 @@ from factors import confidence
 from factors.halfstep import half_step
 from factors.histories import compress
 from factors.others import prior_rows
-from factors.parameters import SideName, from_model
-from factors.tables import Float32s, Histories, Model
+from factors.packing import COUNT
+from factors.parameters import Parameters, SideName, from_model
+from factors.tables import Bools, Float32s, Histories, Model
 
 
 def fold_in_users(
@@ -22,8 +23,9 @@ def fold_in_users(
 
     An item row that is negative or beyond the table counts as an item nobody knows. An empty history gives
     the prior. What having a user among its raters says of an item (the set effect in the row) is learned by
-    the fit alone: it is taken over from `current` (b, user_width), the rows of these users so far, and else
-    0.
+    the fit alone: it is taken over from `current` (b, user_width), the rows of these users so far (the prior
+    for who has none: he then counts as one who came after the fit). Without `current` it is 0, and all count
+    as if they had been in the fit.
     """
     return _fold_in(model, "user", items, histories, current)
 
@@ -33,8 +35,8 @@ def fold_in_items(
 ) -> Float32s:
     """Item rows (b, item_width) from b histories; `other_row` indexes `users` (n, user_width).
 
-    What having rated an item says of its users is learned by the fit alone: it is taken over from `current`
-    (b, item_width), the rows of these items so far, and else 0.
+    What having rated an item says of its users is learned by the fit alone: `current` (b, item_width), the
+    rows of the fit, is as for users.
     """
     return _fold_in(model, "item", users, histories, current)
 
@@ -57,8 +59,21 @@ def _fold_in(
     if confidence.is_confidence(model):
         return confidence.fold_in(model, name, table, histories)
     parameters = from_model(model)
-    rows = half_step(parameters, name, table, compress(histories, len(table))).rows.astype(np.float32)
+    new = came_after(parameters, name, current)
+    data = compress(histories, len(table))
+    rows = half_step(parameters, name, table, data, new=new).rows.astype(np.float32)
     if current is not None:
         effect = parameters.side(name)[0].layout.set_effect
         rows[:, effect] = current[:, effect]
     return rows
+
+
+def came_after(parameters: Parameters, name: SideName, current: Float32s | None) -> Bools | None:
+    """Which of the rows `current` (b, width) came after the fit; None where that makes no difference."""
+    own, other = parameters.side(name)
+    if current is None or own.unseen is None:
+        return None
+    if other.set_ridge <= 0:
+        return np.asarray(current[:, COUNT] == 0)
+    # Only a fit learns set effects: who has none has not been in one.
+    return np.asarray(~current[:, own.layout.set_effect].any(axis=1))

@@ -16,7 +16,7 @@ depend on the posterior: the half-step is then a fixed point.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,7 +27,8 @@ from factors.packing import COUNT, RATING_MEAN, FloatTable, outer, pack, triangl
 from factors.parameters import Parameters, Side, SideName
 from factors.periodgroups import Groups
 from factors.segments import segment_sums
-from factors.tables import Float64s, Int64s
+from factors.tables import Bools, Float64s, Int64s
+from factors.unseen import prior_means
 
 # Entries whose packed covariances are in the cache at once.
 _ENTRIES_AT_ONCE = 1 << 12
@@ -63,13 +64,15 @@ def half_step(
     steps: int = FOLD_IN_STEPS,
     damping: float | None = None,
     block_rows: int = 8192,
+    new: Bools | None = None,
 ) -> HalfStep:
     """Posterior rows (b, width) of side `name` from its histories `data` and the `table` (n, width) of the
     other side.
 
     `periods`: the groups of `data` where the caller has them already. The set effect of the rows is left 0.
     With the ordinal link the posterior is a fixed point: at most `steps` steps towards it, from `begin` or
-    else from the prior, each `damping` of the way that it points, ending when no row moves any more.
+    else from the prior, each `damping` of the way that it points, ending when no row moves any more. `new`
+    (b,): the rows that came after the fit (`unseen`).
     """
     own, other = parameters.side(name)
     if own.period_variance <= 0 or not own.layout.slots:
@@ -77,11 +80,12 @@ def half_step(
     elif periods is None:
         periods = group_periods(data, own.period)
     others, index = gather_others(other, table, data)
+    others = _with_unknown_effects(own, others)
     offset = parameters.mean + others.period_effect
     if parameters.link == "gaussian":
         weight = np.full(len(index), 1.0 / parameters.noise)
         sites = Sites(weight, weight * (data.value - offset), _NOTHING, _NOTHING)
-        return _solve(own, others, index, sites, data, periods=periods, block_rows=block_rows)
+        return _solve(own, others, index, sites, data, periods=periods, block_rows=block_rows, new=new)
     cuts = parameters.cuts
     damping = damping or fold_in_damping(cuts, parameters.noise)
     level = rating_levels(parameters.scale, data.value)
@@ -90,7 +94,7 @@ def half_step(
         scores = _entry_scores(own, others, index, data, periods=periods, current=current, offset=offset)
         sites = ordinal_sites(cuts, parameters.noise, level, scores, current.sites, damping=damping)
         before = current.rows
-        current = _solve(own, others, index, sites, data, periods=periods, block_rows=block_rows)
+        current = _solve(own, others, index, sites, data, periods=periods, block_rows=block_rows, new=new)
         moved = np.abs(current.rows[:, own.layout.mean] - before[:, own.layout.mean]).max(initial=0.0)
         if moved < AT_REST * math.sqrt(parameters.noise):
             break
@@ -165,6 +169,7 @@ def _solve(
     *,
     periods: Periods | None,
     block_rows: int,
+    new: Bools | None,
 ) -> HalfStep:
     result = prior_rows(own, data.rows)
     effects: list[tuple[Float64s, Float64s, Float64s]] = []
@@ -172,7 +177,15 @@ def _solve(
         stop = min(start + block_rows, data.rows)
         groups = Groups.of(periods, own, others, index, sites, start=start, stop=stop)
         solved = _solve_block(
-            own, others, index, sites, data, groups=groups, rows=result[start:stop], start=start
+            own,
+            others,
+            index,
+            sites,
+            data,
+            groups=groups,
+            rows=result[start:stop],
+            start=start,
+            new=None if new is None else new[start:stop],
         )
         if solved is not None:
             effects.append(solved)
@@ -192,6 +205,7 @@ def _solve_block(
     groups: Groups | None,
     rows: Float64s,
     start: int,
+    new: Bools | None,
 ) -> tuple[Float64s, Float64s, Float64s] | None:
     layout = own.layout
     indptr = data.indptr[start : start + len(rows) + 1]
@@ -201,7 +215,8 @@ def _solve_block(
     columns = index[entries]
     weight = sites.weight[entries]
     sets = segment_sums(indptr, columns, np.ones(len(columns)), others.set_effect)
-    prior_mean = own.mean + sets / np.sqrt(np.maximum(counts, 1))[:, None]
+    prior = prior_means(own, counts.astype(np.float64), new)
+    prior_mean = prior.base + prior.share[:, None] * (sets - counts[:, None] * prior.pull)
     precision = own.precision + unpack(segment_sums(indptr, columns, weight, others.second), layout.dim)
     linear = prior_mean @ own.precision - segment_sums(indptr, columns, weight, others.cross)
     linear += segment_sums(indptr, columns, sites.linear[entries], others.features)
@@ -220,23 +235,43 @@ def _solve_block(
     return groups.write(own, rows, mean, covariance) if groups is not None else None
 
 
+def _with_unknown_effects(own: Side, others: Others) -> Others:
+    """Others whose set effect no fit has learned have the average one."""
+    if own.unseen is None or own.set_ridge <= 0:
+        return others
+    unknown = ~others.set_effect.any(axis=1)
+    if not unknown.any():
+        return others
+    set_effect = others.set_effect.copy()
+    set_effect[unknown] = own.unseen.effect
+    return replace(others, set_effect=set_effect)
+
+
 def entry_terms(
-    parameters: Parameters, name: SideName, table: FloatTable, data: Compressed
+    parameters: Parameters,
+    name: SideName,
+    table: FloatTable,
+    data: Compressed,
+    *,
+    new: bool = False,
 ) -> tuple[Float64s, Float64s]:
     """What each entry of the one history `data` adds to the linear term beyond what the prior mean foretells,
     and to that mean.
 
-    Both (n, d). With `S` the posterior covariance: posterior mean = side mean + sum of the second + S sum of
-    the first.
+    Both (n, d). With `S` the posterior covariance: posterior mean = mean without ratings + sum of the
+    second + S sum of the first. `new`: whether the row came after the fit.
     """
     own, other = parameters.side(name)
-    sites = half_step(parameters, name, table, data).sites
+    unseen = np.array([new])
+    sites = half_step(parameters, name, table, data, new=unseen).sites
     others, index = gather_others(other, table, data)
+    others = _with_unknown_effects(own, others)
     features, bias = others.features[index], others.bias[index]
-    set_terms = others.set_effect[index] / np.sqrt(max(len(index), 1))
+    prior = prior_means(own, np.array([float(len(index))]), unseen)
+    set_terms = prior.share * (others.set_effect[index] - prior.pull)
     if sites is None:
         return np.zeros_like(set_terms), set_terms
-    prior_mean = own.mean + set_terms.sum(axis=0)
+    prior_mean = prior.base[0] + set_terms.sum(axis=0)
     weight = sites.weight[:, None]
     second = unpack(others.second[index], own.layout.dim)
     terms = sites.linear[:, None] * features - weight * (others.cross[index] + second @ prior_mean)

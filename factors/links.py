@@ -24,7 +24,7 @@ def exceedance(parameters: Parameters, mean: Float64s, variance: Float64s) -> Fl
     """P(rating > level l) for the levels but the last: (m, L - 1), from scores with `mean` and `variance`
     (m,).
     """
-    spread = np.sqrt(variance + parameters.noise)
+    spread = np.sqrt(parameters.spread * (variance + parameters.noise))
     return np.asarray(ndtr((mean[:, None] - parameters.cuts) / spread[:, None]))
 
 
@@ -34,7 +34,7 @@ def rating_moments(parameters: Parameters, mean: Float64s, variance: Float64s) -
     floor = MIN_STD * ((scale.high - scale.low) or 1.0)
     if parameters.link == "gaussian":
         rating = np.clip(mean, scale.low, scale.high)
-        return rating, np.sqrt(np.maximum(variance + parameters.noise, floor * floor))
+        return rating, np.sqrt(np.maximum(parameters.spread * (variance + parameters.noise), floor * floor))
     above = exceedance(parameters, mean, variance)
     steps = above.sum(axis=1)
     square = above @ (2.0 * np.arange(above.shape[1]) + 1.0)
@@ -55,7 +55,7 @@ def rating_distribution(parameters: Parameters, mean: Float64s, variance: Float6
         return np.ones((len(mean), 1))
     if parameters.link == "gaussian":
         floor = MIN_STD * (scale.high - scale.low)
-        spread = np.sqrt(np.maximum(variance + parameters.noise, floor * floor))
+        spread = np.sqrt(np.maximum(parameters.spread * (variance + parameters.noise), floor * floor))
         edges = np.linspace(scale.low, scale.high, levels)
         above = ndtr((mean[:, None] - 0.5 * (edges[1:] + edges[:-1])) / spread[:, None])
     else:

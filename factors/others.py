@@ -36,7 +36,7 @@ def prior_rows(side: Side, n_rows: int) -> Float64s:
     """Rows (n_rows, width) that say what is known of someone unknown."""
     layout = side.layout
     rows = np.zeros((n_rows, layout.width))
-    rows[:, layout.mean] = side.mean
+    rows[:, layout.mean] = side.mean if side.unseen is None else side.unseen.mean
     rows[:, layout.covariance] = pack(side.covariance)
     rows[:, layout.keys] = NO_PERIOD
     rows[:, layout.variances] = side.period_variance

@@ -12,7 +12,21 @@ from factors.packing import Layout, slots_of_width
 from factors.settings import scale_levels
 from factors.tables import Float64s, Link, Model, Scale
 
+# Numbers of the function by which standard deviations are stretched (`factors.calibration`).
+STRETCH_TERMS = 5
+
 SideName = Literal["user", "item"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """What is known of rows that came after the fit, see `factors.unseen`: `mean` (d,) `M`, `effect` (d,)
+    `b`, `count` `N`.
+    """
+
+    mean: Float64s
+    effect: Float64s
+    count: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +36,7 @@ class Side:
     `mean` (d,), `covariance` and its inverse `precision` (d, d). `period`: length of the periods that have
     effects of their own, in units of the timestamps, 0 for none; `period_variance`: the prior variance of
     such an effect. `set_ridge`: ridge with which the effects of the rated sets on this side are learned, 0
-    for none.
+    for none. `unseen`: the prior of rows that came after the fit; None while it goes on.
     """
 
     layout: Layout
@@ -32,6 +46,7 @@ class Side:
     period: float = 0.0
     period_variance: float = 0.0
     set_ridge: float = 0.0
+    unseen: Unseen | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,7 @@ class Parameters:
 
     `noise`: variance of a rating (of its latent value, with the ordinal link) round its score. `cuts`: the
     cut points of the ordinal link, ascending, one fewer than the scale has levels; empty with the Gaussian
-    link.
+    link. `spread`, `stretch`: see `factors.calibration`.
     """
 
     link: Link
@@ -51,6 +66,8 @@ class Parameters:
     items: Side
     cuts: Float64s = field(default_factory=lambda: np.zeros(0))
     decided: float = 0.0
+    spread: float = 1.0
+    stretch: Float64s = field(default_factory=lambda: np.zeros(STRETCH_TERMS))
 
     def side(self, name: SideName) -> tuple[Side, Side]:
         """The side of this name, and the other one."""
@@ -67,12 +84,17 @@ def to_model(parameters: Parameters) -> Model:
         "noise": np.array([parameters.noise]),
         "cuts": parameters.cuts,
         "decided": np.array([parameters.decided]),
+        "spread": np.array([parameters.spread]),
+        "stretch": parameters.stretch,
     }
     for prefix, side in zip(_PREFIXES, (parameters.users, parameters.items), strict=True):
         arrays[f"{prefix}_mean"] = side.mean
         arrays[f"{prefix}_covariance"] = side.covariance
         arrays[f"{prefix}_precision"] = side.precision
         arrays[f"{prefix}_terms"] = np.array([side.period, side.period_variance, side.set_ridge])
+        if side.unseen is not None:
+            unseen = side.unseen
+            arrays[f"{prefix}_unseen"] = np.concatenate([unseen.mean, unseen.effect, [unseen.count]])
     return Model(
         rank=parameters.users.layout.rank,
         link=parameters.link,
@@ -93,11 +115,13 @@ def from_model(model: Model) -> Parameters:
             for prefix, width in zip(_PREFIXES, (model.user_width, model.item_width), strict=True)
         ]
         mean, noise, decided = (model.parameters[name] for name in ("mean", "noise", "decided"))
-        cuts = model.parameters["cuts"]
+        cuts, spread, stretch = (model.parameters[name] for name in ("cuts", "spread", "stretch"))
     except KeyError as exc:
         raise ModelUnreadable(f"the model has no parameter {exc}") from exc
-    if not mean.shape == noise.shape == decided.shape == (1,):
-        raise ModelUnreadable("mean, noise and decided of a model are one number each")
+    if not mean.shape == noise.shape == decided.shape == spread.shape == (1,):
+        raise ModelUnreadable("mean, noise, decided and spread of a model are one number each")
+    if stretch.shape != (STRETCH_TERMS,):
+        raise ModelUnreadable(f"the stretch of a model is {STRETCH_TERMS} numbers")
     if cuts.shape != ((scale_levels(model.scale) - 1,) if model.link == "ordinal" else (0,)):
         raise ModelUnreadable("the cut points of a model do not fit its scale")
     return Parameters(
@@ -109,6 +133,8 @@ def from_model(model: Model) -> Parameters:
         items=sides[1],
         cuts=cuts,
         decided=float(decided[0]),
+        spread=float(spread[0]),
+        stretch=stretch,
     )
 
 
@@ -129,4 +155,17 @@ def _side(model: Model, prefix: str, width: int) -> Side:
         or terms.shape != (3,)
     ):
         raise ModelUnreadable(f"the {prefix} prior does not have the shape of rank {model.rank}")
-    return Side(layout, mean, covariance, precision, *(float(number) for number in terms))
+    unseen = model.parameters.get(f"{prefix}_unseen")
+    if unseen is not None and unseen.shape != (2 * layout.dim + 1,):
+        raise ModelUnreadable(f"the prior of new {prefix} rows does not have the shape of rank {model.rank}")
+    period, period_variance, set_ridge = (float(number) for number in terms)
+    return Side(
+        layout,
+        mean,
+        covariance,
+        precision,
+        period,
+        period_variance,
+        set_ridge,
+        None if unseen is None else Unseen(unseen[: layout.dim], unseen[layout.dim : -1], float(unseen[-1])),
+    )

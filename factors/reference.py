@@ -10,7 +10,7 @@ import numpy as np
 
 from factors.links import rating_moments
 from factors.ordinal import EntryScores, Sites, fold_in_damping, ordinal_sites, rating_levels
-from factors.packing import period_keys
+from factors.packing import COUNT, period_keys
 from factors.parameters import Parameters, Side, SideName, from_model
 from factors.tables import Float32s, Float64s, Model
 
@@ -74,8 +74,11 @@ def latent(model: Model, user: Float32s, item: Float32s, time: float = math.nan)
 def score(model: Model, user: Float32s, item: Float32s, time: float = math.nan) -> tuple[float, float]:
     """Rating and standard deviation of one pair."""
     mean, variance = latent(model, user, item, time)
-    rating, std = rating_moments(from_model(model), np.array([mean]), np.array([variance]))
-    return float(rating[0]), float(std[0])
+    parameters = from_model(model)
+    rating, std = rating_moments(parameters, np.array([mean]), np.array([variance]))
+    n, m = 1.0 + float(user[COUNT]), 1.0 + float(item[COUNT])
+    exponent = float(np.array([1.0, math.log(n), math.log(m), 1.0 / n, 1.0 / m]) @ parameters.stretch)
+    return float(rating[0]), float(std[0]) * math.exp(exponent)
 
 
 def fold_in(
@@ -104,7 +107,10 @@ def fold_in(
     prior = np.zeros(size)
     prior[:dim] = own.mean
     for row in rows:
-        prior[:dim] += row[other.layout.set_effect] / math.sqrt(len(rows))
+        effect = row[other.layout.set_effect]
+        if own.unseen is not None and not effect.any():
+            effect = own.unseen.effect
+        prior[:dim] += effect / math.sqrt(len(rows))
     prior_precision = np.zeros((size, size))
     prior_precision[:dim, :dim] = own.precision
     for p in range(len(periods)):

@@ -19,6 +19,7 @@ from factors.links import rating_distribution, rating_moments
 from factors.others import match_periods, prior_rows
 from factors.packing import COUNT, MEAN, RATING_MEAN, FloatTable, triangle
 from factors.parameters import from_model
+from factors.stretching import stretch_of
 from factors.tables import Float64s, ItemStatistics, Model, Scores
 
 Rows = npt.NDArray[np.integer]
@@ -57,6 +58,7 @@ class Scorer:
             prior_rows(side, 1)[0].astype(items.dtype) for side in self._sides[::-1]
         )
         self._priors = (self.prior_user, self.prior_item)
+        self._stretched = bool(parameters.stretch.any())
 
     def score(
         self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
@@ -68,6 +70,12 @@ class Scorer:
         """
         mean, variance, basis = self.latent(users, user_index, item_rows, time)
         rating, std = rating_moments(self._parameters, mean, variance)
+        if self._stretched:
+            user_count, item_count = (
+                self._counts(0, users, user_index),
+                self._counts(1, self.items, item_rows),
+            )
+            std *= stretch_of(self._parameters, user_count, item_count)
         return Scores(rating, std, basis)
 
     def distribution(
@@ -135,6 +143,13 @@ class Scorer:
         variance = np.maximum(np.add.reduce(total, axis=0), 0.0).astype(np.float64)
         basis = (own[COUNT] > 0) * np.uint8(2) + (other[COUNT] > 0)
         return mean, variance, basis
+
+    def _counts(self, side: int, table: FloatTable, rows: Rows) -> Float64s:
+        """Ratings (m,) behind `rows` of a table; 0 for those that are not there."""
+        counts = np.zeros(len(rows))
+        known = (rows >= 0) & (rows < len(table))
+        counts[known] = table[rows[known], COUNT]
+        return counts
 
     def _columns(self, side: int, table: FloatTable, rows: Rows, width: int) -> FloatTable:
         """The first `width` numbers of `rows` (m,) of a table, as columns (width, m), to be written to."""

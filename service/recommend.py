@@ -206,9 +206,11 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
         row = -1
     packed = pack_histories([profile.history])
     if len(profile.history) <= _LONG:
-        found = explain(live.model, live.items, packed, row)
+        found = explain(live.model, live.items, packed, row, current=profile.vector[None])
     else:
-        found = await asyncio.to_thread(explain, live.model, live.items, packed, row)
+        found = await asyncio.to_thread(
+            explain, live.model, live.items, packed, row, current=profile.vector[None]
+        )
     score = expected(live, profile.vector[None], 0 if profile.n else -1, row)
     values = dict(zip(profile.history.item_row.tolist(), profile.history.rating.tolist(), strict=True))
     names = await item_names(registry, found.item_rows)

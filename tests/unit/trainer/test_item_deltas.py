@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import FitSettings, Fitted, Histories, Scale, fit, fold_in_items, fold_in_users, prior_user
+from factors import (
+    FitSettings,
+    Fitted,
+    Histories,
+    Scale,
+    fit,
+    fold_in_items,
+    fold_in_users,
+    prior_item,
+    prior_user,
+)
 from factors.packing import item_layout
 from factors.tables import Float32s
 from trainer.archive import EpochArchive
@@ -74,7 +84,7 @@ def folded(base: FitResult, overlay: Overlay) -> dict[int, Float32s]:
     return rows
 
 
-def expected(base: FitResult, ratings: dict[bytes, float], newer: set[bytes]) -> Float32s:
+def expected(base: FitResult, item: int, ratings: dict[bytes, float], newer: set[bytes]) -> Float32s:
     vectors = [
         current(base, Overlay(base.model, base), [user])[1][0]
         if user in newer
@@ -87,7 +97,9 @@ def expected(base: FitResult, ratings: dict[bytes, float], newer: set[bytes]) ->
         np.array(list(ratings.values())),
         np.full(len(ratings), NAN),
     )
-    row: Float32s = fold_in_items(base.model, np.array(vectors, dtype=np.float32), history)[0]
+    before = np.asarray(base.items)[item] if item < len(base.items) else prior_item(base.model)
+    table = np.array(vectors, dtype=np.float32)
+    row: Float32s = fold_in_items(base.model, table, history, current=before[None])[0]
     return row
 
 
@@ -117,8 +129,8 @@ def test_touched_items_are_what_all_of_their_ratings_say(base: FitResult) -> Non
     rows = folded(base, overlay)
     newer = {b"new", rater.encode()}
     zero = known(base, 0) | {rater.encode(): 1.0, b"new": 2.0}
-    np.testing.assert_allclose(rows[0], expected(base, zero, newer), rtol=2e-4, atol=1e-5)
-    np.testing.assert_allclose(rows[9], expected(base, {b"new": 4.0}, newer), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(rows[0], expected(base, 0, zero, newer), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(rows[9], expected(base, 9, {b"new": 4.0}, newer), rtol=2e-4, atol=1e-5)
 
 
 def test_rating_taken_back_is_gone(base: FitResult) -> None:
@@ -126,7 +138,7 @@ def test_rating_taken_back_is_gone(base: FitResult) -> None:
     rater = next(iter(known(base, 2)))
     overlay.add(table_of([(rater.decode(), 6, 2, NAN)]))
     left = {user: value for user, value in known(base, 2).items() if user != rater}
-    np.testing.assert_allclose(folded(base, overlay)[2], expected(base, left, set()), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(folded(base, overlay)[2], expected(base, 2, left, set()), rtol=2e-4, atol=1e-5)
 
 
 def test_forgotten_user_counts_no_more(base: FitResult) -> None:
@@ -139,7 +151,7 @@ def test_forgotten_user_counts_no_more(base: FitResult) -> None:
     rows = folded(base, overlay)
     assert set(rows) == rated | {7}
     left = {user: value for user, value in known(base, 7).items() if value == value} | {b"other": 2.0}  # noqa: PLR0124
-    np.testing.assert_allclose(rows[7], expected(base, left, {b"other"}), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(rows[7], expected(base, 7, left, {b"other"}), rtol=2e-4, atol=1e-5)
 
 
 def test_before_any_fit_items_rest_on_the_events_alone(base: FitResult) -> None:
@@ -147,7 +159,7 @@ def test_before_any_fit_items_rest_on_the_events_alone(base: FitResult) -> None:
     overlay.add(table_of([("a", 1, 3, 5.0), ("b", 1, 3, 4.0)]))
     row = folded(base, overlay)[3]
     np.testing.assert_allclose(
-        row, expected(base, {b"a": 5.0, b"b": 4.0}, {b"a", b"b"}), rtol=2e-4, atol=1e-5
+        row, expected(base, 9, {b"a": 5.0, b"b": 4.0}, {b"a", b"b"}), rtol=2e-4, atol=1e-5
     )
     assert row.shape == (base.model.item_width,)
     assert prior_user(base.model).shape == (base.model.user_width,)
