@@ -13,6 +13,7 @@ from factors.model_bytes import from_bytes, to_bytes
 from factors.priors import prior_model
 from factors.ranking import Ranker
 from factors.scoring import Scorer, distribution, item_statistics, score
+from factors.search import Index, build_index, index_from_bytes, index_to_bytes
 from factors.settings import FitSettings
 from factors.tables import (
     BASIS,
@@ -39,6 +40,7 @@ __all__ = [
     "FitSettings",
     "Fitted",
     "Histories",
+    "Index",
     "ItemRow",
     "ItemStatistics",
     "Link",
@@ -51,6 +53,7 @@ __all__ = [
     "Scorer",
     "Scores",
     "UserRow",
+    "build_index",
     "distribution",
     "explain",
     "fit",
@@ -58,6 +61,8 @@ __all__ = [
     "fold_in_users",
     "from_bytes",
     "held_out_metrics",
+    "index_from_bytes",
+    "index_to_bytes",
     "item_statistics",
     "prior_item",
     "prior_model",

@@ -7,6 +7,7 @@ again.
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -135,6 +136,19 @@ class Generations:
                     raise GenerationBroken(f"the item table of generation {number} is not whole")
                 yield data
 
+    async def load_index(self, meta: GenerationMeta) -> bytes:
+        """The bytes of the index of the items; empty where there is none. Raises `GenerationBroken`."""
+        epoch, number = meta.summary.epoch, meta.summary.generation
+        pieces: list[bytes] = []
+        for first in range(0, meta.summary.index_chunks, CHUNKS_AT_ONCE):
+            chunks = range(first, min(first + CHUNKS_AT_ONCE, meta.summary.index_chunks))
+            names = [(b"GET", self._keys.index_chunk(epoch, number, chunk)) for chunk in chunks]
+            pieces += [data or b"" for data in await commands(self._connection, names)]
+        index = b"".join(pieces)
+        if len(index) != meta.index_bytes or crc32(index) != meta.index_crc32:
+            raise GenerationBroken(f"the index of generation {number} is not what was written")
+        return index
+
     async def push_delta(self, epoch: int, generation: int, rows: Int32s, vectors: Float32s) -> None:
         """Hand item rows (m,) with their vectors (m, item_width) to the services.
 
@@ -216,12 +230,12 @@ class Generations:
             raise StoreError(f"generation {generation} is live and is not removed")
         if reply[0] == b"GONE":
             return
-        chunks = decode_summary(reply[1]).chunks
-        for first in range(0, chunks, KEYS_AT_ONCE):
-            some = range(first, min(first + KEYS_AT_ONCE, chunks))
-            await commands(
-                self._connection, [(b"UNLINK", self._keys.chunk(epoch, generation, chunk)) for chunk in some]
-            )
+        summary = decode_summary(reply[1])
+        chunks = [self._keys.chunk(epoch, generation, chunk) for chunk in range(summary.chunks)]
+        chunks += [self._keys.index_chunk(epoch, generation, chunk) for chunk in range(summary.index_chunks)]
+        for first in range(0, len(chunks), KEYS_AT_ONCE):
+            some = chunks[first : first + KEYS_AT_ONCE]
+            await commands(self._connection, [(b"UNLINK", chunk) for chunk in some])
             await asyncio.sleep(pause_s)
         # The entry goes last: as long as it is there, whoever comes next can finish this.
         await commands(

@@ -87,6 +87,10 @@ class Keys:
         """One chunk of a generation's item table."""
         return b"%b.%d:generation:%d:items:%d" % (self._ns, epoch, generation, chunk)
 
+    def index_chunk(self, epoch: int, generation: int, chunk: int) -> bytes:
+        """One chunk of the index of a generation's items, where it has one."""
+        return b"%b.%d:generation:%d:index:%d" % (self._ns, epoch, generation, chunk)
+
     def deltas(self, epoch: int, generation: int) -> bytes:
         """Item rows folded in since the fit."""
         return b"%b.%d:generation:%d:deltas" % (self._ns, epoch, generation)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from factors import Ranker, Scorer, prior_item
+from factors import ModelUnreadable, Ranker, Scorer, index_from_bytes, prior_item
 from factors.tables import Float32s, Model
 from featurestore.connection import ReplyError, encode
 from featurestore.errors import StoreError
@@ -220,7 +220,8 @@ class Follower:
         deltas = latest(await generations.read_deltas(meta))
         await self._store.items(epoch).refresh()
         n_items = max(meta.item_rows, int(deltas.rows.max(initial=-1)) + 1)
-        items, scorer, ranker = await asyncio.to_thread(_prepare, meta.model, table, deltas, n_items)
+        index = await generations.load_index(meta)
+        items, scorer, ranker = await asyncio.to_thread(_prepare, meta, table, deltas, n_items, index)
         if self.live is None and not await self._announce(epoch, generation):
             return
         self.live = LiveGeneration(
@@ -285,16 +286,26 @@ class Follower:
             await self._connection.execute(encode(b"HDEL", self._keys.workers, self._worker_id), 1)
 
 
-def _prepare(model: Model, table: Float32s, deltas: Deltas, n_items: int) -> tuple[Float32s, Scorer, Ranker]:
+def _prepare(
+    meta: GenerationMeta, table: Float32s, deltas: Deltas, n_items: int, index_bytes: bytes
+) -> tuple[Float32s, Scorer, Ranker]:
+    model = meta.model
     items = _with_room(model, table, n_items)
     items[deltas.rows] = deltas.vectors
-    return items, Scorer(model, items), Ranker(model, items[:n_items])
+    index = None
+    if index_bytes:
+        try:
+            index = index_from_bytes(index_bytes, model, meta.item_rows)
+        except ModelUnreadable as exc:
+            # Without it the answers are exact, and later.
+            log.warning("the index of a generation cannot be used", extra={"why": str(exc)})
+    return items, Scorer(model, items), Ranker(model, items[:n_items], index)
 
 
 def _update(live: LiveGeneration, news: Deltas, n_items: int) -> tuple[Float32s, Scorer]:
     items = _with_room(live.model, live.items, n_items)
     items[news.rows] = news.vectors
-    live.ranker.update(news.rows, news.vectors)
+    live.ranker.update(news.rows, items[:n_items])
     return items, live.scorer if items is live.items else Scorer(live.model, items)
 
 

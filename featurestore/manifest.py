@@ -15,6 +15,8 @@ from factors.tables import Float32s, Int32s, Link, Model
 from featurestore.errors import GenerationBroken
 from featurestore.keys import record_field
 
+CHUNK_BYTES = 65_536
+
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
@@ -67,13 +69,15 @@ class GenerationSummary:
     n_ratings: int
     metrics: dict[str, float]
     chunks: int = 0
+    index_chunks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationMeta:
     """What a reader needs to load a generation.
 
-    `crc32` is that of the item table's bytes, `item_rows` rows of it.
+    `crc32` is that of the item table's bytes, `item_rows` rows of it. `index_bytes` with `index_crc32`: the
+    index of the items, 0 where there is none.
     """
 
     summary: GenerationSummary
@@ -82,6 +86,8 @@ class GenerationMeta:
     rows_per_chunk: int
     crc32: int
     model: Model
+    index_bytes: int = 0
+    index_crc32: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,8 @@ class _Meta(msgspec.Struct, frozen=True):
     rows_per_chunk: int
     crc32: int
     model: bytes
+    index_bytes: int = 0
+    index_crc32: int = 0
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -198,6 +206,8 @@ def encode_meta(meta: GenerationMeta) -> bytes:
             meta.rows_per_chunk,
             meta.crc32,
             to_bytes(meta.model),
+            meta.index_bytes,
+            meta.index_crc32,
         )
     )
 
@@ -213,10 +223,18 @@ def decode_meta(text: bytes) -> GenerationMeta:
         read.item_rows < 0
         or read.rows_per_chunk < 1
         or read.summary.chunks != chunk_count(read.item_rows, read.rows_per_chunk)
+        or read.summary.index_chunks != chunk_count(read.index_bytes, CHUNK_BYTES)
     ):
         raise GenerationBroken(f"generation {read.summary.generation} does not count its chunks right")
     return GenerationMeta(
-        read.summary, read.positions, read.item_rows, read.rows_per_chunk, read.crc32, model
+        summary=read.summary,
+        positions=read.positions,
+        item_rows=read.item_rows,
+        rows_per_chunk=read.rows_per_chunk,
+        crc32=read.crc32,
+        model=model,
+        index_bytes=read.index_bytes,
+        index_crc32=read.index_crc32,
     )
 
 

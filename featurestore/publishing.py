@@ -19,6 +19,7 @@ from featurestore.functions import call, call_many, command, commands, encode_ca
 from featurestore.keys import Keys, digest_of, partition_of, record_field
 from featurestore.lease import Lease
 from featurestore.manifest import (
+    CHUNK_BYTES,
     GenerationDraft,
     GenerationMeta,
     Kept,
@@ -28,7 +29,6 @@ from featurestore.manifest import (
     encode_summary,
 )
 
-CHUNK_BYTES = 65_536
 CHUNKS_AT_ONCE = 4
 # One call of so many records keeps the store for about 0.3 ms.
 RECORDS_AT_ONCE = 64
@@ -102,6 +102,23 @@ class GenerationWriter:
             await commands(self._connection, some)
             await asyncio.sleep(self._pause_s)
         self._meta = GenerationMeta(self._summary, self._positions, len(table), step, checksum, model)
+
+    async def write_index(self, index: bytes) -> None:
+        """Write the index of the items, after the items; once."""
+        if self._meta is None:
+            raise StoreError("the index is written after the items")
+        pieces = [index[start : start + CHUNK_BYTES] for start in range(0, len(index), CHUNK_BYTES)]
+        self._summary = replace(self._summary, index_chunks=len(pieces))
+        await self._put_summary()
+        for first in range(0, len(pieces), CHUNKS_AT_ONCE):
+            names = range(first, min(first + CHUNKS_AT_ONCE, len(pieces)))
+            keys = [self._keys.index_chunk(self._epoch, self.number, chunk) for chunk in names]
+            some = [(b"SET", key, pieces[chunk]) for key, chunk in zip(keys, names, strict=True)]
+            await commands(self._connection, some)
+            await asyncio.sleep(self._pause_s)
+        self._meta = replace(
+            self._meta, summary=self._summary, index_bytes=len(index), index_crc32=crc32(index)
+        )
 
     async def write_users(self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s) -> int:
         """Write records of users: the `n` (u,) that the fit has seen of each, its row (u, user_width).

@@ -31,10 +31,15 @@ class _Wish:
     answer: asyncio.Future[Ranked]
 
 
-def cost(live: LiveGeneration, *, sampled: bool) -> int:
-    """Multiplications of one ranking: rows of the table times what is multiplied of each."""
+def cost(live: LiveGeneration, *, sampled: bool, depth: int | None = None) -> float:
+    """Multiplications of one ranking: rows that are gone through times what is multiplied of each.
+
+    `depth`: how many items are wanted or excluded; None where the whole table is gone through.
+    """
     dim = live.model.rank + 1
-    return live.ranker.n_items * (dim * (dim + 1) // 2 + dim if sampled else dim)
+    if sampled:
+        return live.ranker.n_items * (dim * (dim + 1) // 2 + dim)
+    return live.ranker.n_items * dim * (1.0 if depth is None else live.ranker.share(depth))
 
 
 class RankingDesk:
@@ -55,7 +60,7 @@ class RankingDesk:
         rng: np.random.Generator | None = None,
     ) -> Ranked:
         """The best `n` items for the user with `vector` (user_width,) but the rows in `exclude`."""
-        if cost(live, sampled=rng is not None) <= _QUICK:
+        if cost(live, sampled=rng is not None, depth=n + len(exclude)) <= _QUICK:
             return live.ranker.top(vector[None], n, [exclude], rng)[0]
         answer: asyncio.Future[Ranked] = asyncio.get_running_loop().create_future()
         self._queue.append(_Wish(live, vector, n, exclude, rng, answer))
@@ -65,13 +70,13 @@ class RankingDesk:
 
     async def similar(self, live: LiveGeneration, item_row: int, n: int) -> Ranked:
         """The `n` items most like `item_row`."""
-        if cost(live, sampled=False) <= _QUICK:
+        if live.ranker.prepared and cost(live, sampled=False) <= _QUICK:
             return live.ranker.similar(item_row, n)
         return await asyncio.to_thread(live.ranker.similar, item_row, n)
 
     async def popular(self, live: LiveGeneration, n: int) -> Ranked:
         """The `n` most loved items."""
-        if cost(live, sampled=False) <= _QUICK:
+        if live.ranker.prepared and cost(live, sampled=False) <= _QUICK:
             return live.ranker.popular(n)
         return await asyncio.to_thread(live.ranker.popular, n)
 

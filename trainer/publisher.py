@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from factors import FitSettings, Model, Scale, prior_model
+from factors import FitSettings, Index, Model, Scale, build_index, index_to_bytes, prior_model
 from featurestore.errors import LeaseLost, StoreError
 from featurestore.generations import GenerationDraft, GenerationMeta, GenerationWriter
 from featurestore.lease import Lease
@@ -40,6 +40,7 @@ class _Tables:
     model: Model
     items: npt.NDArray[np.float32]
     users: FitResult | None
+    index: bytes | None = None
 
 
 class Publisher:
@@ -67,6 +68,10 @@ class Publisher:
 
         Raises `StoreError` of every kind; what was written is then removed, or by the next leader.
         """
+        index = await asyncio.to_thread(_index_of, result)
+        metrics = dict(result.metrics)
+        if index is not None:
+            metrics["index_recall_at_10"] = index.recall
         draft = GenerationDraft(
             created=self._wall_clock(),
             rank=result.model.rank,
@@ -75,10 +80,11 @@ class Publisher:
             n_users=result.n_users,
             n_items=len(result.items),
             n_ratings=result.n_ratings,
-            metrics=result.metrics,
+            metrics=metrics,
             positions={partition: format_position(position) for partition, position in positions.items()},
         )
-        tables = _Tables(result.model, result.items, result)
+        packed = None if index is None else index_to_bytes(index)
+        tables = _Tables(result.model, result.items, result, packed)
         return await self._write(epoch, draft, tables, automatic=automatic, numbered=numbered)
 
     async def publish_prior(self, epoch: int, scale: Scale, engine: str) -> Published:
@@ -112,6 +118,8 @@ class Publisher:
         try:
             self._step("publish:begun")
             await patiently("write_items", lambda: writer.write_items(tables.items, tables.model))
+            if (index := tables.index) is not None:
+                await patiently("write_index", lambda: writer.write_index(index))
             self._step("publish:items")
             if tables.users is not None:
                 await self._write_users(writer, tables.users)
@@ -140,3 +148,8 @@ class Publisher:
             self._step("publish:some_users")
             await asyncio.sleep(0)
         log.event("records_written", generation=writer.number, users=result.n_users, taken=taken)
+
+
+def _index_of(result: FitResult) -> Index | None:
+    """An index of a large catalogue, for users drawn by a seed that the ratings give: a fit has one index."""
+    return build_index(result.model, result.items, result.users, np.random.default_rng(result.n_ratings))

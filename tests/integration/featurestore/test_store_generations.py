@@ -335,3 +335,23 @@ async def test_workers_that_beat_are_waited_for(store: Store) -> None:
     waiting = asyncio.create_task(store.generations.wait_served(1, 2, 10.0))
     await store.redis.hset(store.keys.workers, "fresh", beat(now + 30, 2))
     assert await waiting
+
+
+async def test_an_index_goes_with_its_generation(store: Store) -> None:
+    lease = await lead(store)
+    model = make_model()
+    items = make_items(model, 50)
+    writer = await store.generations.begin(lease, 1, make_draft(model, 0, 50))
+    with pytest.raises(StoreError):
+        await writer.write_index(b"too early")
+    await writer.write_items(items, model)
+    index = np.random.default_rng(0).bytes(150_000)
+    await writer.write_index(index)
+    meta = await writer.finish()
+    assert (meta.summary.index_chunks, meta.index_bytes) == (3, len(index))
+    assert await store.generations.load_index(meta) == index
+    await store.redis.set(store.keys.index_chunk(1, writer.number, 1), b"something else")
+    with pytest.raises(GenerationBroken):
+        await store.generations.load_index(meta)
+    await store.generations.remove(1, writer.number)
+    assert await keys_of(store, writer.number) == []

@@ -145,11 +145,11 @@ def test_similar_and_popular_return_rated_items_only(fitted: Fitted) -> None:
 
 
 def test_a_ranker_follows_the_table(fitted: Fitted) -> None:
-    ranker = Ranker(fitted.model, fitted.items[:20])
-    ranker.update(np.array([33, 20]), np.stack([fitted.items[4], fitted.items[5]]))
-    assert ranker.n_items == 34
     table = np.concatenate([fitted.items[:20], np.repeat(prior_item(fitted.model)[None], 14, axis=0)])
+    ranker = Ranker(fitted.model, table[:20])
     table[33], table[20] = fitted.items[4], fitted.items[5]
+    ranker.update(np.array([33, 20]), table)
+    assert ranker.n_items == 34
     fresh = Ranker(fitted.model, table)
     none = [np.array([], dtype=int)]
     for left, right in (
@@ -159,7 +159,8 @@ def test_a_ranker_follows_the_table(fitted: Fitted) -> None:
     ):
         np.testing.assert_array_equal(left.item_rows, right.item_rows)
         np.testing.assert_allclose(left.scores, right.scores, atol=1e-6)
-    ranker.update(np.array([], dtype=int), fitted.items[:0])
+    ranker.update(np.array([], dtype=int), table)
+    assert ranker.n_items == 34
 
 
 @pytest.mark.parametrize("n", [1, 10, 3000, 9000])
