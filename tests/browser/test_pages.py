@@ -1,0 +1,108 @@
+"""The pages in a real browser: they tell what is live, follow it, and load nothing from anywhere else."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator
+
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import lead, publish, rating
+from tests.support.serving import Client, serves, serving
+from tests.support.small_trainer import Trainer
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs a Chromium on the path"),
+    # What a page shows does not depend on the kind of store.
+    pytest.mark.parametrize("store_server", ["redis"], indirect=True),
+]
+# It would look for its own updates.
+QUIET = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+@pytest.fixture
+async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
+    lease = await lead(store, ttl_ms=600_000)
+    await store.items(1).register([b"dune", b"emma", b"0"])
+    await store.ratings.append([rating("ann", "dune", 5.0), rating("bob", "emma", 2.0)])
+    await publish(store, lease, n_items=3, users=[b"ann", b"bob"])
+    trainer = asyncio.create_task(Trainer(store, lease).run())
+    async with serving(store_settings) as (client, _):
+        await serves(client, 1)
+        yield client
+    trainer.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await trainer
+
+
+class Watched:
+    """A page, what it complained of, and where it asked."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.asked: set[str] = set()
+        page.on(
+            "console",
+            lambda message: self.complaints.append(message.text) if message.type == "error" else None,
+        )
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.asked.add(request.url))
+
+    def asked_only(self, url: str) -> bool:
+        return all(asked.startswith(f"{url}/") for asked in self.asked)
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[Watched]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield Watched(await browser.new_page())
+        await browser.close()
+
+
+async def test_the_page_tells_what_is_live_and_follows_it(client: Client, watched: Watched) -> None:
+    page = watched.page
+    await page.goto(f"{client.url}/")
+    cards = page.locator("#cards")
+    await expect(page.locator("#state")).to_have_text("live")
+    await expect(cards).to_contain_text("generation1epoch 1")
+    answer = await client.post("/ratings", {"user_id": "eve", "item_id": "dune", "rating": 4})
+    assert answer.status == 200
+    await expect(cards).to_contain_text("1 since the start")
+    assert (await client.post("/train")).status == 200
+    await expect(cards).to_contain_text("generation2epoch 1")
+    assert watched.complaints == []
+    assert watched.asked_only(client.url)
+
+
+async def test_the_page_says_when_nobody_answers(client: Client, watched: Watched) -> None:
+    page = watched.page
+    await page.goto(f"{client.url}/")
+    await expect(page.locator("#state")).to_have_text("live")
+    await page.route("**/status", lambda route: route.abort())
+    await expect(page.locator("#state")).to_contain_text("no answer")
+
+
+async def test_the_documentation_shows_every_call_and_every_code(client: Client, watched: Watched) -> None:
+    page = watched.page
+    description = (await client.get("/openapi.json")).json
+    await page.goto(f"{client.url}/docs")
+    calls = page.locator("#calls")
+    for path in description["paths"]:
+        await expect(calls).to_contain_text(path)
+    for code in description["x-problems"]:
+        await expect(page.locator("main")).to_contain_text(code)
+    await page.locator("summary", has_text="/predict").first.click()
+    await expect(page.locator("details[open]").first).to_contain_text("user_id")
+    assert watched.complaints == []
+    assert watched.asked_only(client.url)
