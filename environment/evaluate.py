@@ -28,7 +28,7 @@ from environment.server import running_server
 from environment.settings import MAX_SEED, EvaluationSettings
 
 PROGRESS_STEPS = 250
-TABLE_WIDTH = 100  # where nobody says how wide it may be, as in a log file
+TABLE_WIDTH = 120  # where nobody says how wide it may be, as in a log file
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ def save(figure: Any, path: Path) -> Path:
     import matplotlib as mpl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": SALT}):
+    # Text as text: a tenth of the size, and it can be searched.
+    with mpl.rc_context({"svg.hashsalt": SALT, "svg.fonttype": "none"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
     return path

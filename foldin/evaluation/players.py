@@ -18,7 +18,7 @@ from environment.world import SCALE
 from factors import FitSettings, Fitted, Histories, Ratings, Scale, Scorer, fold_in_items, fold_in_users
 from trainer.engines import ENGINES, make_engine
 
-REFIT_RATINGS = 500  # a fit takes up to a second; what comes in between is folded in
+REFIT_RATINGS = 600  # a fit takes some seconds; what comes in between is folded in
 GRID = Scale(float(SCALE[0]), float(SCALE[-1]), 1.0)
 
 
