@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test check bench lock clean
+.PHONY: setup run test check bench peers neural lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -34,8 +34,19 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup
+bench: setup peers
 	$(BIN)/foldin bench $(ARGS)
+
+# What the benchmarks compare with. Where one has no wheel for this Python, its rows say that it was skipped.
+peers: $(VENV)/.peers
+$(VENV)/.peers: $(STAMP) requirements/bench.txt
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
+
+# The neural engine and its tests; torch is 0.2 to 3 GB, so it is in no lock.
+neural: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.6'
+	FOLDIN_TEST_NEURAL=1 $(BIN)/python -m pytest tests/neural $(ARGS)
 
 # Both locks carry hashes and no registry addresses; numpy and scipy fork by Python version.
 lock:
@@ -43,7 +54,9 @@ lock:
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
 	  pyproject.toml -o requirements/run.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
-	  --all-extras --group dev pyproject.toml requirements/build.in -o requirements/dev.txt
+	  --extra evaluate --extra fast --group dev pyproject.toml requirements/build.in -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
+	  --group bench --constraints requirements/dev.txt -o requirements/bench.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
