@@ -7,6 +7,7 @@ headers, which are known beforehand, so that the bytes up to the body are kept b
 length of the body.
 """
 
+from asyncio import Transport, timeout
 from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
@@ -18,6 +19,9 @@ from aiohttp.abc import AbstractStreamWriter
 JSON = "application/json"
 # Different lengths of bodies are few; long ones are rare and their heads cheap next to the body.
 _HEADS_KEPT = 4096
+# A client gets this long to read what is buffered for it: 10,000 predictions in that time are 25 KB a second.
+READ_WITHIN_S = 30.0
+UNSENT_BYTES = 256 * 2**20
 
 
 class _Heads:
@@ -49,6 +53,31 @@ class _Heads:
 
 # The date is the same for every answer of a process.
 _heads = _Heads()
+
+
+class _Unsent:
+    """What clients have not read yet: its bytes are bounded, and so is the time that a client has for
+    them.
+    """
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+
+    async def sent(self, request: web.BaseRequest, transport: Transport, size_bytes: int) -> None:
+        """Wait until the client has read on. Drops one that does not, or that would be one too many."""
+        self.held_bytes += size_bytes
+        try:
+            async with timeout(READ_WITHIN_S if self.held_bytes <= UNSENT_BYTES else 0.0):
+                await request.writer.drain()
+        except TimeoutError:
+            transport.abort()
+            raise ClientConnectionResetError("the client does not read") from None
+        finally:
+            self.held_bytes -= size_bytes
+
+
+# The connections of a process share its memory.
+_unsent = _Unsent()
 
 
 class Answer(web.StreamResponse):
@@ -108,7 +137,7 @@ class Answer(web.StreamResponse):
         self._eof_sent = True
         # A client that asks faster than it reads waits here, so that what is buffered for it stays bounded.
         if request.protocol.writing_paused:
-            await request.writer.drain()
+            await _unsent.sent(request, transport, len(payload))
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:

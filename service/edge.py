@@ -7,12 +7,13 @@ documents with a request id, and counts. It stands in place of middlewares, of w
 request a frame.
 """
 
+import asyncio
 import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -111,6 +112,23 @@ class Edge:
         problem = Problem("internal_error", "the log of the service has the cause under the request id")
         return problem_answer(problem, request, request_id)
 
+    def refused_connection(self, most: int) -> bytes:
+        """The whole answer to a connection beyond `most`; it is counted."""
+        self._counts.overloads += 1
+        problem = Problem("overloaded", f"{most} connections are open", retry_after_s=1)
+        request_id = secrets.token_hex(8)
+        body = problem.document(request_id)
+        fields = header_lines(
+            {
+                "Content-Type": CONTENT_TYPE,
+                "Content-Length": str(len(body)),
+                **problem.headers,
+                "X-Request-ID": request_id,
+                "Connection": "close",
+            }
+        )
+        return b"HTTP/1.1 503 Service Unavailable\r\n%b\r\n%b" % (fields, body)
+
     def _overload(self) -> Problem:
         self._counts.overloads += 1
         return Problem("overloaded", f"{self._limit} requests are in flight", retry_after_s=1)
@@ -180,13 +198,33 @@ class EdgeProtocol(web.RequestHandler):
         return super().handle_error(request, status, exc, message)
 
 
-class EdgeServer(web.Server):
-    """Makes an `EdgeProtocol` a connection."""
+class _Refusal(asyncio.Protocol):
+    """A connection beyond the limit: it is told so at once, whatever it sends, and closed."""
 
-    def __init__(self, template: web.Server, handler: Handler, limits: dict[str, Any]) -> None:
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Answer and close."""
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.write(self._answer)
+        transport.close()
+
+
+class EdgeServer(web.Server):
+    """Makes an `EdgeProtocol` a connection, up to `most` of them."""
+
+    def __init__(
+        self, template: web.Server, handler: Handler, limits: dict[str, Any], *, edge: Edge, most: int
+    ) -> None:
         super().__init__(handler, request_factory=template.request_factory)
         self._limits = limits
+        self._edge = edge
+        self._most = most
 
     def __call__(self) -> web.RequestHandler:
         """A protocol for a new connection."""
+        if len(self.connections) >= self._most:
+            # All that the event loop asks of a protocol is there.
+            return cast("web.RequestHandler", _Refusal(self._edge.refused_connection(self._most)))
         return EdgeProtocol(self, loop=self._loop, **self._limits)

@@ -16,10 +16,10 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 class ServiceSettings:
     """How a service process behaves. Limits bound memory: what is beyond them is refused at once.
 
-    `in_flight`: requests that one worker answers at a time. `body_bytes`, `train_body_bytes`: largest bodies;
-    `bodies_bytes`: all bodies that a worker holds at once. `start_wait_s`: how long a start waits for a store
-    that does not answer. `grace_s`: how long requests in flight may take at the end. `train_wait_s`: how long
-    POST /train waits.
+    `in_flight`: requests that one worker answers at a time. `connections`: that one worker holds.
+    `body_bytes`, `train_body_bytes`: largest bodies; `bodies_bytes`: all bodies that a worker holds at once.
+    `start_wait_s`: how long a start waits for a store that does not answer. `grace_s`: how long requests in
+    flight may take at the end. `train_wait_s`: how long POST /train waits.
     """
 
     store: StoreSettings
@@ -29,6 +29,7 @@ class ServiceSettings:
     cache_dir: Path = Path(tempfile.gettempdir()) / "foldin-cache"
     log_level: str = "INFO"
     in_flight: int = 1024
+    connections: int = 8192
     body_bytes: int = 10 * 2**20
     train_body_bytes: int = 64 * 2**20
     bodies_bytes: int = 256 * 2**20

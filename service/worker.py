@@ -7,9 +7,11 @@ for what is in flight within the grace period; close.
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -27,6 +29,10 @@ from service.supervisor import CANNOT_START, address_of
 log = logging.getLogger("foldin.service")
 
 _BACKLOG = 1024
+# Of at most 8 KB each; browsers send about 20.
+_MOST_HEADERS = 64
+# Files of a worker that are no connections: the store, tables, logs, the libraries.
+_OTHER_FILES = 128
 # New containers between two looks of the collector: a request leaves few cycles; a batch of 10,000 pairs is
 # made of many containers.
 _GARBAGE = 50_000
@@ -37,17 +43,36 @@ _LAST_WORD_S = 0.2
 class EdgeRunner(web.AppRunner):
     """Serves an application through its `Edge`."""
 
-    __slots__ = ("_limits",)
+    __slots__ = ("_connections", "_limits")
 
-    def __init__(self, app: web.Application, *, keepalive_s: float, grace_s: float) -> None:
+    def __init__(self, app: web.Application, *, keepalive_s: float, grace_s: float, connections: int) -> None:
         super().__init__(app, access_log=None, shutdown_timeout=grace_s)
-        self._limits: dict[str, Any] = {"keepalive_timeout": keepalive_s, "access_log": None}
+        self._connections = connections
+        self._limits: dict[str, Any] = {
+            "keepalive_timeout": keepalive_s,
+            "max_headers": _MOST_HEADERS,
+            "access_log": None,
+        }
 
     async def _make_server(self) -> web.Server:
         template = await super()._make_server()
         edge = self.app[EDGE]
         edge.wrap(template.request_handler)
-        return EdgeServer(template, edge, self._limits)
+        return EdgeServer(template, edge, self._limits, edge=edge, most=self._connections)
+
+
+def connections_within(wanted: int) -> int:
+    """How many connections this process may hold, up to `wanted`: the limit of open files is raised for
+    them.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < need:
+        soft = need if hard == resource.RLIM_INFINITY else min(need, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
 
 
 async def serve(settings: ServiceSettings, place: Place, sock: socket.socket) -> int:
@@ -59,7 +84,12 @@ async def serve(settings: ServiceSettings, place: Place, sock: socket.socket) ->
     if place.supervised:
         _watch_supervisor(loop, stop)
     app = build_app(settings, place)
-    runner = EdgeRunner(app, keepalive_s=settings.keepalive_s, grace_s=settings.grace_s)
+    runner = EdgeRunner(
+        app,
+        keepalive_s=settings.keepalive_s,
+        grace_s=settings.grace_s,
+        connections=connections_within(settings.connections),
+    )
     starting = asyncio.create_task(runner.setup(), name="start")
     stopping = asyncio.create_task(stop.wait(), name="wait for the end")
     try:

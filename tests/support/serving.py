@@ -75,10 +75,12 @@ async def client_of(url: str) -> AsyncIterator[Client]:
 async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[Client, web.Application]]:
     """A service in this process, and a client of it."""
     with tempfile.TemporaryDirectory(prefix="foldin-test-") as cache:
-        settings = replace(ServiceSettings(store=store, cache_dir=Path(cache)), **changes)
+        settings = replace(ServiceSettings(store=store, cache_dir=Path(cache), keepalive_s=5.0), **changes)
         sock = bind("127.0.0.1", 0, 1)[0]
         app = build_app(settings, Place())
-        runner = EdgeRunner(app, keepalive_s=5.0, grace_s=2.0)
+        runner = EdgeRunner(
+            app, keepalive_s=settings.keepalive_s, grace_s=2.0, connections=settings.connections
+        )
         await runner.setup()
         try:
             await web.SockSite(runner, sock).start()

@@ -1,0 +1,163 @@
+"""More than a worker can take, and clients that hold on to what they get: memory is bounded, the others are
+served.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import pytest
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from service import answers
+from service.state import COUNTS, EDGE
+from tests.support.factories import Written, lead, publish, rating
+from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.waiting import wait_until_async
+
+ONE = "/predict?user_id=ann&item_id=item-1"
+
+
+@pytest.fixture
+async def published(store: Store) -> Written:
+    """A generation that knows user `ann`."""
+    await store.items(1).register([b"item-%d" % row for row in range(8)])
+    await store.ratings.append([rating("ann", "item-0", 5.0)])
+    return await publish(store, await lead(store), n_items=8, users=[b"ann"])
+
+
+def port_of(client: Client) -> int:
+    return int(client.url.rpartition(":")[2])
+
+
+async def opened(client: Client) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", port_of(client))
+
+
+async def test_excess_is_refused_at_once_and_what_was_taken_is_answered(
+    store: Store, store_settings: StoreSettings, published: Written
+) -> None:
+    async with serving(store_settings, in_flight=8) as (client, app):
+        await serves(client, published.writer.number)
+        # For so long nothing that was taken can end: what is answered before was refused.
+        await store.redis.client_pause(500)
+        replies = await asyncio.gather(*(client.get(ONE) for _ in range(8 * 3)))
+        refused = [reply for reply in replies if reply.status != 200]
+        assert len(refused) == 16
+        for reply in refused:
+            is_problem(reply, 503, "overloaded")
+            assert int(reply.headers["Retry-After"]) >= 1
+        assert app[COUNTS].overloads == 16
+        assert app[EDGE].in_flight == 0
+        assert (await client.get(ONE)).status == 200
+
+
+async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_nobody(
+    store_settings: StoreSettings, published: Written
+) -> None:
+    async with serving(store_settings, connections=300) as (client, _):
+        await serves(client, published.writer.number)
+        idle = [await opened(client) for _ in range(290)]
+        assert (await client.get(ONE)).status == 200
+        more = [await opened(client) for _ in range(30)]
+
+        async def heard(reader: asyncio.StreamReader) -> bytes:
+            try:
+                return await asyncio.wait_for(reader.read(), 0.5)
+            except TimeoutError:
+                return b""
+
+        told = [text for text in await asyncio.gather(*(heard(reader) for reader, _ in more)) if text]
+        assert len(told) >= 20
+        for text in told:
+            head, _, body = text.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503")
+            assert b"Retry-After: 1" in head
+            assert json.loads(body)["code"] == "overloaded"
+        assert (await client.get(ONE)).status == 200
+        for _, writer in (*idle, *more):
+            writer.close()
+
+        async def there_is_room() -> bool:
+            reader, writer = await opened(client)
+            writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % ONE.encode())
+            text = await reader.read()
+            writer.close()
+            return b" 200 OK" in text
+
+        await wait_until_async(there_is_room, 5.0, "connections that were closed make room")
+
+
+async def test_a_connection_that_never_asks_is_closed(
+    store_settings: StoreSettings, published: Written
+) -> None:
+    async with serving(store_settings, keepalive_s=0.2) as (client, _):
+        await serves(client, published.writer.number)
+        silent, half = await opened(client), await opened(client)
+        half[1].write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: a")
+        for reader, writer in (silent, half):
+            assert await asyncio.wait_for(reader.read(), 5.0) == b""
+            writer.close()
+
+
+async def test_headers_without_end_are_refused(store_settings: StoreSettings, published: Written) -> None:
+    async with serving(store_settings) as (client, _):
+        await serves(client, published.writer.number)
+        for line in (b"X-%d: " + b"v" * 1000 + b"\r\n", b"X%d" + b"n" * 1000):
+            reader, writer = await opened(client)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+            sent = 0
+            try:
+                while not reader.at_eof() and sent < 2000:
+                    writer.write(line % sent)
+                    await writer.drain()
+                    sent += 1
+                    await asyncio.sleep(0)
+                text = await asyncio.wait_for(reader.read(), 5.0)
+            except (ConnectionResetError, BrokenPipeError):
+                text = b"HTTP/1.1 400"
+            assert text.startswith(b"HTTP/1.1 4")
+            assert sent < 2000
+            writer.close()
+        assert (await client.get(ONE)).status == 200
+
+
+async def test_a_client_that_does_not_read_is_dropped(
+    store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "READ_WITHIN_S", 0.3)
+    body = json.dumps({"user_id": "ann", "item_ids": ["item-1"] * 10_000}).encode()
+    asking = (
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    )
+    async with serving(store_settings) as (client, _):
+        await serves(client, published.writer.number)
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(slow, ("127.0.0.1", port_of(client)))
+        requests = asking % (len(body), body) * 40
+        sending = asyncio.create_task(loop.sock_sendall(slow, requests))
+
+        async def held() -> bool:
+            return answers._unsent.held_bytes > 0
+
+        async def given_up() -> bool:
+            return answers._unsent.held_bytes == 0
+
+        await wait_until_async(held, 10.0, "answers wait for the client")
+        assert await loop.sock_recv(slow, 1) == b"H"
+        await wait_until_async(given_up, 10.0, "the client is dropped")
+        assert (await client.get(ONE)).status == 200
+        text = b""
+        with contextlib.suppress(OSError):
+            while part := await asyncio.wait_for(loop.sock_recv(slow, 1 << 20), 5.0):
+                text += part
+        # What the kernel had of it, and not the rest.
+        assert text.count(b"HTTP/1.1 200 OK") < 40
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        slow.close()
