@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from featurestore.settings import EnvironmentReader, StoreSettings, parse_scale
@@ -38,11 +39,14 @@ class TrainerSettings:
     def from_environment(cls, environ: Mapping[str, str]) -> "TrainerSettings":
         """The settings in an environment. Raises `SettingsInvalid`."""
         reader = EnvironmentReader(environ)
-        engine = reader.choice("FOLDIN_ENGINE", "variational", ENGINES)
+        name = reader.choice("FOLDIN_ENGINE", "variational", ENGINES)
+        engine = next(known for known in ENGINES if known == name)
+        if engine == "neural" and find_spec("torch") is None:
+            reader.problem("FOLDIN_ENGINE", "is neural, which needs torch: pip install foldin[neural]")
         settings = cls(
             store=StoreSettings.from_environment(reader),
             archive_dir=Path(reader.text("FOLDIN_ARCHIVE_DIR", "data/archive")),
-            engine="implicit" if engine == "implicit" else "variational",
+            engine=engine,
             refit_events=reader.integer("FOLDIN_REFIT_EVENTS", 5_000),
             refit_seconds=reader.seconds("FOLDIN_REFIT_SECONDS", 60.0),
             fit_threads=reader.integer("FOLDIN_FIT_THREADS", 1, 1, 1024),

@@ -11,8 +11,8 @@ import numpy as np
 
 from factors import FitSettings, Fitted, Ratings
 
-EngineName = Literal["variational", "implicit"]
-ENGINES: tuple[EngineName, ...] = ("variational", "implicit")
+EngineName = Literal["variational", "implicit", "neural"]
+ENGINES: tuple[EngineName, ...] = ("variational", "implicit", "neural")
 
 Report = Callable[[dict[str, float]], None]
 
@@ -47,11 +47,15 @@ class Engine(Protocol):
 
 
 def make_engine(name: EngineName, settings: FitSettings) -> Engine:
-    """The engine of this name."""
+    """The engine of this name. Raises `FitRefused` where it needs a library that is not installed."""
     if name == "implicit":
         from trainer.engines.implicit_als import ImplicitEngine
 
         return ImplicitEngine(settings)
+    if name == "neural":
+        from trainer.engines.neural import NeuralEngine
+
+        return NeuralEngine(settings)
     from trainer.engines.variational import VariationalEngine
 
     return VariationalEngine(settings)

@@ -187,3 +187,11 @@ def test_settings_are_read_and_every_error_told() -> None:
     with pytest.raises(SettingsInvalid) as caught:
         TrainerSettings.from_environment({"FOLDIN_ENGINE": "x", "FOLDIN_FIT_THREADS": "0"})
     assert len(caught.value.problems) == 2
+
+
+def test_neural_engine_without_torch_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.settings.find_spec", lambda _: None)
+    with pytest.raises(SettingsInvalid, match=r"FOLDIN_ENGINE .* pip install foldin\[neural\]"):
+        TrainerSettings.from_environment({"FOLDIN_ENGINE": "neural"})
+    monkeypatch.setattr("trainer.settings.find_spec", lambda name: name)
+    assert TrainerSettings.from_environment({"FOLDIN_ENGINE": "neural"}).engine == "neural"

@@ -1,0 +1,130 @@
+"""The neural engine: its users are fold-ins like any other's, seeded, growing, and honest about strangers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from factors import (
+    FitDiverged,
+    FitSettings,
+    Fitted,
+    Ratings,
+    Scale,
+    Scorer,
+    explain,
+    fold_in_items,
+    fold_in_users,
+    from_bytes,
+    held_out_metrics,
+    to_bytes,
+)
+from factors.packing import COUNT
+from tests.unit.factors.factors_world import STARS, histories_of, ratings_of
+from trainer.engines import make_engine
+from trainer.engines.variational import bias_error
+
+
+def fitted(
+    ratings: Ratings,
+    n_users: int = 40,
+    n_items: int = 30,
+    *,
+    start: Fitted | None = None,
+    scale: Scale = STARS,
+    seed: int = 1,
+) -> Fitted:
+    engine = make_engine("neural", FitSettings(scale, rank=3))
+    rng = np.random.default_rng(seed)
+    return engine.fit(ratings, n_users, n_items, rng=rng, start=start, report=lambda _metrics: None)
+
+
+@pytest.fixture(scope="module")
+def fit() -> Fitted:
+    return fitted(ratings_of(3))
+
+
+def test_users_are_what_folding_in_their_histories_gives(fit: Fitted) -> None:
+    rows = fold_in_users(from_bytes(to_bytes(fit.model)), fit.items, histories_of(ratings_of(3), 40))
+    np.testing.assert_allclose(rows, fit.users, atol=1e-6)
+
+
+def test_one_history_folded_in_alone_is_the_same(fit: Fitted) -> None:
+    ratings = ratings_of(3)
+    mine = ratings.user_row == 7
+    alone = Ratings(
+        np.zeros(mine.sum(), np.int32), ratings.item_row[mine], ratings.value[mine], ratings.time[mine]
+    )
+    row = fold_in_users(fit.model, fit.items, histories_of(alone, 1))[0]
+    np.testing.assert_allclose(row, fit.users[7], atol=2e-5)
+
+
+def test_the_same_seed_gives_the_same_fit(fit: Fitted) -> None:
+    again = fitted(ratings_of(3))
+    np.testing.assert_array_equal(again.users, fit.users)
+    np.testing.assert_array_equal(again.items, fit.items)
+    assert np.abs(fitted(ratings_of(3), seed=2).items - fit.items).max() > 1e-3
+
+
+def test_unseen_ratings_are_foretold_better_than_by_biases_and_with_honest_intervals() -> None:
+    ratings = ratings_of(4, n_users=150, n_items=80, n=6000, timed=False)
+    unseen = np.arange(len(ratings.value)) % 8 == 0
+    known, asked = (
+        Ratings(ratings.user_row[rows], ratings.item_row[rows], ratings.value[rows], ratings.time[rows])
+        for rows in (~unseen, unseen)
+    )
+    metrics = held_out_metrics(fitted(known, 150, 80), asked)
+    assert metrics["rmse"] < bias_error(known, asked)
+    assert 0.8 < metrics["coverage"] < 0.98
+
+
+def test_goes_on_from_an_earlier_fit_with_more_users_and_items(fit: Fitted) -> None:
+    more = ratings_of(3, n_users=45, n_items=35, n=800)
+    grown = fitted(more, 45, 35, start=fit)
+    assert (len(grown.users), len(grown.items)) == (45, 35)
+    assert np.isfinite(grown.users).all()
+    assert np.isfinite(grown.items).all()
+    broken = replace(fit, items=np.full_like(fit.items, np.nan))
+    broken.items[:, COUNT] = 5
+    with pytest.raises(FitDiverged):
+        fitted(more, 45, 35, start=broken)
+
+
+def test_whom_and_what_it_does_not_know_it_says_so(fit: Fitted) -> None:
+    scorer = Scorer(fit.model, fit.items)
+    scores = scorer.score(fit.users, np.array([0, -1]), np.array([0, 999]))
+    assert scores.basis.tolist() == [3, 0]
+    assert scores.std[1] > scores.std[0] > 0
+
+
+def test_items_fold_in_and_scores_are_explained(fit: Fitted) -> None:
+    ratings = ratings_of(3)
+    rows = fold_in_items(fit.model, fit.users, histories_of(ratings, 30, by="item"), current=fit.items)
+    assert np.isfinite(rows).all()
+    mine = ratings.user_row == 5
+    alone = Ratings(
+        np.zeros(mine.sum(), np.int32), ratings.item_row[mine], ratings.value[mine], ratings.time[mine]
+    )
+    why = explain(fit.model, fit.items, histories_of(alone, 1), 4)
+    score = Scorer(fit.model, fit.items).score(fit.users[5:6], np.array([0]), np.array([4]))
+    assert why.base + why.contributions.sum() == pytest.approx(score.rating[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [0, 1, 60])
+def test_few_ratings_are_finite(n: int) -> None:
+    ratings = ratings_of(3)
+    few = Ratings(ratings.user_row[:n], ratings.item_row[:n], ratings.value[:n], ratings.time[:n])
+    fit = fitted(few)
+    assert np.isfinite(fit.users).all()
+    assert np.isfinite(fit.items).all()
+
+
+@pytest.mark.parametrize(
+    ("scale", "value"),
+    [(Scale(1.0, 5.0, 1.0), 4.0), (Scale(3.0, 3.0), 3.0), (Scale(-1e6, 1e6), 123456.0)],
+)
+def test_ratings_that_are_all_equal_are_foretold(scale: Scale, value: float) -> None:
+    ratings = ratings_of(3)
+    fit = fitted(replace(ratings, value=np.full(len(ratings.value), value)), scale=scale)
+    score = Scorer(fit.model, fit.items).score(fit.users, np.array([0]), np.array([0]))
+    assert score.rating[0] == pytest.approx(value, abs=0.02 * ((scale.high - scale.low) or 1.0))
