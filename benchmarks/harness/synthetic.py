@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.harness.datasets import synthetic
-from factors import FitSettings, Model, Scale, fit
+from factors import FitSettings, Index, Model, Scale, fit, index_to_bytes
 from factors.packing import Layout
 from featurestore.generations import GenerationDraft
 from featurestore.lease import Lease
@@ -31,12 +31,14 @@ MOVED_BY = 0.1  # of the spread of the small fit's rows
 class Generation:
     """A model with its tables: `users` float32 (n_users, user_width), `items` float32 (n_items, item_width).
 
-    User and item ids are the rows in decimal.
+    User and item ids are the rows in decimal. `index`: of the items, as the trainer would publish it, if
+    wanted.
     """
 
     model: Model
     users: np.ndarray[tuple[int, int], np.dtype[np.float32]]
     items: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    index: Index | None = None
 
 
 def make(n_users: int, n_items: int, *, rank: int, seed: int) -> Generation:
@@ -139,6 +141,8 @@ async def _publish(store: Store, epoch: int, generation: Generation) -> int:
         )
         writer = await store.generations.begin(lease, epoch, draft)
         await writer.write_items(generation.items, generation.model)
+        if generation.index is not None:
+            await writer.write_index(index_to_bytes(generation.index))
         renewed = time.monotonic()
         for start in range(0, n_users, BATCH):
             users = slice(start, min(start + BATCH, n_users))
