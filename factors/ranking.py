@@ -45,6 +45,7 @@ class _Table:
     """
 
     items: FloatTable
+    scorer: Scorer
     means: Float32s
     rows: Int32s
     places: Int32s
@@ -122,7 +123,9 @@ class Ranker:
         means[places[changed]] = items[changed][:, self._layout.mean]
         with self._preparing:
             self._loved = self._followed(self._loved, items, changed)
-            self._table = _Table(items, means, where, places, table.index, table.starts)
+            self._table = _Table(
+                items, Scorer(self._model, items), means, where, places, table.index, table.starts
+            )
 
     def top(
         self,
@@ -143,7 +146,7 @@ class Ranker:
         """
         table = self._table
         count = len(table.items)
-        if n < 1 or count == 0:
+        if n < 1 or count == 0 or len(users) == 0:
             return [Ranked(np.zeros(0, dtype=np.int64), np.zeros(0)) for _ in range(len(users))]
         excluded = []
         for rows in exclude:
@@ -159,8 +162,7 @@ class Ranker:
             for j, some in zip(left, _best(table, features[left], n, [out[j] for j in left]), strict=True):
                 places[j] = some
             found = [table.rows[some].astype(np.int64) for some in places if some is not None]
-        scorer = Scorer(self._model, table.items)
-        return [self._expected(scorer, users, j, rows, in_order=rng is None) for j, rows in enumerate(found)]
+        return self._expected(table, users, found, in_order=rng is None)
 
     def similar(self, item_row: int, n: int) -> Ranked:
         """The `n` items whose scores go together with those of `item_row` over the users, among rated items.
@@ -207,7 +209,7 @@ class Ranker:
         for start in range(0, n, _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             means[places[part]] = items[part, self._layout.mean]
-        return _Table(items, means, rows, places, index, starts)
+        return _Table(items, Scorer(self._model, items), means, rows, places, index, starts)
 
     def _prepared(self) -> _Loved:
         with self._preparing:
@@ -283,13 +285,19 @@ class Ranker:
         return largest(draws, n)
 
     def _expected(
-        self, scorer: Scorer, users: FloatTable, position: int, rows: Int64s, *, in_order: bool
-    ) -> Ranked:
-        rating = scorer.score(users, np.full(len(rows), position), rows).rating
-        if in_order and self._parameters.link == "ordinal":
+        self, table: _Table, users: FloatTable, found: Sequence[Int64s], *, in_order: bool
+    ) -> list[Ranked]:
+        """The rows that were `found` for each of `users`, with the ratings that are expected of them."""
+        sizes = [len(rows) for rows in found]
+        index = np.repeat(np.arange(len(found)), sizes)
+        ratings = table.scorer.rating(users, index, np.concatenate(found))
+        ranked = []
+        for rows, rating in zip(found, np.split(ratings, np.cumsum(sizes)[:-1]), strict=True):
             order = np.argsort(-rating, kind="stable")
-            rows, rating = rows[order], rating[order]
-        return Ranked(rows, rating)
+            if not in_order or self._parameters.link == "gaussian":
+                order = np.arange(len(rows))
+            ranked.append(Ranked(rows[order], rating[order]))
+        return ranked
 
 
 def _grown(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:

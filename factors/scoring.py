@@ -68,15 +68,21 @@ class Scorer:
         `users` (u, user_width). `time` (m,): seconds since 1970 or NaN, when the rating would be given; a
         period that the rows know then counts.
         """
-        mean, variance, basis = self.latent(users, user_index, item_rows, time)
+        mean, variance, counts = self._latent(users, user_index, item_rows, time)
         rating, std = rating_moments(self._parameters, mean, variance)
         if self._stretched:
-            user_count, item_count = (
-                self._counts(0, users, user_index),
-                self._counts(1, self.items, item_rows),
-            )
-            std *= stretch_of(self._parameters, user_count, item_count)
-        return Scores(rating, std, basis)
+            std *= stretch_of(self._parameters, *counts.astype(np.float64))
+        return Scores(rating, std, _basis(counts))
+
+    def rating(self, users: FloatTable, user_index: Rows, item_rows: Rows) -> Float64s:
+        """The ratings of `score` alone (m,); with the Gaussian link covariances are not read for them."""
+        if self._parameters.link != "gaussian" or len(user_index) == 1:
+            return self.score(users, user_index, item_rows).rating
+        stop = MEAN + self._dim
+        own = self._columns(0, users, user_index, stop)[MEAN:]
+        other = self._columns(1, self.items, item_rows, stop)[MEAN:]
+        mean = self._means(own.astype(np.float64), other.astype(np.float64))
+        return rating_moments(self._parameters, mean, np.zeros(len(mean)))[0]
 
     def distribution(
         self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
@@ -91,42 +97,45 @@ class Scorer:
         self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
     ) -> tuple[Float64s, Float64s, Basis]:
         """Mean and variance (without noise) of the scores before the link, and the basis; all (m,)."""
+        mean, variance, counts = self._latent(users, user_index, item_rows, time)
+        return mean, variance, _basis(counts)
+
+    def _latent(
+        self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None
+    ) -> tuple[Float64s, Float64s, FloatTable]:
+        """The same with how many ratings stand behind user and item, (2, m), in place of the basis."""
         m = len(user_index)
         if m == 1:
             # Numpy adds up a single column in another order than it adds up columns.
-            mean, variance, basis = self._block_latent(
+            mean, variance, counts = self._block_latent(
                 users, np.repeat(user_index, 2), np.repeat(item_rows, 2)
             )
-            mean, variance, basis = mean[:1], variance[:1], basis[:1]
+            mean, variance, counts = mean[:1], variance[:1], counts[:, :1]
         elif m <= self._block + 1:
-            mean, variance, basis = self._block_latent(users, user_index, item_rows)
+            mean, variance, counts = self._block_latent(users, user_index, item_rows)
         else:
-            mean, variance, basis = np.empty(m), np.empty(m), np.empty(m, dtype=np.uint8)
+            mean, variance, counts = np.empty(m), np.empty(m), np.empty((2, m), dtype=np.float32)
             start = 0
             while start < m:
                 # No block of one is left over.
                 stop = m if m - start <= self._block + 1 else start + self._block
                 part = slice(start, stop)
-                mean[part], variance[part], basis[part] = self._block_latent(
+                mean[part], variance[part], counts[:, part] = self._block_latent(
                     users, user_index[part], item_rows[part]
                 )
                 start = stop
         if self._prior_period_variance:
             self._add_periods(mean, variance, (users, user_index), item_rows, time)
-        return mean, variance, basis
+        return mean, variance, counts
 
     def _block_latent(
         self, users: FloatTable, user_index: Rows, item_rows: Rows
-    ) -> tuple[Float64s, Float64s, Basis]:
+    ) -> tuple[Float64s, Float64s, FloatTable]:
         core, last = self._core, MEAN + self._dim - 1
         own = self._columns(0, users, user_index, core)
         other = self._columns(1, self.items, item_rows, core)
-        user_mean, item_mean = (side[MEAN : last + 1].astype(np.float64) for side in (own, other))
-        biases = user_mean[-1] + item_mean[-1]
-        user_mean *= item_mean
-        user_mean[-1] = biases
-        mean = np.add.reduce(user_mean, axis=0)
-        mean += self._parameters.mean
+        counts = np.stack([own[COUNT], other[COUNT]])
+        mean = self._means(*(side[MEAN : last + 1].astype(np.float64) for side in (own, other)))
         own[last] = other[last] = 1.0
         user_features, item_features = own[MEAN : last + 1], other[MEAN : last + 1]
         user_spread, item_spread = own[last + 1 :], other[last + 1 :]
@@ -141,15 +150,16 @@ class Scorer:
         total *= self._multiplicity[total.dtype]
         # Of a posterior without spread rounding could leave less than nothing.
         variance = np.maximum(np.add.reduce(total, axis=0), 0.0).astype(np.float64)
-        basis = (own[COUNT] > 0) * np.uint8(2) + (other[COUNT] > 0)
-        return mean, variance, basis
+        return mean, variance, counts
 
-    def _counts(self, side: int, table: FloatTable, rows: Rows) -> Float64s:
-        """Ratings (m,) behind `rows` of a table; 0 for those that are not there."""
-        counts = np.zeros(len(rows))
-        known = (rows >= 0) & (rows < len(table))
-        counts[known] = table[rows[known], COUNT]
-        return counts
+    def _means(self, user_mean: Float64s, item_mean: Float64s) -> Float64s:
+        """Means (m,) of the scores of columns `[latent, bias]` (dim, m). Writes into `user_mean`."""
+        biases = user_mean[-1] + item_mean[-1]
+        user_mean *= item_mean
+        user_mean[-1] = biases
+        mean = np.asarray(np.add.reduce(user_mean, axis=0))
+        mean += self._parameters.mean
+        return mean
 
     def _columns(self, side: int, table: FloatTable, rows: Rows, width: int) -> FloatTable:
         """The first `width` numbers of `rows` (m,) of a table, as columns (width, m), to be written to."""
@@ -181,6 +191,11 @@ class Scorer:
                 effect, spread = match_periods(side, known, np.arange(len(rows)), time)
                 mean += effect
                 variance += spread - side.period_variance
+
+
+def _basis(counts: FloatTable) -> Basis:
+    user, item = counts > 0
+    return np.asarray(user * np.uint8(2) + item)
 
 
 def score(

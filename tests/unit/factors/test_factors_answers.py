@@ -58,6 +58,16 @@ def test_blocks_of_any_length_give_every_pair_the_same_bits(fitted: Fitted) -> N
             np.testing.assert_array_equal(alone[2], basis[part])
 
 
+def test_ratings_alone_are_those_of_the_scores(fitted: Fitted) -> None:
+    rng = np.random.default_rng(1)
+    scorer = Scorer(fitted.model, fitted.items)
+    for m in (1, 2, 700):
+        user, item = rng.integers(-1, 40, m), rng.integers(-1, 31, m)
+        np.testing.assert_array_equal(
+            scorer.rating(fitted.users, user, item), scorer.score(fitted.users, user, item).rating
+        )
+
+
 def test_no_pairs_have_no_scores(fitted: Fitted) -> None:
     scorer, user, item = Scorer(fitted.model, fitted.items), np.zeros(9, np.int64), np.zeros(9, np.int64)
     empty = scorer.score(fitted.users, user[:0], item[:0])
