@@ -6,22 +6,41 @@ library, users are folded in from their histories with exactly these items, so t
 same whoever computes it.
 """
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import scipy.sparse as sp
 from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits
 
-from factors import FitDiverged, FitSettings, Fitted, Histories, Model, Ratings, fold_in_items, fold_in_users
+from factors import (
+    FitDiverged,
+    FitSettings,
+    Fitted,
+    Histories,
+    Model,
+    Ratings,
+    Scale,
+    fold_in_items,
+    fold_in_users,
+)
 from factors.confidence import confidence_model, confidence_of, is_confidence
 from factors.packing import item_layout, user_layout
 from factors.tables import Float32s, Float64s
 from trainer.engines import Report
 
-# A choice at the top of the scale weighs as much as 20 items that were passed over; near the optimum on play
-# counts and ratings alike (Hu, Koren, Volinsky used 40 for counts).
-_ALPHA = 20.0
-_REGULARIZATION = 0.05
-_RANK = 32
+# By how much more a choice at the top of the scale weighs than an item that was passed over, and the ridge of
+# both sides: what is tried with the first of the ranks, which then vary. Hu, Koren and Volinsky have 40 for
+# counts.
+_ALPHAS = (0.5, 2.0, 8.0, 32.0)
+_RIDGES = (0.1, 3.0, 10.0, 30.0)
+_RANKS = (32, 16, 64, 128)
+# Choices from which this is decided: of many, so many of whole users; a tenth of them is held out.
+_MOST_TRIED = 300_000
+_LEAST_TRIED = 200
+_MOST_ASKED = 5_000
+# A choice stands until there are so many times the ratings.
+_DECIDE_AGAIN = 1.5
 _ITERATIONS = 15
 # Warm, a few sweeps take in what is new.
 _WARM_ITERATIONS = 5
@@ -29,6 +48,20 @@ _NOISE_FLOOR = 1e-4
 # Pairs that are ranked to judge a fit: each costs a score of every item.
 _JUDGED = 2_000
 _TOP = 20
+# Where a model keeps the ridge and from how many ratings it was decided.
+_CHOICE = "implicit_choice"
+# Depth of the rankings by which rank, ridge and confidence are chosen.
+_DEPTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`rank`; `alpha`, see `factors.confidence`; `ridge` of both sides; `decided`: from so many ratings."""
+
+    rank: int
+    alpha: float
+    ridge: float
+    decided: float = 0.0
 
 
 class ImplicitEngine:
@@ -48,34 +81,73 @@ class ImplicitEngine:
         report: Report,
     ) -> Fitted:
         """See `Engine.fit`."""
-        rank = self._rank(n_users, n_items)
-        alpha, scale = _ALPHA, self._settings.scale
-        chosen = sp.csr_matrix(
-            (
-                confidence_of(ratings.value, scale, alpha).astype(np.float32),
-                (ratings.user_row, ratings.item_row),
-            ),
-            shape=(n_users, n_items),
-        )
-        warm = start is not None and is_confidence(start.model) and start.model.rank == rank
         # The library has threads of its own, one a user; BLAS threads under them only get in the way.
         with threadpool_limits(limits=1, user_api="blas"):
-            users, items = self._alternate(chosen, rank, start if warm else None, rng, report)
+            earlier = None if start is None else _choice_of(start.model)
+            if earlier is not None and self._stands(earlier, len(ratings.value)):
+                choice = earlier
+            else:
+                choice, start = self._choose(ratings, n_users, n_items, rng), None
+            chosen = _matrix(ratings, choice.alpha, self._settings.scale, (n_users, n_items))
+            users, items = self._alternate(chosen, choice, start, rng, report)
         if not (np.isfinite(items).all() and np.isfinite(users).all()):
             raise FitDiverged("implicit ALS gave factors that are not finite")
-        return self._fitted(ratings, users.astype(np.float64), items.astype(np.float64))
+        return self._fitted(ratings, choice, users.astype(np.float64), items.astype(np.float64))
 
-    def _alternate(
-        self, chosen: sp.csr_matrix, rank: int, start: Fitted | None, rng: np.random.Generator, report: Report
-    ) -> tuple[Float32s, Float32s]:
-        als = AlternatingLeastSquares(
-            factors=rank,
-            regularization=_REGULARIZATION,
-            iterations=_ITERATIONS if start is None else _WARM_ITERATIONS,
+    def _stands(self, choice: Choice, n_ratings: int) -> bool:
+        wanted = self._settings.rank
+        return wanted in ("auto", choice.rank) and n_ratings < _DECIDE_AGAIN * choice.decided
+
+    def _choose(self, ratings: Ratings, n_users: int, n_items: int, rng: np.random.Generator) -> Choice:
+        """Rank, confidence and ridge by NDCG on choices held out."""
+        n = float(len(ratings.value))
+        wanted = self._settings.rank
+        most = max(1, min(n_users, n_items))
+        ranks = [min(rank, most) for rank in (_RANKS if wanted == "auto" else (wanted,))]
+        if n < _LEAST_TRIED:
+            return Choice(ranks[0], _ALPHAS[1], _RIDGES[0], n)
+        part = _some_users(ratings, n_users, rng)
+        unseen = rng.random(len(part.user_row)) < 0.1
+        known, asked = _rows(part, ~unseen), _rows(part, unseen)
+        shape = (n_users, n_items)
+
+        def quality(choice: Choice) -> float:
+            chosen = _matrix(known, choice.alpha, self._settings.scale, shape)
+            als = self._library(choice, _ITERATIONS, np.random.default_rng(1))
+            als.fit(chosen, show_progress=False)
+            return _ndcg(als, chosen, asked.user_row, asked.item_row)
+
+        tried = {
+            choice: quality(choice)
+            for choice in (Choice(ranks[0], alpha, ridge, n) for alpha in _ALPHAS for ridge in _RIDGES)
+        }
+        best = max(tried, key=tried.__getitem__)
+        for rank in dict.fromkeys(ranks[1:]):
+            # More dimensions bear more ridge.
+            more = [ridge for ridge in _RIDGES if ridge >= best.ridge][:2]
+            for choice in (replace(best, rank=rank, ridge=ridge) for ridge in more):
+                tried[choice] = quality(choice)
+        return max(tried, key=tried.__getitem__)
+
+    def _library(self, choice: Choice, iterations: int, rng: np.random.Generator) -> AlternatingLeastSquares:
+        return AlternatingLeastSquares(
+            factors=choice.rank,
+            regularization=choice.ridge,
+            iterations=iterations,
             num_threads=self._settings.threads,
             random_state=int(rng.integers(2**31)),
         )
-        users, items = _beginning(start, rank, *chosen.shape, rng=rng)
+
+    def _alternate(
+        self,
+        chosen: sp.csr_matrix,
+        choice: Choice,
+        start: Fitted | None,
+        rng: np.random.Generator,
+        report: Report,
+    ) -> tuple[Float32s, Float32s]:
+        als = self._library(choice, _ITERATIONS if start is None else _WARM_ITERATIONS, rng)
+        users, items = _beginning(start, choice.rank, *chosen.shape, rng=rng)
         if not chosen.nnz:
             return users, items
         als.user_factors, als.item_factors = users, items
@@ -115,26 +187,71 @@ class ImplicitEngine:
             "held_out_recall_at_20": found / max(len(ranks), 1),
         }
 
-    def _rank(self, n_users: int, n_items: int) -> int:
-        wanted = _RANK if self._settings.rank == "auto" else self._settings.rank
-        return max(1, min(wanted, n_users, n_items))
-
-    def _fitted(self, ratings: Ratings, users: Float64s, items: Float64s) -> Fitted:
-        ridge = _REGULARIZATION * np.eye(users.shape[1])
+    def _fitted(self, ratings: Ratings, choice: Choice, users: Float64s, items: Float64s) -> Fitted:
+        ridge = choice.ridge * np.eye(users.shape[1])
         error = 1.0 - np.einsum("ij,ij->i", users[ratings.user_row], items[ratings.item_row])
         noise = max(float(np.mean(error * error)) if len(error) else 1.0, _NOISE_FLOOR)
         model = confidence_model(
             self._settings.scale,
-            alpha=_ALPHA,
+            alpha=choice.alpha,
             noise=noise,
             user_gram=items.T @ items + ridge,
             item_gram=users.T @ users + ridge,
         )
+        model.parameters[_CHOICE] = np.array([choice.ridge, choice.decided])
         table = _item_rows(model, ratings, users, items)
         rows = fold_in_users(
             model, table, _histories(ratings.user_row, ratings.item_row, ratings, len(users))
         )
-        return Fitted(model, rows, table, {"noise": noise})
+        metrics = {"noise": noise, "alpha": choice.alpha, "ridge": choice.ridge}
+        return Fitted(model, rows, table, metrics)
+
+
+def _choice_of(model: Model) -> Choice | None:
+    """What an earlier fit was made with; None where it was another engine's."""
+    if not is_confidence(model) or _CHOICE not in model.parameters:
+        return None
+    ridge, decided = model.parameters[_CHOICE].tolist()
+    return Choice(model.rank, float(model.parameters["confidence"][0]), ridge, decided)
+
+
+def _rows(ratings: Ratings, rows: np.ndarray) -> Ratings:
+    return Ratings(ratings.user_row[rows], ratings.item_row[rows], ratings.value[rows], ratings.time[rows])
+
+
+def _some_users(ratings: Ratings, n_users: int, rng: np.random.Generator) -> Ratings:
+    """All ratings of so many users as together have at most `_MOST_TRIED`."""
+    if len(ratings.value) <= _MOST_TRIED:
+        return ratings
+    counts = np.bincount(ratings.user_row, minlength=n_users)
+    order = rng.permutation(n_users)
+    taken = np.zeros(n_users, dtype=bool)
+    taken[order[np.cumsum(counts[order]) <= _MOST_TRIED]] = True
+    return _rows(ratings, taken[ratings.user_row])
+
+
+def _matrix(ratings: Ratings, alpha: float, scale: Scale, shape: tuple[int, int]) -> sp.csr_matrix:
+    confidence = confidence_of(ratings.value, scale, alpha).astype(np.float32)
+    return sp.csr_matrix((confidence, (ratings.user_row, ratings.item_row)), shape=shape)
+
+
+def _ndcg(
+    als: AlternatingLeastSquares, known: sp.csr_matrix, user_row: np.ndarray, item_row: np.ndarray
+) -> float:
+    """Mean normalized discounted cumulative gain of the best items that the users have not chosen yet."""
+    users, counts = np.unique(user_row, return_counts=True)
+    if len(users) > _MOST_ASKED:
+        users, counts = users[:_MOST_ASKED], counts[:_MOST_ASKED]
+    if len(users) == 0:
+        return 0.0
+    top, _ = als.recommend(users, known[users], N=_DEPTH)
+    width = known.shape[1] + 1
+    asked = np.unique(user_row.astype(np.int64) * width + item_row)
+    hits = np.isin(users.astype(np.int64)[:, None] * width + top, asked) & (top >= 0)
+    discount = 1.0 / np.log2(2.0 + np.arange(_DEPTH))
+    best = np.cumsum(discount)[np.minimum(counts, _DEPTH) - 1]
+    quality = float(((hits @ discount[: hits.shape[1]]) / best).mean())
+    return quality if np.isfinite(quality) else 0.0
 
 
 def _item_rows(model: Model, ratings: Ratings, users: Float64s, items: Float64s) -> Float32s:

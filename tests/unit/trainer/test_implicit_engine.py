@@ -67,10 +67,11 @@ def history(ratings: Ratings, user: int) -> Histories:
 
 def test_fold_in_is_the_exact_solve_of_the_library() -> None:
     ratings, fit = choices(), fitted(choices())
-    als = AlternatingLeastSquares(factors=6, regularization=0.05, num_threads=1)
+    alpha, ridge = fit.metrics["alpha"], fit.metrics["ridge"]
+    als = AlternatingLeastSquares(factors=6, regularization=ridge, num_threads=1)
     als.item_factors = np.ascontiguousarray(fit.items[:, item_layout(fit.model).latent])
     als.user_factors = np.ascontiguousarray(fit.users[:, user_layout(fit.model).latent] / 4.0)
-    confidence = confidence_of(ratings.value, SCALE, 20.0).astype(np.float32)
+    confidence = confidence_of(ratings.value, SCALE, alpha).astype(np.float32)
     matrix = sp.csr_matrix((confidence, (ratings.user_row, ratings.item_row)), shape=(60, 40))
     for user in (0, 7, 59):
         expected = als.recalculate_user(user, matrix[user])
@@ -80,7 +81,7 @@ def test_fold_in_is_the_exact_solve_of_the_library() -> None:
     by_item = matrix.T.tocsr()
     for item in (0, 39):
         raters = by_item.indices[by_item.indptr[item] : by_item.indptr[item + 1]]
-        values = (by_item[item].data.astype(np.float64) - 1) / 20 * 4 + 1
+        values = (by_item[item].data.astype(np.float64) - 1) / alpha * 4 + 1
         given = Histories(np.array([0, len(raters)]), raters, values, np.full(len(raters), np.nan))
         row = fold_in_items(fit.model, fit.users, given)[0]
         expected = als.recalculate_item(item, by_item[item])
@@ -108,6 +109,35 @@ def test_judged_by_the_rank_of_what_was_chosen() -> None:
     metrics = engine.held_out(fitted(parts[0]), parts[0], parts[1])
     assert metrics["loss"] < 0.8 * metrics["baseline_loss"]
     assert 0 < metrics["held_out_recall_at_20"] <= 1
+
+
+def test_rank_confidence_and_ridge_are_chosen_once_and_kept_by_the_fits_that_go_on() -> None:
+    ratings = choices(n_users=120, n_items=60)
+    engine = make_engine("implicit", FitSettings(SCALE))
+    first, second = (
+        engine.fit(
+            ratings, 120, 60, rng=np.random.default_rng(seed), start=start, report=lambda _metrics: None
+        )
+        for seed, start in ((1, None), (1, None))
+    )
+    np.testing.assert_array_equal(first.items, second.items)
+    grown = engine.fit(
+        choices(n_users=130, n_items=62),
+        130,
+        62,
+        rng=np.random.default_rng(2),
+        start=from_fit(first),
+        report=lambda _metrics: None,
+    )
+    assert grown.model.rank == first.model.rank
+    assert [grown.metrics[name] for name in ("alpha", "ridge")] == [
+        first.metrics[name] for name in ("alpha", "ridge")
+    ]
+
+
+def from_fit(fit: Fitted) -> Fitted:
+    """As it comes back from its files."""
+    return Fitted(from_bytes(to_bytes(fit.model)), fit.users, fit.items)
 
 
 def test_grows_from_an_earlier_fit() -> None:
