@@ -2,14 +2,17 @@
 
 import asyncio
 import fcntl
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from factors import prior_item
+from featurestore import itemtable
 from featurestore.errors import StoreRefused
 from featurestore.itemtable import capacity_of
 from featurestore.live import Follower, LiveGeneration
@@ -230,3 +233,39 @@ async def test_a_new_epoch_is_finished_only_when_every_worker_serves_it(store: S
         await publish(store, lease, epoch=epoch)
         await store.ratings.finish_epoch(epoch)
         assert live_of(follower).epoch == epoch
+
+
+async def test_a_large_table_is_read_whole_once_and_again_when_it_changed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(itemtable, "MARKED_BYTES", 1)
+    checked: list[int] = []
+
+    def counted(data: bytes, value: int = 0) -> int:
+        checked.append(len(data))
+        return zlib.crc32(data, value)
+
+    monkeypatch.setattr(itemtable, "crc32", counted)
+    written = await publish(store, await lead(store), n_items=20)
+
+    async def mapped() -> np.ndarray[Any, Any]:
+        checked.clear()
+        cache = itemtable.TableCache(tmp_path, store.settings.namespace)
+        table = await cache.table(written.meta, store.generations.load_items)
+        np.testing.assert_array_equal(table[:20], written.items)
+        return table
+
+    await mapped()
+    assert sum(checked) == written.items.nbytes
+    table = await mapped()
+    assert not checked
+    table[0] = 0.0  # private to this process
+    await mapped()
+    assert not checked
+    path = files(tmp_path)[0]
+    replace_contents(path, contents(path)[:-4] + b"\0\0\0\0")
+    await mapped()
+    assert sum(checked) >= written.items.nbytes
+    path.unlink()
+    itemtable.TableCache(tmp_path, store.settings.namespace).remove_unused([], 0)
+    assert files(tmp_path, ".*.checked") == []
