@@ -118,7 +118,7 @@ def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings)
             f"ratings from {known.min():g} to {known.max():g} are outside the scale "
             f"from {settings.scale.low:g} to {settings.scale.high:g}"
         )
-    return compress_pairs(user.astype(np.int64), item.astype(np.int64), value, time, n_users)
+    return compress_pairs(user, item, value, time, n_users)
 
 
 def ratings_histories(users: Compressed) -> Histories:

@@ -67,15 +67,16 @@ def compress_pairs(row: Int64s, other: Int64s, value: Float64s, time: Float64s, 
     keep = np.ones(len(order), dtype=bool)
     keep[:-1] = (row[1:] != row[:-1]) | (other[1:] != other[:-1])
     keep &= ~np.isnan(value[order])
-    order, row, other = order[keep], row[keep], other[keep]
+    if not keep.all():
+        order, row, other = order[keep], row[keep], other[keep]
     indptr = np.zeros(n_rows + 1, dtype=np.int64)
     np.cumsum(np.bincount(row, minlength=n_rows), out=indptr[1:])
     return Compressed(
         indptr,
-        other.astype(np.int64),
-        value[order].astype(np.float64),
-        time[order].astype(np.float64),
-        order.astype(np.int64),
+        other.astype(np.int64, copy=False),
+        value[order].astype(np.float64, copy=False),
+        time[order].astype(np.float64, copy=False),
+        order.astype(np.int64, copy=False),
     )
 
 

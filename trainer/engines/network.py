@@ -28,14 +28,17 @@ Tensor = Any
 # Ratings of one user that one step looks at; a step's users together have about so many.
 _LONGEST, _STEP_ENTRIES = 256, 8192
 # A fit looks at so many ratings in all, and at each at most so often.
-_VISITS, _MOST_EPOCHS, _LEAST_EPOCHS = 20_000_000, 60, 2
+_VISITS, _MOST_EPOCHS, _LEAST_EPOCHS = 20_000_000, 40, 2
 # Part of a user's ratings that the posterior is given; the loss is of the others.
 _GIVEN_LEAST, _GIVEN_MOST = 0.6, 0.95
 _RATE, _LAST_RATE = 1e-2, 5e-4
 _HIDDEN = 64
-_DROPOUT = 0.1
+_DROPOUT = 0.2
+# Prior deviation of embeddings, in units of what a fit starts with: without more prior the network learns the
+# ratings by heart.
+_SPREAD = 0.35
 # Prior precision of set effects, in units of that of the embeddings.
-_RIDGE = 6.0
+_RIDGE = 20.0
 _CLIP = 10.0
 
 
@@ -77,7 +80,7 @@ class _Network:
         self.embedding = torch.nn.Parameter(torch.tensor(begin.items, dtype=torch.float32))
         self.effects = torch.nn.Parameter(torch.tensor(begin.effects, dtype=torch.float32))
         self.known = known
-        self.spread = torch.tensor(begin.spread, dtype=torch.float32)
+        self.spread = _SPREAD * torch.tensor(begin.spread, dtype=torch.float32)
         width = 2 * dim + known.shape[1]
         self.first = torch.nn.Parameter(torch.randn(width, _HIDDEN, generator=generator) / math.sqrt(width))
         self.shift = torch.nn.Parameter(torch.zeros(_HIDDEN))
