@@ -411,8 +411,21 @@ def load_loops() -> dict[str, Kernel]:
     loops: dict[str, Kernel] = {}
     for loop in _LOOPS:
         try:
-            loops[loop.__name__] = numba.njit(cache=True, **options)(loop)
+            loops[loop.__name__] = _kept_if_possible(numba.njit(cache=True, **options)(loop))
         except RuntimeError:
             # There is no folder to keep compiled code in: compile each time.
             loops[loop.__name__] = numba.njit(**options)(loop)
     return loops
+
+
+def _kept_if_possible(loop: Kernel) -> Kernel:
+    """The compiled `loop`, also where what was compiled cannot be kept, for want of space say."""
+
+    def run(*arguments: object) -> None:
+        try:
+            loop(*arguments)
+        except OSError:
+            # It is raised after compiling and before the first run: what was compiled is there.
+            loop(*arguments)
+
+    return run

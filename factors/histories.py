@@ -3,12 +3,15 @@ value.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from factors.packing import period_keys
 from factors.tables import Float64s, Histories, Int64s
 
+Rows = npt.NDArray[np.integer[Any]]
 # From here on packing the keys costs less than it saves.
 _MANY = 1 << 14
 
@@ -57,7 +60,7 @@ class Periods:
     key: Float64s
 
 
-def compress_pairs(row: Int64s, other: Int64s, value: Float64s, time: Float64s, n_rows: int) -> Compressed:
+def compress_pairs(row: Rows, other: Rows, value: Float64s, time: Float64s, n_rows: int) -> Compressed:
     """Entries (n,) in the order in which they were written, as rows in which the last entry of a pair counts.
 
     A NaN value takes the pair back.
@@ -80,7 +83,7 @@ def compress_pairs(row: Int64s, other: Int64s, value: Float64s, time: Float64s, 
     )
 
 
-def _order_by_pair(row: Int64s, other: Int64s) -> Int64s:
+def _order_by_pair(row: Rows, other: Rows) -> Int64s:
     """The order by row, then by other row, then as written."""
     n = len(row)
     least = int(other.min(initial=0))

@@ -139,3 +139,28 @@ def test_many_pairs_are_ordered_as_few_are(monkeypatch: pytest.MonkeyPatch) -> N
     many = compress_pairs(row, other, value, time, 60)
     for name in ("indptr", "other", "value", "time", "source"):
         np.testing.assert_array_equal(getattr(many, name), getattr(few, name))
+
+
+@pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
+@pytest.mark.parametrize("fails", ["nowhere to keep it", "no space to keep it"])
+def test_compiled_code_that_cannot_be_kept_is_used_all_the_same(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caching = import_module("numba.core.caching")
+
+    def no_locator(*_: object, **__: object) -> None:
+        raise RuntimeError("no locator available")
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if fails == "nowhere to keep it":
+        monkeypatch.setattr(caching.FunctionCache, "__init__", no_locator)
+    else:
+        monkeypatch.setattr(caching.FunctionCache, "load_overload", lambda *_: None)
+        monkeypatch.setattr(caching.FunctionCache, "save_overload", no_space)
+    loops = load_loops.__wrapped__()
+    indptr, table = np.array([0, 2, 3]), np.array([[1.0], [2.0]])
+    compiled = Compiled(loops, 1)
+    sums = compiled.sum_rows(indptr, np.array([0, 1, 1]), table, np.ones(2))
+    np.testing.assert_array_equal(sums, [[3.0], [2.0]])
