@@ -122,7 +122,7 @@ def plans(section: str, data: DataSet, choice: Choice) -> Iterator[Plan]:
             slow = (SLOW_PEER,) if choice.slow else ()
             api = (DEPLOYED,) if choice.api else ()
             first, *rest = choice.folds
-            yield plan(given_folds(data, [first]), (AUTO, *api, *BASELINES, *peers, *slow))
+            yield plan(given_folds(data, [first]), (AUTO, *api, "neural", *BASELINES, *peers, *slow))
             if rest:
                 yield plan(
                     given_folds(data, rest), (AUTO, *BASELINES, *(peer for peer in peers if peer != "myfm"))

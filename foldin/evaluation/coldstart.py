@@ -177,9 +177,9 @@ def _folded_in(task: ColdStart, options: dict[str, Any], seed: int) -> tuple[Arr
         histories = Histories(offsets, others[part], task.first_value[part], task.first_time[part])
         users, items = fitted.users.copy(), fitted.items.copy()
         if task.side == 0:
-            users[new] = fold_in_users(fitted.model, items, histories)
+            users[new] = fold_in_users(fitted.model, items, histories, current=users[new])
         else:
-            items[new] = fold_in_items(fitted.model, users, histories)
+            items[new] = fold_in_items(fitted.model, users, histories, current=items[new])
         scores = Scorer(fitted.model, items).score(users, task.test_user, task.test_item, task.test_time)
         ratings.append(scores.rating)
         stds.append(scores.std)

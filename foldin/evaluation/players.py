@@ -1,8 +1,8 @@
 """Players of the rating environment that have Foldin's model in their own process, without any server.
 
 Invariant: a player sees a world through the environment's protocol alone, and learns as the product does: a
-rating counts at once for its user and its item (both folded in from their full histories), and everything is
-refitted, warm, now and then.
+rating counts at once for its user and soon for its item (both folded in from their full histories), and
+everything is refitted, warm, now and then.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from environment.world import SCALE
 from factors import FitSettings, Fitted, Histories, Ratings, Scale, Scorer, fold_in_items, fold_in_users
 from trainer.engines import ENGINES, make_engine
 
+FOLD_ITEMS_RATINGS = 10  # items follow within a second in the product, in which so many ratings may come
 REFIT_RATINGS = 600  # a fit takes some seconds; what comes in between is folded in
 GRID = Scale(float(SCALE[0]), float(SCALE[-1]), 1.0)
 
@@ -31,6 +32,7 @@ class ModelPlayer:
         self._columns: tuple[list[int], list[int], list[float]] = ([], [], [])
         self._by_user: dict[int, list[int]] = {}
         self._by_item: dict[int, list[int]] = {}
+        self._rated: set[int] = set()
         self._shape = (0, 0)
         self._fitted: Fitted | None = None
         self._new_ratings = 0
@@ -54,7 +56,7 @@ class ModelPlayer:
         return float(scores.rating[0])
 
     async def learn(self, user: int, item: int, rating: float) -> None:
-        """Fold the user and the item in; now and then refit."""
+        """Fold the user in, the items a little later; now and then refit."""
         self._add(user, item, rating)
         self._new_ratings += 1
         fitted = self._known()
@@ -65,16 +67,12 @@ class ModelPlayer:
         fitted.users[one] = fold_in_users(
             fitted.model,
             fitted.items,
-            self._history(self._by_user[user], 1),
+            self._histories([self._by_user[user]], 1),
             current=fitted.users[one].copy(),
         )
-        one = slice(item, item + 1)
-        fitted.items[one] = fold_in_items(
-            fitted.model,
-            fitted.users,
-            self._history(self._by_item[item], 0),
-            current=fitted.items[one].copy(),
-        )
+        self._rated.add(item)
+        if self._new_ratings % FOLD_ITEMS_RATINGS == 0:
+            self._fold_items(fitted)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -93,9 +91,18 @@ class ModelPlayer:
         self._by_item.setdefault(item, []).append(position)
         self._shape = (max(self._shape[0], user + 1), max(self._shape[1], item + 1))
 
-    def _history(self, positions: list[int], other: int) -> Histories:
+    def _fold_items(self, fitted: Fitted) -> None:
+        items = np.array(sorted(self._rated))
+        histories = self._histories([self._by_item[item] for item in items.tolist()], 0)
+        fitted.items[items] = fold_in_items(
+            fitted.model, fitted.users, histories, current=fitted.items[items]
+        )
+        self._rated.clear()
+
+    def _histories(self, parts: list[list[int]], other: int) -> Histories:
+        positions = [position for part in parts for position in part]
         return Histories(
-            np.array([0, len(positions)], dtype=np.int64),
+            np.cumsum([0, *map(len, parts)], dtype=np.int64),
             np.array([self._columns[other][position] for position in positions], dtype=np.int32),
             np.array([self._columns[2][position] for position in positions], dtype=np.float64),
             np.full(len(positions), np.nan),
@@ -118,6 +125,7 @@ class ModelPlayer:
             report=lambda _metrics: None,
         )
         # Tables of its own to write to: what a fit returns may be read only.
+        self._rated.clear()
         self._fitted = Fitted(fitted.model, fitted.users.copy(), fitted.items.copy(), fitted.metrics)
         self.note = f"rank {fitted.model.rank}, {fitted.model.link}"
 
