@@ -303,8 +303,9 @@ def show(found: Found, console: Console, *, full: bool) -> None:
         console.print(results_table(lines, f"{name}: ratings that were not seen"))
     if found.cold:
         console.print(cold_table(found))
-    if any(line.deciles for line in found.all_lines()):
-        console.print(decile_table(found))
+    by_decile = decile_table(found)
+    if by_decile.row_count:
+        console.print(by_decile)
     for about, engine, figure, source in PUBLISHED:
         console.print(
             f"published for {about}: {figure:.4f}, {engine} ({source})", style="dim", highlight=False

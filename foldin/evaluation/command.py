@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -193,9 +194,16 @@ def _report(lines: Sequence[Line], options: EvaluateOptions, console: Console) -
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `foldin evaluate FILE`."""
-    flags = argparse.ArgumentParser(
+    flags = _Parser(
         prog="foldin evaluate",
         usage="foldin evaluate FILE [options]",
         description="Compare engines on the ratings of a file: a part is learned, the rest is predicted. "

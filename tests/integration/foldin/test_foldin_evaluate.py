@@ -116,5 +116,5 @@ def test_what_cannot_be_done_is_said_in_one_line(
     except SystemExit as exc:  # argparse
         code = int(exc.code or 0)
     assert code == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert words in last
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert words in said
