@@ -66,7 +66,7 @@ def _along_steps(panel: Any, report: EvaluationReport, known: int) -> None:
     panel.set_title(f"{known:,} ratings known at the start", fontsize="medium")
     panel.set_xlabel("step")
     panel.set_yscale("log")
-    panel.grid(visible=True, which="both", alpha=0.3)
+    panel.grid(visible=True, alpha=0.3)
 
 
 def _means(errors: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -81,9 +81,12 @@ def _by_length(panel: Any, summaries: Sequence[Summary]) -> None:
         panel.plot(*zip(*points, strict=True), marker="o", markersize=4, label=player)
     panel.set_xscale("log")
     panel.set_yscale("log")
+    lengths = sorted({summary.known for summary in summaries})
+    panel.set_xticks(lengths, [f"{known:,}" for known in lengths])
+    panel.minorticks_off()
     panel.set_xlabel("ratings known")
     panel.set_title("all steps of all runs", fontsize="medium")
-    panel.grid(visible=True, which="both", alpha=0.3)
+    panel.grid(visible=True, alpha=0.3)
 
 
 def _save_svg(figure: Any, path: Path) -> Path:
