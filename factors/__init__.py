@@ -7,7 +7,7 @@ one function gives the same answer in the fit, in the service and in a notebook.
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
 from factors.explaining import explain
 from factors.fit import fit
-from factors.foldin import fold_in_items, fold_in_users, prior_item, prior_user
+from factors.foldin import fold_in_items, fold_in_users, keeps_time, prior_item, prior_user
 from factors.metrics import held_out_metrics
 from factors.model_bytes import from_bytes, to_bytes
 from factors.priors import prior_model
@@ -64,6 +64,7 @@ __all__ = [
     "index_from_bytes",
     "index_to_bytes",
     "item_statistics",
+    "keeps_time",
     "prior_item",
     "prior_model",
     "prior_user",

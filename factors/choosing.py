@@ -27,11 +27,13 @@ LEAST_RATINGS = 100
 # Enough ratings to tell terms apart; of a larger set, so many of whole users are looked at.
 _MOST_RATINGS = 300_000
 _MOST_HELD_OUT = 20_000
+# Of few ratings a larger part is held out, so that chance does not decide.
+_FEW_HELD_OUT = 300
 # The ordinal link learns a cut point for each step: beyond this a scale is continuous for every practical
 # purpose.
 _MOST_LEVELS = 25
 # Ridges of the set effects, in units of (noise of a row round its set's prediction / variance of an effect).
-_RIDGES = (2.0, 0.0, 20.0, 6.0)
+_RIDGES = (0.0, 20.0, 6.0, 2.0)
 # Evidence in nats below which periods are not worth their place in a row.
 _LEAST_EVIDENCE = 10.0
 _EFFECT_RATIOS = (0.01, 0.03, 0.1, 0.3)
@@ -39,6 +41,11 @@ _EFFECT_RATIOS = (0.01, 0.03, 0.1, 0.3)
 _SETTLING = 12
 # 4^20 units are 35,000 years of seconds.
 _LONGEST_PERIOD = 21
+# With fewer ratings it is not clear from which priors to start, and several starts cost little.
+FEW_RATINGS = 5_000
+# Of few ratings, a prior that is learned from the first sweep on may give up dimensions that were about to be
+# found: so many sweeps leave it as it is.
+_HELD_SWEEPS = 3
 # Unneeded dimensions are pruned by their prior; a large set of ratings carries more.
 _RANK, _RANK_OF_MANY, _MANY = 8, 16, 1_000_000
 
@@ -90,40 +97,82 @@ def first_state(training: Training, settings: FitSettings, rng: np.random.Genera
     return State.begin(training, parameters, rng)
 
 
+def flat_state(training: Training, settings: FitSettings) -> State:
+    """A Gaussian state whose latent dimensions are as good as absent, so that biases are all it learns: their
+    prior is a millionth of the usual one, from where it does not grow.
+    """
+    value = training.users.value
+    rank = choose_rank(settings, len(value))
+    parameters = start_parameters(settings.scale, rank, float(value.mean()), float(value.var()))
+    # The biases take over what the latent dimensions were to explain.
+    shrink = np.append(np.full(rank, 1e-3), math.sqrt(2.0))
+    covariance = parameters.users.covariance * np.outer(shrink, shrink)
+    precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+    side = replace(parameters.users, covariance=covariance, precision=precision)
+    return State.begin(training, replace(parameters, users=side, items=side), None)
+
+
+def _started(part: Training, test: "_HeldOut", settings: FitSettings, rng: np.random.Generator) -> State:
+    """A Gaussian state after a few sweeps, of few ratings the best of several starts."""
+    eager = first_state(part, settings, rng)
+    if len(part.users.value) >= FEW_RATINGS:
+        _run(eager, settings, 6)
+        return eager
+    patient, flat = first_state(part, settings, rng), flat_state(part, settings)
+    for state, held in ((flat, 0), (eager, 0), (patient, _HELD_SWEEPS)):
+        _run(state, settings, 10, held=held)
+    return max((flat, eager, patient), key=lambda one: float(test.log_likelihoods(one).mean()))
+
+
 def choose(training: Training, settings: FitSettings, rng: np.random.Generator) -> Choice:
     """Terms for these ratings, decided one after the other on held-out ratings, from sweeps that go on from
     each other.
     """
     training = _some_users(training, rng)
     n = len(training.users.value)
-    held_out = np.sort(rng.permutation(n)[: min(max(n // 10, 20), _MOST_HELD_OUT)])
+    held_out = np.sort(rng.permutation(n)[: min(max(n // 10, min(_FEW_HELD_OUT, n // 4)), _MOST_HELD_OUT)])
     part = training.without(held_out)
     test = _HeldOut(training.users, held_out, settings)
-    state = first_state(part, settings, rng)
-    _run(state, settings, 6)
+    if training.sparse:
+        state = flat_state(part, settings)
+        _run(state, settings, 10)
+        if settings.link == "ordinal":
+            state = state.branch(Terms("ordinal"))
+            _run(state, settings, 8)
+        return _calibrated(state, training, held_out, float(test.log_likelihoods(state).mean()), rng)
+    state = _started(part, test, settings, rng)
     user_period = best_period(part.users, state.residuals()) if settings.periods else 0.0
     item_period = best_period(part.items, state.residuals()[part.items.source]) if settings.periods else 0.0
-    ridge = _RIDGES[0] if settings.set_effects else 0.0
+    ridge = _RIDGES[-1] if settings.set_effects else 0.0
     terms = Terms("gaussian", ridge, ridge, user_period, item_period)
     state = state.branch(terms)
     _run(state, settings, 7)
     if settings.set_effects:
-        options = [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in _RIDGES[1:]]
-        state = _best(state, [*options, terms], test, settings)
+        options = [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in _RIDGES]
+        state = _best(state, options, test, settings)
     terms = terms_of(state.parameters)
     without = [replace(terms, user_period=0.0)] if terms.user_period else []
     without += [replace(terms, item_period=0.0)] if terms.item_period else []
     if without:
         state = _best(state, [*without, terms], test, settings)
-    score = float(test.log_likelihoods(state).mean())
+    scores = test.log_likelihoods(state)
     if settings.link == "ordinal" or (settings.link == "auto" and may_be_ordinal(settings)):
         terms = replace(terms_of(state.parameters), link="ordinal")
         ordinal = state.branch(terms)
         _run(ordinal, settings, 8)
-        ordinal_score = float(test.log_likelihoods(ordinal).mean())
-        if settings.link == "ordinal" or ordinal_score > score:
-            state, score = ordinal, ordinal_score
+        gain = (ordinal_scores := test.log_likelihoods(ordinal)) - scores
+        # Of few ratings, those held out must be sure.
+        doubt = gain.std() / math.sqrt(len(gain)) if n < FEW_RATINGS else 0.0
+        if settings.link == "ordinal" or gain.mean() > doubt:
+            state, scores = ordinal, ordinal_scores
+    score = float(scores.mean())
     _settle(state, settings)
+    return _calibrated(state, training, held_out, score, rng)
+
+
+def _calibrated(
+    state: State, training: Training, held_out: Int64s, score: float, rng: np.random.Generator
+) -> Choice:
     spread, stretch = calibrate(state, training.users, held_out, rng)
     state.parameters = replace(state.parameters, spread=spread, stretch=stretch)
     return Choice(terms_of(state.parameters), state, {"held_out_log_likelihood": score})
@@ -207,9 +256,10 @@ def _best(state: State, options: list[Terms], test: _HeldOut, settings: FitSetti
     return best if best is not None else state
 
 
-def _run(state: State, settings: FitSettings, sweeps: int) -> None:
-    for _ in range(min(sweeps, settings.sweeps)):
-        state.sweep(settings.block_rows)
+def _run(state: State, settings: FitSettings, sweeps: int, *, held: int = 0) -> None:
+    """Sweep, the first `held` times with the priors as they are."""
+    for sweep in range(min(sweeps, settings.sweeps)):
+        state.sweep(settings.block_rows, priors=sweep >= held)
 
 
 def _settle(state: State, settings: FitSettings) -> None:

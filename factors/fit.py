@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from factors.choosing import LEAST_RATINGS, choose, choose_rank, first_state, observed_scale
+from factors.choosing import FEW_RATINGS, LEAST_RATINGS, choose, choose_rank, first_state, observed_scale
 from factors.compiled import compiled_for
 from factors.confidence import is_confidence
 from factors.errors import FitDiverged, FitRefused
@@ -87,7 +87,7 @@ def _begin(
 
 def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
     """Whether a fit may go on from `start`: same scale, rank and link, and its terms chosen from about as
-    many ratings as there are now.
+    many ratings as there are now. Of few ratings terms are chosen again each time: that takes a second.
     """
     model = start.model
     return (
@@ -95,7 +95,7 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
         and model.scale == settings.scale
         and model.rank == choose_rank(settings, n_ratings)
         and settings.link in ("auto", model.link)
-        and n_ratings < _DECIDE_AGAIN * from_model(model).decided
+        and FEW_RATINGS <= n_ratings < _DECIDE_AGAIN * from_model(model).decided
     )
 
 

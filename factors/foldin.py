@@ -5,19 +5,26 @@ Invariant: the answer depends on the model, the other table and the history, not
 it.
 """
 
+import math
+
 import numpy as np
 
 from factors import confidence
 from factors.halfstep import half_step
 from factors.histories import compress
 from factors.others import prior_rows
-from factors.packing import COUNT
+from factors.packing import COUNT, NO_PERIOD, period_keys
 from factors.parameters import Parameters, SideName, from_model
 from factors.tables import Bools, Float32s, Histories, Model
 
 
 def fold_in_users(
-    model: Model, items: Float32s, histories: Histories, *, current: Float32s | None = None
+    model: Model,
+    items: Float32s,
+    histories: Histories,
+    *,
+    current: Float32s | None = None,
+    at: float | None = None,
 ) -> Float32s:
     """User rows (b, user_width) from b histories given the item table (n_items, item_width).
 
@@ -25,9 +32,23 @@ def fold_in_users(
     the prior. What having a user among its raters says of an item (the set effect in the row) is learned by
     the fit alone: it is taken over from `current` (b, user_width), the rows of these users so far (the prior
     for who has none: he then counts as one who came after the fit). Without `current` it is 0, and all count
-    as if they had been in the fit.
+    as if they had been in the fit. `at`: a time whose period the rows are to keep, for a prediction of then
+    (`keeps_time`).
     """
-    return _fold_in(model, "user", items, histories, current)
+    return _fold_in(model, "user", items, histories, current=current, at=at)
+
+
+def keeps_time(model: Model, user: Float32s, time: float) -> bool:
+    """Whether the row `user` (user_width,) says all that its history could of a rating at `time`."""
+    if confidence.is_confidence(model):
+        return True
+    side = from_model(model).users
+    layout = side.layout
+    if not layout.slots or side.period_variance <= 0 or not math.isfinite(time):
+        return True
+    keys = user[layout.keys]
+    # A row with a slot to spare has dropped nothing.
+    return bool((keys == NO_PERIOD).any() or (keys == period_keys(np.array([time]), side.period)).any())
 
 
 def fold_in_items(
@@ -38,7 +59,7 @@ def fold_in_items(
     What having rated an item says of its users is learned by the fit alone: `current` (b, item_width), the
     rows of the fit, is as for users.
     """
-    return _fold_in(model, "item", users, histories, current)
+    return _fold_in(model, "item", users, histories, current=current)
 
 
 def prior_user(model: Model) -> Float32s:
@@ -54,14 +75,22 @@ def prior_item(model: Model) -> Float32s:
 
 
 def _fold_in(
-    model: Model, name: SideName, table: Float32s, histories: Histories, current: Float32s | None
+    model: Model,
+    name: SideName,
+    table: Float32s,
+    histories: Histories,
+    *,
+    current: Float32s | None,
+    at: float | None = None,
 ) -> Float32s:
     if confidence.is_confidence(model):
         return confidence.fold_in(model, name, table, histories)
     parameters = from_model(model)
     new = came_after(parameters, name, current)
     data = compress(histories, len(table))
-    rows = half_step(parameters, name, table, data, new=new).rows.astype(np.float32)
+    period = parameters.side(name)[0].period
+    keep = math.nan if at is None else float(period_keys(np.array([at]), period)[0])
+    rows = half_step(parameters, name, table, data, new=new, keep=keep).rows.astype(np.float32)
     if current is not None:
         effect = parameters.side(name)[0].layout.set_effect
         rows[:, effect] = current[:, effect]

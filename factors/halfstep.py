@@ -65,6 +65,7 @@ def half_step(
     damping: float | None = None,
     block_rows: int = 8192,
     new: Bools | None = None,
+    keep: float = math.nan,
 ) -> HalfStep:
     """Posterior rows (b, width) of side `name` from its histories `data` and the `table` (n, width) of the
     other side.
@@ -72,7 +73,7 @@ def half_step(
     `periods`: the groups of `data` where the caller has them already. The set effect of the rows is left 0.
     With the ordinal link the posterior is a fixed point: at most `steps` steps towards it, from `begin` or
     else from the prior, each `damping` of the way that it points, ending when no row moves any more. `new`
-    (b,): the rows that came after the fit (`unseen`).
+    (b,): the rows that came after the fit (`unseen`). `keep`: key of a period that the rows must keep.
     """
     own, other = parameters.side(name)
     if own.period_variance <= 0 or not own.layout.slots:
@@ -82,10 +83,18 @@ def half_step(
     others, index = gather_others(other, table, data)
     others = _with_unknown_effects(own, others)
     offset = parameters.mean + others.period_effect
+
+    def solve(sites: Sites) -> HalfStep:
+        return _solve(
+            own, others, index, sites, data, periods=periods, block_rows=block_rows, new=new, keep=keep
+        )
+
     if parameters.link == "gaussian":
         weight = np.full(len(index), 1.0 / parameters.noise)
         sites = Sites(weight, weight * (data.value - offset), _NOTHING, _NOTHING)
-        return _solve(own, others, index, sites, data, periods=periods, block_rows=block_rows, new=new)
+        return _solve(
+            own, others, index, sites, data, periods=periods, block_rows=block_rows, new=new, keep=keep
+        )
     cuts = parameters.cuts
     damping = damping or fold_in_damping(cuts, parameters.noise)
     level = rating_levels(parameters.scale, data.value)
@@ -94,7 +103,9 @@ def half_step(
         scores = _entry_scores(own, others, index, data, periods=periods, current=current, offset=offset)
         sites = ordinal_sites(cuts, parameters.noise, level, scores, current.sites, damping=damping)
         before = current.rows
-        current = _solve(own, others, index, sites, data, periods=periods, block_rows=block_rows, new=new)
+        current = _solve(
+            own, others, index, sites, data, periods=periods, block_rows=block_rows, new=new, keep=keep
+        )
         moved = np.abs(current.rows[:, own.layout.mean] - before[:, own.layout.mean]).max(initial=0.0)
         if moved < AT_REST * math.sqrt(parameters.noise):
             break
@@ -170,6 +181,7 @@ def _solve(
     periods: Periods | None,
     block_rows: int,
     new: Bools | None,
+    keep: float,
 ) -> HalfStep:
     result = prior_rows(own, data.rows)
     effects: list[tuple[Float64s, Float64s, Float64s]] = []
@@ -186,6 +198,7 @@ def _solve(
             rows=result[start:stop],
             start=start,
             new=None if new is None else new[start:stop],
+            keep=keep,
         )
         if solved is not None:
             effects.append(solved)
@@ -206,6 +219,7 @@ def _solve_block(
     rows: Float64s,
     start: int,
     new: Bools | None,
+    keep: float,
 ) -> tuple[Float64s, Float64s, Float64s] | None:
     layout = own.layout
     indptr = data.indptr[start : start + len(rows) + 1]
@@ -232,7 +246,7 @@ def _solve_block(
     rows[:, RATING_MEAN] = sums / np.maximum(counts, 1)
     rows[:, layout.mean] = mean
     rows[:, layout.covariance] = pack(0.5 * (covariance + covariance.transpose(0, 2, 1)))
-    return groups.write(own, rows, mean, covariance) if groups is not None else None
+    return groups.write(own, rows, mean, covariance, keep=keep) if groups is not None else None
 
 
 def _with_unknown_effects(own: Side, others: Others) -> Others:

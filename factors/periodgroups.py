@@ -7,6 +7,7 @@ variance of an effect, the precision of the row loses `a a^T / n` and its linear
 complement); afterwards the effect has mean `(s - a . x) / n` and variance `1 / n + a^T S a / n^2`.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,9 +71,10 @@ class Groups:
         return segment_sums(indptr, np.arange(len(self.row)), np.ones(len(self.row)), values)
 
     def write(
-        self, own: Side, rows: Float64s, mean: Float64s, covariance: Float64s
+        self, own: Side, rows: Float64s, mean: Float64s, covariance: Float64s, *, keep: float = math.nan
     ) -> tuple[Float64s, Float64s, Float64s]:
-        """Write the periods that matter most to the slots of each row, the latest among them.
+        """Write the periods that matter most to the slots of each row, the latest and that of key `keep`
+        among them.
 
         Returns mean and variance (g,) of every effect and its covariance (g, d) with the row's posterior.
         """
@@ -83,7 +85,8 @@ class Groups:
         variance = 1.0 / self.scale - np.einsum("gd,gd->g", shift, shared)
         last = np.searchsorted(self.row, self.row, side="right") - 1
         # The latest period of a row always has a slot; the others by how much they matter.
-        matter = np.where(last == np.arange(len(self.row)), np.inf, np.abs(effect))
+        always = (last == np.arange(len(self.row))) | (self.key == keep)
+        matter = np.where(always, np.inf, np.abs(effect))
         order = np.lexsort((-matter, self.row))
         slot = np.empty(len(order), dtype=np.int64)
         slot[order] = np.arange(len(order)) - np.searchsorted(self.row, self.row)[order]

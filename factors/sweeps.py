@@ -59,6 +59,14 @@ class Training:
         items = compress_pairs(users.other, users.row, users.value, users.time, n_items)
         return Training(users, items, compiled)
 
+    @property
+    def sparse(self) -> bool:
+        """Whether there are fewer ratings than biases: no prior can be learned from them, and nothing beyond
+        biases (empirical Bayes would end with items that do not differ).
+        """
+        rated = np.count_nonzero(self.users.counts) + np.count_nonzero(self.items.counts)
+        return len(self.users.value) <= int(rated)
+
     def without(self, held_out: Int64s) -> "Training":
         """The same users and items without the ratings at these entries of `users`."""
         users = self.users
@@ -142,7 +150,7 @@ class State:
         state._scores = self._scores
         return state
 
-    def sweep(self, block_rows: int = 8192) -> float:
+    def sweep(self, block_rows: int = 8192, *, priors: bool = True) -> float:
         """One sweep. Returns (and keeps as `change`) the root mean square change of the scores of the
         ratings, in units of the range of the scale.
         """
@@ -190,6 +198,8 @@ class State:
         learned = self._learn_ordinal(user_step) if ordinal else self._learn_noise(user_step, item_step)
         self.item_rows[:, other.layout.set_effect] = item_effect
         self.user_rows[:, own.layout.set_effect] = user_effect
+        if not priors or training.sparse:
+            users, items = own, other
         self.parameters = replace(
             learned,
             users=_learn_periods(users, user_step),

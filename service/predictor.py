@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from factors import BASIS, FactorsError
+from factors import BASIS, FactorsError, fold_in_users, keeps_time
 from factors.tables import Float64s, Int64s, Scores
-from featurestore.codecs import record_dtype
+from featurestore.codecs import pack_histories, record_dtype
 from featurestore.connection import ReplyError
 from featurestore.errors import StoreError
 from featurestore.live import Follower, LiveGeneration
@@ -261,6 +261,8 @@ class Predictor:
         began = perf_counter()
         live = require(self._follower.live)
         vectors, rows = await self.look_up(live, [user_id], [item_id])
+        if time is not None and not keeps_time(live.model, vectors[0], time):
+            vectors = await self._as_of(live, user_id, time)
         index = np.zeros(1, dtype=np.int64)
         times = None if time is None else np.array([time])
         scores = score(live, vectors, index, rows, times)
@@ -275,6 +277,14 @@ class Predictor:
         self._counts.predictions += 1
         self._counts.request(PREDICT_ROUTE, 200, perf_counter() - began)
         return self._encode(answer)
+
+    async def _as_of(self, live: LiveGeneration, user_id: bytes, time: float) -> npt.NDArray[np.float32]:
+        """The row (1, user_width) of a user for a prediction of `time`, from the whole history."""
+        profile = await self._store.users.current_with_history(live, user_id)
+        packed, current = pack_histories([profile.history]), profile.vector[None]
+        return await asyncio.to_thread(
+            fold_in_users, live.model, live.items, packed, current=current, at=time
+        )
 
     async def many(
         self,
