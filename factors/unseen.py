@@ -7,9 +7,9 @@ behind an average rating, of which those at hand are a random sample: with `k` o
 
     prior mean = M + sum_j (beta_j - b) / sqrt(max(k, N))
 
-where `M` is the mean of the posterior means: of users, each once; of items, each as often as it was rated, for
-so often it is asked for. (MovieLens: with users weighted so too, a new user's error is 0.5 % larger; with items
-each once, a new item's 8 %.) A rating by someone whose set effect no fit has learned counts as `b`.
+where `M` is the mean of the posterior means: of users, each once; of items, each as often as it was rated,
+for so often it is asked for. (MovieLens: with users weighted so too, a new user's error is 0.5 % larger; with
+items each once, a new item's 8 %.) A rating by someone whose set effect no fit has learned counts as `b`.
 """
 
 from dataclasses import dataclass, replace
