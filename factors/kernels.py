@@ -420,7 +420,8 @@ def score_entries(
     latent = rank * (rank + 1) // 2
     # Whole registers of AVX-512, so that short sums stay in them.
     padded = -(-rank // WIDE) * WIDE
-    own_part = np.zeros((dim, padded), dtype=np.float32)
+    own_part = np.zeros((padded, padded), dtype=np.float32)
+    own_edge = np.zeros(padded, dtype=np.float32)
     other_part = np.zeros(packed, dtype=np.float32)
     turned = np.zeros(WIDE, dtype=np.float32)
     vector = np.zeros(dim)
@@ -434,10 +435,10 @@ def score_entries(
             for b in range(a + 1):
                 twice = 1.0 if a == b else 2.0
                 covariance = rows[row, 2 + dim + t]
-                if b < rank:
-                    own_part[a, b] = covariance if a < rank else 2.0 * covariance
                 if a < rank:
-                    own_part[b, a] = covariance
+                    own_part[a, b] = own_part[b, a] = covariance
+                elif b < rank:
+                    own_edge[b] = 2.0 * covariance
                 inner = covariance if t < latent else 0.0
                 other_part[t] = twice * (vector[a] * vector[b] + inner)
                 t += 1
@@ -452,11 +453,14 @@ def score_entries(
             own_variance = own_bias
             for base in range(0, padded, WIDE):
                 for lane in range(WIDE):
-                    turned[lane] = own_part[rank, base + lane]
-                for a in range(rank):
-                    feature = spread[j, packed + a]
+                    turned[lane] = own_edge[base + lane]
+                for a in range(0, padded, 4):
+                    f0, f1 = spread[j, packed + a], spread[j, packed + a + 1]
+                    f2, f3 = spread[j, packed + a + 2], spread[j, packed + a + 3]
                     for lane in range(WIDE):
-                        turned[lane] += feature * own_part[a, base + lane]
+                        turned[lane] += (
+                            f0 * own_part[a, base + lane] + f1 * own_part[a + 1, base + lane]
+                        ) + (f2 * own_part[a + 2, base + lane] + f3 * own_part[a + 3, base + lane])
                 part = np.float32(0.0)
                 for lane in range(WIDE):
                     part += turned[lane] * spread[j, packed + base + lane]
