@@ -23,7 +23,7 @@ from benchmarks.harness.report import Row, Target, interleave, number, ratios
 NAME = "batch"
 USERS, ITEMS, RANK, PAIRS = 100_000, 10_000, 8, 10_000
 BODIES = 20
-CONNECTIONS = 2  # one is answered while the other's body is on its way
+CONNECTIONS = 4  # some wait for the store or are on their way while one is scored
 
 
 def measure(options: Options, console: Console) -> list[Row]:

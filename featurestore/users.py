@@ -90,6 +90,8 @@ class Users:
         # Heads of lookups by partition and length of the id, of the epoch that was asked for last.
         self._heads: dict[tuple[int, int], bytes] = {}
         self._headed = 0
+        # The blocks of one batch leave before those of the next, so that its answers come first.
+        self._one_batch = asyncio.Lock()
         self.folded_total = 0
         self.corrupt_total = 0
 
@@ -129,14 +131,15 @@ class Users:
 
     async def _by_blocks(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> Current:
         asked = []
-        for start in range(0, len(user_ids), LOOKUPS_AT_ONCE):
-            some = user_ids[start : start + LOOKUPS_AT_ONCE]
-            replies = self.read(live.epoch, live.generation, some)
-            # Where one fails nobody waits for the others.
-            replies.add_done_callback(swallow)
-            asked.append((some, replies))
-            # The write leaves at the end of this turn.
-            await asyncio.sleep(0)
+        async with self._one_batch:
+            for start in range(0, len(user_ids), LOOKUPS_AT_ONCE):
+                some = user_ids[start : start + LOOKUPS_AT_ONCE]
+                replies = self.read(live.epoch, live.generation, some)
+                # Where one fails nobody waits for the others.
+                replies.add_done_callback(swallow)
+                asked.append((some, replies))
+                # The write leaves at the end of this turn.
+                await asyncio.sleep(0)
         parts = [await self._read_back(live, some, await replies) for some, replies in asked]
         return Current(
             np.concatenate([part.n for part in parts]),

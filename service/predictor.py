@@ -92,6 +92,9 @@ class Predictor:
         self._turn: _Turn | None = None
         self._encode = msgspec.json.Encoder().encode
         self._slow: set[asyncio.Task[None]] = set()
+        # Batches are scored one after the other: side by side all would end late, and then all wait for the
+        # store.
+        self._one_batch = asyncio.Lock()
         self._width = -1
         self._dtype: np.dtype[Any] = record_dtype(0)
 
@@ -297,11 +300,12 @@ class Predictor:
         vectors, rows = await self.look_up(live, user_ids, item_ids)
         elements = writer(live.model.scale).elements
         body = bytearray(b'{"generation":%d,"predictions":[' % live.generation)
-        for start in range(0, len(user_index), SLICE):
-            if start:
-                await asyncio.sleep(0)
-            part = slice(start, start + SLICE)
-            body += elements(score(live, vectors, user_index[part], rows[part]))
+        async with self._one_batch:
+            for start in range(0, len(user_index), SLICE):
+                if start:
+                    await asyncio.sleep(0)
+                part = slice(start, start + SLICE)
+                body += elements(score(live, vectors, user_index[part], rows[part]))
         if len(user_index):
             # The last comma.
             del body[body.rindex(b",") :]
