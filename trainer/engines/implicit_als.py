@@ -33,8 +33,11 @@ from trainer.engines import Report
 # both sides: what is tried with the first of the ranks, which then vary. Hu, Koren and Volinsky have 40 for
 # counts.
 _ALPHAS = (0.5, 2.0, 8.0, 32.0)
-_RIDGES = (0.1, 3.0, 10.0, 30.0)
+_RIDGES = (0.3, 3.0, 10.0, 30.0)
 _RANKS = (32, 16, 64, 128)
+# Then both are moved a little.
+_MOVES = (0.6, 1.7)
+_HELD_OUT = 0.15
 # Choices from which this is decided: of many, so many of whole users; a tenth of them is held out.
 _MOST_TRIED = 300_000
 _LEAST_TRIED = 200
@@ -107,7 +110,7 @@ class ImplicitEngine:
         if n < _LEAST_TRIED:
             return Choice(ranks[0], _ALPHAS[1], _RIDGES[0], n)
         part = _some_users(ratings, n_users, rng)
-        unseen = rng.random(len(part.user_row)) < 0.1
+        unseen = rng.random(len(part.user_row)) < _HELD_OUT
         known, asked = _rows(part, ~unseen), _rows(part, unseen)
         shape = (n_users, n_items)
 
@@ -122,11 +125,14 @@ class ImplicitEngine:
             for choice in (Choice(ranks[0], alpha, ridge, n) for alpha in _ALPHAS for ridge in _RIDGES)
         }
         best = max(tried, key=tried.__getitem__)
-        for rank in dict.fromkeys(ranks[1:]):
-            # More dimensions bear more ridge.
-            more = [ridge for ridge in _RIDGES if ridge >= best.ridge][:2]
-            for choice in (replace(best, rank=rank, ridge=ridge) for ridge in more):
-                tried[choice] = quality(choice)
+        # More dimensions bear more ridge.
+        more = [replace(best, ridge=ridge * best.ridge) for ridge in (1.0, _MOVES[1])]
+        more += [replace(choice, rank=rank) for rank in dict.fromkeys(ranks[1:]) for choice in more]
+        tried |= {choice: quality(choice) for choice in more}
+        for name in ("ridge", "alpha"):
+            best = max(tried, key=tried.__getitem__)
+            moved = (replace(best, **{name: move * getattr(best, name)}) for move in _MOVES)
+            tried |= {choice: quality(choice) for choice in moved if choice not in tried}
         return max(tried, key=tried.__getitem__)
 
     def _library(self, choice: Choice, iterations: int, rng: np.random.Generator) -> AlternatingLeastSquares:

@@ -25,8 +25,9 @@ from factors.tables import Float64s, Int64s
 torch: Any = import_module("torch")
 Tensor = Any
 
-# Ratings of one user that one step looks at; a step's users together have about so many.
-_LONGEST, _STEP_ENTRIES = 256, 8192
+# Ratings of one user that one step looks at; a step's users together have about a part of all, within bounds.
+_LONGEST = 256
+_STEPS_AN_EPOCH, _LEAST_STEP, _MOST_STEP = 20, 512, 8192
 # A fit looks at so many ratings in all, and at each at most so often.
 _VISITS, _MOST_EPOCHS, _LEAST_EPOCHS = 20_000_000, 40, 2
 # Part of a user's ratings that the posterior is given; the loss is of the others.
@@ -186,11 +187,12 @@ def _batches(users: Compressed, rng: np.random.Generator) -> list[Int64s]:
     counts = np.minimum(users.counts, _LONGEST)
     rated = np.flatnonzero(counts >= 2)
     rated = rated[np.lexsort((rng.random(len(rated)), counts[rated]))]
+    step = int(np.clip(counts.sum() / _STEPS_AN_EPOCH, _LEAST_STEP, _MOST_STEP))
     batches, start = [], 0
     while start < len(rated):
         # Ascending, so that the last of a batch is its longest.
         size = 1
-        while start + size < len(rated) and (size + 1) * counts[rated[start + size]] <= _STEP_ENTRIES:
+        while start + size < len(rated) and (size + 1) * counts[rated[start + size]] <= step:
             size += 1
         batches.append(rated[start : start + size])
         start += size

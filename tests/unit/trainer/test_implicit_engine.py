@@ -93,7 +93,7 @@ def test_chosen_groups_are_found() -> None:
     scorer = Scorer(fit.model, fit.items)
     items = np.arange(40)
     scores = scorer.score(fit.users, np.zeros(40, dtype=np.int64), items)
-    assert scores.rating[items % 4 == 0].mean() > scores.rating[items % 4 != 0].mean() + 1
+    assert scores.rating[items % 4 == 0].mean() > scores.rating[items % 4 != 0].mean() + 0.5
     assert np.isfinite(scores.std).all()
     assert (scores.std > 0).all()
 
