@@ -22,7 +22,10 @@ _COUNTERS = {
     "ratings_deleted": ("foldin_ratings_deleted", "Ratings that were taken back."),
     "users_forgotten": ("foldin_users_forgotten", "Users that were forgotten."),
     "exceptions": ("foldin_exceptions", "Requests that ended in an unexpected exception."),
-    "overloads": ("foldin_overloads", "Requests refused because too many were in flight."),
+    "overloads": (
+        "foldin_overloads",
+        "Requests and connections that were refused because there were too many.",
+    ),
     "reconnects": ("foldin_store_reconnects", "Connections to the store that were made anew."),
 }
 _GAUGES = {
