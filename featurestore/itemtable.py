@@ -114,25 +114,29 @@ class TableCache:
         return mapped
 
     async def _write(self, part: Path, meta: GenerationMeta, chunks: Chunks) -> None:
-        checksum = size = 0
+        size = 0
         with part.open("wb") as file:
-            pieces: list[bytes] = []
-            waiting = 0
-            async for data in chunks(meta):
-                pieces.append(data)
-                waiting += len(data)
-                size += len(data)
-                if waiting >= WRITE_BYTES:
-                    checksum = await asyncio.to_thread(_append, file, pieces, checksum)
-                    pieces, waiting = [], 0
-            checksum = await asyncio.to_thread(_append, file, pieces, checksum)
+            writer = _Writer(file)
+            try:
+                pieces: list[bytes] = []
+                waiting = 0
+                async for data in chunks(meta):
+                    pieces.append(data)
+                    waiting += len(data)
+                    size += len(data)
+                    if waiting >= WRITE_BYTES:
+                        await writer.write(pieces)
+                        pieces, waiting = [], 0
+                await writer.write(pieces)
+            finally:
+                checksum = await writer.done()
             if checksum != meta.crc32 or size != 4 * meta.item_rows * meta.model.item_width:
                 raise GenerationBroken(
                     f"the item table of generation {meta.summary.generation} is not what was written"
                 )
             prior = prior_item(meta.model).astype("<f4").tobytes()
             spare = capacity_of(meta.item_rows) - meta.item_rows
-            await asyncio.to_thread(file.write, prior * spare)
+            await asyncio.to_thread(_pad, file, prior, spare)
 
     async def _locked(self) -> "_Lock":
         file = (self._folder / f".{self._namespace}.lock").open("wb")
@@ -147,6 +151,28 @@ class TableCache:
                 await asyncio.sleep(LOCK_POLL_S)
             else:
                 return _Lock(file)
+
+
+class _Writer:
+    """Writes and adds up in a thread while the next pieces come from the store."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._checksum = 0
+        self._running: asyncio.Task[int] | None = None
+
+    async def write(self, pieces: Sequence[bytes]) -> None:
+        """Begin to write `pieces` when those before are written."""
+        if self._running is not None:
+            self._checksum = await self._running
+        writing = asyncio.to_thread(_append, self._file, pieces, self._checksum)
+        self._running = asyncio.create_task(writing, name="write an item table")
+
+    async def done(self) -> int:
+        """The checksum when all is written."""
+        if self._running is not None:
+            self._checksum, self._running = await self._running, None
+        return self._checksum
 
 
 class _Lock:
@@ -165,6 +191,11 @@ def _append(file: IO[bytes], pieces: Sequence[bytes], checksum: int) -> int:
         file.write(data)
         checksum = crc32(data, checksum)
     return checksum
+
+
+def _pad(file: IO[bytes], row: bytes, rows: int) -> None:
+    for start in range(0, rows, SPARE_ROWS):
+        file.write(row * min(SPARE_ROWS, rows - start))
 
 
 def _mark_of(path: Path) -> tuple[Path, str] | None:
