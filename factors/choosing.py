@@ -16,7 +16,7 @@ from factors.links import rating_distribution, rating_moments
 from factors.ordinal import rating_levels
 from factors.packing import period_keys
 from factors.parameters import to_model
-from factors.priors import start_parameters
+from factors.priors import start_parameters, start_variance
 from factors.scoring import Scorer
 from factors.settings import FitSettings, scale_levels
 from factors.sweeps import State, Terms, Training, terms_of
@@ -93,7 +93,9 @@ def first_state(training: Training, settings: FitSettings, rng: np.random.Genera
     """A Gaussian state without further terms, from random directions."""
     value = training.users.value
     rank = choose_rank(settings, len(value))
-    parameters = start_parameters(settings.scale, rank, float(value.mean()), float(value.var()))
+    parameters = start_parameters(
+        settings.scale, rank, float(value.mean()), start_variance(settings.scale, value)
+    )
     return State.begin(training, parameters, rng)
 
 
@@ -103,7 +105,9 @@ def flat_state(training: Training, settings: FitSettings) -> State:
     """
     value = training.users.value
     rank = choose_rank(settings, len(value))
-    parameters = start_parameters(settings.scale, rank, float(value.mean()), float(value.var()))
+    parameters = start_parameters(
+        settings.scale, rank, float(value.mean()), start_variance(settings.scale, value)
+    )
     # The biases take over what the latent dimensions were to explain.
     shrink = np.append(np.full(rank, 1e-3), math.sqrt(2.0))
     covariance = parameters.users.covariance * np.outer(shrink, shrink)

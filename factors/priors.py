@@ -12,7 +12,7 @@ import numpy as np
 from factors.others import prior_rows
 from factors.packing import COUNT, Layout, unpack
 from factors.parameters import Parameters, Side, to_model
-from factors.settings import FitSettings, scale_levels
+from factors.settings import FitSettings
 from factors.tables import Fitted, Float64s, Model, Scale
 
 # A model of no data has no use for latent dimensions, but its rows need a layout.
@@ -22,6 +22,16 @@ _RANK_WITHOUT_DATA = 1
 def scale_range(scale: Scale) -> float:
     """The range of the scale, 1 where it has a single value: the unit of every default."""
     return (scale.high - scale.low) or 1.0
+
+
+def uniform_variance(scale: Scale) -> float:
+    """The variance of a uniform rating: as broad as ratings on this scale can be without being two camps."""
+    return (scale.high - scale.low) ** 2 / 12.0
+
+
+def start_variance(scale: Scale, value: Float64s) -> float:
+    """The variance of these ratings (n,), n > 0, and two pseudo-ratings: a few that agree prove little."""
+    return float((len(value) * value.var() + 2.0 * uniform_variance(scale)) / (len(value) + 2.0))
 
 
 def start_parameters(scale: Scale, rank: int, mean: float, variance: float) -> Parameters:
@@ -43,9 +53,7 @@ def prior_model(settings: FitSettings) -> Model:
     """
     scale = settings.scale
     rank = _RANK_WITHOUT_DATA if settings.rank == "auto" else settings.rank
-    # The variance of a uniform rating: as broad as ratings on this scale can be without being two camps.
-    variance = (scale.high - scale.low) ** 2 / 12.0 if scale_levels(scale) != 1 else 0.0
-    return to_model(start_parameters(scale, rank, 0.5 * (scale.low + scale.high), variance))
+    return to_model(start_parameters(scale, rank, 0.5 * (scale.low + scale.high), uniform_variance(scale)))
 
 
 def fitted_prior(model: Model, parameters: Parameters, n_users: int, n_items: int) -> Fitted:

@@ -16,7 +16,7 @@ from factors.ordinal import learn_link, rating_levels, start_cuts
 from factors.others import prior_rows
 from factors.packing import Layout, slots_of_width, triangle
 from factors.parameters import Parameters, Side
-from factors.priors import learn_side, scale_range
+from factors.priors import learn_side, scale_range, uniform_variance
 from factors.seteffects import SetEffects
 from factors.tables import Float64s, Int64s, Link
 
@@ -221,8 +221,9 @@ class State:
         square, scores = self._errors(user_step, item_step, every)
         self._moved(scores, scale_range(parameters.scale))
         self._scores = scores if every == 1 else None
-        # One pseudo-rating of the old noise, and a floor: a world without noise must not divide by zero.
-        noise = (square + parameters.noise) / (n + 1.0)
+        # One pseudo-rating, so that few ratings that agree are not taken for a world without noise, and a
+        # floor, so that such a world does not divide by zero.
+        noise = (square + 0.5 * uniform_variance(parameters.scale)) / (n + 1.0)
         return replace(parameters, noise=max(noise, (1e-3 * scale_range(parameters.scale)) ** 2))
 
     def _errors(self, user_step: HalfStep, item_step: HalfStep, every: int) -> tuple[float, Float64s]:

@@ -140,6 +140,14 @@ def test_scales(scale: Scale) -> None:
     sensible(fitted(many(3, 25, 25, 300, value), 25, 25, scale), 25, 25)
 
 
+@pytest.mark.parametrize("n", [1, 3, 30])
+def test_a_few_ratings_that_agree_are_no_certainty(n: int) -> None:
+    given = ratings([k % 6 for k in range(n)], [k // 6 for k in range(n)], [4.0] * n)
+    result = fitted(given, 6, 6, Scale(1, 5, None))
+    std = score(result.model, result.users, result.items, np.array([0, -1]), np.array([0, -1])).std
+    assert (std > 0.2).all()
+
+
 @pytest.mark.parametrize(
     ("low", "high", "values", "step"),
     [
