@@ -97,7 +97,7 @@ def test_bytes_come_back(index: Index) -> None:
         index_from_bytes(data, MODEL, COUNT + 1)
 
 
-def test_small_catalogues_and_scattered_ones_have_none(tables: tuple[np.ndarray, np.ndarray]) -> None:
+def test_small_catalogues_and_those_without_users_have_none(tables: tuple[np.ndarray, np.ndarray]) -> None:
     items, users = tables
     rng = np.random.default_rng(2)
     assert build_index(MODEL, items, users, rng) is None
