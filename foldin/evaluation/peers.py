@@ -16,8 +16,8 @@ from foldin.evaluation.jobs import Predicted, Question
 
 DAY_S = 86_400
 # What the tuned ALS may choose from: the library's defaults are 64, 0.01 and 1 with counts as they are.
-ALS_FACTORS, ALS_FIRST_FACTORS = (32, 128), 64
-ALS_RIDGES = (0.01, 0.1, 1.0)
+ALS_FACTORS, ALS_FIRST_FACTORS = (16, 32, 128), 64
+ALS_RIDGES = (0.1, 1.0, 10.0, 30.0)
 ALS_ALPHAS = (1.0, 5.0, 20.0)
 ALS_TOP = 100
 
@@ -149,7 +149,8 @@ def _implicit_als(question: Question, seed: int) -> Predicted:
             for a in ALS_ALPHAS
         }
         _, ridge, alpha = max(tried, key=tried.__getitem__)
-        tried |= {(factors, ridge, alpha): quality(factors, ridge, alpha) for factors in ALS_FACTORS}
+        # More dimensions bear more ridge.
+        tried |= {(f, r, alpha): quality(f, r, alpha) for f in ALS_FACTORS for r in (ridge, 2.0 * ridge)}
         best = max(tried, key=tried.__getitem__)
         top = ranked(matrix(np.ones(n, dtype=np.bool_)), question.ranked_users(), *best)[:, : question.top]
     note = f"{best[0]} factors, ridge {best[1]:g}, alpha {best[2]:g}, of {len(tried)} tried"
