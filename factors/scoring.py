@@ -166,7 +166,8 @@ class Scorer:
         return np.ascontiguousarray(self._gather(side, table[:, :width], rows).T)
 
     def _gather(self, side: int, table: FloatTable, rows: Rows) -> FloatTable:
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(table)):
+        # A row below 0 is a very large one without its sign: one pass for both ends.
+        if len(rows) and int(rows.astype(np.int64, copy=False).view(np.uint64).max()) >= len(table):
             known = np.flatnonzero((rows >= 0) & (rows < len(table)))
             gathered = np.repeat(self._priors[side][None, : table.shape[1]], len(rows), axis=0)
             gathered[known] = table[rows[known]]
