@@ -94,7 +94,11 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
     Waves of new users: at least `users` of them, and as many as come until `refits` have gone live.
     """
     report = Report()
-    settings = {"FOLDIN_REFIT_EVENTS": "100000000", "FOLDIN_REFIT_SECONDS": "86400"}
+    settings = {
+        "FOLDIN_REFIT_EVENTS": "100000000",
+        "FOLDIN_REFIT_SECONDS": "86400",
+        "FOLDIN_REFIT_GROWTH": "0",
+    }
     async with deployed(data, workers=2, settings=settings) as stack:
         await _seed(stack, random.Random(seed))
         store = await Store.open(StoreSettings(url=stack.redis_url), hot=False)

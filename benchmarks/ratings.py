@@ -28,7 +28,11 @@ BODIES = 30
 CONNECTIONS = 4
 ARCHIVE_S = 120.0
 # The fit is measured elsewhere; here it would only say how much of the second core it takes.
-NO_REFITS = {"FOLDIN_REFIT_EVENTS": str(2**31 - 1), "FOLDIN_REFIT_SECONDS": "86400"}
+NO_REFITS = {
+    "FOLDIN_REFIT_EVENTS": str(2**31 - 1),
+    "FOLDIN_REFIT_SECONDS": "86400",
+    "FOLDIN_REFIT_GROWTH": "0",
+}
 LAG = "foldin_stream_lag_events"
 
 

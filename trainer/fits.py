@@ -139,9 +139,7 @@ class Fits:
                 # Replaced since; the pointer says so soon.
                 await self._sleep(0.1)
                 continue
-            decision = decide(
-                self._situation(pointer, consumer), self._settings.refit_events, self._settings.refit_seconds
-            )
+            decision = decide(self._situation(pointer, consumer), self._settings.rules)
             if decision.reason is None:
                 await self._sleep(decision.wait_s)
                 continue
@@ -184,6 +182,7 @@ class Fits:
             asked=bool(self._asked),
             held=pointer.held,
             new_events=new_events,
+            fitted_events=round(fitted),
             lately=self._lately(consumer),
             first_new_at=consumer.first_new_at,
             base_missing=self._items.base_missing,

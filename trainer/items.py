@@ -119,8 +119,8 @@ class ItemKeeper:
                     more = await self._round()
                 backoff.reset()
                 if more:
-                    # A flood: two thirds of the time for those who bring it and for lookups.
-                    await asyncio.sleep(2.0 * (time.monotonic() - began_at))
+                    # A flood: four fifths of the time for those who bring it and for lookups.
+                    await asyncio.sleep(4.0 * (time.monotonic() - began_at))
             except StoreUnavailable as exc:
                 log.warning("items_wait", failures=backoff.failures + 1, error=str(exc))
                 await asyncio.sleep(backoff.next_s())

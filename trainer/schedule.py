@@ -8,12 +8,29 @@ from typing import Literal
 Reason = Literal["asked", "files", "events", "seconds"]
 
 
+# With fewer new ratings a refit says little that a fold-in does not.
+_LEAST_GROWTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """When to refit unasked.
+
+    After so many `events`, so many `seconds` after the first of them, or when there are more by `growth` (a
+    fraction; 0: however many) than the last fit knew.
+    """
+
+    events: int
+    seconds: float
+    growth: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What is known when the scheduler looks. Times are seconds of one monotonic clock.
 
     `new_events`: archived since the snapshot of the newest fit; `first_new_at`: when the first of them was;
-    `lately`: how many came in the last seconds.
+    `fitted_events`: how many that fit knew. `lately`: how many came in the last seconds.
     `base_missing`: the files of the live generation are not here, so that items cannot be folded in.
     `not_before`: no automatic fit earlier than this, after failures.
     """
@@ -22,6 +39,7 @@ class Situation:
     asked: bool
     held: bool
     new_events: int
+    fitted_events: int
     lately: int
     first_new_at: float | None
     base_missing: bool
@@ -36,13 +54,13 @@ class Decision:
     wait_s: float | None = None
 
 
-def decide(situation: Situation, refit_events: int, refit_seconds: float) -> Decision:
+def decide(situation: Situation, rules: Rules) -> Decision:
     """Whether to fit now."""
     if situation.asked:
         return Decision("asked")
     if situation.held:
         return Decision(None)
-    reason, due_at = _automatic(situation, refit_events, refit_seconds)
+    reason, due_at = _automatic(situation, rules)
     if due_at is None:
         return Decision(None)
     at = max(due_at, situation.not_before)
@@ -51,13 +69,15 @@ def decide(situation: Situation, refit_events: int, refit_seconds: float) -> Dec
     return Decision(None, at - situation.now)
 
 
-def _automatic(s: Situation, refit_events: int, refit_seconds: float) -> tuple[Reason, float | None]:
+def _automatic(s: Situation, rules: Rules) -> tuple[Reason, float | None]:
     if s.base_missing:
         return "files", s.now
     if s.new_events <= 0:
         return "events", None
     first = s.now if s.first_new_at is None else s.first_new_at
     # While an import pours in, a fit would be out of date before it ends, and take a core from it.
-    if s.new_events >= refit_events > s.lately:
+    grows = rules.growth > 0 and s.fitted_events > 0
+    grown = grows and s.new_events >= max(_LEAST_GROWTH, rules.growth * s.fitted_events)
+    if (s.new_events >= rules.events or grown) and s.lately < rules.events:
         return "events", s.now
-    return "seconds", first + refit_seconds
+    return "seconds", first + rules.seconds

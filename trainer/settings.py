@@ -8,13 +8,14 @@ from pathlib import Path
 from featurestore.settings import EnvironmentReader, StoreSettings, parse_scale
 from trainer.engines import ENGINES, EngineName
 from trainer.gate import Policy
+from trainer.schedule import Rules
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
     """How a trainer works.
 
-    `refit_events`, `refit_seconds`: refit when so many events are new, or so long after the first new one.
+    `rules`: when to refit unasked.
     `batch_events`: at most so many events in a batch (2 us of the event loop each); `linger_s`: batches of
     less follow each other no faster. `lease_ttl_s`: how long a leader that is gone keeps others waiting.
     `grace_s`: what a stop may take. `abandon_s`: how long a new history may be prepared without anybody
@@ -24,8 +25,7 @@ class TrainerSettings:
     store: StoreSettings
     archive_dir: Path = Path("data/archive")
     engine: EngineName = "variational"
-    refit_events: int = 5_000
-    refit_seconds: float = 60.0
+    rules: Rules = field(default_factory=lambda: Rules(5_000, 60.0, 0.2))
     fit_threads: int = 1
     log_level: str = "INFO"
     batch_events: int = 12_800
@@ -47,8 +47,11 @@ class TrainerSettings:
             store=StoreSettings.from_environment(reader),
             archive_dir=Path(reader.text("FOLDIN_ARCHIVE_DIR", "data/archive")),
             engine=engine,
-            refit_events=reader.integer("FOLDIN_REFIT_EVENTS", 5_000),
-            refit_seconds=reader.seconds("FOLDIN_REFIT_SECONDS", 60.0),
+            rules=Rules(
+                reader.integer("FOLDIN_REFIT_EVENTS", 5_000),
+                reader.seconds("FOLDIN_REFIT_SECONDS", 60.0),
+                reader.integer("FOLDIN_REFIT_GROWTH", 20, 0, 1_000_000) / 100.0,
+            ),
             fit_threads=reader.integer("FOLDIN_FIT_THREADS", 1, 1, 1024),
             log_level=reader.choice("FOLDIN_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
         )

@@ -9,7 +9,7 @@ import math
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,17 +33,21 @@ BATCH = 10_000
 REFIT_S = 300.0
 EVALUATE_S = 3000.0
 # The refit is asked for, so that the figure does not hang on when the trainer would have begun one.
-ONLY_WHEN_ASKED = {"FOLDIN_REFIT_EVENTS": str(2**31 - 1), "FOLDIN_REFIT_SECONDS": "86400"}
+ONLY_WHEN_ASKED = {
+    "FOLDIN_REFIT_EVENTS": str(2**31 - 1),
+    "FOLDIN_REFIT_SECONDS": "86400",
+    "FOLDIN_REFIT_GROWTH": "0",
+}
 ENGINE = "foldin over HTTP"
 
 
 @contextmanager
-def deployment(scale: Scale) -> Iterator[int]:
-    """Store, trainer and service; the port of the API."""
+def deployment(scale: Scale, settings: Mapping[str, str]) -> Iterator[int]:
+    """Store, trainer with these `settings`, and service; the port of the API."""
     text = format_scale(scale)
     with (
         stack.store() as url,
-        stack.trainer(url, scale=text, settings=ONLY_WHEN_ASKED),
+        stack.trainer(url, scale=text, settings=settings),
         stack.service(url, scale=text) as port,
     ):
         yield port
@@ -55,7 +59,7 @@ def answer_over_http(question: Question) -> Answer:
     """
     try:
         with (
-            deployment(Scale(question.low, question.high, question.step or None)) as port,
+            deployment(Scale(question.low, question.high, question.step or None), ONLY_WHEN_ASKED) as port,
             Client(port, timeout_s=REFIT_S) as client,
         ):
             for body in rating_bodies(question):
@@ -139,7 +143,8 @@ class Played:
 def play(*, worlds: int, steps: int, known: tuple[int, ...], seed: int, folder: Path) -> list[Played]:
     """The course's protocol against a deployment, all players; also leaves its CSV files and picture in
     `folder`."""
-    with deployment(Scale(1, 5, 1)) as port, tempfile.TemporaryDirectory() as empty:
+    # With the defaults: the trainer refits while they play, as it would for users.
+    with deployment(Scale(1, 5), {}) as port, tempfile.TemporaryDirectory() as empty:
         command = python_command("foldin", "evaluate", "--api", f"http://127.0.0.1:{port}", "--replace")
         command += [
             "--runs",

@@ -16,6 +16,7 @@ from featurestore.settings import StoreSettings
 from trainer.app import Trainer
 from trainer.archive import EpochArchive
 from trainer.leader import archive_root
+from trainer.schedule import Rules
 from trainer.segments import Step, no_step, read_segment
 from trainer.settings import TrainerSettings
 
@@ -27,8 +28,7 @@ def trainer_settings(store: StoreSettings, folder: Path, **changes: Any) -> Trai
     base = TrainerSettings(
         store=store,
         archive_dir=folder,
-        refit_events=10**9,
-        refit_seconds=10**6,
+        rules=Rules(10**9, 10**6),
         linger_s=0.05,
         lease_ttl_s=5.0,
         grace_s=10.0,
@@ -83,12 +83,14 @@ from featurestore.settings import StoreSettings
 from trainer.app import Trainer
 from trainer.gate import Policy
 from trainer.log import configure
+from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
 given = json.loads(sys.argv[1])
 victim, occurrence = sys.argv[2], int(sys.argv[3])
 given["store"] = StoreSettings(**given["store"])
 given["gate"] = Policy(**given["gate"])
+given["rules"] = Rules(**given["rules"])
 given["archive_dir"] = Path(given["archive_dir"])
 seen = 0
 

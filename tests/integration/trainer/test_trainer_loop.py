@@ -17,6 +17,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.trainers import archived, reopened, running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
+from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
 NAN = float("nan")
@@ -101,7 +102,7 @@ async def test_something_is_live_at_once_and_a_refit_learns_everything(
 
 
 async def test_refit_after_so_many_events(store: Store, settings: TrainerSettings, tmp_path: Path) -> None:
-    eager = trainer_settings(settings.store, tmp_path / "archive", refit_events=100)
+    eager = trainer_settings(settings.store, tmp_path / "archive", rules=Rules(100, 10**6))
     async with running_trainer(eager):
         await store.ratings.append(ratings())
         await until_live(store, 2)
@@ -110,7 +111,7 @@ async def test_refit_after_so_many_events(store: Store, settings: TrainerSetting
 
 
 async def test_refit_so_long_after_the_first(store: Store, settings: TrainerSettings, tmp_path: Path) -> None:
-    eager = trainer_settings(settings.store, tmp_path / "archive", refit_seconds=0.3)
+    eager = trainer_settings(settings.store, tmp_path / "archive", rules=Rules(10**9, 0.3))
     async with running_trainer(eager):
         await store.ratings.append(ratings())
         await until_live(store, 2)
@@ -290,7 +291,7 @@ async def test_damaged_segment_is_set_aside_and_rebuilt(store: Store, settings: 
 async def test_held_generation_is_not_replaced_unasked(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
-    eager = trainer_settings(settings.store, tmp_path / "archive", refit_events=10)
+    eager = trainer_settings(settings.store, tmp_path / "archive", rules=Rules(10, 10**6))
     async with running_trainer(eager):
         await store.ratings.append(ratings())
         first = await fitted(store)
@@ -388,7 +389,7 @@ async def test_killed_fit_fails_the_command_and_the_next_one_works(
 async def test_a_fit_that_nobody_asked_for_gives_way_to_one_that_somebody_did(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
-    eager = trainer_settings(settings.store, tmp_path / "archive", refit_events=10)
+    eager = trainer_settings(settings.store, tmp_path / "archive", rules=Rules(10, 10**6))
     async with running_trainer(eager) as trainer:
         await until_live(store)
         await store.ratings.append(ratings())

@@ -23,7 +23,7 @@ from trainer.gate import Evidence, Policy, judge, loss_ratio
 from trainer.leadership import Leadership
 from trainer.rebuild import is_incomplete
 from trainer.retry import Backoff
-from trainer.schedule import Decision, Situation, decide
+from trainer.schedule import Decision, Rules, Situation, decide
 from trainer.settings import TrainerSettings
 from trainer.streams import Tail, format_position, parse_position
 
@@ -32,6 +32,7 @@ CALM = Situation(
     asked=False,
     held=False,
     new_events=0,
+    fitted_events=0,
     lately=0,
     first_new_at=None,
     base_missing=False,
@@ -70,7 +71,24 @@ GOOD = Evidence(
     ],
 )
 def test_when_to_fit(changes: dict[str, float], expected: Decision) -> None:
-    assert decide(replace(CALM, **changes), refit_events=100, refit_seconds=60.0) == expected  # type: ignore[arg-type]
+    assert decide(replace(CALM, **changes), Rules(100, 60.0)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fitted", "new", "growth", "due"),
+    [
+        (1_000, 199, 0.2, False),
+        (1_000, 200, 0.2, True),
+        (100, 99, 0.2, False),
+        (100, 100, 0.2, True),
+        (0, 4_999, 0.2, False),
+        (1_000, 4_999, 0.0, False),
+        (10**6, 5_000, 0.2, True),
+    ],
+)
+def test_ratings_that_have_grown_are_fitted_again(fitted: int, new: int, growth: float, due: bool) -> None:
+    situation = replace(CALM, new_events=new, fitted_events=fitted)
+    assert (decide(situation, Rules(5_000, 60.0, growth)).reason == "events") is due
 
 
 @pytest.mark.parametrize(
@@ -182,7 +200,7 @@ def test_settings_are_read_and_every_error_told() -> None:
     settings = TrainerSettings.from_environment(
         {"FOLDIN_ENGINE": "implicit", "FOLDIN_REFIT_EVENTS": "7", "FOLDIN_SCALE": "0.5:5:0.5"}
     )
-    assert (settings.engine, settings.refit_events, settings.scale) == ("implicit", 7, (0.5, 5.0, 0.5))
+    assert (settings.engine, settings.rules.events, settings.scale) == ("implicit", 7, (0.5, 5.0, 0.5))
     assert settings.archive_dir == Path("data/archive")
     with pytest.raises(SettingsInvalid) as caught:
         TrainerSettings.from_environment({"FOLDIN_ENGINE": "x", "FOLDIN_FIT_THREADS": "0"})
