@@ -206,7 +206,7 @@ class Stack:
     async def _play(self, supervisor: Supervisor, environment: Mapping[str, str]) -> None:
         say(
             "A player now plays the lecture's environment against the API, beside simpler players.\n"
-            f"They are shown {KNOWN} ratings first, then each rating that they have predicted:\n"
+            f"They are shown {KNOWN:,} ratings first, then each rating that they have predicted:\n"
         )
         addresses = ("--environment", self.environment_url, "--api", self.api_url)
         command = (*_python("environment.play"), *addresses, "--known", str(KNOWN))
