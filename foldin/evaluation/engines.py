@@ -8,6 +8,7 @@ A name may carry options after colons: `auto:rank=16:link=gaussian:no-set-effect
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,8 @@ def _trained(name: str, label: str) -> Engine:
 
         if name not in ENGINES:
             raise NotInstalledError(f"this version has no engine called {name}")
+        if name == "neural" and find_spec("torch") is None:
+            raise NotInstalledError("needs torch: pip install foldin[neural]")
         ratings = Ratings(question.train_user, question.train_item, question.train_value, question.train_time)
         fitted = make_engine(name, FitSettings(scale_of(question))).fit(
             ratings,
