@@ -15,7 +15,7 @@ from factors.histories import Compressed, compress_pairs
 from factors.links import rating_distribution, rating_moments
 from factors.ordinal import rating_levels
 from factors.packing import period_keys
-from factors.parameters import to_model
+from factors.parameters import Parameters, to_model
 from factors.priors import start_parameters, start_variance
 from factors.scoring import Scorer
 from factors.settings import FitSettings, scale_levels
@@ -89,27 +89,24 @@ def may_be_ordinal(settings: FitSettings) -> bool:
     return 2 <= scale_levels(settings.scale) <= _MOST_LEVELS
 
 
-def first_state(training: Training, settings: FitSettings, rng: np.random.Generator) -> State:
-    """A Gaussian state without further terms, from random directions."""
+def _start(training: Training, settings: FitSettings) -> Parameters:
     value = training.users.value
     rank = choose_rank(settings, len(value))
-    parameters = start_parameters(
-        settings.scale, rank, float(value.mean()), start_variance(settings.scale, value)
-    )
-    return State.begin(training, parameters, rng)
+    return start_parameters(settings.scale, rank, float(value.mean()), start_variance(settings.scale, value))
+
+
+def first_state(training: Training, settings: FitSettings, rng: np.random.Generator) -> State:
+    """A Gaussian state without further terms, from random directions."""
+    return State.begin(training, _start(training, settings), rng)
 
 
 def flat_state(training: Training, settings: FitSettings) -> State:
     """A Gaussian state whose latent dimensions are as good as absent, so that biases are all it learns: their
     prior is a millionth of the usual one, from where it does not grow.
     """
-    value = training.users.value
-    rank = choose_rank(settings, len(value))
-    parameters = start_parameters(
-        settings.scale, rank, float(value.mean()), start_variance(settings.scale, value)
-    )
+    parameters = _start(training, settings)
     # The biases take over what the latent dimensions were to explain.
-    shrink = np.append(np.full(rank, 1e-3), math.sqrt(2.0))
+    shrink = np.append(np.full(parameters.users.layout.rank, 1e-3), math.sqrt(2.0))
     covariance = parameters.users.covariance * np.outer(shrink, shrink)
     precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
     side = replace(parameters.users, covariance=covariance, precision=precision)

@@ -133,7 +133,6 @@ class Predictor:
         turn, self._turn = self._turn, None
         if turn is None:
             return
-        self._asking = False
         live = self._follower.live
         try:
             live = require(live)
