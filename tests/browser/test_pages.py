@@ -1,7 +1,5 @@
 """The pages in a real browser: they tell what is live, follow it, and load nothing from anywhere else."""
 
-import asyncio
-import contextlib
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -13,7 +11,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating
 from tests.support.serving import Client, serves, serving
-from tests.support.small_trainer import Trainer
+from tests.support.small_trainer import Trainer, running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -35,13 +33,9 @@ async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[C
     await store.items(1).register([b"dune", b"emma", b"0"])
     await store.ratings.append([rating("ann", "dune", 5.0), rating("bob", "emma", 2.0)])
     await publish(store, lease, n_items=3, users=[b"ann", b"bob"])
-    trainer = asyncio.create_task(Trainer(store, lease).run())
-    async with serving(store_settings) as (client, _):
+    async with running(Trainer(store, lease)), serving(store_settings) as (client, _):
         await serves(client, 1)
         yield client
-    trainer.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await trainer
 
 
 class Watched:

@@ -1,7 +1,8 @@
 """What a trainer does as far as services can tell, for tests without the real one."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 
 from featurestore.commands import Command, Outcome
 from featurestore.lease import Lease
@@ -39,3 +40,15 @@ class Trainer:
         written = await write_generation(self._store, self._lease, epoch=command.epoch, n_items=4, seed=3)
         await written.writer.flip(automatic=False)
         return Outcome("done", written.writer.number)
+
+
+@contextlib.asynccontextmanager
+async def running(trainer: Trainer) -> AsyncIterator[Trainer]:
+    """It runs for the length of a `with`."""
+    task = asyncio.create_task(trainer.run())
+    try:
+        yield trainer
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

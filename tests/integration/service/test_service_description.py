@@ -11,7 +11,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating
 from tests.support.serving import Client, serves, serving
-from tests.support.small_trainer import Trainer
+from tests.support.small_trainer import Trainer, running
 
 # A description cannot say that a whole number written as 7.0 is no id, nor that lists are parallel: for
 # bodies the check that all it allows is accepted is left out.
@@ -27,13 +27,9 @@ async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[C
     await store.items(1).register([b"dune", b"emma", b"0"])
     await store.ratings.append([rating("ann", "dune", 5.0), rating("0", "0", 2.0)])
     await publish(store, lease, n_items=3, users=[b"ann"])
-    trainer = asyncio.create_task(Trainer(store, lease).run())
-    async with serving(store_settings) as (client, _):
+    async with running(Trainer(store, lease)), serving(store_settings) as (client, _):
         await serves(client, 1)
         yield client
-    trainer.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await trainer
 
 
 # What is asked does not depend on the kind of store.

@@ -1,7 +1,6 @@
 """POST /train and forgetting, with a small trainer of the test in place of the real one."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -12,7 +11,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating
 from tests.support.serving import Client, is_problem, serves, serving
-from tests.support.small_trainer import Trainer
+from tests.support.small_trainer import Trainer, running
 from tests.support.waiting import wait_until_async
 
 HISTORY = {
@@ -29,12 +28,8 @@ async def trainer(store: Store) -> AsyncIterator[Trainer]:
     lease = await lead(store)
     await store.items(1).register([b"old"])
     await publish(store, lease, n_items=1)
-    trainer = Trainer(store, lease)
-    task = asyncio.create_task(trainer.run())
-    yield trainer
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    async with running(Trainer(store, lease)) as trainer:
+        yield trainer
 
 
 @pytest.fixture
