@@ -1,12 +1,16 @@
 """The engine for implicit feedback: alternating least squares of the `implicit` library, published as any
 other fit.
 
-Whatever was rated was chosen; its rating says how sure that is (`factors.confidence`). Items come from the
-library, users are folded in from their histories with exactly these items, so that a user's record is the
-same whoever computes it.
+Whatever was rated was chosen; its rating says how sure that is (`factors.confidence`). The library's sweeps
+end in a few of our own, whose ridge may depend on how much was chosen, which the library has not. Users are
+folded in from their histories with exactly the items that are published, so that a user's record is the same
+whoever computes it.
 """
 
+import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import scipy.sparse as sp
@@ -24,22 +28,27 @@ from factors import (
     fold_in_items,
     fold_in_users,
 )
-from factors.confidence import confidence_model, confidence_of, is_confidence
-from factors.packing import item_layout, user_layout
+from factors.confidence import Weighting, confidence_model, confidence_of, is_confidence, weighting_of
+from factors.packing import Layout, item_layout, user_layout
 from factors.tables import Float32s, Float64s
 from trainer.engines import Report
 
 # By how much more a choice at the top of the scale weighs than an item that was passed over, and the ridge of
-# both sides: what is tried with the first of the ranks, which then vary. Hu, Koren and Volinsky have 40 for
-# counts.
+# both sides. Hu, Koren and Volinsky have 40 for counts.
 _ALPHAS = (0.5, 2.0, 8.0, 32.0)
 _RIDGES = (0.3, 3.0, 10.0, 30.0)
-_RANKS = (32, 16, 64, 128)
-# Then both are moved a little.
-_MOVES = (0.6, 1.7)
+# The best of them is moved by these, with a ridge that grows with this power of the number of choices.
+_MOVES = (0.6, 1.0 / 0.6)
+_ROUNDS = 3
+_POWER = 0.5
+_OWN_SWEEPS = 2
+# More dimensions make records longer, so they must be surely better.
+_RANK, _MORE_RANK = 32, 64
+# Choices are held out so many times, each time such a part: one draw leaves too much to chance.
+_DRAWS = 2
 _HELD_OUT = 0.15
 # Choices from which this is decided: of many, so many of whole users; a tenth of them is held out.
-_MOST_TRIED = 300_000
+_MOST_TRIED = 100_000
 _LEAST_TRIED = 200
 _MOST_ASKED = 5_000
 # A choice stands until there are so many times the ratings.
@@ -51,7 +60,7 @@ _NOISE_FLOOR = 1e-4
 # Pairs that are ranked to judge a fit: each costs a score of every item.
 _JUDGED = 2_000
 _TOP = 20
-# Where a model keeps the ridge and from how many ratings it was decided.
+# Where a model keeps from how many ratings its weighting was decided.
 _CHOICE = "implicit_choice"
 # Depth of the rankings by which rank, ridge and confidence are chosen.
 _DEPTH = 100
@@ -59,12 +68,13 @@ _DEPTH = 100
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`rank`; `alpha`, see `factors.confidence`; `ridge` of both sides; `decided`: from so many ratings."""
+    """`rank`; `alpha`, `ridge`, `power`: see `factors.confidence`; `decided`: from so many ratings."""
 
     rank: int
     alpha: float
     ridge: float
     decided: float = 0.0
+    power: float = 0.0
 
 
 class ImplicitEngine:
@@ -95,7 +105,7 @@ class ImplicitEngine:
             users, items = self._alternate(chosen, choice, start, rng, report)
         if not (np.isfinite(items).all() and np.isfinite(users).all()):
             raise FitDiverged("implicit ALS gave factors that are not finite")
-        return self._fitted(ratings, choice, users.astype(np.float64), items.astype(np.float64))
+        return self._fitted(ratings, choice, users, items)
 
     def _stands(self, choice: Choice, n_ratings: int) -> bool:
         wanted = self._settings.rank
@@ -106,34 +116,51 @@ class ImplicitEngine:
         n = float(len(ratings.value))
         wanted = self._settings.rank
         most = max(1, min(n_users, n_items))
-        ranks = [min(rank, most) for rank in (_RANKS if wanted == "auto" else (wanted,))]
+        rank = min(_RANK if wanted == "auto" else wanted, most)
         if n < _LEAST_TRIED:
-            return Choice(ranks[0], _ALPHAS[1], _RIDGES[0], n)
+            return Choice(rank, _ALPHAS[1], _RIDGES[0], n, _POWER)
         part = _some_users(ratings, n_users, rng)
-        unseen = rng.random(len(part.user_row)) < _HELD_OUT
-        known, asked = _rows(part, ~unseen), _rows(part, unseen)
-        shape = (n_users, n_items)
+        draws = [rng.random(len(part.user_row)) < _HELD_OUT for _ in range(_DRAWS)]
+        parts = [(_rows(part, ~unseen), _rows(part, unseen)) for unseen in draws]
 
-        def quality(choice: Choice) -> float:
-            chosen = _matrix(known, choice.alpha, self._settings.scale, shape)
+        @lru_cache
+        def swept(choice: Choice, draw: int) -> AlternatingLeastSquares:
             als = self._library(choice, _ITERATIONS, np.random.default_rng(1))
+            chosen = _matrix(parts[draw][0], choice.alpha, self._settings.scale, (n_users, n_items))
             als.fit(chosen, show_progress=False)
-            return _ndcg(als, chosen, asked.user_row, asked.item_row)
+            return als
 
-        tried = {
-            choice: quality(choice)
-            for choice in (Choice(ranks[0], alpha, ridge, n) for alpha in _ALPHAS for ridge in _RIDGES)
-        }
-        best = max(tried, key=tried.__getitem__)
-        # More dimensions bear more ridge.
-        more = [replace(best, ridge=ridge * best.ridge) for ridge in (1.0, _MOVES[1])]
-        more += [replace(choice, rank=rank) for rank in dict.fromkeys(ranks[1:]) for choice in more]
-        tried |= {choice: quality(choice) for choice in more}
-        for name in ("ridge", "alpha"):
-            best = max(tried, key=tried.__getitem__)
-            moved = (replace(best, **{name: move * getattr(best, name)}) for move in _MOVES)
-            tried |= {choice: quality(choice) for choice in moved if choice not in tried}
-        return max(tried, key=tried.__getitem__)
+        def quality(choice: Choice, begin: Choice) -> Float64s:
+            """NDCG of each user asked for, the sweeps of our own going on from the library's with `begin`."""
+            found = []
+            for draw, (known, asked) in enumerate(parts):
+                als = swept(begin, draw)
+                factors = als.user_factors, als.item_factors
+                if choice.power:
+                    factors = _factors(self._fitted(known, choice, *factors))
+                found.append(_ndcg(factors, known, asked))
+            return np.concatenate(found)
+
+        plain = [Choice(rank, alpha, ridge, n) for alpha in _ALPHAS for ridge in _RIDGES]
+        begin = max(plain, key=lambda choice: quality(choice, choice).mean())
+        best = replace(begin, power=_POWER)
+        tried = {best: quality(best, begin)}
+        for _ in range(_ROUNDS):
+            centre = best
+            for alpha, ridge in product((1.0, *_MOVES), repeat=2):
+                moved = replace(centre, alpha=centre.alpha * alpha, ridge=centre.ridge * ridge)
+                if not any(_same(moved, other) for other in tried):
+                    tried[moved] = quality(moved, begin)
+            best = max(tried, key=lambda choice: tried[choice].mean())
+            if best == centre:
+                break
+        if wanted == "auto" and most >= _MORE_RANK:
+            # More dimensions bear more ridge.
+            more = replace(best, rank=_MORE_RANK, ridge=best.ridge * _MOVES[1])
+            gain = quality(more, replace(more, power=0.0)) - tried[best]
+            if gain.mean() > gain.std() / np.sqrt(len(gain)):
+                best = more
+        return best
 
     def _library(self, choice: Choice, iterations: int, rng: np.random.Generator) -> AlternatingLeastSquares:
         return AlternatingLeastSquares(
@@ -193,32 +220,63 @@ class ImplicitEngine:
             "held_out_recall_at_20": found / max(len(ranks), 1),
         }
 
-    def _fitted(self, ratings: Ratings, choice: Choice, users: Float64s, items: Float64s) -> Fitted:
-        ridge = choice.ridge * np.eye(users.shape[1])
-        error = 1.0 - np.einsum("ij,ij->i", users[ratings.user_row], items[ratings.item_row])
-        noise = max(float(np.mean(error * error)) if len(error) else 1.0, _NOISE_FLOOR)
-        model = confidence_model(
-            self._settings.scale,
-            alpha=choice.alpha,
-            noise=noise,
-            user_gram=items.T @ items + ridge,
-            item_gram=users.T @ users + ridge,
+    def _fitted(self, ratings: Ratings, choice: Choice, users: Float32s, items: Float32s) -> Fitted:
+        """What is published, from the library's `users` (n_users, k) and `items` (n_items, k)."""
+        scale, layout = self._settings.scale, Layout(choice.rank, 0)
+        by_user = _histories(ratings.user_row, ratings.item_row, ratings, len(users))
+        by_item = _histories(ratings.item_row, ratings.user_row, ratings, len(items))
+        weighting = Weighting(
+            choice.alpha, choice.ridge, choice.power, _typical_count(by_user), _typical_count(by_item)
         )
-        model.parameters[_CHOICE] = np.array([choice.ridge, choice.decided])
-        table = _item_rows(model, ratings, users, items)
-        rows = fold_in_users(
-            model, table, _histories(ratings.user_row, ratings.item_row, ratings, len(users))
-        )
-        metrics = {"noise": noise, "alpha": choice.alpha, "ridge": choice.ridge}
-        return Fitted(model, rows, table, metrics)
+        span = np.float32((scale.high - scale.low) or 1.0)
+        user_rows, item_rows = (np.zeros((len(rows), layout.width), np.float32) for rows in (users, items))
+        user_rows[:, layout.latent], item_rows[:, layout.latent] = users * span, items
+
+        def model() -> Model:
+            of_users = user_rows[:, layout.latent].astype(np.float64) / span
+            of_items = item_rows[:, layout.latent].astype(np.float64)
+            grams = of_items.T @ of_items, of_users.T @ of_users
+            return confidence_model(scale, weighting, noise=noise, user_gram=grams[0], item_gram=grams[1])
+
+        noise = 1.0
+        for _ in range(_OWN_SWEEPS):
+            user_rows = fold_in_users(model(), item_rows, by_user)
+            noise = _noise(ratings, user_rows[:, layout.latent] / span, item_rows[:, layout.latent])
+            item_rows = fold_in_items(model(), user_rows, by_item)
+        published = model()
+        published.parameters[_CHOICE] = np.array([choice.decided])
+        metrics = {"noise": noise, "alpha": choice.alpha, "ridge": choice.ridge, "power": choice.power}
+        return Fitted(published, fold_in_users(published, item_rows, by_user), item_rows, metrics)
+
+
+def _typical_count(histories: Histories) -> float:
+    counts = np.diff(histories.offsets)
+    return float(counts.sum() / max((counts > 0).sum(), 1))
+
+
+def _noise(ratings: Ratings, users: Float32s, items: Float32s) -> float:
+    error = 1.0 - np.einsum("ij,ij->i", users[ratings.user_row], items[ratings.item_row])
+    return max(float(np.mean(error * error)) if len(error) else 1.0, _NOISE_FLOOR)
+
+
+def _factors(fitted: Fitted) -> tuple[Float32s, Float32s]:
+    """Users and items (n, k) as the library has them."""
+    span = np.float32((fitted.model.scale.high - fitted.model.scale.low) or 1.0)
+    users = fitted.users[:, user_layout(fitted.model).latent] / span
+    return users, np.ascontiguousarray(fitted.items[:, item_layout(fitted.model).latent])
+
+
+def _same(one: Choice, other: Choice) -> bool:
+    return math.isclose(one.alpha, other.alpha) and math.isclose(one.ridge, other.ridge)
 
 
 def _choice_of(model: Model) -> Choice | None:
     """What an earlier fit was made with; None where it was another engine's."""
     if not is_confidence(model) or _CHOICE not in model.parameters:
         return None
-    ridge, decided = model.parameters[_CHOICE].tolist()
-    return Choice(model.rank, float(model.parameters["confidence"][0]), ridge, decided)
+    (decided,) = model.parameters[_CHOICE].tolist()
+    weighting = weighting_of(model)
+    return Choice(model.rank, weighting.alpha, weighting.ridge, decided, weighting.power)
 
 
 def _rows(ratings: Ratings, rows: np.ndarray) -> Ratings:
@@ -241,33 +299,23 @@ def _matrix(ratings: Ratings, alpha: float, scale: Scale, shape: tuple[int, int]
     return sp.csr_matrix((confidence, (ratings.user_row, ratings.item_row)), shape=shape)
 
 
-def _ndcg(
-    als: AlternatingLeastSquares, known: sp.csr_matrix, user_row: np.ndarray, item_row: np.ndarray
-) -> float:
-    """Mean normalized discounted cumulative gain of the best items that the users have not chosen yet."""
-    users, counts = np.unique(user_row, return_counts=True)
-    if len(users) > _MOST_ASKED:
-        users, counts = users[:_MOST_ASKED], counts[:_MOST_ASKED]
-    if len(users) == 0:
-        return 0.0
-    top, _ = als.recommend(users, known[users], N=_DEPTH)
-    width = known.shape[1] + 1
-    asked = np.unique(user_row.astype(np.int64) * width + item_row)
-    hits = np.isin(users.astype(np.int64)[:, None] * width + top, asked) & (top >= 0)
+def _ndcg(factors: tuple[Float32s, Float32s], known: Ratings, asked: Ratings) -> Float64s:
+    """Normalized discounted cumulative gain (u,) of each user's best items that he has not chosen yet."""
+    als = AlternatingLeastSquares(factors=factors[0].shape[1], num_threads=1)
+    als.user_factors, als.item_factors = factors
+    shape = len(factors[0]), len(factors[1])
+    chosen = sp.csr_matrix(
+        (np.ones(len(known.value), dtype=np.float32), (known.user_row, known.item_row)), shape=shape
+    )
+    users, counts = np.unique(asked.user_row, return_counts=True)
+    users, counts = users[:_MOST_ASKED], counts[:_MOST_ASKED]
+    top, _ = als.recommend(users, chosen[users], N=_DEPTH)
+    wanted = np.unique(asked.user_row.astype(np.int64) * (shape[1] + 1) + asked.item_row)
+    hits = np.isin(users.astype(np.int64)[:, None] * (shape[1] + 1) + top, wanted) & (top >= 0)
     discount = 1.0 / np.log2(2.0 + np.arange(_DEPTH))
     best = np.cumsum(discount)[np.minimum(counts, _DEPTH) - 1]
-    quality = float(((hits @ discount[: hits.shape[1]]) / best).mean())
-    return quality if np.isfinite(quality) else 0.0
-
-
-def _item_rows(model: Model, ratings: Ratings, users: Float64s, items: Float64s) -> Float32s:
-    """Item rows: spread and counts by fold-in from the raters, the mean the library's own."""
-    layout = user_layout(model)
-    raters = np.zeros((len(users), model.user_width), dtype=np.float32)
-    raters[:, layout.latent] = users * ((model.scale.high - model.scale.low) or 1.0)
-    table = fold_in_items(model, raters, _histories(ratings.item_row, ratings.user_row, ratings, len(items)))
-    table[:, item_layout(model).latent] = items
-    return table
+    quality = (hits @ discount[: hits.shape[1]]) / best
+    return np.asarray(np.where(np.isfinite(quality), quality, 0.0))
 
 
 def _histories(row: np.ndarray, other: np.ndarray, ratings: Ratings, n_rows: int) -> Histories:
@@ -284,8 +332,7 @@ def _beginning(
     users = rng.random((n_users, rank), dtype=np.float32) * np.float32(0.01)
     items = rng.random((n_items, rank), dtype=np.float32) * np.float32(0.01)
     if start is not None:
-        span = np.float32((start.model.scale.high - start.model.scale.low) or 1.0)
-        known_users, known_items = min(n_users, len(start.users)), min(n_items, len(start.items))
-        users[:known_users] = start.users[:known_users, user_layout(start.model).latent] / span
-        items[:known_items] = start.items[:known_items, item_layout(start.model).latent]
+        for rows, earlier in zip((users, items), _factors(start), strict=True):
+            known = min(len(rows), len(earlier))
+            rows[:known] = earlier[:known]
     return users, items

@@ -23,7 +23,7 @@ from factors import (
     from_bytes,
     to_bytes,
 )
-from factors.confidence import confidence_of
+from factors.confidence import confidence_of, weighting_of
 from factors.packing import item_layout, user_layout
 from trainer.engines import make_engine
 
@@ -67,13 +67,16 @@ def history(ratings: Ratings, user: int) -> Histories:
 
 def test_fold_in_is_the_exact_solve_of_the_library() -> None:
     ratings, fit = choices(), fitted(choices())
-    alpha, ridge = fit.metrics["alpha"], fit.metrics["ridge"]
-    als = AlternatingLeastSquares(factors=6, regularization=ridge, num_threads=1)
+    weighting = weighting_of(fit.model)
+    assert weighting.power > 0
+    alpha = weighting.alpha
+    als = AlternatingLeastSquares(factors=6, num_threads=1)
     als.item_factors = np.ascontiguousarray(fit.items[:, item_layout(fit.model).latent])
     als.user_factors = np.ascontiguousarray(fit.users[:, user_layout(fit.model).latent] / 4.0)
     confidence = confidence_of(ratings.value, SCALE, alpha).astype(np.float32)
     matrix = sp.csr_matrix((confidence, (ratings.user_row, ratings.item_row)), shape=(60, 40))
     for user in (0, 7, 59):
+        als.regularization = weighting.ridges("user", np.diff(matrix.indptr)[user])
         expected = als.recalculate_user(user, matrix[user])
         row = fold_in_users(fit.model, fit.items, history(ratings, user))[0]
         np.testing.assert_allclose(row[user_layout(fit.model).latent] / 4.0, expected, atol=1e-4)
@@ -84,6 +87,7 @@ def test_fold_in_is_the_exact_solve_of_the_library() -> None:
         values = (by_item[item].data.astype(np.float64) - 1) / alpha * 4 + 1
         given = Histories(np.array([0, len(raters)]), raters, values, np.full(len(raters), np.nan))
         row = fold_in_items(fit.model, fit.users, given)[0]
+        als.regularization = weighting.ridges("item", np.diff(by_item.indptr)[item])
         expected = als.recalculate_item(item, by_item[item])
         np.testing.assert_allclose(row[item_layout(fit.model).latent], expected, atol=2e-3)
 
@@ -130,8 +134,8 @@ def test_rank_confidence_and_ridge_are_chosen_once_and_kept_by_the_fits_that_go_
         report=lambda _metrics: None,
     )
     assert grown.model.rank == first.model.rank
-    assert [grown.metrics[name] for name in ("alpha", "ridge")] == [
-        first.metrics[name] for name in ("alpha", "ridge")
+    assert [grown.metrics[name] for name in ("alpha", "ridge", "power")] == [
+        first.metrics[name] for name in ("alpha", "ridge", "power")
     ]
 
 
