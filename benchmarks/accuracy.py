@@ -132,7 +132,7 @@ def plans(section: str, data: DataSet, choice: Choice) -> Iterator[Plan]:
         case "ablation":
             yield plan(given_folds(data, [1]), ABLATION[:4] if choice.quick else ABLATION)
         case "ranking":
-            yield plan(random_splits(data, 1, choice.seed), (IMPLICIT, ALS, "popularity", AUTO), ranking=True)
+            yield plan(random_splits(data, 3, choice.seed), (IMPLICIT, ALS, "popularity", AUTO), ranking=True)
         case _:
             count = QUICK_SPLITS if choice.quick else RANDOM_SPLITS
             engines = (

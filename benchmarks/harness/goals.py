@@ -72,18 +72,16 @@ def _environment(found: Found) -> Iterator[Row]:
             detail = " ".join(f"{mse:.4f}" for mse in one.worlds)
             work = f"environment, {one.known:,} known, through the API"
             yield Row(work, "MSE", (one.mse,), Target(0.040, 0.046, higher_is_better=False), detail=detail)
-    for known in sorted({one.known for one in found.played}):
+    for known in sorted({one.known for one in found.played})[:-1]:
         errors = {one.player: one.mse for one in found.played if one.known == known}
         own = errors.pop("deployed", None)
-        simple = {
-            name: mse for name, mse in errors.items() if name in ("bias", "neighbours", "als", "constant")
-        }
-        if own is not None and simple:
-            best = min(simple, key=simple.__getitem__)
-            detail = f"{own:.4f} against {simple[best]:.4f} of {best}"
+        errors.pop("deployed-frozen", None)
+        if own is not None and errors:
+            best = min(errors, key=errors.__getitem__)
+            detail = f"{own:.4f} against {errors[best]:.4f} of {best}"
             target = Target(1.0, 1.0, higher_is_better=False)
-            work = f"environment, {known:,} known: API / best simple player"
-            yield Row(work, "x", (own / simple[best],), target, detail=detail)
+            work = f"environment, {known:,} known: API / best other player"
+            yield Row(work, "x", (own / errors[best],), target, detail=detail)
 
 
 def _movielens(found: Found) -> Iterator[Row]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from foldin.evaluation.engines import AUTO, biases, clip, effect, fit_options, scale_of
+from foldin.evaluation.engine import clip
+from foldin.evaluation.engines import AUTO, biases, effect, fit_options, scale_of
 from foldin.evaluation.jobs import Array, Question, run_apart
 from foldin.evaluation.metrics import inside
 

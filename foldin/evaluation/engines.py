@@ -7,17 +7,17 @@ A name may carry options after colons: `auto:rank=16:link=gaussian:no-set-effect
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from foldin.evaluation.engine import Engine, Predict, clip
 from foldin.evaluation.errors import NotInstalledError
 from foldin.evaluation.jobs import Array, Predicted, Question, no_chances, no_top
+from foldin.evaluation.peers import PEERS
 
-Predict = Callable[[Question, int], Predicted]
 REFIT_EVENTS = 5000  # the trainer's default
 FOLD_EVENTS = 250  # items follow within a second: so many ratings are made in one by a busy site of this size
 USER_RIDGE, ITEM_RIDGE = 15.0, 10.0  # Koren's (2010) for MovieLens-like data
@@ -25,17 +25,6 @@ BIAS_ROUNDS = 10
 AUTO = "auto"
 SCORES_AT_ONCE = 4_000_000
 OPTIONS = "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods"
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """`predict` answers a question; `online` one whose training ratings are each predicted before they are
-    learned, None where the engine learns from whole sets only.
-    """
-
-    title: str
-    predict: Predict
-    online: Predict | None = None
 
 
 def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict[str, npt.NDArray[Any]], str]:
@@ -60,11 +49,7 @@ def find(name: str) -> Engine:
     base, *options = name.split(":")
     if base == AUTO:
         return _foldin(name, fit_options(name))
-    known = {**BASELINES, **TRAINED}
-    if base not in known:  # the peers load what the others do not need
-        from foldin.evaluation.peers import PEERS
-
-        known |= PEERS
+    known = {**BASELINES, **TRAINED, **PEERS}
     if base not in known or options:
         raise ValueError(f"no engine is called {name}: choose among {AUTO} ({OPTIONS}), {', '.join(known)}")
     return known[base]
@@ -218,11 +203,6 @@ def top_by_score(
         known = np.isfinite(np.take_along_axis(scores, best, axis=1))
         top[start : start + block, :n_top] = np.where(known, best, -1)
     return top
-
-
-def clip(rating: Array, question: Question) -> Array:
-    """`rating`, brought onto the scale."""
-    return np.clip(rating, question.low, question.high)
 
 
 def _simple(question: Question, user: Array, item: Array, mean: float) -> Predicted:

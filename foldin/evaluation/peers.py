@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from foldin.evaluation.engines import Engine, Predict, clip
+from foldin.evaluation.engine import Engine, Predict, clip
 from foldin.evaluation.jobs import Predicted, Question
 
 DAY_S = 86_400
