@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from factors import FitSettings, fold_in_items, fold_in_users, prior_model, prior_user
+from factors.packing import Layout
+from factors.parameters import from_model, to_model
 from factors.tables import Float32s, Histories, Int64s, Model, Scale
 from featurestore.codecs import pack_histories
 from featurestore.generations import GenerationDraft, GenerationMeta, GenerationWriter
@@ -20,6 +22,14 @@ SCALE = Scale(1.0, 5.0)
 def make_model(rank: int = 2, scale: Scale = SCALE) -> Model:
     """The model before anything was learned."""
     return prior_model(FitSettings(scale=scale, rank=rank, link="gaussian"))
+
+
+def with_user_periods(model: Model, period: float, variance: float) -> Model:
+    """`model`, in which each period of a user has an effect of this `variance`."""
+    parameters = from_model(model)
+    layout = Layout(model.rank, 16)
+    users = replace(parameters.users, layout=layout, period=period, period_variance=variance)
+    return to_model(replace(parameters, users=users))
 
 
 def make_items(model: Model, n_items: int, seed: int = 0) -> Float32s:
@@ -82,9 +92,10 @@ async def write_generation(
     n_items: int = 8,
     users: Sequence[bytes] = (),
     seed: int = 0,
+    model: Model | None = None,
 ) -> Written:
     """A finished generation with the records of `users` as of now, not live yet."""
-    model = make_model()
+    model = model or make_model()
     items = make_items(model, n_items, seed)
     writer = await store.generations.begin(lease, epoch, make_draft(model, len(users), n_items))
     await writer.write_items(items, model)
@@ -104,8 +115,11 @@ async def publish(
     n_items: int = 8,
     users: Sequence[bytes] = (),
     seed: int = 0,
+    model: Model | None = None,
 ) -> Written:
     """A generation that is live."""
-    written = await write_generation(store, lease, epoch=epoch, n_items=n_items, users=users, seed=seed)
+    written = await write_generation(
+        store, lease, epoch=epoch, n_items=n_items, users=users, seed=seed, model=model
+    )
     assert await written.writer.flip(automatic=False)
     return written
