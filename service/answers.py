@@ -8,7 +8,7 @@ length of the body.
 """
 
 from asyncio import Transport, timeout
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from time import time
@@ -63,12 +63,12 @@ class _Unsent:
     def __init__(self) -> None:
         self.held_bytes = 0
 
-    async def sent(self, request: web.BaseRequest, transport: Transport, size_bytes: int) -> None:
+    async def sent(self, drain: Callable[[], Awaitable[None]], transport: Transport, size_bytes: int) -> None:
         """Wait until the client has read on. Drops one that does not, or that would be one too many."""
         self.held_bytes += size_bytes
         try:
             async with timeout(READ_WITHIN_S if self.held_bytes <= UNSENT_BYTES else 0.0):
-                await request.writer.drain()
+                await drain()
         except TimeoutError:
             transport.abort()
             raise ClientConnectionResetError("the client does not read") from None
@@ -77,7 +77,8 @@ class _Unsent:
 
 
 # The connections of a process share its memory.
-_unsent = _Unsent()
+unsent = _Unsent()
+LAST = b"Connection: close\r\n"
 
 
 class Answer(web.StreamResponse):
@@ -122,7 +123,7 @@ class Answer(web.StreamResponse):
         fields = self.fields
         if not (self._keep_alive and request.keep_alive):
             self._keep_alive = False
-            fields += b"Connection: close\r\n"
+            fields += LAST
         elif request.version == HttpVersion10:
             fields += b"Connection: keep-alive\r\n"
         payload = self.payload
@@ -137,7 +138,7 @@ class Answer(web.StreamResponse):
         self._eof_sent = True
         # A client that asks faster than it reads waits here, so that what is buffered for it stays bounded.
         if request.protocol.writing_paused:
-            await _unsent.sent(request, transport, len(payload))
+            await unsent.sent(request.writer.drain, transport, len(payload))
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -145,6 +146,11 @@ class Answer(web.StreamResponse):
 
     def __repr__(self) -> str:
         return f"<Answer {self._status} {len(self.payload)} bytes>"
+
+
+def whole(body: bytes | bytearray, status: int = 200, content_type: str = JSON, fields: bytes = b"") -> bytes:
+    """All bytes of an answer over HTTP/1.1; `fields` as in `Answer`."""
+    return b"".join((_heads.get(status, content_type, len(body)), fields, b"\r\n", body))
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:

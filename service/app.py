@@ -158,7 +158,13 @@ async def _answering(app: web.Application) -> AsyncIterator[None]:
     app[PREDICTOR] = predictor = Predictor(store, follower, counts)
     app[RANKING] = ranking = RankingDesk()
     app[TRAINING] = Training(store, follower, settings.train_wait_s)
-    app[EDGE] = Edge(counts, quick=predictor.quick, quick_route=PREDICT_ROUTE, limit=settings.in_flight)
+    app[EDGE] = Edge(
+        counts,
+        quick=predictor.quick,
+        enter=predictor.enter,
+        quick_route=PREDICT_ROUTE,
+        limit=settings.in_flight,
+    )
     yield
     await predictor.close()
     await ranking.close()

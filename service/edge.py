@@ -2,35 +2,39 @@
 
 Invariant: whatever happens inside, the client gets one whole answer.
 
-Bounds the requests in flight, answers GET /predict by the short way, turns problems and mistakes into
+Bounds the requests in flight, answers GET /predict without the router, turns problems and mistakes into
 documents with a request id, and counts. It stands in place of middlewares, of which each would cost every
 request a frame.
 """
 
-import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
+from multidict import istr
 
 from featurestore.errors import StoreError
 from service.answers import Answer, header_lines, no_content
 from service.failures import problem_of
 from service.metrics import Snapshot
+from service.predictor import Asker
 from service.problems import CONTENT_TYPE, Problem
 
 log = logging.getLogger("foldin.service")
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Quick = Callable[[str], Awaitable[bytes]]
+Enter = Callable[[str, Asker], bool]
+Headers = Mapping[str, str]
 
 # What a request id of a client may look like; anything else could break a log line or a header.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
+# Looking up a name that is one needs no folding of its case.
+_ID_HEADER = istr("X-Request-ID")
 _UNMATCHED = "unmatched"
 # Whoever runs the service must see it when it has too much to do.
 _ALWAYS = ("/livez", "/readyz", "/metrics")
@@ -38,12 +42,13 @@ _ALWAYS = ("/livez", "/readyz", "/metrics")
 
 class Edge:
     """Wraps the application. `quick` gives the body for GET of `quick_route` with a query, and counts what it
-    answers.
+    answers; `enter` does the same for who is told the answer later, where it can.
     """
 
-    def __init__(self, counts: Snapshot, *, quick: Quick, quick_route: str, limit: int) -> None:
+    def __init__(self, counts: Snapshot, *, quick: Quick, enter: Enter, quick_route: str, limit: int) -> None:
         self._counts = counts
         self._quick = quick
+        self._enter = enter
         self._quick_route = quick_route
         self._quick_prefix = quick_route + "?"
         self._limit = limit
@@ -54,6 +59,15 @@ class Edge:
     def wrap(self, inner: Handler) -> None:
         """Pass on to `inner` what is not answered here."""
         self._inner = inner
+
+    def enter(self, path: str, asker: Asker) -> bool:
+        """Take GET `path` for `asker`, who takes it off `in_flight` when it is told; False leaves it to
+        `__call__`.
+        """
+        if self.draining or self.in_flight >= self._limit or not self._enter(path, asker):
+            return False
+        self.in_flight += 1
+        return True
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer `request`. Raises nothing but `CancelledError`."""
@@ -66,11 +80,9 @@ class Edge:
             elif self.in_flight > self._limit:
                 raise self._overload()
             else:
-                answer = quick = Answer(await self._quick(path))
-                _echo_id(request, quick)
+                answer = Answer(await self._quick(path), fields=echoed_id(request.headers))
         except Exception as exc:  # noqa: BLE001 -- the edge: whatever happens, the client gets an answer
-            answer = self._failure(exc, request, self._quick_route)
-            self._counts.request(self._quick_route, answer.status, 0.0)
+            answer = self.failure(exc, request.headers)
         finally:
             self.in_flight -= 1
         if self.draining and isinstance(answer, Answer):
@@ -89,28 +101,34 @@ class Edge:
             route = ""
             answer = await self._inner(request)
             if isinstance(answer, Answer):
-                _echo_id(request, answer)
+                answer.fields += echoed_id(request.headers)
+        except web.HTTPException as exc:
+            answer = http_answer(exc, request)
         except Exception as exc:  # noqa: BLE001 -- the edge: whatever happens, the client gets an answer
-            answer = self._failure(exc, request, route or route_of(request))
+            answer = self._failure(exc, request.headers, route or route_of(request))
         route = route or route_of(request)
         # GET /predict counts itself where a whole turn is counted at once.
         if route != self._quick_route or request.method != "GET" or answer.status != 200:
             self._counts.request(route, answer.status, perf_counter() - started)
         return answer
 
-    def _failure(self, exc: Exception, request: web.BaseRequest, route: str) -> Answer:
+    def failure(self, exc: Exception, headers: Headers) -> Answer:
+        """The answer to GET of the quick route with `headers` that failed with `exc`; it is counted."""
+        answer = self._failure(exc, headers, self._quick_route)
+        self._counts.request(self._quick_route, answer.status, 0.0)
+        return answer
+
+    def _failure(self, exc: Exception, headers: Headers, route: str) -> Answer:
         if isinstance(exc, StoreError) and (problem := problem_of(exc)) is not None:
             log.debug("the store could not route=%s reason=%s", route, exc)
             exc = problem
         if isinstance(exc, Problem):
-            return problem_answer(exc, request)
-        if isinstance(exc, web.HTTPException):
-            return http_answer(exc, request)
+            return problem_answer(exc, headers)
         self._counts.exceptions += 1
-        request_id = request_id_of(request)
+        request_id = request_id_of(headers)
         log.error("unexpected request_id=%s route=%s", request_id, route, exc_info=exc)
         problem = Problem("internal_error", "the log of the service has the cause under the request id")
-        return problem_answer(problem, request, request_id)
+        return problem_answer(problem, headers, request_id)
 
     def refused_connection(self, most: int) -> bytes:
         """The whole answer to a connection beyond `most`; it is counted."""
@@ -134,15 +152,19 @@ class Edge:
         return Problem("overloaded", f"{self._limit} requests are in flight", retry_after_s=1)
 
 
-def _echo_id(request: web.BaseRequest, answer: Answer) -> None:
-    given = request.headers.get("X-Request-ID")
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        answer.fields += b"X-Request-ID: %b\r\n" % given.encode("ascii")
+def echoed_id(headers: Headers) -> bytes:
+    """The header line that sends back the request id of a request with `headers`; empty without a usable
+    one.
+    """
+    given = headers.get(_ID_HEADER)
+    if given is None or not _REQUEST_ID.fullmatch(given):
+        return b""
+    return b"X-Request-ID: %b\r\n" % given.encode("ascii")
 
 
-def request_id_of(request: web.BaseRequest) -> str:
+def request_id_of(headers: Headers) -> str:
     """The request id that the client sent, if it is usable, or a new one."""
-    given = request.headers.get("X-Request-ID")
+    given = headers.get(_ID_HEADER)
     return given if given is not None and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
@@ -153,9 +175,9 @@ def route_of(request: web.BaseRequest) -> str:
     return _UNMATCHED
 
 
-def problem_answer(problem: Problem, request: web.BaseRequest, request_id: str | None = None) -> Answer:
-    """`problem` as an answer."""
-    request_id = request_id or request_id_of(request)
+def problem_answer(problem: Problem, headers: Headers, request_id: str | None = None) -> Answer:
+    """`problem` as the answer to a request with `headers`."""
+    request_id = request_id or request_id_of(headers)
     fields = header_lines({**problem.headers, "X-Request-ID": request_id})
     return Answer(problem.document(request_id), problem.status, CONTENT_TYPE, fields)
 
@@ -168,13 +190,13 @@ def http_answer(exc: web.HTTPException, request: web.BaseRequest) -> Answer:
             return no_content(header_lines(allow))
         detail = f"{request.path} answers to {allow['Allow']}"
         # The method is the client's text; the document only has what is known here.
-        return problem_answer(Problem("method_not_allowed", detail, headers=allow), request)
+        return problem_answer(Problem("method_not_allowed", detail, headers=allow), request.headers)
     if isinstance(exc, web.HTTPNotFound):
-        return problem_answer(Problem("not_found", "see /docs for what there is"), request)
+        return problem_answer(Problem("not_found", "see /docs for what there is"), request.headers)
     if isinstance(exc, web.HTTPRequestEntityTooLarge):
-        return problem_answer(Problem("body_too_large", "the body is too large"), request)
+        return problem_answer(Problem("body_too_large", "the body is too large"), request.headers)
     detail = f"{exc.status} {exc.reason}"
-    return problem_answer(Problem("malformed_request", detail), request)
+    return problem_answer(Problem("malformed_request", detail), request.headers)
 
 
 class EdgeProtocol(web.RequestHandler):
@@ -192,39 +214,7 @@ class EdgeProtocol(web.RequestHandler):
         """The answer to a request that could not be read."""
         if isinstance(exc, HttpProcessingError):
             detail = " ".join((message or exc.message).split())[:200]
-            answer = problem_answer(Problem("malformed_request", detail or "not HTTP"), request)
+            answer = problem_answer(Problem("malformed_request", detail or "not HTTP"), request.headers)
             answer.close_connection()
             return answer
         return super().handle_error(request, status, exc, message)
-
-
-class _Refusal(asyncio.Protocol):
-    """A connection beyond the limit: it is told so at once, whatever it sends, and closed."""
-
-    def __init__(self, answer: bytes) -> None:
-        self._answer = answer
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Answer and close."""
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.write(self._answer)
-        transport.close()
-
-
-class EdgeServer(web.Server):
-    """Makes an `EdgeProtocol` a connection, up to `most` of them."""
-
-    def __init__(
-        self, template: web.Server, handler: Handler, limits: dict[str, Any], *, edge: Edge, most: int
-    ) -> None:
-        super().__init__(handler, request_factory=template.request_factory)
-        self._limits = limits
-        self._edge = edge
-        self._most = most
-
-    def __call__(self) -> web.RequestHandler:
-        """A protocol for a new connection."""
-        if len(self.connections) >= self._most:
-            # All that the event loop asks of a protocol is there.
-            return cast("web.RequestHandler", _Refusal(self._edge.refused_connection(self._most)))
-        return EdgeProtocol(self, loop=self._loop, **self._limits)

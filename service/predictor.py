@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Awaitable, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -51,16 +51,45 @@ class OnePrediction(msgspec.Struct, omit_defaults=True):
     distribution: list[float] | None = None
 
 
+class Asker(Protocol):
+    """Who waits for the answer to one pair. Exactly one of both is called with effect, later than the asking;
+    neither raises.
+    """
+
+    def answered(self, body: bytes) -> None:
+        """The body of the answer."""
+
+    def failed(self, exc: Exception) -> None:
+        """There is no answer."""
+
+
+class _Awaited:
+    """An asker that waits in a task."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: asyncio.Future[bytes]) -> None:
+        self.future = future
+
+    def answered(self, body: bytes) -> None:
+        if not self.future.done():
+            self.future.set_result(body)
+
+    def failed(self, exc: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(exc)
+
+
 class _Turn:
     """The requests of one turn of the event loop, in the order in which they came."""
 
-    __slots__ = ("began", "futures", "items", "users")
+    __slots__ = ("askers", "began", "items", "users")
 
     def __init__(self) -> None:
         self.began = perf_counter()
         self.users: list[bytes] = []
         self.items: list[bytes] = []
-        self.futures: list[asyncio.Future[bytes]] = []
+        self.askers: list[Asker] = []
 
 
 def require(live: LiveGeneration | None) -> LiveGeneration:
@@ -82,7 +111,7 @@ def score(
 
 
 class Predictor:
-    """Answers pairs. `quick` is the hot path; the rest shares the rules."""
+    """Answers pairs. `enter` is the hot path, `quick` takes every query; the rest shares the rules."""
 
     def __init__(self, store: Store, follower: Follower, counts: Snapshot) -> None:
         self._store = store
@@ -112,22 +141,35 @@ class Predictor:
             return self.one(user_id, item_id, time, distribution=True)
         return self.ask(user_id, item_id) if time is None else self.one(user_id, item_id, time)
 
-    def ask(self, user_id: bytes, item_id: bytes) -> asyncio.Future[bytes]:
-        """Put a pair into the present turn.
+    def enter(self, raw_path: str, asker: Asker) -> bool:
+        """Put the pair of GET `raw_path` into the present turn; False where the query is not in the usual
+        form, which is left to `quick`.
+        """
+        plain = _PLAIN.fullmatch(raw_path)
+        if plain is None:
+            return False
+        user, item = plain.groups()
+        self._put(user.encode(), item.encode(), asker)
+        return True
 
-        It ends with the turn of the event loop; while the store works for the one before, when that is done:
-        under load turns get longer and their fixed cost is shared by more, without any delay when idle.
+    def ask(self, user_id: bytes, item_id: bytes) -> asyncio.Future[bytes]:
+        """Put a pair into the present turn."""
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._put(user_id, item_id, _Awaited(future))
+        return future
+
+    def _put(self, user_id: bytes, item_id: bytes, asker: Asker) -> None:
+        """A turn ends with the turn of the event loop; while the store works for the one before, when that is
+        done: under load turns get longer and their fixed cost is shared by more, without any delay when idle.
         """
         turn = self._turn
         if turn is None:
             turn = self._turn = _Turn()
             if not self._asking:
                 self._loop.call_soon(self._end_turn)
-        future: asyncio.Future[bytes] = self._loop.create_future()
         turn.users.append(user_id)
         turn.items.append(item_id)
-        turn.futures.append(future)
-        return future
+        turn.askers.append(asker)
 
     def _end_turn(self) -> None:
         turn, self._turn = self._turn, None
@@ -139,7 +181,7 @@ class Predictor:
             rows = list(map(self._store.items(live.epoch).row, turn.items))
             lookup = self._store.users.read(live.epoch, live.generation, turn.users)
         except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
-            _fail(turn.futures, exc)
+            _fail(turn.askers, exc)
             return
         self._asking = True
         began = perf_counter()
@@ -163,9 +205,9 @@ class Predictor:
             self._counts.batch.observe(len(found))
             self._score_turn(turn, live, rows, found)
         except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
-            _fail(turn.futures, exc)
+            _fail(turn.askers, exc)
         except asyncio.CancelledError:
-            _fail(turn.futures, Problem("store_unavailable", "the lookup was given up", retry_after_s=1))
+            _fail(turn.askers, Problem("store_unavailable", "the lookup was given up", retry_after_s=1))
 
     def _score_turn(
         self, turn: _Turn, live: LiveGeneration, rows: list[int | None], found: list[Any]
@@ -213,7 +255,7 @@ class Predictor:
 
     async def _catch_up(self, turn: _Turn, live: LiveGeneration, places: list[int]) -> None:
         """Answer the pairs at `places`, whose user's record is behind or whose item is not known here yet."""
-        futures = [turn.futures[place] for place in places]
+        askers = [turn.askers[place] for place in places]
         try:
             users = [turn.users[place] for place in places]
             vectors, item_rows = await self.look_up(live, users, [turn.items[place] for place in places])
@@ -221,11 +263,10 @@ class Predictor:
                 turn, live, places, vectors=vectors, index=np.arange(len(places)), item_rows=item_rows
             )
         except asyncio.CancelledError:
-            for future in futures:
-                future.cancel()
+            _fail(askers, Problem("store_unavailable", "the service ends", retry_after_s=1))
             raise
         except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
-            _fail(futures, exc)
+            _fail(askers, exc)
 
     def _settle(
         self,
@@ -238,13 +279,11 @@ class Predictor:
         item_rows: Int64s,
     ) -> None:
         scores = score(live, vectors, index, item_rows)
-        encode, generation, futures = self._encode, live.generation, turn.futures
+        encode, generation, askers = self._encode, live.generation, turn.askers
         for place, rating, std, basis in zip(
             places, scores.rating.tolist(), scores.std.tolist(), scores.basis.tolist(), strict=True
         ):
-            future = futures[place]
-            if not future.done():
-                future.set_result(encode(OnePrediction(rating, std, BASIS[basis], generation)))
+            askers[place].answered(encode(OnePrediction(rating, std, BASIS[basis], generation)))
         self._counts.predictions += len(places)
         # The first of the turn waited longest; the others are counted as if they had come with it.
         self._counts.request(PREDICT_ROUTE, 200, perf_counter() - turn.began, len(places))
@@ -330,9 +369,8 @@ class Predictor:
         await asyncio.gather(*self._slow, return_exceptions=True)
 
 
-def _fail(futures: Sequence[asyncio.Future[bytes]], exc: Exception) -> None:
-    for future in futures:
-        if not future.done():
-            # Each its own, because raising one writes into it.
-            problem = problem_of(exc) if isinstance(exc, StoreError) else None
-            future.set_exception(problem or exc)
+def _fail(askers: Sequence[Asker], exc: Exception) -> None:
+    for asker in askers:
+        # Each its own, because raising one writes into it.
+        problem = problem_of(exc) if isinstance(exc, StoreError) else None
+        asker.failed(problem or exc)

@@ -21,7 +21,8 @@ from aiohttp import web
 
 from featurestore.errors import StoreRefused, StoreUnavailable
 from service.app import build_app
-from service.edge import Edge, EdgeServer
+from service.connections import EdgeServer
+from service.edge import Edge
 from service.settings import Place, ServiceSettings
 from service.state import EDGE
 from service.supervisor import CANNOT_START, address_of

@@ -143,10 +143,10 @@ async def test_a_client_that_does_not_read_is_dropped(
         sending = asyncio.create_task(loop.sock_sendall(slow, requests))
 
         async def held() -> bool:
-            return answers._unsent.held_bytes > 0
+            return answers.unsent.held_bytes > 0
 
         async def given_up() -> bool:
-            return answers._unsent.held_bytes == 0
+            return answers.unsent.held_bytes == 0
 
         await wait_until_async(held, 10.0, "answers wait for the client")
         assert await loop.sock_recv(slow, 1) == b"H"

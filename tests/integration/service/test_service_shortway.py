@@ -1,0 +1,541 @@
+"""The short way of GET /predict: over raw sockets nobody can tell it from the other way."""
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from service import answers, connections
+from service.shortway import ShortWay
+from service.state import COUNTS, EDGE, PREDICTOR, STORE
+from tests.support.factories import Written, lead, publish, rating
+from tests.support.serving import Client, serves, serving
+from tests.support.waiting import wait_until_async
+
+ITEMS = 8
+ROUTE = "/predict"
+# Nothing here depends on the kind of store.
+pytestmark = pytest.mark.parametrize("store_server", ["valkey"], indirect=True)
+
+
+@pytest.fixture
+async def published(store: Store) -> Written:
+    """A generation that knows user `ann`."""
+    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
+    await store.ratings.append([rating("ann", "item-0", 5.0)])
+    return await publish(store, await lead(store), n_items=ITEMS, users=[b"ann"])
+
+
+@dataclass
+class Ways:
+    """The connections that were made, and how many answers went the short way."""
+
+    made: list[ShortWay] = field(default_factory=list)
+    short: int = 0
+
+
+class Gate:
+    """Holds back what the store says to the turns of a service, and lets it go."""
+
+    def __init__(self, app: web.Application, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._open = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._read = app[STORE].users.read
+        monkeypatch.setattr(app[STORE].users, "read", self.read)
+
+    def read(self, *args: Any, **more: Any) -> asyncio.Future[list[Any]]:
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+        async def later() -> None:
+            await self._open.wait()
+            future.set_result(await self._read(*args, **more))
+
+        self._tasks.append(asyncio.create_task(later()))
+        return future
+
+    def close(self) -> None:
+        self._open.clear()
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
+    seen = Ways()
+
+    class Seen(ShortWay):
+        __slots__ = ()
+
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            seen.made.append(self)
+
+        def write_answer(self, *args: Any) -> None:
+            seen.short += 1
+            super().write_answer(*args)
+
+    monkeypatch.setattr(connections, "ShortWay", Seen)
+    return seen
+
+
+@pytest.fixture
+async def served(
+    store_settings: StoreSettings, published: Written, ways: Ways
+) -> AsyncIterator[tuple[Client, web.Application]]:
+    async with serving(store_settings) as (client, app):
+        await serves(client, published.writer.number)
+        yield client, app
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One answer as it came."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def request_id(self) -> str | None:
+        return self.headers.get("x-request-id")
+
+    @property
+    def rating(self) -> float:
+        return float(json.loads(self.body)["rating"])
+
+
+class Wire:
+    """A raw connection to the service."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def heard(self, *, head_alone: bool = False) -> Heard:
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10.0)
+        status, *lines = head.decode("ascii").split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines if line)
+        length = 0 if head_alone else int(headers.get("content-length", 0))
+        body = await asyncio.wait_for(self.reader.readexactly(length), 10.0)
+        return Heard(int(status.split(" ")[1]), headers, body)
+
+    async def closed(self, timeout_s: float = 10.0) -> bool:
+        """Whether nothing follows but the end, within that time."""
+        try:
+            return await asyncio.wait_for(self.reader.read(), timeout_s) == b""
+        except ConnectionResetError:
+            return True
+
+
+@contextlib.asynccontextmanager
+async def wire_to(client: Client) -> AsyncIterator[Wire]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(client))
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def port_of(client: Client) -> int:
+    return int(client.url.rpartition(":")[2])
+
+
+def get(
+    item: int | str = 1, *headers: str, user: str = "ann", method: str = "GET", http: str = "1.1"
+) -> bytes:
+    lines = [f"{method} /predict?user_id={user}&item_id=item-{item} HTTP/{http}", "Host: x", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def named(number: int) -> str:
+    return f"X-Request-ID: r{number}"
+
+
+async def in_flight(app: web.Application, count: int) -> None:
+    async def there() -> bool:
+        return app[EDGE].in_flight == count
+
+    await wait_until_async(there, 5.0, f"{count} requests are in flight")
+
+
+async def test_an_answer_is_the_same_both_ways(
+    store_settings: StoreSettings, published: Written, ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for possible in (True, False):
+        monkeypatch.setattr(connections, "POSSIBLE", possible)
+        async with serving(store_settings) as (client, app), wire_to(client) as wire:
+            await serves(client, published.writer.number)
+            for request in (get(2), get(2, named(7)), get(2, "X-Request-ID: a b"), get("none", user="bob")):
+                wire.send(request)
+                heard = await wire.heard()
+                heard.headers.pop("date")
+                found.append((possible, heard))
+            assert ways.short == 4
+            assert app[COUNTS].requests[ROUTE] == {"200": 4}
+            assert app[COUNTS].latency[ROUTE].count == 4
+            assert app[COUNTS].predictions == 4
+            assert app[EDGE].in_flight == 0
+    short, long = ([heard for way, heard in found if way is possible] for possible in (True, False))
+    assert short == long
+    assert [heard.request_id for heard in short] == [None, "r7", None, None]
+
+
+async def test_what_comes_meanwhile_is_answered_after_it_in_order(
+    served: tuple[Client, web.Application], ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, app = served
+    gate = Gate(app, monkeypatch)
+    async with wire_to(client) as wire:
+        wire.send(get(0, named(0)))
+        await in_flight(app, 1)
+        wire.send(get(1, named(1)) + b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: r2\r\n\r\n")
+        rest = get(3, named(3)) + get(4, named(4), method="HEAD") + get(5, named(5))
+        wire.send(rest[:40])
+
+        async def held() -> bool:
+            return any(connection._held for connection in ways.made)
+
+        await wait_until_async(held, 5.0, "bytes are held back")
+        assert app[EDGE].in_flight == 1
+        gate.open()
+        wire.send(rest[40:])
+        heard = [await wire.heard(head_alone=number == 4) for number in range(6)]
+        assert [each.request_id for each in heard] == [f"r{number}" for number in range(6)]
+        assert {each.status for each in heard} == {200}
+        assert heard[0].rating != heard[1].rating != heard[3].rating != heard[5].rating
+        # The connection is as it was before.
+        before = ways.short
+        wire.send(get(1))
+        assert (await wire.heard()).rating == heard[1].rating
+        assert ways.short == before + 1
+
+
+async def test_what_is_held_back_is_bounded(
+    served: tuple[Client, web.Application], ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, app = served
+    gate = Gate(app, monkeypatch)
+    loop = asyncio.get_running_loop()
+    with socket.create_connection(("127.0.0.1", port_of(client))) as sock:
+        sock.setblocking(False)
+        await loop.sock_sendall(sock, get(1))
+        await in_flight(app, 1)
+        sending = asyncio.create_task(loop.sock_sendall(sock, get(1) * 500_000))
+
+        async def paused() -> bool:
+            return any(connection._buffer_paused for connection in ways.made)
+
+        await wait_until_async(paused, 5.0, "reading is paused")
+        await asyncio.wait((sending,), timeout=0.3)
+        assert not sending.done()
+        assert max(len(connection._held) for connection in ways.made) <= 1 << 20
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+    gate.open()
+    await in_flight(app, 0)
+    async with wire_to(client) as wire:
+        wire.send(get(1))
+        assert (await wire.heard()).status == 200
+
+
+async def test_both_ways_take_turns_on_a_connection(
+    served: tuple[Client, web.Application], ways: Ways
+) -> None:
+    client, app = served
+    body = b'{"user_id":"ann","item_id":"item-1"}'
+    post = (
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    )
+    async with wire_to(client) as wire:
+        for split in (False, True):
+            wire.send(get(1))
+            rating_ = (await wire.heard()).rating
+            request = post % (len(body), body)
+            for part in [request[:60], request[60:120], request[120:]] if split else [request]:
+                wire.send(part)
+                await wire.writer.drain()
+                await asyncio.sleep(0)
+            assert (await wire.heard()).rating == rating_
+            for request in (get(1), get(1, "Connection: keep-alive")):
+                for byte in [request] if not split else [bytes([each]) for each in request]:
+                    wire.send(byte)
+                    await asyncio.sleep(0)
+                assert (await wire.heard()).rating == rating_
+            # A body that nobody reads, a query in another form, pipelining, and an address that is not there.
+            for request, count in (
+                (get(1, "Content-Length: 3") + b"abc", 1),
+                (get(1, "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n\r\n", 1),
+                (b"GET /predict?item=item-1&user=a%6en HTTP/1.1\r\nHost: x\r\n\r\n", 1),
+                (get(1) * 20, 20),
+                (get(1, "Expect: 100-continue"), 1),
+            ):
+                wire.send(request)
+                assert {(await wire.heard()).rating for _ in range(count)} == {rating_}
+            wire.send(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" + get(1))
+            assert [(await wire.heard()).status for _ in range(2)] == [404, 200]
+    assert 8 <= ways.short <= 10
+    assert app[EDGE].in_flight == 0
+    assert app[COUNTS].exceptions == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "stays", "status"),
+    [
+        (get(1, http="1.0"), False, 200),
+        (get(1, "Connection: keep-alive", http="1.0"), True, 200),
+        (get(1, "Connection: close"), False, 200),
+        (get(1, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAA"), True, 200),
+        (get(1, "Content-Length: 3", "Transfer-Encoding: chunked") + b"0\r\n\r\n", False, 400),
+        (get(1, "Host: y"), False, 400),
+        (get(1, "X-A : b"), False, 400),
+        (get(1, "X-A: b\r\n c"), False, 400),
+        (get(1, "Content-Length: -1"), False, 400),
+        (get(1, *[f"X-{number}: a" for number in range(70)]), False, 400),
+        (get("1" * 9000), False, 400),
+        (get("1 x"), False, 400),
+        (get(1).replace(b"&item_id=item-1", b""), True, 400),
+        (get(1, user="a" * 600), True, 400),
+    ],
+)
+async def test_what_is_not_plain_is_as_strict_as_ever(
+    served: tuple[Client, web.Application], ways: Ways, request_: bytes, stays: bool, status: int
+) -> None:
+    client, _ = served
+    async with wire_to(client) as wire:
+        wire.send(get(1))
+        assert (await wire.heard()).status == 200
+        wire.send(request_)
+        heard = await wire.heard()
+        assert heard.status == status
+        if status == 400:
+            document = json.loads(heard.body)
+            assert document["request_id"] == heard.request_id
+        if stays:
+            wire.send(get(1))
+            assert (await wire.heard()).status == 200
+        else:
+            assert await wire.closed()
+    assert ways.short == 1 + stays
+
+
+async def test_a_failure_is_a_problem_with_the_request_id(
+    served: tuple[Client, web.Application], ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, app = served
+    async with wire_to(client) as wire:
+        with monkeypatch.context() as patch:
+            patch.setattr(app[PREDICTOR], "_score_turn", None)
+            wire.send(get(1, named(4)))
+            heard = await wire.heard()
+        assert (heard.status, heard.headers["content-type"]) == (500, "application/problem+json")
+        assert json.loads(heard.body)["request_id"] == heard.request_id == "r4"
+        with monkeypatch.context() as patch:
+            patch.setattr(app[PREDICTOR]._follower, "live", None)
+            wire.send(get(1))
+            heard = await wire.heard()
+        assert heard.status == 503
+        assert int(heard.headers["retry-after"]) >= 1
+        assert re.fullmatch("[0-9a-f]{16}", heard.request_id or "")
+        wire.send(get(1))
+        assert (await wire.heard()).status == 200
+    assert ways.short == 3
+    assert app[COUNTS].requests[ROUTE] == {"500": 1, "503": 1, "200": 1}
+    assert app[COUNTS].exceptions == 1
+
+
+async def test_a_record_that_is_behind_is_folded_in(
+    served: tuple[Client, web.Application], store: Store, ways: Ways
+) -> None:
+    client, _ = served
+    async with wire_to(client) as wire:
+        wire.send(get(1))
+        before = (await wire.heard()).rating
+        await store.ratings.append([rating("ann", "item-1", 1.0)])
+        wire.send(get(1))
+        assert (await wire.heard()).rating < before
+    assert ways.short == 2
+
+
+async def test_the_last_answer_says_so_and_the_connection_closes(
+    served: tuple[Client, web.Application], ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, app = served
+    gate = Gate(app, monkeypatch)
+    gate.open()
+    async with wire_to(client) as flying, wire_to(client) as idle:
+        idle.send(get(1))
+        await idle.heard()
+        gate.close()
+        flying.send(get(1) + get(2)[:30])
+        await in_flight(app, 1)
+        app[EDGE].draining = True
+        gate.open()
+        for wire in (flying, idle):
+            if wire is idle:
+                wire.send(get(1))
+            heard = await wire.heard()
+            assert (heard.status, heard.headers["connection"]) == (200, "close")
+            assert await wire.closed()
+    assert ways.short == 2
+    assert app[EDGE].in_flight == 0
+
+
+async def test_the_end_waits_for_what_is_in_flight(
+    store_settings: StoreSettings, published: Written, ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with contextlib.AsyncExitStack() as rest:
+        async with serving(store_settings) as (client, app):
+            await serves(client, published.writer.number)
+            wire = await rest.enter_async_context(wire_to(client))
+            idle = await rest.enter_async_context(wire_to(client))
+            gate = Gate(app, monkeypatch)
+            wire.send(get(1))
+            await in_flight(app, 1)
+            asyncio.get_running_loop().call_later(0.3, gate.open)
+        heard = await wire.heard()
+        assert (heard.status, heard.headers["connection"]) == (200, "close")
+        assert await wire.closed()
+        assert await idle.closed()
+    assert ways.short == 1
+
+
+async def test_the_end_does_not_wait_for_ever(
+    store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with contextlib.AsyncExitStack() as rest:
+        async with serving(store_settings) as (client, app):
+            await serves(client, published.writer.number)
+            wire = await rest.enter_async_context(wire_to(client))
+            gate = Gate(app, monkeypatch)
+            wire.send(get(1))
+            await in_flight(app, 1)
+        assert await wire.closed()
+        gate.stop()
+
+
+async def test_only_idle_connections_are_closed_and_only_when_time_is_up(
+    store_settings: StoreSettings, published: Written, ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with serving(store_settings, keepalive_s=0.4) as (client, app), wire_to(client) as wire:
+        await serves(client, published.writer.number)
+        gate = Gate(app, monkeypatch)
+        wire.send(get(1))
+        loop.call_later(1.0, gate.open)
+        assert (await wire.heard()).status == 200
+        began = loop.time()
+        wire.send(get(1))
+        assert (await wire.heard()).status == 200
+        assert await wire.closed(5.0)
+        assert loop.time() - began >= 0.4
+    assert ways.short == 2
+
+
+async def test_clients_that_vanish_harm_nobody(
+    served: tuple[Client, web.Application], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, app = served
+    gate = Gate(app, monkeypatch)
+    async with wire_to(client) as stays:
+        for reset in (False, True):
+            sock = socket.create_connection(("127.0.0.1", port_of(client)))
+            sock.sendall(get(1))
+            await in_flight(app, 1 + reset)
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.close()
+        stays.send(get(1))
+        await in_flight(app, 3)
+        gate.open()
+        assert (await stays.heard()).status == 200
+    await in_flight(app, 0)
+    assert app[COUNTS].requests[ROUTE] == {"200": 3}
+    assert app[COUNTS].exceptions == 0
+
+
+async def test_a_client_that_does_not_read_is_dropped(
+    served: tuple[Client, web.Application], ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "READ_WITHIN_S", 0.3)
+    client, app = served
+    loop = asyncio.get_running_loop()
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        slow.setblocking(False)
+        await loop.sock_connect(slow, ("127.0.0.1", port_of(client)))
+
+        async def there() -> bool:
+            return any(made.transport is not None for made in ways.made[1:])
+
+        await wait_until_async(there, 5.0, "the service has the connection")
+        connection = next(made for made in ways.made[1:] if made.transport is not None)
+        assert connection.transport is not None
+        own = connection.transport.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+        connection.transport.set_write_buffer_limits(2048)
+        asked = 0
+        while not connection._paused and asked < 2_000:
+            await loop.sock_sendall(slow, get(1))
+            asked += 1
+            await in_flight(app, 0)
+
+            async def took(count: int = asked) -> bool:
+                return ways.short == count
+
+            await wait_until_async(took, 5.0, "the request was answered")
+        assert connection._paused
+        # What it asks now waits, and it is given up.
+        await loop.sock_sendall(slow, get(1) * 3)
+        assert connection._asked
+
+        async def given_up() -> bool:
+            return answers.unsent.held_bytes == 0 and connection.transport is None
+
+        await wait_until_async(given_up, 10.0, "the client is dropped")
+        assert ways.short == asked
+    async with wire_to(client) as wire:
+        wire.send(get(1))
+        assert (await wire.heard()).status == 200
+
+
+async def test_a_client_that_reads_late_gets_all(served: tuple[Client, web.Application], ways: Ways) -> None:
+    client, app = served
+    loop = asyncio.get_running_loop()
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        slow.setblocking(False)
+        await loop.sock_connect(slow, ("127.0.0.1", port_of(client)))
+        asked = 3_000
+        sending = asyncio.create_task(_send_one_by_one(slow, asked))
+        text = b""
+        async with asyncio.timeout(20.0):
+            while text.count(b"HTTP/1.1 200 OK") < asked or not text.endswith(b"}"):
+                text += await loop.sock_recv(slow, 1 << 16)
+        await sending
+        ids = re.findall(rb"X-Request-ID: r(\d+)\r\n", text)
+        assert list(map(int, ids)) == list(range(asked))
+    await in_flight(app, 0)
+
+
+async def _send_one_by_one(sock: socket.socket, count: int) -> None:
+    for number in range(count):
+        await asyncio.get_running_loop().sock_sendall(sock, get(1, named(number)))
