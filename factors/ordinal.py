@@ -21,7 +21,7 @@ from factors.tables import Float64s, Int64s, Scale
 
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 # Ratings from which the cut points are learned in one sweep: more do not move them.
-_RATINGS_FOR_CUTS = 20_000
+RATINGS_FOR_CUTS = 10_000
 # Undamped steps towards the fixed point swing where the noise is small against the intervals (MovieLens,
 # where it is not: 12 steps to the last digit; a world without noise: none at all). So the damping follows the
 # noise.
@@ -132,18 +132,12 @@ def start_cuts(scale: Scale) -> Float64s:
 def learn_link(
     cuts: Float64s, noise: float, level: Int64s, mean: Float64s, variance: Float64s
 ) -> tuple[Float64s, float]:
-    """Cut points and noise variance one Newton step further up `sum log p(level)` of scores foretold.
+    """Cut points and noise variance one Newton step further up `sum log p(level)` of scores foretold, each
+    without its own rating (`leftout`).
 
     The Hessian in (cut points, log noise deviation) is that of differences of the gradient; the step is
     halved until the bound grows and the order of the cut points stands. Where no step does, both stay.
     """
-    stride = max(1, len(level) // _RATINGS_FOR_CUTS)
-    # Differences of gradients need all digits, in whichever precision the sites are kept.
-    level, mean, variance = (
-        level[::stride],
-        mean[::stride].astype(np.float64),
-        variance[::stride].astype(np.float64),
-    )
     deviation = math.sqrt(noise)
     unit = deviation + float(cuts[-1] - cuts[0]) / len(cuts)
     point = np.append(cuts, math.log(deviation) * unit)

@@ -12,7 +12,8 @@ import numpy as np
 from factors.compiled import Compiled
 from factors.halfstep import HalfStep, entry_scores, half_step
 from factors.histories import Compressed, Periods, compress_pairs, group_periods
-from factors.ordinal import learn_link, rating_levels, start_cuts
+from factors.leftout import left_out_scores
+from factors.ordinal import RATINGS_FOR_CUTS, learn_link, rating_levels, start_cuts
 from factors.others import prior_rows
 from factors.packing import Layout, slots_of_width, triangle
 from factors.parameters import Parameters, Side
@@ -52,6 +53,7 @@ class Training:
     compiled: Compiled | None = None
     _periods: dict[tuple[bool, float], Periods | None] = field(default_factory=dict)
     _sets: dict[tuple[bool, float], SetEffects] = field(default_factory=dict)
+    _samples: dict[int, tuple[Int64s, Int64s]] = field(default_factory=dict)
 
     @staticmethod
     def of(users: Compressed, n_items: int, compiled: Compiled | None = None) -> "Training":
@@ -75,6 +77,20 @@ class Training:
             users.row[kept], users.other[kept], users.value[kept], users.time[kept], users.rows
         )
         return Training.of(part, self.items.rows, self.compiled)
+
+    def sample(self, most: int) -> tuple[Int64s, Int64s]:
+        """About `most` ratings, evenly: their entries in `users` and in `items`."""
+        if most not in self._samples:
+            n = len(self.users.value)
+            entries = np.arange(0, n, max(1, n // most))
+            place = np.full(n, -1, dtype=np.int64)
+            place[entries] = np.arange(len(entries))
+            place = place[self.items.source]
+            found = np.flatnonzero(place >= 0)
+            item_entries = np.empty(len(entries), dtype=np.int64)
+            item_entries[place[found]] = found
+            self._samples[most] = entries, item_entries
+        return self._samples[most]
 
     def periods(self, of_users: bool, period: float) -> Periods | None:
         """Groups of the entries of users or of items."""
@@ -260,8 +276,29 @@ class State:
             return parameters
         looked_at = sites.mean[:: self._every].astype(np.float64)
         self._moved(looked_at - float(parameters.cuts.mean()), score_range(parameters))
-        cuts, noise = learn_link(parameters.cuts, parameters.noise, self._level, sites.mean, sites.variance)
+        entries, mean, variance = self.left_out(RATINGS_FOR_CUTS)
+        cuts, noise = learn_link(parameters.cuts, parameters.noise, self._level[entries], mean, variance)
         return replace(parameters, cuts=cuts, noise=noise)
+
+    def left_out(self, most: int) -> tuple[Int64s, Float64s, Float64s]:
+        """Of about `most` ratings their entries in `training.users`, and mean and variance of their scores as
+        they would be without them. After a sweep; nothing before.
+        """
+        training, users, items = self.training, self.parameters.users, self.parameters.items
+        if self._user_step is None or self._item_step is None:
+            return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
+        entries, item_entries = training.sample(most)
+        mean, variance = left_out_scores(
+            users.layout,
+            self._user_step,
+            self._item_step,
+            training.users,
+            entries=entries,
+            item_entries=item_entries,
+            user_periods=training.periods(True, users.period),
+            item_periods=training.periods(False, items.period),
+        )
+        return entries, mean + self.parameters.mean, variance
 
     def _moved(self, scores: Float64s, unit: float) -> None:
         # In units of the range, so that a change of the unit of an ordinal model's scores is no change.

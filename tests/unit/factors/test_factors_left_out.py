@@ -1,0 +1,72 @@
+"""What a rating's score is foretold to be without that rating."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from factors.choosing import first_state
+from factors.histories import compress_pairs
+from factors.settings import FitSettings
+from factors.sweeps import State, Terms, Training
+from factors.tables import Float64s, Int64s, Scale
+
+SETTINGS = FitSettings(Scale(1.0, 5.0, 1.0), rank=2)
+
+
+def training() -> Training:
+    rng = np.random.default_rng(3)
+    user, item = np.divmod(rng.permutation(30 * 40)[:300], 40)
+    taste, kind = rng.normal(size=(30, 2)), rng.normal(size=(40, 2))
+    value = np.clip(np.rint(3.0 + np.einsum("nk,nk->n", taste[user], kind[item])), 1.0, 5.0)
+    time = np.floor(rng.uniform(0, 5, 300)) * 100.0
+    return Training.of(compress_pairs(user, item, value, time, 30), 40)
+
+
+def swept(training: Training, terms: Terms) -> State:
+    state = first_state(training, SETTINGS, np.random.default_rng(1)).branch(terms)
+    for _ in range(20):
+        state.sweep()
+    return state
+
+
+def scores(state: State, user: Int64s, item: Int64s) -> Float64s:
+    layout = state.parameters.users.layout
+    own, other = state.user_rows[user], state.item_rows[item]
+    latent = np.einsum("nk,nk->n", own[:, layout.latent], other[:, layout.latent])
+    return np.asarray(state.parameters.mean + own[:, layout.bias] + other[:, layout.bias] + latent)
+
+
+@pytest.mark.parametrize(
+    "terms", [Terms(), Terms("ordinal"), Terms("ordinal", user_period=100.0, item_period=100.0)]
+)
+def test_a_left_out_rating_is_foretold_about_as_by_a_fit_without_it(terms: Terms) -> None:
+    every = training()
+    state = swept(every, terms)
+    entries, mean, variance = state.left_out(1_000)
+    assert_allclose(entries, np.arange(300))
+    assert np.isfinite(mean).all()
+    assert (variance > 0).all()
+    user, item = every.users.row, every.users.other
+    some = np.random.default_rng(5).permutation(300)[:100]
+    without = []
+    for part in np.array_split(some, 10):
+        rest = State.begin(every.without(part), state.parameters, None, state.user_rows, state.item_rows)
+        for _ in range(4):
+            rest.sweep(priors=False)
+        without.append(scores(rest, user[part], item[part]))
+    apart = np.abs(mean[some] - np.concatenate(without)).mean()
+    with_itself = np.abs(scores(state, user[some], item[some]) - np.concatenate(without)).mean()
+    assert apart < 0.6 * with_itself
+
+
+def test_a_sample_names_the_same_ratings_on_both_sides() -> None:
+    every = training()
+    entries, item_entries = every.sample(60)
+    assert len(entries) == 60
+    assert_allclose(every.users.other[entries], every.items.row[item_entries])
+    assert_allclose(every.users.row[entries], every.items.other[item_entries])
+
+
+def test_nothing_is_left_out_before_a_sweep() -> None:
+    entries, mean, variance = first_state(training(), SETTINGS, np.random.default_rng(1)).left_out(10)
+    assert len(entries) == len(mean) == len(variance) == 0
