@@ -1,4 +1,4 @@
-"""The bytes of records, histories and events. Invariant: what is read is exactly what was written, or
+"""The bytes of records and histories. Invariant: what is read is exactly what was written, or
 `RecordCorrupt`.
 
 Little endian throughout; nothing is ever unpickled.
@@ -15,15 +15,12 @@ import numpy.typing as npt
 from factors.tables import Float32s, Float64s, Histories, Int32s, Int64s
 
 ENTRY = struct.Struct("<Idd")
-EVENT = struct.Struct("<QIdd")
 COUNTER = struct.Struct("<Q")
 ENTRY_BYTES = ENTRY.size  # 20
-EVENT_BYTES = EVENT.size  # 28
 FORGOTTEN_ROW = 0xFFFFFFFF
 """The `item_row` of an event that says: this user was forgotten."""
 
 ENTRY_DTYPE = np.dtype([("item_row", "<u4"), ("rating", "<f8"), ("time", "<f8")])
-EVENT_DTYPE = np.dtype([("n", "<u8"), ("item_row", "<u4"), ("rating", "<f8"), ("time", "<f8")])
 
 # A history is rewritten without what was superseded when that is more than half of it and worth the write.
 COMPACT_ENTRIES = 64

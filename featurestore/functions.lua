@@ -1,5 +1,6 @@
 -- What the store does in one step. Each function touches only the keys it is given, which lie in one slot. Each looks
--- at everything first and writes after that, so that a refusal, or a key of the wrong type, leaves nothing half done.
+-- at everything first and writes after that, or takes back what it wrote, so that a refusal, or a key of the wrong
+-- type, leaves nothing half done.
 -- An answer is a list whose first element says how it went.
 
 local ENTRY = 20 -- bytes of a history entry
@@ -26,9 +27,88 @@ local function unseen(history, blob)
   return table.concat(kept)
 end
 
--- keys: epochs, then for each epoch: ratings, loose, forgotten, and (user, history) for each user.
--- args: expected epochs, stream limit, 'given' or 'loose', number of users, (id, digest) for each user, then for each
--- epoch the new entries of each user.
+local function refused(reply)
+  return type(reply) == 'table' and reply.err ~= nil
+end
+
+-- Of a stream's counts: events ever added, those that are done, and the milliseconds of the last entry.
+local function progress(counts)
+  local state = redis.call('HMGET', counts, 'last', 'done')
+  local ms, added = string.match(state[1] or '0-0', '^(%d+)-(%d+)$')
+  return tonumber(added), tonumber(state[2] or '0'), tonumber(ms)
+end
+
+-- Adds `count` events as one entry; returns the refusal, or nil. The entry's id ends with the number of its last
+-- event, so that ids count events; its milliseconds are the store's time, and never fall.
+local function add_entry(stream, counts, count, numbers, ids, entries)
+  local added, _, last_ms = progress(counts)
+  local now = redis.call('TIME')
+  local ms = math.max(last_ms, 1000 * tonumber(now[1]) + math.floor(tonumber(now[2]) / 1000))
+  local id = whole(ms) .. '-' .. whole(added + count)
+  local reply = redis.pcall('XADD', stream, id, 'n', numbers, 'u', ids, 'e', entries)
+  if refused(reply) then
+    return reply
+  end
+  redis.call('HSET', counts, 'last', id)
+  return nil
+end
+
+-- Counts and appends the entries of all users in one epoch, and adds their events; returns the refusal, or nil.
+-- `key` and `arg`: before the keys and before the entries of the first user. Looking at each user before the first write
+-- would cost as much as the writes: what was written before a refusal is taken back instead.
+local function rate_epoch(keys, args, key, arg, count)
+  local call, try, pack = redis.call, redis.pcall, struct.pack
+  local users, any_forgotten = tonumber(args[4]), redis.call('HLEN', keys[key]) > 0
+  local numbers, fresh, lengths, refusal = {}, {}, {}, nil
+  for u = 1, users do
+    local user, new = keys[key + 2 * u - 1], #args[arg + u] / ENTRY
+    local n = try('HINCRBY', user, 'n', new)
+    if refused(n) then
+      refusal = n
+      break
+    end
+    fresh[u] = n == new
+    if any_forgotten and fresh[u] then
+      local before = call('HGET', keys[key], string.sub(args[5], 16 * u - 15, 16 * u))
+      if before then
+        n = call('HINCRBY', user, 'n', before)
+      end
+    end
+    numbers[u] = pack('<I8I4', n - new, new)
+  end
+  for u = 1, refusal and 0 or users do
+    local length = try('APPEND', keys[key + 2 * u], args[arg + u])
+    if refused(length) then
+      refusal = length
+      break
+    end
+    lengths[u] = length
+  end
+  if not refusal then
+    local entries = table.concat(args, '', arg + 1, arg + users)
+    refusal = add_entry(keys[key - 2], keys[key - 1], count, table.concat(numbers), args[6], entries)
+  end
+  if refusal then
+    for u = 1, #numbers do
+      local user, history, blob = keys[key + 2 * u - 1], keys[key + 2 * u], args[arg + u]
+      if fresh[u] then
+        call('HDEL', user, 'n')
+      else
+        call('HINCRBY', user, 'n', -#blob / ENTRY)
+      end
+      if lengths[u] == #blob then
+        call('DEL', history)
+      elseif lengths[u] then
+        call('SET', history, call('GETRANGE', history, 0, lengths[u] - #blob - 1))
+      end
+    end
+  end
+  return refusal
+end
+
+-- keys: epochs, then for each epoch: ratings, counts, forgotten, and (user, history) for each user.
+-- args: expected epochs, stream limit, 'given' or 'loose', number of users, their digests joined or '', their ids as
+-- the stream has them, then for each epoch the new entries of each user.
 local function rate(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
@@ -36,80 +116,67 @@ local function rate(keys, args)
   end
   local limit, given, users = tonumber(args[2]), args[3] == 'given', tonumber(args[4])
   local stride = 3 + 2 * users
-  local sets = (#keys - 1) / stride
-  local blobs, base = {}, {}
+  local sets, counts = (#keys - 1) / stride, {}
   for e = 0, sets - 1 do
-    local key = 1 + e * stride
-    local new = 0
-    redis.call('GET', keys[key + 2])
-    local any_forgotten = redis.call('HLEN', keys[key + 3]) > 0
-    for u = 1, users do
-      local at = e * users + u
-      local user, history = keys[key + 2 + 2 * u], keys[key + 3 + 2 * u]
-      local blob = args[4 + 2 * users + at]
-      local n = redis.call('HGET', user, 'n')
-      local length = redis.call('STRLEN', history)
-      if n and given and length > 0 then
-        blob = unseen(redis.call('GET', history), blob)
-      end
-      if not n and any_forgotten then
-        n = redis.call('HGET', keys[key + 3], args[3 + 2 * u + 1])
-      end
-      base[at], blobs[at] = tonumber(n or '0'), blob
-      new = new + #blob / ENTRY
+    local key, arg, bytes = 4 + e * stride, 6 + e * users, 0
+    if redis.call('HLEN', keys[key]) > 0 and args[5] == '' then
+      return { 'DIGESTS' }
     end
-    if redis.call('XLEN', keys[key + 1]) + new > limit then
+    for u = 1, users do
+      local history = given and redis.call('GET', keys[key + 2 * u])
+      if history then
+        args[arg + u] = unseen(history, args[arg + u])
+      end
+      bytes = bytes + #args[arg + u]
+    end
+    counts[e] = bytes / ENTRY
+    redis.call('XLEN', keys[key - 2])
+    local added, done = progress(keys[key - 1])
+    if added - done + counts[e] > limit then
       return { 'FULL' }
     end
   end
   for e = 0, sets - 1 do
-    local key = 1 + e * stride
-    local new = 0
-    for u = 1, users do
-      local at = e * users + u
-      local n, blob = base[at], blobs[at]
-      local count = #blob / ENTRY
-      if count > 0 then
-        redis.call('HSET', keys[key + 2 + 2 * u], 'n', whole(n + count))
-        redis.call('APPEND', keys[key + 3 + 2 * u], blob)
-        for i = 1, count do
-          local entry = string.sub(blob, (i - 1) * ENTRY + 1, i * ENTRY)
-          local event = struct.pack('<I8', n + i) .. entry
-          redis.call('XADD', keys[key + 1], '*', 'u', args[3 + 2 * u], 'e', event)
-        end
-        new = new + count
-      end
+    local key = 4 + e * stride
+    local refusal = counts[e] > 0 and rate_epoch(keys, args, key, 6 + e * users, counts[e])
+    if refusal then
+      return refusal
     end
-    if new > 0 and not given then
-      redis.call('INCRBY', keys[key + 2], new)
+    if counts[e] > 0 and not given then
+      redis.call('HINCRBY', keys[key - 1], 'loose', counts[e])
     end
   end
   return { 'OK' }
 end
 
--- keys: epochs, then for each epoch: ratings, forgotten, user, history.
--- args: expected epochs, id, digest, the entry that says so. Answers n and history of the first epoch.
+-- keys: epochs, then for each epoch: ratings, counts, forgotten, user, history.
+-- args: expected epochs, the id as the stream has it, digest, the entry that says so. Answers n and history of the
+-- first epoch.
 local function forget(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
     return { 'EPOCHS', epochs }
   end
   local found = {}
-  for at = 2, #keys, 4 do
-    local n = redis.call('HGET', keys[at + 2], 'n')
+  for at = 2, #keys, 5 do
     redis.call('XLEN', keys[at])
+    progress(keys[at + 1])
     found[#found + 1] = {
-      n = n,
-      before = redis.call('HGET', keys[at + 1], args[3]),
-      history = redis.call('GET', keys[at + 3]) or '',
+      n = redis.call('HGET', keys[at + 3], 'n'),
+      before = redis.call('HGET', keys[at + 2], args[3]),
+      history = redis.call('GET', keys[at + 4]) or '',
     }
   end
   for i, state in ipairs(found) do
-    local at = 4 * i - 2
+    local at = 5 * i - 3
     if state.n then
-      redis.call('XADD', keys[at], '*', 'u', args[2], 'e', struct.pack('<I8', tonumber(state.n)) .. args[4])
-      redis.call('HSET', keys[at + 1], args[3], state.n)
-      redis.call('UNLINK', keys[at + 2], keys[at + 3])
+      local number = struct.pack('<I8I4', tonumber(state.n) - 1, 1)
+      local refusal = add_entry(keys[at], keys[at + 1], 1, number, args[2], args[4])
+      if refusal then
+        return refusal
+      end
+      redis.call('HSET', keys[at + 2], args[3], state.n)
+      redis.call('UNLINK', keys[at + 3], keys[at + 4])
     end
   end
   return { 'OK', found[1].n or found[1].before or '0', found[1].history }
@@ -414,12 +481,16 @@ local function attach(keys, args)
   return { 'OK' }
 end
 
--- keys: ratings. args: fence, first stream id that stays.
+-- keys: ratings, counts. args: fence, first stream id that stays, number of the last event that is done.
 local function trim(keys, args)
   if not fences(keys[1])['trainer-' .. args[1]] then
     return { 'LOST' }
   end
+  local _, done = progress(keys[2])
   redis.call('XTRIM', keys[1], 'MINID', '=', args[2])
+  if tonumber(args[3]) > done then
+    redis.call('HSET', keys[2], 'done', args[3])
+  end
   return { 'OK' }
 end
 

@@ -32,6 +32,22 @@ def encode_call(function: str, keys: Sequence[bytes], args: Sequence[bytes]) -> 
     return encode(command, name, b"%d" % len(keys), *keys, *args)
 
 
+def bulk(value: bytes) -> bytes:
+    """An argument, as RESP."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def encode_packed_call(
+    function: str, n_keys: int, keys: Sequence[bytes], n_args: int, args: Sequence[bytes]
+) -> bytes:
+    """The same for keys and arguments that are RESP already, several in one piece perhaps. For calls with
+    thousands of both, and functions that write.
+    """
+    name = b"%b_%b" % (library()[0], function.encode())
+    head = b"*%d\r\n%b%b%b" % (3 + n_keys + n_args, bulk(b"FCALL"), bulk(name), bulk(b"%d" % n_keys))
+    return b"".join((head, *keys, *args))
+
+
 async def load_library(execute: Execute) -> None:
     """Give the store this version's functions, unless it has them."""
     name, text = library()

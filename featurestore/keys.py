@@ -51,13 +51,17 @@ class Keys:
     def _user_prefixes(self, epoch: int) -> tuple[bytes, ...]:
         return tuple(b"%b.%d:{%d}:user:" % (self._ns, epoch, p) for p in range(self.partitions))
 
+    def history_prefix(self, epoch: int, partition: int) -> bytes:
+        """What the keys of a partition's histories begin with."""
+        return b"%b.%d:{%d}:history:" % (self._ns, epoch, partition)
+
     def user(self, epoch: int, user_id: bytes) -> bytes:
         """A user's hash: `n` and the records."""
         return self.user_prefixes(epoch)[partition_of(user_id, self.partitions)] + user_id
 
     def history(self, epoch: int, user_id: bytes) -> bytes:
         """A user's packed ratings."""
-        return b"%b.%d:{%d}:history:%b" % (self._ns, epoch, partition_of(user_id, self.partitions), user_id)
+        return self.history_prefix(epoch, partition_of(user_id, self.partitions)) + user_id
 
     def ratings(self, epoch: int, partition: int) -> bytes:
         """The stream of a partition's rating events."""
@@ -67,9 +71,11 @@ class Keys:
         """Digests of forgotten users with their last `n`."""
         return b"%b.%d:{%d}:forgotten" % (self._ns, epoch, partition)
 
-    def loose(self, epoch: int, partition: int) -> bytes:
-        """How many ratings came in by other ways than the call that began the epoch."""
-        return b"%b.%d:{%d}:loose" % (self._ns, epoch, partition)
+    def counts(self, epoch: int, partition: int) -> bytes:
+        """Of a stream: id of its `last` entry, number of the last event that is `done`, and how many ratings
+        were `loose`: came in by other ways than the call that began the epoch.
+        """
+        return b"%b.%d:{%d}:counts" % (self._ns, epoch, partition)
 
     def items(self, epoch: int) -> bytes:
         """Item id -> item row."""

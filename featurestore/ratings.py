@@ -8,23 +8,28 @@ a pair wins.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
+import numpy as np
+
+from factors.tables import Int64s
 from featurestore import codecs
+from featurestore.batches import Columns, Share, pack_entries, pack_ids, shares_of
 from featurestore.connection import Connection
 from featurestore.epochs import Epochs
 from featurestore.errors import EpochGone, StoreUnavailable, StreamFull
-from featurestore.functions import call, call_many, commands, encode_call
+from featurestore.functions import bulk, call, call_many, commands, encode_call, encode_packed_call
 from featurestore.items import ItemRegistry
 from featurestore.keys import Keys, digest_of, partition_of
+from featurestore.stream import progress
 
 # An epoch changes twice in a `POST /train`; who finds it changed more often than this in one call gives up.
 ATTEMPTS = 5
 RETRY_FULL_S = 1.0
-
-ByUser = dict[bytes, list["NewRating"]]
+# Ratings that are packed between two looks at the event loop: about 1 ms.
+AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class RatingsLog:
         self._registry = registry
         self._stream_limit = stream_limit
         self._synced = synced
+        # Partitions that had forgotten users: only there the digest of everybody is asked for.
+        self._digests: set[int] = set()
 
     async def append(self, ratings: Sequence[NewRating], *, epoch: int | None = None) -> None:
         """Write ratings; those of one partition in one step, in the order given.
@@ -78,13 +85,20 @@ class RatingsLog:
         stays as it is. Raises `StreamFull` (before the first write; in a race for the last room some
         partitions may be written), `RegistryFull`, `EpochGone` when the epoch asked for takes no ratings.
         """
-        if not ratings:
+        columns = Columns(
+            [rating.user_id for rating in ratings],
+            [rating.item_id for rating in ratings],
+            np.array([rating.rating for rating in ratings], dtype=np.float64),
+            np.array([rating.time for rating in ratings], dtype=np.float64),
+        )
+        await self.append_columns(columns, epoch=epoch)
+
+    async def append_columns(self, columns: Columns, *, epoch: int | None = None) -> None:
+        """The same for ratings in columns."""
+        if not len(columns):
             return
-        todo: dict[int, ByUser] = {}
-        for rating in ratings:
-            partition = partition_of(rating.user_id, self._keys.partitions)
-            todo.setdefault(partition, {}).setdefault(rating.user_id, []).append(rating)
-        item_ids = list(dict.fromkeys([rating.item_id for rating in ratings]))
+        todo = shares_of(columns.user_id, self._keys.partitions)
+        item_ids = list(dict.fromkeys(columns.item_id))
         checked = False
         for _ in range(ATTEMPTS):
             expected = {partition: await self._epochs.expected(partition) for partition in todo}
@@ -95,16 +109,20 @@ class RatingsLog:
             if not checked and len(todo) > 1:
                 await self._check_room(todo, targets)
             checked = True
-            calls = [
-                self._rate(p, users, expected[p], targets[p], rows, given=epoch is not None)
-                for p, users in todo.items()
-            ]
+            item_rows = {
+                e: np.array(list(map(of.__getitem__, columns.item_id)), dtype=np.int64)
+                for e, of in rows.items()
+            }
             full = False
-            for partition, reply in zip(list(todo), await call_many(self._connection, calls), strict=True):
+            for partition, reply in await self._rate_all(
+                todo, expected, targets, item_rows, columns, given=epoch is not None
+            ):
                 if reply[0] == b"OK":
                     del todo[partition]
                 elif reply[0] == b"FULL":
                     full = True
+                elif reply[0] == b"DIGESTS":
+                    self._digests.add(partition)
                 else:
                     await self._epochs.learn(partition, reply[1])
             if full:
@@ -129,11 +147,14 @@ class RatingsLog:
             for epoch in self._targets(expected, None):
                 names += [
                     keys.ratings(epoch, partition),
+                    keys.counts(epoch, partition),
                     keys.forgotten(epoch, partition),
                     keys.user(epoch, user_id),
                     keys.history(epoch, user_id),
                 ]
-            reply = await call(self._connection, "forget", names, [expected, user_id, digest, mark])
+            reply = await call(
+                self._connection, "forget", names, [expected, pack_ids([user_id]), digest, mark]
+            )
             if reply[0] == b"OK":
                 if self._synced is not None:
                     await self._synced()
@@ -170,7 +191,7 @@ class RatingsLog:
 
     async def loose_count(self, epoch: int) -> int:
         """How many ratings came into an epoch by other ways than the call that began it."""
-        names = [(b"GET", self._keys.loose(epoch, p)) for p in range(self._keys.partitions)]
+        names = [(b"HGET", self._keys.counts(epoch, p), b"loose") for p in range(self._keys.partitions)]
         return sum([int(count or 0) for count in await commands(self._connection, names)])
 
     async def begin_epoch(self) -> int:
@@ -213,38 +234,82 @@ class RatingsLog:
             return None
         return {epoch: dict(zip(item_ids, of, strict=True)) for epoch, of in zip(order, rows, strict=True)}
 
-    async def _check_room(self, todo: Mapping[int, ByUser], targets: Mapping[int, Sequence[int]]) -> None:
-        streams = [(p, self._keys.ratings(epoch, p)) for p in todo for epoch in targets[p]]
-        lengths = await commands(self._connection, [(b"XLEN", stream) for _, stream in streams])
-        for (partition, _), length in zip(streams, lengths, strict=True):
-            new = sum([len(several) for several in todo[partition].values()])
-            if length + new > self._stream_limit:
-                raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
+    async def _check_room(self, todo: Mapping[int, Share], targets: Mapping[int, Sequence[int]]) -> None:
+        for epoch in sorted({epoch for several in targets.values() for epoch in several}):
+            found = await progress(self._keys, self._connection, epoch)
+            for partition, share in todo.items():
+                room = self._stream_limit - found[partition].waiting
+                if epoch in targets[partition] and len(share.rows) > room:
+                    raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
+
+    async def _rate_all(
+        self,
+        todo: Mapping[int, Share],
+        expected: Mapping[int, bytes],
+        targets: Mapping[int, Sequence[int]],
+        item_rows: Mapping[int, Int64s],
+        columns: Columns,
+        *,
+        given: bool,
+    ) -> Iterable[tuple[int, list[bytes]]]:
+        """What the store says, by partition. It works on the first calls of many ratings while the next are
+        packed.
+        """
+        asked: list[asyncio.Future[list[list[bytes]]]] = []
+        calls: list[bytes] = []
+        packed = 0
+        for partition, share in todo.items():
+            entries = [pack_entries(share, item_rows[epoch], columns) for epoch in targets[partition]]
+            calls.append(
+                self._rate(partition, share, expected[partition], targets[partition], entries, given=given)
+            )
+            packed += len(share.rows)
+            if packed >= AT_ONCE:
+                asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
+                calls, packed = [], 0
+                await asyncio.sleep(0)
+        if calls:
+            asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
+        # All have ended before an error is told: nothing is written after that.
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        replies: list[list[bytes]] = []
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            replies += answer
+        return zip(list(todo), replies, strict=True)
 
     def _rate(
         self,
         partition: int,
-        users: ByUser,
+        share: Share,
         expected: bytes,
         epochs: Sequence[int],
-        rows: Mapping[int, Mapping[bytes, int]],
+        entries: Sequence[Sequence[bytes]],
         *,
         given: bool,
     ) -> bytes:
-        keys = self._keys
-        names = [keys.epochs(partition)]
-        args = [expected, b"%d" % self._stream_limit, b"given" if given else b"loose", b"%d" % len(users)]
-        for user_id in users:
-            args += [user_id, digest_of(user_id)]
-        pack = codecs.ENTRY.pack
-        for epoch in epochs:
+        keys, users = self._keys, share.users
+        names = [bulk(keys.epochs(partition))]
+        digests = b"".join(map(digest_of, users)) if partition in self._digests else b""
+        args = [
+            bulk(expected),
+            bulk(b"%d" % self._stream_limit),
+            bulk(b"given" if given else b"loose"),
+            bulk(b"%d" % len(users)),
+            bulk(digests),
+            bulk(pack_ids(users)),
+        ]
+        for epoch, blobs in zip(epochs, entries, strict=True):
+            names.append(bulk(keys.ratings(epoch, partition)))
+            names.append(bulk(keys.counts(epoch, partition)))
+            names.append(bulk(keys.forgotten(epoch, partition)))
+            user, history = keys.user_prefixes(epoch)[partition], keys.history_prefix(epoch, partition)
+            a, b = len(user), len(history)
             names += [
-                keys.ratings(epoch, partition),
-                keys.loose(epoch, partition),
-                keys.forgotten(epoch, partition),
+                b"$%d\r\n%b%b\r\n$%d\r\n%b%b\r\n" % (a + len(each), user, each, b + len(each), history, each)
+                for each in users
             ]
-            row_of = rows[epoch]
-            for user_id, several in users.items():
-                names += [keys.user(epoch, user_id), keys.history(epoch, user_id)]
-                args.append(b"".join([pack(row_of[r.item_id], r.rating, r.time) for r in several]))
-        return encode_call("rate", names, args)
+            args += [b"$%d\r\n%b\r\n" % (len(blob), blob) for blob in blobs]
+        n_keys = 1 + len(epochs) * (3 + 2 * len(users))
+        return encode_packed_call("rate", n_keys, names, 6 + len(epochs) * len(users), args)

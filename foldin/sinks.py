@@ -9,10 +9,11 @@ from typing import Protocol
 
 import aiohttp
 import msgspec
+import numpy as np
 
 from factors import Scale
+from featurestore.batches import Columns
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable, StreamFull
-from featurestore.ratings import NewRating
 from featurestore.settings import EnvironmentReader, SettingsInvalid, StoreSettings
 from featurestore.store import Store
 from foldin.errors import CannotStartError, ImportStoppedError
@@ -97,7 +98,10 @@ class StoreSink:
     async def write(self, rows: Sequence[Row]) -> None:
         """As in Sink."""
         try:
-            await self._store.ratings.append([NewRating(*row) for row in rows])
+            users, items, values, times = zip(*rows, strict=True)
+            await self._store.ratings.append_columns(
+                Columns(users, items, np.array(values, dtype=np.float64), np.array(times, dtype=np.float64))
+            )
         except StreamFull as exc:
             raise SinkBusyError("the trainer archives what it has", exc.retry_after_s, full=True) from exc
         except StoreUnavailable as exc:

@@ -3,7 +3,6 @@
 Invariant: a call is learned as a whole or not at all, and acknowledged when it is stored.
 """
 
-import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from aiohttp import web
 
 from factors.tables import Float64s, Scale
+from featurestore.batches import Columns as RatingColumns
 from featurestore.live import LiveGeneration
 from featurestore.ratings import NewRating
 from service.answers import Answer
@@ -27,8 +27,6 @@ from service.validation import MAX_TIMESTAMP, Body, Id, body_ids, check_rows, pa
 MAX_RATINGS = 10_000
 # So many ratings of a call are predicted before they are learned; of a larger call an even sample.
 _PREDICTED = 256
-# Rows that become values between two looks at the event loop: about 2 ms.
-_SLICE = 1000
 
 
 class RatingIn(msgspec.Struct):
@@ -107,16 +105,6 @@ def check_scale(values: Sequence[float], scale: Scale, field: str) -> None:
         raise Problem("invalid_body", detail, field=field, row=row)
 
 
-async def new_ratings(columns: Columns) -> list[NewRating]:
-    """`columns` as the store takes them, looking at the event loop now and then."""
-    ratings: list[NewRating] = []
-    for start in range(0, len(columns.values), _SLICE):
-        if start:
-            await asyncio.sleep(0)
-        ratings += map(NewRating, *(column[start : start + _SLICE] for column in columns))
-    return ratings
-
-
 async def squared_errors(predictor: Predictor, live: LiveGeneration, columns: Columns) -> Float64s:
     """How wrong the present generation is on ratings that it has not learned yet, squared; of a large call a
     sample.
@@ -144,7 +132,8 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     if live is not None and columns.values:
         errors = await squared_errors(request.app[PREDICTOR], live, columns)
     if columns.values:
-        await store.ratings.append(await new_ratings(columns))
+        rating, moment = np.array(columns.values), np.array(columns.times, dtype=np.float64)
+        await store.ratings.append_columns(RatingColumns(columns.user_ids, columns.item_ids, rating, moment))
     counts.rated(errors, len(columns.values))
     return Answer(_ENCODE(Accepted(len(columns.values), live.generation if live else None)))
 

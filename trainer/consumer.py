@@ -124,7 +124,7 @@ class EpochConsumer:
                 log.warning("consume_waits", epoch=self.epoch, failures=backoff.failures + 1, error=str(exc))
                 await asyncio.sleep(backoff.next_s())
                 continue
-            if len(events) and not self._is_full(events):
+            if len(events) and not events.more:
                 # Batches far apart enough that a slow stream does not make a file of each event.
                 await asyncio.sleep(max(0.0, self._linger_s - (self._clock() - began_at)))
 
@@ -164,10 +164,6 @@ class EpochConsumer:
             async with self._moved:
                 self._moved.notify_all()
 
-    def _is_full(self, events: Events) -> bool:
-        """Whether a partition gave as much as was asked for, so that more is waiting."""
-        return bool(np.bincount(events.partition).max() >= self._count)
-
     async def _rebuild(self) -> None:
         await self._keep_trying(lambda: rebuild(self._store, self.archive, self._threads))
         self._take_stock()
@@ -202,7 +198,7 @@ class EpochConsumer:
         if len(marks):
             table = table.filter(pa.array(~forgotten))
         for mark in marks.tolist():
-            user_id = events.user_id[mark]
+            user_id = events.users[int(events.user[mark])]
             table = without_user(table, user_id, int(events.n[mark]))
             await self._keep_trying(partial(self._erase, user_id))
         await self._keep_trying(partial(self._threads.run, self.archive.append, table, spans))

@@ -27,14 +27,14 @@ SCHEMA = pa.schema(
 )
 
 Position = tuple[int, int]
-"""A stream id: milliseconds, then the number within the millisecond."""
+"""Where an event is in its stream: milliseconds, then its number among all events of the stream."""
 
 START: Position = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What a segment covers of one partition's stream: ids `first` to `last`, `events` entries of the stream.
+    """What a segment covers of one partition's stream: `events` of them, from `first` to `last`.
 
     `events` counts what stood in the stream, so also the marks of forgotten users, which leave no row.
     """

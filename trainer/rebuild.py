@@ -17,11 +17,12 @@ import pyarrow as pa
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE
 from featurestore.functions import commands
 from featurestore.store import Store
+from featurestore.stream import Progress
 from trainer import log
 from trainer.archive import EpochArchive, Snapshot
 from trainer.events import Span, make_table, string_array
 from trainer.retry import patiently
-from trainer.streams import Tail, item_ids, tails
+from trainer.streams import item_ids, tails
 from trainer.threads import Threads
 
 _SCAN_COUNT = 1_000
@@ -29,10 +30,10 @@ _SCAN_COUNT = 1_000
 _PART_ROWS = 250_000
 
 
-def is_incomplete(snapsbulk: Snapshot, ends: dict[int, Tail], *, holes: bool) -> bool:
-    """Whether the streams have lost entries that the archive does not have."""
+def is_incomplete(snapsbulk: Snapshot, ends: dict[int, Progress], *, holes: bool) -> bool:
+    """Whether events were done with that the archive does not have."""
     archived = {partition: span.events for partition, span in snapsbulk.spans.items()}
-    return holes or any(end.trimmed > archived.get(partition, 0) for partition, end in ends.items())
+    return holes or any(end.done > archived.get(partition, 0) for partition, end in ends.items())
 
 
 async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None:
@@ -49,7 +50,7 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None
     async for part in _parts(store, epoch):
         rows += part.num_rows
         await threads.run(work.add, part)
-    spans = {partition: Span(end.last, end.last, end.added) for partition, end in ends.items() if end.added}
+    spans = {partition: Span(end.last, end.last, end.last[1]) for partition, end in ends.items()}
     await threads.run(work.commit, spans)
     log.event("archive_rebuilt", epoch=epoch, ratings=rows)
 

@@ -8,6 +8,7 @@ from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.commands import Outcome
 from featurestore.errors import EpochGone, LeaseLost, StoreError, StoreUnavailable
 from featurestore.functions import command
+from featurestore.keys import partition_of
 from featurestore.lease import Lease
 from featurestore.store import Store
 from featurestore.stream import Events
@@ -75,7 +76,8 @@ async def test_a_leader_that_was_replaced_publishes_nothing(store: Store) -> Non
 
 async def test_events_come_once_and_go_when_they_are_done(store: Store) -> None:
     lease = await lead(store)
-    await store.ratings.append([rating(f"u{n}", "a") for n in range(40)])
+    for n in range(40):
+        await store.ratings.append([rating(f"u{n}", "a")])
     seen: list[bytes] = []
     while events := await store.stream.read(1, lease, 3, 0):
         seen += events.user_id
@@ -88,7 +90,8 @@ async def test_events_come_once_and_go_when_they_are_done(store: Store) -> None:
 
 async def test_what_was_not_done_comes_again_to_the_next_leader(store: Store) -> None:
     first = await lead(store, "one")
-    await store.ratings.append([rating("u", f"i{n}") for n in range(10)])
+    for n in range(10):
+        await store.ratings.append([rating("u", f"i{n}")])
     events = await store.stream.read(1, first, 4, 0)
     await store.stream.done(1, first, last(events))
     assert len(await store.stream.read(1, first, 4, 0)) == 4
@@ -103,6 +106,39 @@ async def test_what_was_not_done_comes_again_to_the_next_leader(store: Store) ->
         await store.stream.done(1, first, last(again))
     assert sum((await store.stream.lag(1)).values()) == 6
     await other.close()
+
+
+async def test_a_call_is_one_entry_a_partition_that_goes_with_its_last_event(store: Store) -> None:
+    lease = await lead(store)
+    p = partition_of(b"u", store.keys.partitions)
+    stream = store.keys.ratings(1, p)
+    await store.ratings.append([rating("u", f"i{n}") for n in range(7)])
+    assert await store.redis.xlen(stream) == 1
+    events = await store.stream.read(1, lease, 3, 0)
+    assert events.n.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert events.stream_seq.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    # Part of an entry is archived: only that much is done, and the entry stays.
+    await store.stream.done(1, lease, {p: f"{events.stream_ms[3]}-4"})
+    assert (await store.stream.lag(1))[p] == 3
+    assert await store.redis.xlen(stream) == 1
+    await store.stream.done(1, lease, {p: f"{events.stream_ms[1]}-2"})
+    assert (await store.stream.lag(1))[p] == 3
+    await store.stream.done(1, lease, last(events))
+    assert (await store.stream.lag(1))[p] == 0
+    assert await store.redis.xlen(stream) == 0
+    await store.ratings.append([rating("u", "a"), rating("u", "b")])
+    assert (await store.stream.read(1, lease, 3, 0)).stream_seq.tolist() == [8, 9]
+
+
+async def test_fewer_entries_are_asked_for_where_they_are_large(store: Store) -> None:
+    lease = await lead(store)
+    for _ in range(40):
+        await store.ratings.append([rating("u", "a")] * 50)
+    sizes = []
+    while events := await store.stream.read(1, lease, 100, 0):
+        sizes.append(len(events))
+        assert events.more == (len(sizes) < 14)
+    assert sizes == [16 * 50, *[100] * 12]
 
 
 async def test_a_late_leader_does_not_take_the_stream_from_its_successor(store: Store) -> None:

@@ -94,7 +94,7 @@ async def test_a_full_stream_refuses_before_the_first_write(store: Store) -> Non
     await small.close()
 
 
-@pytest.mark.parametrize("which", ["user", "history", "ratings", "loose", "forgotten"])
+@pytest.mark.parametrize("which", ["user", "history", "ratings", "counts", "forgotten"])
 async def test_a_key_of_the_wrong_type_is_an_error_that_leaves_nothing_half_done(
     store: Store, which: str
 ) -> None:
@@ -103,7 +103,7 @@ async def test_a_key_of_the_wrong_type_is_an_error_that_leaves_nothing_half_done
         "user": keys.user(1, b"u"),
         "history": keys.history(1, b"u"),
         "ratings": keys.ratings(1, p),
-        "loose": keys.loose(1, p),
+        "counts": keys.counts(1, p),
         "forgotten": keys.forgotten(1, p),
     }
     await store.redis.sadd(names[which], b"a set")
@@ -111,6 +111,31 @@ async def test_a_key_of_the_wrong_type_is_an_error_that_leaves_nothing_half_done
         await store.ratings.append([rating("u", "a"), rating("u", "b")])
     left = [name for key, name in names.items() if key != which and await store.redis.exists(name)]
     assert left == []
+
+
+@pytest.mark.parametrize("which", ["user", "history"])
+async def test_what_was_written_before_a_key_of_the_wrong_type_is_taken_back(
+    store: Store, which: str
+) -> None:
+    users = [name for name in map(str, range(200)) if partition_of(name.encode(), store.keys.partitions) == 0]
+    known, back, fresh, bad = users[:4]
+    await store.ratings.append([rating(known, "a"), rating(back, "a"), rating(back, "b")])
+    await store.ratings.forget(back.encode())
+    key = store.keys.user(1, bad.encode()) if which == "user" else store.keys.history(1, bad.encode())
+    await store.redis.sadd(key, b"a set")
+    lag = await store.stream.lag(1)
+    call = [rating(user, item) for user in (known, back, fresh, bad) for item in ("b", "c")]
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        await store.ratings.append(call)
+    assert await held(store, known) == {"a": 3.0}
+    assert await counter(store, known) == 1
+    for user in (back, fresh):
+        names = store.keys.user(1, user.encode()), store.keys.history(1, user.encode())
+        assert not await store.redis.exists(*names)
+    assert await store.stream.lag(1) == lag
+    await store.redis.delete(key)
+    await store.ratings.append(call)
+    assert [await counter(store, user) for user in (known, back, fresh, bad)] == [3, 4, 2, 2]
 
 
 async def test_a_forgotten_user_is_gone_and_the_trainer_is_told(store: Store) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from featurestore import codecs
+from featurestore import batches, codecs
 from featurestore.codecs import History, RecordCorrupt
 
 
@@ -17,7 +17,7 @@ def history(rows: list[int]) -> History:
 
 def test_sizes_are_those_of_the_documentation() -> None:
     assert codecs.ENTRY_BYTES == codecs.ENTRY_DTYPE.itemsize == 20
-    assert codecs.EVENT_BYTES == codecs.EVENT_DTYPE.itemsize == 28
+    assert batches.NUMBER_DTYPE.itemsize == 12
     assert codecs.record_dtype(14).itemsize == 8 + 4 * 14
 
 

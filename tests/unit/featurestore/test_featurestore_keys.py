@@ -25,7 +25,7 @@ def test_all_keys_of_a_partition_lie_in_one_slot(user_id: bytes) -> None:
     keys = [KEYS.epochs(p)]
     for epoch in (1, 2):
         keys += [KEYS.user(epoch, user_id), KEYS.history(epoch, user_id), KEYS.ratings(epoch, p)]
-        keys += [KEYS.forgotten(epoch, p), KEYS.loose(epoch, p)]
+        keys += [KEYS.forgotten(epoch, p), KEYS.counts(epoch, p)]
     assert len({slot(key) for key in keys}) == 1
 
 
@@ -59,7 +59,7 @@ def test_no_two_names_are_equal() -> None:
         KEYS.chunk(1, 2, 3),
         KEYS.deltas(1, 2),
         KEYS.ratings(1, 0),
-        KEYS.loose(1, 0),
+        KEYS.counts(1, 0),
         KEYS.forgotten(1, 0),
     ]
     names += [KEYS.epochs(0), KEYS.live, KEYS.config, KEYS.lease, KEYS.stored, KEYS.synced]

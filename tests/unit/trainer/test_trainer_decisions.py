@@ -14,7 +14,7 @@ import pytest
 from featurestore.errors import LeaseLost
 from featurestore.lease import Lease
 from featurestore.settings import SettingsInvalid
-from featurestore.stream import Events
+from featurestore.stream import Events, Progress
 from trainer import log
 from trainer.archive import Snapshot
 from trainer.consumer import is_new
@@ -25,7 +25,7 @@ from trainer.rebuild import is_incomplete
 from trainer.retry import Backoff
 from trainer.schedule import Decision, Rules, Situation, decide
 from trainer.settings import TrainerSettings
-from trainer.streams import Tail, format_position, parse_position
+from trainer.streams import format_position, parse_position
 
 CALM = Situation(
     now=100.0,
@@ -161,7 +161,8 @@ def test_only_what_lies_beyond_the_positions_is_new() -> None:
         partition=np.array([0, 0, 1, 1, 2], dtype=np.int32),
         stream_ms=np.array([5, 6, 5, 5, 1]),
         stream_seq=np.array([0, 0, 1, 2, 0]),
-        user_id=[b"a"] * 5,
+        users=[b"a"],
+        user=np.zeros(5, dtype=np.int64),
         n=np.arange(5),
         item_row=np.zeros(5, dtype=np.int64),
         rating=np.zeros(5),
@@ -172,9 +173,9 @@ def test_only_what_lies_beyond_the_positions_is_new() -> None:
 
 def test_archive_that_missed_trimmed_events_is_incomplete() -> None:
     snapshot = Snapshot(1, (), {0: Span((1, 0), (9, 0), 10)}, 10)
-    assert not is_incomplete(snapshot, {0: Tail((9, 0), 12, 2)}, holes=False)
-    assert is_incomplete(snapshot, {0: Tail((9, 0), 12, 1)}, holes=False)
-    assert is_incomplete(snapshot, {1: Tail((9, 0), 1, 0)}, holes=False)
+    assert not is_incomplete(snapshot, {0: Progress((9, 12), 10)}, holes=False)
+    assert is_incomplete(snapshot, {0: Progress((9, 12), 11)}, holes=False)
+    assert is_incomplete(snapshot, {1: Progress((9, 1), 1)}, holes=False)
     assert is_incomplete(snapshot, {}, holes=True)
 
 

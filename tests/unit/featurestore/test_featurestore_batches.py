@@ -1,0 +1,90 @@
+"""Ratings of a call, split, packed and unpacked: every rating once, each user's in order, damage left out."""
+
+import zlib
+
+import numpy as np
+import pytest
+
+from featurestore import codecs
+from featurestore.batches import NUMBER_DTYPE, Columns, pack_entries, pack_ids, shares_of, unpack
+
+PARTITIONS = 4
+
+
+def columns(count: int, users: int, seed: int = 0) -> Columns:
+    rng = np.random.default_rng(seed)
+    user_ids = [b"user-%d" % k for k in rng.integers(0, users, count)]
+    item_ids = [b"%d" % k for k in rng.integers(0, 50, count)]
+    return Columns(user_ids, item_ids, rng.normal(size=count), np.arange(count, dtype=np.float64))
+
+
+def entry(users: list[bytes], before: list[int], blobs: list[bytes]) -> list[bytes]:
+    """An entry's fields as the store writes them."""
+    numbers = np.empty(len(users), dtype=NUMBER_DTYPE)
+    numbers["before"], numbers["events"] = before, [len(blob) // codecs.ENTRY_BYTES for blob in blobs]
+    return [b"n", numbers.tobytes(), b"u", pack_ids(users), b"e", b"".join(blobs)]
+
+
+@pytest.mark.parametrize(("count", "users"), [(1, 1), (30, 1), (500, 40), (500, 10_000)])
+def test_every_rating_comes_back_with_its_user_in_order(count: int, users: int) -> None:
+    given = columns(count, users)
+    item_row = np.array([int(item) for item in given.item_id])
+    found = set()
+    for partition, share in shares_of(given.user_id, PARTITIONS).items():
+        assert {zlib.crc32(user) % PARTITIONS for user in share.users} == {partition}
+        blobs = pack_entries(share, item_row, given)
+        before = list(range(10, 10 + len(blobs)))
+        events, damaged = unpack([entry(share.users, before, blobs)], np.array([1_000]))
+        assert damaged == []
+        assert events.number.tolist() == list(range(1_001 - len(share.rows), 1_001))
+        assert events.table["item_row"].tolist() == item_row[share.rows].tolist()
+        assert events.table["rating"].tolist() == given.rating[share.rows].tolist()
+        assert [events.users[k] for k in events.user] == [given.user_id[row] for row in share.rows]
+        for place, user in enumerate(share.users):
+            mine = [row for row in range(count) if given.user_id[row] == user]
+            rows = share.rows[share.ends[place] : share.ends[place + 1]].tolist()
+            assert rows == mine
+            n = events.n[events.user == place].tolist()
+            assert n == list(range(before[place] + 1, before[place] + 1 + len(mine)))
+        found.update(share.rows.tolist())
+    assert found == set(range(count))
+
+
+def test_several_entries_are_unpacked_in_order() -> None:
+    blob = codecs.pack_entry(7, 4.0, 1.0)
+    entries = [
+        entry([b"a"], [0], [blob]),
+        entry([b"b", b"cc"], [4, 9], [b"", blob * 2]),
+        entry([b"a"], [1], [blob]),
+    ]
+    events, damaged = unpack(entries, np.array([3, 5, 6]))
+    assert damaged == []
+    assert [events.users[k] for k in events.user] == [b"a", b"cc", b"cc", b"a"]
+    assert events.entry.tolist() == [0, 1, 1, 2]
+    assert events.number.tolist() == [3, 4, 5, 6]
+    assert events.n.tolist() == [1, 10, 11, 2]
+
+
+def test_nothing_is_nothing() -> None:
+    events, damaged = unpack([], np.zeros(0, dtype=np.int64))
+    assert (len(events.entry), len(events.users), damaged) == (0, 0, [])
+
+
+def test_damaged_entries_are_left_out() -> None:
+    blob = codecs.pack_entry(7, 4.0, 1.0)
+    good = entry([b"a", b"b"], [0, 0], [blob, blob])
+    bad = [
+        [b"only", b"one"],
+        [b"u", *good[1:]],
+        [*good[:1], good[1][:-1], *good[2:]],
+        [*good[:1], b"", *good[2:]],
+        [*good[:3], good[3][:-1], *good[4:]],
+        [*good[:3], b"\1", *good[4:]],
+        [*good[:5], good[5][:-1]],
+        [*good[:5], good[5] + blob],
+        [*entry([b"a"], [0], [blob])[:5], b""],
+    ]
+    events, damaged = unpack([*bad, good], np.arange(1, len(bad) + 2) * 10)
+    assert damaged == list(range(len(bad)))
+    assert events.number.tolist() == [99, 100]
+    assert events.entry.tolist() == [len(bad)] * 2
