@@ -33,7 +33,7 @@ def rating_moments(parameters: Parameters, mean: Float64s, variance: Float64s) -
     scale = parameters.scale
     floor = MIN_STD * ((scale.high - scale.low) or 1.0)
     if parameters.link == "gaussian":
-        rating = np.clip(mean, scale.low, scale.high)
+        rating = np.minimum(np.maximum(mean, scale.low), scale.high)
         return rating, np.sqrt(np.maximum(parameters.spread * (variance + parameters.noise), floor * floor))
     above = exceedance(parameters, mean, variance)
     steps = above.sum(axis=1)

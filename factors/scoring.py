@@ -44,7 +44,9 @@ class Scorer:
         layout = parameters.users.layout
         self._dim = layout.dim
         self._core = MEAN + layout.dim + layout.packed
-        self._pair_rows, self._pair_columns, multiplicity = triangle(layout.dim)
+        rows, columns, multiplicity = triangle(layout.dim)
+        # Where the factors of the packed products stand in a row.
+        self._pair_rows, self._pair_columns = MEAN + rows, MEAN + columns
         self._multiplicity: dict[np.dtype[Any], npt.NDArray[np.floating[Any]]] = {
             np.dtype(np.float32): multiplicity.astype(np.float32)[:, None],
             np.dtype(np.float64): multiplicity[:, None],
@@ -61,17 +63,18 @@ class Scorer:
         self._stretched = bool(parameters.stretch.any())
 
     def score(
-        self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
+        self, users: FloatTable, user_index: Rows | None, item_rows: Rows, time: Float64s | None = None
     ) -> Scores:
         """Scores of the pairs (`users[user_index[j]]`, `items[item_rows[j]]`), all arrays (m,).
 
-        `users` (u, user_width). `time` (m,): seconds since 1970 or NaN, when the rating would be given; a
-        period that the rows know then counts.
+        `users` (u, user_width); without `user_index` each pair has its row there, which is cheaper. `time`
+        (m,): seconds since 1970 or NaN, when the rating would be given; a period that the rows know then
+        counts.
         """
         mean, variance, counts = self._latent(users, user_index, item_rows, time)
         rating, std = rating_moments(self._parameters, mean, variance)
         if self._stretched:
-            std *= stretch_of(self._parameters, *counts.astype(np.float64))
+            std *= stretch_of(self._parameters, counts)
         return Scores(rating, std, _basis(counts))
 
     def rating(self, users: FloatTable, user_index: Rows, item_rows: Rows) -> Float64s:
@@ -101,15 +104,14 @@ class Scorer:
         return mean, variance, _basis(counts)
 
     def _latent(
-        self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None
+        self, users: FloatTable, user_index: Rows | None, item_rows: Rows, time: Float64s | None
     ) -> tuple[Float64s, Float64s, FloatTable]:
         """The same with how many ratings stand behind user and item, (2, m), in place of the basis."""
-        m = len(user_index)
+        m = len(item_rows)
         if m == 1:
             # Numpy adds up a single column in another order than it adds up columns.
-            mean, variance, counts = self._block_latent(
-                users, np.repeat(user_index, 2), np.repeat(item_rows, 2)
-            )
+            twice = np.zeros(2, dtype=np.int64) if user_index is None else np.repeat(user_index, 2)
+            mean, variance, counts = self._block_latent(users, twice, np.repeat(item_rows, 2))
             mean, variance, counts = mean[:1], variance[:1], counts[:, :1]
         elif m <= self._block + 1:
             mean, variance, counts = self._block_latent(users, user_index, item_rows)
@@ -120,33 +122,34 @@ class Scorer:
                 # No block of one is left over.
                 stop = m if m - start <= self._block + 1 else start + self._block
                 part = slice(start, stop)
+                table, index = (users[part], None) if user_index is None else (users, user_index[part])
                 mean[part], variance[part], counts[:, part] = self._block_latent(
-                    users, user_index[part], item_rows[part]
+                    table, index, item_rows[part]
                 )
                 start = stop
+        own = (users, np.arange(m) if user_index is None else user_index)
         if self._prior_period_variance:
-            self._add_periods(mean, variance, (users, user_index), item_rows, time)
+            self._add_periods(mean, variance, own, item_rows, time)
         return mean, variance, counts
 
     def _block_latent(
-        self, users: FloatTable, user_index: Rows, item_rows: Rows
+        self, users: FloatTable, user_index: Rows | None, item_rows: Rows
     ) -> tuple[Float64s, Float64s, FloatTable]:
+        # Each call into numpy costs about as much as it takes for a hundred pairs: both sides go together.
         core, last = self._core, MEAN + self._dim - 1
-        own = self._columns(0, users, user_index, core)
-        other = self._columns(1, self.items, item_rows, core)
-        counts = np.stack([own[COUNT], other[COUNT]])
-        mean = self._means(*(side[MEAN : last + 1].astype(np.float64) for side in (own, other)))
-        own[last] = other[last] = 1.0
-        user_features, item_features = own[MEAN : last + 1], other[MEAN : last + 1]
-        user_spread, item_spread = own[last + 1 :], other[last + 1 :]
-        total = item_features[self._pair_rows]
-        total *= item_features[self._pair_columns]
-        total[: self._latent_packed] += item_spread[: self._latent_packed]
-        total *= user_spread
-        pairs = user_features[self._pair_rows]
-        pairs *= user_features[self._pair_columns]
-        pairs *= item_spread
-        total += pairs
+        both = np.empty((2, core, len(item_rows)), dtype=np.promote_types(users.dtype, self.items.dtype))
+        both[0] = (users if user_index is None else self._gather(0, users, user_index))[:, :core].T
+        both[1] = self._gather(1, self.items, item_rows)[:, :core].T
+        counts = both[:, COUNT]
+        mean = self._means(*both[:, MEAN : last + 1].astype(np.float64))
+        both[:, last] = 1.0
+        spread = both[:, last + 1 :]
+        products = both.take(self._pair_rows, axis=1)
+        products *= both.take(self._pair_columns, axis=1)
+        products[1, : self._latent_packed] += spread[1, : self._latent_packed]
+        products *= spread[::-1]
+        total = products[1]
+        total += products[0]
         total *= self._multiplicity[total.dtype]
         # Of a posterior without spread rounding could leave less than nothing.
         variance = np.maximum(np.add.reduce(total, axis=0), 0.0).astype(np.float64)
@@ -172,7 +175,8 @@ class Scorer:
             gathered = np.repeat(self._priors[side][None, : table.shape[1]], len(rows), axis=0)
             gathered[known] = table[rows[known]]
             return gathered
-        return table[rows]
+        # It would copy a table that does not lie in one piece.
+        return table.take(rows, axis=0) if table.flags.c_contiguous else table[rows]
 
     def _add_periods(
         self,
@@ -195,8 +199,11 @@ class Scorer:
 
 
 def _basis(counts: FloatTable) -> Basis:
-    user, item = counts > 0
-    return np.asarray(user * np.uint8(2) + item)
+    known = (counts > 0).view(np.uint8)
+    basis: Basis = known[0]
+    basis += basis
+    basis += known[1]
+    return basis
 
 
 def score(

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from factors.packing import FloatTable
 from factors.parameters import STRETCH_TERMS, Parameters
 from factors.tables import Float64s
 
@@ -14,19 +15,21 @@ from factors.tables import Float64s
 _MOST_STRETCH = math.log(4.0)
 
 
-def stretch_of(parameters: Parameters, user_count: Float64s, item_count: Float64s) -> Float64s:
-    """The factor (m,) of the standard deviations of pairs whose rows have so many ratings."""
-    exponent = features_of(user_count, item_count) @ parameters.stretch
+def stretch_of(parameters: Parameters, counts: FloatTable) -> Float64s:
+    """The factor (m,) of the standard deviations of pairs; `counts` (2, m): ratings of user and item."""
+    exponent = parameters.stretch @ _features(counts)
     return np.asarray(np.exp(np.minimum(np.maximum(exponent, -_MOST_STRETCH), _MOST_STRETCH)))
 
 
 def features_of(user_count: Float64s, item_count: Float64s) -> Float64s:
     """What the exponent of the factor is linear in, (m, STRETCH_TERMS)."""
-    user, item = 1.0 + user_count, 1.0 + item_count
-    features = np.empty((len(user), STRETCH_TERMS))
-    features[:, 0] = 1.0
-    np.log(user, out=features[:, 1])
-    np.log(item, out=features[:, 2])
-    np.divide(1.0, user, out=features[:, 3])
-    np.divide(1.0, item, out=features[:, 4])
+    return _features(np.stack([user_count, item_count])).T
+
+
+def _features(counts: FloatTable) -> Float64s:
+    ratings = np.add(counts, 1.0, dtype=np.float64)
+    features = np.empty((STRETCH_TERMS, counts.shape[1]))
+    features[0] = 1.0
+    np.log(ratings, out=features[1:3])
+    np.divide(1.0, ratings, out=features[3:5])
     return features

@@ -1,10 +1,10 @@
 """One multiplexed connection to the store. Invariant: a reply reaches the call that asked for it, or the call
 fails.
 
-All that is asked for in one turn of the event loop leaves in one write. Replies come in the order of the
-questions, so one timer watches the oldest call. When the store has been silent for the timeout, or has not
-come to the oldest call within five, everything behind it is late too: the socket is given up and all calls in
-flight fail with `StoreUnavailable`. Nothing is sent twice from here:
+All that is asked for in one turn of the event loop leaves in one write, unless it is wanted at once. Replies
+come in the order of the questions, so one timer watches the oldest call. When the store has been silent for
+the timeout, or has not come to the oldest call within five, everything behind it is late too: the socket is
+given up and all calls in flight fail with `StoreUnavailable`. Nothing is sent twice from here:
 whether a write may be repeated is known where it is asked for. While the store is away calls fail at once;
 the connection comes back by itself.
 """
@@ -95,7 +95,9 @@ class _Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def execute(self, payload: bytes, replies: int, wait_s: float = 0.0) -> "asyncio.Future[list[Any]]":
+    def execute(
+        self, payload: bytes, replies: int, wait_s: float = 0.0, *, at_once: bool = False
+    ) -> "asyncio.Future[list[Any]]":
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         if self.why is not None:
             future.set_exception(self.why)
@@ -107,18 +109,20 @@ class _Wire(asyncio.Protocol):
         if self._bytes and self._bytes + size > IN_FLIGHT_BYTES:
             future.set_exception(StoreUnavailable("too much is waiting for the store already", 0.1))
             return future
-        if not self._out:
+        if not (self._out or at_once):
             self._loop.call_soon(self._flush)
         self._out.append(payload)
         self._bytes += size
         self._waiting.append((future, replies, size, self._loop.time(), wait_s))
         if self._watch is None:
             self._arm(self._timeout_s)
+        if at_once:
+            self._flush()
         return future
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if self._transport is not None and self.why is None:
+        if out and self._transport is not None and self.why is None:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def data_received(self, data: bytes) -> None:
@@ -231,11 +235,14 @@ class Connection:
             # The transport closes its socket in the next turn.
             await asyncio.sleep(0)
 
-    def execute(self, payload: bytes, replies: int, *, wait_s: float = 0.0) -> "asyncio.Future[list[Any]]":
+    def execute(
+        self, payload: bytes, replies: int, *, wait_s: float = 0.0, at_once: bool = False
+    ) -> "asyncio.Future[list[Any]]":
         """Send commands, encoded by `encode`; the future gets their `replies` in order, error replies as
         values.
 
-        `wait_s`: how long the store itself may block on them (`BLOCK`, `WAITAOF`). Fails with
+        `wait_s`: how long the store itself may block on them (`BLOCK`, `WAITAOF`). `at_once`: nothing else is
+        about to be asked that could go with them, so that nothing is won by waiting for it. Fails with
         `StoreUnavailable`, at once when not connected; whether the commands were carried out is then unknown.
         Never raises by itself.
         """
@@ -244,7 +251,7 @@ class Connection:
             future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
             future.set_exception(StoreUnavailable(self._why, BACKOFF_S[1]))
             return future
-        return wire.execute(payload, replies, wait_s)
+        return wire.execute(payload, replies, wait_s, at_once=at_once)
 
     def execute_unwatched(self, payload: bytes, replies: int) -> None:
         """The same where nobody waits and failing does no harm."""

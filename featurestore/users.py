@@ -112,7 +112,7 @@ class Users:
             parts.append(head + user_id)
         # The tail ends each command.
         parts.append(b"")
-        return self._connection.execute(tail.join(parts), len(user_ids))
+        return self._connection.execute(tail.join(parts), len(user_ids), at_once=True)
 
     def _head(self, epoch: int, partition: int, id_bytes: int) -> bytes:
         """A lookup up to the id of a user of so many bytes."""
@@ -138,7 +138,7 @@ class Users:
                 # Where one fails nobody waits for the others.
                 replies.add_done_callback(swallow)
                 asked.append((some, replies))
-                # The write leaves at the end of this turn.
+                # Others get their turn.
                 await asyncio.sleep(0)
         parts = [await self._read_back(live, some, await replies) for some, replies in asked]
         return Current(

@@ -53,9 +53,14 @@ def rounded(scores: Scores, scale: Scale) -> Scores:
     """`scores` as they are answered."""
     if not _rounds(scale):
         return scores
-    rating, std = (np.rint(values * _MILLIONTHS) for values in (scores.rating, scores.std))
+    rating, std = scores.rating * _MILLIONTHS, scores.std * _MILLIONTHS
+    np.rint(rating, out=rating)
+    np.rint(std, out=std)
     # A standard deviation is above 0, however little.
-    return Scores(rating / _MILLIONTHS, np.maximum(std, 1.0) / _MILLIONTHS, scores.basis)
+    np.maximum(std, 1.0, out=std)
+    rating /= _MILLIONTHS
+    std /= _MILLIONTHS
+    return Scores(rating, std, scores.basis)
 
 
 class PredictionWriter:

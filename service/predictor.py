@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from factors import BASIS, FactorsError, fold_in_users, keeps_time
+from factors import BASIS, FactorsError, Scorer, fold_in_users, keeps_time
 from factors.tables import Float64s, Int64s, Scores
-from featurestore.codecs import pack_histories, record_dtype
+from featurestore.codecs import pack_histories, pack_records, record_dtype
 from featurestore.connection import ReplyError
 from featurestore.errors import StoreError
 from featurestore.live import Follower, LiveGeneration
@@ -102,7 +102,7 @@ def require(live: LiveGeneration | None) -> LiveGeneration:
 def score(
     live: LiveGeneration,
     vectors: npt.NDArray[np.float32],
-    index: Int64s,
+    index: Int64s | None,
     item_rows: Int64s,
     time: Float64s | None = None,
 ) -> Scores:
@@ -125,8 +125,9 @@ class Predictor:
         # Batches are scored one after the other: side by side all would end late, and then all wait for the
         # store.
         self._one_batch = asyncio.Lock()
-        self._width = -1
+        self._scorer: Scorer | None = None
         self._dtype: np.dtype[Any] = record_dtype(0)
+        self._unknown = b""
 
     def quick(self, raw_path: str) -> Awaitable[bytes]:
         """The body of the answer to GET `raw_path`. Raises `Problem` at once where the query is wrong."""
@@ -212,11 +213,12 @@ class Predictor:
     def _score_turn(
         self, turn: _Turn, live: LiveGeneration, rows: list[int | None], found: list[Any]
     ) -> None:
-        if live.model.user_width != self._width:
-            self._width, self._dtype = live.model.user_width, record_dtype(live.model.user_width)
-        size = self._dtype.itemsize
+        if live.scorer is not self._scorer:
+            self._scorer, self._dtype = live.scorer, record_dtype(live.model.user_width)
+            # Nobody knows this user: the record is the prior.
+            self._unknown = pack_records(np.zeros(1, dtype=np.int64), live.scorer.prior_user[None])[0]
+        size, unknown = self._dtype.itemsize, self._unknown
         places: list[int] = []
-        index: list[int] = []
         records: list[bytes] = []
         behind: list[int] = []
         for place, reply in enumerate(found):
@@ -225,15 +227,13 @@ class Predictor:
                 continue
             n, record = reply
             if n is None:
-                # Nobody knows this user: a negative index is the prior.
                 places.append(place)
-                index.append(-1)
+                records.append(unknown)
             # Both are whole numbers in different clothes: text of the store, and little endian.
             elif (
                 record is not None and len(record) == size and int(n) == int.from_bytes(record[:8], "little")
             ):
                 places.append(place)
-                index.append(len(records))
                 records.append(record)
             else:
                 behind.append(place)
@@ -244,14 +244,7 @@ class Predictor:
         if places:
             vectors = np.frombuffer(b"".join(records), dtype=self._dtype)["vector"]
             item_rows = np.array([rows[place] for place in places] if behind else rows, dtype=np.int64)
-            self._settle(
-                turn,
-                live,
-                places,
-                vectors=vectors,
-                index=np.array(index, dtype=np.int64),
-                item_rows=item_rows,
-            )
+            self._settle(turn, live, places, vectors=vectors, item_rows=item_rows)
 
     async def _catch_up(self, turn: _Turn, live: LiveGeneration, places: list[int]) -> None:
         """Answer the pairs at `places`, whose user's record is behind or whose item is not known here yet."""
@@ -259,9 +252,7 @@ class Predictor:
         try:
             users = [turn.users[place] for place in places]
             vectors, item_rows = await self.look_up(live, users, [turn.items[place] for place in places])
-            self._settle(
-                turn, live, places, vectors=vectors, index=np.arange(len(places)), item_rows=item_rows
-            )
+            self._settle(turn, live, places, vectors=vectors, item_rows=item_rows)
         except asyncio.CancelledError:
             _fail(askers, Problem("store_unavailable", "the service ends", retry_after_s=1))
             raise
@@ -275,10 +266,10 @@ class Predictor:
         places: list[int],
         *,
         vectors: npt.NDArray[np.float32],
-        index: Int64s,
         item_rows: Int64s,
     ) -> None:
-        scores = score(live, vectors, index, item_rows)
+        """Answer the pairs at `places`: `vectors` (m, user_width), `item_rows` (m,)."""
+        scores = score(live, vectors, None, item_rows)
         encode, generation, askers = self._encode, live.generation, turn.askers
         for place, rating, std, basis in zip(
             places, scores.rating.tolist(), scores.std.tolist(), scores.basis.tolist(), strict=True
