@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from factors.calibration import calibrate
+from factors.driftevidence import best_drift
 from factors.histories import Compressed, compress_pairs
 from factors.links import rating_distribution, rating_moments
 from factors.ordinal import rating_levels
@@ -144,6 +145,8 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
     state = _started(part, test, settings, rng)
     user_period = best_period(part.users, state.residuals()) if settings.periods else 0.0
     item_period = best_period(part.items, state.residuals()[part.items.source]) if settings.periods else 0.0
+    # The compiled loops know no velocities.
+    drift = best_drift(state, state.residuals()) if settings.periods and training.compiled is None else 0.0
     ridge = _RIDGES[-1] if settings.set_effects else 0.0
     terms = Terms("gaussian", ridge, ridge, user_period, item_period)
     state = state.branch(terms)
@@ -152,6 +155,12 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
         options = [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in _RIDGES]
         state = _best(state, options, test, settings)
     terms = terms_of(state.parameters)
+    if drift:
+        # Where users move, their periods were but steps of that.
+        moving = replace(terms, user_drift=drift)
+        alone = [replace(moving, user_period=0.0)] if terms.user_period else []
+        state = _best(state, [*alone, moving, terms], test, settings)
+        terms = terms_of(state.parameters)
     without = [replace(terms, user_period=0.0)] if terms.user_period else []
     without += [replace(terms, item_period=0.0)] if terms.item_period else []
     if without:

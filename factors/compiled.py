@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors import kernels
-from factors.halfstep import AT_REST, FOLD_IN_STEPS, HalfStep
+from factors.halfstep import AT_REST, FOLD_IN_STEPS, HalfStep, half_step
 from factors.histories import Compressed, Periods, group_periods
 from factors.ordinal import Sites, fold_in_damping
 from factors.others import prior_rows
@@ -76,6 +76,12 @@ class Compiled:
     ) -> HalfStep:
         """See `halfstep.half_step`. `data` has no unknown other rows."""
         own, other = parameters.side(name)
+        if parameters.moves:
+            # These loops know no velocities: a fit of so many ratings does not choose them, but may go on
+            # from one of fewer that did.
+            return half_step(
+                parameters, name, table, data, periods=periods, begin=begin, steps=steps, damping=damping
+            )
         if own.period_variance <= 0 or not own.layout.slots:
             periods = None
         elif periods is None:

@@ -138,8 +138,8 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """The tables as they are published: items in float32, users folded in with exactly these. Raises
     `FitDiverged`.
     """
-    parameters, item_rows = in_rating_units(state.parameters, state.item_rows)
-    user_rows = in_rating_units(state.parameters, state.user_rows)[1]
+    parameters, item_rows = in_rating_units(state.parameters, state.item_rows, of_users=False)
+    user_rows = in_rating_units(state.parameters, state.user_rows, of_users=True)[1]
     parameters = learn_unseen(parameters, user_rows, item_rows)
     model = to_model(parameters)
     items = _with_prior(parameters.items, item_rows)

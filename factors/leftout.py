@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from factors.halfstep import HalfStep
+from factors.halfstep import HalfStep, rows_then
 from factors.histories import Compressed, Periods
 from factors.packing import Layout, outer, triangle
 from factors.tables import Float64s, Int64s
@@ -32,16 +32,22 @@ def left_out_scores(
     item_entries: Int64s,
     user_periods: Periods | None,
     item_periods: Periods | None,
+    age: Float64s | None = None,
 ) -> tuple[Float64s, Float64s]:
     """Mean, beyond the mean of all, and variance (m,) of the scores of `entries` (m,) of `users`, each
     without that rating.
 
     Both half-steps with the sites that gave their rows, which begin as `layout` says. `item_entries` (m,):
     where the histories of the items have the same ratings. The periods are those of the half-steps.
+    `age` (m,): of these ratings, where users move.
     """
     row = np.searchsorted(users.indptr, entries, side="right") - 1
     own, other = user_step.rows[row], item_step.rows[users.other[entries]]
-    own_part = _part(layout, user_step, rows=own, other_rows=other, entries=entries, periods=user_periods)
+    if age is not None:
+        own = rows_then(layout, user_step, row, age)
+    own_part = _part(
+        layout, user_step, rows=own, other_rows=other, entries=entries, periods=user_periods, age=age
+    )
     other_part = _part(
         layout, item_step, rows=other, other_rows=own, entries=item_entries, periods=item_periods
     )
@@ -79,6 +85,7 @@ def _part(
     other_rows: Float64s,
     entries: Int64s,
     periods: Periods | None,
+    age: Float64s | None = None,
 ) -> _Part:
     features = other_rows[:, layout.mean].copy()
     features[:, -1] = 1.0
@@ -93,7 +100,10 @@ def _part(
         has = np.flatnonzero(group >= 0)
         group = group[has]
         effect[has] = step.period_effect[group]
-        shared = np.einsum("nd,nd->n", features[has], step.period_covariance[group])
+        covariance = step.period_covariance[group]
+        if age is not None:
+            covariance = covariance[:, : layout.dim] - age[has, None] * covariance[:, layout.dim :]
+        shared = np.einsum("nd,nd->n", features[has], covariance)
         variance[has] += step.period_variance[group] + 2.0 * shared
     sites = step.sites
     if sites is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from factors.drift import means_then
 from factors.histories import Compressed
 from factors.packing import NO_PERIOD, FloatTable, outer, pack, period_keys
 from factors.parameters import Side
@@ -63,9 +64,10 @@ def gather_others(side: Side, table: FloatTable, data: Compressed) -> tuple[Othe
     """What the half-step reads of the other rows in `data`, and where each entry of `data` finds its row
     there.
     """
-    # Few entries of a large table: read these alone. Otherwise each row once, however often it is rated.
+    # Few entries of a large table: read these alone. Otherwise each row once, however often it is rated. A
+    # row that moves is another one at each of its entries.
     known = np.flatnonzero(data.other >= 0)
-    if len(data.other) < len(table) or len(table) == 0:
+    if len(data.other) < len(table) or len(table) == 0 or side.drift is not None:
         rows: FloatTable = prior_rows(side, len(data.other)).astype(table.dtype)
         rows[known] = table[data.other[known]]
         index = np.arange(len(data.other))
@@ -78,13 +80,15 @@ def gather_others(side: Side, table: FloatTable, data: Compressed) -> tuple[Othe
         effect, variance = match_periods(side, rows, index, data.time)
     else:
         effect, variance = np.zeros(len(index)), np.zeros(len(index))
-    return _read(side, rows, effect, variance), index
+    mean = rows[:, side.layout.mean].astype(np.float64)
+    if side.drift is not None:
+        mean = means_then(side, rows, data.time)
+    return _read(side, rows, mean, effect, variance), index
 
 
-def _read(side: Side, rows: FloatTable, effect: Float64s, variance: Float64s) -> Others:
+def _read(side: Side, rows: FloatTable, features: Float64s, effect: Float64s, variance: Float64s) -> Others:
     layout = side.layout
     rank = layout.rank
-    features = rows[:, layout.mean].astype(np.float64)
     bias = features[:, rank].copy()
     features[:, rank] = 1.0
     covariance = rows[:, layout.covariance].astype(np.float64)

@@ -4,12 +4,13 @@ columns.
 A row of either table, all float numbers, is
 
     count | rating mean | mean (k+1) | covariance (k+1)(k+2)/2 | set effect (k+1) | period keys (J) | effects
-    (J) | variances (J)
+    (J) | variances (J) | velocity (k+1) | moment
 
 `mean` and `covariance` are the posterior of `[latent (k), bias]`. The covariance is packed row by row from
 its lower triangle, so the latent block comes first and the bias row last. `set effect` is what having this
 row in one's history does to the other side's prior mean. Period keys name the J latest periods (days of a
-user) with an effect of their own.
+user) with an effect of their own. Of a side that moves, `mean` is where the row stood at `moment`, that of
+its latest rating, and `velocity` where it was going (`drift`).
 """
 
 from dataclasses import dataclass
@@ -37,10 +38,11 @@ FloatTable = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the parts of a row stand: `rank` latent dimensions, `slots` periods."""
+    """Where the parts of a row stand: `rank` latent dimensions, `slots` periods, a velocity if `moving`."""
 
     rank: int
     slots: int
+    moving: bool = False
 
     @property
     def dim(self) -> int:
@@ -55,7 +57,11 @@ class Layout:
     @property
     def width(self) -> int:
         """Numbers in a row."""
-        return MEAN + 2 * self.dim + self.packed + 3 * self.slots
+        return self._periods + 3 * self.slots + self.moving * (self.dim + 1)
+
+    @property
+    def _periods(self) -> int:
+        return MEAN + 2 * self.dim + self.packed
 
     @property
     def mean(self) -> slice:
@@ -87,38 +93,53 @@ class Layout:
     @property
     def keys(self) -> slice:
         """Period keys."""
-        start = MEAN + 2 * self.dim + self.packed
-        return slice(start, start + self.slots)
+        return slice(self._periods, self._periods + self.slots)
 
     @property
     def effects(self) -> slice:
         """Effects of the periods."""
-        start = MEAN + 2 * self.dim + self.packed + self.slots
+        start = self._periods + self.slots
         return slice(start, start + self.slots)
 
     @property
     def variances(self) -> slice:
         """Variances of the effects of the periods."""
-        start = MEAN + 2 * self.dim + self.packed + 2 * self.slots
+        start = self._periods + 2 * self.slots
         return slice(start, start + self.slots)
 
+    @property
+    def velocity(self) -> slice:
+        """The mean velocity of a row that moves; empty for others."""
+        start = self._periods + 3 * self.slots
+        return slice(start, start + self.moving * self.dim)
 
-def slots_of_width(rank: int, width: int) -> int:
+    @property
+    def moment(self) -> int:
+        """When a row that moves stood at its mean."""
+        return self._periods + 3 * self.slots + self.dim
+
+
+def slots_of_width(rank: int, width: int, *, moving: bool = False) -> int:
     """How many periods a row of `width` numbers has room for; -1 where no layout of this rank is that
     wide.
     """
-    rest = width - Layout(rank, 0).width
+    rest = width - Layout(rank, 0, moving).width
     return rest // 3 if rest >= 0 and rest % 3 == 0 else -1
 
 
 def user_layout(model: Model) -> Layout:
     """The layout of the user rows of `model`."""
-    return Layout(model.rank, slots_of_width(model.rank, model.user_width))
+    return _layout(model, "user", model.user_width)
 
 
 def item_layout(model: Model) -> Layout:
     """The layout of the item rows of `model`."""
-    return Layout(model.rank, slots_of_width(model.rank, model.item_width))
+    return _layout(model, "item", model.item_width)
+
+
+def _layout(model: Model, prefix: str, width: int) -> Layout:
+    moving = f"{prefix}_drift" in model.parameters
+    return Layout(model.rank, slots_of_width(model.rank, width, moving=moving), moving)
 
 
 @lru_cache(maxsize=64)

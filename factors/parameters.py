@@ -30,13 +30,26 @@ class Unseen:
 
 
 @dataclass(frozen=True, slots=True)
+class Drift:
+    """How rows move, see `factors.drift`: `origin` and `unit` of the time that moments and ages are counted
+    in, and the Gaussian prior of a velocity, `covariance` and its inverse `precision` (d, d), of mean 0.
+    """
+
+    origin: float
+    unit: float
+    covariance: Float64s
+    precision: Float64s
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
     """Users or items: the layout of their rows and the Gaussian prior of `[latent, bias]`.
 
     `mean` (d,), `covariance` and its inverse `precision` (d, d). `period`: length of the periods that have
     effects of their own, in units of the timestamps, 0 for none; `period_variance`: the prior variance of
     such an effect. `set_ridge`: ridge with which the effects of the rated sets on this side are learned, 0
-    for none. `unseen`: the prior of rows that came after the fit; None while it goes on.
+    for none. `unseen`: the prior of rows that came after the fit; None while it goes on. `drift`: None where
+    rows stay where they are.
     """
 
     layout: Layout
@@ -47,6 +60,7 @@ class Side:
     period_variance: float = 0.0
     set_ridge: float = 0.0
     unseen: Unseen | None = None
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +82,11 @@ class Parameters:
     decided: float = 0.0
     spread: float = 1.0
     stretch: Float64s = field(default_factory=lambda: np.zeros(STRETCH_TERMS))
+
+    @property
+    def moves(self) -> bool:
+        """Whether rows of either side have a velocity."""
+        return self.users.drift is not None or self.items.drift is not None
 
     def side(self, name: SideName) -> tuple[Side, Side]:
         """The side of this name, and the other one."""
@@ -95,6 +114,10 @@ def to_model(parameters: Parameters) -> Model:
         if side.unseen is not None:
             unseen = side.unseen
             arrays[f"{prefix}_unseen"] = np.concatenate([unseen.mean, unseen.effect, [unseen.count]])
+        if side.drift is not None:
+            arrays[f"{prefix}_drift"] = np.array([side.drift.origin, side.drift.unit])
+            arrays[f"{prefix}_drift_covariance"] = side.drift.covariance
+            arrays[f"{prefix}_drift_precision"] = side.drift.precision
     return Model(
         rank=parameters.users.layout.rank,
         link=parameters.link,
@@ -139,10 +162,11 @@ def from_model(model: Model) -> Parameters:
 
 
 def _side(model: Model, prefix: str, width: int) -> Side:
-    slots = slots_of_width(model.rank, width)
+    moving = f"{prefix}_drift" in model.parameters
+    slots = slots_of_width(model.rank, width, moving=moving)
     if slots < 0:
         raise ModelUnreadable(f"{prefix} rows of {width} numbers do not fit rank {model.rank}")
-    layout = Layout(model.rank, slots)
+    layout = Layout(model.rank, slots, moving)
     mean = model.parameters[f"{prefix}_mean"]
     covariance = model.parameters[f"{prefix}_covariance"]
     precision = model.parameters[f"{prefix}_precision"]
@@ -158,6 +182,13 @@ def _side(model: Model, prefix: str, width: int) -> Side:
     unseen = model.parameters.get(f"{prefix}_unseen")
     if unseen is not None and unseen.shape != (2 * layout.dim + 1,):
         raise ModelUnreadable(f"the prior of new {prefix} rows does not have the shape of rank {model.rank}")
+    drift = None
+    if moving:
+        clock = model.parameters[f"{prefix}_drift"]
+        spread, inverse = (model.parameters[f"{prefix}_drift_{name}"] for name in ("covariance", "precision"))
+        if clock.shape != (2,) or spread.shape != square or inverse.shape != square:
+            raise ModelUnreadable(f"the drift of {prefix} rows does not have the shape of rank {model.rank}")
+        drift = Drift(float(clock[0]), float(clock[1]), spread, inverse)
     period, period_variance, set_ridge = (float(number) for number in terms)
     return Side(
         layout,
@@ -168,4 +199,5 @@ def _side(model: Model, prefix: str, width: int) -> Side:
         period_variance,
         set_ridge,
         None if unseen is None else Unseen(unseen[: layout.dim], unseen[layout.dim : -1], float(unseen[-1])),
+        drift,
     )

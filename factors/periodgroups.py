@@ -42,8 +42,11 @@ class Groups:
         *,
         start: int,
         stop: int,
+        age: Float64s | None = None,
     ) -> "Groups | None":
-        """The groups of the rows from `start` to `stop`; None where there are none."""
+        """The groups of the rows from `start` to `stop`; None where there are none. `age`: of each entry,
+        where rows move; then `a` has `-age f` after `f`.
+        """
         if periods is None:
             return None
         first, last = np.searchsorted(periods.row, [start, stop])
@@ -55,6 +58,8 @@ class Groups:
         columns, weight = index[entry], sites.weight[entry]
         indptr = np.searchsorted(group, np.arange(n_groups + 1))
         load = segment_sums(indptr, columns, weight, others.features)
+        if age is not None:
+            load = np.hstack([load, segment_sums(indptr, columns, -age[entry] * weight, others.features)])
         residual = np.bincount(group, sites.linear[entry] - weight * others.bias[columns], n_groups)
         scale = np.bincount(group, weight, n_groups) + 1.0 / own.period_variance
         return Groups(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from factors.drift import means_then
 from factors.links import rating_distribution, rating_moments
 from factors.others import match_periods, prior_rows
 from factors.packing import COUNT, MEAN, RATING_MEAN, FloatTable, triangle
@@ -130,6 +131,8 @@ class Scorer:
         own = (users, np.arange(m) if user_index is None else user_index)
         if self._prior_period_variance:
             self._add_periods(mean, variance, own, item_rows, time)
+        if time is not None and any(side.drift is not None for side in self._sides):
+            mean += self._way_back(own, item_rows, time)
         return mean, variance, counts
 
     def _block_latent(
@@ -196,6 +199,19 @@ class Scorer:
                 effect, spread = match_periods(side, known, np.arange(len(rows)), time)
                 mean += effect
                 variance += spread - side.period_variance
+
+    def _way_back(self, own: tuple[FloatTable, Rows], item_rows: Rows, time: Float64s) -> Float64s:
+        """What to add to the scores (m,) where a row that moves was elsewhere at `time` (m,)."""
+        now, then = [], []
+        for number, (table, rows) in enumerate((own, (self.items, item_rows))):
+            side, known = self._sides[number], self._gather(number, table, rows)
+            now.append(known[:, side.layout.mean].astype(np.float64))
+            then.append(means_then(side, known, time))
+        scores = [
+            np.einsum("md,md->m", user[:, :-1], item[:, :-1]) + user[:, -1] + item[:, -1]
+            for user, item in (now, then)
+        ]
+        return np.asarray(scores[1] - scores[0])
 
 
 def _basis(counts: FloatTable) -> Basis:

@@ -10,13 +10,14 @@ from functools import partial
 import numpy as np
 
 from factors.compiled import Compiled
-from factors.halfstep import HalfStep, entry_scores, half_step
+from factors.drift import learn_drift, start_drift
+from factors.halfstep import HalfStep, entry_ages, entry_scores, half_step
 from factors.histories import Compressed, Periods, compress_pairs, group_periods
 from factors.leftout import left_out_scores
 from factors.ordinal import RATINGS_FOR_CUTS, learn_link, rating_levels, start_cuts
 from factors.others import prior_rows
-from factors.packing import Layout, slots_of_width, triangle
-from factors.parameters import Parameters, Side
+from factors.packing import COUNT, triangle
+from factors.parameters import Drift, Parameters, Side
 from factors.priors import learn_side, scale_range, uniform_variance
 from factors.seteffects import SetEffects
 from factors.tables import Float64s, Int64s, Link
@@ -35,6 +36,8 @@ _LOOKED_AT = 1_000_000
 class Terms:
     """Which terms a model has. `user_ridge`, `item_ridge`: ridge of the set effects on users and on items, 0
     for none. `user_period`, `item_period`: length of the periods with an effect of their own, 0 for none.
+    `user_drift`: whether users move, 0 for no, else the variance of their velocities, relative to that of
+    their positions, to begin with.
     """
 
     link: Link = "gaussian"
@@ -42,6 +45,7 @@ class Terms:
     item_ridge: float = 0.0
     user_period: float = 0.0
     item_period: float = 0.0
+    user_drift: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +222,7 @@ class State:
             users, items = own, other
         self.parameters = replace(
             learned,
-            users=_learn_periods(users, user_step),
+            users=_learn_drift(_learn_periods(users, user_step), user_step),
             items=_learn_periods(items, item_step),
         )
         return self.change
@@ -247,7 +251,7 @@ class State:
         training, parameters = self.training, self.parameters
         users, periods = training.users, training.periods(True, parameters.users.period)
         compiled = training.compiled
-        if compiled is None:
+        if compiled is None or parameters.moves:
             found = entry_scores(
                 parameters, "user", self.item_rows, users, current=user_step, periods=periods
             )
@@ -288,6 +292,7 @@ class State:
         if self._user_step is None or self._item_step is None:
             return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
         entries, item_entries = training.sample(most)
+        age = entry_ages(users, training.users)
         mean, variance = left_out_scores(
             users.layout,
             self._user_step,
@@ -297,6 +302,7 @@ class State:
             item_entries=item_entries,
             user_periods=training.periods(True, users.period),
             item_periods=training.periods(False, items.period),
+            age=None if age is None else age[entries],
         )
         return entries, mean + self.parameters.mean, variance
 
@@ -316,8 +322,8 @@ def score_range(parameters: Parameters) -> float:
     return float(cuts[-1] - cuts[0]) * len(cuts) / (len(cuts) - 1)
 
 
-def in_rating_units(parameters: Parameters, rows: Float64s) -> tuple[Parameters, Float64s]:
-    """The same model, and `rows` of either side, with scores about in units of the ratings.
+def in_rating_units(parameters: Parameters, rows: Float64s, *, of_users: bool) -> tuple[Parameters, Float64s]:
+    """The same model, and `rows` of users or of items, with scores about in units of the ratings.
 
     The scores of an ordinal model have no unit of their own: without this, it would wander from fit to fit.
     """
@@ -334,6 +340,7 @@ def in_rating_units(parameters: Parameters, rows: Float64s) -> tuple[Parameters,
             covariance=side.covariance * np.outer(vector, vector),
             precision=side.precision / np.outer(vector, vector),
             period_variance=side.period_variance * factor * factor,
+            drift=side.drift and _scaled_drift(side.drift, vector),
         )
 
     result = replace(
@@ -344,9 +351,9 @@ def in_rating_units(parameters: Parameters, rows: Float64s) -> tuple[Parameters,
         users=scaled(parameters.users),
         items=scaled(parameters.items),
     )
-    rank = parameters.users.layout.rank
-    layout = Layout(rank, slots_of_width(rank, rows.shape[1]))
+    layout = parameters.users.layout if of_users else parameters.items.layout
     rows = rows.copy()
+    rows[:, layout.velocity] *= vector[: layout.dim * layout.moving]
     rows[:, layout.mean] *= vector
     rows[:, layout.covariance] *= vector[triangle_rows] * vector[triangle_columns]
     rows[:, layout.set_effect] *= vector
@@ -355,10 +362,16 @@ def in_rating_units(parameters: Parameters, rows: Float64s) -> tuple[Parameters,
     return result, rows
 
 
+def _scaled_drift(drift: Drift, vector: Float64s) -> Drift:
+    outside = np.outer(vector, vector)
+    return replace(drift, covariance=drift.covariance * outside, precision=drift.precision / outside)
+
+
 def terms_of(parameters: Parameters) -> Terms:
     """The terms that `parameters` have."""
     users, items = parameters.users, parameters.items
-    return Terms(parameters.link, users.set_ridge, items.set_ridge, users.period, items.period)
+    drift = float(users.drift is not None)
+    return Terms(parameters.link, users.set_ridge, items.set_ridge, users.period, items.period, drift)
 
 
 def with_terms(parameters: Parameters, terms: Terms, training: Training) -> Parameters:
@@ -370,6 +383,7 @@ def with_terms(parameters: Parameters, terms: Terms, training: Training) -> Para
     items = _with_period(
         parameters.items, terms.item_period, training.periods(False, terms.item_period), variance
     )
+    users = _with_drift(users, terms.user_drift, training.users)
     changed = replace(
         parameters,
         users=replace(users, set_ridge=terms.user_ridge),
@@ -383,21 +397,42 @@ def with_terms(parameters: Parameters, terms: Terms, training: Training) -> Para
 def relayout(old: Side, new: Side, rows: Float64s) -> Float64s:
     """`rows` of side `old` in the layout of side `new`; periods that are not the same are dropped."""
     result = prior_rows(new, len(rows))
-    shared = new.layout.keys.start
+    shared, end = new.layout.keys.start, new.layout.variances.stop
     result[:, :shared] = rows[:, :shared]
     if old.period == new.period and old.layout.slots == new.layout.slots:
-        result[:, shared:] = rows[:, shared:]
+        result[:, shared:end] = rows[:, shared:end]
+    if old.drift is not None and new.drift is not None:
+        result[:, end:] = rows[:, old.layout.variances.stop :]
     return result
 
 
 def _with_period(side: Side, period: float, periods: Periods | None, noise: float) -> Side:
     if period <= 0 or periods is None:
-        return replace(side, layout=Layout(side.layout.rank, 0), period=0.0, period_variance=0.0)
+        layout = replace(side.layout, slots=0)
+        return replace(side, layout=layout, period=0.0, period_variance=0.0)
     if period == side.period and side.layout.slots:
         return side
     per_row = np.bincount(periods.row)
     slots = int(np.clip(np.percentile(per_row[per_row > 0], 99), 1, MAX_SLOTS))
-    return replace(side, layout=Layout(side.layout.rank, slots), period=period, period_variance=0.05 * noise)
+    layout = replace(side.layout, slots=slots)
+    return replace(side, layout=layout, period=period, period_variance=0.05 * noise)
+
+
+def _with_drift(side: Side, ratio: float, data: Compressed) -> Side:
+    drift = None
+    if ratio > 0:
+        drift = side.drift or start_drift(side, data.time, ratio)
+    return replace(side, layout=replace(side.layout, moving=drift is not None), drift=drift)
+
+
+def _learn_drift(side: Side, step: HalfStep) -> Side:
+    if side.drift is None or step.covariance is None:
+        return side
+    # Who rated once, or all at once, says nothing of velocities.
+    rated = step.rows[:, COUNT] > 1
+    dim = side.layout.dim
+    velocity = step.rows[rated][:, side.layout.velocity]
+    return replace(side, drift=learn_drift(side.drift, velocity, step.covariance[rated, dim:, dim:]))
 
 
 def _learn_periods(side: Side, step: HalfStep) -> Side:
