@@ -40,6 +40,13 @@ maxmemory-policy noeviction
 # Records of users stay in the compact form of a hash: 90 to 180 bytes less each.
 hash-max-listpack-value 4096
 """
+# The wheel's server uses the allocator of the C library. A call of thousands of ratings allocates and frees
+# ten thousand small pieces: kept at hand, not merged and cut again, and without giving memory back to the
+# system each time, a rating takes 7.5 in place of 10 us of the server. Other C libraries ignore this.
+ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000:glibc.malloc.mxfast=0:"
+    "glibc.malloc.trim_threshold=268435456:glibc.malloc.mmap_threshold=16777216"
+}
 # sun_path of a socket address holds 108 bytes on Linux, 104 on macOS, with the zero at its end.
 MAX_SOCKET_BYTES = 103
 
@@ -89,7 +96,7 @@ class EmbeddedStore:
         self.spec = ChildSpec(
             name="store",
             command=(str(binary()), str(config)),
-            environment=environment,
+            environment={**ALLOCATOR, **environment},
             probe=lambda: redis_pong(self._socket),
             ready_within_s=READY_WITHIN_S,
             grace_s=GRACE_S,

