@@ -16,10 +16,10 @@ from factors.histories import Compressed, compress_pairs
 from factors.links import rating_distribution, rating_moments
 from factors.ordinal import rating_levels
 from factors.packing import period_keys
-from factors.parameters import Parameters, to_model
-from factors.priors import start_parameters, start_variance
+from factors.parameters import to_model
 from factors.scoring import Scorer
 from factors.settings import FitSettings, scale_levels
+from factors.starts import FEW_RATINGS, best_start, first_state, flat_state
 from factors.sweeps import State, Terms, Training, terms_of
 from factors.tables import Float64s, Int64s, Scale
 
@@ -38,17 +38,12 @@ _RIDGES = (0.0, 20.0, 6.0, 2.0)
 # Evidence in nats below which periods are not worth their place in a row.
 _LEAST_EVIDENCE = 10.0
 _EFFECT_RATIOS = (0.01, 0.03, 0.1, 0.3)
+# Sweeps in which a state that has seen the held-out ratings loses what it knows of them.
+_FORGETTING = 10
 # Sweeps until the deviations of a state can be learned from.
 _SETTLING = 12
 # 4^20 units are 35,000 years of seconds.
 _LONGEST_PERIOD = 21
-# With fewer ratings it is not clear from which priors to start, and several starts cost little.
-FEW_RATINGS = 5_000
-# Of few ratings, a prior that is learned from the first sweep on may give up dimensions that were about to be
-# found: so many sweeps leave it as it is.
-_HELD_SWEEPS = 3
-# Unneeded dimensions are pruned by their prior; a large set of ratings carries more.
-_RANK, _RANK_OF_MANY, _MANY = 8, 16, 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +55,6 @@ class Choice:
     terms: Terms
     state: State
     metrics: dict[str, float]
-
-
-def choose_rank(settings: FitSettings, n_ratings: int) -> int:
-    """The rank that `settings` ask for."""
-    if settings.rank != "auto":
-        return settings.rank
-    return _RANK_OF_MANY if n_ratings >= _MANY else _RANK
 
 
 def observed_scale(scale: Scale, value: Float64s) -> Scale:
@@ -90,42 +78,6 @@ def may_be_ordinal(settings: FitSettings) -> bool:
     return 2 <= scale_levels(settings.scale) <= _MOST_LEVELS
 
 
-def _start(training: Training, settings: FitSettings) -> Parameters:
-    value = training.users.value
-    rank = choose_rank(settings, len(value))
-    return start_parameters(settings.scale, rank, float(value.mean()), start_variance(settings.scale, value))
-
-
-def first_state(training: Training, settings: FitSettings, rng: np.random.Generator) -> State:
-    """A Gaussian state without further terms, from random directions."""
-    return State.begin(training, _start(training, settings), rng)
-
-
-def flat_state(training: Training, settings: FitSettings) -> State:
-    """A Gaussian state whose latent dimensions are as good as absent, so that biases are all it learns: their
-    prior is a millionth of the usual one, from where it does not grow.
-    """
-    parameters = _start(training, settings)
-    # The biases take over what the latent dimensions were to explain.
-    shrink = np.append(np.full(parameters.users.layout.rank, 1e-3), math.sqrt(2.0))
-    covariance = parameters.users.covariance * np.outer(shrink, shrink)
-    precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-    side = replace(parameters.users, covariance=covariance, precision=precision)
-    return State.begin(training, replace(parameters, users=side, items=side), None)
-
-
-def _started(part: Training, test: "_HeldOut", settings: FitSettings, rng: np.random.Generator) -> State:
-    """A Gaussian state after a few sweeps, of few ratings the best of several starts."""
-    eager = first_state(part, settings, rng)
-    if len(part.users.value) >= FEW_RATINGS:
-        _run(eager, settings, 6)
-        return eager
-    patient, flat = first_state(part, settings, rng), flat_state(part, settings)
-    for state, held in ((flat, 0), (eager, 0), (patient, _HELD_SWEEPS)):
-        _run(state, settings, 10, held=held)
-    return max((flat, eager, patient), key=lambda one: float(test.log_likelihoods(one).mean()))
-
-
 def choose(training: Training, settings: FitSettings, rng: np.random.Generator) -> Choice:
     """Terms for these ratings, decided one after the other on held-out ratings, from sweeps that go on from
     each other.
@@ -142,7 +94,9 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
             state = state.branch(Terms("ordinal"))
             _run(state, settings, 8)
         return _calibrated(state, training, held_out, float(test.log_likelihoods(state).mean()), rng)
-    state = _started(part, test, settings, rng)
+    # Of few ratings each counts: the start is found with all of them, and goes on without those held out.
+    whole = best_start(training, settings, rng) if n < FEW_RATINGS else None
+    state = _without(part, whole, settings, rng)
     user_period = best_period(part.users, state.residuals()) if settings.periods else 0.0
     item_period = best_period(part.items, state.residuals()[part.items.source]) if settings.periods else 0.0
     # The compiled loops know no velocities.
@@ -177,7 +131,25 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
             state, scores = ordinal, ordinal_scores
     score = float(scores.mean())
     _settle(state, settings)
-    return _calibrated(state, training, held_out, score, rng)
+    choice = _calibrated(state, training, held_out, score, rng)
+    return choice if whole is None else _with_all(choice, whole, settings)
+
+
+def _without(part: Training, whole: State | None, settings: FitSettings, rng: np.random.Generator) -> State:
+    """A Gaussian state of a `part` of the ratings, from `whole` where there is one."""
+    state = first_state(part, settings, rng)
+    if whole is not None:
+        state = State.begin(part, whole.parameters, None, whole.user_rows, whole.item_rows)
+    _run(state, settings, 6 if whole is None else _FORGETTING)
+    return state
+
+
+def _with_all(choice: Choice, whole: State, settings: FitSettings) -> Choice:
+    """`choice` with its terms fitted on from `whole`, the start that has seen all ratings."""
+    state, found = whole.branch(choice.terms), choice.state.parameters
+    _run(state, settings, 8)
+    state.parameters = replace(state.parameters, spread=found.spread, stretch=found.stretch)
+    return replace(choice, state=state)
 
 
 def _calibrated(
@@ -266,10 +238,9 @@ def _best(state: State, options: list[Terms], test: _HeldOut, settings: FitSetti
     return best if best is not None else state
 
 
-def _run(state: State, settings: FitSettings, sweeps: int, *, held: int = 0) -> None:
-    """Sweep, the first `held` times with the priors as they are."""
-    for sweep in range(min(sweeps, settings.sweeps)):
-        state.sweep(settings.block_rows, priors=sweep >= held)
+def _run(state: State, settings: FitSettings, sweeps: int) -> None:
+    for _ in range(min(sweeps, settings.sweeps)):
+        state.sweep(settings.block_rows)
 
 
 def _settle(state: State, settings: FitSettings) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from factors.choosing import FEW_RATINGS, LEAST_RATINGS, choose, choose_rank, first_state, observed_scale
+from factors.choosing import LEAST_RATINGS, choose, observed_scale
 from factors.compiled import compiled_for
 from factors.confidence import is_confidence
 from factors.errors import FitDiverged, FitRefused
@@ -20,6 +20,7 @@ from factors.packing import COUNT, FloatTable
 from factors.parameters import Side, from_model, to_model
 from factors.priors import fitted_prior, prior_model, scale_range
 from factors.settings import FitSettings
+from factors.starts import FEW_RATINGS, choose_rank, first_state
 from factors.sweeps import State, Terms, Training, in_rating_units
 from factors.tables import Fitted, Float32s, Histories, Model, Ratings
 from factors.unseen import learn_unseen, without_unseen

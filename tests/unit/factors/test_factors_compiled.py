@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from factors import FitSettings, Ratings, fit
-from factors.choosing import first_state
 from factors.compiled import COMPILED_FROM, Compiled, compiled_for, load_loops, plain
 from factors.fit import prepare
 from factors.histories import compress_pairs
 from factors.kernels import score_entries
 from factors.ordinal import EntryScores, ordinal_sites
+from factors.starts import first_state
 from factors.sweeps import State, Terms, Training
 from tests.unit.factors.factors_world import STARS, ratings_of
 

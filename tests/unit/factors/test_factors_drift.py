@@ -18,7 +18,6 @@ from factors import (
     fold_in_items,
     fold_in_users,
 )
-from factors.choosing import first_state
 from factors.compiled import Compiled, plain
 from factors.drift import MOST_AGE, ages, learn_drift, moments, start_drift
 from factors.driftevidence import best_drift
@@ -27,6 +26,7 @@ from factors.halfstep import half_step
 from factors.histories import compress
 from factors.packing import unpack, user_layout
 from factors.parameters import Drift, Parameters, from_model, to_model
+from factors.starts import first_state
 from factors.sweeps import State, Terms, Training
 from factors.tables import Float64s, Link
 from tests.unit.factors.factors_world import STARS, histories_of, history, ratings_of

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from factors.choosing import first_state
 from factors.histories import compress_pairs
 from factors.settings import FitSettings
+from factors.starts import first_state
 from factors.sweeps import State, Terms, Training
 from factors.tables import Float64s, Int64s, Scale
 
