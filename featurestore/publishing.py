@@ -31,8 +31,8 @@ from featurestore.manifest import (
 )
 
 CHUNKS_AT_ONCE = 4
-# One call of so many records keeps the store for about 0.3 ms.
-RECORDS_AT_ONCE = 64
+# One call of so many records keeps the store for about 0.2 ms (13 us each): a lookup waits for one at most.
+RECORDS_AT_ONCE = 16
 
 
 def rows_per_chunk(width: int) -> int:

@@ -33,7 +33,9 @@ appendonly yes
 appendfsync always
 no-appendfsync-on-rewrite no
 aof-load-truncated yes
-auto-aof-rewrite-percentage 100
+# A publication writes a record of every user, about as much as the whole file: with 100 each would end in a
+# rewrite, whose fork stops the server (30 ms a gigabyte) and whose process takes a core.
+auto-aof-rewrite-percentage 300
 auto-aof-rewrite-min-size 64mb
 save ""
 maxmemory-policy noeviction

@@ -47,7 +47,7 @@ def store(*, cpus: Sequence[int] = ()) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="foldin-bench-store-") as folder:
         command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
-        command += ["--hash-max-listpack-value", "4096"]
+        command += ["--hash-max-listpack-value", "4096", "--auto-aof-rewrite-percentage", "300"]
         with process(command, pongs(port), environment=ALLOCATOR, cpus=cpus):
             yield f"redis://127.0.0.1:{port}"
 
