@@ -151,8 +151,9 @@ class Users:
         self, live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any]
     ) -> Current:
         try:
-            n = np.array([int(reply[0]) for reply in replies], dtype=np.int64)
-            seen, vectors = codecs.unpack_records([reply[1] for reply in replies], live.model.user_width)
+            counters, records = zip(*replies, strict=True) if replies else ((), ())
+            n = np.fromiter(map(int, counters), dtype=np.int64, count=len(counters))
+            seen, vectors = codecs.unpack_records(records, live.model.user_width)
         except (TypeError, codecs.RecordCorrupt):
             return await self._mixed(live, user_ids, replies)
         if not (seen == n).all():

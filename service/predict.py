@@ -5,9 +5,11 @@ import numpy as np
 from aiohttp import web
 
 from factors.tables import Int64s
+from featurestore.live import LiveGeneration
 from service.answers import Answer
 from service.bodies import is_lines, parsed
-from service.predictor import require
+from service.plainpairs import plain_pairs
+from service.predictor import Predictor, require
 from service.problems import Problem
 from service.state import BODIES, FOLLOWER, PREDICTOR
 from service.validation import Body, Id, body_id, body_ids, check_rows
@@ -37,8 +39,11 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
     if is_lines(request):
         raise Problem("unsupported_media_type", "send application/json")
     async with request.app[BODIES].read(request) as body:
-        asked = await parsed(body, _BODY.decode)
+        plain = plain_pairs(body)
+        asked = PredictBody() if plain else await parsed(body, _BODY.decode)
     predictor, live = request.app[PREDICTOR], require(request.app[FOLLOWER].live)
+    if plain:
+        return await _answer_pairs(predictor, live, *plain)
     given = [name for name in ("item_id", "item_ids", "pairs") if getattr(asked, name) is not msgspec.UNSET]
     if len(given) != 1:
         detail = "send user_id with item_id, user_id with item_ids, or pairs"
@@ -47,9 +52,9 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
         if asked.user_id is not msgspec.UNSET:
             raise Problem("invalid_body", "user_id does not go with pairs", field="user_id")
         check_rows(len(asked.pairs), MAX_PAIRS, "pairs")
-        users, user_index = _distinct(body_ids([pair[0] for pair in asked.pairs], "pairs"))
+        users = body_ids([pair[0] for pair in asked.pairs], "pairs")
         items = body_ids([pair[1] for pair in asked.pairs], "pairs")
-        return Answer(await predictor.many(live, users, user_index, items))
+        return await _answer_pairs(predictor, live, users, items)
     if isinstance(asked.user_id, msgspec.UnsetType):
         raise Problem("invalid_body", "user_id is missing", field="user_id")
     user_id = body_id(asked.user_id, "user_id")
@@ -62,10 +67,19 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
     return Answer(await predictor.ask(user_id, body_id(asked.item_id, "item_id")))
 
 
+async def _answer_pairs(
+    predictor: Predictor, live: LiveGeneration, users: list[bytes], items: list[bytes]
+) -> Answer:
+    check_rows(len(users), MAX_PAIRS, "pairs")
+    distinct, user_index = _distinct(users)
+    return Answer(await predictor.many(live, distinct, user_index, items))
+
+
 def _distinct(ids: list[bytes]) -> tuple[list[bytes], Int64s]:
     """Each id once, and where each of `ids` stands in there."""
-    distinct = dict.fromkeys(ids)
-    if len(distinct) == len(ids):
+    last = dict(zip(ids, range(len(ids)), strict=True))
+    if len(last) == len(ids):
         return ids, np.arange(len(ids))
-    places = dict(zip(distinct, range(len(distinct)), strict=True))
-    return list(distinct), np.fromiter(map(places.__getitem__, ids), dtype=np.int64, count=len(ids))
+    place = np.empty(len(ids), dtype=np.int64)
+    place[np.fromiter(last.values(), dtype=np.int64, count=len(last))] = np.arange(len(last))
+    return list(last), place[np.fromiter(map(last.__getitem__, ids), dtype=np.int64, count=len(ids))]

@@ -179,7 +179,7 @@ class Predictor:
         live = self._follower.live
         try:
             live = require(live)
-            rows = list(map(self._store.items(live.epoch).row, turn.items))
+            rows = self._store.items(live.epoch).known_rows(turn.items)
             lookup = self._store.users.read(live.epoch, live.generation, turn.users)
         except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
             _fail(turn.askers, exc)
@@ -285,17 +285,18 @@ class Predictor:
         """Vectors (u, user_width) of users and rows (m,) of items, -1 for items that nobody registered."""
         registry = self._store.items(live.epoch)
         began = perf_counter()
-        rows = registry.known_rows(item_ids)
-        if None in rows:
-            current, rows = await asyncio.gather(
+        try:
+            rows = np.fromiter(registry.known_rows(item_ids), dtype=np.int64, count=len(item_ids))
+        except TypeError:
+            # None for one that is not known here.
+            current, found = await asyncio.gather(
                 self._store.users.current(live, user_ids), registry.rows(item_ids)
             )
+            rows = np.array([-1 if row is None else row for row in found], dtype=np.int64)
         else:
             current = await self._store.users.current(live, user_ids)
         self._counts.lookup.observe(perf_counter() - began)
-        if None in rows:
-            rows = [-1 if row is None else row for row in rows]
-        return current.vectors, np.array(rows, dtype=np.int64)
+        return current.vectors, rows
 
     async def one(
         self, user_id: bytes, item_id: bytes, time: float | None = None, *, distribution: bool = False

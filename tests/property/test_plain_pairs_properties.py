@@ -1,0 +1,71 @@
+"""The short way of reading pairs: what it takes is what the JSON says."""
+
+import json
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.plainpairs import plain_pairs
+from service.predict import PredictBody
+
+IDS = st.one_of(st.text("ab1-", min_size=1, max_size=3), st.text(max_size=4), st.integers(0, 99))
+PAIRS = st.lists(st.tuples(IDS, IDS), max_size=4)
+SPACING = st.sampled_from([(",", ":"), (", ", ": "), (",  ", ":")])
+# Bytes that change the structure more often than not.
+CUTS = st.lists(
+    st.tuples(
+        st.integers(0, 80),
+        st.integers(0, 2),
+        st.sampled_from([b"", b'"', b",", b"[", b"]", b"\\", b" ", b"\n", b"x", b"}", b"\xc3"]),
+    ),
+    max_size=2,
+)
+
+
+def decoded(body: bytes) -> tuple[list[bytes], list[bytes]]:
+    asked = msgspec.json.decode(body, type=PredictBody)
+    assert isinstance(asked.pairs, list)
+    assert asked.user_id is asked.item_id is asked.item_ids is msgspec.UNSET
+    users, items = ([str(pair[side]).encode() for pair in asked.pairs] for side in (0, 1))
+    return users, items
+
+
+@given(PAIRS, SPACING, st.booleans())
+def test_what_is_taken_is_what_the_json_says(
+    pairs: list[tuple[str | int, str | int]], spacing: tuple[str, str], ascii_: bool
+) -> None:
+    body = json.dumps({"pairs": pairs}, separators=spacing, ensure_ascii=ascii_).encode(
+        "utf-8", "surrogatepass"
+    )
+    found = plain_pairs(body)
+    plain = all(
+        isinstance(each, str) and each.isascii() and each.isprintable() for pair in pairs for each in pair
+    )
+    escaped = any(isinstance(each, str) and set(each) & {'"', "\\"} for pair in pairs for each in pair)
+    empty = not all(isinstance(each, int) or each for pair in pairs for each in pair)
+    if pairs and plain and not escaped and not empty and spacing[0] != ",  ":
+        assert found is not None
+    if found is not None:
+        assert found == decoded(body)
+
+
+@given(PAIRS, SPACING, CUTS)
+def test_what_is_broken_is_never_taken_for_something_else(
+    pairs: list[tuple[str | int, str | int]], spacing: tuple[str, str], cuts: list[tuple[int, int, bytes]]
+) -> None:
+    body = json.dumps({"pairs": pairs}, separators=spacing).encode()
+    for start, length, instead in cuts:
+        body = body[:start] + instead + body[start + length :]
+    if (found := plain_pairs(body)) is not None:
+        assert found == decoded(body)
+
+
+def test_limits_are_left_to_the_long_way() -> None:
+    assert plain_pairs(b'{"pairs":[["a","b"]]}') == ([b"a"], [b"b"])
+    assert plain_pairs(bytearray(b'{"pairs": [["a", "b"], ["c", "b"]]}')) == ([b"a", b"c"], [b"b", b"b"])
+    assert plain_pairs(b'{"pairs":[["%b","b"]]}' % (b"a" * 257)) is None
+    assert plain_pairs(b'{"pairs":[["","b"]]}') is None
+    assert plain_pairs(b'{"pairs":[]}') is None
+    assert plain_pairs(b'{"pairs":[["a","b"]],"user_id":"c"}') is None
+    assert plain_pairs(b'{"pairs":[%b["a","b"]]}' % (b'["a","b"],' * 60_000)) is None
