@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from factors.calibration import calibrate
+from factors.compiled import COMPILED_FROM
+from factors.drift import latest, narrowed, widened, with_widening
 from factors.driftevidence import best_drift
+from factors.halfstep import half_step
 from factors.histories import Compressed, compress_pairs
 from factors.links import rating_distribution, rating_moments
 from factors.ordinal import rating_levels
@@ -35,6 +38,10 @@ _FEW_HELD_OUT = 300
 _MOST_LEVELS = 25
 # Ridges of the set effects, in units of (noise of a row round its set's prediction / variance of an effect).
 _RIDGES = (0.0, 20.0, 6.0, 2.0)
+# How many times wider the prior of velocities may be than the sweeps take it to be.
+_WIDENINGS = (1.0, 2.0, 4.0, 8.0)
+# The part of each user's ratings that tells.
+_LATEST = 0.1
 # Evidence in nats below which periods are not worth their place in a row.
 _LEAST_EVIDENCE = 10.0
 _EFFECT_RATIOS = (0.01, 0.03, 0.1, 0.3)
@@ -82,6 +89,8 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
     """Terms for these ratings, decided one after the other on held-out ratings, from sweeps that go on from
     each other.
     """
+    # Velocities are known to no compiled loop, and each rating takes 2 KB where users move.
+    may_move = settings.periods and len(training.users.value) < COMPILED_FROM
     training = _some_users(training, rng)
     n = len(training.users.value)
     held_out = np.sort(rng.permutation(n)[: min(max(n // 10, min(_FEW_HELD_OUT, n // 4)), _MOST_HELD_OUT)])
@@ -99,8 +108,7 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
     state = _without(part, whole, settings, rng)
     user_period = best_period(part.users, state.residuals()) if settings.periods else 0.0
     item_period = best_period(part.items, state.residuals()[part.items.source]) if settings.periods else 0.0
-    # The compiled loops know no velocities.
-    drift = best_drift(state, state.residuals()) if settings.periods and training.compiled is None else 0.0
+    drift = best_drift(state, state.residuals()) if may_move else 0.0
     ridge = _RIDGES[-1] if settings.set_effects else 0.0
     terms = Terms("gaussian", ridge, ridge, user_period, item_period)
     state = state.branch(terms)
@@ -131,6 +139,7 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
             state, scores = ordinal, ordinal_scores
     score = float(scores.mean())
     _settle(state, settings)
+    state = _widened(state, settings)
     choice = _calibrated(state, training, held_out, score, rng)
     return choice if whole is None else _with_all(choice, whole, settings)
 
@@ -148,15 +157,38 @@ def _with_all(choice: Choice, whole: State, settings: FitSettings) -> Choice:
     """`choice` with its terms fitted on from `whole`, the start that has seen all ratings."""
     state, found = whole.branch(choice.terms), choice.state.parameters
     _run(state, settings, 8)
-    state.parameters = replace(state.parameters, spread=found.spread, stretch=found.stretch)
+    widening = found.users.drift.widening if found.users.drift is not None else 1.0
+    known = with_widening(state.parameters, widening)
+    state.parameters = replace(known, spread=found.spread, stretch=found.stretch)
     return replace(choice, state=state)
+
+
+def _widened(state: State, settings: FitSettings) -> State:
+    """`state` with its users folded in under the widening of their velocities that foretells the latest
+    ratings of each best, from those before; itself where they do not move.
+    """
+    if not state.parameters.moves:
+        return state
+    training = state.training
+    last = latest(training.users, _LATEST)
+    before, test = training.without(last).users, _HeldOut(training.users, last, settings)
+
+    def folded(widening: float, data: Compressed) -> State:
+        parameters = widened(with_widening(state.parameters, widening))
+        rows = half_step(parameters, "user", state.item_rows, data).rows
+        effect = parameters.users.layout.set_effect
+        rows[:, effect] = state.user_rows[:, effect]
+        return State(training, parameters, rows, state.item_rows)
+
+    scores = [float(test.log_likelihoods(folded(widening, before)).mean()) for widening in _WIDENINGS]
+    return folded(_WIDENINGS[int(np.argmax(scores))], training.users)
 
 
 def _calibrated(
     state: State, training: Training, held_out: Int64s, score: float, rng: np.random.Generator
 ) -> Choice:
     spread, stretch = calibrate(state, training.users, held_out, rng)
-    state.parameters = replace(state.parameters, spread=spread, stretch=stretch)
+    state.parameters = narrowed(replace(state.parameters, spread=spread, stretch=stretch))
     return Choice(terms_of(state.parameters), state, {"held_out_log_likelihood": score})
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from factors.choosing import LEAST_RATINGS, choose, observed_scale
 from factors.compiled import compiled_for
 from factors.confidence import is_confidence
+from factors.drift import narrowed, widened
 from factors.errors import FitDiverged, FitRefused
 from factors.foldin import fold_in_users
 from factors.histories import Compressed, compress_pairs
@@ -76,7 +77,8 @@ def _begin(
     n = len(training.users.value)
     if start is not None and _continues(start, settings, n):
         rows = start.users.astype(np.float64), start.items.astype(np.float64)
-        return State.begin(training, without_unseen(from_model(start.model)), None, *rows), {}
+        known = narrowed(without_unseen(from_model(start.model)))
+        return State.begin(training, known, None, *rows), {}
     decides = settings.link != "gaussian" or settings.set_effects or settings.periods
     if n < LEAST_RATINGS or not decides:
         state = first_state(training, settings, rng)
@@ -141,7 +143,7 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """
     parameters, item_rows = in_rating_units(state.parameters, state.item_rows, of_users=False)
     user_rows = in_rating_units(state.parameters, state.user_rows, of_users=True)[1]
-    parameters = learn_unseen(parameters, user_rows, item_rows)
+    parameters = learn_unseen(widened(parameters), user_rows, item_rows)
     model = to_model(parameters)
     items = _with_prior(parameters.items, item_rows)
     if not (

@@ -33,12 +33,14 @@ class Unseen:
 class Drift:
     """How rows move, see `factors.drift`: `origin` and `unit` of the time that moments and ages are counted
     in, and the Gaussian prior of a velocity, `covariance` and its inverse `precision` (d, d), of mean 0.
+    `widening`: how many times what the sweeps learn the covariance of a model is.
     """
 
     origin: float
     unit: float
     covariance: Float64s
     precision: Float64s
+    widening: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def to_model(parameters: Parameters) -> Model:
             unseen = side.unseen
             arrays[f"{prefix}_unseen"] = np.concatenate([unseen.mean, unseen.effect, [unseen.count]])
         if side.drift is not None:
-            arrays[f"{prefix}_drift"] = np.array([side.drift.origin, side.drift.unit])
+            arrays[f"{prefix}_drift"] = np.array([side.drift.origin, side.drift.unit, side.drift.widening])
             arrays[f"{prefix}_drift_covariance"] = side.drift.covariance
             arrays[f"{prefix}_drift_precision"] = side.drift.precision
     return Model(
@@ -186,9 +188,9 @@ def _side(model: Model, prefix: str, width: int) -> Side:
     if moving:
         clock = model.parameters[f"{prefix}_drift"]
         spread, inverse = (model.parameters[f"{prefix}_drift_{name}"] for name in ("covariance", "precision"))
-        if clock.shape != (2,) or spread.shape != square or inverse.shape != square:
+        if clock.shape != (3,) or spread.shape != square or inverse.shape != square:
             raise ModelUnreadable(f"the drift of {prefix} rows does not have the shape of rank {model.rank}")
-        drift = Drift(float(clock[0]), float(clock[1]), spread, inverse)
+        drift = Drift(float(clock[0]), float(clock[1]), spread, inverse, float(clock[2]))
     period, period_variance, set_ridge = (float(number) for number in terms)
     return Side(
         layout,

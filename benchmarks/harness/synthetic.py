@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.harness.datasets import synthetic
 from factors import FitSettings, Index, Model, Scale, fit, index_to_bytes
-from factors.packing import Layout
+from factors.packing import Layout, item_layout, user_layout
 from featurestore.generations import GenerationDraft
 from featurestore.lease import Lease
 from featurestore.ratings import NewRating
@@ -48,13 +48,9 @@ def make(n_users: int, n_items: int, *, rank: int, seed: int) -> Generation:
     settings = FitSettings(SCALE, rank=rank, link="gaussian", sweeps=3)
     with threadpool_limits(1, user_api="blas"):  # threads cost more than they bring at this size
         fitted = fit(world.ratings, world.n_users, world.n_items, settings=settings, rng=rng)
-    users = _grown(fitted.users, n_users, Layout(rank, _slots(rank, fitted.model.user_width)), rng)
-    items = _grown(fitted.items, n_items, Layout(rank, _slots(rank, fitted.model.item_width)), rng)
+    users = _grown(fitted.users, n_users, user_layout(fitted.model), rng)
+    items = _grown(fitted.items, n_items, item_layout(fitted.model), rng)
     return Generation(fitted.model, users, items)
-
-
-def _slots(rank: int, width: int) -> int:
-    return (width - Layout(rank, 0).width) // 3
 
 
 def _grown(

@@ -19,7 +19,17 @@ from factors import (
     fold_in_users,
 )
 from factors.compiled import Compiled, plain
-from factors.drift import MOST_AGE, ages, learn_drift, moments, start_drift
+from factors.drift import (
+    MOST_AGE,
+    ages,
+    latest,
+    learn_drift,
+    moments,
+    narrowed,
+    start_drift,
+    widened,
+    with_widening,
+)
 from factors.driftevidence import best_drift
 from factors.fit import finish, prepare
 from factors.halfstep import half_step
@@ -314,3 +324,30 @@ def test_a_refit_goes_on_with_the_drift_that_was_found() -> None:
         for fitted in (first, second)
     )
     assert np.sqrt(np.mean((before - after) ** 2)) < 0.1
+
+
+def test_the_latest_ratings_of_each_row() -> None:
+    given = Histories(
+        np.array([0, 4, 6, 10]),
+        np.array([0, 1, 2, 3, 0, 1, 0, 1, 2, 3], dtype=np.int32),
+        np.ones(10),
+        np.array([4.0, 1.0, 3.0, 2.0, 7.0, 8.0, NAN, NAN, 5.0, NAN]),
+    )
+    np.testing.assert_array_equal(latest(compress(given, 4), 0.5), [0, 2, 5, 8])
+    np.testing.assert_array_equal(latest(compress(given, 4), 0.1), [])
+
+
+def test_widening_is_undone_for_a_fit_that_goes_on(moving: Fitted) -> None:
+    known = from_model(moving.model)
+    wide = widened(with_widening(known, 4.0))
+    drift, before = wide.users.drift, known.users.drift
+    assert drift is not None
+    assert before is not None
+    np.testing.assert_allclose(drift.covariance, 4.0 * before.covariance)
+    np.testing.assert_allclose(drift.covariance @ drift.precision, np.eye(len(drift.covariance)), atol=1e-6)
+    again = narrowed(from_model(to_model(wide))).users.drift
+    assert again is not None
+    np.testing.assert_allclose(again.covariance, before.covariance)
+    assert again.widening == 4.0
+    still = state_of(drifting(0.0), Terms()).parameters
+    assert widened(still) is narrowed(still) is with_widening(still, 4.0) is still
