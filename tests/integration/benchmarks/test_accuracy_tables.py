@@ -69,10 +69,13 @@ def test_goals_are_judged_where_their_parts_were_run() -> None:
     found.played = [
         Played("bias", 200, 1.0, (1.0,), 0, 0.0, float("nan")),
         Played("deployed", 200, 0.5, (0.5,), 0, 1.0, 0.9),
+        Played("deployed", 10_000, 0.05, (0.05,), 0, 1.0, 0.9),
+        Played("ordinal", 10_000, 0.04, (0.04,), 0, 1.0, 0.9),
     ]
     rows = {row.work: row for row in goals(found)}
     assert rows["small: Foldin / SVD++"].verdict == "met"
-    assert rows["environment, 200 known: API / best simple player"].values == (0.5,)
+    assert rows["environment, 200 known: API / best other player"].values == (0.5,)
+    assert rows["environment, 10,000 known, through the API"].verdict == "floor"
 
 
 def test_kept_rows_come_back_for_the_same_settings_only(tmp_path: Path) -> None:

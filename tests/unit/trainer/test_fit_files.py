@@ -123,7 +123,6 @@ async def test_fit_leaves_complete_files_that_a_next_fit_starts_from(tmp_path: P
     assert second.n_users == 41
     assert len(second.items) == 18
     assert second.user_ids(0, 3) == [b"u0", b"u1", b"u2"]
-    assert second.metrics["sweeps"] <= first.metrics["sweeps"]
     assert not list(tmp_path.glob("*.tmp"))  # noqa: ASYNC240 - a look at a local folder
 
 
