@@ -276,6 +276,26 @@ def test_equal_seeds_give_equal_fits() -> None:
     np.testing.assert_array_equal(first.items, second.items)
 
 
+def test_many_ratings_go_on_without_choosing_again() -> None:
+    rng = np.random.default_rng(3)
+    pairs = rng.permutation(150 * 100)[:6_200]
+    user, item = pairs // 100, pairs % 100
+    noise = rng.normal(0, 0.5, len(pairs))
+    score = 3.0 + rng.normal(0, 0.6, 150)[user] + rng.normal(0, 0.6, 100)[item] + noise
+    value = np.clip(np.rint(score), 1.0, 5.0)
+
+    def of_first(count: int, start: Fitted | None) -> Fitted:
+        given = ratings(user[:count].tolist(), item[:count].tolist(), value[:count].tolist())
+        settings = FitSettings(scale=STARS, rank=2)
+        return fit(given, 150, 100, settings=settings, rng=np.random.default_rng(0), start=start)
+
+    first = of_first(6_000, None)
+    grown = of_first(6_200, first)
+    assert "held_out_log_likelihood" in first.metrics
+    assert "held_out_log_likelihood" not in grown.metrics
+    assert grown.metrics["sweeps"] <= first.metrics["sweeps"]
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
