@@ -15,7 +15,6 @@ from time import perf_counter
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
-from multidict import istr
 
 from featurestore.errors import StoreError
 from service.answers import Answer, header_lines, no_content
@@ -33,8 +32,7 @@ Headers = Mapping[str, str]
 
 # What a request id of a client may look like; anything else could break a log line or a header.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
-# Looking up a name that is one needs no folding of its case.
-_ID_HEADER = istr("X-Request-ID")
+_ID_HEADER = "X-Request-ID"
 _UNMATCHED = "unmatched"
 # Whoever runs the service must see it when it has too much to do.
 _ALWAYS = ("/livez", "/readyz", "/metrics")
