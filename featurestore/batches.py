@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors.tables import Float64s, Int64s
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, pack_entry
 
 NUMBER_DTYPE = np.dtype([("before", "<u8"), ("events", "<u4")])
 LENGTH_DTYPE = np.dtype("<u2")
@@ -52,6 +52,10 @@ class Share:
 
 def shares_of(user_ids: Sequence[bytes], partitions: int) -> dict[int, Share]:
     """The share of each partition that gets anything."""
+    if len(user_ids) == 1:
+        return {
+            zlib.crc32(user_ids[0]) % partitions: Share(list(user_ids), np.zeros(1, dtype=np.int64), [0, 1])
+        }
     codes: dict[bytes, int] = {}
     code = np.array([codes.setdefault(user_id, len(codes)) for user_id in user_ids], dtype=np.int64)
     users = list(codes)
@@ -76,6 +80,9 @@ def shares_of(user_ids: Sequence[bytes], partitions: int) -> dict[int, Share]:
 
 def pack_entries(share: Share, item_row: Int64s, columns: Columns) -> list[bytes]:
     """The history entries of each user of a share. `item_row` int64 (m,): of each rating of the call."""
+    if len(share.rows) == 1:
+        row = share.rows[0]
+        return [pack_entry(item_row[row], columns.rating[row], columns.time[row])]
     table = np.empty(len(share.rows), dtype=ENTRY_DTYPE)
     table["item_row"] = item_row[share.rows]
     table["rating"] = columns.rating[share.rows]
@@ -86,6 +93,8 @@ def pack_entries(share: Share, item_row: Int64s, columns: Columns) -> list[bytes
 
 def pack_ids(users: Sequence[bytes]) -> bytes:
     """Ids as an entry of the stream has them: all lengths, then all ids."""
+    if len(users) == 1:
+        return len(users[0]).to_bytes(2, "little") + users[0]
     return np.array(list(map(len, users)), dtype=LENGTH_DTYPE).tobytes() + b"".join(users)
 
 

@@ -268,6 +268,8 @@ class RatingsLog:
                 asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
                 calls, packed = [], 0
                 await asyncio.sleep(0)
+        if not asked:
+            return zip(list(todo), await call_many(self._connection, calls), strict=True)
         if calls:
             asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
         # All have ended before an error is told: nothing is written after that.
