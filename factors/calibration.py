@@ -51,7 +51,7 @@ def calibrate(
     parameters = replace(state.parameters, spread=1.0, stretch=np.zeros(STRETCH_TERMS))
     if len(held_out) < _LEAST_HELD_OUT:
         return 1.0, parameters.stretch
-    parameters = learn_unseen(parameters, state.user_rows, state.item_rows)
+    parameters = learn_unseen(parameters, state.user_rows, state.item_rows, state.training.users)
     scorer = Scorer(to_model(parameters), state.item_rows)
     user, item = users.row[held_out], users.other[held_out]
     value, time = users.value[held_out], users.time[held_out]

@@ -143,7 +143,7 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """
     parameters, item_rows = in_rating_units(state.parameters, state.item_rows, of_users=False)
     user_rows = in_rating_units(state.parameters, state.user_rows, of_users=True)[1]
-    parameters = learn_unseen(widened(parameters), user_rows, item_rows)
+    parameters = learn_unseen(widened(parameters), user_rows, item_rows, state.training.users)
     model = to_model(parameters)
     items = _with_prior(parameters.items, item_rows)
     if not (

@@ -30,7 +30,7 @@ from factors.parameters import Drift, Parameters, Side, SideName
 from factors.periodgroups import Groups
 from factors.segments import segment_sums
 from factors.tables import Bools, Float64s, Int64s
-from factors.unseen import prior_means
+from factors.unseen import priors_of
 
 # Entries whose packed covariances are in the cache at once.
 _ENTRIES_AT_ONCE = 1 << 12
@@ -300,10 +300,11 @@ def _solve_block(
     columns = index[entries]
     weight = sites.weight[entries]
     sets = segment_sums(indptr, columns, np.ones(len(columns)), others.set_effect)
-    prior = prior_means(own, counts.astype(np.float64), new)
+    prior = priors_of(own, counts.astype(np.float64), new)
     prior_mean = prior.base + prior.share[:, None] * (sets - counts[:, None] * prior.pull)
-    precision = own.precision + unpack(segment_sums(indptr, columns, weight, others.second), layout.dim)
-    linear = prior_mean @ own.precision - segment_sums(indptr, columns, weight, others.cross)
+    precision = prior.precision + unpack(segment_sums(indptr, columns, weight, others.second), layout.dim)
+    linear = (prior_mean[:, None, :] @ prior.precision)[:, 0]
+    linear -= segment_sums(indptr, columns, weight, others.cross)
     linear += segment_sums(indptr, columns, sites.linear[entries], others.features)
     if own.drift is not None and age is not None:
         back = -age[entries]
@@ -387,7 +388,7 @@ def entry_terms(
     others, index = gather_others(other, table, data)
     others = _with_unknown_effects(own, others)
     features, bias = others.features[index], others.bias[index]
-    prior = prior_means(own, np.array([float(len(index))]), unseen)
+    prior = priors_of(own, np.array([float(len(index))]), unseen)
     set_terms = prior.share * (others.set_effect[index] - prior.pull)
     if sites is None:
         return np.zeros_like(set_terms), set_terms

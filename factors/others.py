@@ -37,8 +37,9 @@ def prior_rows(side: Side, n_rows: int) -> Float64s:
     """Rows (n_rows, width) that say what is known of someone unknown."""
     layout = side.layout
     rows = np.zeros((n_rows, layout.width))
-    rows[:, layout.mean] = side.mean if side.unseen is None else side.unseen.mean
-    rows[:, layout.covariance] = pack(side.covariance)
+    prior = side.unseen or side
+    rows[:, layout.mean] = prior.mean
+    rows[:, layout.covariance] = pack(prior.covariance)
     rows[:, layout.keys] = NO_PERIOD
     rows[:, layout.variances] = side.period_variance
     return rows

@@ -21,12 +21,14 @@ SideName = Literal["user", "item"]
 @dataclass(frozen=True, slots=True)
 class Unseen:
     """What is known of rows that came after the fit, see `factors.unseen`: `mean` (d,) `M`, `effect` (d,)
-    `b`, `count` `N`.
+    `b`, `count` `N`, and the `covariance` and its inverse `precision` (d, d) round that mean.
     """
 
     mean: Float64s
     effect: Float64s
     count: float
+    covariance: Float64s
+    precision: Float64s
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ def to_model(parameters: Parameters) -> Model:
         if side.unseen is not None:
             unseen = side.unseen
             arrays[f"{prefix}_unseen"] = np.concatenate([unseen.mean, unseen.effect, [unseen.count]])
+            arrays[f"{prefix}_unseen_matrices"] = np.vstack([unseen.covariance, unseen.precision])
         if side.drift is not None:
             arrays[f"{prefix}_drift"] = np.array([side.drift.origin, side.drift.unit, side.drift.widening])
             arrays[f"{prefix}_drift_covariance"] = side.drift.covariance
@@ -181,9 +184,6 @@ def _side(model: Model, prefix: str, width: int) -> Side:
         or terms.shape != (3,)
     ):
         raise ModelUnreadable(f"the {prefix} prior does not have the shape of rank {model.rank}")
-    unseen = model.parameters.get(f"{prefix}_unseen")
-    if unseen is not None and unseen.shape != (2 * layout.dim + 1,):
-        raise ModelUnreadable(f"the prior of new {prefix} rows does not have the shape of rank {model.rank}")
     drift = None
     if moving:
         clock = model.parameters[f"{prefix}_drift"]
@@ -200,6 +200,16 @@ def _side(model: Model, prefix: str, width: int) -> Side:
         period,
         period_variance,
         set_ridge,
-        None if unseen is None else Unseen(unseen[: layout.dim], unseen[layout.dim : -1], float(unseen[-1])),
+        _unseen(model, prefix, layout.dim),
         drift,
     )
+
+
+def _unseen(model: Model, prefix: str, dim: int) -> Unseen | None:
+    vectors = model.parameters.get(f"{prefix}_unseen")
+    if vectors is None:
+        return None
+    matrices = model.parameters[f"{prefix}_unseen_matrices"]
+    if vectors.shape != (2 * dim + 1,) or matrices.shape != (2 * dim, dim):
+        raise ModelUnreadable(f"the prior of new {prefix} rows does not have the shape of rank {model.rank}")
+    return Unseen(vectors[:dim], vectors[dim:-1], float(vectors[-1]), matrices[:dim], matrices[dim:])

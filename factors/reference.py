@@ -34,11 +34,12 @@ def prior_row(side: Side) -> Float64s:
     """The row of nobody known."""
     layout = side.layout
     row = np.zeros(layout.width)
-    row[layout.mean] = side.mean
+    prior = side.unseen or side
+    row[layout.mean] = prior.mean
     position = layout.covariance.start
     for i in range(layout.dim):
         for j in range(i + 1):
-            row[position] = side.covariance[i, j]
+            row[position] = prior.covariance[i, j]
             position += 1
     row[layout.keys] = -1.0
     row[layout.variances] = side.period_variance

@@ -7,28 +7,49 @@ behind an average rating, of which those at hand are a random sample: with `k` o
 
     prior mean = M + sum_j (beta_j - b) / sqrt(max(k, N))
 
-where `M` is the mean of the posterior means: of users, each once; of items, each as often as it was rated,
-for so often it is asked for. (MovieLens: with users weighted so too, a new user's error is 0.5 % larger; with
-items each once, a new item's 8 %.) A rating by someone whose set effect no fit has learned counts as `b`.
+`M` is what foretells the scores of the fit's own ratings best when their rows are not known: with `x` the
+posterior mean of the row of a rating and `f` what the other row weighs it by, the ridge regression of `f . x`
+on `f`. So it knows that who rates an item is no random user. It is shrunk to the mean of the posterior means,
+by the prior; of items each counts as often as it was rated, for so often it is asked for. The prior's
+covariance is that of the rows round `M`: what the set effects say of those in the fit, they do not say of
+who has shown little of his set. (MovieLens 100K, new items with 10 ratings: RMSE 0.970 with the covariance of
+rows in the fit, 0.914 with this; new users of whom nothing is known: 1.0215 with the mean user, 1.019 with
+`M`; the item mean has 1.0197.) A rating by someone whose set effect no fit has learned counts as `b`.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from factors.packing import COUNT
+from factors.histories import Compressed
+from factors.packing import COUNT, unpack
 from factors.parameters import Parameters, Side, Unseen
-from factors.tables import Bools, Float64s
+from factors.tables import Bools, Float64s, Int64s
+
+# Ratings from which `M` is learned: it has a number for each dimension.
+_RATINGS = 200_000
+# Further rows, times d + 1, that speak for the covariance of rows in the fit, as in `priors`.
+_STRENGTH = 0.1
 
 
-def learn_unseen(parameters: Parameters, user_rows: Float64s, item_rows: Float64s) -> Parameters:
-    """`parameters` with the priors of new rows, from the rows of a fit (both float64)."""
+def learn_unseen(
+    parameters: Parameters, user_rows: Float64s, item_rows: Float64s, ratings: Compressed
+) -> Parameters:
+    """`parameters` with the priors of new rows, from the rows of a fit (both float64) and its `ratings`, by
+    user.
+    """
     users, items = parameters.users, parameters.items
+    entries = np.arange(0, len(ratings.value), max(1, len(ratings.value) // _RATINGS))
+    user = np.searchsorted(ratings.indptr, entries, side="right") - 1
+    item = ratings.other[entries]
+    noise = parameters.noise
     # Nothing in a user's row tells whether he is new where there are no set effects: then all count as known.
     of_users = None
     if items.set_ridge > 0:
-        of_users = _unseen(users, user_rows, items, item_rows, user_rows[:, COUNT] > 0)
-    of_items = _unseen(items, item_rows, users, user_rows, item_rows[:, COUNT])
+        once = (user_rows[:, COUNT] > 0).astype(np.float64)
+        of_users = _unseen(_Fitted(users, user_rows, user), _Fitted(items, item_rows, item), once, noise)
+    each = item_rows[:, COUNT]
+    of_items = _unseen(_Fitted(items, item_rows, item), _Fitted(users, user_rows, user), each, noise)
     return replace(parameters, users=replace(users, unseen=of_users), items=replace(items, unseen=of_items))
 
 
@@ -38,36 +59,72 @@ def without_unseen(parameters: Parameters) -> Parameters:
     return replace(parameters, users=users, items=items)
 
 
-def _unseen(
-    own: Side, rows: Float64s, other: Side, other_rows: Float64s, weight: Float64s | Bools
-) -> Unseen | None:
-    count, other_count = rows[:, COUNT], other_rows[:, COUNT]
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A `side` of a fit, its `rows`, and the row of each rating that is looked at, `index` (m,)."""
+
+    side: Side
+    rows: Float64s
+    index: Int64s
+
+
+def _unseen(own: _Fitted, other: _Fitted, weight: Float64s, noise: float) -> Unseen | None:
+    """`weight` (n,): how much each row of `own` counts."""
+    side, count, other_count = own.side, own.rows[:, COUNT], other.rows[:, COUNT]
     total = count.sum()
     if total <= 0:
         return None
-    mean = weight @ rows[:, own.layout.mean] / weight.sum()
-    effect = other_count @ other_rows[:, other.layout.set_effect] / max(other_count.sum(), 1.0)
-    return Unseen(mean, effect, float((count @ np.sqrt(count)) / total) ** 2)
+    mean = weight @ own.rows[:, side.layout.mean] / weight.sum()
+    features = other.rows[:, other.side.layout.mean][other.index]
+    features[:, -1] = 1.0
+    apart = np.einsum("nd,nd->n", features, own.rows[:, side.layout.mean][own.index] - mean)
+    # Of a sample of the ratings each stands for several.
+    unit = noise * len(apart) / total
+    mean = mean + np.linalg.solve(features.T @ features + unit * side.precision, features.T @ apart)
+    covariance = _scatter(side, own.rows, mean, weight)
+    effect = other_count @ other.rows[:, other.side.layout.set_effect] / max(other_count.sum(), 1.0)
+    typical = float((count @ np.sqrt(count)) / total) ** 2
+    precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+    return Unseen(mean, effect, typical, covariance, precision)
+
+
+def _scatter(side: Side, rows: Float64s, mean: Float64s, weight: Float64s) -> Float64s:
+    """The covariance (d, d) of what `rows` (n, width) stand for round `mean` (d,)."""
+    layout = side.layout
+    total = float(weight.sum())
+    deviation = rows[:, layout.mean] - mean
+    scatter = (weight[:, None] * deviation).T @ deviation
+    scatter += unpack((weight @ rows[:, layout.covariance])[None], layout.dim)[0]
+    # So many rows of equal weight say as much.
+    n = total * total / float(weight @ weight)
+    strength = _STRENGTH * (layout.dim + 1.0)
+    covariance = (n * scatter / total + strength * side.covariance) / (n + strength)
+    return np.asarray(0.5 * (covariance + covariance.T))
 
 
 @dataclass(frozen=True, slots=True)
-class PriorMeans:
-    """Prior means of rows with some histories. `base` (b, d) without the ratings; a rating with set effect
-    `e` adds `share * (e - pull)`, with `share` (b,) and `pull` (b, d) of its row.
+class Priors:
+    """Priors of rows with some histories. `base` (b, d): means without the ratings; a rating with set effect
+    `e` adds `share * (e - pull)`, with `share` (b,) and `pull` (b, d) of its row. `precision`: (d, d) of all,
+    or (b, d, d).
     """
 
     base: Float64s
     pull: Float64s
     share: Float64s
+    precision: Float64s
 
 
-def prior_means(own: Side, counts: Float64s, new: Bools | None) -> PriorMeans:
+def priors_of(own: Side, counts: Float64s, new: Bools | None) -> Priors:
     """Of rows with `counts` (b,) ratings; `new` (b,): which of them the fit has not seen."""
     base = np.repeat(own.mean[None], len(counts), axis=0)
     pull = np.zeros_like(base)
     shown = np.maximum(counts, 1.0)
+    precision = own.precision
     if own.unseen is not None:
         bare = counts == 0 if new is None else new | (counts == 0)
         base[bare], pull[bare] = own.unseen.mean, own.unseen.effect
         shown[bare] = np.maximum(counts[bare], own.unseen.count)
-    return PriorMeans(base, pull, 1.0 / np.sqrt(shown))
+        if bare.any():
+            precision = np.where(bare[:, None, None], own.unseen.precision, own.precision)
+    return Priors(base, pull, 1.0 / np.sqrt(shown), precision)
