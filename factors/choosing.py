@@ -39,9 +39,10 @@ _MOST_LEVELS = 25
 # Ridges of the set effects, in units of (noise of a row round its set's prediction / variance of an effect).
 _RIDGES = (0.0, 20.0, 6.0, 2.0)
 # How many times wider the prior of velocities may be than the sweeps take it to be.
-_WIDENINGS = (1.0, 2.0, 4.0, 8.0)
-# The part of each user's ratings that tells.
-_LATEST = 0.1
+_WIDENINGS = (1.0, 2.0, 4.0, 8.0, 16.0)
+# The part of each user's ratings that tells. (In drifting environments a tenth says 1 to 4 by chance, a fifth
+# 2 to 4.)
+_LATEST = 0.2
 # Evidence in nats below which periods are not worth their place in a row.
 _LEAST_EVIDENCE = 10.0
 _EFFECT_RATIOS = (0.01, 0.03, 0.1, 0.3)
