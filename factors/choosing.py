@@ -134,9 +134,9 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
         ordinal = state.branch(terms)
         _run(ordinal, settings, 8)
         gain = (ordinal_scores := test.log_likelihoods(ordinal)) - scores
-        # Of few ratings, those held out must be sure.
+        # Ratings in steps are ordinal: of few, those held out must be sure that the Gaussian link is better.
         doubt = gain.std() / math.sqrt(len(gain)) if n < FEW_RATINGS else 0.0
-        if settings.link == "ordinal" or gain.mean() > doubt:
+        if settings.link == "ordinal" or gain.mean() > -doubt:
             state, scores = ordinal, ordinal_scores
     score = float(scores.mean())
     _settle(state, settings)
