@@ -5,9 +5,9 @@ Invariant: starts are compared by the evidence of all ratings, so that none is l
 Of few ratings, a prior that is learned from the first sweep on gives up dimensions that were about to be
 found, and spare dimensions hide the few that are there. So priors are held until the rows have settled, and
 each rank has a turn. The evidence is the variational bound (Bishop, 2006, equation 10.3; Lim and Teh, 2007):
-a dimension that explains less than its rows cost lowers it. (World of 100 x 300 with 1,500 to 3,000 ratings
-known: the start of the highest bound is within 5 % of the lowest error of 25 starts; the error of those that
-a tenth of the ratings chose was twice as large.)
+a dimension that explains less than its rows cost lowers it. (Worlds of 100 x 300, four at each of 1,000,
+1,500, 2,000 and 3,000 ratings known: the error of the start with the highest bound is at most 6 % above the
+lowest of 25 starts in 15 of 16, and 23 % in one.)
 """
 
 import math
