@@ -30,6 +30,8 @@ Progress = Callable[[int, dict[str, float]], None]
 # A fit goes on from an earlier one until there are so many times the ratings from which its terms were
 # chosen.
 _DECIDE_AGAIN = 1.5
+# With fewer ratings a sweep costs next to nothing, and a fit goes on until it is in proportion more settled.
+_CHEAP_RATINGS = 50_000
 
 
 def fit(
@@ -58,12 +60,13 @@ def fit(
     compiled = compiled_for(len(users.value), settings.threads)
     training = Training.of(users, n_items, compiled)
     state, found = _begin(training, settings, rng, start)
+    tolerance = settings.tolerance * min(1.0, len(users.value) / _CHEAP_RATINGS)
     sweeps, change = 0, 0.0
     for sweeps in range(1, settings.sweeps + 1):
         change = state.sweep(settings.block_rows)
         if progress is not None:
             progress(sweeps, {"change": change, "noise": state.parameters.noise})
-        if change < settings.tolerance:
+        if change < tolerance:
             break
     return finish(state, found | {"sweeps": float(sweeps), "change": change})
 

@@ -19,9 +19,9 @@ class FitSettings:
     `scale`: bounds and step of the ratings; a rating outside is refused. `rank`: latent dimensions. `link`:
     how a score becomes a rating. `set_effects`, `periods`: whether these terms are looked at; held-out
     ratings decide. `sweeps`: at most so many; stops earlier when the root mean square change of
-    the predictions in one sweep falls under `tolerance` (a fraction of the range of the scale). `block_rows`:
-    rows whose normal matrices are in memory at once. `threads`: for kernels of this package, BLAS is the
-    caller's to pin. Raises `FitRefused`.
+    the predictions in one sweep falls under `tolerance` (a fraction of the range of the scale; below 50,000
+    ratings in proportion less). `block_rows`: rows whose normal matrices are in memory at once. `threads`:
+    for kernels of this package, BLAS is the caller's to pin. Raises `FitRefused`.
     """
 
     scale: Scale
