@@ -8,7 +8,7 @@ import numpy as np
 
 from factors import FitSettings, fold_in_items, fold_in_users, prior_model, prior_user
 from factors.packing import Layout
-from factors.parameters import from_model, to_model
+from factors.parameters import Drift, from_model, to_model
 from factors.tables import Float32s, Histories, Int64s, Model, Scale
 from featurestore.codecs import pack_histories
 from featurestore.generations import GenerationDraft, GenerationMeta, GenerationWriter
@@ -30,6 +30,15 @@ def with_user_periods(model: Model, period: float, variance: float) -> Model:
     layout = Layout(model.rank, 16)
     users = replace(parameters.users, layout=layout, period=period, period_variance=variance)
     return to_model(replace(parameters, users=users))
+
+
+def with_moving_users(model: Model, origin: float, unit_s: float) -> Model:
+    """`model`, in which users move as far as they differ in `unit_s` seconds."""
+    parameters = from_model(model)
+    users = parameters.users
+    drift = Drift(origin, unit_s, users.covariance, users.precision)
+    layout = Layout(model.rank, 0, moving=True)
+    return to_model(replace(parameters, users=replace(users, layout=layout, drift=drift)))
 
 
 def make_items(model: Model, n_items: int, seed: int = 0) -> Float32s:
