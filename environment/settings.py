@@ -120,7 +120,7 @@ class EvaluationSettings:
     )
     delay_ms: int = field(
         default=0,
-        metadata=setting("pause before each step, in milliseconds (the course: 100)", whole(0, 60_000)),
+        metadata=setting("pause of `deployed` before each step, in ms (the course: 100)", whole(0, 60_000)),
     )
     answer_timeout_s: float = field(
         default=2.0, metadata=setting("an answer that takes longer is missing", real(0.001, 60))

@@ -30,8 +30,10 @@ Progress = Callable[[int, dict[str, float]], None]
 # A fit goes on from an earlier one until there are so many times the ratings from which its terms were
 # chosen.
 _DECIDE_AGAIN = 1.5
-# With fewer ratings a sweep costs next to nothing, and a fit goes on until it is in proportion more settled.
-_CHEAP_RATINGS = 50_000
+# With fewer ratings a sweep costs next to nothing, and a fit goes on until it is more settled.
+_CHEAP_RATINGS, _CHEAP_TOLERANCE = 50_000, 0.2
+# Of few ratings terms are chosen again when there are so many times the ratings: that takes a second.
+_DECIDE_FEW_AGAIN = 1.1
 
 
 def fit(
@@ -60,7 +62,7 @@ def fit(
     compiled = compiled_for(len(users.value), settings.threads)
     training = Training.of(users, n_items, compiled)
     state, found = _begin(training, settings, rng, start)
-    tolerance = settings.tolerance * min(1.0, len(users.value) / _CHEAP_RATINGS)
+    tolerance = settings.tolerance * (_CHEAP_TOLERANCE if len(users.value) < _CHEAP_RATINGS else 1.0)
     sweeps, change = 0, 0.0
     for sweeps in range(1, settings.sweeps + 1):
         change = state.sweep(settings.block_rows)
@@ -93,15 +95,17 @@ def _begin(
 
 def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
     """Whether a fit may go on from `start`: same scale, rank and link, and its terms chosen from about as
-    many ratings as there are now. Of few ratings terms are chosen again each time: that takes a second.
+    many ratings as there are now.
     """
-    model = start.model
+    model, few = start.model, n_ratings < FEW_RATINGS
+    same_rank = (few and settings.rank == "auto") or model.rank == choose_rank(settings, n_ratings)
+    again = _DECIDE_FEW_AGAIN if few else _DECIDE_AGAIN
     return (
         not is_confidence(model)
         and model.scale == settings.scale
-        and model.rank == choose_rank(settings, n_ratings)
+        and same_rank
         and settings.link in ("auto", model.link)
-        and FEW_RATINGS <= n_ratings < _DECIDE_AGAIN * from_model(model).decided
+        and LEAST_RATINGS <= n_ratings < again * from_model(model).decided
     )
 
 

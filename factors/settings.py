@@ -20,7 +20,7 @@ class FitSettings:
     how a score becomes a rating. `set_effects`, `periods`: whether these terms are looked at; held-out
     ratings decide. `sweeps`: at most so many; stops earlier when the root mean square change of
     the predictions in one sweep falls under `tolerance` (a fraction of the range of the scale; below 50,000
-    ratings in proportion less). `block_rows`: rows whose normal matrices are in memory at once. `threads`:
+    ratings under a fifth of it). `block_rows`: rows whose normal matrices are in memory at once. `threads`:
     for kernels of this package, BLAS is the caller's to pin. Raises `FitRefused`.
     """
 

@@ -31,6 +31,7 @@ from foldin.evaluation.jobs import Answer, Predicted, Question, no_chances
 
 BATCH = 10_000
 REFIT_S = 300.0
+DELAY_MS = 20  # a fifth of the pause of the course's evaluator: fits go on while it plays
 EVALUATE_S = 3000.0
 # The refit is asked for, so that the figure does not hang on when the trainer would have begun one.
 ONLY_WHEN_ASKED = {
@@ -156,7 +157,7 @@ def play(*, worlds: int, steps: int, known: tuple[int, ...], seed: int, folder: 
             "--output",
             str(folder.resolve()),
         ]
-        command += ["--known", *map(str, known)]
+        command += ["--delay-ms", str(DELAY_MS), "--known", *map(str, known)]
         try:
             done = subprocess.run(
                 command,
