@@ -15,7 +15,7 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import hiredis
 from redis.asyncio.connection import parse_url
@@ -46,6 +46,35 @@ _ELSEWHERE = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
 
 Execute = Callable[[bytes, int], "asyncio.Future[list[Any]]"]
 Prepare = Callable[[Execute], Awaitable[None]]
+
+
+class UnusualReplies(Exception):  # noqa: N818 - says what happened
+    """A `RepliesReader` leaves the replies to the usual one; `data` is all that it was given."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("replies in another form than the usual one")
+        self.data = data
+
+
+class RepliesReader(Protocol):
+    """Reads the replies of one call out of the bytes, as a whole."""
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take what has come: what lies behind the last reply, or None while more is to come.
+
+        Raises `UnusualReplies`.
+        """
+
+
+class _Call(NamedTuple):
+    """A call in flight. `asked_at`: by the clock of the loop; `wait_s`: how long the store may block."""
+
+    future: "asyncio.Future[list[Any]]"
+    replies: int
+    payload_bytes: int
+    asked_at: float
+    wait_s: float
+    reader: RepliesReader | None
 
 
 def encode(*args: bytes) -> bytes:
@@ -83,8 +112,8 @@ class _Wire(asyncio.Protocol):
         self._lost = lost
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(replyError=ReplyError)
-        # (future, replies, payload bytes, when it was asked, how long the store may block), oldest first.
-        self._waiting: deque[tuple[asyncio.Future[list[Any]], int, int, float, float]] = deque()
+        # Oldest first.
+        self._waiting: deque[_Call] = deque()
         self._heard_at = self._loop.time()
         self._got: list[Any] = []
         self._out: list[bytes] = []
@@ -96,7 +125,13 @@ class _Wire(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def execute(
-        self, payload: bytes, replies: int, wait_s: float = 0.0, *, at_once: bool = False
+        self,
+        payload: bytes,
+        replies: int,
+        wait_s: float = 0.0,
+        *,
+        at_once: bool = False,
+        reader: RepliesReader | None = None,
     ) -> "asyncio.Future[list[Any]]":
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         if self.why is not None:
@@ -113,7 +148,7 @@ class _Wire(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._out.append(payload)
         self._bytes += size
-        self._waiting.append((future, replies, size, self._loop.time(), wait_s))
+        self._waiting.append(_Call(future, replies, size, self._loop.time(), wait_s, reader))
         if self._watch is None:
             self._arm(self._timeout_s)
         if at_once:
@@ -127,6 +162,7 @@ class _Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
+        data = self._take_wholes(data)
         try:
             for start in range(0, len(data), FEED_BYTES):
                 self._reader.feed(data, start, min(FEED_BYTES, len(data) - start))
@@ -135,20 +171,43 @@ class _Wire(asyncio.Protocol):
         except hiredis.ProtocolError as exc:
             self.give_up(StoreUnavailable(f"the store does not speak RESP: {exc}"))
 
+    def _take_wholes(self, data: bytes) -> bytes:
+        """Give `data` to those calls at the front that read it themselves; what is left."""
+        waiting = self._waiting
+        while data and waiting and (own := waiting[0].reader) is not None:
+            try:
+                rest = own.feed(data)
+            except UnusualReplies as exc:
+                waiting[0] = waiting[0]._replace(reader=None)
+                return exc.data
+            if rest is None:
+                return b""
+            self._hand_out([])
+            data = rest
+        return data
+
+    def _hand_out(self, replies: list[Any]) -> None:
+        call = self._waiting.popleft()
+        self._bytes -= call.payload_bytes
+        if not call.future.done():
+            call.future.set_result(replies)
+
     def _take_replies(self) -> bool:
         """Hand out what the reader has whole; whether nobody waits any more."""
         waiting, got, gets = self._waiting, self._got, self._reader.gets
         while waiting:
-            future, replies, size, _, _ = waiting[0]
+            replies = waiting[0].replies
+            if waiting[0].reader is not None:
+                if not self._reader.has_data():
+                    return False
+                # The reader gives nothing back, so it has to go on with what it has.
+                waiting[0] = waiting[0]._replace(reader=None)
             while len(got) < replies:
                 reply = gets()
                 if reply is False:
                     return False
                 got.append(reply)
-            waiting.popleft()
-            self._bytes -= size
-            if not future.done():
-                future.set_result(got)
+            self._hand_out(got)
             got = self._got = []
         return True
 
@@ -160,7 +219,7 @@ class _Wire(asyncio.Protocol):
         if not self._waiting:
             return
         now = self._loop.time()
-        _, _, _, asked_at, wait_s = self._waiting[0]
+        asked_at, wait_s = self._waiting[0].asked_at, self._waiting[0].wait_s
         silence = max(asked_at, self._heard_at) + self._timeout_s + wait_s - now
         left = min(silence, asked_at + PATIENCE * self._timeout_s + wait_s - now)
         if now - due > 0.25 * self._timeout_s:
@@ -179,9 +238,9 @@ class _Wire(asyncio.Protocol):
         if self._watch is not None:
             self._watch.cancel()
         waiting, self._waiting = self._waiting, deque()
-        for future, *_ in waiting:
-            if not future.done():
-                future.set_exception(StoreUnavailable(str(why), why.retry_after_s))
+        for call in waiting:
+            if not call.future.done():
+                call.future.set_exception(StoreUnavailable(str(why), why.retry_after_s))
         if self._transport is not None:
             self._transport.abort()
         self._lost(self)
@@ -236,22 +295,28 @@ class Connection:
             await asyncio.sleep(0)
 
     def execute(
-        self, payload: bytes, replies: int, *, wait_s: float = 0.0, at_once: bool = False
+        self,
+        payload: bytes,
+        replies: int,
+        *,
+        wait_s: float = 0.0,
+        at_once: bool = False,
+        reader: RepliesReader | None = None,
     ) -> "asyncio.Future[list[Any]]":
         """Send commands, encoded by `encode`; the future gets their `replies` in order, error replies as
         values.
 
         `wait_s`: how long the store itself may block on them (`BLOCK`, `WAITAOF`). `at_once`: nothing else is
-        about to be asked that could go with them, so that nothing is won by waiting for it. Fails with
-        `StoreUnavailable`, at once when not connected; whether the commands were carried out is then unknown.
-        Never raises by itself.
+        about to be asked that could go with them, so that nothing is won by waiting for it. `reader`: may
+        take the replies instead, then the list is empty. Fails with `StoreUnavailable`, at once when not
+        connected; whether the commands were carried out is then unknown. Never raises by itself.
         """
         wire = self._wire
         if wire is None:
             future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
             future.set_exception(StoreUnavailable(self._why, BACKOFF_S[1]))
             return future
-        return wire.execute(payload, replies, wait_s, at_once=at_once)
+        return wire.execute(payload, replies, wait_s, at_once=at_once, reader=reader)
 
     def execute_unwatched(self, payload: bytes, replies: int) -> None:
         """The same where nobody waits and failing does no harm."""

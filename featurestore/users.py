@@ -22,6 +22,7 @@ from featurestore.connection import Connection, ReplyError, error_code, swallow
 from featurestore.functions import ask_many, call, encode_call
 from featurestore.keys import Keys, digest_of, partition_of, record_field
 from featurestore.live import LiveGeneration
+from featurestore.lookups import LookupReader
 from featurestore.manifest import Kept
 
 # A fold-in of so many ratings takes about as long as the hand-over to a thread costs.
@@ -95,8 +96,13 @@ class Users:
         self.folded_total = 0
         self.corrupt_total = 0
 
-    def read(self, epoch: int, generation: int, user_ids: Sequence[bytes]) -> "asyncio.Future[list[Any]]":
-        """`[n, record]` of each user, None where there is none; one write. Error replies are values."""
+    def read(
+        self, epoch: int, generation: int, user_ids: Sequence[bytes], reader: LookupReader | None = None
+    ) -> "asyncio.Future[list[Any]]":
+        """`[n, record]` of each user, None where there is none; one write. Error replies are values.
+
+        Nothing where the `reader` has taken them.
+        """
         partitions, heads = self._keys.partitions, self._heads
         if self._headed != epoch:
             heads.clear()
@@ -112,7 +118,7 @@ class Users:
             parts.append(head + user_id)
         # The tail ends each command.
         parts.append(b"")
-        return self._connection.execute(tail.join(parts), len(user_ids), at_once=True)
+        return self._connection.execute(tail.join(parts), len(user_ids), at_once=True, reader=reader)
 
     def _head(self, epoch: int, partition: int, id_bytes: int) -> bytes:
         """A lookup up to the id of a user of so many bytes."""
@@ -134,13 +140,20 @@ class Users:
         async with self._one_batch:
             for start in range(0, len(user_ids), LOOKUPS_AT_ONCE):
                 some = user_ids[start : start + LOOKUPS_AT_ONCE]
-                replies = self.read(live.epoch, live.generation, some)
+                reader = LookupReader(len(some), live.model.user_width)
+                replies = self.read(live.epoch, live.generation, some, reader)
                 # Where one fails nobody waits for the others.
                 replies.add_done_callback(swallow)
-                asked.append((some, replies))
+                asked.append((some, reader, replies))
                 # Others get their turn.
                 await asyncio.sleep(0)
-        parts = [await self._read_back(live, some, await replies) for some, replies in asked]
+        parts = []
+        for some, reader, replies in asked:
+            found = await replies
+            if found:
+                parts.append(await self._read_back(live, some, found))
+            else:
+                parts.append(Current(reader.n, reader.vectors, np.zeros(len(some), dtype=np.bool_)))
         return Current(
             np.concatenate([part.n for part in parts]),
             np.concatenate([part.vectors for part in parts]),

@@ -5,6 +5,7 @@ together.
 import asyncio
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from factors import Ranker, Scorer, fold_in_users
 from factors.tables import Float32s
 from featurestore import codecs
+from featurestore import users as users_module
 from featurestore.lease import Lease
 from featurestore.live import LiveGeneration
 from featurestore.store import Store
@@ -113,6 +115,34 @@ async def test_a_batch_mixes_known_behind_unknown_and_repeated_users(world: Worl
             current.vectors[position], await expected(world, user), rtol=1e-5, atol=1e-6
         )
     np.testing.assert_array_equal(current.vectors[0], current.vectors[3])
+
+
+async def test_a_large_batch_is_what_its_users_are_one_by_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, users = world.store, [b"u%d" % i for i in range(40)]
+    await store.ratings.append([rating(user.decode(), str(k % 8)) for k, user in enumerate(users)])
+    await store.ratings.append([rating("u7", str(k % 8)) for k in range(12)])
+    for user in users:
+        await store.users.current(world.live, [user])
+        await settled(world, user, 13 if user == b"u7" else 1)
+    one_by_one = [await store.users.current(world.live, [user]) for user in users]
+    monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
+    left: list[Any] = []
+    monkeypatch.setattr(store.users, "_read_back", lambda *args: left.append(args))
+    current = await store.users.current(world.live, users)
+    assert left == []
+    monkeypatch.undo()
+    monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
+    await store.ratings.append([rating("u3", "5")])
+    mixed = await store.users.current(world.live, [b"nobody", *users])
+    assert mixed.n.tolist() == [0, *[{3: 2, 7: 13}.get(k, 1) for k in range(40)]]
+    assert np.flatnonzero(mixed.folded).tolist() == [4]
+    for position, alone in enumerate(one_by_one):
+        assert current.n[position] == alone.n[0]
+        np.testing.assert_array_equal(current.vectors[position], alone.vectors[0])
+        if position != 3:
+            np.testing.assert_array_equal(mixed.vectors[position + 1], alone.vectors[0])
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"x" * 1000])

@@ -9,6 +9,7 @@ import pytest
 from featurestore import connection as connection_module
 from featurestore.connection import Connection, ReplyError, encode, store_error
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
+from featurestore.lookups import LookupReader
 from tests.support.waiting import wait_until_async
 
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
@@ -175,6 +176,39 @@ async def test_the_store_may_block_as_long_as_it_was_told() -> None:
 
     async with opened(Script(slow), timeout_s=0.2) as connection:
         assert await connection.execute(b"x", 1, wait_s=2.0) == [b"late"]
+
+
+async def test_calls_that_read_their_own_replies_go_between_others() -> None:
+    lookup = b"*2\r\n$1\r\n5\r\n$12\r\n\5\0\0\0\0\0\0\0\0\0\x80\x3f\r\n"
+
+    async def answer(data: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"".join([b":1\r\n" if byte == ord("x") else 2 * lookup for byte in data]))
+
+    async with opened(Script(answer)) as connection:
+        readers = [LookupReader(2, 1) for _ in range(4)]
+        first, second = (connection.execute(b"l", 2, reader=reader) for reader in readers[:2])
+        other = connection.execute(b"x", 1)
+        behind = connection.execute(b"l", 2, reader=readers[2])
+        assert (await first, await second, await other) == ([], [], [1])
+        assert await behind == 2 * [[b"5", lookup[-14:-2]]]
+        cancelled = connection.execute(b"l", 2, reader=readers[2])
+        last = connection.execute(b"l", 2, reader=readers[3])
+        cancelled.cancel()
+        assert await last == []
+        for reader in (readers[0], readers[1], readers[3]):
+            assert (reader.n.tolist(), reader.vectors.tolist()) == ([5, 5], [[1.0], [1.0]])
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_call_that_reads_its_own_replies_fails_with_the_connection(stays: bool) -> None:
+    async def half(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"*2\r\n$1\r\n5\r\n$12\r\n\5\0")
+        if not stays:
+            writer.close()
+
+    async with opened(Script(half), timeout_s=0.2 if stays else 30.0) as connection:
+        with pytest.raises(StoreUnavailable, match="did not answer" if stays else "lost"):
+            await connection.execute(b"l", 2, reader=LookupReader(2, 1))
 
 
 async def test_a_cancelled_call_does_not_shift_the_replies_of_others() -> None:

@@ -1,0 +1,113 @@
+"""Blocks of lookups that are read out of the bytes: what comes of them is what a reader of RESP finds."""
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+import hiredis
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurestore.codecs import pack_records, unpack_records
+from featurestore.connection import _Wire
+from featurestore.lookups import LookupReader
+
+WIDTHS = st.sampled_from([1, 3, 30, 260])
+COUNTERS = st.one_of(st.integers(0, 12), st.integers(0, 2**63 - 1))
+USUAL, UNUSUAL = ["usual"] * 3, ["unknown", "none", "behind", "short", "long", "error", "numbers", "mark"]
+SORTS = st.one_of(st.sampled_from(USUAL), st.sampled_from(USUAL + UNUSUAL))
+REPLIES = st.lists(st.tuples(SORTS, COUNTERS), min_size=1, max_size=30)
+USUAL_REPLIES = st.lists(st.tuples(st.just("usual"), st.integers(0, 999_999_999)), min_size=1, max_size=30)
+# Whether a call reads its own replies, and these.
+CALLS = st.lists(st.tuples(st.booleans(), st.one_of(REPLIES, USUAL_REPLIES)), min_size=1, max_size=4)
+
+
+def bulk(text: bytes | None) -> bytes:
+    return b"$-1\r\n" if text is None else b"$%d\r\n%b\r\n" % (len(text), text)
+
+
+def reply(sort: str, n: int, width: int) -> bytes:
+    """A reply to a lookup; "usual" is a record that counts."""
+    vector = np.full((1, width), n % 97, dtype=np.float32)
+    if sort == "mark":
+        # The bytes of a record that look like the beginning of a reply.
+        vector = np.frombuffer((b"*2\r\n$1\r\n" * width)[: 4 * width], dtype=np.float32)[None]
+    record = pack_records(np.array([n + 1 if sort == "behind" and n < 2**63 - 1 else n]), vector)[0]
+    number = bulk(b"%d" % n)
+    replies = {
+        "error": b"-WRONGTYPE 5 is of the wrong kind\r\n",
+        "numbers": b"*2\r\n:%d\r\n:1\r\n" % (n % 1000),
+        "unknown": b"*2\r\n" + bulk(None) * 2,
+        "none": b"*2\r\n" + number + bulk(None),
+        "short": b"*2\r\n" + number + bulk(record[: n % len(record)]),
+        "long": b"*2\r\n" + number + bulk(record + b"x" * (1 + n % 300)),
+    }
+    return replies.get(sort, b"*2\r\n" + number + bulk(record))
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:stop] for start, stop in pairwise(places)]
+
+
+def shown(replies: list[Any]) -> list[Any]:
+    """Replies, so that they can be compared: no two errors are the same."""
+    return [str(each) if isinstance(each, Exception) else each for each in replies]
+
+
+async def check(width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cuts: list[int]) -> list[bool]:
+    """Whether each call has read its own replies."""
+    wire = _Wire(5.0, lambda _: None)
+    parser = hiredis.Reader()
+    data, asked = b"", []
+    for own, sorts in calls:
+        reader = LookupReader(len(sorts), width) if own else None
+        asked.append((wire.execute(b"?", len(sorts), reader=reader), reader, sorts))
+        data += b"".join([reply(sort, n, width) for sort, n in sorts])
+    parser.feed(data)
+    for piece in pieces(data, cuts):
+        wire.data_received(piece)
+    assert wire.why is None
+    taken = []
+    for future, reader, sorts in asked:
+        # Nobody waits for what does not come.
+        assert future.done()
+        expected = [parser.gets() for _ in sorts]
+        found = future.result()
+        taken.append(not found)
+        if found:
+            assert shown(found) == shown(expected)
+        else:
+            assert reader is not None
+            assert reader.n.tolist() == [int(n) for n, _ in expected]
+            seen, vectors = unpack_records([record for _, record in expected], width)
+            assert seen.tolist() == reader.n.tolist()
+            np.testing.assert_array_equal(reader.vectors, vectors)
+    assert parser.gets() is False
+    return taken
+
+
+@given(WIDTHS, CALLS, st.lists(st.integers(0, 2**20), max_size=12))
+def test_any_replies_in_any_pieces_are_what_the_usual_reader_finds(
+    width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cuts: list[int]
+) -> None:
+    asyncio.run(check(width, calls, cuts))
+
+
+@given(WIDTHS, st.lists(USUAL_REPLIES, min_size=1, max_size=3), st.lists(st.integers(0, 2**20), max_size=12))
+def test_usual_replies_are_taken_in_any_pieces(
+    width: int, blocks: list[list[tuple[str, int]]], cuts: list[int]
+) -> None:
+    assert all(asyncio.run(check(width, [(True, block) for block in blocks], cuts)))
+
+
+def test_replies_byte_by_byte() -> None:
+    sorts = [("usual", 7), ("mark", 12), ("usual", 0)]
+    everywhere = list(range(1000))
+    assert asyncio.run(check(3, [(False, sorts), (True, sorts)], everywhere)) == [False, True]
+    for last in ("none", "short", "error", "unknown", "numbers"):
+        assert asyncio.run(check(30, [(True, [*sorts, (last, 5)])], everywhere)) == [False]
+    # As long together as one usual reply.
+    padding = [("none", 5), *[("unknown", 0)] * 19]
+    assert asyncio.run(check(58, [(True, padding)], [])) == [False]
