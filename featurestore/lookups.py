@@ -40,7 +40,8 @@ class LookupReader:
         self._steps[_ZERO + 1 : _ZERO + 10] = range(fixed + 1, fixed + 10)
         self._count = count
         self._data = bytearray()
-        self._starts: list[int] = []
+        self._found = 0
+        self._starts: list[Int64s] = []
         self._next = 0
         self.n: Int64s = np.empty(0, dtype=np.int64)
         self.vectors: Float32s = np.empty((0, width), dtype=np.float32)
@@ -51,34 +52,36 @@ class LookupReader:
         Raises `UnusualReplies`.
         """
         self._data += data
-        known = len(self._starts)
-        usual = self._walk()
-        whole = len(self._starts) == self._count
-        if not (usual and (self._unpack() if whole else self._goes_on(known))):
+        starts = self._walk()
+        whole = self._found == self._count
+        if starts is None or not (self._unpack() if whole else self._goes_on(starts)):
             raise UnusualReplies(bytes(self._data))
         return bytes(memoryview(self._data)[self._next :]) if whole else None
 
-    def _walk(self) -> bool:
-        """Find where those replies start that are whole, if they are usual; False where they are not."""
-        data, steps, starts, at = self._data, self._steps, self._starts, self._next
+    def _walk(self) -> Int64s | None:
+        """Where further replies start that are whole, if they are usual; None where they are not."""
+        data, steps, at, digit = self._data, self._steps, self._next, len(_ARRAY)
+        starts: list[int] = []
         try:
-            for _ in range(self._count - len(starts)):
-                step = steps[data[at + len(_ARRAY)]]
+            for _ in range(self._count - self._found):
+                step = steps[data[at + digit]]
                 if not step:
-                    return False
+                    return None
                 starts.append(at)
                 at += step
         except IndexError:
             pass
         self._next = starts.pop() if at > len(data) else at
-        return True
+        self._found += len(starts)
+        self._starts.append(np.array(starts, dtype=np.int64))
+        return self._starts[-1]
 
-    def _goes_on(self, known: int) -> bool:
-        """Whether replies from the `known` on look usual, and what has come of the next one: of anything else
-        the rest would be waited for in vain.
+    def _goes_on(self, starts: Int64s) -> bool:
+        """Whether the replies that start there look usual, and what has come of the next one: of anything
+        else the rest would be waited for in vain.
         """
-        if len(self._starts) > known:
-            ends = np.array([*self._starts[known + 1 :], self._next], dtype=np.int64)
+        if len(starts):
+            ends = np.append(starts[1:], self._next)
             middles = ends - (len(self._middle) + self._dtype.itemsize + len(_END))
             if not self._stands(self._middle, middles):
                 return False
@@ -91,7 +94,7 @@ class LookupReader:
 
     def _unpack(self) -> bool:
         """Read all replies; whether they are usual ones and all records count."""
-        starts = np.array(self._starts, dtype=np.int64)
+        starts = np.concatenate(self._starts)
         head = self._fields(starts, "<u8")
         digit = (head >> _SHIFT) & _BYTE
         places, digits = starts + _HEAD_BYTES, digit.astype(np.int64) - _ZERO
