@@ -130,6 +130,12 @@ class RatingsStream:
             term.attached = True
             return events
 
+    def restart(self, epoch: int) -> None:
+        """Whoever read lost what was not `done`: the next read of the epoch begins as a lease's first."""
+        term = self._terms.get(epoch)
+        if term is not None:
+            term.positions, term.attached = dict.fromkeys(term.positions, START), False
+
     async def done(self, epoch: int, lease: Lease, last: Mapping[int, str]) -> None:
         """Trim each partition up to and including its stream id: these events are archived. Safe to repeat.
         An entry goes with its last event.

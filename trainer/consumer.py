@@ -102,6 +102,7 @@ class EpochConsumer:
         await self._until(lambda: self._state == "consuming")
 
     async def _prepare(self) -> None:
+        self._store.stream.restart(self.epoch)
         self._take_stock()
         ends = await patiently("tails", lambda: tails(self._store, self.epoch))
         if is_incomplete(self.archive.snapshot(), ends, holes=self.archive.has_holes()):
@@ -122,6 +123,8 @@ class EpochConsumer:
                 backoff.reset()
             except StoreUnavailable as exc:
                 log.warning("consume_waits", epoch=self.epoch, failures=backoff.failures + 1, error=str(exc))
+                # What was read may not be archived.
+                self._store.stream.restart(self.epoch)
                 await asyncio.sleep(backoff.next_s())
                 continue
             if len(events) and not events.more:

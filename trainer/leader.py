@@ -208,10 +208,8 @@ class Leader:
         """Follow the pointer, merge, and remove what is no longer needed, until cancelled."""
         while True:
             try:
-                pointer = await self._store.generations.live()
-                await self._follow(pointer)
-                await self._clear(pointer)
-                await self._merge(pointer)
+                await self._follow(await self._store.generations.live())
+                await self._merge(await self._clear())
             except StoreUnavailable:
                 pass
             except (StoreError, ArchiveFailedError) as exc:
@@ -228,25 +226,30 @@ class Leader:
                     log.warning("segment_damaged", epoch=epoch, segment=damage.path.name, why=damage.why)
                 await consumer.repair()
 
-    async def _clear(self, pointer: Pointer) -> None:
+    async def _clear(self) -> Pointer:
+        """Remove what is no longer needed by the pointer that is returned."""
+        # What is known here before the pointer is read, and by it is neither live nor pending, never will be.
+        # The other way round an epoch that begins in between would lose its reader and its archive.
+        read, archived = list(self._reading), await self._threads.run(self._archive.epochs)
+        pointer = await self._store.generations.live()
         await self._abandon(pointer)
         kept = {pointer.epoch, pointer.pending}
-        for epoch in [epoch for epoch in self._reading if epoch not in kept]:
-            task = self._reading.pop(epoch)
-            self._consumers.pop(epoch, None)
-            task.cancel()
-            await asyncio.wait([task])
+        for epoch in set(read) - kept:
+            if (task := self._reading.pop(epoch, None)) is not None:
+                self._consumers.pop(epoch, None)
+                task.cancel()
+                await asyncio.wait([task])
         if pointer.pending == 0:
             # While partitions may still write to what was live, nothing of it is removed.
             await self._store.generations.remove_leftovers(_PAUSE_S)
-            for epoch in await self._threads.run(self._archive.epochs):
-                if epoch not in kept:
-                    self._folders.pop(epoch, None)
-                    await self._threads.run(self._archive.remove_epoch, epoch)
-                    log.event("epoch_removed", epoch=epoch)
+            for epoch in set(archived) - kept:
+                self._folders.pop(epoch, None)
+                await self._threads.run(self._archive.remove_epoch, epoch)
+                log.event("epoch_removed", epoch=epoch)
         generations = {pointer.generation, pointer.previous} - {0}
         await self._threads.run(self._folder(pointer.epoch).keep, generations | self.fits.publishing)
         await self.fits.release_forgotten(pointer.epoch, generations)
+        return pointer
 
     async def _abandon(self, pointer: Pointer) -> None:
         """Give up a new history that nobody speaks for."""

@@ -12,6 +12,7 @@ import pytest
 
 from factors import item_statistics
 from featurestore.live import Follower
+from featurestore.manifest import Pointer
 from featurestore.ratings import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -197,6 +198,37 @@ async def test_new_epoch_end_to_end(store: Store, settings: TrainerSettings) -> 
         assert len(archived(settings, epoch)) == len(fresh) + 1
         again = await fitted(store, "refit", epoch)
         assert again > generation
+
+
+async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reader_and_its_archive(
+    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_trainer(settings) as trainer:
+        await until_live(store)
+        leader = trainer.leader
+        assert leader is not None
+        follow, began = leader._follow, asyncio.Queue[tuple[int, str]](1)
+
+        async def begin_after(pointer: Pointer) -> None:
+            await follow(pointer)
+            monkeypatch.undo()
+            epoch = await store.ratings.begin_epoch()
+            await store.ratings.append(ratings(), epoch=epoch)
+            command = await store.commands.ask("epoch", epoch=epoch)
+
+            async def reads() -> bool:
+                return epoch in leader._reading
+
+            await wait_until_async(reads, 20, "the new history is read")
+            began.put_nowait((epoch, command))
+
+        monkeypatch.setattr(leader, "_follow", begin_after)
+        epoch, command = await asyncio.wait_for(began.get(), 20)
+        outcome = await store.commands.wait(command, 30)
+        assert outcome is not None
+        assert outcome.state == "done", outcome
+        await until_drained(store, epoch)
+        assert len(archived(settings, epoch)) == len(ratings())
 
 
 async def test_abandoned_epoch_is_given_up(store: Store, settings: TrainerSettings, tmp_path: Path) -> None:
