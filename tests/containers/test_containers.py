@@ -327,7 +327,7 @@ async def test_a_restart_of_the_store_loses_nothing(stack: Stack) -> None:
     async def rate_all(client: aiohttp.ClientSession, restart: asyncio.Task[str]) -> None:
         item = 0
         while (not restart.done() or item < 20) and len(acknowledged) < 1000:  # as many as one page holds
-            status, _ = await rate(client, stack.url, user_id, f"{user_id}-{item}", 1 + item % 5)
+            status, _ = await rate(client, stack.url, user_id, f"{user_id}-{item}", 4)
             if status < 300:
                 acknowledged.add(f"{user_id}-{item}")
             item += 1
