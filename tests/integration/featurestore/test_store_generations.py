@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,16 +209,14 @@ async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(store:
     while True:
         left = at
 
-        def failing(
-            payload: bytes, replies: int, *, wait_s: float = 0.0, at_once: bool = False
-        ) -> "asyncio.Future[list[object]]":
+        def failing(payload: bytes, replies: int, **options: Any) -> "asyncio.Future[list[Any]]":
             nonlocal left
             left -= 1
             if left == 0:
-                future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+                future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
                 future.set_exception(StoreUnavailable("cut"))
                 return future
-            return real(payload, replies, wait_s=wait_s, at_once=at_once)
+            return real(payload, replies, **options)
 
         store.bulk.execute = failing  # type: ignore[method-assign]  # fails once, at a chosen step
         number = 0

@@ -5,6 +5,7 @@ forgotten.
 import asyncio
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,12 +235,10 @@ async def test_fsync_acknowledges_together(store: Store) -> None:
     assert connection is not None
     real = connection.execute
 
-    def counted(
-        payload: bytes, replies: int, *, wait_s: float = 0.0, at_once: bool = False
-    ) -> "asyncio.Future[list[object]]":
+    def counted(payload: bytes, replies: int, **options: Any) -> "asyncio.Future[list[Any]]":
         nonlocal sent
         sent += 1
-        return real(payload, replies, wait_s=wait_s, at_once=at_once)
+        return real(payload, replies, **options)
 
     connection.execute = counted  # type: ignore[method-assign]  # counts the waits
     await asyncio.gather(*[synced.ratings.append([rating(f"u{n}", "a")]) for n in range(50)])
