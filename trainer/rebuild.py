@@ -30,9 +30,9 @@ _SCAN_COUNT = 1_000
 _PART_ROWS = 250_000
 
 
-def is_incomplete(snapsbulk: Snapshot, ends: dict[int, Progress], *, holes: bool) -> bool:
+def is_incomplete(snapshot: Snapshot, ends: dict[int, Progress], *, holes: bool) -> bool:
     """Whether events were done with that the archive does not have."""
-    archived = {partition: span.events for partition, span in snapsbulk.spans.items()}
+    archived = {partition: span.events for partition, span in snapshot.spans.items()}
     return holes or any(end.done > archived.get(partition, 0) for partition, end in ends.items())
 
 

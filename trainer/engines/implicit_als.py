@@ -9,7 +9,6 @@ whoever computes it.
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -117,33 +116,36 @@ class ImplicitEngine:
         wanted = self._settings.rank
         most = max(1, min(n_users, n_items))
         rank = min(_RANK if wanted == "auto" else wanted, most)
-        if n < _LEAST_TRIED:
-            return Choice(rank, _ALPHAS[1], _RIDGES[0], n, _POWER)
         part = _some_users(ratings, n_users, rng)
+        if len(part.user_row) < _LEAST_TRIED:
+            return Choice(rank, _ALPHAS[1], _RIDGES[0], n, _POWER)
         draws = [rng.random(len(part.user_row)) < _HELD_OUT for _ in range(_DRAWS)]
         parts = [(_rows(part, ~unseen), _rows(part, unseen)) for unseen in draws]
 
-        @lru_cache
-        def swept(choice: Choice, draw: int) -> AlternatingLeastSquares:
-            als = self._library(choice, _ITERATIONS, np.random.default_rng(1))
-            chosen = _matrix(parts[draw][0], choice.alpha, self._settings.scale, (n_users, n_items))
-            als.fit(chosen, show_progress=False)
-            return als
-
-        def quality(choice: Choice, begin: Choice) -> Float64s:
-            """NDCG of each user asked for, the sweeps of our own going on from the library's with `begin`."""
+        def swept(choice: Choice) -> list[tuple[Float32s, Float32s]]:
+            """The library's users and items for each draw."""
             found = []
-            for draw, (known, asked) in enumerate(parts):
-                als = swept(begin, draw)
-                factors = als.user_factors, als.item_factors
-                if choice.power:
-                    factors = _factors(self._fitted(known, choice, *factors))
-                found.append(_ndcg(factors, known, asked))
+            for known, _ in parts:
+                als = self._library(choice, _ITERATIONS, np.random.default_rng(1))
+                chosen = _matrix(known, choice.alpha, self._settings.scale, (n_users, n_items))
+                als.fit(chosen, show_progress=False)
+                found.append((als.user_factors, als.item_factors))
+            return found
+
+        def quality(choice: Choice, begin: list[tuple[Float32s, Float32s]]) -> Float64s:
+            """NDCG of each user asked for, the sweeps of our own going on from `begin`."""
+            found = []
+            for (known, asked), factors in zip(parts, begin, strict=True):
+                own = _factors(self._fitted(known, choice, *factors)) if choice.power else factors
+                found.append(_ndcg(own, known, asked))
             return np.concatenate(found)
 
-        plain = [Choice(rank, alpha, ridge, n) for alpha in _ALPHAS for ridge in _RIDGES]
-        begin = max(plain, key=lambda choice: quality(choice, choice).mean())
-        best = replace(begin, power=_POWER)
+        # Of all that are tried only the factors to go on from are kept: they are as many as users and items.
+        highest = -np.inf
+        for plain in (Choice(rank, alpha, ridge, n) for alpha in _ALPHAS for ridge in _RIDGES):
+            factors = swept(plain)
+            if (found := quality(plain, factors).mean()) > highest:
+                highest, best, begin = found, replace(plain, power=_POWER), factors
         tried = {best: quality(best, begin)}
         for _ in range(_ROUNDS):
             centre = best
@@ -157,7 +159,7 @@ class ImplicitEngine:
         if wanted == "auto" and most >= _MORE_RANK:
             # More dimensions bear more ridge.
             more = replace(best, rank=_MORE_RANK, ridge=best.ridge * _MOVES[1])
-            gain = quality(more, replace(more, power=0.0)) - tried[best]
+            gain = quality(more, swept(more)) - tried[best]
             if gain.mean() > gain.std() / np.sqrt(len(gain)):
                 best = more
         return best
