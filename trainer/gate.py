@@ -2,7 +2,7 @@
 
 The loss of a fit is measured on ratings that it has not seen, and set in relation to that of a baseline
 without factors on the same ratings: that ratio, unlike the loss, can be compared between fits of different
-days.
+days. Each was measured on ratings of its own, so they differ by chance too, the more the fewer there were.
 """
 
 import math
@@ -20,20 +20,23 @@ _ROWS_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How much worse a fit may be. `baseline`: than the baseline, as a factor of the loss. `previous`.
-
-    Than the live generation's ratio. With fewer unseen ratings than `enough` the losses say nothing and do
-    not count.
+    """How much worse a fit may be, as factors: `baseline` than the baseline's loss, `previous` than the live
+    generation's ratio, but for a difference of less than `sure` standard errors. With fewer unseen ratings
+    than `enough` the losses say nothing and do not count.
     """
 
     baseline: float = 1.05
     previous: float = 1.15
+    sure: float = 3.0
     enough: int = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the gate looks at. Losses are NaN where there was nothing to measure on."""
+    """What the gate looks at. Losses are NaN where there was nothing to measure on.
+
+    `chance`: the standard error of the difference between the logarithms of the two ratios.
+    """
 
     finite: bool
     n_users: int
@@ -44,6 +47,7 @@ class Evidence:
     loss: float
     baseline_loss: float
     previous_ratio: float | None
+    chance: float
 
 
 def judge(evidence: Evidence, policy: Policy) -> str | None:
@@ -67,8 +71,13 @@ def _judge_losses(evidence: Evidence, policy: Policy) -> str | None:
             f"that of the baseline {evidence.baseline_loss:.4f}"
         )
     before, ratio = evidence.previous_ratio, loss_ratio(evidence.loss, evidence.baseline_loss)
-    if before is not None and ratio is not None and ratio > policy.previous * before + slack:
-        return f"its loss is {ratio:.3f} of the baseline's, that of the live generation was {before:.3f}"
+    if before is not None and ratio is not None:
+        worse = max(policy.previous, math.exp(policy.sure * evidence.chance))
+        if ratio > worse * before + slack:
+            return (
+                f"its loss is {ratio:.3f} of the baseline's, that of the live generation was {before:.3f}: "
+                f"more than {worse:.2f} times as much"
+            )
     return None
 
 
@@ -83,6 +92,7 @@ def gather(result: FitResult, expected_items: int, previous: dict[str, float] | 
     """Look at a fit as it will be published. Reads all of it: call it in a thread."""
     metrics = result.metrics
     before = previous or {}
+    errors = [each.get("loss_ratio_error", 0.0) for each in (metrics, before)]
     return Evidence(
         finite=all_finite(result.users) and all_finite(result.items),
         n_users=len(result.users),
@@ -95,6 +105,7 @@ def gather(result: FitResult, expected_items: int, previous: dict[str, float] | 
         previous_ratio=loss_ratio(before.get("loss", math.nan), before.get("baseline_loss", math.nan))
         if before.get("unseen", 0) >= Policy().enough
         else None,
+        chance=math.hypot(*errors),
     )
 
 

@@ -4,12 +4,14 @@ Nothing outside knows which one it was. An engine runs in the process of a fit o
 import stays out of the trainer's memory.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol
 
 import numpy as np
 
 from factors import FitSettings, Fitted, Ratings
+from factors.tables import Float64s
 
 EngineName = Literal["variational", "implicit", "neural"]
 ENGINES: tuple[EngineName, ...] = ("variational", "implicit", "neural")
@@ -40,10 +42,26 @@ class Engine(Protocol):
     def held_out(self, fitted: Fitted, known: Ratings, unseen: Ratings) -> dict[str, float]:
         """How good `fitted`, which learned `known`, is on `unseen`.
 
-        `loss` and `baseline_loss` (of what needs no factors) are better the lower; others are for people to
-        read.
+        What `compared` gives, with the loss of what needs no factors as the baseline; others are for people
+        to read.
         """
         ...
+
+
+def compared(own: Float64s, baseline: Float64s, *, root: bool) -> dict[str, float]:
+    """`loss` and `baseline_loss`, the means (`root`: their square roots) of the losses (n,) of each unseen
+    rating, and `loss_ratio_error`, the standard error of the logarithm of their ratio (the delta method).
+    """
+    if len(own) == 0:
+        return {"loss": math.nan, "baseline_loss": math.nan}
+    means = float(own.mean()), float(baseline.mean())
+    # Both are of the same ratings: what makes a rating hard for both cancels out.
+    parts = own / (means[0] or 1.0) - baseline / (means[1] or 1.0)
+    error = float(parts.std()) / math.sqrt(len(own))
+    if not root:
+        return {"loss": means[0], "baseline_loss": means[1], "loss_ratio_error": error}
+    loss, baseline_loss = map(math.sqrt, means)
+    return {"loss": loss, "baseline_loss": baseline_loss, "loss_ratio_error": 0.5 * error}
 
 
 def make_engine(name: EngineName, settings: FitSettings) -> Engine:

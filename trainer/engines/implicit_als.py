@@ -30,7 +30,7 @@ from factors import (
 from factors.confidence import Weighting, confidence_model, confidence_of, is_confidence, weighting_of
 from factors.packing import Layout, item_layout, user_layout
 from factors.tables import Float32s, Float64s
-from trainer.engines import Report
+from trainer.engines import Report, compared
 
 # By how much more a choice at the top of the scale weighs than an item that was passed over, and the ridge of
 # both sides. Hu, Koren and Volinsky have 40 for counts.
@@ -215,12 +215,8 @@ class ImplicitEngine:
                 )
                 ranks[position, column] = above / max(passed.sum() - 1, 1)
                 found += column == 0 and above < _TOP
-        loss, baseline = ranks.mean(axis=0) if len(ranks) else (np.nan, np.nan)
-        return {
-            "loss": float(loss),
-            "baseline_loss": float(baseline),
-            "held_out_recall_at_20": found / max(len(ranks), 1),
-        }
+        losses = compared(ranks[:, 0], ranks[:, 1], root=False)
+        return {**losses, "held_out_recall_at_20": found / max(len(ranks), 1)}
 
     def _fitted(self, ratings: Ratings, choice: Choice, users: Float32s, items: Float32s) -> Fitted:
         """What is published, from the library's `users` (n_users, k) and `items` (n_items, k)."""

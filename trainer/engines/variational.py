@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
-from factors import FitSettings, Fitted, Ratings, fit, held_out_metrics
-from trainer.engines import Report
+from factors import FitSettings, Fitted, Ratings, Scorer, fit, held_out_metrics
+from factors.tables import Float64s
+from trainer.engines import Report, compared
 
 # Ratings of a user or item that the bias baseline adds at 0: with fewer own ratings a mean is mostly noise.
 _SHRINKAGE = 5.0
@@ -42,22 +43,21 @@ class VariationalEngine:
     def held_out(self, fitted: Fitted, known: Ratings, unseen: Ratings) -> dict[str, float]:
         """Root mean square error of both."""
         metrics = held_out_metrics(fitted, unseen)
-        baseline = bias_error(known, unseen)
+        scorer = Scorer(fitted.model, fitted.items)
+        scores = scorer.score(fitted.users, unseen.user_row, unseen.item_row, unseen.time)
+        own, baseline = unseen.value - scores.rating, bias_errors(known, unseen)
         kept = {f"held_out_{name}": value for name, value in metrics.items() if math.isfinite(value)}
-        return {**kept, "loss": metrics["rmse"], "baseline_loss": baseline}
+        return {**kept, **compared(own * own, baseline * baseline, root=True)}
 
 
-def bias_error(known: Ratings, unseen: Ratings) -> float:
-    """Root mean square error on `unseen` of mean + item bias + user bias, each shrunk, learned from
-    `known`.
-    """
+def bias_errors(known: Ratings, unseen: Ratings) -> Float64s:
+    """Errors (n,) on `unseen` of mean + item bias + user bias, each shrunk, learned from `known`."""
     mean = float(known.value.mean()) if len(known.value) else 0.0
     n_items = 1 + max(int(known.item_row.max(initial=0)), int(unseen.item_row.max(initial=0)))
     n_users = 1 + max(int(known.user_row.max(initial=0)), int(unseen.user_row.max(initial=0)))
     item = _shrunk_means(known.item_row, known.value - mean, n_items)
     user = _shrunk_means(known.user_row, known.value - mean - item[known.item_row], n_users)
-    error = unseen.value - (mean + item[unseen.item_row] + user[unseen.user_row])
-    return float(np.sqrt(np.mean(error * error)))
+    return np.asarray(unseen.value - (mean + item[unseen.item_row] + user[unseen.user_row]))
 
 
 def _shrunk_means(rows: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
