@@ -19,6 +19,7 @@ from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.live import Follower
 from featurestore.settings import redacted
 from featurestore.store import Store
+from service.admission import Admission
 from service.bodies import BodyReader
 from service.description import describe
 from service.edge import Edge
@@ -28,11 +29,13 @@ from service.ranking import RankingDesk
 from service.routes import add_routes
 from service.settings import Place, ServiceSettings
 from service.state import (
+    BATCHES,
     BOARD,
     BODIES,
     COUNTS,
     EDGE,
     FOLLOWER,
+    IMPORTS,
     PLACE,
     PREDICTOR,
     RANKING,
@@ -156,7 +159,9 @@ async def _load_first(store: Store, follower: Follower) -> None:
 async def _answering(app: web.Application) -> AsyncIterator[None]:
     settings, store, follower, counts = app[SETTINGS], app[STORE], app[FOLLOWER], app[COUNTS]
     app[PREDICTOR] = predictor = Predictor(store, follower, counts)
-    app[RANKING] = ranking = RankingDesk()
+    large = {"at_once": settings.large_at_once, "waiting": settings.large_waiting}
+    app[BATCHES], app[IMPORTS] = Admission(counts, **large), Admission(counts, **large)
+    app[RANKING] = ranking = RankingDesk(counts, waiting=settings.rankings_waiting)
     app[TRAINING] = Training(store, follower, settings.train_wait_s)
     app[EDGE] = Edge(
         counts,

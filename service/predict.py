@@ -11,7 +11,7 @@ from service.bodies import is_lines, parsed
 from service.plainpairs import plain_pairs
 from service.predictor import Predictor, require
 from service.problems import Problem
-from service.state import BODIES, FOLLOWER, PREDICTOR
+from service.state import BATCHES, BODIES, FOLLOWER, PREDICTOR
 from service.validation import Body, Id, body_id, body_ids, check_rows
 
 MAX_PAIRS = 10_000
@@ -38,9 +38,13 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
     """One pair or up to 10,000."""
     if is_lines(request):
         raise Problem("unsupported_media_type", "send application/json")
-    async with request.app[BODIES].read(request) as body:
-        plain = plain_pairs(body)
-        asked = PredictBody() if plain else await parsed(body, _BODY.decode)
+    async with request.app[BODIES].read(request) as body, request.app[BATCHES].turn(len(body)):
+        return await _answer_body(request, body)
+
+
+async def _answer_body(request: web.Request, body: bytearray) -> Answer:
+    plain = plain_pairs(body)
+    asked = PredictBody() if plain else await parsed(body, _BODY.decode)
     predictor, live = request.app[PREDICTOR], require(request.app[FOLLOWER].live)
     if plain:
         return await _answer_pairs(predictor, live, *plain)

@@ -1,7 +1,7 @@
 """Where rankings are computed: at once where that is quick, else in a thread, together with those that wait.
 
 Invariant: a ranking that takes longer than about 2 ms never runs on the event loop, and what runs in the
-thread is one block of users against one item table at a time.
+thread is one block of users against one item table at a time. So many wait; one more is refused at once.
 """
 
 import asyncio
@@ -12,6 +12,8 @@ import numpy as np
 
 from factors.tables import Float32s, Int64s, Ranked
 from featurestore.live import LiveGeneration
+from service.metrics import Snapshot
+from service.problems import Problem
 
 # Multiplications of a product that numpy does on one core in about half a millisecond; choosing the best
 # takes as long again.
@@ -47,7 +49,9 @@ class RankingDesk:
     at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Snapshot, *, waiting: int) -> None:
+        self._counts = counts
+        self._most = waiting
         self._queue: list[_Wish] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -59,9 +63,15 @@ class RankingDesk:
         exclude: Int64s,
         rng: np.random.Generator | None = None,
     ) -> Ranked:
-        """The best `n` items for the user with `vector` (user_width,) but the rows in `exclude`."""
+        """The best `n` items for the user with `vector` (user_width,) but the rows in `exclude`.
+
+        Raises `overloaded` where too many wait already.
+        """
         if cost(live, sampled=rng is not None, depth=n + len(exclude)) <= _QUICK:
             return live.ranker.top(vector[None], n, [exclude], rng)[0]
+        if len(self._queue) >= self._most:
+            self._counts.overloads += 1
+            raise Problem("overloaded", f"{len(self._queue)} rankings wait", retry_after_s=1)
         answer: asyncio.Future[Ranked] = asyncio.get_running_loop().create_future()
         self._queue.append(_Wish(live, vector, n, exclude, rng, answer))
         if self._running is None:

@@ -21,7 +21,7 @@ from service.answers import Answer
 from service.bodies import is_lines, looks_like_lines, parsed
 from service.predictor import Predictor
 from service.problems import Problem
-from service.state import BODIES, COUNTS, FOLLOWER, PREDICTOR, STORE
+from service.state import BODIES, COUNTS, FOLLOWER, IMPORTS, PREDICTOR, STORE
 from service.validation import MAX_TIMESTAMP, Body, Id, body_ids, check_rows, path_id
 
 MAX_RATINGS = 10_000
@@ -125,15 +125,17 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     """Store ratings; whatever is asked after the answer reflects them."""
     store, counts, live = request.app[STORE], request.app[COUNTS], request.app[FOLLOWER].live
     lines = is_lines(request)
-    async with request.app[BODIES].read(request) as body:
+    async with request.app[BODIES].read(request) as body, request.app[IMPORTS].turn(len(body)):
         parse = partial(parse_ratings, scale=store.config.scale, now=time.time(), lines=lines)
         columns = await parsed(body, parse)
-    errors = np.zeros(0)
-    if live is not None and columns.values:
-        errors = await squared_errors(request.app[PREDICTOR], live, columns)
-    if columns.values:
-        rating, moment = np.array(columns.values), np.array(columns.times, dtype=np.float64)
-        await store.ratings.append_columns(RatingColumns(columns.user_ids, columns.item_ids, rating, moment))
+        errors = np.zeros(0)
+        if live is not None and columns.values:
+            errors = await squared_errors(request.app[PREDICTOR], live, columns)
+        if columns.values:
+            rating, moment = np.array(columns.values), np.array(columns.times, dtype=np.float64)
+            await store.ratings.append_columns(
+                RatingColumns(columns.user_ids, columns.item_ids, rating, moment)
+            )
     counts.rated(errors, len(columns.values))
     return Answer(_ENCODE(Accepted(len(columns.values), live.generation if live else None)))
 

@@ -23,7 +23,7 @@ from service.catalogue import MAX_N, expected, item_names, item_row
 from service.predictor import require
 from service.problems import Problem
 from service.ratings import MAX_RATINGS, check_scale
-from service.state import BODIES, FOLLOWER, RANKING, STORE
+from service.state import BATCHES, BODIES, FOLLOWER, RANKING, STORE
 from service.validation import MAX_TIMESTAMP, Body, Id, Query, body_ids, check_rows, path_id
 
 MAX_OFFSET = 10_000
@@ -145,8 +145,11 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
     """The best items for someone whose ratings come with the call and are not kept."""
     if is_lines(request):
         raise Problem("unsupported_media_type", "send application/json")
-    async with request.app[BODIES].read(request) as body:
-        asked = await parsed(body, _BODY.decode)
+    async with request.app[BODIES].read(request) as body, request.app[BATCHES].turn(len(body)):
+        return await _recommend_for(request, await parsed(body, _BODY.decode))
+
+
+async def _recommend_for(request: web.Request, asked: RecommendBody) -> Answer:
     store = request.app[STORE]
     check_rows(len(asked.ratings), MAX_RATINGS, "ratings")
     for name, low, high in (("n", 1, MAX_N), ("offset", 0, MAX_OFFSET), ("seed", 0, 2**53)):

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from featurestore.live import Follower
 from featurestore.store import Store
+from service.admission import Admission
 from service.bodies import BodyReader
 from service.edge import Edge
 from service.metrics import Board, Snapshot
@@ -22,6 +23,8 @@ FOLLOWER = web.AppKey("follower", Follower)
 COUNTS = web.AppKey("counts", Snapshot)
 BOARD = web.AppKey("board", Board)
 BODIES = web.AppKey("bodies", BodyReader)
+BATCHES = web.AppKey("batches", Admission)
+IMPORTS = web.AppKey("imports", Admission)
 PREDICTOR = web.AppKey("predictor", Predictor)
 RANKING = web.AppKey("ranking", RankingDesk)
 TRAINING = web.AppKey("training", Training)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from featurestore.store import Store
 from service import answers
 from service.state import COUNTS, EDGE
 from tests.support.factories import Written, lead, publish, rating
-from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.serving import Client, Reply, is_problem, serves, serving
 from tests.support.waiting import wait_until_async
 
 ONE = "/predict?user_id=ann&item_id=item-1"
@@ -52,6 +53,55 @@ async def test_excess_is_refused_at_once_and_what_was_taken_is_answered(
         assert app[COUNTS].overloads == 16
         assert app[EDGE].in_flight == 0
         assert (await client.get(ONE)).status == 200
+
+
+PAIRS = json.dumps({"pairs": [["ann", "item-1"]] * 5_000}).encode()
+RATINGS = json.dumps([{"user_id": "ann", "item_id": f"item-{row % 8}", "rating": 3} for row in range(2_000)])
+
+
+@pytest.mark.parametrize(("path", "body"), [("/predict", PAIRS), ("/ratings", RATINGS.encode())])
+async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_served(
+    store: Store, store_settings: StoreSettings, published: Written, path: str, body: bytes
+) -> None:
+    patient = replace(store_settings, timeout_s=20.0)
+    async with serving(patient, large_at_once=2, large_waiting=3) as (client, app):
+        await serves(client, published.writer.number)
+        await store.redis.client_pause(2_000)
+        # The store holds what was taken: whatever is answered now was refused.
+        calls = [asyncio.create_task(client.post(path, body)) for _ in range(12)]
+
+        def refused() -> list[asyncio.Task[Reply]]:
+            return [call for call in calls if call.done()]
+
+        async def all_but_five() -> bool:
+            return len(refused()) == 7
+
+        await wait_until_async(all_but_five, 1.9, "all but five are answered")
+        taken = [call for call in calls if not call.done()]
+        for call in refused():
+            is_problem(call.result(), 503, "overloaded")
+            assert int(call.result().headers["Retry-After"]) >= 1
+        # Small calls do not wait for the large ones, which are as many as may be.
+        small = json.dumps({"pairs": [["ann", "item-1"]] * 10})
+        assert (await client.post("/predict", small.encode())).status == 200
+        assert [reply.status for reply in await asyncio.gather(*taken)] == [200] * 5
+        assert app[COUNTS].overloads == 7
+        assert (await client.post(path, body)).status == 200
+
+
+async def test_a_large_body_that_comes_slowly_keeps_no_turn_from_others(
+    store_settings: StoreSettings, published: Written
+) -> None:
+    async with serving(store_settings, large_at_once=1, large_waiting=0) as (client, _):
+        await serves(client, published.writer.number)
+        slow = [await opened(client) for _ in range(8)]
+        for _, writer in slow:
+            writer.write(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+            writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(PAIRS), PAIRS[:-1]))
+            await writer.drain()
+        assert (await client.post("/predict", PAIRS)).status == 200
+        for _, writer in slow:
+            writer.close()
 
 
 async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_nobody(
