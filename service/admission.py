@@ -1,46 +1,81 @@
-"""How many large calls a worker takes on. Invariant: of each kind so many are worked on and so many wait;
+"""How many large calls a worker takes on. Invariant: bodies of so many bytes are worked on and so many wait;
 one more is refused at once, whatever the others are doing.
 
-A call of 10,000 pairs takes as long as a thousand of one pair, and holds a hundred times what its body
-holds while it is worked on. Were they bounded by the limit of requests in flight alone, a few clients that
-send more than a worker can carry would make every other wait for seconds.
+A call of 10,000 pairs takes as long as a thousand of one pair, and holds thirty times its body while it is
+worked on. Were they bounded by the limit of requests in flight alone, a few clients that send more than a
+worker can carry would make every other wait for seconds.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from service.metrics import Snapshot
 from service.problems import Problem
 
-# A body that is worked on in about half a millisecond is no large call.
-LARGE_BYTES = 65_536
+# A body that is worked on in less than half a millisecond: some 100 pairs.
+SMALL_BYTES = 2_048
 
 
 class Admission:
-    """Calls of one kind: `at_once` are worked on, `waiting` more may wait for their turn."""
+    """Calls of one kind: `at_once` bytes of bodies are worked on, `waiting` more wait for their turn. One
+    that is larger than either has it when there is no other.
+    """
 
     def __init__(self, counts: Snapshot, *, at_once: int, waiting: int) -> None:
         self._counts = counts
-        self._turns = asyncio.Semaphore(at_once)
-        self._most = at_once + waiting
-        self._taken = 0
+        self._at_once = at_once
+        self._most_waiting = waiting
+        self._working = 0
+        self._waiting = 0
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def turn(self, size: int = LARGE_BYTES + 1) -> AsyncIterator[None]:
-        """The turn of a call of `size` bytes, waited for in the order of arrival; a small one has it at once.
+    async def turn(self, size: int) -> AsyncIterator[None]:
+        """The turn of a body of `size` bytes, in the order of arrival; a small one has it at once.
 
-        Raises `overloaded` where too many wait already.
+        Raises `overloaded` where too much waits already.
         """
-        if size <= LARGE_BYTES:
+        if size <= SMALL_BYTES:
             yield
             return
-        if self._taken >= self._most:
-            self._counts.overloads += 1
-            raise Problem("overloaded", f"{self._taken} such calls are under way or waiting", retry_after_s=1)
-        self._taken += 1
+        if self._queue or not self._fits(size):
+            await self._wait(size)
+        else:
+            self._working += size
         try:
-            async with self._turns:
-                yield
+            yield
         finally:
-            self._taken -= 1
+            self._working -= size
+            self._admit()
+
+    def _fits(self, size: int) -> bool:
+        return not self._working or self._working + size <= self._at_once
+
+    async def _wait(self, size: int) -> None:
+        if self._queue and self._waiting + size > self._most_waiting:
+            self._counts.overloads += 1
+            detail = f"{len(self._queue)} such calls of {self._waiting} bytes wait already"
+            raise Problem("overloaded", detail, retry_after_s=1)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (size, turn)
+        self._queue.append(place)
+        self._waiting += size
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if place in self._queue:
+                self._queue.remove(place)
+                self._waiting -= size
+            else:
+                self._working -= size
+            self._admit()
+            raise
+
+    def _admit(self) -> None:
+        while self._queue and self._fits(self._queue[0][0]):
+            size, turn = self._queue.popleft()
+            self._waiting -= size
+            self._working += size
+            turn.set_result(None)

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-MAX_REQUESTS = 20_000_000  # a list of as many latencies takes 800 MB
+MAX_REQUESTS = 20_000_000  # lists of as many answers take 1 GB
 READ_BYTES = 262_144
 PR_SET_TIMERSLACK = 29
 
@@ -54,15 +54,17 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Load:
     """What came of it. `latencies_ms`: float64 (n,), one an answer, failed ones included, in no special
-    order.
+    order, and `codes`: int64 (n,), their status codes; 0 stands for a connection that broke, or a request
+    that was not sent.
 
-    `statuses`: answers by status code; 0 stands for a connection that broke. `unanswered`: open at the end.
+    `statuses`: answers by status code. `unanswered`: open at the end.
     `generator_busy`: share of one core that the generator used; near 1, it was the generator that was
     measured.
     """
 
     seconds: float
     latencies_ms: npt.NDArray[np.float64]
+    codes: npt.NDArray[np.int64]
     statuses: dict[int, int] = field(default_factory=dict)
     unanswered: int = 0
     generator_busy: float = 0.0
@@ -80,9 +82,10 @@ class Load:
     def per_second(self) -> float:
         return self.answered / self.seconds
 
-    def percentile_ms(self, q: float) -> float:
-        """The latency that `q` per cent of the answers did not exceed; NaN without answers."""
-        return float(np.percentile(self.latencies_ms, q)) if self.answered else float("nan")
+    def percentile_ms(self, q: float, status: int | None = None) -> float:
+        """The latency that `q` per cent of the answers (with `status`) did not exceed; NaN without any."""
+        some = self.latencies_ms if status is None else self.latencies_ms[self.codes == status]
+        return float(np.percentile(some, q)) if len(some) else float("nan")
 
 
 class LoadError(RuntimeError):
@@ -124,7 +127,7 @@ def read_requests(path: Path) -> list[bytes]:
 def run(plan: Plan, *, cpus: Sequence[int] = ()) -> Load:
     """Carry the plan out in a process of its own, on the cores `cpus` when given. Raises `LoadError`."""
     with tempfile.TemporaryDirectory(prefix="foldin-load-") as folder:
-        out = Path(folder) / "latencies.npy"
+        out = Path(folder) / "answers.npy"
         command = [sys.executable, "-m", "benchmarks.harness.load", json.dumps(asdict(plan)), str(out)]
         command.append(",".join(map(str, cpus)))
         try:
@@ -142,9 +145,11 @@ def run(plan: Plan, *, cpus: Sequence[int] = ()) -> Load:
                 done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given"
             )
         result = json.loads(done.stdout)
+        codes, nanoseconds = np.load(out)
         return Load(
             seconds=result["seconds"],
-            latencies_ms=np.load(out),
+            latencies_ms=nanoseconds / 1e6,
+            codes=codes,
             statuses={int(status): count for status, count in result["statuses"].items()},
             unanswered=result["unanswered"],
             generator_busy=result["generator_busy"],
@@ -223,6 +228,7 @@ class _Generator:
         self.sent = 0
         self.under_way = 0
         self.latencies: list[int] = []
+        self.codes: list[int] = []
         self.statuses: Counter[int] = Counter()
         self.record_from = 0
         for _ in range(plan.connections):
@@ -279,6 +285,7 @@ class _Generator:
         if connection.due >= self.record_from:
             self.statuses[status] += 1
             self.latencies.append(time.perf_counter_ns() - connection.due)
+            self.codes.append(status)
         return connection
 
     def replace(self, connection: _Connection) -> _Connection:
@@ -365,6 +372,7 @@ class _Generator:
         now = time.perf_counter_ns()
         late = [now - due for due in waiting if due >= self.record_from]
         self.latencies.extend(late)
+        self.codes.extend([0] * len(late))
         self.under_way += len(waiting)
 
 
@@ -381,7 +389,7 @@ def _generate(plan: Plan, out: Path) -> dict[str, object]:
     began = time.perf_counter()
     seconds = generator.closed_loop() if plan.rate is None else generator.open_loop(plan.rate)
     busy = (time.process_time() - cpu) / (time.perf_counter() - began)
-    np.save(out, np.array(generator.latencies, dtype=np.int64) / 1e6)
+    np.save(out, np.array([generator.codes, generator.latencies], dtype=np.int64))
     return {
         "seconds": seconds,
         "statuses": dict(generator.statuses),

@@ -1,0 +1,155 @@
+"""Three times the large calls that the service can carry, and GET /predict of others meanwhile.
+
+Invariant: what it can carry is measured first, in the same run; every answer is a whole one, 200 or 503 (429
+where the store is full).
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks import batch, ratings
+from benchmarks.harness import stack, synthetic
+from benchmarks.harness.asking import drive, predict_requests, warm
+from benchmarks.harness.command import BenchmarkError, Options, run
+from benchmarks.harness.load import Load, LoadError, Plan, write_requests
+from benchmarks.harness.load import run as ask
+from benchmarks.harness.report import Row, Target, number
+from benchmarks.harness.scrape import metrics_text, total
+
+NAME = "overload"
+USERS, ITEMS, RANK, A_CALL = 100_000, 10_000, 8, 10_000
+TIMES = 3.0
+# More than may wait: an open load must not be held back by its own connections.
+CONNECTIONS = 400
+OTHERS_RATE, OTHERS_CONNECTIONS = 100.0, 8
+# More than may be in flight.
+CROWD = 4_000
+ALLOWED = {200, 429, 503}
+MEGABYTE = 1e6
+RESIDENT = "foldin_worker_resident_memory_bytes"
+SAMPLE_S = 0.25
+
+
+@dataclass(slots=True)
+class Kind:
+    """What came of one kind of call, one figure a round."""
+
+    work: str
+    kept: list[float] = field(default_factory=list)
+    others_ms: list[float] = field(default_factory=list)
+    refusal_ms: list[float] = field(default_factory=list)
+    megabytes: list[float] = field(default_factory=list)
+    refused: int = 0
+
+    def rows(self) -> list[Row]:
+        """Its lines of the table. The goals are the project's own."""
+        detail = f"{number(self.refused)} answers of 503 or 429"
+        return [
+            Row(
+                f"{self.work}: answered, of what it carries",
+                "x",
+                tuple(self.kept),
+                Target(0.9, 0.75),
+                "",
+                detail,
+            ),
+            Row("GET /predict of others, p99", "ms", tuple(self.others_ms), _at_most(50, 100)),
+            Row("a refusal, p99", "ms", tuple(self.refusal_ms), _at_most(100, 250)),
+            Row("resident memory beyond that before", "MB", tuple(self.megabytes), _at_most(256, 512)),
+        ]
+
+
+def measure(options: Options, console: Console) -> list[Row]:
+    """Each kind in turn: its peak, then three times as much."""
+    n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
+    a_call = options.size(A_CALL, 1_000) if options.scale < 1 else A_CALL
+    crowd = options.size(CROWD, 100)
+    cores = stack.cores(options)
+    pairs = Kind(f"POST /predict, {a_call:,} pairs, {TIMES:g} times too often")
+    rated = Kind(f"POST /ratings, {a_call:,} ratings, {TIMES:g} times too often")
+    single = Kind(f"GET /predict by {crowd:,} connections at once")
+    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store(cpus=cores.others) as url:
+        folder = Path(name)
+        small = str(predict_requests(folder, n_users, n_items, seed=options.seed))
+        files = {
+            "pairs": batch.bodies(n_users, n_items, a_call, seed=options.seed),
+            "rated": ratings.bodies(n_users, n_items, a_call, seed=options.seed),
+        }
+        paths = {kind: str(write_requests(folder / kind, requests)) for kind, requests in files.items()}
+        synthetic.load(url, synthetic.make(n_users, n_items, rank=RANK, seed=options.seed))
+        console.print(f"{n_users:,} users and {n_items:,} items loaded", style="dim")
+        with (
+            stack.trainer(url, settings=ratings.NO_REFITS),
+            stack.service(url, cpus=cores.server) as port,
+        ):
+            few = Plan(port, small, OTHERS_CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=30.0)
+            warm(few)
+            for _ in range(options.rounds):
+                for kind, requests in ((pairs, paths["pairs"]), (rated, paths["rated"])):
+                    large = replace(few, requests=requests, connections=4)
+                    peak = drive(large, cpus=cores.others).per_second
+                    flood = replace(large, connections=CONNECTIONS, rate=TIMES * peak)
+                    _under(kind, flood, peak, replace(few, rate=OTHERS_RATE), cpus=cores.others)
+                    ratings.until_archived(port)
+                peak = drive(replace(few, connections=64), cpus=cores.others).per_second
+                _under(single, replace(few, connections=crowd), peak, None, cpus=cores.others)
+    of_crowd = single.rows()
+    return [*pairs.rows(), *rated.rows(), of_crowd[0], *of_crowd[2:]]
+
+
+def _under(kind: Kind, flood: Plan, peak: float, others: Plan | None, *, cpus: Sequence[int]) -> None:
+    """One round of `flood`, with GET /predict of others beside it."""
+    before = total(metrics_text(flood.port), RESIDENT)
+    with ThreadPoolExecutor(2) as threads:
+        flooding = threads.submit(_ask, flood, cpus)
+        beside = None if others is None else threads.submit(_ask, others, cpus)
+        most = before
+        while not flooding.done():
+            most = max(most, total(metrics_text(flood.port), RESIDENT))
+            time.sleep(SAMPLE_S)
+        load = flooding.result()
+        if beside is not None:
+            served = beside.result()
+            if served.failed:
+                raise BenchmarkError(
+                    f"others were answered {served.statuses}, {served.unanswered} not at all"
+                )
+            kind.others_ms.append(served.percentile_ms(99))
+    refused = load.codes >= 400
+    kind.kept.append(load.statuses.get(200, 0) / load.seconds / peak)
+    kind.refused += int(refused.sum())
+    if refused.any():
+        kind.refusal_ms.append(float(np.percentile(load.latencies_ms[refused], 99)))
+    kind.megabytes.append((most - before) / MEGABYTE)
+
+
+def _ask(plan: Plan, cpus: Sequence[int]) -> Load:
+    """Carry the plan out. Raises `BenchmarkError` for an answer that is neither a 200 nor a refusal."""
+    try:
+        load = ask(plan, cpus=cpus)
+    except LoadError as exc:
+        raise BenchmarkError(f"load generator: {exc}") from exc
+    if load.unanswered or not ALLOWED.issuperset(load.statuses):
+        raise BenchmarkError(f"answers by status {load.statuses}, {load.unanswered} requests without one")
+    return load
+
+
+def _at_most(goal: float, floor: float) -> Target:
+    return Target(goal, floor, higher_is_better=False)
+
+
+def main(argv: Sequence[str]) -> int:
+    """See `harness.command.run`."""
+    return run(NAME, __doc__.splitlines()[0], measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
