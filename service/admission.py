@@ -1,4 +1,4 @@
-"""How many large calls a worker takes on. Invariant: bodies of so many bytes are worked on and so many wait;
+"""How many large calls a worker takes on. Invariant: so many are worked on and so many bytes of bodies wait;
 one more is refused at once, whatever the others are doing.
 
 A call of 10,000 pairs takes as long as a thousand of one pair, and holds thirty times its body while it is
@@ -16,18 +16,20 @@ from service.problems import Problem
 
 # A body that is worked on in less than half a millisecond: some 100 pairs.
 SMALL_BYTES = 2_048
+# While one waits for the store, another is worked on. Each more adds its steps to the turns of the event loop.
+AT_ONCE = 2
 
 
 class Admission:
-    """Calls of one kind: `at_once` bytes of bodies are worked on, `waiting` more wait for their turn. One
-    that is larger than either has it when there is no other.
+    """Calls of one kind: two are worked on, or more where their bodies are not over `at_once` bytes together;
+    bodies of `waiting` bytes wait for their turn. One always may.
     """
 
     def __init__(self, counts: Snapshot, *, at_once: int, waiting: int) -> None:
         self._counts = counts
         self._at_once = at_once
         self._most_waiting = waiting
-        self._working = 0
+        self._calls = self._working = 0
         self._waiting = 0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -43,15 +45,23 @@ class Admission:
         if self._queue or not self._fits(size):
             await self._wait(size)
         else:
-            self._working += size
+            self._begin(size)
         try:
             yield
         finally:
-            self._working -= size
-            self._admit()
+            self._end(size)
 
     def _fits(self, size: int) -> bool:
-        return not self._working or self._working + size <= self._at_once
+        return self._calls < AT_ONCE or self._working + size <= self._at_once
+
+    def _begin(self, size: int) -> None:
+        self._calls += 1
+        self._working += size
+
+    def _end(self, size: int) -> None:
+        self._calls -= 1
+        self._working -= size
+        self._admit()
 
     async def _wait(self, size: int) -> None:
         if self._queue and self._waiting + size > self._most_waiting:
@@ -68,14 +78,14 @@ class Admission:
             if place in self._queue:
                 self._queue.remove(place)
                 self._waiting -= size
+                self._admit()
             else:
-                self._working -= size
-            self._admit()
+                self._end(size)
             raise
 
     def _admit(self) -> None:
         while self._queue and self._fits(self._queue[0][0]):
             size, turn = self._queue.popleft()
             self._waiting -= size
-            self._working += size
+            self._begin(size)
             turn.set_result(None)

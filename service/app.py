@@ -159,8 +159,8 @@ async def _load_first(store: Store, follower: Follower) -> None:
 async def _answering(app: web.Application) -> AsyncIterator[None]:
     settings, store, follower, counts = app[SETTINGS], app[STORE], app[FOLLOWER], app[COUNTS]
     app[PREDICTOR] = predictor = Predictor(store, follower, counts)
-    app[BATCHES] = Admission(counts, at_once=settings.batch_bytes, waiting=settings.batch_waiting_bytes)
-    app[IMPORTS] = Admission(counts, at_once=settings.import_bytes, waiting=settings.import_waiting_bytes)
+    app[BATCHES] = Admission(counts, at_once=settings.large_bytes, waiting=settings.batch_waiting_bytes)
+    app[IMPORTS] = Admission(counts, at_once=settings.large_bytes, waiting=settings.import_waiting_bytes)
     app[RANKING] = ranking = RankingDesk(counts, waiting=settings.rankings_waiting)
     app[TRAINING] = Training(store, follower, settings.train_wait_s)
     app[EDGE] = Edge(

@@ -17,8 +17,8 @@ class ServiceSettings:
     """How a service process behaves. Limits bound memory: what is beyond them is refused at once.
 
     `in_flight`: requests that one worker answers at a time. `connections`: that one worker holds.
-    `batch_bytes`, `batch_waiting_bytes`: bodies of POST /predict and /recommend that a worker works on and
-    lets wait; `import_bytes`, `import_waiting_bytes`: of POST /ratings. `rankings_waiting`: rankings of large
+    `large_bytes`: bodies of so many bytes are worked on at once, or two calls, of predictions and of ratings
+    each; `batch_waiting_bytes`, `import_waiting_bytes`: so many wait. `rankings_waiting`: rankings of large
     catalogues that wait.
     `body_bytes`, `train_body_bytes`: largest bodies; `bodies_bytes`: all bodies that a worker holds at once.
     `start_wait_s`: how long a start waits for a store that does not answer. `grace_s`: how long requests in
@@ -33,9 +33,8 @@ class ServiceSettings:
     log_level: str = "INFO"
     in_flight: int = 1024
     connections: int = 8192
-    batch_bytes: int = 640 * 2**10
+    large_bytes: int = 64 * 2**10
     batch_waiting_bytes: int = 5 * 2**20
-    import_bytes: int = 2_560 * 2**10
     import_waiting_bytes: int = 8 * 2**20
     rankings_waiting: int = 256
     body_bytes: int = 10 * 2**20

@@ -65,8 +65,7 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
 ) -> None:
     patient = replace(store_settings, timeout_s=20.0)
     size = len(body)
-    limits = {"batch_bytes": 2 * size, "batch_waiting_bytes": 3 * size}
-    limits |= {"import_bytes": 2 * size, "import_waiting_bytes": 3 * size}
+    limits = {"large_bytes": 1, "batch_waiting_bytes": 3 * size, "import_waiting_bytes": 3 * size}
     async with serving(patient, **limits) as (client, app):
         await serves(client, published.writer.number)
         await store.redis.client_pause(2_000)
@@ -95,7 +94,7 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
 async def test_a_large_body_that_comes_slowly_keeps_no_turn_from_others(
     store_settings: StoreSettings, published: Written
 ) -> None:
-    async with serving(store_settings, batch_bytes=1, batch_waiting_bytes=1) as (client, _):
+    async with serving(store_settings, batch_waiting_bytes=1) as (client, _):
         await serves(client, published.writer.number)
         slow = [await opened(client) for _ in range(8)]
         for _, writer in slow:
