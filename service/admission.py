@@ -16,7 +16,7 @@ from service.problems import Problem
 
 # A body that is worked on in less than half a millisecond: some 100 pairs.
 SMALL_BYTES = 2_048
-# While one waits for the store, another is worked on. Each more adds its steps to the turns of the event loop.
+# While one waits for the store, another is worked on; each more makes the turns of the event loop longer.
 AT_ONCE = 2
 
 
