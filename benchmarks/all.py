@@ -15,7 +15,7 @@ from benchmarks.harness.command import BenchmarkError, console_for, end_in_order
 from benchmarks.harness.processes import python_command, run_to_end
 
 NAME = "all"
-SPEED = ("predict", "batch", "recommend", "ratings", "fit", "publish", "growth", "start")
+SPEED = ("predict", "batch", "recommend", "ratings", "fit", "publish", "growth", "start", "overload")
 LIMIT_S = 3600.0
 OUTCOMES = {0: "reported", 1: "failed", 2: "cannot run here", 3: "too busy to tell"}
 

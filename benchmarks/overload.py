@@ -52,6 +52,7 @@ class Kind:
     def rows(self) -> list[Row]:
         """Its lines of the table. The goals are the project's own."""
         detail = f"{number(self.refused)} answers of 503 or 429"
+        nothing = "" if self.refused else "nothing was refused"
         return [
             Row(
                 f"{self.work}: answered, of what it carries",
@@ -62,7 +63,7 @@ class Kind:
                 detail,
             ),
             Row("GET /predict of others, p99", "ms", tuple(self.others_ms), _at_most(50, 100)),
-            Row("a refusal, p99", "ms", tuple(self.refusal_ms), _at_most(100, 250)),
+            Row("a refusal, p99", "ms", tuple(self.refusal_ms), _at_most(100, 250), skipped=nothing),
             Row("resident memory beyond that before", "MB", tuple(self.megabytes), _at_most(256, 512)),
         ]
 

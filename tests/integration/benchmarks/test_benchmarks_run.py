@@ -20,6 +20,7 @@ SIZES = {
     "fit": ("--scale", "0.0005", "--rank", "6"),
     "publish": ("--scale", "0.001"),
     "growth": ("--scale", "0.001"),
+    "overload": ("--scale", "0.01"),
     "start": ("--scale", "0.0005", "--rank", "6"),
 }
 
