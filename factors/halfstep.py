@@ -18,22 +18,22 @@ same with `[f, -age f]` in place of `f` (`drift`).
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
 from factors.drift import ages, moments
+from factors.given import Given, Posterior, spread_of
 from factors.histories import Compressed, Periods, group_periods
-from factors.ordinal import EntryScores, Sites, fold_in_damping, ordinal_sites, rating_levels
-from factors.others import Others, gather_others, prior_rows
-from factors.packing import COUNT, RATING_MEAN, FloatTable, Layout, outer, pack, triangle, unpack
-from factors.parameters import Drift, Parameters, Side, SideName
-from factors.periodgroups import Groups
+from factors.ordinal import EntryScores, Sites, fold_in_damping, level_bounds, ordinal_sites, rating_levels
+from factors.others import Others, prior_rows
+from factors.packing import COUNT, RATING_MEAN, FloatTable, Layout, pack, unpack
+from factors.parameters import Parameters, Side, SideName
+from factors.periodgroups import NO_EFFECTS, Effects, Groups, write_slots
 from factors.segments import segment_sums
 from factors.tables import Bools, Float64s, Int64s
-from factors.unseen import priors_of
+from factors.unseen import Priors, priors_of
 
-# Entries whose packed covariances are in the cache at once.
-_ENTRIES_AT_ONCE = 1 << 12
 _NOTHING: Float64s = np.zeros(0)
 # Damped steps to an ordinal posterior shrink by a factor of about 0.3: so many reach the last float32 digit.
 FOLD_IN_STEPS = 30
@@ -79,48 +79,48 @@ def half_step(
     else from the prior, each `damping` of the way that it points, ending when no row moves any more. `new`
     (b,): the rows that came after the fit (`unseen`). `keep`: key of a period that the rows must keep.
     """
-    own, other = parameters.side(name)
+    own, _ = parameters.side(name)
+    periods = _periods(own, data, periods)
+    given = Given.of(parameters, name, table, data, periods=periods, block_rows=block_rows)
+    solver = _Solver.of(given, new)
+    posterior, sites = _fixed_point(parameters, solver, begin, steps=steps, damping=damping)
+    rows = _written(given, posterior, periods, keep)
+    effects = posterior.effects or NO_EFFECTS
+    return HalfStep(rows, effects.mean, effects.variance, effects.shared, sites, covariance=posterior.joint)
+
+
+def _periods(own: Side, data: Compressed, periods: Periods | None) -> Periods | None:
     if own.period_variance <= 0 or not own.layout.slots:
-        periods = None
-    elif periods is None:
-        periods = group_periods(data, own.period)
-    others, index = gather_others(other, table, data)
-    others = _with_unknown_effects(own, others)
-    offset = parameters.mean + others.period_effect
-    age = entry_ages(own, data)
+        return None
+    return group_periods(data, own.period) if periods is None else periods
 
-    def solve(sites: Sites) -> HalfStep:
-        return _solve(
-            own,
-            others,
-            index,
-            sites,
-            data,
-            periods=periods,
-            block_rows=block_rows,
-            new=new,
-            keep=keep,
-            age=age,
-        )
 
+def _fixed_point(
+    parameters: Parameters,
+    solver: "_Solver",
+    begin: HalfStep | None,
+    *,
+    steps: int,
+    damping: float | None,
+) -> tuple[Posterior, Sites | None]:
+    given, noise = solver.given, parameters.noise
     if parameters.link == "gaussian":
-        weight = np.full(len(index), 1.0 / parameters.noise)
-        return solve(Sites(weight, weight * (data.value - offset), _NOTHING, _NOTHING))
-    cuts = parameters.cuts
-    damping = damping or fold_in_damping(cuts, parameters.noise)
-    level = rating_levels(parameters.scale, data.value)
-    current = begin or HalfStep(prior_rows(own, data.rows), _NOTHING, _NOTHING, _NOTHING, None)
+        weight = np.full(len(given.offset), 1.0 / noise)
+        sites = Sites(weight, weight * (given.data.value - given.offset), _NOTHING, _NOTHING)
+        return solver.solve(sites), sites
+    cuts, dim = parameters.cuts, given.own.layout.dim
+    damping = damping or fold_in_damping(cuts, noise)
+    bounds = level_bounds(cuts, rating_levels(parameters.scale, given.data.value))
+    posterior = given.start() if begin is None else _begun(given, begin)
+    before = None if begin is None else begin.sites
+    at_rest = AT_REST * math.sqrt(noise)
     for _ in range(steps):
-        scores = _entry_scores(
-            own, others, index, data, periods=periods, current=current, offset=offset, age=age
-        )
-        sites = ordinal_sites(cuts, parameters.noise, level, scores, current.sites, damping=damping)
-        before = current.rows
-        current = solve(sites)
-        moved = np.abs(current.rows[:, own.layout.mean] - before[:, own.layout.mean]).max(initial=0.0)
-        if moved < AT_REST * math.sqrt(parameters.noise):
+        before = ordinal_sites(bounds, noise, given.scores(posterior), before, damping=damping)
+        earlier, posterior = posterior, solver.solve(before)
+        moved = posterior.mean[:, :dim] - earlier.mean[:, :dim]
+        if np.abs(moved, out=moved).max(initial=0.0) < at_rest:
             break
-    return current
+    return posterior, before
 
 
 def entry_scores(
@@ -135,71 +135,22 @@ def entry_scores(
     """What the `current` posteriors of side `name` and the `table` of the other side say of each entry of
     `data`.
     """
-    own, other = parameters.side(name)
-    others, index = gather_others(other, table, data)
-    offset = parameters.mean + others.period_effect
-    age = entry_ages(own, data)
-    return _entry_scores(own, others, index, data, periods=periods, current=current, offset=offset, age=age)
+    given = Given.of(parameters, name, table, data, periods=periods, block_rows=max(data.rows, 1))
+    return given.scores(_begun(given, current))
 
 
-def _entry_scores(
-    own: Side,
-    others: Others,
-    index: Int64s,
-    data: Compressed,
-    *,
-    periods: Periods | None,
-    current: HalfStep,
-    offset: Float64s,
-    age: Float64s | None,
-) -> EntryScores:
-    layout = own.layout
-    covariance = current.rows[:, layout.covariance]
-    mixed, moved = _NOTHING, _NOTHING
-    if age is not None and own.drift is not None:
-        mixed, moved = _motion(own.drift, current, layout)
-    multiplicity = triangle(layout.dim)[2]
-    vectors = current.rows[:, layout.mean].copy()
-    bias = vectors[:, -1].copy()
-    vectors[:, -1] = 1.0
-    velocity = current.rows[:, layout.velocity].copy()
-    speed = velocity[:, -1].copy() if age is not None else _NOTHING
-    velocity[:, -1:] = 0.0
-    spread = covariance * multiplicity
-    latent_packed = layout.rank * (layout.rank + 1) // 2
-    shared = outer(vectors) * multiplicity
-    shared[:, :latent_packed] += spread[:, :latent_packed]
-    n = len(index)
-    mean, own_variance, other_variance = np.empty(n), np.empty(n), np.empty(n)
-    row = data.row
-    for start in range(0, n, _ENTRIES_AT_ONCE):
-        part = slice(start, start + _ENTRIES_AT_ONCE)
-        at, of = index[part], row[part]
-        if age is None:
-            own_vectors, own_spread, own_shared = vectors[of], spread[of], shared[of]
-        else:
-            back = age[part, None]
-            own_vectors = vectors[of] - back * velocity[of]
-            own_spread = (covariance[of] - back * (mixed[of] - back * moved[of])) * multiplicity
-            own_shared = outer(own_vectors) * multiplicity
-            own_shared[:, :latent_packed] += own_spread[:, :latent_packed]
-        mean[part] = np.einsum("nd,nd->n", own_vectors, others.features[at])
-        own_variance[part] = np.einsum("nt,nt->n", own_spread, others.direct[at])
-        other_variance[part] = np.einsum("nt,nt->n", own_shared, others.covariance[at])
-    # The bias entry of the features is 1 on both sides.
-    mean += bias[row] + others.bias[index] - 1.0 + offset
-    if age is not None:
-        mean -= age * speed[row]
-    if periods is not None and current.sites is None:
-        own_variance[periods.entry] += own.period_variance
-    elif periods is not None:
-        mean[periods.entry] += current.period_effect[periods.group]
-        features = others.features[index[periods.entry]]
-        if age is not None:
-            features = np.hstack([features, -age[periods.entry, None] * features])
-        shared = np.einsum("nd,nd->n", features, current.period_covariance[periods.group])
-        own_variance[periods.entry] += current.period_variance[periods.group] + 2.0 * shared
-    return EntryScores(mean, own_variance, other_variance + others.period_variance, offset)
+def _begun(given: Given, current: HalfStep) -> Posterior:
+    layout = given.own.layout
+    mean, spread = current.rows[:, layout.mean], current.rows[:, layout.covariance]
+    posterior = given.positions(mean, spread)
+    if given.powers is not None:
+        mean = np.hstack([mean, current.rows[:, layout.velocity]])
+        spread = posterior.spread if current.covariance is None else spread_of(current.covariance, layout.dim)
+        posterior = Posterior(mean, spread, current.covariance)
+    if current.sites is None:
+        return posterior
+    effects = Effects(current.period_effect, current.period_variance, current.period_covariance)
+    return replace(posterior, effects=effects)
 
 
 def entry_ages(own: Side, data: Compressed) -> Float64s | None:
@@ -214,157 +165,176 @@ def rows_then(layout: Layout, current: HalfStep, row: Int64s, age: Float64s) -> 
     rows, back = current.rows[row], age[:, None]
     rows[:, layout.mean] -= back * rows[:, layout.velocity]
     if current.covariance is not None:
-        mixed, moved = _joint_parts(current.covariance, layout.dim)
-        rows[:, layout.covariance] -= back * (mixed[row] - back * moved[row])
+        spread = spread_of(current.covariance, layout.dim)[row]
+        mixed, moved = spread[:, layout.packed : 2 * layout.packed], spread[:, 2 * layout.packed :]
+        rows[:, layout.covariance] -= back * (mixed - back * moved)
     return rows
 
 
-def _motion(drift: Drift, current: HalfStep, layout: Layout) -> tuple[Float64s, Float64s]:
-    """Packed: twice the symmetric part of the covariance of position and velocity, and that of velocity."""
-    if current.covariance is not None:
-        return _joint_parts(current.covariance, layout.dim)
-    # Nothing is known yet but the prior.
-    shape = (len(current.rows), layout.packed)
-    return np.zeros(shape), np.broadcast_to(pack(drift.covariance), shape)
-
-
-def _joint_parts(covariance: Float64s, dim: int) -> tuple[Float64s, Float64s]:
-    mixed = covariance[:, :dim, dim:]
-    return pack(mixed + mixed.transpose(0, 2, 1)), pack(covariance[:, dim:, dim:])
-
-
-def _solve(
-    own: Side,
-    others: Others,
-    index: Int64s,
-    sites: Sites,
-    data: Compressed,
-    *,
-    periods: Periods | None,
-    block_rows: int,
-    new: Bools | None,
-    keep: float,
-    age: Float64s | None,
-) -> HalfStep:
-    result = prior_rows(own, data.rows)
-    if own.drift is not None:
-        result[:, own.layout.moment] = moments(own.drift, data)
-    covariances: list[Float64s] = []
-    effects: list[tuple[Float64s, Float64s, Float64s]] = []
-    for start in range(0, data.rows, block_rows):
-        stop = min(start + block_rows, data.rows)
-        groups = Groups.of(periods, own, others, index, sites, start=start, stop=stop, age=age)
-        covariance, solved = _solve_block(
-            own,
-            others,
-            index,
-            sites,
-            data,
-            groups=groups,
-            rows=result[start:stop],
-            start=start,
-            new=None if new is None else new[start:stop],
-            keep=keep,
-            age=age,
-        )
-        if own.drift is not None:
-            covariances.append(covariance)
-        if solved is not None:
-            effects.append(solved)
-    effect, variance, shared = _NOTHING, _NOTHING, _NOTHING
-    if effects:
-        effect, variance, shared = (np.concatenate(part) for part in zip(*effects, strict=True))
-    joint = np.concatenate(covariances) if covariances else None
-    return HalfStep(result, effect, variance, shared, sites, covariance=joint)
-
-
-def _solve_block(
-    own: Side,
-    others: Others,
-    index: Int64s,
-    sites: Sites,
-    data: Compressed,
-    *,
-    groups: Groups | None,
-    rows: Float64s,
-    start: int,
-    new: Bools | None,
-    keep: float,
-    age: Float64s | None,
-) -> tuple[Float64s, tuple[Float64s, Float64s, Float64s] | None]:
-    layout = own.layout
-    indptr = data.indptr[start : start + len(rows) + 1]
-    entries = slice(int(indptr[0]), int(indptr[-1]))
-    indptr = indptr - indptr[0]
-    counts = np.diff(indptr)
-    columns = index[entries]
-    weight = sites.weight[entries]
-    sets = segment_sums(indptr, columns, np.ones(len(columns)), others.set_effect)
-    prior = priors_of(own, counts.astype(np.float64), new)
-    prior_mean = prior.base + prior.share[:, None] * (sets - counts[:, None] * prior.pull)
-    precision = prior.precision + unpack(segment_sums(indptr, columns, weight, others.second), layout.dim)
-    linear = (prior_mean[:, None, :] @ prior.precision)[:, 0]
-    linear -= segment_sums(indptr, columns, weight, others.cross)
-    linear += segment_sums(indptr, columns, sites.linear[entries], others.features)
-    if own.drift is not None and age is not None:
-        back = -age[entries]
-        precision = _with_velocity(
-            own.drift, precision, indptr, columns, weight=weight, back=back, others=others
-        )
-        pushed = segment_sums(indptr, columns, back * sites.linear[entries], others.features)
-        pushed -= segment_sums(indptr, columns, back * weight, others.cross)
-        linear = np.hstack([linear, pushed])
-    if groups is not None:
-        precision -= unpack(
-            groups.per_row(outer(groups.load) / groups.scale[:, None], len(counts)), linear.shape[1]
-        )
-        linear -= groups.per_row(groups.load * (groups.sum / groups.scale)[:, None], len(counts))
-    covariance: Float64s = np.asarray(np.linalg.inv(precision), dtype=np.float64)
-    mean = np.einsum("bij,bj->bi", covariance, linear)
-    rows[:, COUNT] = counts
-    sums = np.bincount(np.repeat(np.arange(len(counts)), counts), data.value[entries], len(counts))
-    rows[:, RATING_MEAN] = sums / np.maximum(counts, 1)
-    rows[:, layout.mean] = mean[:, : layout.dim]
-    rows[:, layout.velocity] = mean[:, layout.dim :]
-    covariance = 0.5 * (covariance + covariance.transpose(0, 2, 1))
-    rows[:, layout.covariance] = pack(covariance[:, : layout.dim, : layout.dim])
-    effects = groups.write(own, rows, mean, covariance, keep=keep) if groups is not None else None
-    return covariance, effects
-
-
-def _with_velocity(
-    drift: Drift,
-    precision: Float64s,
-    indptr: Int64s,
-    columns: Int64s,
-    *,
-    weight: Float64s,
-    back: Float64s,
-    others: Others,
-) -> Float64s:
-    """The precision (b, 2d, 2d) of position and velocity, from that of the position alone and minus the ages
-    (n,) of the ratings.
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Rows `start` to `stop`, with the `entries` that `indptr` (b + 1,) parts; `linear` (b, D): precision of
+    the prior times its mean, `bare` (b,) as for `Priors`.
     """
-    rows, dim, _ = precision.shape
-    joint = np.empty((rows, 2 * dim, 2 * dim))
-    joint[:, :dim, :dim] = precision
-    mixed = unpack(segment_sums(indptr, columns, back * weight, others.second), dim)
-    joint[:, :dim, dim:] = joint[:, dim:, :dim] = mixed
-    joint[:, dim:, dim:] = drift.precision
-    joint[:, dim:, dim:] += unpack(segment_sums(indptr, columns, back * back * weight, others.second), dim)
+
+    start: int
+    stop: int
+    entries: slice
+    indptr: Int64s
+    linear: Float64s
+    bare: Bools | None
+    groups: Groups | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Solver:
+    """Posteriors of the rows of `given` from sites: their `priors`, the means (b, d) of these, and the
+    precisions (D, D) of rows that are not bare and of those that are.
+    """
+
+    given: Given
+    priors: Priors
+    prior_mean: Float64s
+    precision: Float64s
+    bare_precision: Float64s
+    blocks: tuple[_Block, ...]
+
+    @staticmethod
+    def of(given: Given, new: Bools | None) -> "_Solver":
+        own, data, columns = given.own, given.data, given.columns
+        counts = data.counts.astype(np.float64)
+        priors = priors_of(own, counts, new)
+        sets = _set_effects(own, given.others)
+        shown = segment_sums(data.indptr, columns, np.ones(len(data.other)), sets)
+        mean = priors.base + priors.share[:, None] * (shown - counts[:, None] * priors.pull)
+        linear, bare = mean @ priors.precision, priors.bare
+        if bare is not None:
+            linear[bare] = mean[bare] @ priors.bare_precision
+        if own.drift is not None:
+            linear = np.hstack([linear, np.zeros_like(linear)])
+        blocks, starts = [], range(0, data.rows, given.block_rows)
+        for start, groups in zip(starts, given.groups, strict=True):
+            rows = slice(start, min(start + given.block_rows, data.rows))
+            indptr = data.indptr[start : rows.stop + 1]
+            entries = slice(int(indptr[0]), int(indptr[-1]))
+            of_rows = None if bare is None else bare[rows]
+            blocks.append(
+                _Block(start, rows.stop, entries, indptr - entries.start, linear[rows], of_rows, groups)
+            )
+        precision, bare_precision = (_joined(own, p) for p in (priors.precision, priors.bare_precision))
+        return _Solver(given, priors, mean, precision, bare_precision, tuple(blocks))
+
+    def solve(self, sites: Sites) -> Posterior:
+        """The posteriors that `sites` lead to."""
+        if len(self.blocks) == 1:
+            return self._solve_block(self.blocks[0], sites)
+        given, layout = self.given, self.given.own.layout
+        rows, width, powers = given.data.rows, self.precision.shape[1], given.powers
+        mean = np.empty((rows, width))
+        spread = np.empty((rows, layout.packed * (1 if powers is None else len(powers))))
+        joint = None if powers is None else np.empty((rows, width, width))
+        effects = []
+        for block in self.blocks:
+            part, here = slice(block.start, block.stop), self._solve_block(block, sites)
+            mean[part], spread[part] = here.mean, here.spread
+            if joint is not None:
+                joint[part] = here.joint
+            if block.groups is not None and here.effects is not None:
+                effects.append(here.effects)
+        return Posterior(mean, spread, joint, Effects.together(effects))
+
+    def _solve_block(self, block: _Block, sites: Sites) -> Posterior:
+        given, own, entries, indptr = self.given, self.given.own, block.entries, block.indptr
+        others, columns, powers = given.others, given.columns, given.powers
+        second, cross, features = others.second, others.cross, others.features
+        if columns is None:
+            second, cross, features = second[entries], cross[entries], features[entries]
+        else:
+            columns = columns[entries]
+        weight, pull = sites.weight[entries], sites.linear[entries]
+        once = weight
+        if powers is not None:
+            here = powers[:, entries]
+            weight, pull = weight * here, pull * here[:2]
+            once = weight[:2]
+        dim, width = own.layout.dim, self.precision.shape[1]
+        packed = segment_sums(indptr, columns, weight, second)
+        if powers is None:
+            precision = unpack(packed, dim)
+        else:
+            precision = np.take(packed, _joint_index(dim), axis=1).reshape(-1, width, width)
+        precision += self._prior_precision(block)
+        linear = block.linear + segment_sums(indptr, columns, pull, features)
+        linear -= segment_sums(indptr, columns, once, cross)
+        sums = None
+        if block.groups is not None:
+            sums = block.groups.sums(own, sites)
+            lost, lost_linear = sums.taken()
+            precision -= unpack(lost, width)
+            linear -= lost_linear
+        covariance: Float64s = np.asarray(np.linalg.inv(precision), dtype=np.float64)
+        mean = np.matmul(covariance, linear[:, :, None])[:, :, 0]
+        covariance = covariance + covariance.transpose(0, 2, 1)
+        covariance *= 0.5
+        effects = NO_EFFECTS if sums is None else sums.effects(mean, covariance)
+        if powers is None:
+            return Posterior(mean, pack(covariance), None, effects)
+        return Posterior(mean, spread_of(covariance, dim), covariance, effects)
+
+    def _prior_precision(self, block: _Block) -> Float64s:
+        if block.bare is None:
+            return self.precision
+        if block.bare.all():
+            return self.bare_precision
+        return np.where(block.bare[:, None, None], self.bare_precision, self.precision)
+
+
+def _joined(own: Side, precision: Float64s) -> Float64s:
+    """The prior precision of rows, with that of their velocities where they move."""
+    if own.drift is None:
+        return precision
+    dim = len(precision)
+    joint = np.zeros((2 * dim, 2 * dim))
+    joint[:dim, :dim], joint[dim:, dim:] = precision, own.drift.precision
     return joint
 
 
-def _with_unknown_effects(own: Side, others: Others) -> Others:
-    """Others whose set effect no fit has learned have the average one."""
+@lru_cache(maxsize=64)
+def _joint_index(dim: int) -> Int64s:
+    """Where the entries of the full matrices (2 d, 2 d) stand in three packed ones (d, d) side by side."""
+    part = dim * (dim + 1) // 2
+    index = unpack(np.arange(part, dtype=np.float64), dim).astype(np.int64)
+    return np.block([[index, index + part], [index + part, index + 2 * part]]).ravel()
+
+
+def _written(given: Given, posterior: Posterior, periods: Periods | None, keep: float) -> Float64s:
+    """The rows (b, width) of `posterior`."""
+    own, data = given.own, given.data
+    layout, rows = own.layout, prior_rows(own, data.rows)
+    counts = data.counts
+    rows[:, COUNT] = counts
+    sums = np.bincount(given.row, data.value, data.rows)
+    rows[:, RATING_MEAN] = sums / np.maximum(counts, 1)
+    rows[:, layout.mean] = posterior.mean[:, : layout.dim]
+    rows[:, layout.covariance] = posterior.spread[:, : layout.packed]
+    if given.moment is not None:
+        rows[:, layout.velocity] = posterior.mean[:, layout.dim :]
+        rows[:, layout.moment] = given.moment
+    if periods is not None and posterior.effects is not None:
+        write_slots(own, rows, periods, posterior.effects, keep=keep)
+    return rows
+
+
+def _set_effects(own: Side, others: Others) -> Float64s:
+    """Set effects of the others; those that no fit has learned are the average one."""
     if own.unseen is None or own.set_ridge <= 0:
-        return others
+        return others.set_effect
     unknown = ~others.set_effect.any(axis=1)
     if not unknown.any():
-        return others
+        return others.set_effect
     set_effect = others.set_effect.copy()
     set_effect[unknown] = own.unseen.effect
-    return replace(others, set_effect=set_effect)
+    return set_effect
 
 
 def entry_terms(
@@ -381,33 +351,29 @@ def entry_terms(
     Both (n, d). With `S` the posterior covariance: posterior mean = mean without ratings + sum of the
     second + S sum of the first. `new`: whether the row came after the fit.
     """
-    own, other = parameters.side(name)
-    unseen = np.array([new])
-    solved = half_step(parameters, name, table, data, new=unseen)
-    sites, dim = solved.sites, own.layout.dim
-    others, index = gather_others(other, table, data)
-    others = _with_unknown_effects(own, others)
-    features, bias = others.features[index], others.bias[index]
-    prior = priors_of(own, np.array([float(len(index))]), unseen)
-    set_terms = prior.share * (others.set_effect[index] - prior.pull)
+    own, _ = parameters.side(name)
+    given = Given.of(parameters, name, table, data, periods=_periods(own, data, None), block_rows=1)
+    solver = _Solver.of(given, np.array([new]))
+    posterior, sites = _fixed_point(parameters, solver, None, steps=FOLD_IN_STEPS, damping=None)
+    others, priors, dim = given.others, solver.priors, own.layout.dim
+    index = np.arange(len(data.other)) if given.columns is None else given.columns
+    set_terms = priors.share * (_set_effects(own, others)[index] - priors.pull)
     if sites is None:
         return np.zeros_like(set_terms), set_terms
-    prior_mean = prior.base[0] + set_terms.sum(axis=0)
-    weight = sites.weight[:, None]
+    prior_mean, weight = solver.prior_mean[0], sites.weight[:, None]
     second = unpack(others.second[index], dim)
+    features = others.features[index]
     terms = sites.linear[:, None] * features - weight * (others.cross[index] + second @ prior_mean)
-    age = entry_ages(own, data)
-    if age is not None:
-        terms = np.hstack([terms, -age[:, None] * terms])
-    periods = group_periods(data, own.period) if own.period_variance > 0 and own.layout.slots else None
-    groups = Groups.of(periods, own, others, index, sites, start=0, stop=1, age=age)
-    if groups is not None and periods is not None:
-        entry = periods.entry
-        surprise = sites.linear - sites.weight * (bias + features @ prior_mean)
-        load = (groups.load / groups.scale[:, None])[periods.group]
-        terms[entry] -= load * surprise[entry][:, None]
-    if solved.covariance is not None:
+    if given.powers is not None:
+        terms = np.hstack([terms, given.powers[1][:, None] * terms])
+    groups = given.groups[0]
+    if groups is not None:
+        sums = groups.sums(own, sites)
+        surprise = sites.linear - sites.weight * (others.bias[index] + features @ prior_mean)
+        load = (sums.load / sums.scale[:, None])[groups.group]
+        terms[groups.entry] -= load * surprise[groups.entry][:, None]
+    if posterior.joint is not None:
         # What the velocity learns moves the position too: S_x^-1 S_xv takes the one into units of the other.
-        joint = solved.covariance[0]
+        joint = posterior.joint[0]
         terms = terms[:, :dim] + terms[:, dim:] @ np.linalg.solve(joint[:dim, :dim], joint[:dim, dim:]).T
     return terms, set_terms

@@ -14,12 +14,19 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_ndtr
+from scipy.special import erfcx
 
 from factors.settings import scale_levels
 from factors.tables import Float64s, Int64s, Scale
 
-_LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+_ROOT_HALF = math.sqrt(0.5)
+# Twice the normal density at 0.
+_TWO_DENSITIES = math.sqrt(2.0 / math.pi)
+# Beyond so many deviations there is nothing: neither of the mass of an interval that goes on to there
+# (`_ALL`; further out its scaled mass has no number), nor is there a number for the square (`_FAR`).
+_ALL, _FAR = 37.0, 1e100
+# Intervals so narrow that their mass is lost in rounding have this part of what lies below them.
+_LEAST_MASS = 1e-14
 # Ratings from which the cut points are learned in one sweep: more do not move them.
 RATINGS_FOR_CUTS = 10_000
 # Undamped steps towards the fixed point swing where the noise is small against the intervals (MovieLens,
@@ -64,63 +71,129 @@ def rating_levels(scale: Scale, value: Float64s) -> Int64s:
     return np.clip(level, 0, last).astype(np.int64)
 
 
-def _interval(low: Float64s, high: Float64s) -> tuple[Float64s, Float64s, Float64s]:
-    """`log(Phi(high) - Phi(low))`, and the normal density at `low` and at `high` over that mass."""
-    # The mirror image has its mass in the lower tail, where differences of Phi keep their digits.
-    flip = low + high > 0
-    a, b = np.where(flip, -high, low), np.where(flip, -low, high)
-    log_a, log_b = log_ndtr(a), log_ndtr(b)
-    log_mass = log_b + np.log1p(-np.exp(np.minimum(log_a - log_b, -1e-14)))
-    ratio_low = np.exp(-0.5 * low * low - _LOG_ROOT_TWO_PI - log_mass)
-    ratio_high = np.exp(-0.5 * high * high - _LOG_ROOT_TWO_PI - log_mass)
-    return log_mass, ratio_low, ratio_high
-
-
-def interval_derivatives(low: Float64s, high: Float64s) -> tuple[Float64s, Float64s, Float64s]:
-    """Of `log(Phi(high) - Phi(low))`: itself, minus its slope along a common shift of both, and minus its
-    second derivative along that shift. Elementwise; `low < high`, infinite bounds allowed.
+@dataclass(frozen=True, slots=True)
+class _Interval:
+    """Intervals mirrored so that their mass is in the lower tail, where it keeps its digits: from `low` to
+    `high`, the normal density at either end over the mass, and the mass over half of `exp(-high^2 / 2)`.
     """
-    log_mass, ratio_low, ratio_high = _interval(low, high)
-    slope = ratio_low - ratio_high
-    curvature = slope * slope
-    curvature += np.where(np.isfinite(high), high, 0.0) * ratio_high
-    curvature -= np.where(np.isfinite(low), low, 0.0) * ratio_low
-    return log_mass, slope, np.clip(curvature, 1e-9, 1.0)
+
+    low: Float64s
+    high: Float64s
+    ratio_low: Float64s
+    ratio_high: Float64s
+    scaled_mass: Float64s
+
+    @property
+    def curvature(self) -> Float64s:
+        """Minus the second derivative of the log of the mass along a common shift of both ends."""
+        curvature = self.ratio_high - self.ratio_low
+        curvature *= curvature
+        curvature += self.high * self.ratio_high
+        curvature -= self.low * self.ratio_low
+        np.maximum(curvature, 1e-9, out=curvature)
+        return np.minimum(curvature, 1.0, out=curvature)
+
+    @property
+    def log_mass(self) -> Float64s:
+        """`log(Phi(high) - Phi(low))`."""
+        return np.asarray(np.log(0.5 * self.scaled_mass) - 0.5 * self.high * self.high)
+
+
+def _interval(low: Float64s, high: Float64s) -> _Interval:
+    a, b = np.minimum(low, -high), np.minimum(high, -low)
+    np.maximum(a, -_FAR, out=a)
+    np.minimum(b, _ALL, out=b)
+    # How far the density falls from the near end to the far one. Everything is counted in units of the
+    # density at the near end, so that nothing vanishes that is not nothing.
+    fall = b - a
+    fall *= a + b
+    fall *= 0.5
+    np.exp(fall, out=fall)
+    near = erfcx(b * -_ROOT_HALF)
+    a_mass = erfcx(a * -_ROOT_HALF)
+    a_mass *= fall
+    mass = near - a_mass
+    near *= _LEAST_MASS
+    np.maximum(mass, near, out=mass)
+    ratio_high = _TWO_DENSITIES / mass
+    fall *= ratio_high
+    return _Interval(a, b, fall, ratio_high, mass)
+
+
+def log_masses(low: Float64s, high: Float64s) -> Float64s:
+    """`log(Phi(high) - Phi(low))`. Elementwise; `low < high`, infinite bounds allowed."""
+    return _interval(low, high).log_mass
+
+
+def interval_derivatives(low: Float64s, high: Float64s) -> tuple[Float64s, Float64s]:
+    """Of `log(Phi(high) - Phi(low))`: minus its slope along a common shift of both, and minus its second
+    derivative along that shift. Elementwise; `low < high`, infinite bounds allowed.
+    """
+    interval = _interval(low, high)
+    # The density is higher at the end that is nearer to 0.
+    slope = interval.ratio_high - interval.ratio_low
+    return np.copysign(slope, low + high, out=slope), interval.curvature
+
+
+def level_bounds(cuts: Float64s, level: Int64s) -> tuple[Float64s, Float64s]:
+    """Between which scores each `level` (n,) lies."""
+    bounds = np.concatenate([[-np.inf], cuts, [np.inf]])
+    return bounds[level], bounds[level + 1]
 
 
 def ordinal_sites(
-    cuts: Float64s, noise: float, level: Int64s, scores: EntryScores, before: Sites | None, *, damping: float
+    bounds: tuple[Float64s, Float64s],
+    noise: float,
+    scores: EntryScores,
+    before: Sites | None,
+    *,
+    damping: float,
 ) -> Sites:
-    """Sites (n,) of ratings of `level`, from what the posterior says of their scores, the sites in it
-    (`before`) taken out again. None stands for a posterior without them, the prior. Goes `damping` of the way
-    from `before`.
+    """Sites (n,) of ratings whose levels lie between `bounds`, from what the posterior says of their scores,
+    the sites in it (`before`) taken out again. None stands for a posterior without them, the prior. Goes
+    `damping` of the way from `before`.
     """
     mean, own = scores.mean, scores.own_variance
     if before is not None:
-        shrink = np.maximum(1.0 - before.weight * own, _LEAST_CAVITY)
-        mean = (mean - own * (before.linear + before.weight * scores.offset)) / shrink
+        shrink = before.weight * own
+        np.subtract(1.0, shrink, out=shrink)
+        np.maximum(shrink, _LEAST_CAVITY, out=shrink)
+        taken = before.weight * scores.offset
+        taken += before.linear
+        taken *= own
+        mean = mean - taken
+        mean /= shrink
         own = own / shrink
     foreseen = own + scores.other_variance
-    _, slope, curvature = level_derivatives(cuts, noise, level, mean, foreseen)
+    scale = foreseen + noise
+    np.sqrt(scale, out=scale)
+    low, high = ((bound - mean) / scale for bound in bounds)
+    slope, curvature = interval_derivatives(low, high)
+    slope /= scale
+    scale *= scale
+    curvature /= scale
     # What is left of the curvature of the whole when the part of this side's own spread is taken out.
-    weight = curvature / np.maximum(1.0 - curvature * own, _LEAST_CAVITY)
-    weight = np.clip(weight, 1e-9 / noise, 1.0 / noise)
-    linear = weight * (mean - scores.offset + slope / curvature)
+    weight = curvature * own
+    np.subtract(1.0, weight, out=weight)
+    np.maximum(weight, _LEAST_CAVITY, out=weight)
+    np.divide(curvature, weight, out=weight)
+    np.maximum(weight, 1e-9 / noise, out=weight)
+    np.minimum(weight, 1.0 / noise, out=weight)
+    linear = slope
+    linear /= curvature
+    linear += mean
+    linear -= scores.offset
+    linear *= weight
     if before is not None:
-        weight = before.weight + damping * (weight - before.weight)
-        linear = before.linear + damping * (linear - before.linear)
+        _damp(weight, before.weight, damping)
+        _damp(linear, before.linear, damping)
     return Sites(weight, linear, mean, foreseen)
 
 
-def level_derivatives(
-    cuts: Float64s, noise: float, level: Int64s, mean: Float64s, variance: Float64s
-) -> tuple[Float64s, Float64s, Float64s]:
-    """`log p(level)`, its slope in the mean and minus its curvature, (n,), for scores N(mean, variance)."""
-    bounds = np.concatenate([[-np.inf], cuts, [np.inf]])
-    scale = 1.0 / np.sqrt(noise + variance)
-    low, high = (bounds[level] - mean) * scale, (bounds[level + 1] - mean) * scale
-    log_mass, slope, curvature = interval_derivatives(low, high)
-    return log_mass, slope * scale, curvature * scale * scale
+def _damp(new: Float64s, old: Float64s, damping: float) -> None:
+    new -= old
+    new *= damping
+    new += old
 
 
 def start_cuts(scale: Scale) -> Float64s:
@@ -179,14 +252,15 @@ def _likelihood(
     cuts: Float64s, noise: float, level: Int64s, mean: Float64s, variance: Float64s
 ) -> tuple[float, Float64s]:
     """`sum log p(level)` and its gradient in the cut points and in the log of the noise deviation."""
-    bounds = np.concatenate([[-np.inf], cuts, [np.inf]])
     scale = 1.0 / np.sqrt(noise + variance)
-    low, high = (bounds[level] - mean) * scale, (bounds[level + 1] - mean) * scale
-    log_mass, ratio_low, ratio_high = _interval(low, high)
-    of_low = np.bincount(level, ratio_low * scale, len(bounds))
-    of_high = np.bincount(level + 1, ratio_high * scale, len(bounds))
-    with np.errstate(invalid="ignore"):
-        stretch = np.where(np.isfinite(low), low, 0.0) * ratio_low
-        stretch -= np.where(np.isfinite(high), high, 0.0) * ratio_high
+    low, high = ((bound - mean) * scale for bound in level_bounds(cuts, level))
+    interval = _interval(low, high)
+    flipped = low + high > 0
+    ratio_low = np.where(flipped, interval.ratio_high, interval.ratio_low)
+    ratio_high = np.where(flipped, interval.ratio_low, interval.ratio_high)
+    of_low = np.bincount(level, ratio_low * scale, len(cuts) + 2)
+    of_high = np.bincount(level + 1, ratio_high * scale, len(cuts) + 2)
+    # The same for the mirror image.
+    stretch = interval.low * interval.ratio_low - interval.high * interval.ratio_high
     of_noise = float(np.sum(stretch * scale * scale)) * noise
-    return float(log_mass.sum()), np.append((of_high - of_low)[1:-1], of_noise)
+    return float(interval.log_mass.sum()), np.append((of_high - of_low)[1:-1], of_noise)

@@ -8,6 +8,7 @@ complement); afterwards the effect has mean `(s - a . x) / n` and variance `1 / 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,89 +16,147 @@ import numpy as np
 from factors.histories import Periods
 from factors.ordinal import Sites
 from factors.others import Others
+from factors.packing import outer
 from factors.parameters import Side
 from factors.segments import segment_sums
 from factors.tables import Float64s, Int64s
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
-    """The periods of one block of rows. `row` (g,) within the block, `key` (g,); `load` (g, d), `scale`,
-    `sum` (g,) are `a`, `n`, `s` of the module's docstring.
+class Effects:
+    """Of each period group its effect's `mean` and `variance` (G,), and its covariance `shared` (G, D) with
+    the row.
     """
 
+    mean: Float64s
+    variance: Float64s
+    shared: Float64s
+
+    @staticmethod
+    def together(parts: Sequence["Effects"]) -> "Effects":
+        """Those of several blocks, one after the other."""
+        if not parts:
+            return NO_EFFECTS
+        return Effects(
+            np.concatenate([part.mean for part in parts]),
+            np.concatenate([part.variance for part in parts]),
+            np.concatenate([part.shared for part in parts]),
+        )
+
+
+NO_EFFECTS = Effects(np.zeros(0), np.zeros(0), np.zeros(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The periods of one block of rows, from the group `first` of all on: `row` (g,) within the block; row
+    `j` has the groups `of_row[j]` to `of_row[j + 1]`. Group `k` has the entries `entry[indptr[k]:indptr[k +
+    1]]`, whose other rows have `features` (len(entry), D), with `-age f` after `f` where rows move, and
+    `bias` (len(entry),); `group`: of each entry, among all.
+    """
+
+    first: int
     row: Int64s
-    key: Float64s
-    load: Float64s
-    scale: Float64s
-    sum: Float64s
+    of_row: Int64s
+    entry: Int64s
+    group: Int64s
+    indptr: Int64s
+    features: Float64s
+    bias: Float64s
 
     @staticmethod
     def of(
         periods: Periods | None,
-        own: Side,
         others: Others,
-        index: Int64s,
-        sites: Sites,
+        columns: Int64s | None,
+        powers: Float64s | None,
         *,
         start: int,
         stop: int,
-        age: Float64s | None = None,
     ) -> "Groups | None":
-        """The groups of the rows from `start` to `stop`; None where there are none. `age`: of each entry,
-        where rows move; then `a` has `-age f` after `f`.
+        """The groups of the rows from `start` to `stop`; None where there are none. `columns` (n,) as for
+        `segment_sums`, `powers` (3, n): 1, -age, age^2 of each entry, where rows move.
         """
         if periods is None:
             return None
-        first, last = np.searchsorted(periods.row, [start, stop])
+        first, last = np.searchsorted(periods.row, [start, stop]).tolist()
         if first == last:
             return None
-        low, high = np.searchsorted(periods.group, [first, last])
-        entry, group = periods.entry[low:high], periods.group[low:high] - first
-        n_groups = int(last - first)
-        columns, weight = index[entry], sites.weight[entry]
-        indptr = np.searchsorted(group, np.arange(n_groups + 1))
-        load = segment_sums(indptr, columns, weight, others.features)
-        if age is not None:
-            load = np.hstack([load, segment_sums(indptr, columns, -age[entry] * weight, others.features)])
-        residual = np.bincount(group, sites.linear[entry] - weight * others.bias[columns], n_groups)
-        scale = np.bincount(group, weight, n_groups) + 1.0 / own.period_variance
-        return Groups(
-            periods.row[first:last] - start,
-            periods.key[first:last],
-            load,
-            np.asarray(scale, dtype=np.float64),
-            np.asarray(residual, dtype=np.float64),
-        )
+        low, high = np.searchsorted(periods.group, [first, last]).tolist()
+        entry, row = periods.entry[low:high], periods.row[first:last] - start
+        where = entry if columns is None else columns[entry]
+        features = others.features[where]
+        if powers is not None:
+            features = np.hstack([features, powers[1, entry, None] * features])
+        group = periods.group[low:high]
+        indptr = np.searchsorted(group, np.arange(first, last + 1))
+        of_row = np.searchsorted(row, np.arange(stop - start + 1))
+        return Groups(first, row, of_row, entry, group, indptr, features, others.bias[where])
 
-    def per_row(self, values: Float64s, n_rows: int) -> Float64s:
-        """Sums (n_rows, ...) of `values` (g, ...) over the groups of each row."""
-        indptr = np.searchsorted(self.row, np.arange(n_rows + 1))
-        return segment_sums(indptr, np.arange(len(self.row)), np.ones(len(self.row)), values)
+    def add(self, effects: Effects, mean: Float64s, variance: Float64s) -> None:
+        """Add to `mean` and `variance` (n,) of the scores of all entries what the effects are to them."""
+        entry, group = self.entry, self.group
+        mean[entry] += effects.mean[group]
+        shared = np.einsum("nd,nd->n", self.features, effects.shared[group])
+        shared *= 2.0
+        shared += effects.variance[group]
+        variance[entry] += shared
 
-    def write(
-        self, own: Side, rows: Float64s, mean: Float64s, covariance: Float64s, *, keep: float = math.nan
-    ) -> tuple[Float64s, Float64s, Float64s]:
-        """Write the periods that matter most to the slots of each row, the latest and that of key `keep`
-        among them.
+    def sums(self, own: Side, sites: Sites) -> "GroupSums":
+        """What `sites` say to these groups."""
+        weight, starts = sites.weight[self.entry], self.indptr[:-1]
+        load = segment_sums(self.indptr, None, weight, self.features)
+        scale = np.add.reduceat(weight, starts, dtype=np.float64)
+        scale += 1.0 / own.period_variance
+        surprise = sites.linear[self.entry] - weight * self.bias
+        return GroupSums(self, load, scale, np.add.reduceat(surprise, starts, dtype=np.float64))
 
-        Returns mean and variance (g,) of every effect and its covariance (g, d) with the row's posterior.
-        """
-        layout = own.layout
-        effect = (self.sum - np.einsum("gd,gd->g", self.load, mean[self.row])) / self.scale
-        shift = self.load / self.scale[:, None]
-        shared = -np.einsum("gij,gj->gi", covariance[self.row], shift)
-        variance = 1.0 / self.scale - np.einsum("gd,gd->g", shift, shared)
-        last = np.searchsorted(self.row, self.row, side="right") - 1
-        # The latest period of a row always has a slot; the others by how much they matter.
-        always = (last == np.arange(len(self.row))) | (self.key == keep)
-        matter = np.where(always, np.inf, np.abs(effect))
-        order = np.lexsort((-matter, self.row))
-        slot = np.empty(len(order), dtype=np.int64)
-        slot[order] = np.arange(len(order)) - np.searchsorted(self.row, self.row)[order]
-        kept = slot < layout.slots
-        where = self.row[kept], slot[kept]
-        rows[:, layout.keys][where] = self.key[kept]
-        rows[:, layout.effects][where] = effect[kept]
-        rows[:, layout.variances][where] = variance[kept]
-        return effect, variance, shared
+
+@dataclass(frozen=True, slots=True)
+class GroupSums:
+    """`load` (g, D), `scale`, `sum` (g,) of the `groups`: `a`, `n`, `s` of the module's docstring."""
+
+    groups: Groups
+    load: Float64s
+    scale: Float64s
+    sum: Float64s
+
+    def taken(self) -> tuple[Float64s, Float64s]:
+        """What the rows lose: packed precision (b, D(D+1)/2) and linear term (b, D)."""
+        of_row = self.groups.of_row
+        precision = segment_sums(of_row, None, 1.0 / self.scale, outer(self.load))
+        return precision, segment_sums(of_row, None, self.sum / self.scale, self.load)
+
+    def effects(self, mean: Float64s, covariance: Float64s) -> Effects:
+        """The effects, from the posteriors of the rows: `mean` (b, D), `covariance` (b, D, D)."""
+        row, shift = self.groups.row, self.load / self.scale[:, None]
+        if len(mean) == 1:
+            effect = self.sum - self.load @ mean[0]
+            shared = shift @ covariance[0]
+        else:
+            effect = self.sum - np.einsum("gd,gd->g", self.load, mean[row])
+            shared = np.einsum("gij,gj->gi", covariance[row], shift)
+        effect /= self.scale
+        variance = 1.0 / self.scale + np.einsum("gd,gd->g", shift, shared)
+        return Effects(effect, variance, np.negative(shared, out=shared))
+
+
+def write_slots(
+    own: Side, rows: Float64s, periods: Periods, effects: Effects, *, keep: float = math.nan
+) -> None:
+    """Write the periods that matter most to the slots of each row of `rows`, the latest and that of key
+    `keep` among them.
+    """
+    layout, row = own.layout, periods.row
+    last = np.searchsorted(row, row, side="right") - 1
+    # The latest period of a row always has a slot; the others by how much they matter.
+    always = (last == np.arange(len(row))) | (periods.key == keep)
+    matter = np.where(always, np.inf, np.abs(effects.mean))
+    order = np.lexsort((-matter, row))
+    slot = np.empty(len(order), dtype=np.int64)
+    slot[order] = np.arange(len(order)) - np.searchsorted(row, row)[order]
+    kept = slot < layout.slots
+    where = row[kept], slot[kept]
+    rows[:, layout.keys][where] = periods.key[kept]
+    rows[:, layout.effects][where] = effects.mean[kept]
+    rows[:, layout.variances][where] = effects.variance[kept]

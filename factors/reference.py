@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from factors.links import rating_moments
-from factors.ordinal import EntryScores, Sites, fold_in_damping, ordinal_sites, rating_levels
+from factors.ordinal import EntryScores, Sites, fold_in_damping, level_bounds, ordinal_sites, rating_levels
 from factors.packing import COUNT, period_keys
 from factors.parameters import Parameters, Side, SideName, from_model
 from factors.tables import Float32s, Float64s, Model
@@ -184,5 +184,5 @@ def _site(
         np.array([offset]),
     )
     damping = fold_in_damping(parameters.cuts, parameters.noise)
-    level = rating_levels(parameters.scale, value)
-    return ordinal_sites(parameters.cuts, parameters.noise, level, scores, before, damping=damping)
+    bounds = level_bounds(parameters.cuts, rating_levels(parameters.scale, value))
+    return ordinal_sites(bounds, parameters.noise, scores, before, damping=damping)

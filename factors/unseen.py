@@ -104,27 +104,30 @@ def _scatter(side: Side, rows: Float64s, mean: Float64s, weight: Float64s) -> Fl
 
 @dataclass(frozen=True, slots=True)
 class Priors:
-    """Priors of rows with some histories. `base` (b, d): means without the ratings; a rating with set effect
-    `e` adds `share * (e - pull)`, with `share` (b,) and `pull` (b, d) of its row. `precision`: (d, d) of all,
-    or (b, d, d).
+    """Priors of rows with some histories. `base`: means without the ratings; a rating with set effect `e`
+    adds `share * (e - pull)`, with `share` (b,) of its row; `base` and `pull` are (b, d), or (1, d) where all
+    have the same. `precision` (d, d) of rows that are not `bare` (b,), and of those that are; `bare` is None
+    where none is.
     """
 
     base: Float64s
     pull: Float64s
     share: Float64s
+    bare: Bools | None
     precision: Float64s
+    bare_precision: Float64s
 
 
 def priors_of(own: Side, counts: Float64s, new: Bools | None) -> Priors:
     """Of rows with `counts` (b,) ratings; `new` (b,): which of them the fit has not seen."""
-    base = np.repeat(own.mean[None], len(counts), axis=0)
+    base, shown, unseen = own.mean[None], np.maximum(counts, 1.0), own.unseen
     pull = np.zeros_like(base)
-    shown = np.maximum(counts, 1.0)
-    precision = own.precision
-    if own.unseen is not None:
+    bare = None
+    if unseen is not None:
         bare = counts == 0 if new is None else new | (counts == 0)
-        base[bare], pull[bare] = own.unseen.mean, own.unseen.effect
-        shown[bare] = np.maximum(counts[bare], own.unseen.count)
-        if bare.any():
-            precision = np.where(bare[:, None, None], own.unseen.precision, own.precision)
-    return Priors(base, pull, 1.0 / np.sqrt(shown), precision)
+    if unseen is None or bare is None or not bare.any():
+        return Priors(base, pull, 1.0 / np.sqrt(shown), None, own.precision, own.precision)
+    base = np.where(bare[:, None], unseen.mean, base)
+    pull = np.where(bare[:, None], unseen.effect, pull)
+    shown[bare] = np.maximum(counts[bare], unseen.count)
+    return Priors(base, pull, 1.0 / np.sqrt(shown), bare, own.precision, unseen.precision)

@@ -14,7 +14,7 @@ from factors.compiled import COMPILED_FROM, Compiled, compiled_for, load_loops, 
 from factors.fit import prepare
 from factors.histories import compress_pairs
 from factors.kernels import score_entries
-from factors.ordinal import EntryScores, ordinal_sites
+from factors.ordinal import EntryScores, level_bounds, ordinal_sites
 from factors.starts import first_state
 from factors.sweeps import State, Terms, Training
 from tests.unit.factors.factors_world import STARS, ratings_of
@@ -92,7 +92,7 @@ def test_a_whole_fit_is_the_same_with_loops(monkeypatch: pytest.MonkeyPatch) -> 
 def test_sites_far_from_their_interval_are_those_of_numpy(score: float, level: int) -> None:
     cuts = np.array([-1.0, 0.5, 1.0])
     scores = EntryScores(np.array([score]), np.array([0.3]), np.array([0.0]), np.array([0.0]))
-    expected = ordinal_sites(cuts, 0.5, np.array([level]), scores, None, damping=1.0)
+    expected = ordinal_sites(level_bounds(cuts, np.array([level])), 0.5, scores, None, damping=1.0)
     # One user of rank 1 whose score of an item without spread is his bias.
     row = np.array([[0.0, 0.0, 0.0, score, 0.0, 0.0, 0.3]])
     spread = np.zeros((1, 32), dtype=np.float32)

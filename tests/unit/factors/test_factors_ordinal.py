@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from factors.ordinal import interval_derivatives, learn_link, level_derivatives, rating_levels
+from factors.ordinal import (
+    EntryScores,
+    interval_derivatives,
+    learn_link,
+    level_bounds,
+    log_masses,
+    ordinal_sites,
+    rating_levels,
+)
 from factors.tables import Scale
 
 
@@ -13,24 +21,46 @@ from factors.tables import Scale
 )
 def test_derivatives_are_those_of_the_interval(low: float, high: float) -> None:
     def log_mass(shift: float) -> float:
-        return float(interval_derivatives(np.array([low - shift]), np.array([high - shift]))[0][0])
+        return float(log_masses(np.array([low - shift]), np.array([high - shift]))[0])
 
-    value, slope, curvature = interval_derivatives(np.array([low]), np.array([high]))
+    value, (slope, curvature) = log_mass(0.0), interval_derivatives(np.array([low]), np.array([high]))
     h = 1e-4
     assert slope[0] == pytest.approx((log_mass(h) - log_mass(-h)) / (2 * h), rel=1e-5, abs=1e-6)
     assert curvature[0] == pytest.approx(
-        -(log_mass(h) + log_mass(-h) - 2 * value[0]) / (h * h), rel=1e-2, abs=1e-4
+        -(log_mass(h) + log_mass(-h) - 2 * value) / (h * h), rel=1e-2, abs=1e-4
     )
     if low > -5 and high < 5:
-        assert value[0] == pytest.approx(np.log(norm.cdf(high) - norm.cdf(low)))
+        assert value == pytest.approx(np.log(norm.cdf(high) - norm.cdf(low)))
 
 
-def test_derivatives_are_finite_far_from_the_interval() -> None:
-    edges = np.array([-1e3, -40.0, 40.0, 1e3])
-    for part in interval_derivatives(edges, edges + 0.1):
-        assert np.isfinite(part).all()
-    for part in interval_derivatives(np.full(4, -np.inf), edges):
-        assert np.isfinite(part).all()
+@pytest.mark.parametrize("width", [1e-9, 0.1, 30.0, 1e4, np.inf])
+def test_derivatives_are_finite_far_from_the_interval(width: float) -> None:
+    edges = np.array([-1e12, -1e3, -40.0, -37.0, 0.0, 37.0, 40.0, 1e3, 1e12])
+    for below, above in ((edges, edges + width), (edges - width, edges)):
+        wide = below < above
+        low, high = below[wide], above[wide]
+        assert np.isfinite(log_masses(low, high)).all()
+        assert (log_masses(low, high) < 1e-12).all()
+        slope, curvature = interval_derivatives(low, high)
+        assert np.isfinite(slope).all()
+        assert ((curvature > 0) & (curvature <= 1)).all()
+        # A score above its interval is pulled down, one below it up.
+        assert (slope[high < 0] < 0).all()
+        assert (slope[low > 0] > 0).all()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_weights_are_above_0_and_finite_for_any_score(before: bool) -> None:
+    cuts, score = np.array([-1.0, 0.5, 1.0]), np.array([-1e15, -1e6, -300.0, 0.0, 300.0, 1e6, 1e15])
+    for noise in (1e-6, 1.0):
+        for level in range(4):
+            bounds = level_bounds(cuts, np.full(len(score), level))
+            scores = EntryScores(score, np.full(7, 0.3), np.full(7, 0.1), np.zeros(7))
+            sites = ordinal_sites(bounds, noise, scores, None, damping=0.7)
+            if before:
+                sites = ordinal_sites(bounds, noise, scores, sites, damping=0.7)
+            assert ((sites.weight > 0) & np.isfinite(sites.weight)).all()
+            assert np.isfinite(sites.linear).all()
 
 
 def test_cut_points_and_noise_are_found_again() -> None:
@@ -54,7 +84,9 @@ def test_a_level_that_nobody_gave_keeps_its_place() -> None:
         found, noise = learn_link(found, noise, level, score, np.full(500, 0.1))
         assert np.all(np.diff(found) > 0)
         assert noise > 0
-        assert np.isfinite(level_derivatives(found, noise, level, score, np.full(500, 0.1))[0]).all()
+        scale = np.sqrt(noise + 0.1)
+        low, high = ((bound - score) / scale for bound in level_bounds(found, level))
+        assert np.isfinite(log_masses(low, high)).all()
 
 
 def test_levels_of_scales() -> None:
