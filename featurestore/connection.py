@@ -34,6 +34,8 @@ PATIENCE = 5
 # The reader moves what is left of its buffer after every thousand bytes that it has read: with a quarter of a
 # megabyte in it a reply costs three times as much.
 FEED_BYTES = 16_384
+# Taken from the socket at once, as much as the event loop takes by itself.
+READ_BYTES = 262_144
 # Calls that would not fit are refused at once: what waits here would only be answered late.
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
 
@@ -57,10 +59,15 @@ class UnusualReplies(Exception):  # noqa: N818 - says what happened
 
 
 class RepliesReader(Protocol):
-    """Reads the replies of one call out of the bytes, as a whole."""
+    """Reads the replies of one call out of the bytes, as a whole. It is asked for its `room` only while more
+    is to come.
+    """
 
-    def feed(self, data: bytes) -> bytes | None:
-        """Take what has come: what lies behind the last reply, or None while more is to come.
+    def room(self) -> memoryview:
+        """Where the bytes that come next belong; never empty."""
+
+    def took(self, count: int) -> bytes | None:
+        """`count` bytes have come there: what lies behind the last reply, or None while more is to come.
 
         Raises `UnusualReplies`.
         """
@@ -103,7 +110,7 @@ def swallow(future: "asyncio.Future[list[Any]]") -> None:
         future.exception()
 
 
-class _Wire(asyncio.Protocol):
+class _Wire(asyncio.BufferedProtocol):
     """One socket and the calls in flight on it."""
 
     def __init__(self, timeout_s: float, lost: Callable[["_Wire"], None]) -> None:
@@ -116,6 +123,9 @@ class _Wire(asyncio.Protocol):
         self._waiting: deque[_Call] = deque()
         self._heard_at = self._loop.time()
         self._got: list[Any] = []
+        # What is read into, where the call at the front does not read its replies itself.
+        self._common = memoryview(bytearray(READ_BYTES))
+        self._reading: RepliesReader | None = None
         self._out: list[bytes] = []
         self._bytes = 0
         self._watch: asyncio.TimerHandle | None = None
@@ -160,8 +170,19 @@ class _Wire(asyncio.Protocol):
         if out and self._transport is not None and self.why is None:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        self._reading = self._waiting[0].reader if self._waiting else None
+        return self._common if self._reading is None else self._reading.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
         self._heard_at = self._loop.time()
+        data = b""
+        if self._reading is None:
+            data = bytes(self._common[:nbytes])
+        else:
+            if not self._waiting or self._waiting[0].reader is not self._reading:
+                return
+            data = self._took(self._reading, nbytes)
         data = self._take_wholes(data)
         try:
             for start in range(0, len(data), FEED_BYTES):
@@ -173,18 +194,26 @@ class _Wire(asyncio.Protocol):
 
     def _take_wholes(self, data: bytes) -> bytes:
         """Give `data` to those calls at the front that read it themselves; what is left."""
-        waiting = self._waiting
-        while data and waiting and (own := waiting[0].reader) is not None:
-            try:
-                rest = own.feed(data)
-            except UnusualReplies as exc:
-                waiting[0] = waiting[0]._replace(reader=None)
-                return exc.data
-            if rest is None:
-                return b""
-            self._hand_out([])
-            data = rest
+        while data and self._waiting and (own := self._waiting[0].reader) is not None:
+            room = own.room()
+            size = min(len(room), len(data))
+            room[:size] = data[:size]
+            data = self._took(own, size) + data[size:]
         return data
+
+    def _took(self, reader: RepliesReader, size: int) -> bytes:
+        """`size` bytes have come to the `reader` of the call at the front: what is left of them for others,
+        or for the usual reader.
+        """
+        try:
+            rest = reader.took(size)
+        except UnusualReplies as exc:
+            self._waiting[0] = self._waiting[0]._replace(reader=None)
+            return exc.data
+        if rest is None:
+            return b""
+        self._hand_out([])
+        return rest
 
     def _hand_out(self, replies: list[Any]) -> None:
         call = self._waiting.popleft()

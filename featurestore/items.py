@@ -4,15 +4,28 @@ wrong.
 The store gives rows in one function call; the registry of an epoch that was removed gives none any more.
 """
 
+import asyncio
 from collections.abc import Sequence
 
+import numpy as np
+
+from factors.tables import Int64s
 from featurestore.connection import Connection, Execute, ReplyError, encode
 from featurestore.errors import EpochGone, RegistryFull
 from featurestore.functions import call_many, command, commands, encode_call
+from featurestore.ids import Ids
 from featurestore.keys import Keys
+from featurestore.rowtable import RowTable
 
 # Bounds how long one call keeps the store, and one reply this event loop, to about 2 ms.
 IDS_AT_ONCE = 2_000
+# So few ids are found in the dictionary in less time.
+FEW_IDS = 64
+# A table of so many ids is built in 3 ms; a larger one in a thread.
+INLINE_IDS = 16_384
+# The table is built anew when so many ids, or so large a part, are not in it.
+UNSEATED_IDS = 1_000
+UNSEATED_PART = 1 / 8
 
 
 class ItemRegistry:
@@ -26,6 +39,8 @@ class ItemRegistry:
         self._rows: dict[bytes, int] = {}
         self._ids: list[bytes | None] = []
         self._known = 0
+        self._table = RowTable([])
+        self._building: asyncio.Future[RowTable] | None = None
 
     def __len__(self) -> int:
         """Rows from 0 on whose ids are all known here."""
@@ -38,6 +53,39 @@ class ItemRegistry:
     def known_rows(self, item_ids: Sequence[bytes]) -> list[int | None]:
         """The row of each item, None where it is not known here."""
         return list(map(self._rows.get, item_ids))
+
+    def find(self, item_ids: Ids) -> Int64s:
+        """The row of each item (m,), -1 where it is not known here."""
+        if len(item_ids) > FEW_IDS:
+            self._keep_table()
+            rows = self._table.find(item_ids)
+        else:
+            rows = np.full(len(item_ids), -1, dtype=np.int64)
+        elsewhere = np.flatnonzero(rows < 0)
+        if len(elsewhere):
+            get = self._rows.get
+            rows[elsewhere] = [get(item_id, -1) for item_id in item_ids.take(elsewhere)]
+        return rows
+
+    def _keep_table(self) -> None:
+        """See that the table has nearly all items; it may have them a little later."""
+        known, seated = self._known, len(self._table)
+        if (
+            known - seated <= max(UNSEATED_IDS * (seated > 0), UNSEATED_PART * seated)
+            or self._building is not None
+        ):
+            return
+        ids = [item_id for item_id in self._ids[:known] if item_id is not None]
+        if known <= INLINE_IDS:
+            self._table = RowTable(ids)
+            return
+        self._building = asyncio.get_running_loop().run_in_executor(None, RowTable, ids)
+        self._building.add_done_callback(self._built)
+
+    def _built(self, table: "asyncio.Future[RowTable]") -> None:
+        if table is self._building:
+            self._building = None
+            self._table = table.result()
 
     def id(self, row: int) -> str:
         """The id of a row. Raises `KeyError` for one that is not known here; `refresh` reads new ones."""
@@ -115,6 +163,7 @@ class ItemRegistry:
         self._rows.clear()
         self._ids.clear()
         self._known = 0
+        self._table, self._building = RowTable([]), None
 
     def _learn(self, item_id: bytes, row: int) -> None:
         ids = self._ids

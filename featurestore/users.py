@@ -8,6 +8,7 @@ and hands it back. Nothing else is cached, so there is nothing to invalidate.
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -20,9 +21,10 @@ from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.connection import Connection, ReplyError, error_code, swallow
 from featurestore.functions import ask_many, call, encode_call
+from featurestore.ids import Ids, distinct
 from featurestore.keys import Keys, digest_of, partition_of, record_field
 from featurestore.live import LiveGeneration
-from featurestore.lookups import LookupReader
+from featurestore.lookups import LookupReader, write_lookups
 from featurestore.manifest import Kept
 
 # A fold-in of so many ratings takes about as long as the hand-over to a thread costs.
@@ -33,6 +35,8 @@ BLOCK_USERS = 4_096
 # Lookups in one write: the store works on the first ones while the next are written, and on those while the
 # first are read.
 LOOKUPS_AT_ONCE = 2_048
+# So few are looked up in less time with an object for each.
+FEW_LOOKUPS = 256
 # Calls in one write to the store, so that other lookups get their turn.
 CALLS_AT_ONCE = 256
 
@@ -96,19 +100,9 @@ class Users:
         self.folded_total = 0
         self.corrupt_total = 0
 
-    def read(
-        self, epoch: int, generation: int, user_ids: Sequence[bytes], reader: LookupReader | None = None
-    ) -> "asyncio.Future[list[Any]]":
-        """`[n, record]` of each user, None where there is none; one write. Error replies are values.
-
-        Nothing where the `reader` has taken them.
-        """
-        partitions, heads = self._keys.partitions, self._heads
-        if self._headed != epoch:
-            heads.clear()
-            self._headed = epoch
-        field = record_field(generation)
-        tail = b"\r\n$1\r\nn\r\n$%d\r\n%b\r\n" % (len(field), field)
+    def read(self, epoch: int, generation: int, user_ids: Sequence[bytes]) -> "asyncio.Future[list[Any]]":
+        """`[n, record]` of each user, None where there is none; one write. Error replies are values."""
+        partitions, heads = self._keys.partitions, self._heads_of(epoch)
         parts = []
         for user_id in user_ids:
             place = (crc32(user_id) % partitions, len(user_id))
@@ -118,7 +112,13 @@ class Users:
             parts.append(head + user_id)
         # The tail ends each command.
         parts.append(b"")
-        return self._connection.execute(tail.join(parts), len(user_ids), at_once=True, reader=reader)
+        return self._connection.execute(_tail(generation).join(parts), len(user_ids), at_once=True)
+
+    def _heads_of(self, epoch: int) -> dict[tuple[int, int], bytes]:
+        if self._headed != epoch:
+            self._heads.clear()
+            self._headed = epoch
+        return self._heads
 
     def _head(self, epoch: int, partition: int, id_bytes: int) -> bytes:
         """A lookup up to the id of a user of so many bytes."""
@@ -132,33 +132,50 @@ class Users:
         many, and written back without waiting for it.
         """
         if len(user_ids) > LOOKUPS_AT_ONCE:
-            return await self._by_blocks(live, user_ids)
+            current, places = await self.many(live, Ids.of(user_ids))
+            return Current(current.n[places], current.vectors[places], current.folded[places])
         return await self._read_back(live, user_ids, await self.read(live.epoch, live.generation, user_ids))
 
-    async def _by_blocks(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> Current:
+    async def many(self, live: LiveGeneration, user_ids: Ids) -> tuple[Current, Int64s]:
+        """What `current` says of a large batch, each user once, and where each of `user_ids` stands in that,
+        (m,).
+        """
+        if len(user_ids) <= FEW_LOOKUPS:
+            seats: dict[bytes, int] = {}
+            places = [seats.setdefault(user_id, len(seats)) for user_id in user_ids]
+            return await self.current(live, list(seats)), np.array(places, dtype=np.int64)
+        users, place = distinct(user_ids)
+        prefixes = self._keys.user_prefixes(live.epoch)
+        lookups = write_lookups(users, prefixes, partial(self._head, live.epoch), _tail(live.generation))
+        users = users.take(lookups.order)
+        stands = np.empty(len(users), dtype=np.int64)
+        stands[lookups.order] = np.arange(len(users))
+        current = Current(
+            np.zeros(len(users), dtype=np.int64),
+            np.empty((len(users), live.model.user_width), dtype=np.float32),
+            np.zeros(len(users), dtype=np.bool_),
+        )
         asked = []
         async with self._one_batch:
-            for start in range(0, len(user_ids), LOOKUPS_AT_ONCE):
-                some = user_ids[start : start + LOOKUPS_AT_ONCE]
-                reader = LookupReader(len(some), live.model.user_width)
-                replies = self.read(live.epoch, live.generation, some, reader)
+            for part, payload in lookups.blocks(LOOKUPS_AT_ONCE):
+                reader = LookupReader(current.n[part], current.vectors[part])
+                size = part.stop - part.start
+                replies = self._connection.execute(payload, size, at_once=True, reader=reader)
                 # Where one fails nobody waits for the others.
                 replies.add_done_callback(swallow)
-                asked.append((some, reader, replies))
+                asked.append((part, replies))
                 # Others get their turn.
                 await asyncio.sleep(0)
-        parts = []
-        for some, reader, replies in asked:
+        for part, replies in asked:
             found = await replies
             if found:
-                parts.append(await self._read_back(live, some, found))
-            else:
-                parts.append(Current(reader.n, reader.vectors, np.zeros(len(some), dtype=np.bool_)))
-        return Current(
-            np.concatenate([part.n for part in parts]),
-            np.concatenate([part.vectors for part in parts]),
-            np.concatenate([part.folded for part in parts]),
-        )
+                some = await self._read_back(live, list(users.take(part)), found)
+                current.n[part], current.vectors[part], current.folded[part] = (
+                    some.n,
+                    some.vectors,
+                    some.folded,
+                )
+        return current, stands if place is None else stands[place]
 
     async def _read_back(
         self, live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any]
@@ -305,6 +322,12 @@ class Users:
         for start in range(0, len(calls), CALLS_AT_ONCE):
             some = calls[start : start + CALLS_AT_ONCE]
             self._connection.execute_unwatched(b"".join(some), len(some))
+
+
+def _tail(generation: int) -> bytes:
+    """A lookup behind the id."""
+    field = record_field(generation)
+    return b"\r\n$1\r\nn\r\n$%d\r\n%b\r\n" % (len(field), field)
 
 
 def _fold_in(model: Model, items: Float32s, behind: Sequence[_Behind]) -> _Folded:

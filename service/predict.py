@@ -1,10 +1,9 @@
 """GET and POST /predict. Invariant: answers stand in the order in which the pairs were asked."""
 
 import msgspec
-import numpy as np
 from aiohttp import web
 
-from factors.tables import Int64s
+from featurestore.ids import Ids
 from featurestore.live import LiveGeneration
 from service.answers import Answer
 from service.bodies import is_lines, parsed
@@ -44,9 +43,9 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
 
 async def _answer_body(request: web.Request, body: bytearray) -> Answer:
     plain = plain_pairs(body)
-    asked = PredictBody() if plain else await parsed(body, _BODY.decode)
+    asked = PredictBody() if plain is not None else await parsed(body, _BODY.decode)
     predictor, live = request.app[PREDICTOR], require(request.app[FOLLOWER].live)
-    if plain:
+    if plain is not None:
         return await _answer_pairs(predictor, live, *plain)
     given = [name for name in ("item_id", "item_ids", "pairs") if getattr(asked, name) is not msgspec.UNSET]
     if len(given) != 1:
@@ -58,32 +57,19 @@ async def _answer_body(request: web.Request, body: bytearray) -> Answer:
         check_rows(len(asked.pairs), MAX_PAIRS, "pairs")
         users = body_ids([pair[0] for pair in asked.pairs], "pairs")
         items = body_ids([pair[1] for pair in asked.pairs], "pairs")
-        return await _answer_pairs(predictor, live, users, items)
+        return await _answer_pairs(predictor, live, Ids.of(users), Ids.of(items))
     if isinstance(asked.user_id, msgspec.UnsetType):
         raise Problem("invalid_body", "user_id is missing", field="user_id")
     user_id = body_id(asked.user_id, "user_id")
     if isinstance(asked.item_ids, list):
         check_rows(len(asked.item_ids), MAX_PAIRS, "item_ids")
         items = body_ids(asked.item_ids, "item_ids")
-        return Answer(await predictor.many(live, [user_id], np.zeros(len(items), dtype=np.int64), items))
+        return Answer(await predictor.many(live, Ids.of([user_id]), Ids.of(items)))
     if isinstance(asked.item_id, msgspec.UnsetType):
         raise Problem("invalid_body", "item_id is missing", field="item_id")
     return Answer(await predictor.ask(user_id, body_id(asked.item_id, "item_id")))
 
 
-async def _answer_pairs(
-    predictor: Predictor, live: LiveGeneration, users: list[bytes], items: list[bytes]
-) -> Answer:
+async def _answer_pairs(predictor: Predictor, live: LiveGeneration, users: Ids, items: Ids) -> Answer:
     check_rows(len(users), MAX_PAIRS, "pairs")
-    distinct, user_index = _distinct(users)
-    return Answer(await predictor.many(live, distinct, user_index, items))
-
-
-def _distinct(ids: list[bytes]) -> tuple[list[bytes], Int64s]:
-    """Each id once, and where each of `ids` stands in there."""
-    last = dict(zip(ids, range(len(ids)), strict=True))
-    if len(last) == len(ids):
-        return ids, np.arange(len(ids))
-    place = np.empty(len(ids), dtype=np.int64)
-    place[np.fromiter(last.values(), dtype=np.int64, count=len(last))] = np.arange(len(last))
-    return list(last), place[np.fromiter(map(last.__getitem__, ids), dtype=np.int64, count=len(ids))]
+    return Answer(await predictor.many(live, users, items))

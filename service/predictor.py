@@ -21,6 +21,7 @@ from factors.tables import Float64s, Int64s, Scores
 from featurestore.codecs import pack_histories, pack_records, record_dtype
 from featurestore.connection import ReplyError
 from featurestore.errors import StoreError
+from featurestore.ids import Ids
 from featurestore.live import Follower, LiveGeneration
 from featurestore.store import Store
 from service.failures import problem_of
@@ -333,26 +334,48 @@ class Predictor:
     async def many(
         self,
         live: LiveGeneration,
-        user_ids: Sequence[bytes],
-        user_index: Int64s,
-        item_ids: Sequence[bytes],
+        user_ids: Ids,
+        item_ids: Ids,
     ) -> bytearray:
-        """The body for the pairs `user_ids[user_index[j]]`, `item_ids[j]` in their order."""
-        vectors, rows = await self.look_up(live, user_ids, item_ids)
+        """The body for the pairs `user_ids[j]`, `item_ids[j]` in their order, or of one user with all
+        items.
+        """
+        vectors, user_index, rows = await self._look_up_many(live, user_ids, item_ids)
         elements = writer(live.model.scale).elements
         body = bytearray(b'{"generation":%d,"predictions":[' % live.generation)
         async with self._one_batch:
-            for start in range(0, len(user_index), SLICE):
+            for start in range(0, len(rows), SLICE):
                 if start:
                     await asyncio.sleep(0)
                 part = slice(start, start + SLICE)
                 body += elements(score(live, vectors, user_index[part], rows[part]))
-        if len(user_index):
+        if len(rows):
             # The last comma.
             del body[body.rindex(b",") :]
         body += b"]}"
-        self._counts.predictions += len(user_index)
+        self._counts.predictions += len(rows)
         return body
+
+    async def _look_up_many(
+        self, live: LiveGeneration, user_ids: Ids, item_ids: Ids
+    ) -> tuple[npt.NDArray[np.float32], Int64s, Int64s]:
+        """Vectors (u, user_width) of users, which of them is that of each pair (m,), and rows (m,) of items,
+        -1 for items that nobody registered.
+        """
+        registry = self._store.items(live.epoch)
+        began = perf_counter()
+        rows = registry.find(item_ids)
+        lookup = self._store.users.many(live, user_ids)
+        strangers = np.flatnonzero(rows < 0)
+        if len(strangers):
+            (current, place), found = await asyncio.gather(
+                lookup, registry.rows(list(item_ids.take(strangers)))
+            )
+            rows[strangers] = [-1 if row is None else row for row in found]
+        else:
+            current, place = await lookup
+        self._counts.lookup.observe(perf_counter() - began)
+        return current.vectors, place if len(place) == len(rows) else np.zeros_like(rows), rows
 
     async def close(self) -> None:
         """End what still runs."""

@@ -18,7 +18,12 @@ COUNTERS = st.one_of(st.integers(0, 12), st.integers(0, 2**63 - 1))
 USUAL, UNUSUAL = ["usual"] * 3, ["unknown", "none", "behind", "short", "long", "error", "numbers", "mark"]
 SORTS = st.one_of(st.sampled_from(USUAL), st.sampled_from(USUAL + UNUSUAL))
 REPLIES = st.lists(st.tuples(SORTS, COUNTERS), min_size=1, max_size=30)
-USUAL_REPLIES = st.lists(st.tuples(st.just("usual"), st.integers(0, 999_999_999)), min_size=1, max_size=30)
+USUAL_COUNTERS = st.one_of(st.integers(0, 9), st.integers(100, 102), st.integers(0, 999_999_999))
+USUAL_REPLIES = st.one_of(
+    st.lists(st.tuples(st.just("usual"), USUAL_COUNTERS), min_size=1, max_size=30),
+    # All equally long.
+    st.lists(st.tuples(st.just("usual"), st.integers(10, 99)), min_size=1, max_size=30),
+)
 # Whether a call reads its own replies, and these.
 CALLS = st.lists(st.tuples(st.booleans(), st.one_of(REPLIES, USUAL_REPLIES)), min_size=1, max_size=4)
 
@@ -56,21 +61,32 @@ def shown(replies: list[Any]) -> list[Any]:
     return [str(each) if isinstance(each, Exception) else each for each in replies]
 
 
+def give(wire: _Wire, data: bytes) -> None:
+    """What the event loop does with bytes that have come."""
+    while data:
+        room = wire.get_buffer(65536)
+        size = min(len(room), len(data))
+        room[:size] = data[:size]
+        wire.buffer_updated(size)
+        data = data[size:]
+
+
 async def check(width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cuts: list[int]) -> list[bool]:
     """Whether each call has read its own replies."""
     wire = _Wire(5.0, lambda _: None)
     parser = hiredis.Reader()
     data, asked = b"", []
     for own, sorts in calls:
-        reader = LookupReader(len(sorts), width) if own else None
-        asked.append((wire.execute(b"?", len(sorts), reader=reader), reader, sorts))
+        n, vectors = np.zeros(len(sorts), dtype=np.int64), np.zeros((len(sorts), width), dtype=np.float32)
+        reader = LookupReader(n, vectors) if own else None
+        asked.append((wire.execute(b"?", len(sorts), reader=reader), n, vectors, sorts))
         data += b"".join([reply(sort, n, width) for sort, n in sorts])
     parser.feed(data)
     for piece in pieces(data, cuts):
-        wire.data_received(piece)
+        give(wire, piece)
     assert wire.why is None
     taken = []
-    for future, reader, sorts in asked:
+    for future, n, vectors, sorts in asked:
         # Nobody waits for what does not come.
         assert future.done()
         expected = [parser.gets() for _ in sorts]
@@ -79,11 +95,10 @@ async def check(width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cut
         if found:
             assert shown(found) == shown(expected)
         else:
-            assert reader is not None
-            assert reader.n.tolist() == [int(n) for n, _ in expected]
-            seen, vectors = unpack_records([record for _, record in expected], width)
-            assert seen.tolist() == reader.n.tolist()
-            np.testing.assert_array_equal(reader.vectors, vectors)
+            assert n.tolist() == [int(number) for number, _ in expected]
+            seen, records = unpack_records([record for _, record in expected], width)
+            assert seen.tolist() == n.tolist()
+            np.testing.assert_array_equal(vectors, records)
     assert parser.gets() is False
     return taken
 

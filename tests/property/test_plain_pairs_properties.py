@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.plainpairs import plain_pairs
+from service.plainpairs import plain_pairs as ids_of_plain_pairs
 from service.predict import PredictBody
 
 IDS = st.one_of(st.text("ab1-", min_size=1, max_size=3), st.text(max_size=4), st.integers(0, 99))
@@ -21,6 +21,11 @@ CUTS = st.lists(
     ),
     max_size=2,
 )
+
+
+def plain_pairs(body: bytes | bytearray) -> tuple[list[bytes], list[bytes]] | None:
+    found = ids_of_plain_pairs(body)
+    return None if found is None else (list(found[0]), list(found[1]))
 
 
 def decoded(body: bytes) -> tuple[list[bytes], list[bytes]]:

@@ -128,12 +128,14 @@ async def test_a_large_batch_is_what_its_users_are_one_by_one(
         await settled(world, user, 13 if user == b"u7" else 1)
     one_by_one = [await store.users.current(world.live, [user]) for user in users]
     monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
+    monkeypatch.setattr(users_module, "FEW_LOOKUPS", 8)
     left: list[Any] = []
     monkeypatch.setattr(store.users, "_read_back", lambda *args: left.append(args))
     current = await store.users.current(world.live, users)
     assert left == []
     monkeypatch.undo()
     monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
+    monkeypatch.setattr(users_module, "FEW_LOOKUPS", 8)
     await store.ratings.append([rating("u3", "5")])
     mixed = await store.users.current(world.live, [b"nobody", *users])
     assert mixed.n.tolist() == [0, *[{3: 2, 7: 13}.get(k, 1) for k in range(40)]]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import numpy as np
 import pytest
 
 from featurestore import connection as connection_module
@@ -185,7 +186,8 @@ async def test_calls_that_read_their_own_replies_go_between_others() -> None:
         writer.write(b"".join([b":1\r\n" if byte == ord("x") else 2 * lookup for byte in data]))
 
     async with opened(Script(answer)) as connection:
-        readers = [LookupReader(2, 1) for _ in range(4)]
+        found = [(np.zeros(2, dtype=np.int64), np.zeros((2, 1), dtype=np.float32)) for _ in range(4)]
+        readers = [LookupReader(*each) for each in found]
         first, second = (connection.execute(b"l", 2, reader=reader) for reader in readers[:2])
         other = connection.execute(b"x", 1)
         behind = connection.execute(b"l", 2, reader=readers[2])
@@ -195,8 +197,8 @@ async def test_calls_that_read_their_own_replies_go_between_others() -> None:
         last = connection.execute(b"l", 2, reader=readers[3])
         cancelled.cancel()
         assert await last == []
-        for reader in (readers[0], readers[1], readers[3]):
-            assert (reader.n.tolist(), reader.vectors.tolist()) == ([5, 5], [[1.0], [1.0]])
+        for n, vectors in (found[0], found[1], found[3]):
+            assert (n.tolist(), vectors.tolist()) == ([5, 5], [[1.0], [1.0]])
 
 
 @pytest.mark.parametrize("stays", [True, False])
@@ -207,8 +209,9 @@ async def test_a_call_that_reads_its_own_replies_fails_with_the_connection(stays
             writer.close()
 
     async with opened(Script(half), timeout_s=0.2 if stays else 30.0) as connection:
+        reader = LookupReader(np.zeros(2, dtype=np.int64), np.zeros((2, 1), dtype=np.float32))
         with pytest.raises(StoreUnavailable, match="did not answer" if stays else "lost"):
-            await connection.execute(b"l", 2, reader=LookupReader(2, 1))
+            await connection.execute(b"l", 2, reader=reader)
 
 
 async def test_a_cancelled_call_does_not_shift_the_replies_of_others() -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from factors import Ranker, Scorer, fold_in_users
-from factors.tables import Histories
+from factors.tables import Histories, Int64s
 from featurestore.codecs import pack_records
 from featurestore.errors import StoreUnavailable
+from featurestore.ids import Ids
 from featurestore.live import Follower, LiveGeneration
 from featurestore.store import Store
 from featurestore.users import Current
@@ -42,6 +43,11 @@ class FakeRegistry:
 
     def known_rows(self, item_ids: list[bytes]) -> list[int | None]:
         return list(map(self.row, item_ids))
+
+    def find(self, item_ids: Ids) -> Int64s:
+        return np.array(
+            [-1 if row is None else row for row in self.known_rows(list(item_ids))], dtype=np.int64
+        )
 
     async def rows(self, item_ids: list[bytes]) -> list[int | None]:
         self.asked.append(item_ids)
@@ -75,6 +81,12 @@ class FakeUsers:
         self.caught_up.append(list(user_ids))
         rows = [1 if user_id == b"1" else 0 for user_id in user_ids]
         return Current(np.array(rows), USERS[rows], np.array(rows, dtype=bool))
+
+    async def many(self, live: LiveGeneration, user_ids: Ids) -> tuple[Current, Int64s]:
+        users = list(dict.fromkeys(user_ids))
+        return await self.current(live, users), np.array(
+            [users.index(each) for each in user_ids], dtype=np.int64
+        )
 
 
 class FakeStore:
@@ -169,22 +181,23 @@ async def test_one_that_gave_up_does_not_harm_the_others() -> None:
 async def test_many_pairs_equal_single_ones() -> None:
     live = live_generation()
     predictor, _, _ = make_predictor(live)
-    body = await predictor.many(live, [b"0", b"1"], np.array([0, 1, 1, 0]), [b"3", b"3", b"none", b"3"])
+    body = await predictor.many(live, Ids.of([b"0", b"1", b"1", b"0"]), Ids.of([b"3", b"3", b"none", b"3"]))
     answer = msgspec.json.decode(body)
     ratings = [each["rating"] for each in answer["predictions"]]
     assert ratings[0] == read(await predictor.ask(b"0", b"3")).rating
     assert ratings[:2] == pytest.approx([expected(0, 3), expected(1, 3)])
     assert ratings[0] == ratings[3]
     assert answer["predictions"][2]["basis"] == "user"
-    none = np.zeros(0, dtype=np.int64)
-    assert msgspec.json.decode(await predictor.many(live, [], none, []))["predictions"] == []
+    none = Ids.of([])
+    assert msgspec.json.decode(await predictor.many(live, none, none))["predictions"] == []
+    one = msgspec.json.decode(await predictor.many(live, Ids.of([b"1"]), Ids.of([b"3", b"3"])))
+    assert [each["rating"] for each in one["predictions"]] == ratings[1:2] * 2
 
 
 async def test_slices_of_a_large_call_are_one_array() -> None:
     live = live_generation()
     predictor, _, _ = make_predictor(live)
     count = 5000
-    index = np.arange(count) % 2
-    body = await predictor.many(live, [b"0", b"1"], index, [b"3"] * count)
+    body = await predictor.many(live, Ids.of([b"0", b"1"] * (count // 2)), Ids.of([b"3"] * count))
     ratings = [each["rating"] for each in msgspec.json.decode(body)["predictions"]]
     assert ratings == pytest.approx([expected(0, 3), expected(1, 3)] * (count // 2))

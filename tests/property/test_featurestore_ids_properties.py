@@ -1,0 +1,76 @@
+"""Ids as columns: what is found out about them at once is what each of them says."""
+
+import zlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurestore.connection import encode
+from featurestore.ids import Ids, checksums, distinct
+from featurestore.keys import Keys
+from featurestore.lookups import write_lookups
+from featurestore.rowtable import RowTable
+
+ID = st.one_of(
+    st.integers(0, 50).map(lambda number: b"%d" % number),
+    st.sampled_from([b"a" * length for length in (1, 7, 8, 9, 16, 40, 41, 255, 256)]),
+    st.sampled_from([b"a\0", b"a\0\0", b"a" * 7 + b"\0", b"a" * 8 + b"\0", b"\0", b"\0\0"]),
+    st.text(min_size=1, max_size=60).map(lambda text: text.encode("utf-8", "replace")),
+)
+SHORT = ID.filter(lambda each: len(each) <= 40)
+IDS = st.one_of(st.lists(ID, max_size=40), st.lists(SHORT, max_size=40))
+
+
+@given(IDS)
+def test_an_id_is_its_bytes(ids: list[bytes]) -> None:
+    columns = Ids.of(ids)
+    assert (len(columns), list(columns)) == (len(ids), ids)
+    assert checksums(columns).tolist() == list(map(zlib.crc32, ids))
+    words = columns.words().T.tolist()
+    for one, words_of_one in zip(ids, words, strict=True):
+        for other, words_of_other in zip(ids, words, strict=True):
+            assert (one == other) == (words_of_one == words_of_other)
+
+
+@given(IDS)
+def test_distinct_ids_stand_for_all(ids: list[bytes]) -> None:
+    some, places = distinct(Ids.of(ids))
+    users = list(some)
+    assert (users if places is None else [users[place] for place in places]) == ids
+    # Two that meet three times by chance do not matter: of so few none does.
+    assert len(users) == len(set(ids))
+
+
+@given(st.lists(ID, unique=True, max_size=60), IDS)
+def test_a_row_that_is_found_is_that_of_the_id(known: list[bytes], asked: list[bytes]) -> None:
+    table = RowTable(known)
+    for ids in (known, asked):
+        for item_id, row in zip(ids, table.find(Ids.of(ids)).tolist(), strict=True):
+            assert row == -1 or known[row] == item_id
+
+
+def test_nearly_all_rows_are_found() -> None:
+    for known in ([b"%d" % number for number in range(20_000)], [b"item-%030d" % n for n in range(20_000)]):
+        found = RowTable(known).find(Ids.of(known))
+        assert (found >= 0).mean() > 0.99
+
+
+@given(IDS, st.sampled_from([1, 16, 200]), st.integers(1, 50))
+def test_lookups_ask_for_each_id_once(ids: list[bytes], partitions: int, size: int) -> None:
+    keys = Keys("ns", partitions)
+    prefixes = keys.user_prefixes(3)
+    tail = b"\r\n$1\r\nn\r\n$3\r\ng42\r\n"
+
+    def head(partition: int, id_bytes: int) -> bytes:
+        prefix = prefixes[partition]
+        return b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b" % (len(prefix) + id_bytes, prefix)
+
+    lookups = write_lookups(Ids.of(ids), prefixes, head, tail)
+    assert sorted(lookups.order.tolist()) == list(range(len(ids)))
+    asked = [ids[place] for place in lookups.order]
+    written = 0
+    for part, payload in lookups.blocks(size):
+        commands = [encode(b"HMGET", keys.user(3, each), b"n", b"g42") for each in asked[part]]
+        assert payload == b"".join(commands)
+        written += len(commands)
+    assert written == len(ids)
