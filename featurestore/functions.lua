@@ -193,44 +193,48 @@ local function release_forgotten(keys, args)
   return { 'OK', released }
 end
 
-local function kept_fields(list)
-  local kept = {}
+-- The names in a list, and how many there are.
+local function names(list)
+  local found, count = {}, 0
   for field in string.gmatch(list, '[^,]+') do
-    kept[field] = true
+    found[field] = true
+    count = count + 1
   end
-  return kept
+  return found, count
 end
 
--- Takes the record if its user is known, has come as far, and no newer record is there. Fields of generations up to
--- number `upto` that are not kept go; later ones are not known to the caller and stay.
-local function put(user, field, record, floor, upto, kept)
-  local state = redis.call('HMGET', user, 'n', field)
-  local n, old = state[1], state[2]
-  if not n then
-    return 0
-  end
+-- Takes the record if its user is known, has come as far, and no newer record is there. Answers whether it is there
+-- now, and whether it was written just now.
+local function put(user, field, record, floor)
+  local call = redis.call
+  local n = tonumber(call('HGET', user, 'n') or '')
   local seen = counter(record)
-  if seen > tonumber(n) or seen <= floor then
-    return 0
+  if not n or seen > n or seen <= floor then
+    return false, false
   end
-  if old and #old == #record then
-    local before = counter(old)
-    if before >= seen and before <= tonumber(n) then
-      return before == seen and 1 or 0
+  if call('HSETNX', user, field, record) == 0 then
+    local old = call('HGET', user, field)
+    local before = #old == #record and counter(old) or 0
+    if before >= seen and before <= n then
+      return before == seen, false
     end
+    call('HSET', user, field, record)
   end
-  redis.call('HSET', user, field, record)
+  return true, true
+end
+
+-- Drops the fields of generations up to number `upto` that are not kept; later ones are not known to the caller.
+local function drop_fields(user, upto, kept)
   local gone = {}
-  for _, other in ipairs(redis.call('HKEYS', user)) do
-    local number = tonumber(string.match(other, '^g(%d+)$') or '')
-    if number and number <= upto and not kept[other] and other ~= field then
-      gone[#gone + 1] = other
+  for _, field in ipairs(redis.call('HKEYS', user)) do
+    local number = not kept[field] and tonumber(string.match(field, '^g(%d+)$') or '')
+    if number and number <= upto then
+      gone[#gone + 1] = field
     end
   end
   if #gone > 0 then
     redis.call('HDEL', user, unpack(gone))
   end
-  return 1
 end
 
 -- keys: user, history, forgotten. args: field, record, digest, upto, kept fields[, n, compacted history].
@@ -240,20 +244,47 @@ local function put_record(keys, args)
   if args[6] and redis.call('HGET', keys[1], 'n') == args[6] and redis.call('EXISTS', keys[2]) == 1 then
     redis.call('SET', keys[2], args[7])
   end
-  return { 'OK', put(keys[1], args[1], args[2], floor, tonumber(args[4]), kept_fields(args[5])) }
+  local taken, written = put(keys[1], args[1], args[2], floor)
+  if written then
+    local kept = names(args[5])
+    kept[args[1]] = true
+    drop_fields(keys[1], tonumber(args[4]), kept)
+  end
+  return { 'OK', taken and 1 or 0 }
 end
 
--- keys: forgotten, users. args: field, upto, kept fields, (digest, record) for each user.
+-- keys: forgotten, users. args: field, upto, kept fields (with this one), fields that are not kept and likely to be
+-- there, the users' digests joined or '', a record for each user.
+-- Likely fields go unseen, and the names are looked at only where more are left than are kept: with the names of each
+-- user a record takes half as long again.
 local function put_records(keys, args)
-  local any_forgotten = redis.call('HLEN', keys[1]) > 0
-  local upto, kept, taken = tonumber(args[2]), kept_fields(args[3]), 0
+  local call = redis.call
+  local field, upto, digests = args[1], tonumber(args[2]), args[5]
+  if digests == '' and call('HLEN', keys[1]) > 0 then
+    return { 'DIGESTS' }
+  end
+  local kept, most = names(args[3])
+  local likely, taken = {}, 0
+  for each in string.gmatch(args[4], '[^,]+') do
+    likely[#likely + 1] = each
+  end
   for u = 2, #keys do
-    local digest, record = args[2 * u], args[2 * u + 1]
-    local floor = 0
-    if any_forgotten then
-      floor = tonumber(redis.call('HGET', keys[1], digest) or '0')
+    local user, floor = keys[u], 0
+    if digests ~= '' then
+      floor = tonumber(call('HGET', keys[1], string.sub(digests, 16 * u - 31, 16 * u - 16)) or '0')
     end
-    taken = taken + put(keys[u], args[1], record, floor, upto, kept)
+    local is_there, written = put(user, field, args[u + 4], floor)
+    if is_there then
+      taken = taken + 1
+    end
+    if written then
+      if likely[1] then
+        call('HDEL', user, unpack(likely))
+      end
+      if call('HLEN', user) > most + 1 then
+        drop_fields(user, upto, kept)
+      end
+    end
   end
   return { 'OK', taken }
 end

@@ -5,7 +5,6 @@ In small steps, each awaited, so that lookups of others wait for at most one of 
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from zlib import crc32
@@ -13,26 +12,23 @@ from zlib import crc32
 import numpy as np
 
 from factors.tables import Float32s, Int64s, Model
-from featurestore import codecs
 from featurestore.connection import Connection
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
-from featurestore.functions import call, call_many, command, commands, encode_call
-from featurestore.keys import Keys, digest_of, partition_of, record_field
+from featurestore.functions import call, command, commands
+from featurestore.keys import Keys
 from featurestore.lease import Lease
 from featurestore.manifest import (
     CHUNK_BYTES,
     GenerationDraft,
     GenerationMeta,
-    Kept,
     chunk_count,
     draft_summary,
     encode_meta,
     encode_summary,
 )
+from featurestore.recordwriter import RecordWriter
 
 CHUNKS_AT_ONCE = 4
-# One call of so many records keeps the store for about 0.2 ms (13 us each): a lookup waits for one at most.
-RECORDS_AT_ONCE = 16
 
 
 def rows_per_chunk(width: int) -> int:
@@ -43,8 +39,8 @@ def rows_per_chunk(width: int) -> int:
 class GenerationWriter:
     """One generation being written by the leader. Every method may raise `LeaseLost` or `StoreUnavailable`.
 
-    `number`: the generation. `write_items` once, `write_users` as often as needed, `finish`, `flip`. Each may
-    be repeated.
+    `number`: the generation; `kept`: the numbers of all that are kept, this one too. `write_items` once,
+    `write_users` as often as needed, `finish`, `flip`. Each may be repeated.
     """
 
     def __init__(
@@ -67,7 +63,10 @@ class GenerationWriter:
         self._epoch = epoch
         self._positions = dict(draft.positions)
         self._summary = draft_summary(number, epoch, draft)
-        self._kept = Kept.of([*kept, number])
+        self.kept = frozenset({*kept, number})
+        self._records = RecordWriter(
+            keys, connection, epoch=epoch, number=number, kept=self.kept, pause_s=pause_s
+        )
         self._remove = remove
         self._pause_s = pause_s
         self._meta: GenerationMeta | None = None
@@ -133,24 +132,7 @@ class GenerationWriter:
             raise GenerationBroken(f"user rows of shape {vectors.shape} for {len(user_ids)} users")
         if not np.isfinite(vectors).all():
             raise GenerationBroken("user rows that are not finite")
-        records = codecs.pack_records(n, vectors)
-        by_partition: dict[int, list[int]] = {}
-        for position, user_id in enumerate(user_ids):
-            by_partition.setdefault(partition_of(user_id, self._keys.partitions), []).append(position)
-        head = [record_field(self.number), b"%d" % self._kept.upto, self._kept.fields]
-        taken = 0
-        for partition, positions in by_partition.items():
-            for start in range(0, len(positions), RECORDS_AT_ONCE):
-                began = time.monotonic()
-                names, args = [self._keys.forgotten(self._epoch, partition)], list(head)
-                for position in positions[start : start + RECORDS_AT_ONCE]:
-                    names.append(self._keys.user(self._epoch, user_ids[position]))
-                    args += [digest_of(user_ids[position]), records[position]]
-                (reply,) = await call_many(self._connection, [encode_call("put_records", names, args)])
-                taken += int(reply[1])
-                # At least half of the time is left to lookups, on a machine that is shared with them too.
-                await asyncio.sleep(max(self._pause_s, time.monotonic() - began))
-        return taken
+        return await self._records.write(user_ids, n, vectors)
 
     async def finish(self) -> GenerationMeta:
         """Read the item table back and declare the generation whole. Raises `GenerationBroken`."""
