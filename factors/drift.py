@@ -61,12 +61,15 @@ def ages(drift: Drift, moment: FloatTable, time: Float64s) -> Float64s:
     """How long before `moment` (n,) each `time` (n,) was, 0 to `MOST_AGE`; 0 where it is unknown."""
     known = np.isfinite(time)
     age = np.where(known, moment - _counted(drift, np.where(known, time, drift.origin)), 0.0)
-    return np.asarray(np.clip(age, 0.0, MOST_AGE))
+    np.maximum(age, 0.0, out=age)
+    return np.minimum(age, MOST_AGE, out=age)
 
 
 def _counted(drift: Drift, time: Float64s) -> Float64s:
     with np.errstate(over="ignore"):
-        return np.asarray(np.clip((time - drift.origin) / drift.unit, -_FAR, _FAR))
+        counted: Float64s = (time - drift.origin) / drift.unit
+    np.maximum(counted, -_FAR, out=counted)
+    return np.minimum(counted, _FAR, out=counted)
 
 
 def means_then(side: Side, rows: FloatTable, time: Float64s) -> Float64s:

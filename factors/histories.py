@@ -38,11 +38,13 @@ class Compressed:
     @property
     def counts(self) -> Int64s:
         """Ratings of each row."""
-        return np.diff(self.indptr)
+        return self.indptr[1:] - self.indptr[:-1]
 
     @property
     def row(self) -> Int64s:
         """Which history each entry belongs to."""
+        if self.rows == 1:
+            return np.zeros(len(self.other), dtype=np.int64)
         return np.repeat(np.arange(self.rows), self.counts)
 
 
@@ -86,11 +88,13 @@ def compress_pairs(row: Rows, other: Rows, value: Float64s, time: Float64s, n_ro
 def _order_by_pair(row: Rows, other: Rows) -> Int64s:
     """The order by row, then by other row, then as written."""
     n = len(row)
+    if n < _MANY:
+        # Stable, so that of equal pairs the last written stands last.
+        return np.lexsort((other, row))
     least = int(other.min(initial=0))
     bits = [int(size).bit_length() for size in (row.max(initial=0), int(other.max(initial=0)) - least, n)]
-    if n < _MANY or sum(bits) > 62:
-        # Stable, so that of equal pairs the last written stands last.
-        return np.asarray(np.lexsort((other, row)))
+    if sum(bits) > 62:
+        return np.lexsort((other, row))
     # All three in one number each: sorting numbers takes a tenth of the time of finding an order.
     packed = row.astype(np.int64) << bits[1]
     packed |= other.astype(np.int64) - least
