@@ -27,7 +27,7 @@ from benchmarks.harness.machine import available_bytes
 from benchmarks.harness.report import Row, Target, interleave, number, ratios
 from benchmarks.harness.synthetic import Generation
 from factors import Ranker, build_index
-from factors.packing import Layout
+from factors.packing import Layout, stored_width
 
 NAME = "recommend"
 ITEMS, USERS, RANK, WAITING, TOP = 1_000_000, 10_000, 50, 16, 10
@@ -39,7 +39,7 @@ RECALL_TARGET = Target(0.95, 0.95)
 def measure(options: Options, console: Console, *, rank: int = RANK) -> list[Row]:
     """Users answered a second: the ranking alone, faiss, and the service."""
     n_items, n_users = options.size(ITEMS, 500), options.size(USERS, 100)
-    width = Layout(rank, 0).width
+    width = stored_width(Layout(rank, 0))
     table_bytes = 4.0 * n_items * width
     # The table, and the means that the ranker, the index and faiss keep of it.
     _need(1.3 * table_bytes)

@@ -17,7 +17,7 @@ from benchmarks.harness import stack, synthetic
 from benchmarks.harness.command import Options, carry_out, options_from, parser
 from benchmarks.harness.machine import available_bytes
 from benchmarks.harness.report import Row, Target
-from factors.packing import Layout
+from factors.packing import Layout, stored_width
 
 NAME = "start"
 ITEMS, USERS, RANK = 1_000_000, 1_000, 50
@@ -30,7 +30,7 @@ def measure(options: Options, console: Console, *, rank: int = RANK) -> list[Row
     first = f"worker ready with {n_items:,} items of rank {rank}, the first of a host"
     later = "the same, the table already in the cache folder"
     # The store, the table made here, the mapped file and what the service keeps of it.
-    wanted = 3.4 * 4 * n_items * Layout(rank, 0).width
+    wanted = 3.4 * 4 * n_items * stored_width(Layout(rank, 0))
     if wanted > available_bytes():
         reason = f"needs {wanted / 1e9:.0f} GB of memory, there are {available_bytes() / 1e9:.0f}"
         return [Row(work, "s", target=TARGET, skipped=reason) for work in (first, later)]

@@ -15,6 +15,7 @@ from factors.ranking import Ranker
 from factors.scoring import Scorer, distribution, item_statistics, score
 from factors.search import Index, build_index, index_from_bytes, index_to_bytes
 from factors.settings import FitSettings
+from factors.storedrows import all_finite_items, read_items, store_items
 from factors.tables import (
     BASIS,
     Explanation,
@@ -53,6 +54,7 @@ __all__ = [
     "Scorer",
     "Scores",
     "UserRow",
+    "all_finite_items",
     "build_index",
     "distribution",
     "explain",
@@ -68,6 +70,8 @@ __all__ = [
     "prior_item",
     "prior_model",
     "prior_user",
+    "read_items",
     "score",
+    "store_items",
     "to_bytes",
 ]

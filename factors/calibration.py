@@ -25,6 +25,7 @@ from factors.packing import COUNT
 from factors.parameters import STRETCH_TERMS, Parameters, SideName, to_model
 from factors.scoring import Scorer
 from factors.settings import scale_levels
+from factors.storedrows import item_form
 from factors.stretching import features_of
 from factors.sweeps import State
 from factors.tables import Float64s, Int64s
@@ -52,21 +53,22 @@ def calibrate(
     if len(held_out) < _LEAST_HELD_OUT:
         return 1.0, parameters.stretch
     parameters = learn_unseen(parameters, state.user_rows, state.item_rows, state.training.users)
-    scorer = Scorer(to_model(parameters), state.item_rows)
+    items = item_form(parameters).encode(state.item_rows)
+    scorer = Scorer(to_model(parameters), items)
     user, item = users.row[held_out], users.other[held_out]
     value, time = users.value[held_out], users.time[held_out]
     mean, variance, _ = scorer.latent(state.user_rows, user, item, time)
     parameters = replace(parameters, spread=_best_spread(parameters, value, mean, variance))
-    parts = [(value, mean, variance, state.user_rows[user, COUNT], state.item_rows[item, COUNT])]
+    parts = [(value, mean, variance, state.user_rows[user, COUNT], items[item, COUNT])]
     for short_users, short_items in ((True, False), (False, True), (True, True)):
         some = rng.permutation(len(held_out))[:_MOST_SHORTENED]
         own, own_index = state.user_rows, user[some]
-        others, other_index = state.item_rows, item[some]
+        others, other_index = items, item[some]
         if short_users:
             own = _shortened(parameters, "user", state, user[some], rng)
             own_index = np.arange(len(some))
         if short_items:
-            others = _shortened(parameters, "item", state, item[some], rng)
+            others = item_form(parameters).encode(_shortened(parameters, "item", state, item[some], rng))
             other_index = np.arange(len(some))
         scorer = Scorer(to_model(parameters), others)
         mean, variance, _ = scorer.latent(own, own_index, other_index, time[some])

@@ -23,6 +23,7 @@ from factors.parameters import to_model
 from factors.scoring import Scorer
 from factors.settings import FitSettings, scale_levels
 from factors.starts import FEW_RATINGS, best_start, first_state, flat_state
+from factors.storedrows import item_form
 from factors.sweeps import State, Terms, Training, terms_of
 from factors.tables import Float64s, Int64s, Scale
 
@@ -240,7 +241,7 @@ class _HeldOut:
 
     def log_likelihoods(self, state: State) -> Float64s:
         """Nats of each rating (n,); -inf for a state that is not finite."""
-        scorer = Scorer(to_model(state.parameters), state.item_rows)
+        scorer = Scorer(to_model(state.parameters), item_form(state.parameters).encode(state.item_rows))
         mean, variance, _ = scorer.latent(state.user_rows, self._user, self._item, self._time)
         if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
             return np.full(len(mean), -math.inf)

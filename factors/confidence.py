@@ -27,6 +27,7 @@ from factors.histories import Compressed, compress
 from factors.others import prior_rows
 from factors.packing import COUNT, RATING_MEAN, Layout, outer, pack, unpack
 from factors.parameters import Parameters, Side, SideName, from_model, to_model
+from factors.storedrows import item_form
 from factors.tables import Float32s, Float64s, Histories, Model, Scale
 
 _BLOCK_ROWS = 2048
@@ -99,8 +100,8 @@ def weighting_of(model: Model) -> Weighting:
 
 
 def fold_in(model: Model, name: SideName, table: Float32s, histories: Histories) -> Float32s:
-    """Rows (b, width) of side `name` from b histories and the `table` of the other side. Unknown rows
-    count as no choice.
+    """Rows (b, width) of side `name` from b histories and the `table` of the other side, those of items as
+    they are stored. Unknown rows count as no choice.
     """
     parameters = from_model(model)
     own, other = parameters.side(name)
@@ -130,7 +131,7 @@ def fold_in(model: Model, name: SideName, table: Float32s, histories: Histories)
     result[:, COUNT] = counts = data.counts
     sums = np.bincount(data.row, data.value, minlength=data.rows)
     result[:, RATING_MEAN] = sums / np.maximum(counts, 1)
-    return result.astype(np.float32)
+    return result.astype(np.float32) if name == "user" else item_form(parameters).encode(result)
 
 
 def entry_terms(model: Model, items: Float32s, data: Compressed) -> Float64s:

@@ -18,6 +18,7 @@ from factors.links import rating_moments
 from factors.packing import unpack
 from factors.parameters import from_model
 from factors.scoring import Scorer
+from factors.storedrows import StoredTable, item_form
 from factors.tables import Explanation, Float32s, Histories, Int32s, Model
 
 
@@ -46,7 +47,8 @@ def explain(
         set_terms = np.zeros_like(terms)
     else:
         new = came_after(parameters, "user", current)
-        terms, set_terms = entry_terms(parameters, "user", items, data, new=new is not None and bool(new[0]))
+        table = StoredTable(items, item_form(parameters))
+        terms, set_terms = entry_terms(parameters, "user", table, data, new=new is not None and bool(new[0]))
     covariance = unpack(user[:, layout.covariance], layout.dim)[0]
     parts = terms @ (covariance @ direction) + set_terms @ direction
     # Without the history the score stands at the prior mean; its spread is kept, so that only the mean moves.

@@ -17,11 +17,12 @@ from factors.errors import FitDiverged, FitRefused
 from factors.foldin import fold_in_users
 from factors.histories import Compressed, compress_pairs
 from factors.others import prior_rows
-from factors.packing import COUNT, FloatTable
-from factors.parameters import Side, from_model, to_model
+from factors.packing import COUNT
+from factors.parameters import from_model, to_model
 from factors.priors import fitted_prior, prior_model, scale_range
 from factors.settings import FitSettings
 from factors.starts import FEW_RATINGS, choose_rank, first_state
+from factors.storedrows import item_form, read_items
 from factors.sweeps import State, Terms, Training, in_rating_units
 from factors.tables import Fitted, Float32s, Histories, Model, Ratings
 from factors.unseen import learn_unseen, without_unseen
@@ -81,7 +82,8 @@ def _begin(
     """
     n = len(training.users.value)
     if start is not None and _continues(start, settings, n):
-        rows = start.users.astype(np.float64), start.items.astype(np.float64)
+        items = read_items(start.model, start.items).astype(np.float64)
+        rows = start.users.astype(np.float64), items
         known = narrowed(without_unseen(from_model(start.model)))
         return State.begin(training, known, None, *rows), {}
     decides = settings.link != "gaussian" or settings.set_effects or settings.periods
@@ -140,35 +142,29 @@ def _folded_in(model: Model, items: Float32s, training: Training) -> Float32s:
     """What `fold_in_users` gives, by compiled loops where there are any."""
     if training.compiled is None:
         return fold_in_users(model, items, ratings_histories(training.users))
-    step = training.compiled.half_step(from_model(model), "user", items, training.users)
+    table = read_items(model, items)
+    step = training.compiled.half_step(from_model(model), "user", table, training.users)
     return step.rows.astype(np.float32)
 
 
 def finish(state: State, metrics: dict[str, float]) -> Fitted:
-    """The tables as they are published: items in float32, users folded in with exactly these. Raises
+    """The tables as they are published: items as they are stored, users folded in with exactly these. Raises
     `FitDiverged`.
     """
     parameters, item_rows = in_rating_units(state.parameters, state.item_rows, of_users=False)
     user_rows = in_rating_units(state.parameters, state.user_rows, of_users=True)[1]
     parameters = learn_unseen(widened(parameters), user_rows, item_rows, state.training.users)
     model = to_model(parameters)
-    items = _with_prior(parameters.items, item_rows)
-    if not (
-        np.isfinite(items).all() and all(np.isfinite(array).all() for array in model.parameters.values())
-    ):
+    form = item_form(parameters)
+    items = form.encode(item_rows)
+    items[item_rows[:, COUNT] == 0] = form.encode(prior_rows(parameters.items, 1))
+    if not (form.all_finite(items) and all(np.isfinite(array).all() for array in model.parameters.values())):
         raise FitDiverged("the fit gave item rows or priors that are not finite")
     users = _folded_in(model, items, state.training)
     effect = parameters.users.layout.set_effect
     users[:, effect] = user_rows[:, effect]
-    users = _with_prior(parameters.users, users)
+    bare = users[:, COUNT] == 0
+    users[bare] = prior_rows(parameters.users, int(bare.sum()))
     if not np.isfinite(users).all():
         raise FitDiverged("the fit gave user rows that are not finite")
     return Fitted(model, users, items, metrics)
-
-
-def _with_prior(side: Side, rows: FloatTable) -> Float32s:
-    """`rows` in which those without ratings are those of somebody unknown."""
-    result = rows.astype(np.float32)
-    bare = rows[:, COUNT] == 0
-    result[bare] = prior_rows(side, int(bare.sum()))
-    return result

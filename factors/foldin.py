@@ -15,6 +15,7 @@ from factors.histories import compress
 from factors.others import prior_rows
 from factors.packing import COUNT, NO_PERIOD, period_keys
 from factors.parameters import Parameters, SideName, from_model
+from factors.storedrows import StoredTable, Table, item_form
 from factors.tables import Bools, Float32s, Histories, Model
 
 
@@ -26,7 +27,7 @@ def fold_in_users(
     current: Float32s | None = None,
     at: float | None = None,
 ) -> Float32s:
-    """User rows (b, user_width) from b histories given the item table (n_items, item_width).
+    """User rows (b, user_width) from b histories given the item table (n_items, item_width), as stored.
 
     An item row that is negative or beyond the table counts as an item nobody knows. An empty history gives
     the prior. What having a user among its raters says of an item (the set effect in the row) is learned by
@@ -54,7 +55,7 @@ def keeps_time(model: Model, user: Float32s, time: float) -> bool:
 def fold_in_items(
     model: Model, users: Float32s, histories: Histories, *, current: Float32s | None = None
 ) -> Float32s:
-    """Item rows (b, item_width) from b histories; `other_row` indexes `users` (n, user_width).
+    """Stored item rows (b, item_width) from b histories; `other_row` indexes `users` (n, user_width).
 
     What having rated an item says of its users is learned by the fit alone: `current` (b, item_width), the
     rows of the fit, is as for users.
@@ -69,8 +70,9 @@ def prior_user(model: Model) -> Float32s:
 
 
 def prior_item(model: Model) -> Float32s:
-    """The row (item_width,) of an item nobody knows."""
-    row: Float32s = prior_rows(from_model(model).items, 1)[0].astype(np.float32)
+    """The stored row (item_width,) of an item nobody knows."""
+    parameters = from_model(model)
+    row: Float32s = item_form(parameters).encode(prior_rows(parameters.items, 1))[0]
     return row
 
 
@@ -86,15 +88,21 @@ def _fold_in(
     if confidence.is_confidence(model):
         return confidence.fold_in(model, name, table, histories)
     parameters = from_model(model)
+    form = item_form(parameters)
+    read: Table = table
+    if name == "user":
+        read = StoredTable(table, form)
+    elif current is not None:
+        current = form.decode(current, covariance=False)
     new = came_after(parameters, name, current)
     data = compress(histories, len(table))
     period = parameters.side(name)[0].period
     keep = math.nan if at is None else float(period_keys(np.array([at]), period)[0])
-    rows = half_step(parameters, name, table, data, new=new, keep=keep).rows.astype(np.float32)
+    rows = half_step(parameters, name, read, data, new=new, keep=keep).rows
     if current is not None:
         effect = parameters.side(name)[0].layout.set_effect
         rows[:, effect] = current[:, effect]
-    return rows
+    return rows.astype(np.float32) if name == "user" else form.encode(rows)
 
 
 def came_after(parameters: Parameters, name: SideName, current: Float32s | None) -> Bools | None:

@@ -13,10 +13,11 @@ from factors.drift import ages, moments
 from factors.histories import Compressed, Periods
 from factors.ordinal import EntryScores
 from factors.others import Others, gather_others
-from factors.packing import FloatTable, outer, pack, triangle
+from factors.packing import outer, pack, triangle
 from factors.parameters import Parameters, Side, SideName
 from factors.periodgroups import Effects, Groups
 from factors.segments import FEW, entry_products
+from factors.storedrows import Table
 from factors.tables import Float64s, Int64s
 
 
@@ -58,7 +59,7 @@ class Given:
     def of(
         parameters: Parameters,
         name: SideName,
-        table: FloatTable,
+        table: Table,
         data: Compressed,
         *,
         periods: Periods | None,

@@ -27,10 +27,11 @@ from factors.given import Given, Posterior, spread_of
 from factors.histories import Compressed, Periods, group_periods
 from factors.ordinal import EntryScores, Sites, fold_in_damping, level_bounds, ordinal_sites, rating_levels
 from factors.others import Others, prior_rows
-from factors.packing import COUNT, RATING_MEAN, FloatTable, Layout, pack, unpack
+from factors.packing import COUNT, RATING_MEAN, Layout, pack, unpack
 from factors.parameters import Parameters, Side, SideName
 from factors.periodgroups import NO_EFFECTS, Effects, Groups, write_slots
 from factors.segments import segment_sums
+from factors.storedrows import Table
 from factors.tables import Bools, Float64s, Int64s
 from factors.unseen import Priors, priors_of
 
@@ -60,7 +61,7 @@ class HalfStep:
 def half_step(
     parameters: Parameters,
     name: SideName,
-    table: FloatTable,
+    table: Table,
     data: Compressed,
     *,
     periods: Periods | None = None,
@@ -126,7 +127,7 @@ def _fixed_point(
 def entry_scores(
     parameters: Parameters,
     name: SideName,
-    table: FloatTable,
+    table: Table,
     data: Compressed,
     *,
     current: HalfStep,
@@ -340,7 +341,7 @@ def _set_effects(own: Side, others: Others) -> Float64s:
 def entry_terms(
     parameters: Parameters,
     name: SideName,
-    table: FloatTable,
+    table: Table,
     data: Compressed,
     *,
     new: bool = False,

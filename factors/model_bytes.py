@@ -12,7 +12,7 @@ from factors.parameters import from_model
 from factors.settings import MAX_RANK, check_scale
 from factors.tables import Float64s, Link, Model, Scale
 
-_FORMAT = "foldin-model-1"
+_FORMAT = "foldin-model-2"
 _MAX_DIMENSIONS = 2
 
 

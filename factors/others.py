@@ -10,6 +10,7 @@ from factors.drift import means_then
 from factors.histories import Compressed
 from factors.packing import NO_PERIOD, FloatTable, outer, pack, period_keys
 from factors.parameters import Side
+from factors.storedrows import StoredTable, Table
 from factors.tables import Float64s, Int64s
 
 
@@ -61,7 +62,7 @@ def match_periods(side: Side, rows: FloatTable, index: Int64s, time: Float64s) -
     return effect, variance
 
 
-def gather_others(side: Side, table: FloatTable, data: Compressed) -> tuple[Others, Int64s]:
+def gather_others(side: Side, table: Table, data: Compressed) -> tuple[Others, Int64s]:
     """What the half-step reads of the other rows in `data`, and where each entry of `data` finds its row
     there.
     """
@@ -69,13 +70,12 @@ def gather_others(side: Side, table: FloatTable, data: Compressed) -> tuple[Othe
     # row that moves is another one at each of its entries.
     known = np.flatnonzero(data.other >= 0)
     if len(data.other) < len(table) or len(table) == 0 or side.drift is not None:
-        rows: FloatTable = prior_rows(side, len(data.other)).astype(table.dtype)
-        rows[known] = table[data.other[known]]
+        rows = _rows_at(side, table, data.other, known)
         index = np.arange(len(data.other))
     else:
-        rows, index = table, data.other
+        rows, index = table.expanded() if isinstance(table, StoredTable) else table, data.other
         if len(known) < len(index):
-            rows = np.concatenate([table, prior_rows(side, 1).astype(table.dtype)])
+            rows = np.concatenate([rows, _prior_of(side, table)])
             index = np.where(index < 0, len(table), index)
     if side.period_variance > 0 and side.layout.slots:
         effect, variance = match_periods(side, rows, index, data.time)
@@ -85,6 +85,23 @@ def gather_others(side: Side, table: FloatTable, data: Compressed) -> tuple[Othe
     if side.drift is not None:
         mean = means_then(side, rows, data.time)
     return _read(side, rows, mean, effect, variance), index
+
+
+def _rows_at(side: Side, table: Table, index: Int64s, known: Int64s) -> FloatTable:
+    """The rows (n, width) at `index` (n,), of which the entries `known` are in the table."""
+    if len(known) == len(index):
+        return table[index]
+    rows = np.repeat(_prior_of(side, table), len(index), axis=0)
+    rows[known] = table[index[known]]
+    return rows
+
+
+def _prior_of(side: Side, table: Table) -> FloatTable:
+    """The row (1, width) of somebody unknown, as the table would have it."""
+    prior = prior_rows(side, 1)
+    if isinstance(table, StoredTable):
+        return table.form.decode(table.form.encode(prior))
+    return np.asarray(prior, dtype=table.dtype)
 
 
 def _read(side: Side, rows: FloatTable, features: Float64s, effect: Float64s, variance: Float64s) -> Others:

@@ -1,7 +1,7 @@
 """The layout of a table row, and symmetric matrices as packed vectors. Invariant: no other module counts
 columns.
 
-A row of either table, all float numbers, is
+A row of either side, all float numbers, is
 
     count | rating mean | mean (k+1) | covariance (k+1)(k+2)/2 | set effect (k+1) | period keys (J) | effects
     (J) | variances (J) | velocity (k+1) | moment
@@ -10,7 +10,8 @@ A row of either table, all float numbers, is
 its lower triangle, so the latent block comes first and the bias row last. `set effect` is what having this
 row in one's history does to the other side's prior mean. Period keys name the J latest periods (days of a
 user) with an effect of their own. Of a side that moves, `mean` is where the row stood at `moment`, that of
-its latest rating, and `velocity` where it was going (`drift`).
+its latest rating, and `velocity` where it was going (`drift`). Users are stored like this; of items it is
+what is read out of a stored row (`storedrows`), whose first numbers, up to the mean, are the same.
 """
 
 from dataclasses import dataclass
@@ -119,11 +120,22 @@ class Layout:
         return self._periods + 3 * self.slots + self.dim
 
 
-def slots_of_width(rank: int, width: int, *, moving: bool = False) -> int:
-    """How many periods a row of `width` numbers has room for; -1 where no layout of this rank is that
-    wide.
+def code_words(layout: Layout) -> int:
+    """Words of 32 bits that the covariance of a row takes where it is stored as codes (`storedrows`)."""
+    return (layout.packed + 1) // 2
+
+
+def stored_width(layout: Layout) -> int:
+    """Words of a stored row: the covariance is a scale and codes there."""
+    return layout.width - layout.packed + 1 + code_words(layout)
+
+
+def slots_of_width(rank: int, width: int, *, moving: bool = False, stored: bool = False) -> int:
+    """How many periods a row of `width` numbers, or words where rows are `stored`, has room for; -1 where no
+    layout of this rank is that wide.
     """
-    rest = width - Layout(rank, 0, moving).width
+    bare = Layout(rank, 0, moving)
+    rest = width - (stored_width(bare) if stored else bare.width)
     return rest // 3 if rest >= 0 and rest % 3 == 0 else -1
 
 
@@ -133,13 +145,14 @@ def user_layout(model: Model) -> Layout:
 
 
 def item_layout(model: Model) -> Layout:
-    """The layout of the item rows of `model`."""
+    """The layout of the item rows of `model`, once they are read out of the stored ones."""
     return _layout(model, "item", model.item_width)
 
 
 def _layout(model: Model, prefix: str, width: int) -> Layout:
     moving = f"{prefix}_drift" in model.parameters
-    return Layout(model.rank, slots_of_width(model.rank, width, moving=moving), moving)
+    slots = slots_of_width(model.rank, width, moving=moving, stored=prefix == "item")
+    return Layout(model.rank, slots, moving)
 
 
 @lru_cache(maxsize=64)

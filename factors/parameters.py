@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from factors.errors import ModelUnreadable
-from factors.packing import Layout, slots_of_width
+from factors.packing import Layout, slots_of_width, stored_width
 from factors.settings import scale_levels
 from factors.tables import Float64s, Link, Model, Scale
 
@@ -128,7 +128,7 @@ def to_model(parameters: Parameters) -> Model:
         link=parameters.link,
         scale=parameters.scale,
         user_width=parameters.users.layout.width,
-        item_width=parameters.items.layout.width,
+        item_width=stored_width(parameters.items.layout),
         parameters=arrays,
     )
 
@@ -168,7 +168,7 @@ def from_model(model: Model) -> Parameters:
 
 def _side(model: Model, prefix: str, width: int) -> Side:
     moving = f"{prefix}_drift" in model.parameters
-    slots = slots_of_width(model.rank, width, moving=moving)
+    slots = slots_of_width(model.rank, width, moving=moving, stored=prefix == "item")
     if slots < 0:
         raise ModelUnreadable(f"{prefix} rows of {width} numbers do not fit rank {model.rank}")
     layout = Layout(model.rank, slots, moving)

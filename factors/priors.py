@@ -13,6 +13,7 @@ from factors.others import prior_rows
 from factors.packing import COUNT, Layout, unpack
 from factors.parameters import Parameters, Side, to_model
 from factors.settings import FitSettings
+from factors.storedrows import item_form
 from factors.tables import Fitted, Float64s, Model, Scale
 
 # A model of no data has no use for latent dimensions, but its rows need a layout.
@@ -61,7 +62,7 @@ def fitted_prior(model: Model, parameters: Parameters, n_users: int, n_items: in
     return Fitted(
         model,
         prior_rows(parameters.users, n_users).astype(np.float32),
-        prior_rows(parameters.items, n_items).astype(np.float32),
+        np.repeat(item_form(parameters).encode(prior_rows(parameters.items, 1)), n_items, axis=0),
     )
 
 

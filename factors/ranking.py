@@ -19,6 +19,7 @@ from factors.packing import COUNT, FloatTable, outer, triangle, unpack
 from factors.parameters import from_model
 from factors.scoring import Scorer
 from factors.search import TOP, Index, query_features
+from factors.storedrows import item_form
 from factors.tables import Float32s, Float64s, Int32s, Int64s, Model, Ranked
 
 # Items in a run of which the maximum is kept: a few vector registers.
@@ -26,8 +27,8 @@ _BLOCK = 128
 # Scores in memory at once: these stay in the cache between the product and the maxima.
 _SCORES_AT_ONCE = 1 << 19
 _MOST_AT_ONCE = 1 << 16
-# Rows whose covariances are read at once.
-_ROWS_AT_ONCE = 1 << 14
+# Rows that are read at once: their covariances stay in the cache while they become floats.
+_ROWS_AT_ONCE = 1 << 10
 # Scores of one item differ in their last bits between products of different shape.
 _SLACK = 1e-5
 # Numbers of the table that are read at once for what only `similar` and `popular` need; more are read when
@@ -44,7 +45,7 @@ class _Table:
     side. `starts` (c + 1,): the places of its lists; rows that are newer follow.
     """
 
-    items: FloatTable
+    items: Float32s
     scorer: Scorer
     means: Float32s
     rows: Int32s
@@ -74,13 +75,14 @@ class Ranker:
     expected ratings.
     """
 
-    def __init__(self, model: Model, items: FloatTable, index: Index | None = None) -> None:
+    def __init__(self, model: Model, items: Float32s, index: Index | None = None) -> None:
         """`index`: of the first rows of `items` (n, item_width), if there is one."""
         self._parameters = from_model(model)
         self._model = model
         layout = self._parameters.items.layout
         users = self._parameters.users
         self._layout = layout
+        self._form = item_form(self._parameters)
         self._user_layout = users.layout
         self._prior_user = np.append(users.mean[:-1], 1.0)
         self._user_second = users.covariance[:-1, :-1] + np.outer(users.mean[:-1], users.mean[:-1])
@@ -108,7 +110,7 @@ class Ranker:
         probes = None if index is None else _probes(index, depth)
         return 1.0 if index is None or probes is None else (probes + 1) / len(index.centres)
 
-    def update(self, rows: npt.NDArray[np.integer[Any]], items: FloatTable) -> None:
+    def update(self, rows: npt.NDArray[np.integer[Any]], items: Float32s) -> None:
         """Follow `rows` (m,) of `items` (n, item_width), which may have more rows than before; those are read
         too.
         """
@@ -192,7 +194,7 @@ class Ranker:
         rating, _ = rating_moments(self._parameters, lower[rows], np.zeros(len(rows)))
         return Ranked(rows, rating)
 
-    def _made(self, items: FloatTable, index: Index | None) -> _Table:
+    def _made(self, items: Float32s, index: Index | None) -> _Table:
         n = len(items)
         rows: Int32s = np.arange(n, dtype=np.int32)
         starts: Int64s = np.zeros(1, dtype=np.int64)
@@ -225,7 +227,7 @@ class Ranker:
                 self._loved = loved
             return loved
 
-    def _followed(self, loved: _Loved | None, items: FloatTable, changed: Int64s) -> _Loved | None:
+    def _followed(self, loved: _Loved | None, items: Float32s, changed: Int64s) -> _Loved | None:
         if loved is None:
             return None
         n = len(items)
@@ -235,11 +237,12 @@ class Ranker:
         self._read(loved, items, changed)
         return loved
 
-    def _read(self, loved: _Loved, items: FloatTable, rows: Int64s) -> None:
+    def _read(self, loved: _Loved, items: Float32s, rows: Int64s) -> None:
         """Write `rows` of what `similar` and `popular` need."""
         layout = self._layout
         latent_packed = layout.rank * (layout.rank + 1) // 2
-        metric_packed = _packed_metric(self._user_second)
+        metric_pairs = np.zeros(layout.packed)
+        metric_pairs[:latent_packed] = _packed_metric(self._user_second)
         jitter = 1e-12 * np.trace(self._user_second) * np.eye(layout.rank)
         root = np.linalg.cholesky(self._user_second + jitter)
         user_pairs = outer(self._prior_user[None])[0] * triangle(layout.dim)[2]
@@ -247,10 +250,9 @@ class Ranker:
             some = rows[start : start + _ROWS_AT_ONCE]
             vectors = items[some]
             mean = vectors[:, layout.mean].astype(np.float64)
-            covariance = vectors[:, layout.covariance]
             latent = mean[:, :-1]
             norm = np.einsum("ij,ij->i", latent @ self._user_second, latent)
-            norm += covariance[:, :latent_packed] @ metric_packed
+            norm += self._form.quadratic(vectors, metric_pairs)
             loved.directions[some] = (latent @ root) / np.sqrt(np.maximum(norm, 1e-30))[:, None]
             score = (
                 self._parameters.mean
@@ -258,8 +260,7 @@ class Ranker:
                 + self._parameters.users.mean[-1]
                 + latent @ self._prior_user[:-1]
             )
-            spread = covariance @ user_pairs
-            lower = score - _LOWER_BOUND * np.sqrt(np.maximum(spread, 0.0))
+            lower = score - _LOWER_BOUND * np.sqrt(self._form.quadratic(vectors, user_pairs))
             loved.rated[some] = vectors[:, COUNT] > 0
             loved.lower[some] = np.where(vectors[:, COUNT] > 0, lower, -np.inf)
 
@@ -273,12 +274,12 @@ class Ranker:
         noise = rng.standard_normal(mean.shape) * np.sqrt(np.maximum(values, 0.0))
         features = mean + vectors @ noise
         features[-1] = 1.0
-        pairs = (outer(features[None])[0] * triangle(layout.dim)[2]).astype(np.float32)
+        pairs = outer(features[None])[0] * triangle(layout.dim)[2]
         features32 = features.astype(np.float32)
         draws: Float32s = np.empty(len(table.items), dtype=np.float32)
         for start in range(0, len(draws), _ROWS_AT_ONCE):
             part = table.items[start : start + _ROWS_AT_ONCE]
-            spread = np.sqrt(np.maximum(part[:, self._layout.covariance] @ pairs, 0.0))
+            spread = np.sqrt(self._form.quadratic(part, pairs))
             spread *= rng.standard_normal(len(spread), dtype=np.float32)
             draws[start : start + len(part)] = part[:, self._layout.mean] @ features32 + spread
         draws[exclude] = -np.inf

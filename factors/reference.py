@@ -12,6 +12,7 @@ from factors.links import rating_moments
 from factors.ordinal import EntryScores, Sites, fold_in_damping, level_bounds, ordinal_sites, rating_levels
 from factors.packing import COUNT, period_keys
 from factors.parameters import Parameters, Side, SideName, from_model
+from factors.storedrows import read_items
 from factors.tables import Float32s, Float64s, Model
 
 STEPS = 60
@@ -59,7 +60,7 @@ def period_of(side: Side, row: Float64s, time: float) -> tuple[float, float]:
 def latent(model: Model, user: Float32s, item: Float32s, time: float = math.nan) -> tuple[float, float]:
     """Mean and variance of the score of one pair."""
     parameters = from_model(model)
-    u, i = user.astype(np.float64), item.astype(np.float64)
+    u, i = user.astype(np.float64), read_items(model, item[None])[0].astype(np.float64)
     layout = parameters.users.layout
     x, y = u[layout.mean], i[layout.mean]
     S, T = matrix_of(parameters.users, u), matrix_of(parameters.items, i)
@@ -96,6 +97,8 @@ def fold_in(
     """
     parameters = from_model(model)
     own, other = parameters.side(name)
+    if name == "user":
+        table = read_items(model, table)
     last: dict[int, tuple[float, float]] = {}
     for item, rating, when in zip(other_row, value, time, strict=True):
         last[item] = (rating, when)

@@ -5,9 +5,9 @@ The score `s = mu + b_u + b_i + p_u . q_i` has, with both posteriors independent
 
     f_i^T S_u f_i + f_u^T S_i f_u + trace(S_u[latent] S_i[latent]),    f = [latent, 1]
 
-to which the periods and the noise add theirs. All parts are sums over packed vectors. Pairs are the columns
-of what is computed here: each step then works on whole rows of memory, and adds up each pair in the same
-order.
+to which the periods and the noise add theirs. All parts are sums over packed vectors; the scale of an item's
+covariance (`storedrows`) comes last. Pairs are the columns of what is computed here: each step then works on
+whole rows of memory, and adds up each pair in the same order.
 """
 
 from typing import Any
@@ -20,8 +20,9 @@ from factors.links import rating_distribution, rating_moments
 from factors.others import match_periods, prior_rows
 from factors.packing import COUNT, MEAN, RATING_MEAN, FloatTable, triangle
 from factors.parameters import from_model
+from factors.storedrows import item_form
 from factors.stretching import stretch_of
-from factors.tables import Float64s, ItemStatistics, Model, Scores
+from factors.tables import Float32s, Float64s, ItemStatistics, Model, Scores
 
 Rows = npt.NDArray[np.integer]
 Basis = npt.NDArray[np.uint8]
@@ -32,34 +33,40 @@ _FEWEST = 64
 
 
 class Scorer:
-    """Scores against one item table. Cheap to build; reads `items` (n_items, item_width) at each call, copies
-    nothing.
+    """Scores against one item table. Cheap to build; reads the stored rows `items` (n_items, item_width) at
+    each call, copies nothing.
 
     Safe to share between threads. A user or item row that is negative or beyond its table counts as unknown.
     """
 
-    def __init__(self, model: Model, items: FloatTable) -> None:
+    def __init__(self, model: Model, items: Float32s) -> None:
         self.model = model
         self.items = items
         self._parameters = parameters = from_model(model)
         layout = parameters.users.layout
         self._dim = layout.dim
         self._core = MEAN + layout.dim + layout.packed
+        self._form = item_form(parameters)
         rows, columns, multiplicity = triangle(layout.dim)
         # Where the factors of the packed products stand in a row.
         self._pair_rows, self._pair_columns = MEAN + rows, MEAN + columns
-        self._multiplicity: dict[np.dtype[Any], npt.NDArray[np.floating[Any]]] = {
-            np.dtype(np.float32): multiplicity.astype(np.float32)[:, None],
-            np.dtype(np.float64): multiplicity[:, None],
+        # What a product of an item's code with something of the user counts, and one of a user's covariance.
+        weights = np.stack([multiplicity * self._form.units, multiplicity])[:, :, None]
+        self._weights: dict[np.dtype[Any], npt.NDArray[np.floating[Any]]] = {
+            np.dtype(np.float32): weights.astype(np.float32),
+            np.dtype(np.float64): weights,
         }
+        # A triangle of numbers is a rectangle of so many.
+        self._factors = (layout.dim, (layout.dim + 1) // 2)
+        if layout.dim % 2 == 0:
+            self._factors = (layout.dim + 1, layout.dim // 2)
         self._latent_packed = layout.rank * (layout.rank + 1) // 2
         self._block = max(_FEWEST, _BLOCK_NUMBERS // layout.packed)
         self._sides = (parameters.users, parameters.items)
         self._timed = tuple(side.layout.slots > 0 and side.period_variance > 0 for side in self._sides)
         self._prior_period_variance = parameters.users.period_variance + parameters.items.period_variance
-        self.prior_item, self.prior_user = (
-            prior_rows(side, 1)[0].astype(items.dtype) for side in self._sides[::-1]
-        )
+        self.prior_user: Float32s = prior_rows(parameters.users, 1)[0].astype(np.float32)
+        self.prior_item = self._form.encode(prior_rows(parameters.items, 1))[0]
         self._priors = (self.prior_user, self.prior_item)
         self._stretched = bool(parameters.stretch.any())
 
@@ -140,23 +147,28 @@ class Scorer:
     ) -> tuple[Float64s, Float64s, FloatTable]:
         # Each call into numpy costs about as much as it takes for a hundred pairs: both sides go together.
         core, last = self._core, MEAN + self._dim - 1
-        both = np.empty((2, core, len(item_rows)), dtype=np.promote_types(users.dtype, self.items.dtype))
+        both = np.empty((2, core, len(item_rows)), dtype=users.dtype)
         both[0] = (users if user_index is None else self._gather(0, users, user_index))[:, :core].T
-        both[1] = self._gather(1, self.items, item_rows)[:, :core].T
+        words = self._gather(1, self.items, item_rows)
+        both[1, : last + 1] = words[:, : last + 1].T
+        both[1, last + 1 :] = self._form.codes_of(words).T
         counts = both[:, COUNT]
         mean = self._means(*both[:, MEAN : last + 1].astype(np.float64))
         both[:, last] = 1.0
         spread = both[:, last + 1 :]
         products = both.take(self._pair_rows, axis=1)
         products *= both.take(self._pair_columns, axis=1)
-        products[1, : self._latent_packed] += spread[1, : self._latent_packed]
+        products[0, : self._latent_packed] += spread[0, : self._latent_packed]
         products *= spread[::-1]
-        total = products[1]
-        total += products[0]
-        total *= self._multiplicity[total.dtype]
+        products *= self._weights[products.dtype]
+        # In two steps: numpy then adds up long rows, and has fewer of them to begin with.
+        first, second = self._factors
+        sums = np.add.reduce(products.reshape(2, first, -1), axis=1)
+        of_item, variance = np.add.reduce(sums.reshape(2, second, -1), axis=1)
+        of_item *= words[:, self._form.scale]
+        variance += of_item
         # Of a posterior without spread rounding could leave less than nothing.
-        variance = np.maximum(np.add.reduce(total, axis=0), 0.0).astype(np.float64)
-        return mean, variance, counts
+        return mean, np.maximum(variance, 0.0).astype(np.float64), counts
 
     def _means(self, user_mean: Float64s, item_mean: Float64s) -> Float64s:
         """Means (m,) of the scores of columns `[latent, bias]` (dim, m). Writes into `user_mean`."""
@@ -181,6 +193,11 @@ class Scorer:
         # It would copy a table that does not lie in one piece.
         return table.take(rows, axis=0) if table.flags.c_contiguous else table[rows]
 
+    def _gathered(self, side: int, table: FloatTable, rows: Rows) -> FloatTable:
+        """Rows (m,) of a table, all but their covariances."""
+        found = self._gather(side, table, rows)
+        return self._form.decode(found.astype(np.float32, copy=False), covariance=False) if side else found
+
     def _add_periods(
         self,
         mean: Float64s,
@@ -195,7 +212,7 @@ class Scorer:
         for number, (table, rows) in enumerate((own, (self.items, item_rows))):
             side = self._sides[number]
             if self._timed[number]:
-                known = self._gather(number, table, rows)
+                known = self._gathered(number, table, rows)
                 effect, spread = match_periods(side, known, np.arange(len(rows)), time)
                 mean += effect
                 variance += spread - side.period_variance
@@ -204,7 +221,7 @@ class Scorer:
         """What to add to the scores (m,) where a row that moves was elsewhere at `time` (m,)."""
         now, then = [], []
         for number, (table, rows) in enumerate((own, (self.items, item_rows))):
-            side, known = self._sides[number], self._gather(number, table, rows)
+            side, known = self._sides[number], self._gathered(number, table, rows)
             now.append(known[:, side.layout.mean].astype(np.float64))
             then.append(means_then(side, known, time))
         scores = [
@@ -225,7 +242,7 @@ def _basis(counts: FloatTable) -> Basis:
 def score(
     model: Model,
     users: FloatTable,
-    items: FloatTable,
+    items: Float32s,
     user_index: Rows,
     item_rows: Rows,
     *,
@@ -238,7 +255,7 @@ def score(
 def distribution(
     model: Model,
     users: FloatTable,
-    items: FloatTable,
+    items: Float32s,
     user_index: Rows,
     item_rows: Rows,
     *,
@@ -248,7 +265,7 @@ def distribution(
     return Scorer(model, items).distribution(users, user_index, item_rows, time)
 
 
-def item_statistics(model: Model, items: FloatTable) -> ItemStatistics:
+def item_statistics(model: Model, items: Float32s) -> ItemStatistics:
     """Count and mean of the ratings behind each of `items` (n, item_width), as their rows say."""
     _ = model
     count = np.rint(items[:, COUNT]).astype(np.int64)

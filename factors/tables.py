@@ -1,7 +1,8 @@
 """The values that cross the border of `factors`: ratings in, a fitted model with its two tables out.
 
-Invariant: a table row means the same wherever it is read. Rows are plain float32 vectors whose layout only
-this package knows; everybody else stores and moves them as bytes.
+Invariant: a table row means the same wherever it is read. Rows of users are plain float32 vectors, those of
+items words of 32 bits that are held as float32, covariances in fewer bits (`storedrows`): only this package
+knows what stands where; everybody else stores and moves rows as bytes.
 """
 
 from dataclasses import dataclass, field
@@ -67,9 +68,9 @@ class Histories:
 class Model:
     """What a generation knows besides its two tables. Small (kilobytes), the same for every row.
 
-    `rank`: number of latent dimensions k. `user_width`, `item_width`: float32 numbers in one row of either
-    table. `parameters`: named float64 arrays (priors, noise, cut points, ...) whose meaning only this package
-    knows.
+    `rank`: number of latent dimensions k. `user_width`: float32 numbers in a row of the user table;
+    `item_width`: words of 32 bits in a stored row of the item table. `parameters`: named float64 arrays
+    (priors, noise, cut points, ...) whose meaning only this package knows.
     """
 
     rank: int
@@ -82,8 +83,8 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A fit: the model, `users` float32 (n_users, user_width), `items` float32 (n_items, item_width), and its
-    metrics.
+    """A fit: the model, `users` float32 (n_users, user_width), `items` float32 (n_items, item_width) as
+    they are stored, and its metrics.
     """
 
     model: Model

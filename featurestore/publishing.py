@@ -11,6 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
+from factors import all_finite_items
 from factors.tables import Float32s, Int64s, Model
 from featurestore.connection import Connection
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
@@ -80,14 +81,14 @@ class GenerationWriter:
         await command(self._connection, b"XADD", deltas, b"MAXLEN", b"0", b"*", b"r", b"", b"v", b"")
 
     async def write_items(self, items: Float32s, model: Model) -> None:
-        """Write the item table (n_items, item_width).
+        """Write the item table (n_items, item_width), rows as they are stored.
 
         Raises `GenerationBroken` where it does not fit the model.
         """
         if items.ndim != 2 or items.shape[1] != model.item_width:
             raise GenerationBroken(f"an item table of shape {items.shape} for rows of {model.item_width}")
         table = np.ascontiguousarray(items, dtype="<f4")
-        if not np.isfinite(table).all():
+        if not all_finite_items(model, table):
             raise GenerationBroken("an item table that is not finite")
         step = rows_per_chunk(model.item_width)
         self._summary = replace(self._summary, chunks=chunk_count(len(table), step))

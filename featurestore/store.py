@@ -29,7 +29,7 @@ from featurestore.settings import StoreSettings, format_scale, parse_scale
 from featurestore.stream import RatingsStream
 from featurestore.users import Users
 
-LAYOUT = b"1"
+LAYOUT = b"2"
 OLDEST_REDIS = (7, 2)
 OLDEST_VALKEY = (8, 0)
 POOL = 8

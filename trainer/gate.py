@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from factors import all_finite_items
 from trainer.results import FitResult
 
 # Rows looked at in one go: some 64 MB of a wide table.
@@ -94,7 +95,7 @@ def gather(result: FitResult, expected_items: int, previous: dict[str, float] | 
     before = previous or {}
     errors = [each.get("loss_ratio_error", 0.0) for each in (metrics, before)]
     return Evidence(
-        finite=all_finite(result.users) and all_finite(result.items),
+        finite=all_finite(result.users) and all_finite_items(result.model, result.items),
         n_users=len(result.users),
         n_items=len(result.items),
         expected_users=len(result.user_n),

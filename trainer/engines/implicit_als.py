@@ -28,7 +28,7 @@ from factors import (
     fold_in_users,
 )
 from factors.confidence import Weighting, confidence_model, confidence_of, is_confidence, weighting_of
-from factors.packing import Layout, item_layout, user_layout
+from factors.packing import Layout, item_layout, stored_width, user_layout
 from factors.tables import Float32s, Float64s
 from trainer.engines import Report, compared
 
@@ -227,7 +227,8 @@ class ImplicitEngine:
             choice.alpha, choice.ridge, choice.power, _typical_count(by_user), _typical_count(by_item)
         )
         span = np.float32((scale.high - scale.low) or 1.0)
-        user_rows, item_rows = (np.zeros((len(rows), layout.width), np.float32) for rows in (users, items))
+        user_rows = np.zeros((len(users), layout.width), np.float32)
+        item_rows = np.zeros((len(items), stored_width(layout)), np.float32)
         user_rows[:, layout.latent], item_rows[:, layout.latent] = users * span, items
 
         def model() -> Model:

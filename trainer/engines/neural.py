@@ -13,7 +13,18 @@ import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
-from factors import FitDiverged, FitRefused, FitSettings, Fitted, Ratings, Scale, fold_in_users
+from factors import (
+    FitDiverged,
+    FitRefused,
+    FitSettings,
+    Fitted,
+    Ratings,
+    Scale,
+    all_finite_items,
+    fold_in_users,
+    read_items,
+    store_items,
+)
 from factors.confidence import is_confidence
 from factors.fit import prepare, ratings_histories
 from factors.halfstep import entry_scores, half_step
@@ -135,7 +146,7 @@ def _beginning(
     mean, covariance, noise = side.mean, side.covariance, parameters.noise
     if start is not None:
         layout = item_layout(start.model)
-        known = start.items[:n_items].astype(np.float64)
+        known = read_items(start.model, start.items[:n_items]).astype(np.float64)
         rated = np.flatnonzero(known[:, COUNT] > 0)
         items[rated] = known[rated, layout.mean]
         items[rated, -1] /= unit
@@ -201,9 +212,10 @@ def _published(
             users=learn_side(parameters.users, step.rows, offsets),
             items=learn_side(parameters.items, item_rows),
         )
-    model, table = to_model(parameters), item_rows.astype(np.float32)
+    model = to_model(parameters)
+    table = store_items(model, item_rows)
     rows = fold_in_users(model, table, ratings_histories(users))
-    if not (np.isfinite(table).all() and np.isfinite(rows).all()):
+    if not (all_finite_items(model, table) and np.isfinite(rows).all()):
         raise FitDiverged("the neural engine gave rows that are not finite")
     return Fitted(model, rows, table, {"loss": loss, "noise": parameters.noise})
 

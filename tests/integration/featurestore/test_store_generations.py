@@ -45,12 +45,12 @@ async def test_a_generation_is_written_verified_and_flipped(store: Store) -> Non
     lease = await lead(store)
     await store.ratings.append([rating(f"u{n}", "a", 4.0) for n in range(150)])
     users = [b"u%d" % n for n in range(150)]
-    written = await write_generation(store, lease, n_items=5_000, users=users)
+    written = await write_generation(store, lease, n_items=8_000, users=users)
     number = written.writer.number
     assert (await store.generations.live()).generation == 0
     summary = (await store.generations.list())[0]
     assert (summary.state, summary.generation, summary.metrics) == ("ready", number, {"rmse": 0.9})
-    assert summary.chunks == -(-5_000 // rows_per_chunk(written.model.item_width)) > 4
+    assert summary.chunks == -(-8_000 // rows_per_chunk(written.model.item_width)) > 4
     assert await loaded(store, number) == written.items.tobytes()
     assert await written.writer.flip()
     pointer = await store.generations.live()

@@ -12,6 +12,7 @@ from factors import (
     Ratings,
     Scale,
     Scorer,
+    all_finite_items,
     fit,
     fold_in_items,
     fold_in_users,
@@ -52,7 +53,7 @@ def fitted_of(given: Ratings, n_users: int, n_items: int, scale: Scale = STARS) 
 def check(fitted: Fitted, given: Ratings, time: Float64s | None = None) -> Float64s:
     """Finite tables, and finite answers on the scale for known and unknown pairs at any time: the ratings."""
     assert np.isfinite(fitted.users).all()
-    assert np.isfinite(fitted.items).all()
+    assert all_finite_items(fitted.model, fitted.items)
     scale, scorer = fitted.model.scale, Scorer(fitted.model, fitted.items)
     user = np.append(given.user_row[:500], [-1, -1, 0]).astype(np.int64)
     item = np.append(given.item_row[:500], [0, -1, -1]).astype(np.int64)
@@ -67,7 +68,7 @@ def check(fitted: Fitted, given: Ratings, time: Float64s | None = None) -> Float
     back = histories_of(given, len(fitted.items), by="item")
     items = fold_in_items(fitted.model, fitted.users, back, current=fitted.items)
     assert np.isfinite(again).all()
-    assert np.isfinite(items).all()
+    assert all_finite_items(fitted.model, items)
     return scorer.score(fitted.users, given.user_row.astype(np.int64), given.item_row.astype(np.int64)).rating
 
 

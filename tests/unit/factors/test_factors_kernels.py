@@ -7,7 +7,18 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from factors import Fitted, Histories, fold_in_items, fold_in_users, prior_item, prior_user, reference, score
+from factors import (
+    Fitted,
+    Histories,
+    fold_in_items,
+    fold_in_users,
+    prior_item,
+    prior_user,
+    read_items,
+    reference,
+    score,
+    store_items,
+)
 from factors.packing import unpack, user_layout
 from factors.segments import segment_sums
 from tests.unit.factors.factors_world import fitted_of, histories_of, history, ratings_of
@@ -38,10 +49,10 @@ def with_terms(fitted: Fitted) -> Fitted:
     layout = Layout(known.users.layout.rank, 4)
     users = replace(known.users, layout=layout, period=3600.0, period_variance=0.2)
     changed = replace(known, users=users)
-    items = relayout(known.items, changed.items, fitted.items.astype(np.float64))
+    items = relayout(known.items, changed.items, read_items(fitted.model, fitted.items).astype(np.float64))
     items[:, changed.items.layout.set_effect] = rng.normal(0, 0.1, (len(items), layout.dim))
-    rows = items.astype(np.float32)
     model = to_model(changed)
+    rows = store_items(model, items)
     return Fitted(model, fold_in_users(model, rows, histories_of(ratings_of(3), 40)), rows)
 
 

@@ -8,6 +8,7 @@ from factors.parameters import to_model
 from factors.scoring import Scorer
 from factors.settings import FitSettings
 from factors.starts import best_start, evidence, first_state, flat_state
+from factors.storedrows import item_form
 from factors.sweeps import State, Training
 from factors.tables import Float64s, Scale
 
@@ -33,7 +34,7 @@ def world(rank: int, n: int) -> tuple[Training, Float64s]:
 
 def squared_error(state: State, table: Float64s) -> float:
     user, item = np.divmod(np.arange(table.size), SHAPE[1])
-    scorer = Scorer(to_model(state.parameters), state.item_rows)
+    scorer = Scorer(to_model(state.parameters), item_form(state.parameters).encode(state.item_rows))
     mean, _, _ = scorer.latent(state.user_rows, user, item, np.full(table.size, np.nan))
     return float(np.mean((np.clip(mean, 1.0, 5.0) - table.ravel()) ** 2))
 

@@ -1,0 +1,160 @@
+"""Stored item rows: what comes out of them, for any size of variance, and online is batch through them."""
+
+import numpy as np
+import pytest
+
+from factors import (
+    FactorsError,
+    Fitted,
+    Ranker,
+    Scorer,
+    all_finite_items,
+    fold_in_items,
+    fold_in_users,
+    from_bytes,
+    prior_item,
+    read_items,
+    store_items,
+    to_bytes,
+)
+from factors.packing import Layout, item_layout, stored_width, unpack
+from factors.storedrows import StoredForm
+from factors.tables import Float64s
+from tests.unit.factors.factors_world import fitted_of, histories_of, ratings_of
+
+
+def rows_of(layout: Layout, scale: float, n: int = 40) -> Float64s:
+    """Rows with covariances of about `scale` of any shape."""
+    rng = np.random.default_rng(layout.rank)
+    rows = rng.normal(size=(n, layout.width))
+    roots = rng.normal(size=(n, layout.dim, layout.dim)) * 10.0 ** rng.uniform(-2, 0, (n, layout.dim, 1))
+    matrices = scale * roots @ roots.transpose(0, 2, 1)
+    lower = np.tril_indices(layout.dim)
+    rows[:, layout.covariance] = matrices[:, lower[0], lower[1]]
+    return rows
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1.0, 1e6, 1e30])
+@pytest.mark.parametrize("layout", [Layout(1, 0), Layout(2, 3), Layout(7, 0, moving=True), Layout(50, 0)])
+def test_rows_come_out_as_they_went_in(layout: Layout, scale: float) -> None:
+    form = StoredForm(layout, np.append(np.geomspace(0.1, 10.0, layout.rank), 1.0))
+    rows = rows_of(layout, scale)
+    words = form.encode(rows)
+    assert words.shape == (40, stored_width(layout))
+    assert form.all_finite(words)
+    again = form.decode(words)
+    plain = np.ones(layout.width, dtype=np.bool_)
+    plain[layout.covariance] = False
+    np.testing.assert_array_equal(again[:, plain], rows[:, plain].astype(np.float32))
+    r = form.features
+    before, after = (
+        unpack(some[:, layout.covariance], layout.dim) * np.outer(r, r)
+        for some in (rows, again.astype(np.float64))
+    )
+    largest = np.einsum("bii->bi", before).max(axis=1)[:, None, None]
+    assert (np.abs(after - before) <= largest / 32_000).all()
+    variances = np.einsum("bii->bi", after)
+    assert (variances > 0).all()
+    assert (variances >= np.einsum("bii->bi", before) * (1 - 1e-5) - 0.02 * largest[:, 0] / 32_767).all()
+    # Written again, they are the same.
+    np.testing.assert_allclose(form.decode(form.encode(again)), again, rtol=1e-6)
+    weights = np.random.default_rng(0).normal(size=layout.packed)
+    expected = np.maximum(again[:, layout.covariance] @ weights, 0.0)
+    tolerance = 1e-4 * np.abs(again[:, layout.covariance]) @ np.abs(weights)
+    assert (np.abs(form.quadratic(words, weights) - expected) <= tolerance).all()
+
+
+def test_a_row_without_spread_has_none() -> None:
+    layout = Layout(3, 0)
+    form = StoredForm(layout, np.ones(4))
+    rows = np.zeros((2, layout.width))
+    rows[:, layout.mean] = 2.0
+    np.testing.assert_array_equal(form.decode(form.encode(rows)), rows)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e300])
+def test_what_is_not_finite_stays_so(wrong: float) -> None:
+    layout = Layout(3, 1)
+    form = StoredForm(layout, np.ones(4))
+    for column in range(layout.width):
+        rows = rows_of(layout, 1.0)
+        rows[7, column] = wrong
+        with np.errstate(over="ignore"):
+            words = form.encode(rows)
+        assert not form.all_finite(words), column
+    # Codes may look like anything.
+    words = form.encode(rows_of(layout, 1.0))
+    words[:, form.codes] = np.nan
+    assert form.all_finite(words)
+
+
+@pytest.mark.parametrize("link", ["gaussian", "ordinal"])
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e8])
+def test_online_is_batch_for_any_size_of_variance(link: str, size: float) -> None:
+    given = ratings_of(12)
+    fitted = fitted_of(given, link=link)
+    rows = read_items(fitted.model, fitted.items)
+    rows[:, item_layout(fitted.model).covariance] *= np.float32(size)
+    # As it is published and read back.
+    model = from_bytes(to_bytes(fitted.model))
+    words = store_items(fitted.model, rows).tobytes()
+    items = np.frombuffer(words, dtype=np.float32).reshape(-1, model.item_width)
+    together = fold_in_users(model, items, histories_of(given, 40))
+    assert np.isfinite(together).all()
+    if size == 1.0:
+        np.testing.assert_allclose(
+            together[:, : 2 + model.rank], fitted.users[:, : 2 + model.rank], atol=1e-5
+        )
+    one = histories_of(given, 40)
+    for user in (0, 9, 39):
+        start, stop = one.offsets[user : user + 2]
+        alone = type(one)(
+            np.array([0, stop - start]),
+            one.other_row[start:stop],
+            one.value[start:stop],
+            one.time[start:stop],
+        )
+        np.testing.assert_allclose(
+            fold_in_users(model, items, alone)[0], together[user], rtol=1e-4, atol=1e-5 * max(1.0, size**0.5)
+        )
+    users, rated = np.divmod(np.arange(40 * 30), 30)
+    scores = Scorer(model, items).score(together, users, rated)
+    assert np.isfinite(scores.rating).all()
+    assert (scores.std > 0).all()
+
+
+def test_a_covariance_that_rounding_left_indefinite_breaks_nothing() -> None:
+    fitted = fitted_of(ratings_of(12), link="ordinal")
+    layout = item_layout(fitted.model)
+    rows = read_items(fitted.model, fitted.items)
+    # All of it in one direction: what is not positive by rounding.
+    vector = np.linspace(1.0, 3.0, layout.dim)
+    lower = np.tril_indices(layout.dim)
+    rows[:, layout.covariance] = np.outer(vector, vector)[lower]
+    items = store_items(fitted.model, rows)
+    values = np.linalg.eigvalsh(unpack(read_items(fitted.model, items)[:, layout.covariance], layout.dim))
+    assert values.min() < 1e-3 * values.max()
+    users = fold_in_users(fitted.model, items, histories_of(ratings_of(12), 40))
+    assert np.isfinite(users).all()
+    nothing = [np.zeros(0, dtype=np.int64)]
+    ranked = Ranker(fitted.model, items).top(users[:1], 5, nothing, np.random.default_rng(0))[0]
+    assert len(ranked.item_rows) == 5
+    scores = Scorer(fitted.model, items).score(users, np.arange(40), np.zeros(40, dtype=np.int64))
+    assert np.isfinite(scores.std).all()
+
+
+def test_deltas_are_in_the_same_form() -> None:
+    given = ratings_of(12)
+    fitted: Fitted = fitted_of(given)
+    rows = fold_in_items(fitted.model, fitted.users, histories_of(given, 30, by="item"), current=fitted.items)
+    assert rows.shape == fitted.items.shape
+    assert all_finite_items(fitted.model, rows)
+    layout = item_layout(fitted.model)
+    before, after = (read_items(fitted.model, some) for some in (fitted.items, rows))
+    np.testing.assert_array_equal(before[:, layout.set_effect], after[:, layout.set_effect])
+    assert prior_item(fitted.model).shape == (fitted.model.item_width,)
+
+
+def test_an_older_model_is_refused() -> None:
+    with pytest.raises(FactorsError, match="format"):
+        from_bytes(to_bytes(fitted_of(ratings_of(1)).model).replace(b"foldin-model-2", b"foldin-model-1"))
