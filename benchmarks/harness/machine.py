@@ -95,15 +95,17 @@ class Watch:
 
 
 def complaints(watched: Watched, spread: float | None) -> list[str]:
-    """Why the figures cannot be trusted, one sentence each; `spread` of the yardstick: (max - min) /
-    median."""
+    """Why the figures cannot be trusted, one sentence each; `spread` of the yardstick: between the quartiles,
+    over the median."""
     found = []
     if watched.others is not None and watched.others > BUSY_LIMIT:
         found.append(f"other processes used {watched.others:.0%} of the cores (limit {BUSY_LIMIT:.0%})")
     if watched.steal is not None and watched.steal > STEAL_LIMIT:
         found.append(f"the host took away {watched.steal:.0%} of the cores (limit {STEAL_LIMIT:.0%})")
     if spread is not None and spread > SPREAD_LIMIT:
-        found.append(f"the yardstick differed by {spread:.0%} between rounds (limit {SPREAD_LIMIT:.0%})")
+        found.append(
+            f"the middle half of the yardstick's rounds differed by {spread:.0%} (limit {SPREAD_LIMIT:.0%})"
+        )
     return found
 
 

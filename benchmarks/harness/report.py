@@ -68,6 +68,16 @@ class Row:
         return (max(self.values) - min(self.values)) / abs(self.median) if self.median else math.inf
 
     @property
+    def middle_spread(self) -> float:
+        """(third quartile - first) / median of the rounds: what one round that was disturbed does not move,
+        as it does not move the median.
+        """
+        if not self.values:
+            return math.nan
+        first, third = np.percentile(self.values, [25, 75])
+        return float(third - first) / abs(self.median) if self.median else math.inf
+
+    @property
     def verdict(self) -> Verdict:
         if self.skipped:
             return "skipped"
@@ -86,7 +96,7 @@ class Report:
     @property
     def complaints(self) -> list[str]:
         """Why the figures cannot be trusted."""
-        spreads = [row.spread for row in self.rows if row.guards and len(row.values) > 1]
+        spreads = [row.middle_spread for row in self.rows if row.guards and len(row.values) > 1]
         return machine.complaints(self.watched, max(spreads, default=None))
 
     def as_json(self) -> dict[str, object]:

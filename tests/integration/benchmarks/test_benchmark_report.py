@@ -52,6 +52,20 @@ def test_report_has_medians_spread_and_reasons(tmp_path: Path) -> None:
     report.show(console)
 
 
+@pytest.mark.parametrize(
+    ("rounds", "trusted"),
+    [
+        ((36.0, 37.0, 27.0, 35.0, 36.5), True),  # one round was disturbed: the median does not show it
+        ((36.0, 28.0, 27.0, 35.0, 36.5), False),
+        ((30.0, 33.0, 36.0, 39.0, 42.0), False),
+    ],
+)
+def test_a_yardstick_is_trusted_as_far_as_its_median_is(rounds: tuple[float, ...], trusted: bool) -> None:
+    assert (
+        Report("name", (Row("yardstick", "1/s", rounds, guards=True),), QUIET).complaints == []
+    ) is trusted
+
+
 def test_every_arm_runs_once_a_round_in_turned_order() -> None:
     order: list[str] = []
     interleave(3, {name: lambda name=name: order.append(name) for name in "ab"})  # type: ignore[misc]
