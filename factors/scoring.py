@@ -135,11 +135,13 @@ class Scorer:
                     table, index, item_rows[part]
                 )
                 start = stop
-        own = (users, np.arange(m) if user_index is None else user_index)
-        if self._prior_period_variance:
-            self._add_periods(mean, variance, own, item_rows, time)
-        if time is not None and any(side.drift is not None for side in self._sides):
-            mean += self._way_back(own, item_rows, time)
+        variance += self._prior_period_variance
+        if time is not None:
+            own = (users, np.arange(m) if user_index is None else user_index)
+            if any(self._timed):
+                self._add_periods(mean, variance, own, item_rows, time)
+            if any(side.drift is not None for side in self._sides):
+                mean += self._way_back(own, item_rows, time)
         return mean, variance, counts
 
     def _block_latent(
@@ -204,11 +206,8 @@ class Scorer:
         variance: Float64s,
         own: tuple[FloatTable, Rows],
         item_rows: Rows,
-        time: Float64s | None,
+        time: Float64s,
     ) -> None:
-        variance += self._prior_period_variance
-        if time is None:
-            return
         for number, (table, rows) in enumerate((own, (self.items, item_rows))):
             side = self._sides[number]
             if self._timed[number]:

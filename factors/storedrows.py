@@ -59,6 +59,11 @@ class StoredForm:
         """The words of the codes."""
         return slice(self.scale + 1, self.scale + 1 + code_words(self.layout))
 
+    @cached_property
+    def _halves(self) -> slice:
+        start = 2 * self.codes.start
+        return slice(start, start + self.layout.packed)
+
     @property
     def width(self) -> int:
         """Words in a row."""
@@ -119,8 +124,7 @@ class StoredForm:
 
     def codes_of(self, words: Float32s) -> Codes:
         """The codes (n, packed) in stored rows (n, width), a view."""
-        start = 2 * self.codes.start
-        return words.view(np.int16)[:, start : start + self.layout.packed]
+        return words.view(np.int16)[:, self._halves]
 
     def quadratic(self, words: Float32s, pairs: FloatTable) -> Float32s:
         """The sums (n,) of the covariances in stored rows times `pairs` (packed,), entry by entry; not below
