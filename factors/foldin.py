@@ -6,16 +6,18 @@ it.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
 from factors import confidence
 from factors.halfstep import half_step
 from factors.histories import compress
+from factors.identity import Same
 from factors.others import prior_rows
 from factors.packing import COUNT, NO_PERIOD, period_keys
 from factors.parameters import Parameters, SideName, from_model
-from factors.storedrows import StoredTable, Table, item_form
+from factors.storedrows import StoredForm, StoredTable, Table, item_form
 from factors.tables import Bools, Float32s, Histories, Model
 
 
@@ -88,7 +90,7 @@ def _fold_in(
     if confidence.is_confidence(model):
         return confidence.fold_in(model, name, table, histories)
     parameters = from_model(model)
-    form = item_form(parameters)
+    form = _item_form(Same(parameters))
     read: Table = table
     if name == "user":
         read = StoredTable(table, form)
@@ -103,6 +105,11 @@ def _fold_in(
         effect = parameters.side(name)[0].layout.set_effect
         rows[:, effect] = current[:, effect]
     return rows.astype(np.float32) if name == "user" else form.encode(rows)
+
+
+@lru_cache(maxsize=8)
+def _item_form(same: Same[Parameters]) -> StoredForm:
+    return item_form(same.value)
 
 
 def came_after(parameters: Parameters, name: SideName, current: Float32s | None) -> Bools | None:

@@ -122,7 +122,9 @@ class Given:
         """Rows of which nothing is known but the prior."""
         own, rows = self.own, self.data.rows
         prior = own.unseen or own
-        return self.positions(np.repeat(prior.mean[None], rows, axis=0), pack(prior.covariance[None]))
+        return self.positions(
+            np.broadcast_to(prior.mean, (rows, len(prior.mean))), pack(prior.covariance[None])
+        )
 
     def positions(self, mean: Float64s, spread: Float64s) -> Posterior:
         """Rows that stand at `mean` (b, d) with the packed covariance `spread` (b, packed), or (1, packed) of
@@ -141,9 +143,9 @@ def spread_of(joint: Float64s, dim: int) -> Float64s:
     """`Posterior.spread` (b, 3 packed) of rows that move, from the covariance (b, 2 d, 2 d)."""
     first, second = _joint_index(dim)
     flat = joint.reshape(len(joint), 4 * dim * dim)
-    spread = np.take(flat, first, axis=1)
+    spread: Float64s = flat.take(first, axis=1)
     packed = len(second)
-    spread[:, packed : 2 * packed] += np.take(flat, second, axis=1)
+    spread[:, packed : 2 * packed] += flat.take(second, axis=1)
     return spread
 
 
@@ -166,8 +168,9 @@ def _squares(mean: Float64s, dim: int) -> Float64s:
         return outer(vectors)
     vectors[:, -1] = 0.0
     rows, columns, _ = triangle(dim)
-    at_rows, at_columns = np.take(vectors, rows, axis=1), np.take(vectors, columns, axis=1)
-    moved_rows, moved_columns = np.take(vectors, rows + dim, axis=1), np.take(vectors, columns + dim, axis=1)
+    position, velocity = vectors[:, :dim], vectors[:, dim:]
+    at_rows, at_columns = position.take(rows, axis=1), position.take(columns, axis=1)
+    moved_rows, moved_columns = velocity.take(rows, axis=1), velocity.take(columns, axis=1)
     mixed = at_rows * moved_columns
     mixed += moved_rows * at_columns
     at_rows *= at_columns

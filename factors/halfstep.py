@@ -263,7 +263,7 @@ class _Solver:
         if powers is None:
             precision = unpack(packed, dim)
         else:
-            precision = np.take(packed, _joint_index(dim), axis=1).reshape(-1, width, width)
+            precision = packed.take(_joint_index(dim), axis=1).reshape(-1, width, width)
         precision += self._prior_precision(block)
         linear = block.linear + segment_sums(indptr, columns, pull, features)
         linear -= segment_sums(indptr, columns, once, cross)
@@ -271,7 +271,7 @@ class _Solver:
         if block.groups is not None:
             sums = block.groups.sums(own, sites)
             lost, lost_linear = sums.taken()
-            precision -= unpack(lost, width)
+            precision -= lost
             linear -= lost_linear
         covariance: Float64s = np.asarray(np.linalg.inv(precision), dtype=np.float64)
         mean = np.matmul(covariance, linear[:, :, None])[:, :, 0]

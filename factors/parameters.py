@@ -3,17 +3,22 @@ exactly.
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
 from factors.errors import ModelUnreadable
+from factors.identity import Same
 from factors.packing import Layout, slots_of_width, stored_width
 from factors.settings import scale_levels
 from factors.tables import Float64s, Link, Model, Scale
 
 # Numbers of the function by which standard deviations are stretched (`factors.calibration`).
 STRETCH_TERMS = 5
+
+# Models whose parameters are kept at hand: a service reads those of the live one for each user who has rated.
+_MODELS = 8
 
 SideName = Literal["user", "item"]
 
@@ -134,9 +139,15 @@ def to_model(parameters: Parameters) -> Model:
 
 
 def from_model(model: Model) -> Parameters:
-    """The parameters of `model`. Raises `ModelUnreadable` where a name, a shape or a value is not as it must
-    be.
+    """The parameters of `model`, which must not be written to once they have been read. Raises
+    `ModelUnreadable` where a name, a shape or a value is not as it must be.
     """
+    return _read(Same(model))
+
+
+@lru_cache(maxsize=_MODELS)
+def _read(same: Same[Model]) -> Parameters:
+    model = same.value
     try:
         sides = [
             _side(model, prefix, width)

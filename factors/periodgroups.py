@@ -16,7 +16,7 @@ import numpy as np
 from factors.histories import Periods
 from factors.ordinal import Sites
 from factors.others import Others
-from factors.packing import outer
+from factors.packing import outer, unpack
 from factors.parameters import Side
 from factors.segments import segment_sums
 from factors.tables import Float64s, Int64s
@@ -109,27 +109,34 @@ class Groups:
         scale = np.add.reduceat(weight, starts, dtype=np.float64)
         scale += 1.0 / own.period_variance
         surprise = sites.linear[self.entry] - weight * self.bias
-        return GroupSums(self, load, scale, np.add.reduceat(surprise, starts, dtype=np.float64))
+        total = np.add.reduceat(surprise, starts, dtype=np.float64)
+        return GroupSums(self, load, scale, total, load / scale[:, None])
 
 
 @dataclass(frozen=True, slots=True)
 class GroupSums:
-    """`load` (g, D), `scale`, `sum` (g,) of the `groups`: `a`, `n`, `s` of the module's docstring."""
+    """`load` (g, D), `scale`, `sum` (g,) of the `groups`: `a`, `n`, `s` of the module's docstring; `shift`:
+    `a / n`.
+    """
 
     groups: Groups
     load: Float64s
     scale: Float64s
     sum: Float64s
+    shift: Float64s
 
     def taken(self) -> tuple[Float64s, Float64s]:
-        """What the rows lose: packed precision (b, D(D+1)/2) and linear term (b, D)."""
+        """What the rows lose: precision (b, D, D) and linear term (b, D)."""
         of_row = self.groups.of_row
-        precision = segment_sums(of_row, None, 1.0 / self.scale, outer(self.load))
-        return precision, segment_sums(of_row, None, self.sum / self.scale, self.load)
+        linear = segment_sums(of_row, None, self.sum, self.shift)
+        if len(of_row) == 2:
+            return np.matmul(self.shift.T, self.load)[None], linear
+        packed = segment_sums(of_row, None, 1.0 / self.scale, outer(self.load))
+        return unpack(packed, self.load.shape[1]), linear
 
     def effects(self, mean: Float64s, covariance: Float64s) -> Effects:
         """The effects, from the posteriors of the rows: `mean` (b, D), `covariance` (b, D, D)."""
-        row, shift = self.groups.row, self.load / self.scale[:, None]
+        row, shift = self.groups.row, self.shift
         if len(mean) == 1:
             effect = self.sum - self.load @ mean[0]
             shared = shift @ covariance[0]
