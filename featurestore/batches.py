@@ -3,9 +3,9 @@ stream.
 
 Invariant: the ratings of a user stay in the order in which they were given.
 
-An entry of a stream holds the events of one call in one partition: `u`, the ids of its users; `n`, for each
-user the count before and how many events it has; `e`, their history entries. Its id ends with the number of
-its last event.
+An entry of a stream holds the events of one step, those of a call in one partition or a part of them: `u`,
+the ids of its users; `n`, for each user the count before and how many events it has; `e`, their history
+entries. Its id ends with the number of its last event.
 """
 
 import zlib
@@ -22,6 +22,8 @@ from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, pack_entry
 
 NUMBER_DTYPE = np.dtype([("before", "<u8"), ("events", "<u4")])
 LENGTH_DTYPE = np.dtype("<u2")
+# A step keeps the store for 4 to 8 microseconds a rating where each is of another user, and lookups wait.
+STEP_RATINGS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +43,24 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one partition gets of a call: its users, `rows` int64 (k,) of the call by user, and where each
-    user's end: the user `u` has `rows[ends[u]:ends[u + 1]]`.
+    """What a partition gets of a call in one step: its users, `rows` int64 (k,) of the call by user, and
+    where each user's end: the user `u` has `rows[ends[u]:ends[u + 1]]`.
     """
 
+    partition: int
     users: list[bytes]
     rows: Int64s
     ends: list[int]
 
 
-def shares_of(user_ids: Sequence[bytes], partitions: int) -> dict[int, Share]:
-    """The share of each partition that gets anything."""
+def shares_of(user_ids: Sequence[bytes], partitions: int) -> list[Share]:
+    """The shares of all partitions that get anything, each cut between users where it is longer than
+    `STEP_RATINGS`.
+    """
     if len(user_ids) == 1:
-        return {
-            zlib.crc32(user_ids[0]) % partitions: Share(list(user_ids), np.zeros(1, dtype=np.int64), [0, 1])
-        }
+        return [
+            Share(zlib.crc32(user_ids[0]) % partitions, list(user_ids), np.zeros(1, dtype=np.int64), [0, 1])
+        ]
     codes: dict[bytes, int] = {}
     code = np.array([codes.setdefault(user_id, len(codes)) for user_id in user_ids], dtype=np.int64)
     users = list(codes)
@@ -69,12 +74,16 @@ def shares_of(user_ids: Sequence[bytes], partitions: int) -> dict[int, Share]:
     np.cumsum(np.bincount(code, minlength=len(users))[place], out=ends[1:])
     found, first = np.unique(partition[place], return_index=True)
     borders = [*first.tolist(), len(users)]
-    order = place.tolist()
-    shares = {}
+    order = [users[k] for k in place.tolist()]
+    shares = []
     for number, (start, stop) in zip(found.tolist(), pairwise(borders), strict=True):
-        inside = ends[start : stop + 1]
-        mine = rows[inside[0] : inside[-1]]
-        shares[number] = Share([users[k] for k in order[start:stop]], mine, (inside - inside[0]).tolist())
+        # Users whose ratings begin within the same so many of the partition's share a step.
+        begin = ends[start:stop] - ends[start]
+        cuts = np.flatnonzero(np.diff(begin // STEP_RATINGS)) + 1 + start
+        for a, b in pairwise([start, *cuts.tolist(), stop]):
+            inside = ends[a : b + 1]
+            mine = rows[inside[0] : inside[-1]]
+            shares.append(Share(number, order[a:b], mine, (inside - inside[0]).tolist()))
     return shares
 
 

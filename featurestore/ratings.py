@@ -1,4 +1,4 @@
-"""The ratings log: what came in, in one step a partition. Invariant: after `append` returns, every reader
+"""The ratings log: what came in, in steps of one partition. Invariant: after `append` returns, every reader
 reflects it, and the trainer will see it.
 
 A call says which epochs it believes its ratings go to. Where that is no longer so nothing is written; the
@@ -8,6 +8,7 @@ a pair wins.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -79,11 +80,11 @@ class RatingsLog:
         self._digests: set[int] = set()
 
     async def append(self, ratings: Sequence[NewRating], *, epoch: int | None = None) -> None:
-        """Write ratings; those of one partition in one step, in the order given.
+        """Write ratings; those of one user in one step, in the order given.
 
         `epoch`: only into that one, which is being prepared; a pair that is there already (it came in since)
-        stays as it is. Raises `StreamFull` (before the first write; in a race for the last room some
-        partitions may be written), `RegistryFull`, `EpochGone` when the epoch asked for takes no ratings.
+        stays as it is. Raises `StreamFull` (before the first write; in a race for the last room some steps
+        may be done), `RegistryFull`, `EpochGone` when the epoch asked for takes no ratings.
         """
         columns = Columns(
             [rating.user_id for rating in ratings],
@@ -101,7 +102,7 @@ class RatingsLog:
         item_ids = list(dict.fromkeys(columns.item_id))
         checked = False
         for _ in range(ATTEMPTS):
-            expected = {partition: await self._epochs.expected(partition) for partition in todo}
+            expected = {share.partition: await self._epochs.expected(share.partition) for share in todo}
             targets = {p: self._targets(text, epoch) for p, text in expected.items()}
             rows = await self._register({e for several in targets.values() for e in several}, item_ids, epoch)
             if rows is None:
@@ -114,17 +115,21 @@ class RatingsLog:
                 for e, of in rows.items()
             }
             full = False
-            for partition, reply in await self._rate_all(
+            replies = await self._rate_all(
                 todo, expected, targets, item_rows, columns, given=epoch is not None
-            ):
+            )
+            left = []
+            for share, reply in zip(todo, replies, strict=True):
                 if reply[0] == b"OK":
-                    del todo[partition]
-                elif reply[0] == b"FULL":
+                    continue
+                left.append(share)
+                if reply[0] == b"FULL":
                     full = True
                 elif reply[0] == b"DIGESTS":
-                    self._digests.add(partition)
+                    self._digests.add(share.partition)
                 else:
-                    await self._epochs.learn(partition, reply[1])
+                    await self._epochs.learn(share.partition, reply[1])
+            todo = left
             if full:
                 raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
             if not todo:
@@ -234,42 +239,44 @@ class RatingsLog:
             return None
         return {epoch: dict(zip(item_ids, of, strict=True)) for epoch, of in zip(order, rows, strict=True)}
 
-    async def _check_room(self, todo: Mapping[int, Share], targets: Mapping[int, Sequence[int]]) -> None:
+    async def _check_room(self, todo: Iterable[Share], targets: Mapping[int, Sequence[int]]) -> None:
+        size = Counter[int]()
+        for share in todo:
+            size[share.partition] += len(share.rows)
         for epoch in sorted({epoch for several in targets.values() for epoch in several}):
             found = await progress(self._keys, self._connection, epoch)
-            for partition, share in todo.items():
+            for partition, ratings in size.items():
                 room = self._stream_limit - found[partition].waiting
-                if epoch in targets[partition] and len(share.rows) > room:
+                if epoch in targets[partition] and ratings > room:
                     raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
 
     async def _rate_all(
         self,
-        todo: Mapping[int, Share],
+        todo: Iterable[Share],
         expected: Mapping[int, bytes],
         targets: Mapping[int, Sequence[int]],
         item_rows: Mapping[int, Int64s],
         columns: Columns,
         *,
         given: bool,
-    ) -> Iterable[tuple[int, list[bytes]]]:
-        """What the store says, by partition. It works on the first calls of many ratings while the next are
+    ) -> list[list[bytes]]:
+        """What the store says to each share. It works on the first of many ratings while the next are
         packed.
         """
         asked: list[asyncio.Future[list[list[bytes]]]] = []
         calls: list[bytes] = []
         packed = 0
-        for partition, share in todo.items():
-            entries = [pack_entries(share, item_rows[epoch], columns) for epoch in targets[partition]]
-            calls.append(
-                self._rate(partition, share, expected[partition], targets[partition], entries, given=given)
-            )
+        for share in todo:
+            epochs = targets[share.partition]
+            entries = [pack_entries(share, item_rows[epoch], columns) for epoch in epochs]
+            calls.append(self._rate(share, expected[share.partition], epochs, entries, given=given))
             packed += len(share.rows)
             if packed >= AT_ONCE:
                 asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
                 calls, packed = [], 0
                 await asyncio.sleep(0)
         if not asked:
-            return zip(list(todo), await call_many(self._connection, calls), strict=True)
+            return await call_many(self._connection, calls)
         if calls:
             asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
         # All have ended before an error is told: nothing is written after that.
@@ -279,11 +286,10 @@ class RatingsLog:
             if isinstance(answer, BaseException):
                 raise answer
             replies += answer
-        return zip(list(todo), replies, strict=True)
+        return replies
 
     def _rate(
         self,
-        partition: int,
         share: Share,
         expected: bytes,
         epochs: Sequence[int],
@@ -291,7 +297,7 @@ class RatingsLog:
         *,
         given: bool,
     ) -> bytes:
-        keys, users = self._keys, share.users
+        keys, users, partition = self._keys, share.users, share.partition
         names = [bulk(keys.epochs(partition))]
         digests = b"".join(map(digest_of, users)) if partition in self._digests else b""
         args = [

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from featurestore import codecs
-from featurestore.batches import NUMBER_DTYPE, Columns, pack_entries, pack_ids, shares_of, unpack
+from featurestore.batches import (
+    NUMBER_DTYPE,
+    STEP_RATINGS,
+    Columns,
+    pack_entries,
+    pack_ids,
+    shares_of,
+    unpack,
+)
 
 PARTITIONS = 4
 
@@ -25,13 +33,20 @@ def entry(users: list[bytes], before: list[int], blobs: list[bytes]) -> list[byt
     return [b"n", numbers.tobytes(), b"u", pack_ids(users), b"e", b"".join(blobs)]
 
 
-@pytest.mark.parametrize(("count", "users"), [(1, 1), (30, 1), (500, 40), (500, 10_000)])
+@pytest.mark.parametrize(
+    ("count", "users"), [(1, 1), (30, 1), (500, 40), (500, 10_000), (5_000, 9), (5_000, 700)]
+)
 def test_every_rating_comes_back_with_its_user_in_order(count: int, users: int) -> None:
     given = columns(count, users)
     item_row = np.array([int(item) for item in given.item_id])
     found = set()
-    for partition, share in shares_of(given.user_id, PARTITIONS).items():
-        assert {zlib.crc32(user) % PARTITIONS for user in share.users} == {partition}
+    seen: set[bytes] = set()
+    for share in shares_of(given.user_id, PARTITIONS):
+        assert {zlib.crc32(user) % PARTITIONS for user in share.users} == {share.partition}
+        # One step has all that a user gets, and keeps the store for no longer than it must.
+        assert seen.isdisjoint(share.users)
+        seen.update(share.users)
+        assert len(share.users) == 1 or share.ends[-2] < STEP_RATINGS
         blobs = pack_entries(share, item_row, given)
         before = list(range(10, 10 + len(blobs)))
         events, damaged = unpack([entry(share.users, before, blobs)], np.array([1_000]))
