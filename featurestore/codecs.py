@@ -7,6 +7,7 @@ Little endian throughout; nothing is ever unpickled.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class History:
         return len(self.item_row)
 
 
+@lru_cache(maxsize=64)
 def record_dtype(width: int) -> np.dtype[Any]:
     """A record with a vector of `width` float32: the user's `n` that it has seen, then the vector."""
     return np.dtype([("n", "<u8"), ("vector", "<f4", (width,))])
@@ -89,9 +91,15 @@ def unpack_history(data: bytes) -> History:
     """
     whole = len(data) // ENTRY_BYTES
     table = np.frombuffer(data, dtype=ENTRY_DTYPE, count=whole)
-    # The first of the reversed rows is the last of the written ones.
-    _, last = np.unique(table["item_row"][::-1], return_index=True)
-    kept = table[np.sort(whole - 1 - last)]
+    items = table["item_row"]
+    # Stable, so that of the entries of an item the last written stands last.
+    order = items.argsort(kind="stable")
+    ordered = items[order]
+    last = np.ones(whole, dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=last[:-1])
+    order = order[last]
+    order.sort()
+    kept = table[order]
     kept = kept[~np.isnan(kept["rating"])]
     return History(
         kept["item_row"].astype(np.int32),

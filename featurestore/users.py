@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from factors import fold_in_users, prior_user
+from factors import fold_in_users
 from factors.tables import Float32s, Int64s, Model
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
@@ -125,12 +125,17 @@ class Users:
         prefix = self._keys.user_prefixes(epoch)[partition]
         return b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b" % (len(prefix) + id_bytes, prefix)
 
-    async def current(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> Current:
+    async def current(
+        self, live: LiveGeneration, user_ids: Sequence[bytes], found: Sequence[Any] | None = None
+    ) -> Current:
         """Users by the counter rule; an unknown one is the prior with `n` 0.
 
         One round trip, two when some are behind. Those are folded in together, in a thread when they are
-        many, and written back without waiting for it.
+        many, and written back without waiting for it. `found`: what `read` said of these users, where that
+        has been asked already; it saves the first round trip.
         """
+        if found is not None:
+            return await self._mixed(live, user_ids, found)
         if len(user_ids) > LOOKUPS_AT_ONCE:
             current, places = await self.many(live, Ids.of(user_ids))
             return Current(current.n[places], current.vectors[places], current.folded[places])
@@ -291,11 +296,12 @@ class Users:
     async def _fold(self, live: LiveGeneration, behind: Sequence[_Behind]) -> _Folded:
         size = sum([len(user.data) for user in behind])
         if size > INLINE_ENTRIES * ENTRY_BYTES:
-            folded = await asyncio.to_thread(_fold_in, live.model, live.items, behind)
+            folded = await asyncio.to_thread(_fold_in, live, behind)
         else:
-            folded = _fold_in(live.model, live.items, behind)
+            folded = _fold_in(live, behind)
         self.folded_total += len(behind)
-        self._hand_back(live, behind, folded)
+        # Who waits for these users is answered first.
+        asyncio.get_running_loop().call_soon(self._hand_back, live, behind, folded)
         return folded
 
     def _hand_back(self, live: LiveGeneration, behind: Sequence[_Behind], folded: _Folded) -> None:
@@ -330,23 +336,24 @@ def _tail(generation: int) -> bytes:
     return b"\r\n$1\r\nn\r\n$%d\r\n%b\r\n" % (len(field), field)
 
 
-def _fold_in(model: Model, items: Float32s, behind: Sequence[_Behind]) -> _Folded:
+def _fold_in(live: LiveGeneration, behind: Sequence[_Behind]) -> _Folded:
     histories = [codecs.unpack_history(user.data) for user in behind]
     packed = codecs.pack_histories(histories)
-    return _Folded(fold_in_users(model, items, packed, current=_before(model, behind)), histories)
+    return _Folded(fold_in_users(live.model, live.items, packed, current=_before(live, behind)), histories)
 
 
-def _before(model: Model, behind: Sequence[_Behind]) -> Float32s:
+def _before(live: LiveGeneration, behind: Sequence[_Behind]) -> Float32s:
     """Rows (b, user_width) that these users had in this generation; the prior where there is none to go by.
 
     A fold-in takes over from them what only a fit learns.
     """
-    rows = np.repeat(prior_user(model)[None], len(behind), axis=0)
-    size = codecs.record_dtype(model.user_width).itemsize
+    rows = np.repeat(live.scorer.prior_user[None], len(behind), axis=0)
+    width = live.model.user_width
+    size = codecs.record_dtype(width).itemsize
     records = [(k, user.record) for k, user in enumerate(behind) if user.record and len(user.record) == size]
     if records:
         known = np.array([k for k, _ in records])
-        seen, vectors = codecs.unpack_records([record for _, record in records], model.user_width)
+        seen, vectors = codecs.unpack_records([record for _, record in records], width)
         # A record from the future is of a history that was lost.
         earlier = seen <= np.array([behind[k].n for k in known], dtype=np.uint64)
         rows[known[earlier]] = vectors[earlier]

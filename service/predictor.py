@@ -239,7 +239,10 @@ class Predictor:
             else:
                 behind.append(place)
         if behind:
-            task = self._loop.create_task(self._catch_up(turn, live, behind), name="fold in and predict")
+            said = [found[place] for place in behind]
+            task = self._loop.create_task(
+                self._catch_up(turn, live, behind, said), name="fold in and predict"
+            )
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
         if places:
@@ -247,12 +250,17 @@ class Predictor:
             item_rows = np.array([rows[place] for place in places] if behind else rows, dtype=np.int64)
             self._settle(turn, live, places, vectors=vectors, item_rows=item_rows)
 
-    async def _catch_up(self, turn: _Turn, live: LiveGeneration, places: list[int]) -> None:
-        """Answer the pairs at `places`, whose user's record is behind or whose item is not known here yet."""
+    async def _catch_up(self, turn: _Turn, live: LiveGeneration, places: list[int], said: list[Any]) -> None:
+        """Answer the pairs at `places`, whose user's record is behind or whose item is not known here yet;
+        `said`: what the store said of their users.
+        """
         askers = [turn.askers[place] for place in places]
         try:
             users = [turn.users[place] for place in places]
-            vectors, item_rows = await self.look_up(live, users, [turn.items[place] for place in places])
+            # What failed is asked once more.
+            found = None if any(isinstance(reply, ReplyError) for reply in said) else said
+            items = [turn.items[place] for place in places]
+            vectors, item_rows = await self.look_up(live, users, items, found)
             self._settle(turn, live, places, vectors=vectors, item_rows=item_rows)
         except asyncio.CancelledError:
             _fail(askers, Problem("store_unavailable", "the service ends", retry_after_s=1))
@@ -281,21 +289,27 @@ class Predictor:
         self._counts.request(PREDICT_ROUTE, 200, perf_counter() - turn.began, len(places))
 
     async def look_up(
-        self, live: LiveGeneration, user_ids: Sequence[bytes], item_ids: Sequence[bytes]
+        self,
+        live: LiveGeneration,
+        user_ids: Sequence[bytes],
+        item_ids: Sequence[bytes],
+        found: Sequence[Any] | None = None,
     ) -> tuple[npt.NDArray[np.float32], Int64s]:
-        """Vectors (u, user_width) of users and rows (m,) of items, -1 for items that nobody registered."""
+        """Vectors (u, user_width) of users and rows (m,) of items, -1 for items that nobody registered.
+        `found` as for `Users.current`.
+        """
         registry = self._store.items(live.epoch)
         began = perf_counter()
         try:
             rows = np.fromiter(registry.known_rows(item_ids), dtype=np.int64, count=len(item_ids))
         except TypeError:
             # None for one that is not known here.
-            current, found = await asyncio.gather(
-                self._store.users.current(live, user_ids), registry.rows(item_ids)
+            current, registered = await asyncio.gather(
+                self._store.users.current(live, user_ids, found), registry.rows(item_ids)
             )
-            rows = np.array([-1 if row is None else row for row in found], dtype=np.int64)
+            rows = np.array([-1 if row is None else row for row in registered], dtype=np.int64)
         else:
-            current = await self._store.users.current(live, user_ids)
+            current = await self._store.users.current(live, user_ids, found)
         self._counts.lookup.observe(perf_counter() - began)
         return current.vectors, rows
 

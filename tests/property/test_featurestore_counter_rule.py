@@ -224,7 +224,7 @@ class CounterRule(RuleBasedStateMachine):
         """Whatever happened since, no old record and no old history comes back by it."""
         live, _, behind = self.late.pop(0)
         store = self.store(True)
-        store.users._hand_back(live, [behind], _fold_in(live.model, live.items, [behind]))
+        store.users._hand_back(live, [behind], _fold_in(live, [behind]))
         self.do(store.users.history(1, b"settled"))
 
     def truth(self, person: Person) -> Float32s:

@@ -102,6 +102,20 @@ async def test_a_rating_counts_at_once_and_the_record_is_handed_back(world: Worl
     assert not np.array_equal(third.vectors, second.vectors)
 
 
+async def test_what_was_read_before_is_not_read_again(world: World) -> None:
+    store, ids = world.store, [b"a", b"b", b"nobody", b"b"]
+    await store.ratings.append([rating("a", "1"), rating("b", "2", 5.0)])
+    await store.users.current(world.live, [b"a"])
+    await settled(world, b"a", 1)
+    found = await store.users.read(world.live.epoch, world.live.generation, ids)
+    # A rating that came meanwhile counts for whoever is looked at once more.
+    await store.ratings.append([rating("b", "3", 1.0)])
+    current = await store.users.current(world.live, ids, found)
+    assert current.n.tolist() == [1, 2, 0, 2]
+    assert current.folded.tolist() == [False, True, False, True]
+    np.testing.assert_array_equal(current.vectors, (await store.users.current(world.live, ids)).vectors)
+
+
 async def test_a_batch_mixes_known_behind_unknown_and_repeated_users(world: World) -> None:
     store = world.store
     await store.ratings.append([rating("a", "1"), rating("b", "2"), rating("c", "3")])
@@ -220,7 +234,7 @@ async def test_a_compaction_that_is_late_is_refused(world: World) -> None:
     from featurestore.users import _Behind, _fold_in
 
     behind = [_Behind(b"u", n, data)]
-    store.users._hand_back(world.live, behind, _fold_in(world.live.model, world.live.items, behind))
+    store.users._hand_back(world.live, behind, _fold_in(world.live, behind))
     await settled(world, b"u", 100)
     _, now = await store.users.history(1, b"u")
     assert now.item_row.tolist() == [1, 2]

@@ -63,6 +63,7 @@ class FakeUsers:
     def __init__(self) -> None:
         self.reads: list[list[bytes]] = []
         self.caught_up: list[list[bytes]] = []
+        self.found: list[list[Any] | None] = []
         self.failure: Exception | None = None
 
     def read(self, epoch: int, generation: int, user_ids: list[bytes]) -> asyncio.Future[list[Any]]:
@@ -77,8 +78,11 @@ class FakeUsers:
         asyncio.get_running_loop().call_soon(future.set_result, found)
         return future
 
-    async def current(self, live: LiveGeneration, user_ids: list[bytes]) -> Current:
+    async def current(
+        self, live: LiveGeneration, user_ids: list[bytes], found: list[Any] | None = None
+    ) -> Current:
         self.caught_up.append(list(user_ids))
+        self.found.append(found)
         rows = [1 if user_id == b"1" else 0 for user_id in user_ids]
         return Current(np.array(rows), USERS[rows], np.array(rows, dtype=bool))
 
@@ -137,6 +141,10 @@ async def test_what_arrives_in_one_turn_is_asked_in_one_read() -> None:
     assert {answer.generation for answer in answers} == {42}
     # Behind: user 1 throughout, and whoever asks for an item that is not known here yet.
     assert store.users.caught_up == [[b"0", b"0", b"1", b"1", b"1", b"nobody", b"nobody"]]
+    # They are not looked up again: what was read of them goes on from there.
+    (found,) = store.users.found
+    assert found is not None
+    assert [reply[0] for reply in found] == [b"3", b"3", b"9", b"9", b"9", None, None]
 
 
 async def test_later_turns_are_asked_later() -> None:
