@@ -3,6 +3,7 @@ and whoever takes over after a kill at any step removes the leftover.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from featurestore.lease import Lease
 from featurestore.store import Store
 from trainer import log
 from trainer.events import Position
+from trainer.record_process import RecordProcess, RecordProcessError, record_process
 from trainer.results import FitResult, is_erased
 from trainer.retry import patiently
 from trainer.segments import Step, no_step
 from trainer.streams import format_position
 
-# Users in one call to the store's writer, which cuts it in pipelines of its own.
+# Users in one call to the writer of records, which cuts it in small ones of its own.
 _USERS_AT_ONCE = 2_000
+# From so many users on a process of its own, which takes half a second to start, writes their records.
+_APART_FROM = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,16 @@ class Publisher:
     """Publishes for one leader."""
 
     def __init__(
-        self, store: Store, lease: Lease, *, step: Step = no_step, wall_clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        lease: Lease,
+        *,
+        step: Step = no_step,
+        wall_clock: Callable[[], float] = time.time,
+        apart_from: int = _APART_FROM,
     ) -> None:
+        """`apart_from`: so many users and more have their records written by a process that gives way."""
+        self._apart_from = apart_from
         self._store = store
         self._lease = lease
         self._step = step
@@ -122,7 +134,7 @@ class Publisher:
                 await patiently("write_index", lambda: writer.write_index(index))
             self._step("publish:items")
             if tables.users is not None:
-                await self._write_users(writer, tables.users)
+                await self._write_users(writer, epoch, tables.users)
             self._step("publish:users")
             meta = await patiently("finish", writer.finish)
             self._step("publish:finished")
@@ -136,18 +148,47 @@ class Publisher:
         self._step("publish:flipped")
         return Published(meta, live)
 
-    async def _write_users(self, writer: GenerationWriter, result: FitResult) -> None:
+    async def _write_users(self, writer: GenerationWriter, epoch: int, result: FitResult) -> None:
         taken = 0
-        for start in range(0, result.n_users, _USERS_AT_ONCE):
-            stop = min(start + _USERS_AT_ONCE, result.n_users)
-            ids = result.user_ids(start, stop)
-            known = np.array([not is_erased(user_id) for user_id in ids], dtype=bool)
-            n, vectors = result.user_n[start:stop][known], result.users[start:stop][known]
-            kept = [user_id for user_id, keep in zip(ids, known.tolist(), strict=True) if keep]
-            taken += await patiently("write_users", partial(writer.write_users, kept, n, vectors))
-            self._step("publish:some_users")
-            await asyncio.sleep(0)
+        async with contextlib.AsyncExitStack() as ends:
+            apart = await self._start_apart(writer, epoch, result, ends)
+            for start in range(0, result.n_users, _USERS_AT_ONCE):
+                stop = min(start + _USERS_AT_ONCE, result.n_users)
+                ids = result.user_ids(start, stop)
+                known = np.array([not is_erased(user_id) for user_id in ids], dtype=bool)
+                n, vectors = result.user_n[start:stop][known], result.users[start:stop][known]
+                kept = [user_id for user_id, keep in zip(ids, known.tolist(), strict=True) if keep]
+                if apart is not None:
+                    try:
+                        taken += await apart.write(kept, n, vectors)
+                    except RecordProcessError as exc:
+                        log.warning("records_process_ended", generation=writer.number, why=str(exc))
+                        await apart.end()
+                        apart = None
+                if apart is None:
+                    taken += await patiently("write_users", partial(writer.write_users, kept, n, vectors))
+                self._step("publish:some_users")
+                await asyncio.sleep(0)
         log.event("records_written", generation=writer.number, users=result.n_users, taken=taken)
+
+    async def _start_apart(
+        self, writer: GenerationWriter, epoch: int, result: FitResult, ends: contextlib.AsyncExitStack
+    ) -> RecordProcess | None:
+        """The process that writes the records; None where they are few, or where there is none to be had."""
+        if result.n_users < self._apart_from:
+            return None
+        starting = record_process(
+            self._store.settings,
+            epoch=epoch,
+            number=writer.number,
+            kept=sorted(writer.kept),
+            width=result.model.user_width,
+        )
+        try:
+            return await ends.enter_async_context(starting)
+        except RecordProcessError as exc:
+            log.warning("records_process_ended", generation=writer.number, why=str(exc))
+            return None
 
 
 def _index_of(result: FitResult) -> Index | None:

@@ -87,11 +87,6 @@ def load(url: str, generation: Generation) -> int:
     return asyncio.run(_load(url, generation))
 
 
-def publish(url: str, generation: Generation) -> int:
-    """Publish once more for users and items that are already there, as the trainer does after a refit."""
-    return asyncio.run(_publish_alone(url, generation))
-
-
 async def _load(url: str, generation: Generation) -> int:
     store = await Store.open(store_settings(url), hot=False)
     try:
@@ -109,14 +104,6 @@ async def _load(url: str, generation: Generation) -> int:
         lag = await store.stream.lag(epoch)
         assert sum(lag.values()) == n_users
         return await _publish(store, epoch, generation)
-    finally:
-        await store.close()
-
-
-async def _publish_alone(url: str, generation: Generation) -> int:
-    store = await Store.open(store_settings(url), hot=False)
-    try:
-        return await _publish(store, (await store.generations.live()).epoch, generation)
     finally:
         await store.close()
 

@@ -1,0 +1,156 @@
+"""Records of many users, written by a process that gives way; and by the trainer where that one fails."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurestore.codecs import unpack_records
+from featurestore.errors import GenerationBroken
+from featurestore.keys import record_field
+from featurestore.store import Store
+from tests.support.factories import lead, make_items, make_model, rating
+from trainer import publisher, record_process
+from trainer.publisher import Published, Publisher
+from trainer.results import FitResult
+
+USERS = 4_500
+MODEL = make_model()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[record_process.RecordProcess]:
+    """The processes that were started, in order."""
+    found: list[record_process.RecordProcess] = []
+
+    @contextlib.asynccontextmanager
+    async def watched(*args: Any, **options: Any) -> AsyncIterator[record_process.RecordProcess]:
+        async with record_process.record_process(*args, **options) as running:
+            found.append(running)
+            yield running
+
+    monkeypatch.setattr(publisher, "record_process", watched)
+    return found
+
+
+def fitted(users: int = USERS) -> FitResult:
+    """A fit whose tables are in memory. The last user is one who was erased from it."""
+    ids = [b"u%d" % user for user in range(users - 1)] + [b"\xff\xff"]
+    none = np.zeros(0, dtype=np.int64)
+    vectors = np.random.default_rng(1).standard_normal((users, MODEL.user_width)).astype(np.float32)
+    return FitResult(
+        path=Path("nowhere"),
+        model=MODEL,
+        metrics={},
+        n_ratings=users,
+        users=vectors,
+        items=make_items(MODEL, 3),
+        user_n=np.ones(users, dtype=np.int64),
+        id_offsets=np.cumsum([0, *map(len, ids)]).astype(np.int64),
+        id_bytes=np.frombuffer(b"".join(ids), dtype=np.uint8),
+        hashes=none.astype(np.uint64),
+        hash_rows=none,
+        item_indptr=none,
+        item_users=none.astype(np.int32),
+        item_values=none.astype(np.float64),
+        item_times=none.astype(np.float64),
+    )
+
+
+async def published(store: Store, result: FitResult, step: Callable[[str], None]) -> Published:
+    """Publish it for users who have rated once."""
+    await store.ratings.append([rating(f"u{user}", "a") for user in range(USERS - 1)])
+    writing = Publisher(store, await lead(store), step=step, apart_from=1_000)
+    return await writing.publish(1, result, {}, "variational", automatic=True, numbered=lambda _: None)
+
+
+async def check_records(store: Store, result: FitResult, number: int) -> None:
+    """Every user who was not erased has the row of the fit."""
+    field = record_field(number)
+    pipe = store.redis.pipeline(transaction=False)
+    for user_id in result.user_ids(0, USERS - 1):
+        pipe.hget(store.keys.user(1, user_id), field.decode())
+    n, vectors = unpack_records(await pipe.execute(), MODEL.user_width)
+    assert n.tolist() == [1] * (USERS - 1)
+    np.testing.assert_array_equal(vectors, result.users[:-1])
+
+
+async def test_a_process_that_gives_way_writes_the_records_of_many(
+    store: Store, started: list[record_process.RecordProcess]
+) -> None:
+    policies: list[int] = []
+
+    def step(name: str) -> None:
+        if name == "publish:some_users" and hasattr(os, "sched_getscheduler"):
+            policies.append(os.sched_getscheduler(started[0].pid))
+
+    result = fitted()
+    done = await published(store, result, step)
+    assert done.live
+    await check_records(store, result, done.meta.summary.generation)
+    assert len(started) == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0].pid, 0)
+    if sys.platform == "linux":
+        assert set(policies) == {os.SCHED_IDLE}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_where_that_process_dies_the_trainer_writes_the_rest(
+    store: Store, started: list[record_process.RecordProcess], number: signal.Signals
+) -> None:
+    def step(name: str) -> None:
+        if name == "publish:some_users":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(started[0].pid, number)
+
+    result = fitted()
+    done = await published(store, result, step)
+    assert done.live
+    await check_records(store, result, done.meta.summary.generation)
+
+
+async def test_where_it_is_too_slow_the_trainer_writes_the_rest(
+    store: Store, started: list[record_process.RecordProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_process, "BATCH_S", 0.2)
+
+    def step(name: str) -> None:
+        if name == "publish:some_users":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(started[0].pid, signal.SIGSTOP)
+
+    result = fitted()
+    monkeypatch.setattr(publisher, "_USERS_AT_ONCE", 100)
+    done = await published(store, result, step)
+    assert done.live
+    await check_records(store, result, done.meta.summary.generation)
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0].pid, 0)
+
+
+async def test_where_it_does_not_start_the_trainer_writes_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    result = fitted()
+    done = await published(store, result, lambda _: None)
+    assert done.live
+    await check_records(store, result, done.meta.summary.generation)
+
+
+async def test_rows_that_are_not_finite_are_refused_there_too(
+    store: Store, started: list[record_process.RecordProcess]
+) -> None:
+    result = fitted()
+    result.users[USERS - 2, 0] = np.nan
+    with pytest.raises(GenerationBroken, match="finite"):
+        await published(store, result, lambda _: None)
+    assert await store.generations.list() == []
+    assert len(started) == 1
