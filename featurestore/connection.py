@@ -89,6 +89,28 @@ def encode(*args: bytes) -> bytes:
     return b"*%d\r\n%b" % (len(args), b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args]))
 
 
+def end_of_replies(data: bytes, count: int) -> int:
+    """Where the first `count` replies in `data` end; its length where they do not, or are no RESP2."""
+    at = 0
+    while count and (stop := data.find(b"\r\n", at)) >= 0:
+        kind, text = data[at : at + 1], data[at + 1 : stop]
+        at = stop + 2
+        count -= 1
+        if kind in (b"$", b"*"):
+            if not text.removeprefix(b"-").isdigit():
+                break
+            size = int(text)
+            if kind == b"*":
+                count += max(size, 0)
+            elif size >= 0:
+                at += size + 2
+        elif kind not in (b"+", b"-", b":"):
+            break
+    else:
+        return at if count == 0 and at <= len(data) else len(data)
+    return len(data)
+
+
 def error_code(reply: Exception) -> str:
     """The first word of an error reply."""
     return str(reply).partition(" ")[0]
@@ -185,12 +207,26 @@ class _Wire(asyncio.BufferedProtocol):
             data = self._took(self._reading, nbytes)
         data = self._take_wholes(data)
         try:
-            for start in range(0, len(data), FEED_BYTES):
-                self._reader.feed(data, start, min(FEED_BYTES, len(data) - start))
-                if self._take_replies() and self._reader.gets() is not False:
-                    raise hiredis.ProtocolError("a reply that nobody asked for")
+            while data and self.why is None:
+                stop = self._border(data)
+                for start in range(0, stop, FEED_BYTES):
+                    self._reader.feed(data, start, min(FEED_BYTES, stop - start))
+                    if self._take_replies() and self._reader.gets() is not False:
+                        raise hiredis.ProtocolError("a reply that nobody asked for")
+                data = self._take_wholes(data[stop:])
         except hiredis.ProtocolError as exc:
             self.give_up(StoreUnavailable(f"the store does not speak RESP: {exc}"))
+
+    def _border(self, data: bytes) -> int:
+        """Up to where `data` is for calls that do not read their replies themselves: the usual reader gives
+        nothing back of what it was fed.
+        """
+        replies = 0
+        for call in self._waiting:
+            if call.reader is not None:
+                return end_of_replies(data, replies) if not self._reader.has_data() else len(data)
+            replies += call.replies
+        return len(data)
 
     def _take_wholes(self, data: bytes) -> bytes:
         """Give `data` to those calls at the front that read it themselves; what is left."""

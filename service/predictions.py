@@ -94,15 +94,15 @@ class PredictionWriter:
         numbers = (scores.rating, scores.std)
         if not self._rounds or not all(_within(values, self._limit) for values in numbers):
             return b"".join([each + b"," for each in _one_by_one(scores)])
-        lines = self._lines[scores.basis]
+        lines = self._lines.take(scores.basis, axis=0)
         places = lines.view(self._places)[:, 0]
         for place, values in enumerate(numbers):
-            millionths = np.rint(values * _MILLIONTHS).astype(np.uint64)
+            millionths = np.rint(values * _MILLIONTHS).astype(np.int64)
             upper = millionths // 100
-            places[f"two{place}"] = _TWO[millionths - upper * 100]
+            places[f"two{place}"] = _TWO.take(millionths - upper * 100)
             whole = upper // 10_000
-            places[f"four{place}"] = _FOUR[upper - whole * 10_000]
-            places[f"whole{place}"] = self._whole[whole]
+            places[f"four{place}"] = _FOUR.take(upper - whole * 10_000)
+            places[f"whole{place}"] = self._whole.take(whole)
         return lines.tobytes()
 
 

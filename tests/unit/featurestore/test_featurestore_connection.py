@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featurestore import connection as connection_module
-from featurestore.connection import Connection, ReplyError, encode, store_error
+from featurestore.connection import Connection, ReplyError, encode, end_of_replies, store_error
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 from featurestore.lookups import LookupReader
 from tests.support.waiting import wait_until_async
@@ -192,13 +192,33 @@ async def test_calls_that_read_their_own_replies_go_between_others() -> None:
         other = connection.execute(b"x", 1)
         behind = connection.execute(b"l", 2, reader=readers[2])
         assert (await first, await second, await other) == ([], [], [1])
-        assert await behind == 2 * [[b"5", lookup[-14:-2]]]
-        cancelled = connection.execute(b"l", 2, reader=readers[2])
+        assert await behind == []
+        spare = LookupReader(np.zeros(2, dtype=np.int64), np.zeros((2, 1), dtype=np.float32))
+        cancelled = connection.execute(b"l", 2, reader=spare)
         last = connection.execute(b"l", 2, reader=readers[3])
         cancelled.cancel()
         assert await last == []
-        for n, vectors in (found[0], found[1], found[3]):
+        for n, vectors in found:
             assert (n.tolist(), vectors.tolist()) == ([5, 5], [[1.0], [1.0]])
+
+
+def test_replies_end_where_they_end() -> None:
+    replies = [
+        b":1\r\n",
+        b"-ERR no\r\n",
+        b"*2\r\n$1\r\na\r\n*1\r\n$-1\r\n",
+        b"*0\r\n",
+        b"*-1\r\n",
+        b"$2\r\n\r\n\r\n",
+    ]
+    data, end = b"".join(replies), 0
+    for count, reply in enumerate(replies, 1):
+        end += len(reply)
+        assert end_of_replies(data, count) == end
+        assert end_of_replies(data[: end - 1], count) == end - 1
+    assert end_of_replies(data, len(replies) + 1) == len(data)
+    assert end_of_replies(b"%0\r\n:1\r\n", 1) == 8
+    assert end_of_replies(b"$x\r\n:1\r\n", 1) == 8
 
 
 @pytest.mark.parametrize("stays", [True, False])
