@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from factors.tables import Float32s, Int32s
+from featurestore.chunks import read_chunks
 from featurestore.connection import Connection
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
 from featurestore.functions import call, command, commands
@@ -45,8 +46,6 @@ __all__ = [
 ]
 
 KEYS_AT_ONCE = 64
-# A megabyte, which keeps the store for a quarter of a millisecond.
-CHUNKS_READ_AT_ONCE = 16
 SCAN_COUNT = b"500"
 DELTAS_AT_ONCE = 256
 ROWS_PER_DELTA = 2_000
@@ -127,16 +126,13 @@ class Generations:
         reply = await call(self._connection, "flip", [self._keys.live, self._keys.generations], args)
         flipped(reply, generation)
 
-    async def load_items(self, meta: GenerationMeta) -> AsyncIterator[bytes]:
+    def load_items(self, meta: GenerationMeta) -> AsyncIterator[bytes | memoryview]:
         """The bytes of the item table, piece by piece. Raises `GenerationBroken` where a chunk has gone."""
         epoch, number = meta.summary.epoch, meta.summary.generation
-        for first in range(0, meta.summary.chunks, CHUNKS_READ_AT_ONCE):
-            chunks = range(first, min(first + CHUNKS_READ_AT_ONCE, meta.summary.chunks))
-            names = [(b"GET", self._keys.chunk(epoch, number, chunk)) for chunk in chunks]
-            for data in await commands(self._connection, names):
-                if data is None:
-                    raise GenerationBroken(f"the item table of generation {number} is not whole")
-                yield data
+        step = meta.rows_per_chunk
+        rows = [min(step, meta.item_rows - start) for start in range(0, meta.item_rows, step)]
+        sizes = [4 * count * meta.model.item_width for count in rows]
+        return read_chunks(self._connection, lambda chunk: self._keys.chunk(epoch, number, chunk), sizes)
 
     async def load_index(self, meta: GenerationMeta) -> bytes:
         """The bytes of the index of the items; empty where there is none. Raises `GenerationBroken`."""

@@ -19,7 +19,6 @@ from zlib import crc32
 
 import numpy as np
 
-from factors import prior_item
 from factors.tables import Float32s
 from featurestore.errors import GenerationBroken, StoreError, StoreRefused
 from featurestore.manifest import GenerationMeta
@@ -37,11 +36,12 @@ MARKED_BYTES = 1 << 26
 WRITE_BYTES = 1 << 22
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-Chunks = Callable[[GenerationMeta], AsyncIterator[bytes]]
+Piece = bytes | memoryview
+Chunks = Callable[[GenerationMeta], AsyncIterator[Piece]]
 
 
 def capacity_of(rows: int) -> int:
-    """Rows of the mapped table for a generation of so many items; the last is always the prior."""
+    """Rows of the mapped table for a generation of so many items."""
     return int(rows * GROWTH) + SPARE_ROWS
 
 
@@ -64,7 +64,8 @@ class TableCache:
             ) from exc
 
     async def table(self, meta: GenerationMeta, chunks: Chunks) -> Float32s:
-        """The table (capacity, item_width) of a generation, private to this process when written to.
+        """The table (capacity, item_width) of a generation, private to this process when written to. Rows
+        that the generation does not have are spare, and hold nothing yet.
 
         Raises `GenerationBroken` where checksum or length does not fit, `StoreError` where the file cannot be
         written.
@@ -118,7 +119,7 @@ class TableCache:
         with part.open("wb") as file:
             writer = _Writer(file)
             try:
-                pieces: list[bytes] = []
+                pieces: list[Piece] = []
                 waiting = 0
                 async for data in chunks(meta):
                     pieces.append(data)
@@ -134,9 +135,8 @@ class TableCache:
                 raise GenerationBroken(
                     f"the item table of generation {meta.summary.generation} is not what was written"
                 )
-            prior = prior_item(meta.model).astype("<f4").tobytes()
-            spare = capacity_of(meta.item_rows) - meta.item_rows
-            await asyncio.to_thread(_pad, file, prior, spare)
+            # A hole: nobody reads a spare row before it is written.
+            file.truncate(4 * capacity_of(meta.item_rows) * meta.model.item_width)
 
     async def _locked(self) -> "_Lock":
         file = (self._folder / f".{self._namespace}.lock").open("wb")
@@ -161,7 +161,7 @@ class _Writer:
         self._checksum = 0
         self._running: asyncio.Task[int] | None = None
 
-    async def write(self, pieces: Sequence[bytes]) -> None:
+    async def write(self, pieces: Sequence[Piece]) -> None:
         """Begin to write `pieces` when those before are written."""
         if self._running is not None:
             self._checksum = await self._running
@@ -186,16 +186,11 @@ class _Lock:
         self._file.close()
 
 
-def _append(file: IO[bytes], pieces: Sequence[bytes], checksum: int) -> int:
+def _append(file: IO[bytes], pieces: Sequence[Piece], checksum: int) -> int:
     for data in pieces:
         file.write(data)
         checksum = crc32(data, checksum)
     return checksum
-
-
-def _pad(file: IO[bytes], row: bytes, rows: int) -> None:
-    for start in range(0, rows, SPARE_ROWS):
-        file.write(row * min(SPARE_ROWS, rows - start))
 
 
 def _mark_of(path: Path) -> tuple[Path, str] | None:

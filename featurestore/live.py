@@ -51,8 +51,7 @@ RETRY_LOAD_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LiveGeneration:
-    """A generation that can be asked. `items` float32 (capacity, item_width): rows from `n_items` on are
-    prior rows.
+    """A generation that can be asked. `items` float32 (n_items, item_width), rows as they are stored.
 
     `items` and `ranker` follow the deltas in place; the model and the users' records stay those of the fit.
     """
@@ -88,6 +87,8 @@ class Follower:
         self.failures_total = 0
         self.polled_at = self.asked_at = float("-inf")
         self._after = "0"
+        # The table that the items of `live` are the first rows of.
+        self._room: Float32s | None = None
         self._numbers: frozenset[int] = frozenset()
         self._clock_offset = 0.0
         self._beaten_at = float("-inf")
@@ -221,7 +222,9 @@ class Follower:
         await self._store.items(epoch).refresh()
         n_items = max(meta.item_rows, int(deltas.rows.max(initial=-1)) + 1)
         index = await generations.load_index(meta)
-        items, scorer, ranker = await asyncio.to_thread(_prepare, meta, table, deltas, n_items, index)
+        room = await asyncio.to_thread(_with_rows, meta.model, table, meta.item_rows, deltas)
+        items = room[:n_items]
+        scorer, ranker = await asyncio.to_thread(_prepare, meta, items, index)
         if self.live is None and not await self._announce(epoch, generation):
             return
         self.live = LiveGeneration(
@@ -234,7 +237,7 @@ class Follower:
             ranker=ranker,
             meta=meta,
         )
-        self._after = deltas.after
+        self._after, self._room = deltas.after, room
         self.loads_total += 1
         log.info("generation live", extra={"epoch": epoch, "generation": generation, "items": n_items})
         with contextlib.suppress(OSError):
@@ -257,14 +260,15 @@ class Follower:
     async def _apply(self, live: LiveGeneration, deltas: Deltas) -> None:
         news = latest(deltas)
         n_items = max(live.n_items, int(news.rows.max(initial=-1)) + 1)
+        room = live.items if self._room is None else self._room
         if len(news.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS:
-            items, scorer = await asyncio.to_thread(_update, live, news, n_items)
+            room, scorer = await asyncio.to_thread(_update, live, room, news, n_items)
         else:
-            items, scorer = _update(live, news, n_items)
+            room, scorer = _update(live, room, news, n_items)
         # A load that ended meanwhile has read these deltas, or does not need them.
         if self.live is live:
-            self._after = deltas.after
-            self.live = replace(live, items=items, scorer=scorer, n_items=n_items)
+            self._after, self._room = deltas.after, room
+            self.live = replace(live, items=scorer.items, scorer=scorer, n_items=n_items)
 
     def _beat(self, live: LiveGeneration | None) -> bytes | None:
         now = time.monotonic()
@@ -286,12 +290,8 @@ class Follower:
             await self._connection.execute(encode(b"HDEL", self._keys.workers, self._worker_id), 1)
 
 
-def _prepare(
-    meta: GenerationMeta, table: Float32s, deltas: Deltas, n_items: int, index_bytes: bytes
-) -> tuple[Float32s, Scorer, Ranker]:
+def _prepare(meta: GenerationMeta, items: Float32s, index_bytes: bytes) -> tuple[Scorer, Ranker]:
     model = meta.model
-    items = _with_room(model, table, n_items)
-    items[deltas.rows] = deltas.vectors
     index = None
     if index_bytes:
         try:
@@ -299,19 +299,29 @@ def _prepare(
         except ModelUnreadable as exc:
             # Without it the answers are exact, and later.
             log.warning("the index of a generation cannot be used", extra={"why": str(exc)})
-    return items, Scorer(model, items), Ranker(model, items[:n_items], index)
+    return Scorer(model, items), Ranker(model, items, index)
 
 
-def _update(live: LiveGeneration, news: Deltas, n_items: int) -> tuple[Float32s, Scorer]:
-    items = _with_room(live.model, live.items, n_items)
-    items[news.rows] = news.vectors
-    live.ranker.update(news.rows, items[:n_items])
-    return items, live.scorer if items is live.items else Scorer(live.model, items)
+def _update(live: LiveGeneration, room: Float32s, news: Deltas, n_items: int) -> tuple[Float32s, Scorer]:
+    """The table with the `news`, and a scorer of its first `n_items` rows."""
+    room = _with_rows(live.model, room, live.n_items, news)
+    if n_items == live.n_items:
+        live.ranker.update(news.rows, live.items)
+        return room, live.scorer
+    items = room[:n_items]
+    live.ranker.update(news.rows, items)
+    return room, Scorer(live.model, items)
 
 
-def _with_room(model: Model, items: Float32s, n_items: int) -> Float32s:
-    """The table with at least one prior row after `n_items` rows; a copy where it was too small."""
-    if n_items < len(items):
-        return items
-    more = np.repeat(prior_item(model)[None], n_items // 8 + 1024, axis=0)
-    return np.concatenate([items, np.repeat(prior_item(model)[None], n_items - len(items), axis=0), more])
+def _with_rows(model: Model, room: Float32s, n_items: int, news: Deltas) -> Float32s:
+    """The table of `n_items` rows and spare ones with the `news`; rows between are the prior. A copy, with an
+    eighth more rows, where it was too small.
+    """
+    needed = max(n_items, int(news.rows.max(initial=-1)) + 1)
+    if needed > len(room):
+        larger = np.empty((needed + needed // 8 + 1024, room.shape[1]), dtype=room.dtype)
+        larger[:n_items] = room[:n_items]
+        room = larger
+    room[n_items:needed] = prior_item(model)
+    room[news.rows] = news.vectors
+    return room
