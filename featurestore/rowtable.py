@@ -27,7 +27,7 @@ _Seats = npt.NDArray[np.int32]
 
 
 class RowTable:
-    """The rows of ids that stand in their order: `ids[row]`. Some 30 bytes an id of up to 8 bytes.
+    """The rows of ids that stand in their order: `ids[row]`. 20 to 30 bytes an id of up to 8 bytes.
 
     Building takes 0.1 to 0.2 microseconds an id and may be done in a thread.
     """
