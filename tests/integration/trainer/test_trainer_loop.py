@@ -207,6 +207,12 @@ async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reade
         await until_live(store)
         leader = trainer.leader
         assert leader is not None
+
+        async def tends() -> bool:
+            return leader.items.generation == (1, 1)
+
+        # It follows once as it begins, and reads nothing before it has.
+        await wait_until_async(tends, 20, "the first generation is followed")
         follow, began = leader._follow, asyncio.Queue[tuple[int, str]](1)
 
         async def begin_after(pointer: Pointer) -> None:
