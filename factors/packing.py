@@ -169,8 +169,15 @@ def triangle(dim: int) -> tuple[Int64s, Int64s, Float64s]:
 
 def pack(matrices: Float64s) -> Float64s:
     """Symmetric matrices (b, d, d) as packed lower triangles (b, d(d+1)/2)."""
-    rows, columns, _ = triangle(matrices.shape[-1])
-    return np.ascontiguousarray(matrices[..., rows, columns])
+    dim = matrices.shape[-1]
+    packed: Float64s = matrices.reshape(*matrices.shape[:-2], dim * dim).take(_packed_index(dim), axis=-1)
+    return packed
+
+
+@lru_cache(maxsize=64)
+def _packed_index(dim: int) -> Int64s:
+    rows, columns, _ = triangle(dim)
+    return rows * dim + columns
 
 
 @lru_cache(maxsize=64)
@@ -183,7 +190,7 @@ def _full_index(dim: int) -> Int64s:
 
 def unpack(packed: FloatTable, dim: int) -> Float64s:
     """Packed lower triangles (b, d(d+1)/2) as symmetric matrices (b, d, d)."""
-    full = np.take(packed, _full_index(dim), axis=-1).astype(np.float64, copy=False)
+    full = packed.take(_full_index(dim), axis=-1).astype(np.float64, copy=False)
     return full.reshape(*packed.shape[:-1], dim, dim)
 
 
