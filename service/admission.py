@@ -18,19 +18,15 @@ from service.problems import Problem
 SMALL_BYTES = 2_048
 # While one waits for the store, another is worked on; each more makes the turns of the event loop longer.
 AT_ONCE = 2
-# Of predictions, for which store and service work equally long: with two the store waited for the next call a
-# third of the time (630,000 pairs a second in place of 850,000).
-BATCHES_AT_ONCE = 3
 
 
 class Admission:
-    """Calls of one kind: `calls` are worked on, or more where their bodies are not over `at_once` bytes
-    together; bodies of `waiting` bytes wait for their turn. One always may.
+    """Calls of one kind: two are worked on, or more where their bodies are not over `at_once` bytes together;
+    bodies of `waiting` bytes wait for their turn. One always may.
     """
 
-    def __init__(self, counts: Snapshot, *, at_once: int, waiting: int, calls: int = AT_ONCE) -> None:
+    def __init__(self, counts: Snapshot, *, at_once: int, waiting: int) -> None:
         self._counts = counts
-        self._most_calls = calls
         self._at_once = at_once
         self._most_waiting = waiting
         self._calls = self._working = 0
@@ -56,7 +52,7 @@ class Admission:
             self._end(size)
 
     def _fits(self, size: int) -> bool:
-        return self._calls < self._most_calls or self._working + size <= self._at_once
+        return self._calls < AT_ONCE or self._working + size <= self._at_once
 
     def _begin(self, size: int) -> None:
         self._calls += 1

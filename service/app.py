@@ -19,7 +19,7 @@ from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.live import Follower
 from featurestore.settings import redacted
 from featurestore.store import Store
-from service.admission import BATCHES_AT_ONCE, Admission
+from service.admission import Admission
 from service.bodies import BodyReader
 from service.description import describe
 from service.edge import Edge
@@ -159,12 +159,7 @@ async def _load_first(store: Store, follower: Follower) -> None:
 async def _answering(app: web.Application) -> AsyncIterator[None]:
     settings, store, follower, counts = app[SETTINGS], app[STORE], app[FOLLOWER], app[COUNTS]
     app[PREDICTOR] = predictor = Predictor(store, follower, counts)
-    app[BATCHES] = Admission(
-        counts,
-        at_once=settings.large_bytes,
-        waiting=settings.batch_waiting_bytes,
-        calls=BATCHES_AT_ONCE,
-    )
+    app[BATCHES] = Admission(counts, at_once=settings.large_bytes, waiting=settings.batch_waiting_bytes)
     app[IMPORTS] = Admission(counts, at_once=settings.large_bytes, waiting=settings.import_waiting_bytes)
     app[RANKING] = ranking = RankingDesk(counts, waiting=settings.rankings_waiting)
     app[TRAINING] = Training(store, follower, settings.train_wait_s)

@@ -65,20 +65,6 @@ async def test_two_work_however_large_and_one_may_wait_whom_nobody_overtakes() -
     await waiting
 
 
-async def test_of_one_kind_more_may_work() -> None:
-    counts = Snapshot(0, time.time(), ())
-    desk = Admission(counts, at_once=0, waiting=0, calls=3)
-    end = asyncio.Event()
-    tasks = [asyncio.create_task(holds(desk, end)) for _ in range(5)]
-    await settled()
-    # Three have their turn, one may always wait.
-    assert [task.done() for task in tasks] == [False] * 4 + [True]
-    assert counts.overloads == 1
-    end.set()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [isinstance(each, Problem) for each in results] == [False] * 4 + [True]
-
-
 async def test_small_bodies_are_worked_on_together() -> None:
     desk, counts = admission(5, 0)
     end = asyncio.Event()
