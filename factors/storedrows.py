@@ -8,7 +8,7 @@ among them has the code 32,767, so that every entry is known to 1/65,534 of the 
 the units of the latent dimensions are and however small or large variances are. (Half-precision floats are
 slower to read, underflow, and know entries to 1/2,048 of themselves. Bytes are enough for what is predicted,
 of which MovieLens 100K and the environment lose nothing, but not for its deviation in a world without noise:
-up to 77 % off, with 16 bits 0.3 %.)
+up to 77 % off, with 16 bits 0.8 %.)
 
 A stored row is so many words of 32 bits, held as float32 to be moved, never to be computed with:
 
@@ -30,8 +30,8 @@ Codes = npt.NDArray[np.int16]
 
 _TOP = 32_767
 _LARGEST = float(np.finfo(np.float32).max)
-# By the priors each dimension counts as if it gave at least such a part of the largest variance; its codes then
-# have 8 bits, and items whose other variances are a thousand times smaller lose none of theirs.
+# By the priors each dimension counts as if it gave at least such a part of the largest variance: its codes
+# then have 8 bits, and items whose other variances are a thousand times smaller lose none of theirs.
 _LEAST_SHARE = 1.0 / 256.0
 _LEAST_SPREAD = 1e-12
 # A variance is rounded up, or else one far below the largest could be lost; not one that was a code before.
