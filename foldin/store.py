@@ -102,6 +102,7 @@ class EmbeddedStore:
             probe=lambda: redis_pong(self._socket),
             ready_within_s=READY_WITHIN_S,
             grace_s=GRACE_S,
+            forks_give_way=True,
         )
 
     def clean(self) -> None:

@@ -120,8 +120,9 @@ class Supervisor:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=(sock.fileno(),),
-            # A Ctrl-C of the terminal goes to the supervisor alone, which ends the workers in order.
-            start_new_session=True,
+            # A Ctrl-C of the terminal goes to the supervisor alone, which ends the workers in order. Not a
+            # session: priorities count inside one only.
+            process_group=0,
         )
         says = asyncio.create_task(_first_words(process, first), name=f"hear worker {number}")
         ended = asyncio.create_task(process.wait(), name=f"wait for worker {number}")

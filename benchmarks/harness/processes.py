@@ -65,7 +65,7 @@ def process(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,  # no session of its own: as in `foldin up`, where priorities are to count
             preexec_fn=_end_with_parent(),  # noqa: PLW1509 -- it calls prctl and nothing else
         )
         try:

@@ -6,6 +6,8 @@ Invariant: each is the program that users run, with its defaults, except for wha
 import contextlib
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 from benchmarks.harness.command import BenchmarkError, Options
 from benchmarks.harness.processes import answers, free_port, pongs, process, python_command
 from benchmarks.harness.synthetic import SCALE_TEXT
+from foldin.children import LOOK_FOR_FORKS_S, Forks
 from foldin.store import ALLOCATOR
 
 LOAD_S = 300.0
@@ -48,8 +51,28 @@ def store(*, cpus: Sequence[int] = ()) -> Iterator[str]:
         command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
         command += ["--hash-max-listpack-value", "4096", "--auto-aof-rewrite-percentage", "300"]
-        with process(command, pongs(port), environment=ALLOCATOR, cpus=cpus):
+        with (
+            process(command, pongs(port), environment=ALLOCATOR, cpus=cpus) as child,
+            _watching(Forks(child.pid)),
+        ):
             yield f"redis://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def _watching(forks: Forks) -> Iterator[None]:
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(LOOK_FOR_FORKS_S):
+            forks.look(time.monotonic())
+
+    thread = threading.Thread(target=watch, name="forks of the store", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextlib.contextmanager

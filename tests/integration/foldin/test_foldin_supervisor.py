@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from foldin import supervisor as supervisor_module
-from foldin.children import Child, ChildEndedError, ChildSpec
+from foldin.children import FORK_GIVES_WAY_S, Child, ChildEndedError, ChildSpec, Forks
 from foldin.errors import CannotStartError, StackFailedError
 from foldin.supervisor import FailureRecord, Supervisor
 from tests.support.waiting import wait_until, wait_until_async
@@ -245,3 +245,33 @@ asyncio.run(main())
     finally:
         process.kill()
         process.wait(10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the policy")
+async def test_what_a_server_forks_gives_way_for_a_minute(keeper: Supervisor, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    await keeper.start(spec("server", WITH_CHILD, mark, mark=mark, forks_give_way=True))
+    server, fork = next(child.pid for child in keeper._children), int(mark.read_text())
+    await wait_until_async(
+        async_true(lambda: os.sched_getscheduler(fork) == os.SCHED_IDLE), 5, "it gives way"
+    )
+    assert server is not None
+    assert os.sched_getscheduler(server) == os.SCHED_OTHER
+    # Priorities count within a session alone.
+    assert os.getsid(server) == os.getsid(0)
+    assert os.getpgid(server) == server
+
+    forks = Forks(server)
+    forks.look(0.0)
+    forks.look(FORK_GIVES_WAY_S)
+    assert os.sched_getscheduler(fork) == os.SCHED_IDLE
+    forks.look(FORK_GIVES_WAY_S + 1)
+    ended = async_true(lambda: not alive(fork) or os.sched_getscheduler(fork) == os.SCHED_OTHER)
+    await wait_until_async(ended, 5, "it is hurried, or may try again")
+
+
+def async_true(predicate: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    async def ask() -> bool:
+        return predicate()
+
+    return ask
