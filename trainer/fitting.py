@@ -27,8 +27,8 @@ _UNSEEN_FRACTION = 0.05
 _UNSEEN_LIMIT = 20_000
 # Below this many ratings a held-out slice is too small to tell anything.
 _UNSEEN_FROM = 200
-# A fit gives way to whoever answers users on the same cores.
-_NICENESS = 10
+# A fit gives way to whoever answers users on the same cores, but POST /train is to be done in a minute.
+_NICENESS = 5
 
 Failure = Literal["damaged", "gone", "refused", "diverged", "memory", "disk"]
 
