@@ -50,16 +50,17 @@ class Scorer:
         rows, columns, multiplicity = triangle(layout.dim)
         # Where the factors of the packed products stand in a row.
         self._pair_rows, self._pair_columns = MEAN + rows, MEAN + columns
+        # A triangle of numbers is a rectangle of so many.
+        factors = (layout.dim, (layout.dim + 1) // 2)
+        if layout.dim % 2 == 0:
+            factors = (layout.dim + 1, layout.dim // 2)
+        self._rectangle = (2, *factors, -1)
         # What a product of an item's code with something of the user counts, and one of a user's covariance.
-        weights = np.stack([multiplicity * self._form.units, multiplicity])[:, :, None]
+        weights = np.stack([multiplicity * self._form.units, multiplicity]).reshape(2, *factors)
         self._weights: dict[np.dtype[Any], npt.NDArray[np.floating[Any]]] = {
             np.dtype(np.float32): weights.astype(np.float32),
             np.dtype(np.float64): weights,
         }
-        # A triangle of numbers is a rectangle of so many.
-        self._factors = (layout.dim, (layout.dim + 1) // 2)
-        if layout.dim % 2 == 0:
-            self._factors = (layout.dim + 1, layout.dim // 2)
         self._latent_packed = layout.rank * (layout.rank + 1) // 2
         self._block = max(_FEWEST, _BLOCK_NUMBERS // layout.packed)
         self._sides = (parameters.users, parameters.items)
@@ -90,9 +91,11 @@ class Scorer:
         if self._parameters.link != "gaussian" or len(user_index) == 1:
             return self.score(users, user_index, item_rows).rating
         stop = MEAN + self._dim
-        own = self._columns(0, users, user_index, stop)[MEAN:]
-        other = self._columns(1, self.items, item_rows, stop)[MEAN:]
-        mean = self._means(own.astype(np.float64), other.astype(np.float64))
+        sides = (users, user_index), (self.items, item_rows)
+        means = np.empty((2, self._dim, len(item_rows)))
+        for side, (table, rows) in enumerate(sides):
+            means[side] = self._gather(side, table[:, :stop], rows)[:, MEAN:].T
+        mean = self._means(means)
         return rating_moments(self._parameters, mean, np.zeros(len(mean)))[0]
 
     def distribution(
@@ -118,8 +121,9 @@ class Scorer:
         m = len(item_rows)
         if m == 1:
             # Numpy adds up a single column in another order than it adds up columns.
-            twice = np.zeros(2, dtype=np.int64) if user_index is None else np.repeat(user_index, 2)
-            mean, variance, counts = self._block_latent(users, twice, np.repeat(item_rows, 2))
+            table = users.repeat(2, axis=0) if user_index is None else users
+            index = None if user_index is None else user_index.repeat(2)
+            mean, variance, counts = self._block_latent(table, index, item_rows.repeat(2))
             mean, variance, counts = mean[:1], variance[:1], counts[:, :1]
         elif m <= self._block + 1:
             mean, variance, counts = self._block_latent(users, user_index, item_rows)
@@ -135,7 +139,8 @@ class Scorer:
                     table, index, item_rows[part]
                 )
                 start = stop
-        variance += self._prior_period_variance
+        if self._prior_period_variance:
+            variance += self._prior_period_variance
         if time is not None:
             own = (users, np.arange(m) if user_index is None else user_index)
             if any(self._timed):
@@ -148,46 +153,47 @@ class Scorer:
         self, users: FloatTable, user_index: Rows | None, item_rows: Rows
     ) -> tuple[Float64s, Float64s, FloatTable]:
         # Each call into numpy costs about as much as it takes for a hundred pairs: both sides go together.
-        core, last = self._core, MEAN + self._dim - 1
+        core, last, latent = self._core, MEAN + self._dim - 1, self._latent_packed
         both = np.empty((2, core, len(item_rows)), dtype=users.dtype)
         both[0] = (users if user_index is None else self._gather(0, users, user_index))[:, :core].T
         words = self._gather(1, self.items, item_rows)
-        both[1, : last + 1] = words[:, : last + 1].T
-        both[1, last + 1 :] = self._form.codes_of(words).T
-        counts = both[:, COUNT]
-        mean = self._means(*both[:, MEAN : last + 1].astype(np.float64))
+        item = both[1]
+        item[: last + 1] = words[:, : last + 1].T
+        item[last + 1 :] = self._form.codes_of(words).T
+        mean = self._means(both[:, MEAN : last + 1].astype(np.float64))
         both[:, last] = 1.0
         spread = both[:, last + 1 :]
         products = both.take(self._pair_rows, axis=1)
         products *= both.take(self._pair_columns, axis=1)
-        products[0, : self._latent_packed] += spread[0, : self._latent_packed]
-        products *= spread[::-1]
-        products *= self._weights[products.dtype]
-        # In two steps: numpy then adds up long rows, and has fewer of them to begin with.
-        first, second = self._factors
-        sums = np.add.reduce(products.reshape(2, first, -1), axis=1)
-        of_item, variance = np.add.reduce(sums.reshape(2, second, -1), axis=1)
-        of_item *= words[:, self._form.scale]
+        own = products[0, :latent]
+        own += spread[0, :latent]
+        # In two steps: each adds up fewer numbers than one would, and rounds less.
+        sums = np.einsum(
+            "zfsm,zfsm,zfs->zsm",
+            products.reshape(self._rectangle),
+            spread[::-1].reshape(self._rectangle),
+            self._weights[products.dtype],
+        )
+        of_item, variance = np.add.reduce(sums, axis=1)
+        of_item *= words[:, last + 1]
         variance += of_item
         # Of a posterior without spread rounding could leave less than nothing.
-        return mean, np.maximum(variance, 0.0).astype(np.float64), counts
+        return mean, np.maximum(variance, 0.0).astype(np.float64), both[:, COUNT]
 
-    def _means(self, user_mean: Float64s, item_mean: Float64s) -> Float64s:
-        """Means (m,) of the scores of columns `[latent, bias]` (dim, m). Writes into `user_mean`."""
-        biases = user_mean[-1] + item_mean[-1]
-        user_mean *= item_mean
-        user_mean[-1] = biases
-        mean = np.asarray(np.add.reduce(user_mean, axis=0))
-        mean += self._parameters.mean
+    def _means(self, means: Float64s) -> Float64s:
+        """Means (m,) of the scores of columns `[latent, bias]` of users and items (2, dim, m). Writes into
+        them.
+        """
+        user, item = means
+        biases = user[-1]
+        biases += item[-1]
+        item[-1] = 1.0
+        user *= item
+        mean: Float64s = np.add.reduce(user, axis=0, initial=self._parameters.mean)
         return mean
 
-    def _columns(self, side: int, table: FloatTable, rows: Rows, width: int) -> FloatTable:
-        """The first `width` numbers of `rows` (m,) of a table, as columns (width, m), to be written to."""
-        return np.ascontiguousarray(self._gather(side, table[:, :width], rows).T)
-
     def _gather(self, side: int, table: FloatTable, rows: Rows) -> FloatTable:
-        # A row below 0 is a very large one without its sign: one pass for both ends.
-        if len(rows) and int(rows.astype(np.int64, copy=False).view(np.uint64).max()) >= len(table):
+        if not _all_within(rows, len(table)):
             known = np.flatnonzero((rows >= 0) & (rows < len(table)))
             gathered = np.repeat(self._priors[side][None, : table.shape[1]], len(rows), axis=0)
             gathered[known] = table[rows[known]]
@@ -230,8 +236,18 @@ class Scorer:
         return np.asarray(scores[1] - scores[0])
 
 
+def _all_within(rows: Rows, size: int) -> bool:
+    """Whether each of `rows` (m,) is one of a table of `size`."""
+    if len(rows) <= _FEWEST:
+        # Takes half as long as one call into numpy.
+        few = rows.tolist()
+        return not few or (min(few) >= 0 and max(few) < size)
+    # A row below 0 is a very large one without its sign: one pass for both ends.
+    return int(rows.astype(np.int64, copy=False).view(np.uint64).max()) < size
+
+
 def _basis(counts: FloatTable) -> Basis:
-    known = (counts > 0).view(np.uint8)
+    known = counts.astype(np.bool_).view(np.uint8)
     basis: Basis = known[0]
     basis += basis
     basis += known[1]
