@@ -53,13 +53,14 @@ def rounded(scores: Scores, scale: Scale) -> Scores:
     """`scores` as they are answered."""
     if not _rounds(scale):
         return scores
-    rating, std = scores.rating * _MILLIONTHS, scores.std * _MILLIONTHS
-    np.rint(rating, out=rating)
-    np.rint(std, out=std)
+    # Both at once: for a few pairs the number of calls into numpy is all that counts.
+    both = np.concatenate((scores.rating, scores.std))
+    both *= _MILLIONTHS
+    np.rint(both, out=both)
+    rating, std = both[: len(scores.rating)], both[len(scores.rating) :]
     # A standard deviation is above 0, however little.
     np.maximum(std, 1.0, out=std)
-    rating /= _MILLIONTHS
-    std /= _MILLIONTHS
+    both /= _MILLIONTHS
     return Scores(rating, std, scores.basis)
 
 
