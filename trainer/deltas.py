@@ -5,6 +5,7 @@ Pure arithmetic over what the trainer holds in memory: the ratings by item and t
 from disk, and the events that came later. What it needs from the store it asks for by name (`Work.users`).
 """
 
+import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ OVERLAY_EVENTS = 2_000_000
 ROUND_ITEMS = 256
 ROUND_RATINGS = 100_000
 ROUND_USERS = 2_000
+# Folded in without a pause: about 1 ms.
+PIECE_ITEMS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +151,23 @@ class Overlay:
         histories = Histories(
             offsets, compact.astype(np.int32), np.concatenate(values), np.concatenate(times)
         )
-        current = self._before(np.array(work.items, dtype=np.int64))
-        folded = fold_in_items(self._model, self._table(distinct), histories, current=current)
+        table, current = self._table(distinct), self._before(np.array(work.items, dtype=np.int64))
+        folded = []
+        for start in range(0, len(work.items), PIECE_ITEMS):
+            stop = min(start + PIECE_ITEMS, len(work.items))
+            some = slice(offsets[start], offsets[stop])
+            piece = Histories(
+                offsets[start : stop + 1] - offsets[start],
+                histories.other_row[some],
+                histories.value[some],
+                histories.time[some],
+            )
+            folded.append(fold_in_items(self._model, table, piece, current=current[start:stop]))
+            # Who answers requests on this core waits for a piece, not for the next tick of the system.
+            os.sched_yield()
         for row in work.items:
             self._dirty.pop(row, None)
-        return folded
+        return np.concatenate(folded)
 
     def again(self, work: Work) -> None:
         """Put the items of a round back: it was not published."""

@@ -29,7 +29,7 @@ class TrainerSettings:
     fit_threads: int = 1
     log_level: str = "INFO"
     batch_events: int = 12_800
-    linger_s: float = 0.2
+    linger_s: float = 0.5
     lease_ttl_s: float = 5.0
     grace_s: float = 5.0
     abandon_s: float = 60.0
