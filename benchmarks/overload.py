@@ -94,14 +94,16 @@ def measure(options: Options, console: Console) -> list[Row]:
             few = Plan(port, small, OTHERS_CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=30.0)
             warm(few)
             for _ in range(options.rounds):
-                for kind, requests in ((pairs, paths["pairs"]), (rated, paths["rated"])):
-                    large = replace(few, requests=requests, connections=4)
+                peak = drive(replace(few, connections=64), cpus=cores.others).per_second
+                _under(single, replace(few, connections=crowd), peak, None, cpus=cores.others)
+            # Ratings last: users who have rated are folded in by whoever asks for them next.
+            for kind, requests in ((pairs, paths["pairs"]), (rated, paths["rated"])):
+                large = replace(few, requests=requests, connections=4)
+                for _ in range(options.rounds):
                     peak = drive(large, cpus=cores.others).per_second
                     flood = replace(large, connections=CONNECTIONS, rate=TIMES * peak)
                     _under(kind, flood, peak, replace(few, rate=OTHERS_RATE), cpus=cores.others)
                     ratings.until_archived(port)
-                peak = drive(replace(few, connections=64), cpus=cores.others).per_second
-                _under(single, replace(few, connections=crowd), peak, None, cpus=cores.others)
     of_crowd = single.rows()
     return [*pairs.rows(), *rated.rows(), of_crowd[0], *of_crowd[2:]]
 
