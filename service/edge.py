@@ -60,17 +60,9 @@ class Edge:
 
     def enter(self, path: str, asker: Asker) -> bool:
         """Take GET `path` for `asker`, who takes it off `in_flight` when it is told; False leaves it to
-        `__call__`. What is too much is refused before this returns: to refuse must cost less than to answer.
+        `__call__`.
         """
-        if self.draining:
-            return False
-        if self.in_flight >= self._limit:
-            if not path.startswith(self._quick_prefix):
-                return False
-            self.in_flight += 1
-            asker.failed(self._overload())
-            return True
-        if not self._enter(path, asker):
+        if self.draining or self.in_flight >= self._limit or not self._enter(path, asker):
             return False
         self.in_flight += 1
         return True

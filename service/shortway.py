@@ -103,16 +103,14 @@ class ShortWay(EdgeProtocol):
                     and payload is EMPTY_PAYLOAD
                     and message.version == HttpVersion11
                     and not (message.should_close or message.upgrade or said[1])
+                    and self.edge.enter(message.path, Asked(self, message.headers))
                 ):
-                    # Before it is told: one that is refused is answered at once.
                     self._asked = True
-                    if self.edge.enter(message.path, Asked(self, message.headers)):
-                        self._request_count += 1
-                        if self._manager is not None:
-                            self._manager.requests_count += 1
-                        parser.message_consumed()
-                        return
-                    self._asked = False
+                    self._request_count += 1
+                    if self._manager is not None:
+                        self._manager.requests_count += 1
+                    parser.message_consumed()
+                    return
             elif not messages and not said[1]:
                 return
         self._parser = _Said(said)  # type: ignore[assignment]  # has all that is asked of it in this call

@@ -399,35 +399,6 @@ async def test_the_last_answer_says_so_and_the_connection_closes(
     assert app[EDGE].in_flight == 0
 
 
-async def test_what_is_too_much_is_refused_on_the_short_way_and_the_connection_goes_on(
-    store_settings: StoreSettings, published: Written, ways: Ways, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serving(store_settings, in_flight=1) as (client, app):
-        await serves(client, published.writer.number)
-        gate = Gate(app, monkeypatch)
-        async with wire_to(client) as first, wire_to(client) as second:
-            first.send(get())
-            await in_flight(app, 1)
-            before = ways.short
-            for number in range(3):
-                second.send(get(2, named(number)))
-                refused = await second.heard()
-                assert (refused.status, refused.request_id) == (503, f"r{number}")
-                assert int(refused.headers["retry-after"]) >= 1
-                assert json.loads(refused.body)["code"] == "overloaded"
-            assert ways.short == before + 3
-            # Two at once, of which the second waits for the first, as any others.
-            second.send(get(2, named(4)) + get(2, named(5)))
-            assert [(await second.heard()).request_id for _ in range(2)] == ["r4", "r5"]
-            assert (app[EDGE].in_flight, app[COUNTS].overloads) == (1, 5)
-            gate.open()
-            assert (await first.heard()).status == 200
-            second.send(get(2))
-            assert (await second.heard()).status == 200
-        await in_flight(app, 0)
-        gate.stop()
-
-
 async def test_the_end_waits_for_what_is_in_flight(
     store_settings: StoreSettings, published: Written, ways: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
