@@ -61,8 +61,8 @@ class ChildEndedError(Exception):
 
 
 class Forks:
-    """The processes that a server forks: while they get only what nobody else wants of the cores, where the
-    system can do that.
+    """The processes that a server forks: they get only what nobody else wants of the cores, where the system
+    can do that.
 
     A store forks to rewrite its file, and the fork works for 3 s a gigabyte: of 400,000 users the p99 of GET
     /predict was 10 to 20 ms meanwhile, 2 to 9 ms once the fork gave way, and a lower priority was no help.

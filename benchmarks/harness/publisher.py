@@ -4,29 +4,30 @@ records in a process of their own included."""
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.harness import synthetic
+from factors.tables import Float32s, Model
 from featurestore.lease import Lease
 from featurestore.store import Store
 from trainer.publisher import Publisher
 from trainer.results import FitResult
 
 
-def as_result(generation: synthetic.Generation) -> FitResult:
-    """The generation as a fit of one rating a user, in memory; without what publishing does not read."""
-    n_users = len(generation.users)
-    ids = synthetic.ids(0, n_users)
+def in_memory(model: Model, users: Float32s, items: Float32s, ids: Sequence[bytes]) -> FitResult:
+    """A fit of one rating a user whose tables are in memory; without what publishing does not read."""
+    n_users = len(users)
     none = np.zeros(0, dtype=np.int64)
     return FitResult(
         path=Path(),
-        model=generation.model,
+        model=model,
         metrics={},
         n_ratings=n_users,
-        users=generation.users,
-        items=generation.items,
+        users=users,
+        items=items,
         user_n=np.ones(n_users, dtype=np.int64),
         id_offsets=np.cumsum([0, *map(len, ids)]).astype(np.int64),
         id_bytes=np.frombuffer(b"".join(ids), dtype=np.uint8),
@@ -71,7 +72,8 @@ def main() -> int:
     """Arguments: address, users, items, rank, seed, and the file that says that writing begins."""
     url, *sizes, begun = sys.argv[1:]
     n_users, n_items, rank, seed = (int(text) for text in sizes)
-    result = as_result(synthetic.make(n_users, n_items, rank=rank, seed=seed))
+    made = synthetic.make(n_users, n_items, rank=rank, seed=seed)
+    result = in_memory(made.model, made.users, made.items, synthetic.ids(0, n_users))
     Path(begun).touch()
     began = time.monotonic()
     asyncio.run(publish(url, result))

@@ -5,12 +5,12 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.harness.publisher import in_memory
 from featurestore.codecs import unpack_records
 from featurestore.errors import GenerationBroken
 from featurestore.keys import record_field
@@ -42,25 +42,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[record_process.RecordProces
 def fitted(users: int = USERS) -> FitResult:
     """A fit whose tables are in memory. The last user is one who was erased from it."""
     ids = [b"u%d" % user for user in range(users - 1)] + [b"\xff\xff"]
-    none = np.zeros(0, dtype=np.int64)
     vectors = np.random.default_rng(1).standard_normal((users, MODEL.user_width)).astype(np.float32)
-    return FitResult(
-        path=Path("nowhere"),
-        model=MODEL,
-        metrics={},
-        n_ratings=users,
-        users=vectors,
-        items=make_items(MODEL, 3),
-        user_n=np.ones(users, dtype=np.int64),
-        id_offsets=np.cumsum([0, *map(len, ids)]).astype(np.int64),
-        id_bytes=np.frombuffer(b"".join(ids), dtype=np.uint8),
-        hashes=none.astype(np.uint64),
-        hash_rows=none,
-        item_indptr=none,
-        item_users=none.astype(np.int32),
-        item_values=none.astype(np.float64),
-        item_times=none.astype(np.float64),
-    )
+    return in_memory(MODEL, vectors, make_items(MODEL, 3), ids)
 
 
 async def published(store: Store, result: FitResult, step: Callable[[str], None]) -> Published:
