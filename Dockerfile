@@ -1,5 +1,5 @@
 # One image for every role: the command is the name of the package to run (service, trainer, environment,
-# environment.play). Every file that pip installs is pinned by hash in requirements/.
+# evaluation.course.play). Every file that pip installs is pinned by hash in requirements/.
 
 FROM python:3.13-slim AS libraries
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -29,7 +29,9 @@ COPY factors factors
 COPY featurestore featurestore
 COPY service service
 COPY trainer trainer
+COPY processes processes
 COPY environment environment
+COPY evaluation evaluation
 COPY foldin foldin
 RUN /opt/build/bin/python -m pip wheel --no-deps --no-build-isolation --no-index --wheel-dir dist . \
  && python -m pip --python /opt/foldin/bin/python install --no-compile --no-deps --no-index --root /package dist/*.whl \

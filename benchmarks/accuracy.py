@@ -1,6 +1,6 @@
 """How wrong the predictions are on ratings that were not seen, beside what else people would use.
 
-Invariant: no test rating reaches a predictor (see `foldin.evaluation.jobs`), every engine has one
+Invariant: no test rating reaches a predictor (see `evaluation.offline.jobs`), every engine has one
 configuration for all data sets, and everything is seeded: the same command gives the same errors. Seconds are
 CPU seconds of one core.
 """
@@ -24,15 +24,15 @@ from benchmarks.harness.deployed import Played, answer_over_http, play
 from benchmarks.harness.goals import ALS, IMPLICIT, PUBLISHED, SVDPP, Found, goals
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.report import Row, number
-from foldin.evaluation import coldstart
-from foldin.evaluation.coldstart import ColdCurve, Side
-from foldin.evaluation.data import DataSet
-from foldin.evaluation.engines import AUTO, title
-from foldin.evaluation.errors import EngineFailedError
-from foldin.evaluation.report import deciles, groups, results_table
-from foldin.evaluation.results import Line, LineStore, write_csv
-from foldin.evaluation.running import Plan, measure
-from foldin.evaluation.splits import Split, given_folds, in_time_order, random_splits
+from evaluation.errors import EngineFailedError
+from evaluation.offline import cold_start as coldstart
+from evaluation.offline.cold_start import ColdCurve, Side
+from evaluation.offline.data import DataSet
+from evaluation.offline.engines import AUTO, title
+from evaluation.offline.report import deciles, groups, results_table
+from evaluation.offline.results import Line, LineStore, write_csv
+from evaluation.offline.running import Plan, measure
+from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
 
 NAME = "accuracy"
 BASELINES = ("global-mean", "item-mean", "bias")

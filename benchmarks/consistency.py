@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.deployed import DeployedStack, deployed
 from factors import Histories, Scorer, fold_in_users, prior_user
-from factors.tables import Float32s, Model
+from factors.model.types import Float32s, Model
 from featurestore.errors import StoreError
 from featurestore.settings import StoreSettings
 from featurestore.store import Store

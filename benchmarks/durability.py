@@ -24,7 +24,7 @@ from benchmarks.deployed import DeployedStack, deployed
 from featurestore.keys import record_field
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from trainer.segments import SegmentName, read_segment
+from trainer.archive.segments import SegmentName, read_segment
 
 VICTIMS = ("trainer", "store", "service")
 USERS, ITEMS = 400, 120

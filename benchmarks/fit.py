@@ -22,9 +22,9 @@ from threadpoolctl import threadpool_limits
 from benchmarks.harness.command import Options, carry_out, options_from, parser
 from benchmarks.harness.datasets import synthetic
 from benchmarks.harness.report import Row, Target, number, ratios
+from evaluation.offline.data import DataSet
+from evaluation.offline.jobs import peak_mb
 from factors import FitSettings, fit
-from foldin.evaluation.data import DataSet
-from foldin.evaluation.jobs import peak_mb
 
 NAME = "fit"
 USERS, ITEMS, RATINGS, RANK, THREADS = 138_000, 27_000, 18_400_000, 16, 2

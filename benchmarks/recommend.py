@@ -27,7 +27,7 @@ from benchmarks.harness.machine import available_bytes
 from benchmarks.harness.report import Row, Target, interleave, number, ratios
 from benchmarks.harness.synthetic import Generation
 from factors import Ranker, build_index
-from factors.packing import Layout, stored_width
+from factors.model.layout import Layout, stored_width
 
 NAME = "recommend"
 ITEMS, USERS, RANK, WAITING, TOP = 1_000_000, 10_000, 50, 16, 10

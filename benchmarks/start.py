@@ -17,7 +17,7 @@ from benchmarks.harness import stack, synthetic
 from benchmarks.harness.command import Options, carry_out, options_from, parser
 from benchmarks.harness.machine import available_bytes
 from benchmarks.harness.report import Row, Target
-from factors.packing import Layout, stored_width
+from factors.model.layout import Layout, stored_width
 
 NAME = "start"
 ITEMS, USERS, RANK = 1_000_000, 1_000, 50

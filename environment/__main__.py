@@ -3,10 +3,10 @@
 import os
 import sys
 
-from environment.loop import run
-from environment.options import SettingsError
 from environment.server import serve
 from environment.settings import ServerSettings
+from processes.loop import run
+from processes.settings import SettingsError
 
 
 def main(argv: list[str]) -> int:

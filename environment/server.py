@@ -18,9 +18,9 @@ import msgspec
 from aiohttp import web
 
 from environment.games import Games, NoPairLeftError, UnknownTokenError
-from environment.options import SettingsError
 from environment.problems import ProblemError, problems_middleware
 from environment.settings import MAX_SEED, ServerSettings
+from processes.settings import SettingsError
 
 GAMES = web.AppKey("games", Games)
 SETTINGS = web.AppKey("settings", ServerSettings)

@@ -18,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from environment.options import real, setting, whole
+from processes.settings import real, setting, whole
 
 DIMENSION = 3
 SCALE = (1, 2, 3, 4, 5)

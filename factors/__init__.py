@@ -5,18 +5,10 @@ one function gives the same answer in the fit, in the service and in a notebook.
 """
 
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
-from factors.explaining import explain
-from factors.fit import fit
-from factors.foldin import fold_in_items, fold_in_users, keeps_time, prior_item, prior_user
-from factors.metrics import held_out_metrics
-from factors.model_bytes import from_bytes, to_bytes
-from factors.priors import prior_model
-from factors.ranking import Ranker
-from factors.scoring import Scorer, distribution, item_statistics, score
-from factors.search import Index, build_index, index_from_bytes, index_to_bytes
-from factors.settings import FitSettings
-from factors.storedrows import all_finite_items, read_items, store_items
-from factors.tables import (
+from factors.model.quantized_rows import all_finite_items, read_items, store_items
+from factors.model.serialization import from_bytes, to_bytes
+from factors.model.settings import FitSettings
+from factors.model.types import (
     BASIS,
     Explanation,
     Fitted,
@@ -31,6 +23,14 @@ from factors.tables import (
     Scores,
     UserRow,
 )
+from factors.serving.explain import explain
+from factors.serving.fold_in import fold_in_items, fold_in_users, keeps_time, prior_item, prior_user
+from factors.serving.ivf_index import Index, build_index, index_from_bytes, index_to_bytes
+from factors.serving.metrics import held_out_metrics
+from factors.serving.ranking import Ranker
+from factors.serving.scoring import Scorer, distribution, item_statistics, score
+from factors.training.fit import fit
+from factors.training.priors import prior_model
 
 __all__ = [
     "BASIS",

@@ -8,12 +8,19 @@ import math
 
 import numpy as np
 
-from factors.links import rating_moments
-from factors.ordinal import EntryScores, Sites, fold_in_damping, level_bounds, ordinal_sites, rating_levels
-from factors.packing import COUNT, period_keys
-from factors.parameters import Parameters, Side, SideName, from_model
-from factors.storedrows import read_items
-from factors.tables import Float32s, Float64s, Model
+from factors.inference.ordinal import (
+    EntryScores,
+    Sites,
+    fold_in_damping,
+    level_bounds,
+    ordinal_sites,
+    rating_levels,
+)
+from factors.model.layout import COUNT, period_keys
+from factors.model.links import rating_moments
+from factors.model.parameters import Parameters, Side, SideName, from_model
+from factors.model.quantized_rows import read_items
+from factors.model.types import Float32s, Float64s, Model
 
 STEPS = 60
 

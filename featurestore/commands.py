@@ -10,10 +10,10 @@ from typing import Literal, get_args
 
 import msgspec
 
-from featurestore.connection import Connection, ReplyError, encode
 from featurestore.errors import StoreError
-from featurestore.functions import command, commands
 from featurestore.keys import Keys
+from featurestore.wire.connection import Connection, ReplyError, encode
+from featurestore.wire.functions import command, commands
 
 CommandKind = Literal["refit", "epoch", "erase"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from factors.tables import Scale
+from factors.model.types import Scale
 
 MAX_STEPS = 1000
 

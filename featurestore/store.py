@@ -13,21 +13,21 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from factors.tables import Scale
+from factors.model.types import Scale
 from featurestore.commands import Commands
-from featurestore.connection import Connection, Execute, ReplyError, encode, store_error
-from featurestore.durability import DiskSync
-from featurestore.epochs import Epochs
+from featurestore.disk_sync import DiskSync
 from featurestore.errors import StoreError, StoreRefused
-from featurestore.functions import encode_call, load_library
-from featurestore.generations import Generations
-from featurestore.items import ItemRegistry
+from featurestore.generations.catalog import Generations
+from featurestore.item_registry import ItemRegistry
 from featurestore.keys import Keys
-from featurestore.lease import Leases
-from featurestore.ratings import RatingsLog
+from featurestore.leases import Leases
+from featurestore.ratings.epochs import Epochs
+from featurestore.ratings.log import RatingsLog
+from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, format_scale, parse_scale
-from featurestore.stream import RatingsStream
-from featurestore.users import Users
+from featurestore.users.records import Users
+from featurestore.wire.connection import Connection, Execute, ReplyError, encode, store_error
+from featurestore.wire.functions import encode_call, load_library
 
 LAYOUT = b"2"
 OLDEST_REDIS = (7, 2)

@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from foldin.errors import CannotStartError, ImportStoppedError, StackFailedError
+from foldin.errors import ImportStoppedError
+from processes.errors import CannotStartError, StackFailedError
 
 EPILOG = """\
 The first steps:
@@ -58,14 +59,14 @@ def _import(args: argparse.Namespace, _rest: Sequence[str]) -> int:
 
 def _evaluate(_args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest and not rest[0].startswith("-"):
-        from foldin.evaluation.command import options_from, run_evaluate
+        from evaluation.command import options_from, run_evaluate
 
         return run_evaluate(options_from(rest, _columns), rest)
-    from environment.evaluate import main as evaluate
-    from foldin.evaluation.players import model_players
+    from evaluation.course.protocol import main as evaluate
+    from evaluation.players.model import model_players
 
     if rest and rest[0] in {"-h", "--help"}:
-        from foldin.evaluation.command import build_parser
+        from evaluation.command import build_parser
 
         build_parser().print_help()
         print("\nWithout FILE, the course's protocol in the rating environment:\n")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from foldin.errors import CannotStartError
+from processes.errors import CannotStartError
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "benchmarks"

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from featurestore.settings import format_scale
-from foldin.errors import CannotStartError, ImportStoppedError
+from foldin.errors import ImportStoppedError
 from foldin.files.layout import find_layout
 from foldin.files.positions import Position, PositionFile
 from foldin.files.progress import ImportProgress
@@ -26,6 +26,7 @@ from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, Batch, RowRules, Values, distinct, pieces, suggested_scale
 from foldin.settings import FrontDoorSettings
 from foldin.sinks import ApiSink, Row, RowRefusedError, Sink, SinkBusyError, StoreSink
+from processes.errors import CannotStartError
 
 DEFAULT_DATA = Path("data")
 DEFAULT_URL = "http://127.0.0.1:8080"

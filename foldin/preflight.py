@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from foldin.errors import CannotStartError
+from processes.errors import CannotStartError
 
 # An append-only file is rewritten beside the old one when it has doubled, from 64 MB on: less room than that
 # and the first rewrite fails.

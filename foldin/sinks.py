@@ -12,11 +12,12 @@ import msgspec
 import numpy as np
 
 from factors import Scale
-from featurestore.batches import Columns
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable, StreamFull
+from featurestore.ratings.batches import Columns
 from featurestore.settings import EnvironmentReader, SettingsInvalid, StoreSettings
 from featurestore.store import Store
-from foldin.errors import CannotStartError, ImportStoppedError
+from foldin.errors import ImportStoppedError
+from processes.errors import CannotStartError
 
 API_TIMEOUT_S = 30.0
 STORE_TIMEOUT_S = 15.0

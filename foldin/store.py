@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from foldin.children import ChildSpec
-from foldin.errors import CannotStartError
-from foldin.probes import redis_pong
+from processes.child import ChildSpec
+from processes.errors import CannotStartError
+from processes.probes import redis_pong
 
 # Reading a large append-only file back takes a while: about 1 s for 100 MB.
 READY_WITHIN_S = 300.0

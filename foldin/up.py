@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from foldin.children import ChildSpec, Probe
-from foldin.errors import CannotStartError, StackFailedError
 from foldin.preflight import data_directory, free_port, locked
-from foldin.probes import http_ok
 from foldin.settings import FrontDoorSettings
 from foldin.store import EmbeddedStore
-from foldin.supervisor import Supervisor, describe_end
+from processes.child import ChildSpec, Probe
+from processes.errors import CannotStartError, StackFailedError
+from processes.probes import http_ok
+from processes.supervisor import Supervisor, describe_end
 
 # What another process must set alike to write to the store of this stack.
 STORE_SETTINGS = {
@@ -209,7 +209,7 @@ class Stack:
             f"They are shown {KNOWN:,} ratings first, then each rating that they have predicted:\n"
         )
         addresses = ("--environment", self.environment_url, "--api", self.api_url)
-        command = (*_python("environment.play"), *addresses, "--known", str(KNOWN))
+        command = (*_python("evaluation.course.play"), *addresses, "--known", str(KNOWN))
         on_terminal = sys.stdout.isatty()
         player = ChildSpec(
             "player",

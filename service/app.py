@@ -16,19 +16,10 @@ from aiohttp import web
 from threadpoolctl import threadpool_limits
 
 from featurestore.errors import StoreError, StoreUnavailable
-from featurestore.live import Follower
+from featurestore.generations.follower import Follower
 from featurestore.settings import redacted
 from featurestore.store import Store
-from service.admission import Admission
-from service.bodies import BodyReader
-from service.description import describe
-from service.edge import Edge
-from service.metrics import RECENT_S, Board, Snapshot, error_bounds
-from service.predictor import PREDICT_ROUTE, Predictor
-from service.ranking import RankingDesk
-from service.routes import add_routes
-from service.settings import Place, ServiceSettings
-from service.state import (
+from service.context import (
     BATCHES,
     BOARD,
     BODIES,
@@ -43,6 +34,15 @@ from service.state import (
     STORE,
     TRAINING,
 )
+from service.description import describe
+from service.http.admission import Admission
+from service.http.bodies import BodyReader
+from service.http.dispatch import Edge
+from service.metrics import RECENT_S, Board, Snapshot, error_bounds
+from service.micro_batcher import PREDICT_ROUTE, Predictor
+from service.ranking_queue import RankingDesk
+from service.routes import add_routes
+from service.settings import Place, ServiceSettings
 from service.training import Training
 
 log = logging.getLogger("foldin.service")

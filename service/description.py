@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from service.state import COUNTS, EDGE, FOLLOWER
+from service.context import COUNTS, EDGE, FOLLOWER
 
 
 def describe(app: web.Application) -> None:

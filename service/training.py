@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from featurestore.commands import REFUSALS, CommandKind, Outcome
 from featurestore.errors import StoreError
-from featurestore.generations import GenerationSummary
-from featurestore.live import Follower
-from featurestore.ratings import NewRating
+from featurestore.generations.catalog import GenerationSummary
+from featurestore.generations.follower import Follower
+from featurestore.ratings.log import NewRating
 from featurestore.store import Store
-from service.problems import Problem
+from service.http.problems import Problem
 
 log = logging.getLogger("foldin.service")
 

@@ -21,10 +21,10 @@ from aiohttp import web
 
 from featurestore.errors import StoreRefused, StoreUnavailable
 from service.app import build_app
-from service.connections import EdgeServer
-from service.edge import Edge
+from service.context import EDGE
+from service.http.connections import EdgeServer
+from service.http.dispatch import Edge
 from service.settings import Place, ServiceSettings
-from service.state import EDGE
 from service.supervisor import CANNOT_START, address_of
 
 log = logging.getLogger("foldin.service")

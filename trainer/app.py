@@ -9,16 +9,16 @@ import time
 import uuid
 
 from featurestore.errors import LeaseLost, StoreError, StoreRefused, StoreUnavailable
-from featurestore.lease import Lease
+from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
-from trainer.archive import Archive
+from trainer.archive.log import Archive
+from trainer.archive.segments import Step, no_step
 from trainer.errors import ArchiveBusyError, ArchiveFailedError, CannotStartError
-from trainer.leader import Leader, archive_root
 from trainer.leadership import Leadership
 from trainer.retry import Backoff
-from trainer.segments import Step, no_step
 from trainer.settings import TrainerSettings
+from trainer.term import Leader, archive_root
 
 
 class Trainer:

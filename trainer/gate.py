@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors import all_finite_items
-from trainer.results import FitResult
+from trainer.fit_job.results import FitResult
 
 # Rows looked at in one go: some 64 MB of a wide table.
 _ROWS_AT_ONCE = 1 << 16

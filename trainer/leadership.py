@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from featurestore.errors import LeaseLost, StoreUnavailable
-from featurestore.lease import Lease
+from featurestore.leases import Lease
 from trainer import log
 
 

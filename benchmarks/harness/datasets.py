@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness.command import BenchmarkError
+from evaluation.offline.data import DataSet
 from factors import Ratings, Scale
-from foldin.evaluation.data import DataSet
 
 DOWNLOAD_S = 300
 HALF_STARS = Scale(1, 5, 0.5)

@@ -24,10 +24,10 @@ from benchmarks.harness.client import Client
 from benchmarks.harness.command import BenchmarkError
 from benchmarks.harness.load import get, post
 from benchmarks.harness.processes import child_environment, python_command
+from evaluation.errors import EngineFailedError
+from evaluation.offline.jobs import Answer, Predicted, Question, no_chances
 from factors import Scale
 from featurestore.settings import format_scale
-from foldin.evaluation.errors import EngineFailedError
-from foldin.evaluation.jobs import Answer, Predicted, Question, no_chances
 
 BATCH = 10_000
 REFIT_S = 300.0

@@ -12,10 +12,10 @@ import numpy as np
 from benchmarks.harness.deployed import ENGINE as DEPLOYED
 from benchmarks.harness.deployed import Played
 from benchmarks.harness.report import Row, Target
-from foldin.evaluation.coldstart import ColdCurve
-from foldin.evaluation.engines import AUTO
-from foldin.evaluation.report import deciles
-from foldin.evaluation.results import Line
+from evaluation.offline.cold_start import ColdCurve
+from evaluation.offline.engines import AUTO
+from evaluation.offline.report import deciles
+from evaluation.offline.results import Line
 
 ALL_FOLDS = 5
 SVDPP, ALS, IMPLICIT = "surprise-svd++", "implicit-als", "implicit"

@@ -23,7 +23,7 @@ BATCH = 5_000
 
 async def load(url: str, generation: Generation) -> None:
     """Write user and item vectors as JSON, the usual way."""
-    from factors.packing import Layout
+    from factors.model.layout import Layout
 
     layout = Layout(generation.model.rank, 0)
     client = redis.Redis.from_url(url, socket_timeout=60)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import synthetic
-from factors.tables import Float32s, Model
-from featurestore.lease import Lease
+from factors.model.types import Float32s, Model
+from featurestore.leases import Lease
 from featurestore.store import Store
-from trainer.publisher import Publisher
-from trainer.results import FitResult
+from trainer.fit_job.results import FitResult
+from trainer.publication.publish import Publisher
 
 
 def in_memory(model: Model, users: Float32s, items: Float32s, ids: Sequence[bytes]) -> FitResult:

@@ -15,8 +15,8 @@ from pathlib import Path
 from benchmarks.harness.command import BenchmarkError, Options
 from benchmarks.harness.processes import answers, free_port, pongs, process, python_command
 from benchmarks.harness.synthetic import SCALE_TEXT
-from foldin.children import LOOK_FOR_FORKS_S, Forks
 from foldin.store import ALLOCATOR
+from processes.child import LOOK_FOR_FORKS_S, Forks
 
 LOAD_S = 300.0
 

@@ -13,10 +13,10 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.harness.datasets import synthetic
 from factors import FitSettings, Index, Model, Scale, fit, index_to_bytes
-from factors.packing import Layout, item_layout, user_layout
-from featurestore.generations import GenerationDraft
-from featurestore.lease import Lease
-from featurestore.ratings import NewRating
+from factors.model.layout import Layout, item_layout, user_layout
+from featurestore.generations.catalog import GenerationDraft
+from featurestore.leases import Lease
+from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from foldin.errors import CannotStartError
 from foldin.files.layout import BOM, CountingFile, Layout, open_text
 from foldin.files.rows import BadRow, Batch, Lines, RowRules
+from processes.errors import CannotStartError
 
 CHUNK_BYTES = 2 * 1024 * 1024
 # A quote that is never closed makes the rest of the file one row.

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featurestore.publishing import verify_items
-from featurestore.ratings import NewRating
+from featurestore.generations.writer import verify_items
+from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.servers import StoreServer, free_port
@@ -217,7 +217,9 @@ async def test_fit_ends_with_its_parent(store: Store, settings: TrainerSettings)
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
-                if b"trainer.fitting" in path.read_bytes() and str(child.process.pid) in _parent(path.parent):
+                if b"trainer.fit_job.job" in path.read_bytes() and str(child.process.pid) in _parent(
+                    path.parent
+                ):
                     found.append(int(path.parent.name))
             except OSError:
                 continue

@@ -21,7 +21,7 @@ from factors import (
     read_items,
     to_bytes,
 )
-from factors.packing import COUNT
+from factors.model.layout import COUNT
 from tests.unit.factors.factors_world import STARS, histories_of, ratings_of
 from trainer.engines import make_engine
 from trainer.engines.variational import bias_errors

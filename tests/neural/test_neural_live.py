@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featurestore.live import Follower
-from featurestore.ratings import NewRating
+from featurestore.generations.follower import Follower
+from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.trainers import running_trainer, trainer_settings

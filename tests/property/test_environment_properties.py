@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from environment.options import SettingsError
 from environment.settings import ServerSettings
 from environment.world import WorldOptions, make_world
+from processes.settings import SettingsError
 
 
 @st.composite

@@ -24,16 +24,16 @@ from hypothesis.stateful import (
 )
 
 from factors import Ranker, Scorer, fold_in_users
-from factors.tables import Float32s, Model
+from factors.model.types import Float32s, Model
 from featurestore import codecs
 from featurestore.codecs import History
-from featurestore.lease import Lease
-from featurestore.live import LiveGeneration
-from featurestore.manifest import GenerationMeta, Kept
-from featurestore.publishing import GenerationWriter
+from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.manifest import GenerationMeta, Kept
+from featurestore.generations.writer import GenerationWriter
+from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from featurestore.users import _Behind, _fold_in
+from featurestore.users.records import _Behind, _fold_in
 from tests.support.factories import lead, make_draft, make_items, make_model, rating
 from tests.support.servers import StoreServer
 

@@ -5,11 +5,11 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.connection import encode
-from featurestore.ids import Ids, checksums, distinct
+from featurestore.id_columns import Ids, checksums, distinct
 from featurestore.keys import Keys
-from featurestore.lookups import write_lookups
-from featurestore.rowtable import RowTable
+from featurestore.row_table import RowTable
+from featurestore.users.batch_lookup import write_lookups
+from featurestore.wire.connection import encode
 
 ID = st.one_of(
     st.integers(0, 50).map(lambda number: b"%d" % number),

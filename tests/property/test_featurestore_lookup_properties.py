@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.codecs import pack_records, unpack_records
-from featurestore.connection import _Wire
-from featurestore.lookups import LookupReader
+from featurestore.users.batch_lookup import LookupReader
+from featurestore.wire.connection import _Wire
 
 WIDTHS = st.sampled_from([1, 3, 30, 260])
 COUNTERS = st.one_of(st.integers(0, 12), st.integers(0, 2**63 - 1))

@@ -6,8 +6,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.plainpairs import plain_pairs as ids_of_plain_pairs
-from service.predict import PredictBody
+from service.http.fast_pairs import plain_pairs as ids_of_plain_pairs
+from service.routes.predict import PredictBody
 
 IDS = st.one_of(st.text("ab1-", min_size=1, max_size=3), st.text(max_size=4), st.integers(0, 99))
 PAIRS = st.lists(st.tuples(IDS, IDS), max_size=4)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from factors import FitSettings, fold_in_items, fold_in_users, prior_model, prior_user
-from factors.packing import Layout
-from factors.parameters import Drift, from_model, to_model
-from factors.tables import Float32s, Histories, Int64s, Model, Scale
+from factors.model.layout import Layout
+from factors.model.parameters import Drift, from_model, to_model
+from factors.model.types import Float32s, Histories, Int64s, Model, Scale
 from featurestore.codecs import pack_histories
-from featurestore.generations import GenerationDraft, GenerationMeta, GenerationWriter
-from featurestore.lease import Lease
-from featurestore.ratings import NewRating
+from featurestore.generations.catalog import GenerationDraft, GenerationMeta, GenerationWriter
+from featurestore.leases import Lease
+from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 
 SCALE = Scale(1.0, 5.0)

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from featurestore.commands import Command, Outcome
-from featurestore.lease import Lease
+from featurestore.leases import Lease
 from featurestore.store import Store
 from tests.support.factories import write_generation
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from featurestore.settings import StoreSettings
 from trainer.app import Trainer
-from trainer.archive import EpochArchive
-from trainer.leader import archive_root
+from trainer.archive.log import EpochArchive
+from trainer.archive.segments import Step, no_step, read_segment
 from trainer.schedule import Rules
-from trainer.segments import Step, no_step, read_segment
 from trainer.settings import TrainerSettings
+from trainer.term import archive_root
 
 Archived = tuple[str, int, str, float]
 
@@ -64,7 +64,7 @@ def archived(settings: TrainerSettings, epoch: int = 1) -> list[Archived]:
 
 
 def _uncovered(folder: Path) -> list[Path]:
-    from trainer.segments import SegmentName
+    from trainer.archive.segments import SegmentName
 
     files = [(SegmentName.parse(path.name), path) for path in folder.glob("*.parquet")]
     named = sorted((name, path) for name, path in files if name is not None)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from factors import FitSettings, Fitted, Ratings
-from factors.tables import Float64s
+from factors.model.types import Float64s
 
 EngineName = Literal["variational", "implicit", "neural"]
 ENGINES: tuple[EngineName, ...] = ("variational", "implicit", "neural")

@@ -1,10 +1,10 @@
 """The engine for implicit feedback: alternating least squares of the `implicit` library, published as any
 other fit.
 
-Whatever was rated was chosen; its rating says how sure that is (`factors.confidence`). The library's sweeps
-end in a few of our own, whose ridge may depend on how much was chosen, which the library has not. Users are
-folded in from their histories with exactly the items that are published, so that a user's record is the same
-whoever computes it.
+Whatever was rated was chosen; its rating says how sure that is (`factors.inference.implicit_feedback`). The
+library's sweeps end in a few of our own, whose ridge may depend on how much was chosen, which the
+library has not. Users are folded in from their histories with exactly the items that are published, so that
+a user's record is the same whoever computes it.
 """
 
 import math
@@ -27,9 +27,15 @@ from factors import (
     fold_in_items,
     fold_in_users,
 )
-from factors.confidence import Weighting, confidence_model, confidence_of, is_confidence, weighting_of
-from factors.packing import Layout, item_layout, stored_width, user_layout
-from factors.tables import Float32s, Float64s
+from factors.inference.implicit_feedback import (
+    Weighting,
+    confidence_model,
+    confidence_of,
+    is_confidence,
+    weighting_of,
+)
+from factors.model.layout import Layout, item_layout, stored_width, user_layout
+from factors.model.types import Float32s, Float64s
 from trainer.engines import Report, compared
 
 # By how much more a choice at the top of the scale weighs than an item that was passed over, and the ridge of
@@ -67,7 +73,9 @@ _DEPTH = 100
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`rank`; `alpha`, `ridge`, `power`: see `factors.confidence`; `decided`: from so many ratings."""
+    """`rank`; `alpha`, `ridge`, `power`: see `factors.inference.implicit_feedback`; `decided`: from so many
+    ratings.
+    """
 
     rank: int
     alpha: float

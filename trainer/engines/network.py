@@ -5,9 +5,9 @@ of his ratings, and the loss is how well that foretells the rest.
 
 Each item has an embedding; a small residual network makes of it and of what is known of the item (count, mean
 and spread of its ratings) the features `q`, the bias `b` and the set effect `beta`. A user's weights on `[q,
-1]` are Gaussian with learned prior `N(m + sum beta / sqrt(count), P^-1)`, as in `factors.halfstep`; the last
-layer is thus Bayesian linear regression (Snoek et al., 2015), trained by leaving ratings out as in meta
-learning (Harrison et al., 2018).
+1]` are Gaussian with learned prior `N(m + sum beta / sqrt(count), P^-1)`, as in
+`factors.inference.half_step`; the last layer is thus Bayesian linear regression (Snoek et al., 2015), trained
+by leaving ratings out as in meta learning (Harrison et al., 2018).
 """
 
 import math
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from factors.histories import Compressed
-from factors.tables import Float64s, Int64s
+from factors.inference.histories import Compressed
+from factors.model.types import Float64s, Int64s
 
 # The optional library without its types, so that checks are the same with it and without.
 torch: Any = import_module("torch")

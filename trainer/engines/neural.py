@@ -25,15 +25,15 @@ from factors import (
     read_items,
     store_items,
 )
-from factors.confidence import is_confidence
-from factors.fit import prepare, ratings_histories
-from factors.halfstep import entry_scores, half_step
-from factors.histories import Compressed, compress_pairs
-from factors.others import prior_rows
-from factors.packing import COUNT, item_layout
-from factors.parameters import Parameters, Side, from_model, to_model
-from factors.priors import fitted_prior, learn_side, prior_model, scale_range, start_parameters
-from factors.tables import Float64s
+from factors.inference.half_step import entry_scores, half_step
+from factors.inference.histories import Compressed, compress_pairs
+from factors.inference.implicit_feedback import is_confidence
+from factors.inference.others import prior_rows
+from factors.model.layout import COUNT, item_layout
+from factors.model.parameters import Parameters, Side, from_model, to_model
+from factors.model.types import Float64s
+from factors.training.fit import prepare, ratings_histories
+from factors.training.priors import fitted_prior, learn_side, prior_model, scale_range, start_parameters
 from trainer.engines import Report
 from trainer.engines.variational import VariationalEngine
 

@@ -11,10 +11,10 @@ from benchmarks.harness import kept
 from benchmarks.harness.datasets import synthetic
 from benchmarks.harness.deployed import Played
 from benchmarks.harness.goals import Found, goals
-from foldin.evaluation import coldstart
-from foldin.evaluation.jobs import Question, answer
-from foldin.evaluation.results import Line
-from foldin.evaluation.splits import in_time_order
+from evaluation.offline import cold_start as coldstart
+from evaluation.offline.jobs import Question, answer
+from evaluation.offline.results import Line
+from evaluation.offline.splits import in_time_order
 
 pytestmark = pytest.mark.timeout(240)
 

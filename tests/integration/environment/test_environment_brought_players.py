@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from environment.client import History
-from environment.evaluate import evaluate, main
-from environment.options import SettingsError
-from environment.settings import EvaluationSettings
 from environment.world import WorldOptions
-from foldin.evaluation.players import model_players
+from evaluation.course.protocol import evaluate, main
+from evaluation.course.settings import EvaluationSettings
+from evaluation.players.model import model_players
+from processes.settings import SettingsError
 
 WORLD = WorldOptions(n_users=15, n_items=20)
 

@@ -11,14 +11,15 @@ import pytest
 from aiohttp import web
 
 from environment.client import EnvironmentClient, EnvironmentFailedError
-from environment.evaluate import Moment, evaluate, main
-from environment.play import play
-from environment.playboard import Progress
-from environment.players import PlayerFailedError
-from environment.seat import MISSING_ERROR
 from environment.server import running_server
-from environment.settings import EvaluationSettings, PlaySettings, ServerSettings
+from environment.settings import ServerSettings
 from environment.world import WorldOptions
+from evaluation.course.play import play
+from evaluation.course.playboard import Progress
+from evaluation.course.protocol import Moment, evaluate, main
+from evaluation.course.seat import MISSING_ERROR
+from evaluation.course.settings import EvaluationSettings, PlaySettings
+from evaluation.players import PlayerFailedError
 from tests.integration.environment.environment_fakes import FakeApi, problem, serving
 
 SMALL = WorldOptions(n_users=15, n_items=20, n_known=120)

@@ -64,7 +64,7 @@ def test_a_port_in_use_is_one_line_and_code_2() -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["environment", "environment.play", "environment.evaluate"])
+@pytest.mark.parametrize("module", ["environment", "evaluation.course.play", "evaluation.course.protocol"])
 def test_a_wrong_argument_is_code_2_without_a_traceback(module: str) -> None:
     command = [sys.executable, "-m", module, "--known", "many", "--seed", "x"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
@@ -87,7 +87,7 @@ def test_a_play_prints_plain_lines_where_there_is_no_terminal() -> None:
             "--report-every",
             "20",
         ]
-        command = [sys.executable, "-m", "environment.play", *arguments]
+        command = [sys.executable, "-m", "evaluation.course.play", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.returncode == 0, done.stderr
     assert "step 20 of 40" in done.stdout
@@ -99,7 +99,7 @@ def test_a_play_without_an_environment_says_so_with_code_1() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        command = [sys.executable, "-m", "environment.play", "--environment", address]
+        command = [sys.executable, "-m", "evaluation.course.play", "--environment", address]
         done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.returncode == 1
     assert address in done.stderr
@@ -111,7 +111,7 @@ def test_a_signal_ends_a_play_with_code_0(number: signal.Signals) -> None:
     with environment() as (_, address):
         arguments = ["--environment", address, "--players", "constant", "--delay-ms", "100"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "environment.play", *arguments],
+            [sys.executable, "-m", "evaluation.course.play", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

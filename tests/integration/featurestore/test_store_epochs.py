@@ -8,8 +8,8 @@ import math
 import pytest
 
 from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown, StoreError
-from featurestore.functions import command
 from featurestore.store import Store
+from featurestore.wire.functions import command
 from tests.support.factories import lead, publish, rating, write_generation
 
 
@@ -116,7 +116,7 @@ async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
 async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store) -> None:
     """The epoch was allotted, one partition was switched, then nothing came."""
     keys = store.keys
-    from featurestore.functions import call
+    from featurestore.wire.functions import call
 
     assert await call(store.bulk, "begin_epoch", [keys.live, keys.stored]) == [b"OK", 2]
     await command(store.bulk, b"HSET", keys.items(2), b"", b"")

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from featurestore.connection import BACKOFF_S
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from featurestore.wire.connection import BACKOFF_S
 from tests.support.factories import rating
 from tests.support.servers import StoreServer
 from tests.support.waiting import wait_until_async

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from factors import prior_item, read_items, store_items
-from featurestore import itemtable
 from featurestore.errors import StoreRefused
-from featurestore.itemtable import capacity_of
-from featurestore.live import Follower, LiveGeneration
+from featurestore.generations import item_table_file as itemtable
+from featurestore.generations.follower import Follower, LiveGeneration
+from featurestore.generations.item_table_file import capacity_of
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating

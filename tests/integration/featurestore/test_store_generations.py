@@ -9,10 +9,10 @@ import pytest
 
 from featurestore.codecs import unpack_records
 from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError, StoreUnavailable
-from featurestore.functions import command
-from featurestore.generations import GenerationWriter
-from featurestore.publishing import rows_per_chunk
+from featurestore.generations.catalog import GenerationWriter
+from featurestore.generations.writer import rows_per_chunk
 from featurestore.store import Store
+from featurestore.wire.functions import command
 from tests.support.factories import (
     lead,
     make_draft,
@@ -275,7 +275,7 @@ async def test_deltas_reach_readers_and_the_later_wins(store: Store) -> None:
 
 
 async def test_many_deltas_are_merged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurestore.generations.DELTAS_MERGED", 10)
+    monkeypatch.setattr("featurestore.generations.catalog.DELTAS_MERGED", 10)
     written = await publish(store, await lead(store))
     number, width = written.writer.number, written.model.item_width
     for value in range(95):

@@ -7,11 +7,11 @@ import pytest
 from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.commands import Outcome
 from featurestore.errors import EpochGone, LeaseLost, StoreError, StoreUnavailable
-from featurestore.functions import command
 from featurestore.keys import partition_of
-from featurestore.lease import Lease
+from featurestore.leases import Lease
+from featurestore.ratings.stream import Events
 from featurestore.store import Store
-from featurestore.stream import Events
+from featurestore.wire.functions import command
 from tests.support.factories import lead, make_draft, make_items, make_model, rating
 from tests.support.servers import StoreServer
 from tests.support.waiting import wait_until_async

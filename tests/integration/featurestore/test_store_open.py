@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from featurestore.errors import StoreRefused, StoreUnavailable
-from featurestore.functions import command, library
 from featurestore.settings import StoreSettings
 from featurestore.store import Store, _check_server
+from featurestore.wire.functions import command, library
 from tests.support.factories import rating
 from tests.support.servers import StoreServer, free_port
 

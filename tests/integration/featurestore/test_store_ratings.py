@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from featurestore import codecs
-from featurestore.connection import Connection
 from featurestore.errors import EpochGone, StoreError, StreamFull
-from featurestore.functions import call, command
 from featurestore.keys import digest_of, partition_of
 from featurestore.store import Store
+from featurestore.wire.connection import Connection
+from featurestore.wire.functions import call, command
 from tests.support.factories import lead, make_draft, make_items, make_model, rating
 
 

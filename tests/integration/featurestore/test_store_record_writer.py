@@ -5,8 +5,8 @@ import pytest
 
 from featurestore.codecs import pack_records, unpack_records
 from featurestore.keys import partition_of
-from featurestore.recordwriter import RecordWriter
 from featurestore.store import Store
+from featurestore.users.record_writer import RecordWriter
 from tests.support.factories import rating
 
 WIDTH = 5

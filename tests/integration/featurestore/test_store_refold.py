@@ -15,11 +15,11 @@ from factors import (
     fold_in_items,
     prior_user,
 )
-from factors.packing import user_layout
-from factors.tables import Float32s
-from featurestore.generations import GenerationDraft
-from featurestore.live import LiveGeneration
-from featurestore.ratings import NewRating
+from factors.model.layout import user_layout
+from factors.model.types import Float32s
+from featurestore.generations.catalog import GenerationDraft
+from featurestore.generations.follower import LiveGeneration
+from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from tests.support.factories import lead
 from tests.support.waiting import wait_until_async

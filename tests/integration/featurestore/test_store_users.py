@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from factors import Ranker, Scorer, fold_in_users
-from factors.tables import Float32s
+from factors.model.types import Float32s
 from featurestore import codecs
-from featurestore import users as users_module
-from featurestore.lease import Lease
-from featurestore.live import LiveGeneration
+from featurestore.generations.follower import LiveGeneration
+from featurestore.leases import Lease
 from featurestore.store import Store
+from featurestore.users import records as users_module
 from tests.support.factories import Written, lead, publish, rating
 from tests.support.waiting import wait_until_async
 
@@ -231,7 +231,7 @@ async def test_a_compaction_that_is_late_is_refused(world: World) -> None:
     data = await store.redis.get(store.keys.history(1, b"u"))
     assert isinstance(data, bytes)
     await store.ratings.append([rating("u", "2", 2.0)])
-    from featurestore.users import _Behind, _fold_in
+    from featurestore.users.records import _Behind, _fold_in
 
     behind = [_Behind(b"u", n, data)]
     store.users._hand_back(world.live, behind, _fold_in(world.live, behind))
@@ -261,7 +261,7 @@ async def test_fields_of_generations_that_are_gone_are_dropped(world: World) -> 
     await store.redis.hset(
         key, mapping={b"g0": b"old", b"g999": b"of a generation this reader has not heard of"}
     )
-    from featurestore.manifest import Kept
+    from featurestore.generations.manifest import Kept
 
     store.users.kept = Kept.of([world.live.generation])
     await store.users.current(world.live, [b"u"])

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from foldin import supervisor as supervisor_module
-from foldin.children import FORK_GIVES_WAY_S, Child, ChildEndedError, ChildSpec, Forks
-from foldin.errors import CannotStartError, StackFailedError
-from foldin.supervisor import FailureRecord, Supervisor
+from processes import supervisor as supervisor_module
+from processes.child import FORK_GIVES_WAY_S, Child, ChildEndedError, ChildSpec, Forks
+from processes.errors import CannotStartError, StackFailedError
+from processes.supervisor import FailureRecord, Supervisor
 from tests.support.waiting import wait_until, wait_until_async
 
 READY = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text('x'); time.sleep(60)"
@@ -226,7 +226,7 @@ def test_only_failures_in_a_short_time_end_a_part_for_good() -> None:
 def test_parts_die_with_a_supervisor_that_is_killed(tmp_path: Path, kill: Callable[[int, int], None]) -> None:
     code = f"""
 import asyncio, pathlib, sys
-from foldin.children import Child, ChildSpec
+from processes.child import Child, ChildSpec
 async def main():
     child = Child(ChildSpec("one", ("sleep", "60"), {{}}), pathlib.Path({str(tmp_path / "one.log")!r}))
     await child.start()

@@ -12,8 +12,8 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from service import answers
-from service.state import COUNTS, EDGE
+from service.context import COUNTS, EDGE
+from service.http import response as answers
 from tests.support.factories import Written, lead, publish, rating
 from tests.support.serving import Client, Reply, is_problem, serves, serving
 from tests.support.waiting import wait_until_async

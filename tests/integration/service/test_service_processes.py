@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from factors import Scorer, fold_in_users
-from factors.tables import Histories
-from featurestore.connection import BACKOFF_S
-from featurestore.lease import Lease
+from factors.model.types import Histories
+from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from featurestore.wire.connection import BACKOFF_S
 from tests.support.factories import Written, lead, publish, rating, write_generation
 from tests.support.servers import StoreServer, free_port
 from tests.support.serving import Client, Service, client_of, is_problem, processes, serves

@@ -14,9 +14,10 @@ from aiohttp import web
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from service import answers, connections
-from service.shortway import ShortWay
-from service.state import COUNTS, EDGE, PREDICTOR, STORE
+from service.context import COUNTS, EDGE, PREDICTOR, STORE
+from service.http import connections
+from service.http import response as answers
+from service.http.fast_predict import ShortWay
 from tests.support.factories import Written, lead, publish, rating
 from tests.support.serving import Client, serves, serving
 from tests.support.waiting import wait_until_async

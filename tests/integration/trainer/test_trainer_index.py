@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from factors import Index, Model
-from factors.packing import item_layout
-from factors.tables import Float32s
-from featurestore.live import Follower
-from featurestore.ratings import NewRating
+from factors.model.layout import item_layout
+from factors.model.types import Float32s
+from featurestore.generations.follower import Follower
+from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.trainers import running_trainer, trainer_settings
-from trainer import publisher
+from trainer.publication import publish as publisher
 
 LISTS = 8
 

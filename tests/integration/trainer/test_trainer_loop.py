@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from factors import item_statistics
-from featurestore.live import Follower
-from featurestore.manifest import Pointer
-from featurestore.ratings import NewRating
+from featurestore.generations.follower import Follower
+from featurestore.generations.manifest import Pointer
+from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.trainers import archived, reopened, running_trainer, trainer_settings

@@ -16,9 +16,10 @@ from featurestore.errors import GenerationBroken
 from featurestore.keys import record_field
 from featurestore.store import Store
 from tests.support.factories import lead, make_items, make_model, rating
-from trainer import publisher, record_process
-from trainer.publisher import Published, Publisher
-from trainer.results import FitResult
+from trainer.fit_job.results import FitResult
+from trainer.publication import publish as publisher
+from trainer.publication import record_process
+from trainer.publication.publish import Published, Publisher
 
 USERS = 4_500
 MODEL = make_model()

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from environment.client import History
-from environment.players import LOCAL_PLAYERS, Player, PlayerFailedError, make_player, player_name
-from environment.players.als import RANK, AlsPlayer, initial, solve
-from environment.players.baselines import BiasPlayer
-from environment.players.neighbours import similarities
-from environment.players.table import RatingTable
 from environment.world import WorldOptions, make_world
+from evaluation.players import LOCAL_PLAYERS, Player, PlayerFailedError, make_player, player_name
+from evaluation.players.als import RANK, AlsPlayer, initial, solve
+from evaluation.players.baselines import BiasPlayer
+from evaluation.players.neighbours import similarities
+from evaluation.players.table import RatingTable
 
 NOBODY = np.zeros(0, dtype=np.int64)
 EMPTY = History(4, 6, NOBODY, NOBODY, np.zeros(0))

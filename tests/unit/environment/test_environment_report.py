@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from environment.playboard import Progress, Standing, closing_lines, curve, progress_line, progress_table
-from environment.report import results_table, write_files
-from environment.results import EvaluationReport, Result
-from environment.seat import MISSING_ERROR, Tally
+from evaluation.course.playboard import (
+    Progress,
+    Standing,
+    closing_lines,
+    curve,
+    progress_line,
+    progress_table,
+)
+from evaluation.course.report import results_table, write_files
+from evaluation.course.results import EvaluationReport, Result
+from evaluation.course.seat import MISSING_ERROR, Tally
 
 
 def tally(*errors: float, missing: int = 0) -> Tally:

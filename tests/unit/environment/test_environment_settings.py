@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from environment.options import SettingsError
-from environment.settings import EvaluationSettings, PlaySettings, ServerSettings
+from environment.settings import ServerSettings
 from environment.world import WorldOptions
+from evaluation.course.settings import EvaluationSettings, PlaySettings
+from processes.settings import SettingsError
 
 
 def test_the_defaults_are_the_lectures() -> None:

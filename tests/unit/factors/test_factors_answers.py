@@ -21,7 +21,7 @@ from factors import (
     score,
     to_bytes,
 )
-from factors.ranking import largest
+from factors.serving.ranking import largest
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
 
 LINKS = ("gaussian", "ordinal")

@@ -19,7 +19,7 @@ from factors import (
     prior_item,
     prior_user,
 )
-from factors.tables import Float64s, Int64s
+from factors.model.types import Float64s, Int64s
 from tests.unit.factors.factors_world import STARS, histories_of, history
 
 NAN = math.nan

@@ -16,8 +16,8 @@ from factors import (
     prior_user,
     to_bytes,
 )
-from factors.calibration import _quantile_regression
-from factors.parameters import STRETCH_TERMS, from_model
+from factors.model.parameters import STRETCH_TERMS, from_model
+from factors.training.calibration import _quantile_regression
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
 
 INSIDE = 1.6449

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from factors import FitSettings, Ratings, fit
-from factors.compiled import COMPILED_FROM, Compiled, compiled_for, load_loops, plain
-from factors.fit import prepare
-from factors.histories import compress_pairs
-from factors.kernels import score_entries
-from factors.ordinal import EntryScores, level_bounds, ordinal_sites
-from factors.starts import first_state
-from factors.sweeps import State, Terms, Training
+from factors.inference.backend_numba import COMPILED_FROM, Compiled, compiled_for, load_loops, plain
+from factors.inference.histories import compress_pairs
+from factors.inference.kernels import score_entries
+from factors.inference.ordinal import EntryScores, level_bounds, ordinal_sites
+from factors.training.fit import prepare
+from factors.training.initialization import first_state
+from factors.training.sweep import State, Terms, Training
 from tests.unit.factors.factors_world import STARS, ratings_of
 
 TERMS = [
@@ -64,7 +64,7 @@ def test_compiled_loops_give_what_numpy_gives_on_two_threads() -> None:
 
 
 def test_small_fits_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factors.compiled.load_loops", lambda: pytest.fail("numba was wanted"))
+    monkeypatch.setattr("factors.inference.backend_numba.load_loops", lambda: pytest.fail("numba was wanted"))
     ratings = ratings_of(5, n_users=16, n_items=11, n=90)
     settings = FitSettings(STARS, rank=2, sweeps=2, threads=2)
     assert np.isfinite(fit(ratings, 17, 12, settings=settings, rng=np.random.default_rng(1)).users).all()
@@ -72,7 +72,7 @@ def test_small_fits_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fit_without_numba_is_done_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factors.compiled.load_loops", dict[str, object])
+    monkeypatch.setattr("factors.inference.backend_numba.load_loops", dict[str, object])
     assert compiled_for(COMPILED_FROM, 2) is None
 
 
@@ -80,7 +80,7 @@ def test_a_whole_fit_is_the_same_with_loops(monkeypatch: pytest.MonkeyPatch) -> 
     ratings = ratings_of(6, n_users=16, n_items=11, n=150)
     settings = FitSettings(STARS, rank=2, sweeps=3)
     expected = fit(ratings, 17, 12, settings=settings, rng=np.random.default_rng(1))
-    monkeypatch.setattr(import_module("factors.fit"), "compiled_for", lambda *_: plain())
+    monkeypatch.setattr(import_module("factors.training.fit"), "compiled_for", lambda *_: plain())
     found = fit(ratings, 17, 12, settings=settings, rng=np.random.default_rng(1))
     assert found.model.link == expected.model.link
     np.testing.assert_allclose(found.users, expected.users, rtol=1e-3, atol=1e-4)
@@ -135,7 +135,7 @@ def test_many_pairs_are_ordered_as_few_are(monkeypatch: pytest.MonkeyPatch) -> N
     row, other = rng.integers(0, 50, 3000), rng.integers(-1, 40, 3000)
     value, time = rng.integers(1, 6, 3000).astype(float), rng.uniform(0, 1e9, 3000)
     few = compress_pairs(row, other, value, time, 60)
-    monkeypatch.setattr("factors.histories._MANY", 0)
+    monkeypatch.setattr("factors.inference.histories._MANY", 0)
     many = compress_pairs(row, other, value, time, 60)
     for name in ("indptr", "other", "value", "time", "source"):
         np.testing.assert_array_equal(getattr(many, name), getattr(few, name))

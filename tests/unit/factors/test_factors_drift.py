@@ -20,8 +20,8 @@ from factors import (
     fold_in_users,
     read_items,
 )
-from factors.compiled import Compiled, plain
-from factors.drift import (
+from factors.inference.backend_numba import Compiled, plain
+from factors.inference.drift import (
     MOST_AGE,
     ages,
     latest,
@@ -32,15 +32,15 @@ from factors.drift import (
     widened,
     with_widening,
 )
-from factors.driftevidence import best_drift
-from factors.fit import finish, prepare
-from factors.halfstep import half_step
-from factors.histories import compress
-from factors.packing import unpack, user_layout
-from factors.parameters import Drift, Parameters, from_model, to_model
-from factors.starts import first_state
-from factors.sweeps import State, Terms, Training
-from factors.tables import Float64s, Link
+from factors.inference.half_step import half_step
+from factors.inference.histories import compress
+from factors.model.layout import unpack, user_layout
+from factors.model.parameters import Drift, Parameters, from_model, to_model
+from factors.model.types import Float64s, Link
+from factors.training.drift_evidence import best_drift
+from factors.training.fit import finish, prepare
+from factors.training.initialization import first_state
+from factors.training.sweep import State, Terms, Training
 from tests.unit.factors.factors_world import STARS, histories_of, history, ratings_of
 
 NAN = math.nan

@@ -19,8 +19,8 @@ from factors import (
     score,
     store_items,
 )
-from factors.packing import unpack, user_layout
-from factors.segments import segment_sums
+from factors.inference.segments import segment_sums
+from factors.model.layout import unpack, user_layout
 from tests.unit.factors.factors_world import fitted_of, histories_of, history, ratings_of
 
 Side = Literal["user", "item"]
@@ -40,9 +40,9 @@ def with_terms(fitted: Fitted) -> Fitted:
     """The same model with effects of hours and of rated sets, whether or not they were worth it."""
     from dataclasses import replace
 
-    from factors.packing import Layout
-    from factors.parameters import from_model, to_model
-    from factors.sweeps import relayout
+    from factors.model.layout import Layout
+    from factors.model.parameters import from_model, to_model
+    from factors.training.sweep import relayout
 
     rng = np.random.default_rng(7)
     known = from_model(fitted.model)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from factors.histories import compress_pairs
-from factors.settings import FitSettings
-from factors.starts import first_state
-from factors.sweeps import State, Terms, Training
-from factors.tables import Float64s, Int64s, Scale
+from factors.inference.histories import compress_pairs
+from factors.model.settings import FitSettings
+from factors.model.types import Float64s, Int64s, Scale
+from factors.training.initialization import first_state
+from factors.training.sweep import State, Terms, Training
 
 SETTINGS = FitSettings(Scale(1.0, 5.0, 1.0), rank=2)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from factors.ordinal import (
+from factors.inference.ordinal import (
     EntryScores,
     interval_derivatives,
     learn_link,
@@ -13,7 +13,7 @@ from factors.ordinal import (
     ordinal_sites,
     rating_levels,
 )
-from factors.tables import Scale
+from factors.model.types import Scale
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from factors import Scorer, fold_in_users, keeps_time
-from factors.packing import NO_PERIOD, Layout
-from factors.parameters import from_model, to_model
-from factors.sweeps import relayout
+from factors.model.layout import NO_PERIOD, Layout
+from factors.model.parameters import from_model, to_model
+from factors.training.sweep import relayout
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
 
 HOUR = 3600.0

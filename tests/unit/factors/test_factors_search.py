@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from factors import Index, ModelUnreadable, Ranker, build_index, index_from_bytes, index_to_bytes
-from factors.packing import item_layout
+from factors.model.layout import item_layout
 from tests.support.factories import make_items, make_model
 
 MODEL = make_model()

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from factors import FitSettings, prior_model
-from factors.identity import Same
-from factors.parameters import from_model
-from factors.segments import FEW, entry_products, segment_sums
-from factors.tables import Float64s, Int64s, Scale
+from factors.inference.segments import FEW, entry_products, segment_sums
+from factors.model.identity import Same
+from factors.model.parameters import from_model
+from factors.model.types import Float64s, Int64s, Scale
 
 
 def entries_of(counts: list[int], kinds: int) -> tuple[Int64s, Int64s, Int64s, Float64s, Float64s]:

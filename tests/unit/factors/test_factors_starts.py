@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from factors.histories import compress_pairs
-from factors.parameters import to_model
-from factors.scoring import Scorer
-from factors.settings import FitSettings
-from factors.starts import best_start, evidence, first_state, flat_state
-from factors.storedrows import item_form
-from factors.sweeps import State, Training
-from factors.tables import Float64s, Scale
+from factors.inference.histories import compress_pairs
+from factors.model.parameters import to_model
+from factors.model.quantized_rows import item_form
+from factors.model.settings import FitSettings
+from factors.model.types import Float64s, Scale
+from factors.serving.scoring import Scorer
+from factors.training.initialization import best_start, evidence, first_state, flat_state
+from factors.training.sweep import State, Training
 
 STARS = Scale(1.0, 5.0, 1.0)
 SHAPE = (60, 80)

@@ -17,9 +17,9 @@ from factors import (
     store_items,
     to_bytes,
 )
-from factors.packing import Layout, item_layout, stored_width, unpack
-from factors.storedrows import StoredForm
-from factors.tables import Float64s
+from factors.model.layout import Layout, item_layout, stored_width, unpack
+from factors.model.quantized_rows import StoredForm
+from factors.model.types import Float64s
 from tests.unit.factors.factors_world import fitted_of, histories_of, ratings_of
 
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from factors import fold_in_items, read_items
-from factors.packing import item_layout, pack
-from factors.parameters import from_model, to_model
+from factors.model.layout import item_layout, pack
+from factors.model.parameters import from_model, to_model
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featurestore import codecs
-from featurestore.batches import (
+from featurestore.ratings.batches import (
     NUMBER_DTYPE,
     STEP_RATINGS,
     Columns,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from featurestore.chunks import ChunkReader
-from featurestore.connection import UnusualReplies
+from featurestore.wire.chunk_reader import ChunkReader
+from featurestore.wire.connection import UnusualReplies
 
 VALUES = [b"a" * 7, b"", b"\r\n$3\r\n" * 20, b"z"]
 REPLIES = b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in VALUES)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from featurestore import batches, codecs
+from featurestore import codecs
 from featurestore.codecs import History, RecordCorrupt
+from featurestore.ratings import batches
 
 
 def history(rows: list[int]) -> History:

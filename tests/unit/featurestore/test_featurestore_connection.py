@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import numpy as np
 import pytest
 
-from featurestore import connection as connection_module
-from featurestore.connection import Connection, ReplyError, encode, end_of_replies, store_error
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
-from featurestore.lookups import LookupReader
+from featurestore.users.batch_lookup import LookupReader
+from featurestore.wire import connection as connection_module
+from featurestore.wire.connection import Connection, ReplyError, encode, end_of_replies, store_error
 from tests.support.waiting import wait_until_async
 
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]

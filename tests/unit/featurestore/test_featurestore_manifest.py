@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from featurestore.errors import GenerationBroken
-from featurestore.manifest import (
+from featurestore.generations.manifest import (
     Deltas,
     GenerationDraft,
     GenerationMeta,

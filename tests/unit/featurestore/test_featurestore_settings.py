@@ -2,7 +2,7 @@
 
 import pytest
 
-from factors.tables import Scale
+from factors.model.types import Scale
 from featurestore.settings import (
     EnvironmentReader,
     SettingsInvalid,

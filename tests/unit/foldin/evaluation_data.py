@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from evaluation.offline.data import DataSet
 from factors import Ratings, Scale
-from foldin.evaluation.data import DataSet
 
 
 def made(n: int = 300, *, times: bool = True, seed: int = 1) -> DataSet:

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.errors import EngineFailedError, NotInstalledError
+from evaluation.offline import metrics, running
+from evaluation.offline.engines import find, top_by_score
+from evaluation.offline.jobs import Answer, Predicted, Question, answer
+from evaluation.offline.report import mean, results_table
+from evaluation.offline.results import Line, LineStore, write_csv
+from evaluation.offline.running import Plan, judge, key_of, measure
+from evaluation.offline.splits import in_time_order, random_splits
 from factors import Scale
-from foldin.evaluation import metrics, running
-from foldin.evaluation.engines import find, top_by_score
-from foldin.evaluation.errors import EngineFailedError, NotInstalledError
-from foldin.evaluation.jobs import Answer, Predicted, Question, answer
-from foldin.evaluation.report import mean, results_table
-from foldin.evaluation.results import Line, LineStore, write_csv
-from foldin.evaluation.running import Plan, judge, key_of, measure
-from foldin.evaluation.splits import in_time_order, random_splits
 from tests.unit.foldin.evaluation_data import made
 
 FIVE = Scale(1, 5, 1)

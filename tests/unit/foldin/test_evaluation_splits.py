@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evaluation.offline import splits
+from evaluation.offline.data import DataSet, FileRules, read_files, scale_of
+from evaluation.offline.jobs import Question
 from factors import Ratings, Scale
-from foldin.errors import CannotStartError
-from foldin.evaluation import splits
-from foldin.evaluation.data import DataSet, FileRules, read_files, scale_of
-from foldin.evaluation.jobs import Question
+from processes.errors import CannotStartError
 from tests.unit.foldin.evaluation_data import made
 
 

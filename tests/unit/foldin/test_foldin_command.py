@@ -9,7 +9,8 @@ import pytest
 
 from foldin import __main__ as command
 from foldin.bench import bench
-from foldin.errors import CannotStartError, ImportStoppedError, StackFailedError
+from foldin.errors import ImportStoppedError
+from processes.errors import CannotStartError, StackFailedError
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

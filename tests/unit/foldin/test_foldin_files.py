@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factors import Scale
-from foldin.errors import CannotStartError
 from foldin.files import reading
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, off_scale, pieces, suggested_scale
+from processes.errors import CannotStartError
 
 NOW = 1_700_000_000.0
 RULES = RowRules(Scale(1.0, 5.0), NOW)

@@ -12,11 +12,12 @@ import pytest
 
 from factors import Scale
 from foldin import importing
-from foldin.errors import CannotStartError, ImportStoppedError
+from foldin.errors import ImportStoppedError
 from foldin.files import reading
 from foldin.importing import ImportOptions, run_import, running_stack
 from foldin.settings import FrontDoorSettings
 from foldin.sinks import Row, RowRefusedError, SinkBusyError
+from processes.errors import CannotStartError
 
 
 class FakeSink:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from foldin.errors import CannotStartError
-from foldin.logfile import BoundedLog
 from foldin.preflight import data_directory, free_port, locked
 from foldin.store import EmbeddedStore, socket_path
+from processes.errors import CannotStartError
+from processes.log_file import BoundedLog
 
 
 @pytest.fixture

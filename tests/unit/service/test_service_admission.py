@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from service.admission import SMALL_BYTES, Admission
+from service.http.admission import SMALL_BYTES, Admission
+from service.http.problems import Problem
 from service.metrics import Snapshot
-from service.problems import Problem
 
 CALL = 10 * SMALL_BYTES
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from service.openapi import document
-from service.problems import KINDS
+from service.http.problems import KINDS
 from service.routes import ROUTES
+from service.routes.openapi import document
 
 API = Path(__file__).resolve().parents[3] / "docs/api.md"
 

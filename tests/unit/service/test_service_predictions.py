@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from factors import BASIS
-from factors.tables import Scale, Scores
-from service.predictions import Prediction, PredictionWriter, rounded
+from factors.model.types import Scale, Scores
+from service.prediction_json import Prediction, PredictionWriter, rounded
 
 
 def some_scores(low: float, high: float, count: int = 400) -> Scores:

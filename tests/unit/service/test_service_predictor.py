@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from factors import Ranker, Scorer, fold_in_users
-from factors.tables import Histories, Int64s
+from factors.model.types import Histories, Int64s
 from featurestore.codecs import pack_records
 from featurestore.errors import StoreUnavailable
-from featurestore.ids import Ids
-from featurestore.live import Follower, LiveGeneration
+from featurestore.generations.follower import Follower, LiveGeneration
+from featurestore.id_columns import Ids
 from featurestore.store import Store
-from featurestore.users import Current
+from featurestore.users.records import Current
+from service.http.problems import Problem
 from service.metrics import Snapshot, error_bounds
-from service.predictor import OnePrediction, Predictor
-from service.problems import Problem
+from service.micro_batcher import OnePrediction, Predictor
 from tests.support.factories import make_items, make_model
 
 MODEL = make_model()

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from service.shortway import INSIDE, POSSIBLE
+from service.http.fast_predict import INSIDE, POSSIBLE
 
 
 def test_what_is_used_of_aiohttp_is_there() -> None:

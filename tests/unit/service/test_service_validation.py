@@ -2,10 +2,10 @@
 
 import pytest
 
-from factors.tables import Scale
-from service.problems import KINDS, Problem
-from service.ratings import RatingIn, check_scale, parse_ratings
-from service.validation import Body, Query, body_ids, checked_id, path_id, whole_number
+from factors.model.types import Scale
+from service.http.parsing import Body, Query, body_ids, checked_id, path_id, whole_number
+from service.http.problems import KINDS, Problem
+from service.routes.ratings import RatingIn, check_scale, parse_ratings
 
 SCALE = Scale(1.0, 5.0)
 

@@ -13,13 +13,13 @@ import pytest
 
 from factors import prior_user
 from tests.support.waiting import wait_until_async
-from trainer.archive import EpochArchive
+from trainer.archive.events import make_table, spans_of, string_array
+from trainer.archive.log import EpochArchive
 from trainer.errors import FitFailedError, SegmentGoneError
-from trainer.events import make_table, spans_of, string_array
-from trainer.fit_process import fit
-from trainer.fitting import FitRequest
-from trainer.ratings import load_ratings
-from trainer.results import FitResult, erase_user, rated_by
+from trainer.fit_job.job import FitRequest
+from trainer.fit_job.process import fit
+from trainer.fit_job.ratings import load_ratings
+from trainer.fit_job.results import FitResult, erase_user, rated_by
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]

@@ -24,8 +24,8 @@ from factors import (
     from_bytes,
     to_bytes,
 )
-from factors.confidence import confidence_of, weighting_of
-from factors.packing import item_layout, user_layout
+from factors.inference.implicit_feedback import confidence_of, weighting_of
+from factors.model.layout import item_layout, user_layout
 from trainer.engines import make_engine
 
 SCALE = Scale(1.0, 5.0)

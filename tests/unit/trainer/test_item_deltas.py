@@ -17,14 +17,14 @@ from factors import (
     prior_item,
     prior_user,
 )
-from factors.packing import item_layout
-from factors.tables import Float32s
-from trainer.archive import EpochArchive
-from trainer.deltas import Overlay
-from trainer.events import make_table, spans_of, string_array
-from trainer.items import after
-from trainer.ratings import load_ratings
-from trainer.results import FitResult, erase_user, read_result, write_result
+from factors.model.layout import item_layout
+from factors.model.types import Float32s
+from trainer.archive.events import make_table, spans_of, string_array
+from trainer.archive.log import EpochArchive
+from trainer.fit_job.ratings import load_ratings
+from trainer.fit_job.results import FitResult, erase_user, read_result, write_result
+from trainer.item_updates.keeper import after
+from trainer.item_updates.overlay import Overlay
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
@@ -168,8 +168,8 @@ def test_before_any_fit_items_rest_on_the_events_alone(base: FitResult) -> None:
 def test_rounds_are_bounded_and_the_oldest_come_first(
     base: FitResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.deltas.ROUND_ITEMS", 3)
-    monkeypatch.setattr("trainer.deltas.ROUND_USERS", 2)
+    monkeypatch.setattr("trainer.item_updates.overlay.ROUND_ITEMS", 3)
+    monkeypatch.setattr("trainer.item_updates.overlay.ROUND_USERS", 2)
     overlay = Overlay(base.model, base)
     overlay.add(table_of([(f"x{k}", 1, 20 - k, 3.0) for k in range(6)]))
     overlay.add(table_of([("y", 1, 30, 3.0)]))

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.archive import MERGED_ROWS, Archive, EpochArchive, choose_merge
+from trainer.archive.events import Span, make_table, spans_of, string_array
+from trainer.archive.log import MERGED_ROWS, Archive, EpochArchive, choose_merge
+from trainer.archive.segments import SegmentName, read_segment
 from trainer.errors import ArchiveBusyError, ArchiveFailedError, SegmentDamagedError, SegmentGoneError
-from trainer.events import Span, make_table, spans_of, string_array
-from trainer.segments import SegmentName, read_segment
 
 STEPS = ("segment:write", "segment:written", "segment:synced", "segment:renamed", "segment:done")
 REPLACE_STEPS = (*STEPS, "replace:unlink", "replace:unlinked")
@@ -318,7 +318,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_trainer_archive as t
-from trainer.archive import EpochArchive
+from trainer.archive.log import EpochArchive
 
 operation, step, folder = sys.argv[2:5]
 def stop(at: str) -> None:

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 
 from featurestore.errors import LeaseLost
-from featurestore.lease import Lease
+from featurestore.leases import Lease
+from featurestore.ratings.stream import Events, Progress
 from featurestore.settings import SettingsInvalid
-from featurestore.stream import Events, Progress
 from trainer import log
-from trainer.archive import Snapshot
-from trainer.consumer import is_new
+from trainer.archive.consumer import is_new
+from trainer.archive.events import Span, join_spans
+from trainer.archive.log import Snapshot
+from trainer.archive.positions import format_position, parse_position
+from trainer.archive.rebuild import is_incomplete
 from trainer.engines import compared
-from trainer.events import Span, join_spans
 from trainer.gate import Evidence, Policy, judge, loss_ratio
 from trainer.leadership import Leadership
-from trainer.rebuild import is_incomplete
 from trainer.retry import Backoff
 from trainer.schedule import Decision, Rules, Situation, decide
 from trainer.settings import TrainerSettings
-from trainer.streams import format_position, parse_position
 
 CALM = Situation(
     now=100.0,

@@ -1,0 +1,128 @@
+"""Several players at the same world, side by side, and how wrong each is so far: what `foldin up` shows.
+
+Every player has a token of its own and asks for the same world, so all face the same pairs in the same order.
+"""
+
+import asyncio
+import os
+import secrets
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import aiohttp
+from rich.console import Console
+from rich.live import Live
+
+from environment.client import EnvironmentClient, EnvironmentFailedError
+from environment.settings import MAX_SEED
+from evaluation.course.playboard import Progress, Standing, closing_lines, progress_line, progress_table
+from evaluation.course.seat import GameOverError, Seat
+from evaluation.course.settings import PlaySettings
+from evaluation.players import API_PLAYERS, FoldinApi, PlayerFailedError, make_player
+from processes.loop import run_until_stopped
+from processes.settings import SettingsError
+
+
+async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
+    """Play; yields when the players have learned the history, every `report_every` steps, and at the end.
+
+    Ends early when the world has no pair left. Raises EnvironmentFailedError, and PlayerFailedError when a
+    player cannot learn the history; single missing answers are counted instead. Close the generator when
+    leaving it early.
+    """
+    tag = secrets.token_hex(4)
+    seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
+    timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        api = FoldinApi(session, settings.api)
+        seats = [_seat(settings, position, session, api, tag) for position in range(len(settings.players))]
+        try:
+            histories = [await seat.reset(seed) for seat in seats]
+            same_world = len({history.digest() for history in histories}) == 1
+            if settings.known is not None:
+                histories = [history.latest(settings.known) for history in histories]
+            known = histories[0].rating.size
+            for seat, history in zip(seats, histories, strict=True):
+                await seat.prepare(history, timeout_s=settings.prepare_timeout_s)
+            step = 0
+            yield Progress(step, settings.steps, known, same_world, _standings(seats))
+            while step < settings.steps:
+                try:
+                    await _step(seats, settings.delay_ms)
+                except GameOverError:
+                    break
+                step += 1
+                if step % settings.report_every == 0 and step < settings.steps:
+                    yield Progress(step, settings.steps, known, same_world, _standings(seats))
+            yield Progress(step, settings.steps, known, same_world, _standings(seats))
+        finally:
+            for seat in seats:
+                await seat.close()
+
+
+async def _step(seats: list[Seat], delay_ms: int) -> None:
+    await asyncio.sleep(delay_ms / 1_000)
+    for seat in seats:
+        await seat.step()
+
+
+def _seat(
+    settings: PlaySettings, position: int, session: aiohttp.ClientSession, api: FoldinApi, tag: str
+) -> Seat:
+    name = settings.players[position]
+    # Players on one API would see each other's ratings: the second and later ones keep to ids of their own.
+    own_ids = name in API_PLAYERS and any(other in API_PLAYERS for other in settings.players[:position])
+    token = f"{tag}-{position}"
+    player = make_player(name, seed=position, api=api, tag=token, replace=settings.replace, own_ids=own_ids)
+    client = EnvironmentClient(session, settings.environment, f"play-{token}")
+    return Seat(name, player, client, answer_timeout_s=settings.answer_timeout_s)
+
+
+def _standings(seats: list[Seat]) -> tuple[Standing, ...]:
+    return tuple(Standing(seat.name, seat.tally(), seat.prepare_s, seat.note) for seat in seats)
+
+
+async def show(settings: PlaySettings, console: Console) -> Progress:
+    """Play and show the progress on `console`; returns the final state. Raises what `play` raises."""
+    console.print(f"[dim]playing {settings.environment}, deployed at {settings.api}[/dim]", highlight=False)
+    async with aclosing(play(settings)) as reports:
+        if console.is_terminal:
+            last = await _show_live(reports, console)
+        else:
+            async for last in reports:
+                _print(console, progress_line(last))
+    for line in closing_lines(last):
+        _print(console, line)
+    return last
+
+
+async def _show_live(reports: AsyncGenerator[Progress, None], console: Console) -> Progress:
+    with Live(console=console, auto_refresh=False) as live:
+        async for last in reports:
+            live.update(progress_table(last), refresh=True)
+    return last
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 0 at the end or after a signal, 1 when somebody did not answer, 2 for a wrong
+    argument.
+    """
+    try:
+        settings = PlaySettings.load(argv, os.environ)
+        run_until_stopped(show(settings, Console()))
+    except SettingsError as error:
+        print(f"play: {error}", file=sys.stderr)
+        return 2
+    except (EnvironmentFailedError, PlayerFailedError) as error:
+        print(f"play: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

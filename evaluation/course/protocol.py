@@ -1,0 +1,202 @@
+"""The course's protocol: every player alone in the same worlds, 1,000 steps, 3 runs, mean squared error.
+
+An answer that does not come counts 1,000. Seeds are drawn anew for each evaluation unless one is asked for,
+and all players of a run face the same pairs, none of which they were shown before.
+"""
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import aiohttp
+from rich.console import Console
+
+from environment.client import EnvironmentClient, EnvironmentFailedError
+from environment.server import running_server
+from environment.settings import MAX_SEED
+from evaluation.course.report import results_table, write_files
+from evaluation.course.results import EvaluationReport, Result
+from evaluation.course.seat import GameOverError, Seat
+from evaluation.course.settings import EvaluationSettings
+from evaluation.players import BROUGHT_PLAYERS, FoldinApi, MakePlayer, PlayerFailedError, make_player
+from processes.loop import run_until_stopped
+from processes.settings import SettingsError
+
+PROGRESS_STEPS = 250
+LEARNS_MEANWHILE = "deployed"  # for the others time stands still between two steps
+TABLE_WIDTH = 120  # where nobody says how wide it may be, as in a log file
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where an evaluation is: `player` is at `step` of `run` with `known` ratings, and this wrong so far."""
+
+    known: int
+    run: int
+    runs: int
+    player: str
+    step: int
+    steps: int
+    mse: float
+
+
+async def evaluate(
+    settings: EvaluationSettings,
+    on_progress: Callable[[Moment], None] = lambda _moment: None,
+    brought: Mapping[str, MakePlayer] = MappingProxyType({}),
+) -> EvaluationReport:
+    """Play all runs. A failing player counts as missing; raises EnvironmentFailedError.
+
+    `brought`: players by name that the caller adds. Raises SettingsError for one that is asked for and
+    cannot be made.
+    """
+    lineup = settings.lineup(brought)
+    _check(lineup, brought)
+    base_seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
+    timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
+    results: list[Result] = []
+    worlds: dict[int, set[bytes]] = {}
+    async with _environment(settings) as address, aiohttp.ClientSession(timeout=timeout) as session:
+        evaluation = _Evaluation(
+            settings, session, address, secrets.token_hex(4), on_progress=on_progress, brought=brought
+        )
+        for known in settings.known:
+            for run in range(1, settings.runs + 1):
+                for name in lineup:
+                    seed = (base_seed + run) % MAX_SEED
+                    result, world = await evaluation.play(name, known=known, run=run, seed=seed)
+                    results.append(result)
+                    worlds.setdefault(run, set()).add(world)
+    same_worlds = all(len(histories) == 1 for histories in worlds.values())
+    return EvaluationReport(tuple(results), settings.steps, base_seed, same_worlds)
+
+
+def _check(lineup: Sequence[str], brought: Mapping[str, MakePlayer]) -> None:
+    for name in lineup:
+        if name in BROUGHT_PLAYERS:
+            try:
+                make_player(name, seed=0, api=None, tag="", brought=brought)
+            except PlayerFailedError as error:
+                raise SettingsError(
+                    f"{error}: leave it out of --players, or install what it needs"
+                ) from error
+
+
+@asynccontextmanager
+async def _environment(settings: EvaluationSettings) -> AsyncIterator[str]:
+    if settings.environment is not None:
+        yield settings.environment
+        return
+    async with running_server(settings.server) as address:
+        yield address
+
+
+class _Evaluation:
+    """What the games of one evaluation share."""
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        session: aiohttp.ClientSession,
+        environment: str,
+        tag: str,
+        *,
+        on_progress: Callable[[Moment], None],
+        brought: Mapping[str, MakePlayer],
+    ) -> None:
+        self._settings = settings
+        self._session = session
+        self._api = None if settings.api is None else FoldinApi(session, settings.api)
+        self._environment = environment
+        self._tag = tag
+        self._on_progress = on_progress
+        self._brought = brought
+
+    async def play(self, name: str, *, known: int, run: int, seed: int) -> tuple[Result, bytes]:
+        """One game of one player. Returns how it went, and what tells its world from others."""
+        settings = self._settings
+        started = time.perf_counter()
+        tag = f"{self._tag}-{known}-{run}-{name}"
+        player = make_player(
+            name, seed=seed, api=self._api, tag=tag, replace=settings.replace, brought=self._brought
+        )
+        client = EnvironmentClient(self._session, self._environment, f"evaluate-{tag}")
+        seat = Seat(name, player, client, answer_timeout_s=settings.answer_timeout_s)
+        pause_s = settings.delay_ms / 1_000 if name == LEARNS_MEANWHILE else 0.0
+        try:
+            history = await seat.reset(seed)
+            with suppress(PlayerFailedError):  # its answers are missing from here on, as its note says
+                await seat.prepare(history.latest(known), timeout_s=settings.prepare_timeout_s)
+            for step in range(1, settings.steps + 1):
+                await asyncio.sleep(pause_s)
+                await seat.step()
+                if step % PROGRESS_STEPS == 0 or step == settings.steps:
+                    mse = seat.tally().mse
+                    self._on_progress(Moment(known, run, settings.runs, name, step, settings.steps, mse))
+        except GameOverError as error:
+            raise EnvironmentFailedError(
+                f"the world had fewer than {settings.steps} pairs to play"
+            ) from error
+        finally:
+            await seat.close()
+        seconds = time.perf_counter() - started
+        shown = min(known, history.rating.size)
+        return Result(name, shown, run, seat.tally(), seat.prepare_s, seconds, seat.note), history.digest()
+
+
+def _progress_lines(console: Console) -> Callable[[Moment], None]:
+    def show(moment: Moment) -> None:
+        finished = moment.step == moment.steps
+        if finished or console.is_terminal:
+            line = (
+                f"{moment.known} known, run {moment.run} of {moment.runs}, {moment.player}: "
+                f"step {moment.step} of {moment.steps}, mean squared error {moment.mse:.3f}"
+            )
+            console.print(line, end="\n" if finished else "\r", highlight=False, soft_wrap=True)
+
+    return show
+
+
+async def _evaluate_and_show(
+    settings: EvaluationSettings, console: Console, brought: Mapping[str, MakePlayer]
+) -> EvaluationReport:
+    report = await evaluate(settings, _progress_lines(console), brought)
+    console.print(results_table(report))
+    if not report.same_worlds:
+        console.print(
+            "This environment gave each player a world of its own: compare roughly.", highlight=False
+        )
+    if settings.output is not None:
+        for line in write_files(report, settings.output):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return report
+
+
+def main(argv: Sequence[str], brought: Mapping[str, MakePlayer] = MappingProxyType({})) -> int:
+    """Returns the exit code: 0 at the end or after a signal, 1 for a failure, 2 for a wrong argument.
+
+    `brought`: players that the caller adds.
+    """
+    try:
+        settings = EvaluationSettings.load(argv, os.environ)
+        console = Console()
+        if not console.is_terminal:
+            console.width = TABLE_WIDTH
+        run_until_stopped(_evaluate_and_show(settings, console, brought))
+    except SettingsError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    except (EnvironmentFailedError, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

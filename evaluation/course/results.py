@@ -1,0 +1,95 @@
+"""What an evaluation found, as values: a result a run, a summary a player and length of history.
+
+Invariant: a figure of several runs is the mean of the runs' figures, as the course has it.
+"""
+
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from evaluation.course.seat import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One player's one run. `known`: ratings it was shown; `seconds`: all in all, `prepare_s` of them for
+    learning those.
+    """
+
+    player: str
+    known: int
+    run: int
+    tally: Tally
+    prepare_s: float
+    seconds: float
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One player's runs with so many known ratings. `mse` is the course's figure: the mean of the runs'
+    errors. `coverage`: share of the ratings inside its 90 % intervals, NaN where it has none.
+    """
+
+    player: str
+    known: int
+    mse: float
+    run_mse: tuple[float, ...]
+    missing: int
+    prepare_s: float
+    seconds: float
+    answer_p50_ms: float
+    answer_p99_ms: float
+    note: str
+    coverage: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """All results of an evaluation. `seed` repeats it. `same_worlds`: the players of each run faced the same
+    pairs.
+    """
+
+    results: tuple[Result, ...]
+    steps: int
+    seed: int
+    same_worlds: bool
+
+    def summaries(self) -> list[Summary]:
+        """A line for each player and length of history, in the order in which they played."""
+        groups: dict[tuple[int, str], list[Result]] = {}
+        for result in self.results:
+            groups.setdefault((result.known, result.player), []).append(result)
+        return [_summary(results) for results in groups.values()]
+
+    def mse(self, player: str) -> float:
+        """The course's figure of `player`, with the longest history it was shown. Raises KeyError if it did
+        not play.
+        """
+        summaries = [summary for summary in self.summaries() if summary.player == player]
+        if not summaries:
+            raise KeyError(player)
+        return max(summaries, key=lambda summary: summary.known).mse
+
+
+def _summary(results: list[Result]) -> Summary:
+    together = Tally(
+        np.concatenate([result.tally.squared_error for result in results]),
+        np.concatenate([result.tally.answer_s for result in results]),
+        np.concatenate([result.tally.std for result in results]),
+    )
+    run_mse = tuple(result.tally.mse for result in results)
+    return Summary(
+        player=results[0].player,
+        known=results[0].known,
+        mse=fmean(run_mse),
+        run_mse=run_mse,
+        missing=together.missing,
+        prepare_s=fmean(result.prepare_s for result in results),
+        seconds=sum(result.seconds for result in results),
+        answer_p50_ms=together.answer_ms(50),
+        answer_p99_ms=together.answer_ms(99),
+        note="; ".join(dict.fromkeys(result.note for result in results if result.note)),
+        coverage=together.coverage,
+    )

@@ -1,0 +1,173 @@
+"""One player at one game: asks it for each pending pair, hands the answer in, counts, and lets it learn.
+
+The course's rules: the squared error of each answer counts, and an answer that does not come counts
+`MISSING_ERROR`.
+"""
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from environment.client import EnvironmentClient, History, Pair
+from evaluation.players import Player, PlayerFailedError
+
+MISSING_ERROR = 1_000.0
+INTERVAL = 1.6449  # standard deviations on each side of a central 90 % interval of a normal
+PLACEHOLDER = 3.0  # handed in for an answer that is missing, so that the game goes on
+
+
+class GameOverError(Exception):
+    """The world has no pair left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a player did, step by step: `squared_error`, `answer_s` and `std` float64 (n_steps,); `answer_s`
+    NaN where missing, `std` NaN where the player did not say how sure it was (and empty for none at all).
+    """
+
+    squared_error: npt.NDArray[np.float64]
+    answer_s: npt.NDArray[np.float64]
+    std: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def steps(self) -> int:
+        return self.squared_error.size
+
+    @property
+    def missing(self) -> int:
+        """Answers that did not come."""
+        return int(np.isnan(self.answer_s).sum())
+
+    @property
+    def mse(self) -> float:
+        """Mean squared error over all steps, NaN before the first."""
+        return float(self.squared_error.mean()) if self.steps else math.nan
+
+    @property
+    def running_mse(self) -> npt.NDArray[np.float64]:
+        """Mean squared error up to and including each step, (n_steps,)."""
+        running: npt.NDArray[np.float64] = np.cumsum(self.squared_error) / np.arange(1, self.steps + 1)
+        return running
+
+    @property
+    def coverage(self) -> float:
+        """Share of the true ratings inside the 90 % interval of their answer, |error| <= 1.6449 std; NaN
+        where no answer had a standard deviation.
+        """
+        known = np.isfinite(self.std)
+        if not known.any():
+            return math.nan
+        inside = np.sqrt(self.squared_error[known]) <= INTERVAL * self.std[known]
+        return float(inside.mean())
+
+    def recent_mse(self, steps: int) -> float:
+        """Mean squared error of the last `steps` steps, NaN before the first."""
+        return float(self.squared_error[-steps:].mean()) if self.steps else math.nan
+
+    def answer_ms(self, percentile: float) -> float:
+        """Percentile of the time an answer took, in milliseconds; NaN when none came."""
+        came = self.answer_s[~np.isnan(self.answer_s)]
+        return 1_000.0 * float(np.percentile(came, percentile)) if came.size else math.nan
+
+
+class Seat:
+    """A player and its game. Not for use by two tasks at once."""
+
+    def __init__(
+        self, name: str, player: Player, client: EnvironmentClient, *, answer_timeout_s: float
+    ) -> None:
+        self.name = name
+        self._player = player
+        self._client = client
+        self._answer_timeout_s = answer_timeout_s
+        self._pending: Pair | None = None
+        self._errors: list[float] = []
+        self._seconds: list[float] = []
+        self._stds: list[float] = []
+        self._failed: str | None = None
+        self._last_trouble = ""
+        self.prepare_s = 0.0
+        self.lost_ratings = 0
+
+    async def reset(self, seed: int) -> History:
+        """Begin the game; returns what is known of its world. Raises EnvironmentFailedError."""
+        history, self._pending = await self._client.reset(seed)
+        return history
+
+    async def prepare(self, history: History, *, timeout_s: float) -> None:
+        """Let the player learn. Raises PlayerFailedError; if play goes on nevertheless, all its answers are
+        missing.
+        """
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._player.prepare(history)
+        except TimeoutError:
+            self._failed = f"had not learned the history after {timeout_s:g} s"
+        except PlayerFailedError as error:
+            self._failed = str(error)
+        self.prepare_s = time.perf_counter() - started
+        if self._failed is not None:
+            raise PlayerFailedError(f"{self.name}: {self._failed}")
+
+    async def step(self) -> None:
+        """Play one pair. Raises GameOverError after the last, EnvironmentFailedError when the environment is
+        gone.
+        """
+        if self._pending is None:
+            raise GameOverError
+        pair = self._pending
+        prediction, seconds = await self._ask(pair)
+        rating, self._pending = await self._client.rate(PLACEHOLDER if prediction is None else prediction)
+        self._errors.append(MISSING_ERROR if prediction is None else (prediction - rating) ** 2)
+        self._seconds.append(seconds)
+        self._stds.append(math.nan if prediction is None else self._player.std)
+        if self._failed is None:
+            await self._teach(pair, rating)
+
+    def tally(self) -> Tally:
+        """What happened so far."""
+        columns = (np.array(column, dtype=np.float64) for column in (self._errors, self._seconds, self._stds))
+        return Tally(*columns)
+
+    @property
+    def note(self) -> str:
+        """What a reader of the results should know, empty if nothing."""
+        parts = [self._player.note, self._failed or "", self._last_trouble]
+        if self.lost_ratings:
+            parts.append(f"{self.lost_ratings} ratings not taken")
+        return "; ".join(part for part in parts if part)
+
+    async def close(self) -> None:
+        """Let the player go."""
+        await self._player.close()
+
+    async def _ask(self, pair: Pair) -> tuple[float | None, float]:
+        if self._failed is not None:
+            return None, math.nan
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._answer_timeout_s):
+                prediction = await self._player.predict(pair.user, pair.item)
+        except TimeoutError:
+            self._last_trouble = f"last missing answer: none after {self._answer_timeout_s:g} s"
+            return None, math.nan
+        except PlayerFailedError as error:
+            self._last_trouble = f"last missing answer: {error}"
+            return None, math.nan
+        if not math.isfinite(prediction):
+            self._last_trouble = f"last missing answer: {prediction} is not a rating"
+            return None, math.nan
+        return prediction, time.perf_counter() - started
+
+    async def _teach(self, pair: Pair, rating: int) -> None:
+        try:
+            async with asyncio.timeout(self._answer_timeout_s):
+                await self._player.learn(pair.user, pair.item, float(rating))
+        except (TimeoutError, PlayerFailedError):
+            self.lost_ratings += 1

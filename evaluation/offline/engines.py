@@ -1,0 +1,298 @@
+"""The predictors that are compared, by name: Foldin's fit with its settings, other engines, simple baselines.
+
+Invariant: an engine sees a `Question` only; nothing here is chosen by looking at ratings that are asked for
+or at a data set's name. `auto` is one configuration for every data set.
+
+A name may carry options after colons: `auto:rank=16:link=gaussian:no-set-effects:no-periods`.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluation.errors import NotInstalledError
+from evaluation.offline.engine import Engine, Predict, clip
+from evaluation.offline.jobs import Array, Predicted, Question, no_chances, no_top
+from evaluation.offline.peers import PEERS
+
+REFIT_EVENTS = 5000  # the trainer's default
+FOLD_EVENTS = 250  # items follow within a second: so many ratings are made in one by a busy site of this size
+USER_RIDGE, ITEM_RIDGE = 15.0, 10.0  # Koren's (2010) for MovieLens-like data
+BIAS_ROUNDS = 10
+AUTO = "auto"
+SCORES_AT_ONCE = 4_000_000
+OPTIONS = "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods"
+
+
+def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict[str, npt.NDArray[Any]], str]:
+    """What `jobs.run_apart` calls."""
+    engine = find(options["engine"])
+    sequential = not len(question.test_user)
+    predict = engine.online if sequential else engine.predict
+    if predict is None:
+        raise NotInstalledError(f"{options['engine']} learns from whole sets, not rating by rating")
+    given = predict(question, seed)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "rating": given.rating,
+        "std": given.std,
+        "chances": given.chances,
+        "top": given.top,
+    }
+    return arrays, given.note
+
+
+def find(name: str) -> Engine:
+    """The engine of this name. Raises ValueError, naming all, for one that does not exist."""
+    base, *options = name.split(":")
+    if base == AUTO:
+        return _foldin(name, fit_options(name))
+    known = {**BASELINES, **TRAINED, **PEERS}
+    if base not in known or options:
+        raise ValueError(f"no engine is called {name}: choose among {AUTO} ({OPTIONS}), {', '.join(known)}")
+    return known[base]
+
+
+def title(name: str) -> str:
+    """The name as tables and pictures show it."""
+    return find(name).title
+
+
+def fit_options(name: str) -> dict[str, Any]:
+    """The settings of `factors.fit` that the options of an `auto` engine stand for. Raises ValueError."""
+    found: dict[str, Any] = {}
+    for option in name.split(":")[1:]:
+        key, _, value = option.partition("=")
+        match key, value:
+            case "rank", value if value.isascii() and value.isdigit() and 1 <= int(value) <= 256:
+                found["rank"] = int(value)
+            case "link", "gaussian" | "ordinal":
+                found["link"] = value
+            case "no-set-effects", "":
+                found["set_effects"] = False
+            case "no-periods", "":
+                found["periods"] = False
+            case _:
+                raise ValueError(f"{AUTO} has no option {option}: it has {OPTIONS}")
+    return found
+
+
+def scale_of(question: Question) -> Any:
+    """The scale of a question, as `factors` has it."""
+    from factors import Scale
+
+    return Scale(question.low, question.high, question.step or None)
+
+
+def _foldin(name: str, options: dict[str, Any]) -> Engine:
+    def predict(question: Question, seed: int) -> Predicted:
+        """`factors.fit`, asked as the service asks."""
+        from factors import FitSettings, Ratings, fit
+
+        ratings = Ratings(question.train_user, question.train_item, question.train_value, question.train_time)
+        fitted = fit(
+            ratings,
+            question.n_users,
+            question.n_items,
+            settings=FitSettings(scale_of(question), **options),
+            rng=np.random.default_rng(seed),
+        )
+        sweeps = fitted.metrics.get("sweeps", float("nan"))
+        return answer_of(
+            fitted, question, f"rank {fitted.model.rank}, {fitted.model.link}, {sweeps:.0f} sweeps"
+        )
+
+    def online(question: Question, seed: int) -> Predicted:
+        """As the product learns: a user counts at once (folded in from the whole history), an item after
+        `FOLD_EVENTS` more ratings, and everything is refitted, warm, after `REFIT_EVENTS`.
+        """
+        from evaluation.offline.online import predict_then_learn
+        from factors import FitSettings
+
+        rating, std, note = predict_then_learn(
+            question,
+            FitSettings(scale_of(question), **options),
+            seed,
+            refit_events=REFIT_EVENTS,
+            fold_events=FOLD_EVENTS,
+        )
+        return Predicted(rating, std, note=note)
+
+    return Engine(name.replace(AUTO, "Foldin", 1).replace(":", ", "), predict, online)
+
+
+def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
+    """The answers of a fit, as the service gives them."""
+    from factors import Ranker, Scorer
+    from factors.model.settings import scale_levels
+
+    scorer = Scorer(fitted.model, fitted.items)
+    scores = scorer.score(fitted.users, question.test_user, question.test_item, question.test_time)
+    chances = no_chances()
+    if scale_levels(scale_of(question)) > 1:
+        parts = [slice(start, start + 65_536) for start in range(0, len(question.test_user), 65_536)]
+        user, item, time = question.test_user, question.test_item, question.test_time
+        found = [scorer.distribution(fitted.users, user[part], item[part], time[part]) for part in parts]
+        chances = np.concatenate(found).astype(np.float32)
+    top = no_top()
+    if question.top:
+        users = question.ranked_users()
+        ranked = Ranker(fitted.model, fitted.items).top(
+            fitted.users[users], question.top, seen_by(question, users)
+        )
+        top = np.full((len(users), question.top), -1, dtype=np.int32)
+        for line, one in zip(top, ranked, strict=True):
+            line[: len(one.item_rows)] = one.item_rows
+    return Predicted(scores.rating, scores.std, chances, top, note)
+
+
+def seen_by(question: Question, users: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:
+    """Of each user the item rows rated in training."""
+    order = np.argsort(question.train_user, kind="stable")
+    bounds = np.searchsorted(question.train_user[order], np.stack([users, users + 1]))
+    return [question.train_item[order[start:end]] for start, end in bounds.T.tolist()]
+
+
+def _trained(name: str, label: str) -> Engine:
+    def predict(question: Question, seed: int) -> Predicted:
+        """An engine of the trainer, as it is published."""
+        from factors import FitSettings, Ratings
+        from factors.inference.implicit_feedback import is_confidence
+        from trainer.engines import ENGINES, make_engine
+
+        if name not in ENGINES:
+            raise NotInstalledError(f"this version has no engine called {name}")
+        if name == "neural" and find_spec("torch") is None:
+            raise NotInstalledError("needs torch: pip install foldin[neural]")
+        ratings = Ratings(question.train_user, question.train_item, question.train_value, question.train_time)
+        fitted = make_engine(name, FitSettings(scale_of(question))).fit(
+            ratings,
+            question.n_users,
+            question.n_items,
+            rng=np.random.default_rng(seed),
+            start=None,
+            report=lambda _metrics: None,
+        )
+        given = answer_of(fitted, question, f"rank {fitted.model.rank}")
+        # What was chosen and how surely is no rating: its error would say nothing.
+        return (
+            Predicted(np.empty(0), top=given.top, note=given.note) if is_confidence(fitted.model) else given
+        )
+
+    return Engine(label, predict)
+
+
+def top_by_score(
+    question: Question, score: Callable[[npt.NDArray[np.int32]], Array]
+) -> npt.NDArray[np.int32]:
+    """Rankings by `score(users)` -> (len(users), n_items), ties by item row; empty where none is asked."""
+    if not question.top:
+        return no_top()
+    users = question.ranked_users()
+    n_top = min(question.top, question.n_items)
+    top = np.full((len(users), question.top), -1, dtype=np.int32)
+    block = max(1, SCORES_AT_ONCE // max(question.n_items, 1))
+    for start in range(0, len(users), block):
+        part = users[start : start + block]
+        scores = np.array(score(part), dtype=np.float64)
+        for row, seen in zip(scores, seen_by(question, part), strict=True):
+            row[seen] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :n_top]
+        known = np.isfinite(np.take_along_axis(scores, best, axis=1))
+        top[start : start + block, :n_top] = np.where(known, best, -1)
+    return top
+
+
+def _simple(question: Question, user: Array, item: Array, mean: float) -> Predicted:
+    """mean + user effect + item effect, with the spread of what they leave of the training ratings."""
+    left = question.train_value - (mean + user[question.train_user] + item[question.train_item])
+    rating = clip(mean + user[question.test_user] + item[question.test_item], question)
+    top = top_by_score(question, lambda users: mean + user[users, None] + item[None, :])
+    return Predicted(rating, np.full(len(rating), max(float(left.std()), 1e-9)), top=top)
+
+
+def _global_mean(question: Question, _: int) -> Predicted:
+    zeros = np.zeros(question.n_users), np.zeros(question.n_items)
+    return _simple(question, *zeros, float(question.train_value.mean()))
+
+
+def _item_mean(question: Question, _: int) -> Predicted:
+    mean = float(question.train_value.mean())
+    item = effect(question.train_item, question.train_value - mean, question.n_items, 0.0)
+    return _simple(question, np.zeros(question.n_users), item, mean)
+
+
+def _user_mean(question: Question, _: int) -> Predicted:
+    mean = float(question.train_value.mean())
+    user = effect(question.train_user, question.train_value - mean, question.n_users, 0.0)
+    return _simple(question, user, np.zeros(question.n_items), mean)
+
+
+def _bias(question: Question, _: int) -> Predicted:
+    return _simple(question, *biases(question))
+
+
+def biases(question: Question) -> tuple[Array, Array, float]:
+    """Koren's baseline (2010): user effects, item effects, the mean; ten rounds of ridge with 15 and 10."""
+    mean = float(question.train_value.mean())
+    user, item = np.zeros(question.n_users), np.zeros(question.n_items)
+    for _round in range(BIAS_ROUNDS):
+        left = question.train_value - mean
+        item = effect(question.train_item, left - user[question.train_user], len(item), ITEM_RIDGE)
+        user = effect(question.train_user, left - item[question.train_item], len(user), USER_RIDGE)
+    return user, item, mean
+
+
+def effect(rows: npt.NDArray[np.int32], residual: Array, size: int, ridge: float) -> Array:
+    """Mean residual of each row, (size,), shrunk by `ridge` ratings of 0; 0 for a row without any."""
+    count = np.bincount(rows, minlength=size) + ridge
+    total = np.bincount(rows, residual, minlength=size)
+    return np.asarray(np.divide(total, count, out=np.zeros(size), where=count > 0))
+
+
+def _popularity(question: Question, _: int) -> Predicted:
+    count = np.bincount(question.train_item, minlength=question.n_items).astype(np.float64)
+    top = top_by_score(question, lambda users: np.repeat(count[None], len(users), axis=0))
+    return Predicted(np.empty(0), top=top)
+
+
+def _running(*, users: bool, items: bool) -> Predict:
+    """Running shrunk means of user and item around the running mean; each rating is predicted before it is
+    learned.
+    """
+
+    def predict(question: Question, _: int) -> Predicted:
+        user_sums, item_sums = np.zeros((question.n_users, 2)), np.zeros((question.n_items, 2))
+        rating, std = np.empty(len(question.train_value)), np.empty(len(question.train_value))
+        total, middle = 0.0, (question.low + question.high) / 2
+        squares = ((question.high - question.low) / 4) ** 2
+        columns = (question.train_user, question.train_item, question.train_value)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for i, (user, item, value) in enumerate(rows):
+            mean = (total + middle) / (i + 1)
+            user_effect = user_sums[user, 0] / (user_sums[user, 1] + USER_RIDGE) if users else 0.0
+            item_effect = item_sums[item, 0] / (item_sums[item, 1] + ITEM_RIDGE) if items else 0.0
+            rating[i] = min(max(mean + user_effect + item_effect, question.low), question.high)
+            std[i] = (squares / (i + 1)) ** 0.5
+            total += value
+            squares += (value - rating[i]) ** 2
+            user_sums[user] += (value - mean - item_effect, 1)
+            item_sums[item] += (value - mean - user_effect, 1)
+        return Predicted(rating, std)
+
+    return predict
+
+
+BASELINES: dict[str, Engine] = {
+    "global-mean": Engine("global mean", _global_mean, _running(users=False, items=False)),
+    "user-mean": Engine("user mean", _user_mean, _running(users=True, items=False)),
+    "item-mean": Engine("item mean", _item_mean, _running(users=False, items=True)),
+    "bias": Engine("bias", _bias, _running(users=True, items=True)),
+    "popularity": Engine("popularity", _popularity),
+}
+TRAINED: dict[str, Engine] = {
+    "implicit": _trained("implicit", "Foldin, implicit engine"),
+    "neural": _trained("neural", "Foldin, neural engine"),
+}

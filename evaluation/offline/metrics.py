@@ -1,0 +1,166 @@
+"""Figures of an answer against the truth.
+
+Invariant: one rule each. A 90 % interval holds a rating if and only if |rating - prediction| <= 1.6449 std;
+there is no allowance for the steps of a scale.
+
+Recall@k and NDCG@k as in Liang et al. (2018): hits among the first k, over min(k, ratings asked for); gain 1
+for an item that is asked for, discounted by log2(1 + place), over the best that could be had. Every rating
+asked for counts as wanted. Users are averaged.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr, ndtri
+
+from evaluation.offline.jobs import Array, Predicted
+from factors import Scale
+from factors.model.settings import scale_levels
+
+INTERVAL = 1.6449  # standard deviations on each side of a central 90 % interval of a normal
+NOMINAL = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+# Ratings that a user had given before, for the curve of the error: each point begins at one of these.
+COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+CURVE_POINTS = 20
+LEAST_OF_A_POINT = 20
+LEAST_CHANCE = 1e-12
+RECALL_AT, NDCG_AT = 20, 100
+
+Rows = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True)
+class Deciles:
+    """Shares of ratings inside their 90 % intervals in each tenth of the ratings by the user's count, lowest
+    first, and the mean count there.
+    """
+
+    coverage: tuple[float, ...]
+    known: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one answer; NaN where the engine does not say what is needed. `curve`: (ratings known, RMSE) points;
+    `reliability`: share inside the central interval of each of `NOMINAL`.
+    """
+
+    rmse: float
+    mae: float
+    log_likelihood: float
+    coverage: float
+    deciles: Deciles
+    reliability: tuple[float, ...]
+    curve: tuple[tuple[float, float], ...]
+
+
+def inside(truth: Array, rating: Array, std: Array) -> npt.NDArray[np.bool_]:
+    """Which ratings their 90 % intervals hold, (m,)."""
+    return np.asarray(np.abs(truth - rating) <= INTERVAL * std)
+
+
+def figures(
+    predicted: Predicted, truth: Array, known: npt.NDArray[np.int64], scale: Scale, *, sequential: bool
+) -> Figures:
+    """Of predictions (m,) of `truth` (m,), whose users had given `known` (m,) ratings before.
+
+    `sequential`: they were made one after the other, so the curve goes along them instead of `known`.
+    """
+    error = truth - predicted.rating
+    deciles, coverage = Deciles((), ()), float("nan")
+    reliability: tuple[float, ...] = ()
+    if len(predicted.std):
+        held = inside(truth, predicted.rating, predicted.std)
+        coverage, deciles = float(held.mean()), coverage_by_count(held, known)
+        distance = np.abs(error) / np.maximum(predicted.std, 1e-12)
+        widths = ndtri(0.5 + 0.5 * np.array(NOMINAL))
+        reliability = tuple(float((distance <= width).mean()) for width in widths.tolist())
+    curve = _curve_along(error) if sequential else _curve_by_count(error, known)
+    return Figures(
+        rmse=float(np.sqrt(np.mean(error**2))),
+        mae=float(np.mean(np.abs(error))),
+        log_likelihood=log_likelihood(predicted, truth, scale),
+        coverage=coverage,
+        deciles=deciles,
+        reliability=reliability,
+        curve=curve,
+    )
+
+
+def coverage_by_count(held: npt.NDArray[np.bool_], known: npt.NDArray[np.int64]) -> Deciles:
+    """Share of `held` (m,) in each tenth by `known` (m,)."""
+    order = np.argsort(known, kind="stable")
+    parts = [part for part in np.array_split(order, 10) if len(part)]
+    return Deciles(
+        tuple(float(held[part].mean()) for part in parts), tuple(float(known[part].mean()) for part in parts)
+    )
+
+
+def log_likelihood(predicted: Predicted, truth: Array, scale: Scale) -> float:
+    """Mean nats of a rating: of its step where the scale has steps, of the density otherwise; NaN where no
+    std is known.
+
+    An engine that gives rating and std only is taken for a normal, whose mass around each step counts.
+    """
+    levels = scale_levels(scale)
+    if levels > 1 and predicted.chances.size:
+        level = np.clip(np.rint((truth - scale.low) / _step(scale)), 0, levels - 1).astype(np.int64)
+        chance = np.take_along_axis(predicted.chances, level[:, None], axis=1)[:, 0].astype(np.float64)
+        return float(np.log(np.maximum(chance, LEAST_CHANCE)).mean())
+    if not len(predicted.std):
+        return float("nan")
+    std = np.maximum(predicted.std, 1e-12)
+    if levels > 1:
+        half = 0.5 * _step(scale)
+        upper = np.where(truth >= scale.high - half, np.inf, truth + half)
+        lower = np.where(truth <= scale.low + half, -np.inf, truth - half)
+        chance = ndtr((upper - predicted.rating) / std) - ndtr((lower - predicted.rating) / std)
+        return float(np.log(np.maximum(chance, LEAST_CHANCE)).mean())
+    distance = (truth - predicted.rating) / std
+    return float((-0.5 * distance**2 - np.log(std) - 0.5 * np.log(2 * np.pi)).mean())
+
+
+def _step(scale: Scale) -> float:
+    return (scale.high - scale.low) / (scale_levels(scale) - 1)
+
+
+def _curve_by_count(error: Array, known: npt.NDArray[np.int64]) -> tuple[tuple[float, float], ...]:
+    place = np.searchsorted(COUNT_EDGES, known, side="right") - 1
+    points = []
+    for j in range(len(COUNT_EDGES)):
+        part = error[place == j]
+        if len(part) >= LEAST_OF_A_POINT:
+            points.append((float(known[place == j].mean()), float(np.sqrt(np.mean(part**2)))))
+    return tuple(points)
+
+
+def _curve_along(error: Array) -> tuple[tuple[float, float], ...]:
+    parts = [part for part in np.array_split(np.arange(len(error)), CURVE_POINTS) if len(part)]
+    return tuple((float(part[-1] + 1), float(np.sqrt(np.mean(error[part] ** 2)))) for part in parts)
+
+
+def recall(top: Rows, users: Rows, test_user: Rows, test_item: Rows, k: int = RECALL_AT) -> float:
+    """Of rankings `top` (len(users), n), -1 where there is nothing."""
+    hits, wanted = _hits(top[:, :k], users, test_user, test_item)
+    return float((hits.sum(axis=1) / np.minimum(wanted, k)).mean())
+
+
+def ndcg(top: Rows, users: Rows, test_user: Rows, test_item: Rows, k: int = NDCG_AT) -> float:
+    """Of rankings `top` (len(users), n), -1 where there is nothing."""
+    hits, wanted = _hits(top[:, :k], users, test_user, test_item)
+    discount = 1.0 / np.log2(2.0 + np.arange(k))
+    best = np.concatenate([[0.0], np.cumsum(discount)])[np.minimum(wanted, k)]
+    return float((hits @ discount[: hits.shape[1]] / best).mean())
+
+
+def _hits(top: Rows, users: Rows, test_user: Rows, test_item: Rows) -> tuple[npt.NDArray[np.bool_], Rows]:
+    """Which of the ranked items are asked for, (len(users), k), and how many are asked for of each user."""
+    width = int(max(test_item.max(initial=0), top.max(initial=0))) + 1
+    pairs = np.unique(test_user.astype(np.int64) * width + test_item)
+    asked = users.astype(np.int64)[:, None] * width + top
+    hits = np.isin(asked, pairs) & (top >= 0)
+    wanted = np.searchsorted(pairs, (users.astype(np.int64) + 1) * width) - np.searchsorted(
+        pairs, users.astype(np.int64) * width
+    )
+    return hits, wanted

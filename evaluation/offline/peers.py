@@ -1,0 +1,171 @@
+"""What else people would use, where it is installed: Surprise, myFM, and the `implicit` library by itself.
+
+Invariant: settings are the documented defaults, or those of the authors' own MovieLens example; what is tuned
+is tuned on ratings held out of the training set.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluation.offline.engine import Engine, Predict, clip
+from evaluation.offline.jobs import Predicted, Question
+
+DAY_S = 86_400
+# What the tuned ALS may choose from: the library's defaults are 64, 0.01 and 1 with counts as they are.
+ALS_FACTORS, ALS_FIRST_FACTORS = (16, 32, 128), 64
+ALS_RIDGES = (0.1, 1.0, 10.0, 30.0)
+ALS_ALPHAS = (1.0, 5.0, 20.0)
+ALS_TOP = 100
+
+
+def _surprise(make: Callable[[Any, int], Any]) -> Predict:
+    def predict(question: Question, seed: int) -> Predicted:
+        surprise: Any = import_module("surprise")
+        reader = surprise.Reader(rating_scale=(question.low, question.high))
+        columns = (question.train_user, question.train_item, question.train_value)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        train = surprise.Dataset(reader).construct_trainset([(*row, None) for row in rows])
+        algorithm = make(surprise, seed)
+        algorithm.verbose = False
+        algorithm.fit(train)
+        pairs = zip(question.test_user.tolist(), question.test_item.tolist(), strict=True)
+        rating = np.array([algorithm.predict(user, item).est for user, item in pairs], dtype=np.float64)
+        return Predicted(rating, note="defaults")
+
+    return predict
+
+
+def _myfm(question: Question, seed: int) -> Predicted:
+    """Ids only: Bayesian factorization machine by Gibbs sampling."""
+    from scipy import sparse
+
+    myfm: Any = import_module("myfm")
+
+    def one_hot(users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]) -> Any:
+        columns = np.column_stack([users, items + question.n_users]).ravel()
+        indptr = np.arange(0, len(columns) + 1, 2)
+        shape = (len(users), question.n_users + question.n_items)
+        return sparse.csr_matrix((np.ones(len(columns)), columns, indptr), shape=shape)
+
+    machine = myfm.MyFMRegressor(rank=10, random_seed=seed)
+    machine.fit(
+        one_hot(question.train_user, question.train_item),
+        question.train_value,
+        n_iter=300,
+        n_kept_samples=280,
+        group_shapes=[question.n_users, question.n_items],
+    )
+    rating = machine.predict(one_hot(question.test_user, question.test_item))
+    return Predicted(clip(rating, question), note="rank 10, 300 draws")
+
+
+def _myfm_full(question: Question, seed: int) -> Predicted:
+    """With the day of the rating and what was rated by whom, as in its authors' example for MovieLens."""
+    from scipy import sparse
+
+    myfm: Any = import_module("myfm")
+
+    n_users, n_items = question.n_users, question.n_items
+    rated = sparse.csr_matrix(
+        (np.ones(len(question.train_user)), (question.train_user, question.train_item)),
+        shape=(n_users, n_items),
+    )
+
+    def block(rows: Any) -> Any:
+        count = np.maximum(np.asarray(rows.sum(axis=1)).ravel(), 1)
+        return sparse.hstack([sparse.eye(rows.shape[0]), sparse.diags(1 / np.sqrt(count)) @ rows]).tocsr()
+
+    user_block, item_block = block(rated), block(rated.T.tocsr())
+    days = np.floor(np.nan_to_num(np.concatenate([question.train_time, question.test_time])) / DAY_S)
+    _, day = np.unique(days, return_inverse=True)
+    n_days = int(day.max()) + 1
+
+    def dates(part: npt.NDArray[np.intp]) -> Any:
+        return sparse.csr_matrix(
+            (np.ones(len(part)), part, np.arange(len(part) + 1)), shape=(len(part), n_days)
+        )
+
+    def relations(users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]) -> list[Any]:
+        return [myfm.RelationBlock(users, user_block), myfm.RelationBlock(items, item_block)]
+
+    n_train = len(question.train_user)
+    machine = myfm.MyFMRegressor(rank=10, random_seed=seed)
+    machine.fit(
+        dates(day[:n_train]),
+        question.train_value,
+        X_rel=relations(question.train_user, question.train_item),
+        n_iter=512,
+        n_kept_samples=500,
+        group_shapes=[n_days, n_users, n_items, n_items, n_users],
+    )
+    rating = machine.predict(dates(day[n_train:]), X_rel=relations(question.test_user, question.test_item))
+    return Predicted(clip(rating, question), note="rank 10, 512 draws, dates and implicit terms")
+
+
+def _implicit_als(question: Question, seed: int) -> Predicted:
+    """`implicit`'s own ALS on what was rated at all, its ridge, confidence and rank chosen on a tenth of the
+    training ratings by NDCG@100.
+    """
+    from scipy import sparse
+    from threadpoolctl import threadpool_limits
+
+    from evaluation.offline.metrics import ndcg
+
+    if not question.top:
+        return Predicted(np.empty(0))
+    als: Any = import_module("implicit.cpu.als")
+    n = len(question.train_user)
+    held_out = np.zeros(n, dtype=np.bool_)
+    held_out[np.random.default_rng(seed).permutation(n)[: n // 10]] = True
+    user, item = question.train_user, question.train_item
+
+    def matrix(kept: npt.NDArray[np.bool_]) -> Any:
+        shape = (question.n_users, question.n_items)
+        return sparse.csr_matrix(
+            (np.ones(kept.sum(), dtype=np.float32), (user[kept], item[kept])), shape=shape
+        )
+
+    def ranked(known: Any, users: npt.NDArray[np.int32], factors: int, ridge: float, alpha: float) -> Any:
+        model = als.AlternatingLeastSquares(
+            factors=factors, regularization=ridge, alpha=alpha, num_threads=1, random_state=seed
+        )
+        model.fit(known, show_progress=False)
+        return model.recommend(users, known[users], N=max(question.top, ALS_TOP))[0]
+
+    part, asked = matrix(~held_out), np.unique(user[held_out])
+
+    def quality(factors: int, ridge: float, alpha: float) -> float:
+        top = ranked(part, asked, factors, ridge, alpha)
+        return ndcg(np.asarray(top), asked, user[held_out], item[held_out], ALS_TOP)
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        tried = {
+            (ALS_FIRST_FACTORS, r, a): quality(ALS_FIRST_FACTORS, r, a)
+            for r in ALS_RIDGES
+            for a in ALS_ALPHAS
+        }
+        _, ridge, alpha = max(tried, key=tried.__getitem__)
+        # More dimensions bear more ridge.
+        tried |= {(f, r, alpha): quality(f, r, alpha) for f in ALS_FACTORS for r in (ridge, 2.0 * ridge)}
+        best = max(tried, key=tried.__getitem__)
+        top = ranked(matrix(np.ones(n, dtype=np.bool_)), question.ranked_users(), *best)[:, : question.top]
+    note = f"{best[0]} factors, ridge {best[1]:g}, alpha {best[2]:g}, of {len(tried)} tried"
+    return Predicted(np.empty(0), top=np.asarray(top, dtype=np.int32), note=note)
+
+
+def _knn(surprise: Any, _seed: int) -> Any:
+    return surprise.KNNBaseline(verbose=False)
+
+
+PEERS: dict[str, Engine] = {
+    "surprise-svd": Engine("Surprise SVD", _surprise(lambda s, seed: s.SVD(random_state=seed))),
+    "surprise-svd++": Engine("Surprise SVD++", _surprise(lambda s, seed: s.SVDpp(random_state=seed))),
+    "surprise-knn": Engine("Surprise KNNBaseline", _surprise(_knn)),
+    "myfm": Engine("myFM", _myfm),
+    "myfm-full": Engine("myFM, dates and implicit terms", _myfm_full),
+    "implicit-als": Engine("implicit's ALS, tuned", _implicit_als),
+}

@@ -1,0 +1,149 @@
+"""Divisions of a data set into what is learned and what is asked.
+
+Invariant: a split is decided by positions, times and chance, never by the ratings' values, and the same seed
+gives the same split.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluation.offline.data import DataSet
+from evaluation.offline.jobs import Question
+from processes.errors import CannotStartError
+
+SplitName = Literal["given-fold", "random", "leave-k-out", "time", "prequential"]
+SPLITS: tuple[SplitName, ...] = ("given-fold", "random", "leave-k-out", "time", "prequential")
+FOLDS = 5
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One division. `test`: mask of the ratings that are asked for.
+
+    `sequential`: all of them are asked, in their order, each before it is learned; `test` is then all False.
+    """
+
+    data: DataSet
+    name: str
+    test: Mask
+    sequential: bool = False
+
+    def question(self, top: int = 0) -> Question:
+        """The training ratings, and of the others who, what and when. `top`: how many items to rank for each
+        user who is asked for, 0 for none.
+        """
+        train, test = self.data.part(~self.test), self.data.part(self.test)
+        scale = self.data.scale
+        return Question(
+            n_users=self.data.n_users,
+            n_items=self.data.n_items,
+            low=scale.low,
+            high=scale.high,
+            step=scale.step or 0.0,
+            train_user=train.user_row,
+            train_item=train.item_row,
+            train_value=train.value,
+            train_time=train.time,
+            test_user=test.user_row,
+            test_item=test.item_row,
+            test_time=test.time,
+            top=top,
+        )
+
+    def truth(self) -> npt.NDArray[np.float64]:
+        """The ratings asked for."""
+        value = self.data.ratings.value
+        return value if self.sequential else value[self.test]
+
+    def known_of_user(self) -> npt.NDArray[np.int64]:
+        """How many ratings the user of each rating asked for had given before, (m,)."""
+        user = self.data.ratings.user_row
+        if self.sequential:
+            order = np.argsort(user, kind="stable")
+            bounds = np.searchsorted(user[order], user[order])
+            before = np.empty(len(user), dtype=np.int64)
+            before[order] = np.arange(len(user)) - bounds
+            return before
+        counts = np.bincount(user[~self.test], minlength=self.data.n_users)
+        known: npt.NDArray[np.int64] = counts[user[self.test]]
+        return known
+
+    def digest(self) -> str:
+        """Tells splits of one data set apart."""
+        return hashlib.blake2b(np.packbits(self.test).tobytes(), digest_size=16).hexdigest()
+
+
+def given_folds(data: DataSet, folds: Sequence[int]) -> list[Split]:
+    """Fold j asks for the j-th fifth of the file: u1 to u5 of MovieLens 100K, whose `u.data` is mixed."""
+    n = len(data.ratings.value)
+    fifth = n // FOLDS
+    return [
+        Split(data, f"u{fold}", _chosen(n, np.arange(fifth * (fold - 1), fifth * fold))) for fold in folds
+    ]
+
+
+def given_test(data: DataSet, n_first: int) -> Split:
+    """The ratings after the first `n_first` are asked for: they came in a file of their own."""
+    return Split(
+        data, "test file", _chosen(len(data.ratings.value), np.arange(n_first, len(data.ratings.value)))
+    )
+
+
+def random_splits(data: DataSet, count: int, seed: int, share: float = 0.2) -> list[Split]:
+    """`count` independent splits, `share` of the ratings asked for."""
+    n = len(data.ratings.value)
+    asked = min(max(int(n * share), 1), n - 1)
+    return [
+        Split(data, f"random {i + 1}", _chosen(n, np.random.default_rng([seed, i]).permutation(n)[:asked]))
+        for i in range(count)
+    ]
+
+
+def leave_out(data: DataSet, k: int, seed: int) -> Split:
+    """`k` ratings, at random, of each user who has more than `k`."""
+    user = data.ratings.user_row
+    order = np.lexsort((np.random.default_rng(seed).random(len(user)), user))
+    place = np.arange(len(user)) - np.searchsorted(user[order], user[order])
+    counts = np.bincount(user, minlength=data.n_users)[user[order]]
+    test = _chosen(len(user), order[(place < k) & (counts > k)])
+    if not test.any():
+        raise CannotStartError(f"no user of {data.name} has more than {k} ratings: give a smaller -k")
+    return Split(data, f"leave {k} out", test)
+
+
+def by_time(data: DataSet, share: float = 0.2) -> Split:
+    """The latest `share` of the ratings. Raises CannotStartError where times are unknown or all equal."""
+    order = _time_order(data)
+    n = len(order)
+    return Split(data, "latest", _chosen(n, order[n - min(max(int(n * share), 1), n - 1) :]))
+
+
+def in_time_order(data: DataSet) -> Split:
+    """All ratings, in the order of time (of the file, where times are unknown), each before it is learned."""
+    time = data.ratings.time
+    order = np.argsort(time, kind="stable") if np.isfinite(time).all() else np.arange(len(time))
+    ordered = replace(data, ratings=data.part(order))
+    return Split(ordered, "in time order", np.zeros(len(order), dtype=np.bool_), sequential=True)
+
+
+def _time_order(data: DataSet) -> npt.NDArray[np.int64]:
+    time = data.ratings.time
+    if not np.isfinite(time).all() or time.min() == time.max():
+        raise CannotStartError(
+            f"{data.name} cannot be split by time, as its times are unknown or all equal: name the column "
+            "with --columns, or choose another --split"
+        )
+    return np.argsort(time, kind="stable")
+
+
+def _chosen(n: int, positions: npt.NDArray[np.int64]) -> Mask:
+    test = np.zeros(n, dtype=np.bool_)
+    test[positions] = True
+    return test

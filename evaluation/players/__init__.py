@@ -1,0 +1,73 @@
+"""Players of the environment, by name. All see a world only through the environment's HTTP API."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from evaluation.players.als import AlsPlayer
+from evaluation.players.api import FoldinApi
+from evaluation.players.base import Player, PlayerFailedError
+from evaluation.players.baselines import BiasPlayer, ConstantPlayer, RandomPlayer
+from evaluation.players.deployed import DeployedPlayer
+from evaluation.players.neighbours import NeighboursPlayer
+
+MakePlayer = Callable[[int], Player]
+"""Makes a player from the seed of its chances. Raises PlayerFailedError where something is missing."""
+
+_LOCAL: dict[str, MakePlayer] = {
+    "random": RandomPlayer,
+    "constant": lambda _seed: ConstantPlayer(),
+    "bias": lambda _seed: BiasPlayer(),
+    "neighbours": lambda _seed: NeighboursPlayer(),
+    "als": AlsPlayer,
+}
+LOCAL_PLAYERS = tuple(_LOCAL)
+# Players with Foldin's own model in their process: who starts an evaluation brings them, as `foldin evaluate`
+# does. Nothing of the model is known here.
+BROUGHT_PLAYERS = ("variational", "ordinal", "neural")
+API_PLAYERS = ("deployed", "deployed-frozen")
+PLAYERS = LOCAL_PLAYERS + BROUGHT_PLAYERS + API_PLAYERS
+
+
+def player_name(text: str) -> str:
+    """Reads the name of a player; raises ValueError that lists them all."""
+    if text not in PLAYERS:
+        raise ValueError(f"must name players among {', '.join(PLAYERS)}, not {text}")
+    return text
+
+
+def make_player(
+    name: str,
+    *,
+    seed: int,
+    api: FoldinApi | None,
+    tag: str,
+    replace: bool = False,
+    own_ids: bool = False,
+    brought: Mapping[str, MakePlayer] = MappingProxyType({}),
+) -> Player:
+    """The player of that name. `seed` decides its chances; `brought` are those that the caller adds; the rest
+    is for the players that need the API.
+    """
+    if name in brought:
+        return brought[name](seed)
+    if name in LOCAL_PLAYERS:
+        return _LOCAL[name](seed)
+    if name not in API_PLAYERS:
+        why = "comes with `foldin evaluate` only" if name in BROUGHT_PLAYERS else "does not exist"
+        raise PlayerFailedError(f"the player {name} {why}")
+    if api is None:
+        raise PlayerFailedError(f"the player {name} needs the address of an API")
+    return DeployedPlayer(api, tag=tag, online=name == "deployed", replace=replace, own_ids=own_ids)
+
+
+__all__ = [
+    "API_PLAYERS",
+    "BROUGHT_PLAYERS",
+    "LOCAL_PLAYERS",
+    "FoldinApi",
+    "MakePlayer",
+    "Player",
+    "PlayerFailedError",
+    "make_player",
+    "player_name",
+]

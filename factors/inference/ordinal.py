@@ -1,0 +1,266 @@
+"""Ratings as intervals of a latent value: the ordered probit's sites and its cut points.
+
+Invariant: weights are above 0 and finite for any score, however far from the interval that was seen.
+
+A rating of level `l` says that `z = s + noise` fell between the cut points `c_l` and `c_(l+1)`. As in
+expectation propagation (Minka, 2001; Stern, Herbrich and Graepel, 2009, for ratings), it is replaced by a
+Gaussian site on the own part of `s`: what the posterior says without that rating is taken as foretold, and
+the site is what turns its mean and variance into those of the posterior that has seen the interval. The other
+side's part of the variance of `s` acts as noise. Weights come out small where the interval is wide against
+the noise, which mean field (weight 1 / noise) misses.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import erfcx
+
+from factors.model.settings import scale_levels
+from factors.model.types import Float64s, Int64s, Scale
+
+_ROOT_HALF = math.sqrt(0.5)
+# Twice the normal density at 0.
+_TWO_DENSITIES = math.sqrt(2.0 / math.pi)
+# Beyond so many deviations there is nothing: neither of the mass of an interval that goes on to there
+# (`_ALL`; further out its scaled mass has no number), nor is there a number for the square (`_FAR`).
+_ALL, _FAR = 37.0, 1e100
+# Intervals so narrow that their mass is lost in rounding have this part of what lies below them.
+_LEAST_MASS = 1e-14
+# Ratings from which the cut points are learned in one sweep: more do not move them.
+RATINGS_FOR_CUTS = 10_000
+# Undamped steps towards the fixed point swing where the noise is small against the intervals (MovieLens,
+# where it is not: 12 steps to the last digit; a world without noise: none at all). So the damping follows the
+# noise.
+_LEAST_DAMPING, _DAMPING_SLOPE = 0.65, 0.5
+# Approximate cavities can come out negative; no rating may hold more than all but this part of a posterior.
+_LEAST_CAVITY = 0.02
+# Smallest noise deviation, in mean distances of cut points: without noise each site would be a wall.
+_LEAST_NOISE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """What each rating says to a half-step: precision `weight` (n,), and `linear` (n,) = precision times its
+    value less all offsets. With the ordinal link also the `mean` and `variance` (n,) that all but the rating
+    itself foretell of its score.
+    """
+
+    weight: Float64s
+    linear: Float64s
+    mean: Float64s
+    variance: Float64s
+
+
+@dataclass(frozen=True, slots=True)
+class EntryScores:
+    """What a posterior says of the score of each entry (n,): `mean`; `own_variance`, from the side that is
+    being solved; `other_variance`, from all else; `offset`, the part of the mean that is given.
+    """
+
+    mean: Float64s
+    own_variance: Float64s
+    other_variance: Float64s
+    offset: Float64s
+
+
+def rating_levels(scale: Scale, value: Float64s) -> Int64s:
+    """The level (0 to levels - 1) nearest to each rating."""
+    last = scale_levels(scale) - 1
+    level = np.rint((value - scale.low) * (last / (scale.high - scale.low)))
+    return np.clip(level, 0, last).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Interval:
+    """Intervals mirrored so that their mass is in the lower tail, where it keeps its digits: from `low` to
+    `high`, the normal density at either end over the mass, and the mass over half of `exp(-high^2 / 2)`.
+    """
+
+    low: Float64s
+    high: Float64s
+    ratio_low: Float64s
+    ratio_high: Float64s
+    scaled_mass: Float64s
+
+    @property
+    def curvature(self) -> Float64s:
+        """Minus the second derivative of the log of the mass along a common shift of both ends."""
+        curvature = self.ratio_high - self.ratio_low
+        curvature *= curvature
+        curvature += self.high * self.ratio_high
+        curvature -= self.low * self.ratio_low
+        np.maximum(curvature, 1e-9, out=curvature)
+        return np.minimum(curvature, 1.0, out=curvature)
+
+    @property
+    def log_mass(self) -> Float64s:
+        """`log(Phi(high) - Phi(low))`."""
+        return np.asarray(np.log(0.5 * self.scaled_mass) - 0.5 * self.high * self.high)
+
+
+def _interval(low: Float64s, high: Float64s) -> _Interval:
+    a, b = np.minimum(low, -high), np.minimum(high, -low)
+    np.maximum(a, -_FAR, out=a)
+    np.minimum(b, _ALL, out=b)
+    # How far the density falls from the near end to the far one. Everything is counted in units of the
+    # density at the near end, so that nothing vanishes that is not nothing.
+    fall = b - a
+    fall *= a + b
+    fall *= 0.5
+    np.exp(fall, out=fall)
+    near = erfcx(b * -_ROOT_HALF)
+    a_mass = erfcx(a * -_ROOT_HALF)
+    a_mass *= fall
+    mass = near - a_mass
+    near *= _LEAST_MASS
+    np.maximum(mass, near, out=mass)
+    ratio_high = _TWO_DENSITIES / mass
+    fall *= ratio_high
+    return _Interval(a, b, fall, ratio_high, mass)
+
+
+def log_masses(low: Float64s, high: Float64s) -> Float64s:
+    """`log(Phi(high) - Phi(low))`. Elementwise; `low < high`, infinite bounds allowed."""
+    return _interval(low, high).log_mass
+
+
+def interval_derivatives(low: Float64s, high: Float64s) -> tuple[Float64s, Float64s]:
+    """Of `log(Phi(high) - Phi(low))`: minus its slope along a common shift of both, and minus its second
+    derivative along that shift. Elementwise; `low < high`, infinite bounds allowed.
+    """
+    interval = _interval(low, high)
+    # The density is higher at the end that is nearer to 0.
+    slope = interval.ratio_high - interval.ratio_low
+    return np.copysign(slope, low + high, out=slope), interval.curvature
+
+
+def level_bounds(cuts: Float64s, level: Int64s) -> tuple[Float64s, Float64s]:
+    """Between which scores each `level` (n,) lies."""
+    bounds = np.concatenate([[-np.inf], cuts, [np.inf]])
+    return bounds[level], bounds[level + 1]
+
+
+def ordinal_sites(
+    bounds: tuple[Float64s, Float64s],
+    noise: float,
+    scores: EntryScores,
+    before: Sites | None,
+    *,
+    damping: float,
+) -> Sites:
+    """Sites (n,) of ratings whose levels lie between `bounds`, from what the posterior says of their scores,
+    the sites in it (`before`) taken out again. None stands for a posterior without them, the prior. Goes
+    `damping` of the way from `before`.
+    """
+    mean, own = scores.mean, scores.own_variance
+    if before is not None:
+        shrink = before.weight * own
+        np.subtract(1.0, shrink, out=shrink)
+        np.maximum(shrink, _LEAST_CAVITY, out=shrink)
+        taken = before.weight * scores.offset
+        taken += before.linear
+        taken *= own
+        mean = mean - taken
+        mean /= shrink
+        own = own / shrink
+    foreseen = own + scores.other_variance
+    scale = foreseen + noise
+    np.sqrt(scale, out=scale)
+    low, high = ((bound - mean) / scale for bound in bounds)
+    slope, curvature = interval_derivatives(low, high)
+    slope /= scale
+    scale *= scale
+    curvature /= scale
+    # What is left of the curvature of the whole when the part of this side's own spread is taken out.
+    weight = curvature * own
+    np.subtract(1.0, weight, out=weight)
+    np.maximum(weight, _LEAST_CAVITY, out=weight)
+    np.divide(curvature, weight, out=weight)
+    np.maximum(weight, 1e-9 / noise, out=weight)
+    np.minimum(weight, 1.0 / noise, out=weight)
+    linear = slope
+    linear /= curvature
+    linear += mean
+    linear -= scores.offset
+    linear *= weight
+    if before is not None:
+        _damp(weight, before.weight, damping)
+        _damp(linear, before.linear, damping)
+    return Sites(weight, linear, mean, foreseen)
+
+
+def _damp(new: Float64s, old: Float64s, damping: float) -> None:
+    new -= old
+    new *= damping
+    new += old
+
+
+def start_cuts(scale: Scale) -> Float64s:
+    """Cut points for scores in units of the ratings: half-way between the levels."""
+    levels = np.linspace(scale.low, scale.high, scale_levels(scale))
+    return np.asarray(0.5 * (levels[1:] + levels[:-1]))
+
+
+def learn_link(
+    cuts: Float64s, noise: float, level: Int64s, mean: Float64s, variance: Float64s
+) -> tuple[Float64s, float]:
+    """Cut points and noise variance one Newton step further up `sum log p(level)` of scores foretold, each
+    without its own rating (`leftout`).
+
+    The Hessian in (cut points, log noise deviation) is that of differences of the gradient; the step is
+    halved until the bound grows and the order of the cut points stands. Where no step does, both stay.
+    """
+    deviation = math.sqrt(noise)
+    unit = deviation + float(cuts[-1] - cuts[0]) / len(cuts)
+    point = np.append(cuts, math.log(deviation) * unit)
+
+    def bound(at: Float64s) -> tuple[float, Float64s]:
+        if np.any(np.diff(at[:-1]) <= 1e-4 * unit):
+            return -math.inf, np.zeros_like(at)
+        value, gradient = _likelihood(at[:-1], math.exp(2.0 * at[-1] / unit), level, mean, variance)
+        gradient[-1] /= unit
+        # A level that nobody gave has no say in its cut points: the pull keeps them near where they are.
+        pull = (at - point) / (unit * unit)
+        return value - 0.5 * float(pull @ (at - point)), gradient - pull
+
+    start, gradient = bound(point)
+    h = 1e-4 * unit
+    hessian = np.stack([(bound(point + offset)[1] - gradient) / h for offset in h * np.eye(len(point))])
+    values, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
+    values = np.minimum(values, -1e-6 * np.abs(values).max() - 1e-12)
+    step = -vectors @ ((vectors.T @ gradient) / values)
+    for halvings in range(8):
+        moved = point + step * 0.5**halvings
+        if np.abs(moved - point).max() < unit and bound(moved)[0] > start:
+            cuts, noise = moved[:-1], math.exp(2.0 * moved[-1] / unit)
+            break
+    return cuts, max(noise, (_LEAST_NOISE * _distance(cuts, noise)) ** 2)
+
+
+def fold_in_damping(cuts: Float64s, noise: float) -> float:
+    """How far a step of a fold-in goes towards where it points."""
+    return min(_LEAST_DAMPING + _DAMPING_SLOPE * math.sqrt(noise) / _distance(cuts, noise), 1.0)
+
+
+def _distance(cuts: Float64s, noise: float) -> float:
+    """Mean distance of neighbouring cut points; with one cut point, the noise deviation."""
+    return float(cuts[-1] - cuts[0]) / (len(cuts) - 1) if len(cuts) > 1 else math.sqrt(noise)
+
+
+def _likelihood(
+    cuts: Float64s, noise: float, level: Int64s, mean: Float64s, variance: Float64s
+) -> tuple[float, Float64s]:
+    """`sum log p(level)` and its gradient in the cut points and in the log of the noise deviation."""
+    scale = 1.0 / np.sqrt(noise + variance)
+    low, high = ((bound - mean) * scale for bound in level_bounds(cuts, level))
+    interval = _interval(low, high)
+    flipped = low + high > 0
+    ratio_low = np.where(flipped, interval.ratio_high, interval.ratio_low)
+    ratio_high = np.where(flipped, interval.ratio_low, interval.ratio_high)
+    of_low = np.bincount(level, ratio_low * scale, len(cuts) + 2)
+    of_high = np.bincount(level + 1, ratio_high * scale, len(cuts) + 2)
+    # The same for the mirror image.
+    stretch = interval.low * interval.ratio_low - interval.high * interval.ratio_high
+    of_noise = float(np.sum(stretch * scale * scale)) * noise
+    return float(interval.log_mass.sum()), np.append((of_high - of_low)[1:-1], of_noise)

@@ -1,0 +1,1 @@
+"""What a fitted model is: its tables, parameters, row layout and bytes."""

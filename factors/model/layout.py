@@ -1,0 +1,215 @@
+"""The layout of a table row, and symmetric matrices as packed vectors. Invariant: no other module counts
+columns.
+
+A row of either side, all float numbers, is
+
+    count | rating mean | mean (k+1) | covariance (k+1)(k+2)/2 | set effect (k+1) | period keys (J) | effects
+    (J) | variances (J) | velocity (k+1) | moment
+
+`mean` and `covariance` are the posterior of `[latent (k), bias]`. The covariance is packed row by row from
+its lower triangle, so the latent block comes first and the bias row last. `set effect` is what having this
+row in one's history does to the other side's prior mean. Period keys name the J latest periods (days of a
+user) with an effect of their own. Of a side that moves, `mean` is where the row stood at `moment`, that of
+its latest rating, and `velocity` where it was going (`drift`). Users are stored like this; of items it is
+what is read out of a stored row (`storedrows`), whose first numbers, up to the mean, are the same.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from factors.model.types import Float64s, Int64s, Model
+
+COUNT = 0
+RATING_MEAN = 1
+MEAN = 2
+NO_PERIOD = -1.0
+# Float32 tells whole numbers apart up to 2^24: keys wrap well below, so that any timestamp gives an exact
+# key.
+PERIOD_KEYS = 2.0**22
+
+# So many vectors make indexing by columns slower than a product for each row of the triangle.
+_FEW = 64
+
+FloatTable = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the parts of a row stand: `rank` latent dimensions, `slots` periods, a velocity if `moving`."""
+
+    rank: int
+    slots: int
+    moving: bool = False
+
+    @property
+    def dim(self) -> int:
+        """Length of the posterior mean: the latent part and the bias."""
+        return self.rank + 1
+
+    @property
+    def packed(self) -> int:
+        """Length of a packed covariance."""
+        return self.dim * (self.dim + 1) // 2
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return self._periods + 3 * self.slots + self.moving * (self.dim + 1)
+
+    @property
+    def _periods(self) -> int:
+        return MEAN + 2 * self.dim + self.packed
+
+    @property
+    def mean(self) -> slice:
+        """The posterior mean `[latent, bias]`."""
+        return slice(MEAN, MEAN + self.dim)
+
+    @property
+    def latent(self) -> slice:
+        """The latent part of the posterior mean."""
+        return slice(MEAN, MEAN + self.rank)
+
+    @property
+    def bias(self) -> int:
+        """The bias of the posterior mean."""
+        return MEAN + self.rank
+
+    @property
+    def covariance(self) -> slice:
+        """The packed posterior covariance."""
+        start = MEAN + self.dim
+        return slice(start, start + self.packed)
+
+    @property
+    def set_effect(self) -> slice:
+        """What this row in a history adds to a prior mean of the other side."""
+        start = MEAN + self.dim + self.packed
+        return slice(start, start + self.dim)
+
+    @property
+    def keys(self) -> slice:
+        """Period keys."""
+        return slice(self._periods, self._periods + self.slots)
+
+    @property
+    def effects(self) -> slice:
+        """Effects of the periods."""
+        start = self._periods + self.slots
+        return slice(start, start + self.slots)
+
+    @property
+    def variances(self) -> slice:
+        """Variances of the effects of the periods."""
+        start = self._periods + 2 * self.slots
+        return slice(start, start + self.slots)
+
+    @property
+    def velocity(self) -> slice:
+        """The mean velocity of a row that moves; empty for others."""
+        start = self._periods + 3 * self.slots
+        return slice(start, start + self.moving * self.dim)
+
+    @property
+    def moment(self) -> int:
+        """When a row that moves stood at its mean."""
+        return self._periods + 3 * self.slots + self.dim
+
+
+def code_words(layout: Layout) -> int:
+    """Words of 32 bits that the covariance of a row takes where it is stored as codes (`storedrows`)."""
+    return (layout.packed + 1) // 2
+
+
+def stored_width(layout: Layout) -> int:
+    """Words of a stored row: the covariance is a scale and codes there."""
+    return layout.width - layout.packed + 1 + code_words(layout)
+
+
+def slots_of_width(rank: int, width: int, *, moving: bool = False, stored: bool = False) -> int:
+    """How many periods a row of `width` numbers, or words where rows are `stored`, has room for; -1 where no
+    layout of this rank is that wide.
+    """
+    bare = Layout(rank, 0, moving)
+    rest = width - (stored_width(bare) if stored else bare.width)
+    return rest // 3 if rest >= 0 and rest % 3 == 0 else -1
+
+
+def user_layout(model: Model) -> Layout:
+    """The layout of the user rows of `model`."""
+    return _layout(model, "user", model.user_width)
+
+
+def item_layout(model: Model) -> Layout:
+    """The layout of the item rows of `model`, once they are read out of the stored ones."""
+    return _layout(model, "item", model.item_width)
+
+
+def _layout(model: Model, prefix: str, width: int) -> Layout:
+    moving = f"{prefix}_drift" in model.parameters
+    slots = slots_of_width(model.rank, width, moving=moving, stored=prefix == "item")
+    return Layout(model.rank, slots, moving)
+
+
+@lru_cache(maxsize=64)
+def triangle(dim: int) -> tuple[Int64s, Int64s, Float64s]:
+    """Row and column of each packed entry, and how often it stands in the full matrix (1 or 2). Do not write
+    to them.
+    """
+    rows, columns = np.tril_indices(dim)
+    multiplicity = np.where(rows == columns, 1.0, 2.0)
+    for array in (rows, columns, multiplicity):
+        array.setflags(write=False)
+    return rows.astype(np.int64), columns.astype(np.int64), multiplicity
+
+
+def pack(matrices: Float64s) -> Float64s:
+    """Symmetric matrices (b, d, d) as packed lower triangles (b, d(d+1)/2)."""
+    dim = matrices.shape[-1]
+    packed: Float64s = matrices.reshape(*matrices.shape[:-2], dim * dim).take(_packed_index(dim), axis=-1)
+    return packed
+
+
+@lru_cache(maxsize=64)
+def _packed_index(dim: int) -> Int64s:
+    rows, columns, _ = triangle(dim)
+    return rows * dim + columns
+
+
+@lru_cache(maxsize=64)
+def _full_index(dim: int) -> Int64s:
+    index = np.zeros((dim, dim), dtype=np.int64)
+    rows, columns, _ = triangle(dim)
+    index[rows, columns] = index[columns, rows] = np.arange(len(rows))
+    return index.ravel()
+
+
+def unpack(packed: FloatTable, dim: int) -> Float64s:
+    """Packed lower triangles (b, d(d+1)/2) as symmetric matrices (b, d, d)."""
+    full = packed.take(_full_index(dim), axis=-1).astype(np.float64, copy=False)
+    return full.reshape(*packed.shape[:-1], dim, dim)
+
+
+def outer(vectors: Float64s) -> Float64s:
+    """Packed outer products (b, d(d+1)/2) of vectors (b, d) with themselves."""
+    dim = vectors.shape[-1]
+    if len(vectors) < _FEW:
+        rows, columns, _ = triangle(dim)
+        return np.asarray(vectors[:, rows] * vectors[:, columns])
+    products = np.empty((len(vectors), dim * (dim + 1) // 2))
+    for row in range(dim):
+        start = row * (row + 1) // 2
+        np.multiply(vectors[:, : row + 1], vectors[:, row, None], out=products[:, start : start + row + 1])
+    return products
+
+
+def period_keys(time: Float64s, period: float) -> Float64s:
+    """The key of the period of each time; NaN where the time is unknown or the period is 0 (no periods)."""
+    if period <= 0:
+        return np.full(np.shape(time), np.nan)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.mod(np.floor(time / period), PERIOD_KEYS))

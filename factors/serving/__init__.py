@@ -1,0 +1,1 @@
+"""Answers from a fitted model: fold-in, scores, rankings, explanations."""

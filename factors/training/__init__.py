@@ -1,0 +1,1 @@
+"""The fit: sweeps, priors, the choice of terms, and calibration."""

@@ -1,0 +1,162 @@
+"""Standard deviations that hold what they promise, learned from ratings held out of the training set.
+
+Invariant: of unseen ratings, about nine in ten lie within 1.6449 standard deviations of what was predicted,
+of users and items with few ratings as well as with many.
+
+Two corrections. `spread` multiplies the variance of the latent rating, noise included, and is what the
+held-out ratings are likeliest under: it corrects for what the posteriors leave out. The standard deviation of
+the rating is then stretched by `exp(c . f)`, with `f` a smooth function of how many ratings both rows have.
+`c` is the quantile regression (Koenker and Bassett, 1978) of `log(|error| / (1.6449 std))` at 0.9, under a
+Gaussian prior (its loss is an asymmetric Laplace likelihood; Yu and Moyeed, 2001): ratings come in steps, so
+that no deviation of a distribution gives such intervals by itself. Rows of few ratings are made from those of
+many, by folding in a random part of a history.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from factors.inference.cold_start import learn_unseen
+from factors.inference.half_step import half_step
+from factors.inference.histories import Compressed, compress_pairs
+from factors.inference.ordinal import rating_levels
+from factors.model.layout import COUNT
+from factors.model.links import rating_distribution, rating_moments
+from factors.model.parameters import STRETCH_TERMS, Parameters, SideName, to_model
+from factors.model.quantized_rows import item_form
+from factors.model.settings import scale_levels
+from factors.model.std_calibration import features_of
+from factors.model.types import Float64s, Int64s
+from factors.serving.scoring import Scorer
+from factors.training.sweep import State
+
+NINETY = 1.6448536269514722
+_SHARE = 0.9
+# With fewer held-out ratings the deviations stay as they are.
+_LEAST_HELD_OUT = 50
+_SPREADS = np.exp(np.linspace(math.log(0.5), math.log(2.5), 17))
+# Prior deviation of the numbers `c`, and smoothing of the quantile's kink, both in units of log deviations.
+_PRIOR = np.array([1.0, 0.2, 0.2, 0.5, 0.5])
+_SMOOTHING = 0.05
+_SHORT = (0, 1, 2, 3, 5, 8, 13, 20, 40)
+_MOST_SHORTENED = 1_500
+# Weight of all of these together, relative to the others.
+_SHORT_WEIGHT = 0.5
+
+
+def calibrate(
+    state: State, users: Compressed, held_out: Int64s, rng: np.random.Generator
+) -> tuple[float, Float64s]:
+    """`spread` and `stretch` for `state`, which has not seen the entries `held_out` of `users`."""
+    parameters = replace(state.parameters, spread=1.0, stretch=np.zeros(STRETCH_TERMS))
+    if len(held_out) < _LEAST_HELD_OUT:
+        return 1.0, parameters.stretch
+    parameters = learn_unseen(parameters, state.user_rows, state.item_rows, state.training.users)
+    items = item_form(parameters).encode(state.item_rows)
+    scorer = Scorer(to_model(parameters), items)
+    user, item = users.row[held_out], users.other[held_out]
+    value, time = users.value[held_out], users.time[held_out]
+    mean, variance, _ = scorer.latent(state.user_rows, user, item, time)
+    parameters = replace(parameters, spread=_best_spread(parameters, value, mean, variance))
+    parts = [(value, mean, variance, state.user_rows[user, COUNT], items[item, COUNT])]
+    for short_users, short_items in ((True, False), (False, True), (True, True)):
+        some = rng.permutation(len(held_out))[:_MOST_SHORTENED]
+        own, own_index = state.user_rows, user[some]
+        others, other_index = items, item[some]
+        if short_users:
+            own = _shortened(parameters, "user", state, user[some], rng)
+            own_index = np.arange(len(some))
+        if short_items:
+            others = item_form(parameters).encode(_shortened(parameters, "item", state, item[some], rng))
+            other_index = np.arange(len(some))
+        scorer = Scorer(to_model(parameters), others)
+        mean, variance, _ = scorer.latent(own, own_index, other_index, time[some])
+        parts.append((value[some], mean, variance, own[own_index, COUNT], others[other_index, COUNT]))
+    value, mean, variance, user_count, item_count = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    rating, std = rating_moments(parameters, mean, variance)
+    ratio = np.abs(value - rating) / (NINETY * std)
+    # What is seen in practice counts most.
+    weight = np.ones(len(ratio))
+    weight[len(held_out) :] = min(1.0, _SHORT_WEIGHT * len(held_out) / (len(ratio) - len(held_out)))
+    features, target = features_of(user_count, item_count), np.log(np.maximum(ratio, 1e-4))
+    stretch = _quantile_regression(features, target, weight)
+    return parameters.spread, stretch
+
+
+def _best_spread(parameters: Parameters, value: Float64s, mean: Float64s, variance: Float64s) -> float:
+    levels = scale_levels(parameters.scale)
+    if levels == 1:
+        return 1.0
+    scores = []
+    for spread in _SPREADS:
+        tried = replace(parameters, spread=float(spread))
+        if levels:
+            level = rating_levels(parameters.scale, value)
+            chance = rating_distribution(tried, mean, variance)[np.arange(len(value)), level]
+            scores.append(float(np.log(np.maximum(chance, 1e-6)).mean()))
+        else:
+            rating, std = rating_moments(tried, mean, variance)
+            scores.append(float((-0.5 * ((value - rating) / std) ** 2 - np.log(std)).mean()))
+    return float(_SPREADS[int(np.argmax(scores))])
+
+
+def _shortened(
+    parameters: Parameters,
+    name: SideName,
+    state: State,
+    rows: Int64s,
+    rng: np.random.Generator,
+) -> Float64s:
+    """Rows (m, width) folded in from a random part of the histories of `rows` (m,), as if they were new."""
+    of_users = name == "user"
+    data = state.training.users if of_users else state.training.items
+    table = state.item_rows if of_users else state.user_rows
+    wanted = np.minimum(rng.choice(_SHORT, len(rows)), data.counts[rows])
+    entry = np.concatenate(
+        [
+            data.indptr[row] + rng.permutation(int(data.counts[row]))[:n]
+            for row, n in zip(rows.tolist(), wanted.tolist(), strict=True)
+        ]
+    ).astype(np.int64)
+    short = compress_pairs(
+        np.repeat(np.arange(len(rows)), wanted),
+        data.other[entry],
+        data.value[entry],
+        data.time[entry],
+        len(rows),
+    )
+    return half_step(parameters, name, table, short, new=np.ones(len(rows), dtype=np.bool_)).rows
+
+
+def _quantile_regression(features: Float64s, target: Float64s, weight: Float64s) -> Float64s:
+    """Numbers `c` (f,) for which `features @ c` is the 0.9 quantile of `target` (n,), entries counting
+    `weight` (n,), by Newton steps.
+    """
+    found = np.zeros(features.shape[1])
+    found[0] = float(np.quantile(target, _SHARE))
+
+    def loss(at: Float64s) -> float:
+        rest = target - features @ at
+        check = _SHARE * rest + _SMOOTHING * np.logaddexp(0.0, -rest / _SMOOTHING)
+        return float(weight @ check) / width + 0.5 * float(np.sum((at / _PRIOR) ** 2))
+
+    rest = target - found[0]
+    width = max(float(np.average(np.where(rest > 0, _SHARE, _SHARE - 1.0) * rest, weights=weight)), 1e-3)
+    for _ in range(50):
+        rest = target - features @ found
+        below = 1.0 / (1.0 + np.exp(np.clip(rest / _SMOOTHING, -500.0, 500.0)))
+        gradient = features.T @ (weight * (below - _SHARE)) / width + found / _PRIOR**2
+        # A floor keeps the steps finite where no rating is near the quantile.
+        curvature = weight * np.maximum(below * (1.0 - below), 0.01) / (_SMOOTHING * width)
+        hessian = (features * curvature[:, None]).T @ features + np.diag(1.0 / _PRIOR**2)
+        step = -np.linalg.solve(hessian, gradient)
+        before, size = loss(found), 1.0
+        while size > 1e-4 and loss(found + size * step) > before:
+            size *= 0.5
+        found = found + size * step
+        if np.abs(size * step).max() < 1e-5:
+            break
+    return found

@@ -1,0 +1,170 @@
+"""The fit: variational ALS sweeps to a posterior of every user and item (Lim and Teh, 2007; Bishop, 2006,
+chapter 10).
+
+Invariant: what `fit` returns is finite, and its user rows are what `fold_in_users` gives with its item rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from factors.errors import FitDiverged, FitRefused
+from factors.inference.backend_numba import compiled_for
+from factors.inference.cold_start import learn_unseen, without_unseen
+from factors.inference.drift import narrowed, widened
+from factors.inference.histories import Compressed, compress_pairs
+from factors.inference.implicit_feedback import is_confidence
+from factors.inference.others import prior_rows
+from factors.model.layout import COUNT
+from factors.model.parameters import from_model, to_model
+from factors.model.quantized_rows import item_form, read_items
+from factors.model.settings import FitSettings
+from factors.model.types import Fitted, Float32s, Histories, Model, Ratings
+from factors.serving.fold_in import fold_in_users
+from factors.training.initialization import FEW_RATINGS, choose_rank, first_state
+from factors.training.model_selection import LEAST_RATINGS, choose, observed_scale
+from factors.training.priors import fitted_prior, prior_model, scale_range
+from factors.training.sweep import State, Terms, Training, in_rating_units
+
+Progress = Callable[[int, dict[str, float]], None]
+# A fit goes on from an earlier one until there are so many times the ratings from which its terms were
+# chosen.
+_DECIDE_AGAIN = 1.5
+# With fewer ratings a sweep costs next to nothing, and a fit goes on until it is more settled.
+_CHEAP_RATINGS, _CHEAP_TOLERANCE = 50_000, 0.2
+# Of few ratings terms are chosen again when there are so many times the ratings: that takes a second.
+_DECIDE_FEW_AGAIN = 1.1
+
+
+def fit(
+    ratings: Ratings,
+    n_users: int,
+    n_items: int,
+    *,
+    settings: FitSettings,
+    rng: np.random.Generator,
+    start: Fitted | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fit `ratings` of `n_users` x `n_items`; users (n_users, w) and items (n_items, w') of the result are
+    float32.
+
+    `start`: an earlier fit, perhaps of fewer users and items, to begin from; it is used where its rank is the
+    same, and changes how long the fit takes. A scale without a step gets that of the ratings, if they keep
+    one. `progress(sweep, metrics)` is called after each sweep; what it raises ends the fit. Raises
+    `FitRefused` where the input cannot be fitted and `FitDiverged` where the result is not finite.
+    """
+    users = prepare(ratings, n_users, n_items, settings)
+    if len(users.value) == 0:
+        model = prior_model(settings)
+        return fitted_prior(model, from_model(model), n_users, n_items)
+    settings = replace(settings, scale=observed_scale(settings.scale, users.value))
+    compiled = compiled_for(len(users.value), settings.threads)
+    training = Training.of(users, n_items, compiled)
+    state, found = _begin(training, settings, rng, start)
+    tolerance = settings.tolerance * (_CHEAP_TOLERANCE if len(users.value) < _CHEAP_RATINGS else 1.0)
+    sweeps, change = 0, 0.0
+    for sweeps in range(1, settings.sweeps + 1):
+        change = state.sweep(settings.block_rows)
+        if progress is not None:
+            progress(sweeps, {"change": change, "noise": state.parameters.noise})
+        if change < tolerance:
+            break
+    return finish(state, found | {"sweeps": float(sweeps), "change": change})
+
+
+def _begin(
+    training: Training, settings: FitSettings, rng: np.random.Generator, start: Fitted | None
+) -> tuple[State, dict[str, float]]:
+    """The state from which to sweep: that of `start`, or one whose terms are chosen, or a plain one for few
+    ratings.
+    """
+    n = len(training.users.value)
+    if start is not None and _continues(start, settings, n):
+        items = read_items(start.model, start.items).astype(np.float64)
+        rows = start.users.astype(np.float64), items
+        known = narrowed(without_unseen(from_model(start.model)))
+        return State.begin(training, known, None, *rows), {}
+    decides = settings.link != "gaussian" or settings.set_effects or settings.periods
+    if n < LEAST_RATINGS or not decides:
+        state = first_state(training, settings, rng)
+        return (state.branch(Terms("ordinal")) if settings.link == "ordinal" else state), {}
+    choice = choose(training, settings, rng)
+    known = replace(choice.state.parameters, decided=float(n))
+    return State.begin(training, known, None, choice.state.user_rows, choice.state.item_rows), choice.metrics
+
+
+def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
+    """Whether a fit may go on from `start`: same scale, rank and link, and its terms chosen from about as
+    many ratings as there are now.
+    """
+    model, few = start.model, n_ratings < FEW_RATINGS
+    same_rank = (few and settings.rank == "auto") or model.rank == choose_rank(settings, n_ratings)
+    again = _DECIDE_FEW_AGAIN if few else _DECIDE_AGAIN
+    return (
+        not is_confidence(model)
+        and model.scale == settings.scale
+        and same_rank
+        and settings.link in ("auto", model.link)
+        and LEAST_RATINGS <= n_ratings < again * from_model(model).decided
+    )
+
+
+def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings) -> Compressed:
+    """The ratings by user, each pair once. Raises `FitRefused` for what cannot be fitted."""
+    user, item = np.asarray(ratings.user_row), np.asarray(ratings.item_row)
+    value, time = np.asarray(ratings.value, dtype=np.float64), np.asarray(ratings.time, dtype=np.float64)
+    if n_users < 0 or n_items < 0:
+        raise FitRefused("numbers of users and items cannot be below 0")
+    if not (user.ndim == 1 and user.shape == item.shape == value.shape == time.shape):
+        raise FitRefused("user rows, item rows, values and times must be vectors of one length")
+    for name, rows, size in (("user", user, n_users), ("item", item, n_items)):
+        if len(rows) and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= size):
+            raise FitRefused(f"a {name} row is outside the table of {size} rows")
+    # A NaN rating takes a pair back, here as in histories.
+    known = value[~np.isnan(value)]
+    slack = 1e-9 * scale_range(settings.scale)
+    if len(known) and (known.min() < settings.scale.low - slack or known.max() > settings.scale.high + slack):
+        raise FitRefused(
+            f"ratings from {known.min():g} to {known.max():g} are outside the scale "
+            f"from {settings.scale.low:g} to {settings.scale.high:g}"
+        )
+    return compress_pairs(user, item, value, time, n_users)
+
+
+def ratings_histories(users: Compressed) -> Histories:
+    """The ratings by user as histories to fold in."""
+    return Histories(users.indptr, users.other.astype(np.int32), users.value, users.time)
+
+
+def _folded_in(model: Model, items: Float32s, training: Training) -> Float32s:
+    """What `fold_in_users` gives, by compiled loops where there are any."""
+    if training.compiled is None:
+        return fold_in_users(model, items, ratings_histories(training.users))
+    table = read_items(model, items)
+    step = training.compiled.half_step(from_model(model), "user", table, training.users)
+    return step.rows.astype(np.float32)
+
+
+def finish(state: State, metrics: dict[str, float]) -> Fitted:
+    """The tables as they are published: items as they are stored, users folded in with exactly these. Raises
+    `FitDiverged`.
+    """
+    parameters, item_rows = in_rating_units(state.parameters, state.item_rows, of_users=False)
+    user_rows = in_rating_units(state.parameters, state.user_rows, of_users=True)[1]
+    parameters = learn_unseen(widened(parameters), user_rows, item_rows, state.training.users)
+    model = to_model(parameters)
+    form = item_form(parameters)
+    items = form.encode(item_rows)
+    items[item_rows[:, COUNT] == 0] = form.encode(prior_rows(parameters.items, 1))
+    if not (form.all_finite(items) and all(np.isfinite(array).all() for array in model.parameters.values())):
+        raise FitDiverged("the fit gave item rows or priors that are not finite")
+    users = _folded_in(model, items, state.training)
+    effect = parameters.users.layout.set_effect
+    users[:, effect] = user_rows[:, effect]
+    bare = users[:, COUNT] == 0
+    users[bare] = prior_rows(parameters.users, int(bare.sum()))
+    if not np.isfinite(users).all():
+        raise FitDiverged("the fit gave user rows that are not finite")
+    return Fitted(model, users, items, metrics)

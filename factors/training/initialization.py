@@ -1,0 +1,115 @@
+"""Where a fit of unknown terms begins: a Gaussian state without any. Of few ratings, the best of several.
+
+Invariant: starts are compared by the evidence of all ratings, so that none is lost to the comparison.
+
+Of few ratings, a prior that is learned from the first sweep on gives up dimensions that were about to be
+found, and spare dimensions hide the few that are there. So priors are held until the rows have settled, and
+each rank has a turn. The evidence is the variational bound (Bishop, 2006, equation 10.3; Lim and Teh, 2007):
+a dimension that explains less than its rows cost lowers it. (Worlds of 100 x 300, four at each of 1,000,
+1,500, 2,000 and 3,000 ratings known: the error of the start with the highest bound is at most 6 % above the
+lowest of 25 starts in 15 of 16, and 23 % in one.)
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from factors.model.layout import COUNT, unpack
+from factors.model.parameters import Parameters, Side
+from factors.model.settings import FitSettings
+from factors.model.types import Float64s
+from factors.training.priors import start_parameters, start_variance
+from factors.training.sweep import State, Training
+
+# With fewer ratings several starts cost little (all of them a second).
+FEW_RATINGS = 5_000
+# Unneeded dimensions are pruned by their prior; a large set of ratings carries more.
+_RANK, _RANK_OF_MANY, _MANY = 8, 16, 1_000_000
+_RANKS_OF_FEW = (1, 2, 3, 4, 6, 8)
+# Sweeps with priors as they are, and those after them.
+_HELD_SWEEPS, _FREE_SWEEPS = 20, 20
+_FLAT_SWEEPS = 10
+_SETTLED = 1e-4
+
+
+def choose_rank(settings: FitSettings, n_ratings: int) -> int:
+    """The largest rank that `settings` ask for."""
+    if settings.rank != "auto":
+        return settings.rank
+    return _RANK_OF_MANY if n_ratings >= _MANY else _RANK
+
+
+def _parameters(training: Training, settings: FitSettings, rank: int) -> Parameters:
+    value = training.users.value
+    return start_parameters(settings.scale, rank, float(value.mean()), start_variance(settings.scale, value))
+
+
+def first_state(
+    training: Training, settings: FitSettings, rng: np.random.Generator, rank: int | None = None
+) -> State:
+    """A Gaussian state without further terms, from random directions; of the rank that `settings` ask for
+    unless `rank` is given.
+    """
+    rank = rank or choose_rank(settings, len(training.users.value))
+    return State.begin(training, _parameters(training, settings, rank), rng)
+
+
+def flat_state(training: Training, settings: FitSettings, rank: int | None = None) -> State:
+    """A Gaussian state whose latent dimensions are as good as absent, so that biases are all it learns: their
+    prior is a millionth of the usual one, from where it does not grow.
+    """
+    rank = rank or choose_rank(settings, len(training.users.value))
+    parameters = _parameters(training, settings, rank)
+    # The biases take over what the latent dimensions were to explain.
+    shrink = np.append(np.full(rank, 1e-3), math.sqrt(2.0))
+    covariance = parameters.users.covariance * np.outer(shrink, shrink)
+    precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+    side = replace(parameters.users, covariance=covariance, precision=precision)
+    return State.begin(training, replace(parameters, users=side, items=side), None)
+
+
+def best_start(training: Training, settings: FitSettings, rng: np.random.Generator) -> State:
+    """Of few ratings, the swept state of the highest evidence: biases alone, or one of several ranks."""
+    most = choose_rank(settings, len(training.users.value))
+    ranks = (most,) if settings.rank != "auto" else tuple(rank for rank in _RANKS_OF_FEW if rank <= most)
+    best = flat_state(training, settings, None if settings.rank != "auto" else 1)
+    _sweep(best, settings, _FLAT_SWEEPS, held=0)
+    highest = evidence(best)
+    for rank in ranks:
+        state = first_state(training, settings, rng, rank)
+        _sweep(state, settings, _HELD_SWEEPS + _FREE_SWEEPS, held=_HELD_SWEEPS)
+        found = evidence(state)
+        if found > highest:
+            best, highest = state, found
+    return best
+
+
+def _sweep(state: State, settings: FitSettings, sweeps: int, *, held: int) -> None:
+    for sweep in range(min(sweeps, settings.sweeps)):
+        change = state.sweep(settings.block_rows, priors=sweep >= held)
+        if sweep > held and change < _SETTLED:
+            break
+
+
+def evidence(state: State) -> float:
+    """The variational bound, in nats, of the ratings of a swept Gaussian state without further terms; -inf
+    where it is not finite.
+    """
+    parameters, n = state.parameters, len(state.training.users.value)
+    # The noise is the mean of the expected squares, its pseudo-rating included.
+    fitted = -0.5 * (n + 1.0) * (math.log(2.0 * math.pi * parameters.noise) + 1.0)
+    bound = fitted - _divergence(parameters.users, state.user_rows)
+    bound -= _divergence(parameters.items, state.item_rows)
+    return bound if math.isfinite(bound) else -math.inf
+
+
+def _divergence(side: Side, rows: Float64s) -> float:
+    """Of the posteriors of all rows (n, width) with ratings from their prior, in nats (Kullback-Leibler)."""
+    layout = side.layout
+    rated = rows[rows[:, COUNT] > 0]
+    covariance = unpack(rated[:, layout.covariance], layout.dim)
+    deviation = rated[:, layout.mean] - side.mean
+    second = covariance.sum(axis=0) + deviation.T @ deviation
+    volume = np.linalg.slogdet(covariance)[1].sum() + len(rated) * np.linalg.slogdet(side.precision)[1]
+    return float(0.5 * (np.sum(side.precision * second) - volume - len(rated) * layout.dim))

@@ -1,0 +1,91 @@
+"""Priors: where a fit starts, what it learns from the posteriors (empirical Bayes), and a model of no data at
+all.
+
+Invariant: a covariance is always positive definite, however few rows there are to learn it from.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from factors.inference.others import prior_rows
+from factors.model.layout import COUNT, Layout, unpack
+from factors.model.parameters import Parameters, Side, to_model
+from factors.model.quantized_rows import item_form
+from factors.model.settings import FitSettings
+from factors.model.types import Fitted, Float64s, Model, Scale
+
+# A model of no data has no use for latent dimensions, but its rows need a layout.
+_RANK_WITHOUT_DATA = 1
+
+
+def scale_range(scale: Scale) -> float:
+    """The range of the scale, 1 where it has a single value: the unit of every default."""
+    return (scale.high - scale.low) or 1.0
+
+
+def uniform_variance(scale: Scale) -> float:
+    """The variance of a uniform rating: as broad as ratings on this scale can be without being two camps."""
+    return (scale.high - scale.low) ** 2 / 12.0
+
+
+def start_variance(scale: Scale, value: Float64s) -> float:
+    """The variance of these ratings (n,), n > 0, and two pseudo-ratings: a few that agree prove little."""
+    return float((len(value) * value.var() + 2.0 * uniform_variance(scale)) / (len(value) + 2.0))
+
+
+def start_parameters(scale: Scale, rank: int, mean: float, variance: float) -> Parameters:
+    """Gaussian priors for ratings of this `mean` and `variance`: a half of it noise, a quarter biases, a
+    quarter latent.
+    """
+    floor = (1e-3 * scale_range(scale)) ** 2
+    variance = max(variance, floor)
+    layout = Layout(rank, 0)
+    latent = math.sqrt(0.25 * variance / rank)
+    covariance = np.diag(np.append(np.full(rank, latent), 0.125 * variance))
+    side = Side(layout, np.zeros(rank + 1), covariance, np.linalg.inv(covariance))
+    return Parameters("gaussian", scale, mean, 0.5 * variance, side, side)
+
+
+def prior_model(settings: FitSettings) -> Model:
+    """A model for no data: middle of the scale, broad priors, so that folding in learns biases from the first
+    rating.
+    """
+    scale = settings.scale
+    rank = _RANK_WITHOUT_DATA if settings.rank == "auto" else settings.rank
+    return to_model(start_parameters(scale, rank, 0.5 * (scale.low + scale.high), uniform_variance(scale)))
+
+
+def fitted_prior(model: Model, parameters: Parameters, n_users: int, n_items: int) -> Fitted:
+    """`Fitted` of `model` in which every row is the prior."""
+    return Fitted(
+        model,
+        prior_rows(parameters.users, n_users).astype(np.float32),
+        np.repeat(item_form(parameters).encode(prior_rows(parameters.items, 1)), n_items, axis=0),
+    )
+
+
+def learn_side(side: Side, rows: Float64s, offsets: Float64s | float = 0.0) -> Side:
+    """`side` with the prior mean and covariance that its posterior `rows` (n, width) speak for.
+
+    Rows without ratings say nothing. The old covariance counts as a tenth of d + 1 further rows (an
+    inverse Wishart prior), so that few rows move it little. `offsets` (n, d): prior mean of each row beyond
+    the side's mean.
+    """
+    layout = side.layout
+    rated = rows[:, COUNT] > 0
+    n = int(rated.sum())
+    if n == 0:
+        return side
+    deviation = rows[:, layout.mean] - offsets
+    mean = (deviation[rated].sum(axis=0) + side.mean) / (n + 1.0)
+    deviation = deviation[rated] - mean
+    scatter = (
+        deviation.T @ deviation + unpack(rows[rated][:, layout.covariance].sum(axis=0)[None], layout.dim)[0]
+    )
+    strength = 0.1 * (layout.dim + 1.0)
+    covariance = (scatter + strength * side.covariance) / (n + strength)
+    covariance = 0.5 * (covariance + covariance.T)
+    covariance += 1e-9 * np.trace(covariance) / layout.dim * np.eye(layout.dim)
+    return replace(side, mean=mean, covariance=covariance, precision=np.linalg.inv(covariance))

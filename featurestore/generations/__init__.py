@@ -1,0 +1,1 @@
+"""Generations: which there are, which is live, writing one, following the live one."""

@@ -1,0 +1,320 @@
+"""The generations of a namespace: which there are, which is live, reading one, removing old ones.
+
+Invariant: what is live is never removed, and removal goes in small steps that whoever comes next can take up
+again.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from factors.model.types import Float32s, Int32s
+from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
+from featurestore.generations.manifest import (
+    Deltas,
+    GenerationDraft,
+    GenerationMeta,
+    GenerationSummary,
+    Pointer,
+    Worker,
+    decode_beat,
+    decode_deltas,
+    decode_meta,
+    decode_summary,
+    latest,
+    read_pointer,
+)
+from featurestore.generations.writer import CHUNKS_AT_ONCE, GenerationWriter, flipped
+from featurestore.keys import Keys
+from featurestore.leases import Lease
+from featurestore.wire.chunk_reader import read_chunks
+from featurestore.wire.connection import Connection
+from featurestore.wire.functions import call, command, commands
+
+__all__ = [
+    "Deltas",
+    "GenerationDraft",
+    "GenerationMeta",
+    "GenerationSummary",
+    "GenerationWriter",
+    "Generations",
+    "Pointer",
+    "Worker",
+]
+
+KEYS_AT_ONCE = 64
+SCAN_COUNT = b"500"
+DELTAS_AT_ONCE = 256
+ROWS_PER_DELTA = 2_000
+# So many pushes are merged into one: a loading service reads at most this many, and the stream stays small.
+DELTAS_MERGED = 512
+BEAT_FRESH_S = 2.0
+BEAT_KEPT_S = 3_600.0
+POLL_S = 0.05
+
+Summaries = list[GenerationSummary]
+Workers = list[Worker]
+
+
+class Generations:
+    """Reads and changes the generations. Every method may raise `StoreUnavailable` and may be repeated."""
+
+    def __init__(self, keys: Keys, connection: Connection) -> None:
+        self._keys = keys
+        self._connection = connection
+
+    async def live(self) -> Pointer:
+        """What is live now."""
+        return read_pointer(await command(self._connection, b"HGETALL", self._keys.live))
+
+    async def list(self) -> Summaries:
+        """All generations, oldest first, whole or not. Raises `GenerationBroken`."""
+        flat = await command(self._connection, b"HGETALL", self._keys.generations)
+        return sorted(map(decode_summary, flat[1::2]), key=lambda summary: summary.generation)
+
+    async def meta(self, epoch: int, generation: int) -> GenerationMeta:
+        """What a finished generation is. Raises `GenerationUnknown`, `GenerationBroken`."""
+        text = await command(self._connection, b"GET", self._keys.meta(epoch, generation))
+        if text is None:
+            raise GenerationUnknown(generation)
+        return decode_meta(text)
+
+    async def begin(
+        self, lease: Lease, epoch: int, draft: GenerationDraft, *, pause_s: float = 0.0
+    ) -> GenerationWriter:
+        """Begin to write a generation, after removing whatever is neither live nor the one to roll back to.
+
+        `pause_s`: between the small steps of writing, for a store that has little room. Raises `LeaseLost`.
+        """
+        reply = await call(self._connection, "allot_generation", [self._keys.live], [b"%d" % lease.fence])
+        if reply[0] != b"OK":
+            raise LeaseLost("another trainer leads")
+        kept = await self.prune(pause_s)
+        writer = GenerationWriter(
+            self._keys,
+            self._connection,
+            lease=lease,
+            number=int(reply[1]),
+            epoch=epoch,
+            draft=draft,
+            kept=kept,
+            remove=self.remove,
+            pause_s=pause_s,
+        )
+        await writer.register()
+        return writer
+
+    async def prune(self, pause_s: float = 0.0) -> set[int]:
+        """Remove whatever is neither live nor the one to roll back to; returns the numbers that stay."""
+        pointer = await self.live()
+        kept = {pointer.generation, pointer.previous} - {0}
+        for summary in await self.list():
+            if summary.generation not in kept:
+                await self.remove(summary.epoch, summary.generation, pause_s)
+        return kept
+
+    async def activate(self, generation: int, *, hold: bool) -> None:
+        """Make a whole generation of the live epoch the live one. `hold`: automatic refits then do not go
+        live.
+
+        Raises `GenerationUnknown`.
+        """
+        args = [b"%d" % generation, b"", b"0", b"1" if hold else b"0"]
+        reply = await call(self._connection, "flip", [self._keys.live, self._keys.generations], args)
+        flipped(reply, generation)
+
+    def load_items(self, meta: GenerationMeta) -> AsyncIterator[bytes | memoryview]:
+        """The bytes of the item table, piece by piece. Raises `GenerationBroken` where a chunk has gone."""
+        epoch, number = meta.summary.epoch, meta.summary.generation
+        step = meta.rows_per_chunk
+        rows = [min(step, meta.item_rows - start) for start in range(0, meta.item_rows, step)]
+        sizes = [4 * count * meta.model.item_width for count in rows]
+        return read_chunks(self._connection, lambda chunk: self._keys.chunk(epoch, number, chunk), sizes)
+
+    async def load_index(self, meta: GenerationMeta) -> bytes:
+        """The bytes of the index of the items; empty where there is none. Raises `GenerationBroken`."""
+        epoch, number = meta.summary.epoch, meta.summary.generation
+        pieces: list[bytes] = []
+        for first in range(0, meta.summary.index_chunks, CHUNKS_AT_ONCE):
+            chunks = range(first, min(first + CHUNKS_AT_ONCE, meta.summary.index_chunks))
+            names = [(b"GET", self._keys.index_chunk(epoch, number, chunk)) for chunk in chunks]
+            pieces += [data or b"" for data in await commands(self._connection, names)]
+        index = b"".join(pieces)
+        if len(index) != meta.index_bytes or crc32(index) != meta.index_crc32:
+            raise GenerationBroken(f"the index of generation {number} is not what was written")
+        return index
+
+    async def push_delta(self, epoch: int, generation: int, rows: Int32s, vectors: Float32s) -> None:
+        """Hand item rows (m,) with their vectors (m, item_width) to the services.
+
+        Raises `GenerationUnknown`.
+        """
+        name = self._keys.deltas(epoch, generation)
+        rows, vectors = np.asarray(rows, dtype="<i4"), np.asarray(vectors, dtype="<f4")
+        for start in range(0, len(rows), ROWS_PER_DELTA):
+            stop = start + ROWS_PER_DELTA
+            added, length = await commands(
+                self._connection,
+                [
+                    (
+                        b"XADD",
+                        name,
+                        b"NOMKSTREAM",
+                        b"*",
+                        b"r",
+                        rows[start:stop].tobytes(),
+                        b"v",
+                        vectors[start:stop].tobytes(),
+                    ),
+                    (b"XLEN", name),
+                ],
+            )
+            if added is None:
+                raise GenerationUnknown(generation)
+            if length > DELTAS_MERGED:
+                await self._merge_deltas(name, vectors.shape[1])
+
+    async def read_deltas(self, meta: GenerationMeta, after: str = "0") -> Deltas:
+        """All deltas after a stream id. Raises `GenerationBroken`."""
+        name = self._keys.deltas(meta.summary.epoch, meta.summary.generation)
+        return decode_deltas(await self._delta_entries(name, after), meta.model.item_width, after)
+
+    async def workers(self) -> Workers:
+        """The service processes that have beaten within the last hour; older ones are dropped."""
+        (seconds, microseconds), flat = await commands(
+            self._connection, [(b"TIME",), (b"HGETALL", self._keys.workers)]
+        )
+        now = int(seconds) + int(microseconds) / 1e6
+        found: Workers = []
+        dead: list[bytes] = []
+        for worker_id, text in zip(flat[::2], flat[1::2], strict=True):
+            worker = decode_beat(worker_id, text, now)
+            if worker is None or worker.age_s > BEAT_KEPT_S:
+                dead.append(worker_id)
+            else:
+                found.append(worker)
+        if dead:
+            await command(self._connection, b"HDEL", self._keys.workers, *dead)
+        return found
+
+    async def wait_served(self, epoch: int, generation: int, timeout_s: float) -> bool:
+        """Whether every worker that beat in the last 2 s serves this generation, or what is live by then.
+
+        Waits up to `timeout_s` for it.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        while True:
+            pointer = await self.live()
+            good = {(epoch, generation), (pointer.epoch, pointer.generation)}
+            workers = [worker for worker in await self.workers() if worker.age_s < BEAT_FRESH_S]
+            if all((worker.epoch, worker.generation) in good for worker in workers):
+                return True
+            if loop.time() >= end:
+                return False
+            await asyncio.sleep(POLL_S)
+
+    async def remove(self, epoch: int, generation: int, pause_s: float = 0.0) -> None:
+        """Remove a generation in small steps; the records go with the next ones written.
+
+        Raises `StoreError` if live.
+        """
+        names = [self._keys.live, self._keys.generations]
+        reply = await call(self._connection, "retire_generation", names, [b"%d" % generation])
+        if reply[0] == b"LIVE":
+            raise StoreError(f"generation {generation} is live and is not removed")
+        if reply[0] == b"GONE":
+            return
+        summary = decode_summary(reply[1])
+        chunks = [self._keys.chunk(epoch, generation, chunk) for chunk in range(summary.chunks)]
+        chunks += [self._keys.index_chunk(epoch, generation, chunk) for chunk in range(summary.index_chunks)]
+        for first in range(0, len(chunks), KEYS_AT_ONCE):
+            some = chunks[first : first + KEYS_AT_ONCE]
+            await commands(self._connection, [(b"UNLINK", chunk) for chunk in some])
+            await asyncio.sleep(pause_s)
+        # The entry goes last: as long as it is there, whoever comes next can finish this.
+        await commands(
+            self._connection,
+            [
+                (b"UNLINK", self._keys.meta(epoch, generation)),
+                (b"UNLINK", self._keys.deltas(epoch, generation)),
+                (b"HDEL", self._keys.generations, b"%d" % generation),
+            ],
+        )
+
+    async def remove_epoch(self, epoch: int, pause_s: float = 0.0) -> None:
+        """Remove all that belongs to an epoch, in small steps.
+
+        Raises `StoreError` if it is live or being prepared.
+        """
+        live, pending, abandoned = await command(
+            self._connection, b"HMGET", self._keys.live, b"epoch", b"pending", b"abandoned"
+        )
+        name = b"%d" % epoch
+        if name == live or (name == pending and name != abandoned):
+            raise StoreError(f"epoch {epoch} is in use and is not removed")
+        for summary in await self.list():
+            if summary.epoch == epoch:
+                await self.remove(epoch, summary.generation, pause_s)
+        # The registry first: without it no late caller can add to what is going.
+        await commands(
+            self._connection, [(b"UNLINK", self._keys.items(epoch)), (b"UNLINK", self._keys.order(epoch))]
+        )
+        cursor = b"0"
+        while True:
+            cursor, found = await command(
+                self._connection,
+                b"SCAN",
+                cursor,
+                b"MATCH",
+                self._keys.epoch_pattern(epoch),
+                b"COUNT",
+                SCAN_COUNT,
+            )
+            for start in range(0, len(found), KEYS_AT_ONCE):
+                some = found[start : start + KEYS_AT_ONCE]
+                await commands(self._connection, [(b"UNLINK", key) for key in some])
+                await asyncio.sleep(pause_s)
+            if cursor == b"0":
+                break
+        await command(self._connection, b"SREM", self._keys.stored, name)
+
+    async def remove_leftovers(self, pause_s: float = 0.0) -> None:
+        """Remove every epoch that is neither live nor being prepared, as a crash may have left them."""
+        stored = await command(self._connection, b"SMEMBERS", self._keys.stored)
+        for epoch in sorted(map(int, stored)):
+            pointer = await self.live()
+            if epoch not in {pointer.epoch, pointer.pending}:
+                await self.remove_epoch(epoch, pause_s)
+
+    async def _delta_entries(self, name: bytes, after: str) -> Any:
+        entries: Any = []
+        start = after.encode()
+        while True:
+            some = await command(
+                self._connection, b"XRANGE", name, b"(" + start, b"+", b"COUNT", b"%d" % DELTAS_AT_ONCE
+            )
+            entries += some
+            if len(some) < DELTAS_AT_ONCE:
+                return entries
+            start = some[-1][0]
+
+    async def _merge_deltas(self, name: bytes, width: int) -> None:
+        """Put the latest of all rows at the end of the stream, then drop what was before.
+
+        A reader between the two steps gets the same vectors twice, which changes nothing.
+        """
+        merged = latest(decode_deltas(await self._delta_entries(name, "0"), width, "0"))
+        first: bytes | None = None
+        for start in range(0, len(merged.rows), ROWS_PER_DELTA):
+            stop = start + ROWS_PER_DELTA
+            rows, vectors = merged.rows[start:stop].tobytes(), merged.vectors[start:stop].tobytes()
+            added = await command(
+                self._connection, b"XADD", name, b"NOMKSTREAM", b"*", b"r", rows, b"v", vectors
+            )
+            first = first or added
+        if first is not None:
+            await command(self._connection, b"XTRIM", name, b"MINID", b"=", first)

@@ -1,0 +1,327 @@
+"""The live generation in a service process. Invariant: whoever takes `Follower.live` once has one generation,
+whole, for as long as it wants.
+
+One pipeline a tenth of a second asks for the pointer, item rows folded in since the fit, items that others
+registered, and tells that this worker is alive. A new generation is loaded and checked beside the one that
+serves, then one reference is swapped. While the store is away the old one goes on serving.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from factors import ModelUnreadable, Ranker, Scorer, index_from_bytes, prior_item
+from factors.model.types import Float32s, Model
+from featurestore.errors import StoreError
+from featurestore.generations.item_table_file import TableCache
+from featurestore.generations.manifest import (
+    Beat,
+    Deltas,
+    GenerationMeta,
+    Kept,
+    Pointer,
+    decode_deltas,
+    latest,
+    read_pointer,
+)
+from featurestore.wire.connection import ReplyError, encode
+
+if TYPE_CHECKING:
+    from featurestore.store import Store
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 0.5
+# Half a millisecond of this event loop each; what is left comes with the next poll, at once.
+DELTAS_AT_ONCE = 64
+ITEMS_AT_ONCE = 2_000
+# Above these, following the table is work for a thread.
+INLINE_ROWS = 200
+INLINE_TABLE_ROWS = 20_000
+RETRY_LOAD_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveGeneration:
+    """A generation that can be asked. `items` float32 (n_items, item_width), rows as they are stored.
+
+    `items` and `ranker` follow the deltas in place; the model and the users' records stay those of the fit.
+    """
+
+    epoch: int
+    generation: int
+    model: Model
+    items: Float32s
+    n_items: int
+    scorer: Scorer
+    ranker: Ranker
+    meta: GenerationMeta
+
+
+class Follower:
+    """Keeps `live` up to date from a `Store`; `pointer` is what was polled last.
+
+    Counters for metrics: `loads_total`, `failures_total`; `polled_at` is `time.monotonic` of the last good
+    poll.
+    """
+
+    def __init__(self, store: "Store", cache_dir: Path, worker_id: str, poll_s: float = 0.1) -> None:
+        """Raises `StoreRefused` where `cache_dir` cannot be written."""
+        self._store = store
+        self._keys = store.keys
+        self._connection = store.hot or store.bulk
+        self._cache = TableCache(cache_dir, store.settings.namespace)
+        self._worker_id = worker_id.encode()
+        self._poll_s = poll_s
+        self.live: LiveGeneration | None = None
+        self.pointer: Pointer | None = None
+        self.loads_total = 0
+        self.failures_total = 0
+        self.polled_at = self.asked_at = float("-inf")
+        self._after = "0"
+        # The table that the items of `live` are the first rows of.
+        self._room: Float32s | None = None
+        self._numbers: frozenset[int] = frozenset()
+        self._clock_offset = 0.0
+        self._beaten_at = float("-inf")
+        self._beaten: tuple[int, int] | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._load_at = float("-inf")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Follow until `stop` is set. Errors of the store are logged and tried again."""
+        failing = False
+        try:
+            while not stop.is_set():
+                try:
+                    more = await self._poll()
+                    failing = False
+                except StoreError as exc:
+                    more = False
+                    self.failures_total += 1
+                    if not failing:
+                        log.warning("polling the store failed", extra={"why": str(exc)})
+                    failing = True
+                if not more:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), self._poll_s)
+        finally:
+            if self._loading is not None:
+                self._loading.cancel()
+                await asyncio.gather(self._loading, return_exceptions=True)
+        await self._say_goodbye()
+
+    async def wait_for(self, epoch: int, generation: int, timeout_s: float) -> bool:
+        """Whether this worker, and every other that beat in the last 2 s, serves it or what is live by then.
+
+        Waits up to `timeout_s` for it.
+        """
+        start = time.monotonic()
+        end = start + timeout_s
+        while not self._serves(epoch, generation, start):
+            if time.monotonic() >= end:
+                return False
+            await asyncio.sleep(self._poll_s / 4)
+        left = max(0.0, end - time.monotonic())
+        return await self._store.generations.wait_served(epoch, generation, left)
+
+    def _serves(self, epoch: int, generation: int, since: float) -> bool:
+        """Whether this worker serves it, or what a poll after `since` found live: something came after it."""
+        live, pointer = self.live, self.pointer
+        if live is None or pointer is None:
+            return False
+        here = (live.epoch, live.generation)
+        if here == (epoch, generation):
+            return True
+        return self.asked_at > since and here == (pointer.epoch, pointer.generation)
+
+    async def _poll(self) -> bool:
+        """One round; whether there is more to be read at once."""
+        live = self.live
+        commands = [
+            encode(b"TIME"),
+            encode(b"HGETALL", self._keys.live),
+            encode(b"HKEYS", self._keys.generations),
+        ]
+        items = None
+        if live is not None:
+            items = self._store.items(live.epoch)
+            known = len(items)
+            deltas = self._keys.deltas(live.epoch, live.generation)
+            after = b"(" + self._after.encode()
+            commands += [
+                encode(b"XRANGE", deltas, after, b"+", b"COUNT", b"%d" % DELTAS_AT_ONCE),
+                encode(
+                    b"LRANGE",
+                    self._keys.order(live.epoch),
+                    b"%d" % known,
+                    b"%d" % (known + ITEMS_AT_ONCE - 1),
+                ),
+            ]
+        beat = self._beat(live)
+        if beat is not None:
+            commands.append(beat)
+        asked_at = time.monotonic()
+        replies = await self._connection.execute(b"".join(commands), len(commands))
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise self._connection.failure(reply)
+        now = time.monotonic()
+        self._clock_offset = int(replies[0][0]) + int(replies[0][1]) / 1e6 - now
+        self.pointer = pointer = read_pointer(replies[1])
+        self._numbers = frozenset(map(int, replies[2]))
+        self._store.users.kept = Kept.of(self._numbers)
+        self.polled_at, self.asked_at = now, asked_at
+        more = False
+        if live is not None and items is not None and live is self.live:
+            entries, ids = replies[3], replies[4]
+            items.take(known, ids)
+            if entries:
+                await self._apply(live, decode_deltas(entries, live.model.item_width, self._after))
+            more = len(entries) == DELTAS_AT_ONCE or len(ids) == ITEMS_AT_ONCE
+        self._follow(pointer)
+        return more
+
+    def _follow(self, pointer: Pointer) -> None:
+        """Load the generation that the pointer names, unless it is here or being loaded."""
+        live = self.live
+        if pointer.generation == 0 or (self._loading is not None and not self._loading.done()):
+            return
+        if live is not None and (live.epoch, live.generation) == (pointer.epoch, pointer.generation):
+            return
+        if time.monotonic() - self._load_at < RETRY_LOAD_S:
+            return
+        name = f"load-generation-{pointer.generation}"
+        self._loading = asyncio.create_task(self._load(pointer), name=name)
+
+    async def _load(self, pointer: Pointer) -> None:
+        try:
+            await self._load_generation(pointer.epoch, pointer.generation)
+            self._load_at = float("-inf")
+        except StoreError as exc:
+            # Keep the one that serves; the next poll tries again, or finds that the pointer has moved on.
+            self._load_at = time.monotonic()
+            self.failures_total += 1
+            log.warning(
+                "loading a generation failed", extra={"generation": pointer.generation, "why": str(exc)}
+            )
+
+    async def _load_generation(self, epoch: int, generation: int) -> None:
+        generations = self._store.generations
+        meta = await generations.meta(epoch, generation)
+        table = await self._cache.table(meta, generations.load_items)
+        deltas = latest(await generations.read_deltas(meta))
+        await self._store.items(epoch).refresh()
+        n_items = max(meta.item_rows, int(deltas.rows.max(initial=-1)) + 1)
+        index = await generations.load_index(meta)
+        room = await asyncio.to_thread(_with_rows, meta.model, table, meta.item_rows, deltas)
+        items = room[:n_items]
+        scorer, ranker = await asyncio.to_thread(_prepare, meta, items, index)
+        if self.live is None and not await self._announce(epoch, generation):
+            return
+        self.live = LiveGeneration(
+            epoch=epoch,
+            generation=generation,
+            model=meta.model,
+            items=items,
+            n_items=n_items,
+            scorer=scorer,
+            ranker=ranker,
+            meta=meta,
+        )
+        self._after, self._room = deltas.after, room
+        self.loads_total += 1
+        log.info("generation live", extra={"epoch": epoch, "generation": generation, "items": n_items})
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._cache.remove_unused, self._numbers, generation)
+
+    async def _announce(self, epoch: int, generation: int) -> bool:
+        """Tell what this worker is about to serve, and whether that is still the live generation.
+
+        Told first, asked second: who switches epochs either sees this worker and waits for it, or had
+        switched before.
+        """
+        beat = self._encode_beat(epoch, generation)
+        told, pointer = await self._connection.execute(beat + encode(b"HGETALL", self._keys.live), 2)
+        for reply in (told, pointer):
+            if isinstance(reply, ReplyError):
+                raise self._connection.failure(reply)
+        self.pointer = read_pointer(pointer)
+        return (self.pointer.epoch, self.pointer.generation) == (epoch, generation)
+
+    async def _apply(self, live: LiveGeneration, deltas: Deltas) -> None:
+        news = latest(deltas)
+        n_items = max(live.n_items, int(news.rows.max(initial=-1)) + 1)
+        room = live.items if self._room is None else self._room
+        if len(news.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS:
+            room, scorer = await asyncio.to_thread(_update, live, room, news, n_items)
+        else:
+            room, scorer = _update(live, room, news, n_items)
+        # A load that ended meanwhile has read these deltas, or does not need them.
+        if self.live is live:
+            self._after, self._room = deltas.after, room
+            self.live = replace(live, items=scorer.items, scorer=scorer, n_items=n_items)
+
+    def _beat(self, live: LiveGeneration | None) -> bytes | None:
+        now = time.monotonic()
+        if live is None:
+            return None
+        serves = (live.epoch, live.generation)
+        if serves == self._beaten and now - self._beaten_at < BEAT_S:
+            return None
+        self._beaten, self._beaten_at = serves, now
+        return self._encode_beat(*serves)
+
+    def _encode_beat(self, epoch: int, generation: int) -> bytes:
+        at = time.monotonic() + self._clock_offset
+        beat = Beat(epoch=epoch, generation=generation, at=at, pid=os.getpid())
+        return encode(b"HSET", self._keys.workers, self._worker_id, msgspec.json.encode(beat))
+
+    async def _say_goodbye(self) -> None:
+        with contextlib.suppress(StoreError):
+            await self._connection.execute(encode(b"HDEL", self._keys.workers, self._worker_id), 1)
+
+
+def _prepare(meta: GenerationMeta, items: Float32s, index_bytes: bytes) -> tuple[Scorer, Ranker]:
+    model = meta.model
+    index = None
+    if index_bytes:
+        try:
+            index = index_from_bytes(index_bytes, model, meta.item_rows)
+        except ModelUnreadable as exc:
+            # Without it the answers are exact, and later.
+            log.warning("the index of a generation cannot be used", extra={"why": str(exc)})
+    return Scorer(model, items), Ranker(model, items, index)
+
+
+def _update(live: LiveGeneration, room: Float32s, news: Deltas, n_items: int) -> tuple[Float32s, Scorer]:
+    """The table with the `news`, and a scorer of its first `n_items` rows."""
+    room = _with_rows(live.model, room, live.n_items, news)
+    if n_items == live.n_items:
+        live.ranker.update(news.rows, live.items)
+        return room, live.scorer
+    items = room[:n_items]
+    live.ranker.update(news.rows, items)
+    return room, Scorer(live.model, items)
+
+
+def _with_rows(model: Model, room: Float32s, n_items: int, news: Deltas) -> Float32s:
+    """The table of `n_items` rows and spare ones with the `news`; rows between are the prior. A copy, with an
+    eighth more rows, where it was too small.
+    """
+    needed = max(n_items, int(news.rows.max(initial=-1)) + 1)
+    if needed > len(room):
+        larger = np.empty((needed + needed // 8 + 1024, room.shape[1]), dtype=room.dtype)
+        larger[:n_items] = room[:n_items]
+        room = larger
+    room[n_items:needed] = prior_item(model)
+    room[news.rows] = news.vectors
+    return room

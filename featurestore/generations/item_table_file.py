@@ -1,0 +1,248 @@
+"""The item table of a generation as a file that the workers of a host share. Invariant: a table is mapped
+only after its bytes have the checksum that was published.
+
+The first worker that wants a table writes the file under a lock and renames it; all map it copy-on-write, so
+that rows folded in later cost only the pages that they touch. The lock is the kernel's: it goes with whoever
+held it. A large file that was checked is marked with what the system says of it (device, number, size, times
+of its last changes, this boot): as long as that stands nobody reads it all again.
+"""
+
+import asyncio
+import fcntl
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from pathlib import Path
+from typing import IO
+from zlib import crc32
+
+import numpy as np
+
+from factors.model.types import Float32s
+from featurestore.errors import GenerationBroken, StoreError, StoreRefused
+from featurestore.generations.manifest import GenerationMeta
+
+# Room for items that come before the next fit.
+GROWTH = 1.1
+SPARE_ROWS = 1024
+LOCK_POLL_S = 0.02
+LOCK_WAIT_S = 120.0
+STALE_FILE_S = 3_600.0
+CHECK_BYTES = 1 << 24
+# Checking so much takes about 50 ms; a smaller table is checked each time.
+MARKED_BYTES = 1 << 26
+# Pieces of the table are written together: a hand-over to a thread costs as much as writing 100 KB.
+WRITE_BYTES = 1 << 22
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+Piece = bytes | memoryview
+Chunks = Callable[[GenerationMeta], AsyncIterator[Piece]]
+
+
+def capacity_of(rows: int) -> int:
+    """Rows of the mapped table for a generation of so many items."""
+    return int(rows * GROWTH) + SPARE_ROWS
+
+
+class TableCache:
+    """The folder of one namespace's tables."""
+
+    def __init__(self, folder: Path, namespace: str) -> None:
+        """Raises `StoreRefused` where the folder cannot be written."""
+        self._folder = folder
+        self._namespace = namespace
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".{namespace}.{os.getpid()}.probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as exc:
+            raise StoreRefused(
+                f"the cache folder {folder} cannot be written ({exc.strerror}): "
+                "give FOLDIN_CACHE_DIR a folder of this user"
+            ) from exc
+
+    async def table(self, meta: GenerationMeta, chunks: Chunks) -> Float32s:
+        """The table (capacity, item_width) of a generation, private to this process when written to. Rows
+        that the generation does not have are spare, and hold nothing yet.
+
+        Raises `GenerationBroken` where checksum or length does not fit, `StoreError` where the file cannot be
+        written.
+        """
+        path = self._path(meta)
+        try:
+            mapped = await asyncio.to_thread(_map, path, meta)
+            if mapped is None:
+                mapped = await self._make(path, meta, chunks)
+        except OSError as exc:
+            raise StoreError(f"the item table cannot be written to {self._folder}: {exc.strerror}") from exc
+        return mapped
+
+    def remove_unused(self, generations: Collection[int], current: int) -> None:
+        """Remove files of generations that are no longer there. Whoever has one mapped keeps it."""
+        for path in self._folder.glob(f"{self._namespace}.*"):
+            number = re.search(r"\.g(\d+)\.", path.name)
+            if number is not None and int(number[1]) != current and int(number[1]) not in generations:
+                path.unlink(missing_ok=True)
+        for path in self._folder.glob(f".{self._namespace}.*.checked"):
+            if not (self._folder / path.name.removeprefix(".").removesuffix(".checked")).exists():
+                path.unlink(missing_ok=True)
+        for path in self._folder.glob(f".{self._namespace}.*.part"):
+            if time.time() - path.stat().st_mtime > STALE_FILE_S:
+                path.unlink(missing_ok=True)
+
+    def _path(self, meta: GenerationMeta) -> Path:
+        summary = meta.summary
+        name = f"{self._namespace}.e{summary.epoch}.g{summary.generation}.{meta.crc32:08x}.items"
+        return self._folder / name
+
+    async def _make(self, path: Path, meta: GenerationMeta, chunks: Chunks) -> Float32s:
+        with await self._locked():
+            mapped = await asyncio.to_thread(_map, path, meta)
+            if mapped is not None:
+                return mapped
+            part = self._folder / f".{path.name}.{os.getpid()}.part"
+            try:
+                await self._write(part, meta, chunks)
+                part.replace(path)
+                _mark(path)
+            finally:
+                part.unlink(missing_ok=True)
+            mapped = await asyncio.to_thread(_map, path, meta)
+        if mapped is None:
+            raise GenerationBroken(f"{path} does not hold what was written to it")
+        return mapped
+
+    async def _write(self, part: Path, meta: GenerationMeta, chunks: Chunks) -> None:
+        size = 0
+        with part.open("wb") as file:
+            writer = _Writer(file)
+            try:
+                pieces: list[Piece] = []
+                waiting = 0
+                async for data in chunks(meta):
+                    pieces.append(data)
+                    waiting += len(data)
+                    size += len(data)
+                    if waiting >= WRITE_BYTES:
+                        await writer.write(pieces)
+                        pieces, waiting = [], 0
+                await writer.write(pieces)
+            finally:
+                checksum = await writer.done()
+            if checksum != meta.crc32 or size != 4 * meta.item_rows * meta.model.item_width:
+                raise GenerationBroken(
+                    f"the item table of generation {meta.summary.generation} is not what was written"
+                )
+            # A hole: nobody reads a spare row before it is written.
+            file.truncate(4 * capacity_of(meta.item_rows) * meta.model.item_width)
+
+    async def _locked(self) -> "_Lock":
+        file = (self._folder / f".{self._namespace}.lock").open("wb")
+        end = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    file.close()
+                    raise StoreError("another worker has been writing an item table for too long") from None
+                await asyncio.sleep(LOCK_POLL_S)
+            else:
+                return _Lock(file)
+
+
+class _Writer:
+    """Writes and adds up in a thread while the next pieces come from the store."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._checksum = 0
+        self._running: asyncio.Task[int] | None = None
+
+    async def write(self, pieces: Sequence[Piece]) -> None:
+        """Begin to write `pieces` when those before are written."""
+        if self._running is not None:
+            self._checksum = await self._running
+        writing = asyncio.to_thread(_append, self._file, pieces, self._checksum)
+        self._running = asyncio.create_task(writing, name="write an item table")
+
+    async def done(self) -> int:
+        """The checksum when all is written."""
+        if self._running is not None:
+            self._checksum, self._running = await self._running, None
+        return self._checksum
+
+
+class _Lock:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        """The lock is held already."""
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _append(file: IO[bytes], pieces: Sequence[Piece], checksum: int) -> int:
+    for data in pieces:
+        file.write(data)
+        checksum = crc32(data, checksum)
+    return checksum
+
+
+def _mark_of(path: Path) -> tuple[Path, str] | None:
+    """Where the mark of a file is, and what it must say; None where this system cannot tell its boots
+    apart.
+    """
+    try:
+        boot = BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return None
+    found = path.stat()
+    said = f"{boot} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    return path.with_name(f".{path.name}.checked"), said
+
+
+def _mark(path: Path) -> None:
+    """Say of a large file that it was checked. Renamed into place, so that a mark is whole."""
+    if path.stat().st_size < MARKED_BYTES or (mark := _mark_of(path)) is None:
+        return
+    place, said = mark
+    part = place.with_name(f"{place.name}.{os.getpid()}.part")
+    part.write_text(said, "ascii")
+    part.replace(place)
+
+
+def _is_marked(path: Path) -> bool:
+    if path.stat().st_size < MARKED_BYTES or (mark := _mark_of(path)) is None:
+        return False
+    place, said = mark
+    try:
+        return place.read_text("ascii") == said
+    except FileNotFoundError:
+        return False
+
+
+def _map(path: Path, meta: GenerationMeta) -> Float32s | None:
+    """The file mapped copy-on-write; None where there is none that holds this table."""
+    rows, width = capacity_of(meta.item_rows), meta.model.item_width
+    try:
+        if path.stat().st_size != 4 * rows * width:
+            return None
+        marked = _is_marked(path)
+        table = np.memmap(path, dtype="<f4", mode="c", shape=(rows, width))
+    except FileNotFoundError:
+        return None
+    if marked:
+        return np.asarray(table)
+    data = memoryview(table.reshape(-1).view(np.uint8)[: 4 * meta.item_rows * width])  # type: ignore[arg-type]  # an array is a buffer
+    checksum = 0
+    for start in range(0, len(data), CHECK_BYTES):
+        checksum = crc32(data[start : start + CHECK_BYTES], checksum)
+    if checksum != meta.crc32:
+        return None
+    _mark(path)
+    return np.asarray(table)

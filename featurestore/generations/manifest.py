@@ -1,0 +1,279 @@
+"""What is said of a generation, as values and as the bytes that the store keeps. Invariant: what cannot be
+read as written is `GenerationBroken`, never a guess.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from factors import ModelUnreadable, from_bytes, to_bytes
+from factors.model.types import Float32s, Int32s, Link, Model
+from featurestore.errors import GenerationBroken
+from featurestore.keys import record_field
+
+CHUNK_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What is live. `generation` 0: none yet. `previous`: the one to roll back to (0: none).
+
+    `held`: automatic refits do not go live. `pending`: the epoch that is being prepared (0: none), since
+    `pending_since` by the store's clock, seconds since 1970.
+    """
+
+    epoch: int
+    generation: int
+    fence: int
+    held: bool
+    previous: int
+    pending: int
+    pending_since: float
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDraft:
+    """What the trainer knows of a generation before it is written. `created`: seconds since 1970.
+
+    `positions`: partition -> last stream id that the fit has seen. Metrics that are not finite are left out.
+    """
+
+    created: float
+    rank: int
+    link: Link
+    engine: str
+    n_users: int
+    n_items: int
+    n_ratings: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    positions: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSummary:
+    """One line of the list of generations. The functions of the store read `epoch` and `state`."""
+
+    generation: int
+    epoch: int
+    state: Literal["writing", "ready", "removing"]
+    created: float
+    rank: int
+    link: Link
+    engine: str
+    n_users: int
+    n_items: int
+    n_ratings: int
+    metrics: dict[str, float]
+    chunks: int = 0
+    index_chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationMeta:
+    """What a reader needs to load a generation.
+
+    `crc32` is that of the item table's bytes, `item_rows` rows of it. `index_bytes` with `index_crc32`: the
+    index of the items, 0 where there is none.
+    """
+
+    summary: GenerationSummary
+    positions: dict[int, str]
+    item_rows: int
+    rows_per_chunk: int
+    crc32: int
+    model: Model
+    index_bytes: int = 0
+    index_crc32: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Deltas:
+    """Item rows folded in since the fit: `rows` int32 (m,), `vectors` float32 (m, item_width), later ones
+    win.
+
+    `after`: the stream id to go on from.
+    """
+
+    rows: Int32s
+    vectors: Float32s
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The heartbeat of a service process; `age_s` by the store's clock."""
+
+    id: str
+    epoch: int
+    generation: int
+    pid: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Which generations there are: `fields` of those up to number `upto` that are kept. Numbers only grow."""
+
+    upto: int
+    fields: bytes
+
+    @classmethod
+    def of(cls, numbers: Iterable[int]) -> "Kept":
+        """What the numbers of all registered generations say."""
+        numbers = sorted(numbers)
+        return cls(numbers[-1] if numbers else 0, b",".join(map(record_field, numbers)))
+
+
+class _Meta(msgspec.Struct, frozen=True):
+    summary: GenerationSummary
+    positions: dict[int, str]
+    item_rows: int
+    rows_per_chunk: int
+    crc32: int
+    model: bytes
+    index_bytes: int = 0
+    index_crc32: int = 0
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """A heartbeat as it is stored; `at`: seconds since 1970 by the store's clock."""
+
+    generation: int
+    epoch: int
+    at: float
+    pid: int
+
+
+def read_pointer(flat: list[bytes]) -> Pointer:
+    """The pointer from the fields and values of its hash."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+
+    def number(name: bytes) -> int:
+        return int(fields.get(name) or 0)
+
+    return Pointer(
+        epoch=number(b"epoch"),
+        generation=number(b"generation"),
+        fence=number(b"fence"),
+        held=fields.get(b"held") == b"1",
+        previous=number(b"previous"),
+        pending=number(b"pending"),
+        pending_since=float(fields.get(b"pending_since") or 0.0),
+    )
+
+
+def draft_summary(number: int, epoch: int, draft: GenerationDraft) -> GenerationSummary:
+    """The summary of a generation that is about to be written."""
+    return GenerationSummary(
+        generation=number,
+        epoch=epoch,
+        state="writing",
+        created=draft.created,
+        rank=draft.rank,
+        link=draft.link,
+        engine=draft.engine,
+        n_users=draft.n_users,
+        n_items=draft.n_items,
+        n_ratings=draft.n_ratings,
+        metrics={name: float(value) for name, value in draft.metrics.items() if math.isfinite(value)},
+    )
+
+
+def encode_summary(summary: GenerationSummary) -> bytes:
+    """A summary as JSON."""
+    return msgspec.json.encode(summary)
+
+
+def decode_summary(text: bytes) -> GenerationSummary:
+    """A summary from JSON. Raises `GenerationBroken`."""
+    try:
+        return msgspec.json.decode(text, type=GenerationSummary)
+    except msgspec.MsgspecError as exc:
+        raise GenerationBroken(f"the summary of a generation cannot be read: {exc}") from exc
+
+
+def encode_meta(meta: GenerationMeta) -> bytes:
+    """What a generation is, as JSON."""
+    return msgspec.json.encode(
+        _Meta(
+            meta.summary,
+            meta.positions,
+            meta.item_rows,
+            meta.rows_per_chunk,
+            meta.crc32,
+            to_bytes(meta.model),
+            meta.index_bytes,
+            meta.index_crc32,
+        )
+    )
+
+
+def decode_meta(text: bytes) -> GenerationMeta:
+    """What a generation is. Raises `GenerationBroken`."""
+    try:
+        read = msgspec.json.decode(text, type=_Meta)
+        model = from_bytes(read.model)
+    except (msgspec.MsgspecError, ModelUnreadable) as exc:
+        raise GenerationBroken(f"what a generation is cannot be read: {exc}") from exc
+    if (
+        read.item_rows < 0
+        or read.rows_per_chunk < 1
+        or read.summary.chunks != chunk_count(read.item_rows, read.rows_per_chunk)
+        or read.summary.index_chunks != chunk_count(read.index_bytes, CHUNK_BYTES)
+    ):
+        raise GenerationBroken(f"generation {read.summary.generation} does not count its chunks right")
+    return GenerationMeta(
+        summary=read.summary,
+        positions=read.positions,
+        item_rows=read.item_rows,
+        rows_per_chunk=read.rows_per_chunk,
+        crc32=read.crc32,
+        model=model,
+        index_bytes=read.index_bytes,
+        index_crc32=read.index_crc32,
+    )
+
+
+def chunk_count(rows: int, rows_per_chunk: int) -> int:
+    """How many chunks so many rows fill."""
+    return -(-rows // rows_per_chunk)
+
+
+def decode_beat(worker_id: bytes, text: bytes, now: float) -> Worker | None:
+    """A heartbeat; None for one that cannot be read."""
+    try:
+        beat = msgspec.json.decode(text, type=Beat)
+    except msgspec.MsgspecError:
+        return None
+    return Worker(worker_id.decode("utf-8", "replace"), beat.epoch, beat.generation, beat.pid, now - beat.at)
+
+
+def decode_deltas(entries: list[tuple[bytes, list[bytes]]], width: int, after: str) -> Deltas:
+    """Stream entries as deltas. Raises `GenerationBroken` where rows and vectors do not fit."""
+    rows: list[Int32s] = []
+    vectors: list[Float32s] = []
+    for _, flat in entries:
+        fields: Mapping[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=False))
+        some_rows, some_vectors = fields.get(b"r", b""), fields.get(b"v", b"")
+        count = len(some_rows) // 4
+        if len(some_rows) != 4 * count or len(some_vectors) != 4 * count * width:
+            raise GenerationBroken("a delta of the item table has the wrong length")
+        rows.append(np.frombuffer(some_rows, dtype="<i4"))
+        vectors.append(np.frombuffer(some_vectors, dtype="<f4").reshape(count, width))
+    if entries:
+        after = entries[-1][0].decode()
+    if not rows:
+        return Deltas(np.empty(0, np.int32), np.empty((0, width), np.float32), after)
+    return Deltas(np.concatenate(rows), np.concatenate(vectors), after)
+
+
+def latest(deltas: Deltas) -> Deltas:
+    """Each row once, with its last vector."""
+    count = len(deltas.rows)
+    _, last = np.unique(deltas.rows[::-1], return_index=True)
+    keep = np.sort(count - 1 - last)
+    return replace(deltas, rows=deltas.rows[keep], vectors=deltas.vectors[keep])

@@ -1,0 +1,200 @@
+"""Writing one generation beside the live one. Invariant: nothing that is live is touched before `flip`, and
+`flip` takes only what `finish` has read back whole.
+
+In small steps, each awaited, so that lookups of others wait for at most one of them.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from zlib import crc32
+
+import numpy as np
+
+from factors import all_finite_items
+from factors.model.types import Float32s, Int64s, Model
+from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
+from featurestore.generations.manifest import (
+    CHUNK_BYTES,
+    GenerationDraft,
+    GenerationMeta,
+    chunk_count,
+    draft_summary,
+    encode_meta,
+    encode_summary,
+)
+from featurestore.keys import Keys
+from featurestore.leases import Lease
+from featurestore.users.record_writer import RecordWriter
+from featurestore.wire.connection import Connection
+from featurestore.wire.functions import call, command, commands
+
+CHUNKS_AT_ONCE = 4
+
+
+def rows_per_chunk(width: int) -> int:
+    """Whole rows of `width` float32 numbers in a chunk."""
+    return max(1, CHUNK_BYTES // (4 * width))
+
+
+class GenerationWriter:
+    """One generation being written by the leader. Every method may raise `LeaseLost` or `StoreUnavailable`.
+
+    `number`: the generation; `kept`: the numbers of all that are kept, this one too. `write_items` once,
+    `write_users` as often as needed, `finish`, `flip`. Each may be repeated.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        connection: Connection,
+        *,
+        lease: Lease,
+        number: int,
+        epoch: int,
+        draft: GenerationDraft,
+        kept: Iterable[int],
+        remove: Callable[[int, int, float], Awaitable[None]],
+        pause_s: float,
+    ) -> None:
+        self._keys = keys
+        self._connection = connection
+        self._lease = lease
+        self.number = number
+        self._epoch = epoch
+        self._positions = dict(draft.positions)
+        self._summary = draft_summary(number, epoch, draft)
+        self.kept = frozenset({*kept, number})
+        self._records = RecordWriter(
+            keys, connection, epoch=epoch, number=number, kept=self.kept, pause_s=pause_s
+        )
+        self._remove = remove
+        self._pause_s = pause_s
+        self._meta: GenerationMeta | None = None
+
+    async def register(self) -> None:
+        """Say that this generation is being written, so that whoever comes after a crash can remove it."""
+        await self._put_summary()
+        # A stream without entries: later pushes go only to a stream that is there, so none outlives its
+        # generation.
+        deltas = self._keys.deltas(self._epoch, self.number)
+        await command(self._connection, b"XADD", deltas, b"MAXLEN", b"0", b"*", b"r", b"", b"v", b"")
+
+    async def write_items(self, items: Float32s, model: Model) -> None:
+        """Write the item table (n_items, item_width), rows as they are stored.
+
+        Raises `GenerationBroken` where it does not fit the model.
+        """
+        if items.ndim != 2 or items.shape[1] != model.item_width:
+            raise GenerationBroken(f"an item table of shape {items.shape} for rows of {model.item_width}")
+        table = np.ascontiguousarray(items, dtype="<f4")
+        if not all_finite_items(model, table):
+            raise GenerationBroken("an item table that is not finite")
+        step = rows_per_chunk(model.item_width)
+        self._summary = replace(self._summary, chunks=chunk_count(len(table), step))
+        await self._put_summary()
+        checksum = 0
+        for first in range(0, self._summary.chunks, CHUNKS_AT_ONCE):
+            some = []
+            for chunk in range(first, min(first + CHUNKS_AT_ONCE, self._summary.chunks)):
+                data = table[chunk * step : (chunk + 1) * step].tobytes()
+                checksum = crc32(data, checksum)
+                some.append((b"SET", self._keys.chunk(self._epoch, self.number, chunk), data))
+            await commands(self._connection, some)
+            await asyncio.sleep(self._pause_s)
+        self._meta = GenerationMeta(self._summary, self._positions, len(table), step, checksum, model)
+
+    async def write_index(self, index: bytes) -> None:
+        """Write the index of the items, after the items; once."""
+        if self._meta is None:
+            raise StoreError("the index is written after the items")
+        pieces = [index[start : start + CHUNK_BYTES] for start in range(0, len(index), CHUNK_BYTES)]
+        self._summary = replace(self._summary, index_chunks=len(pieces))
+        await self._put_summary()
+        for first in range(0, len(pieces), CHUNKS_AT_ONCE):
+            names = range(first, min(first + CHUNKS_AT_ONCE, len(pieces)))
+            keys = [self._keys.index_chunk(self._epoch, self.number, chunk) for chunk in names]
+            some = [(b"SET", key, pieces[chunk]) for key, chunk in zip(keys, names, strict=True)]
+            await commands(self._connection, some)
+            await asyncio.sleep(self._pause_s)
+        self._meta = replace(
+            self._meta, summary=self._summary, index_bytes=len(index), index_crc32=crc32(index)
+        )
+
+    async def write_users(self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s) -> int:
+        """Write records of users: the `n` (u,) that the fit has seen of each, its row (u, user_width).
+
+        Returns how many were taken. One is not taken of a user that was forgotten meanwhile, or whose record
+        of this generation is newer; one that is not there is folded in by its first reader.
+        """
+        if self._meta is None:
+            raise StoreError("users are written after the items")
+        if vectors.shape != (len(user_ids), self._meta.model.user_width) or len(n) != len(user_ids):
+            raise GenerationBroken(f"user rows of shape {vectors.shape} for {len(user_ids)} users")
+        if not np.isfinite(vectors).all():
+            raise GenerationBroken("user rows that are not finite")
+        return await self._records.write(user_ids, n, vectors)
+
+    async def finish(self) -> GenerationMeta:
+        """Read the item table back and declare the generation whole. Raises `GenerationBroken`."""
+        meta = self._meta
+        if meta is None:
+            raise StoreError("a generation without an item table cannot go live")
+        await verify_items(self._keys, self._connection, meta, self._pause_s)
+        self._summary = replace(self._summary, state="ready")
+        self._meta = meta = replace(meta, summary=self._summary)
+        await command(self._connection, b"SET", self._keys.meta(self._epoch, self.number), encode_meta(meta))
+        await self._put_summary()
+        return meta
+
+    async def flip(self, *, automatic: bool = True) -> bool:
+        """Go live. False: `automatic`, and held after a roll-back; the generation stays ready.
+
+        Not `automatic` (somebody asked for this refit) lifts the hold. Raises `GenerationUnknown` when it was
+        not finished, or its epoch was abandoned.
+        """
+        args = [b"%d" % self.number, b"%d" % self._lease.fence, b"1" if automatic else b"0", b"0"]
+        reply = await call(self._connection, "flip", [self._keys.live, self._keys.generations], args)
+        return flipped(reply, self.number)
+
+    async def abort(self, pause_s: float = 0.0) -> None:
+        """Remove what was written."""
+        await self._remove(self._epoch, self.number, pause_s)
+
+    async def _put_summary(self) -> None:
+        args = [b"%d" % self._lease.fence, b"%d" % self.number, encode_summary(self._summary)]
+        reply = await call(
+            self._connection, "put_generation", [self._keys.live, self._keys.generations], args
+        )
+        if reply[0] != b"OK":
+            raise LeaseLost("another trainer leads")
+
+
+def flipped(reply: list[bytes], number: int) -> bool:
+    """What the store said to a flip: True when live, False when held.
+
+    Raises `LeaseLost`, `GenerationUnknown`.
+    """
+    if reply[0] == b"LOST":
+        raise LeaseLost("another trainer leads")
+    if reply[0] == b"UNKNOWN":
+        raise GenerationUnknown(number, reply[1].decode())
+    return reply[0] == b"OK"
+
+
+async def verify_items(
+    keys: Keys, connection: Connection, meta: GenerationMeta, pause_s: float = 0.0
+) -> None:
+    """Read the item table and compare length and checksum. Raises `GenerationBroken`."""
+    checksum = size = 0
+    number, epoch = meta.summary.generation, meta.summary.epoch
+    for first in range(0, meta.summary.chunks, CHUNKS_AT_ONCE):
+        names = range(first, min(first + CHUNKS_AT_ONCE, meta.summary.chunks))
+        for data in await commands(
+            connection, [(b"GET", keys.chunk(epoch, number, chunk)) for chunk in names]
+        ):
+            checksum = crc32(data or b"", checksum)
+            size += len(data or b"")
+        await asyncio.sleep(pause_s)
+    if size != 4 * meta.item_rows * meta.model.item_width or checksum != meta.crc32:
+        raise GenerationBroken(f"the item table of generation {number} is not what was written")

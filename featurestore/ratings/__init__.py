@@ -1,0 +1,1 @@
+"""The ratings log: appending to it, its stream, its epochs."""

@@ -1,0 +1,122 @@
+"""Which epochs ratings go to, and the change from one history to the next. Invariant: a rating that is
+acknowledged is in the history that is live when anybody reads, before, during and after the change.
+
+Every step may be repeated, by another process too: numbers are given once, partitions are switched by
+comparing first.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from featurestore.errors import EpochBusy, StoreError
+from featurestore.generations.catalog import Generations
+from featurestore.keys import Keys
+from featurestore.wire.connection import Connection
+from featurestore.wire.functions import call, call_many, command, commands, encode_call
+
+# A worker that beats polls ten times a second; one that serves the old epoch longer than this is stuck.
+HANDOVER_S = 5.0
+
+
+class Epochs:
+    """The epochs that each partition's ratings go to, as this process last heard; `prepare` mends a store
+    that was wiped.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        connection: Connection,
+        generations: Generations,
+        prepare: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._keys = keys
+        self._connection = connection
+        self._generations = generations
+        self._prepare = prepare
+        self._expected: dict[int, bytes] = {}
+
+    async def expected(self, partition: int) -> bytes:
+        """The epochs of a partition, like `1` or `1,2`."""
+        if partition not in self._expected:
+            await self.refresh()
+        return self._expected[partition]
+
+    async def refresh(self) -> None:
+        """Read the epochs of all partitions."""
+        found = await self._read()
+        if None in found:
+            await self._prepare()
+            found = await self._read()
+        if None in found:
+            raise StoreError("the store does not keep what is written to it")
+        self._expected = {p: epochs for p, epochs in enumerate(found) if epochs is not None}
+
+    async def learn(self, partition: int, epochs: bytes) -> None:
+        """Take what a function said; nothing at all means that the store was wiped."""
+        if epochs:
+            self._expected[partition] = epochs
+        else:
+            await self.refresh()
+
+    async def begin(self) -> int:
+        """Allot an epoch and let ratings go to it as well. Raises `EpochBusy`."""
+        keys = self._keys
+        reply = await call(self._connection, "begin_epoch", [keys.live, keys.stored])
+        if reply[0] == b"BUSY":
+            raise EpochBusy("another new history is being prepared")
+        epoch = int(reply[1])
+        await command(self._connection, b"HSET", keys.items(epoch), b"", b"")
+        live = (await self._generations.live()).epoch
+        await self._switch(dict.fromkeys(range(keys.partitions), (b"%d" % live, b"%d,%d" % (live, epoch))))
+        return epoch
+
+    async def abandon(self, epoch: int) -> None:
+        """Ratings no longer go to it, then it is removed. Raises `StoreError` if it is live."""
+        reply = await call(self._connection, "abandon_epoch", [self._keys.live], [b"%d" % epoch])
+        if reply[0] == b"LIVE":
+            raise StoreError(f"epoch {epoch} is live")
+        tail = b",%d" % epoch
+        found = await self._read()
+        await self._switch(
+            {
+                p: (text, text.removesuffix(tail))
+                for p, text in enumerate(found)
+                if text and text.endswith(tail)
+            }
+        )
+        await self._generations.remove_epoch(epoch)
+        await call(self._connection, "end_epoch", [self._keys.live], [b"%d" % epoch])
+
+    async def finish(self, epoch: int) -> None:
+        """Ratings go to this epoch alone. Raises `StoreError` if it is not live."""
+        pointer = await self._generations.live()
+        if pointer.epoch != epoch:
+            raise StoreError(f"epoch {epoch} is not live")
+        # Before, a rating would not show on a worker that still serves the epoch before.
+        await self._generations.wait_served(epoch, pointer.generation, HANDOVER_S)
+        tail = b",%d" % epoch
+        found = await self._read()
+        await self._switch(
+            {p: (text, b"%d" % epoch) for p, text in enumerate(found) if text and text.endswith(tail)}
+        )
+        await call(self._connection, "end_epoch", [self._keys.live], [b"%d" % epoch])
+
+    async def _read(self) -> list[bytes | None]:
+        return await commands(
+            self._connection, [(b"GET", self._keys.epochs(p)) for p in range(self._keys.partitions)]
+        )
+
+    async def _switch(self, changes: dict[int, tuple[bytes, bytes]]) -> None:
+        if not changes:
+            return
+        calls = [
+            encode_call("switch_epochs", [self._keys.epochs(p)], [before, after])
+            for p, (before, after) in changes.items()
+        ]
+        replies = await call_many(self._connection, calls)
+        for (partition, (_, after)), reply in zip(changes.items(), replies, strict=True):
+            if reply[0] != b"OK":
+                raise StoreError(
+                    f"partition {partition} is at epochs {reply[1]!r}, changed by another process"
+                )
+            self._expected[partition] = after

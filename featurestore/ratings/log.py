@@ -1,0 +1,323 @@
+"""The ratings log: what came in, in steps of one partition. Invariant: after `append` returns, every reader
+reflects it, and the trainer will see it.
+
+A call says which epochs it believes its ratings go to. Where that is no longer so nothing is written; the
+call learns the epochs, registers its items there, and tries again. A call whose connection was lost is not
+repeated here: it may or may not have been carried out, and the caller may repeat it, since the last rating of
+a pair wins.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+
+import numpy as np
+
+from factors.model.types import Int64s
+from featurestore import codecs
+from featurestore.errors import EpochGone, StoreUnavailable, StreamFull
+from featurestore.item_registry import ItemRegistry
+from featurestore.keys import Keys, digest_of, partition_of
+from featurestore.ratings.batches import Columns, Share, pack_entries, pack_ids, shares_of
+from featurestore.ratings.epochs import Epochs
+from featurestore.ratings.stream import progress
+from featurestore.wire.connection import Connection
+from featurestore.wire.functions import bulk, call, call_many, commands, encode_call, encode_packed_call
+
+# An epoch changes twice in a `POST /train`; who finds it changed more often than this in one call gives up.
+ATTEMPTS = 5
+RETRY_FULL_S = 1.0
+# Ratings that are packed between two looks at the event loop: about 1 ms.
+AT_ONCE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class NewRating:
+    """One rating as it comes in; a NaN `rating` takes the item's rating back. `time`: seconds since 1970."""
+
+    user_id: bytes
+    item_id: bytes
+    rating: float
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Receipt: how many ratings held, the user's last `n`, and the digest by which the store remembers to
+    forget.
+    """
+
+    ratings: int
+    n: int
+    digest: bytes
+
+
+class RatingsLog:
+    """Writes ratings and forgets users.
+
+    Every method may raise `StoreUnavailable`, and may then be repeated.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        connection: Connection,
+        *,
+        epochs: Epochs,
+        registry: Callable[[int], ItemRegistry],
+        stream_limit: int,
+        synced: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        self._keys = keys
+        self._connection = connection
+        self._epochs = epochs
+        self._registry = registry
+        self._stream_limit = stream_limit
+        self._synced = synced
+        # Partitions that had forgotten users: only there the digest of everybody is asked for.
+        self._digests: set[int] = set()
+
+    async def append(self, ratings: Sequence[NewRating], *, epoch: int | None = None) -> None:
+        """Write ratings; those of one user in one step, in the order given.
+
+        `epoch`: only into that one, which is being prepared; a pair that is there already (it came in since)
+        stays as it is. Raises `StreamFull` (before the first write; in a race for the last room some steps
+        may be done), `RegistryFull`, `EpochGone` when the epoch asked for takes no ratings.
+        """
+        columns = Columns(
+            [rating.user_id for rating in ratings],
+            [rating.item_id for rating in ratings],
+            np.array([rating.rating for rating in ratings], dtype=np.float64),
+            np.array([rating.time for rating in ratings], dtype=np.float64),
+        )
+        await self.append_columns(columns, epoch=epoch)
+
+    async def append_columns(self, columns: Columns, *, epoch: int | None = None) -> None:
+        """The same for ratings in columns."""
+        if not len(columns):
+            return
+        todo = shares_of(columns.user_id, self._keys.partitions)
+        item_ids = list(dict.fromkeys(columns.item_id))
+        checked = False
+        for _ in range(ATTEMPTS):
+            expected = {share.partition: await self._epochs.expected(share.partition) for share in todo}
+            targets = {p: self._targets(text, epoch) for p, text in expected.items()}
+            rows = await self._register({e for several in targets.values() for e in several}, item_ids, epoch)
+            if rows is None:
+                continue
+            if not checked and len(todo) > 1:
+                await self._check_room(todo, targets)
+            checked = True
+            item_rows = {
+                e: np.array(list(map(of.__getitem__, columns.item_id)), dtype=np.int64)
+                for e, of in rows.items()
+            }
+            full = False
+            replies = await self._rate_all(
+                todo, expected, targets, item_rows, columns, given=epoch is not None
+            )
+            left = []
+            for share, reply in zip(todo, replies, strict=True):
+                if reply[0] == b"OK":
+                    continue
+                left.append(share)
+                if reply[0] == b"FULL":
+                    full = True
+                elif reply[0] == b"DIGESTS":
+                    self._digests.add(share.partition)
+                else:
+                    await self._epochs.learn(share.partition, reply[1])
+            todo = left
+            if full:
+                raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
+            if not todo:
+                if self._synced is not None:
+                    await self._synced()
+                return
+        raise StoreUnavailable("the history is being replaced just now", 0.1)
+
+    async def forget(self, user_id: bytes) -> Forgotten:
+        """Remove a user with everything that is known of it; the trainer is told by an event.
+
+        Safe to repeat: the receipt of an unknown user has no ratings.
+        """
+        keys, digest = self._keys, digest_of(user_id)
+        partition = partition_of(user_id, keys.partitions)
+        mark = codecs.pack_entry(codecs.FORGOTTEN_ROW, nan, 0.0)
+        for _ in range(ATTEMPTS):
+            expected = await self._epochs.expected(partition)
+            names = [keys.epochs(partition)]
+            for epoch in self._targets(expected, None):
+                names += [
+                    keys.ratings(epoch, partition),
+                    keys.counts(epoch, partition),
+                    keys.forgotten(epoch, partition),
+                    keys.user(epoch, user_id),
+                    keys.history(epoch, user_id),
+                ]
+            reply = await call(
+                self._connection, "forget", names, [expected, pack_ids([user_id]), digest, mark]
+            )
+            if reply[0] == b"OK":
+                if self._synced is not None:
+                    await self._synced()
+                return Forgotten(len(codecs.unpack_history(reply[2])), int(reply[1]), digest)
+            await self._epochs.learn(partition, reply[1])
+        raise StoreUnavailable("the history is being replaced just now", 0.1)
+
+    async def forgotten(self, epoch: int) -> dict[bytes, int]:
+        """Digest -> last `n` of every user that is to stay forgotten."""
+        found: dict[bytes, int] = {}
+        partitions = range(self._keys.partitions)
+        replies = await commands(
+            self._connection, [(b"HGETALL", self._keys.forgotten(epoch, p)) for p in partitions]
+        )
+        for flat in replies:
+            found.update(zip(flat[::2], map(int, flat[1::2]), strict=True))
+        return found
+
+    async def release_forgotten(self, epoch: int, settled: Mapping[bytes, int]) -> int:
+        """Drop entries of `forgotten` that still say the same: no generation that is kept has seen these
+        users.
+
+        Returns how many were dropped.
+        """
+        args = [part for digest, n in settled.items() for part in (digest, b"%d" % n)]
+        if not args:
+            return 0
+        # A digest does not tell the partition; where it is not, nothing happens.
+        calls = [
+            encode_call("release_forgotten", [self._keys.forgotten(epoch, p)], args)
+            for p in range(self._keys.partitions)
+        ]
+        return sum([int(reply[1]) for reply in await call_many(self._connection, calls)])
+
+    async def loose_count(self, epoch: int) -> int:
+        """How many ratings came into an epoch by other ways than the call that began it."""
+        names = [(b"HGET", self._keys.counts(epoch, p), b"loose") for p in range(self._keys.partitions)]
+        return sum([int(count or 0) for count in await commands(self._connection, names)])
+
+    async def begin_epoch(self) -> int:
+        """Begin a new history beside the live one; each rating goes to both from now on.
+
+        Raises `EpochBusy`.
+        """
+        return await self._epochs.begin()
+
+    async def abandon_epoch(self, epoch: int) -> None:
+        """Give up an epoch that is being prepared, and remove it. Safe to repeat.
+
+        Raises `StoreError` if it is live.
+        """
+        await self._epochs.abandon(epoch)
+
+    async def finish_epoch(self, epoch: int) -> None:
+        """Let the epoch that has gone live be the only one, once no worker serves another. Safe to repeat."""
+        await self._epochs.finish(epoch)
+
+    def _targets(self, expected: bytes, epoch: int | None) -> tuple[int, ...]:
+        epochs = tuple(map(int, expected.split(b",")))
+        if epoch is None:
+            return epochs
+        if epoch not in epochs:
+            raise EpochGone(epoch)
+        return (epoch,)
+
+    async def _register(
+        self, epochs: set[int], item_ids: Sequence[bytes], asked: int | None
+    ) -> dict[int, dict[bytes, int]] | None:
+        """Item rows by epoch; None when an epoch has gone meanwhile."""
+        order = sorted(epochs)
+        try:
+            rows = await asyncio.gather(*[self._registry(epoch).register(item_ids) for epoch in order])
+        except EpochGone:
+            if asked is not None:
+                raise
+            await self._epochs.refresh()
+            return None
+        return {epoch: dict(zip(item_ids, of, strict=True)) for epoch, of in zip(order, rows, strict=True)}
+
+    async def _check_room(self, todo: Iterable[Share], targets: Mapping[int, Sequence[int]]) -> None:
+        size = Counter[int]()
+        for share in todo:
+            size[share.partition] += len(share.rows)
+        for epoch in sorted({epoch for several in targets.values() for epoch in several}):
+            found = await progress(self._keys, self._connection, epoch)
+            for partition, ratings in size.items():
+                room = self._stream_limit - found[partition].waiting
+                if epoch in targets[partition] and ratings > room:
+                    raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
+
+    async def _rate_all(
+        self,
+        todo: Iterable[Share],
+        expected: Mapping[int, bytes],
+        targets: Mapping[int, Sequence[int]],
+        item_rows: Mapping[int, Int64s],
+        columns: Columns,
+        *,
+        given: bool,
+    ) -> list[list[bytes]]:
+        """What the store says to each share. It works on the first of many ratings while the next are
+        packed.
+        """
+        asked: list[asyncio.Future[list[list[bytes]]]] = []
+        calls: list[bytes] = []
+        packed = 0
+        for share in todo:
+            epochs = targets[share.partition]
+            entries = [pack_entries(share, item_rows[epoch], columns) for epoch in epochs]
+            calls.append(self._rate(share, expected[share.partition], epochs, entries, given=given))
+            packed += len(share.rows)
+            if packed >= AT_ONCE:
+                asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
+                calls, packed = [], 0
+                await asyncio.sleep(0)
+        if not asked:
+            return await call_many(self._connection, calls)
+        if calls:
+            asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
+        # All have ended before an error is told: nothing is written after that.
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        replies: list[list[bytes]] = []
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            replies += answer
+        return replies
+
+    def _rate(
+        self,
+        share: Share,
+        expected: bytes,
+        epochs: Sequence[int],
+        entries: Sequence[Sequence[bytes]],
+        *,
+        given: bool,
+    ) -> bytes:
+        keys, users, partition = self._keys, share.users, share.partition
+        names = [bulk(keys.epochs(partition))]
+        digests = b"".join(map(digest_of, users)) if partition in self._digests else b""
+        args = [
+            bulk(expected),
+            bulk(b"%d" % self._stream_limit),
+            bulk(b"given" if given else b"loose"),
+            bulk(b"%d" % len(users)),
+            bulk(digests),
+            bulk(pack_ids(users)),
+        ]
+        for epoch, blobs in zip(epochs, entries, strict=True):
+            names.append(bulk(keys.ratings(epoch, partition)))
+            names.append(bulk(keys.counts(epoch, partition)))
+            names.append(bulk(keys.forgotten(epoch, partition)))
+            user, history = keys.user_prefixes(epoch)[partition], keys.history_prefix(epoch, partition)
+            a, b = len(user), len(history)
+            names += [
+                b"$%d\r\n%b%b\r\n$%d\r\n%b%b\r\n" % (a + len(each), user, each, b + len(each), history, each)
+                for each in users
+            ]
+            args += [b"$%d\r\n%b\r\n" % (len(blob), blob) for blob in blobs]
+        n_keys = 1 + len(epochs) * (3 + 2 * len(users))
+        return encode_packed_call("rate", n_keys, names, 6 + len(epochs) * len(users), args)

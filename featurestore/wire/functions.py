@@ -1,0 +1,109 @@
+"""The server-side functions as calls. Invariant: a call is answered by the functions of this version of the
+package.
+
+Library and function names carry a hash of the text, so that versions live side by side during a rolling
+update. A store that has lost the library (restarted without it, failed over, flushed) gets it again and the
+call is repeated: a function that was not found has done nothing.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from featurestore.wire.connection import Connection, Execute, ReplyError, encode, store_error
+
+REPLICA_SAFE = frozenset({"look"})
+
+
+@cache
+def library() -> tuple[bytes, bytes]:
+    """Name and text of the library."""
+    text = resources.files("featurestore.wire").joinpath("functions.lua").read_bytes()
+    name = b"foldin_" + hashlib.sha256(text).hexdigest()[:12].encode()
+    return name, b"#!lua name=" + name + b"\n" + text.replace(b"@LIBRARY@", name)
+
+
+def encode_call(function: str, keys: Sequence[bytes], args: Sequence[bytes]) -> bytes:
+    """A call of a function, as RESP."""
+    command = b"FCALL_RO" if function in REPLICA_SAFE else b"FCALL"
+    name = b"%b_%b" % (library()[0], function.encode())
+    return encode(command, name, b"%d" % len(keys), *keys, *args)
+
+
+def bulk(value: bytes) -> bytes:
+    """An argument, as RESP."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def encode_packed_call(
+    function: str, n_keys: int, keys: Sequence[bytes], n_args: int, args: Sequence[bytes]
+) -> bytes:
+    """The same for keys and arguments that are RESP already, several in one piece perhaps. For calls with
+    thousands of both, and functions that write.
+    """
+    name = b"%b_%b" % (library()[0], function.encode())
+    head = b"*%d\r\n%b%b%b" % (3 + n_keys + n_args, bulk(b"FCALL"), bulk(name), bulk(b"%d" % n_keys))
+    return b"".join((head, *keys, *args))
+
+
+async def load_library(execute: Execute) -> None:
+    """Give the store this version's functions, unless it has them."""
+    name, text = library()
+    (found,) = await execute(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", name), 1)
+    if isinstance(found, list) and found:
+        return
+    (reply,) = await execute(encode(b"FUNCTION", b"LOAD", text), 1)
+    # Another process may have been faster.
+    if isinstance(reply, ReplyError) and "already exists" not in str(reply):
+        raise store_error(reply)
+
+
+def is_missing(reply: object) -> bool:
+    """Whether a reply says that the store does not have the function."""
+    return isinstance(reply, ReplyError) and "Function not found" in str(reply)
+
+
+async def ask_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
+    """Replies of calls made by `encode_call`, sent in one write; errors as values."""
+    replies = await connection.execute(b"".join(calls), len(calls))
+    missing = [position for position, reply in enumerate(replies) if is_missing(reply)]
+    if missing:
+        await load_library(connection.execute)
+        again = await connection.execute(b"".join([calls[position] for position in missing]), len(missing))
+        for position, reply in zip(missing, again, strict=True):
+            replies[position] = reply
+    return replies
+
+
+async def call_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
+    """The same; after all are answered an error reply raises."""
+    replies = await ask_many(connection, calls)
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            raise connection.failure(reply)
+    return replies
+
+
+async def call(
+    connection: Connection, function: str, keys: Sequence[bytes], args: Sequence[bytes] = ()
+) -> Any:
+    """The reply of one call."""
+    return (await call_many(connection, [encode_call(function, keys, args)]))[0]
+
+
+async def command(connection: Connection, *args: bytes) -> Any:
+    """The reply of one plain command."""
+    return (await commands(connection, [args]))[0]
+
+
+async def commands(connection: Connection, many: Sequence[Sequence[bytes]]) -> list[Any]:
+    """Replies of plain commands sent in one write. Error replies raise."""
+    if not many:
+        return []
+    replies = await connection.execute(b"".join([encode(*args) for args in many]), len(many))
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            raise connection.failure(reply)
+    return replies

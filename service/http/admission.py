@@ -1,0 +1,91 @@
+"""How many large calls a worker takes on. Invariant: so many are worked on and so many bytes of bodies wait;
+one more is refused at once, whatever the others are doing.
+
+A call of 10,000 pairs takes as long as a thousand of one pair, and holds thirty times its body while it is
+worked on. Were they bounded by the limit of requests in flight alone, a few clients that send more than a
+worker can carry would make every other wait for seconds.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from service.http.problems import Problem
+from service.metrics import Snapshot
+
+# A body that is worked on in less than half a millisecond: some 100 pairs.
+SMALL_BYTES = 2_048
+# While one waits for the store, another is worked on; each more makes the turns of the event loop longer.
+AT_ONCE = 2
+
+
+class Admission:
+    """Calls of one kind: two are worked on, or more where their bodies are not over `at_once` bytes together;
+    bodies of `waiting` bytes wait for their turn. One always may.
+    """
+
+    def __init__(self, counts: Snapshot, *, at_once: int, waiting: int) -> None:
+        self._counts = counts
+        self._at_once = at_once
+        self._most_waiting = waiting
+        self._calls = self._working = 0
+        self._waiting = 0
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def turn(self, size: int) -> AsyncIterator[None]:
+        """The turn of a body of `size` bytes, in the order of arrival; a small one has it at once.
+
+        Raises `overloaded` where too much waits already.
+        """
+        if size <= SMALL_BYTES:
+            yield
+            return
+        if self._queue or not self._fits(size):
+            await self._wait(size)
+        else:
+            self._begin(size)
+        try:
+            yield
+        finally:
+            self._end(size)
+
+    def _fits(self, size: int) -> bool:
+        return self._calls < AT_ONCE or self._working + size <= self._at_once
+
+    def _begin(self, size: int) -> None:
+        self._calls += 1
+        self._working += size
+
+    def _end(self, size: int) -> None:
+        self._calls -= 1
+        self._working -= size
+        self._admit()
+
+    async def _wait(self, size: int) -> None:
+        if self._queue and self._waiting + size > self._most_waiting:
+            self._counts.overloads += 1
+            detail = f"{len(self._queue)} such calls of {self._waiting} bytes wait already"
+            raise Problem("overloaded", detail, retry_after_s=1)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (size, turn)
+        self._queue.append(place)
+        self._waiting += size
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if place in self._queue:
+                self._queue.remove(place)
+                self._waiting -= size
+                self._admit()
+            else:
+                self._end(size)
+            raise
+
+    def _admit(self) -> None:
+        while self._queue and self._fits(self._queue[0][0]):
+            size, turn = self._queue.popleft()
+            self._waiting -= size
+            self._begin(size)
+            turn.set_result(None)

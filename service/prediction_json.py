@@ -1,0 +1,122 @@
+"""Scores as they are answered: rounded, and as JSON in bulk.
+
+Invariant: one pair is answered with the same digits by every call that answers it.
+
+On a scale at least 1 wide a rating is given to a millionth: it never is known better. That makes the text of
+a number as wide as that of any other, so that a batch is written as columns of bytes, without a Python object
+a pair.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from factors import BASIS
+from factors.model.types import Float64s, Scale, Scores
+
+_MILLIONTHS = 1e6
+_NARROWEST = 1.0
+# Digits before the point that a column of bytes has room for; wider numbers are rare and written one by one.
+_WIDTHS = (1, 2, 4)
+
+
+class Prediction(msgspec.Struct):
+    """One score: the expected rating, its standard deviation and what it rests on."""
+
+    rating: float
+    std: float
+    basis: str
+
+
+def _digits(count: int, kind: type, *, padded: bool = False) -> npt.NDArray[np.unsignedinteger]:
+    """The `count` digits of every number that has no more, as one integer of these bytes each."""
+    form = b"%*d" if padded else b"%0*d"
+    text = b"".join([form % (count, number) for number in range(10**count)])
+    return np.frombuffer(text, dtype=kind)
+
+
+_FOUR, _TWO = _digits(4, np.uint32), _digits(2, np.uint16)
+_WHOLE = {
+    width: _digits(width, kind, padded=True)
+    for width, kind in zip(_WIDTHS, (np.uint8, np.uint16, np.uint32), strict=True)
+}
+
+
+def _rounds(scale: Scale) -> bool:
+    return scale.high - scale.low >= _NARROWEST
+
+
+def rounded(scores: Scores, scale: Scale) -> Scores:
+    """`scores` as they are answered."""
+    if not _rounds(scale):
+        return scores
+    # Both at once: for a few pairs the number of calls into numpy is all that counts.
+    both = np.concatenate((scores.rating, scores.std))
+    both *= _MILLIONTHS
+    np.rint(both, out=both)
+    rating, std = both[: len(scores.rating)], both[len(scores.rating) :]
+    # A standard deviation is above 0, however little.
+    np.maximum(std, 1.0, out=std)
+    both /= _MILLIONTHS
+    return Scores(rating, std, scores.basis)
+
+
+class PredictionWriter:
+    """Writes the scores of ratings on one scale."""
+
+    def __init__(self, scale: Scale) -> None:
+        self._rounds = _rounds(scale)
+        width = next((width for width in _WIDTHS if max(scale.high, 1.0) < 10**width), _WIDTHS[-1])
+        self._whole = _WHOLE[width]
+        self._limit = 10.0**width - 0.5 / _MILLIONTHS
+        number = b"0" * width + b".000000"
+        lines = [b'{"rating":%b,"std":%b,"basis":"%b"},' % (number, number, name.encode()) for name in BASIS]
+        longest = max(map(len, lines))
+        # Blanks between the elements of an array mean nothing.
+        padded = b"".join([line.ljust(longest) for line in lines])
+        self._lines = np.frombuffer(padded, dtype=np.uint8).reshape(len(BASIS), longest)
+        starts = [len(b'{"rating":'), len(b'{"rating":,"std":') + len(number)]
+        self._places = np.dtype(
+            {
+                "names": [f"{part}{place}" for place in range(2) for part in ("whole", "four", "two")],
+                "formats": [self._whole.dtype, np.uint32, np.uint16] * 2,
+                "offsets": [
+                    start + offset for start in starts for offset in (0, width + 1, width + 1 + len("0000"))
+                ],
+                "itemsize": longest,
+            }
+        )
+
+    def elements(self, scores: Scores) -> bytes:
+        """The elements of a JSON array for scores that are `rounded`, each with a comma behind it."""
+        numbers = (scores.rating, scores.std)
+        if not self._rounds or not all(_within(values, self._limit) for values in numbers):
+            return b"".join([each + b"," for each in _one_by_one(scores)])
+        lines = self._lines.take(scores.basis, axis=0)
+        places = lines.view(self._places)[:, 0]
+        for place, values in enumerate(numbers):
+            millionths = np.rint(values * _MILLIONTHS).astype(np.int64)
+            upper = millionths // 100
+            places[f"two{place}"] = _TWO.take(millionths - upper * 100)
+            whole = upper // 10_000
+            places[f"four{place}"] = _FOUR.take(upper - whole * 10_000)
+            places[f"whole{place}"] = self._whole.take(whole)
+        return lines.tobytes()
+
+
+@lru_cache(maxsize=8)
+def writer(scale: Scale) -> PredictionWriter:
+    """The writer for a scale."""
+    return PredictionWriter(scale)
+
+
+def _within(values: Float64s, limit: float) -> bool:
+    return len(values) == 0 or bool(values.min() >= 0.0 and values.max() < limit)
+
+
+def _one_by_one(scores: Scores) -> Sequence[bytes]:
+    basis = map(BASIS.__getitem__, scores.basis.tolist())
+    return list(map(msgspec.json.encode, map(Prediction, scores.rating.tolist(), scores.std.tolist(), basis)))

@@ -1,0 +1,116 @@
+"""GET /generations and going back to one. Invariant: activation is the same pointer flip as publishing."""
+
+import asyncio
+
+import msgspec
+from aiohttp import web
+
+from featurestore.generations.follower import Follower
+from featurestore.store import Store
+from service.context import FOLLOWER, STORE
+from service.http.parsing import whole_number
+from service.http.problems import Problem
+from service.http.response import Answer
+
+# A worker whose heartbeat is older is gone or stuck; nobody waits for it.
+_FRESH_S = 2.0
+_SERVED_WITHIN_S = 5.0
+_LOOK_AGAIN_S = 0.05
+
+
+class GenerationOut(msgspec.Struct):
+    """One generation. `created`: seconds since 1970."""
+
+    generation: int
+    epoch: int
+    state: str
+    live: bool
+    created: float
+    rank: int
+    link: str
+    engine: str
+    n_users: int
+    n_items: int
+    n_ratings: int
+    metrics: dict[str, float]
+
+
+class GenerationsOut(msgspec.Struct):
+    """What is kept, the newest first. `live` is 0 before the first; `held`: automatic refits wait."""
+
+    live: int
+    epoch: int
+    held: bool
+    generations: list[GenerationOut]
+
+
+class Activated(msgspec.Struct):
+    """What is live now. `served`: whether every worker answers from it already."""
+
+    generation: int
+    epoch: int
+    held: bool
+    served: bool
+
+
+_ENCODE = msgspec.json.Encoder().encode
+
+
+async def get_generations(request: web.Request) -> web.StreamResponse:
+    """What is kept, and which of it is live."""
+    generations = request.app[STORE].generations
+    pointer, summaries = await generations.live(), await generations.list()
+    found = [
+        GenerationOut(
+            generation=each.generation,
+            epoch=each.epoch,
+            state=each.state,
+            live=each.generation == pointer.generation,
+            created=each.created,
+            rank=each.rank,
+            link=each.link,
+            engine=each.engine,
+            n_users=each.n_users,
+            n_items=each.n_items,
+            n_ratings=each.n_ratings,
+            metrics=each.metrics,
+        )
+        for each in sorted(summaries, key=lambda each: -each.generation)
+    ]
+    return Answer(_ENCODE(GenerationsOut(pointer.generation, pointer.epoch, pointer.held, found)))
+
+
+async def post_activate(request: web.Request) -> web.StreamResponse:
+    """Make a generation that is kept the live one. Back from the newest also holds refits until one goes
+    forward again.
+    """
+    number = whole_number(request.match_info["generation"], "generation", 1, 2**53)
+    store = request.app[STORE]
+    summaries = [each for each in await store.generations.list() if each.state == "ready"]
+    chosen = next((each for each in summaries if each.generation == number), None)
+    if chosen is None:
+        raise Problem("unknown_generation", f"generation {number} is not kept; see GET /generations")
+    hold = number < max(each.generation for each in summaries)
+    await store.generations.activate(number, hold=hold)
+    served = await _served(store, request.app[FOLLOWER], chosen.epoch, number)
+    return Answer(_ENCODE(Activated(number, chosen.epoch, hold, served)))
+
+
+async def _served(store: Store, follower: Follower, epoch: int, generation: int) -> bool:
+    """Whether every worker answers from exactly this generation, within 5 s.
+
+    What a worker told before the flip says nothing: it may have served this one then, and another since.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while (waited_s := loop.time() - began) < _SERVED_WITHIN_S:
+        live = follower.live
+        if live is not None and (live.epoch, live.generation) == (epoch, generation):
+            fresh = [each for each in await store.generations.workers() if each.age_s < _FRESH_S]
+            told = [each for each in fresh if each.age_s < waited_s]
+            if len(told) == len(fresh) and all(
+                (each.epoch, each.generation) == (epoch, generation) for each in told
+            ):
+                return True
+        await asyncio.sleep(_LOOK_AGAIN_S)
+    return False

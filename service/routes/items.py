@@ -1,0 +1,148 @@
+"""Items: names of rows, what is known of one, its neighbours, and the most loved ones."""
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from aiohttp import web
+
+from factors import BASIS, item_statistics
+from featurestore.generations.follower import LiveGeneration
+from featurestore.item_registry import ItemRegistry
+from service.context import FOLLOWER, RANKING, STORE
+from service.http.parsing import Query, path_id
+from service.http.problems import Problem
+from service.http.response import Answer
+from service.micro_batcher import require, score
+
+MAX_N = 1000
+
+
+class Expected(msgspec.Struct):
+    """An expected rating, its standard deviation and what it rests on."""
+
+    rating: float
+    std: float
+    basis: str
+
+
+class ItemOut(msgspec.Struct):
+    """What the live generation knows of an item. `expected`: of a user whom nobody knows."""
+
+    item_id: str
+    ratings: int
+    mean: float | None
+    expected: Expected
+    generation: int
+
+
+class Neighbour(msgspec.Struct):
+    """An item and how near it is: 1 is the same taste, 0 none in common."""
+
+    item_id: str
+    score: float
+
+
+class Similar(msgspec.Struct):
+    """The nearest items, best first."""
+
+    item_id: str
+    generation: int
+    items: list[Neighbour]
+
+
+class Loved(msgspec.Struct):
+    """An item and the lower 95 % bound of what an average user would give it."""
+
+    item_id: str
+    score: float
+    ratings: int
+    mean: float | None
+
+
+class Popular(msgspec.Struct):
+    """The most loved items, best first."""
+
+    generation: int
+    items: list[Loved]
+
+
+_ENCODE = msgspec.json.Encoder().encode
+
+
+async def item_names(registry: ItemRegistry, rows: npt.NDArray[np.integer]) -> list[str | None]:
+    """The id of each of `rows`; None for a row that has none."""
+    if len(rows) and int(rows.max()) >= len(registry):
+        await registry.refresh()
+    known = len(registry)
+    return [registry.id(row) if 0 <= row < known else None for row in rows.tolist()]
+
+
+async def item_row(live: LiveGeneration, registry: ItemRegistry, item_id: bytes) -> int:
+    """The row of an item; raises `unknown_item`."""
+    row = registry.row(item_id)
+    if row is None:
+        row = (await registry.rows([item_id]))[0]
+    if row is None:
+        raise Problem("unknown_item", "nobody has rated this item and no history named it")
+    return row
+
+
+def expected(live: LiveGeneration, vectors: npt.NDArray[np.float32], user_index: int, row: int) -> Expected:
+    """The score of one pair; a negative index or row stands for someone, or something, that nobody knows."""
+    scores = score(live, vectors, np.array([user_index]), np.array([row]))
+    return Expected(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]])
+
+
+def nobody(live: LiveGeneration) -> npt.NDArray[np.float32]:
+    """No users at all, so that every index is one that nobody knows."""
+    return np.zeros((0, live.model.user_width), dtype=np.float32)
+
+
+def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[tuple[int, float | None]]:
+    """Count and mean of the ratings behind each of `rows`; rows beyond the table have none."""
+    inside = rows < live.n_items
+    found = item_statistics(live.model, live.items[rows[inside]])
+    known = iter(zip(found.count.tolist(), found.mean.tolist(), strict=True))
+    pairs = [next(known) if is_inside else (0, 0.0) for is_inside in inside.tolist()]
+    return [(count, mean if count else None) for count, mean in pairs]
+
+
+async def get_item(request: web.Request) -> web.StreamResponse:
+    """Count, mean and posterior of one item."""
+    item_id = path_id(request.rel_url.raw_path, 1, "item_id")
+    live = require(request.app[FOLLOWER].live)
+    row = await item_row(live, request.app[STORE].items(live.epoch), item_id)
+    count, mean = statistics_of(live, np.array([row]))[0]
+    answer = ItemOut(item_id.decode(), count, mean, expected(live, nobody(live), -1, row), live.generation)
+    return Answer(_ENCODE(answer))
+
+
+async def get_similar(request: web.Request) -> web.StreamResponse:
+    """The items most like one."""
+    n = Query(request.raw_path).integer("n", 10, 1, MAX_N)
+    item_id = path_id(request.rel_url.raw_path, 1, "item_id")
+    live = require(request.app[FOLLOWER].live)
+    registry = request.app[STORE].items(live.epoch)
+    found = await request.app[RANKING].similar(live, await item_row(live, registry, item_id), n)
+    names = await item_names(registry, found.item_rows)
+    items = [
+        Neighbour(name, score)
+        for name, score in zip(names, found.scores.tolist(), strict=True)
+        if name is not None
+    ]
+    return Answer(_ENCODE(Similar(item_id.decode(), live.generation, items)))
+
+
+async def get_popular(request: web.Request) -> web.StreamResponse:
+    """The items that the average user would love most, by lower confidence bound."""
+    n = Query(request.raw_path).integer("n", 10, 1, MAX_N)
+    live = require(request.app[FOLLOWER].live)
+    found = await request.app[RANKING].popular(live, n)
+    names = await item_names(request.app[STORE].items(live.epoch), found.item_rows)
+    behind = statistics_of(live, found.item_rows)
+    items = [
+        Loved(name, score, count, mean)
+        for name, score, (count, mean) in zip(names, found.scores.tolist(), behind, strict=True)
+        if name is not None
+    ]
+    return Answer(_ENCODE(Popular(live.generation, items)))

@@ -1,0 +1,160 @@
+"""For those who run the service: is it alive, is it ready, what does it do.
+
+Invariant: each answers though the store does not.
+"""
+
+import asyncio
+import math
+import time
+
+import msgspec
+from aiohttp import web
+
+from featurestore.errors import StoreError
+from featurestore.store import Store
+from service.context import BOARD, COUNTS, EDGE, FOLLOWER, STORE
+from service.description import describe
+from service.exposition import CONTENT_TYPE, expose
+from service.http.problems import Problem
+from service.http.response import Answer
+from service.metrics import RECENT_S, together
+
+# Whoever asks for these gives up within seconds; the store's own timeout may be longer.
+_PATIENCE_S = 1.0
+
+
+class Alive(msgspec.Struct):
+    """The process runs and its event loop turns."""
+
+    alive: bool
+
+
+class Ready(msgspec.Struct):
+    """A generation is live here and the store answers."""
+
+    ready: bool
+    generation: int
+    epoch: int
+
+
+class WorkerOut(msgspec.Struct):
+    """One worker process of this host."""
+
+    worker: int
+    generation: int
+    epoch: int
+    in_flight: int
+    resident_bytes: int
+    age_s: float
+
+
+class Status(msgspec.Struct):
+    """What the page shows. `rmse` is that of ratings predicted before they were learned, `recent_rmse` over
+    about a minute.
+    """
+
+    store_up: bool
+    generation: int
+    epoch: int
+    engine: str | None
+    link: str | None
+    rank: int | None
+    created: float | None
+    users: int
+    items: int
+    ratings: int
+    scale: list[float | None]
+    metrics: dict[str, float]
+    requests: int
+    predictions: int
+    accepted_ratings: int
+    ratings_per_s: float
+    recent_rmse: float | None
+    rmse: float | None
+    stream_lag: int | None
+    workers: list[WorkerOut]
+
+
+_ENCODE = msgspec.json.Encoder().encode
+
+
+async def get_livez(request: web.Request) -> web.StreamResponse:
+    """Whether the process runs."""
+    return Answer(_ENCODE(Alive(alive=True)))
+
+
+async def get_readyz(request: web.Request) -> web.StreamResponse:
+    """Whether requests should be sent here."""
+    if request.app[EDGE].draining:
+        raise Problem("overloaded", "this worker is ending", retry_after_s=1)
+    live = request.app[FOLLOWER].live
+    if live is None:
+        raise Problem("no_generation", "no generation is loaded yet", retry_after_s=1)
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            await request.app[STORE].generations.live()
+    except TimeoutError:
+        raise Problem("store_unavailable", "no answer in time", retry_after_s=1) from None
+    return Answer(_ENCODE(Ready(ready=True, generation=live.generation, epoch=live.epoch)))
+
+
+async def _lag(store: Store, epoch: int) -> dict[int, int] | None:
+    """Events a partition that wait for the trainer; None where the store does not tell."""
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            return await store.stream.lag(epoch)
+    except (StoreError, TimeoutError):
+        return None
+
+
+async def get_metrics(request: web.Request) -> web.StreamResponse:
+    """The counts of all workers of this host, for Prometheus."""
+    app = request.app
+    describe(app)
+    live = app[FOLLOWER].live
+    lag = await _lag(app[STORE], live.epoch if live else 1)
+    snapshots = await asyncio.to_thread(app[BOARD].all, app[COUNTS])
+    return Answer(expose(snapshots, lag, lag is not None), content_type=CONTENT_TYPE)
+
+
+async def get_status(request: web.Request) -> web.StreamResponse:
+    """What is live, in numbers."""
+    app = request.app
+    describe(app)
+    live, scale = app[FOLLOWER].live, app[STORE].config.scale
+    lag = await _lag(app[STORE], live.epoch if live else 1)
+    snapshots = await asyncio.to_thread(app[BOARD].all, app[COUNTS])
+    total = together(snapshots)
+    summary = live.meta.summary if live else None
+    seen, errors = total.recent_errors, total.squared_error
+    now = time.time()
+    status = Status(
+        store_up=lag is not None,
+        generation=live.generation if live else 0,
+        epoch=live.epoch if live else 0,
+        engine=summary.engine if summary else None,
+        link=summary.link if summary else None,
+        rank=summary.rank if summary else None,
+        created=summary.created if summary else None,
+        users=summary.n_users if summary else 0,
+        items=summary.n_items if summary else 0,
+        ratings=summary.n_ratings if summary else 0,
+        scale=[scale.low, scale.high, scale.step],
+        metrics=summary.metrics if summary else {},
+        requests=sum(sum(by_status.values()) for by_status in total.requests.values()),
+        predictions=total.predictions,
+        accepted_ratings=total.ratings,
+        ratings_per_s=total.recent_ratings / RECENT_S,
+        # Under half a rating is what is left of long ago.
+        recent_rmse=math.sqrt(total.recent_squared_error / seen) if seen > 0.5 else None,
+        rmse=math.sqrt(errors.sum / errors.count) if errors.count else None,
+        stream_lag=sum(lag.values()) if lag is not None else None,
+        workers=[
+            WorkerOut(
+                *(each.worker, each.generation, each.epoch, each.in_flight, each.resident_bytes),
+                max(0.0, now - each.at),
+            )
+            for each in snapshots
+        ],
+    )
+    return Answer(_ENCODE(status))

@@ -1,0 +1,56 @@
+"""The pages that people see.
+
+Invariant: they load nothing from any other address, and the browser is told to hold them to it.
+"""
+
+from pathlib import Path
+
+from aiohttp import web
+
+from service.http.response import Answer, header_lines
+
+_FOLDER = Path(__file__).parent.parent / "static"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_FIELDS = header_lines(
+    {
+        "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+)
+# Read once: a page that is there when the service starts is there until it ends.
+FILES = {
+    path.name: (path.read_bytes(), _TYPES[path.suffix])
+    for path in sorted(_FOLDER.iterdir())
+    if path.suffix in _TYPES
+}
+
+
+def _file(name: str) -> Answer:
+    body, kind = FILES[name]
+    return Answer(body, content_type=kind, fields=_FIELDS)
+
+
+async def get_page(request: web.Request) -> web.StreamResponse:
+    """What is live."""
+    return _file("index.html")
+
+
+async def get_docs(request: web.Request) -> web.StreamResponse:
+    """The description of the API, shown."""
+    return _file("docs.html")
+
+
+async def get_static(request: web.Request) -> web.StreamResponse:
+    """A file of a page."""
+    name = request.match_info["name"]
+    if name not in FILES:
+        raise web.HTTPNotFound
+    return _file(name)

@@ -1,0 +1,155 @@
+"""POST and DELETE of ratings.
+
+Invariant: a call is learned as a whole or not at all, and acknowledged when it is stored.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from factors.model.types import Float64s, Scale
+from featurestore.generations.follower import LiveGeneration
+from featurestore.ratings.batches import Columns as RatingColumns
+from featurestore.ratings.log import NewRating
+from service.context import BODIES, COUNTS, FOLLOWER, IMPORTS, PREDICTOR, STORE
+from service.http.bodies import is_lines, looks_like_lines, parsed
+from service.http.parsing import MAX_TIMESTAMP, Body, Id, body_ids, check_rows, path_id
+from service.http.problems import Problem
+from service.http.response import Answer
+from service.micro_batcher import Predictor
+
+MAX_RATINGS = 10_000
+# So many ratings of a call are predicted before they are learned; of a larger call an even sample.
+_PREDICTED = 256
+
+
+class RatingIn(msgspec.Struct):
+    """One rating as it is sent. `timestamp`: seconds since 1970; without it, the moment of arrival."""
+
+    user_id: Id
+    item_id: Id
+    rating: float
+    timestamp: float | None = None
+
+
+class Accepted(msgspec.Struct):
+    """How many ratings were stored, and the generation that was live then (null before the first)."""
+
+    accepted: int
+    generation: int | None
+
+
+class Columns(NamedTuple):
+    """Ratings that were checked, in the order of the call."""
+
+    user_ids: list[bytes]
+    item_ids: list[bytes]
+    values: list[float]
+    times: list[float]
+
+
+_ONE: Body[RatingIn] = Body(RatingIn)
+_MANY: Body[list[RatingIn]] = Body(list[RatingIn])
+_ENCODE = msgspec.json.Encoder().encode
+
+
+def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: bool) -> Columns:
+    """The ratings in `body`: one object, an array, or an object a line. Raises a `Problem` for the first bad
+    row.
+    """
+    if lines or looks_like_lines(body):
+        rows = _ONE.decode_lines(body)
+    elif body[:64].lstrip()[:1] == b"{":
+        one = _ONE.decode(body)
+        try:
+            return checked_ratings([one], scale, now)
+        except Problem as problem:
+            # There are no rows to name where there is one object.
+            problem.row = None
+            raise
+    else:
+        rows = _MANY.decode(body)
+    check_rows(len(rows), MAX_RATINGS)
+    return checked_ratings(rows, scale, now)
+
+
+def checked_ratings(rows: Sequence[RatingIn], scale: Scale, now: float) -> Columns:
+    """`rows` as columns. Raises a `Problem` that names a field and a row."""
+    user_ids = body_ids([row.user_id for row in rows], "user_id")
+    item_ids = body_ids([row.item_id for row in rows], "item_id")
+    values = [row.rating for row in rows]
+    check_scale(values, scale, "rating")
+    times = [now if row.timestamp is None else row.timestamp for row in rows]
+    for row, moment in enumerate(times):
+        if not abs(moment) <= MAX_TIMESTAMP:
+            detail = f"timestamp must be seconds since 1970, not {moment:g}"
+            raise Problem("invalid_body", detail, field="timestamp", row=row)
+    return Columns(user_ids, item_ids, values, times)
+
+
+def check_scale(values: Sequence[float], scale: Scale, field: str) -> None:
+    """Raises `invalid_body` for the first of `values` off the scale. Values between its steps are ratings
+    too.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    outside = np.flatnonzero(~((array >= scale.low) & (array <= scale.high)))
+    if len(outside):
+        row = int(outside[0])
+        detail = f"{field} must be from {scale.low:g} to {scale.high:g}, not {array[row]:g}"
+        raise Problem("invalid_body", detail, field=field, row=row)
+
+
+async def squared_errors(predictor: Predictor, live: LiveGeneration, columns: Columns) -> Float64s:
+    """How wrong the present generation is on ratings that it has not learned yet, squared; of a large call a
+    sample.
+    """
+    count = len(columns.values)
+    chosen = range(count) if count <= _PREDICTED else range(0, count, -(-count // _PREDICTED))
+    distinct = dict.fromkeys(columns.user_ids[row] for row in chosen)
+    places = {user_id: place for place, user_id in enumerate(distinct)}
+    vectors, item_rows = await predictor.look_up(
+        live, list(places), [columns.item_ids[row] for row in chosen]
+    )
+    index = np.array([places[columns.user_ids[row]] for row in chosen], dtype=np.int64)
+    predicted = live.scorer.score(vectors, index, item_rows).rating
+    return np.square(np.array([columns.values[row] for row in chosen]) - predicted)
+
+
+async def post_ratings(request: web.Request) -> web.StreamResponse:
+    """Store ratings; whatever is asked after the answer reflects them."""
+    store, counts, live = request.app[STORE], request.app[COUNTS], request.app[FOLLOWER].live
+    lines = is_lines(request)
+    async with request.app[BODIES].read(request) as body, request.app[IMPORTS].turn(len(body)):
+        parse = partial(parse_ratings, scale=store.config.scale, now=time.time(), lines=lines)
+        columns = await parsed(body, parse)
+        errors = np.zeros(0)
+        if live is not None and columns.values:
+            errors = await squared_errors(request.app[PREDICTOR], live, columns)
+        if columns.values:
+            rating, moment = np.array(columns.values), np.array(columns.times, dtype=np.float64)
+            await store.ratings.append_columns(
+                RatingColumns(columns.user_ids, columns.item_ids, rating, moment)
+            )
+    counts.rated(errors, len(columns.values))
+    return Answer(_ENCODE(Accepted(len(columns.values), live.generation if live else None)))
+
+
+async def delete_rating(request: web.Request) -> web.StreamResponse:
+    """Take one rating back."""
+    path = request.rel_url.raw_path
+    user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
+    store, live = request.app[STORE], request.app[FOLLOWER].live
+    epoch = live.epoch if live else (await store.generations.live()).epoch
+    row = (await store.items(epoch).rows([item_id]))[0]
+    _, history = await store.users.history(epoch, user_id)
+    if row is None or row not in history.item_row:
+        raise Problem("unknown_rating", "this user has not rated this item")
+    await store.ratings.append([NewRating(user_id, item_id, math.nan, time.time())])
+    request.app[COUNTS].ratings_deleted += 1
+    return Answer(_ENCODE({"deleted": 1, "generation": live.generation if live else None}))

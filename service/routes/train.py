@@ -1,0 +1,124 @@
+"""POST /train: the lecture's body, or none."""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from factors.model.types import Scale
+from featurestore.ratings.log import NewRating
+from service.context import BODIES, COUNTS, SETTINGS, STORE, TRAINING
+from service.http.bodies import is_lines, parsed
+from service.http.parsing import Body, Id, body_ids, check_rows
+from service.http.problems import Problem
+from service.http.response import Answer
+from service.routes.ratings import check_scale
+from service.training import Trained
+
+MAX_EVENTS = 1_000_000
+MAX_ENTITIES = 1_000_000
+# Rows that become values between two looks at the event loop: about 2 ms.
+_SLICE = 1000
+
+
+class TrainBody(msgspec.Struct):
+    """A history: three parallel lists, one event a position, in time order. Rows count from 0; ids may be
+    text too.
+    """
+
+    nb_users: int
+    nb_items: int
+    user_history: list[Id]
+    item_history: list[Id]
+    rating_history: list[float]
+    replace: bool = False
+
+
+class TrainedOut(msgspec.Struct):
+    """What is live now. `served`: whether every worker answers from it already."""
+
+    generation: int
+    epoch: int
+    ratings: int
+    metrics: dict[str, float]
+    served: bool
+
+
+_BODY: Body[TrainBody] = Body(TrainBody)
+_ENCODE = msgspec.json.Encoder().encode
+
+
+async def post_train(request: web.Request) -> web.StreamResponse:
+    """Begin a new history, or without a body fit the present one again. Answers when the result is live."""
+    training = request.app[TRAINING]
+    lines = is_lines(request)
+    async with request.app[BODIES].read(request, request.app[SETTINGS].train_body_bytes) as body:
+        if not body.strip():
+            return _answer(await training.refit())
+        if lines:
+            raise Problem("unsupported_media_type", "send application/json")
+        asked = await parsed(body, _BODY.decode)
+    item_ids, ratings = await checked_history(asked, request.app[STORE].config.scale)
+    trained = await training.begin_history(ratings, item_ids, replace=asked.replace)
+    request.app[COUNTS].ratings += len(ratings)
+    return _answer(trained)
+
+
+def _answer(trained: Trained) -> Answer:
+    summary = trained.summary
+    return Answer(
+        _ENCODE(
+            TrainedOut(
+                trained.generation,
+                trained.epoch,
+                summary.n_ratings if summary else 0,
+                summary.metrics if summary else {},
+                trained.served,
+            )
+        )
+    )
+
+
+async def checked_history(asked: TrainBody, scale: Scale) -> tuple[list[bytes], list[NewRating]]:
+    """The catalogue and the ratings of `asked`. Raises a `Problem` that names field and row."""
+    count = len(asked.rating_history)
+    check_rows(count, MAX_EVENTS, "rating_history")
+    if count == 0:
+        raise Problem("invalid_body", "rating_history is empty", field="rating_history")
+    for name in ("nb_users", "nb_items"):
+        if not 1 <= getattr(asked, name) <= MAX_ENTITIES:
+            raise Problem("invalid_body", f"{name} must be from 1 to {MAX_ENTITIES}", field=name)
+    for name in ("user_history", "item_history"):
+        length = len(getattr(asked, name))
+        if length != count:
+            detail = f"{name} has {length} entries, rating_history {count}: they are parallel lists"
+            raise Problem("invalid_body", detail, field=name)
+    check_scale(asked.rating_history, scale, "rating_history")
+    users = _ids(asked.user_history, asked.nb_users, "user_history", "nb_users")
+    items = _ids(asked.item_history, asked.nb_items, "item_history", "nb_items")
+    ratings: list[NewRating] = []
+    for start in range(0, count, _SLICE):
+        if start:
+            await asyncio.sleep(0)
+        part = slice(start, start + _SLICE)
+        # When each was given is not told; the order is kept by the histories.
+        unknown = [float("nan")] * len(asked.rating_history[part])
+        ratings += map(NewRating, users[part], items[part], asked.rating_history[part], unknown)
+    return [b"%d" % row for row in range(asked.nb_items)], ratings
+
+
+def _ids(values: Sequence[Id], entities: int, field: str, limit: str) -> list[bytes]:
+    """Ids as bytes. Numbers are rows, so they are from 0 to under `entities`; text is taken as it is."""
+    if set(map(type, values)) == {int} and max(map(abs, values)) < 2**63:  # type: ignore[arg-type] # all int here
+        rows = np.array(values, dtype=np.int64)
+        outside = np.flatnonzero((rows < 0) | (rows >= entities))
+        bad = int(outside[0]) if len(outside) else None
+    else:
+        numbers = ((row, value) for row, value in enumerate(values) if isinstance(value, int))
+        bad = next((row for row, value in numbers if not 0 <= value < entities), None)
+    if bad is not None:
+        detail = f"{field} must be from 0 to under {limit} ({entities}), not {values[bad]}"
+        raise Problem("invalid_body", detail, field=field, row=bad)
+    return body_ids(values, field)

@@ -1,0 +1,139 @@
+"""What is known of a user, and forgetting it.
+
+Invariant: after a 200 for DELETE no read finds anything of that user.
+"""
+
+import math
+import re
+import time
+
+import msgspec
+from aiohttp import web
+
+from featurestore.commands import OUTCOME_S
+from service.context import COUNTS, FOLLOWER, SETTINGS, STORE
+from service.http.parsing import Query, path_id
+from service.http.problems import Problem
+from service.http.response import Answer
+from service.micro_batcher import require
+from service.routes.items import Expected, expected, item_names
+
+MAX_PAGE = 1000
+# The command that was given to the trainer, and when, in seconds since 1970.
+_RECEIPT = re.compile(r"(?P<command>[0-9a-f]{32})-(?P<asked>[0-9a-f]{1,12})")
+
+
+class UserOut(msgspec.Struct):
+    """What is known of a user. `expected`: of an item that nobody knows. `events`: ratings made, changed,
+    taken back.
+    """
+
+    user_id: str
+    ratings: int
+    mean: float | None
+    events: int
+    expected: Expected
+    generation: int
+
+
+class RatingOut(msgspec.Struct):
+    """One rating of a user. `timestamp` is null where it was never told."""
+
+    item_id: str
+    rating: float
+    timestamp: float | None
+
+
+class RatingsPage(msgspec.Struct):
+    """Some of a user's ratings, the latest first. `total`: how many there are."""
+
+    user_id: str
+    total: int
+    limit: int
+    offset: int
+    ratings: list[RatingOut]
+
+
+class Receipt(msgspec.Struct, omit_defaults=True):
+    """Proof of a request to be forgotten. `archive` is `erased` once the trainer has erased it there too."""
+
+    receipt: str
+    archive: str
+    user_id: str | None = None
+    ratings: int | None = None
+    detail: str | None = None
+
+
+_ENCODE = msgspec.json.Encoder().encode
+
+
+async def get_user(request: web.Request) -> web.StreamResponse:
+    """Count, mean and what the model expects of this user."""
+    user_id = path_id(request.rel_url.raw_path, 1, "user_id")
+    live = require(request.app[FOLLOWER].live)
+    profile = await request.app[STORE].users.current_with_history(live, user_id)
+    if profile.n == 0:
+        raise Problem("unknown_user", "no rating of this user is known")
+    ratings = profile.history.rating
+    return Answer(
+        _ENCODE(
+            UserOut(
+                user_id.decode(),
+                len(ratings),
+                float(ratings.mean()) if len(ratings) else None,
+                profile.n,
+                expected(live, profile.vector[None], 0, -1),
+                live.generation,
+            )
+        )
+    )
+
+
+async def get_user_ratings(request: web.Request) -> web.StreamResponse:
+    """A page of the ratings of a user, the latest first."""
+    query = Query(request.raw_path)
+    limit, offset = query.integer("limit", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, 2**31)
+    user_id = path_id(request.rel_url.raw_path, 1, "user_id")
+    store, live = request.app[STORE], request.app[FOLLOWER].live
+    epoch = live.epoch if live else (await store.generations.live()).epoch
+    n, history = await store.users.history(epoch, user_id)
+    if n == 0:
+        raise Problem("unknown_user", "no rating of this user is known")
+    page = slice(offset, offset + limit)
+    names = await item_names(store.items(epoch), history.item_row[::-1][page])
+    times = history.time[::-1][page].tolist()
+    ratings = [
+        RatingOut(name, rating, None if math.isnan(moment) else moment)
+        for name, rating, moment in zip(names, history.rating[::-1][page].tolist(), times, strict=True)
+        if name is not None
+    ]
+    return Answer(_ENCODE(RatingsPage(user_id.decode(), len(history), limit, offset, ratings)))
+
+
+async def delete_user(request: web.Request) -> web.StreamResponse:
+    """Forget a user everywhere, whether known or not: an archive may know more than the store."""
+    user_id = path_id(request.rel_url.raw_path, 1, "user_id")
+    store = request.app[STORE]
+    forgotten = await store.ratings.forget(user_id)
+    request.app[COUNTS].users_forgotten += 1
+    epoch = (await store.generations.live()).epoch
+    receipt = await store.commands.ask("erase", epoch=epoch, user=user_id)
+    outcome = await store.commands.wait(receipt, request.app[SETTINGS].erase_wait_s)
+    archive = "erased" if outcome is not None and outcome.state == "done" else "pending"
+    receipt = f"{receipt}-{int(time.time()):x}"
+    return Answer(_ENCODE(Receipt(receipt, archive, user_id.decode(), forgotten.ratings)))
+
+
+async def get_receipt(request: web.Request) -> web.StreamResponse:
+    """Whether the archive has forgotten too."""
+    receipt = path_id(request.rel_url.raw_path, 1, "receipt").decode()
+    parts = _RECEIPT.fullmatch(receipt)
+    outcome = await request.app[STORE].commands.outcome(parts["command"]) if parts else None
+    if outcome is None:
+        # An outcome is kept for an hour: within that, none means that the trainer has not come to it yet.
+        if parts is None or not 0 <= time.time() - int(parts["asked"], 16) < OUTCOME_S:
+            raise Problem("unknown_receipt", "receipts are kept for an hour after the end of their work")
+        return Answer(_ENCODE(Receipt(receipt, "pending")))
+    if outcome.state == "failed":
+        return Answer(_ENCODE(Receipt(receipt, "pending", detail=outcome.detail or outcome.code)))
+    return Answer(_ENCODE(Receipt(receipt, "erased" if outcome.state == "done" else "pending")))

@@ -1,0 +1,1 @@
+"""The archive: every rating event once, in segments on disk, and the consumer that fills it."""

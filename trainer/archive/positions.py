@@ -1,0 +1,79 @@
+"""What the store says of an epoch's streams, beyond reading them. Invariant: nothing here changes a
+stream.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featurestore.codecs import FORGOTTEN_ROW
+from featurestore.item_registry import ItemRegistry
+from featurestore.ratings.stream import Events, Progress, progress
+from featurestore.store import Store
+from trainer.archive.events import START, Position, make_table, string_array
+
+
+def parse_position(stream_id: str | bytes) -> Position:
+    """`ms-seq` as a position."""
+    text = stream_id.decode() if isinstance(stream_id, bytes) else stream_id
+    ms, _, seq = text.partition("-")
+    return int(ms), int(seq or 0)
+
+
+def format_position(position: Position) -> str:
+    """A position as `ms-seq`."""
+    return f"{position[0]}-{position[1]}"
+
+
+async def tails(store: Store, epoch: int) -> dict[int, Progress]:
+    """The ends of all streams of an epoch, in one round trip; a stream without events yet is left out.
+
+    Raises `StoreUnavailable`.
+    """
+    found = await progress(store.keys, store.bulk, epoch)
+    return {partition: end for partition, end in found.items() if end.last > START}
+
+
+@dataclass(frozen=True, slots=True)
+class ItemIds:
+    """Item rows (m,), ascending, and their ids."""
+
+    rows: npt.NDArray[np.int64]
+    ids: list[str]
+
+    def of(self, rows: npt.NDArray[np.int64]) -> pa.StringArray:
+        """The ids of `rows` (n,), all of which are here."""
+        where = np.searchsorted(self.rows, rows)
+        return string_array([item_id.encode("utf-8", "surrogateescape") for item_id in self.ids]).take(
+            pa.array(where)
+        )
+
+
+async def item_ids(rows: npt.NDArray[np.int64], registry: ItemRegistry) -> ItemIds:
+    """The ids of the items in `rows`, each once; the registry is asked for those that others registered."""
+    distinct = np.unique(rows)
+    known = distinct[distinct != FORGOTTEN_ROW]
+    if len(known) and int(known[-1]) >= len(registry):
+        await registry.refresh()
+    size = len(registry)
+    ids = [registry.id(row) if row < size else "" for row in distinct.tolist()]
+    return ItemIds(distinct, ids)
+
+
+def to_table(events: Events, new: npt.NDArray[np.int64], items: ItemIds) -> pa.Table:
+    """The events at positions `new`, in order, as archive columns; marks of forgotten users included."""
+    item_row = events.item_row[new]
+    user_ids = string_array(events.users)
+    return make_table(
+        partition=events.partition[new],
+        stream_ms=events.stream_ms[new],
+        stream_seq=events.stream_seq[new],
+        user_id=user_ids.take(pa.array(events.user[new])),
+        n=events.n[new],
+        item_row=item_row,
+        item_id=items.of(item_row),
+        rating=events.rating[new],
+        time=events.time[new],
+    )

@@ -1,0 +1,234 @@
+"""One archive segment: a Parquet file that is written whole or not at all and that tells when it was damaged.
+
+Invariant: under its final name a segment is complete, on disk, and equal to its checksum. A file is written
+beside under a temporary name, synced, renamed, and the folder synced; nothing is ever changed in place.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.archive.events import SCHEMA, Span, Spans
+from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
+
+METADATA_KEY = b"foldin"
+FORMAT = 1
+TEMPORARY = ".tmp"
+DAMAGED = ".damaged"
+# Row groups bound the memory of a streaming reader; a quarter of a million rows is some 10 MB.
+ROW_GROUP_ROWS = 262_144
+
+Step = Callable[[str], None]
+"""Called with the name of each step before it is done. Tests stop the world there; products pass `no_step`.
+"""
+
+
+def no_step(_name: str) -> None:
+    """Do nothing between steps."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SegmentName:
+    """Which segments of the log a file stands for: numbers `first` to `last`, in its `revision`th writing."""
+
+    first: int
+    last: int
+    revision: int = 0
+
+    _PATTERN = re.compile(r"(\d{10})-(\d{10})\.r(\d+)\.parquet")
+
+    def __str__(self) -> str:
+        return f"{self.first:010d}-{self.last:010d}.r{self.revision}.parquet"
+
+    @classmethod
+    def parse(cls, name: str) -> "SegmentName | None":
+        """The name of a segment file; None for any other file."""
+        match = cls._PATTERN.fullmatch(name)
+        return None if match is None else cls(*(int(group) for group in match.groups()))
+
+    def covers(self, other: "SegmentName") -> bool:
+        """Whether this file makes `other` superfluous."""
+        inside = self.first <= other.first and other.last <= self.last
+        wider = (self.first, self.last) != (other.first, other.last)
+        return inside and (wider or self.revision > other.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment on disk: its name, what of the streams it covers, and how many rows it has."""
+
+    path: Path
+    name: SegmentName
+    spans: Spans
+    rows: int
+
+
+def write_segment(
+    directory: Path,
+    name: SegmentName,
+    table: pa.Table,
+    spans: Spans,
+    *,
+    step: Step = no_step,
+    guard: Callable[[], None],
+) -> Segment:
+    """Write `table` under `name`; `guard` is asked right before the rename and raises when this process may
+    not commit.
+
+    Raises `ArchiveFailedError` with nothing left under the final name. Repeating is safe.
+    """
+    path = directory / str(name)
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        step("segment:write")
+        _write_parquet(temporary, _with_metadata(table, spans))
+        step("segment:written")
+        sync_file(temporary)
+        step("segment:synced")
+        guard()
+        temporary.rename(path)
+        step("segment:renamed")
+        sync_directory(directory)
+    except OSError as exc:
+        temporary.unlink(missing_ok=True)
+        raise ArchiveFailedError(f"cannot write {directory}: {exc.strerror or exc}") from exc
+    step("segment:done")
+    return Segment(path, name, dict(spans), table.num_rows)
+
+
+def read_segment(path: Path) -> tuple[pa.Table, dict[int, Span]]:
+    """The verified events of a segment and its spans. Raises `SegmentDamagedError`, or `SegmentGoneError`
+    where there is no file.
+    """
+    try:
+        with pa.OSFile(str(path), "rb") as file:
+            table = pq.read_table(file, page_checksum_verification=True)
+    except FileNotFoundError as exc:
+        raise SegmentGoneError(path.name) from exc
+    except (OSError, pa.ArrowException, ValueError) as exc:
+        raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
+    header = _header(path, table.schema.metadata)
+    table = table.replace_schema_metadata(None)
+    if not table.schema.equals(SCHEMA):
+        raise SegmentDamagedError(path, "has other columns")
+    spans = _parse_spans(path, header)
+    if header.get("rows") != table.num_rows or header.get("digest") != digest(table, spans):
+        raise SegmentDamagedError(path, "checksum does not match")
+    return table, spans
+
+
+def inspect_segment(path: Path, name: SegmentName) -> Segment:
+    """What the footer of a segment says, without reading its rows. Raises as `read_segment`."""
+    try:
+        footer = pq.read_metadata(path)
+    except FileNotFoundError as exc:
+        raise SegmentGoneError(path.name) from exc
+    except (OSError, pa.ArrowException, ValueError) as exc:
+        raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
+    return Segment(path, name, _parse_spans(path, _header(path, footer.metadata)), int(footer.num_rows))
+
+
+def digest(table: pa.Table, spans: Spans) -> str:
+    """SHA-256 over the bytes of the columns and the spans; the same however the table is cut in chunks."""
+    state = hashlib.sha256(json.dumps(_spans_json(spans), sort_keys=True).encode())
+    for field in SCHEMA:
+        column = table[field.name]
+        if pa.types.is_string(field.type):
+            _update_with_strings(state, column)
+        else:
+            for chunk in column.chunks:
+                state.update(np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).data)
+    return state.hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the file is on disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _update_with_strings(state: "hashlib._Hash", column: pa.ChunkedArray) -> None:
+    chunks = [_string_parts(chunk) for chunk in column.chunks if len(chunk)]
+    # All lengths, then all texts: so the digest does not depend on where the chunks end, and no two columns
+    # share it.
+    for offsets, _ in chunks:
+        state.update(np.diff(offsets).astype("<i4").data)
+    for offsets, data in chunks:
+        state.update(data[offsets[0] : offsets[-1]])
+
+
+def _string_parts(chunk: pa.StringArray) -> tuple[npt.NDArray[np.int32], memoryview]:
+    _, offsets, data = chunk.buffers()
+    view = memoryview(b"") if data is None else memoryview(data)
+    return np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1], view
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as file:
+        pq.write_table(
+            table,
+            file,
+            row_group_size=ROW_GROUP_ROWS,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["partition", "user_id", "item_id", "item_row", "rating"],
+            write_page_checksum=True,
+        )
+
+
+def _with_metadata(table: pa.Table, spans: Spans) -> pa.Table:
+    header = {
+        "format": FORMAT,
+        "rows": table.num_rows,
+        "spans": _spans_json(spans),
+        "digest": digest(table, spans),
+    }
+    return table.replace_schema_metadata({METADATA_KEY: json.dumps(header).encode()})
+
+
+def _spans_json(spans: Spans) -> dict[str, list[int]]:
+    return {str(p): [*span.first, *span.last, span.events] for p, span in sorted(spans.items())}
+
+
+def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, object]:
+    try:
+        header = json.loads((metadata or {})[METADATA_KEY])
+        known = isinstance(header, dict) and header["format"] == FORMAT
+    except (KeyError, ValueError) as exc:
+        raise SegmentDamagedError(path, "has no header") from exc
+    if not known:
+        raise SegmentDamagedError(path, "has a header of another format")
+    return header  # type: ignore[no-any-return]  # json gives Any; the fields are checked where they are read
+
+
+def _parse_spans(path: Path, header: dict[str, object]) -> dict[int, Span]:
+    try:
+        entries = dict(header["spans"])  # type: ignore[call-overload]  # whatever is no mapping raises here
+        return {
+            int(p): Span((int(a), int(b)), (int(c), int(d)), int(events))
+            for p, (a, b, c, d, events) in entries.items()
+        }
+    except (KeyError, TypeError, ValueError) as exc:
+        raise SegmentDamagedError(path, "has an unreadable header") from exc
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__

@@ -1,0 +1,1 @@
+"""One fit in a process of its own: its input, its process, and the files it leaves."""

@@ -1,0 +1,220 @@
+"""What a fit leaves on disk for the trainer to map: tables, who is in them, and the ratings by item.
+
+Invariant: a folder under its final name is complete. An erased user is overwritten in place, so that no file
+of a fit names or describes who was forgotten.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from factors import Fitted, Histories, Model, from_bytes, prior_user, to_bytes
+from trainer.archive.segments import TEMPORARY, sync_directory
+from trainer.errors import FitFailedError
+from trainer.fit_job.ratings import FitInput
+
+# No id has this byte (it is not UTF-8), so an erased id is never found.
+_ERASED = 0xFF
+
+Map = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """A finished fit, its arrays mapped from disk.
+
+    `users` float32 (u, user_width), `items` float32 (i, item_width), `user_n` int64 (u,). Ratings by item,
+    each pair once: those of item row `j` are `item_users[item_indptr[j]:item_indptr[j + 1]]` with
+    `item_values`, `item_times`.
+    """
+
+    path: Path
+    model: Model
+    metrics: dict[str, float]
+    n_ratings: int
+    users: npt.NDArray[np.float32]
+    items: npt.NDArray[np.float32]
+    user_n: npt.NDArray[np.int64]
+    id_offsets: npt.NDArray[np.int64]
+    id_bytes: npt.NDArray[np.uint8]
+    hashes: npt.NDArray[np.uint64]
+    hash_rows: npt.NDArray[np.int64]
+    item_indptr: npt.NDArray[np.int64]
+    item_users: npt.NDArray[np.int32]
+    item_values: npt.NDArray[np.float64]
+    item_times: npt.NDArray[np.float64]
+
+    @property
+    def n_users(self) -> int:
+        """Users in the tables."""
+        return len(self.user_n)
+
+    def user_ids(self, start: int, stop: int) -> list[bytes]:
+        """Ids of the users `start` to `stop`. An erased one is all 0xFF bytes."""
+        offsets = self.id_offsets[start : stop + 1]
+        content = self.id_bytes[offsets[0] : offsets[-1]].tobytes()
+        edges = (offsets - offsets[0]).tolist()
+        return [content[a:b] for a, b in pairwise(edges)]
+
+    def user_id_array(self) -> pa.StringArray:
+        """All ids as one Arrow array, not copied."""
+        offsets = pa.py_buffer(np.ascontiguousarray(self.id_offsets))
+        wide = pa.Array.from_buffers(
+            pa.large_string(),
+            self.n_users,
+            [None, offsets, pa.py_buffer(np.ascontiguousarray(self.id_bytes))],
+        )
+        return wide.view(pa.large_binary()).cast(pa.binary()).view(pa.string())
+
+    def rows_of(self, user_ids: list[bytes]) -> npt.NDArray[np.int64]:
+        """The row of each user; -1 for who is not in the fit."""
+        rows = np.full(len(user_ids), -1, dtype=np.int64)
+        wanted = np.array([user_hash(user_id) for user_id in user_ids], dtype=np.uint64)
+        first = np.searchsorted(self.hashes, wanted)
+        for k, user_id in enumerate(user_ids):
+            # More than one turn only where two ids share 64 bits of BLAKE2b.
+            position = int(first[k])
+            while position < len(self.hashes) and self.hashes[position] == wanted[k]:
+                row = int(self.hash_rows[position])
+                if self.user_ids(row, row + 1)[0] == user_id:
+                    rows[k] = row
+                    break
+                position += 1
+        return rows
+
+    def item_history(self, item_row: int) -> slice:
+        """Where the ratings of an item are."""
+        if item_row + 1 >= len(self.item_indptr):
+            return slice(0, 0)
+        return slice(int(self.item_indptr[item_row]), int(self.item_indptr[item_row + 1]))
+
+
+_ARRAYS = (
+    "users",
+    "items",
+    "user_n",
+    "id_offsets",
+    "id_bytes",
+    "hashes",
+    "hash_rows",
+    "item_indptr",
+    "item_users",
+    "item_values",
+    "item_times",
+)
+
+
+def write_result(path: Path, given: FitInput, fitted: Fitted, metrics: dict[str, float]) -> None:
+    """Write a fit to the folder `path`, which appears only when it is complete."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, array in _arrays(given, fitted).items():
+        np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+    (temporary / "model.bin").write_bytes(to_bytes(fitted.model))
+    facts = {"metrics": metrics, "n_ratings": len(given.ratings.value)}
+    (temporary / "fit.json").write_text(json.dumps(facts))
+    for file in temporary.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    temporary.rename(path)
+    sync_directory(path.parent)
+
+
+def read_result(path: Path) -> FitResult:
+    """Map a fit. Raises `FitFailedError` where it is not there or not whole."""
+    try:
+        facts = json.loads((path / "fit.json").read_text())
+        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+        model = from_bytes((path / "model.bin").read_bytes())
+        metrics = {str(name): float(value) for name, value in facts["metrics"].items()}
+        return FitResult(path=path, model=model, metrics=metrics, n_ratings=int(facts["n_ratings"]), **arrays)
+    except (OSError, ValueError, KeyError) as exc:
+        raise FitFailedError(f"the files of the fit in {path.name} are not readable: {exc}") from exc
+
+
+def erase_user(path: Path, user_id: bytes) -> bool:
+    """Overwrite a user's id and row in a fit's files; whether the user was there. Repeating is safe."""
+    result = read_result(path)
+    row = int(result.rows_of([user_id])[0])
+    if row < 0:
+        return False
+    users = np.load(path / "users.npy", mmap_mode="r+", allow_pickle=False)
+    users[row] = prior_user(result.model)
+    users.flush()
+    values = np.load(path / "item_values.npy", mmap_mode="r+", allow_pickle=False)
+    values[np.asarray(result.item_users) == row] = np.nan
+    values.flush()
+    # The id last: as long as it stands, a repeated call finds what is left to do.
+    start, stop = int(result.id_offsets[row]), int(result.id_offsets[row + 1])
+    ids = np.load(path / "id_bytes.npy", mmap_mode="r+", allow_pickle=False)
+    ids[start:stop] = _ERASED
+    ids.flush()
+    return True
+
+
+def is_erased(user_id: bytes) -> bool:
+    """Whether an id from a fit's files is that of a user who was erased from them."""
+    return user_id[:1] == bytes([_ERASED])
+
+
+def user_hash(user_id: bytes) -> int:
+    """64 bits of an id, the same in every process."""
+    return int.from_bytes(blake2b(user_id, digest_size=8).digest(), "little")
+
+
+def rated_by(result: FitResult, item_rows: npt.NDArray[np.int64]) -> Histories:
+    """The ratings of some items as histories over the rows of `result.users`."""
+    parts = [result.item_history(int(row)) for row in item_rows]
+    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
+    np.cumsum([part.stop - part.start for part in parts], out=offsets[1:])
+    return Histories(
+        offsets,
+        np.concatenate([result.item_users[part] for part in parts] or [np.zeros(0, np.int32)]),
+        np.concatenate([result.item_values[part] for part in parts] or [np.zeros(0)]),
+        np.concatenate([result.item_times[part] for part in parts] or [np.zeros(0)]),
+    )
+
+
+def _arrays(given: FitInput, fitted: Fitted) -> dict[str, Map]:
+    offsets, content = _id_buffers(given.user_ids)
+    edges = offsets.tolist()
+    raw = content.tobytes()
+    hashes = np.array([user_hash(raw[a:b]) for a, b in pairwise(edges)], dtype=np.uint64)
+    by_hash = np.argsort(hashes, kind="stable")
+    ratings = given.ratings
+    by_item = np.argsort(ratings.item_row, kind="stable")
+    indptr = np.zeros(given.n_items + 1, dtype=np.int64)
+    np.cumsum(np.bincount(ratings.item_row, minlength=given.n_items), out=indptr[1:])
+    return {
+        "users": fitted.users.astype(np.float32, copy=False),
+        "items": fitted.items.astype(np.float32, copy=False),
+        "user_n": given.user_n,
+        "id_offsets": offsets,
+        "id_bytes": content,
+        "hashes": hashes[by_hash],
+        "hash_rows": by_hash.astype(np.int64),
+        "item_indptr": indptr,
+        "item_users": ratings.user_row[by_item],
+        "item_values": ratings.value[by_item],
+        "item_times": ratings.time[by_item],
+    }
+
+
+def _id_buffers(user_ids: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    if len(user_ids) == 0:
+        return np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+    _, offset_buffer, data = user_ids.buffers()
+    offsets = np.frombuffer(offset_buffer, dtype=np.int32)
+    offsets = offsets[user_ids.offset : user_ids.offset + len(user_ids) + 1].astype(np.int64)
+    content = np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]]
+    return offsets - offsets[0], content

@@ -1,0 +1,1 @@
+"""Items folded in between fits, and pushed as deltas."""

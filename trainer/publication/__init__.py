@@ -1,0 +1,1 @@
+"""Writing a fit beside the live generation, and the switch to it."""

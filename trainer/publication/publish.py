@@ -1,0 +1,196 @@
+"""Write a fit beside the live generation and flip. Invariant: until the flip nothing that is read changes,
+and whoever takes over after a kill at any step removes the leftover.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from factors import FitSettings, Index, Model, Scale, build_index, index_to_bytes, prior_model
+from featurestore.errors import LeaseLost, StoreError
+from featurestore.generations.catalog import GenerationDraft, GenerationMeta, GenerationWriter
+from featurestore.leases import Lease
+from featurestore.store import Store
+from trainer import log
+from trainer.archive.events import Position
+from trainer.archive.positions import format_position
+from trainer.archive.segments import Step, no_step
+from trainer.fit_job.results import FitResult, is_erased
+from trainer.publication.record_process import RecordProcess, RecordProcessError, record_process
+from trainer.retry import patiently
+
+# Users in one call to the writer of records, which cuts it in small ones of its own.
+_USERS_AT_ONCE = 2_000
+# From so many users on a process of its own, which takes half a second to start, writes their records.
+_APART_FROM = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A generation that was written and verified; `live` where it also went live."""
+
+    meta: GenerationMeta
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    model: Model
+    items: npt.NDArray[np.float32]
+    users: FitResult | None
+    index: bytes | None = None
+
+
+class Publisher:
+    """Publishes for one leader."""
+
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        *,
+        step: Step = no_step,
+        wall_clock: Callable[[], float] = time.time,
+        apart_from: int = _APART_FROM,
+    ) -> None:
+        """`apart_from`: so many users and more have their records written by a process that gives way."""
+        self._apart_from = apart_from
+        self._store = store
+        self._lease = lease
+        self._step = step
+        self._wall_clock = wall_clock
+
+    async def publish(
+        self,
+        epoch: int,
+        result: FitResult,
+        positions: Mapping[int, Position],
+        engine: str,
+        *,
+        automatic: bool,
+        numbered: Callable[[int], None],
+    ) -> Published:
+        """Publish a fit. `numbered` is told the number before anything is written under it.
+
+        Raises `StoreError` of every kind; what was written is then removed, or by the next leader.
+        """
+        index = await asyncio.to_thread(_index_of, result)
+        metrics = dict(result.metrics)
+        if index is not None:
+            metrics["index_recall_at_10"] = index.recall
+        draft = GenerationDraft(
+            created=self._wall_clock(),
+            rank=result.model.rank,
+            link=result.model.link,
+            engine=engine,
+            n_users=result.n_users,
+            n_items=len(result.items),
+            n_ratings=result.n_ratings,
+            metrics=metrics,
+            positions={partition: format_position(position) for partition, position in positions.items()},
+        )
+        packed = None if index is None else index_to_bytes(index)
+        tables = _Tables(result.model, result.items, result, packed)
+        return await self._write(epoch, draft, tables, automatic=automatic, numbered=numbered)
+
+    async def publish_prior(self, epoch: int, scale: Scale, engine: str) -> Published:
+        """Publish what is known before any rating, so that services can answer."""
+        model = prior_model(FitSettings(scale))
+        items = np.zeros((0, model.item_width), dtype=np.float32)
+        draft = GenerationDraft(
+            created=self._wall_clock(),
+            rank=model.rank,
+            link=model.link,
+            engine=engine,
+            n_users=0,
+            n_items=0,
+            n_ratings=0,
+        )
+        tables = _Tables(model, items, None)
+        return await self._write(epoch, draft, tables, automatic=False, numbered=lambda _number: None)
+
+    async def _write(
+        self,
+        epoch: int,
+        draft: GenerationDraft,
+        tables: _Tables,
+        *,
+        automatic: bool,
+        numbered: Callable[[int], None],
+    ) -> Published:
+        self._step("publish:begin")
+        writer = await patiently("begin", lambda: self._store.generations.begin(self._lease, epoch, draft))
+        numbered(writer.number)
+        try:
+            self._step("publish:begun")
+            await patiently("write_items", lambda: writer.write_items(tables.items, tables.model))
+            if (index := tables.index) is not None:
+                await patiently("write_index", lambda: writer.write_index(index))
+            self._step("publish:items")
+            if tables.users is not None:
+                await self._write_users(writer, epoch, tables.users)
+            self._step("publish:users")
+            meta = await patiently("finish", writer.finish)
+            self._step("publish:finished")
+            # Repeated after a lost answer it finds the generation live and says so again.
+            live = await patiently("flip", lambda: writer.flip(automatic=automatic))
+        except LeaseLost:
+            raise
+        except StoreError:
+            await patiently("abort", writer.abort)
+            raise
+        self._step("publish:flipped")
+        return Published(meta, live)
+
+    async def _write_users(self, writer: GenerationWriter, epoch: int, result: FitResult) -> None:
+        taken = 0
+        async with contextlib.AsyncExitStack() as ends:
+            apart = await self._start_apart(writer, epoch, result, ends)
+            for start in range(0, result.n_users, _USERS_AT_ONCE):
+                stop = min(start + _USERS_AT_ONCE, result.n_users)
+                ids = result.user_ids(start, stop)
+                known = np.array([not is_erased(user_id) for user_id in ids], dtype=bool)
+                n, vectors = result.user_n[start:stop][known], result.users[start:stop][known]
+                kept = [user_id for user_id, keep in zip(ids, known.tolist(), strict=True) if keep]
+                if apart is not None:
+                    try:
+                        taken += await apart.write(kept, n, vectors)
+                    except RecordProcessError as exc:
+                        log.warning("records_process_ended", generation=writer.number, why=str(exc))
+                        await apart.end()
+                        apart = None
+                if apart is None:
+                    taken += await patiently("write_users", partial(writer.write_users, kept, n, vectors))
+                self._step("publish:some_users")
+                await asyncio.sleep(0)
+        log.event("records_written", generation=writer.number, users=result.n_users, taken=taken)
+
+    async def _start_apart(
+        self, writer: GenerationWriter, epoch: int, result: FitResult, ends: contextlib.AsyncExitStack
+    ) -> RecordProcess | None:
+        """The process that writes the records; None where they are few, or where there is none to be had."""
+        if result.n_users < self._apart_from:
+            return None
+        starting = record_process(
+            self._store.settings,
+            epoch=epoch,
+            number=writer.number,
+            kept=sorted(writer.kept),
+            width=result.model.user_width,
+        )
+        try:
+            return await ends.enter_async_context(starting)
+        except RecordProcessError as exc:
+            log.warning("records_process_ended", generation=writer.number, why=str(exc))
+            return None
+
+
+def _index_of(result: FitResult) -> Index | None:
+    """An index of a large catalogue, for users drawn by a seed that the ratings give: a fit has one index."""
+    return build_index(result.model, result.items, result.users, np.random.default_rng(result.n_ratings))
