@@ -22,8 +22,7 @@ import aiohttp
 import numpy as np
 
 from benchmarks.deployed import DeployedStack, deployed
-from factors import Histories, Scorer, fold_in_users, prior_user
-from factors.model.types import Float32s, Model
+from factors import Float32s, Histories, Model, Scorer, fold_in_users, prior_user
 from featurestore.errors import StoreError
 from featurestore.settings import StoreSettings
 from featurestore.store import Store

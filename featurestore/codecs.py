@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.types import Float32s, Float64s, Histories, Int32s, Int64s
+from factors import Float32s, Float64s, Histories, Int32s, Int64s
 
 ENTRY = struct.Struct("<Idd")
 COUNTER = struct.Struct("<Q")

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.types import Int64s
+from factors import Int64s
 
 Words = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from factors.model.types import Int64s
+from factors import Int64s
 from featurestore.errors import EpochGone, RegistryFull
 from featurestore.id_columns import Ids
 from featurestore.keys import Keys

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.types import Int64s
+from factors import Int64s
 from featurestore.id_columns import WORD_BYTES, Ids, Words, mixed, random_keys
 
 # Longer ids are few, and would make each take as much room.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from factors.model.types import Scale
+from factors import Scale
 
 MAX_STEPS = 1000
 

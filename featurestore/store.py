@@ -13,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from factors.model.types import Scale
+from factors import Scale
 from featurestore.commands import Commands
 from featurestore.disk_sync import DiskSync
 from featurestore.errors import StoreError, StoreRefused

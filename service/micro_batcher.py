@@ -16,8 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from factors import BASIS, FactorsError, Scorer, fold_in_users, keeps_time
-from factors.model.types import Float64s, Int64s, Scores
+from factors import BASIS, FactorsError, Float64s, Int64s, Scorer, Scores, fold_in_users, keeps_time
 from featurestore.codecs import pack_histories, pack_records, record_dtype
 from featurestore.errors import StoreError
 from featurestore.generations.follower import Follower, LiveGeneration

@@ -14,8 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from factors import BASIS
-from factors.model.types import Float64s, Scale, Scores
+from factors import BASIS, Float64s, Scale, Scores
 
 _MILLIONTHS = 1e6
 _NARROWEST = 1.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import synthetic
-from factors.model.types import Float32s, Model
+from factors import Float32s, Model
 from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer.fit_job.results import FitResult

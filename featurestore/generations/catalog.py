@@ -11,7 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
-from factors.model.types import Float32s, Int32s
+from factors import Float32s, Int32s
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
 from featurestore.generations.manifest import (
     Deltas,

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from factors import ModelUnreadable, Ranker, Scorer, index_from_bytes, prior_item
-from factors.model.types import Float32s, Model
+from factors import Float32s, Model, ModelUnreadable, Ranker, Scorer, index_from_bytes, prior_item
 from featurestore.errors import StoreError
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.manifest import (

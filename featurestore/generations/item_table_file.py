@@ -19,7 +19,7 @@ from zlib import crc32
 
 import numpy as np
 
-from factors.model.types import Float32s
+from factors import Float32s
 from featurestore.errors import GenerationBroken, StoreError, StoreRefused
 from featurestore.generations.manifest import GenerationMeta
 

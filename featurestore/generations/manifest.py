@@ -10,8 +10,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from factors import ModelUnreadable, from_bytes, to_bytes
-from factors.model.types import Float32s, Int32s, Link, Model
+from factors import Float32s, Int32s, Link, Model, ModelUnreadable, from_bytes, to_bytes
 from featurestore.errors import GenerationBroken
 from featurestore.keys import record_field
 

@@ -11,8 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
-from factors import all_finite_items
-from factors.model.types import Float32s, Int64s, Model
+from factors import Float32s, Int64s, Model, all_finite_items
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
 from featurestore.generations.manifest import (
     CHUNK_BYTES,

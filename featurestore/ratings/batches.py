@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.types import Float64s, Int64s
+from factors import Float64s, Int64s
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, pack_entry
 
 NUMBER_DTYPE = np.dtype([("before", "<u8"), ("events", "<u4")])

@@ -15,7 +15,7 @@ from math import nan
 
 import numpy as np
 
-from factors.model.types import Int64s
+from factors import Int64s
 from featurestore import codecs
 from featurestore.errors import EpochGone, StoreUnavailable, StreamFull
 from featurestore.item_registry import ItemRegistry

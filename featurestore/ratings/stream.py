@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from factors.model.types import Float64s, Int32s, Int64s
+from factors import Float64s, Int32s, Int64s
 from featurestore.errors import EpochGone, LeaseLost
 from featurestore.keys import Keys
 from featurestore.leases import Lease

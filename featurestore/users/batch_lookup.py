@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.types import Float32s, Int64s
+from factors import Float32s, Int64s
 from featurestore.codecs import COUNTER, record_dtype
 from featurestore.id_columns import Ids, checksums
 from featurestore.wire.connection import UnusualReplies

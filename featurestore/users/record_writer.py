@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from factors.model.types import Float32s, Int64s
+from factors import Float32s, Int64s
 from featurestore import codecs
 from featurestore.generations.manifest import Kept
 from featurestore.keys import Keys, digest_of, partition_of, record_field

@@ -15,8 +15,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from factors import fold_in_users
-from factors.model.types import Float32s, Int64s, Model
+from factors import Float32s, Int64s, Model, fold_in_users
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.generations.follower import LiveGeneration

@@ -8,7 +8,7 @@ them alternates between strings and punctuation, and comparing the punctuation i
 
 import numpy as np
 
-from factors.model.types import Int64s
+from factors import Int64s
 from featurestore.id_columns import ROOM_BYTES, Bytes, Ids
 from service.http.parsing import MAX_ID_BYTES
 

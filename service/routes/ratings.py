@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
-from factors.model.types import Float64s, Scale
+from factors import Float64s, Scale
 from featurestore.generations.follower import LiveGeneration
 from featurestore.ratings.batches import Columns as RatingColumns
 from featurestore.ratings.log import NewRating

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 
-from factors import explain, fold_in_users
-from factors.model.types import Float32s
+from factors import Float32s, explain, fold_in_users
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.follower import LiveGeneration
 from featurestore.item_registry import ItemRegistry

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
-from factors.model.types import Scale
+from factors import Scale
 from featurestore.ratings.log import NewRating
 from service.context import BODIES, COUNTS, SETTINGS, STORE, TRAINING
 from service.http.bodies import is_lines, parsed

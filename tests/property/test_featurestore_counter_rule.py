@@ -23,8 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from factors import Ranker, Scorer, fold_in_users
-from factors.model.types import Float32s, Model
+from factors import Float32s, Model, Ranker, Scorer, fold_in_users
 from featurestore import codecs
 from featurestore.codecs import History
 from featurestore.generations.follower import LiveGeneration

@@ -6,10 +6,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from factors import FitSettings, fold_in_items, fold_in_users, prior_model, prior_user
+from factors import (
+    FitSettings,
+    Float32s,
+    Histories,
+    Int64s,
+    Model,
+    Scale,
+    fold_in_items,
+    fold_in_users,
+    prior_model,
+    prior_user,
+)
 from factors.model.layout import Layout
 from factors.model.parameters import Drift, from_model, to_model
-from factors.model.types import Float32s, Histories, Int64s, Model, Scale
 from featurestore.codecs import pack_histories
 from featurestore.generations.catalog import GenerationDraft, GenerationMeta, GenerationWriter
 from featurestore.leases import Lease

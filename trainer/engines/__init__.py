@@ -10,8 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from factors import FitSettings, Fitted, Ratings
-from factors.model.types import Float64s
+from factors import FitSettings, Fitted, Float64s, Ratings
 
 EngineName = Literal["variational", "implicit", "neural"]
 ENGINES: tuple[EngineName, ...] = ("variational", "implicit", "neural")

@@ -20,6 +20,8 @@ from factors import (
     FitDiverged,
     FitSettings,
     Fitted,
+    Float32s,
+    Float64s,
     Histories,
     Model,
     Ratings,
@@ -35,7 +37,6 @@ from factors.inference.implicit_feedback import (
     weighting_of,
 )
 from factors.model.layout import Layout, item_layout, stored_width, user_layout
-from factors.model.types import Float32s, Float64s
 from trainer.engines import Report, compared
 
 # By how much more a choice at the top of the scale weighs than an item that was passed over, and the ridge of

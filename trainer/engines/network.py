@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from factors import Float64s, Int64s
 from factors.inference.histories import Compressed
-from factors.model.types import Float64s, Int64s
 
 # The optional library without its types, so that checks are the same with it and without.
 torch: Any = import_module("torch")

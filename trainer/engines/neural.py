@@ -18,6 +18,7 @@ from factors import (
     FitRefused,
     FitSettings,
     Fitted,
+    Float64s,
     Ratings,
     Scale,
     all_finite_items,
@@ -31,7 +32,6 @@ from factors.inference.implicit_feedback import is_confidence
 from factors.inference.others import prior_rows
 from factors.model.layout import COUNT, item_layout
 from factors.model.parameters import Parameters, Side, from_model, to_model
-from factors.model.types import Float64s
 from factors.training.fit import prepare, ratings_histories
 from factors.training.priors import fitted_prior, learn_side, prior_model, scale_range, start_parameters
 from trainer.engines import Report

@@ -7,8 +7,7 @@ import math
 
 import numpy as np
 
-from factors import FitSettings, Fitted, Ratings, Scorer, fit, held_out_metrics
-from factors.model.types import Float64s
+from factors import FitSettings, Fitted, Float64s, Ratings, Scorer, fit, held_out_metrics
 from trainer.engines import Report, compared
 
 # Ratings of a user or item that the bias baseline adds at 0: with fewer own ratings a mean is mostly noise.

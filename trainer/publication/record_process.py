@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
-from factors.model.types import Float32s, Int64s
+from factors import Float32s, Int64s
 from featurestore.settings import StoreSettings
 from trainer.publication.recording import READY, Batch, Task, to_frame
 

@@ -6,6 +6,7 @@ import pytest
 from factors import (
     FitSettings,
     Fitted,
+    Float32s,
     Histories,
     Ranker,
     Ratings,
@@ -16,7 +17,6 @@ from factors import (
     prior_user,
 )
 from factors.model.layout import user_layout
-from factors.model.types import Float32s
 from featurestore.generations.catalog import GenerationDraft
 from featurestore.generations.follower import LiveGeneration
 from featurestore.ratings.log import NewRating

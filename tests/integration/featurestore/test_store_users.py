@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import Ranker, Scorer, fold_in_users
-from factors.model.types import Float32s
+from factors import Float32s, Ranker, Scorer, fold_in_users
 from featurestore import codecs
 from featurestore.generations.follower import LiveGeneration
 from featurestore.leases import Lease

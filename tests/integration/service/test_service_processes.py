@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import Scorer, fold_in_users
-from factors.model.types import Histories
+from factors import Histories, Scorer, fold_in_users
 from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import Index, Model
+from factors import Float32s, Index, Model
 from factors.model.layout import item_layout
-from factors.model.types import Float32s
 from featurestore.generations.follower import Follower
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings

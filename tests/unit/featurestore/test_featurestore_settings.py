@@ -2,7 +2,7 @@
 
 import pytest
 
-from factors.model.types import Scale
+from factors import Scale
 from featurestore.settings import (
     EnvironmentReader,
     SettingsInvalid,

@@ -4,8 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from factors import BASIS
-from factors.model.types import Scale, Scores
+from factors import BASIS, Scale, Scores
 from service.prediction_json import Prediction, PredictionWriter, rounded
 
 

@@ -7,8 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from factors import Ranker, Scorer, fold_in_users
-from factors.model.types import Histories, Int64s
+from factors import Histories, Int64s, Ranker, Scorer, fold_in_users
 from featurestore.codecs import pack_records
 from featurestore.errors import StoreUnavailable
 from featurestore.generations.follower import Follower, LiveGeneration

@@ -2,7 +2,7 @@
 
 import pytest
 
-from factors.model.types import Scale
+from factors import Scale
 from service.http.parsing import Body, Query, body_ids, checked_id, path_id, whole_number
 from service.http.problems import KINDS, Problem
 from service.routes.ratings import RatingIn, check_scale, parse_ratings

@@ -9,6 +9,7 @@ import pytest
 from factors import (
     FitSettings,
     Fitted,
+    Float32s,
     Histories,
     Scale,
     fit,
@@ -18,7 +19,6 @@ from factors import (
     prior_user,
 )
 from factors.model.layout import item_layout
-from factors.model.types import Float32s
 from trainer.archive.events import make_table, spans_of, string_array
 from trainer.archive.log import EpochArchive
 from trainer.fit_job.ratings import load_ratings
