@@ -11,12 +11,12 @@ import uuid
 from featurestore.errors import LeaseLost, StoreError, StoreRefused, StoreUnavailable
 from featurestore.leases import Lease
 from featurestore.store import Store
+from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.log import Archive
 from trainer.archive.segments import Step, no_step
 from trainer.errors import ArchiveBusyError, ArchiveFailedError, CannotStartError
 from trainer.leadership import Leadership
-from trainer.retry import Backoff
 from trainer.settings import TrainerSettings
 from trainer.term import Leader, archive_root
 

@@ -9,9 +9,10 @@ from typing import Protocol
 from featurestore.commands import Command, Outcome
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.store import Store
+from processes.backoff import Backoff
 from trainer import log
 from trainer.refit import Ending, Failure
-from trainer.retry import Backoff, patiently
+from trainer.retry import patiently
 
 _BLOCK_MS = 250
 

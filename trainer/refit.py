@@ -13,19 +13,20 @@ from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown
 from featurestore.generations.manifest import GenerationMeta, Pointer
 from featurestore.leases import Lease
 from featurestore.store import Store
+from processes.backoff import Backoff
 from trainer import gate, log
 from trainer.archive.consumer import EpochConsumer
 from trainer.archive.log import Snapshot
 from trainer.archive.positions import tails
 from trainer.archive.segments import Step, no_step
 from trainer.errors import FitFailedError, GateRefusedError, SegmentGoneError
-from trainer.fit_job import process as fit_process
 from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.job import FitRequest
+from trainer.fit_job.process import fit_process
 from trainer.fit_job.results import FitResult, erase_user
 from trainer.item_updates.keeper import ItemKeeper
 from trainer.publication.publish import Publisher
-from trainer.retry import Backoff, patiently
+from trainer.retry import patiently
 from trainer.schedule import Situation, decide
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
@@ -288,8 +289,10 @@ class Fits:
                 earlier=None if earlier is None else str(earlier.path.absolute()),
             )
             try:
-                fitting = fit_process.fit(request, started=self._started, progress=_progress)
-                result = await (self._unless_asked(fitting) if automatic else fitting)
+                async with fit_process(request) as fit:
+                    self.pid = fit.pid
+                    self._step("fit:started")
+                    result = await (self._unless_asked(fit.result()) if automatic else fit.result())
             except SegmentGoneError:
                 if attempt == _ATTEMPTS:
                     raise
@@ -328,10 +331,6 @@ class Fits:
         if why is not None:
             raise GateRefusedError(why)
 
-    def _started(self, pid: int) -> None:
-        self.pid = pid
-        self._step("fit:started")
-
     async def release_forgotten(self, epoch: int, kept: set[int]) -> None:
         """Let the store drop what it remembers of users whom no kept generation has seen."""
         # `kept` was read a moment ago: a generation that went live since is not among them yet.
@@ -343,10 +342,6 @@ class Fits:
         if settled:
             released = await self._store.ratings.release_forgotten(epoch, dict(settled))
             log.event("forgotten_released", epoch=epoch, users=released)
-
-
-def _progress(metrics: dict[str, float]) -> None:
-    log.LOGGER.debug("%s", log.line("fit_progress", dict(metrics)))
 
 
 def _for_log(metrics: dict[str, float]) -> dict[str, object]:

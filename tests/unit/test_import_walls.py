@@ -19,11 +19,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "factors": {"numpy", "scipy", "msgspec"},
     "featurestore": {"factors", "redis", "hiredis", "numpy", "msgspec"},
     "service": {
-        *{"featurestore", "factors"},
+        *{"featurestore", "factors", "processes"},
         *{"aiohttp", "msgspec", "numpy", "prometheus_client", "threadpoolctl", "uvloop"},
     },
     "trainer": {
-        *{"featurestore", "factors", "pyarrow", "implicit"},
+        *{"featurestore", "factors", "processes", "pyarrow", "implicit"},
         *{"msgspec", "numpy", "prometheus_client", "redis", "scipy", "threadpoolctl", "uvloop"},
     },
     "processes": {"uvloop"},

@@ -20,6 +20,7 @@ from featurestore.keys import digest_of
 from featurestore.leases import Lease
 from featurestore.ratings.stream import Events
 from featurestore.store import Store
+from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.events import START, Position, Span, spans_of, without_user
 from trainer.archive.log import EpochArchive
@@ -27,7 +28,7 @@ from trainer.archive.positions import format_position, item_ids, tails, to_table
 from trainer.archive.rebuild import is_incomplete, rebuild
 from trainer.archive.segments import Step, no_step
 from trainer.errors import ArchiveFailedError
-from trainer.retry import Backoff, patiently
+from trainer.retry import patiently
 from trainer.threads import Threads
 
 # The store holds a blocking read so long; a stop, and the other epoch's reader, wait for it at most.

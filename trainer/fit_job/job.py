@@ -1,22 +1,20 @@
-"""One fit, in a process of its own.
+"""One fit, as the helper process `python -m trainer.fit_job.job`. Invariant: it ends with its parent,
+whatever it is doing.
 
-`python -m trainer.fit_job.job`, asked by a line of JSON, answering in lines of JSON. Invariant: it
-ends with its parent. Its standard input stays open for as long as the parent lives and wants the
-result; at its end the process ends at once, whatever it is doing.
+In: a `FitRequest`. Out: any number of `Progress`, then `Done` or `Failed`.
 """
 
-import json
 import os
-import sys
-import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
+import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from factors import FactorsError, FitDiverged, FitSettings, Fitted, Ratings, Scale
+from processes.messages import ORPHANED, Parent
 from trainer.engines import Engine, EngineName, Report, make_engine
 from trainer.errors import FitFailedError, SegmentDamagedError, SegmentGoneError
 from trainer.fit_job.ratings import FitInput, load_ratings
@@ -30,7 +28,7 @@ _UNSEEN_FROM = 200
 # A fit gives way to whoever answers users on the same cores, but POST /train is to be done in a minute.
 _NICENESS = 5
 
-Failure = Literal["damaged", "gone", "refused", "diverged", "memory", "disk"]
+FailureKind = Literal["damaged", "gone", "refused", "diverged", "memory", "disk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +46,26 @@ class FitRequest:
     seed: int
     earlier: str | None = None
 
-    def to_line(self) -> bytes:
-        """As one line of JSON."""
-        return json.dumps(asdict(self)).encode() + b"\n"
 
-    @classmethod
-    def from_line(cls, line: bytes) -> "FitRequest":
-        """The request in a line."""
-        fields = json.loads(line)
-        return cls(**{**fields, "paths": tuple(fields["paths"])})
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Figures of a sweep that has ended."""
+
+    metrics: dict[str, float]
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """The result lies where the request said."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """There is no result. `path`: the segment that is damaged."""
+
+    kind: FailureKind
+    why: str
+    path: str | None = None
+
+
+Answer = Progress | Done | Failed
 
 
 def run_fit(request: FitRequest, report: Report) -> None:
@@ -115,43 +124,32 @@ def _start(earlier: FitResult, given: FitInput) -> Fitted:
     )
 
 
-def _end_with_parent(stream: BinaryIO) -> None:
-    while stream.read(4096):
-        pass
-    os._exit(3)
-
-
-def _write(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-
-
 def main() -> int:
     """Read the request, fit, answer. 0 when there is a result, 1 when the answer says why there is none."""
-    stream = sys.stdin.buffer
-    line = stream.readline()
-    if not line:
-        return 3
-    request = FitRequest.from_line(line)
-    threading.Thread(target=_end_with_parent, args=(stream,), name="parent", daemon=True).start()
+    parent = Parent()
+    message = parent.receive()
+    if message is None:
+        return ORPHANED
+    parent.end_with_it()
+    request = msgspec.msgpack.decode(message, type=FitRequest)
     os.nice(_NICENESS)
+
+    def answer(content: Answer) -> None:
+        parent.send(msgspec.msgpack.encode(content))
+
     try:
         with threadpool_limits(limits=request.threads):
-            run_fit(request, lambda progress: _write({"progress": progress}))
+            run_fit(request, lambda metrics: answer(Progress(metrics)))
     except (SegmentDamagedError, SegmentGoneError, FactorsError, MemoryError, OSError) as exc:
-        _write(_failure(exc))
+        path = str(exc.path) if isinstance(exc, SegmentDamagedError) else None
+        answer(Failed(_kind(exc), str(exc) or type(exc).__name__, path))
         return 1
-    _write({"done": True})
+    answer(Done())
     return 0
 
 
-def _failure(exc: Exception) -> dict[str, str]:
-    answer = {"failed": _kind(exc), "why": str(exc) or type(exc).__name__}
-    return answer | {"path": str(exc.path)} if isinstance(exc, SegmentDamagedError) else answer
-
-
-def _kind(exc: Exception) -> Failure:
-    kinds: tuple[tuple[type[Exception], Failure], ...] = (
+def _kind(exc: Exception) -> FailureKind:
+    kinds: tuple[tuple[type[Exception], FailureKind], ...] = (
         (SegmentDamagedError, "damaged"),
         (SegmentGoneError, "gone"),
         (FitDiverged, "diverged"),
@@ -162,7 +160,5 @@ def _kind(exc: Exception) -> Failure:
 
 
 if __name__ == "__main__":
-    # The reader thread may sit in a read of standard input: leave without waiting for it.
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)
+    # Not `sys.exit`: the thread that waits for the parent's end holds the standard input.
+    os._exit(main())

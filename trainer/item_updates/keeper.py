@@ -18,6 +18,7 @@ from featurestore.errors import GenerationUnknown, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationMeta
 from featurestore.generations.follower import LiveGeneration
 from featurestore.store import Store
+from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.events import Position
 from trainer.archive.log import Snapshot
@@ -26,7 +27,6 @@ from trainer.archive.segments import Step, no_step, read_segment
 from trainer.errors import SegmentDamagedError, SegmentGoneError
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.overlay import Overlay, Work
-from trainer.retry import Backoff
 from trainer.threads import Threads
 
 # Rows for items that come later, so that the table is not copied for each of them.

@@ -17,12 +17,13 @@ from featurestore.errors import LeaseLost, StoreError
 from featurestore.generations.catalog import GenerationDraft, GenerationMeta, GenerationWriter
 from featurestore.leases import Lease
 from featurestore.store import Store
+from processes.messages import HelperEndedError
 from trainer import log
 from trainer.archive.events import Position
 from trainer.archive.positions import format_position
 from trainer.archive.segments import Step, no_step
 from trainer.fit_job.results import FitResult, is_erased
-from trainer.publication.record_process import RecordProcess, RecordProcessError, record_process
+from trainer.publication.record_process import RecordProcess, record_process
 from trainer.retry import patiently
 
 # Users in one call to the writer of records, which cuts it in small ones of its own.
@@ -161,7 +162,7 @@ class Publisher:
                 if apart is not None:
                     try:
                         taken += await apart.write(kept, n, vectors)
-                    except RecordProcessError as exc:
+                    except HelperEndedError as exc:
                         log.warning("records_process_ended", generation=writer.number, why=str(exc))
                         await apart.end()
                         apart = None
@@ -186,7 +187,7 @@ class Publisher:
         )
         try:
             return await ends.enter_async_context(starting)
-        except RecordProcessError as exc:
+        except HelperEndedError as exc:
             log.warning("records_process_ended", generation=writer.number, why=str(exc))
             return None
 

@@ -1,15 +1,12 @@
-"""`python -m trainer.publication.recording`: writes records of users into the store, as
-the process of its own that `record_process` starts. Invariant: it takes the cores only while nobody else
-wants them, and ends when its parent does.
+"""Writes records of users into the store, as the helper process `python -m trainer.publication.recording`.
+Invariant: it takes the cores only while no other process wants them, and ends when its parent does.
 
-In: frames, each behind its length (4 bytes, little endian), a `Task` and then `Batch` after `Batch`, until
-the end of the input. Out: a line when it is ready, and one a batch with how many records are there.
+In: a `Task`, then `Batch` after `Batch`. Out: `READY`, then for each batch how many records are there; in
+place of either, the words that say why it ends.
 """
 
 import asyncio
-import os
 import sys
-from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -18,8 +15,9 @@ from featurestore.errors import StoreError
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.users.record_writer import RecordWriter
+from processes.messages import Parent
+from processes.priority import give_way
 
-LENGTH_BYTES = 4
 READY = b"ready"
 
 
@@ -41,71 +39,34 @@ class Batch(msgspec.Struct, frozen=True):
     vectors: bytes
 
 
-class _InputEndedError(Exception):
-    """The parent has closed its end, or is gone."""
-
-
-def to_frame(message: Task | Batch) -> bytes:
-    """A message behind its length."""
-    data = msgspec.msgpack.encode(message)
-    return len(data).to_bytes(LENGTH_BYTES, "little") + data
-
-
-def _read_frame(stream: BinaryIO) -> bytes:
-    length = int.from_bytes(_read(stream, LENGTH_BYTES), "little")
-    return _read(stream, length)
-
-
-def _read(stream: BinaryIO, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise _InputEndedError
-    return data
-
-
-def give_way() -> None:
-    """From here on this process runs only where no other wants the core; where the system has no such thing,
-    with the lowest priority. There is no way back without privileges.
-    """
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except (AttributeError, OSError):
-        os.nice(19)
-
-
-async def _write_all(task: Task, stream: BinaryIO) -> None:
+async def _write_all(task: Task, parent: Parent) -> None:
     store = await Store.open(task.store, hot=False)
     try:
         writer = RecordWriter(store.keys, store.bulk, epoch=task.epoch, number=task.number, kept=task.kept)
-        _answer(READY)
-        while True:
-            frame = await asyncio.to_thread(_read_frame, stream)
-            batch = msgspec.msgpack.decode(frame, type=Batch)
+        parent.send(READY)
+        # The store's connections must be served while this process waits for its parent.
+        while (message := await asyncio.to_thread(parent.receive)) is not None:
+            batch = msgspec.msgpack.decode(message, type=Batch)
             n = np.frombuffer(batch.n, dtype=np.int64)
             vectors = np.frombuffer(batch.vectors, dtype=np.float32).reshape(len(n), task.width)
             if len(batch.user_ids) != len(n) or not np.isfinite(vectors).all():
                 raise ValueError("rows that are not finite, or not one a user")
-            _answer(b"%d" % await writer.write(batch.user_ids, n, vectors))
+            parent.send(b"%d" % await writer.write(batch.user_ids, n, vectors))
     finally:
         await store.close()
 
 
-def _answer(line: bytes) -> None:
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
-
-
 def main() -> int:
-    """Write what comes in; 0 at its end, 1 when the last line says why not."""
+    """Write what comes in; 0 at its end, 1 when the last message says why not."""
     give_way()
-    stream = sys.stdin.buffer
+    parent = Parent()
     try:
-        task = msgspec.msgpack.decode(_read_frame(stream), type=Task)
-        asyncio.run(_write_all(task, stream))
-    except (_InputEndedError, BrokenPipeError):
+        if (message := parent.receive()) is not None:
+            asyncio.run(_write_all(msgspec.msgpack.decode(message, type=Task), parent))
+    except BrokenPipeError:
         return 0
     except (StoreError, ValueError) as exc:
-        _answer(str(exc).encode())
+        parent.send(str(exc).encode())
         return 1
     return 0
 

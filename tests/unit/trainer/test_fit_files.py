@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from trainer.archive.events import make_table, spans_of, string_array
 from trainer.archive.log import EpochArchive
 from trainer.errors import FitFailedError, SegmentGoneError
 from trainer.fit_job.job import FitRequest
-from trainer.fit_job.process import fit
+from trainer.fit_job.process import fit_process
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.results import FitResult, erase_user, rated_by
 
@@ -76,8 +77,10 @@ def request(archive: EpochArchive, output: Path, **changes: object) -> FitReques
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # fields by name
 
 
-async def fitted(asked: FitRequest) -> FitResult:
-    return await asyncio.wait_for(fit(asked, started=lambda _pid: None, progress=lambda _metrics: None), 60)
+async def fitted(asked: FitRequest, started: Callable[[int], None] = lambda _pid: None) -> FitResult:
+    async with asyncio.timeout(60), fit_process(asked) as running:
+        started(running.pid)
+        return await running.result()
 
 
 def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:
@@ -183,18 +186,14 @@ async def test_killed_fit_leaves_nothing(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     asked = request(archive, tmp_path / "fit")
     with pytest.raises(FitFailedError, match="signal 9"):
-        await asyncio.wait_for(
-            fit(asked, started=lambda pid: os.kill(pid, signal.SIGKILL), progress=lambda _metrics: None), 60
-        )
+        await fitted(asked, lambda pid: os.kill(pid, signal.SIGKILL))
     assert not (tmp_path / "fit").exists()
 
 
 async def test_cancelled_fit_ends_its_process(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     pids: list[int] = []
-    task = asyncio.create_task(
-        fit(request(archive, tmp_path / "fit"), started=pids.append, progress=lambda _metrics: None)
-    )
+    task = asyncio.create_task(fitted(request(archive, tmp_path / "fit"), pids.append))
 
     async def started() -> bool:
         return bool(pids)

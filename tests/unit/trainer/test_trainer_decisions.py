@@ -15,6 +15,7 @@ from featurestore.errors import LeaseLost
 from featurestore.leases import Lease
 from featurestore.ratings.stream import Events, Progress
 from featurestore.settings import SettingsInvalid
+from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.consumer import is_new
 from trainer.archive.events import Span, join_spans
@@ -24,7 +25,6 @@ from trainer.archive.rebuild import is_incomplete
 from trainer.engines import compared
 from trainer.gate import Evidence, Policy, judge, loss_ratio
 from trainer.leadership import Leadership
-from trainer.retry import Backoff
 from trainer.schedule import Decision, Rules, Situation, decide
 from trainer.settings import TrainerSettings
 
