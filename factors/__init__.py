@@ -7,7 +7,6 @@ one function gives the same answer in the fit, in the service and in a notebook.
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
 from factors.model.quantized_rows import all_finite_items, read_items, store_items
 from factors.model.serialization import from_bytes, to_bytes
-from factors.model.settings import FitSettings
 from factors.model.types import (
     BASIS,
     Bools,
@@ -36,6 +35,7 @@ from factors.serving.ranking import Ranker
 from factors.serving.scoring import Scorer, distribution, item_statistics, score
 from factors.training.fit import fit
 from factors.training.priors import prior_model
+from factors.training.settings import FitSettings
 
 __all__ = [
     "BASIS",

@@ -71,9 +71,9 @@ def fit_options(name: str) -> dict[str, Any]:
             case "link", "gaussian" | "ordinal":
                 found["link"] = value
             case "no-set-effects", "":
-                found["set_effects"] = False
+                found["implicit_effects"] = False
             case "no-periods", "":
-                found["periods"] = False
+                found["session_effects"] = False
             case _:
                 raise ValueError(f"{AUTO} has no option {option}: it has {OPTIONS}")
     return found
@@ -126,7 +126,7 @@ def _foldin(name: str, options: dict[str, Any]) -> Engine:
 def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
     """The answers of a fit, as the service gives them."""
     from factors import Ranker, Scorer
-    from factors.model.settings import scale_levels
+    from factors.model.scale import scale_levels
 
     scorer = Scorer(fitted.model, fitted.items)
     scores = scorer.score(fitted.users, question.test_user, question.test_item, question.test_time)
@@ -159,7 +159,7 @@ def _trained(name: str, label: str) -> Engine:
     def predict(question: Question, seed: int) -> Predicted:
         """An engine of the trainer, as it is published."""
         from factors import FitSettings, Ratings
-        from factors.inference.implicit_feedback import is_confidence
+        from factors.inference.implicit_feedback import is_implicit
         from trainer.engines import ENGINES, make_engine
 
         if name not in ENGINES:
@@ -177,9 +177,7 @@ def _trained(name: str, label: str) -> Engine:
         )
         given = answer_of(fitted, question, f"rank {fitted.model.rank}")
         # What was chosen and how surely is no rating: its error would say nothing.
-        return (
-            Predicted(np.empty(0), top=given.top, note=given.note) if is_confidence(fitted.model) else given
-        )
+        return Predicted(np.empty(0), top=given.top, note=given.note) if is_implicit(fitted.model) else given
 
     return Engine(label, predict)
 

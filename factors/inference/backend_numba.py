@@ -1,6 +1,6 @@
 """The half-step on compiled loops and several threads, for fits of many ratings; `kernels` holds the loops.
 
-Invariant: it gives what `halfstep` gives, but for the rounding of float32 tables, and the same whatever the
+Invariant: it gives what `half_step` gives, but for the rounding of float32 tables, and the same whatever the
 number of threads. Numba is optional, and is imported when the first such fit begins.
 """
 
@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from factors.inference import kernels
 from factors.inference.half_step import AT_REST, FOLD_IN_STEPS, HalfStep, half_step
-from factors.inference.histories import Compressed, Periods, group_periods
+from factors.inference.histories import Compressed, Sessions, group_sessions
 from factors.inference.ordinal import Sites, fold_in_damping
-from factors.inference.others import prior_rows
-from factors.model.layout import NO_PERIOD, PERIOD_KEYS, FloatTable
+from factors.inference.side_moments import prior_rows
+from factors.model.layout import NO_SESSION, SESSION_KEYS, FloatTable
 from factors.model.parameters import Parameters, Side, SideName
-from factors.model.settings import scale_levels
+from factors.model.scale import scale_levels
 from factors.model.types import Float32s, Float64s, Int64s
 
 # Compiling takes 20 s once for each version on a machine, reading it back 1 s; plain numpy does a sweep of so
@@ -69,25 +69,25 @@ class Compiled:
         table: FloatTable,
         data: Compressed,
         *,
-        periods: Periods | None = None,
+        sessions: Sessions | None = None,
         begin: HalfStep | None = None,
         steps: int = FOLD_IN_STEPS,
         damping: float | None = None,
     ) -> HalfStep:
-        """See `halfstep.half_step`. `data` has no unknown other rows."""
+        """See `half_step.half_step`. `data` has no unknown other rows."""
         own, other = parameters.side(name)
         if parameters.moves:
             # These loops know no velocities: a fit of so many ratings does not choose them, but may go on
             # from one of fewer that did.
             return half_step(
-                parameters, name, table, data, periods=periods, begin=begin, steps=steps, damping=damping
+                parameters, name, table, data, sessions=sessions, begin=begin, steps=steps, damping=damping
             )
-        if own.period_variance <= 0 or not own.layout.slots:
-            periods = None
-        elif periods is None:
-            periods = group_periods(data, own.period)
+        if own.session_variance <= 0 or not own.layout.slots:
+            sessions = None
+        elif sessions is None:
+            sessions = group_sessions(data, own.session_length)
         view = _View(self, other, table, data)
-        groups = _Groups.of(periods, data, own)
+        groups = _Groups.of(sessions, data, own)
         if parameters.link == "gaussian":
             return self._solve(own, view, groups, None, parameters)
         cuts = parameters.cuts
@@ -116,13 +116,13 @@ class Compiled:
         data: Compressed,
         *,
         current: HalfStep,
-        periods: Periods | None,
+        sessions: Sessions | None,
     ) -> float:
         """The expected sum of the squares of ratings less scores, given posteriors of both sides."""
         own, other = parameters.side(name)
-        if own.period_variance <= 0 or not own.layout.slots:
-            periods = None
-        groups = _Groups.of(periods, data, own)
+        if own.session_variance <= 0 or not own.layout.slots:
+            sessions = None
+        groups = _Groups.of(sessions, data, own)
         view = _View(self, other, table, data)
         square = self._score(own, view, groups, parameters, current, sites=None, begun=False, damping=1.0)
         return float(square.sum())
@@ -135,13 +135,13 @@ class Compiled:
         data: Compressed,
         *,
         current: HalfStep,
-        periods: Periods | None,
+        sessions: Sessions | None,
         every: int,
     ) -> Float64s:
         """Mean scores of each `every`-th entry of `data`."""
         own, other = parameters.side(name)
-        groups = _Groups.of(periods if own.period_variance > 0 and own.layout.slots else None, data, own)
-        offset, _ = self.period_effects(other, table, data)
+        groups = _Groups.of(sessions if own.session_variance > 0 and own.layout.slots else None, data, own)
+        offset, _ = self.session_effects(other, table, data)
         expected = np.empty((len(data.value) + every - 1) // every)
         near = np.ascontiguousarray(table[:, : 2 + own.layout.dim])
         self.run(
@@ -154,7 +154,7 @@ class Compiled:
             own.layout.dim,
             every,
             groups.of_entry(len(data.value)),
-            current.period_effect,
+            current.session_effect,
             parameters.mean,
             offset,
             expected,
@@ -167,24 +167,24 @@ class Compiled:
         self.run("sum_rows", indptr, indptr, columns, np.ascontiguousarray(table), scale, result)
         return result
 
-    def period_effects(self, other: Side, table: FloatTable, data: Compressed) -> tuple[Float64s, Float64s]:
-        """Effect and variance of the period of the other row at each entry; empty where it has none."""
+    def session_effects(self, other: Side, table: FloatTable, data: Compressed) -> tuple[Float64s, Float64s]:
+        """Effect and variance of the session of the other row at each entry; empty where it has none."""
         layout = other.layout
-        if other.period_variance <= 0 or not layout.slots:
+        if other.session_variance <= 0 or not layout.slots:
             return _NOTHING, _NOTHING
         n = len(data.value)
-        effect, variance = np.zeros(n), np.full(n, other.period_variance)
+        effect, variance = np.zeros(n), np.full(n, other.session_variance)
         entries = np.arange(n + 1)
         self.run(
-            "match_periods",
+            "match_sessions",
             entries,
             data.other,
             data.time,
             table,
             layout.dim,
             layout.slots,
-            other.period,
-            PERIOD_KEYS,
+            other.session_length,
+            SESSION_KEYS,
             effect,
             variance,
         )
@@ -210,7 +210,7 @@ class Compiled:
                 data.other,
                 *seen,
                 layout.dim,
-                own.period_variance,
+                own.session_variance,
                 load,
                 scale,
                 surprise,
@@ -234,13 +234,13 @@ class Compiled:
             result,
             square,
         )
-        result[:, layout.keys] = NO_PERIOD
-        result[:, layout.variances] = own.period_variance
+        result[:, layout.keys] = NO_SESSION
+        result[:, layout.variances] = own.session_variance
         effect, variance = np.empty(n_groups), np.empty(n_groups)
         shared = np.empty((n_groups, layout.dim))
         if n_groups:
             self.run(
-                "write_periods",
+                "write_sessions",
                 groups.of_row,
                 groups.of_row,
                 groups.key,
@@ -254,7 +254,7 @@ class Compiled:
                 variance,
                 shared,
             )
-        # Effects of periods are marginal in the posterior but not in these sums.
+        # Effects of sessions are marginal in the posterior but not in these sums.
         known = sites is None and n_groups == 0 and len(view.offset) == 0
         return HalfStep(result, effect, variance, shared, sites, float(square.sum()) if known else math.nan)
 
@@ -275,7 +275,7 @@ class Compiled:
         ordinal = sites is not None
         last = scale_levels(scale) - 1
         given = sites if sites is not None else _sites(0)
-        n_groups = len(current.period_effect)
+        n_groups = len(current.session_effect)
         self.run(
             "score_entries",
             data.indptr,
@@ -285,10 +285,10 @@ class Compiled:
             view.spread(),
             own.layout.dim,
             groups.of_entry(len(data.value)),
-            current.period_effect,
-            current.period_variance,
-            current.period_covariance if n_groups else _FLAT,
-            own.period_variance,
+            current.session_effect,
+            current.session_variance,
+            current.session_covariance if n_groups else _FLAT,
+            own.session_variance,
             parameters.mean,
             view.offset,
             view.beyond,
@@ -309,17 +309,17 @@ class Compiled:
 
 
 class _View:
-    """What a half-step reads of the other side: `table` and `spread` as in `kernels`, period effects by
+    """What a half-step reads of the other side: `table` and `spread` as in `kernels`, session effects by
     entry.
     """
 
     def __init__(self, compiled: Compiled, side: Side, rows: FloatTable, data: Compressed) -> None:
         layout = side.layout
         self.data = data
-        self.sets = bool(np.any(rows[:, layout.set_effect]))
+        self.sets = bool(np.any(rows[:, layout.implicit_effect]))
         self.table = _aligned(len(rows), layout.packed + layout.dim + 1 + self.sets * layout.dim)
         compiled.run("read_rows", np.arange(len(rows) + 1), rows, layout.dim, self.sets, self.table)
-        self.offset, self.beyond = compiled.period_effects(side, rows, data)
+        self.offset, self.beyond = compiled.session_effects(side, rows, data)
         self._rows, self._layout = rows, layout
         self._spread: Float32s | None = None
 
@@ -350,13 +350,13 @@ class _Groups:
     of_row: Int64s
 
     @staticmethod
-    def of(periods: Periods | None, data: Compressed, own: Side) -> "_Groups":
-        """The groups of `periods`; none where there are none."""
-        if periods is None or len(periods.row) == 0 or own.period_variance <= 0:
+    def of(sessions: Sessions | None, data: Compressed, own: Side) -> "_Groups":
+        """The groups of `sessions`; none where there are none."""
+        if sessions is None or len(sessions.row) == 0 or own.session_variance <= 0:
             return _Groups(_NO_ROWS, _NO_ROWS, _NOTHING, np.zeros(1, dtype=np.int64), _NO_ROWS)
-        indptr = np.append(np.flatnonzero(np.diff(periods.group, prepend=-1)), len(periods.group))
-        of_row = np.searchsorted(periods.row, np.arange(data.rows + 1))
-        return _Groups(periods.entry, periods.group, periods.key, indptr, of_row)
+        indptr = np.append(np.flatnonzero(np.diff(sessions.group, prepend=-1)), len(sessions.group))
+        of_row = np.searchsorted(sessions.row, np.arange(data.rows + 1))
+        return _Groups(sessions.entry, sessions.group, sessions.key, indptr, of_row)
 
     def of_entry(self, n_entries: int) -> npt.NDArray[np.int32]:
         """The group of each entry, -1 for none; empty where there are no groups."""
@@ -385,8 +385,8 @@ _LOOPS: tuple[Kernel, ...] = (
     kernels.read_rows,
     kernels.solve_rows,
     kernels.sum_groups,
-    kernels.write_periods,
-    kernels.match_periods,
+    kernels.write_sessions,
+    kernels.match_sessions,
     kernels.score_entries,
     kernels.score_means,
     kernels.sum_rows,

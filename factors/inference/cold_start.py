@@ -1,9 +1,9 @@
 """The prior of rows that came after the fit: new users, new items. Invariant: new is not unpopular.
 
-In a fit, few ratings are a sign: an item that had its time and was rated by few is liked less (its set effect
-says so). A row that the fit has not seen had no time yet. It is taken for one of as many ratings as the one
-behind an average rating, of which those at hand are a random sample: with `k` of them, the set effects
-`beta_j` of who rated, their average `b` and the typical count `N`,
+In a fit, few ratings are a sign: an item that had its time and was rated by few is liked less (its implicit
+effect says so). A row that the fit has not seen had no time yet. It is taken for one of as many ratings as
+the one behind an average rating, of which those at hand are a random sample: with `k` of them, the implicit
+effects `beta_j` of who rated, their average `b` and the typical count `N`,
 
     prior mean = M + sum_j (beta_j - b) / sqrt(max(k, N))
 
@@ -11,10 +11,11 @@ behind an average rating, of which those at hand are a random sample: with `k` o
 posterior mean of the row of a rating and `f` what the other row weighs it by, the ridge regression of `f . x`
 on `f`. So it knows that who rates an item is no random user. It is shrunk to the mean of the posterior means,
 by the prior; of items each counts as often as it was rated, for so often it is asked for. The prior's
-covariance is that of the rows round `M`: what the set effects say of those in the fit, they do not say of
-who has shown little of his set. (MovieLens 100K, new items with 10 ratings: RMSE 0.970 with the mean row and
-the covariance of the fit, 0.918 with these; new users of whom nothing is known: 1.0215 with the mean user,
-1.0185 now; the item mean has 1.0197.) A rating by someone whose set effect no fit has learned counts as `b`.
+covariance is that of the rows round `M`: what the implicit effects say of those in the fit, they do not say
+of who has shown little of his set. (MovieLens 100K, new items with 10 ratings: RMSE 0.970 with the mean row
+and the covariance of the fit, 0.918 with these; new users of whom nothing is known: 1.0215 with the mean
+user, 1.0185 now; the item mean has 1.0197.) A rating by someone whose implicit effect no fit has learned
+counts as `b`.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ import numpy as np
 
 from factors.inference.histories import Compressed
 from factors.model.layout import COUNT, unpack
-from factors.model.parameters import Parameters, Side, Unseen
+from factors.model.parameters import ColdStart, Parameters, Side
 from factors.model.types import Bools, Float64s, Int64s
 
 # Ratings from which `M` is learned: it has a number for each dimension.
@@ -32,7 +33,7 @@ _RATINGS = 200_000
 _STRENGTH = 0.1
 
 
-def learn_unseen(
+def learn_cold_start(
     parameters: Parameters, user_rows: Float64s, item_rows: Float64s, ratings: Compressed
 ) -> Parameters:
     """`parameters` with the priors of new rows, from the rows of a fit (both float64) and its `ratings`, by
@@ -43,19 +44,22 @@ def learn_unseen(
     user = np.searchsorted(ratings.indptr, entries, side="right") - 1
     item = ratings.other[entries]
     noise = parameters.noise
-    # Nothing in a user's row tells whether he is new where there are no set effects: then all count as known.
+    # Nothing in a user's row tells whether he is new where there are no implicit effects: then all count as
+    # known.
     of_users = None
-    if items.set_ridge > 0:
+    if items.implicit_ridge > 0:
         once = (user_rows[:, COUNT] > 0).astype(np.float64)
-        of_users = _unseen(_Fitted(users, user_rows, user), _Fitted(items, item_rows, item), once, noise)
+        of_users = _cold_start(_Fitted(users, user_rows, user), _Fitted(items, item_rows, item), once, noise)
     each = item_rows[:, COUNT]
-    of_items = _unseen(_Fitted(items, item_rows, item), _Fitted(users, user_rows, user), each, noise)
-    return replace(parameters, users=replace(users, unseen=of_users), items=replace(items, unseen=of_items))
+    of_items = _cold_start(_Fitted(items, item_rows, item), _Fitted(users, user_rows, user), each, noise)
+    return replace(
+        parameters, users=replace(users, cold_start=of_users), items=replace(items, cold_start=of_items)
+    )
 
 
-def without_unseen(parameters: Parameters) -> Parameters:
+def without_cold_start(parameters: Parameters) -> Parameters:
     """`parameters` for a fit, in which every row is seen."""
-    users, items = replace(parameters.users, unseen=None), replace(parameters.items, unseen=None)
+    users, items = replace(parameters.users, cold_start=None), replace(parameters.items, cold_start=None)
     return replace(parameters, users=users, items=items)
 
 
@@ -68,7 +72,7 @@ class _Fitted:
     index: Int64s
 
 
-def _unseen(own: _Fitted, other: _Fitted, weight: Float64s, noise: float) -> Unseen | None:
+def _cold_start(own: _Fitted, other: _Fitted, weight: Float64s, noise: float) -> ColdStart | None:
     """`weight` (n,): how much each row of `own` counts."""
     side, count, other_count = own.side, own.rows[:, COUNT], other.rows[:, COUNT]
     total = count.sum()
@@ -82,10 +86,10 @@ def _unseen(own: _Fitted, other: _Fitted, weight: Float64s, noise: float) -> Uns
     unit = noise * len(apart) / total
     mean = mean + np.linalg.solve(features.T @ features + unit * side.precision, features.T @ apart)
     covariance = _scatter(side, own.rows, mean, weight)
-    effect = other_count @ other.rows[:, other.side.layout.set_effect] / max(other_count.sum(), 1.0)
+    effect = other_count @ other.rows[:, other.side.layout.implicit_effect] / max(other_count.sum(), 1.0)
     typical = float((count @ np.sqrt(count)) / total) ** 2
     precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-    return Unseen(mean, effect, typical, covariance, precision)
+    return ColdStart(mean, effect, typical, covariance, precision)
 
 
 def _scatter(side: Side, rows: Float64s, mean: Float64s, weight: Float64s) -> Float64s:
@@ -104,10 +108,10 @@ def _scatter(side: Side, rows: Float64s, mean: Float64s, weight: Float64s) -> Fl
 
 @dataclass(frozen=True, slots=True)
 class Priors:
-    """Priors of rows with some histories. `base`: means without the ratings; a rating with set effect `e`
-    adds `share * (e - pull)`, with `share` (b,) of its row; `base` and `pull` are (b, d), or (1, d) where all
-    have the same. `precision` (d, d) of rows that are not `bare` (b,), and of those that are; `bare` is None
-    where none is.
+    """Priors of rows with some histories. `base`: means without the ratings; a rating with implicit effect
+    `e` adds `share * (e - pull)`, with `share` (b,) of its row; `base` and `pull` are (b, d), or (1, d) where
+    all have the same. `precision` (d, d) of rows that are not `bare` (b,), and of those that are; `bare` is
+    None where none is.
     """
 
     base: Float64s
@@ -115,19 +119,19 @@ class Priors:
     share: Float64s
     bare: Bools | None
     precision: Float64s
-    bare_precision: Float64s
+    cold_precision: Float64s
 
 
 def priors_of(own: Side, counts: Float64s, new: Bools | None) -> Priors:
     """Of rows with `counts` (b,) ratings; `new` (b,): which of them the fit has not seen."""
-    base, shown, unseen = own.mean[None], np.maximum(counts, 1.0), own.unseen
+    base, shown, cold_start = own.mean[None], np.maximum(counts, 1.0), own.cold_start
     pull = np.zeros_like(base)
     bare = None
-    if unseen is not None:
+    if cold_start is not None:
         bare = counts == 0 if new is None else new | (counts == 0)
-    if unseen is None or bare is None or not bare.any():
+    if cold_start is None or bare is None or not bare.any():
         return Priors(base, pull, 1.0 / np.sqrt(shown), None, own.precision, own.precision)
-    base = np.where(bare[:, None], unseen.mean, base)
-    pull = np.where(bare[:, None], unseen.effect, pull)
-    shown[bare] = np.maximum(counts[bare], unseen.count)
-    return Priors(base, pull, 1.0 / np.sqrt(shown), bare, own.precision, unseen.precision)
+    base = np.where(bare[:, None], cold_start.mean, base)
+    pull = np.where(bare[:, None], cold_start.effect, pull)
+    shown[bare] = np.maximum(counts[bare], cold_start.count)
+    return Priors(base, pull, 1.0 / np.sqrt(shown), bare, own.precision, cold_start.precision)

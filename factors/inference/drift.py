@@ -48,7 +48,7 @@ def start_drift(side: Side, time: Float64s, ratio: float = 1.0) -> Drift | None:
     return Drift(float(low), unit, ratio * side.covariance, side.precision / ratio)
 
 
-def moments(drift: Drift, data: Compressed) -> Float64s:
+def anchor_times(drift: Drift, data: Compressed) -> Float64s:
     """When the latest rating of each row was made, (b,); 0 for a row whose times are unknown."""
     known = np.isfinite(data.time)
     latest = np.full(data.rows, -np.inf)
@@ -57,10 +57,10 @@ def moments(drift: Drift, data: Compressed) -> Float64s:
     return _counted(drift, latest)
 
 
-def ages(drift: Drift, moment: FloatTable, time: Float64s) -> Float64s:
-    """How long before `moment` (n,) each `time` (n,) was, 0 to `MOST_AGE`; 0 where it is unknown."""
+def ages(drift: Drift, anchor_time: FloatTable, time: Float64s) -> Float64s:
+    """How long before `anchor_time` (n,) each `time` (n,) was, 0 to `MOST_AGE`; 0 where it is unknown."""
     known = np.isfinite(time)
-    age = np.where(known, moment - _counted(drift, np.where(known, time, drift.origin)), 0.0)
+    age = np.where(known, anchor_time - _counted(drift, np.where(known, time, drift.origin)), 0.0)
     np.maximum(age, 0.0, out=age)
     return np.minimum(age, MOST_AGE, out=age)
 
@@ -79,7 +79,7 @@ def means_then(side: Side, rows: FloatTable, time: Float64s) -> Float64s:
     layout = side.layout
     mean = rows[:, layout.mean].astype(np.float64)
     if side.drift is not None:
-        mean -= ages(side.drift, rows[:, layout.moment], time)[:, None] * rows[:, layout.velocity]
+        mean -= ages(side.drift, rows[:, layout.anchor_time], time)[:, None] * rows[:, layout.velocity]
     return mean
 
 

@@ -10,10 +10,10 @@ With `f = [latent, 1]` and `b` the bias of an other row, the posterior of `x` (d
     precision = P + w sum E[f f^T]                    linear term = P m + w sum (f (y - mu) - E[f b])
 
 where `P`, `m` are prior precision and mean and `w` the inverse noise variance (Lim and Teh, 2007, with full
-covariances and biases inside). `m` has the mean of the other rows' set effects times the square root of their
-count (Koren, 2008). With the ordinal link each rating has a weight and a target of its own (`ordinal`), which
-depend on the posterior: the half-step is then a fixed point. A row that moves has a velocity beside `x`: the
-same with `[f, -age f]` in place of `f` (`drift`).
+covariances and biases inside). `m` has the mean of the other rows' implicit effects times the square root of
+their count (Koren, 2008). With the ordinal link each rating has a weight and a target of its own (`ordinal`),
+which depend on the posterior: the half-step is then a fixed point. A row that moves has a velocity beside
+`x`: the same with `[f, -age f]` in place of `f` (`drift`).
 """
 
 import math
@@ -23,9 +23,9 @@ from functools import lru_cache
 import numpy as np
 
 from factors.inference.cold_start import Priors, priors_of
-from factors.inference.drift import ages, moments
-from factors.inference.histories import Compressed, Periods, group_periods
-from factors.inference.moments import Given, Posterior, spread_of
+from factors.inference.drift import ages, anchor_times
+from factors.inference.entry_moments import EntryMoments, Posterior, spread_of
+from factors.inference.histories import Compressed, Sessions, group_sessions
 from factors.inference.ordinal import (
     EntryScores,
     Sites,
@@ -34,9 +34,9 @@ from factors.inference.ordinal import (
     ordinal_sites,
     rating_levels,
 )
-from factors.inference.others import Others, prior_rows
 from factors.inference.segments import segment_sums
 from factors.inference.session_effects import NO_EFFECTS, Effects, Groups, write_slots
+from factors.inference.side_moments import SideMoments, prior_rows
 from factors.model.layout import COUNT, RATING_MEAN, Layout, pack, unpack
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.quantized_rows import Table
@@ -50,16 +50,16 @@ AT_REST = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class HalfStep:
-    """Posterior `rows` (b, width); of each period group its effect's mean and variance (G,) and its
+    """Posterior `rows` (b, width); of each session group its effect's mean and variance (G,) and its
     covariance (G, d) with the row; the `sites` that gave them, where they are kept; the expected sum of
     squares of ratings less scores, NaN where it is not known. Of rows that move, `covariance` (b, 2d, 2d) is
-    that of position and velocity, and `period_covariance` is (G, 2d).
+    that of position and velocity, and `session_covariance` is (G, 2d).
     """
 
     rows: Float64s
-    period_effect: Float64s
-    period_variance: Float64s
-    period_covariance: Float64s
+    session_effect: Float64s
+    session_variance: Float64s
+    session_covariance: Float64s
     sites: Sites | None
     expected_squares: float = math.nan
     covariance: Float64s | None = None
@@ -71,7 +71,7 @@ def half_step(
     table: Table,
     data: Compressed,
     *,
-    periods: Periods | None = None,
+    sessions: Sessions | None = None,
     begin: HalfStep | None = None,
     steps: int = FOLD_IN_STEPS,
     damping: float | None = None,
@@ -82,25 +82,26 @@ def half_step(
     """Posterior rows (b, width) of side `name` from its histories `data` and the `table` (n, width) of the
     other side.
 
-    `periods`: the groups of `data` where the caller has them already. The set effect of the rows is left 0.
-    With the ordinal link the posterior is a fixed point: at most `steps` steps towards it, from `begin` or
-    else from the prior, each `damping` of the way that it points, ending when no row moves any more. `new`
-    (b,): the rows that came after the fit (`unseen`). `keep`: key of a period that the rows must keep.
+    `sessions`: the groups of `data` where the caller has them already. The implicit effect of the rows is
+    left 0. With the ordinal link the posterior is a fixed point: at most `steps` steps towards it, from
+    `begin` or else from the prior, each `damping` of the way that it points, ending when no row moves any
+    more. `new` (b,): the rows that came after the fit (`cold_start`). `keep`: key of a session that the rows
+    must keep.
     """
     own, _ = parameters.side(name)
-    periods = _periods(own, data, periods)
-    given = Given.of(parameters, name, table, data, periods=periods, block_rows=block_rows)
+    sessions = _sessions(own, data, sessions)
+    given = EntryMoments.of(parameters, name, table, data, sessions=sessions, block_rows=block_rows)
     solver = _Solver.of(given, new)
     posterior, sites = _fixed_point(parameters, solver, begin, steps=steps, damping=damping)
-    rows = _written(given, posterior, periods, keep)
+    rows = _written(given, posterior, sessions, keep)
     effects = posterior.effects or NO_EFFECTS
     return HalfStep(rows, effects.mean, effects.variance, effects.shared, sites, covariance=posterior.joint)
 
 
-def _periods(own: Side, data: Compressed, periods: Periods | None) -> Periods | None:
-    if own.period_variance <= 0 or not own.layout.slots:
+def _sessions(own: Side, data: Compressed, sessions: Sessions | None) -> Sessions | None:
+    if own.session_variance <= 0 or not own.layout.slots:
         return None
-    return group_periods(data, own.period) if periods is None else periods
+    return group_sessions(data, own.session_length) if sessions is None else sessions
 
 
 def _fixed_point(
@@ -138,16 +139,16 @@ def entry_scores(
     data: Compressed,
     *,
     current: HalfStep,
-    periods: Periods | None,
+    sessions: Sessions | None,
 ) -> EntryScores:
     """What the `current` posteriors of side `name` and the `table` of the other side say of each entry of
     `data`.
     """
-    given = Given.of(parameters, name, table, data, periods=periods, block_rows=max(data.rows, 1))
+    given = EntryMoments.of(parameters, name, table, data, sessions=sessions, block_rows=max(data.rows, 1))
     return given.scores(_begun(given, current))
 
 
-def _begun(given: Given, current: HalfStep) -> Posterior:
+def _begun(given: EntryMoments, current: HalfStep) -> Posterior:
     layout = given.own.layout
     mean, spread = current.rows[:, layout.mean], current.rows[:, layout.covariance]
     posterior = given.positions(mean, spread)
@@ -157,7 +158,7 @@ def _begun(given: Given, current: HalfStep) -> Posterior:
         posterior = Posterior(mean, spread, current.covariance)
     if current.sites is None:
         return posterior
-    effects = Effects(current.period_effect, current.period_variance, current.period_covariance)
+    effects = Effects(current.session_effect, current.session_variance, current.session_covariance)
     return replace(posterior, effects=effects)
 
 
@@ -165,7 +166,7 @@ def entry_ages(own: Side, data: Compressed) -> Float64s | None:
     """How long before the latest rating of its row each entry (n,) of `data` was; None where rows do not
     move.
     """
-    return None if own.drift is None else ages(own.drift, moments(own.drift, data)[data.row], data.time)
+    return None if own.drift is None else ages(own.drift, anchor_times(own.drift, data)[data.row], data.time)
 
 
 def rows_then(layout: Layout, current: HalfStep, row: Int64s, age: Float64s) -> Float64s:
@@ -200,24 +201,24 @@ class _Solver:
     precisions (D, D) of rows that are not bare and of those that are.
     """
 
-    given: Given
+    given: EntryMoments
     priors: Priors
     prior_mean: Float64s
     precision: Float64s
-    bare_precision: Float64s
+    cold_precision: Float64s
     blocks: tuple[_Block, ...]
 
     @staticmethod
-    def of(given: Given, new: Bools | None) -> "_Solver":
+    def of(given: EntryMoments, new: Bools | None) -> "_Solver":
         own, data, columns = given.own, given.data, given.columns
         counts = data.counts.astype(np.float64)
         priors = priors_of(own, counts, new)
-        sets = _set_effects(own, given.others)
+        sets = _implicit_effects(own, given.others)
         shown = segment_sums(data.indptr, columns, np.ones(len(data.other)), sets)
         mean = priors.base + priors.share[:, None] * (shown - counts[:, None] * priors.pull)
         linear, bare = mean @ priors.precision, priors.bare
         if bare is not None:
-            linear[bare] = mean[bare] @ priors.bare_precision
+            linear[bare] = mean[bare] @ priors.cold_precision
         if own.drift is not None:
             linear = np.hstack([linear, np.zeros_like(linear)])
         blocks, starts = [], range(0, data.rows, given.block_rows)
@@ -229,8 +230,8 @@ class _Solver:
             blocks.append(
                 _Block(start, rows.stop, entries, indptr - entries.start, linear[rows], of_rows, groups)
             )
-        precision, bare_precision = (_joined(own, p) for p in (priors.precision, priors.bare_precision))
-        return _Solver(given, priors, mean, precision, bare_precision, tuple(blocks))
+        precision, cold_precision = (_joined(own, p) for p in (priors.precision, priors.cold_precision))
+        return _Solver(given, priors, mean, precision, cold_precision, tuple(blocks))
 
     def solve(self, sites: Sites) -> Posterior:
         """The posteriors that `sites` lead to."""
@@ -293,8 +294,8 @@ class _Solver:
         if block.bare is None:
             return self.precision
         if block.bare.all():
-            return self.bare_precision
-        return np.where(block.bare[:, None, None], self.bare_precision, self.precision)
+            return self.cold_precision
+        return np.where(block.bare[:, None, None], self.cold_precision, self.precision)
 
 
 def _joined(own: Side, precision: Float64s) -> Float64s:
@@ -315,7 +316,7 @@ def _joint_index(dim: int) -> Int64s:
     return np.block([[index, index + part], [index + part, index + 2 * part]]).ravel()
 
 
-def _written(given: Given, posterior: Posterior, periods: Periods | None, keep: float) -> Float64s:
+def _written(given: EntryMoments, posterior: Posterior, sessions: Sessions | None, keep: float) -> Float64s:
     """The rows (b, width) of `posterior`."""
     own, data = given.own, given.data
     layout, rows = own.layout, prior_rows(own, data.rows)
@@ -325,24 +326,24 @@ def _written(given: Given, posterior: Posterior, periods: Periods | None, keep: 
     rows[:, RATING_MEAN] = sums / np.maximum(counts, 1)
     rows[:, layout.mean] = posterior.mean[:, : layout.dim]
     rows[:, layout.covariance] = posterior.spread[:, : layout.packed]
-    if given.moment is not None:
+    if given.anchor_time is not None:
         rows[:, layout.velocity] = posterior.mean[:, layout.dim :]
-        rows[:, layout.moment] = given.moment
-    if periods is not None and posterior.effects is not None:
-        write_slots(own, rows, periods, posterior.effects, keep=keep)
+        rows[:, layout.anchor_time] = given.anchor_time
+    if sessions is not None and posterior.effects is not None:
+        write_slots(own, rows, sessions, posterior.effects, keep=keep)
     return rows
 
 
-def _set_effects(own: Side, others: Others) -> Float64s:
-    """Set effects of the others; those that no fit has learned are the average one."""
-    if own.unseen is None or own.set_ridge <= 0:
-        return others.set_effect
-    unknown = ~others.set_effect.any(axis=1)
+def _implicit_effects(own: Side, others: SideMoments) -> Float64s:
+    """Implicit effects of the others; those that no fit has learned are the average one."""
+    if own.cold_start is None or own.implicit_ridge <= 0:
+        return others.implicit_effect
+    unknown = ~others.implicit_effect.any(axis=1)
     if not unknown.any():
-        return others.set_effect
-    set_effect = others.set_effect.copy()
-    set_effect[unknown] = own.unseen.effect
-    return set_effect
+        return others.implicit_effect
+    implicit_effect = others.implicit_effect.copy()
+    implicit_effect[unknown] = own.cold_start.effect
+    return implicit_effect
 
 
 def entry_terms(
@@ -360,14 +361,14 @@ def entry_terms(
     second + S sum of the first. `new`: whether the row came after the fit.
     """
     own, _ = parameters.side(name)
-    given = Given.of(parameters, name, table, data, periods=_periods(own, data, None), block_rows=1)
+    given = EntryMoments.of(parameters, name, table, data, sessions=_sessions(own, data, None), block_rows=1)
     solver = _Solver.of(given, np.array([new]))
     posterior, sites = _fixed_point(parameters, solver, None, steps=FOLD_IN_STEPS, damping=None)
     others, priors, dim = given.others, solver.priors, own.layout.dim
     index = np.arange(len(data.other)) if given.columns is None else given.columns
-    set_terms = priors.share * (_set_effects(own, others)[index] - priors.pull)
+    implicit_terms = priors.share * (_implicit_effects(own, others)[index] - priors.pull)
     if sites is None:
-        return np.zeros_like(set_terms), set_terms
+        return np.zeros_like(implicit_terms), implicit_terms
     prior_mean, weight = solver.prior_mean[0], sites.weight[:, None]
     second = unpack(others.second[index], dim)
     features = others.features[index]
@@ -384,4 +385,4 @@ def entry_terms(
         # What the velocity learns moves the position too: S_x^-1 S_xv takes the one into units of the other.
         joint = posterior.joint[0]
         terms = terms[:, :dim] + terms[:, dim:] @ np.linalg.solve(joint[:dim, :dim], joint[:dim, dim:]).T
-    return terms, set_terms
+    return terms, implicit_terms

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.layout import period_keys
+from factors.model.layout import session_keys
 from factors.model.types import Float64s, Histories, Int64s
 
 Rows = npt.NDArray[np.integer[Any]]
@@ -49,11 +49,11 @@ class Compressed:
 
 
 @dataclass(frozen=True, slots=True)
-class Periods:
-    """The entries of a `Compressed` grouped by (row, period); entries of unknown time are in no group.
+class Sessions:
+    """The entries of a `Compressed` grouped by (row, session); entries of unknown time are in no group.
 
     `entry` int64: entries with a group; `group` int64 (len(entry),): its group; `row` int64 (G,): row of each
-    group, ascending; `key` float64 (G,): period key, ascending within a row.
+    group, ascending; `key` float64 (G,): session key, ascending within a row.
     """
 
     entry: Int64s
@@ -119,9 +119,9 @@ def compress(histories: Histories, n_other: int) -> Compressed:
     return compressed
 
 
-def group_periods(compressed: Compressed, period: float) -> Periods | None:
-    """The entries grouped by period; None where no entry has one."""
-    key = period_keys(compressed.time, period)
+def group_sessions(compressed: Compressed, session_length: float) -> Sessions | None:
+    """The entries grouped by session; None where no entry has one."""
+    key = session_keys(compressed.time, session_length)
     entry = np.flatnonzero(np.isfinite(key))
     if len(entry) == 0:
         return None
@@ -130,4 +130,4 @@ def group_periods(compressed: Compressed, period: float) -> Periods | None:
     entry, row, key = entry[order], row[order], key[order]
     first = np.ones(len(entry), dtype=bool)
     first[1:] = (row[1:] != row[:-1]) | (key[1:] != key[:-1])
-    return Periods(entry, np.cumsum(first) - 1, row[first], key[first])
+    return Sessions(entry, np.cumsum(first) - 1, row[first], key[first])

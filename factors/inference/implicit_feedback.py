@@ -24,10 +24,11 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from factors.inference.histories import Compressed, compress
-from factors.inference.others import prior_rows
+from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, RATING_MEAN, Layout, outer, pack, unpack
 from factors.model.parameters import Parameters, Side, SideName, from_model, to_model
-from factors.model.quantized_rows import item_form
+from factors.model.quantized_rows import item_codec
+from factors.model.scale import scale_range
 from factors.model.types import Float32s, Float64s, Histories, Model, Scale
 
 _BLOCK_ROWS = 2048
@@ -35,7 +36,7 @@ _BLOCK_ROWS = 2048
 _BIAS_VARIANCE = 1e-12
 
 
-def is_confidence(model: Model) -> bool:
+def is_implicit(model: Model) -> bool:
     """Whether `model` learns from implicit feedback."""
     return "confidence" in model.parameters
 
@@ -65,7 +66,7 @@ class Weighting:
         return np.asarray(self.ridge * ((counts + 1.0) / (typical + 1.0)) ** self.power)
 
 
-def confidence_model(
+def implicit_model(
     scale: Scale, weighting: Weighting, *, noise: float, user_gram: Float64s, item_gram: Float64s
 ) -> Model:
     """The model of a fit. `user_gram` (k, k): `Y^T Y` over the items; `item_gram`: the same over the users.
@@ -73,7 +74,7 @@ def confidence_model(
     `noise`: variance of a preference round its score.
     """
     layout = Layout(len(user_gram), 0)
-    span = _range(scale)
+    span = scale_range(scale)
     user, item = (weighting.ridges(name, np.zeros(1, dtype=np.int64))[0] for name in ("user", "item"))
     identity = np.eye(len(user_gram))
     parameters = Parameters(
@@ -107,7 +108,7 @@ def fold_in(model: Model, name: SideName, table: Float32s, histories: Histories)
     own, other = parameters.side(name)
     data = compress(histories, len(table))
     factors, index, confidence = _terms(model, parameters, name, table, data)
-    unit = _range(model.scale) if name == "user" else 1.0
+    unit = scale_range(model.scale) if name == "user" else 1.0
     noise = float(model.parameters["confidence"][0])
     gram, diagonal = model.parameters[f"{name}_gram"], np.arange(model.rank)
     known = np.bincount(data.row[data.other >= 0], minlength=data.rows)
@@ -131,7 +132,7 @@ def fold_in(model: Model, name: SideName, table: Float32s, histories: Histories)
     result[:, COUNT] = counts = data.counts
     sums = np.bincount(data.row, data.value, minlength=data.rows)
     result[:, RATING_MEAN] = sums / np.maximum(counts, 1)
-    return result.astype(np.float32) if name == "user" else item_form(parameters).encode(result)
+    return result.astype(np.float32) if name == "user" else item_codec(parameters).encode(result)
 
 
 def entry_terms(model: Model, items: Float32s, data: Compressed) -> Float64s:
@@ -142,7 +143,7 @@ def entry_terms(model: Model, items: Float32s, data: Compressed) -> Float64s:
     factors, index, confidence = _terms(model, parameters, "user", items, data)
     terms = np.zeros((len(index), factors.shape[1] + 1))
     # The covariance in the row carries range^2 v, its mean only the range.
-    scaled = confidence / (_range(model.scale) * float(model.parameters["confidence"][0]))
+    scaled = confidence / (scale_range(model.scale) * float(model.parameters["confidence"][0]))
     terms[:, :-1] = scaled[:, None] * factors[index]
     return terms
 
@@ -152,7 +153,7 @@ def _terms(
 ) -> tuple[Float64s, np.ndarray, Float64s]:
     """Factors of the other rows that are needed, and of each entry its row among them and its confidence."""
     _, other = parameters.side(name)
-    unit = 1.0 if name == "user" else _range(model.scale)
+    unit = 1.0 if name == "user" else scale_range(model.scale)
     known = data.other >= 0
     distinct, compact = np.unique(data.other[known], return_inverse=True)
     factors = table[distinct][:, other.layout.latent].astype(np.float64) / unit
@@ -182,7 +183,3 @@ def _side(layout: Layout, gram: Float64s, noise: float, unit: float) -> Side:
     precision[:-1, :-1] = gram / (noise * unit**2)
     precision[-1, -1] = 1.0 / covariance[-1, -1]
     return Side(layout, np.zeros(layout.dim), covariance, precision)
-
-
-def _range(scale: Scale) -> float:
-    return (scale.high - scale.low) or 1.0

@@ -1,13 +1,13 @@
 """Loops of a sweep over millions of ratings, written to be compiled by numba and to run as plain Python too.
 
-Invariant: the sums, posteriors and sites are those of `halfstep` but for the rounding of a float32 table. A
+Invariant: the sums, posteriors and sites are those of `half_step` but for the rounding of a float32 table. A
 row depends on its own entries alone, never on which thread or part of the rows it is computed with.
 
 A table of the other side, float32 (m, w), has for each row, with `f = [latent, 1]` (d,), `b` its bias and `t
 = d (d + 1) / 2`,
 
     E[f f^T] packed (t), its last d numbers f itself | E[f b] (d), the last of them b | E[b^2] |
-    set effect (d)
+    implicit effect (d)
 """
 
 # ruff: noqa: PLR0912, PLR0915, PLR0917  numba inlines loops, not calls, and takes no keyword-only arguments
@@ -83,8 +83,8 @@ def solve_rows(
     With `weight` empty each entry has the weight `unit` and the target `target - shift`, and `square` (rows,)
     becomes the expected sum of the squares of target less score; otherwise its `weight` and `linear`, and
     `unit` is 1. `mean` (d,) and `precision` (d, d) are those of the prior. `groups` (rows + 1,): where the
-    period groups of each row begin, empty for none; `load` (G, d), `scale`, `surprise` (G,): see
-    `periodgroups`.
+    sessions of each row begin, empty for none; `load` (G, d), `scale`, `surprise` (G,): see
+    `session_effects`.
     """
     dim = len(mean)
     packed = dim * (dim + 1) // 2
@@ -273,7 +273,7 @@ def sum_groups(
     scale: Array,
     surprise: Array,
 ) -> None:
-    """`load`, `scale` and `surprise` of the period groups `start` to `stop`, whose `entries` begin at
+    """`load`, `scale` and `surprise` of the sessions `start` to `stop`, whose `entries` begin at
     `indptr`.
     """
     packed = dim * (dim + 1) // 2
@@ -296,7 +296,7 @@ def sum_groups(
         surprise[g] = rest
 
 
-def write_periods(
+def write_sessions(
     start: int,
     stop: int,
     groups: Array,
@@ -311,7 +311,7 @@ def write_periods(
     variance: Array,
     shared: Array,
 ) -> None:
-    """Effects of the period groups of rows `start` to `stop` and, in the slots of each row, its latest and
+    """Effects of the sessions of rows `start` to `stop` and, in the slots of each row, its latest and
     those of largest effect.
     """
     packed = dim * (dim + 1) // 2
@@ -348,7 +348,7 @@ def write_periods(
             result[row, key_at + 2 * slots + slot] = variance[best]
 
 
-def match_periods(
+def match_sessions(
     start: int,
     stop: int,
     columns: Array,
@@ -356,17 +356,17 @@ def match_periods(
     rows: Array,
     dim: int,
     slots: int,
-    period: float,
+    session_length: float,
     wrap: float,
     effect: Array,
     variance: Array,
 ) -> None:
-    """Write effect and variance of the period of entries `start` to `stop` where their other row keeps it."""
+    """Write effect and variance of the session of entries `start` to `stop` whose other row keeps it."""
     key_at = 2 + 2 * dim + dim * (dim + 1) // 2
     for e in range(start, stop):
         if not math.isfinite(time[e]):
             continue
-        key = math.floor(time[e] / period)
+        key = math.floor(time[e] / session_length)
         key -= math.floor(key / wrap) * wrap
         j = columns[e]
         for slot in range(slots):
@@ -408,8 +408,8 @@ def score_entries(
     """What the posteriors `rows` say of each entry of rows `start` to `stop`, and what follows for its site.
 
     `spread` float32 (m, t + d + 1 or more): of the other side the packed covariance, `f`, `b`, zeros; `WIDE`
-    numbers can be read from each part of `f`. `group` (n,): the period group of each entry, -1
-    for none, empty for no periods; `effect`, `variance` (G,), `shared` (G, d): what is known of these, or
+    numbers can be read from each part of `f`. `group` (n,): the session group of each entry, -1
+    for none, empty for no sessions; `effect`, `variance` (G,), `shared` (G, d): what is known of these, or
     else their prior variance `fresh`. `mean` and `offset` (n,), `beyond` (n,): known part of the score and
     further variance, empty for 0. With `bounds` empty `square` (rows,) becomes the expected sum of squares
     of `target` less score; else `weight`, `linear`, `expected`, `foreseen` (n,) become the sites of

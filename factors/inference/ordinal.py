@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import erfcx
 
-from factors.model.settings import scale_levels
+from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Int64s, Scale
 
 _ROOT_HALF = math.sqrt(0.5)
@@ -206,7 +206,7 @@ def learn_link(
     cuts: Float64s, noise: float, level: Int64s, mean: Float64s, variance: Float64s
 ) -> tuple[Float64s, float]:
     """Cut points and noise variance one Newton step further up `sum log p(level)` of scores foretold, each
-    without its own rating (`leftout`).
+    without its own rating (`leave_one_out`).
 
     The Hessian in (cut points, log noise deviation) is that of differences of the gradient; the step is
     halved until the bound grows and the order of the cut points stands. Where no step does, both stay.

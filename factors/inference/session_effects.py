@@ -1,8 +1,9 @@
-"""Effects of the periods of a row (the days of a user), marginalised out of its posterior and then read back.
+"""Effects of the sessions of a row (the days of a user), marginalised out of its posterior and then read
+back.
 
 Invariant: posterior and effects are those of the joint Gaussian; nothing is iterated.
 
-With `a = sum w f`, `n = sum w + 1 / t`, `s = sum w (y - b)` over the entries of one period, `t` the prior
+With `a = sum w f`, `n = sum w + 1 / t`, `s = sum w (y - b)` over the entries of one session, `t` the prior
 variance of an effect, the precision of the row loses `a a^T / n` and its linear term `a s / n` (a Schur
 complement); afterwards the effect has mean `(s - a . x) / n` and variance `1 / n + a^T S a / n^2`.
 """
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from factors.inference.histories import Periods
+from factors.inference.histories import Sessions
 from factors.inference.ordinal import Sites
-from factors.inference.others import Others
 from factors.inference.segments import segment_sums
+from factors.inference.side_moments import SideMoments
 from factors.model.layout import outer, unpack
 from factors.model.parameters import Side
 from factors.model.types import Float64s, Int64s
@@ -24,7 +25,7 @@ from factors.model.types import Float64s, Int64s
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """Of each period group its effect's `mean` and `variance` (G,), and its covariance `shared` (G, D) with
+    """Of each session group its effect's `mean` and `variance` (G,), and its covariance `shared` (G, D) with
     the row.
     """
 
@@ -49,7 +50,7 @@ NO_EFFECTS = Effects(np.zeros(0), np.zeros(0), np.zeros(0))
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The periods of one block of rows, from the group `first` of all on: `row` (g,) within the block; row
+    """The sessions of one block of rows, from the group `first` of all on: `row` (g,) within the block; row
     `j` has the groups `of_row[j]` to `of_row[j + 1]`. Group `k` has the entries `entry[indptr[k]:indptr[k +
     1]]`, whose other rows have `features` (len(entry), D), with `-age f` after `f` where rows move, and
     `bias` (len(entry),); `group`: of each entry, among all.
@@ -66,8 +67,8 @@ class Groups:
 
     @staticmethod
     def of(
-        periods: Periods | None,
-        others: Others,
+        sessions: Sessions | None,
+        others: SideMoments,
         columns: Int64s | None,
         powers: Float64s | None,
         *,
@@ -77,18 +78,18 @@ class Groups:
         """The groups of the rows from `start` to `stop`; None where there are none. `columns` (n,) as for
         `segment_sums`, `powers` (3, n): 1, -age, age^2 of each entry, where rows move.
         """
-        if periods is None:
+        if sessions is None:
             return None
-        first, last = np.searchsorted(periods.row, [start, stop]).tolist()
+        first, last = np.searchsorted(sessions.row, [start, stop]).tolist()
         if first == last:
             return None
-        low, high = np.searchsorted(periods.group, [first, last]).tolist()
-        entry, row = periods.entry[low:high], periods.row[first:last] - start
+        low, high = np.searchsorted(sessions.group, [first, last]).tolist()
+        entry, row = sessions.entry[low:high], sessions.row[first:last] - start
         where = entry if columns is None else columns[entry]
         features = others.features[where]
         if powers is not None:
             features = np.hstack([features, powers[1, entry, None] * features])
-        group = periods.group[low:high]
+        group = sessions.group[low:high]
         indptr = np.searchsorted(group, np.arange(first, last + 1))
         of_row = np.searchsorted(row, np.arange(stop - start + 1))
         return Groups(first, row, of_row, entry, group, indptr, features, others.bias[where])
@@ -107,7 +108,7 @@ class Groups:
         weight, starts = sites.weight[self.entry], self.indptr[:-1]
         load = segment_sums(self.indptr, None, weight, self.features)
         scale = np.add.reduceat(weight, starts, dtype=np.float64)
-        scale += 1.0 / own.period_variance
+        scale += 1.0 / own.session_variance
         surprise = sites.linear[self.entry] - weight * self.bias
         total = np.add.reduceat(surprise, starts, dtype=np.float64)
         return GroupSums(self, load, scale, total, load / scale[:, None])
@@ -149,21 +150,21 @@ class GroupSums:
 
 
 def write_slots(
-    own: Side, rows: Float64s, periods: Periods, effects: Effects, *, keep: float = math.nan
+    own: Side, rows: Float64s, sessions: Sessions, effects: Effects, *, keep: float = math.nan
 ) -> None:
-    """Write the periods that matter most to the slots of each row of `rows`, the latest and that of key
+    """Write the sessions that matter most to the slots of each row of `rows`, the latest and that of key
     `keep` among them.
     """
-    layout, row = own.layout, periods.row
+    layout, row = own.layout, sessions.row
     last = np.searchsorted(row, row, side="right") - 1
-    # The latest period of a row always has a slot; the others by how much they matter.
-    always = (last == np.arange(len(row))) | (periods.key == keep)
+    # The latest session of a row always has a slot; the others by how much they matter.
+    always = (last == np.arange(len(row))) | (sessions.key == keep)
     matter = np.where(always, np.inf, np.abs(effects.mean))
     order = np.lexsort((-matter, row))
     slot = np.empty(len(order), dtype=np.int64)
     slot[order] = np.arange(len(order)) - np.searchsorted(row, row)[order]
     kept = slot < layout.slots
     where = row[kept], slot[kept]
-    rows[:, layout.keys][where] = periods.key[kept]
+    rows[:, layout.keys][where] = sessions.key[kept]
     rows[:, layout.effects][where] = effects.mean[kept]
     rows[:, layout.variances][where] = effects.variance[kept]

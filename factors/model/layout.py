@@ -3,15 +3,15 @@ columns.
 
 A row of either side, all float numbers, is
 
-    count | rating mean | mean (k+1) | covariance (k+1)(k+2)/2 | set effect (k+1) | period keys (J) | effects
-    (J) | variances (J) | velocity (k+1) | moment
+    count | rating mean | mean (k+1) | covariance (k+1)(k+2)/2 | implicit effect (k+1) | session keys (J)
+    | effects (J) | variances (J) | velocity (k+1) | anchor time
 
 `mean` and `covariance` are the posterior of `[latent (k), bias]`. The covariance is packed row by row from
-its lower triangle, so the latent block comes first and the bias row last. `set effect` is what having this
-row in one's history does to the other side's prior mean. Period keys name the J latest periods (days of a
-user) with an effect of their own. Of a side that moves, `mean` is where the row stood at `moment`, that of
-its latest rating, and `velocity` where it was going (`drift`). Users are stored like this; of items it is
-what is read out of a stored row (`storedrows`), whose first numbers, up to the mean, are the same.
+its lower triangle, so the latent block comes first and the bias row last. `implicit effect` is what having
+this row in one's history does to the other side's prior mean. Session keys name the J latest sessions (days
+of a user) with an effect of their own. Of a side that moves, `mean` is where the row stood at `anchor_time`,
+that of its latest rating, and `velocity` where it was going (`drift`). Users are stored like this; of items
+it is what is read out of a stored row (`quantized_rows`), whose first numbers, up to the mean, are the same.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,16 @@ import numpy.typing as npt
 
 from factors.model.types import Float64s, Int64s, Model
 
+# Covariances of rows fill memory with its square: 33,000 numbers a row at this rank.
+MAX_RANK = 256
+
 COUNT = 0
 RATING_MEAN = 1
 MEAN = 2
-NO_PERIOD = -1.0
+NO_SESSION = -1.0
 # Float32 tells whole numbers apart up to 2^24: keys wrap well below, so that any timestamp gives an exact
 # key.
-PERIOD_KEYS = 2.0**22
+SESSION_KEYS = 2.0**22
 
 # So many vectors make indexing by columns slower than a product for each row of the triangle.
 _FEW = 64
@@ -39,7 +42,7 @@ FloatTable = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the parts of a row stand: `rank` latent dimensions, `slots` periods, a velocity if `moving`."""
+    """Where the parts of a row stand: `rank` latent dimensions, `slots` sessions, a velocity if `moving`."""
 
     rank: int
     slots: int
@@ -58,10 +61,10 @@ class Layout:
     @property
     def width(self) -> int:
         """Numbers in a row."""
-        return self._periods + 3 * self.slots + self.moving * (self.dim + 1)
+        return self._sessions + 3 * self.slots + self.moving * (self.dim + 1)
 
     @property
-    def _periods(self) -> int:
+    def _sessions(self) -> int:
         return MEAN + 2 * self.dim + self.packed
 
     @property
@@ -86,42 +89,42 @@ class Layout:
         return slice(start, start + self.packed)
 
     @property
-    def set_effect(self) -> slice:
+    def implicit_effect(self) -> slice:
         """What this row in a history adds to a prior mean of the other side."""
         start = MEAN + self.dim + self.packed
         return slice(start, start + self.dim)
 
     @property
     def keys(self) -> slice:
-        """Period keys."""
-        return slice(self._periods, self._periods + self.slots)
+        """Session keys."""
+        return slice(self._sessions, self._sessions + self.slots)
 
     @property
     def effects(self) -> slice:
-        """Effects of the periods."""
-        start = self._periods + self.slots
+        """Effects of the sessions."""
+        start = self._sessions + self.slots
         return slice(start, start + self.slots)
 
     @property
     def variances(self) -> slice:
-        """Variances of the effects of the periods."""
-        start = self._periods + 2 * self.slots
+        """Variances of the effects of the sessions."""
+        start = self._sessions + 2 * self.slots
         return slice(start, start + self.slots)
 
     @property
     def velocity(self) -> slice:
         """The mean velocity of a row that moves; empty for others."""
-        start = self._periods + 3 * self.slots
+        start = self._sessions + 3 * self.slots
         return slice(start, start + self.moving * self.dim)
 
     @property
-    def moment(self) -> int:
+    def anchor_time(self) -> int:
         """When a row that moves stood at its mean."""
-        return self._periods + 3 * self.slots + self.dim
+        return self._sessions + 3 * self.slots + self.dim
 
 
 def code_words(layout: Layout) -> int:
-    """Words of 32 bits that the covariance of a row takes where it is stored as codes (`storedrows`)."""
+    """Words of 32 bits that the covariance of a row takes where it is stored as codes (`quantized_rows`)."""
     return (layout.packed + 1) // 2
 
 
@@ -131,7 +134,7 @@ def stored_width(layout: Layout) -> int:
 
 
 def slots_of_width(rank: int, width: int, *, moving: bool = False, stored: bool = False) -> int:
-    """How many periods a row of `width` numbers, or words where rows are `stored`, has room for; -1 where no
+    """How many sessions a row of `width` numbers, or words where rows are `stored`, has room for; -1 where no
     layout of this rank is that wide.
     """
     bare = Layout(rank, 0, moving)
@@ -207,9 +210,9 @@ def outer(vectors: Float64s) -> Float64s:
     return products
 
 
-def period_keys(time: Float64s, period: float) -> Float64s:
-    """The key of the period of each time; NaN where the time is unknown or the period is 0 (no periods)."""
-    if period <= 0:
+def session_keys(time: Float64s, session_length: float) -> Float64s:
+    """The key of the session of each time; NaN where the time is unknown or the length is 0."""
+    if session_length <= 0:
         return np.full(np.shape(time), np.nan)
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(np.mod(np.floor(time / period), PERIOD_KEYS))
+        return np.asarray(np.mod(np.floor(time / session_length), SESSION_KEYS))

@@ -12,7 +12,7 @@ from scipy.special import ndtr
 
 from factors.errors import FactorsError
 from factors.model.parameters import Parameters
-from factors.model.settings import scale_levels
+from factors.model.scale import scale_levels, scale_range
 from factors.model.types import Float64s
 
 # A rating is known no better than this fraction of the range (or of 1, on a scale with one value): std stays
@@ -24,17 +24,19 @@ def exceedance(parameters: Parameters, mean: Float64s, variance: Float64s) -> Fl
     """P(rating > level l) for the levels but the last: (m, L - 1), from scores with `mean` and `variance`
     (m,).
     """
-    spread = np.sqrt(parameters.spread * (variance + parameters.noise))
+    spread = np.sqrt(parameters.variance_scale * (variance + parameters.noise))
     return np.asarray(ndtr((mean[:, None] - parameters.cuts) / spread[:, None]))
 
 
 def rating_moments(parameters: Parameters, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
     """Expected rating, clipped to the scale, and standard deviation of the rating itself, both (m,)."""
     scale = parameters.scale
-    floor = MIN_STD * ((scale.high - scale.low) or 1.0)
+    floor = MIN_STD * scale_range(scale)
     if parameters.link == "gaussian":
         rating = np.minimum(np.maximum(mean, scale.low), scale.high)
-        return rating, np.sqrt(np.maximum(parameters.spread * (variance + parameters.noise), floor * floor))
+        return rating, np.sqrt(
+            np.maximum(parameters.variance_scale * (variance + parameters.noise), floor * floor)
+        )
     above = exceedance(parameters, mean, variance)
     steps = above.sum(axis=1)
     square = above @ (2.0 * np.arange(above.shape[1]) + 1.0)
@@ -55,7 +57,7 @@ def rating_distribution(parameters: Parameters, mean: Float64s, variance: Float6
         return np.ones((len(mean), 1))
     if parameters.link == "gaussian":
         floor = MIN_STD * (scale.high - scale.low)
-        spread = np.sqrt(np.maximum(parameters.spread * (variance + parameters.noise), floor * floor))
+        spread = np.sqrt(np.maximum(parameters.variance_scale * (variance + parameters.noise), floor * floor))
         edges = np.linspace(scale.low, scale.high, levels)
         above = ndtr((mean[:, None] - 0.5 * (edges[1:] + edges[:-1])) / spread[:, None])
     else:

@@ -11,11 +11,11 @@ import numpy as np
 from factors.errors import ModelUnreadable
 from factors.model.identity import Same
 from factors.model.layout import Layout, slots_of_width, stored_width
-from factors.model.settings import scale_levels
+from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Link, Model, Scale
 
 # Numbers of the function by which standard deviations are stretched (`factors.training.calibration`).
-STRETCH_TERMS = 5
+STD_TERMS = 5
 
 # Models whose parameters are kept at hand: a service reads those of the live one for each user who has rated.
 _MODELS = 8
@@ -24,7 +24,7 @@ SideName = Literal["user", "item"]
 
 
 @dataclass(frozen=True, slots=True)
-class Unseen:
+class ColdStart:
     """What is known of rows that came after the fit, see `factors.inference.cold_start`: `mean` (d,) `M`,
     `effect` (d,) `b`, `count` `N`, and the `covariance` and its inverse `precision` (d, d) round that mean.
     """
@@ -54,21 +54,21 @@ class Drift:
 class Side:
     """Users or items: the layout of their rows and the Gaussian prior of `[latent, bias]`.
 
-    `mean` (d,), `covariance` and its inverse `precision` (d, d). `period`: length of the periods that have
-    effects of their own, in units of the timestamps, 0 for none; `period_variance`: the prior variance of
-    such an effect. `set_ridge`: ridge with which the effects of the rated sets on this side are learned, 0
-    for none. `unseen`: the prior of rows that came after the fit; None while it goes on. `drift`: None where
-    rows stay where they are.
+    `mean` (d,), `covariance` and its inverse `precision` (d, d). `session_length`: that of the sessions that
+    have effects of their own, in units of the timestamps, 0 for none; `session_variance`: the prior variance
+    of such an effect. `implicit_ridge`: ridge with which the effects of the rated sets on this side are
+    learned, 0 for none. `cold_start`: the prior of rows that came after the fit; None while it goes on.
+    `drift`: None where rows stay where they are.
     """
 
     layout: Layout
     mean: Float64s
     covariance: Float64s
     precision: Float64s
-    period: float = 0.0
-    period_variance: float = 0.0
-    set_ridge: float = 0.0
-    unseen: Unseen | None = None
+    session_length: float = 0.0
+    session_variance: float = 0.0
+    implicit_ridge: float = 0.0
+    cold_start: ColdStart | None = None
     drift: Drift | None = None
 
 
@@ -78,7 +78,7 @@ class Parameters:
 
     `noise`: variance of a rating (of its latent value, with the ordinal link) round its score. `cuts`: the
     cut points of the ordinal link, ascending, one fewer than the scale has levels; empty with the Gaussian
-    link. `spread`, `stretch`: see `factors.training.calibration`.
+    link. `variance_scale`, `std_calibration`: see `factors.training.calibration`.
     """
 
     link: Link
@@ -89,8 +89,8 @@ class Parameters:
     items: Side
     cuts: Float64s = field(default_factory=lambda: np.zeros(0))
     decided: float = 0.0
-    spread: float = 1.0
-    stretch: Float64s = field(default_factory=lambda: np.zeros(STRETCH_TERMS))
+    variance_scale: float = 1.0
+    std_calibration: Float64s = field(default_factory=lambda: np.zeros(STD_TERMS))
 
     @property
     def moves(self) -> bool:
@@ -112,18 +112,22 @@ def to_model(parameters: Parameters) -> Model:
         "noise": np.array([parameters.noise]),
         "cuts": parameters.cuts,
         "decided": np.array([parameters.decided]),
-        "spread": np.array([parameters.spread]),
-        "stretch": parameters.stretch,
+        "spread": np.array([parameters.variance_scale]),
+        "stretch": parameters.std_calibration,
     }
     for prefix, side in zip(_PREFIXES, (parameters.users, parameters.items), strict=True):
         arrays[f"{prefix}_mean"] = side.mean
         arrays[f"{prefix}_covariance"] = side.covariance
         arrays[f"{prefix}_precision"] = side.precision
-        arrays[f"{prefix}_terms"] = np.array([side.period, side.period_variance, side.set_ridge])
-        if side.unseen is not None:
-            unseen = side.unseen
-            arrays[f"{prefix}_unseen"] = np.concatenate([unseen.mean, unseen.effect, [unseen.count]])
-            arrays[f"{prefix}_unseen_matrices"] = np.vstack([unseen.covariance, unseen.precision])
+        arrays[f"{prefix}_terms"] = np.array(
+            [side.session_length, side.session_variance, side.implicit_ridge]
+        )
+        if side.cold_start is not None:
+            cold_start = side.cold_start
+            arrays[f"{prefix}_unseen"] = np.concatenate(
+                [cold_start.mean, cold_start.effect, [cold_start.count]]
+            )
+            arrays[f"{prefix}_unseen_matrices"] = np.vstack([cold_start.covariance, cold_start.precision])
         if side.drift is not None:
             arrays[f"{prefix}_drift"] = np.array([side.drift.origin, side.drift.unit, side.drift.widening])
             arrays[f"{prefix}_drift_covariance"] = side.drift.covariance
@@ -154,13 +158,15 @@ def _read(same: Same[Model]) -> Parameters:
             for prefix, width in zip(_PREFIXES, (model.user_width, model.item_width), strict=True)
         ]
         mean, noise, decided = (model.parameters[name] for name in ("mean", "noise", "decided"))
-        cuts, spread, stretch = (model.parameters[name] for name in ("cuts", "spread", "stretch"))
+        cuts, variance_scale, std_calibration = (
+            model.parameters[name] for name in ("cuts", "spread", "stretch")
+        )
     except KeyError as exc:
         raise ModelUnreadable(f"the model has no parameter {exc}") from exc
-    if not mean.shape == noise.shape == decided.shape == spread.shape == (1,):
+    if not mean.shape == noise.shape == decided.shape == variance_scale.shape == (1,):
         raise ModelUnreadable("mean, noise, decided and spread of a model are one number each")
-    if stretch.shape != (STRETCH_TERMS,):
-        raise ModelUnreadable(f"the stretch of a model is {STRETCH_TERMS} numbers")
+    if std_calibration.shape != (STD_TERMS,):
+        raise ModelUnreadable(f"the stretch of a model is {STD_TERMS} numbers")
     if cuts.shape != ((scale_levels(model.scale) - 1,) if model.link == "ordinal" else (0,)):
         raise ModelUnreadable("the cut points of a model do not fit its scale")
     return Parameters(
@@ -172,8 +178,8 @@ def _read(same: Same[Model]) -> Parameters:
         items=sides[1],
         cuts=cuts,
         decided=float(decided[0]),
-        spread=float(spread[0]),
-        stretch=stretch,
+        variance_scale=float(variance_scale[0]),
+        std_calibration=std_calibration,
     )
 
 
@@ -198,29 +204,33 @@ def _side(model: Model, prefix: str, width: int) -> Side:
     drift = None
     if moving:
         clock = model.parameters[f"{prefix}_drift"]
-        spread, inverse = (model.parameters[f"{prefix}_drift_{name}"] for name in ("covariance", "precision"))
-        if clock.shape != (3,) or spread.shape != square or inverse.shape != square:
+        velocity_covariance, velocity_precision = (
+            model.parameters[f"{prefix}_drift_{name}"] for name in ("covariance", "precision")
+        )
+        if clock.shape != (3,) or velocity_covariance.shape != square or velocity_precision.shape != square:
             raise ModelUnreadable(f"the drift of {prefix} rows does not have the shape of rank {model.rank}")
-        drift = Drift(float(clock[0]), float(clock[1]), spread, inverse, float(clock[2]))
-    period, period_variance, set_ridge = (float(number) for number in terms)
+        drift = Drift(
+            float(clock[0]), float(clock[1]), velocity_covariance, velocity_precision, float(clock[2])
+        )
+    session_length, session_variance, implicit_ridge = (float(number) for number in terms)
     return Side(
         layout,
         mean,
         covariance,
         precision,
-        period,
-        period_variance,
-        set_ridge,
-        _unseen(model, prefix, layout.dim),
+        session_length,
+        session_variance,
+        implicit_ridge,
+        _cold_start(model, prefix, layout.dim),
         drift,
     )
 
 
-def _unseen(model: Model, prefix: str, dim: int) -> Unseen | None:
+def _cold_start(model: Model, prefix: str, dim: int) -> ColdStart | None:
     vectors = model.parameters.get(f"{prefix}_unseen")
     if vectors is None:
         return None
     matrices = model.parameters[f"{prefix}_unseen_matrices"]
     if vectors.shape != (2 * dim + 1,) or matrices.shape != (2 * dim, dim):
         raise ModelUnreadable(f"the prior of new {prefix} rows does not have the shape of rank {model.rank}")
-    return Unseen(vectors[:dim], vectors[dim:-1], float(vectors[-1]), matrices[:dim], matrices[dim:])
+    return ColdStart(vectors[:dim], vectors[dim:-1], float(vectors[-1]), matrices[:dim], matrices[dim:])

@@ -12,7 +12,8 @@ up to 77 % off, with 16 bits 0.8 %.)
 
 A stored row is so many words of 32 bits, held as float32 to be moved, never to be computed with:
 
-    count | rating mean | mean (k+1) | scale | codes, two a word | set effect (k+1) | the rest as in `packing`
+    count | rating mean | mean (k+1) | scale | codes, two a word | implicit effect (k+1)
+    | the rest as in `layout`
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ _NUMBERS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
-class StoredForm:
+class RowCodec:
     """How rows of `layout` are stored; `features` (d,): the `r` of above."""
 
     layout: Layout
@@ -152,30 +153,30 @@ class StoredForm:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTable:
+class QuantizedTable:
     """A table of stored rows (n, width) to be read from as one of rows: `table[rows]` are those (m,
     layout.width).
     """
 
     words: Float32s
-    form: StoredForm
+    codec: RowCodec
 
     def __len__(self) -> int:
         return len(self.words)
 
     def __getitem__(self, rows: Int64s) -> Float32s:
-        return self.form.decode(self.words[rows])
+        return self.codec.decode(self.words[rows])
 
     def expanded(self) -> Float32s:
         """All rows (n, layout.width)."""
-        return self.form.decode(self.words)
+        return self.codec.decode(self.words)
 
 
-Table = FloatTable | StoredTable
+Table = FloatTable | QuantizedTable
 """Rows of one side, as they are or as they are stored."""
 
 
-def item_form(parameters: Parameters) -> StoredForm:
+def item_codec(parameters: Parameters) -> RowCodec:
     """How the item rows of a model are stored."""
     users, items = parameters.users, parameters.items
     features = np.sqrt(users.mean**2 + np.maximum(np.diag(users.covariance), 0.0))
@@ -184,23 +185,23 @@ def item_form(parameters: Parameters) -> StoredForm:
     spread = np.maximum(spread, _LEAST_SPREAD * spread.max())
     largest = float((spread * features**2).max())
     if not largest > 0:
-        return StoredForm(items.layout, np.ones(items.layout.dim))
+        return RowCodec(items.layout, np.ones(items.layout.dim))
     # A dimension that takes part in no score is not to be lost beside the others.
-    return StoredForm(items.layout, np.maximum(features, np.sqrt(_LEAST_SHARE * largest / spread)))
+    return RowCodec(items.layout, np.maximum(features, np.sqrt(_LEAST_SHARE * largest / spread)))
 
 
 def all_finite_items(model: Model, items: Float32s) -> bool:
     """Whether an item table (n_items, item_width) says nothing but numbers; `np.isfinite` cannot tell, for
     codes are none.
     """
-    return item_form(from_model(model)).all_finite(items)
+    return item_codec(from_model(model)).all_finite(items)
 
 
 def read_items(model: Model, items: Float32s) -> Float32s:
     """Stored rows (n, item_width) as rows (n, `item_layout(model).width`), covariances in float32."""
-    return item_form(from_model(model)).decode(items)
+    return item_codec(from_model(model)).decode(items)
 
 
 def store_items(model: Model, rows: npt.NDArray[np.floating[Any]]) -> Float32s:
     """Rows (n, `item_layout(model).width`) as stored rows (n, item_width)."""
-    return item_form(from_model(model)).encode(rows)
+    return item_codec(from_model(model)).encode(rows)

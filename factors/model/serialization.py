@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 
 from factors.errors import FitRefused, ModelUnreadable
+from factors.model.layout import MAX_RANK
 from factors.model.parameters import from_model
-from factors.model.settings import MAX_RANK, check_scale
+from factors.model.scale import check_scale
 from factors.model.types import Float64s, Link, Model, Scale
 
 _FORMAT = "foldin-model-2"

@@ -16,7 +16,7 @@ from factors.inference.histories import compress
 from factors.model.layout import unpack
 from factors.model.links import rating_moments
 from factors.model.parameters import from_model
-from factors.model.quantized_rows import StoredTable, item_form
+from factors.model.quantized_rows import QuantizedTable, item_codec
 from factors.model.types import Explanation, Float32s, Histories, Int32s, Model
 from factors.serving.fold_in import came_after, fold_in_users
 from factors.serving.scoring import Scorer
@@ -42,15 +42,17 @@ def explain(
     data = compress(history, len(items))
     item = items[item_row] if 0 <= item_row < len(items) else scorer.prior_item
     direction = np.append(item[layout.latent].astype(np.float64), 1.0)
-    if confidence.is_confidence(model):
+    if confidence.is_implicit(model):
         terms = confidence.entry_terms(model, items, data)
-        set_terms = np.zeros_like(terms)
+        implicit_terms = np.zeros_like(terms)
     else:
         new = came_after(parameters, "user", current)
-        table = StoredTable(items, item_form(parameters))
-        terms, set_terms = entry_terms(parameters, "user", table, data, new=new is not None and bool(new[0]))
+        table = QuantizedTable(items, item_codec(parameters))
+        terms, implicit_terms = entry_terms(
+            parameters, "user", table, data, new=new is not None and bool(new[0])
+        )
     covariance = unpack(user[:, layout.covariance], layout.dim)[0]
-    parts = terms @ (covariance @ direction) + set_terms @ direction
+    parts = terms @ (covariance @ direction) + implicit_terms @ direction
     # Without the history the score stands at the prior mean; its spread is kept, so that only the mean moves.
     start = mean - parts.sum()
     base = float(rating_moments(parameters, start, variance)[0][0])

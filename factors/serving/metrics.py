@@ -5,7 +5,7 @@ import math
 import numpy as np
 from scipy.special import ndtri
 
-from factors.model.settings import scale_levels
+from factors.model.scale import scale_levels
 from factors.model.types import Fitted, Float64s, Ratings
 from factors.serving.scoring import Scorer
 

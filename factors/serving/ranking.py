@@ -17,7 +17,7 @@ import numpy.typing as npt
 from factors.model.layout import COUNT, FloatTable, outer, triangle, unpack
 from factors.model.links import rating_moments
 from factors.model.parameters import from_model
-from factors.model.quantized_rows import item_form
+from factors.model.quantized_rows import item_codec
 from factors.model.types import Float32s, Float64s, Int32s, Int64s, Model, Ranked
 from factors.serving.ivf_index import TOP, Index, query_features
 from factors.serving.scoring import Scorer
@@ -82,7 +82,7 @@ class Ranker:
         layout = self._parameters.items.layout
         users = self._parameters.users
         self._layout = layout
-        self._form = item_form(self._parameters)
+        self._codec = item_codec(self._parameters)
         self._user_layout = users.layout
         self._prior_user = np.append(users.mean[:-1], 1.0)
         self._user_second = users.covariance[:-1, :-1] + np.outer(users.mean[:-1], users.mean[:-1])
@@ -252,7 +252,7 @@ class Ranker:
             mean = vectors[:, layout.mean].astype(np.float64)
             latent = mean[:, :-1]
             norm = np.einsum("ij,ij->i", latent @ self._user_second, latent)
-            norm += self._form.quadratic(vectors, metric_pairs)
+            norm += self._codec.quadratic(vectors, metric_pairs)
             loved.directions[some] = (latent @ root) / np.sqrt(np.maximum(norm, 1e-30))[:, None]
             score = (
                 self._parameters.mean
@@ -260,7 +260,7 @@ class Ranker:
                 + self._parameters.users.mean[-1]
                 + latent @ self._prior_user[:-1]
             )
-            lower = score - _LOWER_BOUND * np.sqrt(self._form.quadratic(vectors, user_pairs))
+            lower = score - _LOWER_BOUND * np.sqrt(self._codec.quadratic(vectors, user_pairs))
             loved.rated[some] = vectors[:, COUNT] > 0
             loved.lower[some] = np.where(vectors[:, COUNT] > 0, lower, -np.inf)
 
@@ -279,7 +279,7 @@ class Ranker:
         draws: Float32s = np.empty(len(table.items), dtype=np.float32)
         for start in range(0, len(draws), _ROWS_AT_ONCE):
             part = table.items[start : start + _ROWS_AT_ONCE]
-            spread = np.sqrt(self._form.quadratic(part, pairs))
+            spread = np.sqrt(self._codec.quadratic(part, pairs))
             spread *= rng.standard_normal(len(spread), dtype=np.float32)
             draws[start : start + len(part)] = part[:, self._layout.mean] @ features32 + spread
         draws[exclude] = -np.inf

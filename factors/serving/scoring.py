@@ -1,35 +1,18 @@
 """Scores of (user, item) pairs with their uncertainty. Invariant: one pair gets one number, alone or among
 thousands.
-
-The score `s = mu + b_u + b_i + p_u . q_i` has, with both posteriors independent, variance
-
-    f_i^T S_u f_i + f_u^T S_i f_u + trace(S_u[latent] S_i[latent]),    f = [latent, 1]
-
-to which the periods and the noise add theirs. All parts are sums over packed vectors; the scale of an item's
-covariance (`storedrows`) comes last. Pairs are the columns of what is computed here: each step then works on
-whole rows of memory, and adds up each pair in the same order.
 """
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from factors.inference.drift import means_then
-from factors.inference.others import match_periods, prior_rows
-from factors.model.layout import COUNT, MEAN, RATING_MEAN, FloatTable, triangle
+from factors.inference.pair_moments import PairMoments, Rows
+from factors.model.layout import COUNT, RATING_MEAN, FloatTable
 from factors.model.links import rating_distribution, rating_moments
 from factors.model.parameters import from_model
-from factors.model.quantized_rows import item_form
-from factors.model.std_calibration import stretch_of
+from factors.model.std_calibration import std_factors
 from factors.model.types import Float32s, Float64s, ItemStatistics, Model, Scores
 
-Rows = npt.NDArray[np.integer]
 Basis = npt.NDArray[np.uint8]
-
-# Numbers of one packed intermediate result: some of them fit the second-level cache of a core together.
-_BLOCK_NUMBERS = 1 << 15
-_FEWEST = 64
 
 
 class Scorer:
@@ -43,33 +26,9 @@ class Scorer:
         self.model = model
         self.items = items
         self._parameters = parameters = from_model(model)
-        layout = parameters.users.layout
-        self._dim = layout.dim
-        self._core = MEAN + layout.dim + layout.packed
-        self._form = item_form(parameters)
-        rows, columns, multiplicity = triangle(layout.dim)
-        # Where the factors of the packed products stand in a row.
-        self._pair_rows, self._pair_columns = MEAN + rows, MEAN + columns
-        # A triangle of numbers is a rectangle of so many.
-        factors = (layout.dim, (layout.dim + 1) // 2)
-        if layout.dim % 2 == 0:
-            factors = (layout.dim + 1, layout.dim // 2)
-        self._rectangle = (2, *factors, -1)
-        # What a product of an item's code with something of the user counts, and one of a user's covariance.
-        weights = np.stack([multiplicity * self._form.units, multiplicity]).reshape(2, *factors)
-        self._weights: dict[np.dtype[Any], npt.NDArray[np.floating[Any]]] = {
-            np.dtype(np.float32): weights.astype(np.float32),
-            np.dtype(np.float64): weights,
-        }
-        self._latent_packed = layout.rank * (layout.rank + 1) // 2
-        self._block = max(_FEWEST, _BLOCK_NUMBERS // layout.packed)
-        self._sides = (parameters.users, parameters.items)
-        self._timed = tuple(side.layout.slots > 0 and side.period_variance > 0 for side in self._sides)
-        self._prior_period_variance = parameters.users.period_variance + parameters.items.period_variance
-        self.prior_user: Float32s = prior_rows(parameters.users, 1)[0].astype(np.float32)
-        self.prior_item = self._form.encode(prior_rows(parameters.items, 1))[0]
-        self._priors = (self.prior_user, self.prior_item)
-        self._stretched = bool(parameters.stretch.any())
+        self._pairs = PairMoments(parameters, items)
+        self.prior_user, self.prior_item = self._pairs.prior_user, self._pairs.prior_item
+        self._std_calibrated = bool(parameters.std_calibration.any())
 
     def score(
         self, users: FloatTable, user_index: Rows | None, item_rows: Rows, time: Float64s | None = None
@@ -77,25 +36,20 @@ class Scorer:
         """Scores of the pairs (`users[user_index[j]]`, `items[item_rows[j]]`), all arrays (m,).
 
         `users` (u, user_width); without `user_index` each pair has its row there, which is cheaper. `time`
-        (m,): seconds since 1970 or NaN, when the rating would be given; a period that the rows know then
+        (m,): seconds since 1970 or NaN, when the rating would be given; a session that the rows know then
         counts.
         """
-        mean, variance, counts = self._latent(users, user_index, item_rows, time)
+        mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time)
         rating, std = rating_moments(self._parameters, mean, variance)
-        if self._stretched:
-            std *= stretch_of(self._parameters, counts)
+        if self._std_calibrated:
+            std *= std_factors(self._parameters, counts)
         return Scores(rating, std, _basis(counts))
 
     def rating(self, users: FloatTable, user_index: Rows, item_rows: Rows) -> Float64s:
         """The ratings of `score` alone (m,); with the Gaussian link covariances are not read for them."""
         if self._parameters.link != "gaussian" or len(user_index) == 1:
             return self.score(users, user_index, item_rows).rating
-        stop = MEAN + self._dim
-        sides = (users, user_index), (self.items, item_rows)
-        means = np.empty((2, self._dim, len(item_rows)))
-        for side, (table, rows) in enumerate(sides):
-            means[side] = self._gather(side, table[:, :stop], rows)[:, MEAN:].T
-        mean = self._means(means)
+        mean = self._pairs.means(users, user_index, item_rows)
         return rating_moments(self._parameters, mean, np.zeros(len(mean)))[0]
 
     def distribution(
@@ -111,139 +65,8 @@ class Scorer:
         self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
     ) -> tuple[Float64s, Float64s, Basis]:
         """Mean and variance (without noise) of the scores before the link, and the basis; all (m,)."""
-        mean, variance, counts = self._latent(users, user_index, item_rows, time)
+        mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time)
         return mean, variance, _basis(counts)
-
-    def _latent(
-        self, users: FloatTable, user_index: Rows | None, item_rows: Rows, time: Float64s | None
-    ) -> tuple[Float64s, Float64s, FloatTable]:
-        """The same with how many ratings stand behind user and item, (2, m), in place of the basis."""
-        m = len(item_rows)
-        if m == 1:
-            # Numpy adds up a single column in another order than it adds up columns.
-            table = users.repeat(2, axis=0) if user_index is None else users
-            index = None if user_index is None else user_index.repeat(2)
-            mean, variance, counts = self._block_latent(table, index, item_rows.repeat(2))
-            mean, variance, counts = mean[:1], variance[:1], counts[:, :1]
-        elif m <= self._block + 1:
-            mean, variance, counts = self._block_latent(users, user_index, item_rows)
-        else:
-            mean, variance, counts = np.empty(m), np.empty(m), np.empty((2, m), dtype=np.float32)
-            start = 0
-            while start < m:
-                # No block of one is left over.
-                stop = m if m - start <= self._block + 1 else start + self._block
-                part = slice(start, stop)
-                table, index = (users[part], None) if user_index is None else (users, user_index[part])
-                mean[part], variance[part], counts[:, part] = self._block_latent(
-                    table, index, item_rows[part]
-                )
-                start = stop
-        if self._prior_period_variance:
-            variance += self._prior_period_variance
-        if time is not None:
-            own = (users, np.arange(m) if user_index is None else user_index)
-            if any(self._timed):
-                self._add_periods(mean, variance, own, item_rows, time)
-            if any(side.drift is not None for side in self._sides):
-                mean += self._way_back(own, item_rows, time)
-        return mean, variance, counts
-
-    def _block_latent(
-        self, users: FloatTable, user_index: Rows | None, item_rows: Rows
-    ) -> tuple[Float64s, Float64s, FloatTable]:
-        # Each call into numpy costs about as much as it takes for a hundred pairs: both sides go together.
-        core, last, latent = self._core, MEAN + self._dim - 1, self._latent_packed
-        both = np.empty((2, core, len(item_rows)), dtype=users.dtype)
-        both[0] = (users if user_index is None else self._gather(0, users, user_index))[:, :core].T
-        words = self._gather(1, self.items, item_rows)
-        item = both[1]
-        item[: last + 1] = words[:, : last + 1].T
-        item[last + 1 :] = self._form.codes_of(words).T
-        mean = self._means(both[:, MEAN : last + 1].astype(np.float64))
-        both[:, last] = 1.0
-        spread = both[:, last + 1 :]
-        products = both.take(self._pair_rows, axis=1)
-        products *= both.take(self._pair_columns, axis=1)
-        own = products[0, :latent]
-        own += spread[0, :latent]
-        # In two steps: each adds up fewer numbers than one would, and rounds less.
-        sums = np.einsum(
-            "zfsm,zfsm,zfs->zsm",
-            products.reshape(self._rectangle),
-            spread[::-1].reshape(self._rectangle),
-            self._weights[products.dtype],
-        )
-        of_item, variance = np.add.reduce(sums, axis=1)
-        of_item *= words[:, last + 1]
-        variance += of_item
-        # Of a posterior without spread rounding could leave less than nothing.
-        return mean, np.maximum(variance, 0.0).astype(np.float64), both[:, COUNT]
-
-    def _means(self, means: Float64s) -> Float64s:
-        """Means (m,) of the scores of columns `[latent, bias]` of users and items (2, dim, m). Writes into
-        them.
-        """
-        user, item = means
-        biases = user[-1]
-        biases += item[-1]
-        item[-1] = 1.0
-        user *= item
-        mean: Float64s = np.add.reduce(user, axis=0, initial=self._parameters.mean)
-        return mean
-
-    def _gather(self, side: int, table: FloatTable, rows: Rows) -> FloatTable:
-        if not _all_within(rows, len(table)):
-            known = np.flatnonzero((rows >= 0) & (rows < len(table)))
-            gathered = np.repeat(self._priors[side][None, : table.shape[1]], len(rows), axis=0)
-            gathered[known] = table[rows[known]]
-            return gathered
-        # It would copy a table that does not lie in one piece.
-        return table.take(rows, axis=0) if table.flags.c_contiguous else table[rows]
-
-    def _gathered(self, side: int, table: FloatTable, rows: Rows) -> FloatTable:
-        """Rows (m,) of a table, all but their covariances."""
-        found = self._gather(side, table, rows)
-        return self._form.decode(found.astype(np.float32, copy=False), covariance=False) if side else found
-
-    def _add_periods(
-        self,
-        mean: Float64s,
-        variance: Float64s,
-        own: tuple[FloatTable, Rows],
-        item_rows: Rows,
-        time: Float64s,
-    ) -> None:
-        for number, (table, rows) in enumerate((own, (self.items, item_rows))):
-            side = self._sides[number]
-            if self._timed[number]:
-                known = self._gathered(number, table, rows)
-                effect, spread = match_periods(side, known, np.arange(len(rows)), time)
-                mean += effect
-                variance += spread - side.period_variance
-
-    def _way_back(self, own: tuple[FloatTable, Rows], item_rows: Rows, time: Float64s) -> Float64s:
-        """What to add to the scores (m,) where a row that moves was elsewhere at `time` (m,)."""
-        now, then = [], []
-        for number, (table, rows) in enumerate((own, (self.items, item_rows))):
-            side, known = self._sides[number], self._gathered(number, table, rows)
-            now.append(known[:, side.layout.mean].astype(np.float64))
-            then.append(means_then(side, known, time))
-        scores = [
-            np.einsum("md,md->m", user[:, :-1], item[:, :-1]) + user[:, -1] + item[:, -1]
-            for user, item in (now, then)
-        ]
-        return np.asarray(scores[1] - scores[0])
-
-
-def _all_within(rows: Rows, size: int) -> bool:
-    """Whether each of `rows` (m,) is one of a table of `size`."""
-    if len(rows) <= _FEWEST:
-        # Takes half as long as one call into numpy.
-        few = rows.tolist()
-        return not few or (min(few) >= 0 and max(few) < size)
-    # A row below 0 is a very large one without its sign: one pass for both ends.
-    return int(rows.astype(np.int64, copy=False).view(np.uint64).max()) < size
 
 
 def _basis(counts: FloatTable) -> Basis:

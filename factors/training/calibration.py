@@ -3,13 +3,13 @@
 Invariant: of unseen ratings, about nine in ten lie within 1.6449 standard deviations of what was predicted,
 of users and items with few ratings as well as with many.
 
-Two corrections. `spread` multiplies the variance of the latent rating, noise included, and is what the
-held-out ratings are likeliest under: it corrects for what the posteriors leave out. The standard deviation of
-the rating is then stretched by `exp(c . f)`, with `f` a smooth function of how many ratings both rows have.
-`c` is the quantile regression (Koenker and Bassett, 1978) of `log(|error| / (1.6449 std))` at 0.9, under a
-Gaussian prior (its loss is an asymmetric Laplace likelihood; Yu and Moyeed, 2001): ratings come in steps, so
-that no deviation of a distribution gives such intervals by itself. Rows of few ratings are made from those of
-many, by folding in a random part of a history.
+Two corrections. `variance_scale` multiplies the variance of the latent rating, noise included, and is what
+the held-out ratings are likeliest under: it corrects for what the posteriors leave out. The standard
+deviation of the rating is then stretched by `exp(c . f)`, with `f` a smooth function of how many ratings both
+rows have. `c` is the quantile regression (Koenker and Bassett, 1978) of `log(|error| / (1.6449 std))` at 0.9,
+under a Gaussian prior (its loss is an asymmetric Laplace likelihood; Yu and Moyeed, 2001): ratings come in
+steps, so that no deviation of a distribution gives such intervals by itself. Rows of few ratings are made
+from those of many, by folding in a random part of a history.
 """
 
 import math
@@ -17,25 +17,25 @@ from dataclasses import replace
 
 import numpy as np
 
-from factors.inference.cold_start import learn_unseen
+from factors.inference.cold_start import learn_cold_start
 from factors.inference.half_step import half_step
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.ordinal import rating_levels
+from factors.inference.pair_moments import PairMoments
 from factors.model.layout import COUNT
 from factors.model.links import rating_distribution, rating_moments
-from factors.model.parameters import STRETCH_TERMS, Parameters, SideName, to_model
-from factors.model.quantized_rows import item_form
-from factors.model.settings import scale_levels
-from factors.model.std_calibration import features_of
+from factors.model.parameters import STD_TERMS, Parameters, SideName
+from factors.model.quantized_rows import item_codec
+from factors.model.scale import scale_levels
+from factors.model.std_calibration import calibration_features
 from factors.model.types import Float64s, Int64s
-from factors.serving.scoring import Scorer
 from factors.training.sweep import State
 
 NINETY = 1.6448536269514722
 _SHARE = 0.9
 # With fewer held-out ratings the deviations stay as they are.
 _LEAST_HELD_OUT = 50
-_SPREADS = np.exp(np.linspace(math.log(0.5), math.log(2.5), 17))
+_VARIANCE_SCALES = np.exp(np.linspace(math.log(0.5), math.log(2.5), 17))
 # Prior deviation of the numbers `c`, and smoothing of the quantile's kink, both in units of log deviations.
 _PRIOR = np.array([1.0, 0.2, 0.2, 0.5, 0.5])
 _SMOOTHING = 0.05
@@ -48,17 +48,18 @@ _SHORT_WEIGHT = 0.5
 def calibrate(
     state: State, users: Compressed, held_out: Int64s, rng: np.random.Generator
 ) -> tuple[float, Float64s]:
-    """`spread` and `stretch` for `state`, which has not seen the entries `held_out` of `users`."""
-    parameters = replace(state.parameters, spread=1.0, stretch=np.zeros(STRETCH_TERMS))
+    """`variance_scale` and `std_calibration` for `state`, which has not seen the entries `held_out` of
+    `users`."""
+    parameters = replace(state.parameters, variance_scale=1.0, std_calibration=np.zeros(STD_TERMS))
     if len(held_out) < _LEAST_HELD_OUT:
-        return 1.0, parameters.stretch
-    parameters = learn_unseen(parameters, state.user_rows, state.item_rows, state.training.users)
-    items = item_form(parameters).encode(state.item_rows)
-    scorer = Scorer(to_model(parameters), items)
+        return 1.0, parameters.std_calibration
+    parameters = learn_cold_start(parameters, state.user_rows, state.item_rows, state.training.users)
+    items = item_codec(parameters).encode(state.item_rows)
+    pairs = PairMoments(parameters, items)
     user, item = users.row[held_out], users.other[held_out]
     value, time = users.value[held_out], users.time[held_out]
-    mean, variance, _ = scorer.latent(state.user_rows, user, item, time)
-    parameters = replace(parameters, spread=_best_spread(parameters, value, mean, variance))
+    mean, variance, _ = pairs.moments(state.user_rows, user, item, time)
+    parameters = replace(parameters, variance_scale=_best_variance_scale(parameters, value, mean, variance))
     parts = [(value, mean, variance, state.user_rows[user, COUNT], items[item, COUNT])]
     for short_users, short_items in ((True, False), (False, True), (True, True)):
         some = rng.permutation(len(held_out))[:_MOST_SHORTENED]
@@ -68,10 +69,10 @@ def calibrate(
             own = _shortened(parameters, "user", state, user[some], rng)
             own_index = np.arange(len(some))
         if short_items:
-            others = item_form(parameters).encode(_shortened(parameters, "item", state, item[some], rng))
+            others = item_codec(parameters).encode(_shortened(parameters, "item", state, item[some], rng))
             other_index = np.arange(len(some))
-        scorer = Scorer(to_model(parameters), others)
-        mean, variance, _ = scorer.latent(own, own_index, other_index, time[some])
+        pairs = PairMoments(parameters, others)
+        mean, variance, _ = pairs.moments(own, own_index, other_index, time[some])
         parts.append((value[some], mean, variance, own[own_index, COUNT], others[other_index, COUNT]))
     value, mean, variance, user_count, item_count = (
         np.concatenate(column) for column in zip(*parts, strict=True)
@@ -81,18 +82,20 @@ def calibrate(
     # What is seen in practice counts most.
     weight = np.ones(len(ratio))
     weight[len(held_out) :] = min(1.0, _SHORT_WEIGHT * len(held_out) / (len(ratio) - len(held_out)))
-    features, target = features_of(user_count, item_count), np.log(np.maximum(ratio, 1e-4))
-    stretch = _quantile_regression(features, target, weight)
-    return parameters.spread, stretch
+    features, target = calibration_features(user_count, item_count), np.log(np.maximum(ratio, 1e-4))
+    std_calibration = _quantile_regression(features, target, weight)
+    return parameters.variance_scale, std_calibration
 
 
-def _best_spread(parameters: Parameters, value: Float64s, mean: Float64s, variance: Float64s) -> float:
+def _best_variance_scale(
+    parameters: Parameters, value: Float64s, mean: Float64s, variance: Float64s
+) -> float:
     levels = scale_levels(parameters.scale)
     if levels == 1:
         return 1.0
     scores = []
-    for spread in _SPREADS:
-        tried = replace(parameters, spread=float(spread))
+    for factor in _VARIANCE_SCALES:
+        tried = replace(parameters, variance_scale=float(factor))
         if levels:
             level = rating_levels(parameters.scale, value)
             chance = rating_distribution(tried, mean, variance)[np.arange(len(value)), level]
@@ -100,7 +103,7 @@ def _best_spread(parameters: Parameters, value: Float64s, mean: Float64s, varian
         else:
             rating, std = rating_moments(tried, mean, variance)
             scores.append(float((-0.5 * ((value - rating) / std) ** 2 - np.log(std)).mean()))
-    return float(_SPREADS[int(np.argmax(scores))])
+    return float(_VARIANCE_SCALES[int(np.argmax(scores))])
 
 
 def _shortened(

@@ -9,8 +9,8 @@ import numpy as np
 
 from factors.inference.drift import start_drift
 from factors.inference.half_step import entry_ages
-from factors.inference.others import gather_others
 from factors.inference.segments import segment_sums
+from factors.inference.side_moments import gather_side_moments
 from factors.model.layout import unpack
 from factors.model.types import Float64s
 from factors.training.sweep import State
@@ -42,7 +42,7 @@ def best_drift(state: State, residual: Float64s) -> float:
         return 0.0
     row = data.row
     age = age - (np.bincount(row, age, data.rows) / np.maximum(data.counts, 1))[row]
-    others, index = gather_others(parameters.items, state.item_rows, data)
+    others, index = gather_side_moments(parameters.items, state.item_rows, data)
     dim = parameters.users.layout.dim
     said = unpack(segment_sums(data.indptr, index, age * age / variance, others.second), dim)
     pull = segment_sums(data.indptr, index, age * residual / variance, others.features)

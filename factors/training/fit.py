@@ -11,20 +11,21 @@ import numpy as np
 
 from factors.errors import FitDiverged, FitRefused
 from factors.inference.backend_numba import compiled_for
-from factors.inference.cold_start import learn_unseen, without_unseen
+from factors.inference.cold_start import learn_cold_start, without_cold_start
 from factors.inference.drift import narrowed, widened
+from factors.inference.half_step import half_step
 from factors.inference.histories import Compressed, compress_pairs
-from factors.inference.implicit_feedback import is_confidence
-from factors.inference.others import prior_rows
+from factors.inference.implicit_feedback import is_implicit
+from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT
-from factors.model.parameters import from_model, to_model
-from factors.model.quantized_rows import item_form, read_items
-from factors.model.settings import FitSettings
-from factors.model.types import Fitted, Float32s, Histories, Model, Ratings
-from factors.serving.fold_in import fold_in_users
-from factors.training.initialization import FEW_RATINGS, choose_rank, first_state
+from factors.model.parameters import Parameters, from_model, to_model
+from factors.model.quantized_rows import QuantizedTable, item_codec, read_items
+from factors.model.scale import scale_range
+from factors.model.types import Fitted, Float32s, Histories, Ratings
+from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank
 from factors.training.model_selection import LEAST_RATINGS, choose, observed_scale
-from factors.training.priors import fitted_prior, prior_model, scale_range
+from factors.training.priors import fitted_prior, prior_model
+from factors.training.settings import FitSettings
 from factors.training.sweep import State, Terms, Training, in_rating_units
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -84,11 +85,11 @@ def _begin(
     if start is not None and _continues(start, settings, n):
         items = read_items(start.model, start.items).astype(np.float64)
         rows = start.users.astype(np.float64), items
-        known = narrowed(without_unseen(from_model(start.model)))
+        known = narrowed(without_cold_start(from_model(start.model)))
         return State.begin(training, known, None, *rows), {}
-    decides = settings.link != "gaussian" or settings.set_effects or settings.periods
+    decides = settings.link != "gaussian" or settings.implicit_effects or settings.session_effects
     if n < LEAST_RATINGS or not decides:
-        state = first_state(training, settings, rng)
+        state = initial_state(training, settings, rng)
         return (state.branch(Terms("ordinal")) if settings.link == "ordinal" else state), {}
     choice = choose(training, settings, rng)
     known = replace(choice.state.parameters, decided=float(n))
@@ -100,10 +101,10 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
     many ratings as there are now.
     """
     model, few = start.model, n_ratings < FEW_RATINGS
-    same_rank = (few and settings.rank == "auto") or model.rank == choose_rank(settings, n_ratings)
+    same_rank = (few and settings.rank == "auto") or model.rank == largest_rank(settings, n_ratings)
     again = _DECIDE_FEW_AGAIN if few else _DECIDE_AGAIN
     return (
-        not is_confidence(model)
+        not is_implicit(model)
         and model.scale == settings.scale
         and same_rank
         and settings.link in ("auto", model.link)
@@ -138,12 +139,12 @@ def ratings_histories(users: Compressed) -> Histories:
     return Histories(users.indptr, users.other.astype(np.int32), users.value, users.time)
 
 
-def _folded_in(model: Model, items: Float32s, training: Training) -> Float32s:
-    """What `fold_in_users` gives, by compiled loops where there are any."""
+def _folded_in(parameters: Parameters, items: Float32s, training: Training) -> Float32s:
+    """The user rows that a fold-in gives with these stored `items`."""
+    table = QuantizedTable(items, item_codec(parameters))
     if training.compiled is None:
-        return fold_in_users(model, items, ratings_histories(training.users))
-    table = read_items(model, items)
-    step = training.compiled.half_step(from_model(model), "user", table, training.users)
+        return half_step(parameters, "user", table, training.users).rows.astype(np.float32)
+    step = training.compiled.half_step(parameters, "user", table.expanded(), training.users)
     return step.rows.astype(np.float32)
 
 
@@ -153,15 +154,15 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """
     parameters, item_rows = in_rating_units(state.parameters, state.item_rows, of_users=False)
     user_rows = in_rating_units(state.parameters, state.user_rows, of_users=True)[1]
-    parameters = learn_unseen(widened(parameters), user_rows, item_rows, state.training.users)
+    parameters = learn_cold_start(widened(parameters), user_rows, item_rows, state.training.users)
     model = to_model(parameters)
-    form = item_form(parameters)
-    items = form.encode(item_rows)
-    items[item_rows[:, COUNT] == 0] = form.encode(prior_rows(parameters.items, 1))
-    if not (form.all_finite(items) and all(np.isfinite(array).all() for array in model.parameters.values())):
+    codec = item_codec(parameters)
+    items = codec.encode(item_rows)
+    items[item_rows[:, COUNT] == 0] = codec.encode(prior_rows(parameters.items, 1))
+    if not (codec.all_finite(items) and all(np.isfinite(array).all() for array in model.parameters.values())):
         raise FitDiverged("the fit gave item rows or priors that are not finite")
-    users = _folded_in(model, items, state.training)
-    effect = parameters.users.layout.set_effect
+    users = _folded_in(parameters, items, state.training)
+    effect = parameters.users.layout.implicit_effect
     users[:, effect] = user_rows[:, effect]
     bare = users[:, COUNT] == 0
     users[bare] = prior_rows(parameters.users, int(bare.sum()))

@@ -25,7 +25,7 @@ _CG_STEPS = 20
 _CG_TOLERANCE = 1e-3
 
 
-class SetEffects:
+class ImplicitEffects:
     """The ridge regression for one side: `data` its histories, `others` those of the other side, that is the
     same ratings; `compiled`: see `Training`.
     """

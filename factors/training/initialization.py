@@ -17,9 +17,9 @@ import numpy as np
 
 from factors.model.layout import COUNT, unpack
 from factors.model.parameters import Parameters, Side
-from factors.model.settings import FitSettings
 from factors.model.types import Float64s
 from factors.training.priors import start_parameters, start_variance
+from factors.training.settings import FitSettings
 from factors.training.sweep import State, Training
 
 # With fewer ratings several starts cost little (all of them a second).
@@ -33,7 +33,7 @@ _FLAT_SWEEPS = 10
 _SETTLED = 1e-4
 
 
-def choose_rank(settings: FitSettings, n_ratings: int) -> int:
+def largest_rank(settings: FitSettings, n_ratings: int) -> int:
     """The largest rank that `settings` ask for."""
     if settings.rank != "auto":
         return settings.rank
@@ -45,13 +45,13 @@ def _parameters(training: Training, settings: FitSettings, rank: int) -> Paramet
     return start_parameters(settings.scale, rank, float(value.mean()), start_variance(settings.scale, value))
 
 
-def first_state(
+def initial_state(
     training: Training, settings: FitSettings, rng: np.random.Generator, rank: int | None = None
 ) -> State:
     """A Gaussian state without further terms, from random directions; of the rank that `settings` ask for
     unless `rank` is given.
     """
-    rank = rank or choose_rank(settings, len(training.users.value))
+    rank = rank or largest_rank(settings, len(training.users.value))
     return State.begin(training, _parameters(training, settings, rank), rng)
 
 
@@ -59,7 +59,7 @@ def flat_state(training: Training, settings: FitSettings, rank: int | None = Non
     """A Gaussian state whose latent dimensions are as good as absent, so that biases are all it learns: their
     prior is a millionth of the usual one, from where it does not grow.
     """
-    rank = rank or choose_rank(settings, len(training.users.value))
+    rank = rank or largest_rank(settings, len(training.users.value))
     parameters = _parameters(training, settings, rank)
     # The biases take over what the latent dimensions were to explain.
     shrink = np.append(np.full(rank, 1e-3), math.sqrt(2.0))
@@ -71,13 +71,13 @@ def flat_state(training: Training, settings: FitSettings, rank: int | None = Non
 
 def best_start(training: Training, settings: FitSettings, rng: np.random.Generator) -> State:
     """Of few ratings, the swept state of the highest evidence: biases alone, or one of several ranks."""
-    most = choose_rank(settings, len(training.users.value))
+    most = largest_rank(settings, len(training.users.value))
     ranks = (most,) if settings.rank != "auto" else tuple(rank for rank in _RANKS_OF_FEW if rank <= most)
     best = flat_state(training, settings, None if settings.rank != "auto" else 1)
     _sweep(best, settings, _FLAT_SWEEPS, held=0)
     highest = evidence(best)
     for rank in ranks:
-        state = first_state(training, settings, rng, rank)
+        state = initial_state(training, settings, rng, rank)
         _sweep(state, settings, _HELD_SWEEPS + _FREE_SWEEPS, held=_HELD_SWEEPS)
         found = evidence(state)
         if found > highest:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from factors.inference.half_step import HalfStep, rows_then
-from factors.inference.histories import Compressed, Periods
+from factors.inference.histories import Compressed, Sessions
 from factors.model.layout import Layout, outer, triangle
 from factors.model.types import Float64s, Int64s
 
@@ -22,7 +22,7 @@ from factors.model.types import Float64s, Int64s
 _LEAST_CAVITY = 0.02
 
 
-def left_out_scores(
+def leave_one_out_scores(
     layout: Layout,
     user_step: HalfStep,
     item_step: HalfStep,
@@ -30,15 +30,15 @@ def left_out_scores(
     *,
     entries: Int64s,
     item_entries: Int64s,
-    user_periods: Periods | None,
-    item_periods: Periods | None,
+    user_sessions: Sessions | None,
+    item_sessions: Sessions | None,
     age: Float64s | None = None,
 ) -> tuple[Float64s, Float64s]:
     """Mean, beyond the mean of all, and variance (m,) of the scores of `entries` (m,) of `users`, each
     without that rating.
 
     Both half-steps with the sites that gave their rows, which begin as `layout` says. `item_entries` (m,):
-    where the histories of the items have the same ratings. The periods are those of the half-steps.
+    where the histories of the items have the same ratings. The sessions are those of the half-steps.
     `age` (m,): of these ratings, where users move.
     """
     row = np.searchsorted(users.indptr, entries, side="right") - 1
@@ -46,10 +46,10 @@ def left_out_scores(
     if age is not None:
         own = rows_then(layout, user_step, row, age)
     own_part = _part(
-        layout, user_step, rows=own, other_rows=other, entries=entries, periods=user_periods, age=age
+        layout, user_step, rows=own, other_rows=other, entries=entries, sessions=user_sessions, age=age
     )
     other_part = _part(
-        layout, item_step, rows=other, other_rows=own, entries=item_entries, periods=item_periods
+        layout, item_step, rows=other, other_rows=own, entries=item_entries, sessions=item_sessions
     )
     base = own[:, layout.bias] + other[:, layout.bias]
     base += np.einsum("nk,nk->n", own[:, layout.latent], other[:, layout.latent])
@@ -67,7 +67,7 @@ def left_out_scores(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Of one side, at each entry (m,): its part of the `variance` of the score, the `effect` of its period,
+    """Of one side, at each entry (m,): its part of the `variance` of the score, the `effect` of its session,
     and the site that it has of the rating, `weight` and `linear`.
     """
 
@@ -84,7 +84,7 @@ def _part(
     rows: Float64s,
     other_rows: Float64s,
     entries: Int64s,
-    periods: Periods | None,
+    sessions: Sessions | None,
     age: Float64s | None = None,
 ) -> _Part:
     features = other_rows[:, layout.mean].copy()
@@ -92,19 +92,19 @@ def _part(
     loads = outer(features) * triangle(layout.dim)[2]
     variance = np.einsum("nt,nt->n", rows[:, layout.covariance], loads)
     effect = np.zeros(len(entries))
-    if periods is not None and len(step.period_effect):
+    if sessions is not None and len(step.session_effect):
         group = np.full(int(entries.max(initial=0)) + 1, -1, dtype=np.int64)
-        near = periods.entry < len(group)
-        group[periods.entry[near]] = periods.group[near]
+        near = sessions.entry < len(group)
+        group[sessions.entry[near]] = sessions.group[near]
         group = group[entries]
         has = np.flatnonzero(group >= 0)
         group = group[has]
-        effect[has] = step.period_effect[group]
-        covariance = step.period_covariance[group]
+        effect[has] = step.session_effect[group]
+        covariance = step.session_covariance[group]
         if age is not None:
             covariance = covariance[:, : layout.dim] - age[has, None] * covariance[:, layout.dim :]
         shared = np.einsum("nd,nd->n", features[has], covariance)
-        variance[has] += step.period_variance[group] + 2.0 * shared
+        variance[has] += step.session_variance[group] + 2.0 * shared
     sites = step.sites
     if sites is None:
         return _Part(variance, effect, np.zeros(len(entries)), np.zeros(len(entries)))

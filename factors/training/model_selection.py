@@ -15,16 +15,16 @@ from factors.inference.drift import latest, narrowed, widened, with_widening
 from factors.inference.half_step import half_step
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.ordinal import rating_levels
-from factors.model.layout import period_keys
+from factors.inference.pair_moments import PairMoments
+from factors.model.layout import session_keys
 from factors.model.links import rating_distribution, rating_moments
-from factors.model.parameters import to_model
-from factors.model.quantized_rows import item_form
-from factors.model.settings import FitSettings, scale_levels
+from factors.model.quantized_rows import item_codec
+from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Int64s, Scale
-from factors.serving.scoring import Scorer
 from factors.training.calibration import calibrate
 from factors.training.drift_evidence import best_drift
-from factors.training.initialization import FEW_RATINGS, best_start, first_state, flat_state
+from factors.training.initialization import FEW_RATINGS, best_start, flat_state, initial_state
+from factors.training.settings import FitSettings
 from factors.training.sweep import State, Terms, Training, terms_of
 
 # With fewer ratings a held-out slice decides by chance.
@@ -37,14 +37,15 @@ _FEW_HELD_OUT = 300
 # The ordinal link learns a cut point for each step: beyond this a scale is continuous for every practical
 # purpose.
 _MOST_LEVELS = 25
-# Ridges of the set effects, in units of (noise of a row round its set's prediction / variance of an effect).
+# Ridges of the implicit effects, in units of (noise of a row round its set's prediction / variance of an
+# effect).
 _RIDGES = (0.0, 20.0, 6.0, 2.0)
 # How many times wider the prior of velocities may be than the sweeps take it to be.
 _WIDENINGS = (1.0, 2.0, 4.0, 8.0, 16.0)
 # The part of each user's ratings that tells. (In drifting environments a tenth says 1 to 4 by chance, a fifth
 # 2 to 4.)
 _LATEST = 0.2
-# Evidence in nats below which periods are not worth their place in a row.
+# Evidence in nats below which sessions are not worth their place in a row.
 _LEAST_EVIDENCE = 10.0
 _EFFECT_RATIOS = (0.01, 0.03, 0.1, 0.3)
 # Sweeps in which a state that has seen the held-out ratings loses what it knows of them.
@@ -52,7 +53,7 @@ _FORGETTING = 10
 # Sweeps until the deviations of a state can be learned from.
 _SETTLING = 12
 # 4^20 units are 35,000 years of seconds.
-_LONGEST_PERIOD = 21
+_LENGTHS = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
     each other.
     """
     # Velocities are known to no compiled loop, and each rating takes 2 KB where users move.
-    may_move = settings.periods and len(training.users.value) < COMPILED_FROM
+    may_move = settings.session_effects and len(training.users.value) < COMPILED_FROM
     training = _some_users(training, rng)
     n = len(training.users.value)
     held_out = np.sort(rng.permutation(n)[: min(max(n // 10, min(_FEW_HELD_OUT, n // 4)), _MOST_HELD_OUT)])
@@ -108,25 +109,29 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
     # Of few ratings each counts: the start is found with all of them, and goes on without those held out.
     whole = best_start(training, settings, rng) if n < FEW_RATINGS else None
     state = _without(part, whole, settings, rng)
-    user_period = best_period(part.users, state.residuals()) if settings.periods else 0.0
-    item_period = best_period(part.items, state.residuals()[part.items.source]) if settings.periods else 0.0
+    user_session = best_session_length(part.users, state.residuals()) if settings.session_effects else 0.0
+    item_session = (
+        best_session_length(part.items, state.residuals()[part.items.source])
+        if settings.session_effects
+        else 0.0
+    )
     drift = best_drift(state, state.residuals()) if may_move else 0.0
-    ridge = _RIDGES[-1] if settings.set_effects else 0.0
-    terms = Terms("gaussian", ridge, ridge, user_period, item_period)
+    ridge = _RIDGES[-1] if settings.implicit_effects else 0.0
+    terms = Terms("gaussian", ridge, ridge, user_session, item_session)
     state = state.branch(terms)
     _run(state, settings, 7)
-    if settings.set_effects:
+    if settings.implicit_effects:
         options = [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in _RIDGES]
         state = _best(state, options, test, settings)
     terms = terms_of(state.parameters)
     if drift:
-        # Where users move, their periods were but steps of that.
+        # Where users move, their sessions were but steps of that.
         moving = replace(terms, user_drift=drift)
-        alone = [replace(moving, user_period=0.0)] if terms.user_period else []
+        alone = [replace(moving, user_session=0.0)] if terms.user_session else []
         state = _best(state, [*alone, moving, terms], test, settings)
         terms = terms_of(state.parameters)
-    without = [replace(terms, user_period=0.0)] if terms.user_period else []
-    without += [replace(terms, item_period=0.0)] if terms.item_period else []
+    without = [replace(terms, user_session=0.0)] if terms.user_session else []
+    without += [replace(terms, item_session=0.0)] if terms.item_session else []
     if without:
         state = _best(state, [*without, terms], test, settings)
     scores = test.log_likelihoods(state)
@@ -148,7 +153,7 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
 
 def _without(part: Training, whole: State | None, settings: FitSettings, rng: np.random.Generator) -> State:
     """A Gaussian state of a `part` of the ratings, from `whole` where there is one."""
-    state = first_state(part, settings, rng)
+    state = initial_state(part, settings, rng)
     if whole is not None:
         state = State.begin(part, whole.parameters, None, whole.user_rows, whole.item_rows)
     _run(state, settings, 6 if whole is None else _FORGETTING)
@@ -161,7 +166,9 @@ def _with_all(choice: Choice, whole: State, settings: FitSettings) -> Choice:
     _run(state, settings, 8)
     widening = found.users.drift.widening if found.users.drift is not None else 1.0
     known = with_widening(state.parameters, widening)
-    state.parameters = replace(known, spread=found.spread, stretch=found.stretch)
+    state.parameters = replace(
+        known, variance_scale=found.variance_scale, std_calibration=found.std_calibration
+    )
     return replace(choice, state=state)
 
 
@@ -178,7 +185,7 @@ def _widened(state: State, settings: FitSettings) -> State:
     def folded(widening: float, data: Compressed) -> State:
         parameters = widened(with_widening(state.parameters, widening))
         rows = half_step(parameters, "user", state.item_rows, data).rows
-        effect = parameters.users.layout.set_effect
+        effect = parameters.users.layout.implicit_effect
         rows[:, effect] = state.user_rows[:, effect]
         return State(training, parameters, rows, state.item_rows)
 
@@ -189,19 +196,21 @@ def _widened(state: State, settings: FitSettings) -> State:
 def _calibrated(
     state: State, training: Training, held_out: Int64s, score: float, rng: np.random.Generator
 ) -> Choice:
-    spread, stretch = calibrate(state, training.users, held_out, rng)
-    state.parameters = narrowed(replace(state.parameters, spread=spread, stretch=stretch))
+    variance_scale, std_calibration = calibrate(state, training.users, held_out, rng)
+    state.parameters = narrowed(
+        replace(state.parameters, variance_scale=variance_scale, std_calibration=std_calibration)
+    )
     return Choice(terms_of(state.parameters), state, {"held_out_log_likelihood": score})
 
 
-def best_period(data: Compressed, residual: Float64s) -> float:
-    """The length of the periods whose effects, a Gaussian each, explain `residual` (n,) best; 0 where none
+def best_session_length(data: Compressed, residual: Float64s) -> float:
+    """The length of the sessions whose effects, a Gaussian each, explain `residual` (n,) best; 0 where none
     does.
 
     Candidates are powers of 4, from 1 unit of the timestamps to their span. The evidence for effects of
-    variance `t` against none, with residual variance `s` and a period of `n` entries of sum `r`, is the sum
-    over periods of `t r^2 / (2 s (s + n t)) - log(1 + n t / s) / 2`. Unknown and constant times have no
-    periods.
+    variance `t` against none, with residual variance `s` and a session of `n` entries of sum `r`, is the sum
+    over sessions of `t r^2 / (2 s (s + n t)) - log(1 + n t / s) / 2`. Unknown and constant times have no
+    sessions.
     """
     known = np.isfinite(data.time)
     if known.sum() < LEAST_RATINGS:
@@ -212,11 +221,11 @@ def best_period(data: Compressed, residual: Float64s) -> float:
     if span <= 0 or variance <= 0 or not math.isfinite(span):
         return 0.0
     best, best_evidence = 0.0, _LEAST_EVIDENCE
-    for exponent in range(_LONGEST_PERIOD):
-        period = 4.0**exponent
-        if period > span:
+    for exponent in range(_LENGTHS):
+        session_length = 4.0**exponent
+        if session_length > span:
             break
-        key = period_keys(time, period)
+        key = session_keys(time, session_length)
         order = np.lexsort((key, row))
         first = np.append(True, (np.diff(row[order]) != 0) | (np.diff(key[order]) != 0))
         group = np.cumsum(first) - 1
@@ -226,7 +235,7 @@ def best_period(data: Compressed, residual: Float64s) -> float:
             gain = ratio * total * total / (variance * (1.0 + ratio * count)) - np.log1p(ratio * count)
             evidence = 0.5 * float(gain.sum())
             if evidence > best_evidence:
-                best, best_evidence = period, evidence
+                best, best_evidence = session_length, evidence
     return best
 
 
@@ -241,8 +250,8 @@ class _HeldOut:
 
     def log_likelihoods(self, state: State) -> Float64s:
         """Nats of each rating (n,); -inf for a state that is not finite."""
-        scorer = Scorer(to_model(state.parameters), item_form(state.parameters).encode(state.item_rows))
-        mean, variance, _ = scorer.latent(state.user_rows, self._user, self._item, self._time)
+        pairs = PairMoments(state.parameters, item_codec(state.parameters).encode(state.item_rows))
+        mean, variance, _ = pairs.moments(state.user_rows, self._user, self._item, self._time)
         if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
             return np.full(len(mean), -math.inf)
         if self._level is not None:

@@ -9,20 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from factors.inference.others import prior_rows
+from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, Layout, unpack
 from factors.model.parameters import Parameters, Side, to_model
-from factors.model.quantized_rows import item_form
-from factors.model.settings import FitSettings
+from factors.model.quantized_rows import item_codec
+from factors.model.scale import scale_range
 from factors.model.types import Fitted, Float64s, Model, Scale
+from factors.training.settings import FitSettings
 
 # A model of no data has no use for latent dimensions, but its rows need a layout.
 _RANK_WITHOUT_DATA = 1
-
-
-def scale_range(scale: Scale) -> float:
-    """The range of the scale, 1 where it has a single value: the unit of every default."""
-    return (scale.high - scale.low) or 1.0
 
 
 def uniform_variance(scale: Scale) -> float:
@@ -62,7 +58,7 @@ def fitted_prior(model: Model, parameters: Parameters, n_users: int, n_items: in
     return Fitted(
         model,
         prior_rows(parameters.users, n_users).astype(np.float32),
-        np.repeat(item_form(parameters).encode(prior_rows(parameters.items, 1)), n_items, axis=0),
+        np.repeat(item_codec(parameters).encode(prior_rows(parameters.items, 1)), n_items, axis=0),
     )
 
 

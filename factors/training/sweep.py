@@ -1,4 +1,5 @@
-"""Sweeps of variational ALS over one set of ratings: users, items, priors, noise or cut points, set effects.
+"""Sweeps of variational ALS over one set of ratings: users, items, priors, noise or cut points, implicit
+effects.
 
 Invariant: every half-step is `half_step` and nothing else, so that a state can be folded into at any time.
 """
@@ -12,17 +13,18 @@ import numpy as np
 from factors.inference.backend_numba import Compiled
 from factors.inference.drift import learn_drift, start_drift
 from factors.inference.half_step import HalfStep, entry_ages, entry_scores, half_step
-from factors.inference.histories import Compressed, Periods, compress_pairs, group_periods
+from factors.inference.histories import Compressed, Sessions, compress_pairs, group_sessions
 from factors.inference.ordinal import RATINGS_FOR_CUTS, learn_link, rating_levels, start_cuts
-from factors.inference.others import prior_rows
+from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, triangle
 from factors.model.parameters import Drift, Parameters, Side
+from factors.model.scale import scale_range
 from factors.model.types import Float64s, Int64s, Link
-from factors.training.implicit_effects import SetEffects
-from factors.training.leave_one_out import left_out_scores
-from factors.training.priors import learn_side, scale_range, uniform_variance
+from factors.training.implicit_effects import ImplicitEffects
+from factors.training.leave_one_out import leave_one_out_scores
+from factors.training.priors import learn_side, uniform_variance
 
-# More periods than this a row does not keep: 16 by size of their effect predict as well as 100 (MovieLens
+# More sessions than this a row does not keep: 16 by size of their effect predict as well as 100 (MovieLens
 # 100K).
 MAX_SLOTS = 16
 _FIRST_STEPS = 6
@@ -34,17 +36,17 @@ _LOOKED_AT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Which terms a model has. `user_ridge`, `item_ridge`: ridge of the set effects on users and on items, 0
-    for none. `user_period`, `item_period`: length of the periods with an effect of their own, 0 for none.
-    `user_drift`: whether users move, 0 for no, else the variance of their velocities, relative to that of
-    their positions, to begin with.
+    """Which terms a model has. `user_ridge`, `item_ridge`: ridge of the implicit effects on users and on
+    items, 0 for none. `user_session`, `item_session`: length of the sessions with an effect of their own, 0
+    for none. `user_drift`: whether users move, 0 for no, else the variance of their velocities, relative to
+    that of their positions, to begin with.
     """
 
     link: Link = "gaussian"
     user_ridge: float = 0.0
     item_ridge: float = 0.0
-    user_period: float = 0.0
-    item_period: float = 0.0
+    user_session: float = 0.0
+    item_session: float = 0.0
     user_drift: float = 0.0
 
 
@@ -55,8 +57,8 @@ class Training:
     users: Compressed
     items: Compressed
     compiled: Compiled | None = None
-    _periods: dict[tuple[bool, float], Periods | None] = field(default_factory=dict)
-    _sets: dict[tuple[bool, float], SetEffects] = field(default_factory=dict)
+    _sessions: dict[tuple[bool, float], Sessions | None] = field(default_factory=dict)
+    _sets: dict[tuple[bool, float], ImplicitEffects] = field(default_factory=dict)
     _samples: dict[int, tuple[Int64s, Int64s]] = field(default_factory=dict)
 
     @staticmethod
@@ -96,26 +98,26 @@ class Training:
             self._samples[most] = entries, item_entries
         return self._samples[most]
 
-    def periods(self, of_users: bool, period: float) -> Periods | None:
+    def sessions(self, of_users: bool, session_length: float) -> Sessions | None:
         """Groups of the entries of users or of items."""
-        key = (of_users, period)
-        if key not in self._periods:
-            self._periods[key] = group_periods(self.users if of_users else self.items, period)
-        return self._periods[key]
+        key = (of_users, session_length)
+        if key not in self._sessions:
+            self._sessions[key] = group_sessions(self.users if of_users else self.items, session_length)
+        return self._sessions[key]
 
-    def sets(self, of_users: bool, ridge: float) -> SetEffects | None:
+    def sets(self, of_users: bool, ridge: float) -> ImplicitEffects | None:
         """The regression on the rated sets of users or of items; None where `ridge` is 0."""
         key = (of_users, ridge)
         if ridge <= 0:
             return None
         if key not in self._sets:
             own, other = (self.users, self.items) if of_users else (self.items, self.users)
-            self._sets[key] = SetEffects(own, other, ridge, self.compiled)
+            self._sets[key] = ImplicitEffects(own, other, ridge, self.compiled)
         return self._sets[key]
 
 
 class State:
-    """A fit between two sweeps: `parameters`, `user_rows`, `item_rows` (float64, set effects included)."""
+    """A fit between two sweeps: `parameters`, `user_rows`, `item_rows` (float64)."""
 
     def __init__(
         self, training: Training, parameters: Parameters, user_rows: Float64s, item_rows: Float64s
@@ -163,9 +165,9 @@ class State:
         users = relayout(self.parameters.users, parameters.users, self.user_rows)
         items = relayout(self.parameters.items, parameters.items, self.item_rows)
         if not terms.user_ridge:
-            items[:, parameters.items.layout.set_effect] = 0.0
+            items[:, parameters.items.layout.implicit_effect] = 0.0
         if not terms.item_ridge:
-            users[:, parameters.users.layout.set_effect] = 0.0
+            users[:, parameters.users.layout.implicit_effect] = 0.0
         state = State(self.training, parameters, users, items)
         state._scores = self._scores
         return state
@@ -176,8 +178,8 @@ class State:
         """
         training, parameters = self.training, self.parameters
         own, other = parameters.users, parameters.items
-        user_effect = self.user_rows[:, own.layout.set_effect].copy()
-        item_effect = self.item_rows[:, other.layout.set_effect].copy()
+        user_effect = self.user_rows[:, own.layout.implicit_effect].copy()
+        item_effect = self.item_rows[:, other.layout.implicit_effect].copy()
         ordinal = parameters.link == "ordinal"
         # Ordinal sites move along with the posteriors, one step of the fixed point in each sweep, once they
         # are there.
@@ -189,41 +191,41 @@ class State:
             "user",
             self.item_rows,
             training.users,
-            periods=training.periods(True, own.period),
+            sessions=training.sessions(True, own.session_length),
             begin=self._user_step if ordinal else None,
             steps=steps,
             damping=_SWEEP_DAMPING,
         )
         self.user_rows = user_step.rows
-        user_sets = training.sets(True, own.set_ridge)
+        user_sets = training.sets(True, own.implicit_ridge)
         users = learn_side(own, self.user_rows, user_sets.offsets(item_effect) if user_sets else 0.0)
         if user_sets:
             item_effect = user_sets.learn(self.user_rows[:, own.layout.mean] - users.mean)
-        self.user_rows[:, own.layout.set_effect] = user_effect
+        self.user_rows[:, own.layout.implicit_effect] = user_effect
         self._item_step = item_step = step(
             parameters,
             "item",
             self.user_rows,
             training.items,
-            periods=training.periods(False, other.period),
+            sessions=training.sessions(False, other.session_length),
             begin=self._item_step if ordinal else None,
             steps=steps,
             damping=_SWEEP_DAMPING,
         )
         self.item_rows = item_step.rows
-        item_sets = training.sets(False, other.set_ridge)
+        item_sets = training.sets(False, other.implicit_ridge)
         items = learn_side(other, self.item_rows, item_sets.offsets(user_effect) if item_sets else 0.0)
         if item_sets:
             user_effect = item_sets.learn(self.item_rows[:, other.layout.mean] - items.mean)
         learned = self._learn_ordinal(user_step) if ordinal else self._learn_noise(user_step, item_step)
-        self.item_rows[:, other.layout.set_effect] = item_effect
-        self.user_rows[:, own.layout.set_effect] = user_effect
+        self.item_rows[:, other.layout.implicit_effect] = item_effect
+        self.user_rows[:, own.layout.implicit_effect] = user_effect
         if not priors or training.sparse:
             users, items = own, other
         self.parameters = replace(
             learned,
-            users=_learn_drift(_learn_periods(users, user_step), user_step),
-            items=_learn_periods(items, item_step),
+            users=_learn_drift(_learn_sessions(users, user_step), user_step),
+            items=_learn_sessions(items, item_step),
         )
         return self.change
 
@@ -249,21 +251,21 @@ class State:
     def _errors(self, user_step: HalfStep, item_step: HalfStep, every: int) -> tuple[float, Float64s]:
         """The expected sum of squares of ratings less scores, and the score of each `every`-th rating."""
         training, parameters = self.training, self.parameters
-        users, periods = training.users, training.periods(True, parameters.users.period)
+        users, sessions = training.users, training.sessions(True, parameters.users.session_length)
         compiled = training.compiled
         if compiled is None or parameters.moves:
             found = entry_scores(
-                parameters, "user", self.item_rows, users, current=user_step, periods=periods
+                parameters, "user", self.item_rows, users, current=user_step, sessions=sessions
             )
             square = (users.value - found.mean) ** 2 + found.own_variance + found.other_variance
             return float(square.sum()), found.mean[::every]
         total = item_step.expected_squares
         if not math.isfinite(total):
             total = compiled.expected_squares(
-                parameters, "user", self.item_rows, users, current=user_step, periods=periods
+                parameters, "user", self.item_rows, users, current=user_step, sessions=sessions
             )
         means = compiled.score_means(
-            parameters, "user", self.item_rows, users, current=user_step, periods=periods, every=every
+            parameters, "user", self.item_rows, users, current=user_step, sessions=sessions, every=every
         )
         return total, means
 
@@ -280,11 +282,11 @@ class State:
             return parameters
         looked_at = sites.mean[:: self._every].astype(np.float64)
         self._moved(looked_at - float(parameters.cuts.mean()), score_range(parameters))
-        entries, mean, variance = self.left_out(RATINGS_FOR_CUTS)
+        entries, mean, variance = self.leave_one_out(RATINGS_FOR_CUTS)
         cuts, noise = learn_link(parameters.cuts, parameters.noise, self._level[entries], mean, variance)
         return replace(parameters, cuts=cuts, noise=noise)
 
-    def left_out(self, most: int) -> tuple[Int64s, Float64s, Float64s]:
+    def leave_one_out(self, most: int) -> tuple[Int64s, Float64s, Float64s]:
         """Of about `most` ratings their entries in `training.users`, and mean and variance of their scores as
         they would be without them. After a sweep; nothing before.
         """
@@ -293,15 +295,15 @@ class State:
             return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
         entries, item_entries = training.sample(most)
         age = entry_ages(users, training.users)
-        mean, variance = left_out_scores(
+        mean, variance = leave_one_out_scores(
             users.layout,
             self._user_step,
             self._item_step,
             training.users,
             entries=entries,
             item_entries=item_entries,
-            user_periods=training.periods(True, users.period),
-            item_periods=training.periods(False, items.period),
+            user_sessions=training.sessions(True, users.session_length),
+            item_sessions=training.sessions(False, items.session_length),
             age=None if age is None else age[entries],
         )
         return entries, mean + self.parameters.mean, variance
@@ -339,7 +341,7 @@ def in_rating_units(parameters: Parameters, rows: Float64s, *, of_users: bool) -
             mean=side.mean * vector,
             covariance=side.covariance * np.outer(vector, vector),
             precision=side.precision / np.outer(vector, vector),
-            period_variance=side.period_variance * factor * factor,
+            session_variance=side.session_variance * factor * factor,
             drift=side.drift and _scaled_drift(side.drift, vector),
         )
 
@@ -356,7 +358,7 @@ def in_rating_units(parameters: Parameters, rows: Float64s, *, of_users: bool) -
     rows[:, layout.velocity] *= vector[: layout.dim * layout.moving]
     rows[:, layout.mean] *= vector
     rows[:, layout.covariance] *= vector[triangle_rows] * vector[triangle_columns]
-    rows[:, layout.set_effect] *= vector
+    rows[:, layout.implicit_effect] *= vector
     rows[:, layout.effects] *= factor
     rows[:, layout.variances] *= factor * factor
     return result, rows
@@ -371,23 +373,30 @@ def terms_of(parameters: Parameters) -> Terms:
     """The terms that `parameters` have."""
     users, items = parameters.users, parameters.items
     drift = float(users.drift is not None)
-    return Terms(parameters.link, users.set_ridge, items.set_ridge, users.period, items.period, drift)
+    return Terms(
+        parameters.link,
+        users.implicit_ridge,
+        items.implicit_ridge,
+        users.session_length,
+        items.session_length,
+        drift,
+    )
 
 
 def with_terms(parameters: Parameters, terms: Terms, training: Training) -> Parameters:
     """`parameters` with these terms, those that are new at a value to start from."""
     variance = parameters.noise
-    users = _with_period(
-        parameters.users, terms.user_period, training.periods(True, terms.user_period), variance
+    users = _with_sessions(
+        parameters.users, terms.user_session, training.sessions(True, terms.user_session), variance
     )
-    items = _with_period(
-        parameters.items, terms.item_period, training.periods(False, terms.item_period), variance
+    items = _with_sessions(
+        parameters.items, terms.item_session, training.sessions(False, terms.item_session), variance
     )
     users = _with_drift(users, terms.user_drift, training.users)
     changed = replace(
         parameters,
-        users=replace(users, set_ridge=terms.user_ridge),
-        items=replace(items, set_ridge=terms.item_ridge),
+        users=replace(users, implicit_ridge=terms.user_ridge),
+        items=replace(items, implicit_ridge=terms.item_ridge),
     )
     if terms.link == "ordinal" and parameters.link == "gaussian":
         return replace(changed, link="ordinal", cuts=start_cuts(parameters.scale))
@@ -395,27 +404,27 @@ def with_terms(parameters: Parameters, terms: Terms, training: Training) -> Para
 
 
 def relayout(old: Side, new: Side, rows: Float64s) -> Float64s:
-    """`rows` of side `old` in the layout of side `new`; periods that are not the same are dropped."""
+    """`rows` of side `old` in the layout of side `new`; sessions that are not the same are dropped."""
     result = prior_rows(new, len(rows))
     shared, end = new.layout.keys.start, new.layout.variances.stop
     result[:, :shared] = rows[:, :shared]
-    if old.period == new.period and old.layout.slots == new.layout.slots:
+    if old.session_length == new.session_length and old.layout.slots == new.layout.slots:
         result[:, shared:end] = rows[:, shared:end]
     if old.drift is not None and new.drift is not None:
         result[:, end:] = rows[:, old.layout.variances.stop :]
     return result
 
 
-def _with_period(side: Side, period: float, periods: Periods | None, noise: float) -> Side:
-    if period <= 0 or periods is None:
+def _with_sessions(side: Side, session_length: float, sessions: Sessions | None, noise: float) -> Side:
+    if session_length <= 0 or sessions is None:
         layout = replace(side.layout, slots=0)
-        return replace(side, layout=layout, period=0.0, period_variance=0.0)
-    if period == side.period and side.layout.slots:
+        return replace(side, layout=layout, session_length=0.0, session_variance=0.0)
+    if session_length == side.session_length and side.layout.slots:
         return side
-    per_row = np.bincount(periods.row)
+    per_row = np.bincount(sessions.row)
     slots = int(np.clip(np.percentile(per_row[per_row > 0], 99), 1, MAX_SLOTS))
     layout = replace(side.layout, slots=slots)
-    return replace(side, layout=layout, period=period, period_variance=0.05 * noise)
+    return replace(side, layout=layout, session_length=session_length, session_variance=0.05 * noise)
 
 
 def _with_drift(side: Side, ratio: float, data: Compressed) -> Side:
@@ -435,8 +444,8 @@ def _learn_drift(side: Side, step: HalfStep) -> Side:
     return replace(side, drift=learn_drift(side.drift, velocity, step.covariance[rated, dim:, dim:]))
 
 
-def _learn_periods(side: Side, step: HalfStep) -> Side:
-    if len(step.period_effect) == 0 or side.period_variance <= 0:
+def _learn_sessions(side: Side, step: HalfStep) -> Side:
+    if len(step.session_effect) == 0 or side.session_variance <= 0:
         return side
-    total = float(np.sum(step.period_effect**2 + step.period_variance)) + side.period_variance
-    return replace(side, period_variance=max(total / (len(step.period_effect) + 1.0), 1e-12))
+    total = float(np.sum(step.session_effect**2 + step.session_variance)) + side.session_variance
+    return replace(side, session_variance=max(total / (len(step.session_effect) + 1.0), 1e-12))

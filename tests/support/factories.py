@@ -34,11 +34,11 @@ def make_model(rank: int = 2, scale: Scale = SCALE) -> Model:
     return prior_model(FitSettings(scale=scale, rank=rank, link="gaussian"))
 
 
-def with_user_periods(model: Model, period: float, variance: float) -> Model:
-    """`model`, in which each period of a user has an effect of this `variance`."""
+def with_user_periods(model: Model, session_length: float, variance: float) -> Model:
+    """`model`, in which each session of a user has an effect of this `variance`."""
     parameters = from_model(model)
     layout = Layout(model.rank, 16)
-    users = replace(parameters.users, layout=layout, period=period, period_variance=variance)
+    users = replace(parameters.users, layout=layout, session_length=session_length, session_variance=variance)
     return to_model(replace(parameters, users=users))
 
 

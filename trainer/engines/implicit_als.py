@@ -31,9 +31,9 @@ from factors import (
 )
 from factors.inference.implicit_feedback import (
     Weighting,
-    confidence_model,
     confidence_of,
-    is_confidence,
+    implicit_model,
+    is_implicit,
     weighting_of,
 )
 from factors.model.layout import Layout, item_layout, stored_width, user_layout
@@ -244,7 +244,7 @@ class ImplicitEngine:
             of_users = user_rows[:, layout.latent].astype(np.float64) / span
             of_items = item_rows[:, layout.latent].astype(np.float64)
             grams = of_items.T @ of_items, of_users.T @ of_users
-            return confidence_model(scale, weighting, noise=noise, user_gram=grams[0], item_gram=grams[1])
+            return implicit_model(scale, weighting, noise=noise, user_gram=grams[0], item_gram=grams[1])
 
         noise = 1.0
         for _ in range(_OWN_SWEEPS):
@@ -280,7 +280,7 @@ def _same(one: Choice, other: Choice) -> bool:
 
 def _choice_of(model: Model) -> Choice | None:
     """What an earlier fit was made with; None where it was another engine's."""
-    if not is_confidence(model) or _CHOICE not in model.parameters:
+    if not is_implicit(model) or _CHOICE not in model.parameters:
         return None
     (decided,) = model.parameters[_CHOICE].tolist()
     weighting = weighting_of(model)

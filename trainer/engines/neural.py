@@ -28,12 +28,13 @@ from factors import (
 )
 from factors.inference.half_step import entry_scores, half_step
 from factors.inference.histories import Compressed, compress_pairs
-from factors.inference.implicit_feedback import is_confidence
-from factors.inference.others import prior_rows
+from factors.inference.implicit_feedback import is_implicit
+from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, item_layout
 from factors.model.parameters import Parameters, Side, from_model, to_model
+from factors.model.scale import scale_range
 from factors.training.fit import prepare, ratings_histories
-from factors.training.priors import fitted_prior, learn_side, prior_model, scale_range, start_parameters
+from factors.training.priors import fitted_prior, learn_side, prior_model, start_parameters
 from trainer.engines import Report
 from trainer.engines.variational import VariationalEngine
 
@@ -123,7 +124,7 @@ class NeuralEngine:
 def _continues(start: Fitted, rank: int, settings: FitSettings) -> bool:
     model = start.model
     return (
-        not is_confidence(model)
+        not is_implicit(model)
         and model.link == "gaussian"
         and model.rank == rank
         and model.scale == settings.scale
@@ -150,7 +151,7 @@ def _beginning(
         rated = np.flatnonzero(known[:, COUNT] > 0)
         items[rated] = known[rated, layout.mean]
         items[rated, -1] /= unit
-        effects[rated] = known[rated, layout.set_effect] / unit
+        effects[rated] = known[rated, layout.implicit_effect] / unit
         earlier = from_model(start.model)
         mean, covariance = earlier.users.mean / unit, earlier.users.covariance / unit**2
         noise = earlier.noise / unit**2
@@ -196,15 +197,15 @@ def _published(
     item_rows[:, COUNT] = items.counts
     item_rows[rated, layout.mean] = means[rated]
     effects = np.where(rated[:, None], effects, 0.0)
-    item_rows[:, layout.set_effect] = effects
+    item_rows[:, layout.implicit_effect] = effects
     parameters = replace(parameters, items=learn_side(parameters.items, item_rows))
     offsets = _offsets(users, effects)
     for _ in range(_SETTLING):
         step = half_step(parameters, "user", item_rows, users)
         item_rows = half_step(parameters, "item", step.rows, items).rows
         item_rows[rated, layout.mean] = means[rated]
-        item_rows[:, layout.set_effect] = effects
-        scores = entry_scores(parameters, "user", item_rows, users, current=step, periods=None)
+        item_rows[:, layout.implicit_effect] = effects
+        scores = entry_scores(parameters, "user", item_rows, users, current=step, sessions=None)
         square = (users.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
         parameters = replace(
             parameters,

@@ -66,7 +66,7 @@ async def test_the_error_does_not_jump_when_everybody_rates_once_more(store: Sto
     test = part(ratings, slice(N_FIT + N_USERS, None))
     settings = FitSettings(Scale(1.0, 5.0, 1.0), rank=3, link="gaussian", sweeps=15)
     fitted = fit(known, N_USERS, N_ITEMS, settings=settings, rng=np.random.default_rng(0))
-    effect = user_layout(fitted.model).set_effect
+    effect = user_layout(fitted.model).implicit_effect
     assert np.abs(fitted.users[:, effect]).max() > 0
 
     await store.items(1).register([b"%d" % row for row in range(N_ITEMS)])
@@ -143,8 +143,8 @@ def test_the_world_of_these_tests_jumps_without_it() -> None:
     settings = FitSettings(Scale(1.0, 5.0, 1.0), rank=3, link="gaussian", sweeps=15)
     fitted = fit(known, N_USERS, N_ITEMS, settings=settings, rng=np.random.default_rng(0))
     users = fitted.users.copy()
-    users[:, user_layout(fitted.model).set_effect] = prior_user(fitted.model)[
-        user_layout(fitted.model).set_effect
+    users[:, user_layout(fitted.model).implicit_effect] = prior_user(fitted.model)[
+        user_layout(fitted.model).implicit_effect
     ]
     items = items_again(fitted, users, known)
     assert error(fitted, users, items, test) > error(fitted, fitted.users, fitted.items, test) + 0.004

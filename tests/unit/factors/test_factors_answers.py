@@ -196,7 +196,9 @@ def test_explanations_add_up_to_the_score(fitted: Fitted, item: int) -> None:
 
 
 def test_explanations_start_from_what_a_stranger_gets() -> None:
-    fitted = fitted_of(ratings_of(3), n_items=31, link="gaussian", set_effects=False, periods=False)
+    fitted = fitted_of(
+        ratings_of(3), n_items=31, link="gaussian", implicit_effects=False, session_effects=False
+    )
     stranger = score(fitted.model, fitted.users, fitted.items, np.array([-1]), np.array([7])).rating[0]
     explained = explain(fitted.model, fitted.items, history([3, 5], [5.0, 4.0]), 7)
     assert explained.base == pytest.approx(stranger, abs=1e-5)

@@ -16,7 +16,7 @@ from factors import (
     prior_user,
     to_bytes,
 )
-from factors.model.parameters import STRETCH_TERMS, from_model
+from factors.model.parameters import STD_TERMS, from_model
 from factors.training.calibration import _quantile_regression
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
 
@@ -55,9 +55,9 @@ def part(ratings: Ratings, rows: np.ndarray) -> Ratings:
 def test_nine_in_ten_unseen_ratings_are_inside(scale: Scale) -> None:
     ratings = world(3, scale, 9000)
     n = len(ratings.value)
-    unseen = np.zeros(n, dtype=bool)
-    unseen[np.random.default_rng(1).permutation(n)[: n // 3]] = True
-    train, test = part(ratings, ~unseen), part(ratings, unseen)
+    held_out = np.zeros(n, dtype=bool)
+    held_out[np.random.default_rng(1).permutation(n)[: n // 3]] = True
+    train, test = part(ratings, ~held_out), part(ratings, held_out)
     fitted = fit(train, 250, 200, settings=FitSettings(scale), rng=np.random.default_rng(0))
     scores = Scorer(fitted.model, fitted.items).score(fitted.users, test.user_row, test.item_row)
     inside = np.abs(test.value - scores.rating) <= INSIDE * scores.std
@@ -82,9 +82,9 @@ def test_the_model_keeps_what_was_learned() -> None:
     fitted = fitted_of(ratings_of(3))
     known = from_model(fitted.model)
     again = from_model(from_bytes(to_bytes(fitted.model)))
-    assert known.spread == again.spread
-    assert known.stretch.shape == (STRETCH_TERMS,)
-    np.testing.assert_array_equal(known.stretch, again.stretch)
+    assert known.variance_scale == again.variance_scale
+    assert known.std_calibration.shape == (STD_TERMS,)
+    np.testing.assert_array_equal(known.std_calibration, again.std_calibration)
 
 
 def popular_world(seed: int) -> tuple[Ratings, np.ndarray]:

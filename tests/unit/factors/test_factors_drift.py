@@ -24,9 +24,9 @@ from factors.inference.backend_numba import Compiled, plain
 from factors.inference.drift import (
     MOST_AGE,
     ages,
+    anchor_times,
     latest,
     learn_drift,
-    moments,
     narrowed,
     start_drift,
     widened,
@@ -39,7 +39,7 @@ from factors.model.parameters import Drift, Parameters, from_model, to_model
 from factors.model.types import Float64s, Link
 from factors.training.drift_evidence import best_drift
 from factors.training.fit import finish, prepare
-from factors.training.initialization import first_state
+from factors.training.initialization import initial_state
 from factors.training.sweep import State, Terms, Training
 from tests.unit.factors.factors_world import STARS, histories_of, history, ratings_of
 
@@ -59,7 +59,7 @@ def state_of(ratings: Ratings, terms: Terms, sweeps: int = 4, compiled: Compiled
     """A state with these terms after some sweeps."""
     settings = FitSettings(STARS, rank=2)
     training = Training.of(prepare(ratings, *SHAPE, settings), SHAPE[1], compiled)
-    state = first_state(training, settings, np.random.default_rng(1))
+    state = initial_state(training, settings, np.random.default_rng(1))
     for _ in range(3):
         state.sweep()
     state = state.branch(terms)
@@ -74,23 +74,25 @@ def state_of(ratings: Ratings, terms: Terms, sweeps: int = 4, compiled: Compiled
     ids=lambda given: f"{given[0]}, {'periods' if given[1] else 'no periods'}",
 )
 def moving(request: pytest.FixtureRequest) -> Fitted:
-    """A fit of users who move, with set effects."""
+    """A fit of users who move, with implicit effects."""
     link: Link
-    link, period = request.param
-    return finish(state_of(drifting(1.0), Terms(link, 2.0, 2.0, period, 0.0, 0.3)), {})
+    link, session_length = request.param
+    return finish(state_of(drifting(1.0), Terms(link, 2.0, 2.0, session_length, 0.0, 0.3)), {})
 
 
 def joint_by_hand(
     parameters: Parameters, items: Float64s, ratings: Ratings, user: int
 ) -> tuple[Float64s, Float64s]:
-    """Position and velocity of one user with the Gaussian link, without periods: a regression in loops."""
+    """Position and velocity of one user with the Gaussian link, without sessions: a regression in loops."""
     side, layout, drift = parameters.users, parameters.items.layout, parameters.users.drift
     assert drift is not None
     dim, mine = layout.dim, np.flatnonzero(ratings.user_row == user)
     newest = ratings.time[mine].max()
     prior_mean = side.mean.copy()
     for entry in mine:
-        prior_mean = prior_mean + items[ratings.item_row[entry], layout.set_effect] / math.sqrt(len(mine))
+        prior_mean = prior_mean + items[ratings.item_row[entry], layout.implicit_effect] / math.sqrt(
+            len(mine)
+        )
     precision = np.zeros((2 * dim, 2 * dim))
     precision[:dim, :dim], precision[dim:, dim:] = side.precision, drift.precision
     linear = precision @ np.append(prior_mean, np.zeros(dim))
@@ -243,9 +245,9 @@ def test_times_count_from_the_latest_rating_of_a_row() -> None:
         np.array([120.0, 110.0, NAN, NAN, math.inf]),
     )
     data = compress(given, 3)
-    moment = moments(drift, data)
-    np.testing.assert_allclose(moment, [2.0, 0.0, 0.0])
-    np.testing.assert_allclose(ages(drift, moment[data.row], data.time), [0.0, 1.0, 0.0, 0.0, 0.0])
+    anchored = anchor_times(drift, data)
+    np.testing.assert_allclose(anchored, [2.0, 0.0, 0.0])
+    np.testing.assert_allclose(ages(drift, anchored[data.row], data.time), [0.0, 1.0, 0.0, 0.0, 0.0])
     far = ages(drift, np.array([2.0, 2.0, 2.0]), np.array([-1e300, 1e300, 0.0]))
     np.testing.assert_array_equal(far, [MOST_AGE, 0.0, MOST_AGE])
 
@@ -283,10 +285,10 @@ def test_drift_is_found_where_there_is_some_and_foretells_better() -> None:
         assert (found > 0) == (turned > 0)
         assert best_drift(state, np.zeros(1700)) == 0.0
     errors = []
-    for periods in (True, False):
-        settings = FitSettings(STARS, rank=3, periods=periods)
+    for sessions in (True, False):
+        settings = FitSettings(STARS, rank=3, session_effects=sessions)
         fitted = fit(known, *SHAPE, settings=settings, rng=rng)
-        assert (from_model(fitted.model).users.drift is not None) == periods
+        assert (from_model(fitted.model).users.drift is not None) == sessions
         rest = slice(1700, 2000)
         user, item = ratings.user_row[rest].astype(np.int64), ratings.item_row[rest].astype(np.int64)
         scores = Scorer(fitted.model, fitted.items).score(fitted.users, user, item, ratings.time[rest])
@@ -298,7 +300,7 @@ def test_ratings_of_one_sitting_or_no_time_show_no_drift() -> None:
     for given in (ratings_of(3), ratings_of(3, timed=False)):
         settings = FitSettings(STARS, rank=2)
         training = Training.of(prepare(given, 40, 30, settings), 30)
-        state = first_state(training, settings, np.random.default_rng(1))
+        state = initial_state(training, settings, np.random.default_rng(1))
         state.sweep()
         assert best_drift(state, state.residuals()) == 0.0
 
@@ -315,7 +317,9 @@ def test_a_refit_goes_on_with_the_drift_that_was_found() -> None:
     training = Training.of(prepare(ratings, *SHAPE, settings), SHAPE[1])
     again = State.begin(
         training,
-        replace(start, users=replace(start.users, unseen=None), items=replace(start.items, unseen=None)),
+        replace(
+            start, users=replace(start.users, cold_start=None), items=replace(start.items, cold_start=None)
+        ),
         None,
         begun.users.astype(np.float64),
         read_items(begun.model, begun.items).astype(np.float64),

@@ -336,9 +336,10 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, object]) -> Non
 
 def test_auto_beats_the_item_mean_on_unseen_ratings() -> None:
     given = ratings_of(11, n_users=80, n_items=60, n=3000)
-    known, unseen = slice(0, 2400), slice(2400, None)
+    known, held_out = slice(0, 2400), slice(2400, None)
     part = [
-        Ratings(given.user_row[s], given.item_row[s], given.value[s], given.time[s]) for s in (known, unseen)
+        Ratings(given.user_row[s], given.item_row[s], given.value[s], given.time[s])
+        for s in (known, held_out)
     ]
     result = fit(part[0], 80, 60, settings=FitSettings(scale=STARS), rng=np.random.default_rng(0))
     metrics = held_out_metrics(result, part[1])

@@ -1,4 +1,4 @@
-"""The fast kernels give what the slow loops of `factors.reference` give, and folding in what the batch
+"""The fast kernels give what the slow loops of `reference` give, and folding in what the batch
 gave.
 """
 
@@ -15,12 +15,12 @@ from factors import (
     prior_item,
     prior_user,
     read_items,
-    reference,
     score,
     store_items,
 )
 from factors.inference.segments import segment_sums
 from factors.model.layout import unpack, user_layout
+from tests.unit.factors import reference
 from tests.unit.factors.factors_world import fitted_of, histories_of, history, ratings_of
 
 Side = Literal["user", "item"]
@@ -29,7 +29,7 @@ LINKS = ("gaussian", "ordinal")
 
 @pytest.fixture(scope="module", params=LINKS)
 def fitted(request: pytest.FixtureRequest) -> Fitted:
-    """A fit with periods and set effects."""
+    """A fit with sessions and implicit effects."""
     ratings = ratings_of(3)
     result = fitted_of(ratings, link=request.param)
     assert result.model.link == request.param
@@ -47,10 +47,10 @@ def with_terms(fitted: Fitted) -> Fitted:
     rng = np.random.default_rng(7)
     known = from_model(fitted.model)
     layout = Layout(known.users.layout.rank, 4)
-    users = replace(known.users, layout=layout, period=3600.0, period_variance=0.2)
+    users = replace(known.users, layout=layout, session_length=3600.0, session_variance=0.2)
     changed = replace(known, users=users)
     items = relayout(known.items, changed.items, read_items(fitted.model, fitted.items).astype(np.float64))
-    items[:, changed.items.layout.set_effect] = rng.normal(0, 0.1, (len(items), layout.dim))
+    items[:, changed.items.layout.implicit_effect] = rng.normal(0, 0.1, (len(items), layout.dim))
     model = to_model(changed)
     rows = store_items(model, items)
     return Fitted(model, fold_in_users(model, rows, histories_of(ratings_of(3), 40)), rows)

@@ -110,7 +110,7 @@ def known(base: FitResult, item: int) -> dict[bytes, float]:
 
 
 def test_a_touched_item_keeps_what_only_the_fit_knows(base: FitResult) -> None:
-    effect = item_layout(base.model).set_effect
+    effect = item_layout(base.model).implicit_effect
     items = np.array(base.items)
     items[:, effect] = 0.25
     overlay = Overlay(base.model, replace(base, items=items))

@@ -18,7 +18,7 @@ from factors import (
     to_bytes,
 )
 from factors.model.layout import Layout, item_layout, stored_width, unpack
-from factors.model.quantized_rows import StoredForm
+from factors.model.quantized_rows import RowCodec
 from factors.model.types import Float64s
 from tests.unit.factors.factors_world import fitted_of, histories_of, ratings_of
 
@@ -37,16 +37,16 @@ def rows_of(layout: Layout, scale: float, n: int = 40) -> Float64s:
 @pytest.mark.parametrize("scale", [1e-30, 1e-9, 1.0, 1e6, 1e30])
 @pytest.mark.parametrize("layout", [Layout(1, 0), Layout(2, 3), Layout(7, 0, moving=True), Layout(50, 0)])
 def test_rows_come_out_as_they_went_in(layout: Layout, scale: float) -> None:
-    form = StoredForm(layout, np.append(np.geomspace(0.1, 10.0, layout.rank), 1.0))
+    codec = RowCodec(layout, np.append(np.geomspace(0.1, 10.0, layout.rank), 1.0))
     rows = rows_of(layout, scale)
-    words = form.encode(rows)
+    words = codec.encode(rows)
     assert words.shape == (40, stored_width(layout))
-    assert form.all_finite(words)
-    again = form.decode(words)
+    assert codec.all_finite(words)
+    again = codec.decode(words)
     plain = np.ones(layout.width, dtype=np.bool_)
     plain[layout.covariance] = False
     np.testing.assert_array_equal(again[:, plain], rows[:, plain].astype(np.float32))
-    r = form.features
+    r = codec.features
     before, after = (
         unpack(some[:, layout.covariance], layout.dim) * np.outer(r, r)
         for some in (rows, again.astype(np.float64))
@@ -57,35 +57,35 @@ def test_rows_come_out_as_they_went_in(layout: Layout, scale: float) -> None:
     assert (variances > 0).all()
     assert (variances >= np.einsum("bii->bi", before) * (1 - 1e-5) - 0.02 * largest[:, 0] / 32_767).all()
     # Written again, they are the same.
-    np.testing.assert_allclose(form.decode(form.encode(again)), again, rtol=1e-6)
+    np.testing.assert_allclose(codec.decode(codec.encode(again)), again, rtol=1e-6)
     weights = np.random.default_rng(0).normal(size=layout.packed)
     expected = np.maximum(again[:, layout.covariance] @ weights, 0.0)
     tolerance = 1e-4 * np.abs(again[:, layout.covariance]) @ np.abs(weights)
-    assert (np.abs(form.quadratic(words, weights) - expected) <= tolerance).all()
+    assert (np.abs(codec.quadratic(words, weights) - expected) <= tolerance).all()
 
 
 def test_a_row_without_spread_has_none() -> None:
     layout = Layout(3, 0)
-    form = StoredForm(layout, np.ones(4))
+    codec = RowCodec(layout, np.ones(4))
     rows = np.zeros((2, layout.width))
     rows[:, layout.mean] = 2.0
-    np.testing.assert_array_equal(form.decode(form.encode(rows)), rows)
+    np.testing.assert_array_equal(codec.decode(codec.encode(rows)), rows)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e300])
 def test_what_is_not_finite_stays_so(wrong: float) -> None:
     layout = Layout(3, 1)
-    form = StoredForm(layout, np.ones(4))
+    codec = RowCodec(layout, np.ones(4))
     for column in range(layout.width):
         rows = rows_of(layout, 1.0)
         rows[7, column] = wrong
         with np.errstate(over="ignore"):
-            words = form.encode(rows)
-        assert not form.all_finite(words), column
+            words = codec.encode(rows)
+        assert not codec.all_finite(words), column
     # Codes may look like anything.
-    words = form.encode(rows_of(layout, 1.0))
-    words[:, form.codes] = np.nan
-    assert form.all_finite(words)
+    words = codec.encode(rows_of(layout, 1.0))
+    words[:, codec.codes] = np.nan
+    assert codec.all_finite(words)
 
 
 @pytest.mark.parametrize("link", ["gaussian", "ordinal"])
@@ -151,7 +151,7 @@ def test_deltas_are_in_the_same_form() -> None:
     assert all_finite_items(fitted.model, rows)
     layout = item_layout(fitted.model)
     before, after = (read_items(fitted.model, some) for some in (fitted.items, rows))
-    np.testing.assert_array_equal(before[:, layout.set_effect], after[:, layout.set_effect])
+    np.testing.assert_array_equal(before[:, layout.implicit_effect], after[:, layout.implicit_effect])
     assert prior_item(fitted.model).shape == (fitted.model.item_width,)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from factors.errors import FitRefused
+from factors.model.layout import MAX_RANK
+from factors.model.scale import check_scale, scale_levels
 from factors.model.types import Scale
-
-MAX_RANK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +17,9 @@ class FitSettings:
     """Settings of `fit`. Every default suits any data set; `auto` is decided by the training ratings alone.
 
     `scale`: bounds and step of the ratings; a rating outside is refused. `rank`: latent dimensions. `link`:
-    how a score becomes a rating. `set_effects`, `periods`: whether these terms are looked at; held-out
-    ratings decide. `sweeps`: at most so many; stops earlier when the root mean square change of
-    the predictions in one sweep falls under `tolerance` (a fraction of the range of the scale; below 50,000
+    how a score becomes a rating. `implicit_effects`, `session_effects`: whether these terms are looked at;
+    held-out ratings decide. `sweeps`: at most so many; stops earlier when the root mean square change of the
+    predictions in one sweep falls under `tolerance` (a fraction of the range of the scale; below 50,000
     ratings under a fifth of it). `block_rows`: rows whose normal matrices are in memory at once. `threads`:
     for kernels of this package, BLAS is the caller's to pin. Raises `FitRefused`.
     """
@@ -27,8 +27,8 @@ class FitSettings:
     scale: Scale
     rank: int | Literal["auto"] = "auto"
     link: Literal["auto", "gaussian", "ordinal"] = "auto"
-    set_effects: bool = True
-    periods: bool = True
+    implicit_effects: bool = True
+    session_effects: bool = True
     sweeps: int = 40
     tolerance: float = 5e-4
     block_rows: int = 8192
@@ -52,27 +52,3 @@ class FitSettings:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def check_scale(scale: Scale) -> None:
-    """Raise `FitRefused` where `scale` has no sense. `low == high` is a scale (with one value)."""
-    if not (math.isfinite(scale.low) and math.isfinite(scale.high) and scale.low <= scale.high):
-        raise FitRefused(f"a scale needs finite low <= high, not {scale.low!r} and {scale.high!r}")
-    if scale.high - scale.low > 1e9 or max(abs(scale.low), abs(scale.high)) > 1e9:
-        raise FitRefused("a scale wider than 1e9 cannot be kept in float32 rows")
-    if scale.step is None:
-        return
-    if not (math.isfinite(scale.step) and scale.step > 0):
-        raise FitRefused(f"the step of a scale must be above 0, not {scale.step!r}")
-    steps = (scale.high - scale.low) / scale.step
-    if abs(steps - round(steps)) > 1e-6:
-        raise FitRefused(
-            f"step {scale.step!r} does not divide the scale from {scale.low!r} to {scale.high!r}"
-        )
-
-
-def scale_levels(scale: Scale) -> int:
-    """How many values the scale has; 0 where it is continuous."""
-    if scale.step is None:
-        return 1 if scale.low == scale.high else 0
-    return round((scale.high - scale.low) / scale.step) + 1

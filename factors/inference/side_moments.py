@@ -8,19 +8,19 @@ import numpy as np
 
 from factors.inference.drift import means_then
 from factors.inference.histories import Compressed
-from factors.model.layout import NO_PERIOD, FloatTable, outer, pack, period_keys
+from factors.model.layout import NO_SESSION, FloatTable, outer, pack, session_keys
 from factors.model.parameters import Side
-from factors.model.quantized_rows import StoredTable, Table
+from factors.model.quantized_rows import QuantizedTable, Table
 from factors.model.types import Float64s, Int64s
 
 
 @dataclass(frozen=True, slots=True)
-class Others:
+class SideMoments:
     """Of each other row, with `f = [latent, 1]` and `b` its bias: `features` (n, d) = mean of f, `bias` (n,),
     `direct` (n, packed) = outer product of that mean, `second` (n, packed) = E[f f^T], `cross` (n, d) = E[f
-    b], packed `covariance` (n, packed), `set_effect` (n, d).
+    b], packed `covariance` (n, packed), `implicit_effect` (n, d).
 
-    Of each entry of the histories: `period_effect` and its `period_variance` (entries,).
+    Of each entry of the histories: `session_effect` and its `session_variance` (entries,).
     """
 
     features: Float64s
@@ -29,32 +29,32 @@ class Others:
     second: Float64s
     cross: Float64s
     covariance: Float64s
-    set_effect: Float64s
-    period_effect: Float64s
-    period_variance: Float64s
+    implicit_effect: Float64s
+    session_effect: Float64s
+    session_variance: Float64s
 
 
 def prior_rows(side: Side, n_rows: int) -> Float64s:
     """Rows (n_rows, width) that say what is known of someone unknown."""
     layout = side.layout
     rows = np.zeros((n_rows, layout.width))
-    prior = side.unseen or side
+    prior = side.cold_start or side
     rows[:, layout.mean] = prior.mean
     rows[:, layout.covariance] = pack(prior.covariance)
-    rows[:, layout.keys] = NO_PERIOD
-    rows[:, layout.variances] = side.period_variance
+    rows[:, layout.keys] = NO_SESSION
+    rows[:, layout.variances] = side.session_variance
     return rows
 
 
-def match_periods(side: Side, rows: FloatTable, index: Int64s, time: Float64s) -> tuple[Float64s, Float64s]:
-    """Effect and its variance (m,) of the period of `rows[index]` at `time` (m,); 0 and the prior's where a
+def match_sessions(side: Side, rows: FloatTable, index: Int64s, time: Float64s) -> tuple[Float64s, Float64s]:
+    """Effect and its variance (m,) of the session of `rows[index]` at `time` (m,); 0 and the prior's where a
     row keeps none for that time.
     """
     layout = side.layout
-    effect, variance = np.zeros(len(index)), np.full(len(index), side.period_variance)
-    if layout.slots == 0 or side.period_variance <= 0:
+    effect, variance = np.zeros(len(index)), np.full(len(index), side.session_variance)
+    if layout.slots == 0 or side.session_variance <= 0:
         return effect, variance
-    keys = period_keys(time, side.period)
+    keys = session_keys(time, side.session_length)
     entry, slot = np.nonzero(rows[:, layout.keys][index] == keys[:, None])
     row = index[entry]
     effect[entry] = rows[row, layout.effects.start + slot]
@@ -62,7 +62,7 @@ def match_periods(side: Side, rows: FloatTable, index: Int64s, time: Float64s) -
     return effect, variance
 
 
-def gather_others(side: Side, table: Table, data: Compressed) -> tuple[Others, Int64s]:
+def gather_side_moments(side: Side, table: Table, data: Compressed) -> tuple[SideMoments, Int64s]:
     """What the half-step reads of the other rows in `data`, and where each entry of `data` finds its row
     there.
     """
@@ -73,12 +73,12 @@ def gather_others(side: Side, table: Table, data: Compressed) -> tuple[Others, I
         rows = _rows_at(side, table, data.other, known)
         index = np.arange(len(data.other))
     else:
-        rows, index = table.expanded() if isinstance(table, StoredTable) else table, data.other
+        rows, index = table.expanded() if isinstance(table, QuantizedTable) else table, data.other
         if len(known) < len(index):
             rows = np.concatenate([rows, _prior_of(side, table)])
             index = np.where(index < 0, len(table), index)
-    if side.period_variance > 0 and side.layout.slots:
-        effect, variance = match_periods(side, rows, index, data.time)
+    if side.session_variance > 0 and side.layout.slots:
+        effect, variance = match_sessions(side, rows, index, data.time)
     else:
         effect, variance = np.zeros(len(index)), np.zeros(len(index))
     mean = rows[:, side.layout.mean].astype(np.float64)
@@ -99,12 +99,14 @@ def _rows_at(side: Side, table: Table, index: Int64s, known: Int64s) -> FloatTab
 def _prior_of(side: Side, table: Table) -> FloatTable:
     """The row (1, width) of somebody unknown, as the table would have it."""
     prior = prior_rows(side, 1)
-    if isinstance(table, StoredTable):
-        return table.form.decode(table.form.encode(prior))
+    if isinstance(table, QuantizedTable):
+        return table.codec.decode(table.codec.encode(prior))
     return np.asarray(prior, dtype=table.dtype)
 
 
-def _read(side: Side, rows: FloatTable, features: Float64s, effect: Float64s, variance: Float64s) -> Others:
+def _read(
+    side: Side, rows: FloatTable, features: Float64s, effect: Float64s, variance: Float64s
+) -> SideMoments:
     layout = side.layout
     rank = layout.rank
     bias = features[:, rank].copy()
@@ -116,5 +118,5 @@ def _read(side: Side, rows: FloatTable, features: Float64s, effect: Float64s, va
     second[:, :latent_packed] += covariance[:, :latent_packed]
     cross = features * bias[:, None]
     cross[:, :rank] += covariance[:, latent_packed : latent_packed + rank]
-    set_effect = rows[:, layout.set_effect].astype(np.float64)
-    return Others(features, bias, direct, second, cross, covariance, set_effect, effect, variance)
+    implicit_effect = rows[:, layout.implicit_effect].astype(np.float64)
+    return SideMoments(features, bias, direct, second, cross, covariance, implicit_effect, effect, variance)

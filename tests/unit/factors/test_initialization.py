@@ -5,11 +5,11 @@ import pytest
 
 from factors.inference.histories import compress_pairs
 from factors.model.parameters import to_model
-from factors.model.quantized_rows import item_form
-from factors.model.settings import FitSettings
+from factors.model.quantized_rows import item_codec
 from factors.model.types import Float64s, Scale
 from factors.serving.scoring import Scorer
-from factors.training.initialization import best_start, evidence, first_state, flat_state
+from factors.training.initialization import best_start, evidence, flat_state, initial_state
+from factors.training.settings import FitSettings
 from factors.training.sweep import State, Training
 
 STARS = Scale(1.0, 5.0, 1.0)
@@ -34,7 +34,7 @@ def world(rank: int, n: int) -> tuple[Training, Float64s]:
 
 def squared_error(state: State, table: Float64s) -> float:
     user, item = np.divmod(np.arange(table.size), SHAPE[1])
-    scorer = Scorer(to_model(state.parameters), item_form(state.parameters).encode(state.item_rows))
+    scorer = Scorer(to_model(state.parameters), item_codec(state.parameters).encode(state.item_rows))
     mean, _, _ = scorer.latent(state.user_rows, user, item, np.full(table.size, np.nan))
     return float(np.mean((np.clip(mean, 1.0, 5.0) - table.ravel()) ** 2))
 
@@ -72,7 +72,7 @@ def test_a_rank_that_is_asked_for_is_kept() -> None:
 @pytest.mark.parametrize("rank", [1, 4])
 def test_evidence_grows_from_sweep_to_sweep(rank: int) -> None:
     training, _ = world(2, 1_400)
-    state = first_state(training, FitSettings(STARS, rank=rank), np.random.default_rng(1))
+    state = initial_state(training, FitSettings(STARS, rank=rank), np.random.default_rng(1))
     found = []
     for _ in range(12):
         state.sweep()

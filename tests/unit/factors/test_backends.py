@@ -15,7 +15,7 @@ from factors.inference.histories import compress_pairs
 from factors.inference.kernels import score_entries
 from factors.inference.ordinal import EntryScores, level_bounds, ordinal_sites
 from factors.training.fit import prepare
-from factors.training.initialization import first_state
+from factors.training.initialization import initial_state
 from factors.training.sweep import State, Terms, Training
 from tests.unit.factors.factors_world import STARS, ratings_of
 
@@ -32,7 +32,7 @@ def swept(ratings: Ratings, terms: Terms, compiled: Compiled | None) -> State:
     """A state after some sweeps. 17 users: one more than fill the lanes twice."""
     settings = FitSettings(STARS, rank=2)
     training = Training.of(prepare(ratings, 17, 12, settings), 12, compiled)
-    state = first_state(training, settings, np.random.default_rng(1))
+    state = initial_state(training, settings, np.random.default_rng(1))
     state.sweep()
     state = state.branch(terms)
     for _ in range(3):

@@ -5,9 +5,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 from factors.inference.histories import compress_pairs
-from factors.model.settings import FitSettings
 from factors.model.types import Float64s, Int64s, Scale
-from factors.training.initialization import first_state
+from factors.training.initialization import initial_state
+from factors.training.settings import FitSettings
 from factors.training.sweep import State, Terms, Training
 
 SETTINGS = FitSettings(Scale(1.0, 5.0, 1.0), rank=2)
@@ -23,7 +23,7 @@ def training() -> Training:
 
 
 def swept(training: Training, terms: Terms) -> State:
-    state = first_state(training, SETTINGS, np.random.default_rng(1)).branch(terms)
+    state = initial_state(training, SETTINGS, np.random.default_rng(1)).branch(terms)
     for _ in range(20):
         state.sweep()
     return state
@@ -37,12 +37,12 @@ def scores(state: State, user: Int64s, item: Int64s) -> Float64s:
 
 
 @pytest.mark.parametrize(
-    "terms", [Terms(), Terms("ordinal"), Terms("ordinal", user_period=100.0, item_period=100.0)]
+    "terms", [Terms(), Terms("ordinal"), Terms("ordinal", user_session=100.0, item_session=100.0)]
 )
 def test_a_left_out_rating_is_foretold_about_as_by_a_fit_without_it(terms: Terms) -> None:
     every = training()
     state = swept(every, terms)
-    entries, mean, variance = state.left_out(1_000)
+    entries, mean, variance = state.leave_one_out(1_000)
     assert_allclose(entries, np.arange(300))
     assert np.isfinite(mean).all()
     assert (variance > 0).all()
@@ -68,5 +68,5 @@ def test_a_sample_names_the_same_ratings_on_both_sides() -> None:
 
 
 def test_nothing_is_left_out_before_a_sweep() -> None:
-    entries, mean, variance = first_state(training(), SETTINGS, np.random.default_rng(1)).left_out(10)
+    entries, mean, variance = initial_state(training(), SETTINGS, np.random.default_rng(1)).leave_one_out(10)
     assert len(entries) == len(mean) == len(variance) == 0

@@ -1,11 +1,11 @@
-"""A prediction of a time long past is that of the whole history, though a row keeps few periods."""
+"""A prediction of a time long past is that of the whole history, though a row keeps few sessions."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from factors import Scorer, fold_in_users, keeps_time
-from factors.model.layout import NO_PERIOD, Layout
+from factors.model.layout import NO_SESSION, Layout
 from factors.model.parameters import from_model, to_model
 from factors.training.sweep import relayout
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
@@ -14,9 +14,11 @@ HOUR = 3600.0
 
 
 def test_any_period_of_the_history_is_there_when_asked_for() -> None:
-    fitted = fitted_of(ratings_of(3), link="gaussian", periods=False)
+    fitted = fitted_of(ratings_of(3), link="gaussian", session_effects=False)
     known = from_model(fitted.model)
-    side = replace(known.users, layout=Layout(known.users.layout.rank, 2), period=HOUR, period_variance=0.4)
+    side = replace(
+        known.users, layout=Layout(known.users.layout.rank, 2), session_length=HOUR, session_variance=0.4
+    )
     model = to_model(replace(known, users=side))
     roomy = to_model(replace(known, users=replace(side, layout=Layout(side.layout.rank, 9))))
     times = [HOUR * (100 + row // 3) + row for row in range(24)]
@@ -26,8 +28,8 @@ def test_any_period_of_the_history_is_there_when_asked_for() -> None:
     whole = fold_in_users(roomy, fitted.items, past)
     zero, item = np.zeros(1, dtype=np.int64), np.array([27])
     forgotten = 0
-    for period in range(100, 108):
-        when = HOUR * period + 5.0
+    for session in range(100, 108):
+        when = HOUR * session + 5.0
         forgotten += not keeps_time(model, row[0], when)
         then = fold_in_users(model, fitted.items, past, at=when)
         found = Scorer(model, fitted.items).score(then, zero, item, np.array([when]))
@@ -39,10 +41,12 @@ def test_any_period_of_the_history_is_there_when_asked_for() -> None:
 
 
 def test_a_row_with_room_to_spare_needs_no_history() -> None:
-    fitted = fitted_of(ratings_of(3), link="gaussian", periods=False)
+    fitted = fitted_of(ratings_of(3), link="gaussian", session_effects=False)
     assert keeps_time(fitted.model, fitted.users[0], 1e9)
     known = from_model(fitted.model)
-    side = replace(known.users, layout=Layout(known.users.layout.rank, 2), period=HOUR, period_variance=0.4)
+    side = replace(
+        known.users, layout=Layout(known.users.layout.rank, 2), session_length=HOUR, session_variance=0.4
+    )
     rows = relayout(known.users, side, fitted.users.astype(np.float64)).astype(np.float32)
-    assert (rows[:, side.layout.keys] == NO_PERIOD).all()
+    assert (rows[:, side.layout.keys] == NO_SESSION).all()
     assert keeps_time(to_model(replace(known, users=side)), rows[0], 1e9)

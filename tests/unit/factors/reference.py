@@ -16,7 +16,7 @@ from factors.inference.ordinal import (
     ordinal_sites,
     rating_levels,
 )
-from factors.model.layout import COUNT, period_keys
+from factors.model.layout import COUNT, session_keys
 from factors.model.links import rating_moments
 from factors.model.parameters import Parameters, Side, SideName, from_model
 from factors.model.quantized_rows import read_items
@@ -42,7 +42,7 @@ def prior_row(side: Side) -> Float64s:
     """The row of nobody known."""
     layout = side.layout
     row = np.zeros(layout.width)
-    prior = side.unseen or side
+    prior = side.cold_start or side
     row[layout.mean] = prior.mean
     position = layout.covariance.start
     for i in range(layout.dim):
@@ -50,18 +50,18 @@ def prior_row(side: Side) -> Float64s:
             row[position] = prior.covariance[i, j]
             position += 1
     row[layout.keys] = -1.0
-    row[layout.variances] = side.period_variance
+    row[layout.variances] = side.session_variance
     return row
 
 
-def period_of(side: Side, row: Float64s, time: float) -> tuple[float, float]:
-    """Effect and variance of the period of `row` at `time`."""
-    if side.period_variance > 0:
-        key = float(period_keys(np.array([time]), side.period)[0])
+def session_of(side: Side, row: Float64s, time: float) -> tuple[float, float]:
+    """Effect and variance of the session of `row` at `time`."""
+    if side.session_variance > 0:
+        key = float(session_keys(np.array([time]), side.session_length)[0])
         for slot in range(side.layout.slots):
             if row[side.layout.keys][slot] == key:
                 return float(row[side.layout.effects][slot]), float(row[side.layout.variances][slot])
-    return 0.0, side.period_variance
+    return 0.0, side.session_variance
 
 
 def latent(model: Model, user: Float32s, item: Float32s, time: float = math.nan) -> tuple[float, float]:
@@ -75,7 +75,7 @@ def latent(model: Model, user: Float32s, item: Float32s, time: float = math.nan)
     mean = parameters.mean + x[-1] + y[-1] + float(x[:-1] @ y[:-1])
     variance = float(g @ S @ g + f @ T @ f + np.trace(S[:-1, :-1] @ T[:-1, :-1]))
     for side, row in ((parameters.users, u), (parameters.items, i)):
-        effect, spread = period_of(side, row, time)
+        effect, spread = session_of(side, row, time)
         mean, variance = mean + effect, variance + spread
     return mean, variance
 
@@ -86,7 +86,7 @@ def score(model: Model, user: Float32s, item: Float32s, time: float = math.nan) 
     parameters = from_model(model)
     rating, std = rating_moments(parameters, np.array([mean]), np.array([variance]))
     n, m = 1.0 + float(user[COUNT]), 1.0 + float(item[COUNT])
-    exponent = float(np.array([1.0, math.log(n), math.log(m), 1.0 / n, 1.0 / m]) @ parameters.stretch)
+    exponent = float(np.array([1.0, math.log(n), math.log(m), 1.0 / n, 1.0 / m]) @ parameters.std_calibration)
     return float(rating[0]), float(std[0]) * math.exp(exponent)
 
 
@@ -99,8 +99,8 @@ def fold_in(
     value: list[float],
     time: list[float],
 ) -> tuple[Float64s, Float64s]:
-    """Posterior mean (d,) and covariance (d, d) of one row; its period effects are solved jointly, as further
-    unknowns, and dropped.
+    """Posterior mean (d,) and covariance (d, d) of one row; its session effects are solved jointly, as
+    further unknowns, and dropped.
     """
     parameters = from_model(model)
     own, other = parameters.side(name)
@@ -111,28 +111,30 @@ def fold_in(
         last[item] = (rating, when)
     entries = [(item, *last[item]) for item in sorted(last) if not math.isnan(last[item][0])]
     rows = [table[r].astype(np.float64) if 0 <= r < len(table) else prior_row(other) for r, _, _ in entries]
-    keys = [float(period_keys(np.array([when]), own.period)[0]) for _, _, when in entries]
-    timed = own.period_variance > 0 and own.layout.slots > 0
-    periods = sorted({key for key in keys if not math.isnan(key)}) if timed else []
-    dim, size = own.layout.dim, own.layout.dim + len(periods)
+    keys = [float(session_keys(np.array([when]), own.session_length)[0]) for _, _, when in entries]
+    timed = own.session_variance > 0 and own.layout.slots > 0
+    sessions = sorted({key for key in keys if not math.isnan(key)}) if timed else []
+    dim, size = own.layout.dim, own.layout.dim + len(sessions)
     prior = np.zeros(size)
     prior[:dim] = own.mean
     for row in rows:
-        effect = row[other.layout.set_effect]
-        if own.unseen is not None and not effect.any():
-            effect = own.unseen.effect
+        effect = row[other.layout.implicit_effect]
+        if own.cold_start is not None and not effect.any():
+            effect = own.cold_start.effect
         prior[:dim] += effect / math.sqrt(len(rows))
     prior_precision = np.zeros((size, size))
     prior_precision[:dim, :dim] = own.precision
-    for p in range(len(periods)):
-        prior_precision[dim + p, dim + p] = 1.0 / own.period_variance
-    offsets = [parameters.mean + period_of(other, row, e[2])[0] for row, e in zip(rows, entries, strict=True)]
+    for p in range(len(sessions)):
+        prior_precision[dim + p, dim + p] = 1.0 / own.session_variance
+    offsets = [
+        parameters.mean + session_of(other, row, e[2])[0] for row, e in zip(rows, entries, strict=True)
+    ]
     features = []
     for row, key in zip(rows, keys, strict=True):
         feature = np.zeros(size)
         feature[: dim - 1], feature[dim - 1] = row[other.layout.latent], 1.0
-        if key in periods:
-            feature[dim + periods.index(key)] = 1.0
+        if key in sessions:
+            feature[dim + sessions.index(key)] = 1.0
         features.append(feature)
     mean: Float64s = prior
     covariance: Float64s = np.asarray(np.linalg.inv(prior_precision), dtype=np.float64)
@@ -190,7 +192,7 @@ def _site(
     scores = EntryScores(
         np.array([feature @ mean + row[other.layout.bias] + offset]),
         np.array([feature @ covariance @ feature]),
-        np.array([rest + period_of(other, row, entry[2])[1]]),
+        np.array([rest + session_of(other, row, entry[2])[1]]),
         np.array([offset]),
     )
     damping = fold_in_damping(parameters.cuts, parameters.noise)

@@ -9,12 +9,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from factors.inference.drift import ages, moments
-from factors.inference.histories import Compressed, Periods
+from factors.inference.drift import ages, anchor_times
+from factors.inference.histories import Compressed, Sessions
 from factors.inference.ordinal import EntryScores
-from factors.inference.others import Others, gather_others
 from factors.inference.segments import FEW, entry_products
 from factors.inference.session_effects import Effects, Groups
+from factors.inference.side_moments import SideMoments, gather_side_moments
 from factors.model.layout import outer, pack, triangle
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.quantized_rows import Table
@@ -26,7 +26,7 @@ class Posterior:
     """Of b rows: `mean` (b, D) of `[latent, bias]`, with the velocity after it where rows move (D = 2 d);
     `spread` (b, packed) packed covariance, and where rows move (b, 3 packed), what 1, -age and age^2
     multiply: beside it twice the symmetric part of the covariance of position and velocity, and that of the
-    velocity. There `joint` (b, D, D) is the covariance of both. `effects`: of the periods; None where no
+    velocity. There `joint` (b, D, D) is the covariance of both. `effects`: of the sessions; None where no
     rating has been seen.
     """
 
@@ -37,21 +37,21 @@ class Posterior:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class EntryMoments:
     """The entries (n,) of a half-step. `row`: their row; `columns` as for `segment_sums`: where they find
     their other row in `others`; `offset`: the part of a score that is given; `powers` (3, n): 1, -age, age^2,
-    where rows move, and `moment` (b,), when they stood at their mean; `groups`: the periods, one for each
-    block of `block_rows` rows.
+    where rows move, and `anchor_time` (b,), when they stood at their mean; `groups`: the sessions, one for
+    each block of `block_rows` rows.
     """
 
     own: Side
-    others: Others
+    others: SideMoments
     data: Compressed
     row: Int64s
     columns: Int64s | None
     offset: Float64s
     powers: Float64s | None
-    moment: Float64s | None
+    anchor_time: Float64s | None
     groups: tuple[Groups | None, ...]
     block_rows: int
 
@@ -62,30 +62,30 @@ class Given:
         table: Table,
         data: Compressed,
         *,
-        periods: Periods | None,
+        sessions: Sessions | None,
         block_rows: int,
-    ) -> "Given":
+    ) -> "EntryMoments":
         """The entries of `data`, the histories of side `name`, of which `table` has the other side."""
         own, other = parameters.side(name)
-        others, index = gather_others(other, table, data)
+        others, index = gather_side_moments(other, table, data)
         columns: Int64s | None = index
         if len(index) <= FEW:
             if len(others.bias) > len(index) or not np.array_equal(index, np.arange(len(index))):
                 others = _taken(others, index)
             columns = None
         row = data.row
-        moment, powers = None, None
+        anchor_time, powers = None, None
         if own.drift is not None:
-            moment = moments(own.drift, data)
-            back = -ages(own.drift, moment[row], data.time)
+            anchor_time = anchor_times(own.drift, data)
+            back = -ages(own.drift, anchor_time[row], data.time)
             powers = np.stack([np.ones(len(back)), back, back * back])
         starts = range(0, data.rows, block_rows)
         groups = tuple(
-            Groups.of(periods, others, columns, powers, start=start, stop=min(start + block_rows, data.rows))
+            Groups.of(sessions, others, columns, powers, start=start, stop=min(start + block_rows, data.rows))
             for start in starts
         )
-        offset = parameters.mean + others.period_effect
-        return Given(own, others, data, row, columns, offset, powers, moment, groups, block_rows)
+        offset = parameters.mean + others.session_effect
+        return EntryMoments(own, others, data, row, columns, offset, powers, anchor_time, groups, block_rows)
 
     def scores(self, at: Posterior) -> EntryScores:
         """What the posterior `at` says of each entry."""
@@ -108,12 +108,12 @@ class Given:
         mean += self.offset
         own_variance = entry_products(self.row, columns, powers, weighed, others.direct)
         other_variance = entry_products(self.row, columns, powers, shared, others.covariance)
-        other_variance += others.period_variance
+        other_variance += others.session_variance
         for groups in self.groups:
             if groups is None:
                 continue
             if at.effects is None:
-                own_variance[groups.entry] += own.period_variance
+                own_variance[groups.entry] += own.session_variance
             else:
                 groups.add(at.effects, mean, own_variance)
         return EntryScores(mean, own_variance, other_variance, self.offset)
@@ -121,7 +121,7 @@ class Given:
     def start(self) -> Posterior:
         """Rows of which nothing is known but the prior."""
         own, rows = self.own, self.data.rows
-        prior = own.unseen or own
+        prior = own.cold_start or own
         return self.positions(
             np.broadcast_to(prior.mean, (rows, len(prior.mean))), pack(prior.covariance[None])
         )
@@ -178,7 +178,7 @@ def _squares(mean: Float64s, dim: int) -> Float64s:
     return np.concatenate([at_rows, mixed, moved_rows], axis=1)
 
 
-def _taken(others: Others, index: Int64s) -> Others:
+def _taken(others: SideMoments, index: Int64s) -> SideMoments:
     """`others` with a row for each entry."""
     return replace(
         others,
@@ -188,5 +188,5 @@ def _taken(others: Others, index: Int64s) -> Others:
         second=others.second[index],
         cross=others.cross[index],
         covariance=others.covariance[index],
-        set_effect=others.set_effect[index],
+        implicit_effect=others.implicit_effect[index],
     )
