@@ -1,36 +1,48 @@
 """Settings of the environment's server. Frozen, read once, every mistake reported together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from environment.world import WorldOptions
 from processes.settings import load, nested, setting, whole
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1  # what JSON readers with 64-bit integers keep
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """The environment's server. Without a seed every reset draws a world that nobody has seen."""
+    """The environment's server. Without a seed every reset draws a new world."""
 
-    host: str = field(default="127.0.0.1", metadata=setting("address to listen on"))
-    port: int = field(
-        default=8081, metadata=setting("port to listen on, 0 for any free one", whole(0, 65_535))
+    host: str = setting(
+        "127.0.0.1", "address to listen on", variable="FOLDIN_ENVIRONMENT_HOST", flag="--host"
     )
-    seed: int | None = field(
-        default=None, metadata=setting("makes the worlds of each token repeatable", whole(0, MAX_SEED))
+    port: int = setting(
+        8081,
+        "port to listen on, 0 takes a free one",
+        whole(0, 65_535),
+        variable="FOLDIN_ENVIRONMENT_PORT",
+        flag="--port",
     )
-    max_tokens: int = field(
-        default=10_000,
-        metadata=setting("players remembered at once; then the longest silent one goes", whole(1, 1_000_000)),
+    seed: int | None = setting(
+        None,
+        "the n-th world of a token is then always the same",
+        whole(0, MAX_SEED),
+        variable="FOLDIN_ENVIRONMENT_SEED",
+        flag="--seed",
     )
-    world: WorldOptions = field(default_factory=WorldOptions, metadata=nested())
+    max_tokens: int = setting(
+        10_000,
+        "players remembered at once; beyond that the one that was silent longest is forgotten",
+        whole(1, 1_000_000),
+        flag="--max-tokens",
+    )
+    world: WorldOptions = nested(WorldOptions)
 
     @classmethod
     def load(cls, argv: Sequence[str], environ: Mapping[str, str]) -> "ServerSettings":
-        """Read flags and FOLDIN_ENVIRONMENT_* variables. Raises SettingsError naming every mistake."""
+        """Read flags and variables. Raises SettingsError with every mistake."""
         about = "The rating environment of the lecture over HTTP."
-        return load(cls, "FOLDIN_ENVIRONMENT", argv, environ, command="python -m environment", about=about)
+        return load(cls, argv, environ, command="python -m environment", about=about)
 
     def problems(self) -> list[str]:
         """What is contradictory in these settings, one sentence each."""

@@ -12,7 +12,7 @@ the world with noise has the users, items and order of the world without.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -41,23 +41,19 @@ class WorldOptions:
     3).
     """
 
-    n_users: int = field(default=100, metadata=setting("users of a world", whole(1, 100_000), flag="users"))
-    n_items: int = field(default=300, metadata=setting("items of a world", whole(1, 100_000), flag="items"))
-    n_known: int = field(
-        default=10_000, metadata=setting("ratings given at the start", whole(0, MAX_PAIRS), flag="known")
+    n_users: int = setting(100, "users of a world", whole(1, 100_000), flag="--users")
+    n_items: int = setting(300, "items of a world", whole(1, 100_000), flag="--items")
+    n_known: int = setting(10_000, "ratings given at the start", whole(0, MAX_PAIRS), flag="--known")
+    late_users: float = setting(
+        0.0, "share of the users that appear later", real(0, 0.9), flag="--late-users"
     )
-    late_users: float = field(
-        default=0.0, metadata=setting("share of the users that appear later", real(0, 0.9))
+    late_items: float = setting(
+        0.0, "share of the items that appear later", real(0, 0.9), flag="--late-items"
     )
-    late_items: float = field(
-        default=0.0, metadata=setting("share of the items that appear later", real(0, 0.9))
+    drift: float = setting(
+        0.0, "how far tastes turn in 10,000 events, in radians", real(0, 100), flag="--drift"
     )
-    drift: float = field(
-        default=0.0, metadata=setting("how far tastes turn in 10,000 events, in radians", real(0, 100))
-    )
-    noise: float = field(
-        default=0.0, metadata=setting("standard deviation of the noise on each score", real(0, 100))
-    )
+    noise: float = setting(0.0, "standard deviation of the noise on each score", real(0, 100), flag="--noise")
 
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""

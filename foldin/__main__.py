@@ -20,7 +20,7 @@ The first steps:
   foldin evaluate ratings.csv     how well engines predict them
   foldin COMMAND --help           what a command takes
 
-Settings that are not flags are environment variables called FOLDIN_...; docs/architecture.md lists them.
+Settings that are not flags are environment variables called FOLDIN_...; `foldin settings` lists them.
 """
 
 Command = Callable[[argparse.Namespace, Sequence[str]], int]
@@ -77,6 +77,13 @@ def _bench(_args: argparse.Namespace, rest: Sequence[str]) -> int:
     from foldin.bench import bench
 
     return bench(rest)
+
+
+def _settings(_args: argparse.Namespace, _rest: Sequence[str]) -> int:
+    from foldin.settings import settings_reference
+
+    print(settings_reference(), end="")
+    return 0
 
 
 def _version(_args: argparse.Namespace, _rest: Sequence[str]) -> int:
@@ -227,6 +234,7 @@ def build_parser(environ: "os._Environ[str] | dict[str, str]") -> argparse.Argum
         "bench", _bench, "measure speed and accuracy (from a checkout)", "Run a benchmark of the checkout."
     )
     sub.set_defaults(passes_on=True)
+    command("settings", _settings, "print every setting", "Print all settings, as Markdown.")
     command("version", _version, "print the version", "Print the version of foldin and of Python.")
     return parser
 

@@ -9,8 +9,9 @@ import os
 import sys
 
 from featurestore.errors import StoreError, StoreRefused
-from featurestore.settings import EnvironmentReader, SettingsInvalid, StoreSettings
+from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from processes.settings import SettingsError, load
 
 
 async def _holds_ratings(settings: StoreSettings) -> bool:
@@ -25,11 +26,9 @@ async def _holds_ratings(settings: StoreSettings) -> bool:
 def main() -> int:
     """Open the store as every part of the stack will. Returns the exit code."""
     try:
-        reader = EnvironmentReader(os.environ)
-        settings = StoreSettings.from_environment(reader)
-        reader.finish()
+        settings = load(StoreSettings, (), os.environ)
         sys.stdout.write("ratings\n" if asyncio.run(_holds_ratings(settings)) else "empty\n")
-    except (StoreRefused, SettingsInvalid) as exc:
+    except (StoreRefused, SettingsError) as exc:
         sys.stdout.write(" ".join(str(exc).split()) + "\n")
         return 2
     except StoreError as exc:

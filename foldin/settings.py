@@ -1,4 +1,4 @@
-"""What the `foldin` command takes from the environment, read once. Flags of the command win."""
+"""What the `foldin` command takes from the environment, read once, and the reference of all settings."""
 
 import tempfile
 from collections.abc import Mapping
@@ -34,3 +34,33 @@ class FrontDoorSettings:
             state_dir=state / "foldin",
             inherited=dict(environ),
         )
+
+
+INTRODUCTION = """\
+# Settings
+
+Printed by `foldin settings`. A flag wins over an environment variable, a variable over the default. Each
+process reads its settings once, at its start, and reports all mistakes together: one line, exit code 2.
+
+The variables that only the compose file reads are in [operations.md](operations.md).
+"""
+
+
+def settings_reference() -> str:
+    """Every setting of every process as a Markdown document, from the declarations."""
+    from environment.settings import ServerSettings
+    from evaluation.course.settings import EvaluationSettings, PlaySettings
+    from featurestore.settings import StoreSettings
+    from processes.settings import reference
+    from service.settings import ServiceSettings
+    from trainer.settings import TrainerSettings
+
+    tables = (
+        ("The store, as service and trainer open it", reference(StoreSettings)),
+        ("`python -m service`", reference(ServiceSettings, without=("store",))),
+        ("`python -m trainer`", reference(TrainerSettings, without=("store",))),
+        ("`python -m environment`", reference(ServerSettings)),
+        ("`python -m evaluation.course.play`", reference(PlaySettings)),
+        ("`foldin evaluate`, the course's protocol", reference(EvaluationSettings)),
+    )
+    return INTRODUCTION + "".join(f"\n## {title}\n\n{table}" for title, table in tables)

@@ -14,10 +14,11 @@ import numpy as np
 from factors import Scale
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable, StreamFull
 from featurestore.ratings.batches import Columns
-from featurestore.settings import EnvironmentReader, SettingsInvalid, StoreSettings
+from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.errors import ImportStoppedError
 from processes.errors import CannotStartError
+from processes.settings import load
 
 API_TIMEOUT_S = 30.0
 STORE_TIMEOUT_S = 15.0
@@ -74,14 +75,12 @@ class StoreSink:
     @classmethod
     async def open(cls, environ: Mapping[str, str], name: str) -> "StoreSink":
         """Connect with the settings in `environ`. Raises CannotStartError."""
-        reader = EnvironmentReader(environ)
-        settings = StoreSettings.from_environment(reader)
+        settings = load(StoreSettings, (), environ)
         try:
-            reader.finish()
             # Nobody waits for one answer here, and a store that is busy with large batches answers late.
             patient = replace(settings, timeout_s=max(settings.timeout_s, STORE_TIMEOUT_S))
             store = await Store.open(patient, hot=False)
-        except (StoreRefused, SettingsInvalid) as exc:
+        except StoreRefused as exc:
             raise CannotStartError(" ".join(str(exc).split())) from exc
         except StoreError as exc:
             raise CannotStartError(

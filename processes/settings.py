@@ -1,72 +1,97 @@
-"""Settings objects from environment variables and flags: a flag wins over a variable, a variable over the
-default.
+"""Settings of a process, declared once: from the declaration come reading, flags, help and the reference.
 
-All errors of one start are reported together, so that a person mends them in one go. Only `load` reads what
-it is given; nothing here looks at the process's own environment.
+A settings class is a frozen dataclass whose fields are made by `setting(...)`. A flag wins over a variable, a
+variable over the default. Invariant: all mistakes of one start are reported together, so that a person mends
+them in one go; nothing here looks at the environment of the process by itself.
 """
 
 import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from types import EllipsisType
 from typing import Any, TypeVar, cast
 
+from processes.errors import CannotStartError
+
 T = TypeVar("T")
+C = TypeVar("C", bound=str)
+
+HIDDEN = argparse.SUPPRESS  # help of a flag that only our own processes give each other
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
-class SettingsError(Exception):
-    """A person has to change what was asked for: the message says what, one line a mistake."""
+class SettingsError(CannotStartError):
+    """A person has to change what was asked for. `problems`: what to change, one sentence each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """How one setting is read from text. `switch`: a flag without a value; `many`: several values, by commas
-    or spaces.
+class Setting:
+    """One declared setting. `variable` and `flag`: its names, None where it has none of that kind.
+
+    A flag without dashes is a positional argument. `switch`: a flag without a value. `many`: several values,
+    separated by commas or spaces. `shown`: the default as the reference shows it.
     """
 
     help: str
     parse: Callable[[str], Any]
-    flag: str | None = None
-    switch: bool = False
-    many: bool = False
+    variable: str | None
+    flag: str | None
+    switch: bool
+    many: bool
+    shown: str
+
+    def value_of(self, text: str) -> Any:
+        """Parse the text of a flag or a variable. Raises ValueError with what it must be."""
+        if not self.many:
+            return self.parse(text)
+        return tuple(self.parse(part) for part in text.replace(",", " ").split())
 
 
 def setting(
-    text: str,
+    default: T | EllipsisType,
+    help: str,  # noqa: A002 - the word that argparse has for it
     parse: Callable[[str], Any] = str,
     *,
+    variable: str | None = None,
     flag: str | None = None,
     switch: bool = False,
     many: bool = False,
-) -> dict[str, Any]:
-    """Metadata of a dataclass field that `load` can fill.
-
-    `flag` and the variable are named after the field where it is None.
-    """
-    return {"spec": Spec(text, parse, flag, switch, many)}
-
-
-def nested(*, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Metadata of a field that is a dataclass: its settings are read along with those around it, but for
-    `without`.
-    """
-    return {"without": frozenset(without)}
+    shown: str | None = None,
+) -> T:
+    """Declare a field of a settings class. `default`: `...` for one that must be given."""
+    declared = Setting(help, parse, variable, flag, switch, many, _shown(default) if shown is None else shown)
+    kept: Any = MISSING if default is ... else default
+    found: T = field(default=kept, metadata={"setting": declared})
+    return found
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """Reads a whole number between `low` and `high`, both included."""
+def nested(cls: type[T], *, without: Sequence[str] = ()) -> T:
+    """Declare a field that is a settings class itself, read along with its owner but for `without`."""
+    found: T = field(default_factory=cls, metadata={"nested": cls, "without": frozenset(without)})
+    return found
+
+
+def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """Parser of a whole number between `low` and `high`, both included."""
 
     def parse(text: str) -> int:
-        number = int(text) if text.isascii() and text.lstrip("-").isdigit() else None
+        # Not int() alone: it takes 1_000 and the digits of other scripts, too.
+        number = int(text) if re.fullmatch(r"\s*[+-]?\d{1,40}\s*", text, re.ASCII) else None
         if number is None or not low <= number <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
+            raise ValueError(f"must be a whole number from {low} to {high}, not {text!r}")
         return number
 
     return parse
 
 
-def real(low: float, high: float) -> Callable[[str], float]:
-    """Reads a finite number between `low` and `high`, both included."""
+def real(low: float, high: float, what: str = "a number") -> Callable[[str], float]:
+    """Parser of a finite number between `low` and `high`, both included."""
 
     def parse(text: str) -> float:
         try:
@@ -74,114 +99,184 @@ def real(low: float, high: float) -> Callable[[str], float]:
         except ValueError:
             number = math.nan
         if not low <= number <= high:
-            raise ValueError(f"must be a number from {low:g} to {high:g}")
+            raise ValueError(f"must be {what} from {low:g} to {high:g}, not {text!r}")
         return number
 
     return parse
 
 
+def choice(options: Sequence[C]) -> Callable[[str], C]:
+    """Parser of one of `options`."""
+
+    def parse(text: str) -> C:
+        for option in options:
+            if text == option:
+                return option
+        raise ValueError(f"must be {' or '.join(options)}, not {text!r}")
+
+    return parse
+
+
 def switch(text: str) -> bool:
-    """Reads a yes or no of an environment variable."""
+    """Parse the yes or no of a variable."""
     if text.lower() not in {"0", "1", "false", "true", "no", "yes"}:
-        raise ValueError("must be 0 or 1")
+        raise ValueError(f"must be 0 or 1, not {text!r}")
     return text.lower() in {"1", "true", "yes"}
 
 
 def url(text: str) -> str:
-    """Reads the address of an HTTP server, without a slash at its end."""
-    if not text.startswith(("http://", "https://")) or len(text.split("://", 1)[1].strip("/")) == 0:
-        raise ValueError("must be an address that begins with http:// or https://")
+    """Parse the address of an HTTP server; a slash at its end is taken off."""
+    if not text.startswith(("http://", "https://")) or not text.split("://", 1)[1].strip("/"):
+        raise ValueError(f"must be an address that begins with http:// or https://, not {text!r}")
     return text.rstrip("/")
 
 
 def load(
-    cls: type[T], prefix: str, argv: Sequence[str], environ: Mapping[str, str], *, command: str, about: str
+    cls: type[T], argv: Sequence[str], environ: Mapping[str, str], *, command: str = "", about: str = ""
 ) -> T:
-    """Read `cls` and the dataclasses within it from `PREFIX_NAME` variables and `--name` flags.
+    """Read a settings class from flags and variables.
 
-    What `cls.problems()` says, where there is such a method, counts too. Raises SettingsError with every
-    mistake found. Asks argparse to print the help and exit on `--help`.
+    Raises SettingsError with every mistake found; what `cls.problems()` says, where there is such a method,
+    counts too. Prints the help and exits on `--help`.
     """
-    parser = argparse.ArgumentParser(prog=command, description=about, exit_on_error=False, allow_abbrev=False)
-    _add_flags(parser, cls, prefix)
+    parser = argparse.ArgumentParser(
+        prog=command,
+        description=about,
+        epilog=_variables_without_flag(cls),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    add_flags(parser, cls)
     try:
-        given, unknown = parser.parse_known_args(argv)
+        flags, unknown = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise SettingsError(str(error)) from error
     errors = [f"unknown argument {argument}" for argument in unknown]
-    made = _Source(prefix, vars(given), environ, errors).make(cls)
+    made = _make(cls, frozenset(), vars(flags), environ, errors)
     if made is not None:
         errors.extend(getattr(made, "problems", list)())
     if errors:
-        raise SettingsError("\n".join(errors))
+        raise SettingsError(*errors)
     return cast("T", made)
 
 
-def _names(entry: Field[Any], prefix: str) -> tuple[Spec, str, str]:
-    spec: Spec = entry.metadata["spec"]
-    flag = spec.flag or entry.name.replace("_", "-")
-    return spec, f"--{flag}", f"{prefix}_{flag.replace('-', '_').upper()}"
-
-
-def _add_flags(
-    parser: argparse.ArgumentParser, cls: type[Any], prefix: str, without: frozenset[str] = frozenset()
+def add_flags(
+    parser: argparse.ArgumentParser, cls: type[Any], environ: Mapping[str, str] | None = None
 ) -> None:
-    for entry in fields(cls):
-        if is_dataclass(entry.type):
-            _add_flags(parser, cast("type[Any]", entry.type), prefix, entry.metadata["without"])
+    """Add the flags of a settings class to a command line.
+
+    Without `environ` flags stay text, for `load`, which reports all mistakes together. With it argparse
+    parses them and takes defaults from the variables: for a subcommand, whose errors argparse words.
+    """
+    for entry, declared in declarations(cls):
+        if declared.flag is None:
             continue
+        default = "" if declared.switch or not declared.shown else f" (default: {declared.shown.strip('`')})"
+        words = declared.help if declared.help == HIDDEN else declared.help + default
+        if declared.variable is not None:
+            words += f" [{declared.variable}]"
+        options: dict[str, Any] = {"help": words.replace("%", "%%")}
+        name = declared.flag
+        if name.startswith("-"):
+            options["dest"] = entry.name
+        else:
+            name, options["metavar"] = entry.name, name
+        if declared.switch:
+            options |= {"action": "store_const", "const": "1"}
+        else:
+            options["nargs"] = "+" if declared.many else None
+        if environ is not None:
+            text = environ.get(declared.variable or "") or None
+            options["default"] = entry.default if text is None else text
+            if declared.switch:
+                options["const"] = True
+            else:
+                options["type"] = _argument(declared.parse)
+        parser.add_argument(name, **options)
+
+
+def declarations(
+    cls: type[Any], without: frozenset[str] = frozenset()
+) -> Iterator[tuple[Field[Any], Setting]]:
+    """Every declared setting of a class and of the classes nested in it, with its field."""
+    for entry in fields(cls):
         if entry.name in without:
             continue
-        spec, flag, variable = _names(entry, prefix)
-        described = f"{spec.help} ({variable})".replace("%", "%%")
-        if spec.switch:
-            parser.add_argument(flag, dest=entry.name, action="store_const", const="1", help=described)
-        else:
-            parser.add_argument(
-                flag, dest=entry.name, metavar="X", nargs="+" if spec.many else None, help=described
-            )
+        if "nested" in entry.metadata:
+            yield from declarations(entry.metadata["nested"], entry.metadata["without"])
+        elif "setting" in entry.metadata:
+            yield entry, entry.metadata["setting"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where the values come from, and the mistakes found in them."""
+def reference(cls: type[Any], *, without: Sequence[str] = ()) -> str:
+    """The settings of a class, but for the fields `without`, as a Markdown table: names, default, meaning."""
+    rows = ["| name | default | what it does |", "|---|---|---|"]
+    for declared in (found for _, found in declarations(cls, frozenset(without)) if found.help != HIDDEN):
+        names = ", ".join(f"`{name}`" for name in (declared.variable, declared.flag) if name is not None)
+        rows.append(f"| {names} | {declared.shown} | {declared.help} |")
+    return "\n".join(rows) + "\n"
 
-    prefix: str
-    given: Mapping[str, Any]
-    environ: Mapping[str, str]
-    errors: list[str]
 
-    def make(self, cls: type[Any], without: frozenset[str] = frozenset()) -> object | None:
-        """An object of `cls`, None when there is a mistake in it."""
-        values: dict[str, Any] = {}
-        before = len(self.errors)
-        for entry in fields(cls):
-            if is_dataclass(entry.type):
-                values[entry.name] = self.make(cast("type[Any]", entry.type), entry.metadata["without"])
-            elif entry.name not in without:
-                try:
-                    self._read(entry, values)
-                except ValueError as error:
-                    self.errors.append(str(error))
-        if len(self.errors) > before:
-            return None
-        made: object = cls(**values)
-        return made
+def _shown(default: object) -> str:
+    match default:
+        case None:
+            return "none"
+        case bool():
+            return "on" if default else "off"
+        case int():
+            return f"{default:,}" if default >= 10_000 else str(default)
+        case float():
+            return f"{default:g}"
+        case tuple():
+            return " ".join(map(_shown, default))
+        case _:
+            return "" if default is ... else f"`{default}`"
 
-    def _read(self, entry: Field[Any], values: dict[str, Any]) -> None:
-        spec, flag, variable = _names(entry, self.prefix)
-        text, source = self.given[entry.name], flag
-        if text is None:
-            text, source = self.environ.get(variable) or None, variable
-        if text is None:
-            if entry.default is MISSING:
-                raise ValueError(f"{flag} (or {variable}) is needed: {spec.help}")
-            return
+
+def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse_argument(text: str) -> Any:
         try:
-            if spec.many:
-                parts = (text if isinstance(text, str) else " ".join(text)).replace(",", " ").split()
-                values[entry.name] = tuple(spec.parse(part) for part in parts)
-            else:
-                values[entry.name] = spec.parse(text)
+            return parse(text)
         except ValueError as error:
-            raise ValueError(f"{source} {error}") from error
+            # Of a ValueError argparse would show the parser's name in place of the words.
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse_argument
+
+
+def _variables_without_flag(cls: type[Any]) -> str | None:
+    only = [declared for _, declared in declarations(cls) if declared.variable and declared.flag is None]
+    lines = [f"  {declared.variable}: {declared.help} ({declared.shown})" for declared in only]
+    return "\n".join(["environment variables:", *lines]) if lines else None
+
+
+def _make(
+    cls: type[Any],
+    without: frozenset[str],
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    errors: list[str],
+) -> object | None:
+    """An object of `cls`; None, with the mistakes added to `errors`, where one cannot be read."""
+    values: dict[str, Any] = {}
+    before = len(errors)
+    for entry in fields(cls):
+        if "nested" in entry.metadata:
+            inner, left_out = entry.metadata["nested"], entry.metadata["without"]
+            values[entry.name] = _make(inner, left_out, flags, environ, errors)
+        elif "setting" in entry.metadata and entry.name not in without:
+            declared: Setting = entry.metadata["setting"]
+            text, source = flags.get(entry.name), declared.flag
+            if text is None:
+                text, source = environ.get(declared.variable or "") or None, declared.variable
+            if text is None and entry.default is not MISSING:
+                continue
+            try:
+                # nargs="+" gives a list; a variable holds the same as one text.
+                values[entry.name] = declared.value_of(
+                    text if isinstance(text, str) else " ".join(text or ())
+                )
+            except ValueError as error:
+                errors.append(f"{source} {error}")
+    return None if len(errors) > before else cls(**values)

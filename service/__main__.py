@@ -27,14 +27,14 @@ def _work(settings: "ServiceSettings", place: "Place", sock: socket.socket) -> i
 
 def main() -> int:
     """Serve; the exit code."""
-    from featurestore.settings import SettingsInvalid
+    from processes.settings import SettingsError
     from service.settings import read_settings
 
     arguments = sys.argv[1:]
     try:
         settings, place = read_settings(arguments, os.environ)
-    except SettingsInvalid as exc:
-        print(f"service: {exc}".replace("\n", "; "), file=sys.stderr)
+    except SettingsError as exc:
+        print(f"service: {exc}", file=sys.stderr)
         return CANNOT_START
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if place.socket is not None:

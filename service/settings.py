@@ -1,15 +1,13 @@
-"""Settings of the service. Invariant: read once at the start, frozen, every error told together."""
+"""Settings of the service. Invariant: read once at the start, frozen, every error reported together."""
 
-import argparse
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.settings import EnvironmentReader, StoreSettings
-
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+from featurestore.settings import StoreSettings
+from processes.settings import HIDDEN, LOG_LEVELS, choice, load, nested, setting, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +23,25 @@ class ServiceSettings:
     flight may take at the end. `train_wait_s`: how long POST /train waits.
     """
 
-    store: StoreSettings
-    host: str = "127.0.0.1"
-    port: int = 8080
-    workers: int = 1
-    cache_dir: Path = Path(tempfile.gettempdir()) / "foldin-cache"
-    log_level: str = "INFO"
+    store: StoreSettings = nested(StoreSettings)
+    host: str = setting("127.0.0.1", "address to listen on", variable="FOLDIN_HOST", flag="--host")
+    port: int = setting(
+        8080, "port to listen on, 0 takes a free one", whole(0, 65_535), variable="FOLDIN_PORT", flag="--port"
+    )
+    workers: int = setting(
+        1, "worker processes on that port", whole(1, 256), variable="FOLDIN_WORKERS", flag="--workers"
+    )
+    # The user's id: two users of one machine do not share a folder that only one of them may write.
+    cache_dir: Path = setting(
+        Path(tempfile.gettempdir()) / f"foldin-{os.getuid()}",
+        "folder of the item table, which the workers of a host map; on a local disk",
+        Path,
+        variable="FOLDIN_CACHE_DIR",
+        shown="`foldin-UID` in the temporary directory",
+    )
+    log_level: str = setting(
+        "INFO", "the least grave lines that are logged", choice(LOG_LEVELS), variable="FOLDIN_LOG_LEVEL"
+    )
     in_flight: int = 1024
     connections: int = 8192
     large_bytes: int = 64 * 2**10
@@ -48,48 +59,32 @@ class ServiceSettings:
     erase_wait_s: float = 5.0
 
 
-def read_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[ServiceSettings, "Place"]:
-    """Settings from flags and environment (a flag wins) and what a supervisor tells of the worker's place.
-
-    Raises `SettingsInvalid`; a flag that cannot be read ends the process with code 2, as `argparse` does.
-    """
-    parser = argparse.ArgumentParser(prog="python -m service", description="Serve the HTTP API.")
-    parser.add_argument("--host", help="address to listen on (FOLDIN_HOST, 127.0.0.1)")
-    parser.add_argument("--port", help="port to listen on, 0 takes a free one (FOLDIN_PORT, 8080)")
-    parser.add_argument("--workers", help="worker processes on that port (FOLDIN_WORKERS, 1)")
-    # How the supervisor starts its workers; a person has no use for it.
-    parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    flags = parser.parse_args(arguments)
-    given = {"FOLDIN_HOST": flags.host, "FOLDIN_PORT": flags.port, "FOLDIN_WORKERS": flags.workers}
-    reader = EnvironmentReader(
-        {**environ, **{name: text for name, text in given.items() if text is not None}}
-    )
-    default_cache = Path(tempfile.gettempdir()) / f"foldin-{os.getuid()}"
-    settings = ServiceSettings(
-        store=StoreSettings.from_environment(reader),
-        host=reader.text("FOLDIN_HOST", "127.0.0.1"),
-        port=reader.integer("FOLDIN_PORT", 8080, 0, 65535),
-        workers=reader.integer("FOLDIN_WORKERS", 1, 1, 256),
-        cache_dir=Path(reader.text("FOLDIN_CACHE_DIR", str(default_cache))),
-        log_level=reader.choice("FOLDIN_LOG_LEVEL", "INFO", LOG_LEVELS),
-    )
-    reader.finish()
-    return settings, Place(flags.worker, flags.socket, flags.folder)
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """A worker's place among its siblings: its number, the listening socket it inherits, the folder they
-    share.
+    share. The flags are those by which the supervisor starts its workers.
     """
 
-    worker: int = 0
-    socket: int | None = None
-    folder: Path | None = None
+    worker: int = setting(0, HIDDEN, int, flag="--worker")
+    socket: int | None = setting(None, HIDDEN, int, flag="--socket")
+    folder: Path | None = setting(None, HIDDEN, Path, flag="--folder")
 
     @property
     def supervised(self) -> bool:
         """Whether a supervisor started this process."""
         return self.socket is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _CommandLine:
+    settings: ServiceSettings = nested(ServiceSettings)
+    place: Place = nested(Place)
+
+
+def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ServiceSettings, Place]:
+    """Settings from flags and variables, and where a supervisor put this worker.
+
+    Raises SettingsError with every mistake.
+    """
+    read = load(_CommandLine, argv, environ, command="python -m service", about="Serve the HTTP API.")
+    return read.settings, read.place

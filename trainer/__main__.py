@@ -1,6 +1,5 @@
 """`python -m trainer`: reads the settings and works until SIGTERM or SIGINT."""
 
-import argparse
 import asyncio
 import os
 import signal
@@ -15,20 +14,16 @@ CANNOT_START = 2
 
 def main() -> int:
     """Work; the exit code: 0 after a signal, 2 where a person must change something."""
-    argparse.ArgumentParser(
-        prog="trainer",
-        description="Archives ratings, fits them, publishes the fits. Set up by FOLDIN_* variables.",
-    ).parse_args()
-    from featurestore.settings import SettingsInvalid
+    from processes.settings import SettingsError
     from trainer.app import Trainer
     from trainer.errors import CannotStartError
     from trainer.log import configure
     from trainer.settings import TrainerSettings
 
     try:
-        settings = TrainerSettings.from_environment(os.environ)
-    except SettingsInvalid as exc:
-        print(f"trainer: {exc}".replace("\n", "; "), file=sys.stderr)
+        settings = TrainerSettings.load(sys.argv[1:], os.environ)
+    except SettingsError as exc:
+        print(f"trainer: {exc}", file=sys.stderr)
         return CANNOT_START
     configure(settings.log_level)
     try:

@@ -5,6 +5,8 @@ tried without end, and while a person holds an older generation live nothing is 
 from dataclasses import dataclass
 from typing import Literal
 
+from processes.settings import real, setting, whole
+
 Reason = Literal["asked", "files", "events", "seconds"]
 
 
@@ -12,17 +14,35 @@ Reason = Literal["asked", "files", "events", "seconds"]
 _LEAST_GROWTH = 100
 
 
+def _per_cent(text: str) -> float:
+    return whole(0, 1_000_000)(text) / 100.0
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """When to refit unasked.
 
     After so many `events`, so many `seconds` after the first of them, or when there are more by `growth` (a
-    fraction; 0: however many) than the last fit knew.
+    fraction; 0: not for growth) than the last fit knew.
     """
 
-    events: int
-    seconds: float
-    growth: float = 0.0
+    events: int = setting(
+        5_000, "refit when so many events are new", whole(1), variable="FOLDIN_REFIT_EVENTS"
+    )
+    seconds: float = setting(
+        60.0,
+        "refit so many seconds after the first new event",
+        real(0.001, 86_400.0, "seconds"),
+        variable="FOLDIN_REFIT_SECONDS",
+    )
+    growth: float = setting(
+        0.2,
+        "refit when there are so many per cent more events than the last fit knew, and 100 at least; "
+        "0: not for that",
+        _per_cent,
+        variable="FOLDIN_REFIT_GROWTH",
+        shown="20",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,34 +1,49 @@
-"""Settings of a trainer process. Invariant: read once, all errors told together."""
+"""Settings of a trainer process. Invariant: read once, all errors reported together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from featurestore.settings import EnvironmentReader, StoreSettings, parse_scale
+from featurestore.settings import StoreSettings, parse_scale
+from processes.settings import LOG_LEVELS, choice, load, nested, setting, whole
 from trainer.engines import ENGINES, EngineName
 from trainer.gate import Policy
 from trainer.schedule import Rules
+
+
+def _engine(text: str) -> EngineName:
+    name = choice(ENGINES)(text)
+    if name == "neural" and find_spec("torch") is None:
+        raise ValueError("is neural, which needs torch: pip install foldin[neural]")
+    return name
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
     """How a trainer works.
 
-    `rules`: when to refit unasked.
-    `batch_events`: at most so many events in a batch (2 us of the event loop each); `linger_s`: batches of
-    less follow each other no faster. `lease_ttl_s`: how long a leader that is gone keeps others waiting.
-    `grace_s`: what a stop may take. `abandon_s`: how long a new history may be prepared without anybody
-    asking for it.
+    `rules`: when to refit unasked. `batch_events`: at most so many events in a batch; `linger_s`: smaller
+    batches follow each other no faster. `lease_ttl_s`: how long a leader that is gone keeps others waiting.
+    `grace_s`: what a stop may take. `abandon_s`: how long a new history may be prepared unasked.
     """
 
-    store: StoreSettings
-    archive_dir: Path = Path("data/archive")
-    engine: EngineName = "variational"
-    rules: Rules = field(default_factory=lambda: Rules(5_000, 60.0, 0.2))
-    fit_threads: int = 1
-    log_level: str = "INFO"
-    batch_events: int = 12_800
+    store: StoreSettings = nested(StoreSettings)
+    archive_dir: Path = setting(
+        Path("data/archive"), "folder of the archive of ratings", Path, variable="FOLDIN_ARCHIVE_DIR"
+    )
+    engine: EngineName = setting(
+        "variational",
+        "how to fit: `variational`, `implicit`, or `neural`, which needs the extra of that name",
+        _engine,
+        variable="FOLDIN_ENGINE",
+    )
+    rules: Rules = nested(Rules)
+    fit_threads: int = setting(1, "threads of a fit", whole(1, 1024), variable="FOLDIN_FIT_THREADS")
+    log_level: str = setting(
+        "INFO", "the least grave lines that are logged", choice(LOG_LEVELS), variable="FOLDIN_LOG_LEVEL"
+    )
+    batch_events: int = 12_800  # 25 ms of the event loop, at 2 us an event
     linger_s: float = 0.5
     lease_ttl_s: float = 5.0
     grace_s: float = 5.0
@@ -36,27 +51,10 @@ class TrainerSettings:
     gate: Policy = field(default_factory=Policy)
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> "TrainerSettings":
-        """The settings in an environment. Raises `SettingsInvalid`."""
-        reader = EnvironmentReader(environ)
-        name = reader.choice("FOLDIN_ENGINE", "variational", ENGINES)
-        engine = next(known for known in ENGINES if known == name)
-        if engine == "neural" and find_spec("torch") is None:
-            reader.problem("FOLDIN_ENGINE", "is neural, which needs torch: pip install foldin[neural]")
-        settings = cls(
-            store=StoreSettings.from_environment(reader),
-            archive_dir=Path(reader.text("FOLDIN_ARCHIVE_DIR", "data/archive")),
-            engine=engine,
-            rules=Rules(
-                reader.integer("FOLDIN_REFIT_EVENTS", 5_000),
-                reader.seconds("FOLDIN_REFIT_SECONDS", 60.0),
-                reader.integer("FOLDIN_REFIT_GROWTH", 20, 0, 1_000_000) / 100.0,
-            ),
-            fit_threads=reader.integer("FOLDIN_FIT_THREADS", 1, 1, 1024),
-            log_level=reader.choice("FOLDIN_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
-        )
-        reader.finish()
-        return settings
+    def load(cls, argv: Sequence[str], environ: Mapping[str, str]) -> "TrainerSettings":
+        """Read the FOLDIN_* variables. Raises SettingsError with every mistake."""
+        about = "Archives ratings, fits them, publishes the fits."
+        return load(cls, argv, environ, command="python -m trainer", about=about)
 
     @property
     def scale(self) -> tuple[float, float, float | None]:

@@ -45,6 +45,7 @@ async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
             known = histories[0].rating.size
             for seat, history in zip(seats, histories, strict=True):
                 await seat.prepare(history, timeout_s=settings.prepare_timeout_s)
+            report_every = settings.report_every or max(settings.steps // 10, 1)
             step = 0
             yield Progress(step, settings.steps, known, same_world, _standings(seats))
             while step < settings.steps:
@@ -53,7 +54,7 @@ async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
                 except GameOverError:
                     break
                 step += 1
-                if step % settings.report_every == 0 and step < settings.steps:
+                if step % report_every == 0 and step < settings.steps:
                     yield Progress(step, settings.steps, known, same_world, _standings(seats))
             yield Progress(step, settings.steps, known, same_world, _standings(seats))
         finally:

@@ -1,11 +1,11 @@
 """Settings of one play and of one evaluation. Frozen, read once, every mistake reported together."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from environment.settings import MAX_SEED, ServerSettings
-from environment.world import MAX_PAIRS, WorldOptions
+from environment.world import COURSE_STEPS, MAX_PAIRS, WorldOptions
 from evaluation.players import API_PLAYERS, LOCAL_PLAYERS, player_name
 from processes.settings import load, nested, real, setting, switch, url, whole
 
@@ -16,46 +16,54 @@ class PlaySettings:
     latest part.
     """
 
-    environment: str = field(
-        default="http://127.0.0.1:8081", metadata=setting("address of the environment", url)
+    environment: str = setting(
+        "http://127.0.0.1:8081", "address of the environment", url, flag="--environment"
     )
-    api: str = field(
-        default="http://127.0.0.1:8080",
-        metadata=setting("address of the Foldin API, for the deployed players", url),
+    api: str = setting(
+        "http://127.0.0.1:8080", "address of the Foldin API, for the deployed players", url, flag="--api"
     )
-    steps: int = field(default=1_000, metadata=setting("steps to play", whole(1, MAX_PAIRS)))
-    players: tuple[str, ...] = field(
-        default=("random", "constant", "bias", "deployed"),
-        metadata=setting("who plays", player_name, many=True),
+    steps: int = setting(
+        COURSE_STEPS, "steps to play", whole(1, MAX_PAIRS), variable="FOLDIN_PLAY_STEPS", flag="--steps"
     )
-    seed: int | None = field(
-        default=None, metadata=setting("world to play, random without", whole(0, MAX_SEED))
+    players: tuple[str, ...] = setting(
+        ("random", "constant", "bias", "deployed"), "who plays", player_name, flag="--players", many=True
     )
-    known: int | None = field(
-        default=None,
-        metadata=setting("show the players only so many ratings of the history", whole(0, MAX_PAIRS)),
+    seed: int | None = setting(None, "world to play, random without", whole(0, MAX_SEED), flag="--seed")
+    known: int | None = setting(
+        None,
+        "show the players only so many ratings of the history, the latest",
+        whole(0, MAX_PAIRS),
+        flag="--known",
+        shown="all",
     )
-    replace: bool = field(
-        default=False, metadata=setting("let the API forget all that it knows", switch, switch=True)
+    replace: bool = setting(
+        False, "let the API forget all that it knows", switch, flag="--replace", switch=True
     )
-    delay_ms: int = field(
-        default=0, metadata=setting("pause before each step, in milliseconds", whole(0, 60_000))
+    delay_ms: int = setting(
+        0, "pause before each step, in ms (the course: 100)", whole(0, 60_000), flag="--delay-ms"
     )
-    report_every: int = field(default=100, metadata=setting("steps between two reports", whole(1, MAX_PAIRS)))
-    answer_timeout_s: float = field(
-        default=2.0, metadata=setting("an answer that takes longer is missing", real(0.001, 60))
+    report_every: int | None = setting(
+        None,
+        "steps between two reports",
+        whole(1, MAX_PAIRS),
+        flag="--report-every",
+        shown="a tenth of the steps",
     )
-    prepare_timeout_s: float = field(
-        default=120.0, metadata=setting("time to learn the history", real(0.1, 3600))
+    answer_timeout_s: float = setting(
+        2.0,
+        "an answer that takes longer is missing, in seconds",
+        real(0.001, 60),
+        flag="--answer-timeout-s",
+    )
+    prepare_timeout_s: float = setting(
+        120.0, "seconds to learn the history", real(0.1, 3600), flag="--prepare-timeout-s"
     )
 
     @classmethod
     def load(cls, argv: Sequence[str], environ: Mapping[str, str]) -> "PlaySettings":
-        """Read flags and FOLDIN_PLAY_* variables. Raises SettingsError naming every mistake."""
+        """Read flags and variables. Raises SettingsError with every mistake."""
         about = "Play one world of the environment with several players and show how wrong each is."
-        return load(
-            cls, "FOLDIN_PLAY", argv, environ, command="python -m evaluation.course.play", about=about
-        )
+        return load(cls, argv, environ, command="python -m evaluation.course.play", about=about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,51 +74,53 @@ class EvaluationSettings:
     for each length of history; the players are shown its latest part. `output` None: nothing is written.
     """
 
-    environment: str | None = field(
-        default=None, metadata=setting("address of an environment; without, one is started", url)
+    environment: str | None = setting(
+        None, "address of an environment; without, one is started", url, flag="--environment"
     )
-    api: str | None = field(
-        default=None, metadata=setting("address of the Foldin API, for the deployed players", url)
+    api: str | None = setting(None, "address of the Foldin API, for the deployed players", url, flag="--api")
+    players: tuple[str, ...] = setting(
+        (), "who plays", player_name, flag="--players", many=True, shown="all that can"
     )
-    players: tuple[str, ...] = field(
-        default=(), metadata=setting("who plays; without, all that can", player_name, many=True)
+    steps: int = setting(COURSE_STEPS, "steps in a run", whole(1, MAX_PAIRS), flag="--steps")
+    runs: int = setting(3, "independent runs, each in a world of its own", whole(1, 1_000), flag="--runs")
+    seed: int | None = setting(None, "makes the evaluation repeatable", whole(0, MAX_SEED), flag="--seed")
+    known: tuple[int, ...] = setting(
+        (10_000,),
+        "ratings known at the start; several for a curve",
+        whole(0, MAX_PAIRS),
+        flag="--known",
+        many=True,
     )
-    steps: int = field(default=1_000, metadata=setting("steps in a run", whole(1, MAX_PAIRS)))
-    runs: int = field(
-        default=3, metadata=setting("independent runs, each in a world of its own", whole(1, 1_000))
+    replace: bool = setting(
+        False, "let the API forget all that it knows", switch, flag="--replace", switch=True
     )
-    seed: int | None = field(
-        default=None, metadata=setting("makes the evaluation repeatable", whole(0, MAX_SEED))
+    delay_ms: int = setting(
+        0,
+        "pause of `deployed` before each step, in ms (the course: 100)",
+        whole(0, 60_000),
+        flag="--delay-ms",
     )
-    known: tuple[int, ...] = field(
-        default=(10_000,),
-        metadata=setting("ratings known at the start; several for a curve", whole(0, MAX_PAIRS), many=True),
+    answer_timeout_s: float = setting(
+        2.0,
+        "an answer that takes longer is missing, in seconds",
+        real(0.001, 60),
+        flag="--answer-timeout-s",
     )
-    replace: bool = field(
-        default=False, metadata=setting("let the API forget all that it knows", switch, switch=True)
+    prepare_timeout_s: float = setting(
+        120.0, "seconds to learn the history", real(0.1, 3600), flag="--prepare-timeout-s"
     )
-    delay_ms: int = field(
-        default=0,
-        metadata=setting("pause of `deployed` before each step, in ms (the course: 100)", whole(0, 60_000)),
+    output: Path | None = setting(
+        Path("results/evaluation"), "folder for the CSV files and the pictures", Path, flag="--output"
     )
-    answer_timeout_s: float = field(
-        default=2.0, metadata=setting("an answer that takes longer is missing", real(0.001, 60))
-    )
-    prepare_timeout_s: float = field(
-        default=120.0, metadata=setting("time to learn the history", real(0.1, 3600))
-    )
-    output: Path | None = field(
-        default=Path("results/evaluation"), metadata=setting("folder for the CSV files and the picture", Path)
-    )
-    world: WorldOptions = field(default_factory=WorldOptions, metadata=nested(without=("n_known",)))
+    world: WorldOptions = nested(WorldOptions, without=("n_known",))
 
     @classmethod
     def load(cls, argv: Sequence[str], environ: Mapping[str, str]) -> "EvaluationSettings":
-        """Read flags and FOLDIN_EVALUATE_* variables. Raises SettingsError naming every mistake."""
+        """Read flags. Raises SettingsError with every mistake."""
         about = (
             "The course's protocol: mean squared error of 1,000 steps, 3 runs; a missing answer counts 1,000."
         )
-        return load(cls, "FOLDIN_EVALUATE", argv, environ, command="foldin evaluate", about=about)
+        return load(cls, argv, environ, command="foldin evaluate", about=about)
 
     def lineup(self, brought: Collection[str] = ()) -> tuple[str, ...]:
         """The players in the order in which they play; `brought` are those that the caller adds. The frozen

@@ -70,7 +70,7 @@ def test_the_store_neither_forgets_nor_evicts() -> None:
 
 
 def test_compose_sets_only_what_is_a_setting() -> None:
-    known = (ROOT / "docs/architecture.md").read_text("utf-8")
+    known = (ROOT / "docs/settings.md").read_text("utf-8")
     for name in ("service", "trainer"):
         for setting in COMPOSE["services"][name]["environment"]:
             assert f"`{setting}`" in known, setting
@@ -79,7 +79,7 @@ def test_compose_sets_only_what_is_a_setting() -> None:
 def test_every_variable_of_the_compose_file_is_documented() -> None:
     text = (ROOT / "docker-compose.yml").read_text("utf-8")
     documents = "".join(
-        (ROOT / "docs" / name).read_text("utf-8") for name in ("operations.md", "architecture.md")
+        (ROOT / "docs" / name).read_text("utf-8") for name in ("operations.md", "settings.md")
     )
     variables = set(re.findall(r"\$\{(\w+)", text))
     assert variables

@@ -42,7 +42,7 @@ def test_a_world_is_whole_timely_and_repeatable(drawn: WorldOptions, seed: int) 
 @given(
     st.lists(st.text(max_size=8), max_size=6),
     st.dictionaries(
-        st.sampled_from(["FOLDIN_ENVIRONMENT_PORT", "FOLDIN_ENVIRONMENT_SEED", "FOLDIN_ENVIRONMENT_NOISE"]),
+        st.sampled_from(["FOLDIN_ENVIRONMENT_PORT", "FOLDIN_ENVIRONMENT_SEED", "FOLDIN_ENVIRONMENT_HOST"]),
         st.text(max_size=8),
     ),
 )

@@ -164,7 +164,7 @@ def known_ratings(running: Stack, user: str) -> int:
 
 def test_up_play_ctrl_c_and_up_again(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with stack(data, FOLDIN_PLAY_STEPS="20", FOLDIN_PLAY_REPORT_EVERY="10") as running:
+    with stack(data, FOLDIN_PLAY_STEPS="20") as running:
         running.says("Where to look next")
         assert re.search(r"step 10 of 20, mean squared error: random .* deployed", running.text)
         for address in (running.url, f"http://127.0.0.1:{running.environment_port}", f"{running.url}/docs"):

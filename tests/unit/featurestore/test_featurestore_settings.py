@@ -4,20 +4,16 @@ import pytest
 
 from factors import Scale
 from featurestore.settings import (
-    EnvironmentReader,
-    SettingsInvalid,
     StoreSettings,
     format_scale,
     parse_scale,
     redacted,
 )
+from processes.settings import SettingsError, load
 
 
 def read(environ: dict[str, str]) -> StoreSettings:
-    reader = EnvironmentReader(environ)
-    settings = StoreSettings.from_environment(reader)
-    reader.finish()
-    return settings
+    return load(StoreSettings, (), environ)
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -50,7 +46,7 @@ def test_every_setting_is_taken() -> None:
 
 
 def test_all_errors_are_told_together() -> None:
-    with pytest.raises(SettingsInvalid) as caught:
+    with pytest.raises(SettingsError) as caught:
         read(
             {
                 "FOLDIN_REDIS_URL": "http://store",

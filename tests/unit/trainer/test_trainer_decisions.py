@@ -14,8 +14,8 @@ import pytest
 from featurestore.errors import LeaseLost
 from featurestore.leases import Lease
 from featurestore.ratings.stream import Events, Progress
-from featurestore.settings import SettingsInvalid
 from processes.backoff import Backoff
+from processes.settings import SettingsError
 from trainer import log
 from trainer.archive.consumer import is_new
 from trainer.archive.events import Span, join_spans
@@ -226,19 +226,19 @@ def test_log_lines_have_stable_keys(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_settings_are_read_and_every_error_told() -> None:
-    settings = TrainerSettings.from_environment(
-        {"FOLDIN_ENGINE": "implicit", "FOLDIN_REFIT_EVENTS": "7", "FOLDIN_SCALE": "0.5:5:0.5"}
+    settings = TrainerSettings.load(
+        [], {"FOLDIN_ENGINE": "implicit", "FOLDIN_REFIT_EVENTS": "7", "FOLDIN_SCALE": "0.5:5:0.5"}
     )
     assert (settings.engine, settings.rules.events, settings.scale) == ("implicit", 7, (0.5, 5.0, 0.5))
     assert settings.archive_dir == Path("data/archive")
-    with pytest.raises(SettingsInvalid) as caught:
-        TrainerSettings.from_environment({"FOLDIN_ENGINE": "x", "FOLDIN_FIT_THREADS": "0"})
+    with pytest.raises(SettingsError) as caught:
+        TrainerSettings.load([], {"FOLDIN_ENGINE": "x", "FOLDIN_FIT_THREADS": "0"})
     assert len(caught.value.problems) == 2
 
 
 def test_neural_engine_without_torch_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.settings.find_spec", lambda _: None)
-    with pytest.raises(SettingsInvalid, match=r"FOLDIN_ENGINE .* pip install foldin\[neural\]"):
-        TrainerSettings.from_environment({"FOLDIN_ENGINE": "neural"})
+    with pytest.raises(SettingsError, match=r"FOLDIN_ENGINE .* pip install foldin\[neural\]"):
+        TrainerSettings.load([], {"FOLDIN_ENGINE": "neural"})
     monkeypatch.setattr("trainer.settings.find_spec", lambda name: name)
-    assert TrainerSettings.from_environment({"FOLDIN_ENGINE": "neural"}).engine == "neural"
+    assert TrainerSettings.load([], {"FOLDIN_ENGINE": "neural"}).engine == "neural"
