@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 from service.supervisor import CANNOT_START, Supervisor, bind
 
 if TYPE_CHECKING:
-    from service.settings import Place, ServiceSettings
+    from service.settings import WorkerSlot, ServiceSettings
 
 
-def _work(settings: "ServiceSettings", place: "Place", sock: socket.socket) -> int:
+def _work(settings: "ServiceSettings", slot: "WorkerSlot", sock: socket.socket) -> int:
     """Be a worker. What only workers need is imported here, so that a supervisor stays small."""
     import uvloop
 
     from service.worker import serve
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(settings, place, sock))
+        return runner.run(serve(settings, slot, sock))
 
 
 def main() -> int:
@@ -32,13 +32,13 @@ def main() -> int:
 
     arguments = sys.argv[1:]
     try:
-        settings, place = read_settings(arguments, os.environ)
+        settings, slot = read_settings(arguments, os.environ)
     except SettingsError as exc:
         print(f"service: {exc}", file=sys.stderr)
         return CANNOT_START
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if place.socket is not None:
-        return _work(settings, place, socket.socket(fileno=place.socket))
+    if slot.socket is not None:
+        return _work(settings, slot, socket.socket(fileno=slot.socket))
     try:
         sockets = bind(settings.host, settings.port, settings.workers)
     except (OSError, UnicodeError) as exc:
@@ -49,7 +49,7 @@ def main() -> int:
         return CANNOT_START
     if settings.workers == 1:
         # No supervisor: one process, and whoever runs it starts it again.
-        return _work(settings, place, sockets[0])
+        return _work(settings, slot, sockets[0])
     return asyncio.run(Supervisor(sockets, arguments, settings.grace_s).run())
 
 

@@ -1,31 +1,72 @@
-"""The names under which an application keeps its state.
+"""What the handlers of one worker share, under one key of the application.
 
-Invariant: each is set once, by one context of `app`.
+Invariant: it is made once, by `app`, before the port opens; handlers read its parts and replace none.
 """
+
+import contextlib
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
-from featurestore.generations.follower import Follower
+from featurestore.generations.follower import Follower, LiveGeneration
 from featurestore.store import Store
 from service.http.admission import Admission
 from service.http.bodies import BodyReader
-from service.http.dispatch import Edge
-from service.metrics import Board, Snapshot
-from service.micro_batcher import Predictor
+from service.http.dispatch import Traffic
+from service.metrics import Snapshot, SnapshotFiles
+from service.micro_batcher import MicroBatcher, require
 from service.ranking_queue import RankingDesk
-from service.settings import Place, ServiceSettings
+from service.settings import ServiceSettings, WorkerSlot
 from service.training import Training
 
-SETTINGS = web.AppKey("settings", ServiceSettings)
-PLACE = web.AppKey("place", Place)
-STORE = web.AppKey("store", Store)
-FOLLOWER = web.AppKey("follower", Follower)
-COUNTS = web.AppKey("counts", Snapshot)
-BOARD = web.AppKey("board", Board)
-BODIES = web.AppKey("bodies", BodyReader)
-BATCHES = web.AppKey("batches", Admission)
-IMPORTS = web.AppKey("imports", Admission)
-PREDICTOR = web.AppKey("predictor", Predictor)
-RANKING = web.AppKey("ranking", RankingDesk)
-TRAINING = web.AppKey("training", Training)
-EDGE = web.AppKey("edge", Edge)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceContext:
+    """The parts of one worker. `predictions`, `imports`: how many large bodies of each kind it takes on."""
+
+    settings: ServiceSettings
+    slot: WorkerSlot
+    store: Store
+    follower: Follower
+    counts: Snapshot
+    snapshot_files: SnapshotFiles
+    traffic: Traffic
+    bodies: BodyReader
+    predictions: Admission
+    imports: Admission
+    batcher: MicroBatcher
+    rankings: RankingDesk
+    training: Training
+
+    def live(self) -> LiveGeneration:
+        """Return the generation that is served; raises `no_generation` before the first."""
+        return require(self.follower.live)
+
+    async def epoch(self) -> int:
+        """Return the epoch that is served; before the first generation, the one that takes ratings."""
+        live = self.follower.live
+        return live.epoch if live else (await self.store.generations.live()).epoch
+
+    def snapshot(self) -> Snapshot:
+        """Return the counts with what this worker is at this moment."""
+        counts, live = self.counts, self.follower.live
+        counts.at = time.time()
+        counts.generation = live.generation if live else 0
+        counts.epoch = live.epoch if live else 0
+        counts.in_flight = self.traffic.in_flight
+        counts.connections = self.traffic.connections
+        counts.resident_bytes = _resident_bytes()
+        return counts
+
+
+CONTEXT = web.AppKey("context", ServiceContext)
+
+
+def _resident_bytes() -> int:
+    """Return the resident memory of this process: now where the system tells, else its peak."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -145,7 +145,7 @@ def error_bounds(low: float, high: float) -> tuple[float, ...]:
     return tuple((share * width) ** 2 for share in ERROR_SHARES)
 
 
-class Board:
+class SnapshotFiles:
     """The snapshots of the workers of a host, one file each in `folder`; without a folder there is one
     worker.
     """
@@ -161,7 +161,7 @@ class Board:
         """What the worker counted whose place this one takes."""
         return None if self._folder is None else _load(self._path(self._folder))
 
-    def leave(self, snapshot: Snapshot) -> None:
+    def write(self, snapshot: Snapshot) -> None:
         """Put `snapshot` where the others find it. A full disk costs the others a view of this worker,
         nothing more.
         """

@@ -7,12 +7,10 @@ arrived.
 
 import asyncio
 import logging
-import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -23,73 +21,38 @@ from featurestore.generations.follower import Follower, LiveGeneration
 from featurestore.id_columns import Ids
 from featurestore.store import Store
 from featurestore.wire.connection import ReplyError
-from service.http.parsing import MAX_ID_BYTES, Query
-from service.http.problems import Problem
-from service.http.store_failures import problem_of
+from service.http.problems import Problem, problem_of_store
 from service.metrics import Snapshot
-from service.prediction_json import rounded, writer
+from service.prediction_json import OnePrediction, rounded, writer
 
 log = logging.getLogger("foldin.service")
 
-PREDICT_ROUTE = "/predict"
-# Ids that need no decoding, in the order in which nearly everybody writes them.
-_PLAIN = re.compile(
-    rf"/predict\?user(?:_id)?=([\w.~-]{{1,{MAX_ID_BYTES}}})&item(?:_id)?=([\w.~-]{{1,{MAX_ID_BYTES}}})",
-    re.ASCII,
-)
 # Pairs that are scored or encoded between two looks at the event loop: about 2 ms.
 SLICE = 2048
 
 
-class OnePrediction(msgspec.Struct, omit_defaults=True):
-    """The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first."""
+class Waiter(Protocol):
+    """Waits for the prediction of one pair, as an `asyncio.Future` does; what it is told, it is told once."""
 
-    rating: float
-    std: float
-    basis: str
-    generation: int
-    distribution: list[float] | None = None
+    def done(self) -> bool:
+        """Whether it was told, or gave up."""
 
+    def set_result(self, prediction: OnePrediction, /) -> None:
+        """Take the prediction."""
 
-class Asker(Protocol):
-    """Who waits for the answer to one pair. Exactly one of both is called with effect, later than the asking;
-    neither raises.
-    """
-
-    def answered(self, body: bytes) -> None:
-        """The body of the answer."""
-
-    def failed(self, exc: Exception) -> None:
-        """There is no answer."""
+    def set_exception(self, exc: Exception, /) -> None:
+        """Take the reason why there is none."""
 
 
-class _Awaited:
-    """An asker that waits in a task."""
+class MicroBatch:
+    """The pairs of one turn of the event loop, in the order in which they came."""
 
-    __slots__ = ("future",)
-
-    def __init__(self, future: asyncio.Future[bytes]) -> None:
-        self.future = future
-
-    def answered(self, body: bytes) -> None:
-        if not self.future.done():
-            self.future.set_result(body)
-
-    def failed(self, exc: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(exc)
-
-
-class _Turn:
-    """The requests of one turn of the event loop, in the order in which they came."""
-
-    __slots__ = ("askers", "began", "items", "users")
+    __slots__ = ("item_ids", "user_ids", "waiters")
 
     def __init__(self) -> None:
-        self.began = perf_counter()
-        self.users: list[bytes] = []
-        self.items: list[bytes] = []
-        self.askers: list[Asker] = []
+        self.user_ids: list[bytes] = []
+        self.item_ids: list[bytes] = []
+        self.waiters: list[Waiter] = []
 
 
 def require(live: LiveGeneration | None) -> LiveGeneration:
@@ -110,7 +73,7 @@ def score(
     return rounded(live.scorer.score(vectors, index, item_rows, time), live.model.scale)
 
 
-class Predictor:
+class MicroBatcher:
     """Answers pairs. `enter` is the hot path, `quick` takes every query; the rest shares the rules."""
 
     def __init__(self, store: Store, follower: Follower, counts: Snapshot) -> None:
@@ -118,9 +81,8 @@ class Predictor:
         self._follower = follower
         self._counts = counts
         self._loop = asyncio.get_running_loop()
-        self._turn: _Turn | None = None
-        self._asking = False
-        self._encode = msgspec.json.Encoder().encode
+        self._batch: MicroBatch | None = None
+        self._looking_up = False
         self._slow: set[asyncio.Task[None]] = set()
         # Batches are scored one after the other: side by side all would end late, and then all wait for the
         # store.
@@ -129,70 +91,48 @@ class Predictor:
         self._dtype: np.dtype[Any] = record_dtype(0)
         self._unknown = b""
 
-    def quick(self, raw_path: str) -> Awaitable[bytes]:
-        """The body of the answer to GET `raw_path`. Raises `Problem` at once where the query is wrong."""
-        plain = _PLAIN.fullmatch(raw_path)
-        if plain is not None:
-            user, item = plain.groups()
-            return self.ask(user.encode(), item.encode())
-        query = Query(raw_path)
-        user_id, item_id = query.id("user_id", "user"), query.id("item_id", "item")
-        time = query.number("timestamp")
-        if query.flag("distribution", default=False):
-            return self.one(user_id, item_id, time, distribution=True)
-        return self.ask(user_id, item_id) if time is None else self.one(user_id, item_id, time)
-
-    def enter(self, raw_path: str, asker: Asker) -> bool:
-        """Put the pair of GET `raw_path` into the present turn; False where the query is not in the usual
-        form, which is left to `quick`.
-        """
-        plain = _PLAIN.fullmatch(raw_path)
-        if plain is None:
-            return False
-        user, item = plain.groups()
-        self._put(user.encode(), item.encode(), asker)
-        return True
-
-    def ask(self, user_id: bytes, item_id: bytes) -> asyncio.Future[bytes]:
-        """Put a pair into the present turn."""
-        future: asyncio.Future[bytes] = self._loop.create_future()
-        self._put(user_id, item_id, _Awaited(future))
+    def submit(self, user_id: bytes, item_id: bytes) -> asyncio.Future[OnePrediction]:
+        """Predict one pair in the present batch. The future may raise `Problem`."""
+        future: asyncio.Future[OnePrediction] = self._loop.create_future()
+        self.submit_for(future, user_id, item_id)
         return future
 
-    def _put(self, user_id: bytes, item_id: bytes, asker: Asker) -> None:
-        """A turn ends with the turn of the event loop; while another is not answered yet, when that is and
-        the event loop has read once more: under load turns get longer and their fixed cost is shared by more,
-        without any delay when idle.
-        """
-        turn = self._turn
-        if turn is None:
-            turn = self._turn = _Turn()
-            if not self._asking:
-                self._loop.call_soon(self._end_turn)
-        turn.users.append(user_id)
-        turn.items.append(item_id)
-        turn.askers.append(asker)
+    def submit_for(self, waiter: Waiter, user_id: bytes, item_id: bytes) -> None:
+        """Predict one pair for `waiter`, which is told later.
 
-    def _end_turn(self) -> None:
-        self._asking = False
-        turn, self._turn = self._turn, None
-        if turn is None:
+        A batch ends with the turn of the event loop; while another waits for the store, when that is answered
+        and the event loop has read once more: under load batches get longer and their fixed cost is shared by
+        more, without any delay when idle.
+        """
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = MicroBatch()
+            if not self._looking_up:
+                self._loop.call_soon(self._end_batch)
+        batch.user_ids.append(user_id)
+        batch.item_ids.append(item_id)
+        batch.waiters.append(waiter)
+
+    def _end_batch(self) -> None:
+        self._looking_up = False
+        batch, self._batch = self._batch, None
+        if batch is None:
             return
         live = self._follower.live
         try:
             live = require(live)
-            rows = self._store.items(live.epoch).known_rows(turn.items)
-            lookup = self._store.users.read(live.epoch, live.generation, turn.users)
+            rows = self._store.items(live.epoch).known_rows(batch.item_ids)
+            lookup = self._store.users.read(live.epoch, live.generation, batch.user_ids)
         except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
-            _fail(turn.askers, exc)
+            _fail(batch.waiters, exc)
             return
-        self._asking = True
+        self._looking_up = True
         began = perf_counter()
-        lookup.add_done_callback(lambda reply: self._looked_up(turn, live, rows, began, reply))
+        lookup.add_done_callback(lambda reply: self._looked_up(batch, live, rows, began, reply))
 
     def _looked_up(
         self,
-        turn: _Turn,
+        batch: MicroBatch,
         live: LiveGeneration,
         rows: list[int | None],
         began: float,
@@ -200,20 +140,20 @@ class Predictor:
     ) -> None:
         # The next turn also takes what comes while this one is answered: at the same load turns are then a
         # fifth longer, which saves more of a core than it would bring to have the store work meanwhile.
-        self._loop.call_soon(self._end_turn)
+        self._loop.call_soon(self._end_batch)
         try:
             found = reply.result()
             now = perf_counter()
             self._counts.lookup.observe(now - began)
             self._counts.batch.observe(len(found))
-            self._score_turn(turn, live, rows, found)
+            self._score_batch(batch, live, rows, found)
         except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
-            _fail(turn.askers, exc)
+            _fail(batch.waiters, exc)
         except asyncio.CancelledError:
-            _fail(turn.askers, Problem("store_unavailable", "the lookup was given up", retry_after_s=1))
+            _fail(batch.waiters, Problem("store_unavailable", "the lookup was given up", retry_after_s=1))
 
-    def _score_turn(
-        self, turn: _Turn, live: LiveGeneration, rows: list[int | None], found: list[Any]
+    def _score_batch(
+        self, batch: MicroBatch, live: LiveGeneration, rows: list[int | None], found: list[Any]
     ) -> None:
         if live.scorer is not self._scorer:
             self._scorer, self._dtype = live.scorer, record_dtype(live.model.user_width)
@@ -242,36 +182,38 @@ class Predictor:
         if behind:
             said = [found[place] for place in behind]
             task = self._loop.create_task(
-                self._catch_up(turn, live, behind, said), name="fold in and predict"
+                self._catch_up(batch, live, behind, said), name="fold in and predict"
             )
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
         if places:
             vectors = np.frombuffer(b"".join(records), dtype=self._dtype)["vector"]
             item_rows = np.array([rows[place] for place in places] if behind else rows, dtype=np.int64)
-            self._settle(turn, live, places, vectors=vectors, item_rows=item_rows)
+            self._settle(batch, live, places, vectors=vectors, item_rows=item_rows)
 
-    async def _catch_up(self, turn: _Turn, live: LiveGeneration, places: list[int], said: list[Any]) -> None:
+    async def _catch_up(
+        self, batch: MicroBatch, live: LiveGeneration, places: list[int], said: list[Any]
+    ) -> None:
         """Answer the pairs at `places`, whose user's record is behind or whose item is not known here yet;
         `said`: what the store said of their users.
         """
-        askers = [turn.askers[place] for place in places]
+        waiters = [batch.waiters[place] for place in places]
         try:
-            users = [turn.users[place] for place in places]
+            users = [batch.user_ids[place] for place in places]
             # What failed is asked once more.
             found = None if any(isinstance(reply, ReplyError) for reply in said) else said
-            items = [turn.items[place] for place in places]
+            items = [batch.item_ids[place] for place in places]
             vectors, item_rows = await self.look_up(live, users, items, found)
-            self._settle(turn, live, places, vectors=vectors, item_rows=item_rows)
+            self._settle(batch, live, places, vectors=vectors, item_rows=item_rows)
         except asyncio.CancelledError:
-            _fail(askers, Problem("store_unavailable", "the service ends", retry_after_s=1))
+            _fail(waiters, Problem("store_unavailable", "the service ends", retry_after_s=1))
             raise
         except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
-            _fail(askers, exc)
+            _fail(waiters, exc)
 
     def _settle(
         self,
-        turn: _Turn,
+        batch: MicroBatch,
         live: LiveGeneration,
         places: list[int],
         *,
@@ -280,14 +222,14 @@ class Predictor:
     ) -> None:
         """Answer the pairs at `places`: `vectors` (m, user_width), `item_rows` (m,)."""
         scores = score(live, vectors, None, item_rows)
-        encode, generation, askers = self._encode, live.generation, turn.askers
+        generation, waiters = live.generation, batch.waiters
         for place, rating, std, basis in zip(
             places, scores.rating.tolist(), scores.std.tolist(), scores.basis.tolist(), strict=True
         ):
-            askers[place].answered(encode(OnePrediction(rating, std, BASIS[basis], generation)))
+            waiter = waiters[place]
+            if not waiter.done():
+                waiter.set_result(OnePrediction(rating, std, BASIS[basis], generation))
         self._counts.predictions += len(places)
-        # The first of the turn waited longest; the others are counted as if they had come with it.
-        self._counts.request(PREDICT_ROUTE, 200, perf_counter() - turn.began, len(places))
 
     async def look_up(
         self,
@@ -316,9 +258,8 @@ class Predictor:
 
     async def one(
         self, user_id: bytes, item_id: bytes, time: float | None = None, *, distribution: bool = False
-    ) -> bytes:
-        """The body for one pair at `time`, if given, with the probabilities of the steps of the scale."""
-        began = perf_counter()
+    ) -> OnePrediction:
+        """Predict one pair at `time`, if given, with the probabilities of the steps of the scale."""
         live = require(self._follower.live)
         vectors, rows = await self.look_up(live, [user_id], [item_id])
         if time is not None and not keeps_time(live.model, vectors[0], time):
@@ -335,8 +276,7 @@ class Predictor:
             except FactorsError as exc:
                 raise Problem("invalid_parameter", f"distribution: {exc}", field="distribution") from exc
         self._counts.predictions += 1
-        self._counts.request(PREDICT_ROUTE, 200, perf_counter() - began)
-        return self._encode(answer)
+        return answer
 
     async def _as_of(self, live: LiveGeneration, user_id: bytes, time: float) -> npt.NDArray[np.float32]:
         """The row (1, user_width) of a user for a prediction of `time`, from the whole history."""
@@ -399,8 +339,9 @@ class Predictor:
         await asyncio.gather(*self._slow, return_exceptions=True)
 
 
-def _fail(askers: Sequence[Asker], exc: Exception) -> None:
-    for asker in askers:
+def _fail(waiters: Sequence[Waiter], exc: Exception) -> None:
+    for waiter in waiters:
         # Each its own, because raising one writes into it.
-        problem = problem_of(exc) if isinstance(exc, StoreError) else None
-        asker.failed(problem or exc)
+        problem = problem_of_store(exc) if isinstance(exc, StoreError) else None
+        if not waiter.done():
+            waiter.set_exception(problem or exc)

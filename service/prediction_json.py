@@ -30,6 +30,16 @@ class Prediction(msgspec.Struct):
     basis: str
 
 
+class OnePrediction(msgspec.Struct, omit_defaults=True):
+    """The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first."""
+
+    rating: float
+    std: float
+    basis: str
+    generation: int
+    distribution: list[float] | None = None
+
+
 def _digits(count: int, kind: type, *, padded: bool = False) -> npt.NDArray[np.unsignedinteger]:
     """The `count` digits of every number that has no more, as one integer of these bytes each."""
     form = b"%*d" if padded else b"%0*d"

@@ -60,7 +60,7 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WorkerSlot:
     """A worker's place among its siblings: its number, the listening socket it inherits, the folder they
     share. The flags are those by which the supervisor starts its workers.
     """
@@ -78,10 +78,10 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class _CommandLine:
     settings: ServiceSettings = nested(ServiceSettings)
-    place: Place = nested(Place)
+    place: WorkerSlot = nested(WorkerSlot)
 
 
-def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ServiceSettings, Place]:
+def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ServiceSettings, WorkerSlot]:
     """Settings from flags and variables, and where a supervisor put this worker.
 
     Raises SettingsError with every mistake.

@@ -21,10 +21,10 @@ from aiohttp import web
 
 from featurestore.errors import StoreRefused, StoreUnavailable
 from service.app import build_app
-from service.context import EDGE
-from service.http.connections import EdgeServer
-from service.http.dispatch import Edge
-from service.settings import Place, ServiceSettings
+from service.context import CONTEXT
+from service.http.connections import Server
+from service.http.dispatch import Traffic
+from service.settings import ServiceSettings, WorkerSlot
 from service.supervisor import CANNOT_START, address_of
 
 log = logging.getLogger("foldin.service")
@@ -45,7 +45,7 @@ _LAST_WORD_S = 0.2
 
 
 class EdgeRunner(web.AppRunner):
-    """Serves an application through its `Edge`."""
+    """Serves an application on connections of this service."""
 
     __slots__ = ("_connections", "_limits")
 
@@ -60,9 +60,7 @@ class EdgeRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         template = await super()._make_server()
-        edge = self.app[EDGE]
-        edge.wrap(template.request_handler)
-        return EdgeServer(template, edge, self._limits, edge=edge, most=self._connections)
+        return Server(self.app, template, self._limits, most=self._connections)
 
 
 def connections_within(wanted: int) -> int:
@@ -79,15 +77,15 @@ def connections_within(wanted: int) -> int:
     return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
 
 
-async def serve(settings: ServiceSettings, place: Place, sock: socket.socket) -> int:
+async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket) -> int:
     """Serve on `sock` until SIGTERM, SIGINT or the end of the supervisor; the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if place.supervised:
+    if slot.supervised:
         _watch_supervisor(loop, stop)
-    app = build_app(settings, place)
+    app = build_app(settings, slot)
     runner = EdgeRunner(
         app,
         keepalive_s=settings.keepalive_s,
@@ -119,7 +117,7 @@ async def serve(settings: ServiceSettings, place: Place, sock: socket.socket) ->
         # The supervisor shows the first of these lines to people.
         print(f"service listens on {address_of(sock)}", flush=True)
         await stopping
-        await _drain(runner, app[EDGE], settings.grace_s)
+        await _drain(runner, app[CONTEXT].traffic, settings.grace_s)
     finally:
         stopping.cancel()
         await runner.cleanup()
@@ -138,17 +136,17 @@ def _watch_supervisor(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> N
     loop.add_reader(fd, readable)
 
 
-async def _drain(runner: EdgeRunner, edge: Edge, grace_s: float) -> None:
+async def _drain(runner: EdgeRunner, traffic: Traffic, grace_s: float) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
-    edge.draining = True
+    traffic.draining = True
     for site in list(runner.sites):
         await site.stop()
     while (waited_s := loop.time() - began) < grace_s:
-        if not edge.in_flight and waited_s >= _LAST_WORD_S:
+        if not traffic.in_flight and waited_s >= _LAST_WORD_S:
             break
         await asyncio.sleep(0.02)
-    log.info("drained in_flight=%d seconds=%.2f", edge.in_flight, loop.time() - began)
+    log.info("drained in_flight=%d seconds=%.2f", traffic.in_flight, loop.time() - began)
 
 
 def _say(line: str) -> None:

@@ -9,6 +9,16 @@ from typing import Any
 
 import msgspec
 
+from featurestore.errors import (
+    EpochBusy,
+    EpochGone,
+    GenerationUnknown,
+    RegistryFull,
+    StoreError,
+    StoreUnavailable,
+    StreamFull,
+)
+
 CONTENT_TYPE = "application/problem+json"
 
 
@@ -100,3 +110,25 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's own word; most are the cal
             members["row"] = self.row
         members.update(self.extra)
         return msgspec.json.encode(members)
+
+
+def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a table
+    """Return the problem that `exc` is for a client; None where it is a mistake of this program.
+
+    What may work later says when, by `Retry-After`.
+    """
+    match exc:
+        case StreamFull():
+            return Problem("stream_full", str(exc), retry_after_s=exc.retry_after_s)
+        case StoreUnavailable():
+            return Problem("store_unavailable", "try again", retry_after_s=exc.retry_after_s)
+        case EpochBusy():
+            return Problem("train_in_progress", str(exc), retry_after_s=5)
+        case EpochGone():
+            return Problem("training_failed", "the new history was abandoned meanwhile; send it again")
+        case GenerationUnknown():
+            return Problem("unknown_generation", str(exc))
+        case RegistryFull():
+            return Problem("too_many_items", str(exc))
+        case _:
+            return None

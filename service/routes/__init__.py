@@ -10,7 +10,7 @@ from service.routes.items import get_item, get_popular, get_similar
 from service.routes.openapi import get_openapi
 from service.routes.operations import get_livez, get_metrics, get_readyz, get_status
 from service.routes.page import get_docs, get_page, get_static
-from service.routes.predict import get_predict, post_predict
+from service.routes.predict import get_predict, ignore_expect, post_predict
 from service.routes.ratings import delete_rating, post_ratings
 from service.routes.recommend import get_explain, get_recommend, post_recommend
 from service.routes.train import post_train
@@ -18,7 +18,7 @@ from service.routes.users import delete_user, get_receipt, get_user, get_user_ra
 
 # An empty id is answered by the check of ids, which names the field, and not as an address that is not there.
 ROUTES = (
-    web.get("/predict", get_predict),
+    web.get("/predict", get_predict, expect_handler=ignore_expect),
     web.post("/predict", post_predict),
     web.post("/ratings", post_ratings),
     web.delete("/ratings/{user_id:[^/]*}/{item_id:[^/]*}", delete_rating),

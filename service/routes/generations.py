@@ -7,7 +7,7 @@ from aiohttp import web
 
 from featurestore.generations.follower import Follower
 from featurestore.store import Store
-from service.context import FOLLOWER, STORE
+from service.context import CONTEXT
 from service.http.parsing import whole_number
 from service.http.problems import Problem
 from service.http.response import Answer
@@ -58,7 +58,8 @@ _ENCODE = msgspec.json.Encoder().encode
 
 async def get_generations(request: web.Request) -> web.StreamResponse:
     """What is kept, and which of it is live."""
-    generations = request.app[STORE].generations
+    context = request.app[CONTEXT]
+    generations = context.store.generations
     pointer, summaries = await generations.live(), await generations.list()
     found = [
         GenerationOut(
@@ -84,15 +85,16 @@ async def post_activate(request: web.Request) -> web.StreamResponse:
     """Make a generation that is kept the live one. Back from the newest also holds refits until one goes
     forward again.
     """
+    context = request.app[CONTEXT]
     number = whole_number(request.match_info["generation"], "generation", 1, 2**53)
-    store = request.app[STORE]
+    store = context.store
     summaries = [each for each in await store.generations.list() if each.state == "ready"]
     chosen = next((each for each in summaries if each.generation == number), None)
     if chosen is None:
         raise Problem("unknown_generation", f"generation {number} is not kept; see GET /generations")
     hold = number < max(each.generation for each in summaries)
     await store.generations.activate(number, hold=hold)
-    served = await _served(store, request.app[FOLLOWER], chosen.epoch, number)
+    served = await _served(store, context.follower, chosen.epoch, number)
     return Answer(_ENCODE(Activated(number, chosen.epoch, hold, served)))
 
 

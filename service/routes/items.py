@@ -8,11 +8,11 @@ from aiohttp import web
 from factors import BASIS, item_statistics
 from featurestore.generations.follower import LiveGeneration
 from featurestore.item_registry import ItemRegistry
-from service.context import FOLLOWER, RANKING, STORE
+from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import Answer
-from service.micro_batcher import require, score
+from service.micro_batcher import score
 
 MAX_N = 1000
 
@@ -109,9 +109,10 @@ def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[t
 
 async def get_item(request: web.Request) -> web.StreamResponse:
     """Count, mean and posterior of one item."""
+    context = request.app[CONTEXT]
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
-    live = require(request.app[FOLLOWER].live)
-    row = await item_row(live, request.app[STORE].items(live.epoch), item_id)
+    live = context.live()
+    row = await item_row(live, context.store.items(live.epoch), item_id)
     count, mean = statistics_of(live, np.array([row]))[0]
     answer = ItemOut(item_id.decode(), count, mean, expected(live, nobody(live), -1, row), live.generation)
     return Answer(_ENCODE(answer))
@@ -119,11 +120,12 @@ async def get_item(request: web.Request) -> web.StreamResponse:
 
 async def get_similar(request: web.Request) -> web.StreamResponse:
     """The items most like one."""
+    context = request.app[CONTEXT]
     n = Query(request.raw_path).integer("n", 10, 1, MAX_N)
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
-    live = require(request.app[FOLLOWER].live)
-    registry = request.app[STORE].items(live.epoch)
-    found = await request.app[RANKING].similar(live, await item_row(live, registry, item_id), n)
+    live = context.live()
+    registry = context.store.items(live.epoch)
+    found = await context.rankings.similar(live, await item_row(live, registry, item_id), n)
     names = await item_names(registry, found.item_rows)
     items = [
         Neighbour(name, score)
@@ -135,10 +137,11 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
 
 async def get_popular(request: web.Request) -> web.StreamResponse:
     """The items that the average user would love most, by lower confidence bound."""
+    context = request.app[CONTEXT]
     n = Query(request.raw_path).integer("n", 10, 1, MAX_N)
-    live = require(request.app[FOLLOWER].live)
-    found = await request.app[RANKING].popular(live, n)
-    names = await item_names(request.app[STORE].items(live.epoch), found.item_rows)
+    live = context.live()
+    found = await context.rankings.popular(live, n)
+    names = await item_names(context.store.items(live.epoch), found.item_rows)
     behind = statistics_of(live, found.item_rows)
     items = [
         Loved(name, score, count, mean)

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from service import micro_batcher as predictor
 from service import prediction_json as predictions
+from service.context import CONTEXT
 from service.exposition import CONTENT_TYPE as METRICS_TYPE
 from service.http.parsing import MAX_ID_BYTES
 from service.http.problems import CONTENT_TYPE as PROBLEM_TYPE
@@ -56,7 +56,7 @@ class Deleted(msgspec.Struct):
 
 
 _STRUCTS = (
-    *(ProblemOut, Predictions, Deleted, predictor.OnePrediction, predictions.Prediction),
+    *(ProblemOut, Predictions, Deleted, predictions.OnePrediction, predictions.Prediction),
     *(
         predict.PredictBody,
         ratings.RatingIn,
@@ -164,13 +164,13 @@ def _predict_paths(*, has_steps: bool) -> Schema:
             _object({"pairs": _list(_pair(), predict.MAX_PAIRS)}),
         ]
     }
-    either: Schema = {"anyOf": [_ref(predictor.OnePrediction), _ref(Predictions)]}
+    either: Schema = {"anyOf": [_ref(predictions.OnePrediction), _ref(Predictions)]}
     return {
         "/predict": {
             "get": _call(
                 "The expected rating of one pair. `user` and `item` are synonyms of the parameters.",
                 "Predict",
-                _answers(predictor.OnePrediction, ("missing_parameter", "invalid_parameter", *_STORE)),
+                _answers(predictions.OnePrediction, ("missing_parameter", "invalid_parameter", *_STORE)),
                 operationId="predict",
                 parameters=[*named, timestamp, *([distribution] if has_steps else [])],
             ),
@@ -493,9 +493,8 @@ def document(low: float, high: float, *, has_steps: bool = True) -> bytes:
 
 async def get_openapi(request: web.Request) -> web.StreamResponse:
     """The description of this API."""
-    from service.context import FOLLOWER, STORE
-
-    scale, live = request.app[STORE].config.scale, request.app[FOLLOWER].live
+    context = request.app[CONTEXT]
+    scale, live = context.store.config.scale, context.follower.live
     # A fit finds the step that the ratings keep where the scale names none.
     step = scale.step if live is None else live.model.scale.step
     return Answer(document(scale.low, scale.high, has_steps=step is not None))

@@ -12,8 +12,7 @@ from aiohttp import web
 
 from featurestore.errors import StoreError
 from featurestore.store import Store
-from service.context import BOARD, COUNTS, EDGE, FOLLOWER, STORE
-from service.description import describe
+from service.context import CONTEXT
 from service.exposition import CONTENT_TYPE, expose
 from service.http.problems import Problem
 from service.http.response import Answer
@@ -85,14 +84,13 @@ async def get_livez(request: web.Request) -> web.StreamResponse:
 
 async def get_readyz(request: web.Request) -> web.StreamResponse:
     """Whether requests should be sent here."""
-    if request.app[EDGE].draining:
+    context = request.app[CONTEXT]
+    if context.traffic.draining:
         raise Problem("overloaded", "this worker is ending", retry_after_s=1)
-    live = request.app[FOLLOWER].live
-    if live is None:
-        raise Problem("no_generation", "no generation is loaded yet", retry_after_s=1)
+    live = context.live()
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            await request.app[STORE].generations.live()
+            await context.store.generations.live()
     except TimeoutError:
         raise Problem("store_unavailable", "no answer in time", retry_after_s=1) from None
     return Answer(_ENCODE(Ready(ready=True, generation=live.generation, epoch=live.epoch)))
@@ -109,21 +107,19 @@ async def _lag(store: Store, epoch: int) -> dict[int, int] | None:
 
 async def get_metrics(request: web.Request) -> web.StreamResponse:
     """The counts of all workers of this host, for Prometheus."""
-    app = request.app
-    describe(app)
-    live = app[FOLLOWER].live
-    lag = await _lag(app[STORE], live.epoch if live else 1)
-    snapshots = await asyncio.to_thread(app[BOARD].all, app[COUNTS])
+    context = request.app[CONTEXT]
+    live = context.follower.live
+    lag = await _lag(context.store, live.epoch if live else 1)
+    snapshots = await asyncio.to_thread(context.snapshot_files.all, context.snapshot())
     return Answer(expose(snapshots, lag, lag is not None), content_type=CONTENT_TYPE)
 
 
 async def get_status(request: web.Request) -> web.StreamResponse:
     """What is live, in numbers."""
-    app = request.app
-    describe(app)
-    live, scale = app[FOLLOWER].live, app[STORE].config.scale
-    lag = await _lag(app[STORE], live.epoch if live else 1)
-    snapshots = await asyncio.to_thread(app[BOARD].all, app[COUNTS])
+    context = request.app[CONTEXT]
+    live, scale = context.follower.live, context.store.config.scale
+    lag = await _lag(context.store, live.epoch if live else 1)
+    snapshots = await asyncio.to_thread(context.snapshot_files.all, context.snapshot())
     total = together(snapshots)
     summary = live.meta.summary if live else None
     seen, errors = total.recent_errors, total.squared_error

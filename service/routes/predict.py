@@ -1,17 +1,19 @@
 """GET and POST /predict. Invariant: answers stand in the order in which the pairs were asked."""
 
+from typing import NamedTuple
+
 import msgspec
 from aiohttp import web
 
 from featurestore.generations.follower import LiveGeneration
 from featurestore.id_columns import Ids
-from service.context import BATCHES, BODIES, FOLLOWER, PREDICTOR
+from service.context import CONTEXT, ServiceContext
 from service.http.bodies import is_lines, parsed
 from service.http.fast_pairs import plain_pairs
-from service.http.parsing import Body, Id, body_id, body_ids, check_rows
+from service.http.parsing import Body, Id, Query, body_id, body_ids, check_rows
 from service.http.problems import Problem
 from service.http.response import Answer
-from service.micro_batcher import Predictor, require
+from service.micro_batcher import MicroBatcher
 
 MAX_PAIRS = 10_000
 
@@ -25,28 +27,59 @@ class PredictBody(msgspec.Struct):
     pairs: list[tuple[Id, Id]] | msgspec.UnsetType = msgspec.UNSET
 
 
+class PairQuery(NamedTuple):
+    """The query of GET /predict. `time`: that of the prediction, in seconds since 1970; now where None."""
+
+    user_id: bytes
+    item_id: bytes
+    time: float | None
+    distribution: bool
+
+
 _BODY: Body[PredictBody] = Body(PredictBody)
+_ENCODE = msgspec.json.Encoder().encode
+
+
+def parse_pair_query(raw_path: str) -> PairQuery:
+    """Return the query of `raw_path`; raises `Problem`."""
+    query = Query(raw_path)
+    return PairQuery(
+        query.id("user_id", "user"),
+        query.id("item_id", "item"),
+        query.number("timestamp"),
+        query.flag("distribution", default=False),
+    )
 
 
 async def get_predict(request: web.Request) -> web.StreamResponse:
-    """One pair. GET with a query in the usual form does not come here: the edge answers it."""
-    return Answer(await request.app[PREDICTOR].quick(request.raw_path))
+    """Answer the expected rating of one pair."""
+    context = request.app[CONTEXT]
+    user_id, item_id, time, distribution = parse_pair_query(request.raw_path)
+    batcher = context.batcher
+    if time is None and not distribution:
+        return Answer(_ENCODE(await batcher.submit(user_id, item_id)))
+    return Answer(_ENCODE(await batcher.one(user_id, item_id, time, distribution=distribution)))
+
+
+async def ignore_expect(request: web.Request) -> None:
+    """Send no `100 Continue`: a GET has no body that would wait for it."""
 
 
 async def post_predict(request: web.Request) -> web.StreamResponse:
     """One pair or up to 10,000."""
     if is_lines(request):
         raise Problem("unsupported_media_type", "send application/json")
-    async with request.app[BODIES].read(request) as body, request.app[BATCHES].turn(len(body)):
-        return await _answer_body(request, body)
+    context = request.app[CONTEXT]
+    async with context.bodies.read(request) as body, context.predictions.turn(len(body)):
+        return await _answer_body(context, body)
 
 
-async def _answer_body(request: web.Request, body: bytearray) -> Answer:
+async def _answer_body(context: ServiceContext, body: bytearray) -> Answer:
     plain = plain_pairs(body)
     asked = PredictBody() if plain is not None else await parsed(body, _BODY.decode)
-    predictor, live = request.app[PREDICTOR], require(request.app[FOLLOWER].live)
+    batcher, live = context.batcher, context.live()
     if plain is not None:
-        return await _answer_pairs(predictor, live, *plain)
+        return await _answer_pairs(batcher, live, *plain)
     given = [name for name in ("item_id", "item_ids", "pairs") if getattr(asked, name) is not msgspec.UNSET]
     if len(given) != 1:
         detail = "send user_id with item_id, user_id with item_ids, or pairs"
@@ -57,19 +90,19 @@ async def _answer_body(request: web.Request, body: bytearray) -> Answer:
         check_rows(len(asked.pairs), MAX_PAIRS, "pairs")
         users = body_ids([pair[0] for pair in asked.pairs], "pairs")
         items = body_ids([pair[1] for pair in asked.pairs], "pairs")
-        return await _answer_pairs(predictor, live, Ids.of(users), Ids.of(items))
+        return await _answer_pairs(batcher, live, Ids.of(users), Ids.of(items))
     if isinstance(asked.user_id, msgspec.UnsetType):
         raise Problem("invalid_body", "user_id is missing", field="user_id")
     user_id = body_id(asked.user_id, "user_id")
     if isinstance(asked.item_ids, list):
         check_rows(len(asked.item_ids), MAX_PAIRS, "item_ids")
         items = body_ids(asked.item_ids, "item_ids")
-        return Answer(await predictor.many(live, Ids.of([user_id]), Ids.of(items)))
+        return Answer(await batcher.many(live, Ids.of([user_id]), Ids.of(items)))
     if isinstance(asked.item_id, msgspec.UnsetType):
         raise Problem("invalid_body", "item_id is missing", field="item_id")
-    return Answer(await predictor.ask(user_id, body_id(asked.item_id, "item_id")))
+    return Answer(_ENCODE(await batcher.submit(user_id, body_id(asked.item_id, "item_id"))))
 
 
-async def _answer_pairs(predictor: Predictor, live: LiveGeneration, users: Ids, items: Ids) -> Answer:
+async def _answer_pairs(batcher: MicroBatcher, live: LiveGeneration, users: Ids, items: Ids) -> Answer:
     check_rows(len(users), MAX_PAIRS, "pairs")
-    return Answer(await predictor.many(live, users, items))
+    return Answer(await batcher.many(live, users, items))

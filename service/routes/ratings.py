@@ -17,12 +17,12 @@ from factors import Float64s, Scale
 from featurestore.generations.follower import LiveGeneration
 from featurestore.ratings.batches import Columns as RatingColumns
 from featurestore.ratings.log import NewRating
-from service.context import BODIES, COUNTS, FOLLOWER, IMPORTS, PREDICTOR, STORE
+from service.context import CONTEXT
 from service.http.bodies import is_lines, looks_like_lines, parsed
 from service.http.parsing import MAX_TIMESTAMP, Body, Id, body_ids, check_rows, path_id
 from service.http.problems import Problem
 from service.http.response import Answer
-from service.micro_batcher import Predictor
+from service.micro_batcher import MicroBatcher
 
 MAX_RATINGS = 10_000
 # So many ratings of a call are predicted before they are learned; of a larger call an even sample.
@@ -105,7 +105,7 @@ def check_scale(values: Sequence[float], scale: Scale, field: str) -> None:
         raise Problem("invalid_body", detail, field=field, row=row)
 
 
-async def squared_errors(predictor: Predictor, live: LiveGeneration, columns: Columns) -> Float64s:
+async def squared_errors(batcher: MicroBatcher, live: LiveGeneration, columns: Columns) -> Float64s:
     """How wrong the present generation is on ratings that it has not learned yet, squared; of a large call a
     sample.
     """
@@ -113,9 +113,7 @@ async def squared_errors(predictor: Predictor, live: LiveGeneration, columns: Co
     chosen = range(count) if count <= _PREDICTED else range(0, count, -(-count // _PREDICTED))
     distinct = dict.fromkeys(columns.user_ids[row] for row in chosen)
     places = {user_id: place for place, user_id in enumerate(distinct)}
-    vectors, item_rows = await predictor.look_up(
-        live, list(places), [columns.item_ids[row] for row in chosen]
-    )
+    vectors, item_rows = await batcher.look_up(live, list(places), [columns.item_ids[row] for row in chosen])
     index = np.array([places[columns.user_ids[row]] for row in chosen], dtype=np.int64)
     predicted = live.scorer.score(vectors, index, item_rows).rating
     return np.square(np.array([columns.values[row] for row in chosen]) - predicted)
@@ -123,14 +121,15 @@ async def squared_errors(predictor: Predictor, live: LiveGeneration, columns: Co
 
 async def post_ratings(request: web.Request) -> web.StreamResponse:
     """Store ratings; whatever is asked after the answer reflects them."""
-    store, counts, live = request.app[STORE], request.app[COUNTS], request.app[FOLLOWER].live
+    context = request.app[CONTEXT]
+    store, counts, live = context.store, context.counts, context.follower.live
     lines = is_lines(request)
-    async with request.app[BODIES].read(request) as body, request.app[IMPORTS].turn(len(body)):
+    async with context.bodies.read(request) as body, context.imports.turn(len(body)):
         parse = partial(parse_ratings, scale=store.config.scale, now=time.time(), lines=lines)
         columns = await parsed(body, parse)
         errors = np.zeros(0)
         if live is not None and columns.values:
-            errors = await squared_errors(request.app[PREDICTOR], live, columns)
+            errors = await squared_errors(context.batcher, live, columns)
         if columns.values:
             rating, moment = np.array(columns.values), np.array(columns.times, dtype=np.float64)
             await store.ratings.append_columns(
@@ -142,14 +141,14 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
 
 async def delete_rating(request: web.Request) -> web.StreamResponse:
     """Take one rating back."""
+    context = request.app[CONTEXT]
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
-    store, live = request.app[STORE], request.app[FOLLOWER].live
-    epoch = live.epoch if live else (await store.generations.live()).epoch
+    store, live, epoch = context.store, context.follower.live, await context.epoch()
     row = (await store.items(epoch).rows([item_id]))[0]
     _, history = await store.users.history(epoch, user_id)
     if row is None or row not in history.item_row:
         raise Problem("unknown_rating", "this user has not rated this item")
     await store.ratings.append([NewRating(user_id, item_id, math.nan, time.time())])
-    request.app[COUNTS].ratings_deleted += 1
+    context.counts.ratings_deleted += 1
     return Answer(_ENCODE({"deleted": 1, "generation": live.generation if live else None}))

@@ -16,12 +16,11 @@ from factors import Float32s, explain, fold_in_users
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.follower import LiveGeneration
 from featurestore.item_registry import ItemRegistry
-from service.context import BATCHES, BODIES, FOLLOWER, RANKING, STORE
+from service.context import CONTEXT, ServiceContext
 from service.http.bodies import is_lines, parsed
 from service.http.parsing import MAX_TIMESTAMP, Body, Id, Query, body_ids, check_rows, path_id
 from service.http.problems import Problem
 from service.http.response import Answer
-from service.micro_batcher import require
 from service.routes.items import MAX_N, expected, item_names, item_row
 from service.routes.ratings import MAX_RATINGS, check_scale
 
@@ -93,7 +92,7 @@ _ENCODE = msgspec.json.Encoder().encode
 
 
 async def _top(
-    request: web.Request,
+    context: ServiceContext,
     live: LiveGeneration,
     registry: ItemRegistry,
     vector: Float32s,
@@ -110,7 +109,7 @@ async def _top(
     # Rows that nobody has been given yet have no name.
     exclude = np.concatenate([seen.astype(np.int64), np.arange(len(registry), table, dtype=np.int64)])
     rng = None if seed is None else np.random.default_rng(seed)
-    found = await request.app[RANKING].top(live, vector, n + offset, exclude, rng)
+    found = await context.rankings.top(live, vector, n + offset, exclude, rng)
     rows, scores = found.item_rows[offset:], found.scores[offset:].tolist()
     names = await item_names(registry, rows)
     return [Recommended(name, score) for name, score in zip(names, scores, strict=True) if name is not None]
@@ -124,32 +123,34 @@ def _seed(explore: str, seed: int | None) -> int | None:
 
 async def get_recommend(request: web.Request) -> web.StreamResponse:
     """The best items for a user; for an unknown one what the prior says."""
+    context = request.app[CONTEXT]
     query = Query(request.raw_path)
     n, offset = query.integer("n", 10, 1, MAX_N), query.integer("offset", 0, 0, MAX_OFFSET)
     exclude_seen = query.flag("exclude_seen", default=True)
     explore = query.choice("explore", "none", EXPLORE)
     given = query.integer("seed", -1, 0, 2**53)
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
-    live = require(request.app[FOLLOWER].live)
-    store = request.app[STORE]
+    live = context.live()
+    store = context.store
     profile = await store.users.current_with_history(live, user_id)
     seen = profile.history.item_row if exclude_seen else np.zeros(0, dtype=np.int32)
     seed = _seed(explore, None if given < 0 else given)
     registry = store.items(live.epoch)
-    items = await _top(request, live, registry, profile.vector, seen=seen, wanted=(n, offset), seed=seed)
+    items = await _top(context, live, registry, profile.vector, seen=seen, wanted=(n, offset), seed=seed)
     return Answer(_ENCODE(Recommendations(live.generation, items, user_id.decode(), seed=seed)))
 
 
 async def post_recommend(request: web.Request) -> web.StreamResponse:
     """The best items for someone whose ratings come with the call and are not kept."""
+    context = request.app[CONTEXT]
     if is_lines(request):
         raise Problem("unsupported_media_type", "send application/json")
-    async with request.app[BODIES].read(request) as body, request.app[BATCHES].turn(len(body)):
-        return await _recommend_for(request, await parsed(body, _BODY.decode))
+    async with context.bodies.read(request) as body, context.predictions.turn(len(body)):
+        return await _recommend_for(context, await parsed(body, _BODY.decode))
 
 
-async def _recommend_for(request: web.Request, asked: RecommendBody) -> Answer:
-    store = request.app[STORE]
+async def _recommend_for(context: ServiceContext, asked: RecommendBody) -> Answer:
+    store = context.store
     check_rows(len(asked.ratings), MAX_RATINGS, "ratings")
     for name, low, high in (("n", 1, MAX_N), ("offset", 0, MAX_OFFSET), ("seed", 0, 2**53)):
         value = getattr(asked, name)
@@ -166,7 +167,7 @@ async def _recommend_for(request: web.Request, asked: RecommendBody) -> Answer:
         if not abs(moment) <= MAX_TIMESTAMP:
             detail = f"ratings.timestamp must be seconds since 1970, not {moment:g}"
             raise Problem("invalid_body", detail, field="ratings.timestamp", row=row)
-    live = require(request.app[FOLLOWER].live)
+    live = context.live()
     registry = store.items(live.epoch)
     rows = await registry.rows(item_ids)
     known = [place for place, row in enumerate(rows) if row is not None]
@@ -178,7 +179,7 @@ async def _recommend_for(request: web.Request, asked: RecommendBody) -> Answer:
     vector = await _fold_in(live, history)
     seen = history.item_row if asked.exclude_seen else np.zeros(0, dtype=np.int32)
     seed = _seed(asked.explore, asked.seed)
-    items = await _top(request, live, registry, vector, seen=seen, wanted=(asked.n, asked.offset), seed=seed)
+    items = await _top(context, live, registry, vector, seen=seen, wanted=(asked.n, asked.offset), seed=seed)
     ignored = len(rows) - len(known)
     return Answer(_ENCODE(Recommendations(live.generation, items, ignored=ignored, seed=seed)))
 
@@ -195,10 +196,11 @@ async def _fold_in(live: LiveGeneration, history: History) -> Float32s:
 
 async def get_explain(request: web.Request) -> web.StreamResponse:
     """Which of the user's own ratings moved the score of an item, and by how much."""
+    context = request.app[CONTEXT]
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
-    live = require(request.app[FOLLOWER].live)
-    store = request.app[STORE]
+    live = context.live()
+    store = context.store
     registry = store.items(live.epoch)
     profile = await store.users.current_with_history(live, user_id)
     try:

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from factors import Scale
 from featurestore.ratings.log import NewRating
-from service.context import BODIES, COUNTS, SETTINGS, STORE, TRAINING
+from service.context import CONTEXT
 from service.http.bodies import is_lines, parsed
 from service.http.parsing import Body, Id, body_ids, check_rows
 from service.http.problems import Problem
@@ -52,17 +52,18 @@ _ENCODE = msgspec.json.Encoder().encode
 
 async def post_train(request: web.Request) -> web.StreamResponse:
     """Begin a new history, or without a body fit the present one again. Answers when the result is live."""
-    training = request.app[TRAINING]
+    context = request.app[CONTEXT]
+    training = context.training
     lines = is_lines(request)
-    async with request.app[BODIES].read(request, request.app[SETTINGS].train_body_bytes) as body:
+    async with context.bodies.read(request, context.settings.train_body_bytes) as body:
         if not body.strip():
             return _answer(await training.refit())
         if lines:
             raise Problem("unsupported_media_type", "send application/json")
         asked = await parsed(body, _BODY.decode)
-    item_ids, ratings = await checked_history(asked, request.app[STORE].config.scale)
+    item_ids, ratings = await checked_history(asked, context.store.config.scale)
     trained = await training.begin_history(ratings, item_ids, replace=asked.replace)
-    request.app[COUNTS].ratings += len(ratings)
+    context.counts.ratings += len(ratings)
     return _answer(trained)
 
 

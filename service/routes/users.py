@@ -11,11 +11,10 @@ import msgspec
 from aiohttp import web
 
 from featurestore.commands import OUTCOME_S
-from service.context import COUNTS, FOLLOWER, SETTINGS, STORE
+from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import Answer
-from service.micro_batcher import require
 from service.routes.items import Expected, expected, item_names
 
 MAX_PAGE = 1000
@@ -69,9 +68,10 @@ _ENCODE = msgspec.json.Encoder().encode
 
 async def get_user(request: web.Request) -> web.StreamResponse:
     """Count, mean and what the model expects of this user."""
+    context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
-    live = require(request.app[FOLLOWER].live)
-    profile = await request.app[STORE].users.current_with_history(live, user_id)
+    live = context.live()
+    profile = await context.store.users.current_with_history(live, user_id)
     if profile.n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
     ratings = profile.history.rating
@@ -91,11 +91,11 @@ async def get_user(request: web.Request) -> web.StreamResponse:
 
 async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     """A page of the ratings of a user, the latest first."""
+    context = request.app[CONTEXT]
     query = Query(request.raw_path)
     limit, offset = query.integer("limit", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, 2**31)
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
-    store, live = request.app[STORE], request.app[FOLLOWER].live
-    epoch = live.epoch if live else (await store.generations.live()).epoch
+    store, epoch = context.store, await context.epoch()
     n, history = await store.users.history(epoch, user_id)
     if n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
@@ -112,13 +112,14 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
 
 async def delete_user(request: web.Request) -> web.StreamResponse:
     """Forget a user everywhere, whether known or not: an archive may know more than the store."""
+    context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
-    store = request.app[STORE]
+    store = context.store
     forgotten = await store.ratings.forget(user_id)
-    request.app[COUNTS].users_forgotten += 1
+    context.counts.users_forgotten += 1
     epoch = (await store.generations.live()).epoch
     receipt = await store.commands.ask("erase", epoch=epoch, user=user_id)
-    outcome = await store.commands.wait(receipt, request.app[SETTINGS].erase_wait_s)
+    outcome = await store.commands.wait(receipt, context.settings.erase_wait_s)
     archive = "erased" if outcome is not None and outcome.state == "done" else "pending"
     receipt = f"{receipt}-{int(time.time()):x}"
     return Answer(_ENCODE(Receipt(receipt, archive, user_id.decode(), forgotten.ratings)))
@@ -126,9 +127,10 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
 
 async def get_receipt(request: web.Request) -> web.StreamResponse:
     """Whether the archive has forgotten too."""
+    context = request.app[CONTEXT]
     receipt = path_id(request.rel_url.raw_path, 1, "receipt").decode()
     parts = _RECEIPT.fullmatch(receipt)
-    outcome = await request.app[STORE].commands.outcome(parts["command"]) if parts else None
+    outcome = await context.store.commands.outcome(parts["command"]) if parts else None
     if outcome is None:
         # An outcome is kept for an hour: within that, none means that the trainer has not come to it yet.
         if parts is None or not 0 <= time.time() - int(parts["asked"], 16) < OUTCOME_S:

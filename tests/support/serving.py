@@ -15,11 +15,12 @@ from typing import Any
 from urllib.request import urlopen
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from featurestore.settings import StoreSettings
 from service.app import build_app
-from service.settings import Place, ServiceSettings
+from service.settings import ServiceSettings, WorkerSlot
 from service.supervisor import bind
 from service.worker import EdgeRunner
 from tests.support.servers import free_port
@@ -27,6 +28,9 @@ from tests.support.waiting import wait_until, wait_until_async
 
 JSON = {"Content-Type": "application/json"}
 LINES = {"Content-Type": "application/x-ndjson"}
+
+# For tests of GET /predict: with its fast path, and with that taken out.
+BOTH_WAYS = pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"], indirect=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[C
     with tempfile.TemporaryDirectory(prefix="foldin-test-") as cache:
         settings = replace(ServiceSettings(store=store, cache_dir=Path(cache), keepalive_s=5.0), **changes)
         sock = bind("127.0.0.1", 0, 1)[0]
-        app = build_app(settings, Place())
+        app = build_app(settings, WorkerSlot())
         runner = EdgeRunner(
             app, keepalive_s=settings.keepalive_s, grace_s=2.0, connections=settings.connections
         )

@@ -17,13 +17,14 @@ from tests.support.factories import (
     with_moving_users,
     with_user_periods,
 )
-from tests.support.serving import serves, serving
+from tests.support.serving import BOTH_WAYS, serves, serving
 
 PERIOD_S = 100.0
 # More bursts than a record keeps.
 BURSTS = 40
 
 
+@BOTH_WAYS
 async def test_a_burst_that_the_record_dropped_is_folded_in_again(
     store: Store, store_settings: StoreSettings
 ) -> None:
@@ -60,6 +61,7 @@ async def test_a_burst_that_the_record_dropped_is_folded_in_again(
         assert abs(plain - at_first) > 1e-4
 
 
+@BOTH_WAYS
 async def test_a_user_who_moves_is_where_he_was_and_where_the_next_rating_takes_him(
     store: Store, store_settings: StoreSettings
 ) -> None:

@@ -15,7 +15,7 @@ from featurestore.codecs import pack_histories
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import Written, lead, publish, rating
-from tests.support.serving import JSON, LINES, Client, is_problem, send_raw, serves, serving
+from tests.support.serving import BOTH_WAYS, JSON, LINES, Client, is_problem, send_raw, serves, serving
 from tests.support.waiting import wait_until_async
 
 ITEMS = 12
@@ -45,6 +45,7 @@ async def expected(store: Store, written: Written, user: str, row: int) -> float
     return float(scorer.score(vectors, np.zeros(1, dtype=np.int64), np.array([row])).rating[0])
 
 
+@BOTH_WAYS
 async def test_predict_is_what_the_generation_gives(client: Client, store: Store, published: Written) -> None:
     reply = await client.get("/predict?user_id=ann&item_id=item-5")
     assert reply.status == 200
@@ -66,6 +67,7 @@ async def test_predict_is_what_the_generation_gives(client: Client, store: Store
         assert answer.get("predictions", [answer])[0]["rating"] == reply.json["rating"]
 
 
+@BOTH_WAYS
 async def test_nobody_is_refused_for_being_unknown(client: Client) -> None:
     for path, basis in (
         ("/predict?user_id=nobody&item_id=item-1", "item"),
@@ -78,12 +80,14 @@ async def test_nobody_is_refused_for_being_unknown(client: Client) -> None:
     assert (await client.get("/explain/nobody/nothing")).json["parts"] == []
 
 
+@BOTH_WAYS
 async def test_a_distribution_needs_steps_and_adds_up(store_settings: StoreSettings, client: Client) -> None:
     is_problem(await client.get("/predict?user=ann&item=item-1&distribution=true"), 400, "invalid_parameter")
     timed = await client.get("/predict?user=ann&item=item-1&timestamp=1700000000.5")
     assert timed.status == 200
 
 
+@BOTH_WAYS
 async def test_what_was_rated_is_known_at_once(client: Client, store: Store, published: Written) -> None:
     for step, value in enumerate((1.0, 5.0, 2.0)):
         reply = await client.post("/ratings", {"user_id": "eve", "item_id": f"item-{step}", "rating": value})
@@ -107,6 +111,7 @@ async def test_an_array_and_lines_are_taken(client: Client) -> None:
     assert page["ratings"][0] == {"item_id": "2", "rating": 3.5, "timestamp": 12.0}
 
 
+@BOTH_WAYS
 async def test_taking_a_rating_back_undoes_it(client: Client) -> None:
     before = (await client.get("/predict?user_id=ann&item_id=item-7")).json["rating"]
     await client.post("/ratings", {"user_id": "ann", "item_id": "item-3", "rating": 1})
@@ -193,6 +198,7 @@ async def test_forgetting_is_complete_at_once(store_settings: StoreSettings, pub
         is_problem(await client.get(f"/receipts/{'0' * 32}-1"), 404, "unknown_receipt")
 
 
+@BOTH_WAYS
 async def test_ids_of_every_kind_come_back_as_they_were(client: Client) -> None:
     for raw, path in (
         ("é/☃", "%C3%A9%2F%E2%98%83"),
@@ -229,6 +235,7 @@ BAD_QUERIES = [
 ]
 
 
+@BOTH_WAYS
 async def test_bad_queries_name_their_field(client: Client) -> None:
     for path, code, field in BAD_QUERIES:
         reply = await client.get(path)
@@ -355,6 +362,7 @@ async def test_a_body_that_does_not_come_is_given_up(
         assert b"HTTP/1.1 408" in await asyncio.to_thread(send_raw, port, head, 2.0)
 
 
+@BOTH_WAYS
 async def test_what_is_no_http_gets_a_problem(client: Client) -> None:
     port = int(client.url.rpartition(":")[2])
     for data in (
@@ -368,6 +376,7 @@ async def test_what_is_no_http_gets_a_problem(client: Client) -> None:
         assert b"Traceback" not in found
 
 
+@BOTH_WAYS
 async def test_answers_are_whole_for_every_kind_of_client(client: Client) -> None:
     port = int(client.url.rpartition(":")[2])
     path = b"/predict?user_id=ann&item_id=item-1"
@@ -391,6 +400,7 @@ async def test_answers_are_whole_for_every_kind_of_client(client: Client) -> Non
     assert b"200 OK" in await asyncio.to_thread(send_raw, port, absolute)
 
 
+@BOTH_WAYS
 async def test_request_ids_are_sent_back_where_they_are_safe(client: Client) -> None:
     for path in ("/predict?user_id=ann&item_id=item-1", "/popular", "/nothing"):
         reply = await client.get(path, headers={"X-Request-ID": "abc-1.2"})
@@ -400,6 +410,7 @@ async def test_request_ids_are_sent_back_where_they_are_safe(client: Client) -> 
     assert "X-Request-ID" not in (await client.get("/popular")).headers
 
 
+@BOTH_WAYS
 async def test_generations_can_be_gone_back_to(client: Client, store: Store, published: Written) -> None:
     first = published.writer.number
     lease = await lead(store)
@@ -425,6 +436,7 @@ async def test_generations_can_be_gone_back_to(client: Client, store: Store, pub
         is_problem(await client.post(f"/generations/{number}/activate"), 400, "invalid_parameter")
 
 
+@BOTH_WAYS
 async def test_operations(client: Client, published: Written) -> None:
     assert (await client.get("/livez")).json == {"alive": True}
     await client.post("/ratings", {"user_id": "ann", "item_id": "item-5", "rating": 5})
@@ -466,6 +478,7 @@ async def test_a_full_catalogue_is_refused(store_settings: StoreSettings, publis
         is_problem(reply, 422, "too_many_items")
 
 
+@BOTH_WAYS
 async def test_too_many_at_once_are_refused_at_once(
     store_settings: StoreSettings, published: Written
 ) -> None:
@@ -479,6 +492,7 @@ async def test_too_many_at_once_are_refused_at_once(
         assert (await client.get("/livez")).status == 200
 
 
+@BOTH_WAYS
 async def test_before_the_first_generation(store_settings: StoreSettings, store: Store) -> None:
     async with serving(store_settings) as (client, _):
         for path in ("/predict?user_id=u&item_id=i", "/recommend/u", "/popular", "/users/u", "/readyz"):

@@ -12,10 +12,10 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from service.context import COUNTS, EDGE
+from service.context import CONTEXT
 from service.http import response as answers
 from tests.support.factories import Written, lead, publish, rating
-from tests.support.serving import Client, Reply, is_problem, serves, serving
+from tests.support.serving import BOTH_WAYS, Client, Reply, is_problem, serves, serving
 from tests.support.waiting import wait_until_async
 
 ONE = "/predict?user_id=ann&item_id=item-1"
@@ -37,6 +37,7 @@ async def opened(client: Client) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     return await asyncio.open_connection("127.0.0.1", port_of(client))
 
 
+@BOTH_WAYS
 async def test_excess_is_refused_at_once_and_what_was_taken_is_answered(
     store: Store, store_settings: StoreSettings, published: Written
 ) -> None:
@@ -50,8 +51,8 @@ async def test_excess_is_refused_at_once_and_what_was_taken_is_answered(
         for reply in refused:
             is_problem(reply, 503, "overloaded")
             assert int(reply.headers["Retry-After"]) >= 1
-        assert app[COUNTS].overloads == 16
-        assert app[EDGE].in_flight == 0
+        assert app[CONTEXT].counts.overloads == 16
+        assert app[CONTEXT].traffic.in_flight == 0
         assert (await client.get(ONE)).status == 200
 
 
@@ -87,7 +88,7 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
         small = json.dumps({"pairs": [["ann", "item-1"]] * 10})
         assert (await client.post("/predict", small.encode())).status == 200
         assert [reply.status for reply in await asyncio.gather(*taken)] == [200] * 5
-        assert app[COUNTS].overloads == 7
+        assert app[CONTEXT].counts.overloads == 7
         assert (await client.post(path, body)).status == 200
 
 
@@ -106,6 +107,7 @@ async def test_a_large_body_that_comes_slowly_keeps_no_turn_from_others(
             writer.close()
 
 
+@BOTH_WAYS
 async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_nobody(
     store_settings: StoreSettings, published: Written
 ) -> None:
@@ -142,6 +144,7 @@ async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_nobody(
         await wait_until_async(there_is_room, 5.0, "connections that were closed make room")
 
 
+@BOTH_WAYS
 async def test_a_connection_that_never_asks_is_closed(
     store_settings: StoreSettings, published: Written
 ) -> None:
@@ -154,6 +157,7 @@ async def test_a_connection_that_never_asks_is_closed(
             writer.close()
 
 
+@BOTH_WAYS
 async def test_headers_without_end_are_refused(store_settings: StoreSettings, published: Written) -> None:
     async with serving(store_settings) as (client, _):
         await serves(client, published.writer.number)

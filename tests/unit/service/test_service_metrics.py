@@ -6,7 +6,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.exposition import expose
-from service.metrics import Board, Histogram, Snapshot, error_bounds, together
+from service.metrics import Histogram, Snapshot, SnapshotFiles, error_bounds, together
 
 
 def snapshot(worker: int = 0) -> Snapshot:
@@ -28,10 +28,10 @@ def test_a_worker_goes_on_from_the_one_whose_place_it_takes(tmp_path: Path) -> N
     first = snapshot()
     first.request("/predict", 200, 0.001, 5)
     first.rated(np.array([0.25, 1.0]), 2)
-    Board(tmp_path, 0).leave(first)
-    board = Board(tmp_path, 0)
+    SnapshotFiles(tmp_path, 0).write(first)
+    files = SnapshotFiles(tmp_path, 0)
     second = snapshot()
-    earlier = board.earlier()
+    earlier = files.earlier()
     assert earlier is not None
     second.carry(earlier)
     second.request("/predict", 200, 0.001)
@@ -45,8 +45,8 @@ def test_a_scrape_sums_the_workers(tmp_path: Path) -> None:
     other.request("/predict", 200, 0.1, 3)
     other.request("/ratings", 429, 0.1)
     other.rated(np.array([4.0]), 1)
-    Board(tmp_path, 1).leave(other)
-    snapshots = Board(tmp_path, 0).all(own)
+    SnapshotFiles(tmp_path, 1).write(other)
+    snapshots = SnapshotFiles(tmp_path, 0).all(own)
     assert together(snapshots).requests == {"/predict": {"200": 8}, "/ratings": {"429": 1}}
     text = expose(snapshots, {0: 3, 1: 4}, store_up=True).decode()
     samples = {
@@ -63,9 +63,9 @@ def test_a_scrape_sums_the_workers(tmp_path: Path) -> None:
 
 def test_a_torn_snapshot_costs_nothing_but_its_worker(tmp_path: Path) -> None:
     (tmp_path / "worker-1.metrics").write_bytes(b'{"worker": 1')
-    assert [each.worker for each in Board(tmp_path, 0).all(snapshot())] == [0]
+    assert [each.worker for each in SnapshotFiles(tmp_path, 0).all(snapshot())] == [0]
 
 
 def test_a_snapshot_that_cannot_be_left_is_no_error(tmp_path: Path) -> None:
-    Board(tmp_path / "gone", 0).leave(snapshot())
-    assert Board(None, 0).all(snapshot())
+    SnapshotFiles(tmp_path / "gone", 0).write(snapshot())
+    assert SnapshotFiles(None, 0).all(snapshot())

@@ -16,7 +16,7 @@ from featurestore.store import Store
 from featurestore.users.records import Current
 from service.http.problems import Problem
 from service.metrics import Snapshot, error_bounds
-from service.micro_batcher import OnePrediction, Predictor
+from service.micro_batcher import MicroBatcher
 from tests.support.factories import make_items, make_model
 
 MODEL = make_model()
@@ -111,26 +111,20 @@ def live_generation(number: int = 42) -> LiveGeneration:
     )
 
 
-def make_predictor(live: LiveGeneration | None = None) -> tuple[Predictor, FakeStore, FakeFollower]:
+def make_batcher(live: LiveGeneration | None = None) -> tuple[MicroBatcher, FakeStore, FakeFollower]:
     store, follower = FakeStore(), FakeFollower(live)
     counts = Snapshot(0, 0.0, error_bounds(1, 5))
-    return Predictor(cast("Store", store), cast("Follower", follower), counts), store, follower
+    return MicroBatcher(cast("Store", store), cast("Follower", follower), counts), store, follower
 
 
 def expected(user: int, item: int) -> float:
     return float(Scorer(MODEL, ITEMS).score(USERS, np.array([user]), np.array([item])).rating[0])
 
 
-def read(body: bytes) -> OnePrediction:
-    return msgspec.json.decode(body, type=OnePrediction)
-
-
 async def test_what_arrives_in_one_turn_is_asked_in_one_read() -> None:
-    predictor, store, _ = make_predictor(live_generation())
-    paths = [
-        f"/predict?user_id={user}&item_id={item}" for user in (0, 1, "nobody") for item in (2, "new", "none")
-    ]
-    answers = [read(body) for body in await asyncio.gather(*map(predictor.quick, paths))]
+    batcher, store, _ = make_batcher(live_generation())
+    pairs = [(user, item) for user in (b"0", b"1", b"nobody") for item in (b"2", b"new", b"none")]
+    answers = await asyncio.gather(*(batcher.submit(*pair) for pair in pairs))
     assert len(store.users.reads) == 1
     assert len(store.users.reads[0]) == 9
     assert answers[0].rating == pytest.approx(expected(0, 2))
@@ -147,64 +141,66 @@ async def test_what_arrives_in_one_turn_is_asked_in_one_read() -> None:
 
 
 async def test_later_turns_are_asked_later() -> None:
-    predictor, store, _ = make_predictor(live_generation())
-    await predictor.quick("/predict?user_id=0&item_id=1")
-    await predictor.quick("/predict?user_id=0&item_id=1")
+    batcher, store, _ = make_batcher(live_generation())
+    await batcher.submit(b"0", b"1")
+    await batcher.submit(b"0", b"1")
     assert len(store.users.reads) == 2
 
 
 async def test_a_turn_is_answered_by_the_generation_of_its_end() -> None:
-    predictor, _, follower = make_predictor(live_generation(1))
-    future = predictor.ask(b"0", b"1")
+    batcher, _, follower = make_batcher(live_generation(1))
+    future = batcher.submit(b"0", b"1")
     await asyncio.sleep(0)
     follower.live = live_generation(2)
-    assert read(await future).generation == 1
-    assert read(await predictor.ask(b"0", b"1")).generation == 2
+    assert (await future).generation == 1
+    assert (await batcher.submit(b"0", b"1")).generation == 2
 
 
 async def test_a_store_that_fails_fails_each_request_with_its_own_problem() -> None:
-    predictor, store, _ = make_predictor(live_generation())
+    batcher, store, _ = make_batcher(live_generation())
     store.users.failure = StoreUnavailable("gone", 2.0)
-    found = await asyncio.gather(predictor.ask(b"0", b"1"), predictor.ask(b"1", b"1"), return_exceptions=True)
+    found = await asyncio.gather(
+        batcher.submit(b"0", b"1"), batcher.submit(b"1", b"1"), return_exceptions=True
+    )
     assert [type(each) for each in found] == [Problem, Problem]
     assert found[0] is not found[1]
     assert cast("Problem", found[0]).headers["Retry-After"] == "2"
 
 
 async def test_before_the_first_generation_there_is_a_problem() -> None:
-    predictor, _, _ = make_predictor()
+    batcher, _, _ = make_batcher()
     with pytest.raises(Problem) as caught:
-        await predictor.ask(b"0", b"1")
+        await batcher.submit(b"0", b"1")
     assert caught.value.code == "no_generation"
 
 
 async def test_one_that_gave_up_does_not_harm_the_others() -> None:
-    predictor, _, _ = make_predictor(live_generation())
-    gone, stays = predictor.ask(b"0", b"1"), predictor.ask(b"0", b"2")
+    batcher, _, _ = make_batcher(live_generation())
+    gone, stays = batcher.submit(b"0", b"1"), batcher.submit(b"0", b"2")
     gone.cancel()
-    assert read(await stays).rating == pytest.approx(expected(0, 2))
+    assert (await stays).rating == pytest.approx(expected(0, 2))
 
 
 async def test_many_pairs_equal_single_ones() -> None:
     live = live_generation()
-    predictor, _, _ = make_predictor(live)
-    body = await predictor.many(live, Ids.of([b"0", b"1", b"1", b"0"]), Ids.of([b"3", b"3", b"none", b"3"]))
+    batcher, _, _ = make_batcher(live)
+    body = await batcher.many(live, Ids.of([b"0", b"1", b"1", b"0"]), Ids.of([b"3", b"3", b"none", b"3"]))
     answer = msgspec.json.decode(body)
     ratings = [each["rating"] for each in answer["predictions"]]
-    assert ratings[0] == read(await predictor.ask(b"0", b"3")).rating
+    assert ratings[0] == (await batcher.submit(b"0", b"3")).rating
     assert ratings[:2] == pytest.approx([expected(0, 3), expected(1, 3)])
     assert ratings[0] == ratings[3]
     assert answer["predictions"][2]["basis"] == "user"
     none = Ids.of([])
-    assert msgspec.json.decode(await predictor.many(live, none, none))["predictions"] == []
-    one = msgspec.json.decode(await predictor.many(live, Ids.of([b"1"]), Ids.of([b"3", b"3"])))
+    assert msgspec.json.decode(await batcher.many(live, none, none))["predictions"] == []
+    one = msgspec.json.decode(await batcher.many(live, Ids.of([b"1"]), Ids.of([b"3", b"3"])))
     assert [each["rating"] for each in one["predictions"]] == ratings[1:2] * 2
 
 
 async def test_slices_of_a_large_call_are_one_array() -> None:
     live = live_generation()
-    predictor, _, _ = make_predictor(live)
+    batcher, _, _ = make_batcher(live)
     count = 5000
-    body = await predictor.many(live, Ids.of([b"0", b"1"] * (count // 2)), Ids.of([b"3"] * count))
+    body = await batcher.many(live, Ids.of([b"0", b"1"] * (count // 2)), Ids.of([b"3"] * count))
     ratings = [each["rating"] for each in msgspec.json.decode(body)["predictions"]]
     assert ratings == pytest.approx([expected(0, 3), expected(1, 3)] * (count // 2))

@@ -1,0 +1,27 @@
+"""The fast path of GET /predict: what it uses of aiohttp that may change, and what refers to it."""
+
+from pathlib import Path
+
+from aiohttp import web
+
+from service.http import fast_predict
+from service.http.fast_predict import INSIDE, POSSIBLE
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_what_is_used_of_aiohttp_is_there() -> None:
+    missing = [name for name in INSIDE if not hasattr(web.RequestHandler, name)]
+    assert not missing, f"this aiohttp has no {missing}: GET /predict would take twice the time"
+    assert POSSIBLE
+
+
+def test_only_the_place_where_connections_are_made_refers_to_it() -> None:
+    users = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "service").rglob("*.py"))
+        if "import" in path.read_text("utf-8")
+        and any(name in path.read_text("utf-8") for name in ("fast_predict", "FastPredict", "FastConnection"))
+        and path != Path(fast_predict.__file__)
+    ]
+    assert users == ["service/http/connections.py"]
