@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from service.supervisor import CANNOT_START, Supervisor, bind
 
 if TYPE_CHECKING:
-    from service.settings import WorkerSlot, ServiceSettings
+    from service.settings import ServiceSettings, WorkerSlot
 
 
 def _work(settings: "ServiceSettings", slot: "WorkerSlot", sock: socket.socket) -> int:

@@ -78,7 +78,7 @@ class WorkerSlot:
 @dataclass(frozen=True, slots=True)
 class _CommandLine:
     settings: ServiceSettings = nested(ServiceSettings)
-    place: WorkerSlot = nested(WorkerSlot)
+    slot: WorkerSlot = nested(WorkerSlot)
 
 
 def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ServiceSettings, WorkerSlot]:
@@ -87,4 +87,4 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Serv
     Raises SettingsError with every mistake.
     """
     read = load(_CommandLine, argv, environ, command="python -m service", about="Serve the HTTP API.")
-    return read.settings, read.place
+    return read.settings, read.slot
