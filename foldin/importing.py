@@ -10,7 +10,7 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,12 +24,11 @@ from foldin.files.positions import Position, PositionFile
 from foldin.files.progress import ImportProgress
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, Batch, RowRules, Values, distinct, pieces, suggested_scale
-from foldin.settings import FrontDoorSettings
+from foldin.settings import DEFAULT_API, FrontDoorSettings, ImportOptions
 from foldin.sinks import ApiSink, Row, RowRefusedError, Sink, SinkBusyError, StoreSink
 from processes.errors import CannotStartError
 
 DEFAULT_DATA = Path("data")
-DEFAULT_URL = "http://127.0.0.1:8080"
 SHOWN_ROWS = 20
 SAVE_EVERY_S = 1.0
 # A store that restarts is back within seconds; a trainer that is behind archives at every moment.
@@ -37,22 +36,6 @@ GIVE_UP_SILENT_S = 60.0
 GIVE_UP_FULL_S = 300.0
 MAX_WAIT_S = 5.0
 LANES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class ImportOptions:
-    """What the person asked for.
-
-    `columns` maps user, item, rating and perhaps timestamp to the file's own names.
-    """
-
-    path: Path
-    url: str | None
-    data: Path | None
-    format: str
-    columns: Mapping[str, str] | None
-    on_bad: str
-    resume: bool
 
 
 @dataclass(slots=True)
@@ -314,7 +297,7 @@ async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink
         )
     if settings.redis_url is not None:
         return await StoreSink.open(settings.inherited, "the store in FOLDIN_REDIS_URL")
-    return await ApiSink.open(DEFAULT_URL)
+    return await ApiSink.open(DEFAULT_API)
 
 
 def running_stack(data: Path) -> dict[str, str] | None:

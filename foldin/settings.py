@@ -1,17 +1,93 @@
-"""What the `foldin` command takes from the environment, read once, and the reference of all settings."""
+"""What the `foldin` command takes: the options of its subcommands, and the reference of all settings.
+
+The standard library and `processes` only at import: the supervisor of a stack lives as long as the stack.
+"""
 
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from processes.settings import choice, setting, switch, whole
+
+FILE_FORMATS = ("auto", "movielens", "recbole", "csv", "parquet")
+FORMAT_HELP = f"layout of the file: {', '.join(FILE_FORMATS)}"
+DEFAULT_API = "http://127.0.0.1:8080"
+_PORT = whole(1, 65_535)
+
+
+def columns(text: str) -> dict[str, str]:
+    """Parse `user=NAME,item=NAME,rating=NAME,timestamp=NAME`: the file's names of the columns."""
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        role, equals, name = part.partition("=")
+        if not equals or not name or role not in {"user", "item", "rating", "timestamp"} or role in found:
+            raise ValueError(
+                "must look like user=NAME,item=NAME,rating=NAME,timestamp=NAME (timestamp may be left out; "
+                "numbers are positions in a file without a header)"
+            )
+        found[role] = name
+    if not {"user", "item", "rating"} <= set(found):
+        raise ValueError("must name user, item and rating")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """Options of `foldin up`. `play`: always, never, or (None) only where the store holds no ratings yet."""
+
+    data: Path = setting(Path("data"), "folder where the data lives", Path, flag="--data")
+    host: str = setting(
+        "127.0.0.1", "address to listen on; this machine only", variable="FOLDIN_HOST", flag="--host"
+    )
+    port: int = setting(8080, "port of the API and its page", _PORT, variable="FOLDIN_PORT", flag="--port")
+    environment_port: int = setting(
+        8081,
+        "port of the rating environment",
+        _PORT,
+        variable="FOLDIN_ENVIRONMENT_PORT",
+        flag="--environment-port",
+    )
+    workers: int = setting(
+        1, "processes of the service", whole(1, 256), variable="FOLDIN_WORKERS", flag="--workers"
+    )
+    play: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """Options of `foldin import`. `url`, `data`: where to, see `importing.open_sink`."""
+
+    path: Path = setting(..., "file of ratings", Path, flag="FILE")
+    url: str | None = None
+    data: Path | None = None
+    format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS), flag="--format")
+    columns: Mapping[str, str] | None = setting(
+        None,
+        "names of the columns in a CSV or Parquet file, user=..,item=..,rating=..,timestamp=..; numbers are "
+        "positions in a CSV file without a header",
+        columns,
+        flag="--columns",
+        shown="by their names",
+    )
+    on_bad: Literal["refuse", "skip"] = setting(
+        "refuse",
+        "bad rows: `refuse` writes nothing if there is one (the file is read twice), `skip` leaves them out",
+        choice(("refuse", "skip")),
+        flag="--on-bad",
+    )
+    resume: bool = setting(
+        False, "go on where an import of this file was stopped", switch, flag="--resume", switch=True
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class FrontDoorSettings:
-    """`redis_url`: a store that is already there, or None for an embedded one. `state_dir`:
+    """What the command takes from the environment.
 
-    positions of imports. `inherited` is handed to every process of the stack: each reads its own settings
-    from it.
+    `redis_url`: a store that is already there, or None for an embedded one. `state_dir`: folder of the
+    positions of imports. `inherited` is handed to every process of the stack, which reads its settings there.
     """
 
     redis_url: str | None
@@ -51,6 +127,7 @@ def settings_reference() -> str:
     from environment.settings import ServerSettings
     from evaluation.course.settings import EvaluationSettings, PlaySettings
     from featurestore.settings import StoreSettings
+    from foldin.evaluating import EvaluateOptions
     from processes.settings import reference
     from service.settings import ServiceSettings
     from trainer.settings import TrainerSettings
@@ -62,5 +139,8 @@ def settings_reference() -> str:
         ("`python -m environment`", reference(ServerSettings)),
         ("`python -m evaluation.course.play`", reference(PlaySettings)),
         ("`foldin evaluate`, the course's protocol", reference(EvaluationSettings)),
+        ("`foldin evaluate FILE`", reference(EvaluateOptions)),
+        ("`foldin up`", reference(StackOptions)),
+        ("`foldin import FILE`", reference(ImportOptions)),
     )
     return INTRODUCTION + "".join(f"\n## {title}\n\n{table}" for title, table in tables)

@@ -12,13 +12,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from foldin.preflight import data_directory, free_port, locked
-from foldin.settings import FrontDoorSettings
+from foldin.settings import FrontDoorSettings, StackOptions
 from foldin.store import EmbeddedStore
 from processes.child import ChildSpec, Probe
 from processes.errors import CannotStartError, StackFailedError
@@ -37,21 +36,6 @@ READY_WITHIN_S = 60.0
 # Few enough that the error of who learns while playing is seen to fall.
 KNOWN = 1_000
 GRACE_S = {"player": 2.0, "environment": 3.0, "service": 8.0, "trainer": 10.0}
-
-
-@dataclass(frozen=True, slots=True)
-class StackOptions:
-    """What the person asked for.
-
-    `play`: always, never, or (None) only where the store holds no ratings yet.
-    """
-
-    data: Path
-    host: str
-    port: int
-    environment_port: int
-    workers: int
-    play: bool | None
 
 
 def say(text: str) -> None:

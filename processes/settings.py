@@ -172,8 +172,9 @@ def add_flags(
     for entry, declared in declarations(cls):
         if declared.flag is None:
             continue
-        default = "" if declared.switch or not declared.shown else f" (default: {declared.shown.strip('`')})"
-        words = declared.help if declared.help == HIDDEN else declared.help + default
+        words = declared.help
+        if words != HIDDEN and not declared.switch and declared.shown not in {"", "none"}:
+            words += f" (default: {declared.shown.replace('`', '')})"
         if declared.variable is not None:
             words += f" [{declared.variable}]"
         options: dict[str, Any] = {"help": words.replace("%", "%%")}

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Scale
+from featurestore.settings import format_scale
 from foldin.files.layout import NUMBER
 
 Lines = npt.NDArray[np.int64]
@@ -29,6 +30,7 @@ MAX_TIMESTAMP = 1e16  # as the API has it: microseconds of today still pass
 SHOWN_CHARACTERS = 40
 STEP_TOLERANCE = 1e-6
 MAX_DISTINCT = 1000
+MAX_LEVELS = 101  # of a scale that is found in the data: 0 to 10 in tenths; more are as good as continuous
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +146,30 @@ def off_scale(ratings: Values, scale: Scale) -> Mask:
     return off
 
 
-def suggested_scale(seen: Values) -> str:
-    """The text for FOLDIN_SCALE that takes these (distinct, ordered) ratings.
+def scale_of(ratings: Values) -> Scale:
+    """The scale of these ratings (one at least): their ends, and their step where they keep one.
 
-    Their ends, and a step if they have one.
+    Equal ratings are the low end of a scale one wide.
     """
-    if not seen.size:
-        return "1:5"
-    low, high = float(seen[0]), float(seen[-1])
+    found = np.unique(ratings)
+    low, high = float(found[0]), float(found[-1])
     if low == high:
-        return f"{low:g}:{low + 1:g}"
-    step = float(np.diff(seen).min())
-    if seen.size > 2 and step != 1.0 and not off_scale(seen, Scale(low, high, step)).any():
-        return f"{low:g}:{high:g}:{step:g}"
-    return f"{low:g}:{high:g}"
+        return Scale(low, low + 1.0)
+    step = float(np.diff(found).min())
+    n_steps = round((high - low) / step)
+    if n_steps >= MAX_LEVELS or off_scale(found, Scale(low, high, step)).any():
+        return Scale(low, high)
+    return Scale(low, high, (high - low) / n_steps)
+
+
+def suggested_scale(ratings: Values) -> str:
+    """The text for FOLDIN_SCALE that takes these ratings."""
+    if not ratings.size:
+        return "1:5"
+    scale = scale_of(ratings)
+    # Two values say nothing of a step, and whole steps are what a scale without one is taken for.
+    plain = scale.step == 1.0 or np.unique(ratings).size <= 2
+    return format_scale(Scale(scale.low, scale.high) if plain else scale)
 
 
 def distinct(values: Values) -> Values:

@@ -29,13 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "processes": {"uvloop"},
     "environment": {"processes", "aiohttp", "numpy", "msgspec", "scipy", "uvloop"},
     "evaluation": {
-        *{"factors", "featurestore", "trainer", "processes", "environment", "foldin"},
+        *{"factors", "featurestore", "trainer", "processes", "environment"},
         *{
             "aiohttp",
             "matplotlib",
             "msgspec",
             "numpy",
-            "pyarrow",
             "rich",
             "scipy",
             "threadpoolctl",

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation.offline import splits
-from evaluation.offline.data import DataSet, FileRules, read_files, scale_of
+from evaluation.offline.data import DataSet
 from evaluation.offline.jobs import Question
 from factors import Ratings, Scale
+from foldin.files.dataset import FileRules, read_files
+from foldin.files.rows import scale_of
 from processes.errors import CannotStartError
 from tests.unit.foldin.evaluation_data import made
 

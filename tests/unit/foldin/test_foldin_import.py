@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,8 +15,8 @@ from factors import Scale
 from foldin import importing
 from foldin.errors import ImportStoppedError
 from foldin.files import reading
-from foldin.importing import ImportOptions, run_import, running_stack
-from foldin.settings import FrontDoorSettings
+from foldin.importing import run_import, running_stack
+from foldin.settings import FrontDoorSettings, ImportOptions
 from foldin.sinks import Row, RowRefusedError, SinkBusyError
 from processes.errors import CannotStartError
 
@@ -59,7 +60,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def options(path: Path, *, on_bad: str = "refuse", resume: bool = False) -> ImportOptions:
+def options(
+    path: Path, *, on_bad: Literal["refuse", "skip"] = "refuse", resume: bool = False
+) -> ImportOptions:
     """What the command line would give."""
     return ImportOptions(path, None, None, "auto", None, on_bad, resume)
 
@@ -227,7 +230,10 @@ def test_a_file_that_changed_is_not_gone_on_with(
 
 @pytest.mark.parametrize("on_bad", ["refuse", "skip"])
 def test_a_row_that_only_the_target_refuses(
-    file: Path, settings: FrontDoorSettings, monkeypatch: pytest.MonkeyPatch, on_bad: str
+    file: Path,
+    settings: FrontDoorSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    on_bad: Literal["refuse", "skip"],
 ) -> None:
     def refuse(rows: Sequence[Row]) -> None:
         for position, row in enumerate(rows):

@@ -3,51 +3,114 @@
 Invariant: what is finished is on disk, and `--resume` with the same file, split and seed goes on after it.
 """
 
-import argparse
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from evaluation.offline import splits
-from evaluation.offline.data import DataSet, FileData, FileRules, read_files
+from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, OPTIONS, find
 from evaluation.offline.report import results_table
 from evaluation.offline.results import Line, LineStore, write_csv
 from evaluation.offline.running import Plan, measure
-from evaluation.offline.splits import SPLITS, Split
+from evaluation.offline.splits import SPLITS, Split, SplitName
 from factors import Scale
 from featurestore.settings import format_scale, parse_scale
+from foldin.files.dataset import FileData, FileRules, read_files
+from foldin.settings import FILE_FORMATS, FORMAT_HELP, columns
 from processes.errors import CannotStartError
+from processes.settings import choice, load, setting, switch, whole
 
 TABLE_WIDTH = 160  # where nobody says how wide it may be, as in a log file
 DEFAULT_ENGINES = (AUTO, "global-mean", "item-mean", "bias")
-DEFAULT_OUT = Path("results/evaluate")
 INTERRUPTED = 130
+
+
+def _engine(text: str) -> str:
+    find(text)
+    return text
+
+
+def _share(text: str) -> float:
+    with suppress(ValueError):
+        if 0.0 < float(text) < 1.0:
+            return float(text)
+    raise ValueError(f"must be a number between 0 and 1, not {text!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
-    """What the person asked for. `test`: a second file with the ratings to ask for, instead of a split."""
+    """Options of `foldin evaluate FILE`."""
 
-    file: Path
-    test: Path | None
-    split: str
-    folds: tuple[int, ...]
-    repeats: int
-    share: float
-    k: int
-    engines: tuple[str, ...]
-    ranking: bool
-    seed: int
-    out: Path
-    resume: bool
-    rules: FileRules
-    limit_s: float
+    file: Path = setting(..., "anything that `foldin import` reads", Path, flag="FILE")
+    split: SplitName | None = setting(
+        None,
+        "given-fold: fifths of the file in its order (u1 to u5 of MovieLens 100K); random; leave-k-out: K "
+        "ratings of each user; time: the latest ratings; prequential: each rating in time order, before it "
+        "is learned",
+        choice(SPLITS),
+        flag="--split",
+        shown="`random`",
+    )
+    test: Path | None = setting(
+        None, "hold out the ratings of this second file, in place of a split", Path, flag="--test"
+    )
+    folds: tuple[int, ...] = setting(
+        tuple(range(1, splits.FOLDS + 1)), "of given-fold", whole(1, splits.FOLDS), flag="--folds", many=True
+    )
+    repeats: int = setting(1, "random splits", whole(1, 100), flag="--repeats")
+    share: float = setting(0.2, "held out by random and time", _share, flag="--share")
+    k: int = setting(5, "K of leave-k-out", whole(1, 1000), flag="-k")
+    engines: tuple[str, ...] = setting(
+        DEFAULT_ENGINES,
+        f"auto is Foldin as it is served, with options after colons ({OPTIONS}); besides global-mean, "
+        "user-mean, item-mean, bias, popularity, implicit, neural, and where installed surprise-svd, "
+        "surprise-svd++, surprise-knn, myfm, myfm-full, implicit-als",
+        _engine,
+        flag="--engines",
+        many=True,
+    )
+    ranking: bool = setting(False, "also Recall@20 and NDCG@100", switch, flag="--ranking", switch=True)
+    seed: int = setting(1, "seed of splits and engines", whole(0), flag="--seed")
+    out: Path = setting(Path("results/evaluate"), "folder for table and pictures", Path, flag="--out")
+    resume: bool = setting(
+        False, "keep what was finished in the folder before", switch, flag="--resume", switch=True
+    )
+    scale: Scale | None = setting(
+        None, "LOW:HIGH[:STEP] of the ratings", parse_scale, flag="--scale", shown="as the ratings have it"
+    )
+    format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS), flag="--format")
+    columns: Mapping[str, str] | None = setting(
+        None, "names of the columns, as for import", columns, flag="--columns", shown="by their names"
+    )
+    on_bad: Literal["refuse", "skip"] = setting(
+        "refuse", "bad rows: refuse the file, or skip them", choice(("refuse", "skip")), flag="--on-bad"
+    )
+    timeout_s: int = setting(3600, "seconds of one engine", whole(1, 86_400), flag="--timeout-s")
+
+    def problems(self) -> list[str]:
+        """What is contradictory in these options, one sentence each."""
+        found = []
+        if not self.engines:
+            found.append("--engines must name at least one engine")
+        if not self.folds:
+            found.append("--folds must name at least one fold")
+        if self.test is not None and self.split is not None:
+            found.append("--test is a split of its own: leave --split out")
+        return found
+
+
+def evaluate_file(argv: Sequence[str]) -> int:
+    """Run `foldin evaluate FILE`; the exit code: 1 where an engine failed. Raises CannotStartError."""
+    about = "Compare engines on the ratings of a file: a part is learned, the rest is predicted."
+    options = load(EvaluateOptions, argv, {}, command="foldin evaluate", about=about)
+    return run_evaluate(options, argv)
 
 
 def run_evaluate(options: EvaluateOptions, arguments: Sequence[str], console: Console | None = None) -> int:
@@ -60,10 +123,10 @@ def run_evaluate(options: EvaluateOptions, arguments: Sequence[str], console: Co
         console.print(remark, style="yellow", markup=False, highlight=False)
     plan = Plan(
         _splits(options, read),
-        options.engines,
+        tuple(dict.fromkeys(options.engines)),
         options.seed,
         ranking=options.ranking,
-        limit_s=options.limit_s,
+        limit_s=options.timeout_s,
     )
     _introduce(read.data, plan, console)
     store = LineStore(options.out)
@@ -111,7 +174,7 @@ def _read(options: EvaluateOptions, console: Console) -> FileData:
         return read_files(
             options.file,
             options.test,
-            options.rules,
+            FileRules(options.format, options.columns, options.on_bad == "skip", options.scale),
             lambda path, share: progress.update(tasks[path], completed=share),
         )
 
@@ -127,7 +190,7 @@ def _splits(options: EvaluateOptions, read: FileData) -> list[Split]:
         return [split]
     match options.split:
         case "given-fold":
-            return splits.given_folds(data, options.folds)
+            return splits.given_folds(data, tuple(dict.fromkeys(options.folds)))
         case "leave-k-out":
             return [splits.leave_out(data, options.k, options.seed)]
         case "time":
@@ -192,138 +255,3 @@ def _report(lines: Sequence[Line], options: EvaluateOptions, console: Console) -
         console.print("no pictures, as matplotlib is not installed: pip install foldin\\[evaluate]")
     for path in written:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of `foldin evaluate FILE`."""
-    flags = _Parser(
-        prog="foldin evaluate",
-        usage="foldin evaluate FILE [options]",
-        description="Compare engines on the ratings of a file: a part is learned, the rest is predicted. "
-        "FILE is anything that `foldin import` reads: MovieLens, RecBole (.inter), CSV, Parquet, each also "
-        "gzipped.",
-        allow_abbrev=False,
-    )
-    flags.add_argument("file", type=Path, metavar="FILE")
-    how = flags.add_mutually_exclusive_group()
-    how.add_argument(
-        "--split",
-        choices=SPLITS,
-        default="random",
-        help="given-fold: fifths of the file in its order (u1 to u5 of MovieLens 100K); random; leave-k-out: "
-        "K ratings of each user; time: the latest ratings; prequential: each rating in time order, before "
-        "it is learned (default: %(default)s)",
-    )
-    how.add_argument("--test", type=Path, metavar="FILE", help="ask for the ratings of this second file")
-    folds = range(1, splits.FOLDS + 1)
-    flags.add_argument(
-        "--folds", type=int, nargs="+", choices=folds, default=list(folds), metavar="J", help="(default: all)"
-    )
-    flags.add_argument(
-        "--repeats", type=_whole(1, 100), default=1, metavar="N", help="random splits (default: 1)"
-    )
-    flags.add_argument(
-        "--share",
-        type=_share,
-        default=0.2,
-        metavar="P",
-        help="asked for by random and time (default: %(default)s)",
-    )
-    flags.add_argument("-k", type=_whole(1, 1000), default=5, metavar="K", help="of leave-k-out (default: 5)")
-    flags.add_argument(
-        "--engines",
-        type=_engines,
-        default=DEFAULT_ENGINES,
-        metavar="A,B",
-        help=f"auto is Foldin as it is served, with options after colons ({OPTIONS}); besides global-mean, "
-        "user-mean, item-mean, bias, popularity, implicit, neural, and where installed surprise-svd, "
-        "surprise-svd++, surprise-knn, myfm, myfm-full, implicit-als (default: auto,global-mean,item-mean,"
-        "bias)",
-    )
-    flags.add_argument("--ranking", action="store_true", help="also Recall@20 and NDCG@100")
-    flags.add_argument("--seed", type=_whole(0, 2**31 - 1), default=1, help="(default: 1)")
-    flags.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="(default: %(default)s)")
-    flags.add_argument("--resume", action="store_true", help="keep what was finished in DIR before")
-    flags.add_argument(
-        "--scale", type=_scale, metavar="LOW:HIGH[:STEP]", help="(default: as the ratings have it)"
-    )
-    flags.add_argument("--format", choices=("auto", "movielens", "recbole", "csv", "parquet"), default="auto")
-    flags.add_argument("--columns", metavar="user=..,item=..,rating=..,timestamp=..", help="as for import")
-    flags.add_argument(
-        "--on-bad", choices=("refuse", "skip"), default="refuse", help="(default: %(default)s)"
-    )
-    flags.add_argument(
-        "--timeout-s", type=_whole(1, 86_400), default=3600, metavar="S", help="of one engine (default: 3600)"
-    )
-    return flags
-
-
-def options_from(arguments: Sequence[str], columns: Callable[[str], Mapping[str, str]]) -> EvaluateOptions:
-    """Parse. `columns` reads the columns as `foldin import` does. Exits with 2 where something is wrong."""
-    flags = build_parser()
-    args = flags.parse_args(arguments)
-    try:
-        named = columns(args.columns) if args.columns else None
-    except argparse.ArgumentTypeError as exc:
-        flags.error(f"argument --columns: {exc}")
-    return EvaluateOptions(
-        file=args.file,
-        test=args.test,
-        split=args.split,
-        folds=tuple(dict.fromkeys(args.folds)),
-        repeats=args.repeats,
-        share=args.share,
-        k=args.k,
-        engines=tuple(args.engines),
-        ranking=args.ranking,
-        seed=args.seed,
-        out=args.out,
-        resume=args.resume,
-        rules=FileRules(args.format, named, args.on_bad == "skip", args.scale),
-        limit_s=float(args.timeout_s),
-    )
-
-
-def _engines(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise argparse.ArgumentTypeError("must name at least one engine")
-    for name in names:
-        try:
-            find(name)
-        except ValueError as exc:
-            raise argparse.ArgumentTypeError(str(exc)) from exc
-    return names
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
-            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text!r}")
-        return int(text)
-
-    return parse
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0.0 < share < 1.0:
-        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not {text!r}")
-    return share
-
-
-def _scale(text: str) -> Scale:
-    try:
-        return parse_scale(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc

@@ -1,0 +1,135 @@
+"""Files of ratings become a data set in memory, for an evaluation.
+
+Invariant: no pair stands twice (its last rating counts, as in an import), and ids become rows in the order of
+their first appearance, so that the same file gives the same arrays everywhere.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from evaluation.offline.data import DataSet
+from factors import Ratings, Scale
+from featurestore.settings import format_scale
+from foldin.files.layout import find_layout
+from foldin.files.reading import RatingsFile
+from foldin.files.rows import BadRow, RowRules, Values, off_scale, scale_of
+from processes.errors import CannotStartError
+
+# Any number is taken while a file is read: its own ratings then say what the scale is.
+ANY_SCALE = Scale(-1e9, 1e9)
+LEAST_RATINGS = 10  # fewer cannot be split
+SHOWN_ROWS = 3  # of the bad rows, in a message of one line
+
+
+@dataclass(frozen=True, slots=True)
+class FileRules:
+    """How to read a file. `kind`, `columns`: see `find_layout`. `scale`: None to take it from the ratings."""
+
+    kind: str = "auto"
+    columns: Mapping[str, str] | None = None
+    skip_bad: bool = False
+    scale: Scale | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileData:
+    """A data set from files. `n_first`: how many of its ratings are of the first one; `remarks`: what was
+    left out, a line each.
+    """
+
+    data: DataSet
+    n_first: int
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    user: pa.Array
+    item: pa.Array
+    value: Values
+    time: Values
+
+
+def read_files(
+    path: Path,
+    second: Path | None,
+    rules: FileRules,
+    on_progress: Callable[[Path, float], None] = lambda _path, _share: None,
+) -> FileData:
+    """The ratings of a file, and of a second one after them. Raises CannotStartError, saying what to do.
+
+    A pair that stands twice counts once, by its last rating; one of the first file that is in the second,
+    too, counts in the second.
+    """
+    remarks: list[str] = []
+    parts = [
+        _read(part, rules, remarks, lambda share, part=part: on_progress(part, share))  # type: ignore[misc]
+        for part in (path, second)
+        if part is not None
+    ]
+    user, n_users = _rows([part.user for part in parts])
+    item, n_items = _rows([part.item for part in parts])
+    value = np.concatenate([part.value for part in parts])
+    time = np.concatenate([part.time for part in parts])
+    kept = last_of_each_pair(user, item)
+    if len(kept) < len(value):
+        remarks.append(f"{len(value) - len(kept):,} ratings were replaced by a later one of the same pair")
+    if len(kept) < LEAST_RATINGS:
+        raise CannotStartError(f"{path} has {len(kept)} ratings: give a file with {LEAST_RATINGS} or more")
+    scale = rules.scale or scale_of(value)
+    off = off_scale(value, scale)
+    if off.any():
+        raise CannotStartError(
+            f"{int(off.sum()):,} ratings of {path} are off the scale {format_scale(scale)}, such as "
+            f"{value[off][0]:g}: give another --scale"
+        )
+    ratings = Ratings(user[kept], item[kept], value[kept], time[kept])
+    n_first = int((kept < len(parts[0].value)).sum())
+    return FileData(DataSet(path.name, ratings, n_users, n_items, scale), n_first, tuple(remarks))
+
+
+def _read(path: Path, rules: FileRules, remarks: list[str], on_progress: Callable[[float], None]) -> _Columns:
+    file = RatingsFile(path, find_layout(path, rules.kind, rules.columns))
+    bad: list[BadRow] = []
+    n_bad = 0
+    batches = []
+    # Without a time column every time is NaN: nothing is known, and nothing is made up.
+    for batch in file.read(RowRules(ANY_SCALE, float("nan"))):
+        n_bad += len(batch.bad)
+        bad += batch.bad[: SHOWN_ROWS - len(bad)]
+        batches.append(batch)
+        on_progress(file.position / max(file.total_bytes, 1))
+    shown = "; ".join(f"line {row.line}: {row.reason}" for row in bad)
+    if n_bad and not rules.skip_bad:
+        raise CannotStartError(
+            f"{n_bad:,} bad rows in {path} ({shown}): mend them, or leave them out with --on-bad skip"
+        )
+    if n_bad:
+        remarks.append(f"{n_bad:,} bad rows of {path} were left out ({shown})")
+    if not batches:
+        raise CannotStartError(f"{path} has no ratings: give a file with a rating in each line")
+    return _Columns(
+        pa.concat_arrays([batch.user_ids for batch in batches]),
+        pa.concat_arrays([batch.item_ids for batch in batches]),
+        np.concatenate([batch.ratings for batch in batches]),
+        np.concatenate([batch.times for batch in batches]),
+    )
+
+
+def _rows(parts: list[pa.Array]) -> tuple[npt.NDArray[np.int32], int]:
+    encoded = pc.dictionary_encode(pa.concat_arrays(parts))
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32), len(encoded.dictionary)
+
+
+def last_of_each_pair(user: npt.NDArray[np.int32], item: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Positions, ascending, of the last rating of each pair."""
+    pairs = user.astype(np.int64) * (int(item.max(initial=0)) + 1) + item
+    _, first_from_the_end = np.unique(pairs[::-1], return_index=True)
+    kept: npt.NDArray[np.int64] = np.sort(len(pairs) - 1 - first_from_the_end)
+    return kept
