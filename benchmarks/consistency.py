@@ -22,7 +22,7 @@ import aiohttp
 import numpy as np
 
 from benchmarks.deployed import DeployedStack, deployed
-from factors import Float32s, Histories, Model, Scorer, fold_in_users, prior_user
+from factors import Float32s, Histories, Model, Scorer, posterior_of
 from featurestore.errors import StoreError
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -264,11 +264,12 @@ def _explained(
         np.tile(np.array([t for _, _, t in rated], dtype=np.float64), len(choices)),
     )
     # Whether the fit of that generation knew this user already is not seen from here.
-    newcomers = np.repeat(prior_user(known.model)[None], len(choices), axis=0)
+    posterior = posterior_of(known.model)
+    newcomers = np.repeat(posterior.prior_user[None], len(choices), axis=0)
     index = np.repeat(np.arange(len(choices)), len(asked)), np.tile(np.arange(len(asked)), len(choices))
-    scorer = Scorer(known.model, table)
+    scorer = Scorer(posterior, table)
     found = [
-        scorer.score(fold_in_users(known.model, table, histories, current=current), *index).rating
+        scorer.score(posterior.fold_in_users(table, histories, current=current), *index).rating
         for current in (None, newcomers)
     ]
     pairs = len(choices) * len(asked)

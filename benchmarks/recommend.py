@@ -26,7 +26,7 @@ from benchmarks.harness.load import Plan, get, write_requests
 from benchmarks.harness.machine import available_bytes
 from benchmarks.harness.report import Row, Target, interleave, number, ratios
 from benchmarks.harness.synthetic import Generation
-from factors import Ranker, build_index
+from factors import Ranker, build_index, posterior_of
 from factors.model.layout import Layout, stored_width
 
 NAME = "recommend"
@@ -73,8 +73,8 @@ def _need(size: float) -> None:
 
 def ranking(options: Options, generation: Generation) -> list[Row]:
     """The ranking itself, in this process, and faiss."""
-    ranker = Ranker(generation.model, generation.items)
-    indexed = Ranker(generation.model, generation.items, generation.index)
+    ranker = Ranker(posterior_of(generation.model), generation.items)
+    indexed = Ranker(posterior_of(generation.model), generation.items, generation.index)
     rng = np.random.default_rng(options.seed)
     nothing = [np.zeros(0, dtype=np.int64)] * WAITING
 

@@ -24,8 +24,7 @@ from factors import (
     Scale,
     Scorer,
     fit,
-    fold_in_items,
-    fold_in_users,
+    posterior_of,
 )
 
 NAME = "stream"
@@ -49,7 +48,7 @@ class Learner:
     def predict(self, events: Rows) -> npt.NDArray[np.float64]:
         """The ratings of `events`, all as of now."""
         ratings = self.ratings
-        scores = Scorer(self.fitted.model, self.items).score(
+        scores = Scorer(self.fitted.posterior, self.items).score(
             self.users, ratings.user_row[events], ratings.item_row[events], ratings.time[events]
         )
         return scores.rating
@@ -61,16 +60,16 @@ class Learner:
         ratings, model = self.ratings, self.fitted.model
         user_row, item_row = ratings.user_row, ratings.item_row
         past = self._histories(self.by_user, user_row[events], events, item_row)
-        now = fold_in_users(model, self.items, past, current=self.users[user_row[events]])
-        scores = Scorer(model, self.items).score(
+        now = posterior_of(model).fold_in_users(self.items, past, current=self.users[user_row[events]])
+        scores = Scorer(posterior_of(model), self.items).score(
             now, np.arange(len(events)), item_row[events], ratings.time[events]
         )
         end = int(events[-1]) + 1
         users, items = np.unique(user_row[events]), np.unique(item_row[events])
         past = self._histories(self.by_user, users, np.full(len(users), end), item_row)
-        self.users[users] = fold_in_users(model, self.items, past, current=self.users[users])
+        self.users[users] = posterior_of(model).fold_in_users(self.items, past, current=self.users[users])
         past = self._histories(self.by_item, items, np.full(len(items), end), user_row)
-        self.items[items] = fold_in_items(model, self.users, past, current=self.items[items])
+        self.items[items] = posterior_of(model).fold_in_items(self.users, past, current=self.items[items])
         return scores.rating
 
     def _histories(

@@ -5,13 +5,14 @@ one function gives the same answer in the fit, in the service and in a notebook.
 """
 
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
+from factors.inference.fold_in import Fitted, posterior_of
+from factors.inference.posterior_model import PosteriorModel
 from factors.model.quantized_rows import all_finite_items, read_items, store_items
 from factors.model.serialization import from_bytes, to_bytes
 from factors.model.types import (
     BASIS,
     Bools,
     Explanation,
-    Fitted,
     Float32s,
     Float64s,
     Histories,
@@ -28,11 +29,10 @@ from factors.model.types import (
     UserRow,
 )
 from factors.serving.explain import explain
-from factors.serving.fold_in import fold_in_items, fold_in_users, keeps_time, prior_item, prior_user
 from factors.serving.ivf_index import Index, build_index, index_from_bytes, index_to_bytes
 from factors.serving.metrics import held_out_metrics
 from factors.serving.ranking import Ranker
-from factors.serving.scoring import Scorer, distribution, item_statistics, score
+from factors.serving.scoring import Scorer, item_statistics
 from factors.training.fit import fit
 from factors.training.priors import prior_model
 from factors.training.settings import FitSettings
@@ -57,6 +57,7 @@ __all__ = [
     "Link",
     "Model",
     "ModelUnreadable",
+    "PosteriorModel",
     "Ranked",
     "Ranker",
     "Ratings",
@@ -66,22 +67,16 @@ __all__ = [
     "UserRow",
     "all_finite_items",
     "build_index",
-    "distribution",
     "explain",
     "fit",
-    "fold_in_items",
-    "fold_in_users",
     "from_bytes",
     "held_out_metrics",
     "index_from_bytes",
     "index_to_bytes",
     "item_statistics",
-    "keeps_time",
-    "prior_item",
+    "posterior_of",
     "prior_model",
-    "prior_user",
     "read_items",
-    "score",
     "store_items",
     "to_bytes",
 ]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from factors import BASIS, FactorsError, Float64s, Int64s, Scorer, Scores, fold_in_users, keeps_time
+from factors import BASIS, FactorsError, Float64s, Int64s, Scorer, Scores
 from featurestore.codecs import pack_histories, pack_records, record_dtype
 from featurestore.errors import StoreError
 from featurestore.generations.follower import Follower, LiveGeneration
@@ -158,7 +158,7 @@ class MicroBatcher:
         if live.scorer is not self._scorer:
             self._scorer, self._dtype = live.scorer, record_dtype(live.model.user_width)
             # Nobody knows this user: the record is the prior.
-            self._unknown = pack_records(np.zeros(1, dtype=np.int64), live.scorer.prior_user[None])[0]
+            self._unknown = pack_records(np.zeros(1, dtype=np.int64), live.posterior.prior_user[None])[0]
         size, unknown = self._dtype.itemsize, self._unknown
         places: list[int] = []
         records: list[bytes] = []
@@ -262,7 +262,7 @@ class MicroBatcher:
         """Predict one pair at `time`, if given, with the probabilities of the steps of the scale."""
         live = require(self._follower.live)
         vectors, rows = await self.look_up(live, [user_id], [item_id])
-        if time is not None and not keeps_time(live.model, vectors[0], time):
+        if time is not None and not live.posterior.keeps_time(vectors[0], time):
             vectors = await self._as_of(live, user_id, time)
         index = np.zeros(1, dtype=np.int64)
         times = None if time is None else np.array([time])
@@ -283,7 +283,7 @@ class MicroBatcher:
         profile = await self._store.users.current_with_history(live, user_id)
         packed, current = pack_histories([profile.history]), profile.vector[None]
         return await asyncio.to_thread(
-            fold_in_users, live.model, live.items, packed, current=current, at=time
+            live.posterior.fold_in_users, live.items, packed, current=current, at=time
         )
 
     async def many(

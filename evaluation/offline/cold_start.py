@@ -160,8 +160,6 @@ def _folded_in(task: ColdStart, options: dict[str, Any], seed: int) -> tuple[Arr
         Ratings,
         Scorer,
         fit,
-        fold_in_items,
-        fold_in_users,
     )
 
     known = Ratings(task.train_user, task.train_item, task.train_value, task.train_time)
@@ -178,10 +176,10 @@ def _folded_in(task: ColdStart, options: dict[str, Any], seed: int) -> tuple[Arr
         histories = Histories(offsets, others[part], task.first_value[part], task.first_time[part])
         users, items = fitted.users.copy(), fitted.items.copy()
         if task.side == 0:
-            users[new] = fold_in_users(fitted.model, items, histories, current=users[new])
+            users[new] = fitted.posterior.fold_in_users(items, histories, current=users[new])
         else:
-            items[new] = fold_in_items(fitted.model, users, histories, current=items[new])
-        scores = Scorer(fitted.model, items).score(users, task.test_user, task.test_item, task.test_time)
+            items[new] = fitted.posterior.fold_in_items(users, histories, current=items[new])
+        scores = Scorer(fitted.posterior, items).score(users, task.test_user, task.test_item, task.test_time)
         ratings.append(scores.rating)
         stds.append(scores.std)
     return np.stack(ratings), np.stack(stds)

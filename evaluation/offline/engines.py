@@ -128,7 +128,7 @@ def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
     from factors import Ranker, Scorer
     from factors.model.scale import scale_levels
 
-    scorer = Scorer(fitted.model, fitted.items)
+    scorer = Scorer(fitted.posterior, fitted.items)
     scores = scorer.score(fitted.users, question.test_user, question.test_item, question.test_time)
     chances = no_chances()
     if scale_levels(scale_of(question)) > 1:
@@ -139,7 +139,7 @@ def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
     top = no_top()
     if question.top:
         users = question.ranked_users()
-        ranked = Ranker(fitted.model, fitted.items).top(
+        ranked = Ranker(fitted.posterior, fitted.items).top(
             fitted.users[users], question.top, seen_by(question, users)
         )
         top = np.full((len(users), question.top), -1, dtype=np.int32)
@@ -159,7 +159,6 @@ def _trained(name: str, label: str) -> Engine:
     def predict(question: Question, seed: int) -> Predicted:
         """An engine of the trainer, as it is published."""
         from factors import FitSettings, Ratings
-        from factors.inference.implicit_feedback import is_implicit
         from trainer.engines import ENGINES, make_engine
 
         if name not in ENGINES:
@@ -177,7 +176,9 @@ def _trained(name: str, label: str) -> Engine:
         )
         given = answer_of(fitted, question, f"rank {fitted.model.rank}")
         # What was chosen and how surely is no rating: its error would say nothing.
-        return Predicted(np.empty(0), top=given.top, note=given.note) if is_implicit(fitted.model) else given
+        if fitted.model.feedback == "implicit":
+            return Predicted(np.empty(0), top=given.top, note=given.note)
+        return given
 
     return Engine(label, predict)
 

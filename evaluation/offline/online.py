@@ -16,8 +16,6 @@ from factors import (
     Ratings,
     Scorer,
     fit,
-    fold_in_items,
-    fold_in_users,
     prior_model,
 )
 
@@ -49,8 +47,8 @@ def predict_then_learn(
             refits += 1
         events = np.arange(begin, min(begin + fold_events, n))
         histories = _histories_before(ratings, by_user, ratings.user_row[events], events, ratings.item_row)
-        folded = fold_in_users(fitted.model, items, histories, current=users[ratings.user_row[events]])
-        scores = Scorer(fitted.model, items).score(
+        folded = fitted.posterior.fold_in_users(items, histories, current=users[ratings.user_row[events]])
+        scores = Scorer(fitted.posterior, items).score(
             folded, np.arange(len(events)), ratings.item_row[events], ratings.time[events]
         )
         rating[events], std[events] = scores.rating, scores.std
@@ -60,10 +58,10 @@ def predict_then_learn(
         histories = _histories_before(
             ratings, by_user, changed, np.repeat(end, len(changed)), ratings.item_row
         )
-        users[changed] = fold_in_users(fitted.model, items, histories, current=users[changed])
+        users[changed] = fitted.posterior.fold_in_users(items, histories, current=users[changed])
         rated = np.unique(ratings.item_row[events])
         histories = _histories_before(ratings, by_item, rated, np.repeat(end, len(rated)), ratings.user_row)
-        items[rated] = fold_in_items(fitted.model, users, histories, current=items[rated])
+        items[rated] = fitted.posterior.fold_in_items(users, histories, current=items[rated])
     return rating, std, f"{refits} warm refits"
 
 

@@ -15,7 +15,14 @@ import numpy as np
 from environment.client import History
 from environment.world import SCALE
 from evaluation.players import MakePlayer, PlayerFailedError
-from factors import FitSettings, Fitted, Histories, Ratings, Scale, Scorer, fold_in_items, fold_in_users
+from factors import (
+    FitSettings,
+    Fitted,
+    Histories,
+    Ratings,
+    Scale,
+    Scorer,
+)
 from trainer.engines import ENGINES, make_engine
 
 FOLD_ITEMS_RATINGS = 10  # items follow within a second in the product, in which so many ratings may come
@@ -51,7 +58,9 @@ class ModelPlayer:
     async def predict(self, user: int, item: int) -> float:
         """The expected rating; `std` says how sure it is."""
         fitted = self._known()
-        scores = Scorer(fitted.model, fitted.items).score(fitted.users, np.array([user]), np.array([item]))
+        scores = Scorer(fitted.posterior, fitted.items).score(
+            fitted.users, np.array([user]), np.array([item])
+        )
         self.std = float(scores.std[0])
         return float(scores.rating[0])
 
@@ -64,8 +73,7 @@ class ModelPlayer:
             await self._fit()
             return
         one = slice(user, user + 1)
-        fitted.users[one] = fold_in_users(
-            fitted.model,
+        fitted.users[one] = fitted.posterior.fold_in_users(
             fitted.items,
             self._histories([self._by_user[user]], 1),
             current=fitted.users[one].copy(),
@@ -94,8 +102,8 @@ class ModelPlayer:
     def _fold_items(self, fitted: Fitted) -> None:
         items = np.array(sorted(self._rated))
         histories = self._histories([self._by_item[item] for item in items.tolist()], 0)
-        fitted.items[items] = fold_in_items(
-            fitted.model, fitted.users, histories, current=fitted.items[items]
+        fitted.items[items] = fitted.posterior.fold_in_items(
+            fitted.users, histories, current=fitted.items[items]
         )
         self._rated.clear()
 

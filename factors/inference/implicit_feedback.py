@@ -1,20 +1,19 @@
-"""Fold-in of implicit feedback: weighted least squares against everything that was not chosen (Hu, Koren,
-Volinsky, 2008).
+"""Implicit feedback: weighted least squares against all that was not chosen (Hu, Koren, Volinsky, 2008).
 
 Invariant: a row is the exact minimiser for its own history, so that folding in gives what the fit's half-step
 gives.
 
-Whoever chose an item wanted it (preference 1) with confidence `c = 1 + alpha s`, where `s` from 0 to 1 is
-where the rating stands on the scale; what was not chosen is a 0 with confidence 1. With the other side's
-factors `Y`, its Gram matrix, the noise `v` and the ridge `r` of a row with `n` choices, that row has
+A user who chose an item wanted it (preference 1) with confidence `c = 1 + alpha s`, where `s` from 0 to 1 is
+the position of the rating on the scale; an item that was not chosen is a 0 with confidence 1. With the
+factors `Y` of the other side, its Gram matrix, the noise `v` and the ridge `r` of a row with `n` choices,
+that row has
 
     A = Y^T Y + r I + sum (c - 1) y y^T       precision = A / v       mean = A^-1 sum c y
     r = ridge * ((n + 1) / (typical n + 1)) ^ power
 
 which is a Gaussian posterior with prior precision `(Y^T Y + r I) / v`. With a power above 0 rows of many
 choices bear more ridge (Rendle et al., 2022, in whose iALS it decides how good the rankings are). The score
-on the scale is `low + range * x . y`: user rows hold `range * x`, item rows `y`, biases are 0. A model is of
-this kind if it has the parameter `confidence`.
+on the scale is `low + range * x . y`: user rows hold `range * x`, item rows `y`, biases are 0.
 """
 
 from dataclasses import dataclass
@@ -24,34 +23,23 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from factors.inference.histories import Compressed, compress
+from factors.inference.posterior_model import PosteriorModel
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, RATING_MEAN, Layout, outer, pack, unpack
-from factors.model.parameters import Parameters, Side, SideName, from_model, to_model
-from factors.model.quantized_rows import item_codec
+from factors.model.parameters import Parameters, Side, SideName, to_model
 from factors.model.scale import scale_range
-from factors.model.types import Float32s, Float64s, Histories, Model, Scale
+from factors.model.types import Float32s, Float64s, Histories, Int64s, Model, Scale
 
+# Rows whose normal matrices are in memory at once: 70 MB at rank 64.
 _BLOCK_ROWS = 2048
-# Biases are 0 and known to be: a variance that no score notices, and whose inverse is finite.
+# Biases are known to be 0: a variance that no score notices, and whose inverse is finite.
 _BIAS_VARIANCE = 1e-12
-
-
-def is_implicit(model: Model) -> bool:
-    """Whether `model` learns from implicit feedback."""
-    return "confidence" in model.parameters
-
-
-def confidence_of(values: Float64s, scale: Scale, alpha: float) -> Float64s:
-    """Confidence (n,) of choices that were rated `values`."""
-    span = scale.high - scale.low
-    strength = np.ones(len(values)) if span <= 0 else np.clip((values - scale.low) / span, 0.0, 1.0)
-    return np.asarray(1.0 + alpha * strength)
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
-    """What a row minimises. `alpha`: see `confidence_of`; `ridge`, `power`: see above; `user_count`,
-    `item_count`: the typical number of choices of a row of either side.
+    """What a row minimises: `alpha`, `ridge` and `power` of above, and how many choices a typical user and a
+    typical item have.
     """
 
     alpha: float
@@ -60,32 +48,45 @@ class Weighting:
     user_count: float = 0.0
     item_count: float = 0.0
 
+    def confidences(self, values: Float64s, scale: Scale) -> Float64s:
+        """Return the confidence (n,) of choices with the ratings `values`."""
+        return confidence_of(values, scale, self.alpha)
+
     def ridges(self, name: SideName, counts: npt.NDArray[np.integer]) -> Float64s:
-        """The ridge (b,) of rows of side `name` with `counts` (b,) choices."""
+        """Return the ridge (b,) of rows of side `name` with `counts` (b,) choices."""
         typical = self.user_count if name == "user" else self.item_count
         return np.asarray(self.ridge * ((counts + 1.0) / (typical + 1.0)) ** self.power)
 
 
+def confidence_of(values: Float64s, scale: Scale, alpha: float) -> Float64s:
+    """Return the confidence (n,) of choices with the ratings `values`."""
+    span = scale.high - scale.low
+    strength = np.ones(len(values)) if span <= 0 else np.clip((values - scale.low) / span, 0.0, 1.0)
+    return np.asarray(1.0 + alpha * strength)
+
+
 def implicit_model(
-    scale: Scale, weighting: Weighting, *, noise: float, user_gram: Float64s, item_gram: Float64s
+    scale: Scale, weighting: Weighting, *, noise: float, users: Float64s, items: Float64s
 ) -> Model:
-    """The model of a fit. `user_gram` (k, k): `Y^T Y` over the items; `item_gram`: the same over the users.
+    """Return the model of a fit that gave the factors `users` (n_users, k) and `items` (n_items, k).
 
     `noise`: variance of a preference round its score.
     """
-    layout = Layout(len(user_gram), 0)
-    span = scale_range(scale)
-    user, item = (weighting.ridges(name, np.zeros(1, dtype=np.int64))[0] for name in ("user", "item"))
-    identity = np.eye(len(user_gram))
-    parameters = Parameters(
-        link="gaussian",
-        scale=scale,
-        mean=scale.low,
-        noise=noise * span**2,
-        users=_side(layout, user_gram + user * identity, noise, span),
-        items=_side(layout, item_gram + item * identity, noise, 1.0),
+    rank = items.shape[1]
+    layout, span = Layout(rank, 0), scale_range(scale)
+    user_gram, item_gram = items.T @ items, users.T @ users
+    none = np.zeros(1, dtype=np.int64)
+    user_ridge, item_ridge = (weighting.ridges(name, none)[0] * np.eye(rank) for name in ("user", "item"))
+    model = to_model(
+        Parameters(
+            link="gaussian",
+            scale=scale,
+            mean=scale.low,
+            noise=noise * span**2,
+            users=_side(layout, user_gram + user_ridge, noise, span),
+            items=_side(layout, item_gram + item_ridge, noise, 1.0),
+        )
     )
-    model = to_model(parameters)
     counts = weighting.user_count, weighting.item_count
     model.parameters["confidence"] = np.array(
         [noise, weighting.alpha, weighting.ridge, weighting.power, *counts]
@@ -95,74 +96,97 @@ def implicit_model(
     return model
 
 
-def weighting_of(model: Model) -> Weighting:
-    """What the rows of `model` minimise."""
-    return Weighting(*model.parameters["confidence"][1:].tolist())
+class ImplicitPosterior(PosteriorModel):
+    """Users and items fitted to implicit feedback. Rows have no implicit effects and no session effects."""
 
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        noise, *weighting = model.parameters["confidence"].tolist()
+        self._noise: float = noise
+        self.weighting = Weighting(*weighting)
+        self._range = scale_range(model.scale)
 
-def fold_in(model: Model, name: SideName, table: Float32s, histories: Histories) -> Float32s:
-    """Rows (b, width) of side `name` from b histories and the `table` of the other side, those of items as
-    they are stored. Unknown rows count as no choice.
-    """
-    parameters = from_model(model)
-    own, other = parameters.side(name)
-    data = compress(histories, len(table))
-    factors, index, confidence = _terms(model, parameters, name, table, data)
-    unit = scale_range(model.scale) if name == "user" else 1.0
-    noise = float(model.parameters["confidence"][0])
-    gram, diagonal = model.parameters[f"{name}_gram"], np.arange(model.rank)
-    known = np.bincount(data.row[data.other >= 0], minlength=data.rows)
-    ridges = weighting_of(model).ridges(name, known)
-    result = prior_rows(own, data.rows)
-    second = outer(factors)
-    for start in range(0, data.rows, _BLOCK_ROWS):
-        indptr = data.indptr[start : start + _BLOCK_ROWS + 1]
-        part = slice(int(indptr[0]), int(indptr[-1]))
-        shape = (len(indptr) - 1, len(factors))
-        weights, columns = confidence[part], index[part]
-        # An unknown row has confidence 0 and the column of a known one: it adds nothing.
-        extra = sp.csr_array((np.maximum(weights - 1.0, 0.0), columns, indptr - indptr[0]), shape=shape)
-        chosen = sp.csr_array((weights, columns, indptr - indptr[0]), shape=shape)
-        precision = unpack(extra @ second, other.layout.rank) + gram
-        precision[:, diagonal, diagonal] += ridges[start : start + shape[0], None]
-        covariance = np.asarray(np.linalg.inv(precision), np.float64)
-        mean = np.einsum("bij,bj->bi", covariance, chosen @ factors)
-        spread: Float64s = unit**2 * noise * covariance
-        _write(own, result[start : start + shape[0]], unit * mean, spread)
-    result[:, COUNT] = counts = data.counts
-    sums = np.bincount(data.row, data.value, minlength=data.rows)
-    result[:, RATING_MEAN] = sums / np.maximum(counts, 1)
-    return result.astype(np.float32) if name == "user" else item_codec(parameters).encode(result)
+    def fold_in_users(
+        self,
+        items: Float32s,
+        histories: Histories,
+        *,
+        current: Float32s | None = None,
+        at: float | None = None,
+    ) -> Float32s:
+        """See `PosteriorModel.fold_in_users`."""
+        del current, at
+        return self._fold_in("user", items, histories).astype(np.float32)
 
+    def fold_in_items(
+        self, users: Float32s, histories: Histories, *, current: Float32s | None = None
+    ) -> Float32s:
+        """See `PosteriorModel.fold_in_items`."""
+        del current
+        return self.item_codec.encode(self._fold_in("item", users, histories))
 
-def entry_terms(model: Model, items: Float32s, data: Compressed) -> Float64s:
-    """What each entry of one user's history adds to the linear term, (n, k + 1), in units of the user's
-    row.
-    """
-    parameters = from_model(model)
-    factors, index, confidence = _terms(model, parameters, "user", items, data)
-    terms = np.zeros((len(index), factors.shape[1] + 1))
-    # The covariance in the row carries range^2 v, its mean only the range.
-    scaled = confidence / (scale_range(model.scale) * float(model.parameters["confidence"][0]))
-    terms[:, :-1] = scaled[:, None] * factors[index]
-    return terms
+    def keeps_time(self, user: Float32s, time: float) -> bool:
+        """See `PosteriorModel.keeps_time`: time plays no part."""
+        del user, time
+        return True
 
+    def entry_terms(
+        self, items: Float32s, data: Compressed, current: Float32s | None
+    ) -> tuple[Float64s, Float64s]:
+        """See `PosteriorModel.entry_terms`."""
+        del current
+        factors, index, confidence = self._choices("user", items, data)
+        terms = np.zeros((len(index), factors.shape[1] + 1))
+        # The covariance of a user's row is in units of range^2 noise, its mean in units of the range.
+        terms[:, :-1] = (confidence / (self._range * self._noise))[:, None] * factors[index]
+        return terms, np.zeros_like(terms)
 
-def _terms(
-    model: Model, parameters: Parameters, name: SideName, table: Float32s, data: Compressed
-) -> tuple[Float64s, np.ndarray, Float64s]:
-    """Factors of the other rows that are needed, and of each entry its row among them and its confidence."""
-    _, other = parameters.side(name)
-    unit = 1.0 if name == "user" else scale_range(model.scale)
-    known = data.other >= 0
-    distinct, compact = np.unique(data.other[known], return_inverse=True)
-    factors = table[distinct][:, other.layout.latent].astype(np.float64) / unit
-    if len(distinct) == 0:
-        factors = np.zeros((1, other.layout.rank))
-    index = np.zeros(len(data.other), dtype=np.int64)
-    index[known] = compact
-    confidence = np.where(known, confidence_of(data.value, model.scale, weighting_of(model).alpha), 0.0)
-    return factors, index, confidence
+    def _fold_in(self, name: SideName, table: Float32s, histories: Histories) -> Float64s:
+        """Return the rows (b, width) of side `name`, not yet stored. Unknown other rows are no choice."""
+        own, _ = self.parameters.side(name)
+        rank, unit = own.layout.rank, self._range if name == "user" else 1.0
+        data = compress(histories, len(table))
+        factors, index, confidence = self._choices(name, table, data)
+        known = np.bincount(data.row[data.other >= 0], minlength=data.rows)
+        ridges = self.weighting.ridges(name, known)
+        gram, diagonal = self.model.parameters[f"{name}_gram"], np.arange(rank)
+        result, second = prior_rows(own, data.rows), outer(factors)
+        for start in range(0, data.rows, _BLOCK_ROWS):
+            indptr = data.indptr[start : start + _BLOCK_ROWS + 1]
+            part = slice(int(indptr[0]), int(indptr[-1]))
+            rows = slice(start, start + len(indptr) - 1)
+            shape = (len(indptr) - 1, len(factors))
+            weights, columns = confidence[part], index[part]
+            # An unknown row has confidence 0 and the column of a known one: it adds nothing.
+            extra = sp.csr_array((np.maximum(weights - 1.0, 0.0), columns, indptr - indptr[0]), shape=shape)
+            chosen = sp.csr_array((weights, columns, indptr - indptr[0]), shape=shape)
+            precision = unpack(extra @ second, rank) + gram
+            precision[:, diagonal, diagonal] += ridges[rows, None]
+            covariance = np.asarray(np.linalg.inv(precision), np.float64)
+            mean = np.einsum("bij,bj->bi", covariance, chosen @ factors)
+            _write(own, result[rows], unit * mean, unit**2 * self._noise * covariance)
+        result[:, COUNT] = data.counts
+        sums = np.bincount(data.row, data.value, minlength=data.rows)
+        result[:, RATING_MEAN] = sums / np.maximum(data.counts, 1)
+        return result
+
+    def _choices(
+        self, name: SideName, table: Float32s, data: Compressed
+    ) -> tuple[Float64s, Int64s, Float64s]:
+        """Return the factors of the other rows that are needed, and of each entry its row among these and its
+        confidence.
+        """
+        _, other = self.parameters.side(name)
+        unit = 1.0 if name == "user" else self._range
+        known = data.other >= 0
+        distinct, compact = np.unique(data.other[known], return_inverse=True)
+        factors = table[distinct][:, other.layout.latent].astype(np.float64) / unit
+        if len(distinct) == 0:
+            factors = np.zeros((1, other.layout.rank))
+        index = np.zeros(len(data.other), dtype=np.int64)
+        index[known] = compact
+        confidence = np.where(known, self.weighting.confidences(data.value, self.model.scale), 0.0)
+        return factors, index, confidence
 
 
 def _write(side: Side, rows: Float64s, mean: Float64s, covariance: Float64s) -> None:

@@ -62,9 +62,8 @@ class PairMoments:
         self._sides = (parameters.users, parameters.items)
         self._timed = tuple(side.layout.slots > 0 and side.session_variance > 0 for side in self._sides)
         self._prior_session_variance = parameters.users.session_variance + parameters.items.session_variance
-        self.prior_user: Float32s = prior_rows(parameters.users, 1)[0].astype(np.float32)
-        self.prior_item = self._codec.encode(prior_rows(parameters.items, 1))[0]
-        self._priors = (self.prior_user, self.prior_item)
+        prior_user: Float32s = prior_rows(parameters.users, 1)[0].astype(np.float32)
+        self._priors = (prior_user, self._codec.encode(prior_rows(parameters.items, 1))[0])
 
     def means(self, users: FloatTable, user_index: Rows, item_rows: Rows) -> Float64s:
         """The means of `moments` alone (m,), without a look at covariances or times."""

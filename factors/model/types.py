@@ -80,17 +80,11 @@ class Model:
     item_width: int
     parameters: dict[str, Float64s] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A fit: the model, `users` float32 (n_users, user_width), `items` float32 (n_items, item_width) as
-    they are stored, and its metrics.
-    """
-
-    model: Model
-    users: Float32s
-    items: Float32s
-    metrics: dict[str, float] = field(default_factory=dict)
+    @property
+    def feedback(self) -> Literal["explicit", "implicit"]:
+        """What it was fitted to: ratings, or choices, of which a rating only says how sure they are."""
+        # Only a fit to implicit feedback has a confidence in what was chosen.
+        return "implicit" if "confidence" in self.parameters else "explicit"
 
 
 BASIS = ("prior", "item", "user", "user+item")

@@ -5,8 +5,9 @@ import math
 import numpy as np
 from scipy.special import ndtri
 
+from factors.inference.fold_in import Fitted
 from factors.model.scale import scale_levels
-from factors.model.types import Fitted, Float64s, Ratings
+from factors.model.types import Float64s, Ratings
 from factors.serving.scoring import Scorer
 
 _NINETY = float(ndtri(0.95))
@@ -24,7 +25,7 @@ def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
     user, item = ratings.user_row[keep], ratings.item_row[keep]
     if len(value) == 0:
         return {"rmse": np.nan, "mae": np.nan, "log_likelihood": np.nan, "coverage": np.nan, "count": 0.0}
-    scorer = Scorer(fitted.model, fitted.items)
+    scorer = Scorer(fitted.posterior, fitted.items)
     parts = [slice(start, start + 65536) for start in range(0, len(value), 65536)]
     scores = [scorer.score(fitted.users, user[part], item[part], time[part]) for part in parts]
     rating = np.concatenate([part.rating for part in scores])

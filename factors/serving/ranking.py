@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import COUNT, FloatTable, outer, triangle, unpack
 from factors.model.links import rating_moments
-from factors.model.parameters import from_model
-from factors.model.quantized_rows import item_codec
-from factors.model.types import Float32s, Float64s, Int32s, Int64s, Model, Ranked
+from factors.model.types import Float32s, Float64s, Int32s, Int64s, Ranked
 from factors.serving.ivf_index import TOP, Index, query_features
 from factors.serving.scoring import Scorer
 
@@ -75,14 +74,14 @@ class Ranker:
     expected ratings.
     """
 
-    def __init__(self, model: Model, items: Float32s, index: Index | None = None) -> None:
+    def __init__(self, posterior: PosteriorModel, items: Float32s, index: Index | None = None) -> None:
         """`index`: of the first rows of `items` (n, item_width), if there is one."""
-        self._parameters = from_model(model)
-        self._model = model
+        self._posterior = posterior
+        self._parameters = posterior.parameters
         layout = self._parameters.items.layout
         users = self._parameters.users
         self._layout = layout
-        self._codec = item_codec(self._parameters)
+        self._codec = posterior.item_codec
         self._user_layout = users.layout
         self._prior_user = np.append(users.mean[:-1], 1.0)
         self._user_second = users.covariance[:-1, :-1] + np.outer(users.mean[:-1], users.mean[:-1])
@@ -126,7 +125,7 @@ class Ranker:
         with self._preparing:
             self._loved = self._followed(self._loved, items, changed)
             self._table = _Table(
-                items, Scorer(self._model, items), means, where, places, table.index, table.starts
+                items, Scorer(self._posterior, items), means, where, places, table.index, table.starts
             )
 
     def top(
@@ -157,7 +156,7 @@ class Ranker:
         if rng is not None:
             found = [self._drawn(table, users[j], n, rows, rng) for j, rows in enumerate(excluded)]
         else:
-            features = query_features(self._model, users)
+            features = query_features(self._posterior.model, users)
             out = [np.sort(table.places[rows]).astype(np.int64) for rows in excluded]
             places = [None if exact else _searched(table, features[j], n, out[j]) for j in range(len(users))]
             left = [j for j, some in enumerate(places) if some is None]
@@ -211,7 +210,7 @@ class Ranker:
         for start in range(0, n, _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             means[places[part]] = items[part, self._layout.mean]
-        return _Table(items, Scorer(self._model, items), means, rows, places, index, starts)
+        return _Table(items, Scorer(self._posterior, items), means, rows, places, index, starts)
 
     def _prepared(self) -> _Loved:
         with self._preparing:

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from factors.inference.pair_moments import PairMoments, Rows
+from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import COUNT, RATING_MEAN, FloatTable
 from factors.model.links import rating_distribution, rating_moments
-from factors.model.parameters import from_model
 from factors.model.std_calibration import std_factors
-from factors.model.types import Float32s, Float64s, ItemStatistics, Model, Scores
+from factors.model.types import Float32s, Float64s, ItemStatistics, Scores
 
 Basis = npt.NDArray[np.uint8]
 
@@ -22,12 +22,10 @@ class Scorer:
     Safe to share between threads. A user or item row that is negative or beyond its table counts as unknown.
     """
 
-    def __init__(self, model: Model, items: Float32s) -> None:
-        self.model = model
+    def __init__(self, posterior: PosteriorModel, items: Float32s) -> None:
         self.items = items
-        self._parameters = parameters = from_model(model)
+        self._parameters = parameters = posterior.parameters
         self._pairs = PairMoments(parameters, items)
-        self.prior_user, self.prior_item = self._pairs.prior_user, self._pairs.prior_item
         self._std_calibrated = bool(parameters.std_calibration.any())
 
     def score(
@@ -77,35 +75,8 @@ def _basis(counts: FloatTable) -> Basis:
     return basis
 
 
-def score(
-    model: Model,
-    users: FloatTable,
-    items: Float32s,
-    user_index: Rows,
-    item_rows: Rows,
-    *,
-    time: Float64s | None = None,
-) -> Scores:
-    """`Scorer(model, items).score(...)`, for one call."""
-    return Scorer(model, items).score(users, user_index, item_rows, time)
-
-
-def distribution(
-    model: Model,
-    users: FloatTable,
-    items: Float32s,
-    user_index: Rows,
-    item_rows: Rows,
-    *,
-    time: Float64s | None = None,
-) -> Float64s:
-    """`Scorer(model, items).distribution(...)`, for one call."""
-    return Scorer(model, items).distribution(users, user_index, item_rows, time)
-
-
-def item_statistics(model: Model, items: Float32s) -> ItemStatistics:
-    """Count and mean of the ratings behind each of `items` (n, item_width), as their rows say."""
-    _ = model
+def item_statistics(items: Float32s) -> ItemStatistics:
+    """Return count and mean of the ratings behind each of `items` (n, item_width)."""
     count = np.rint(items[:, COUNT]).astype(np.int64)
     mean = np.where(count > 0, items[:, RATING_MEAN], np.nan).astype(np.float64)
     return ItemStatistics(count, mean)

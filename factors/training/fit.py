@@ -13,15 +13,15 @@ from factors.errors import FitDiverged, FitRefused
 from factors.inference.backend_numba import compiled_for
 from factors.inference.cold_start import learn_cold_start, without_cold_start
 from factors.inference.drift import narrowed, widened
+from factors.inference.fold_in import Fitted
 from factors.inference.half_step import half_step
 from factors.inference.histories import Compressed, compress_pairs
-from factors.inference.implicit_feedback import is_implicit
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT
 from factors.model.parameters import Parameters, from_model, to_model
 from factors.model.quantized_rows import QuantizedTable, item_codec, read_items
 from factors.model.scale import scale_range
-from factors.model.types import Fitted, Float32s, Histories, Ratings
+from factors.model.types import Float32s, Histories, Ratings
 from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank
 from factors.training.model_selection import LEAST_RATINGS, choose, observed_scale
 from factors.training.priors import fitted_prior, prior_model
@@ -104,8 +104,7 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
     same_rank = (few and settings.rank == "auto") or model.rank == largest_rank(settings, n_ratings)
     again = _DECIDE_FEW_AGAIN if few else _DECIDE_AGAIN
     return (
-        not is_implicit(model)
-        and model.scale == settings.scale
+        model.scale == settings.scale
         and same_rank
         and settings.link in ("auto", model.link)
         and LEAST_RATINGS <= n_ratings < again * from_model(model).decided

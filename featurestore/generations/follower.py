@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from factors import Float32s, Model, ModelUnreadable, Ranker, Scorer, index_from_bytes, prior_item
+from factors import (
+    Float32s,
+    Model,
+    ModelUnreadable,
+    PosteriorModel,
+    Ranker,
+    Scorer,
+    index_from_bytes,
+    posterior_of,
+)
 from featurestore.errors import StoreError
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.manifest import (
@@ -57,12 +66,17 @@ class LiveGeneration:
 
     epoch: int
     generation: int
-    model: Model
+    posterior: PosteriorModel
     items: Float32s
     n_items: int
     scorer: Scorer
     ranker: Ranker
     meta: GenerationMeta
+
+    @property
+    def model(self) -> Model:
+        """What the generation knows besides its tables."""
+        return self.posterior.model
 
 
 class Follower:
@@ -221,15 +235,16 @@ class Follower:
         await self._store.items(epoch).refresh()
         n_items = max(meta.item_rows, int(deltas.rows.max(initial=-1)) + 1)
         index = await generations.load_index(meta)
-        room = await asyncio.to_thread(_with_rows, meta.model, table, meta.item_rows, deltas)
+        posterior = posterior_of(meta.model)
+        room = await asyncio.to_thread(_with_rows, posterior, table, meta.item_rows, deltas)
         items = room[:n_items]
-        scorer, ranker = await asyncio.to_thread(_prepare, meta, items, index)
+        scorer, ranker = await asyncio.to_thread(_prepare, posterior, meta, items, index)
         if self.live is None and not await self._announce(epoch, generation):
             return
         self.live = LiveGeneration(
             epoch=epoch,
             generation=generation,
-            model=meta.model,
+            posterior=posterior,
             items=items,
             n_items=n_items,
             scorer=scorer,
@@ -289,30 +304,31 @@ class Follower:
             await self._connection.execute(encode(b"HDEL", self._keys.workers, self._worker_id), 1)
 
 
-def _prepare(meta: GenerationMeta, items: Float32s, index_bytes: bytes) -> tuple[Scorer, Ranker]:
-    model = meta.model
+def _prepare(
+    posterior: PosteriorModel, meta: GenerationMeta, items: Float32s, index_bytes: bytes
+) -> tuple[Scorer, Ranker]:
     index = None
     if index_bytes:
         try:
-            index = index_from_bytes(index_bytes, model, meta.item_rows)
+            index = index_from_bytes(index_bytes, meta.model, meta.item_rows)
         except ModelUnreadable as exc:
             # Without it the answers are exact, and later.
             log.warning("the index of a generation cannot be used", extra={"why": str(exc)})
-    return Scorer(model, items), Ranker(model, items, index)
+    return Scorer(posterior, items), Ranker(posterior, items, index)
 
 
 def _update(live: LiveGeneration, room: Float32s, news: Deltas, n_items: int) -> tuple[Float32s, Scorer]:
     """The table with the `news`, and a scorer of its first `n_items` rows."""
-    room = _with_rows(live.model, room, live.n_items, news)
+    room = _with_rows(live.posterior, room, live.n_items, news)
     if n_items == live.n_items:
         live.ranker.update(news.rows, live.items)
         return room, live.scorer
     items = room[:n_items]
     live.ranker.update(news.rows, items)
-    return room, Scorer(live.model, items)
+    return room, Scorer(live.posterior, items)
 
 
-def _with_rows(model: Model, room: Float32s, n_items: int, news: Deltas) -> Float32s:
+def _with_rows(posterior: PosteriorModel, room: Float32s, n_items: int, news: Deltas) -> Float32s:
     """The table of `n_items` rows and spare ones with the `news`; rows between are the prior. A copy, with an
     eighth more rows, where it was too small.
     """
@@ -321,6 +337,6 @@ def _with_rows(model: Model, room: Float32s, n_items: int, news: Deltas) -> Floa
         larger = np.empty((needed + needed // 8 + 1024, room.shape[1]), dtype=room.dtype)
         larger[:n_items] = room[:n_items]
         room = larger
-    room[n_items:needed] = prior_item(model)
+    room[n_items:needed] = posterior.prior_item
     room[news.rows] = news.vectors
     return room

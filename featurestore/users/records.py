@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float32s, Int64s, Model, fold_in_users
+from factors import Float32s, Int64s, Model
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.generations.follower import LiveGeneration
@@ -203,7 +203,7 @@ class Users:
         """One user with the history that the record rests on; one round trip."""
         n, record, data = await self._look(live.epoch, record_field(live.generation), user_id)
         if n is None:
-            return Profile(0, live.scorer.prior_user, codecs.unpack_history(b""), False)
+            return Profile(0, live.posterior.prior_user, codecs.unpack_history(b""), False)
         vector = self._vector(record, int(n), live.model)
         if vector is not None:
             return Profile(int(n), vector, await self._decoded(data or b""), False)
@@ -246,7 +246,7 @@ class Users:
     ) -> Current:
         n = np.zeros(len(user_ids), dtype=np.int64)
         vectors = np.empty((len(user_ids), live.model.user_width), dtype=np.float32)
-        vectors[:] = live.scorer.prior_user
+        vectors[:] = live.posterior.prior_user
         folded = np.zeros(len(user_ids), dtype=np.bool_)
         positions: dict[bytes, list[int]] = {}
         for position, (user_id, reply) in enumerate(zip(user_ids, replies, strict=True)):
@@ -338,7 +338,7 @@ def _tail(generation: int) -> bytes:
 def _fold_in(live: LiveGeneration, behind: Sequence[_Behind]) -> _Folded:
     histories = [codecs.unpack_history(user.data) for user in behind]
     packed = codecs.pack_histories(histories)
-    return _Folded(fold_in_users(live.model, live.items, packed, current=_before(live, behind)), histories)
+    return _Folded(live.posterior.fold_in_users(live.items, packed, current=_before(live, behind)), histories)
 
 
 def _before(live: LiveGeneration, behind: Sequence[_Behind]) -> Float32s:
@@ -346,7 +346,7 @@ def _before(live: LiveGeneration, behind: Sequence[_Behind]) -> Float32s:
 
     A fold-in takes over from them what only a fit learns.
     """
-    rows = np.repeat(live.scorer.prior_user[None], len(behind), axis=0)
+    rows = np.repeat(live.posterior.prior_user[None], len(behind), axis=0)
     width = live.model.user_width
     size = codecs.record_dtype(width).itemsize
     records = [(k, user.record) for k, user in enumerate(behind) if user.record and len(user.record) == size]

@@ -101,7 +101,7 @@ def nobody(live: LiveGeneration) -> npt.NDArray[np.float32]:
 def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[tuple[int, float | None]]:
     """Count and mean of the ratings behind each of `rows`; rows beyond the table have none."""
     inside = rows < live.n_items
-    found = item_statistics(live.model, live.items[rows[inside]])
+    found = item_statistics(live.items[rows[inside]])
     known = iter(zip(found.count.tolist(), found.mean.tolist(), strict=True))
     pairs = [next(known) if is_inside else (0, 0.0) for is_inside in inside.tolist()]
     return [(count, mean if count else None) for count, mean in pairs]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 
-from factors import Float32s, explain, fold_in_users
+from factors import Float32s, explain
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.follower import LiveGeneration
 from featurestore.item_registry import ItemRegistry
@@ -187,9 +187,9 @@ async def _recommend_for(context: ServiceContext, asked: RecommendBody) -> Answe
 async def _fold_in(live: LiveGeneration, history: History) -> Float32s:
     packed = pack_histories([history])
     if len(history) <= _LONG:
-        rows = fold_in_users(live.model, live.items, packed)
+        rows = live.posterior.fold_in_users(live.items, packed)
     else:
-        rows = await asyncio.to_thread(fold_in_users, live.model, live.items, packed)
+        rows = await asyncio.to_thread(live.posterior.fold_in_users, live.items, packed)
     vector: Float32s = rows[0]
     return vector
 
@@ -210,10 +210,10 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
         row = -1
     packed = pack_histories([profile.history])
     if len(profile.history) <= _LONG:
-        found = explain(live.model, live.items, packed, row, current=profile.vector[None])
+        found = explain(live.posterior, live.items, packed, row, current=profile.vector[None])
     else:
         found = await asyncio.to_thread(
-            explain, live.model, live.items, packed, row, current=profile.vector[None]
+            explain, live.posterior, live.items, packed, row, current=profile.vector[None]
         )
     score = expected(live, profile.vector[None], 0 if profile.n else -1, row)
     values = dict(zip(profile.history.item_row.tolist(), profile.history.rating.tolist(), strict=True))

@@ -14,10 +14,9 @@ from factors import (
     Scorer,
     all_finite_items,
     explain,
-    fold_in_items,
-    fold_in_users,
     from_bytes,
     held_out_metrics,
+    posterior_of,
     read_items,
     to_bytes,
 )
@@ -47,7 +46,9 @@ def fit() -> Fitted:
 
 
 def test_users_are_what_folding_in_their_histories_gives(fit: Fitted) -> None:
-    rows = fold_in_users(from_bytes(to_bytes(fit.model)), fit.items, histories_of(ratings_of(3), 40))
+    rows = posterior_of(from_bytes(to_bytes(fit.model))).fold_in_users(
+        fit.items, histories_of(ratings_of(3), 40)
+    )
     np.testing.assert_allclose(rows, fit.users, atol=1e-6)
 
 
@@ -57,7 +58,7 @@ def test_one_history_folded_in_alone_is_the_same(fit: Fitted) -> None:
     alone = Ratings(
         np.zeros(mine.sum(), np.int32), ratings.item_row[mine], ratings.value[mine], ratings.time[mine]
     )
-    row = fold_in_users(fit.model, fit.items, histories_of(alone, 1))[0]
+    row = fit.posterior.fold_in_users(fit.items, histories_of(alone, 1))[0]
     np.testing.assert_allclose(row, fit.users[7], atol=2e-5)
 
 
@@ -94,7 +95,7 @@ def test_goes_on_from_an_earlier_fit_with_more_users_and_items(fit: Fitted) -> N
 
 
 def test_whom_and_what_it_does_not_know_it_says_so(fit: Fitted) -> None:
-    scorer = Scorer(fit.model, fit.items)
+    scorer = Scorer(fit.posterior, fit.items)
     scores = scorer.score(fit.users, np.array([0, -1]), np.array([0, 999]))
     assert scores.basis.tolist() == [3, 0]
     assert scores.std[1] > scores.std[0] > 0
@@ -102,14 +103,14 @@ def test_whom_and_what_it_does_not_know_it_says_so(fit: Fitted) -> None:
 
 def test_items_fold_in_and_scores_are_explained(fit: Fitted) -> None:
     ratings = ratings_of(3)
-    rows = fold_in_items(fit.model, fit.users, histories_of(ratings, 30, by="item"), current=fit.items)
+    rows = fit.posterior.fold_in_items(fit.users, histories_of(ratings, 30, by="item"), current=fit.items)
     assert all_finite_items(fit.model, rows)
     mine = ratings.user_row == 5
     alone = Ratings(
         np.zeros(mine.sum(), np.int32), ratings.item_row[mine], ratings.value[mine], ratings.time[mine]
     )
-    why = explain(fit.model, fit.items, histories_of(alone, 1), 4)
-    score = Scorer(fit.model, fit.items).score(fit.users[5:6], np.array([0]), np.array([4]))
+    why = explain(fit.posterior, fit.items, histories_of(alone, 1), 4)
+    score = Scorer(fit.posterior, fit.items).score(fit.users[5:6], np.array([0]), np.array([4]))
     assert why.base + why.contributions.sum() == pytest.approx(score.rating[0], abs=1e-3)
 
 
@@ -129,5 +130,5 @@ def test_few_ratings_are_finite(n: int) -> None:
 def test_ratings_that_are_all_equal_are_foretold(scale: Scale, value: float) -> None:
     ratings = ratings_of(3)
     fit = fitted(replace(ratings, value=np.full(len(ratings.value), value)), scale=scale)
-    score = Scorer(fit.model, fit.items).score(fit.users, np.array([0]), np.array([0]))
+    score = Scorer(fit.posterior, fit.items).score(fit.users, np.array([0]), np.array([0]))
     assert score.rating[0] == pytest.approx(value, abs=0.02 * ((scale.high - scale.low) or 1.0))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factors import Fitted, Histories, explain, fold_in_users, from_bytes, score, to_bytes
+from factors import Fitted, Histories, Scorer, explain, from_bytes, to_bytes
 from tests.unit.factors.factors_world import fitted_of, ratings_of
 
 FITS = {link: fitted_of(ratings_of(3), link=link) for link in ("gaussian", "ordinal")}
@@ -39,9 +39,9 @@ def last_only(entries: list[tuple[int, float, float]]) -> list[tuple[int, float,
 @given(link=LINK, many=st.lists(ENTRIES, min_size=1, max_size=4))
 def test_company_and_repeats_do_not_matter(link: str, many: list[list[tuple[int, float, float]]]) -> None:
     fitted: Fitted = FITS[link]
-    together = fold_in_users(fitted.model, fitted.items, histories(many))
+    together = fitted.posterior.fold_in_users(fitted.items, histories(many))
     for row, entries in zip(together, many, strict=True):
-        alone = fold_in_users(fitted.model, fitted.items, histories([last_only(entries)]))[0]
+        alone = fitted.posterior.fold_in_users(fitted.items, histories([last_only(entries)]))[0]
         np.testing.assert_allclose(row, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -52,15 +52,15 @@ def test_answers_are_finite_and_on_the_scale(
 ) -> None:
     fitted = FITS[link]
     past = histories([entries])
-    user = fold_in_users(fitted.model, fitted.items, past)
+    user = fitted.posterior.fold_in_users(fitted.items, past)
     assert np.isfinite(user).all()
     one = np.zeros(1, dtype=np.int64), np.array([item])
     for when in (None, np.array([time])):
-        scores = score(fitted.model, user, fitted.items, *one, time=when)
+        scores = Scorer(fitted.posterior, fitted.items).score(user, *one, time=when)
         assert 1.0 <= scores.rating[0] <= 5.0
         assert 0.0 < scores.std[0] < 10.0
-    explained = explain(fitted.model, fitted.items, past, item)
-    rating = score(fitted.model, user, fitted.items, *one).rating[0]
+    explained = explain(fitted.posterior, fitted.items, past, item)
+    rating = Scorer(fitted.posterior, fitted.items).score(user, *one).rating[0]
     assert abs(explained.base + explained.contributions.sum() - rating) < 1e-6
 
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from factors import Float32s, Model, Ranker, Scorer, fold_in_users
+from factors import Float32s, Model, Ranker, Scorer, posterior_of
 from featurestore import codecs
 from featurestore.codecs import History
 from featurestore.generations.follower import LiveGeneration
@@ -162,7 +162,7 @@ class CounterRule(RuleBasedStateMachine):
         users = [user for bit, user in enumerate(USERS) if some >> bit & 1 and fit.seen[user][0]]
         histories = [fit.seen[user][1] for user in users]
         if users:
-            vectors = fold_in_users(MODEL, fit.items, codecs.pack_histories(histories))
+            vectors = posterior_of(MODEL).fold_in_users(fit.items, codecs.pack_histories(histories))
             n = np.array([fit.seen[user][0] for user in users], dtype=np.int64)
             self.do(fit.writer.write_users([user.encode() for user in users], n, vectors))
         meta = self.do(fit.writer.finish())
@@ -230,13 +230,13 @@ class CounterRule(RuleBasedStateMachine):
         """The row of a user by its ratings."""
         assert self.live is not None
         if not person.known:
-            prior: Float32s = self.live.scorer.prior_user
+            prior: Float32s = self.live.posterior.prior_user
             return prior
         rows = np.array([ITEMS.index(item) for item in person.holds], dtype=np.int32)
         history = History(
             rows, np.array(list(person.holds.values()), dtype=np.float64), np.full(len(rows), 1e9)
         )
-        folded = fold_in_users(self.live.model, self.live.items, codecs.pack_histories([history]))
+        folded = self.live.posterior.fold_in_users(self.live.items, codecs.pack_histories([history]))
         row: Float32s = folded[0]
         return row
 
@@ -254,14 +254,15 @@ class CounterRule(RuleBasedStateMachine):
 
 def as_live(number: int, model: Model, items: Float32s, meta: GenerationMeta) -> LiveGeneration:
     """A generation as a service holds it."""
+    posterior = posterior_of(model)
     return LiveGeneration(
         epoch=1,
         generation=number,
-        model=model,
+        posterior=posterior,
         items=items,
         n_items=len(items),
-        scorer=Scorer(model, items),
-        ranker=Ranker(model, items),
+        scorer=Scorer(posterior, items),
+        ranker=Ranker(posterior, items),
         meta=meta,
     )
 

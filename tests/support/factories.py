@@ -13,10 +13,8 @@ from factors import (
     Int64s,
     Model,
     Scale,
-    fold_in_items,
-    fold_in_users,
+    posterior_of,
     prior_model,
-    prior_user,
 )
 from factors.model.layout import Layout
 from factors.model.parameters import Drift, from_model, to_model
@@ -57,13 +55,13 @@ def make_items(model: Model, n_items: int, seed: int = 0) -> Float32s:
     """
 
     rng = np.random.default_rng(seed)
-    users = np.repeat(prior_user(model)[None], 5, axis=0)
+    users = np.repeat(posterior_of(model).prior_user[None], 5, axis=0)
     users = users + rng.normal(0.0, 0.3, users.shape).astype(np.float32) * (users != 0)
     offsets = np.arange(n_items + 1, dtype=np.int64) * 3
     rows = np.stack([rng.permutation(5)[:3] for _ in range(n_items)]).ravel() if n_items else np.empty(0)
     values = rng.uniform(model.scale.low, model.scale.high, len(rows))
     histories = Histories(offsets, rows.astype(np.int32), values, np.full(len(rows), np.nan))
-    return fold_in_items(model, users, histories)
+    return posterior_of(model).fold_in_items(users, histories)
 
 
 def rating(user: str, item: str, value: float = 3.0, at: float = 1e9) -> NewRating:
@@ -121,7 +119,7 @@ async def write_generation(
     if users:
         seen = [await store.users.history(epoch, user) for user in users]
         n: Int64s = np.array([n for n, _ in seen], dtype=np.int64)
-        vectors = fold_in_users(model, items, pack_histories([history for _, history in seen]))
+        vectors = posterior_of(model).fold_in_users(items, pack_histories([history for _, history in seen]))
         await writer.write_users(users, n, vectors)
     return Written(writer, model, items, await writer.finish())
 

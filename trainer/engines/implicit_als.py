@@ -26,15 +26,13 @@ from factors import (
     Model,
     Ratings,
     Scale,
-    fold_in_items,
-    fold_in_users,
+    posterior_of,
 )
 from factors.inference.implicit_feedback import (
+    ImplicitPosterior,
     Weighting,
     confidence_of,
     implicit_model,
-    is_implicit,
-    weighting_of,
 )
 from factors.model.layout import Layout, item_layout, stored_width, user_layout
 from trainer.engines import Report, compared
@@ -243,18 +241,19 @@ class ImplicitEngine:
         def model() -> Model:
             of_users = user_rows[:, layout.latent].astype(np.float64) / span
             of_items = item_rows[:, layout.latent].astype(np.float64)
-            grams = of_items.T @ of_items, of_users.T @ of_users
-            return implicit_model(scale, weighting, noise=noise, user_gram=grams[0], item_gram=grams[1])
+            return implicit_model(scale, weighting, noise=noise, users=of_users, items=of_items)
 
         noise = 1.0
         for _ in range(_OWN_SWEEPS):
-            user_rows = fold_in_users(model(), item_rows, by_user)
+            user_rows = posterior_of(model()).fold_in_users(item_rows, by_user)
             noise = _noise(ratings, user_rows[:, layout.latent] / span, item_rows[:, layout.latent])
-            item_rows = fold_in_items(model(), user_rows, by_item)
+            item_rows = posterior_of(model()).fold_in_items(user_rows, by_item)
         published = model()
         published.parameters[_CHOICE] = np.array([choice.decided])
         metrics = {"noise": noise, "alpha": choice.alpha, "ridge": choice.ridge, "power": choice.power}
-        return Fitted(published, fold_in_users(published, item_rows, by_user), item_rows, metrics)
+        return Fitted(
+            published, posterior_of(published).fold_in_users(item_rows, by_user), item_rows, metrics
+        )
 
 
 def _typical_count(histories: Histories) -> float:
@@ -280,10 +279,10 @@ def _same(one: Choice, other: Choice) -> bool:
 
 def _choice_of(model: Model) -> Choice | None:
     """What an earlier fit was made with; None where it was another engine's."""
-    if not is_implicit(model) or _CHOICE not in model.parameters:
+    if model.feedback != "implicit" or _CHOICE not in model.parameters:
         return None
     (decided,) = model.parameters[_CHOICE].tolist()
-    weighting = weighting_of(model)
+    weighting = ImplicitPosterior(model).weighting
     return Choice(model.rank, weighting.alpha, weighting.ridge, decided, weighting.power)
 
 

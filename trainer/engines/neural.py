@@ -22,13 +22,12 @@ from factors import (
     Ratings,
     Scale,
     all_finite_items,
-    fold_in_users,
+    posterior_of,
     read_items,
     store_items,
 )
 from factors.inference.half_step import entry_scores, half_step
 from factors.inference.histories import Compressed, compress_pairs
-from factors.inference.implicit_feedback import is_implicit
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, item_layout
 from factors.model.parameters import Parameters, Side, from_model, to_model
@@ -124,7 +123,7 @@ class NeuralEngine:
 def _continues(start: Fitted, rank: int, settings: FitSettings) -> bool:
     model = start.model
     return (
-        not is_implicit(model)
+        model.feedback == "explicit"
         and model.link == "gaussian"
         and model.rank == rank
         and model.scale == settings.scale
@@ -215,7 +214,7 @@ def _published(
         )
     model = to_model(parameters)
     table = store_items(model, item_rows)
-    rows = fold_in_users(model, table, ratings_histories(users))
+    rows = posterior_of(model).fold_in_users(table, ratings_histories(users))
     if not (all_finite_items(model, table) and np.isfinite(rows).all()):
         raise FitDiverged("the neural engine gave rows that are not finite")
     return Fitted(model, rows, table, {"loss": loss, "noise": parameters.noise})

@@ -42,7 +42,7 @@ class VariationalEngine:
     def held_out(self, fitted: Fitted, known: Ratings, unseen: Ratings) -> dict[str, float]:
         """Root mean square error of both."""
         metrics = held_out_metrics(fitted, unseen)
-        scorer = Scorer(fitted.model, fitted.items)
+        scorer = Scorer(fitted.posterior, fitted.items)
         scores = scorer.score(fitted.users, unseen.user_row, unseen.item_row, unseen.time)
         own, baseline = unseen.value - scores.rating, bias_errors(known, unseen)
         kept = {f"held_out_{name}": value for name, value in metrics.items() if math.isfinite(value)}

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Fitted, Histories, Model, from_bytes, prior_user, to_bytes
+from factors import Fitted, Histories, Model, from_bytes, posterior_of, to_bytes
 from trainer.archive.segments import TEMPORARY, sync_directory
 from trainer.errors import FitFailedError
 from trainer.fit_job.ratings import FitInput
@@ -149,7 +149,7 @@ def erase_user(path: Path, user_id: bytes) -> bool:
     if row < 0:
         return False
     users = np.load(path / "users.npy", mmap_mode="r+", allow_pickle=False)
-    users[row] = prior_user(result.model)
+    users[row] = posterior_of(result.model).prior_user
     users.flush()
     values = np.load(path / "item_values.npy", mmap_mode="r+", allow_pickle=False)
     values[np.asarray(result.item_users) == row] = np.nan

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Model, Ranker, Scorer, prior_item
+from factors import PosteriorModel, Ranker, Scorer
 from featurestore.errors import GenerationUnknown, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationMeta
 from featurestore.generations.follower import LiveGeneration
@@ -155,20 +155,20 @@ class ItemKeeper:
         except StoreError:
             live.overlay.again(work)
             raise
-        live.items = _with_rows(live.meta.model, live.items, numbers, rows)
+        live.items = _with_rows(live.overlay.posterior, live.items, numbers, rows)
         self.pushed_total += len(numbers)
         return live.overlay.dirty > 0
 
     def _reading(self, live: _Live) -> LiveGeneration:
-        model, summary = live.meta.model, live.meta.summary
+        summary, posterior = live.meta.summary, live.overlay.posterior
         return LiveGeneration(
             epoch=summary.epoch,
             generation=summary.generation,
-            model=model,
+            posterior=posterior,
             items=live.items,
             n_items=len(live.items),
-            scorer=Scorer(model, live.items),
-            ranker=Ranker(model, live.items[:0]),
+            scorer=Scorer(posterior, live.items),
+            ranker=Ranker(posterior, live.items[:0]),
             meta=live.meta,
         )
 
@@ -222,7 +222,7 @@ def _prepare(overlay: Overlay, tables: list[pa.Table], forgotten: list[bytes]) -
 
 
 def _with_rows(
-    model: Model,
+    posterior: PosteriorModel,
     items: npt.NDArray[np.float32],
     numbers: npt.NDArray[np.int32],
     rows: npt.NDArray[np.float32],
@@ -232,7 +232,7 @@ def _with_rows(
     if needed > len(items):
         longer = np.empty((needed + _SPARE_ROWS, items.shape[1]), dtype=np.float32)
         longer[: len(items)] = items
-        longer[len(items) :] = prior_item(model)
+        longer[len(items) :] = posterior.prior_item
         items = longer
     items[numbers] = rows
     return items

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Histories, Model, fold_in_items, prior_item
+from factors import Histories, Model, posterior_of
 from trainer.fit_job.results import FitResult
 
 # Events beyond this are left to the next fit: 40 bytes each, and a fit is overdue by then.
@@ -45,7 +45,7 @@ class Overlay:
     """Events since a fit, by item, on top of the fit's own ratings. Not for two threads at once."""
 
     def __init__(self, model: Model, base: FitResult | None) -> None:
-        self._model = model
+        self.posterior = posterior_of(model)
         self._base = base
         self._n_base = 0 if base is None else base.n_users
         self._numbers: dict[bytes, int] = {}
@@ -162,7 +162,7 @@ class Overlay:
                 histories.value[some],
                 histories.time[some],
             )
-            folded.append(fold_in_items(self._model, table, piece, current=current[start:stop]))
+            folded.append(self.posterior.fold_in_items(table, piece, current=current[start:stop]))
             # Who answers requests on this core waits for a piece, not for the next tick of the system.
             os.sched_yield()
         for row in work.items:
@@ -189,7 +189,7 @@ class Overlay:
                 np.concatenate([self._seen, zeros]),
                 np.concatenate([self._known, zeros - 1]),
             )
-            width = self._model.user_width
+            width = self.posterior.model.user_width
             self._vectors = np.concatenate([self._vectors, np.zeros((len(new), width), dtype=np.float32)])
         return np.array([self._numbers[user_id] for user_id in ids], dtype=np.int64)
 
@@ -235,14 +235,14 @@ class Overlay:
 
     def _before(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """What the fit says of these items; the prior for those that it did not know."""
-        before = np.repeat(prior_item(self._model)[None], len(rows), axis=0)
+        before = np.repeat(self.posterior.prior_item[None], len(rows), axis=0)
         if self._base is not None:
             known = np.flatnonzero(rows < len(self._base.items))
             before[known] = self._base.items[rows[known]]
         return before
 
     def _table(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        table = np.empty((len(keys), self._model.user_width), dtype=np.float32)
+        table = np.empty((len(keys), self.posterior.model.user_width), dtype=np.float32)
         of_fit = keys < self._n_base
         if self._base is not None:
             table[of_fit] = self._base.users[keys[of_fit]]

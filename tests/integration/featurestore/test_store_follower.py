@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import prior_item, read_items, store_items
+from factors import read_items, store_items
 from featurestore.errors import StoreRefused
 from featurestore.generations import item_table_file as itemtable
 from featurestore.generations.follower import Follower, LiveGeneration
@@ -112,9 +112,9 @@ async def test_deltas_arrive_in_place_and_new_items_grow_the_table(store: Store,
         await until(lambda: live_of(other).n_items == capacity_of(8) + 6, "the other's too")
         live = live_of(follower)
         np.testing.assert_array_equal(live.items[rows], np.repeat(vector, 3, axis=0))
-        np.testing.assert_array_equal(live.items[8], prior_item(live.model))
+        np.testing.assert_array_equal(live.items[8], live.posterior.prior_item)
         np.testing.assert_array_equal(
-            live.items[10:-1], np.repeat(prior_item(live.model)[None], len(live.items) - 11, 0)
+            live.items[10:-1], np.repeat(live.posterior.prior_item[None], len(live.items) - 11, 0)
         )
         assert live.scorer.items is live.items
         assert len(live.items) == live.n_items

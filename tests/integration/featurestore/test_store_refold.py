@@ -13,8 +13,6 @@ from factors import (
     Scale,
     Scorer,
     fit,
-    fold_in_items,
-    prior_user,
 )
 from factors.model.layout import user_layout
 from featurestore.generations.catalog import GenerationDraft
@@ -47,7 +45,7 @@ def part(ratings: Ratings, rows: slice) -> Ratings:
 
 def error(fitted: Fitted, users: Float32s, items: Float32s, test: Ratings) -> float:
     """Root mean square error."""
-    scores = Scorer(fitted.model, items).score(users, test.user_row, test.item_row)
+    scores = Scorer(fitted.posterior, items).score(users, test.user_row, test.item_row)
     return float(np.sqrt(np.mean((scores.rating - test.value) ** 2)))
 
 
@@ -56,7 +54,7 @@ def items_again(fitted: Fitted, users: Float32s, known: Ratings) -> Float32s:
     order = np.argsort(known.item_row, kind="stable")
     offsets = np.searchsorted(known.item_row[order], np.arange(N_ITEMS + 1)).astype(np.int64)
     histories = Histories(offsets, known.user_row[order], known.value[order], known.time[order])
-    return fold_in_items(fitted.model, users, histories, current=fitted.items)
+    return fitted.posterior.fold_in_items(users, histories, current=fitted.items)
 
 
 @pytest.mark.timeout(60)
@@ -124,15 +122,14 @@ async def _published(store: Store, fitted: Fitted, ids: list[bytes], known: Rati
     await writer.write_users(ids, n, fitted.users)
     meta = await writer.finish()
     assert await writer.flip()
-    scorer, ranker = Scorer(fitted.model, fitted.items), Ranker(fitted.model, fitted.items)
     return LiveGeneration(
         epoch=1,
         generation=writer.number,
-        model=fitted.model,
+        posterior=fitted.posterior,
         items=fitted.items,
         n_items=N_ITEMS,
-        scorer=scorer,
-        ranker=ranker,
+        scorer=Scorer(fitted.posterior, fitted.items),
+        ranker=Ranker(fitted.posterior, fitted.items),
         meta=meta,
     )
 
@@ -143,7 +140,7 @@ def test_the_world_of_these_tests_jumps_without_it() -> None:
     settings = FitSettings(Scale(1.0, 5.0, 1.0), rank=3, link="gaussian", sweeps=15)
     fitted = fit(known, N_USERS, N_ITEMS, settings=settings, rng=np.random.default_rng(0))
     users = fitted.users.copy()
-    users[:, user_layout(fitted.model).implicit_effect] = prior_user(fitted.model)[
+    users[:, user_layout(fitted.model).implicit_effect] = fitted.posterior.prior_user[
         user_layout(fitted.model).implicit_effect
     ]
     items = items_again(fitted, users, known)

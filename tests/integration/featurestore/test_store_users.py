@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import Float32s, Ranker, Scorer, fold_in_users
+from factors import Float32s, Ranker, Scorer, posterior_of
 from featurestore import codecs
 from featurestore.generations.follower import LiveGeneration
 from featurestore.leases import Lease
@@ -29,14 +29,15 @@ class World:
 
 def as_live(written: Written, epoch: int = 1) -> LiveGeneration:
     """A generation as a service holds it."""
+    posterior = posterior_of(written.model)
     return LiveGeneration(
         epoch=epoch,
         generation=written.writer.number,
-        model=written.model,
+        posterior=posterior,
         items=written.items,
         n_items=len(written.items),
-        scorer=Scorer(written.model, written.items),
-        ranker=Ranker(written.model, written.items),
+        scorer=Scorer(posterior, written.items),
+        ranker=Ranker(posterior, written.items),
         meta=written.meta,
     )
 
@@ -51,7 +52,7 @@ async def world(store: Store) -> World:
 async def expected(world: World, user: bytes) -> Float32s:
     """The user folded in from its history, by hand."""
     _, history = await world.store.users.history(1, user)
-    rows = fold_in_users(world.live.model, world.live.items, codecs.pack_histories([history]))
+    rows = world.live.posterior.fold_in_users(world.live.items, codecs.pack_histories([history]))
     row: Float32s = rows[0]
     return row
 
@@ -77,7 +78,7 @@ async def test_an_unknown_user_is_the_prior_and_leaves_nothing_behind(world: Wor
     current = await world.store.users.current(world.live, [b"nobody"])
     assert current.n.tolist() == [0]
     assert not current.folded.any()
-    np.testing.assert_array_equal(current.vectors[0], world.live.scorer.prior_user)
+    np.testing.assert_array_equal(current.vectors[0], world.live.posterior.prior_user)
     assert not await world.store.redis.exists(world.store.keys.user(1, b"nobody"))
 
 
@@ -192,7 +193,7 @@ async def test_a_key_of_the_wrong_type_harms_nobody_else(world: World) -> None:
     await store.redis.lpush(store.keys.history(1, b"broken"), b"a list")
     current = await store.users.current(world.live, [b"bad", b"ok", b"broken"])
     assert current.n.tolist() == [0, 1, 0]
-    np.testing.assert_array_equal(current.vectors[0], world.live.scorer.prior_user)
+    np.testing.assert_array_equal(current.vectors[0], world.live.posterior.prior_user)
     np.testing.assert_array_equal(current.vectors[1], await expected(world, b"ok"))
     assert store.users.corrupt_total >= 2
 

@@ -5,7 +5,7 @@ user who moves is where he was.
 import numpy as np
 import pytest
 
-from factors import Scorer, fold_in_users, keeps_time
+from factors import Scorer, posterior_of
 from featurestore.codecs import pack_histories
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -42,16 +42,16 @@ async def test_a_burst_that_the_record_dropped_is_folded_in_again(
     written = await publish(store, await lead(store), n_items=BURSTS + 1, users=[b"ann"], model=model)
     _, history = await store.users.history(1, b"ann")
     packed = pack_histories([history])
-    row = fold_in_users(model, written.items, packed)
-    assert not keeps_time(model, row[0], times[0])
-    scorer = Scorer(model, written.items)
+    row = posterior_of(model).fold_in_users(written.items, packed)
+    assert not posterior_of(model).keeps_time(row[0], times[0])
+    scorer = Scorer(posterior_of(model), written.items)
     place = np.zeros(1, dtype=np.int64), np.array([BURSTS])
 
     async with serving(store_settings) as (client, _):
         await serves(client, written.writer.number)
         ask = f"/predict?user_id=ann&item_id=item-{BURSTS}"
         for time in (times[0], times[-1], times[-1] + 1e6):
-            exact = fold_in_users(model, written.items, packed, at=float(time))
+            exact = posterior_of(model).fold_in_users(written.items, packed, at=float(time))
             wanted = scorer.score(exact, *place, np.array([time]))
             reply = (await client.get(f"{ask}&timestamp={time}")).json
             assert reply["rating"] == pytest.approx(float(wanted.rating[0]), abs=1e-5)
@@ -76,7 +76,7 @@ async def test_a_user_who_moves_is_where_he_was_and_where_the_next_rating_takes_
     ]
     await store.ratings.append(rated[:-1])
     written = await publish(store, await lead(store), n_items=n_items + 1, users=[b"ann"], model=model)
-    scorer = Scorer(model, written.items)
+    scorer = Scorer(posterior_of(model), written.items)
     ask = f"/predict?user_id=ann&item_id=item-{n_items}"
     async with serving(store_settings) as (client, _):
         await serves(client, written.writer.number)
@@ -84,7 +84,7 @@ async def test_a_user_who_moves_is_where_he_was_and_where_the_next_rating_takes_
             if more is not None:
                 await store.ratings.append([more])
             _, history = await store.users.history(1, b"ann")
-            row = fold_in_users(model, written.items, pack_histories([history]))
+            row = posterior_of(model).fold_in_users(written.items, pack_histories([history]))
             found = {}
             for time in (None, times[0], times[5], times[-1] + span_s):
                 when = None if time is None else np.array([time])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import Scorer, fold_in_users
+from factors import Scorer, posterior_of
 from featurestore.codecs import pack_histories
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -40,8 +40,8 @@ async def client(store_settings: StoreSettings, published: Written) -> AsyncIter
 async def expected(store: Store, written: Written, user: str, row: int) -> float:
     """The rating that the generation gives by folding in the history as it is."""
     _, history = await store.users.history(1, user.encode())
-    vectors = fold_in_users(written.model, written.items, pack_histories([history]))
-    scorer = Scorer(written.model, written.items)
+    vectors = posterior_of(written.model).fold_in_users(written.items, pack_histories([history]))
+    scorer = Scorer(posterior_of(written.model), written.items)
     return float(scorer.score(vectors, np.zeros(1, dtype=np.int64), np.array([row])).rating[0])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import Histories, Scorer, fold_in_users
+from factors import Histories, Scorer, posterior_of
 from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -47,8 +47,8 @@ def by_hand(written: Written, history: dict[int, float], row: int) -> float:
         np.array(list(history.values()), dtype=np.float64),
         np.full(len(history), np.nan),
     )
-    vectors = fold_in_users(written.model, written.items, packed)
-    scorer = Scorer(written.model, written.items)
+    vectors = posterior_of(written.model).fold_in_users(written.items, packed)
+    scorer = Scorer(posterior_of(written.model), written.items)
     return float(scorer.score(vectors, np.zeros(1, dtype=np.int64), np.array([row])).rating[0])
 
 

@@ -135,7 +135,7 @@ async def test_new_item_is_folded_in_within_a_second(
             row = store.items(1).row(b"fresh")
             assert live is not None
             assert row is not None
-            count = item_statistics(live.model, live.items[row : row + 1]).count
+            count = item_statistics(live.items[row : row + 1]).count
             return bool(len(count) and count[0] == 5)
 
         await wait_until_async(known, 10, "the new item at the service")
@@ -147,11 +147,11 @@ async def test_new_item_is_folded_in_within_a_second(
         row = store.items(1).row(b"i3")
         await store.ratings.append([NewRating(b"late", b"i3", 1.0, 1e9), NewRating(b"u1", b"i3", NAN, 1e9)])
         assert row is not None
-        before = item_statistics(live.model, live.items[row : row + 1]).count[0]
+        before = item_statistics(live.items[row : row + 1]).count[0]
 
         async def changed() -> bool:
             assert follower.live is not None
-            count = item_statistics(live.model, follower.live.items[row : row + 1]).count[0]
+            count = item_statistics(follower.live.items[row : row + 1]).count[0]
             return bool(count == (before if pair_known else before + 1))
 
         pair_known = any(r.user_id == b"u1" and r.item_id == b"i3" for r in ratings())

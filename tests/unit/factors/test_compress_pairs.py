@@ -13,7 +13,7 @@ def test_rows_in_order_give_the_same_bits(link: str, m: int) -> None:
     fitted = fitted_of(ratings_of(3), n_items=31, link=link)
     rng = np.random.default_rng(m)
     user, item = rng.integers(0, 40, m), rng.integers(-1, 35, m)
-    scorer = Scorer(fitted.model, fitted.items)
+    scorer = Scorer(fitted.posterior, fitted.items)
     pointed, in_order = scorer.score(fitted.users, user, item), scorer.score(fitted.users[user], None, item)
     np.testing.assert_array_equal(in_order.rating, pointed.rating)
     np.testing.assert_array_equal(in_order.std, pointed.std)

@@ -13,12 +13,9 @@ from factors import (
     Ranker,
     Scale,
     Scorer,
-    distribution,
     explain,
-    fold_in_users,
     from_bytes,
-    prior_item,
-    score,
+    posterior_of,
     to_bytes,
 )
 from factors.serving.ranking import largest
@@ -36,7 +33,7 @@ def fitted(request: pytest.FixtureRequest) -> Fitted:
 def test_a_pair_scores_alike_alone_and_among_many(fitted: Fitted) -> None:
     rng = np.random.default_rng(0)
     user, item = rng.integers(0, 40, 500), rng.integers(0, 31, 500)
-    scorer = Scorer(fitted.model, fitted.items)
+    scorer = Scorer(fitted.posterior, fitted.items)
     together = scorer.score(fitted.users, user, item)
     for j, m in ((0, 1), (99, 1), (99, 2), (200, 65), (499, 1)):
         alone = scorer.score(fitted.users, user[j : j + m], item[j : j + m])
@@ -47,7 +44,7 @@ def test_a_pair_scores_alike_alone_and_among_many(fitted: Fitted) -> None:
 def test_blocks_of_any_length_give_every_pair_the_same_bits(fitted: Fitted) -> None:
     rng = np.random.default_rng(0)
     user, item = rng.integers(-1, 45, 4001), rng.integers(-1, 35, 4001)
-    scorer = Scorer(fitted.model, fitted.items)
+    scorer = Scorer(fitted.posterior, fitted.items)
     mean, variance, basis = scorer.latent(fitted.users, user, item)
     for j in (0, 1, 1999, 3999, 4000):
         for m in (1, 2, 3):
@@ -60,7 +57,7 @@ def test_blocks_of_any_length_give_every_pair_the_same_bits(fitted: Fitted) -> N
 
 def test_ratings_alone_are_those_of_the_scores(fitted: Fitted) -> None:
     rng = np.random.default_rng(1)
-    scorer = Scorer(fitted.model, fitted.items)
+    scorer = Scorer(fitted.posterior, fitted.items)
     for m in (1, 2, 700):
         user, item = rng.integers(-1, 40, m), rng.integers(-1, 31, m)
         np.testing.assert_array_equal(
@@ -69,33 +66,33 @@ def test_ratings_alone_are_those_of_the_scores(fitted: Fitted) -> None:
 
 
 def test_no_pairs_have_no_scores(fitted: Fitted) -> None:
-    scorer, user, item = Scorer(fitted.model, fitted.items), np.zeros(9, np.int64), np.zeros(9, np.int64)
+    scorer, user, item = Scorer(fitted.posterior, fitted.items), np.zeros(9, np.int64), np.zeros(9, np.int64)
     empty = scorer.score(fitted.users, user[:0], item[:0])
     assert empty.rating.shape == empty.std.shape == empty.basis.shape == (0,)
 
 
 def test_basis_says_what_a_score_rests_on(fitted: Fitted) -> None:
-    scores = score(
-        fitted.model, fitted.users, fitted.items, np.array([0, 0, -1, 99]), np.array([0, 30, 0, 99])
+    scores = Scorer(fitted.posterior, fitted.items).score(
+        fitted.users, np.array([0, 0, -1, 99]), np.array([0, 30, 0, 99])
     )
     assert [BASIS[code] for code in scores.basis] == ["user+item", "user", "item", "prior"]
 
 
 def test_unknown_rows_score_as_the_prior(fitted: Fitted) -> None:
-    grown = np.concatenate([fitted.items, prior_item(fitted.model)[None]])
-    unknown = score(fitted.model, fitted.users, fitted.items, np.array([3]), np.array([-1]))
-    known = score(fitted.model, fitted.users, grown, np.array([3]), np.array([31]))
+    grown = np.concatenate([fitted.items, fitted.posterior.prior_item[None]])
+    unknown = Scorer(fitted.posterior, fitted.items).score(fitted.users, np.array([3]), np.array([-1]))
+    known = Scorer(fitted.posterior, grown).score(fitted.users, np.array([3]), np.array([31]))
     assert unknown.rating[0] == pytest.approx(known.rating[0])
     assert unknown.std[0] == pytest.approx(known.std[0])
 
 
 def test_distribution_agrees_with_the_score(fitted: Fitted) -> None:
     user, item = np.arange(30), np.arange(30)
-    chance = distribution(fitted.model, fitted.users, fitted.items, user, item)
+    chance = Scorer(fitted.posterior, fitted.items).distribution(fitted.users, user, item)
     assert chance.shape == (30, 5)
     np.testing.assert_allclose(chance.sum(axis=1), 1.0)
     assert (chance >= 0).all()
-    scores = score(fitted.model, fitted.users, fitted.items, user, item)
+    scores = Scorer(fitted.posterior, fitted.items).score(fitted.users, user, item)
     mean = chance @ np.arange(1.0, 6.0)
     np.testing.assert_allclose(mean, scores.rating, atol=1e-9 if fitted.model.link == "ordinal" else 0.5)
 
@@ -106,18 +103,18 @@ def test_distribution_needs_steps() -> None:
     fitted = fitted_of(ratings_of(3), link="gaussian")
     model = replace(fitted.model, scale=Scale(1, 5))
     with pytest.raises(FactorsError, match="steps"):
-        distribution(model, fitted.users, fitted.items, np.array([0]), np.array([0]))
+        Scorer(posterior_of(model), fitted.items).distribution(fitted.users, np.array([0]), np.array([0]))
 
 
 def test_top_is_the_whole_sorted_table_without_what_is_excluded(fitted: Fitted) -> None:
-    ranker = Ranker(fitted.model, fitted.items)
+    ranker = Ranker(fitted.posterior, fitted.items)
     exclude = [np.array([1, 2, 3]), np.array([], dtype=int), np.array([-1, 5, 99])]
     answers = ranker.top(fitted.users[:3], 40, exclude)
     for user, ranked in enumerate(answers):
         allowed = np.setdiff1d(np.arange(31), exclude[user])
         assert sorted(ranked.item_rows.tolist()) == allowed.tolist()
-        scores = score(
-            fitted.model, fitted.users, fitted.items, np.full(len(allowed), user), ranked.item_rows
+        scores = Scorer(fitted.posterior, fitted.items).score(
+            fitted.users, np.full(len(allowed), user), ranked.item_rows
         )
         np.testing.assert_allclose(ranked.scores, scores.rating)
         assert (np.diff(ranked.scores) <= 1e-5).all()
@@ -128,7 +125,7 @@ def test_top_is_the_whole_sorted_table_without_what_is_excluded(fitted: Fitted) 
 
 
 def test_thompson_draws_follow_the_posterior(fitted: Fitted) -> None:
-    ranker = Ranker(fitted.model, fitted.items)
+    ranker = Ranker(fitted.posterior, fitted.items)
     none = [np.array([], dtype=int)]
     rng = np.random.default_rng(0)
     firsts = {int(ranker.top(fitted.users[:1], 1, none, rng)[0].item_rows[0]) for _ in range(60)}
@@ -139,7 +136,7 @@ def test_thompson_draws_follow_the_posterior(fitted: Fitted) -> None:
 
 
 def test_similar_and_popular_return_rated_items_only(fitted: Fitted) -> None:
-    ranker = Ranker(fitted.model, fitted.items)
+    ranker = Ranker(fitted.posterior, fitted.items)
     similar = ranker.similar(4, 50)
     assert 4 not in similar.item_rows
     assert 30 not in similar.item_rows
@@ -155,12 +152,12 @@ def test_similar_and_popular_return_rated_items_only(fitted: Fitted) -> None:
 
 
 def test_a_ranker_follows_the_table(fitted: Fitted) -> None:
-    table = np.concatenate([fitted.items[:20], np.repeat(prior_item(fitted.model)[None], 14, axis=0)])
-    ranker = Ranker(fitted.model, table[:20])
+    table = np.concatenate([fitted.items[:20], np.repeat(fitted.posterior.prior_item[None], 14, axis=0)])
+    ranker = Ranker(fitted.posterior, table[:20])
     table[33], table[20] = fitted.items[4], fitted.items[5]
     ranker.update(np.array([33, 20]), table)
     assert ranker.n_items == 34
-    fresh = Ranker(fitted.model, table)
+    fresh = Ranker(fitted.posterior, table)
     none = [np.array([], dtype=int)]
     for left, right in (
         (ranker.top(fitted.users[:1], 10, none)[0], fresh.top(fitted.users[:1], 10, none)[0]),
@@ -187,9 +184,9 @@ def test_the_largest_are_those_of_a_full_sort(n: int) -> None:
 @pytest.mark.parametrize("item", [0, 17, 30, -1])
 def test_explanations_add_up_to_the_score(fitted: Fitted, item: int) -> None:
     past = history([3, 5, 8, 3, 99], [5.0, 4.0, 1.0, 2.0, 3.0], [8.8e8, 8.8e8, 8.8e8 + 4000, 8.8e8, 8.9e8])
-    user = fold_in_users(fitted.model, fitted.items, past)
-    expected = score(fitted.model, user, fitted.items, np.array([0]), np.array([item])).rating[0]
-    explained = explain(fitted.model, fitted.items, past, item)
+    user = fitted.posterior.fold_in_users(fitted.items, past)
+    expected = Scorer(fitted.posterior, fitted.items).score(user, np.array([0]), np.array([item])).rating[0]
+    explained = explain(fitted.posterior, fitted.items, past, item)
     assert explained.base + explained.contributions.sum() == pytest.approx(expected, abs=1e-6)
     assert sorted(explained.item_rows.tolist()) == [3, 5, 8, 99]
     assert np.isfinite(explained.contributions).all()
@@ -199,15 +196,17 @@ def test_explanations_start_from_what_a_stranger_gets() -> None:
     fitted = fitted_of(
         ratings_of(3), n_items=31, link="gaussian", implicit_effects=False, session_effects=False
     )
-    stranger = score(fitted.model, fitted.users, fitted.items, np.array([-1]), np.array([7])).rating[0]
-    explained = explain(fitted.model, fitted.items, history([3, 5], [5.0, 4.0]), 7)
+    stranger = (
+        Scorer(fitted.posterior, fitted.items).score(fitted.users, np.array([-1]), np.array([7])).rating[0]
+    )
+    explained = explain(fitted.posterior, fitted.items, history([3, 5], [5.0, 4.0]), 7)
     assert explained.base == pytest.approx(stranger, abs=1e-5)
-    nothing = explain(fitted.model, fitted.items, history([], []), 7)
+    nothing = explain(fitted.posterior, fitted.items, history([], []), 7)
     assert nothing.base == pytest.approx(stranger, abs=1e-5)
     assert len(nothing.contributions) == 0
     two = Histories(np.zeros(3, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
     with pytest.raises(ValueError, match="one history"):
-        explain(fitted.model, fitted.items, two, 7)
+        explain(fitted.posterior, fitted.items, two, 7)
 
 
 def test_a_model_survives_its_bytes(fitted: Fitted) -> None:

@@ -14,10 +14,6 @@ from factors import (
     Scorer,
     all_finite_items,
     fit,
-    fold_in_items,
-    fold_in_users,
-    prior_item,
-    prior_user,
 )
 from factors.model.types import Float64s, Int64s
 from tests.unit.factors.factors_world import STARS, histories_of, history
@@ -54,7 +50,7 @@ def check(fitted: Fitted, given: Ratings, time: Float64s | None = None) -> Float
     """Finite tables, and finite answers on the scale for known and unknown pairs at any time: the ratings."""
     assert np.isfinite(fitted.users).all()
     assert all_finite_items(fitted.model, fitted.items)
-    scale, scorer = fitted.model.scale, Scorer(fitted.model, fitted.items)
+    scale, scorer = fitted.model.scale, Scorer(fitted.posterior, fitted.items)
     user = np.append(given.user_row[:500], [-1, -1, 0]).astype(np.int64)
     item = np.append(given.item_row[:500], [0, -1, -1]).astype(np.int64)
     times: list[Float64s | None] = [None, np.full(len(user), 1e18), np.full(len(user), -1e18)]
@@ -64,9 +60,9 @@ def check(fitted: Fitted, given: Ratings, time: Float64s | None = None) -> Float
         assert np.isfinite(scores.std).all()
         assert (scores.std > 0).all()
         assert scores.std.max() <= 4.0 * max(scale.high - scale.low, 1.0)
-    again = fold_in_users(fitted.model, fitted.items, histories_of(given, len(fitted.users)))
+    again = fitted.posterior.fold_in_users(fitted.items, histories_of(given, len(fitted.users)))
     back = histories_of(given, len(fitted.items), by="item")
-    items = fold_in_items(fitted.model, fitted.users, back, current=fitted.items)
+    items = fitted.posterior.fold_in_items(fitted.users, back, current=fitted.items)
     assert np.isfinite(again).all()
     assert all_finite_items(fitted.model, items)
     return scorer.score(fitted.users, given.user_row.astype(np.int64), given.item_row.astype(np.int64)).rating
@@ -78,12 +74,12 @@ def test_a_user_with_a_hundred_thousand_ratings() -> None:
     n_items = 100_000
     value = np.clip(np.rint(3.0 + rng.normal(0, 0.8, n_items)), 1, 5)
     base = fitted_of(ratings(*pairs(1, 60, 200, 2000)), 60, 200)
-    table = np.repeat(prior_item(base.model)[None], n_items, axis=0)
+    table = np.repeat(base.posterior.prior_item[None], n_items, axis=0)
     table[:200] = base.items
     past = history(list(range(n_items)), value.tolist(), (1e9 + DAY * rng.integers(0, 900, n_items)).tolist())
-    row = fold_in_users(base.model, table, past, current=prior_user(base.model)[None])
+    row = base.posterior.fold_in_users(table, past, current=base.posterior.prior_user[None])
     assert np.isfinite(row).all()
-    scores = Scorer(base.model, table).score(row, np.zeros(300, dtype=np.int64), np.arange(300))
+    scores = Scorer(base.posterior, table).score(row, np.zeros(300, dtype=np.int64), np.arange(300))
     assert ((scores.rating >= 1) & (scores.rating <= 5)).all()
     assert (scores.std > 0).all()
 

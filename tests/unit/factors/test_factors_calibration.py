@@ -9,11 +9,7 @@ from factors import (
     Scale,
     Scorer,
     fit,
-    fold_in_items,
-    fold_in_users,
     from_bytes,
-    prior_item,
-    prior_user,
     to_bytes,
 )
 from factors.model.parameters import STD_TERMS, from_model
@@ -59,7 +55,7 @@ def test_nine_in_ten_unseen_ratings_are_inside(scale: Scale) -> None:
     held_out[np.random.default_rng(1).permutation(n)[: n // 3]] = True
     train, test = part(ratings, ~held_out), part(ratings, held_out)
     fitted = fit(train, 250, 200, settings=FitSettings(scale), rng=np.random.default_rng(0))
-    scores = Scorer(fitted.model, fitted.items).score(fitted.users, test.user_row, test.item_row)
+    scores = Scorer(fitted.posterior, fitted.items).score(fitted.users, test.user_row, test.item_row)
     inside = np.abs(test.value - scores.rating) <= INSIDE * scores.std
     assert 0.87 < inside.mean() < 0.93
     order = np.argsort(np.bincount(train.user_row, minlength=250)[test.user_row], kind="stable")
@@ -122,9 +118,11 @@ def test_a_new_item_is_not_taken_for_an_unpopular_one() -> None:
             mine = np.flatnonzero(ratings.item_row == row)
             seen, rest = mine[:shown], mine[8:]
             past = history(ratings.user_row[seen].tolist(), ratings.value[seen].tolist())
-            item = fold_in_items(fitted.model, fitted.users, past, current=prior_item(fitted.model)[None])
+            item = fitted.posterior.fold_in_items(
+                fitted.users, past, current=fitted.posterior.prior_item[None]
+            )
             users, only = ratings.user_row[rest], np.zeros(len(rest), dtype=np.int64)
-            scores = Scorer(fitted.model, item).score(fitted.users, users, only)
+            scores = Scorer(fitted.posterior, item).score(fitted.users, users, only)
             errors.append(scores.rating - ratings.value[rest])
             surprise = ratings.value[seen] - mean - bias[ratings.user_row[seen]]
             simple.append(mean + bias[users] + surprise.sum() / (shown + 3.0) - ratings.value[rest])
@@ -139,9 +137,9 @@ def test_who_was_in_the_fit_is_folded_in_as_there() -> None:
     user = int(np.argmax(fitted.users[:, 0]))
     mine = ratings.user_row == user
     past = history(ratings.item_row[mine].tolist(), ratings.value[mine].tolist())
-    again = fold_in_users(fitted.model, fitted.items, past, current=fitted.users[user][None])[0]
+    again = fitted.posterior.fold_in_users(fitted.items, past, current=fitted.users[user][None])[0]
     np.testing.assert_allclose(again, fitted.users[user], rtol=1e-4, atol=1e-5)
-    stranger = fold_in_users(
-        fitted.model, fitted.items, history([], []), current=prior_user(fitted.model)[None]
+    stranger = fitted.posterior.fold_in_users(
+        fitted.items, history([], []), current=fitted.posterior.prior_user[None]
     )
-    np.testing.assert_allclose(stranger[0], prior_user(fitted.model), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stranger[0], fitted.posterior.prior_user, rtol=1e-5, atol=1e-6)

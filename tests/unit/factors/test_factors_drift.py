@@ -16,8 +16,7 @@ from factors import (
     all_finite_items,
     explain,
     fit,
-    fold_in_items,
-    fold_in_users,
+    posterior_of,
     read_items,
 )
 from factors.inference.backend_numba import Compiled, plain
@@ -117,7 +116,7 @@ def test_a_fold_in_is_the_regression_on_positions_and_velocities() -> None:
     ratings = drifting(1.0)
     fitted = finish(state_of(ratings, Terms("gaussian", 2.0, 2.0, 0.0, 0.0, 0.3)), {})
     parameters, layout = from_model(fitted.model), user_layout(fitted.model)
-    rows = fold_in_users(fitted.model, fitted.items, histories_of(ratings, SHAPE[0]))
+    rows = fitted.posterior.fold_in_users(fitted.items, histories_of(ratings, SHAPE[0]))
     for user in (0, 7, 21):
         mean, covariance = joint_by_hand(
             parameters, read_items(fitted.model, fitted.items).astype(np.float64), ratings, user
@@ -130,8 +129,8 @@ def test_a_fold_in_is_the_regression_on_positions_and_velocities() -> None:
 
 def test_folding_in_gives_the_rows_of_the_fit_alone_or_together(moving: Fitted) -> None:
     ratings = drifting(1.0)
-    together = fold_in_users(
-        moving.model, moving.items, histories_of(ratings, SHAPE[0]), current=moving.users
+    together = moving.posterior.fold_in_users(
+        moving.items, histories_of(ratings, SHAPE[0]), current=moving.users
     )
     np.testing.assert_allclose(together, moving.users, rtol=1e-4, atol=1e-5)
     for user in (0, 11):
@@ -139,7 +138,7 @@ def test_folding_in_gives_the_rows_of_the_fit_alone_or_together(moving: Fitted) 
         past = history(
             ratings.item_row[mine].tolist(), ratings.value[mine].tolist(), ratings.time[mine].tolist()
         )
-        alone = fold_in_users(moving.model, moving.items, past, current=moving.users[user : user + 1])
+        alone = moving.posterior.fold_in_users(moving.items, past, current=moving.users[user : user + 1])
         np.testing.assert_allclose(alone[0], together[user], rtol=2e-3, atol=2e-4)
 
 
@@ -148,8 +147,8 @@ def test_items_fold_in_as_the_half_step_of_the_fit_has_them(link: Link) -> None:
     state = state_of(drifting(1.0), Terms(link, 2.0, 2.0, 0.0, 0.0, 0.3), sweeps=15)
     parameters, users = state.parameters, state.user_rows
     step = half_step(parameters, "item", users, state.training.items)
-    again = fold_in_items(
-        to_model(parameters), users.astype(np.float32), histories_of(drifting(1.0), SHAPE[1], by="item")
+    again = posterior_of(to_model(parameters)).fold_in_items(
+        users.astype(np.float32), histories_of(drifting(1.0), SHAPE[1], by="item")
     )
     mean = parameters.items.layout.mean
     np.testing.assert_allclose(again[:, mean], step.rows[:, mean], rtol=1e-3, atol=1e-3)
@@ -182,13 +181,15 @@ def test_contributions_add_up(moving: Fitted) -> None:
     mine = np.flatnonzero(ratings.user_row == 5)
     past = history(ratings.item_row[mine].tolist(), ratings.value[mine].tolist(), ratings.time[mine].tolist())
     current = moving.users[5:6]
-    found = explain(moving.model, moving.items, past, 9, current=current)
-    row = fold_in_users(moving.model, moving.items, past, current=current)
-    rating = Scorer(moving.model, moving.items).score(row, np.zeros(1, dtype=np.int64), np.array([9])).rating
+    found = explain(moving.posterior, moving.items, past, 9, current=current)
+    row = moving.posterior.fold_in_users(moving.items, past, current=current)
+    rating = (
+        Scorer(moving.posterior, moving.items).score(row, np.zeros(1, dtype=np.int64), np.array([9])).rating
+    )
     assert found.base + found.contributions.sum() == pytest.approx(float(rating[0]), abs=1e-4)
     # Without a rating, what is left moves as it would without its contribution: the posterior is linear.
-    empty = fold_in_users(moving.model, moving.items, history([], []), current=current)
-    scorer = Scorer(moving.model, moving.items)
+    empty = moving.posterior.fold_in_users(moving.items, history([], []), current=current)
+    scorer = Scorer(moving.posterior, moving.items)
     base = scorer.score(empty, np.zeros(1, dtype=np.int64), np.array([9])).rating[0]
     assert found.base == pytest.approx(float(base), abs=0.25)
 
@@ -197,7 +198,7 @@ def test_what_a_user_was_is_asked_for_by_time() -> None:
     ratings = drifting(1.5)
     moving = finish(state_of(ratings, Terms("gaussian", 0.0, 0.0, 0.0, 0.0, 0.3), sweeps=10), {})
     old = np.flatnonzero(ratings.time < 300)
-    scorer = Scorer(moving.model, moving.items)
+    scorer = Scorer(moving.posterior, moving.items)
     user, item = ratings.user_row[old].astype(np.int64), ratings.item_row[old].astype(np.int64)
     then = scorer.score(moving.users, user, item, ratings.time[old]).rating
     now = scorer.score(moving.users, user, item).rating
@@ -222,17 +223,17 @@ def test_what_a_user_was_is_asked_for_by_time() -> None:
 def test_any_times_give_finite_rows(link: Link, times: list[float]) -> None:
     moving = finish(state_of(drifting(1.0), Terms(link, 2.0, 2.0, 0.0, 0.0, 0.3)), {})
     layout = user_layout(moving.model)
-    row = fold_in_users(moving.model, moving.items, history([0, 1, 2, 3], [1.0, 5.0, 3.0, 4.0], times))
+    row = moving.posterior.fold_in_users(moving.items, history([0, 1, 2, 3], [1.0, 5.0, 3.0, 4.0], times))
     assert np.isfinite(row).all()
-    back = fold_in_items(moving.model, row, history([0, 0], [4.0, 2.0], times[:2]))
+    back = moving.posterior.fold_in_items(row, history([0, 0], [4.0, 2.0], times[:2]))
     assert all_finite_items(moving.model, back)
     if len({str(time) for time in times}) == 1:
         # Nothing is known of a velocity, and the position is that of a model without.
         np.testing.assert_array_equal(row[0, layout.velocity], 0.0)
-    one = fold_in_users(moving.model, moving.items, history([3], [4.0], times[:1]))
+    one = moving.posterior.fold_in_users(moving.items, history([3], [4.0], times[:1]))
     assert np.isfinite(one).all()
     np.testing.assert_array_equal(one[0, layout.velocity], 0.0)
-    nothing = fold_in_users(moving.model, moving.items, history([], []))
+    nothing = moving.posterior.fold_in_users(moving.items, history([], []))
     assert np.isfinite(nothing).all()
 
 
@@ -291,7 +292,7 @@ def test_drift_is_found_where_there_is_some_and_foretells_better() -> None:
         assert (from_model(fitted.model).users.drift is not None) == sessions
         rest = slice(1700, 2000)
         user, item = ratings.user_row[rest].astype(np.int64), ratings.item_row[rest].astype(np.int64)
-        scores = Scorer(fitted.model, fitted.items).score(fitted.users, user, item, ratings.time[rest])
+        scores = Scorer(fitted.posterior, fitted.items).score(fitted.users, user, item, ratings.time[rest])
         errors.append(float(np.mean((scores.rating - ratings.value[rest]) ** 2)))
     assert errors[0] < 0.8 * errors[1]
 
@@ -328,7 +329,7 @@ def test_a_refit_goes_on_with_the_drift_that_was_found() -> None:
     second = finish(again, {})
     pairs = ratings.user_row.astype(np.int64), ratings.item_row.astype(np.int64)
     before, after = (
-        Scorer(fitted.model, fitted.items).score(fitted.users, *pairs, ratings.time).rating
+        Scorer(fitted.posterior, fitted.items).score(fitted.users, *pairs, ratings.time).rating
         for fitted in (first, second)
     )
     assert np.sqrt(np.mean((before - after) ** 2)) < 0.1

@@ -11,15 +11,13 @@ from factors import (
     Fitted,
     Ratings,
     Scale,
+    Scorer,
     all_finite_items,
     fit,
-    fold_in_users,
     held_out_metrics,
     item_statistics,
-    prior_item,
+    posterior_of,
     prior_model,
-    prior_user,
-    score,
 )
 from tests.unit.factors.factors_world import STARS, fitted_of, histories_of, history, ratings_of
 
@@ -51,7 +49,7 @@ def sensible(result: Fitted, n_users: int, n_items: int) -> None:
     assert all_finite_items(result.model, result.items)
     user, item = np.meshgrid(np.arange(-1, n_users), np.arange(-1, n_items))
     time = np.full(user.size, 1.7e9)
-    scores = score(result.model, result.users, result.items, user.ravel(), item.ravel(), time=time)
+    scores = Scorer(result.posterior, result.items).score(result.users, user.ravel(), item.ravel(), time=time)
     scale = result.model.scale
     assert np.isfinite(scores.std).all()
     assert (scores.std > 0).all()
@@ -62,19 +60,19 @@ def sensible(result: Fitted, n_users: int, n_items: int) -> None:
 def test_no_ratings_give_the_prior_everywhere() -> None:
     result = fitted(ratings([], [], []), 3, 2)
     sensible(result, 3, 2)
-    scores = score(result.model, result.users, result.items, np.array([0]), np.array([1]))
+    scores = Scorer(result.posterior, result.items).score(result.users, np.array([0]), np.array([1]))
     assert scores.rating[0] == 3.0
     assert scores.basis[0] == 0
     model = prior_model(FitSettings(scale=STARS))
-    np.testing.assert_array_equal(prior_user(model), result.users[0])
-    np.testing.assert_array_equal(prior_item(model), result.items[0])
+    np.testing.assert_array_equal(posterior_of(model).prior_user, result.users[0])
+    np.testing.assert_array_equal(posterior_of(model).prior_item, result.items[0])
 
 
 def test_a_model_of_no_data_learns_from_the_first_ratings() -> None:
     model = prior_model(FitSettings(scale=STARS))
-    items = np.repeat(prior_item(model)[None], 3, axis=0)
-    users = fold_in_users(model, items, history([0, 1], [5.0, 5.0]))
-    scores = score(model, users, items, np.array([0]), np.array([2]))
+    items = np.repeat(posterior_of(model).prior_item[None], 3, axis=0)
+    users = posterior_of(model).fold_in_users(items, history([0, 1], [5.0, 5.0]))
+    scores = Scorer(posterior_of(model), items).score(users, np.array([0]), np.array([2]))
     assert 3.5 < scores.rating[0] <= 5.0
     assert scores.basis[0] == 2
 
@@ -84,7 +82,7 @@ def test_one_rating(link: str) -> None:
     result = fitted(ratings([0], [0], [5.0]), 2, 2, link=link)
     sensible(result, 2, 2)
     pairs = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
-    assert score(result.model, result.users, result.items, *pairs).basis.tolist() == [3, 2, 1, 0]
+    assert Scorer(result.posterior, result.items).score(result.users, *pairs).basis.tolist() == [3, 2, 1, 0]
 
 
 def many(
@@ -104,7 +102,7 @@ def test_all_ratings_equal(link: str) -> None:
     given = many(0, 20, 20, 200, lambda _, n: np.full(n, 4.0))
     result = fitted(given, 20, 20, link=link)
     sensible(result, 20, 20)
-    scores = score(result.model, result.users, result.items, np.arange(20), np.arange(20))
+    scores = Scorer(result.posterior, result.items).score(result.users, np.arange(20), np.arange(20))
     np.testing.assert_allclose(scores.rating, 4.0, atol=0.25)
 
 
@@ -118,7 +116,10 @@ def test_a_scale_with_a_single_value(value: float) -> None:
     given = many(2, 12, 12, 120, lambda _, n: np.full(n, value))
     result = fitted(given, 12, 12, Scale(value, value, 1.0))
     sensible(result, 12, 12)
-    assert score(result.model, result.users, result.items, np.array([0]), np.array([0])).rating[0] == value
+    assert (
+        Scorer(result.posterior, result.items).score(result.users, np.array([0]), np.array([0])).rating[0]
+        == value
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_scales(scale: Scale) -> None:
 def test_a_few_ratings_that_agree_are_no_certainty(n: int) -> None:
     given = ratings([k % 6 for k in range(n)], [k // 6 for k in range(n)], [4.0] * n)
     result = fitted(given, 6, 6, Scale(1, 5, None))
-    std = score(result.model, result.users, result.items, np.array([0, -1]), np.array([0, -1])).std
+    std = Scorer(result.posterior, result.items).score(result.users, np.array([0, -1]), np.array([0, -1])).std
     assert (std > 0.2).all()
 
 
@@ -208,7 +209,7 @@ def test_duplicates_last_wins() -> None:
         np.concatenate([given.time[:100], given.time]),
     )
     np.testing.assert_array_equal(fitted_of(twice).users, once.users)
-    assert item_statistics(once.model, once.items).count.sum() == len(given.value)
+    assert item_statistics(once.items).count.sum() == len(given.value)
 
 
 def test_a_user_of_very_many_ratings_and_an_item_rated_by_all() -> None:
@@ -221,7 +222,7 @@ def test_a_user_of_very_many_ratings_and_an_item_rated_by_all() -> None:
     result = fitted(given, n_users, n_items, sweeps=2)
     assert np.isfinite(result.users).all()
     assert all_finite_items(result.model, result.items)
-    assert item_statistics(result.model, result.items).count[0] == n_users
+    assert item_statistics(result.items).count[0] == n_users
 
 
 def test_a_fit_goes_on_from_an_earlier_one_with_more_users_and_items() -> None:
@@ -359,5 +360,5 @@ def test_metrics_of_nothing_are_not_numbers() -> None:
 def test_user_rows_are_what_folding_in_gives() -> None:
     given = ratings_of(12)
     result = fitted_of(given)
-    rows = fold_in_users(result.model, result.items, histories_of(given, 40), current=result.users)
+    rows = result.posterior.fold_in_users(result.items, histories_of(given, 40), current=result.users)
     np.testing.assert_allclose(rows, result.users, atol=1e-6)

@@ -10,12 +10,9 @@ import pytest
 from factors import (
     Fitted,
     Histories,
-    fold_in_items,
-    fold_in_users,
-    prior_item,
-    prior_user,
+    Scorer,
+    posterior_of,
     read_items,
-    score,
     store_items,
 )
 from factors.inference.segments import segment_sums
@@ -53,7 +50,7 @@ def with_terms(fitted: Fitted) -> Fitted:
     items[:, changed.items.layout.implicit_effect] = rng.normal(0, 0.1, (len(items), layout.dim))
     model = to_model(changed)
     rows = store_items(model, items)
-    return Fitted(model, fold_in_users(model, rows, histories_of(ratings_of(3), 40)), rows)
+    return Fitted(model, posterior_of(model).fold_in_users(rows, histories_of(ratings_of(3), 40)), rows)
 
 
 @pytest.mark.parametrize("user", [0, 7, 21])
@@ -77,8 +74,7 @@ def test_fold_in_of_a_user_is_the_reference(fitted: Fitted, user: int) -> None:
 def test_fold_in_of_an_item_is_the_reference(fitted: Fitted) -> None:
     ratings = ratings_of(3)
     mine = ratings.item_row == 4
-    rows = fold_in_items(
-        fitted.model,
+    rows = fitted.posterior.fold_in_items(
         fitted.users,
         history(ratings.user_row[mine].tolist(), ratings.value[mine].tolist(), ratings.time[mine].tolist()),
     )
@@ -97,7 +93,7 @@ def test_scores_are_the_reference(fitted: Fitted) -> None:
     rng = np.random.default_rng(0)
     user, item = rng.integers(0, 40, 50), rng.integers(0, 30, 50)
     time = np.where(rng.random(50) < 0.5, 8.8e8 + 3600.0 * rng.integers(0, 7, 50), np.nan)
-    scores = score(fitted.model, fitted.users, fitted.items, user, item, time=time)
+    scores = Scorer(fitted.posterior, fitted.items).score(fitted.users, user, item, time=time)
     for j in range(50):
         expected = reference.score(fitted.model, fitted.users[user[j]], fitted.items[item[j]], float(time[j]))
         assert scores.rating[j] == pytest.approx(expected[0], abs=1e-5)
@@ -111,8 +107,8 @@ def test_a_known_period_moves_the_score(fitted: Fitted) -> None:
     when = np.array([3600.0 * fitted.users[user, layout.keys][slot] + 5.0])
     # Keys wrap: the hour number of 1997 is below the wrap, so the time can be told from the key.
     pair = (np.array([user]), np.array([3]))
-    then = score(fitted.model, fitted.users, fitted.items, *pair, time=when)
-    ever = score(fitted.model, fitted.users, fitted.items, *pair)
+    then = Scorer(fitted.posterior, fitted.items).score(fitted.users, *pair, time=when)
+    ever = Scorer(fitted.posterior, fitted.items).score(fitted.users, *pair)
     assert then.rating[0] != ever.rating[0]
     assert then.std[0] < ever.std[0]
 
@@ -121,12 +117,13 @@ def test_folding_in_gives_the_rows_of_the_fit_alone_and_together() -> None:
     ratings = ratings_of(5)
     for link in LINKS:
         fitted = fitted_of(ratings, link=link)
-        together = fold_in_users(fitted.model, fitted.items, histories_of(ratings, 40), current=fitted.users)
+        together = fitted.posterior.fold_in_users(
+            fitted.items, histories_of(ratings, 40), current=fitted.users
+        )
         np.testing.assert_allclose(together, fitted.users, atol=1e-6)
         for user in (0, 13, 39):
             mine = ratings.user_row == user
-            alone = fold_in_users(
-                fitted.model,
+            alone = fitted.posterior.fold_in_users(
                 fitted.items,
                 history(
                     ratings.item_row[mine].tolist(),
@@ -142,19 +139,19 @@ def test_the_last_rating_counts_and_nan_takes_back(fitted: Fitted) -> None:
     repeated = history([3, 5, 3, 8, 8], [1.0, 4.0, 5.0, 2.0, np.nan])
     plain = history([3, 5], [5.0, 4.0])
     np.testing.assert_array_equal(
-        fold_in_users(fitted.model, fitted.items, repeated), fold_in_users(fitted.model, fitted.items, plain)
+        fitted.posterior.fold_in_users(fitted.items, repeated),
+        fitted.posterior.fold_in_users(fitted.items, plain),
     )
 
 
 def test_nothing_known_is_the_prior(fitted: Fitted) -> None:
-    nobody = fold_in_users(fitted.model, fitted.items, history([], []))
-    np.testing.assert_allclose(nobody[0], prior_user(fitted.model), atol=1e-6)
-    nothing = fold_in_items(fitted.model, fitted.users, history([], []))
-    np.testing.assert_allclose(nothing[0], prior_item(fitted.model), atol=1e-6)
-    taken_back = fold_in_users(fitted.model, fitted.items, history([2], [np.nan]))
+    nobody = fitted.posterior.fold_in_users(fitted.items, history([], []))
+    np.testing.assert_allclose(nobody[0], fitted.posterior.prior_user, atol=1e-6)
+    nothing = fitted.posterior.fold_in_items(fitted.users, history([], []))
+    np.testing.assert_allclose(nothing[0], fitted.posterior.prior_item, atol=1e-6)
+    taken_back = fitted.posterior.fold_in_users(fitted.items, history([2], [np.nan]))
     np.testing.assert_array_equal(taken_back, nobody)
-    none = fold_in_users(
-        fitted.model,
+    none = fitted.posterior.fold_in_users(
         fitted.items,
         Histories(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0)),
     )
@@ -162,11 +159,11 @@ def test_nothing_known_is_the_prior(fitted: Fitted) -> None:
 
 
 def test_items_beyond_the_table_count_as_unknown_items(fitted: Fitted) -> None:
-    grown = np.concatenate([fitted.items, prior_item(fitted.model)[None]])
-    beyond = fold_in_users(fitted.model, fitted.items, history([2, 500], [4.0, 1.0]))
-    known = fold_in_users(fitted.model, grown, history([2, 30], [4.0, 1.0]))
+    grown = np.concatenate([fitted.items, fitted.posterior.prior_item[None]])
+    beyond = fitted.posterior.fold_in_users(fitted.items, history([2, 500], [4.0, 1.0]))
+    known = fitted.posterior.fold_in_users(grown, history([2, 30], [4.0, 1.0]))
     np.testing.assert_allclose(beyond, known, atol=1e-6)
-    negative = fold_in_users(fitted.model, fitted.items, history([2, -1], [4.0, 1.0]))
+    negative = fitted.posterior.fold_in_users(fitted.items, history([2, -1], [4.0, 1.0]))
     np.testing.assert_allclose(negative, known, atol=1e-6)
 
 

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from factors import Index, ModelUnreadable, Ranker, build_index, index_from_bytes, index_to_bytes
+from factors import (
+    Index,
+    ModelUnreadable,
+    Ranker,
+    build_index,
+    index_from_bytes,
+    index_to_bytes,
+    posterior_of,
+)
 from factors.model.layout import item_layout
 from tests.support.factories import make_items, make_model
 
@@ -34,21 +42,21 @@ def index(tables: tuple[np.ndarray, np.ndarray]) -> Index:
 
 def test_searches_find_what_was_measured(tables: tuple[np.ndarray, np.ndarray], index: Index) -> None:
     items, users = tables
-    ranker = Ranker(MODEL, items, index)
+    ranker = Ranker(posterior_of(MODEL), items, index)
     assert ranker.share(10) < 0.25
     nothing = [np.zeros(0, dtype=np.int64)] * len(users)
     exact, found = ranker.top(users, 10, nothing, exact=True), ranker.top(users, 10, nothing)
     hits = [len(np.intersect1d(a.item_rows, b.item_rows)) for a, b in zip(exact, found, strict=True)]
     assert np.mean(hits) / 10 >= 0.93
     assert index.recall >= 0.95
-    without = Ranker(MODEL, items).top(users, 10, nothing)
+    without = Ranker(posterior_of(MODEL), items).top(users, 10, nothing)
     for left, right in zip(exact, without, strict=True):
         np.testing.assert_array_equal(left.item_rows, right.item_rows)
 
 
 def test_what_is_excluded_is_not_found(tables: tuple[np.ndarray, np.ndarray], index: Index) -> None:
     items, users = tables
-    ranker = Ranker(MODEL, items, index)
+    ranker = Ranker(posterior_of(MODEL), items, index)
     nothing = np.zeros(0, dtype=np.int64)
     for user in users[:20]:
         first = ranker.top(user[None], 20, [nothing])[0].item_rows
@@ -63,8 +71,8 @@ def test_what_is_excluded_is_not_found(tables: tuple[np.ndarray, np.ndarray], in
 def test_deep_rankings_are_exact(tables: tuple[np.ndarray, np.ndarray], index: Index) -> None:
     items, users = tables
     nothing = [np.zeros(0, dtype=np.int64)]
-    found = Ranker(MODEL, items, index).top(users[:1], 2_000, nothing)[0]
-    exact = Ranker(MODEL, items).top(users[:1], 2_000, nothing)[0]
+    found = Ranker(posterior_of(MODEL), items, index).top(users[:1], 2_000, nothing)[0]
+    exact = Ranker(posterior_of(MODEL), items).top(users[:1], 2_000, nothing)[0]
     np.testing.assert_array_equal(found.item_rows, exact.item_rows)
 
 
@@ -73,7 +81,7 @@ def test_items_that_are_new_or_moved_are_found(tables: tuple[np.ndarray, np.ndar
     grown = np.concatenate([items, items[:2]])
     layout = item_layout(MODEL)
     nothing = [np.zeros(0, dtype=np.int64)]
-    ranker = Ranker(MODEL, items, index)
+    ranker = Ranker(posterior_of(MODEL), items, index)
     grown[COUNT, layout.bias] = 100.0
     ranker.update(np.array([COUNT]), grown)
     assert ranker.n_items == COUNT + 2

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from factors import posterior_of
 from factors.inference.histories import compress_pairs
 from factors.model.parameters import to_model
 from factors.model.quantized_rows import item_codec
@@ -34,7 +35,9 @@ def world(rank: int, n: int) -> tuple[Training, Float64s]:
 
 def squared_error(state: State, table: Float64s) -> float:
     user, item = np.divmod(np.arange(table.size), SHAPE[1])
-    scorer = Scorer(to_model(state.parameters), item_codec(state.parameters).encode(state.item_rows))
+    scorer = Scorer(
+        posterior_of(to_model(state.parameters)), item_codec(state.parameters).encode(state.item_rows)
+    )
     mean, _, _ = scorer.latent(state.user_rows, user, item, np.full(table.size, np.nan))
     return float(np.mean((np.clip(mean, 1.0, 5.0) - table.ravel()) ** 2))
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from factors import Scorer, fold_in_users, keeps_time
+from factors import Scorer, posterior_of
 from factors.model.layout import NO_SESSION, Layout
 from factors.model.parameters import from_model, to_model
 from factors.training.sweep import relayout
@@ -24,29 +24,29 @@ def test_any_period_of_the_history_is_there_when_asked_for() -> None:
     times = [HOUR * (100 + row // 3) + row for row in range(24)]
     values = [1.0 + (7 * row // 3) % 5 for row in range(24)]
     past = history(list(range(24)), values, times)
-    row = fold_in_users(model, fitted.items, past)
-    whole = fold_in_users(roomy, fitted.items, past)
+    row = posterior_of(model).fold_in_users(fitted.items, past)
+    whole = posterior_of(roomy).fold_in_users(fitted.items, past)
     zero, item = np.zeros(1, dtype=np.int64), np.array([27])
     forgotten = 0
     for session in range(100, 108):
         when = HOUR * session + 5.0
-        forgotten += not keeps_time(model, row[0], when)
-        then = fold_in_users(model, fitted.items, past, at=when)
-        found = Scorer(model, fitted.items).score(then, zero, item, np.array([when]))
-        expected = Scorer(roomy, fitted.items).score(whole, zero, item, np.array([when]))
+        forgotten += not posterior_of(model).keeps_time(row[0], when)
+        then = posterior_of(model).fold_in_users(fitted.items, past, at=when)
+        found = Scorer(posterior_of(model), fitted.items).score(then, zero, item, np.array([when]))
+        expected = Scorer(posterior_of(roomy), fitted.items).score(whole, zero, item, np.array([when]))
         np.testing.assert_allclose(found.rating, expected.rating, atol=1e-5)
         np.testing.assert_allclose(found.std, expected.std, atol=1e-5)
-        assert keeps_time(model, then[0], when)
+        assert posterior_of(model).keeps_time(then[0], when)
     assert forgotten == 6
 
 
 def test_a_row_with_room_to_spare_needs_no_history() -> None:
     fitted = fitted_of(ratings_of(3), link="gaussian", session_effects=False)
-    assert keeps_time(fitted.model, fitted.users[0], 1e9)
+    assert fitted.posterior.keeps_time(fitted.users[0], 1e9)
     known = from_model(fitted.model)
     side = replace(
         known.users, layout=Layout(known.users.layout.rank, 2), session_length=HOUR, session_variance=0.4
     )
     rows = relayout(known.users, side, fitted.users.astype(np.float64)).astype(np.float32)
     assert (rows[:, side.layout.keys] == NO_SESSION).all()
-    assert keeps_time(to_model(replace(known, users=side)), rows[0], 1e9)
+    assert posterior_of(to_model(replace(known, users=side))).keeps_time(rows[0], 1e9)

@@ -9,10 +9,8 @@ from factors import (
     Ranker,
     Scorer,
     all_finite_items,
-    fold_in_items,
-    fold_in_users,
     from_bytes,
-    prior_item,
+    posterior_of,
     read_items,
     store_items,
     to_bytes,
@@ -99,7 +97,7 @@ def test_online_is_batch_for_any_size_of_variance(link: str, size: float) -> Non
     model = from_bytes(to_bytes(fitted.model))
     words = store_items(fitted.model, rows).tobytes()
     items = np.frombuffer(words, dtype=np.float32).reshape(-1, model.item_width)
-    together = fold_in_users(model, items, histories_of(given, 40))
+    together = posterior_of(model).fold_in_users(items, histories_of(given, 40))
     assert np.isfinite(together).all()
     if size == 1.0:
         np.testing.assert_allclose(
@@ -115,10 +113,13 @@ def test_online_is_batch_for_any_size_of_variance(link: str, size: float) -> Non
             one.time[start:stop],
         )
         np.testing.assert_allclose(
-            fold_in_users(model, items, alone)[0], together[user], rtol=1e-4, atol=1e-5 * max(1.0, size**0.5)
+            posterior_of(model).fold_in_users(items, alone)[0],
+            together[user],
+            rtol=1e-4,
+            atol=1e-5 * max(1.0, size**0.5),
         )
     users, rated = np.divmod(np.arange(40 * 30), 30)
-    scores = Scorer(model, items).score(together, users, rated)
+    scores = Scorer(posterior_of(model), items).score(together, users, rated)
     assert np.isfinite(scores.rating).all()
     assert (scores.std > 0).all()
 
@@ -134,25 +135,27 @@ def test_a_covariance_that_rounding_left_indefinite_breaks_nothing() -> None:
     items = store_items(fitted.model, rows)
     values = np.linalg.eigvalsh(unpack(read_items(fitted.model, items)[:, layout.covariance], layout.dim))
     assert values.min() < 1e-3 * values.max()
-    users = fold_in_users(fitted.model, items, histories_of(ratings_of(12), 40))
+    users = fitted.posterior.fold_in_users(items, histories_of(ratings_of(12), 40))
     assert np.isfinite(users).all()
     nothing = [np.zeros(0, dtype=np.int64)]
-    ranked = Ranker(fitted.model, items).top(users[:1], 5, nothing, np.random.default_rng(0))[0]
+    ranked = Ranker(fitted.posterior, items).top(users[:1], 5, nothing, np.random.default_rng(0))[0]
     assert len(ranked.item_rows) == 5
-    scores = Scorer(fitted.model, items).score(users, np.arange(40), np.zeros(40, dtype=np.int64))
+    scores = Scorer(fitted.posterior, items).score(users, np.arange(40), np.zeros(40, dtype=np.int64))
     assert np.isfinite(scores.std).all()
 
 
 def test_deltas_are_in_the_same_form() -> None:
     given = ratings_of(12)
     fitted: Fitted = fitted_of(given)
-    rows = fold_in_items(fitted.model, fitted.users, histories_of(given, 30, by="item"), current=fitted.items)
+    rows = fitted.posterior.fold_in_items(
+        fitted.users, histories_of(given, 30, by="item"), current=fitted.items
+    )
     assert rows.shape == fitted.items.shape
     assert all_finite_items(fitted.model, rows)
     layout = item_layout(fitted.model)
     before, after = (read_items(fitted.model, some) for some in (fitted.items, rows))
     np.testing.assert_array_equal(before[:, layout.implicit_effect], after[:, layout.implicit_effect])
-    assert prior_item(fitted.model).shape == (fitted.model.item_width,)
+    assert fitted.posterior.prior_item.shape == (fitted.model.item_width,)
 
 
 def test_an_older_model_is_refused() -> None:

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from factors import Histories, Int64s, Ranker, Scorer, fold_in_users
+from factors import Histories, Int64s, Ranker, Scorer, posterior_of
 from featurestore.codecs import pack_records
 from featurestore.errors import StoreUnavailable
 from featurestore.generations.follower import Follower, LiveGeneration
@@ -21,8 +21,8 @@ from tests.support.factories import make_items, make_model
 
 MODEL = make_model()
 ITEMS = make_items(MODEL, 8)
-USERS = fold_in_users(
-    MODEL,
+POSTERIOR = posterior_of(MODEL)
+USERS = POSTERIOR.fold_in_users(
     ITEMS,
     Histories(
         np.array([0, 2, 4]),
@@ -107,7 +107,14 @@ class FakeFollower:
 
 def live_generation(number: int = 42) -> LiveGeneration:
     return LiveGeneration(
-        1, number, MODEL, ITEMS, len(ITEMS), Scorer(MODEL, ITEMS), Ranker(MODEL, ITEMS), cast("Any", None)
+        1,
+        number,
+        POSTERIOR,
+        ITEMS,
+        len(ITEMS),
+        Scorer(POSTERIOR, ITEMS),
+        Ranker(POSTERIOR, ITEMS),
+        cast("Any", None),
     )
 
 
@@ -118,7 +125,7 @@ def make_batcher(live: LiveGeneration | None = None) -> tuple[MicroBatcher, Fake
 
 
 def expected(user: int, item: int) -> float:
-    return float(Scorer(MODEL, ITEMS).score(USERS, np.array([user]), np.array([item])).rating[0])
+    return float(Scorer(POSTERIOR, ITEMS).score(USERS, np.array([user]), np.array([item])).rating[0])
 
 
 async def test_what_arrives_in_one_turn_is_asked_in_one_read() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import prior_user
+from factors import posterior_of
 from tests.support.waiting import wait_until_async
 from trainer.archive.events import make_table, spans_of, string_array
 from trainer.archive.log import EpochArchive
@@ -135,7 +135,7 @@ async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
     rated = int((np.asarray(result.item_users) == 7).sum())
     assert erase_user(result.path, b"u7")
     assert not erase_user(result.path, b"u7")
-    np.testing.assert_array_equal(result.users[7], prior_user(result.model))
+    np.testing.assert_array_equal(result.users[7], posterior_of(result.model).prior_user)
     assert np.isnan(result.item_values).sum() == rated > 0
     assert result.rows_of([b"u7", b"u8"]).tolist() == [-1, 8]
     assert result.user_ids(7, 8) == [b"\xff\xff"]

@@ -19,12 +19,11 @@ from factors import (
     Scorer,
     all_finite_items,
     explain,
-    fold_in_items,
-    fold_in_users,
     from_bytes,
+    posterior_of,
     to_bytes,
 )
-from factors.inference.implicit_feedback import confidence_of, weighting_of
+from factors.inference.implicit_feedback import ImplicitPosterior, confidence_of
 from factors.model.layout import item_layout, user_layout
 from trainer.engines import make_engine
 
@@ -68,7 +67,7 @@ def history(ratings: Ratings, user: int) -> Histories:
 
 def test_fold_in_is_the_exact_solve_of_the_library() -> None:
     ratings, fit = choices(), fitted(choices())
-    weighting = weighting_of(fit.model)
+    weighting = ImplicitPosterior(fit.model).weighting
     assert weighting.power > 0
     alpha = weighting.alpha
     als = AlternatingLeastSquares(factors=6, num_threads=1)
@@ -79,7 +78,7 @@ def test_fold_in_is_the_exact_solve_of_the_library() -> None:
     for user in (0, 7, 59):
         als.regularization = weighting.ridges("user", np.diff(matrix.indptr)[user])
         expected = als.recalculate_user(user, matrix[user])
-        row = fold_in_users(fit.model, fit.items, history(ratings, user))[0]
+        row = fit.posterior.fold_in_users(fit.items, history(ratings, user))[0]
         np.testing.assert_allclose(row[user_layout(fit.model).latent] / 4.0, expected, atol=1e-4)
         np.testing.assert_allclose(row, fit.users[user], atol=1e-5)
     by_item = matrix.T.tocsr()
@@ -87,7 +86,7 @@ def test_fold_in_is_the_exact_solve_of_the_library() -> None:
         raters = by_item.indices[by_item.indptr[item] : by_item.indptr[item + 1]]
         values = (by_item[item].data.astype(np.float64) - 1) / alpha * 4 + 1
         given = Histories(np.array([0, len(raters)]), raters, values, np.full(len(raters), np.nan))
-        row = fold_in_items(fit.model, fit.users, given)[0]
+        row = fit.posterior.fold_in_items(fit.users, given)[0]
         als.regularization = weighting.ridges("item", np.diff(by_item.indptr)[item])
         expected = als.recalculate_item(item, by_item[item])
         np.testing.assert_allclose(row[item_layout(fit.model).latent], expected, atol=2e-3)
@@ -95,7 +94,7 @@ def test_fold_in_is_the_exact_solve_of_the_library() -> None:
 
 def test_chosen_groups_are_found() -> None:
     fit = fitted(choices())
-    scorer = Scorer(fit.model, fit.items)
+    scorer = Scorer(fit.posterior, fit.items)
     items = np.arange(40)
     scores = scorer.score(fit.users, np.zeros(40, dtype=np.int64), items)
     assert scores.rating[items % 4 == 0].mean() > scores.rating[items % 4 != 0].mean() + 0.5
@@ -168,10 +167,11 @@ def test_model_survives_its_bytes_and_explains_its_scores() -> None:
     model = from_bytes(to_bytes(fit.model))
     given = history(ratings, 3)
     np.testing.assert_array_equal(
-        fold_in_users(model, fit.items, given), fold_in_users(fit.model, fit.items, given)
+        posterior_of(model).fold_in_users(fit.items, given),
+        fit.posterior.fold_in_users(fit.items, given),
     )
-    why = explain(model, fit.items, given, 5)
-    score = Scorer(model, fit.items).score(fit.users[3:4], np.array([0]), np.array([5]))
+    why = explain(posterior_of(model), fit.items, given, 5)
+    score = Scorer(posterior_of(model), fit.items).score(fit.users[3:4], np.array([0]), np.array([5]))
     np.testing.assert_allclose(why.base + why.contributions.sum(), score.rating[0], atol=1e-5)
     assert why.base == pytest.approx(SCALE.low, abs=0.2)
 
@@ -180,7 +180,7 @@ def test_unknown_items_and_empty_histories_are_the_prior() -> None:
     fit = fitted(choices())
     nobody = Histories(np.array([0, 0]), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
     strange = Histories(np.array([0, 1]), np.array([999], np.int32), np.array([5.0]), np.array([np.nan]))
-    rows = [fold_in_users(fit.model, fit.items, given)[0] for given in (nobody, strange)]
+    rows = [fit.posterior.fold_in_users(fit.items, given)[0] for given in (nobody, strange)]
     layout = user_layout(fit.model)
     for row in rows:
         np.testing.assert_allclose(row[layout.latent], 0, atol=1e-6)

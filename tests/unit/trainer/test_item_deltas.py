@@ -13,10 +13,7 @@ from factors import (
     Histories,
     Scale,
     fit,
-    fold_in_items,
-    fold_in_users,
-    prior_item,
-    prior_user,
+    posterior_of,
 )
 from factors.model.layout import item_layout
 from trainer.archive.events import make_table, spans_of, string_array
@@ -70,7 +67,7 @@ def current(base: FitResult, overlay: Overlay, users: list[bytes]) -> tuple[np.n
     for user in users:
         rated = np.array([len(user) % 8, user[-1] % 8], dtype=np.int32)
         history = Histories(np.array([0, 2]), rated, np.array([1.0, 5.0]), np.full(2, NAN))
-        vectors.append(fold_in_users(base.model, items, history)[0])
+        vectors.append(posterior_of(base.model).fold_in_users(items, history)[0])
     return np.full(len(users), 100), np.array(vectors)
 
 
@@ -97,9 +94,9 @@ def expected(base: FitResult, item: int, ratings: dict[bytes, float], newer: set
         np.array(list(ratings.values())),
         np.full(len(ratings), NAN),
     )
-    before = np.asarray(base.items)[item] if item < len(base.items) else prior_item(base.model)
+    before = np.asarray(base.items)[item] if item < len(base.items) else posterior_of(base.model).prior_item
     table = np.array(vectors, dtype=np.float32)
-    row: Float32s = fold_in_items(base.model, table, history, current=before[None])[0]
+    row: Float32s = posterior_of(base.model).fold_in_items(table, history, current=before[None])[0]
     return row
 
 
@@ -162,7 +159,7 @@ def test_before_any_fit_items_rest_on_the_events_alone(base: FitResult) -> None:
         row, expected(base, 9, {b"a": 5.0, b"b": 4.0}, {b"a", b"b"}), rtol=2e-4, atol=1e-5
     )
     assert row.shape == (base.model.item_width,)
-    assert prior_user(base.model).shape == (base.model.user_width,)
+    assert posterior_of(base.model).prior_user.shape == (base.model.user_width,)
 
 
 def test_rounds_are_bounded_and_the_oldest_come_first(

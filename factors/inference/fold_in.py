@@ -1,0 +1,109 @@
+"""The posterior model of explicit ratings, and the one choice of the kind of a model.
+
+Invariant: a folded-in row is what the half-step of the fit gives. It depends on the model, the other table
+and the row's own history, not on the rows that are folded in beside it.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from factors.inference.half_step import entry_terms, half_step
+from factors.inference.histories import Compressed, compress
+from factors.inference.implicit_feedback import ImplicitPosterior
+from factors.inference.posterior_model import PosteriorModel
+from factors.model.layout import COUNT, NO_SESSION, FloatTable, session_keys
+from factors.model.parameters import SideName
+from factors.model.quantized_rows import QuantizedTable
+from factors.model.types import Bools, Float32s, Float64s, Histories, Model
+
+
+def posterior_of(model: Model) -> PosteriorModel:
+    """Return the posterior model of `model`. Raises `ModelUnreadable`."""
+    return ImplicitPosterior(model) if model.feedback == "implicit" else RatingPosterior(model)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit: the model, `users` float32 (n_users, user_width), `items` float32 (n_items, item_width) as they
+    are stored, and its metrics.
+    """
+
+    model: Model
+    users: Float32s
+    items: Float32s
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def posterior(self) -> PosteriorModel:
+        """The model, ready for use."""
+        return posterior_of(self.model)
+
+
+class RatingPosterior(PosteriorModel):
+    """Users and items fitted to explicit ratings, with either link, at rest or moving."""
+
+    def fold_in_users(
+        self,
+        items: Float32s,
+        histories: Histories,
+        *,
+        current: Float32s | None = None,
+        at: float | None = None,
+    ) -> Float32s:
+        """See `PosteriorModel.fold_in_users`. A user without `current` counts as one who was in the fit."""
+        period = self.parameters.users.session_length
+        keep = math.nan if at is None else float(session_keys(np.array([at]), period)[0])
+        table, data = QuantizedTable(items, self.item_codec), compress(histories, len(items))
+        rows = half_step(
+            self.parameters, "user", table, data, new=self._came_after("user", current), keep=keep
+        ).rows
+        if current is not None:
+            effect = self.parameters.users.layout.implicit_effect
+            rows[:, effect] = current[:, effect]
+        return rows.astype(np.float32)
+
+    def fold_in_items(
+        self, users: Float32s, histories: Histories, *, current: Float32s | None = None
+    ) -> Float32s:
+        """See `PosteriorModel.fold_in_items`."""
+        before = None if current is None else self.item_codec.decode(current, covariance=False)
+        data = compress(histories, len(users))
+        rows = half_step(self.parameters, "item", users, data, new=self._came_after("item", before)).rows
+        if before is not None:
+            effect = self.parameters.items.layout.implicit_effect
+            rows[:, effect] = before[:, effect]
+        return self.item_codec.encode(rows)
+
+    def keeps_time(self, user: Float32s, time: float) -> bool:
+        """See `PosteriorModel.keeps_time`."""
+        side = self.parameters.users
+        if not side.layout.slots or side.session_variance <= 0 or not math.isfinite(time):
+            return True
+        keys = user[side.layout.keys]
+        # A row with a free slot has dropped no session.
+        return bool(
+            (keys == NO_SESSION).any() or (keys == session_keys(np.array([time]), side.session_length)).any()
+        )
+
+    def entry_terms(
+        self, items: Float32s, data: Compressed, current: Float32s | None
+    ) -> tuple[Float64s, Float64s]:
+        """See `PosteriorModel.entry_terms`."""
+        new = self._came_after("user", current)
+        table = QuantizedTable(items, self.item_codec)
+        return entry_terms(self.parameters, "user", table, data, new=new is not None and bool(new[0]))
+
+    def _came_after(self, name: SideName, current: FloatTable | None) -> Bools | None:
+        """Return which of the rows `current` (b, width) came after the fit; None where that makes no
+        difference.
+        """
+        own, other = self.parameters.side(name)
+        if current is None or own.cold_start is None:
+            return None
+        if other.implicit_ridge <= 0:
+            return np.asarray(current[:, COUNT] == 0)
+        # Only a fit learns implicit effects, so a row that has none was in no fit.
+        return np.asarray(~current[:, own.layout.implicit_effect].any(axis=1))

@@ -1,0 +1,74 @@
+"""What a fitted model can do, whatever it was fitted to. Invariant: a row means the same for every kind of
+model, so that one scorer, one ranker and one explanation serve all of them.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from factors.inference.histories import Compressed
+from factors.inference.side_moments import prior_rows
+from factors.model.parameters import from_model
+from factors.model.quantized_rows import item_codec
+from factors.model.types import Float32s, Float64s, Histories, Model
+
+
+class PosteriorModel(ABC):
+    """A `Model` that is ready for use. Made once for a model, by `factors.posterior_of`; safe to share
+    between threads.
+
+    `prior_user` (user_width,) and `prior_item` (item_width,): the stored rows of an unknown user and of an
+    unknown item.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """Raises `ModelUnreadable` where a parameter is missing or has a wrong shape."""
+        self.model = model
+        self.parameters = from_model(model)
+        self.item_codec = item_codec(self.parameters)
+        self.prior_user: Float32s = prior_rows(self.parameters.users, 1)[0].astype(np.float32)
+        self.prior_item: Float32s = self.item_codec.encode(prior_rows(self.parameters.items, 1))[0]
+
+    @abstractmethod
+    def fold_in_users(
+        self,
+        items: Float32s,
+        histories: Histories,
+        *,
+        current: Float32s | None = None,
+        at: float | None = None,
+    ) -> Float32s:
+        """Return the rows (b, user_width) of users from their whole histories and the item table
+        (n_items, item_width).
+
+        An item row that is negative or beyond the table counts as an unknown item. An empty history gives the
+        prior. `current` (b, user_width): the rows of these users so far, `prior_user` for a user without a
+        row. The implicit effects in them are kept, because only a fit learns these; without `current` they
+        are 0. `at`: seconds since 1970; the rows then keep the effect of the session of that time, for a
+        prediction of that time (see `keeps_time`).
+        """
+
+    @abstractmethod
+    def fold_in_items(
+        self, users: Float32s, histories: Histories, *, current: Float32s | None = None
+    ) -> Float32s:
+        """Return the stored rows (b, item_width) of items from their whole histories, whose `other_row` are
+        positions in `users` (n, user_width). `current` (b, item_width) as for users.
+        """
+
+    @abstractmethod
+    def keeps_time(self, user: Float32s, time: float) -> bool:
+        """Return whether the row `user` (user_width,) holds everything that its history says of a rating at
+        `time`, in seconds since 1970.
+        """
+
+    @abstractmethod
+    def entry_terms(
+        self, items: Float32s, data: Compressed, current: Float32s | None
+    ) -> tuple[Float64s, Float64s]:
+        """Return what each entry of the one user history `data` adds to the linear term of the posterior and
+        what it adds to the prior mean, both (n, k + 1).
+
+        With `S` the covariance of the user's row: its mean = the mean without ratings + the sum of the second
+        + S times the sum of the first.
+        """
