@@ -7,7 +7,7 @@ finite.
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -21,8 +21,24 @@ MAX_TIMESTAMP = 1e15
 # As JSON writes numbers: float() alone would take nan, infinity, underscores and the digits of other scripts.
 _NUMBER = re.compile(r"-?[0-9]{1,25}(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?")
 
+# How the description of the API shows ids; `checked_id` and `body_id` hold requests to it.
+_ID_LENGTHS = {"minLength": 1, "maxLength": MAX_ID_BYTES}
+TEXT_ID_SCHEMA: dict[str, Any] = {"type": "string", **_ID_LENGTHS}
+ID_SCHEMA: dict[str, Any] = {"anyOf": [TEXT_ID_SCHEMA, {"type": "integer"}]}
+
 T = TypeVar("T")
-Id = str | int
+# An id in a body.
+Id = Annotated[str, msgspec.Meta(extra_json_schema=_ID_LENGTHS)] | int
+DescribedId = Annotated[
+    Id,
+    msgspec.Meta(
+        description="An id: text of 1 to 256 bytes of UTF-8, or a whole number, which counts as its decimal "
+        "text."
+    ),
+]
+Timestamp = Annotated[
+    float, msgspec.Meta(extra_json_schema={"minimum": -MAX_TIMESTAMP, "maximum": MAX_TIMESTAMP})
+]
 
 
 def checked_id(raw: bytes, field: str) -> bytes:

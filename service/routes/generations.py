@@ -11,11 +11,14 @@ from service.context import CONTEXT
 from service.http.parsing import whole_number
 from service.http.problems import Problem
 from service.http.response import Answer
+from service.openapi import STORE, described, parameter, whole
 
 # A worker whose heartbeat is older is gone or stuck; nobody waits for it.
 _FRESH_S = 2.0
 _SERVED_WITHIN_S = 5.0
 _LOOK_AGAIN_S = 0.05
+# What a JSON number holds exactly.
+MAX_NUMBER = 2**53
 
 
 class GenerationOut(msgspec.Struct):
@@ -56,8 +59,9 @@ class Activated(msgspec.Struct):
 _ENCODE = msgspec.json.Encoder().encode
 
 
+@described("GET", "/generations", "Training", GenerationsOut, STORE, operation_id="getGenerations")
 async def get_generations(request: web.Request) -> web.StreamResponse:
-    """What is kept, and which of it is live."""
+    """The generations that are kept."""
     context = request.app[CONTEXT]
     generations = context.store.generations
     pointer, summaries = await generations.live(), await generations.list()
@@ -81,12 +85,19 @@ async def get_generations(request: web.Request) -> web.StreamResponse:
     return Answer(_ENCODE(GenerationsOut(pointer.generation, pointer.epoch, pointer.held, found)))
 
 
+@described(
+    *("POST", "/generations/{generation}/activate", "Training", Activated),
+    ("invalid_parameter", "not_found", "unknown_generation", *STORE),
+    operation_id="activate",
+    parameters=(parameter("generation", "path", whole(1, MAX_NUMBER), "Its number", required=True),),
+)
 async def post_activate(request: web.Request) -> web.StreamResponse:
-    """Make a generation that is kept the live one. Back from the newest also holds refits until one goes
-    forward again.
+    """Make a generation that is kept the live one.
+
+    Going back from the newest also holds automatic refits until a call goes forward again.
     """
     context = request.app[CONTEXT]
-    number = whole_number(request.match_info["generation"], "generation", 1, 2**53)
+    number = whole_number(request.match_info["generation"], "generation", 1, MAX_NUMBER)
     store = context.store
     summaries = [each for each in await store.generations.list() if each.state == "ready"]
     chosen = next((each for each in summaries if each.generation == number), None)

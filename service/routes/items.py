@@ -13,8 +13,10 @@ from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import Answer
 from service.micro_batcher import score
+from service.openapi import MODEL, STORE, described, query, whole
 
 MAX_N = 1000
+QUERY_N = query("n", whole(1, MAX_N, 10), "How many")
 
 
 class Expected(msgspec.Struct):
@@ -107,8 +109,13 @@ def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[t
     return [(count, mean if count else None) for count, mean in pairs]
 
 
+@described(
+    *("GET", "/items/{item_id:[^/]*}", "Users and items", ItemOut),
+    ("invalid_parameter", "not_found", *STORE, "unknown_item", "no_generation"),
+    operation_id="getItem",
+)
 async def get_item(request: web.Request) -> web.StreamResponse:
-    """Count, mean and posterior of one item."""
+    """What is known of an item."""
     context = request.app[CONTEXT]
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
     live = context.live()
@@ -118,6 +125,12 @@ async def get_item(request: web.Request) -> web.StreamResponse:
     return Answer(_ENCODE(answer))
 
 
+@described(
+    *("GET", "/similar/{item_id:[^/]*}", "Recommend", Similar),
+    ("unknown_item", "invalid_parameter", "not_found", *MODEL),
+    operation_id="similar",
+    parameters=(QUERY_N,),
+)
 async def get_similar(request: web.Request) -> web.StreamResponse:
     """The items most like one."""
     context = request.app[CONTEXT]
@@ -135,8 +148,17 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
     return Answer(_ENCODE(Similar(item_id.decode(), live.generation, items)))
 
 
+@described(
+    *("GET", "/popular", "Recommend", Popular),
+    ("invalid_parameter", *MODEL),
+    operation_id="popular",
+    parameters=(QUERY_N,),
+)
 async def get_popular(request: web.Request) -> web.StreamResponse:
-    """The items that the average user would love most, by lower confidence bound."""
+    """The most loved items.
+
+    That is, the items that the average user would rate highest, by lower confidence bound.
+    """
     context = request.app[CONTEXT]
     n = Query(request.raw_path).integer("n", 10, 1, MAX_N)
     live = context.live()

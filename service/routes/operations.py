@@ -17,6 +17,7 @@ from service.exposition import CONTENT_TYPE, expose
 from service.http.problems import Problem
 from service.http.response import Answer
 from service.metrics import RECENT_S, together
+from service.openapi import MODEL, content, described
 
 # Whoever asks for these gives up within seconds; the store's own timeout may be longer.
 _PATIENCE_S = 1.0
@@ -77,13 +78,15 @@ class Status(msgspec.Struct):
 _ENCODE = msgspec.json.Encoder().encode
 
 
+@described("GET", "/livez", "Operations", Alive)
 async def get_livez(request: web.Request) -> web.StreamResponse:
     """Whether the process runs."""
     return Answer(_ENCODE(Alive(alive=True)))
 
 
+@described("GET", "/readyz", "Operations", Ready, MODEL)
 async def get_readyz(request: web.Request) -> web.StreamResponse:
-    """Whether requests should be sent here."""
+    """Whether to send requests here."""
     context = request.app[CONTEXT]
     if context.traffic.draining:
         raise Problem("overloaded", "this worker is ending", retry_after_s=1)
@@ -105,8 +108,12 @@ async def _lag(store: Store, epoch: int) -> dict[int, int] | None:
         return None
 
 
+@described("GET", "/metrics", "Operations", content({"type": "string"}, CONTENT_TYPE))
 async def get_metrics(request: web.Request) -> web.StreamResponse:
-    """The counts of all workers of this host, for Prometheus."""
+    """For Prometheus.
+
+    The counts of all workers of this host.
+    """
     context = request.app[CONTEXT]
     live = context.follower.live
     lag = await _lag(context.store, live.epoch if live else 1)
@@ -114,6 +121,7 @@ async def get_metrics(request: web.Request) -> web.StreamResponse:
     return Answer(expose(snapshots, lag, lag is not None), content_type=CONTENT_TYPE)
 
 
+@described("GET", "/status", "Operations", Status)
 async def get_status(request: web.Request) -> web.StreamResponse:
     """What is live, in numbers."""
     context = request.app[CONTEXT]

@@ -8,6 +8,7 @@ from pathlib import Path
 from aiohttp import web
 
 from service.http.response import Answer, header_lines
+from service.openapi import content, described, parameter
 
 _FOLDER = Path(__file__).parent.parent / "static"
 _TYPES = {
@@ -38,18 +39,31 @@ def _file(name: str) -> Answer:
     return Answer(body, content_type=kind, fields=_FIELDS)
 
 
+_HTML = content({"type": "string"}, _TYPES[".html"])
+
+
+@described("GET", "/", "Operations", _HTML)
 async def get_page(request: web.Request) -> web.StreamResponse:
-    """What is live."""
+    """What is live, shown."""
     return _file("index.html")
 
 
+@described("GET", "/docs", "Operations", _HTML)
 async def get_docs(request: web.Request) -> web.StreamResponse:
-    """The description of the API, shown."""
+    """This description, shown."""
     return _file("docs.html")
 
 
+@described(
+    *("GET", "/static/{name}", "Operations"),
+    {kind: {"schema": {"type": "string"}} for kind in sorted({kind for _, kind in FILES.values()})},
+    ("not_found",),
+    parameters=(
+        parameter("name", "path", {"type": "string", "enum": sorted(FILES)}, "The file", required=True),
+    ),
+)
 async def get_static(request: web.Request) -> web.StreamResponse:
-    """A file of a page."""
+    """A file of the pages."""
     name = request.match_info["name"]
     if name not in FILES:
         raise web.HTTPNotFound

@@ -10,10 +10,22 @@ from featurestore.id_columns import Ids
 from service.context import CONTEXT, ServiceContext
 from service.http.bodies import is_lines, parsed
 from service.http.fast_pairs import plain_pairs
-from service.http.parsing import Body, Id, Query, body_id, body_ids, check_rows
+from service.http.parsing import (
+    ID_SCHEMA,
+    MAX_TIMESTAMP,
+    TEXT_ID_SCHEMA,
+    Body,
+    Id,
+    Query,
+    body_id,
+    body_ids,
+    check_rows,
+)
 from service.http.problems import Problem
 from service.http.response import Answer
 from service.micro_batcher import MicroBatcher
+from service.openapi import BODY, MODEL, Schema, content, described, list_of, parameter, query, request_body
+from service.prediction_json import OnePrediction, Prediction
 
 MAX_PAIRS = 10_000
 
@@ -27,6 +39,13 @@ class PredictBody(msgspec.Struct):
     pairs: list[tuple[Id, Id]] | msgspec.UnsetType = msgspec.UNSET
 
 
+class Predictions(msgspec.Struct):
+    """Predictions in the order in which they were asked."""
+
+    generation: int
+    predictions: list[Prediction]
+
+
 class PairQuery(NamedTuple):
     """The query of GET /predict. `time`: that of the prediction, in seconds since 1970; now where None."""
 
@@ -36,6 +55,17 @@ class PairQuery(NamedTuple):
     distribution: bool
 
 
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+_PAIR: Schema = {
+    "type": "array",
+    "prefixItems": [ID_SCHEMA, ID_SCHEMA],
+    "items": False,
+    "minItems": 2,
+    "maxItems": 2,
+}
 _BODY: Body[PredictBody] = Body(PredictBody)
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -51,8 +81,27 @@ def parse_pair_query(raw_path: str) -> PairQuery:
     )
 
 
+@described(
+    *("GET", "/predict", "Predict", OnePrediction),
+    ("missing_parameter", "invalid_parameter", *MODEL),
+    operation_id="predict",
+    parameters=(
+        parameter("user_id", "query", TEXT_ID_SCHEMA, "Who", required=True),
+        parameter("item_id", "query", TEXT_ID_SCHEMA, "What", required=True),
+        query(
+            "timestamp",
+            {"type": "number", "minimum": -MAX_TIMESTAMP, "maximum": MAX_TIMESTAMP},
+            "When, in seconds",
+        ),
+        query(
+            "distribution",
+            {"type": "boolean", "default": False},
+            "The probability of each step of the scale too",
+        ),
+    ),
+)
 async def get_predict(request: web.Request) -> web.StreamResponse:
-    """Answer the expected rating of one pair."""
+    """The expected rating of one pair. `user` and `item` are synonyms of the parameters."""
     context = request.app[CONTEXT]
     user_id, item_id, time, distribution = parse_pair_query(request.raw_path)
     batcher = context.batcher
@@ -61,12 +110,23 @@ async def get_predict(request: web.Request) -> web.StreamResponse:
     return Answer(_ENCODE(await batcher.one(user_id, item_id, time, distribution=distribution)))
 
 
-async def ignore_expect(request: web.Request) -> None:
-    """Send no `100 Continue`: a GET has no body that would wait for it."""
-
-
+@described(
+    *("POST", "/predict", "Predict", content({"anyOf": [OnePrediction, Predictions]})),
+    (*BODY, "too_many_rows", *MODEL),
+    operation_id="predictMany",
+    body=request_body(
+        {
+            "oneOf": [
+                _object(user_id=ID_SCHEMA, item_id=ID_SCHEMA),
+                _object(user_id=ID_SCHEMA, item_ids=list_of(ID_SCHEMA, MAX_PAIRS)),
+                _object(pairs=list_of(_PAIR, MAX_PAIRS)),
+            ]
+        },
+        {"pairs": [["ann", "dune"], ["bob", "dune"]]},
+    ),
+)
 async def post_predict(request: web.Request) -> web.StreamResponse:
-    """One pair or up to 10,000."""
+    """The expected ratings of one pair, or of up to 10,000."""
     if is_lines(request):
         raise Problem("unsupported_media_type", "send application/json")
     context = request.app[CONTEXT]

@@ -19,10 +19,11 @@ from featurestore.ratings.batches import Columns as RatingColumns
 from featurestore.ratings.log import NewRating
 from service.context import CONTEXT
 from service.http.bodies import is_lines, looks_like_lines, parsed
-from service.http.parsing import MAX_TIMESTAMP, Body, Id, body_ids, check_rows, path_id
+from service.http.parsing import MAX_TIMESTAMP, Body, DescribedId, Timestamp, body_ids, check_rows, path_id
 from service.http.problems import Problem
 from service.http.response import Answer
 from service.micro_batcher import MicroBatcher
+from service.openapi import BODY, STORE, described, list_of, request_body
 
 MAX_RATINGS = 10_000
 # So many ratings of a call are predicted before they are learned; of a larger call an even sample.
@@ -32,16 +33,23 @@ _PREDICTED = 256
 class RatingIn(msgspec.Struct):
     """One rating as it is sent. `timestamp`: seconds since 1970; without it, the moment of arrival."""
 
-    user_id: Id
-    item_id: Id
+    user_id: DescribedId
+    item_id: DescribedId
     rating: float
-    timestamp: float | None = None
+    timestamp: Timestamp | None = None
 
 
 class Accepted(msgspec.Struct):
     """How many ratings were stored, and the generation that was live then (null before the first)."""
 
     accepted: int
+    generation: int | None
+
+
+class Deleted(msgspec.Struct):
+    """How many ratings were taken back."""
+
+    deleted: int
     generation: int | None
 
 
@@ -119,8 +127,18 @@ async def squared_errors(batcher: MicroBatcher, live: LiveGeneration, columns: C
     return np.square(np.array([columns.values[row] for row in chosen]) - predicted)
 
 
+@described(
+    *("POST", "/ratings", "Ratings", Accepted),
+    (*BODY, "too_many_rows", "too_many_items", "stream_full", *STORE),
+    operation_id="rate",
+    body=request_body(
+        {"anyOf": [RatingIn, list_of(RatingIn, MAX_RATINGS)]},
+        [{"user_id": "ann", "item_id": "dune", "rating": 5}],
+        lines=True,
+    ),
+)
 async def post_ratings(request: web.Request) -> web.StreamResponse:
-    """Store ratings; whatever is asked after the answer reflects them."""
+    """Learn ratings: one, an array, or one a line. All or nothing; every later read knows them."""
     context = request.app[CONTEXT]
     store, counts, live = context.store, context.counts, context.follower.live
     lines = is_lines(request)
@@ -139,6 +157,11 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     return Answer(_ENCODE(Accepted(len(columns.values), live.generation if live else None)))
 
 
+@described(
+    *("DELETE", "/ratings/{user_id:[^/]*}/{item_id:[^/]*}", "Ratings", Deleted),
+    ("invalid_parameter", "unknown_rating", "not_found", "stream_full", *STORE),
+    operation_id="unrate",
+)
 async def delete_rating(request: web.Request) -> web.StreamResponse:
     """Take one rating back."""
     context = request.app[CONTEXT]
@@ -151,4 +174,4 @@ async def delete_rating(request: web.Request) -> web.StreamResponse:
         raise Problem("unknown_rating", "this user has not rated this item")
     await store.ratings.append([NewRating(user_id, item_id, math.nan, time.time())])
     context.counts.ratings_deleted += 1
-    return Answer(_ENCODE({"deleted": 1, "generation": live.generation if live else None}))
+    return Answer(_ENCODE(Deleted(1, live.generation if live else None)))

@@ -6,11 +6,13 @@ Invariant: what a user has rated is not recommended unless asked for, whoever st
 import asyncio
 import secrets
 import time
+from typing import Annotated
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from aiohttp import web
+from msgspec import Meta
 
 from factors import Float32s, explain
 from featurestore.codecs import History, pack_histories
@@ -18,14 +20,27 @@ from featurestore.generations.follower import LiveGeneration
 from featurestore.item_registry import ItemRegistry
 from service.context import CONTEXT, ServiceContext
 from service.http.bodies import is_lines, parsed
-from service.http.parsing import MAX_TIMESTAMP, Body, Id, Query, body_ids, check_rows, path_id
+from service.http.parsing import (
+    MAX_TIMESTAMP,
+    Body,
+    DescribedId,
+    Query,
+    Timestamp,
+    body_ids,
+    check_rows,
+    path_id,
+)
 from service.http.problems import Problem
 from service.http.response import Answer
-from service.routes.items import MAX_N, expected, item_names, item_row
+from service.openapi import BODY, MODEL, described, query, request_body, whole
+from service.routes.items import MAX_N, QUERY_N, expected, item_names, item_row
 from service.routes.ratings import MAX_RATINGS, check_scale
 
 MAX_OFFSET = 10_000
 EXPLORE = ("none", "thompson")
+# What a JSON number holds exactly.
+MAX_SEED = 2**53
+_EXPLORE_SCHEMA = {"type": "string", "enum": list(EXPLORE), "default": "none"}
 # Histories that are longer are folded in and explained in a thread: about 2 ms.
 _LONG = 2000
 
@@ -50,20 +65,20 @@ class Recommendations(msgspec.Struct, omit_defaults=True):
 class AnonymousRating(msgspec.Struct):
     """A rating of someone who is not stored."""
 
-    item_id: Id
+    item_id: DescribedId
     rating: float
-    timestamp: float | None = None
+    timestamp: Timestamp | None = None
 
 
 class RecommendBody(msgspec.Struct):
     """Someone's ratings, and what is wanted."""
 
-    ratings: list[AnonymousRating]
-    n: int = 10
-    offset: int = 0
+    ratings: Annotated[list[AnonymousRating], Meta(extra_json_schema={"maxItems": MAX_RATINGS})]
+    n: Annotated[int, Meta(extra_json_schema=whole(1, MAX_N))] = 10
+    offset: Annotated[int, Meta(extra_json_schema=whole(0, MAX_OFFSET))] = 0
     exclude_seen: bool = True
-    explore: str = "none"
-    seed: int | None = None
+    explore: Annotated[str, Meta(extra_json_schema=_EXPLORE_SCHEMA)] = "none"
+    seed: Annotated[int, Meta(extra_json_schema=whole(0, MAX_SEED))] | None = None
 
 
 class Part(msgspec.Struct):
@@ -121,14 +136,29 @@ def _seed(explore: str, seed: int | None) -> int | None:
     return secrets.randbits(48) if seed is None else seed
 
 
+@described(
+    *("GET", "/recommend/{user_id:[^/]*}", "Recommend", Recommendations),
+    ("invalid_parameter", "not_found", *MODEL),
+    operation_id="recommend",
+    parameters=(
+        QUERY_N,
+        query("offset", whole(0, MAX_OFFSET, 0), "How many of the best to leave out"),
+        query("exclude_seen", {"type": "boolean", "default": True}, "Leave out what the user has rated"),
+        query("explore", _EXPLORE_SCHEMA, "`thompson` ranks by a draw from the posterior"),
+        query("seed", whole(0, MAX_SEED), "Makes a draw repeatable"),
+    ),
+)
 async def get_recommend(request: web.Request) -> web.StreamResponse:
-    """The best items for a user; for an unknown one what the prior says."""
+    """The best items for a user.
+
+    For an unknown one, what the prior says.
+    """
     context = request.app[CONTEXT]
-    query = Query(request.raw_path)
-    n, offset = query.integer("n", 10, 1, MAX_N), query.integer("offset", 0, 0, MAX_OFFSET)
-    exclude_seen = query.flag("exclude_seen", default=True)
-    explore = query.choice("explore", "none", EXPLORE)
-    given = query.integer("seed", -1, 0, 2**53)
+    asked = Query(request.raw_path)
+    n, offset = asked.integer("n", 10, 1, MAX_N), asked.integer("offset", 0, 0, MAX_OFFSET)
+    exclude_seen = asked.flag("exclude_seen", default=True)
+    explore = asked.choice("explore", "none", EXPLORE)
+    given = asked.integer("seed", -1, 0, MAX_SEED)
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
     store = context.store
@@ -140,8 +170,14 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     return Answer(_ENCODE(Recommendations(live.generation, items, user_id.decode(), seed=seed)))
 
 
+@described(
+    *("POST", "/recommend", "Recommend", Recommendations),
+    (*BODY, "too_many_rows", *MODEL),
+    operation_id="recommendAnonymous",
+    body=request_body(RecommendBody, {"ratings": [{"item_id": "dune", "rating": 5}], "n": 5}),
+)
 async def post_recommend(request: web.Request) -> web.StreamResponse:
-    """The best items for someone whose ratings come with the call and are not kept."""
+    """The best items for someone who is not stored."""
     context = request.app[CONTEXT]
     if is_lines(request):
         raise Problem("unsupported_media_type", "send application/json")
@@ -152,7 +188,7 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
 async def _recommend_for(context: ServiceContext, asked: RecommendBody) -> Answer:
     store = context.store
     check_rows(len(asked.ratings), MAX_RATINGS, "ratings")
-    for name, low, high in (("n", 1, MAX_N), ("offset", 0, MAX_OFFSET), ("seed", 0, 2**53)):
+    for name, low, high in (("n", 1, MAX_N), ("offset", 0, MAX_OFFSET), ("seed", 0, MAX_SEED)):
         value = getattr(asked, name)
         if value is not None and not low <= value <= high:
             raise Problem("invalid_body", f"{name} must be from {low} to {high}, not {value}", field=name)
@@ -194,8 +230,13 @@ async def _fold_in(live: LiveGeneration, history: History) -> Float32s:
     return vector
 
 
+@described(
+    *("GET", "/explain/{user_id:[^/]*}/{item_id:[^/]*}", "Recommend", Explained),
+    ("invalid_parameter", "not_found", *MODEL),
+    operation_id="explain",
+)
 async def get_explain(request: web.Request) -> web.StreamResponse:
-    """Which of the user's own ratings moved the score of an item, and by how much."""
+    """Which of the user's own ratings moved a score, and by how much."""
     context = request.app[CONTEXT]
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 import numpy as np
 from aiohttp import web
+from msgspec import Meta
 
 from factors import Scale
 from featurestore.ratings.log import NewRating
@@ -14,6 +16,7 @@ from service.http.bodies import is_lines, parsed
 from service.http.parsing import Body, Id, body_ids, check_rows
 from service.http.problems import Problem
 from service.http.response import Answer
+from service.openapi import BODY, STORE, described, request_body, whole
 from service.routes.ratings import check_scale
 from service.training import Trained
 
@@ -22,17 +25,20 @@ MAX_ENTITIES = 1_000_000
 # Rows that become values between two looks at the event loop: about 2 ms.
 _SLICE = 1000
 
+_EVENTS = {"maxItems": MAX_EVENTS}
+Entities = Annotated[int, Meta(extra_json_schema=whole(1, MAX_ENTITIES))]
+
 
 class TrainBody(msgspec.Struct):
     """A history: three parallel lists, one event a position, in time order. Rows count from 0; ids may be
     text too.
     """
 
-    nb_users: int
-    nb_items: int
-    user_history: list[Id]
-    item_history: list[Id]
-    rating_history: list[float]
+    nb_users: Entities
+    nb_items: Entities
+    user_history: Annotated[list[Id], Meta(extra_json_schema=_EVENTS)]
+    item_history: Annotated[list[Id], Meta(extra_json_schema=_EVENTS)]
+    rating_history: Annotated[list[float], Meta(extra_json_schema={**_EVENTS, "minItems": 1})]
     replace: bool = False
 
 
@@ -50,8 +56,31 @@ _BODY: Body[TrainBody] = Body(TrainBody)
 _ENCODE = msgspec.json.Encoder().encode
 
 
+@described(
+    *("POST", "/train", "Training", TrainedOut),
+    (
+        *BODY,
+        *("train_in_progress", "training_refused", "training_failed", "training_timeout", *STORE),
+        *("ratings_would_be_lost", "too_many_rows", "too_many_items", "stream_full"),
+    ),
+    operation_id="train",
+    body=request_body(
+        TrainBody,
+        {
+            "nb_users": 2,
+            "nb_items": 3,
+            "user_history": [0, 0, 1],
+            "item_history": [0, 2, 1],
+            "rating_history": [5, 1, 4],
+        },
+        required=False,
+    ),
+)
 async def post_train(request: web.Request) -> web.StreamResponse:
-    """Begin a new history, or without a body fit the present one again. Answers when the result is live."""
+    """Begin a new history with these ratings; without a body, fit again on all that is known.
+
+    Answers when the result is live.
+    """
     context = request.app[CONTEXT]
     training = context.training
     lines = is_lines(request)

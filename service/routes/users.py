@@ -15,9 +15,13 @@ from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import Answer
+from service.openapi import STORE, described, query, whole
 from service.routes.items import Expected, expected, item_names
 
+# A page of so many is encoded in about 1 ms.
 MAX_PAGE = 1000
+# No history is longer.
+MAX_OFFSET = 2**31
 # The command that was given to the trainer, and when, in seconds since 1970.
 _RECEIPT = re.compile(r"(?P<command>[0-9a-f]{32})-(?P<asked>[0-9a-f]{1,12})")
 
@@ -66,8 +70,13 @@ class Receipt(msgspec.Struct, omit_defaults=True):
 _ENCODE = msgspec.json.Encoder().encode
 
 
+@described(
+    *("GET", "/users/{user_id:[^/]*}", "Users and items", UserOut),
+    ("invalid_parameter", "not_found", *STORE, "unknown_user", "no_generation"),
+    operation_id="getUser",
+)
 async def get_user(request: web.Request) -> web.StreamResponse:
-    """Count, mean and what the model expects of this user."""
+    """What is known of a user."""
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
@@ -89,11 +98,20 @@ async def get_user(request: web.Request) -> web.StreamResponse:
     )
 
 
+@described(
+    *("GET", "/users/{user_id:[^/]*}/ratings", "Users and items", RatingsPage),
+    ("invalid_parameter", "not_found", *STORE, "unknown_user"),
+    operation_id="getUserRatings",
+    parameters=(
+        query("limit", whole(1, MAX_PAGE, 100), "How many"),
+        query("offset", whole(0, MAX_OFFSET, 0), "How many of the latest to leave out"),
+    ),
+)
 async def get_user_ratings(request: web.Request) -> web.StreamResponse:
-    """A page of the ratings of a user, the latest first."""
+    """The ratings of a user, the latest first."""
     context = request.app[CONTEXT]
-    query = Query(request.raw_path)
-    limit, offset = query.integer("limit", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, 2**31)
+    asked = Query(request.raw_path)
+    limit, offset = asked.integer("limit", 100, 1, MAX_PAGE), asked.integer("offset", 0, 0, MAX_OFFSET)
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store, epoch = context.store, await context.epoch()
     n, history = await store.users.history(epoch, user_id)
@@ -110,8 +128,16 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     return Answer(_ENCODE(RatingsPage(user_id.decode(), len(history), limit, offset, ratings)))
 
 
+@described(
+    *("DELETE", "/users/{user_id:[^/]*}", "Users and items", Receipt),
+    ("invalid_parameter", "not_found", *STORE),
+    operation_id="forgetUser",
+)
 async def delete_user(request: web.Request) -> web.StreamResponse:
-    """Forget a user everywhere, whether known or not: an archive may know more than the store."""
+    """Forget a user everywhere.
+
+    An unknown one too: an archive may know more than the store.
+    """
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store = context.store
@@ -125,8 +151,13 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     return Answer(_ENCODE(Receipt(receipt, archive, user_id.decode(), forgotten.ratings)))
 
 
+@described(
+    *("GET", "/receipts/{receipt:[^/]*}", "Users and items", Receipt),
+    ("invalid_parameter", "not_found", *STORE, "unknown_receipt"),
+    operation_id="getReceipt",
+)
 async def get_receipt(request: web.Request) -> web.StreamResponse:
-    """Whether the archive has forgotten too."""
+    """Whether the archive has forgotten a user too."""
     context = request.app[CONTEXT]
     receipt = path_id(request.rel_url.raw_path, 1, "receipt").decode()
     parts = _RECEIPT.fullmatch(receipt)

@@ -6,8 +6,7 @@ from pathlib import Path
 import msgspec
 
 from service.http.problems import KINDS
-from service.routes import ROUTES
-from service.routes.openapi import document
+from service.routes import ROUTES, describe
 
 API = Path(__file__).resolve().parents[3] / "docs/api.md"
 
@@ -21,13 +20,13 @@ def calls() -> set[tuple[str, str]]:
 
 
 def test_what_is_routed_is_described_and_nothing_else() -> None:
-    described = msgspec.json.decode(document(1.0, 5.0))
+    described = msgspec.json.decode(describe(1.0, 5.0))
     found = {(method.upper(), path) for path, methods in described["paths"].items() for method in methods}
     assert found == calls()
 
 
 def test_references_of_the_description_resolve() -> None:
-    text = document(1.0, 5.0).decode()
+    text = describe(1.0, 5.0).decode()
     schemas = msgspec.json.decode(text)["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
 

@@ -1,0 +1,216 @@
+"""The description of the API: each handler has its part beside it (`described`), and this puts them together.
+
+Invariant: it cannot say other than the code. Schemas come from the types that decode and encode the bodies; a
+test holds the addresses against the routes, another asks a running service everything that is allowed.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import cleandoc
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from service.http.parsing import TEXT_ID_SCHEMA
+from service.http.problems import CONTENT_TYPE as PROBLEM_TYPE
+from service.http.problems import KINDS
+
+# JSON Schema. A struct type may stand where a schema does; `document` makes it a reference.
+Schema = dict[str, Any]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# The problems of each call that asks the store, or the store and the model, or that has a body; of any call.
+STORE = ("store_unavailable",)
+MODEL = ("store_unavailable", "no_generation")
+BODY = ("malformed_json", "body_too_large", "unsupported_media_type", "invalid_body", "request_timeout")
+_ANYWHERE = ("malformed_request", "method_not_allowed", "internal_error", "overloaded")
+
+
+class ProblemOut(msgspec.Struct, omit_defaults=True):
+    """What went wrong, by RFC 9457. `code` is stable; `field` and `row` (from 0) tell where the input is
+    wrong.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    field: str | None = None
+    row: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """An address with its handler, and what the description says of it.
+
+    `answer`: the struct of a 200, or its content by media type. `problems`: the codes that this call may be
+    answered with. `parameters`: those of the query; of the path, those that are no ids.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    tag: str
+    answer: type | Schema
+    problems: Sequence[str]
+    operation_id: str | None
+    parameters: Sequence[Schema]
+    body: Schema | None
+
+    @property
+    def plain_path(self) -> str:
+        """The path without the patterns of its parameters."""
+        return re.sub(r"\{(\w+):[^}]*\}", r"{\1}", self.path)
+
+    def description(self) -> Schema:
+        """Return the Operation Object. The summary is the first paragraph of the handler's docstring."""
+        summary = " ".join(cleandoc(self.handler.__doc__ or "").partition("\n\n")[0].split())
+        described: Schema = {"summary": summary, "tags": [self.tag], "responses": self._responses()}
+        if self.operation_id is not None:
+            described["operationId"] = self.operation_id
+        if parameters := [*self._path_parameters(), *self.parameters]:
+            described["parameters"] = parameters
+        if self.body is not None:
+            described["requestBody"] = self.body
+        return described
+
+    def _path_parameters(self) -> Iterable[Schema]:
+        named = {parameter["name"] for parameter in self.parameters}
+        for name in re.findall(r"\{(\w+)", self.path):
+            if name not in named:
+                text = "1 to 256 bytes of UTF-8, percent-encoded"
+                yield parameter(name, "path", TEXT_ID_SCHEMA, text, required=True)
+
+    def _responses(self) -> Schema:
+        answer = content(self.answer) if isinstance(self.answer, type) else self.answer
+        responses: Schema = {"200": {"description": "Done", "content": answer}}
+        by_status: dict[int, list[str]] = {}
+        for code in (*self.problems, *_ANYWHERE):
+            by_status.setdefault(KINDS[code].status, []).append(code)
+        for status, codes in sorted(by_status.items()):
+            response = responses[str(status)] = {
+                "description": ", ".join(f"`{code}`" for code in codes),
+                "content": content(ProblemOut, PROBLEM_TYPE),
+            }
+            if status in (429, 503):
+                retry_after = {"schema": {"type": "integer"}, "description": "Seconds to wait"}
+                response["headers"] = {"Retry-After": retry_after}
+        return responses
+
+
+def described(
+    method: str,
+    path: str,
+    tag: str,
+    answer: type | Schema,
+    problems: Sequence[str] = (),
+    *,
+    operation_id: str | None = None,
+    parameters: Sequence[Schema] = (),
+    body: Schema | None = None,
+) -> Callable[[Handler], Route]:
+    """Return what makes a handler the `Route` at an address."""
+
+    def route(handler: Handler) -> Route:
+        return Route(
+            method=method,
+            path=path,
+            handler=handler,
+            tag=tag,
+            answer=answer,
+            problems=problems,
+            operation_id=operation_id,
+            parameters=parameters,
+            body=body,
+        )
+
+    return route
+
+
+def content(schema: type | Schema, media_type: str = "application/json") -> Schema:
+    """Return the content of a body of one media type."""
+    return {media_type: {"schema": schema}}
+
+
+def request_body(
+    schema: type | Schema, example: Any, *, required: bool = True, lines: bool = False
+) -> Schema:
+    """Return a Request Body Object; `lines`: NDJSON is taken too."""
+    media_types: Schema = {"application/json": {"schema": schema, "example": example}}
+    if lines:
+        media_types["application/x-ndjson"] = {"schema": {"type": "string"}}
+    return {"required": required, "content": media_types}
+
+
+def parameter(name: str, where: str, schema: Schema, text: str, *, required: bool = False) -> Schema:
+    """Return a Parameter Object; `where`: `path` or `query`."""
+    return {"name": name, "in": where, "required": required, "schema": schema, "description": text}
+
+
+def query(name: str, schema: Schema, text: str) -> Schema:
+    """Return a parameter of the query that may be left out."""
+    return parameter(name, "query", schema, text)
+
+
+def whole(low: int, high: int, default: int | None = None) -> Schema:
+    """Return the schema of a whole number."""
+    schema: Schema = {"type": "integer", "minimum": low, "maximum": high}
+    return schema if default is None else {**schema, "default": default}
+
+
+def list_of(schema: type | Schema, at_most: int) -> Schema:
+    """Return the schema of an array."""
+    return {"type": "array", "items": schema, "maxItems": at_most}
+
+
+def document(routes: Iterable[Route], low: float, high: float, *, has_steps: bool = True) -> bytes:
+    """Return the description of `routes`, for a service whose ratings are from `low` to `high`, in steps or
+    not.
+    """
+    structs: dict[str, type] = {}
+
+    def referring(value: Any) -> Any:
+        """Return `value` with a reference for each struct in it, which is added to `structs`."""
+        if isinstance(value, type):
+            structs[value.__name__] = value
+            return {"$ref": f"#/components/schemas/{value.__name__}"}
+        if isinstance(value, Mapping):
+            return {name: referring(part) for name, part in value.items()}
+        return [referring(part) for part in value] if isinstance(value, list | tuple) else value
+
+    paths: dict[str, Schema] = {}
+    for route in routes:
+        described = referring(route.description())
+        if not has_steps and "parameters" in described:
+            # There is no distribution without steps.
+            described["parameters"] = [
+                each for each in described["parameters"] if each["name"] != "distribution"
+            ]
+        paths.setdefault(route.plain_path, {})[route.method.lower()] = described
+    _, schemas = msgspec.json.schema_components(structs.values(), ref_template="#/components/schemas/{name}")
+    rating = {"type": "number", "minimum": low, "maximum": high}
+    schemas["RatingIn"]["properties"]["rating"] = rating
+    schemas["AnonymousRating"]["properties"]["rating"] = rating
+    schemas["TrainBody"]["properties"]["rating_history"]["items"] = rating
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Foldin",
+                "version": "1",
+                "license": {"name": "MIT", "identifier": "MIT"},
+                "description": "Predicts ratings and learns from every rating the moment it arrives. "
+                "Errors are `application/problem+json` with a stable `code`.",
+            },
+            "paths": paths,
+            "components": {"schemas": schemas},
+            # An extension of this service, for the page that lists the codes.
+            "x-problems": {
+                code: {"status": kind.status, "title": kind.title} for code, kind in KINDS.items()
+            },
+        }
+    )
