@@ -1,5 +1,5 @@
-"""The trainer process: wait for the archive and the lease, lead, begin again. Invariant: it never gives up on
-its own; only a stop, or what a person must change, ends it.
+"""The trainer process: wait for the archive and the lease, lead, begin again. Invariant: it never gives up
+on its own; only a stop, or what a person must change, ends it.
 """
 
 import asyncio
@@ -8,17 +8,21 @@ import random
 import time
 import uuid
 
-from featurestore.errors import LeaseLost, StoreError, StoreRefused, StoreUnavailable
+from featurestore.errors import LeaseLost, StoreError, StoreRefused
 from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
-from trainer.archive.log import Archive
+from trainer.archive.root import ArchiveRoot, archive_folder
 from trainer.archive.segments import Step, no_step
 from trainer.errors import ArchiveBusyError, ArchiveFailedError, CannotStartError
 from trainer.leadership import Leadership
+from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
-from trainer.term import Leader, archive_root
+from trainer.term import Term
+
+# A term that lasted so long did not fail at what the next one begins with.
+_LASTING_S = 60.0
 
 
 class Trainer:
@@ -29,7 +33,7 @@ class Trainer:
         self._step = step
         self._leadership: Leadership | None = None
         self._rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
-        self.leader: Leader | None = None
+        self.term: Term | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`. Raises `CannotStartError` where a person must change something."""
@@ -45,34 +49,25 @@ class Trainer:
             working.result()
 
     async def _work(self) -> None:
-        store = await self._open()
         try:
-            archive = await self._hold_archive()
+            store = await with_retries(Store.open, self._settings.store)
+        except StoreRefused as exc:
+            raise CannotStartError(str(exc)) from exc
+        try:
+            root = await self._hold_archive()
             try:
-                await self._lead_again_and_again(store, archive)
+                await self._lead_again_and_again(store, root)
             finally:
-                archive.close()
+                root.close()
         finally:
             await store.close()
 
-    async def _open(self) -> Store:
-        backoff = Backoff(0.1, 2.0)
-        while True:
-            try:
-                return await Store.open(self._settings.store)
-            except StoreRefused as exc:
-                raise CannotStartError(str(exc)) from exc
-            except StoreUnavailable as exc:
-                if backoff.failures == 0:
-                    log.warning("store_unavailable", doing="open", error=str(exc))
-                await asyncio.sleep(backoff.next_s())
-
-    async def _hold_archive(self) -> Archive:
+    async def _hold_archive(self) -> ArchiveRoot:
         waiting = False
         while True:
             try:
                 return await asyncio.to_thread(
-                    Archive, archive_root(self._settings), guard=self._may_write, step=self._step
+                    ArchiveRoot, archive_folder(self._settings), guard=self._may_write, step=self._step
                 )
             except ArchiveFailedError as exc:
                 raise CannotStartError(f"{exc}; free it, or set FOLDIN_ARCHIVE_DIR") from exc
@@ -82,23 +77,23 @@ class Trainer:
                 waiting = True
                 await asyncio.sleep(self._rng.uniform(0.1, 0.3))
 
-    async def _lead_again_and_again(self, store: Store, archive: Archive) -> None:
+    async def _lead_again_and_again(self, store: Store, root: ArchiveRoot) -> None:
         backoff = Backoff(0.5, 15.0)
         while True:
             lease, began_at = await self._acquire(store)
             leadership = self._leadership = Leadership(lease, self._settings.lease_ttl_s, began_at)
             log.event("leading", fence=lease.fence)
             try:
-                archive.forget_opened()
-                self.leader = Leader(self._settings, store, leadership, archive, step=self._step)
-                await self.leader.run()
+                root.forget_opened()
+                self.term = Term(self._settings, store, leadership, root, step=self._step)
+                await self.term.run()
             except BaseExceptionGroup as group:
-                self._explain(group)
+                _explain(group)
                 # What failed at once fails again: not in a tight loop.
-                if time.monotonic() - began_at > 60.0:
+                if time.monotonic() - began_at > _LASTING_S:
                     backoff.reset()
             finally:
-                self.leader = None
+                self.term = None
                 leadership.end()
                 with contextlib.suppress(StoreError, TimeoutError):
                     async with asyncio.timeout(1.0):
@@ -106,21 +101,12 @@ class Trainer:
             await asyncio.sleep(backoff.next_s())
 
     async def _acquire(self, store: Store) -> tuple[Lease, float]:
+        """Return the lease once it can be had, and when it was asked for."""
         # A token for each term: a term never goes on where an earlier one of this process was cut off.
         token = uuid.uuid4().hex
-        backoff = Backoff(0.1, 2.0)
-        ttl_ms = round(self._settings.lease_ttl_s * 1000)
         waiting = False
         while True:
-            began_at = time.monotonic()
-            try:
-                lease = await store.leases.acquire(token, ttl_ms)
-                backoff.reset()
-            except StoreUnavailable as exc:
-                if backoff.failures == 0:
-                    log.warning("store_unavailable", doing="acquire", error=str(exc))
-                await asyncio.sleep(backoff.next_s())
-                continue
+            lease, began_at = await with_retries(self._ask_for_lease, store, token)
             if lease is not None:
                 return lease, began_at
             if not waiting:
@@ -128,23 +114,27 @@ class Trainer:
             waiting = True
             await asyncio.sleep(self._settings.lease_ttl_s * self._rng.uniform(0.05, 0.15))
 
+    async def _ask_for_lease(self, store: Store, token: str) -> tuple[Lease | None, float]:
+        began_at = time.monotonic()
+        return await store.leases.acquire(token, round(self._settings.lease_ttl_s * 1000)), began_at
+
     def _may_write(self) -> None:
         if self._leadership is None:
             raise LeaseLost("this trainer does not lead")
         self._leadership.check()
 
-    def _explain(self, group: BaseExceptionGroup) -> None:
-        lost, rest = group.split(LeaseLost)
-        if lost is not None:
-            log.warning("lease_lost")
-        if rest is None:
-            return
-        refused, rest = rest.split(StoreRefused)
-        if refused is not None:
-            raise CannotStartError(str(_leaves(refused)[0]))
-        for exc in [] if rest is None else _leaves(rest):
-            if not isinstance(exc, Exception):
-                raise exc
+
+def _explain(group: BaseExceptionGroup) -> None:
+    """Log why a term ended. Raises `CannotStartError`, or the first error that is not an `Exception`."""
+    leaves = _leaves(group)
+    if any(isinstance(exc, LeaseLost) for exc in leaves):
+        log.warning("lease_lost")
+    for exc in leaves:
+        if isinstance(exc, StoreRefused):
+            raise CannotStartError(str(exc)) from exc
+        if not isinstance(exc, Exception):
+            raise exc
+        if not isinstance(exc, LeaseLost):
             log.unexpected("term_ended", exc)
 
 

@@ -1,88 +1,80 @@
-"""What services ask for: refit, new epoch, erasure. Invariant: a command leaves the stream only with
-its outcome told.
+"""What services ask for: refit, new epoch, erasure. Invariant: a command leaves the stream only when its
+outcome is stored.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from featurestore.commands import Command, Outcome
-from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.errors import LeaseLost, StoreError, StoreUnavailable
 from featurestore.store import Store
-from processes.backoff import Backoff
 from trainer import log
-from trainer.refit import Ending, Failure
-from trainer.retry import patiently
+from trainer.archive.segments import Step
+from trainer.consume.open_epochs import OpenEpochs
+from trainer.refit import Ending, Failure, RefitRequest, RefitRequests
+from trainer.retry import with_retries
 
+# How long the store holds a blocking read: a stop waits for it at most so long.
 _BLOCK_MS = 250
+# More commands than services have open; those beyond wait in the stream, not as tasks.
+_AT_ONCE = 1_000
 
 
-class Duties(Protocol):
-    """What a leader can do for those who ask."""
+class CommandHandler:
+    """Takes commands and sees them through, several at a time; fits are `requests` to the refitter."""
 
-    async def fit(self, epoch: int) -> Ending:
-        """Fit all that is known, publish it."""
-
-    async def begin_history(self, epoch: int) -> Ending:
-        """Fit a new epoch and let it take the place of the live one."""
-
-    async def erase(self, user_id: bytes) -> None:
-        """Return when nothing of a forgotten user is left in any archive."""
-
-
-class Orders:
-    """Takes commands and sees them through, several at a time."""
-
-    def __init__(self, store: Store, duties: Duties, group: asyncio.TaskGroup) -> None:
+    def __init__(self, store: Store, epochs: OpenEpochs, requests: RefitRequests, *, step: Step) -> None:
         self._store = store
-        self._duties = duties
-        self._group = group
-        self._open: dict[str, bool] = {}
-        self.epochs: set[int] = set()
+        self._epochs = epochs
+        self._requests = requests
+        self._step = step
+        # Taken commands in the order of the stream, by stream id: whether their outcome is stored.
+        self._settled: dict[str, bool] = {}
 
     async def run(self) -> None:
         """Take commands until cancelled."""
-        after, backoff = "0", Backoff(0.1, 5.0)
-        while True:
-            try:
-                commands = await self._store.commands.take(after, _BLOCK_MS)
-                backoff.reset()
-            except StoreUnavailable as exc:
-                log.warning("commands_wait", failures=backoff.failures + 1, error=str(exc))
-                await asyncio.sleep(backoff.next_s())
-                continue
-            for command in commands:
-                after = command.stream_id
-                self._open[after] = False
-                if command.kind == "epoch":
-                    self.epochs.add(command.epoch)
-                self._group.create_task(self._see_through(command), name=f"command {command.kind}")
+        after, slots = "0", asyncio.Semaphore(_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                commands = await with_retries(self._store.commands.take, after, _BLOCK_MS)
+                # Before the first of them is carried out, which may take long: the others are open, too.
+                for command in commands:
+                    after = command.stream_id
+                    self._settled[after] = False
+                    if command.kind == "epoch":
+                        self._epochs.claim(command.epoch)
+                for command in commands:
+                    await slots.acquire()
+                    group.create_task(self._handle(command, slots), name=f"command {command.kind}")
 
-    async def _see_through(self, command: Command) -> None:
-        outcome = await patiently("outcome", lambda: self._store.commands.outcome(command.id))
+    async def _handle(self, command: Command, slots: asyncio.Semaphore) -> None:
+        outcome = await with_retries(self._store.commands.outcome, command.id)
         if outcome is None or outcome.state == "running":
-            await self._report(command, Outcome("running"))
-            try:
-                outcome = await self._carry_out(command)
-            finally:
-                self.epochs.discard(command.epoch) if command.kind == "epoch" else None
+            await with_retries(self._store.commands.report, command.id, Outcome("running"))
+            outcome = await self._outcome(command)
             log.event(
                 "command", kind=command.kind, epoch=command.epoch, state=outcome.state, code=outcome.code
             )
-            await self._report(command, outcome)
-        await self._close(command.stream_id)
+            await with_retries(self._store.commands.report, command.id, outcome)
+        if command.kind == "epoch":
+            self._epochs.release(command.epoch)
+        await self._settle(command.stream_id)
+        slots.release()
 
-    async def _carry_out(self, command: Command) -> Outcome:
-        known: dict[str, Callable[[], Awaitable[Ending | None]]] = {
-            "refit": lambda: self._duties.fit(command.epoch),
-            "epoch": lambda: self._duties.begin_history(command.epoch),
-            "erase": lambda: self._duties.erase(command.user or b""),
-        }
-        if command.kind not in known:
-            return Outcome("failed", code="unknown_command", detail=f"this trainer cannot {command.kind!r}")
+    async def _outcome(self, command: Command) -> Outcome:
+        # A service of a newer version may know more kinds.
+        kind: str = command.kind
+        ending: Ending | None = None
         try:
-            ending = await known[command.kind]()
-        except StoreUnavailable:
+            if kind == "refit":
+                ending = await self._refit(command.epoch)
+            elif kind == "epoch":
+                ending = await self._begin_history(command.epoch)
+            elif kind == "erase":
+                await self._erase(command.user or b"")
+            else:
+                return Outcome("failed", code="unknown_command", detail=f"this trainer cannot {kind!r}")
+        except (StoreUnavailable, LeaseLost):
+            # The next term carries the command out again.
             raise
         except StoreError as exc:
             return Outcome("failed", code="store", detail=str(exc))
@@ -90,18 +82,53 @@ class Orders:
             return Outcome("failed", code=ending.code, detail=ending.detail)
         return Outcome("done", generation=ending)
 
-    async def _report(self, command: Command, outcome: Outcome) -> None:
-        await patiently("report", lambda: self._store.commands.report(command.id, outcome))
+    async def _refit(self, epoch: int) -> Ending:
+        """Fit all that is known, and publish it. An epoch that was replaced meanwhile stands for the live
+        one.
+        """
+        pointer = await with_retries(self._store.generations.live)
+        return await self._request(epoch if epoch == pointer.pending else pointer.epoch)
 
-    async def _close(self, stream_id: str) -> None:
+    async def _begin_history(self, epoch: int) -> Ending:
+        """Fit a new epoch and let it take the place of the live one."""
+        pointer = await with_retries(self._store.generations.live)
+        if pointer.epoch == epoch:
+            # A leader before this one came so far and could not report it.
+            await self._finish_epoch(epoch)
+            return pointer.generation
+        if pointer.pending != epoch:
+            return Failure("epoch_gone", f"epoch {epoch} is not being prepared any more")
+        ending = await self._request(epoch)
+        if not isinstance(ending, Failure):
+            await self._finish_epoch(epoch)
+        return ending
+
+    async def _erase(self, user_id: bytes) -> None:
+        """Return when no archive and no fit has anything of a forgotten user."""
+        pointer = await with_retries(self._store.generations.live)
+        for number in {pointer.epoch, pointer.pending} - {0}:
+            epoch = await self._epochs.open(number)
+            # The mark of the user's removal is in the stream: by then what came before it has been archived.
+            await epoch.consumer.reached_now()
+            await epoch.consumer.erase_unknown(user_id)
+
+    async def _request(self, epoch: int) -> Ending:
+        ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        await self._requests.put(RefitRequest(epoch, ending))
+        return await ending
+
+    async def _finish_epoch(self, epoch: int) -> None:
+        await with_retries(self._store.ratings.finish_epoch, epoch)
+        self._step("epoch:finished")
+
+    async def _settle(self, stream_id: str) -> None:
         """Drop the commands up to the first that is still open."""
-        self._open[stream_id] = True
+        self._settled[stream_id] = True
         last = None
-        for each, closed in list(self._open.items()):
-            if not closed:
+        for each, settled in list(self._settled.items()):
+            if not settled:
                 break
             last = each
-            del self._open[each]
+            del self._settled[each]
         if last is not None:
-            upto = last
-            await patiently("drop", lambda: self._store.commands.drop(upto))
+            await with_retries(self._store.commands.drop, last)

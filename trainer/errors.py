@@ -48,3 +48,7 @@ class FitFailedError(TrainerError):
 
 class GateRefusedError(TrainerError):
     """A fit is not fit to go live; the generation before stays."""
+
+
+class GaveWayError(TrainerError):
+    """An automatic fit was ended for one that was requested; nothing is wrong."""

@@ -1,45 +1,50 @@
-"""Refits: when, on what, and whether the result goes live. Invariant: one fit at a time, always of everything
-that was archived when it began, and only what passed the gate is published.
+"""Refits: when, on what, and whether the result goes live. Invariant: one fit at a time, always of
+everything that was archived when it began, and only what passed the gate is published.
+
+From top to bottom: decide -> take a snapshot -> fit -> judge -> publish -> switch.
 """
 
 import asyncio
+import contextlib
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
 
 from featurestore.commands import FailureCode
 from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown
-from featurestore.generations.manifest import GenerationMeta, Pointer
 from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import gate, log
-from trainer.archive.consumer import EpochConsumer
-from trainer.archive.log import Snapshot
-from trainer.archive.positions import tails
-from trainer.archive.segments import Step, no_step
-from trainer.errors import FitFailedError, GateRefusedError, SegmentGoneError
-from trainer.fit_job.folder import FitFolder
+from trainer.archive.epoch_archive import Snapshot
+from trainer.archive.segments import Step
+from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
+from trainer.errors import FitFailedError, GateRefusedError, GaveWayError, SegmentGoneError
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_process
-from trainer.fit_job.results import FitResult, erase_user
-from trainer.item_updates.keeper import ItemKeeper
-from trainer.publication.publish import Publisher
-from trainer.retry import patiently
-from trainer.schedule import Situation, decide
+from trainer.fit_job.results import FitResult
+from trainer.item_updates.messages import LiveFit
+from trainer.publication.forgotten import ForgottenUsers
+from trainer.publication.publish import Published, Publisher
+from trainer.publication.switch import Switch
+from trainer.retry import with_retries
+from trainer.schedule import Arrivals, Decision, Reason, Situation, decide
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
 
 # Merges may take away the files of a snapshot before a fit has opened them; a damaged one is rebuilt.
 _ATTEMPTS = 4
-# An import that pauses for less than this has not ended.
-_LATELY_S = 2.0
+# How often the refitter looks at the pointer, which a person may move, and at what has arrived. One round
+# trip each.
+_LOOK_S = 0.25
+# What may come of a fit without anything being wrong with the trainer.
+_EXPECTED = (FitFailedError, SegmentGoneError, GateRefusedError, GenerationBroken, GenerationUnknown)
+_LOGGED_METRICS = ("unseen", "loss", "baseline_loss", "sweeps")
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why what was asked for did not go live."""
+    """Why what was requested did not go live."""
 
     code: FailureCode
     detail: str
@@ -49,301 +54,267 @@ Ending = int | Failure
 """The generation that went live, or why none did."""
 
 
-@dataclass(slots=True)
-class Counts:
-    """What happened so far, for metrics."""
+@dataclass(frozen=True, slots=True)
+class RefitRequest:
+    """A fit of everything that was acknowledged in an epoch before this request; `ending` says what came of
+    it.
+    """
 
-    fits: int = 0
-    failures: int = 0
-    refusals: int = 0
-    fit_seconds: float = 0.0
-
-
-class _GaveWayError(Exception):
-    """A fit that nobody asked for was ended for one that somebody did."""
-
-
-@dataclass(slots=True)
-class _Asked:
     epoch: int
-    ending: "asyncio.Future[Ending]" = field(repr=False)
+    ending: "asyncio.Future[Ending]"
 
 
-class Fits:
-    """The fits of one leader. `consumer` gives the consumer of an epoch, started if need be."""
+RefitRequests = asyncio.Queue[RefitRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class FitSnapshot:
+    """What a fit learns: the archive as it was at one moment, and how many items the registry had.
+
+    `forgotten`: users, with their last `n`, of whom no rating was left in the archive.
+    """
+
+    archive: Snapshot
+    n_items: int
+    forgotten: dict[bytes, int]
+
+
+@dataclass(frozen=True, slots=True)
+class FitOutcome:
+    """A finished fit, and what it has learned."""
+
+    snapshot: FitSnapshot
+    result: FitResult
+
+
+class Refitter:
+    """Fits for one term: when it is due, and when `requests` ask for it."""
 
     def __init__(
         self,
         settings: TrainerSettings,
         store: Store,
-        *,
         lease: Lease,
-        items: ItemKeeper,
-        consumer: Callable[[int], Awaitable[EpochConsumer]],
-        folder: Callable[[int], FitFolder],
+        *,
+        epochs: OpenEpochs,
+        switch: Switch,
+        requests: RefitRequests,
+        forgotten: ForgottenUsers,
         threads: Threads,
-        step: Step = no_step,
+        step: Step,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._store = store
-        self._items = items
-        self._consumer = consumer
-        self._folder = folder
+        self._epochs = epochs
+        self._switch = switch
+        self._requests = requests
+        self._forgotten = forgotten
         self._threads = threads
         self._step = step
         self._clock = clock
         self._publisher = Publisher(store, lease, step=step)
-        self._asked: list[_Asked] = []
-        self._wake = asyncio.Event()
-        self._somebody_asks = asyncio.Event()
+        self._waiting: list[RefitRequest] = []
+        self._arrivals = Arrivals()
         self._backoff = Backoff(2.0, 300.0)
         self._not_before = 0.0
-        self._arrivals: deque[tuple[float, tuple[int, int]]] = deque()
-        # Users erased since the snapshot of the fit that runs now, which still knows them.
-        self._erased: list[tuple[int, bytes]] | None = None
-        self._cold = False
-        self._fitting_items = 0
-        # Forgotten users that no rating of was left in the snapshot of a generation.
-        self._unseen: dict[int, dict[bytes, int]] = {}
-        self.counts = Counts()
-        # The generation that is being written: its files stay, though it is not live yet.
-        self.publishing: set[int] = set()
+        # After a refusal of the gate the next fit starts from nothing, not from the generation before.
+        self._from_scratch = False
         self.pid: int | None = None
-
-    async def ask(self, epoch: int) -> Ending:
-        """Fit everything that was acknowledged before this call, and publish it.
-
-        A fit that runs unasked gives way: this one learns the same and more.
-        """
-        ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._asked.append(_Asked(epoch, ending))
-        self._somebody_asks.set()
-        self._wake.set()
-        return await ending
-
-    def wake(self) -> None:
-        """Something changed that may make a fit due."""
-        self._wake.set()
-
-    def forget(self, epoch: int, user_id: bytes) -> None:
-        """A user was erased from the archive."""
-        if self._erased is not None:
-            self._erased.append((epoch, user_id))
 
     async def run(self) -> None:
         """Fit whenever it is due, until cancelled."""
         while True:
-            pointer = await patiently("live", self._store.generations.live)
+            pointer = await with_retries(self._store.generations.live)
             try:
-                consumer = await self._consumer(pointer.epoch)
+                epoch = await self._epochs.open(pointer.epoch)
             except EpochGone:
                 # Replaced since; the pointer says so soon.
-                await self._sleep(0.1)
+                await self._wait_for_request(_LOOK_S)
                 continue
-            decision = decide(self._situation(pointer, consumer), self._settings.rules)
+            # One fit answers all that came together.
+            while not self._requests.empty():
+                self._waiting.append(self._requests.get_nowait())
+            decision = self._decide(epoch, held=pointer.held)
             if decision.reason is None:
-                await self._sleep(decision.wait_s)
+                await self._wait_for_request(_LOOK_S if decision.wait_s is None else decision.wait_s)
                 continue
-            asked, self._asked = self._asked[:], []
-            self._somebody_asks.clear()
-            epochs = {each.epoch for each in asked} or {pointer.epoch}
-            # A new history first: it takes the place of the other.
-            for epoch in sorted(epochs, reverse=True):
-                waiting = [each.ending for each in asked if each.epoch == epoch]
-                ending = await self._attempt(epoch, decision.reason, automatic=not waiting)
-                for future in waiting:
+            due, self._waiting = self._waiting, []
+            # A new history has the higher number, and goes first: it takes the place of the other.
+            for number in sorted({each.epoch for each in due} or {pointer.epoch}, reverse=True):
+                endings = [each.ending for each in due if each.epoch == number]
+                ending = await self._refit(number, decision.reason, automatic=not endings)
+                for future in endings:
+                    # The command's task may have been cancelled.
                     if not future.done():
                         future.set_result(ending)
 
-    async def _sleep(self, wait_s: float | None) -> None:
-        # The pointer may be moved by a person at any time: look once a second anyway.
-        try:
-            async with asyncio.timeout(1.0 if wait_s is None else min(1.0, wait_s)):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-        self._wake.clear()
+    async def _wait_for_request(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(timeout_s, _LOOK_S)):
+                self._waiting.append(await self._requests.get())
 
-    def _lately(self, consumer: EpochConsumer) -> int:
-        """How many events came within `_LATELY_S`, as far as this was asked at each of them."""
-        now, of = self._clock(), (consumer.epoch, consumer.archived_events)
-        self._arrivals.append((now, of))
-        while self._arrivals[0][0] < now - _LATELY_S or self._arrivals[0][1][0] != consumer.epoch:
-            self._arrivals.popleft()
-        return consumer.archived_events - self._arrivals[0][1][1]
-
-    def _situation(self, pointer: Pointer, consumer: EpochConsumer) -> Situation:
-        fitted = self._items.fitted_events if self._items.generation[0] == pointer.epoch else 0.0
-        new_events = round(consumer.archived_events - fitted)
-        if new_events > 0 and consumer.first_new_at is None:
-            # They came under an earlier leader: counted from now on.
-            consumer.first_new_at = self._clock()
-        return Situation(
-            now=self._clock(),
-            asked=bool(self._asked),
-            held=pointer.held,
-            new_events=new_events,
-            fitted_events=round(fitted),
-            lately=self._lately(consumer),
-            first_new_at=consumer.first_new_at,
-            base_missing=self._items.base_missing,
+    def _decide(self, epoch: OpenEpoch, *, held: bool) -> Decision:
+        live = self._switch.live_of(epoch.archive.epoch)
+        fitted = 0 if live is None else live.fitted_events
+        now, archived = self._clock(), epoch.consumer.archived_events
+        self._arrivals.look(now, epoch.archive.epoch, archived, fitted)
+        situation = Situation(
+            now=now,
+            requested=bool(self._waiting),
+            held=held,
+            new_events=archived - fitted,
+            fitted_events=fitted,
+            lately=self._arrivals.lately,
+            first_new_at=self._arrivals.first_new_at,
+            files_missing=self._switch.live is not None and self._switch.live.files_missing,
             not_before=self._not_before,
         )
+        return decide(situation, self._settings.rules)
 
-    async def _attempt(self, epoch: int, reason: str, *, automatic: bool) -> Ending:
+    async def _refit(self, number: int, reason: Reason, *, automatic: bool) -> Ending:
+        """Run one refit from snapshot to switch; an error that can be expected is its ending."""
         began_at = self._clock()
-        log.event("fit_begins", epoch=epoch, reason=reason)
+        log.event("fit_begins", epoch=number, reason=reason)
         try:
-            generation, live = await self._fit_and_publish(epoch, automatic=automatic)
-        except FitFailedError as exc:
-            return self._failed("fit_refused" if exc.permanent else "fit_failed", str(exc), epoch)
-        except SegmentGoneError as exc:
-            return self._failed("fit_failed", f"the archive changed under it: {exc}", epoch)
-        except (EpochGone, _GaveWayError) as exc:
+            epoch = await self._epochs.open(number)
+            try:
+                outcome = await self._fit(epoch, automatic=automatic)
+                await self._judge(outcome, epoch)
+                published, result = await self._publish(outcome, epoch, automatic=automatic)
+                if published.live:
+                    self._arrivals.fitted()
+                    await self._switch.to(LiveFit(published.meta, result, epoch.archive))
+            finally:
+                self.pid = None
+                await self._threads.run(epoch.fits.end_fit)
+        except (EpochGone, GaveWayError) as exc:
             code: FailureCode = "epoch_gone" if isinstance(exc, EpochGone) else "gave_way"
-            log.event("fit_ends", epoch=epoch, code=code)
+            log.event("fit_ends", epoch=number, code=code)
             return Failure(code, str(exc))
-        except (GenerationBroken, GenerationUnknown) as exc:
-            return self._failed("publish_failed", str(exc), epoch)
-        except GateRefusedError as exc:
-            self.counts.refusals += 1
-            self._cold = not self._cold
-            return self._failed("gate_refused", str(exc), epoch)
-        finally:
-            await self._threads.run(self._folder(epoch).clear_new)
-            self._erased = None
-            self.pid = None
-            self.publishing = set()
-        took_s = self._clock() - began_at
-        self.counts.fits += 1
-        self.counts.fit_seconds += took_s
+        except _EXPECTED as exc:
+            if isinstance(exc, GateRefusedError):
+                # Refused from nothing too: the next one may start from the live generation again.
+                self._from_scratch = not self._from_scratch
+            return self._failed(number, _failure(exc))
         self._backoff.reset()
         self._not_before = 0.0
-        self._cold = False
-        log.event("fit_published", epoch=epoch, generation=generation, live=live, seconds=took_s)
-        return generation if live else Failure("held", "an older generation is held live")
+        self._from_scratch = False
+        generation = published.meta.summary.generation
+        seconds = self._clock() - began_at
+        log.event("fit_published", epoch=number, generation=generation, live=published.live, seconds=seconds)
+        return generation if published.live else Failure("held", "an older generation is held live")
 
-    def _failed(self, code: FailureCode, why: str, epoch: int) -> Failure:
-        self.counts.failures += 1
-        delay_s = self._backoff.next_s()
-        self._not_before = self._clock() + delay_s
-        log.warning("fit_failed", epoch=epoch, code=code, why=why, retry_s=delay_s)
-        return Failure(code, why)
+    async def _take_snapshot(self, epoch: OpenEpoch, forgotten: dict[bytes, int]) -> FitSnapshot:
+        registry = self._store.items(epoch.archive.epoch)
+        await with_retries(registry.refresh)
+        # From here on the folder remembers whom the archive loses: the snapshot may still know them.
+        await self._threads.run(epoch.fits.begin_fit)
+        return FitSnapshot(epoch.archive.snapshot(), len(registry), forgotten)
 
-    async def _fit_and_publish(self, epoch: int, *, automatic: bool) -> tuple[int, bool]:
-        consumer = await self._consumer(epoch)
-        # Read before the snapshot: whoever is forgotten by now is erased when the streams' ends are reached.
-        forgotten = await patiently("forgotten", lambda: self._store.ratings.forgotten(epoch))
-        ends = await patiently("tails", lambda: tails(self._store, epoch))
-        await consumer.reached({partition: end.last for partition, end in ends.items()})
+    async def _fit(self, epoch: OpenEpoch, *, automatic: bool) -> FitOutcome:
+        """Fit everything that was acknowledged before this call."""
+        # Read before the snapshot: a user who is forgotten by now is erased when the streams' ends are
+        # reached.
+        forgotten = await with_retries(self._store.ratings.forgotten, epoch.archive.epoch)
+        await epoch.consumer.reached_now()
         self._step("fit:reached")
-        folder = self._folder(epoch)
-        result, snapshot, events = await self._fit(epoch, consumer, folder, automatic=automatic)
-        self._step("fit:done")
-        previous = self._items.live_meta if self._items.generation[0] == epoch else None
-        await self._judge(result, epoch, previous)
-        while self._erased:
-            of_epoch, user_id = self._erased.pop()
-            if of_epoch == epoch:
-                await self._threads.run(erase_user, result.path, user_id)
-        adopted: list[FitResult] = []
-
-        def numbered(number: int) -> None:
-            self.publishing = {number}
-            adopted.append(folder.adopt(result, number))
-
-        result.metrics["events"] = float(events)
-        published = await self._publisher.publish(
-            epoch, result, snapshot.positions, self._settings.engine, automatic=automatic, numbered=numbered
-        )
-        number = published.meta.summary.generation
-        self._unseen[number] = forgotten
-        if published.live:
-            consumer.first_new_at = None if consumer.archived_events == events else self._clock()
-            await self._items.switch(published.meta, adopted[0], consumer.archive.snapshot)
-        return number, published.live
-
-    async def _fit(
-        self, epoch: int, consumer: EpochConsumer, folder: FitFolder, *, automatic: bool
-    ) -> tuple[FitResult, Snapshot, int]:
         for attempt in range(1, _ATTEMPTS + 1):
-            await self._threads.run(folder.clear_new)
-            earlier = None if self._cold else await self._threads.run(folder.newest)
-            registry = self._store.items(epoch)
-            await patiently("items", registry.refresh)
-            self._erased = []
-            self._fitting_items = len(registry)
-            snapshot, events = consumer.archive.snapshot(), consumer.archived_events
-            low, high, step = self._settings.scale
-            request = FitRequest(
-                paths=tuple(str(path.absolute()) for path in snapshot.paths),
-                n_items=self._fitting_items,
-                output=str(folder.new.absolute()),
-                engine=self._settings.engine,
-                low=low,
-                high=high,
-                step=step,
-                threads=self._settings.fit_threads,
-                seed=epoch,
-                earlier=None if earlier is None else str(earlier.path.absolute()),
-            )
+            snapshot = await self._take_snapshot(epoch, forgotten)
+            earlier = None if self._from_scratch else await self._threads.run(epoch.fits.newest)
             try:
-                async with fit_process(request) as fit:
+                async with fit_process(self._request(epoch, snapshot, earlier)) as fit:
                     self.pid = fit.pid
                     self._step("fit:started")
-                    result = await (self._unless_asked(fit.result()) if automatic else fit.result())
+                    result = await (self._unless_requested(fit.result()) if automatic else fit.result())
             except SegmentGoneError:
                 if attempt == _ATTEMPTS:
                     raise
             except FitFailedError as exc:
                 if exc.damaged is None or attempt == _ATTEMPTS:
                     raise
-                log.warning("segment_damaged", epoch=epoch, segment=exc.damaged.name, why=exc.why)
-                await self._threads.run(consumer.archive.set_aside, exc.damaged, exc.why)
-                await consumer.repair()
+                log.warning(
+                    "segment_damaged", epoch=epoch.archive.epoch, segment=exc.damaged.name, why=exc.why
+                )
+                await self._threads.run(epoch.archive.set_aside, exc.damaged, exc.why)
+                await epoch.consumer.repair()
             else:
-                return result, snapshot, events
-        raise FitFailedError("the archive did not hold still")
+                break
+        self._step("fit:done")
+        await self._threads.run(epoch.fits.erase_from_new)
+        return FitOutcome(snapshot, result)
 
-    async def _unless_asked(self, fitting: Coroutine[None, None, FitResult]) -> FitResult:
-        """What `fitting` gives. Raises `_GaveWayError`, with its process ended, as soon as somebody asks."""
+    def _request(self, epoch: OpenEpoch, snapshot: FitSnapshot, earlier: FitResult | None) -> FitRequest:
+        low, high, step = self._settings.scale
+        return FitRequest(
+            paths=tuple(str(path.absolute()) for path in snapshot.archive.paths),
+            n_items=snapshot.n_items,
+            output=str(epoch.fits.new.absolute()),
+            engine=self._settings.engine,
+            low=low,
+            high=high,
+            step=step,
+            threads=self._settings.fit_threads,
+            seed=epoch.archive.epoch,
+            earlier=None if earlier is None else str(earlier.path.absolute()),
+        )
+
+    async def _unless_requested(self, fitting: Coroutine[None, None, FitResult]) -> FitResult:
+        """Return the result of `fitting`. Raises `GaveWayError`, with its process ended, when a request
+        comes: the fit that was requested learns the same and more.
+        """
         running = asyncio.create_task(fitting, name="fit")
-        asking = asyncio.create_task(self._somebody_asks.wait(), name="wait for who asks")
+        requested = asyncio.create_task(self._requests.get(), name="wait for a request")
         try:
-            await asyncio.wait({running, asking}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({running, requested}, return_when=asyncio.FIRST_COMPLETED)
+            if requested.done():
+                self._waiting.append(requested.result())
             if not running.done():
-                raise _GaveWayError("one that somebody asked for comes first")
+                raise GaveWayError("one that was requested comes first")
             return running.result()
         finally:
             running.cancel()
-            asking.cancel()
-            await asyncio.wait({running, asking})
+            requested.cancel()
+            await asyncio.wait({running, requested})
 
-    async def _judge(self, result: FitResult, epoch: int, previous: GenerationMeta | None) -> None:
-        # From scratch after a refusal: if it is no better, the ratings have become harder to foretell, and to
-        # hold on to the generation from before would hold for ever.
-        metrics = None if previous is None or self._cold else previous.summary.metrics
-        items = self._fitting_items
-        evidence = await self._threads.run(gate.gather, result, items, metrics)
+    async def _judge(self, outcome: FitOutcome, epoch: OpenEpoch) -> None:
+        """Raise `GateRefusedError` where the fit must not go live."""
+        live = self._switch.live_of(epoch.archive.epoch)
+        # From nothing after a refusal: if that is no better, the ratings have become harder to predict, and
+        # to hold on to the generation from before would hold for ever.
+        previous = None if live is None or self._from_scratch else live.meta.summary.metrics
+        result = outcome.result
+        evidence = await self._threads.run(gate.gather, result, outcome.snapshot.n_items, previous)
         why = gate.judge(evidence, self._settings.gate)
-        log.event("fit_judged", epoch=epoch, ratings=result.n_ratings, **_for_log(result.metrics))
+        logged = {name: result.metrics[name] for name in _LOGGED_METRICS if name in result.metrics}
+        log.event("fit_judged", epoch=epoch.archive.epoch, ratings=result.n_ratings, **logged)
         if why is not None:
             raise GateRefusedError(why)
 
-    async def release_forgotten(self, epoch: int, kept: set[int]) -> None:
-        """Let the store drop what it remembers of users whom no kept generation has seen."""
-        # `kept` was read a moment ago: a generation that went live since is not among them yet.
-        newest = max(kept, default=0)
-        self._unseen = {n: users for n, users in self._unseen.items() if n in kept or n > newest}
-        if not kept or not kept <= self._unseen.keys():
-            return
-        settled = set.intersection(*[set(self._unseen[number].items()) for number in kept])
-        if settled:
-            released = await self._store.ratings.release_forgotten(epoch, dict(settled))
-            log.event("forgotten_released", epoch=epoch, users=released)
+    async def _publish(
+        self, outcome: FitOutcome, epoch: OpenEpoch, *, automatic: bool
+    ) -> tuple[Published, FitResult]:
+        archive = outcome.snapshot.archive
+        metrics = {**outcome.result.metrics, "events": float(archive.events)}
+        result = replace(outcome.result, metrics=metrics)
+        engine = self._settings.engine
+        draft = await self._publisher.begin(archive.epoch, result, archive.positions, engine)
+        # Before anything is written: a generation that is live has its files under its number.
+        result = await self._threads.run(epoch.fits.adopt, result, draft.number)
+        published = await self._publisher.write(draft, automatic=automatic)
+        self._forgotten.unseen_by(draft.number, outcome.snapshot.forgotten)
+        return published, result
+
+    def _failed(self, epoch: int, failure: Failure) -> Failure:
+        delay_s = self._backoff.next_s()
+        self._not_before = self._clock() + delay_s
+        log.warning("fit_failed", epoch=epoch, code=failure.code, why=failure.detail, retry_s=delay_s)
+        return failure
 
 
-def _for_log(metrics: dict[str, float]) -> dict[str, object]:
-    wanted = ("unseen", "loss", "baseline_loss", "sweeps")
-    return {name: metrics[name] for name in wanted if name in metrics}
+def _failure(exc: Exception) -> Failure:
+    if isinstance(exc, FitFailedError):
+        return Failure("fit_refused" if exc.permanent else "fit_failed", str(exc))
+    if isinstance(exc, SegmentGoneError):
+        return Failure("fit_failed", f"the archive changed under it: {exc}")
+    return Failure("gate_refused" if isinstance(exc, GateRefusedError) else "publish_failed", str(exc))

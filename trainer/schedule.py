@@ -1,17 +1,19 @@
-"""When to refit: decided from values alone. Invariant: what was asked for goes first; a failing fit is not
-tried without end, and while a person holds an older generation live nothing is fitted unasked.
+"""When to refit: decided from values alone. Invariant: a request goes first; a failing fit is not tried
+without end, and while a person holds an older generation live nothing is fitted unasked.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
 from processes.settings import real, setting, whole
 
-Reason = Literal["asked", "files", "events", "seconds"]
-
+Reason = Literal["requested", "files", "events", "seconds"]
 
 # With fewer new ratings a refit says little that a fold-in does not.
 _LEAST_GROWTH = 100
+# An import that pauses for less than this has not ended.
+_LATELY_S = 2.0
 
 
 def _per_cent(text: str) -> float:
@@ -49,20 +51,20 @@ class Rules:
 class Situation:
     """What is known when the scheduler looks. Times are seconds of one monotonic clock.
 
-    `new_events`: archived since the snapshot of the newest fit; `first_new_at`: when the first of them was;
-    `fitted_events`: how many that fit knew. `lately`: how many came in the last seconds.
-    `base_missing`: the files of the live generation are not here, so that items cannot be folded in.
-    `not_before`: no automatic fit earlier than this, after failures.
+    `requested`: whether a command waits for a fit. `new_events`: archived since the snapshot of the newest
+    fit; `first_new_at`: when the first of them was; `fitted_events`: how many that fit knew. `lately`: how
+    many came in the last seconds. `files_missing`: this host does not have the live generation's fit, so
+    that items cannot be folded in. `not_before`: no automatic fit earlier than this, after failures.
     """
 
     now: float
-    asked: bool
+    requested: bool
     held: bool
     new_events: int
     fitted_events: int
     lately: int
     first_new_at: float | None
-    base_missing: bool
+    files_missing: bool
     not_before: float
 
 
@@ -75,9 +77,9 @@ class Decision:
 
 
 def decide(situation: Situation, rules: Rules) -> Decision:
-    """Whether to fit now."""
-    if situation.asked:
-        return Decision("asked")
+    """Return whether to fit now, and if not, when to look again."""
+    if situation.requested:
+        return Decision("requested")
     if situation.held:
         return Decision(None)
     reason, due_at = _automatic(situation, rules)
@@ -90,7 +92,7 @@ def decide(situation: Situation, rules: Rules) -> Decision:
 
 
 def _automatic(s: Situation, rules: Rules) -> tuple[Reason, float | None]:
-    if s.base_missing:
+    if s.files_missing:
         return "files", s.now
     if s.new_events <= 0:
         return "events", None
@@ -101,3 +103,33 @@ def _automatic(s: Situation, rules: Rules) -> tuple[Reason, float | None]:
     if (s.new_events >= rules.events or grown) and s.lately < rules.events:
         return "events", s.now
     return "seconds", first + rules.seconds
+
+
+class Arrivals:
+    """What has been archived since the fit, as far as `look` was called. Knows one epoch at a time."""
+
+    def __init__(self) -> None:
+        self._epoch = 0
+        self._looks: deque[tuple[float, int]] = deque()
+        self.first_new_at: float | None = None
+
+    def look(self, now: float, epoch: int, archived_events: int, fitted_events: int) -> None:
+        """Take note of how many events are archived, and how many of them the live fit had learned."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._looks.clear()
+            self.first_new_at = None
+        self._looks.append((now, archived_events))
+        while self._looks[0][0] < now - _LATELY_S:
+            self._looks.popleft()
+        if archived_events > fitted_events and self.first_new_at is None:
+            self.first_new_at = now
+
+    @property
+    def lately(self) -> int:
+        """How many events came in the last two seconds."""
+        return self._looks[-1][1] - self._looks[0][1] if self._looks else 0
+
+    def fitted(self) -> None:
+        """Forget when the first new event came: a fit has learned it."""
+        self.first_new_at = None

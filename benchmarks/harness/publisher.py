@@ -50,9 +50,8 @@ async def publish(url: str, result: FitResult) -> None:
         keeper = asyncio.create_task(_keep(lease), name="keep the lease")
         try:
             publisher = Publisher(store, lease)
-            done = await publisher.publish(
-                epoch, result, {}, "variational", automatic=True, numbered=lambda _number: None
-            )
+            draft = await publisher.begin(epoch, result, {}, "variational")
+            done = await publisher.write(draft, automatic=True)
             assert done.live
         finally:
             keeper.cancel()

@@ -132,7 +132,7 @@ async def test_second_trainer_takes_over(store: Store, settings: TrainerSettings
         await store.ratings.append(ratings(0))
         await until_drained(store)
         async with running_trainer(settings) as second:
-            waiting = second.leader is None
+            waiting = second.term is None
             assert waiting
             first.end()
             await store.ratings.append(ratings(1))
@@ -157,7 +157,7 @@ async def test_frozen_leader_does_no_harm_when_it_wakes(
         async with running_trainer(elsewhere) as other:
 
             async def leads() -> bool:
-                return other.leader is not None
+                return other.term is not None
 
             await wait_until_async(leads, 30, "the other trainer leading")
             frozen.process.send_signal(signal.SIGCONT)

@@ -14,11 +14,11 @@ from typing import Any
 
 from featurestore.settings import StoreSettings
 from trainer.app import Trainer
-from trainer.archive.log import EpochArchive
+from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.root import archive_folder
 from trainer.archive.segments import Step, no_step, read_segment
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
-from trainer.term import archive_root
 
 Archived = tuple[str, int, str, float]
 
@@ -53,7 +53,7 @@ def archived(settings: TrainerSettings, epoch: int = 1) -> list[Archived]:
 
     Reads the files, whoever holds the archive; leaves them as they are.
     """
-    folder = archive_root(settings) / f"epoch-{epoch:06d}"
+    folder = archive_folder(settings) / f"epoch-{epoch:06d}"
     names = _uncovered(folder)
     found: list[Archived] = []
     for path in names:
@@ -73,7 +73,7 @@ def _uncovered(folder: Path) -> list[Path]:
 
 def reopened(settings: TrainerSettings, epoch: int = 1) -> EpochArchive:
     """The archive of an epoch when nobody holds it."""
-    return EpochArchive(archive_root(settings) / f"epoch-{epoch:06d}", epoch, guard=lambda: None)
+    return EpochArchive(archive_folder(settings) / f"epoch-{epoch:06d}", epoch, guard=lambda: None)
 
 
 CHILD = """

@@ -29,7 +29,20 @@ SCHEMA = pa.schema(
 Position = tuple[int, int]
 """Where an event is in its stream: milliseconds, then its number among all events of the stream."""
 
+# Before every event: the numbers of a stream begin at 1.
 START: Position = (0, 0)
+
+
+def parse_position(stream_id: str | bytes) -> Position:
+    """Return `ms-seq` as a position."""
+    text = stream_id.decode() if isinstance(stream_id, bytes) else stream_id
+    ms, _, seq = text.partition("-")
+    return int(ms), int(seq or 0)
+
+
+def format_position(position: Position) -> str:
+    """Return a position as `ms-seq`, the form of a stream id."""
+    return f"{position[0]}-{position[1]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ DAMAGED = ".damaged"
 # Row groups bound the memory of a streaming reader; a quarter of a million rows is some 10 MB.
 ROW_GROUP_ROWS = 262_144
 
+Guard = Callable[[], None]
+"""Asked right before a commit; raises when this process may not commit any more."""
+
 Step = Callable[[str], None]
 """Called with the name of each step before it is done. Tests stop the world there; products pass `no_step`.
 """
@@ -79,7 +82,7 @@ def write_segment(
     spans: Spans,
     *,
     step: Step = no_step,
-    guard: Callable[[], None],
+    guard: Guard,
 ) -> Segment:
     """Write `table` under `name`; `guard` is asked right before the rename and raises when this process may
     not commit.

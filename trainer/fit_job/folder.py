@@ -1,6 +1,7 @@
-"""Where the fits of an epoch are kept: `fits/new` while it is not published, `fits/generation-N` afterwards.
+"""Where the fits of an epoch are kept: `fits/new` until one is published, `fits/generation-N` afterwards.
 
-Invariant: whatever is there and complete belongs to the generation that it is named after.
+Invariant: what is there and complete belongs to the generation that it is named after, and no user who was
+erased from the archive is in a fit that leaves this module.
 """
 
 import contextlib
@@ -24,63 +25,86 @@ class FitFolder:
     def __init__(self, epoch_folder: Path) -> None:
         self._path = epoch_folder / "fits"
         self._path.mkdir(parents=True, exist_ok=True)
-        # A fit must not get its name between being found and being cleaned of an erased user.
+        # Guards what a thread that erases and one that publishes both change: names, and the two below.
         self._lock = threading.Lock()
+        # Users erased since `begin_fit`: the fit that runs may know them from its snapshot.
+        self._erased: list[bytes] = []
+        self._fitting = False
+        # The newest fit that got a number: its files stay, whether or not it is live already.
+        self._adopted: int | None = None
 
     @property
     def new(self) -> Path:
         """Where a fit is to be written."""
         return self._path / "new"
 
-    def clear_new(self) -> None:
-        """Remove a fit that was not published."""
-        for leftover in self._path.glob("new*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    def begin_fit(self) -> None:
+        """Make room for a fit. To be called before its snapshot of the archive is taken."""
+        with self._lock:
+            self._clear_new()
+            self._fitting = True
+
+    def erase_from_new(self) -> None:
+        """Take the users erased since `begin_fit` out of the fit that has just ended."""
+        with self._lock:
+            for user_id in self._erased:
+                erase_user(self.new, user_id)
+
+    def end_fit(self) -> None:
+        """Remove what is left of a fit that was not published."""
+        with self._lock:
+            self._clear_new()
+            self._fitting = False
 
     def adopt(self, result: FitResult, generation: int) -> FitResult:
         """Name the new fit after its generation."""
         path = self._of(generation)
         with self._lock:
+            self._adopted = generation
             shutil.rmtree(path, ignore_errors=True)
             result.path.rename(path)
             sync_directory(self._path)
         return replace(result, path=path)
 
     def read(self, generation: int) -> FitResult | None:
-        """The fit of a generation, if it is here."""
-        if not self._of(generation).is_dir():
-            return None
+        """Return the fit of a generation, mapped; None where it is not here or not whole."""
         try:
             return read_result(self._of(generation))
         except FitFailedError:
             return None
 
     def newest(self) -> FitResult | None:
-        """The fit of the highest generation, to start the next one from."""
-        for generation in sorted(self.generations(), reverse=True):
-            found = self.read(generation)
-            if found is not None:
-                return found
-        return None
-
-    def generations(self) -> list[int]:
-        """Generations whose fits are here."""
-        matches = (_NAME.fullmatch(path.name) for path in self._path.iterdir())
-        return [int(match.group(1)) for match in matches if match is not None]
+        """Return the fit of the highest generation, for the next one to start from."""
+        found = (self.read(generation) for generation in sorted(self._generations(), reverse=True))
+        return next((result for result in found if result is not None), None)
 
     def keep(self, generations: Collection[int]) -> None:
         """Remove the fits of all other generations."""
-        for generation in self.generations():
-            if generation not in generations:
-                shutil.rmtree(self._of(generation), ignore_errors=True)
+        with self._lock:
+            for generation in self._generations():
+                if generation not in generations and generation != self._adopted:
+                    shutil.rmtree(self._of(generation), ignore_errors=True)
 
     def erase(self, user_id: bytes) -> None:
-        """Take a user out of every fit here, one that waits to be published included. Repeating is safe."""
+        """Take a user out of every fit here, one that runs or waits to be published included. Repeating is
+        safe.
+        """
         with self._lock:
-            for path in [self.new, *map(self._of, self.generations())]:
-                # A fit whose files cannot be read is not read by anybody else either.
+            if self._fitting:
+                self._erased.append(user_id)
+            for path in [self.new, *map(self._of, self._generations())]:
+                # A fit whose files cannot be read is not read by anything else either.
                 with contextlib.suppress(FitFailedError):
                     erase_user(path, user_id)
+
+    def _clear_new(self) -> None:
+        self._erased.clear()
+        for leftover in self._path.glob("new*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _generations(self) -> list[int]:
+        matches = (_NAME.fullmatch(path.name) for path in self._path.iterdir())
+        return [int(match.group(1)) for match in matches if match is not None]
 
     def _of(self, generation: int) -> Path:
         return self._path / f"generation-{generation:06d}"

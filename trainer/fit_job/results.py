@@ -75,17 +75,21 @@ class FitResult:
         )
         return wide.view(pa.large_binary()).cast(pa.binary()).view(pa.string())
 
-    def rows_of(self, user_ids: list[bytes]) -> npt.NDArray[np.int64]:
-        """The row of each user; -1 for who is not in the fit."""
+    def rows_of(self, user_ids: list[bytes], *, erased: bool = False) -> npt.NDArray[np.int64]:
+        """Return the row of each user; -1 for a user who is not in the fit.
+
+        A user who was erased from it is in it only where `erased` is set.
+        """
         rows = np.full(len(user_ids), -1, dtype=np.int64)
         wanted = np.array([user_hash(user_id) for user_id in user_ids], dtype=np.uint64)
         first = np.searchsorted(self.hashes, wanted)
         for k, user_id in enumerate(user_ids):
-            # More than one turn only where two ids share 64 bits of BLAKE2b.
+            # More than one pass only where two ids share 64 bits of BLAKE2b.
             position = int(first[k])
             while position < len(self.hashes) and self.hashes[position] == wanted[k]:
                 row = int(self.hash_rows[position])
-                if self.user_ids(row, row + 1)[0] == user_id:
+                found = self.user_ids(row, row + 1)[0]
+                if found == user_id or (erased and is_erased(found)):
                     rows[k] = row
                     break
                 position += 1

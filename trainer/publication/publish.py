@@ -1,5 +1,5 @@
 """Write a fit beside the live generation and flip. Invariant: until the flip nothing that is read changes,
-and whoever takes over after a kill at any step removes the leftover.
+and after a kill at any step the next leader removes the leftover.
 """
 
 import asyncio
@@ -7,29 +7,51 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from factors import FitSettings, Index, Model, Scale, build_index, index_to_bytes, prior_model
+from factors import FitSettings, Model, Scale, build_index, index_to_bytes, prior_model
 from featurestore.errors import LeaseLost, StoreError
 from featurestore.generations.catalog import GenerationDraft, GenerationMeta, GenerationWriter
 from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.messages import HelperEndedError
 from trainer import log
-from trainer.archive.events import Position
-from trainer.archive.positions import format_position
+from trainer.archive.events import Position, format_position
 from trainer.archive.segments import Step, no_step
 from trainer.fit_job.results import FitResult, is_erased
 from trainer.publication.record_process import RecordProcess, record_process
-from trainer.retry import patiently
+from trainer.retry import with_retries
 
 # Users in one call to the writer of records, which cuts it in small ones of its own.
 _USERS_AT_ONCE = 2_000
 # From so many users on a process of its own, which takes half a second to start, writes their records.
 _APART_FROM = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What a generation consists of. `users`: the fit that has them, None for a generation without users."""
+
+    model: Model
+    items: npt.NDArray[np.float32]
+    users: FitResult | None = None
+    index: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A generation that has its number, and nothing written under it yet."""
+
+    writer: GenerationWriter
+    epoch: int
+    tables: Tables
+
+    @property
+    def number(self) -> int:
+        """The number of the generation."""
+        return self.writer.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +62,8 @@ class Published:
     live: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Tables:
-    model: Model
-    items: npt.NDArray[np.float32]
-    users: FitResult | None
-    index: bytes | None = None
-
-
 class Publisher:
-    """Publishes for one leader."""
+    """Publishes for one leader: `begin` gives a generation its number, `write` makes it live."""
 
     def __init__(
         self,
@@ -67,25 +81,19 @@ class Publisher:
         self._step = step
         self._wall_clock = wall_clock
 
-    async def publish(
-        self,
-        epoch: int,
-        result: FitResult,
-        positions: Mapping[int, Position],
-        engine: str,
-        *,
-        automatic: bool,
-        numbered: Callable[[int], None],
-    ) -> Published:
-        """Publish a fit. `numbered` is told the number before anything is written under it.
+    async def begin(
+        self, epoch: int, result: FitResult, positions: Mapping[int, Position], engine: str
+    ) -> Draft:
+        """Give a fit the number of its generation. `positions`: up to where it has learned the streams.
 
-        Raises `StoreError` of every kind; what was written is then removed, or by the next leader.
+        Raises `StoreError` of every kind.
         """
-        index = await asyncio.to_thread(_index_of, result)
-        metrics = dict(result.metrics)
-        if index is not None:
-            metrics["index_recall_at_10"] = index.recall
-        draft = GenerationDraft(
+        # Users are drawn by a seed that the ratings give: a fit has one index.
+        rng = np.random.default_rng(result.n_ratings)
+        index = await asyncio.to_thread(build_index, result.model, result.items, result.users, rng)
+        recall = {} if index is None else {"index_recall_at_10": index.recall}
+        packed = None if index is None else index_to_bytes(index)
+        description = GenerationDraft(
             created=self._wall_clock(),
             rank=result.model.rank,
             link=result.model.link,
@@ -93,18 +101,15 @@ class Publisher:
             n_users=result.n_users,
             n_items=len(result.items),
             n_ratings=result.n_ratings,
-            metrics=metrics,
+            metrics={**result.metrics, **recall},
             positions={partition: format_position(position) for partition, position in positions.items()},
         )
-        packed = None if index is None else index_to_bytes(index)
-        tables = _Tables(result.model, result.items, result, packed)
-        return await self._write(epoch, draft, tables, automatic=automatic, numbered=numbered)
+        return await self._begin(epoch, description, Tables(result.model, result.items, result, packed))
 
-    async def publish_prior(self, epoch: int, scale: Scale, engine: str) -> Published:
-        """Publish what is known before any rating, so that services can answer."""
+    async def begin_prior(self, epoch: int, scale: Scale, engine: str) -> Draft:
+        """Begin a generation of what is known before any rating, so that services can answer."""
         model = prior_model(FitSettings(scale))
-        items = np.zeros((0, model.item_width), dtype=np.float32)
-        draft = GenerationDraft(
+        description = GenerationDraft(
             created=self._wall_clock(),
             rank=model.rank,
             link=model.link,
@@ -113,38 +118,39 @@ class Publisher:
             n_items=0,
             n_ratings=0,
         )
-        tables = _Tables(model, items, None)
-        return await self._write(epoch, draft, tables, automatic=False, numbered=lambda _number: None)
+        no_items = np.zeros((0, model.item_width), dtype=np.float32)
+        return await self._begin(epoch, description, Tables(model, no_items))
 
-    async def _write(
-        self,
-        epoch: int,
-        draft: GenerationDraft,
-        tables: _Tables,
-        *,
-        automatic: bool,
-        numbered: Callable[[int], None],
-    ) -> Published:
+    async def _begin(self, epoch: int, description: GenerationDraft, tables: Tables) -> Draft:
         self._step("publish:begin")
-        writer = await patiently("begin", lambda: self._store.generations.begin(self._lease, epoch, draft))
-        numbered(writer.number)
+        writer = await with_retries(self._store.generations.begin, self._lease, epoch, description)
+        return Draft(writer, epoch, tables)
+
+    async def write(self, draft: Draft, *, automatic: bool) -> Published:
+        """Write a generation beside the live one, verify it, flip. One that is `automatic` does not replace a
+        generation that is held live.
+
+        Raises `StoreError` of every kind; what was written is then removed, or by the next leader.
+        """
+        writer, tables = draft.writer, draft.tables
         try:
             self._step("publish:begun")
-            await patiently("write_items", lambda: writer.write_items(tables.items, tables.model))
-            if (index := tables.index) is not None:
-                await patiently("write_index", lambda: writer.write_index(index))
+            await with_retries(writer.write_items, tables.items, tables.model)
+            if tables.index is not None:
+                await with_retries(writer.write_index, tables.index)
             self._step("publish:items")
             if tables.users is not None:
-                await self._write_users(writer, epoch, tables.users)
+                await self._write_users(writer, draft.epoch, tables.users)
             self._step("publish:users")
-            meta = await patiently("finish", writer.finish)
+            meta = await with_retries(writer.finish)
             self._step("publish:finished")
             # Repeated after a lost answer it finds the generation live and says so again.
-            live = await patiently("flip", lambda: writer.flip(automatic=automatic))
+            live = await with_retries(writer.flip, automatic=automatic)
         except LeaseLost:
+            # The store refuses every write of this leader by now, the removal included.
             raise
         except StoreError:
-            await patiently("abort", writer.abort)
+            await with_retries(writer.abort)
             raise
         self._step("publish:flipped")
         return Published(meta, live)
@@ -167,7 +173,7 @@ class Publisher:
                         await apart.end()
                         apart = None
                 if apart is None:
-                    taken += await patiently("write_users", partial(writer.write_users, kept, n, vectors))
+                    taken += await with_retries(writer.write_users, kept, n, vectors)
                 self._step("publish:some_users")
                 await asyncio.sleep(0)
         log.event("records_written", generation=writer.number, users=result.n_users, taken=taken)
@@ -190,8 +196,3 @@ class Publisher:
         except HelperEndedError as exc:
             log.warning("records_process_ended", generation=writer.number, why=str(exc))
             return None
-
-
-def _index_of(result: FitResult) -> Index | None:
-    """An index of a large catalogue, for users drawn by a seed that the ratings give: a fit has one index."""
-    return build_index(result.model, result.items, result.users, np.random.default_rng(result.n_ratings))

@@ -206,15 +206,15 @@ async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reade
 ) -> None:
     async with running_trainer(settings) as trainer:
         await until_live(store)
-        leader = trainer.leader
-        assert leader is not None
+        term = trainer.term
+        assert term is not None
 
         async def tends() -> bool:
-            return leader.items.generation == (1, 1)
+            return term.switch.live_of(1) is not None
 
         # It follows once as it begins, and reads nothing before it has.
         await wait_until_async(tends, 20, "the first generation is followed")
-        follow, began = leader._follow, asyncio.Queue[tuple[int, str]](1)
+        follow, began = term.switch.follow, asyncio.Queue[tuple[int, str]](1)
 
         async def begin_after(pointer: Pointer) -> None:
             await follow(pointer)
@@ -224,12 +224,12 @@ async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reade
             command = await store.commands.ask("epoch", epoch=epoch)
 
             async def reads() -> bool:
-                return epoch in leader._reading
+                return epoch in term.epochs.numbers()
 
             await wait_until_async(reads, 20, "the new history is read")
             began.put_nowait((epoch, command))
 
-        monkeypatch.setattr(leader, "_follow", begin_after)
+        monkeypatch.setattr(term.switch, "follow", begin_after)
         epoch, command = await asyncio.wait_for(began.get(), 20)
         outcome = await store.commands.wait(command, 30)
         assert outcome is not None
@@ -403,18 +403,15 @@ async def test_killed_fit_fails_the_command_and_the_next_one_works(
 ) -> None:
     killed: list[int] = []
 
-    async with running_trainer(settings) as trainer:
+    def step(name: str) -> None:
+        if name == "fit:started" and not killed:
+            assert trainer.term is not None
+            assert trainer.term.refitter.pid is not None
+            killed.append(trainer.term.refitter.pid)
+            os.kill(killed[0], signal.SIGKILL)
 
-        def step(name: str) -> None:
-            if name == "fit:started" and not killed:
-                assert trainer.leader is not None
-                assert trainer.leader.fits.pid is not None
-                killed.append(trainer.leader.fits.pid)
-                os.kill(killed[0], signal.SIGKILL)
-
+    async with running_trainer(settings, step=step) as trainer:
         await until_live(store)
-        assert trainer.leader is not None
-        trainer.leader.fits._step = step
         await store.ratings.append(ratings())
         command = await store.commands.ask("refit", epoch=1)
         outcome = await store.commands.wait(command, 30)
@@ -434,11 +431,11 @@ async def test_a_fit_that_nobody_asked_for_gives_way_to_one_that_somebody_did(
         await store.ratings.append(ratings())
 
         async def fits() -> bool:
-            return trainer.leader is not None and trainer.leader.fits.pid is not None
+            return trainer.term is not None and trainer.term.refitter.pid is not None
 
         await wait_until_async(fits, 20, "a fit runs")
-        assert trainer.leader is not None
-        stopped = trainer.leader.fits.pid
+        assert trainer.term is not None
+        stopped = trainer.term.refitter.pid
         assert stopped is not None
         # It would never end by itself.
         os.kill(stopped, signal.SIGSTOP)

@@ -51,7 +51,7 @@ async def published(store: Store, result: FitResult, step: Callable[[str], None]
     """Publish it for users who have rated once."""
     await store.ratings.append([rating(f"u{user}", "a") for user in range(USERS - 1)])
     writing = Publisher(store, await lead(store), step=step, apart_from=1_000)
-    return await writing.publish(1, result, {}, "variational", automatic=True, numbered=lambda _: None)
+    return await writing.write(await writing.begin(1, result, {}, "variational"), automatic=True)
 
 
 async def check_records(store: Store, result: FitResult, number: int) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from factors import posterior_of
 from tests.support.waiting import wait_until_async
+from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import make_table, spans_of, string_array
-from trainer.archive.log import EpochArchive
 from trainer.errors import FitFailedError, SegmentGoneError
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_process

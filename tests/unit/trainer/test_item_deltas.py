@@ -16,12 +16,12 @@ from factors import (
     posterior_of,
 )
 from factors.model.layout import item_layout
+from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import make_table, spans_of, string_array
-from trainer.archive.log import EpochArchive
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.results import FitResult, erase_user, read_result, write_result
-from trainer.item_updates.keeper import after
-from trainer.item_updates.overlay import Overlay
+from trainer.item_updates.ratings_since_fit import RatingsSinceFit
+from trainer.item_updates.updater import after
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
@@ -60,7 +60,7 @@ def base(tmp_path: Path) -> FitResult:
     return read_result(tmp_path / "fit")
 
 
-def current(base: FitResult, overlay: Overlay, users: list[bytes]) -> tuple[np.ndarray, Float32s]:
+def current(base: FitResult, since: RatingsSinceFit, users: list[bytes]) -> tuple[np.ndarray, Float32s]:
     """Stands for the store: some vector for each user that tells them apart."""
     items = np.asarray(base.items)
     vectors = []
@@ -71,19 +71,19 @@ def current(base: FitResult, overlay: Overlay, users: list[bytes]) -> tuple[np.n
     return np.full(len(users), 100), np.array(vectors)
 
 
-def folded(base: FitResult, overlay: Overlay) -> dict[int, Float32s]:
+def folded(base: FitResult, since: RatingsSinceFit) -> dict[int, Float32s]:
     rows: dict[int, Float32s] = {}
-    while overlay.dirty:
-        work = overlay.next_round()
-        if work.users:
-            overlay.set_users(work.numbers, *current(base, overlay, work.users))
-        rows.update(zip(work.items, overlay.fold(work), strict=True))
+    while since.waiting_items:
+        chosen = since.next_round()
+        if chosen.users:
+            since.set_users(chosen.slots, *current(base, since, chosen.users))
+        rows.update(zip(chosen.items, since.fold(chosen), strict=True))
     return rows
 
 
 def expected(base: FitResult, item: int, ratings: dict[bytes, float], newer: set[bytes]) -> Float32s:
     vectors = [
-        current(base, Overlay(base.model, base), [user])[1][0]
+        current(base, RatingsSinceFit(base.model, base), [user])[1][0]
         if user in newer
         else np.asarray(base.users)[base.rows_of([user])[0]]
         for user in ratings
@@ -110,20 +110,20 @@ def test_a_touched_item_keeps_what_only_the_fit_knows(base: FitResult) -> None:
     effect = item_layout(base.model).implicit_effect
     items = np.array(base.items)
     items[:, effect] = 0.25
-    overlay = Overlay(base.model, replace(base, items=items))
-    overlay.add(table_of([("new", 1, 3, 5.0), ("new", 2, 11, 5.0)]))
-    rows = folded(base, overlay)
+    since = RatingsSinceFit(base.model, replace(base, items=items))
+    since.add(table_of([("new", 1, 3, 5.0), ("new", 2, 11, 5.0)]))
+    rows = folded(base, since)
     assert (rows[3][effect] == 0.25).all()
     assert (rows[11][effect] == 0.0).all()
 
 
 def test_touched_items_are_what_all_of_their_ratings_say(base: FitResult) -> None:
-    overlay = Overlay(base.model, base)
+    since = RatingsSinceFit(base.model, base)
     rater = next(iter(known(base, 0))).decode()
-    overlay.add(table_of([("new", 1, 0, 5.0), (rater, 6, 0, 1.0), ("new", 2, 9, 4.0)]))
-    overlay.add(table_of([("new", 3, 0, 2.0)]))
-    assert overlay.dirty == 2
-    rows = folded(base, overlay)
+    since.add(table_of([("new", 1, 0, 5.0), (rater, 6, 0, 1.0), ("new", 2, 9, 4.0)]))
+    since.add(table_of([("new", 3, 0, 2.0)]))
+    assert since.waiting_items == 2
+    rows = folded(base, since)
     newer = {b"new", rater.encode()}
     zero = known(base, 0) | {rater.encode(): 1.0, b"new": 2.0}
     np.testing.assert_allclose(rows[0], expected(base, 0, zero, newer), rtol=2e-4, atol=1e-5)
@@ -131,30 +131,38 @@ def test_touched_items_are_what_all_of_their_ratings_say(base: FitResult) -> Non
 
 
 def test_rating_taken_back_is_gone(base: FitResult) -> None:
-    overlay = Overlay(base.model, base)
+    since = RatingsSinceFit(base.model, base)
     rater = next(iter(known(base, 2)))
-    overlay.add(table_of([(rater.decode(), 6, 2, NAN)]))
+    since.add(table_of([(rater.decode(), 6, 2, NAN)]))
     left = {user: value for user, value in known(base, 2).items() if user != rater}
-    np.testing.assert_allclose(folded(base, overlay)[2], expected(base, 2, left, set()), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(folded(base, since)[2], expected(base, 2, left, set()), rtol=2e-4, atol=1e-5)
 
 
 def test_forgotten_user_counts_no_more(base: FitResult) -> None:
-    overlay = Overlay(base.model, base)
-    overlay.add(table_of([("u3", 6, 7, 5.0), ("other", 1, 7, 2.0)]))
-    folded(base, overlay)
+    since = RatingsSinceFit(base.model, base)
+    since.add(table_of([("u3", 6, 7, 5.0), ("other", 1, 7, 2.0)]))
+    folded(base, since)
     rated = {item for item in range(8) if b"u3" in known(base, item)}
     erase_user(base.path, b"u3")
-    overlay.forget(b"u3")
-    rows = folded(base, overlay)
+    since.forget(b"u3")
+    rows = folded(base, since)
     assert set(rows) == rated | {7}
     left = {user: value for user, value in known(base, 7).items() if value == value} | {b"other": 2.0}  # noqa: PLR0124
     np.testing.assert_allclose(rows[7], expected(base, 7, left, {b"other"}), rtol=2e-4, atol=1e-5)
 
 
+def test_items_of_a_forgotten_user_who_has_not_rated_since_are_folded_in(base: FitResult) -> None:
+    since = RatingsSinceFit(base.model, base)
+    rated = {item for item in range(8) if b"u3" in known(base, item)}
+    erase_user(base.path, b"u3")
+    since.forget(b"u3")
+    assert set(folded(base, since)) == rated
+
+
 def test_before_any_fit_items_rest_on_the_events_alone(base: FitResult) -> None:
-    overlay = Overlay(base.model, None)
-    overlay.add(table_of([("a", 1, 3, 5.0), ("b", 1, 3, 4.0)]))
-    row = folded(base, overlay)[3]
+    since = RatingsSinceFit(base.model, None)
+    since.add(table_of([("a", 1, 3, 5.0), ("b", 1, 3, 4.0)]))
+    row = folded(base, since)[3]
     np.testing.assert_allclose(
         row, expected(base, 9, {b"a": 5.0, b"b": 4.0}, {b"a", b"b"}), rtol=2e-4, atol=1e-5
     )
@@ -165,39 +173,39 @@ def test_before_any_fit_items_rest_on_the_events_alone(base: FitResult) -> None:
 def test_rounds_are_bounded_and_the_oldest_come_first(
     base: FitResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.item_updates.overlay.ROUND_ITEMS", 3)
-    monkeypatch.setattr("trainer.item_updates.overlay.ROUND_USERS", 2)
-    overlay = Overlay(base.model, base)
-    overlay.add(table_of([(f"x{k}", 1, 20 - k, 3.0) for k in range(6)]))
-    overlay.add(table_of([("y", 1, 30, 3.0)]))
+    monkeypatch.setattr("trainer.item_updates.ratings_since_fit.ROUND_ITEMS", 3)
+    monkeypatch.setattr("trainer.item_updates.ratings_since_fit.ROUND_USERS", 2)
+    since = RatingsSinceFit(base.model, base)
+    since.add(table_of([(f"x{k}", 1, 20 - k, 3.0) for k in range(6)]))
+    since.add(table_of([("y", 1, 30, 3.0)]))
     seen: list[int] = []
-    while overlay.dirty:
-        work = overlay.next_round()
-        assert 1 <= len(work.items) <= 3
-        assert len(work.users) <= 2
-        overlay.set_users(work.numbers, *current(base, overlay, work.users))
-        overlay.fold(work)
-        seen.extend(work.items)
+    while since.waiting_items:
+        chosen = since.next_round()
+        assert 1 <= len(chosen.items) <= 3
+        assert len(chosen.users) <= 2
+        since.set_users(chosen.slots, *current(base, since, chosen.users))
+        since.fold(chosen)
+        seen.extend(chosen.items)
     assert seen == [15, 16, 17, 18, 19, 20, 30]
 
 
 def test_users_are_read_again_only_after_newer_events(base: FitResult) -> None:
-    overlay = Overlay(base.model, base)
-    overlay.add(table_of([("a", 1, 1, 3.0)]))
-    folded(base, overlay)
-    overlay.add(table_of([("b", 1, 1, 3.0)]))
-    assert overlay.next_round().users == [b"b"]
+    since = RatingsSinceFit(base.model, base)
+    since.add(table_of([("a", 1, 1, 3.0)]))
+    folded(base, since)
+    since.add(table_of([("b", 1, 1, 3.0)]))
+    assert since.next_round().users == [b"b"]
 
 
-def test_work_that_was_not_published_comes_again(base: FitResult) -> None:
-    overlay = Overlay(base.model, base)
-    overlay.add(table_of([("a", 1, 1, 3.0)]))
-    work = overlay.next_round()
-    overlay.set_users(work.numbers, *current(base, overlay, work.users))
-    overlay.fold(work)
-    assert overlay.dirty == 0
-    overlay.again(work)
-    assert overlay.dirty == 1
+def test_round_that_was_not_published_comes_again(base: FitResult) -> None:
+    since = RatingsSinceFit(base.model, base)
+    since.add(table_of([("a", 1, 1, 3.0)]))
+    chosen = since.next_round()
+    since.set_users(chosen.slots, *current(base, since, chosen.users))
+    since.fold(chosen)
+    assert since.waiting_items == 0
+    since.put_back(chosen)
+    assert since.waiting_items == 1
 
 
 def test_events_that_a_fit_has_seen_are_left_out() -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import Span, make_table, spans_of, string_array
-from trainer.archive.log import MERGED_ROWS, Archive, EpochArchive, choose_merge
+from trainer.archive.merging import MERGED_ROWS, choose_merge
+from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import SegmentName, read_segment
 from trainer.errors import ArchiveBusyError, ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 
@@ -64,10 +66,10 @@ def filled(directory: Path, segments: int = 9, rows: int = 10) -> EpochArchive:
 
 
 def rebuild(archive: EpochArchive, table: pa.Table, spans: dict[int, Span]) -> None:
-    work = archive.begin_rebuild()
-    work.add(table.slice(0, 2))
-    work.add(table.slice(2))
-    work.commit(spans)
+    old = archive.begin_rebuild()
+    archive.append(table.slice(0, 2), {})
+    archive.append(table.slice(2), {})
+    archive.finish_rebuild(old, spans)
 
 
 def crash_at(name: str, occurrence: int = 1) -> Callable[[str], None]:
@@ -90,7 +92,7 @@ def test_events_come_back_in_order_with_positions(tmp_path: Path) -> None:
     assert snapshot.rows == 30
     assert sum(span.events for span in snapshot.spans.values()) == 30
     assert max(snapshot.positions.values()) == (30, 0)
-    assert archive.position(9) == (0, 0)
+    assert 9 not in snapshot.positions
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -210,7 +212,12 @@ def test_damage_anywhere_is_found_and_set_aside(tmp_path: Path, position: float)
     with pytest.raises(SegmentDamagedError, match=victim.name):
         read_segment(victim)
     after = reopened(tmp_path)
-    assert [damage.path.name for damage in after.verify()] == [victim.name]
+    for path in after.snapshot().paths:
+        try:
+            read_segment(path)
+        except SegmentDamagedError as exc:
+            after.set_aside(path, exc.why)
+    assert [damage.path.name for damage in after.damaged] == [victim.name]
     assert contents(after) == [*range(1, 1001), *range(2001, 3001)]
     assert after.has_holes()
     assert victim.with_name(victim.name + ".damaged").exists()
@@ -246,29 +253,29 @@ def test_empty_batch_moves_the_position(tmp_path: Path) -> None:
     table, _ = events(1, 0)
     archive.append(table, {3: Span((5, 0), (9, 1), 2)})
     after = reopened(tmp_path)
-    assert after.position(3) == (9, 1)
+    assert after.snapshot().positions[3] == (9, 1)
     assert after.snapshot().spans[3].events == 2
     assert contents(after) == []
 
 
 def test_one_process_holds_the_archive(tmp_path: Path) -> None:
-    first = Archive(tmp_path / "ns", guard=free)
+    first = ArchiveRoot(tmp_path / "ns", guard=free)
     with pytest.raises(ArchiveBusyError):
-        Archive(tmp_path / "ns", guard=free)
+        ArchiveRoot(tmp_path / "ns", guard=free)
     first.close()
-    Archive(tmp_path / "ns", guard=free).close()
+    ArchiveRoot(tmp_path / "ns", guard=free).close()
 
 
 def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(ArchiveFailedError, match="cannot write") as caught:
-        Archive(file / "archive", guard=free)
+        ArchiveRoot(file / "archive", guard=free)
     assert "\n" not in str(caught.value)
 
 
 def test_removed_epoch_is_gone_and_a_half_removed_one_is_finished(tmp_path: Path) -> None:
-    archive = Archive(tmp_path, guard=free)
+    archive = ArchiveRoot(tmp_path, guard=free)
     for epoch in (1, 2, 3):
         archive.epoch(epoch).append(*events(1, 5))
     archive.folder(1).rename(tmp_path / "epoch-000001.removed")
@@ -318,7 +325,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_trainer_archive as t
-from trainer.archive.log import EpochArchive
+from trainer.archive.epoch_archive import EpochArchive
 
 operation, step, folder = sys.argv[2:5]
 def stop(at: str) -> None:

@@ -17,11 +17,10 @@ from featurestore.ratings.stream import Events, Progress
 from processes.backoff import Backoff
 from processes.settings import SettingsError
 from trainer import log
-from trainer.archive.consumer import is_new
-from trainer.archive.events import Span, join_spans
-from trainer.archive.log import Snapshot
-from trainer.archive.positions import format_position, parse_position
-from trainer.archive.rebuild import is_incomplete
+from trainer.archive.epoch_archive import Snapshot
+from trainer.archive.events import Span, format_position, join_spans, parse_position
+from trainer.consume.consumer import is_new
+from trainer.consume.rebuild import is_incomplete
 from trainer.engines import compared
 from trainer.gate import Evidence, Policy, judge, loss_ratio
 from trainer.leadership import Leadership
@@ -30,13 +29,13 @@ from trainer.settings import TrainerSettings
 
 CALM = Situation(
     now=100.0,
-    asked=False,
+    requested=False,
     held=False,
     new_events=0,
     fitted_events=0,
     lately=0,
     first_new_at=None,
-    base_missing=False,
+    files_missing=False,
     not_before=0.0,
 )
 GOOD = Evidence(
@@ -57,8 +56,8 @@ GOOD = Evidence(
     ("changes", "expected"),
     [
         ({}, Decision(None)),
-        ({"asked": True}, Decision("asked")),
-        ({"asked": True, "held": True, "not_before": 1e9}, Decision("asked")),
+        ({"requested": True}, Decision("requested")),
+        ({"requested": True, "held": True, "not_before": 1e9}, Decision("requested")),
         ({"new_events": 100}, Decision("events")),
         ({"new_events": 99, "first_new_at": 95.0}, Decision(None, 55.0)),
         ({"new_events": 1, "first_new_at": 40.0}, Decision("seconds")),
@@ -68,7 +67,7 @@ GOOD = Evidence(
         ({"new_events": 1000, "lately": 100, "first_new_at": 40.0}, Decision("seconds")),
         ({"new_events": 1000, "held": True}, Decision(None)),
         ({"new_events": 1000, "not_before": 130.0}, Decision(None, 30.0)),
-        ({"base_missing": True}, Decision("files")),
+        ({"files_missing": True}, Decision("files")),
         ({"new_events": -5}, Decision(None)),
     ],
 )

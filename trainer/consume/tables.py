@@ -1,6 +1,4 @@
-"""What the store says of an epoch's streams, beyond reading them. Invariant: nothing here changes a
-stream.
-"""
+"""Rating events of the stream as tables of the archive. Invariant: nothing here changes a stream."""
 
 from dataclasses import dataclass
 
@@ -12,19 +10,7 @@ from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.item_registry import ItemRegistry
 from featurestore.ratings.stream import Events, Progress, progress
 from featurestore.store import Store
-from trainer.archive.events import START, Position, make_table, string_array
-
-
-def parse_position(stream_id: str | bytes) -> Position:
-    """`ms-seq` as a position."""
-    text = stream_id.decode() if isinstance(stream_id, bytes) else stream_id
-    ms, _, seq = text.partition("-")
-    return int(ms), int(seq or 0)
-
-
-def format_position(position: Position) -> str:
-    """A position as `ms-seq`."""
-    return f"{position[0]}-{position[1]}"
+from trainer.archive.events import START, make_table, string_array
 
 
 async def tails(store: Store, epoch: int) -> dict[int, Progress]:

@@ -9,7 +9,6 @@ counts, so that they change nothing.
 """
 
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +18,10 @@ from featurestore.ratings.stream import Progress
 from featurestore.store import Store
 from featurestore.wire.functions import commands
 from trainer import log
+from trainer.archive.epoch_archive import EpochArchive, Snapshot
 from trainer.archive.events import Span, make_table, string_array
-from trainer.archive.log import EpochArchive, Snapshot
-from trainer.archive.positions import item_ids, tails
-from trainer.retry import patiently
+from trainer.consume.tables import item_ids, tails
+from trainer.retry import with_retries
 from trainer.threads import Threads
 
 _SCAN_COUNT = 1_000
@@ -44,14 +43,14 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None
     """
     epoch = archive.epoch
     log.warning("archive_rebuild", epoch=epoch)
-    ends = await patiently("tails", lambda: tails(store, epoch))
-    work = await threads.run(archive.begin_rebuild)
+    ends = await with_retries(tails, store, epoch)
+    old = await threads.run(archive.begin_rebuild)
     rows = 0
     async for part in _parts(store, epoch):
         rows += part.num_rows
-        await threads.run(work.add, part)
+        await threads.run(archive.append, part, {})
     spans = {partition: Span(end.last, end.last, end.last[1]) for partition, end in ends.items()}
-    await threads.run(work.commit, spans)
+    await threads.run(archive.finish_rebuild, old, spans)
     log.event("archive_rebuilt", epoch=epoch, ratings=rows)
 
 
@@ -77,10 +76,10 @@ async def _users(store: Store, epoch: int) -> AsyncIterator[list[tuple[bytes, in
         pattern = _escaped(prefix) + b"*"
         while True:
             scan = [b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % _SCAN_COUNT]
-            ((cursor, keys),) = await patiently("scan", partial(commands, connection, [scan]))
+            ((cursor, keys),) = await with_retries(commands, connection, [scan])
             user_ids = [key[len(prefix) :] for key in keys]
             if user_ids:
-                yield await patiently("histories", partial(_read, store, epoch, user_ids, partition))
+                yield await with_retries(_read, store, epoch, user_ids, partition)
             if cursor == b"0":
                 break
 
@@ -116,7 +115,7 @@ async def _table(store: Store, epoch: int, users: Sequence[tuple[bytes, int, byt
     last_n = np.array([n for _, n, _, _ in users], dtype=np.int64)
     after = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(entries))
     item_row = entries["item_row"].astype(np.int64)
-    items = await patiently("items", partial(item_ids, item_row, store.items(epoch)))
+    items = await with_retries(item_ids, item_row, store.items(epoch))
     zeros = np.zeros(len(entries), dtype=np.int64)
     return make_table(
         partition=np.array([partition for *_, partition in users], dtype=np.uint16)[owner],

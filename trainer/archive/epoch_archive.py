@@ -1,0 +1,225 @@
+"""The archive of one epoch: every rating event once, in a log of segments that only grows at its end.
+
+Invariant: what is found after a kill at any step is a state before or after one whole operation. Segments
+are numbered without holes; a file that stands for several numbers (a merge) or for a later revision (an
+erasure) makes the files that it covers superfluous from the moment of its rename, and those are removed
+afterwards.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainer.archive.events import SCHEMA, Position, Spans, join_spans, string_array, without_user
+from trainer.archive.merging import choose_merge
+from trainer.archive.segments import (
+    DAMAGED,
+    TEMPORARY,
+    Guard,
+    Segment,
+    SegmentName,
+    Step,
+    inspect_segment,
+    no_step,
+    read_segment,
+    sync_directory,
+    write_segment,
+)
+from trainer.errors import ArchiveFailedError, SegmentDamagedError
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The segments of an epoch at one moment: their files in the order of the log, and what they cover."""
+
+    epoch: int
+    paths: tuple[Path, ...]
+    spans: Spans
+    rows: int
+
+    @property
+    def positions(self) -> dict[int, Position]:
+        """Last archived stream id of each partition."""
+        return {partition: span.last for partition, span in self.spans.items()}
+
+    @property
+    def events(self) -> int:
+        """How many events of the streams are archived. After an erasure or a rebuild there are fewer rows."""
+        return sum(span.events for span in self.spans.values())
+
+
+class EpochArchive:
+    """The log of one epoch. Appends come from one task; merges and erasures may run beside them in other
+    threads.
+    """
+
+    def __init__(self, directory: Path, epoch: int, *, guard: Guard, step: Step = no_step) -> None:
+        self.directory = directory
+        self.epoch = epoch
+        self._guard = guard
+        self._step = step
+        # Held for moments, over the list of segments; the two below for as long as files are written.
+        self._state = threading.Lock()
+        # Held by whatever replaces segments, so that an erasure never misses rows that a merge just moved.
+        self._maintenance = threading.Lock()
+        self._appending = threading.Lock()
+        self._segments: list[Segment] = []
+        self.damaged: list[SegmentDamagedError] = []
+        self.rebuilding = False
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._recover()
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot open {directory}: {exc.strerror or exc}") from exc
+
+    def snapshot(self) -> Snapshot:
+        """Return what is archived now."""
+        segments = self._listed()
+        spans = join_spans(segment.spans for segment in segments)
+        rows = sum(segment.rows for segment in segments)
+        return Snapshot(self.epoch, tuple(segment.path for segment in segments), spans, rows)
+
+    def has_holes(self) -> bool:
+        """Say whether segments are missing between others."""
+        expected = 1
+        for segment in self._listed():
+            if segment.name.first != expected:
+                return True
+            expected = segment.name.last + 1
+        return False
+
+    def append(self, table: pa.Table, spans: Spans) -> Segment:
+        """Add events that follow the archived ones. When it returns they are on disk.
+
+        Raises `ArchiveFailedError` (nothing was added) or what the guard raises.
+        """
+        with self._appending:
+            segments = self._listed()
+            number = segments[-1].name.last + 1 if segments else 1
+            name = SegmentName(number, number)
+            segment = write_segment(self.directory, name, table, spans, step=self._step, guard=self._guard)
+            with self._state:
+                self._segments.append(segment)
+        return segment
+
+    def merge(self) -> bool:
+        """Merge one run of neighbours; say whether there was one. Sets a damaged segment aside."""
+        with self._maintenance:
+            segments = self._listed()
+            run = choose_merge([segment.rows for segment in segments])
+            if run is None or self.rebuilding:
+                return False
+            merged = segments[run]
+            tables = []
+            for segment in merged:
+                try:
+                    tables.append(read_segment(segment.path)[0])
+                except SegmentDamagedError as exc:
+                    self._set_aside(segment, exc)
+                    return False
+            spans = join_spans(segment.spans for segment in merged)
+            name = SegmentName(merged[0].name.first, merged[-1].name.last)
+            self._replace(merged, name, pa.concat_tables(tables), spans)
+            return True
+
+    def erase(self, user_id: bytes, up_to_n: int) -> int:
+        """Take a user's events up to `up_to_n` out of every segment; return how many there were.
+
+        Repeating is safe. Damaged files that were set aside cannot be searched, so they are removed.
+        """
+        erased = 0
+        with self._maintenance:
+            for segment in self._listed():
+                try:
+                    table, spans = read_segment(segment.path)
+                except SegmentDamagedError as exc:
+                    self._set_aside(segment, exc)
+                    continue
+                # The ids first: of many segments few have the user, and the filter copies all columns.
+                if not pc.any(pc.equal(table["user_id"], string_array([user_id])[0])).as_py():
+                    continue
+                kept = without_user(table, user_id, up_to_n)
+                if kept.num_rows < table.num_rows:
+                    erased += table.num_rows - kept.num_rows
+                    name = SegmentName(segment.name.first, segment.name.last, segment.name.revision + 1)
+                    self._replace([segment], name, kept, spans)
+            for path in self.directory.glob(f"*{DAMAGED}"):
+                path.unlink()
+        return erased
+
+    def begin_rebuild(self) -> list[Segment]:
+        """Return the segments that are to be replaced by those appended from now on, which cover no span.
+
+        They stay until `finish_rebuild`: an archive with parts of an unfinished rebuild counts as incomplete
+        as it did before, and the next rebuild covers those too.
+        """
+        # A merge that runs is waited for, and no other begins: it would change the segments that are
+        # returned.
+        with self._maintenance:
+            self.rebuilding = True
+            return self._listed()
+
+    def finish_rebuild(self, old: Sequence[Segment], spans: Spans) -> None:
+        """Replace the `old` segments in one commit: those appended after them are the archive, and cover
+        `spans`.
+        """
+        with self._maintenance:
+            if old:
+                revision = max(segment.name.revision for segment in old) + 1
+                name = SegmentName(1, old[-1].name.last, revision)
+                self._replace(old, name, SCHEMA.empty_table(), spans)
+            self.damaged.clear()
+        if not old:
+            self.append(SCHEMA.empty_table(), spans)
+        self.rebuilding = False
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Take a segment that a reader found damaged out of the log; its file stays, for a person."""
+        with self._maintenance:
+            for segment in self._listed():
+                if segment.path == path:
+                    self._set_aside(segment, SegmentDamagedError(path, why))
+
+    def _listed(self) -> list[Segment]:
+        with self._state:
+            return list(self._segments)
+
+    def _replace(self, old: Sequence[Segment], name: SegmentName, table: pa.Table, spans: Spans) -> None:
+        new = write_segment(self.directory, name, table, spans, step=self._step, guard=self._guard)
+        with self._state:
+            others = [segment for segment in self._segments if segment not in old]
+            self._segments = sorted([*others, new], key=lambda segment: segment.name)
+        for segment in old:
+            self._step("replace:unlink")
+            segment.path.unlink(missing_ok=True)
+        self._step("replace:unlinked")
+        sync_directory(self.directory)
+
+    def _set_aside(self, segment: Segment, damage: SegmentDamagedError) -> None:
+        with self._state:
+            self._segments.remove(segment)
+            self.damaged.append(damage)
+        if segment.path.exists():
+            segment.path.rename(segment.path.with_name(segment.path.name + DAMAGED))
+
+    def _recover(self) -> None:
+        """Finish what a kill left half done, then list the segments."""
+        for leftover in self.directory.glob(f"*{TEMPORARY}"):
+            leftover.unlink()
+        named = [(SegmentName.parse(path.name), path) for path in self.directory.iterdir()]
+        files = sorted((name, path) for name, path in named if name is not None)
+        for name, path in files:
+            if any(other.covers(name) for other, _ in files):
+                self._step("recover:unlink")
+                path.unlink()
+                continue
+            try:
+                self._segments.append(inspect_segment(path, name))
+            except SegmentDamagedError as exc:
+                self.damaged.append(exc)
+                path.rename(path.with_name(path.name + DAMAGED))
+        sync_directory(self.directory)

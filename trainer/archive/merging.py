@@ -1,0 +1,53 @@
+"""Which segments to merge: decided from their numbers of rows alone. Invariant: an epoch of n rows has some
+log8(n) segments besides full ones, and each row is written some log8(n) times.
+"""
+
+from collections.abc import Iterable, Sequence
+
+# Eight neighbours of one size become one: fewer would write each row more often, more would leave more files
+# to open.
+MERGE_FANOUT = 8
+# A slow stream gives a segment of a few rows every half second: all of them count as one size.
+SMALLEST_TIER_ROWS = 1_000
+# A merged segment is read whole into memory, some 80 bytes a row.
+MERGED_ROWS = 2_000_000
+
+
+def choose_merge(rows: Sequence[int]) -> slice | None:
+    """Which neighbours to merge, given the rows of each segment in order; None where there are few enough.
+
+    The smallest size first: `MERGE_FANOUT` neighbours that are all of a tier or below it, cut where together
+    they would hold more than `MERGED_ROWS`.
+    """
+    tiers = [_tier(count) for count in rows]
+    final = _tier(MERGED_ROWS // 2)
+    for tier in range(final):
+        for start, stop in _runs(tiers, tier):
+            run = _fitting(rows, start, stop)
+            if run is not None and stop - start >= MERGE_FANOUT:
+                return run
+    return None
+
+
+def _tier(rows: int) -> int:
+    tier = 0
+    while rows > SMALLEST_TIER_ROWS * MERGE_FANOUT**tier:
+        tier += 1
+    return tier
+
+
+def _runs(tiers: Sequence[int], tier: int) -> Iterable[tuple[int, int]]:
+    start = 0
+    for position in range(len(tiers) + 1):
+        if position == len(tiers) or tiers[position] > tier:
+            if position > start:
+                yield start, position
+            start = position + 1
+
+
+def _fitting(rows: Sequence[int], start: int, stop: int) -> slice | None:
+    total, end = 0, start
+    while end < stop and total + rows[end] <= MERGED_ROWS:
+        total += rows[end]
+        end += 1
+    return slice(start, end) if end - start >= 2 else None

@@ -1,0 +1,94 @@
+"""The archive folder of a namespace. Invariant: one process of a host has it, and the kernel takes it back
+when that process ends, however it ends.
+"""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.segments import TEMPORARY, Guard, Step, no_step, sync_directory
+from trainer.errors import ArchiveBusyError, ArchiveFailedError
+from trainer.settings import TrainerSettings
+
+
+def archive_folder(settings: TrainerSettings) -> Path:
+    """Return the folder of a namespace's archive."""
+    return settings.archive_dir / settings.store.namespace
+
+
+class ArchiveRoot:
+    """The archive folder of one namespace, held until `close`.
+
+    Raises `ArchiveBusyError` where another process holds it, `ArchiveFailedError` where it cannot be written.
+    """
+
+    def __init__(self, root: Path, *, guard: Guard, step: Step = no_step) -> None:
+        self.root = root
+        self._guard = guard
+        self._step = step
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._lock = _hold(root / "lock")
+            # A full disk and a read-only one are found here, before this trainer takes the lease from another
+            # host.
+            probe = root / f"probe{TEMPORARY}"
+            probe.write_bytes(b"\0" * 4096)
+            probe.unlink()
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot write {root}: {exc.strerror or exc}") from exc
+        self._epochs: dict[int, EpochArchive] = {}
+
+    def epochs(self) -> list[int]:
+        """Return the numbers of the epochs that have a folder, in order."""
+        names = (path.name.removeprefix("epoch-") for path in self.root.glob("epoch-*") if path.is_dir())
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def epoch(self, number: int) -> EpochArchive:
+        """Return the archive of one epoch, opened (and made) on first use. Slow then: call it in a thread."""
+        if number not in self._epochs:
+            self._epochs[number] = EpochArchive(
+                self.folder(number), number, guard=self._guard, step=self._step
+            )
+        return self._epochs[number]
+
+    def forget_opened(self) -> None:
+        """Open epochs anew: what is on disk counts, not what a term believed that was cut off."""
+        self._epochs.clear()
+
+    def folder(self, number: int) -> Path:
+        """Return where an epoch is kept."""
+        return self.root / f"epoch-{number:06d}"
+
+    def remove_epoch(self, number: int) -> None:
+        """Remove all of an epoch. The folder is renamed first, so that a killed removal is finished later."""
+        self._epochs.pop(number, None)
+        folder = self.folder(number)
+        try:
+            self._guard()
+            if folder.exists():
+                folder.rename(folder.with_name(folder.name + ".removed"))
+            for removed in self.root.glob("epoch-*.removed"):
+                shutil.rmtree(removed)
+            sync_directory(self.root)
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot remove {folder}: {exc.strerror or exc}") from exc
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._lock.close()
+
+
+def _hold(path: Path) -> BinaryIO:
+    """Lock `path` for as long as the returned file is open. Raises `ArchiveBusyError`."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        file.close()
+        raise ArchiveBusyError(f"{path.parent} is in use by another process") from exc
+    # A fit that outlived the trainer for a moment would else keep the next trainer from the archive.
+    os.set_inheritable(file.fileno(), False)
+    return file

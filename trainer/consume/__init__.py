@@ -1,0 +1,1 @@
+"""The first stage: rating events from the streams into the archive."""

@@ -1,0 +1,232 @@
+"""Consume one epoch: read, archive, acknowledge, in this order. Invariant: an event is acknowledged (and
+trimmed) only after it is on disk, and an event that is delivered again is known by its stream id and not
+archived again.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featurestore.codecs import FORGOTTEN_ROW
+from featurestore.errors import EpochGone, StoreUnavailable
+from featurestore.keys import digest_of
+from featurestore.leases import Lease
+from featurestore.ratings.stream import Events
+from featurestore.store import Store
+from processes.backoff import Backoff
+from trainer import log
+from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.events import START, Position, Span, format_position, spans_of, without_user
+from trainer.archive.segments import Step, no_step
+from trainer.consume.rebuild import is_incomplete, rebuild
+from trainer.consume.tables import item_ids, tails, to_table
+from trainer.fit_job.folder import FitFolder
+from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates
+from trainer.retry import with_retries
+from trainer.threads import Threads
+
+# How long the store holds a blocking read. A stop, an erasure, and the reader of the other epoch, which
+# shares the connection, wait for it at most so long.
+_BLOCK_MS = 100
+# No user has rated so often: an erasure up to this `n` takes all that the archive has of a user.
+_ALL_OF_A_USER = 2**62
+# Users erased last. The mark in the stream has erased a user already when the command that asks for the same
+# comes, and a search of the whole archive takes seconds. Bounds the memory: 16 bytes each.
+_REMEMBERED_ERASURES = 1_000
+
+
+class EpochConsumer:
+    """The one reader of an epoch's streams; hands what it has archived on to `item_updates`."""
+
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        archive: EpochArchive,
+        *,
+        fits: FitFolder,
+        item_updates: ItemUpdates,
+        threads: Threads,
+        batch_events: int,
+        linger_s: float,
+        step: Step = no_step,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.epoch = archive.epoch
+        self._archive = archive
+        self._store = store
+        self._lease = lease
+        self._fits = fits
+        self._item_updates = item_updates
+        self._threads = threads
+        self._count = max(1, batch_events // store.config.partitions)
+        self._linger_s = linger_s
+        self._step = step
+        self._clock = clock
+        self.positions: dict[int, Position] = {}
+        self.archived_events = 0
+        self._state: Literal["new", "consuming", "ended"] = "new"
+        self._progress = asyncio.Condition()
+        # Held for a batch, a repair or an erasure: each begins when the one before is whole.
+        self._exclusive = asyncio.Lock()
+        self._erased: OrderedDict[bytes, None] = OrderedDict()
+
+    async def run(self) -> None:
+        """Consume until cancelled. Raises `LeaseLost`, `EpochGone`; waits out an unreachable store and a full
+        disk.
+        """
+        try:
+            async with self._exclusive:
+                await self._prepare()
+            await self._consume()
+        finally:
+            # After a cancelled consumer its files are removed: a repair or an erasure in them ends first.
+            async with self._exclusive:
+                await self._enter("ended")
+
+    async def ready(self) -> None:
+        """Return when the archive is known to be complete. Raises `EpochGone` when the epoch is."""
+        await self._until(lambda: self._state == "consuming")
+
+    async def reached(self, targets: Mapping[int, Position]) -> None:
+        """Return when everything up to `targets` is archived. Raises `EpochGone` when that will not be."""
+        await self._until(
+            lambda: all(self.positions.get(p, START) >= target for p, target in targets.items())
+        )
+
+    async def reached_now(self) -> None:
+        """Return when all that was acknowledged before this call is archived. Raises `EpochGone`."""
+        ends = await with_retries(tails, self._store, self.epoch)
+        await self.reached({partition: end.last for partition, end in ends.items()})
+
+    async def repair(self) -> None:
+        """Rebuild the archive from the store's histories. Raises `EpochGone`."""
+        async with self._exclusive:
+            self._raise_if_ended()
+            await self._rebuild()
+
+    async def erase_unknown(self, user_id: bytes) -> None:
+        """Make sure that no file of the epoch has anything of a user whom the store does not know (any more).
+
+        Raises `EpochGone`.
+        """
+        async with self._exclusive:
+            self._raise_if_ended()
+            n, _ = await with_retries(self._store.users.history, self.epoch, user_id)
+            # A user who has come back keeps what came after; what was before went with the mark in the
+            # stream.
+            if n == 0 and digest_of(user_id) not in self._erased:
+                await self._erase(user_id)
+
+    async def _prepare(self) -> None:
+        self._store.stream.restart(self.epoch)
+        self._take_stock()
+        ends = await with_retries(tails, self._store, self.epoch)
+        if is_incomplete(self._archive.snapshot(), ends, holes=self._archive.has_holes()):
+            await self._rebuild()
+        await self._enter("consuming")
+
+    async def _consume(self) -> None:
+        backoff = Backoff(0.1, 2.0)
+        while True:
+            began_at = self._clock()
+            try:
+                async with self._exclusive:
+                    events = await self._store.stream.read(self.epoch, self._lease, self._count, _BLOCK_MS)
+                    if len(events):
+                        await self._take(events)
+                backoff.reset()
+            except StoreUnavailable as exc:
+                log.warning("consume_waits", epoch=self.epoch, failures=backoff.failures + 1, error=str(exc))
+                # What was read may not be archived: the next read begins at the oldest event that is not
+                # done.
+                self._store.stream.restart(self.epoch)
+                await asyncio.sleep(backoff.next_s())
+                continue
+            if len(events) and not events.more:
+                # Batches far apart enough that a slow stream does not make a file of each event.
+                await asyncio.sleep(max(0.0, self._linger_s - (self._clock() - began_at)))
+
+    async def _take(self, events: Events) -> None:
+        new = np.flatnonzero(is_new(events, self.positions))
+        self._step("consume:read")
+        if len(new):
+            await self._archive_events(events, new)
+        self._step("consume:archived")
+        last = {p: format_position(span.last) for p, span in _spans(events, np.arange(len(events))).items()}
+        await self._store.stream.done(self.epoch, self._lease, last)
+        self._step("consume:done")
+
+    async def _archive_events(self, events: Events, new: npt.NDArray[np.int64]) -> None:
+        items = await item_ids(events.item_row[new], self._store.items(self.epoch))
+        table = await self._threads.run(to_table, events, new, items)
+        spans = _spans(events, new)
+        forgotten = table["item_row"].to_numpy() == FORGOTTEN_ROW
+        if forgotten.any():
+            table = table.filter(pa.array(~forgotten))
+            # Before the mark is acknowledged: a mark whose erasure was cut off comes again.
+            for mark in new[forgotten].tolist():
+                user_id = events.users[int(events.user[mark])]
+                table = without_user(table, user_id, int(events.n[mark]))
+                await self._erase(user_id)
+        await with_retries(self._threads.run, self._archive.append, table, spans)
+        async with self._progress:
+            self.positions.update({p: span.last for p, span in spans.items()})
+            self.archived_events += len(new)
+            self._progress.notify_all()
+        if table.num_rows:
+            await self._item_updates.put(ArchivedBatch(self.epoch, table))
+
+    async def _erase(self, user_id: bytes) -> None:
+        erased = await with_retries(self._threads.run, self._archive.erase, user_id, _ALL_OF_A_USER)
+        # After the archive: a fit whose snapshot still had the user has begun by now, and is told.
+        await self._threads.run(self._fits.erase, user_id)
+        await self._item_updates.put(ErasedUser(self.epoch, user_id))
+        self._erased[digest_of(user_id)] = None
+        while len(self._erased) > _REMEMBERED_ERASURES:
+            self._erased.popitem(last=False)
+        log.event("user_erased", epoch=self.epoch, events=erased)
+
+    async def _rebuild(self) -> None:
+        await with_retries(rebuild, self._store, self._archive, self._threads)
+        self._take_stock()
+
+    def _take_stock(self) -> None:
+        snapshot = self._archive.snapshot()
+        self.positions = dict(snapshot.positions)
+        self.archived_events = snapshot.events
+
+    async def _enter(self, state: Literal["consuming", "ended"]) -> None:
+        async with self._progress:
+            self._state = state
+            self._progress.notify_all()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._state == "ended" or condition())
+        if not condition():
+            raise EpochGone(self.epoch)
+
+    def _raise_if_ended(self) -> None:
+        if self._state == "ended":
+            raise EpochGone(self.epoch)
+
+
+def is_new(events: Events, positions: Mapping[int, Position]) -> npt.NDArray[np.bool_]:
+    """Return which events (m,) lie beyond the archived positions of their partitions."""
+    new = np.ones(len(events), dtype=bool)
+    for partition in np.unique(events.partition):
+        ms, seq = positions.get(int(partition), START)
+        after = (events.stream_ms > ms) | ((events.stream_ms == ms) & (events.stream_seq > seq))
+        new &= (events.partition != partition) | after
+    return new
+
+
+def _spans(events: Events, rows: npt.NDArray[np.int64]) -> dict[int, Span]:
+    return spans_of(events.partition[rows].astype(np.uint16), events.stream_ms[rows], events.stream_seq[rows])

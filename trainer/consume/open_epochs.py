@@ -1,0 +1,122 @@
+"""The epochs that a term reads: the live one, and one that is being prepared. Invariant: each has exactly one
+consumer.
+"""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+
+from featurestore.errors import EpochGone
+from featurestore.leases import Lease
+from featurestore.store import Store
+from trainer import log
+from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.root import ArchiveRoot
+from trainer.archive.segments import Step
+from trainer.consume.consumer import EpochConsumer
+from trainer.fit_job.folder import FitFolder
+from trainer.item_updates.messages import ItemUpdates
+from trainer.settings import TrainerSettings
+from trainer.threads import Threads
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEpoch:
+    """One epoch on this host: its ratings, its fits, and the consumer that adds to them."""
+
+    archive: EpochArchive
+    fits: FitFolder
+    consumer: EpochConsumer
+
+
+class OpenEpochs:
+    """Opens epochs on first use. Their consumers are tasks of `group`, which is the term's."""
+
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        store: Store,
+        lease: Lease,
+        root: ArchiveRoot,
+        *,
+        item_updates: ItemUpdates,
+        threads: Threads,
+        group: asyncio.TaskGroup,
+        step: Step,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._lease = lease
+        self._root = root
+        self._item_updates = item_updates
+        self._threads = threads
+        self._group = group
+        self._step = step
+        self._opening = asyncio.Lock()
+        self._open: dict[int, OpenEpoch] = {}
+        self._consuming: dict[int, asyncio.Task[None]] = {}
+        self._claims: Counter[int] = Counter()
+
+    def numbers(self) -> set[int]:
+        """Return the epochs that are open now."""
+        return set(self._open)
+
+    async def open(self, number: int) -> OpenEpoch:
+        """Return the epoch once its archive is known to be complete. Raises `EpochGone`."""
+        epoch = await self.begin(number)
+        await epoch.consumer.ready()
+        return epoch
+
+    async def begin(self, number: int) -> OpenEpoch:
+        """Return the epoch, its consumer started, its archive perhaps not complete yet."""
+        async with self._opening:
+            if number not in self._open:
+                archive = await self._threads.run(self._root.epoch, number)
+                for damage in archive.damaged:
+                    log.warning("segment_damaged", epoch=number, segment=damage.path.name, why=damage.why)
+                fits = FitFolder(archive.directory)
+                consumer = EpochConsumer(
+                    self._store,
+                    self._lease,
+                    archive,
+                    fits=fits,
+                    item_updates=self._item_updates,
+                    threads=self._threads,
+                    batch_events=self._settings.batch_events,
+                    linger_s=self._settings.linger_s,
+                    step=self._step,
+                )
+                self._open[number] = OpenEpoch(archive, fits, consumer)
+                self._consuming[number] = self._group.create_task(
+                    self._consume(consumer), name=f"consume epoch {number}"
+                )
+            return self._open[number]
+
+    async def _consume(self, consumer: EpochConsumer) -> None:
+        try:
+            await consumer.run()
+        except EpochGone:
+            # It was abandoned or replaced: upkeep removes what is left of it.
+            log.event("epoch_gone", epoch=consumer.epoch)
+            self._open.pop(consumer.epoch, None)
+
+    async def close(self, number: int) -> None:
+        """End the consumer of an epoch; what it does just now is finished first."""
+        async with self._opening:
+            self._open.pop(number, None)
+            task = self._consuming.pop(number, None)
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+
+    def claim(self, number: int) -> None:
+        """Keep an epoch that is being prepared from being abandoned, until `release`."""
+        self._claims[number] += 1
+
+    def release(self, number: int) -> None:
+        """Take one claim back."""
+        self._claims[number] -= 1
+
+    def is_claimed(self, number: int) -> bool:
+        """Say whether a command that prepares this epoch is open."""
+        return self._claims[number] > 0

@@ -1,0 +1,49 @@
+"""The last stage of a refit: items are folded in for the generation that is live now. Invariant: `live` is
+what the item updater was told last.
+"""
+
+from featurestore.errors import GenerationUnknown
+from featurestore.generations.manifest import Pointer
+from featurestore.store import Store
+from trainer.consume.open_epochs import OpenEpochs
+from trainer.item_updates.messages import ItemUpdates, LiveFit
+from trainer.retry import with_retries
+from trainer.threads import Threads
+
+
+class Switch:
+    """Knows the live generation of a term, and hands a new one on to the item updater."""
+
+    def __init__(self, store: Store, epochs: OpenEpochs, threads: Threads, item_updates: ItemUpdates) -> None:
+        self._store = store
+        self._epochs = epochs
+        self._threads = threads
+        self._item_updates = item_updates
+        self.live: LiveFit | None = None
+
+    def live_of(self, epoch: int) -> LiveFit | None:
+        """Return the live generation if it is one of this epoch."""
+        return self.live if self.live is not None and self.live.epoch == epoch else None
+
+    async def to(self, live: LiveFit) -> None:
+        """Fold items in for this generation from now on."""
+        self.live = live
+        await self._item_updates.put(live)
+
+    async def follow(self, pointer: Pointer) -> None:
+        """Fold items in for the generation that the pointer names, whichever process made it live."""
+        if pointer.generation == 0:
+            return
+        if self.live is not None and (self.live.epoch, self.live.generation) == (
+            pointer.epoch,
+            pointer.generation,
+        ):
+            return
+        epoch = await self._epochs.open(pointer.epoch)
+        try:
+            meta = await with_retries(self._store.generations.meta, pointer.epoch, pointer.generation)
+        except GenerationUnknown:
+            # It was replaced and removed since the pointer was read: the next look finds the newer one.
+            return
+        result = await self._threads.run(epoch.fits.read, pointer.generation)
+        await self.to(LiveFit(meta, result, epoch.archive))

@@ -1,0 +1,108 @@
+"""Upkeep beside the pipeline: follow the pointer, merge segments, remove what is no longer needed.
+Invariant: nothing is removed that is live, is being prepared, or may become live again.
+"""
+
+import asyncio
+
+from featurestore.errors import LeaseLost, StoreError, StoreUnavailable
+from featurestore.generations.manifest import Pointer
+from featurestore.store import Store
+from featurestore.wire.functions import command
+from trainer import log
+from trainer.archive.root import ArchiveRoot
+from trainer.archive.segments import Step
+from trainer.consume.open_epochs import OpenEpochs
+from trainer.errors import ArchiveFailedError
+from trainer.publication.forgotten import ForgottenUsers
+from trainer.publication.switch import Switch
+from trainer.retry import with_retries
+from trainer.threads import Threads
+
+# A rollback by a person is followed within a second, which is also what the docs promise for new items.
+_ROUND_S = 1.0
+# Between small steps of removing: leaves the store to lookups.
+REMOVAL_PAUSE_S = 0.002
+
+
+class Upkeep:
+    """Tidies up once a second for one term."""
+
+    def __init__(
+        self,
+        store: Store,
+        root: ArchiveRoot,
+        epochs: OpenEpochs,
+        switch: Switch,
+        forgotten: ForgottenUsers,
+        *,
+        abandon_s: float,
+        threads: Threads,
+        step: Step,
+    ) -> None:
+        self._store = store
+        self._root = root
+        self._epochs = epochs
+        self._switch = switch
+        self._forgotten = forgotten
+        self._abandon_s = abandon_s
+        self._threads = threads
+        self._step = step
+
+    async def run(self) -> None:
+        """Do a round a second until cancelled."""
+        while True:
+            # First of all, so that the commands that wait are taken before a new history is given up for lack
+            # of one.
+            await asyncio.sleep(_ROUND_S)
+            try:
+                await self._switch.follow(await self._store.generations.live())
+                await self._merge(await self._remove_unused())
+            except LeaseLost:
+                raise
+            except StoreUnavailable:
+                # The consumer and the refitter say so, at their first failure.
+                pass
+            except (StoreError, ArchiveFailedError) as exc:
+                log.warning("upkeep_failed", error=str(exc))
+
+    async def _merge(self, pointer: Pointer) -> None:
+        for number in {pointer.epoch, pointer.pending} - {0}:
+            epoch = await self._epochs.open(number)
+            if await self._threads.run(epoch.archive.merge):
+                self._step("tend:merged")
+            if epoch.archive.damaged and not epoch.archive.rebuilding:
+                for damage in epoch.archive.damaged:
+                    log.warning("segment_damaged", epoch=number, segment=damage.path.name, why=damage.why)
+                await epoch.consumer.repair()
+
+    async def _remove_unused(self) -> Pointer:
+        """Remove what is no longer needed by the pointer that is returned."""
+        # What is known here before the pointer is read, and by it is neither live nor pending, never will be.
+        # The other way round an epoch that begins in between would lose its reader and its archive.
+        opened, archived = self._epochs.numbers(), await self._threads.run(self._root.epochs)
+        pointer = await self._store.generations.live()
+        await self._abandon(pointer)
+        needed = {pointer.epoch, pointer.pending}
+        for number in opened - needed:
+            await self._epochs.close(number)
+        if pointer.pending == 0:
+            # While partitions may still write to what was live, nothing of it is removed.
+            await self._store.generations.remove_leftovers(REMOVAL_PAUSE_S)
+            for number in set(archived) - needed:
+                await self._threads.run(self._root.remove_epoch, number)
+                log.event("epoch_removed", epoch=number)
+        generations = {pointer.generation, pointer.previous} - {0}
+        epoch = await self._epochs.open(pointer.epoch)
+        await self._threads.run(epoch.fits.keep, generations)
+        await self._forgotten.release(pointer.epoch, generations)
+        return pointer
+
+    async def _abandon(self, pointer: Pointer) -> None:
+        """Give up a new history that no command has asked for in `abandon_s`."""
+        pending = pointer.pending
+        if pending in {0, pointer.epoch} or self._epochs.is_claimed(pending):
+            return
+        now = float((await command(self._store.bulk, b"TIME"))[0])
+        if now - pointer.pending_since >= self._abandon_s:
+            log.warning("epoch_abandoned", epoch=pending)
+            await with_retries(self._store.ratings.abandon_epoch, pending)
