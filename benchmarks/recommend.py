@@ -27,7 +27,7 @@ from benchmarks.harness.machine import available_bytes
 from benchmarks.harness.report import Row, Target, interleave, number, ratios
 from benchmarks.harness.synthetic import Generation
 from factors import Ranker, build_index, posterior_of
-from factors.model.layout import Layout, stored_width
+from factors.engine_api import item_width, vector_columns
 
 NAME = "recommend"
 ITEMS, USERS, RANK, WAITING, TOP = 1_000_000, 10_000, 50, 16, 10
@@ -39,7 +39,7 @@ RECALL_TARGET = Target(0.95, 0.95)
 def measure(options: Options, console: Console, *, rank: int = RANK) -> list[Row]:
     """Users answered a second: the ranking alone, faiss, and the service."""
     n_items, n_users = options.size(ITEMS, 500), options.size(USERS, 100)
-    width = stored_width(Layout(rank, 0))
+    width = item_width(rank)
     table_bytes = 4.0 * n_items * width
     # The table, and the means that the ranker, the index and faiss keep of it.
     _need(1.3 * table_bytes)
@@ -143,10 +143,10 @@ def _faiss_arm(
     rank = generation.model.rank
     faiss.omp_set_num_threads(1)
     index = faiss.IndexFlatIP(rank + 1)
-    index.add(np.ascontiguousarray(generation.items[:, Layout(rank, 0).mean]))
+    index.add(np.ascontiguousarray(generation.items[:, vector_columns(rank)]))
 
     def ask() -> None:
-        vectors = np.ascontiguousarray(some_users()[:, Layout(rank, 0).mean])
+        vectors = np.ascontiguousarray(some_users()[:, vector_columns(rank)])
         vectors[:, -1] = 1.0  # the item's bias counts once
         index.search(vectors, TOP)
 

@@ -17,7 +17,7 @@ from benchmarks.harness import stack, synthetic
 from benchmarks.harness.command import Options, carry_out, options_from, parser
 from benchmarks.harness.machine import available_bytes
 from benchmarks.harness.report import Row, Target
-from factors.model.layout import Layout, stored_width
+from factors.engine_api import item_width
 
 NAME = "start"
 ITEMS, USERS, RANK = 1_000_000, 1_000, 50
@@ -32,7 +32,7 @@ def measure(options: Options, console: Console, *, rank: int = RANK) -> list[Row
     memory = "the same, the cache folder in memory, as in docker-compose.yml"
     later = "the same, the table already in the cache folder"
     # The store, the table made here, the mapped file and what the service keeps of it.
-    wanted = 3.4 * 4 * n_items * stored_width(Layout(rank, 0))
+    wanted = 3.4 * 4 * n_items * item_width(rank)
     if wanted > available_bytes():
         reason = f"needs {wanted / 1e9:.0f} GB of memory, there are {available_bytes() / 1e9:.0f}"
         return [Row(work, "s", target=TARGET, skipped=reason) for work in (first, memory, later)]

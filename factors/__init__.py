@@ -8,6 +8,7 @@ from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadabl
 from factors.inference.fold_in import Fitted, posterior_of
 from factors.inference.posterior_model import PosteriorModel
 from factors.model.quantized_rows import all_finite_items, read_items, store_items
+from factors.model.scale import scale_levels
 from factors.model.serialization import from_bytes, to_bytes
 from factors.model.types import (
     BASIS,
@@ -77,6 +78,7 @@ __all__ = [
     "posterior_of",
     "prior_model",
     "read_items",
+    "scale_levels",
     "store_items",
     "to_bytes",
 ]

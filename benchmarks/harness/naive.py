@@ -16,6 +16,7 @@ import uvloop
 from aiohttp import web
 
 from benchmarks.harness.synthetic import Generation
+from factors.engine_api import vector_columns
 
 CONNECTIONS = 50
 BATCH = 5_000
@@ -23,14 +24,12 @@ BATCH = 5_000
 
 async def load(url: str, generation: Generation) -> None:
     """Write user and item vectors as JSON, the usual way."""
-    from factors.model.layout import Layout
-
-    layout = Layout(generation.model.rank, 0)
+    columns = vector_columns(generation.model.rank)
     client = redis.Redis.from_url(url, socket_timeout=60)
     try:
         for kind, table in (("user", generation.users), ("item", generation.items)):
             for start in range(0, len(table), BATCH):
-                vectors = table[start : start + BATCH, layout.mean].tolist()
+                vectors = table[start : start + BATCH, columns].tolist()
                 await client.mset(
                     {f"naive:{kind}:{start + i}": json.dumps(vector) for i, vector in enumerate(vectors)}
                 )

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.harness.datasets import synthetic
 from factors import FitSettings, Index, Model, Scale, fit, index_to_bytes
-from factors.model.layout import Layout, item_layout, user_layout
+from factors.engine_api import vector_columns
 from featurestore.generations.catalog import GenerationDraft
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
@@ -48,26 +48,26 @@ def make(n_users: int, n_items: int, *, rank: int, seed: int) -> Generation:
     settings = FitSettings(SCALE, rank=rank, link="gaussian", sweeps=3)
     with threadpool_limits(1, user_api="blas"):  # threads cost more than they bring at this size
         fitted = fit(world.ratings, world.n_users, world.n_items, settings=settings, rng=rng)
-    users = _grown(fitted.users, n_users, user_layout(fitted.model), rng)
-    items = _grown(fitted.items, n_items, item_layout(fitted.model), rng)
+    users = _grown(fitted.users, n_users, vector_columns(rank), rng)
+    items = _grown(fitted.items, n_items, vector_columns(rank), rng)
     return Generation(fitted.model, users, items)
 
 
 def _grown(
     table: np.ndarray[tuple[int, int], np.dtype[np.float32]],
     rows: int,
-    layout: Layout,
+    columns: slice,
     rng: np.random.Generator,
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     grown: np.ndarray[tuple[int, int], np.dtype[np.float32]] = np.empty(
         (rows, table.shape[1]), dtype=np.float32
     )
-    spread = (MOVED_BY * table[:, layout.mean].std(axis=0)).astype(np.float32)
+    spread = (MOVED_BY * table[:, columns].std(axis=0)).astype(np.float32)
     for start in range(0, rows, 65_536):
         part = slice(start, min(start + 65_536, rows))
         size = part.stop - part.start
         grown[part] = table[rng.integers(0, len(table), size)]
-        grown[part, layout.mean] += rng.standard_normal((size, layout.dim), dtype=np.float32) * spread
+        grown[part, columns] += rng.standard_normal((size, len(spread)), dtype=np.float32) * spread
     return grown
 
 

@@ -125,8 +125,7 @@ def _foldin(name: str, options: dict[str, Any]) -> Engine:
 
 def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
     """The answers of a fit, as the service gives them."""
-    from factors import Ranker, Scorer
-    from factors.model.scale import scale_levels
+    from factors import Ranker, Scorer, scale_levels
 
     scorer = Scorer(fitted.posterior, fitted.items)
     scores = scorer.score(fitted.users, question.test_user, question.test_item, question.test_time)

@@ -15,8 +15,7 @@ import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
 from evaluation.offline.jobs import Array, Predicted
-from factors import Scale
-from factors.model.scale import scale_levels
+from factors import Scale, scale_levels
 
 INTERVAL = 1.6449  # standard deviations on each side of a central 90 % interval of a normal
 NOMINAL = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)

@@ -34,12 +34,14 @@ from factors.model.types import Float32s, Float64s, Histories, Int64s, Model, Sc
 _BLOCK_ROWS = 2048
 # Biases are known to be 0: a variance that no score notices, and whose inverse is finite.
 _BIAS_VARIANCE = 1e-12
+# The name under which models of earlier versions keep it too.
+_DECIDED = "implicit_choice"
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
     """What a row minimises: `alpha`, `ridge` and `power` of above, and how many choices a typical user and a
-    typical item have.
+    typical item have. `decided`: number of ratings by which the first three were chosen, 0 if unknown.
     """
 
     alpha: float
@@ -47,6 +49,7 @@ class Weighting:
     power: float = 0.0
     user_count: float = 0.0
     item_count: float = 0.0
+    decided: float = 0.0
 
     def confidences(self, values: Float64s, scale: Scale) -> Float64s:
         """Return the confidence (n,) of choices with the ratings `values`."""
@@ -65,8 +68,19 @@ def confidence_of(values: Float64s, scale: Scale, alpha: float) -> Float64s:
     return np.asarray(1.0 + alpha * strength)
 
 
+def weighting_of(model: Model) -> Weighting:
+    """Return what the rows of an implicit `model` minimise."""
+    decided = model.parameters.get(_DECIDED, np.zeros(1))
+    return Weighting(*model.parameters["confidence"][1:].tolist(), *decided.tolist())
+
+
 def implicit_model(
-    scale: Scale, weighting: Weighting, *, noise: float, users: Float64s, items: Float64s
+    scale: Scale,
+    weighting: Weighting,
+    *,
+    noise: float,
+    users: Float64s,
+    items: Float64s,
 ) -> Model:
     """Return the model of a fit that gave the factors `users` (n_users, k) and `items` (n_items, k).
 
@@ -93,6 +107,7 @@ def implicit_model(
     )
     model.parameters["user_gram"] = user_gram
     model.parameters["item_gram"] = item_gram
+    model.parameters[_DECIDED] = np.array([weighting.decided])
     return model
 
 
@@ -101,9 +116,8 @@ class ImplicitPosterior(PosteriorModel):
 
     def __init__(self, model: Model) -> None:
         super().__init__(model)
-        noise, *weighting = model.parameters["confidence"].tolist()
-        self._noise: float = noise
-        self.weighting = Weighting(*weighting)
+        self._noise = float(model.parameters["confidence"][0])
+        self.weighting = weighting_of(model)
         self._range = scale_range(model.scale)
 
     def fold_in_users(

@@ -100,6 +100,25 @@ def test_the_table_in_the_architecture_names_the_same_packages() -> None:
         assert named == MAY_IMPORT[package] & FIRST_PARTY, package
 
 
+def test_factors_is_used_by_its_public_modules_only() -> None:
+    """`factors` itself for serving, `factors.engine_api` for engines: what is behind them knows row bytes."""
+    public = {"factors", "factors.engine_api", "factors.errors"}
+    offences = []
+    for package in sorted((*FIRST_PARTY - {"factors"}, "benchmarks")):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                else:
+                    names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                offences += [
+                    f"{path.relative_to(ROOT)}: {name}"
+                    for name in names
+                    if name.startswith("factors.") and name not in public
+                ]
+    assert not offences, "\n".join(offences)
+
+
 def test_service_and_trainer_do_not_know_each_other() -> None:
     assert "trainer" not in MAY_IMPORT["service"]
     assert "service" not in MAY_IMPORT["trainer"]

@@ -1,7 +1,8 @@
-"""Engines: ways to fit, all of which give the same kind of `Fitted`. Invariant.
+"""Engines: ways to fit.
 
-Nothing outside knows which one it was. An engine runs in the process of a fit only, so that what it needs to
-import stays out of the trainer's memory.
+Invariant: all give the same kind of `Fitted`, so no other module knows which engine it was.
+
+An engine runs in the process of a fit only, so that what it imports stays out of the trainer's memory.
 """
 
 import math
@@ -31,30 +32,30 @@ class Engine(Protocol):
         start: Fitted | None,
         report: Report,
     ) -> Fitted:
-        """Fit.
+        """Return the fit of `ratings`.
 
-        `start` is an earlier fit with the same users first and perhaps fewer of them, and fewer items. Raises
-        `FitRefused` and `FitDiverged`.
+        `start`: an earlier fit to go on from, in which users and items have the same rows but there may be
+        fewer of them. Raises `FitRefused` and `FitDiverged`.
         """
         ...
 
-    def held_out(self, fitted: Fitted, known: Ratings, unseen: Ratings) -> dict[str, float]:
-        """How good `fitted`, which learned `known`, is on `unseen`.
+    def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
+        """Return how good `fitted`, which learned `train`, is on `test`.
 
-        What `compared` gives, with the loss of what needs no factors as the baseline; others are for people
-        to read.
+        The figures of `compared`, where the baseline needs no factors; further figures are for people to
+        read.
         """
         ...
 
 
 def compared(own: Float64s, baseline: Float64s, *, root: bool) -> dict[str, float]:
-    """`loss` and `baseline_loss`, the means (`root`: their square roots) of the losses (n,) of each unseen
-    rating, and `loss_ratio_error`, the standard error of the logarithm of their ratio (the delta method).
+    """Return `loss` and `baseline_loss`, the means (`root`: their square roots) of the losses (n,) of each
+    test rating, and `loss_ratio_error`, the standard error of the logarithm of their ratio (delta method).
     """
     if len(own) == 0:
         return {"loss": math.nan, "baseline_loss": math.nan}
     means = float(own.mean()), float(baseline.mean())
-    # Both are of the same ratings: what makes a rating hard for both cancels out.
+    # Both are losses of the same ratings: what makes a rating hard for both cancels out.
     parts = own / (means[0] or 1.0) - baseline / (means[1] or 1.0)
     error = float(parts.std()) / math.sqrt(len(own))
     if not root:
@@ -64,7 +65,7 @@ def compared(own: Float64s, baseline: Float64s, *, root: bool) -> dict[str, floa
 
 
 def make_engine(name: EngineName, settings: FitSettings) -> Engine:
-    """The engine of this name. Raises `FitRefused` where it needs a library that is not installed."""
+    """Return the engine of this name. Raises `FitRefused` where it needs a library that is not installed."""
     if name == "implicit":
         from trainer.engines.implicit_als import ImplicitEngine
 

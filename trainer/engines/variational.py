@@ -1,6 +1,6 @@
-"""The default engine.
+"""The default engine: variational ALS of `factors`, judged by the error of its ratings against a bias model.
 
-Variational ALS of `factors`, judged by the error of its ratings against a bias model.
+Invariant: engine and baseline are judged on the same ratings, which neither has learned.
 """
 
 import math
@@ -39,24 +39,24 @@ class VariationalEngine:
             ratings, n_users, n_items, settings=self._settings, rng=rng, start=start, progress=progress
         )
 
-    def held_out(self, fitted: Fitted, known: Ratings, unseen: Ratings) -> dict[str, float]:
-        """Root mean square error of both."""
-        metrics = held_out_metrics(fitted, unseen)
+    def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
+        """See `Engine.held_out`: root mean square errors."""
+        metrics = held_out_metrics(fitted, test)
         scorer = Scorer(fitted.posterior, fitted.items)
-        scores = scorer.score(fitted.users, unseen.user_row, unseen.item_row, unseen.time)
-        own, baseline = unseen.value - scores.rating, bias_errors(known, unseen)
+        scores = scorer.score(fitted.users, test.user_row, test.item_row, test.time)
+        own, baseline = test.value - scores.rating, bias_errors(train, test)
         kept = {f"held_out_{name}": value for name, value in metrics.items() if math.isfinite(value)}
         return {**kept, **compared(own * own, baseline * baseline, root=True)}
 
 
-def bias_errors(known: Ratings, unseen: Ratings) -> Float64s:
-    """Errors (n,) on `unseen` of mean + item bias + user bias, each shrunk, learned from `known`."""
-    mean = float(known.value.mean()) if len(known.value) else 0.0
-    n_items = 1 + max(int(known.item_row.max(initial=0)), int(unseen.item_row.max(initial=0)))
-    n_users = 1 + max(int(known.user_row.max(initial=0)), int(unseen.user_row.max(initial=0)))
-    item = _shrunk_means(known.item_row, known.value - mean, n_items)
-    user = _shrunk_means(known.user_row, known.value - mean - item[known.item_row], n_users)
-    return np.asarray(unseen.value - (mean + item[unseen.item_row] + user[unseen.user_row]))
+def bias_errors(train: Ratings, test: Ratings) -> Float64s:
+    """Return the errors (n,) on `test` of mean + item bias + user bias, each shrunk, learned from `train`."""
+    mean = float(train.value.mean()) if len(train.value) else 0.0
+    n_items = 1 + max(int(train.item_row.max(initial=0)), int(test.item_row.max(initial=0)))
+    n_users = 1 + max(int(train.user_row.max(initial=0)), int(test.user_row.max(initial=0)))
+    item = _shrunk_means(train.item_row, train.value - mean, n_items)
+    user = _shrunk_means(train.user_row, train.value - mean - item[train.item_row], n_users)
+    return np.asarray(test.value - (mean + item[test.item_row] + user[test.user_row]))
 
 
 def _shrunk_means(rows: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:

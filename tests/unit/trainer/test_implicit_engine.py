@@ -23,7 +23,7 @@ from factors import (
     posterior_of,
     to_bytes,
 )
-from factors.inference.implicit_feedback import ImplicitPosterior, confidence_of
+from factors.engine_api import confidence_of, implicit_factors, weighting_of
 from factors.model.layout import item_layout, user_layout
 from trainer.engines import make_engine
 
@@ -67,12 +67,11 @@ def history(ratings: Ratings, user: int) -> Histories:
 
 def test_fold_in_is_the_exact_solve_of_the_library() -> None:
     ratings, fit = choices(), fitted(choices())
-    weighting = ImplicitPosterior(fit.model).weighting
+    weighting = weighting_of(fit.model)
     assert weighting.power > 0
     alpha = weighting.alpha
     als = AlternatingLeastSquares(factors=6, num_threads=1)
-    als.item_factors = np.ascontiguousarray(fit.items[:, item_layout(fit.model).latent])
-    als.user_factors = np.ascontiguousarray(fit.users[:, user_layout(fit.model).latent] / 4.0)
+    als.user_factors, als.item_factors = implicit_factors(fit)
     confidence = confidence_of(ratings.value, SCALE, alpha).astype(np.float32)
     matrix = sp.csr_matrix((confidence, (ratings.user_row, ratings.item_row)), shape=(60, 40))
     for user in (0, 7, 59):

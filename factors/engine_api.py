@@ -1,0 +1,269 @@
+"""For authors of fitting engines: ratings made ready, and an engine's items made a fit that can be served.
+
+Invariant: the users of a fit that is made here are folded in with exactly its items, so a user's row is the
+same whether the fit, the service or a rebuild computes it.
+
+An engine learns its items in its own way. `explicit_fit` takes them as points, with the prior of the users
+that they were learned with; `implicit_fit` takes them as factors of implicit feedback. Both find covariances,
+priors and noise with the half-steps of this package.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+
+from factors.errors import FitDiverged
+from factors.inference.fold_in import Fitted, posterior_of
+from factors.inference.half_step import entry_scores, half_step
+from factors.inference.histories import Compressed, compress_pairs
+from factors.inference.implicit_feedback import Weighting, confidence_of, implicit_model, weighting_of
+from factors.inference.side_moments import prior_rows
+from factors.model.layout import COUNT, Layout, item_layout, stored_width, user_layout
+from factors.model.parameters import Parameters, from_model, to_model
+from factors.model.quantized_rows import item_codec, read_items
+from factors.model.scale import scale_range
+from factors.model.types import Float32s, Float64s, Histories, Model, Ratings, Scale
+from factors.training.fit import prepare, ratings_histories
+from factors.training.priors import fitted_prior, learn_side, prior_model, start_parameters
+from factors.training.settings import FitSettings
+
+__all__ = [
+    "Compressed",
+    "ItemPoints",
+    "Weighting",
+    "by_item",
+    "confidence_of",
+    "explicit_fit",
+    "implicit_factors",
+    "implicit_fit",
+    "initial_points",
+    "initial_std",
+    "item_width",
+    "points_of",
+    "prepare",
+    "prior_fit",
+    "scale_range",
+    "vector_columns",
+    "weighting_of",
+]
+
+# Half-steps after which priors and noise have settled round given items.
+_SETTLING = 4
+# Preferences are known no better than this variance: a fit of few choices can meet all of them exactly.
+_IMPLICIT_NOISE_FLOOR = 1e-4
+
+
+def by_item(users: Compressed, n_items: int) -> Compressed:
+    """Return the ratings by item, from those by user (`prepare`)."""
+    return compress_pairs(users.other, users.row, users.value, users.time, n_items)
+
+
+def vector_columns(rank: int) -> slice:
+    """Return the columns of `[latent, bias]` in a user row and in a stored item row."""
+    return Layout(rank, 0).mean
+
+
+def item_width(rank: int) -> int:
+    """Return the width of a stored item row without session effects, in words of 32 bits."""
+    return stored_width(Layout(rank, 0))
+
+
+def prior_fit(settings: FitSettings, n_users: int, n_items: int) -> Fitted:
+    """Return the fit to no ratings: every row is the prior."""
+    model = prior_model(settings)
+    return fitted_prior(model, from_model(model), n_users, n_items)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemPoints:
+    """Items without uncertainty and the prior of the users that goes with them, for `(rating - mean) / unit`.
+
+    `vectors` (n_items, d): `[latent, bias]` of each item; `implicit_effects` (n_items, d): what having rated
+    it adds to a user's prior mean; `user_mean` (d,) and `user_covariance` (d, d): that prior; `noise`:
+    variance of a rating round its score.
+    """
+
+    mean: float
+    unit: float
+    vectors: Float64s
+    implicit_effects: Float64s
+    user_mean: Float64s
+    user_covariance: Float64s
+    noise: float
+
+
+def initial_points(rank: int, n_items: int, mean: float, unit: float, rng: np.random.Generator) -> ItemPoints:
+    """Return items in random directions with bias 0, and a broad prior."""
+    broad = _broad(rank)
+    vectors = rng.standard_normal((n_items, rank + 1)) * initial_std(rank)
+    vectors[:, -1] = 0.0
+    return ItemPoints(
+        mean, unit, vectors, np.zeros_like(vectors), broad.users.mean, broad.users.covariance, broad.noise
+    )
+
+
+def initial_std(rank: int) -> Float64s:
+    """Return the standard deviations (d,) of `initial_points` and of their prior."""
+    return np.sqrt(np.diag(_broad(rank).users.covariance))
+
+
+def points_of(fitted: Fitted, unit: float, begin: ItemPoints) -> ItemPoints:
+    """Return the rated items and the priors of an earlier fit to ratings, in units of `unit`; items that it
+    does not know are those of `begin`.
+    """
+    parameters, layout = from_model(fitted.model), item_layout(fitted.model)
+    rows = read_items(fitted.model, fitted.items[: len(begin.vectors)]).astype(np.float64)
+    rated = np.flatnonzero(rows[:, COUNT] > 0)
+    vectors, effects = begin.vectors.copy(), begin.implicit_effects.copy()
+    vectors[rated] = rows[rated, layout.mean] / _bias_unit(layout.rank, unit)
+    effects[rated] = rows[rated, layout.implicit_effect] / unit
+    users = parameters.users
+    return ItemPoints(
+        *(parameters.mean, unit, vectors, effects),
+        *(users.mean / unit, users.covariance / unit**2, parameters.noise / unit**2),
+    )
+
+
+def explicit_fit(points: ItemPoints, users: Compressed, items: Compressed, scale: Scale) -> Fitted:
+    """Return the fit of ratings, by user and by item, with the rated items at `points`.
+
+    Covariances of items, priors and noise are learned by half-steps between which the items return to their
+    points. `metrics` has the noise. Raises `FitDiverged` where a row is not finite.
+    """
+    parameters = _in_rating_units(points, scale)
+    layout = parameters.items.layout
+    rated = items.counts > 0
+    means = points.vectors[rated] * _bias_unit(layout.rank, points.unit)
+    effects = np.where(rated[:, None], points.implicit_effects * points.unit, 0.0)
+    item_rows = prior_rows(parameters.items, items.rows)
+    item_rows[:, COUNT] = items.counts
+    item_rows[rated, layout.mean] = means
+    item_rows[:, layout.implicit_effect] = effects
+    parameters = replace(parameters, items=learn_side(parameters.items, item_rows))
+    shifts = _prior_shifts(users, effects)
+    noise_floor = (1e-3 * scale_range(scale)) ** 2
+    for _ in range(_SETTLING):
+        step = half_step(parameters, "user", item_rows, users)
+        item_rows = half_step(parameters, "item", step.rows, items).rows
+        item_rows[rated, layout.mean] = means
+        item_rows[:, layout.implicit_effect] = effects
+        scores = entry_scores(parameters, "user", item_rows, users, current=step, sessions=None)
+        square = (users.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
+        parameters = replace(
+            parameters,
+            noise=max(float(square.mean()), noise_floor),
+            users=learn_side(parameters.users, step.rows, shifts),
+            items=learn_side(parameters.items, item_rows),
+        )
+    model, codec = to_model(parameters), item_codec(parameters)
+    table = codec.encode(item_rows)
+    rows = posterior_of(model).fold_in_users(table, ratings_histories(users))
+    if not (codec.all_finite(table) and np.isfinite(rows).all()):
+        raise FitDiverged("the engine gave items whose rows are not finite")
+    return Fitted(model, rows, table, {"noise": parameters.noise})
+
+
+def implicit_fit(
+    ratings: Ratings,
+    n_users: int,
+    scale: Scale,
+    weighting: Weighting,
+    items: Float32s,
+    *,
+    sweeps: int,
+) -> Fitted:
+    """Return the fit of implicit feedback after `sweeps` exact half-steps of either side, from the factors
+    `items` (n_items, k).
+
+    The typical counts of `weighting` become those of `ratings`. `metrics` has the noise.
+    """
+    n_items, layout = len(items), Layout(items.shape[1], 0)
+    of_users = _histories(ratings.user_row, ratings.item_row, ratings, n_users)
+    of_items = _histories(ratings.item_row, ratings.user_row, ratings, n_items)
+    weighting = replace(weighting, user_count=_typical(of_users), item_count=_typical(of_items))
+    span = np.float32(scale_range(scale))
+    user_rows = np.zeros((n_users, layout.width), np.float32)
+    item_rows = np.zeros((n_items, item_width(layout.rank)), np.float32)
+    item_rows[:, layout.latent] = items
+    noise = 1.0
+
+    def model() -> Model:
+        users = user_rows[:, layout.latent].astype(np.float64) / span
+        found = item_rows[:, layout.latent].astype(np.float64)
+        return implicit_model(scale, weighting, noise=noise, users=users, items=found)
+
+    for _ in range(sweeps):
+        user_rows = posterior_of(model()).fold_in_users(item_rows, of_users)
+        noise = _preference_noise(ratings, user_rows[:, layout.latent] / span, item_rows[:, layout.latent])
+        item_rows = posterior_of(model()).fold_in_items(user_rows, of_items)
+    published = Fitted(model(), user_rows, item_rows, {"noise": noise})
+    return replace(published, users=published.posterior.fold_in_users(item_rows, of_users))
+
+
+def implicit_factors(fitted: Fitted) -> tuple[Float32s, Float32s]:
+    """Return the factors of users (n_users, k) and items (n_items, k) of a fit of implicit feedback, whose
+    products are preferences.
+    """
+    users = fitted.users[:, user_layout(fitted.model).latent] / np.float32(scale_range(fitted.model.scale))
+    return users, np.ascontiguousarray(fitted.items[:, item_layout(fitted.model).latent])
+
+
+def _broad(rank: int) -> Parameters:
+    """Return priors for ratings with mean 0 and variance 1."""
+    return start_parameters(Scale(-1.0, 1.0), rank, 0.0, 1.0)
+
+
+def _bias_unit(rank: int, unit: float) -> Float64s:
+    """Return the units (d,) of an item's `[latent, bias]`: users carry the unit of the ratings, so that of an
+    item only the bias has one.
+    """
+    return np.append(np.ones(rank), unit)
+
+
+def _in_rating_units(points: ItemPoints, scale: Scale) -> Parameters:
+    rank, unit = points.vectors.shape[1] - 1, points.unit
+    broad, bias_unit = _broad(rank), _bias_unit(rank, unit)
+    user_covariance = points.user_covariance * unit**2
+    item_covariance = broad.items.covariance * np.outer(bias_unit, bias_unit)
+    users, items = (
+        replace(
+            side,
+            mean=mean,
+            covariance=covariance,
+            precision=np.asarray(np.linalg.inv(covariance), np.float64),
+        )
+        for side, mean, covariance in (
+            (broad.users, points.user_mean * unit, user_covariance),
+            (broad.items, broad.items.mean, item_covariance),
+        )
+    )
+    return replace(
+        broad, scale=scale, mean=points.mean, noise=points.noise * unit**2, users=users, items=items
+    )
+
+
+def _prior_shifts(users: Compressed, effects: Float64s) -> Float64s:
+    """Return what the implicit effects add to the prior mean of each user, (n_users, d)."""
+    counts = users.counts
+    design = sp.csr_array(
+        (np.repeat(1.0 / np.sqrt(np.maximum(counts, 1)), counts), users.other, users.indptr),
+        shape=(users.rows, len(effects)),
+    )
+    return np.asarray(design @ effects)
+
+
+def _histories(row: np.ndarray, other: np.ndarray, ratings: Ratings, n_rows: int) -> Histories:
+    return ratings_histories(compress_pairs(row, other, ratings.value, ratings.time, n_rows))
+
+
+def _typical(histories: Histories) -> float:
+    """Return the mean count of the rows that have a choice."""
+    counts = np.diff(histories.offsets)
+    return float(counts.sum() / max((counts > 0).sum(), 1))
+
+
+def _preference_noise(ratings: Ratings, users: Float32s, items: Float32s) -> float:
+    """Return the mean squared error of the preference 1 of what was chosen."""
+    error = 1.0 - np.einsum("ij,ij->i", users[ratings.user_row], items[ratings.item_row])
+    return max(float(np.mean(error * error)) if len(error) else 1.0, _IMPLICIT_NOISE_FLOOR)
