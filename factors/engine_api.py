@@ -11,9 +11,9 @@ priors and noise with the half-steps of this package.
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.sparse as sp
 
 from factors.errors import FitDiverged
+from factors.inference.backend import set_matrix
 from factors.inference.fold_in import Fitted, posterior_of
 from factors.inference.half_step import entry_scores, half_step
 from factors.inference.histories import Compressed, compress_pairs
@@ -141,14 +141,14 @@ def explicit_fit(points: ItemPoints, users: Compressed, items: Compressed, scale
     item_rows[rated, layout.mean] = means
     item_rows[:, layout.implicit_effect] = effects
     parameters = replace(parameters, items=learn_side(parameters.items, item_rows))
-    shifts = _prior_shifts(users, effects)
+    shifts = np.asarray(set_matrix(users, len(effects)) @ effects)
     noise_floor = (1e-3 * scale_range(scale)) ** 2
     for _ in range(_SETTLING):
         step = half_step(parameters, "user", item_rows, users)
         item_rows = half_step(parameters, "item", step.rows, items).rows
         item_rows[rated, layout.mean] = means
         item_rows[:, layout.implicit_effect] = effects
-        scores = entry_scores(parameters, "user", item_rows, users, current=step, sessions=None)
+        scores = entry_scores(parameters, "user", item_rows, users, step=step)
         square = (users.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
         parameters = replace(
             parameters,
@@ -241,16 +241,6 @@ def _in_rating_units(points: ItemPoints, scale: Scale) -> Parameters:
     return replace(
         broad, scale=scale, mean=points.mean, noise=points.noise * unit**2, users=users, items=items
     )
-
-
-def _prior_shifts(users: Compressed, effects: Float64s) -> Float64s:
-    """Return what the implicit effects add to the prior mean of each user, (n_users, d)."""
-    counts = users.counts
-    design = sp.csr_array(
-        (np.repeat(1.0 / np.sqrt(np.maximum(counts, 1)), counts), users.other, users.indptr),
-        shape=(users.rows, len(effects)),
-    )
-    return np.asarray(design @ effects)
 
 
 def _histories(row: np.ndarray, other: np.ndarray, ratings: Ratings, n_rows: int) -> Histories:

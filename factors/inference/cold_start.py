@@ -18,120 +18,65 @@ user, 1.0185 now; the item mean has 1.0197.) A rating by someone whose implicit 
 counts as `b`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from factors.inference.histories import Compressed
-from factors.model.layout import COUNT, unpack
-from factors.model.parameters import ColdStart, Parameters, Side
-from factors.model.types import Bools, Float64s, Int64s
-
-# Ratings from which `M` is learned: it has a number for each dimension.
-_RATINGS = 200_000
-# Further rows, times d + 1, that speak for the covariance of rows in the fit, as in `priors`.
-_STRENGTH = 0.1
-
-
-def learn_cold_start(
-    parameters: Parameters, user_rows: Float64s, item_rows: Float64s, ratings: Compressed
-) -> Parameters:
-    """`parameters` with the priors of new rows, from the rows of a fit (both float64) and its `ratings`, by
-    user.
-    """
-    users, items = parameters.users, parameters.items
-    entries = np.arange(0, len(ratings.value), max(1, len(ratings.value) // _RATINGS))
-    user = np.searchsorted(ratings.indptr, entries, side="right") - 1
-    item = ratings.other[entries]
-    noise = parameters.noise
-    # Nothing in a user's row tells whether he is new where there are no implicit effects: then all count as
-    # known.
-    of_users = None
-    if items.implicit_ridge > 0:
-        once = (user_rows[:, COUNT] > 0).astype(np.float64)
-        of_users = _cold_start(_Fitted(users, user_rows, user), _Fitted(items, item_rows, item), once, noise)
-    each = item_rows[:, COUNT]
-    of_items = _cold_start(_Fitted(items, item_rows, item), _Fitted(users, user_rows, user), each, noise)
-    return replace(
-        parameters, users=replace(users, cold_start=of_users), items=replace(items, cold_start=of_items)
-    )
-
-
-def without_cold_start(parameters: Parameters) -> Parameters:
-    """`parameters` for a fit, in which every row is seen."""
-    users, items = replace(parameters.users, cold_start=None), replace(parameters.items, cold_start=None)
-    return replace(parameters, users=users, items=items)
+from factors.model.parameters import Side
+from factors.model.types import Bools, Float64s
 
 
 @dataclass(frozen=True, slots=True)
-class _Fitted:
-    """A `side` of a fit, its `rows`, and the row of each rating that is looked at, `index` (m,)."""
-
-    side: Side
-    rows: Float64s
-    index: Int64s
-
-
-def _cold_start(own: _Fitted, other: _Fitted, weight: Float64s, noise: float) -> ColdStart | None:
-    """`weight` (n,): how much each row of `own` counts."""
-    side, count, other_count = own.side, own.rows[:, COUNT], other.rows[:, COUNT]
-    total = count.sum()
-    if total <= 0:
-        return None
-    mean = weight @ own.rows[:, side.layout.mean] / weight.sum()
-    features = other.rows[:, other.side.layout.mean][other.index]
-    features[:, -1] = 1.0
-    apart = np.einsum("nd,nd->n", features, own.rows[:, side.layout.mean][own.index] - mean)
-    # Of a sample of the ratings each stands for several.
-    unit = noise * len(apart) / total
-    mean = mean + np.linalg.solve(features.T @ features + unit * side.precision, features.T @ apart)
-    covariance = _scatter(side, own.rows, mean, weight)
-    effect = other_count @ other.rows[:, other.side.layout.implicit_effect] / max(other_count.sum(), 1.0)
-    typical = float((count @ np.sqrt(count)) / total) ** 2
-    precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-    return ColdStart(mean, effect, typical, covariance, precision)
-
-
-def _scatter(side: Side, rows: Float64s, mean: Float64s, weight: Float64s) -> Float64s:
-    """The covariance (d, d) of what `rows` (n, width) stand for round `mean` (d,)."""
-    layout = side.layout
-    total = float(weight.sum())
-    deviation = rows[:, layout.mean] - mean
-    scatter = (weight[:, None] * deviation).T @ deviation
-    scatter += unpack((weight @ rows[:, layout.covariance])[None], layout.dim)[0]
-    # So many rows of equal weight say as much.
-    n = total * total / float(weight @ weight)
-    strength = _STRENGTH * (layout.dim + 1.0)
-    covariance = (n * scatter / total + strength * side.covariance) / (n + strength)
-    return np.asarray(0.5 * (covariance + covariance.T))
-
-
-@dataclass(frozen=True, slots=True)
-class Priors:
-    """Priors of rows with some histories. `base`: means without the ratings; a rating with implicit effect
-    `e` adds `share * (e - pull)`, with `share` (b,) of its row; `base` and `pull` are (b, d), or (1, d) where
-    all have the same. `precision` (d, d) of rows that are not `bare` (b,), and of those that are; `bare` is
-    None where none is.
+class RowPriors:
+    """Priors of the rows of a half-step: `mean` (b, d), `precision` (d, d) of rows that were in the fit and
+    `cold_precision` of those that are `cold` (b,), None where none is. In the mean each entry with implicit
+    effect `e` counts `share * (e - pull)`: `share` (b,), `pull` (b, d), or (1, d) where all have the same.
     """
 
-    base: Float64s
-    pull: Float64s
-    share: Float64s
-    bare: Bools | None
+    mean: Float64s
     precision: Float64s
     cold_precision: Float64s
+    cold: Bools | None
+    share: Float64s
+    pull: Float64s
+
+    @property
+    def linear(self) -> Float64s:
+        """Precision times mean, (b, d)."""
+        linear = self.mean @ self.precision
+        if self.cold is not None:
+            linear[self.cold] = self.mean[self.cold] @ self.cold_precision
+        return linear
 
 
-def priors_of(own: Side, counts: Float64s, new: Bools | None) -> Priors:
-    """Of rows with `counts` (b,) ratings; `new` (b,): which of them the fit has not seen."""
-    base, shown, cold_start = own.mean[None], np.maximum(counts, 1.0), own.cold_start
+def row_priors(own: Side, counts: Float64s, new: Bools | None, effect_sums: Float64s) -> RowPriors:
+    """The priors of rows of side `own` with `counts` (b,) ratings, whose implicit effects sum to
+    `effect_sums` (b, d). `new` (b,): the rows that came after the fit; None for none but those without
+    ratings.
+    """
+    cold_start, base, shown, cold = own.cold_start, own.mean[None], np.maximum(counts, 1.0), None
     pull = np.zeros_like(base)
-    bare = None
     if cold_start is not None:
-        bare = counts == 0 if new is None else new | (counts == 0)
-    if cold_start is None or bare is None or not bare.any():
-        return Priors(base, pull, 1.0 / np.sqrt(shown), None, own.precision, own.precision)
-    base = np.where(bare[:, None], cold_start.mean, base)
-    pull = np.where(bare[:, None], cold_start.effect, pull)
-    shown[bare] = np.maximum(counts[bare], cold_start.count)
-    return Priors(base, pull, 1.0 / np.sqrt(shown), bare, own.precision, cold_start.precision)
+        cold = counts == 0 if new is None else new | (counts == 0)
+    if cold_start is None or cold is None or not cold.any():
+        share = 1.0 / np.sqrt(shown)
+        mean = base + share[:, None] * (effect_sums - counts[:, None] * pull)
+        return RowPriors(mean, own.precision, own.precision, None, share, pull)
+    base = np.where(cold[:, None], cold_start.mean, base)
+    pull = np.where(cold[:, None], cold_start.effect, pull)
+    shown[cold] = np.maximum(counts[cold], cold_start.count)
+    share = 1.0 / np.sqrt(shown)
+    mean = base + share[:, None] * (effect_sums - counts[:, None] * pull)
+    return RowPriors(mean, own.precision, cold_start.precision, cold, share, pull)
+
+
+def known_effects(own: Side, implicit_effect: Float64s) -> Float64s:
+    """The implicit effects (n, d) of other rows, the average one for those that no fit has learned."""
+    if own.cold_start is None or own.implicit_ridge <= 0:
+        return implicit_effect
+    unknown = ~implicit_effect.any(axis=1)
+    if not unknown.any():
+        return implicit_effect
+    effects = implicit_effect.copy()
+    effects[unknown] = own.cold_start.effect
+    return effects

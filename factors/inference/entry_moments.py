@@ -1,21 +1,25 @@
-"""What a half-step is given: of each entry what no posterior changes, and the score that a posterior then
-says of it.
+"""The entries of a half-step: the moments of each that no posterior changes, and its score under a posterior.
 
-Invariant: nothing here is changed by a round of the fixed point, so that it is read once for all of them.
+Invariant: nothing here is changed by a step of the fixed point, so that it is read once for all of them.
 """
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 
 import numpy as np
 
-from factors.inference.drift import ages, anchor_times
 from factors.inference.histories import Compressed, Sessions
+from factors.inference.motion import Motion, motion_of
 from factors.inference.ordinal import EntryScores
 from factors.inference.segments import FEW, entry_products
-from factors.inference.session_effects import Effects, Groups
+from factors.inference.session_effects import (
+    NO_EFFECTS,
+    NoSessionBlock,
+    SessionBlock,
+    SessionEffects,
+    session_block,
+)
 from factors.inference.side_moments import SideMoments, gather_side_moments
-from factors.model.layout import outer, pack, triangle
+from factors.model.layout import pack, triangle
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.quantized_rows import Table
 from factors.model.types import Float64s, Int64s
@@ -23,37 +27,40 @@ from factors.model.types import Float64s, Int64s
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """Of b rows: `mean` (b, D) of `[latent, bias]`, with the velocity after it where rows move (D = 2 d);
-    `spread` (b, packed) packed covariance, and where rows move (b, 3 packed), what 1, -age and age^2
-    multiply: beside it twice the symmetric part of the covariance of position and velocity, and that of the
-    velocity. There `joint` (b, D, D) is the covariance of both. `effects`: of the sessions; None where no
-    rating has been seen.
+    """Of b rows: `mean` (b, D) of their states, packed `covariance` (b, parts * packed), both as `motion` has
+    them, and the `effects` of their sessions.
     """
 
     mean: Float64s
-    spread: Float64s
-    joint: Float64s | None = None
-    effects: Effects | None = None
+    covariance: Float64s
+    effects: SessionEffects = NO_EFFECTS
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows that are solved together, their `entries`, which `indptr` (b + 1,) parts, and their sessions."""
+
+    rows: slice
+    entries: slice
+    indptr: Int64s
+    sessions: SessionBlock | NoSessionBlock
 
 
 @dataclass(frozen=True, slots=True)
 class EntryMoments:
-    """The entries (n,) of a half-step. `row`: their row; `columns` as for `segment_sums`: where they find
-    their other row in `others`; `offset`: the part of a score that is given; `powers` (3, n): 1, -age, age^2,
-    where rows move, and `anchor_time` (b,), when they stood at their mean; `groups`: the sessions, one for
-    each block of `block_rows` rows.
+    """The entries (n,) of a half-step of side `own`. `row`: their row; `columns` as for `segment_sums`: where
+    they find their other row in `other`; `offset`: the part of a score that no posterior changes.
     """
 
     own: Side
-    others: SideMoments
+    other: SideMoments
     data: Compressed
     row: Int64s
     columns: Int64s | None
     offset: Float64s
-    powers: Float64s | None
-    anchor_time: Float64s | None
-    groups: tuple[Groups | None, ...]
-    block_rows: int
+    motion: Motion
+    sessions: Sessions
+    blocks: tuple[Block, ...]
 
     @staticmethod
     def of(
@@ -62,131 +69,58 @@ class EntryMoments:
         table: Table,
         data: Compressed,
         *,
-        sessions: Sessions | None,
+        sessions: Sessions,
         block_rows: int,
     ) -> "EntryMoments":
-        """The entries of `data`, the histories of side `name`, of which `table` has the other side."""
-        own, other = parameters.side(name)
-        others, index = gather_side_moments(other, table, data)
+        """The entries of `data`, the histories of side `name`; `table` (m, width) has the other side."""
+        own, other_side = parameters.side(name)
+        other, index = gather_side_moments(other_side, table, data)
         columns: Int64s | None = index
         if len(index) <= FEW:
-            if len(others.bias) > len(index) or not np.array_equal(index, np.arange(len(index))):
-                others = _taken(others, index)
+            # Of few entries each has its own row: sums over them need no indirection.
+            if len(other.bias) > len(index) or not np.array_equal(index, np.arange(len(index))):
+                other = other.taken(index)
             columns = None
-        row = data.row
-        anchor_time, powers = None, None
-        if own.drift is not None:
-            anchor_time = anchor_times(own.drift, data)
-            back = -ages(own.drift, anchor_time[row], data.time)
-            powers = np.stack([np.ones(len(back)), back, back * back])
-        starts = range(0, data.rows, block_rows)
-        groups = tuple(
-            Groups.of(sessions, others, columns, powers, start=start, stop=min(start + block_rows, data.rows))
-            for start in starts
-        )
-        offset = parameters.mean + others.session_effect
-        return EntryMoments(own, others, data, row, columns, offset, powers, anchor_time, groups, block_rows)
+        motion = motion_of(own, data)
+        blocks = []
+        for start in range(0, data.rows, block_rows):
+            rows = slice(start, min(start + block_rows, data.rows))
+            indptr = data.indptr[start : rows.stop + 1]
+            entries = slice(int(indptr[0]), int(indptr[-1]))
+            of_rows = session_block(sessions, other, columns, motion, rows)
+            blocks.append(Block(rows, entries, indptr - entries.start, of_rows))
+        offset = parameters.mean + other.session_effect
+        return EntryMoments(own, other, data, data.row, columns, offset, motion, sessions, tuple(blocks))
 
     def scores(self, at: Posterior) -> EntryScores:
-        """What the posterior `at` says of each entry."""
-        own, others, columns, powers = self.own, self.others, self.columns, self.powers
-        layout = own.layout
+        """The moments of the score of each entry under the posterior `at`."""
+        layout, other, columns, motion = self.own.layout, self.other, self.columns, self.motion
         multiplicity = triangle(layout.dim)[2]
         latent_packed = layout.rank * (layout.rank + 1) // 2
-        parts = 1 if powers is None else len(powers)
-        several = (len(at.mean), parts, layout.packed)
-        spread, shared = at.spread.reshape(several), _squares(at.mean, layout.dim)
-        # A view, so that `shared` is weighed with it.
-        by_part = shared.reshape(several)
-        by_part[:, :, :latent_packed] += spread[:, :, :latent_packed]
+        several = (len(at.mean), motion.parts, layout.packed)
+        covariance, second = at.covariance.reshape(several), motion.squares(at.mean)
+        # A view: `second` becomes what the covariances of the other side are multiplied with.
+        by_part = second.reshape(several)
+        by_part[:, :, :latent_packed] += covariance[:, :, :latent_packed]
         by_part *= multiplicity
-        weighed = (spread * multiplicity).reshape(shared.shape)
-        once = None if powers is None else powers[:2]
+        own_weights = (covariance * multiplicity).reshape(second.shape)
         # The feature of the bias is 1.
-        mean = entry_products(self.row, columns, once, at.mean, others.features)
-        mean += others.bias if columns is None else others.bias[columns]
+        mean = entry_products(self.row, columns, motion.linear_powers, at.mean, other.features)
+        mean += other.bias if columns is None else other.bias[columns]
         mean += self.offset
-        own_variance = entry_products(self.row, columns, powers, weighed, others.direct)
-        other_variance = entry_products(self.row, columns, powers, shared, others.covariance)
-        other_variance += others.session_variance
-        for groups in self.groups:
-            if groups is None:
-                continue
-            if at.effects is None:
-                own_variance[groups.entry] += own.session_variance
-            else:
-                groups.add(at.effects, mean, own_variance)
+        own_variance = entry_products(self.row, columns, motion.powers, own_weights, other.direct)
+        other_variance = entry_products(self.row, columns, motion.powers, second, other.covariance)
+        other_variance += other.session_variance
+        for block in self.blocks:
+            block.sessions.add_to_scores(at.effects, mean, own_variance)
         return EntryScores(mean, own_variance, other_variance, self.offset)
 
-    def start(self) -> Posterior:
-        """Rows of which nothing is known but the prior."""
-        own, rows = self.own, self.data.rows
+    def prior(self) -> Posterior:
+        """The posterior of rows of which nothing is known but the prior."""
+        own, motion, rows = self.own, self.motion, self.data.rows
         prior = own.cold_start or own
-        return self.positions(
-            np.broadcast_to(prior.mean, (rows, len(prior.mean))), pack(prior.covariance[None])
-        )
-
-    def positions(self, mean: Float64s, spread: Float64s) -> Posterior:
-        """Rows that stand at `mean` (b, d) with the packed covariance `spread` (b, packed), or (1, packed) of
-        all; of their velocities nothing is known but the prior.
-        """
-        drift, b = self.own.drift, len(mean)
-        spread = np.broadcast_to(spread, (b, spread.shape[1]))
-        if drift is None:
-            return Posterior(mean, spread)
-        moved = np.broadcast_to(pack(drift.covariance), spread.shape)
-        still = np.zeros_like(mean)
-        return Posterior(np.hstack([mean, still]), np.hstack([spread, np.zeros(spread.shape), moved]))
-
-
-def spread_of(joint: Float64s, dim: int) -> Float64s:
-    """`Posterior.spread` (b, 3 packed) of rows that move, from the covariance (b, 2 d, 2 d)."""
-    first, second = _joint_index(dim)
-    flat = joint.reshape(len(joint), 4 * dim * dim)
-    spread: Float64s = flat.take(first, axis=1)
-    packed = len(second)
-    spread[:, packed : 2 * packed] += flat.take(second, axis=1)
-    return spread
-
-
-@lru_cache(maxsize=64)
-def _joint_index(dim: int) -> tuple[Int64s, Int64s]:
-    rows, columns, _ = triangle(dim)
-    width = 2 * dim
-    mixed = rows * width + columns + dim
-    first = np.concatenate([rows * width + columns, mixed, (rows + dim) * width + columns + dim])
-    return first, columns * width + rows + dim
-
-
-def _squares(mean: Float64s, dim: int) -> Float64s:
-    """Packed outer products of what the covariances of other rows are weighed with, `[latent, 1]`; where
-    there are velocities, of what 1, -age and age^2 multiply, side by side.
-    """
-    vectors = mean.copy()
-    vectors[:, dim - 1] = 1.0
-    if mean.shape[1] == dim:
-        return outer(vectors)
-    vectors[:, -1] = 0.0
-    rows, columns, _ = triangle(dim)
-    position, velocity = vectors[:, :dim], vectors[:, dim:]
-    at_rows, at_columns = position.take(rows, axis=1), position.take(columns, axis=1)
-    moved_rows, moved_columns = velocity.take(rows, axis=1), velocity.take(columns, axis=1)
-    mixed = at_rows * moved_columns
-    mixed += moved_rows * at_columns
-    at_rows *= at_columns
-    moved_rows *= moved_columns
-    return np.concatenate([at_rows, mixed, moved_rows], axis=1)
-
-
-def _taken(others: SideMoments, index: Int64s) -> SideMoments:
-    """`others` with a row for each entry."""
-    return replace(
-        others,
-        features=others.features[index],
-        bias=others.bias[index],
-        direct=others.direct[index],
-        second=others.second[index],
-        cross=others.cross[index],
-        covariance=others.covariance[index],
-        implicit_effect=others.implicit_effect[index],
-    )
+        mean = np.broadcast_to(prior.mean, (rows, own.layout.dim))
+        covariance = np.broadcast_to(pack(prior.covariance[None]), (rows, own.layout.packed))
+        states = motion.states(mean)
+        effects = SessionEffects.prior(self.sessions, own.session_variance, states.shape[1])
+        return Posterior(states, motion.covariances(covariance), effects)

@@ -58,7 +58,7 @@ class RatingPosterior(PosteriorModel):
         keep = math.nan if at is None else float(session_keys(np.array([at]), period)[0])
         table, data = QuantizedTable(items, self.item_codec), compress(histories, len(items))
         rows = half_step(
-            self.parameters, "user", table, data, new=self._came_after("user", current), keep=keep
+            self.parameters, "user", table, data, new=self._came_after("user", current), keep_session=keep
         ).rows
         if current is not None:
             effect = self.parameters.users.layout.implicit_effect

@@ -61,6 +61,13 @@ class Sessions:
     row: Int64s
     key: Float64s
 
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+_NO_ROWS: Int64s = np.zeros(0, dtype=np.int64)
+NO_SESSIONS = Sessions(_NO_ROWS, _NO_ROWS, _NO_ROWS, np.zeros(0))
+
 
 def compress_pairs(row: Rows, other: Rows, value: Float64s, time: Float64s, n_rows: int) -> Compressed:
     """Entries (n,) in the order in which they were written, as rows in which the last entry of a pair counts.
@@ -119,12 +126,14 @@ def compress(histories: Histories, n_other: int) -> Compressed:
     return compressed
 
 
-def group_sessions(compressed: Compressed, session_length: float) -> Sessions | None:
-    """The entries grouped by session; None where no entry has one."""
+def group_sessions(compressed: Compressed, session_length: float) -> Sessions:
+    """The entries grouped by session; no groups where `session_length` is 0 or no time is known."""
+    if session_length <= 0:
+        return NO_SESSIONS
     key = session_keys(compressed.time, session_length)
     entry = np.flatnonzero(np.isfinite(key))
     if len(entry) == 0:
-        return None
+        return NO_SESSIONS
     row, key = compressed.row[entry], key[entry]
     order = np.lexsort((key, row))
     entry, row, key = entry[order], row[order], key[order]

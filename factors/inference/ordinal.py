@@ -39,11 +39,14 @@ _LEAST_CAVITY = 0.02
 _LEAST_NOISE = 0.02
 
 
+_NOTHING: Float64s = np.zeros(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """What each rating says to a half-step: precision `weight` (n,), and `linear` (n,) = precision times its
-    value less all offsets. With the ordinal link also the `mean` and `variance` (n,) that all but the rating
-    itself foretell of its score.
+    """The Gaussian that stands for each rating in a half-step: precision `weight` (n,), and `linear` (n,) =
+    precision times its value less all offsets. With the ordinal link also the `mean` and `variance` (n,) of
+    its score without the rating itself; empty with the Gaussian link.
     """
 
     weight: Float64s
@@ -51,11 +54,20 @@ class Sites:
     mean: Float64s
     variance: Float64s
 
+    @staticmethod
+    def gaussian(weight: Float64s, linear: Float64s) -> "Sites":
+        """Sites of the Gaussian link."""
+        return Sites(weight, linear, _NOTHING, _NOTHING)
+
+
+NO_SITES = Sites.gaussian(_NOTHING, _NOTHING)
+
 
 @dataclass(frozen=True, slots=True)
 class EntryScores:
-    """What a posterior says of the score of each entry (n,): `mean`; `own_variance`, from the side that is
-    being solved; `other_variance`, from all else; `offset`, the part of the mean that is given.
+    """Moments of the score of each entry (n,) under a posterior: `mean`; `own_variance`, from the side that
+    is being solved; `other_variance`, from all else; `offset`, the part of the mean that the posterior does
+    not change.
     """
 
     mean: Float64s

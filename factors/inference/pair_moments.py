@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.inference.drift import means_then
+from factors.inference.motion import means_at
 from factors.inference.side_moments import match_sessions, prior_rows
 from factors.model.layout import COUNT, MEAN, FloatTable, triangle
 from factors.model.parameters import Parameters
@@ -60,7 +60,7 @@ class PairMoments:
         self._latent_packed = layout.rank * (layout.rank + 1) // 2
         self._block = max(_FEWEST, _BLOCK_NUMBERS // layout.packed)
         self._sides = (parameters.users, parameters.items)
-        self._timed = tuple(side.layout.slots > 0 and side.session_variance > 0 for side in self._sides)
+        self._timed = tuple(side.has_sessions for side in self._sides)
         self._prior_session_variance = parameters.users.session_variance + parameters.items.session_variance
         prior_user: Float32s = prior_rows(parameters.users, 1)[0].astype(np.float32)
         self._priors = (prior_user, self._codec.encode(prior_rows(parameters.items, 1))[0])
@@ -194,7 +194,7 @@ class PairMoments:
         for number, (table, rows) in enumerate((own, (self.items, item_rows))):
             side, known = self._sides[number], self._gathered(number, table, rows)
             now.append(known[:, side.layout.mean].astype(np.float64))
-            then.append(means_then(side, known, time))
+            then.append(means_at(side, known, time))
         scores = [
             np.einsum("md,md->m", user[:, :-1], item[:, :-1]) + user[:, -1] + item[:, -1]
             for user, item in (now, then)

@@ -1,5 +1,4 @@
-"""Effects of the sessions of a row (the days of a user), marginalised out of its posterior and then read
-back.
+"""Effects of the sessions of a row (the days of a user), marginalised out of its posterior, then read back.
 
 Invariant: posterior and effects are those of the joint Gaussian; nothing is iterated.
 
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from factors.inference.histories import Sessions
+from factors.inference.motion import Motion
 from factors.inference.ordinal import Sites
 from factors.inference.segments import segment_sums
 from factors.inference.side_moments import SideMoments
@@ -24,120 +24,139 @@ from factors.model.types import Float64s, Int64s
 
 
 @dataclass(frozen=True, slots=True)
-class Effects:
-    """Of each session group its effect's `mean` and `variance` (G,), and its covariance `shared` (G, D) with
+class SessionEffects:
+    """Of each session its effect's `mean` and `variance` (G,), and its `covariance` (G, D) with the state of
     the row.
     """
 
     mean: Float64s
     variance: Float64s
-    shared: Float64s
+    covariance: Float64s
 
     @staticmethod
-    def together(parts: Sequence["Effects"]) -> "Effects":
+    def prior(sessions: Sessions, variance: float, width: int) -> "SessionEffects":
+        """Effects of which nothing is known but their prior `variance`, of rows whose state has `width`."""
+        n = len(sessions)
+        return SessionEffects(np.zeros(n), np.full(n, variance), np.zeros((n, width)))
+
+    @staticmethod
+    def joined(parts: Sequence["SessionEffects"]) -> "SessionEffects":
         """Those of several blocks, one after the other."""
-        if not parts:
-            return NO_EFFECTS
-        return Effects(
+        return SessionEffects(
             np.concatenate([part.mean for part in parts]),
             np.concatenate([part.variance for part in parts]),
-            np.concatenate([part.shared for part in parts]),
+            np.concatenate([part.covariance for part in parts]),
         )
 
 
-NO_EFFECTS = Effects(np.zeros(0), np.zeros(0), np.zeros(0))
+NO_EFFECTS = SessionEffects(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
+
+
+class NoSessionBlock:
+    """A block of rows without sessions: it changes no posterior."""
+
+    def add_to_scores(self, effects: SessionEffects, mean: Float64s, variance: Float64s) -> None:
+        """As for `SessionBlock`."""
+
+    def sums(self, own: Side, sites: Sites) -> "NoSessionBlock":
+        """As for `SessionBlock`."""
+        _ = own, sites
+        return self
+
+    def take_from(self, precision: Float64s, linear: Float64s) -> None:
+        """As for `SessionSums`."""
+
+    def effects(self, mean: Float64s, covariance: Float64s) -> SessionEffects:
+        """As for `SessionSums`."""
+        _ = mean, covariance
+        return NO_EFFECTS
+
+    def take_from_terms(self, terms: Float64s, surprise: Float64s) -> None:
+        """As for `SessionSums`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
-    """The sessions of one block of rows, from the group `first` of all on: `row` (g,) within the block; row
-    `j` has the groups `of_row[j]` to `of_row[j + 1]`. Group `k` has the entries `entry[indptr[k]:indptr[k +
-    1]]`, whose other rows have `features` (len(entry), D), with `-age f` after `f` where rows move, and
-    `bias` (len(entry),); `group`: of each entry, among all.
+class SessionBlock:
+    """The sessions of one block of rows: `row` (g,) within the block; row `j` has the sessions `of_row[j]` to
+    `of_row[j + 1]`. Session `k` has the entries `entry[indptr[k]:indptr[k + 1]]`, which multiply the state of
+    their row with `features` (len(entry), D) and whose other rows have `bias` (len(entry),); `session`: of
+    each entry, among all.
     """
 
-    first: int
     row: Int64s
     of_row: Int64s
     entry: Int64s
-    group: Int64s
+    session: Int64s
     indptr: Int64s
     features: Float64s
     bias: Float64s
 
-    @staticmethod
-    def of(
-        sessions: Sessions | None,
-        others: SideMoments,
-        columns: Int64s | None,
-        powers: Float64s | None,
-        *,
-        start: int,
-        stop: int,
-    ) -> "Groups | None":
-        """The groups of the rows from `start` to `stop`; None where there are none. `columns` (n,) as for
-        `segment_sums`, `powers` (3, n): 1, -age, age^2 of each entry, where rows move.
-        """
-        if sessions is None:
-            return None
-        first, last = np.searchsorted(sessions.row, [start, stop]).tolist()
-        if first == last:
-            return None
-        low, high = np.searchsorted(sessions.group, [first, last]).tolist()
-        entry, row = sessions.entry[low:high], sessions.row[first:last] - start
-        where = entry if columns is None else columns[entry]
-        features = others.features[where]
-        if powers is not None:
-            features = np.hstack([features, powers[1, entry, None] * features])
-        group = sessions.group[low:high]
-        indptr = np.searchsorted(group, np.arange(first, last + 1))
-        of_row = np.searchsorted(row, np.arange(stop - start + 1))
-        return Groups(first, row, of_row, entry, group, indptr, features, others.bias[where])
+    def add_to_scores(self, effects: SessionEffects, mean: Float64s, variance: Float64s) -> None:
+        """Add to `mean` and `variance` (n,) of the scores of all entries those of the effects."""
+        entry, session = self.entry, self.session
+        mean[entry] += effects.mean[session]
+        covariance = np.einsum("nd,nd->n", self.features, effects.covariance[session])
+        covariance *= 2.0
+        covariance += effects.variance[session]
+        variance[entry] += covariance
 
-    def add(self, effects: Effects, mean: Float64s, variance: Float64s) -> None:
-        """Add to `mean` and `variance` (n,) of the scores of all entries what the effects are to them."""
-        entry, group = self.entry, self.group
-        mean[entry] += effects.mean[group]
-        shared = np.einsum("nd,nd->n", self.features, effects.shared[group])
-        shared *= 2.0
-        shared += effects.variance[group]
-        variance[entry] += shared
-
-    def sums(self, own: Side, sites: Sites) -> "GroupSums":
-        """What `sites` say to these groups."""
+    def sums(self, own: Side, sites: Sites) -> "SessionSums":
+        """The sums of `sites` over these sessions."""
         weight, starts = sites.weight[self.entry], self.indptr[:-1]
         load = segment_sums(self.indptr, None, weight, self.features)
         scale = np.add.reduceat(weight, starts, dtype=np.float64)
         scale += 1.0 / own.session_variance
         surprise = sites.linear[self.entry] - weight * self.bias
         total = np.add.reduceat(surprise, starts, dtype=np.float64)
-        return GroupSums(self, load, scale, total, load / scale[:, None])
+        return SessionSums(self, load, scale, total, load / scale[:, None])
+
+
+def session_block(
+    sessions: Sessions, other: SideMoments, columns: Int64s | None, motion: Motion, rows: slice
+) -> SessionBlock | NoSessionBlock:
+    """The sessions of these `rows`. `columns` (n,) as for `segment_sums`."""
+    if len(sessions) == 0:
+        return NoSessionBlock()
+    first, last = np.searchsorted(sessions.row, [rows.start, rows.stop]).tolist()
+    if first == last:
+        return NoSessionBlock()
+    low, high = np.searchsorted(sessions.group, [first, last]).tolist()
+    entry, row = sessions.entry[low:high], sessions.row[first:last] - rows.start
+    where = entry if columns is None else columns[entry]
+    session = sessions.group[low:high]
+    indptr = np.searchsorted(session, np.arange(first, last + 1))
+    of_row = np.searchsorted(row, np.arange(rows.stop - rows.start + 1))
+    features = motion.features(other.features[where], entry)
+    return SessionBlock(row, of_row, entry, session, indptr, features, other.bias[where])
 
 
 @dataclass(frozen=True, slots=True)
-class GroupSums:
-    """`load` (g, D), `scale`, `sum` (g,) of the `groups`: `a`, `n`, `s` of the module's docstring; `shift`:
-    `a / n`.
+class SessionSums:
+    """`load` (g, D), `scale`, `sum` (g,) of the sessions of a `block`: `a`, `n`, `s` of the module's
+    docstring; `shift`: `a / n`.
     """
 
-    groups: Groups
+    block: SessionBlock
     load: Float64s
     scale: Float64s
     sum: Float64s
     shift: Float64s
 
-    def taken(self) -> tuple[Float64s, Float64s]:
-        """What the rows lose: precision (b, D, D) and linear term (b, D)."""
-        of_row = self.groups.of_row
-        linear = segment_sums(of_row, None, self.sum, self.shift)
+    def take_from(self, precision: Float64s, linear: Float64s) -> None:
+        """Take what the effects account for from the normal equations: `precision` (b, D, D), `linear` (b,
+        D).
+        """
+        of_row = self.block.of_row
         if len(of_row) == 2:
-            return np.matmul(self.shift.T, self.load)[None], linear
-        packed = segment_sums(of_row, None, 1.0 / self.scale, outer(self.load))
-        return unpack(packed, self.load.shape[1]), linear
+            precision -= np.matmul(self.shift.T, self.load)[None]
+        else:
+            packed = segment_sums(of_row, None, 1.0 / self.scale, outer(self.load))
+            precision -= unpack(packed, self.load.shape[1])
+        linear -= segment_sums(of_row, None, self.sum, self.shift)
 
-    def effects(self, mean: Float64s, covariance: Float64s) -> Effects:
+    def effects(self, mean: Float64s, covariance: Float64s) -> SessionEffects:
         """The effects, from the posteriors of the rows: `mean` (b, D), `covariance` (b, D, D)."""
-        row, shift = self.groups.row, self.shift
+        row, shift = self.block.row, self.shift
         if len(mean) == 1:
             effect = self.sum - self.load @ mean[0]
             shared = shift @ covariance[0]
@@ -146,18 +165,25 @@ class GroupSums:
             shared = np.einsum("gij,gj->gi", covariance[row], shift)
         effect /= self.scale
         variance = 1.0 / self.scale + np.einsum("gd,gd->g", shift, shared)
-        return Effects(effect, variance, np.negative(shared, out=shared))
+        return SessionEffects(effect, variance, np.negative(shared, out=shared))
+
+    def take_from_terms(self, terms: Float64s, surprise: Float64s) -> None:
+        """Take what the effects account for from the linear `terms` (n, D) of the entries of one row, whose
+        sites exceed the prior mean by `surprise` (n,).
+        """
+        entry = self.block.entry
+        terms[entry] -= self.shift[self.block.session] * surprise[entry][:, None]
 
 
 def write_slots(
-    own: Side, rows: Float64s, sessions: Sessions, effects: Effects, *, keep: float = math.nan
+    own: Side, rows: Float64s, sessions: Sessions, effects: SessionEffects, *, keep: float = math.nan
 ) -> None:
     """Write the sessions that matter most to the slots of each row of `rows`, the latest and that of key
     `keep` among them.
     """
     layout, row = own.layout, sessions.row
     last = np.searchsorted(row, row, side="right") - 1
-    # The latest session of a row always has a slot; the others by how much they matter.
+    # The latest session of a row always has a slot; the others by the size of their effect.
     always = (last == np.arange(len(row))) | (sessions.key == keep)
     matter = np.where(always, np.inf, np.abs(effects.mean))
     order = np.lexsort((-matter, row))

@@ -1,13 +1,13 @@
-"""What one side reads of the other's rows. Invariant: a row that nobody knows is read as the prior of its
-side.
+"""The moments of the other side's rows that a half-step reads. Invariant: an unknown row is read as the prior
+of its side.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from factors.inference.drift import means_then
 from factors.inference.histories import Compressed
+from factors.inference.motion import means_at
 from factors.model.layout import NO_SESSION, FloatTable, outer, pack, session_keys
 from factors.model.parameters import Side
 from factors.model.quantized_rows import QuantizedTable, Table
@@ -33,9 +33,22 @@ class SideMoments:
     session_effect: Float64s
     session_variance: Float64s
 
+    def taken(self, index: Int64s) -> "SideMoments":
+        """The same with a row for each entry: those at `index` (entries,)."""
+        return replace(
+            self,
+            features=self.features[index],
+            bias=self.bias[index],
+            direct=self.direct[index],
+            second=self.second[index],
+            cross=self.cross[index],
+            covariance=self.covariance[index],
+            implicit_effect=self.implicit_effect[index],
+        )
+
 
 def prior_rows(side: Side, n_rows: int) -> Float64s:
-    """Rows (n_rows, width) that say what is known of someone unknown."""
+    """Rows (n_rows, width) of which nothing is known but the prior."""
     layout = side.layout
     rows = np.zeros((n_rows, layout.width))
     prior = side.cold_start or side
@@ -52,7 +65,7 @@ def match_sessions(side: Side, rows: FloatTable, index: Int64s, time: Float64s) 
     """
     layout = side.layout
     effect, variance = np.zeros(len(index)), np.full(len(index), side.session_variance)
-    if layout.slots == 0 or side.session_variance <= 0:
+    if not side.has_sessions:
         return effect, variance
     keys = session_keys(time, side.session_length)
     entry, slot = np.nonzero(rows[:, layout.keys][index] == keys[:, None])
@@ -63,27 +76,24 @@ def match_sessions(side: Side, rows: FloatTable, index: Int64s, time: Float64s) 
 
 
 def gather_side_moments(side: Side, table: Table, data: Compressed) -> tuple[SideMoments, Int64s]:
-    """What the half-step reads of the other rows in `data`, and where each entry of `data` finds its row
-    there.
-    """
+    """The moments of the rows of `side` in `data`, and where each entry of `data` finds its row there."""
+    known = np.flatnonzero(data.other >= 0)
     # Few entries of a large table: read these alone. Otherwise each row once, however often it is rated. A
     # row that moves is another one at each of its entries.
-    known = np.flatnonzero(data.other >= 0)
-    if len(data.other) < len(table) or len(table) == 0 or side.drift is not None:
+    if len(data.other) < len(table) or len(table) == 0 or side.layout.moving:
         rows = _rows_at(side, table, data.other, known)
         index = np.arange(len(data.other))
+        mean = means_at(side, rows, data.time)
     else:
         rows, index = table.expanded() if isinstance(table, QuantizedTable) else table, data.other
         if len(known) < len(index):
             rows = np.concatenate([rows, _prior_of(side, table)])
             index = np.where(index < 0, len(table), index)
-    if side.session_variance > 0 and side.layout.slots:
+        mean = rows[:, side.layout.mean].astype(np.float64)
+    if side.has_sessions:
         effect, variance = match_sessions(side, rows, index, data.time)
     else:
         effect, variance = np.zeros(len(index)), np.zeros(len(index))
-    mean = rows[:, side.layout.mean].astype(np.float64)
-    if side.drift is not None:
-        mean = means_then(side, rows, data.time)
     return _read(side, rows, mean, effect, variance), index
 
 
@@ -97,7 +107,7 @@ def _rows_at(side: Side, table: Table, index: Int64s, known: Int64s) -> FloatTab
 
 
 def _prior_of(side: Side, table: Table) -> FloatTable:
-    """The row (1, width) of somebody unknown, as the table would have it."""
+    """The row (1, width) of an unknown user or item, as the table would have it."""
     prior = prior_rows(side, 1)
     if isinstance(table, QuantizedTable):
         return table.codec.decode(table.codec.encode(prior))

@@ -71,6 +71,11 @@ class Side:
     cold_start: ColdStart | None = None
     drift: Drift | None = None
 
+    @property
+    def has_sessions(self) -> bool:
+        """Whether rows of this side keep effects of their sessions."""
+        return self.layout.slots > 0 and self.session_variance > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Parameters:

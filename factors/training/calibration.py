@@ -17,7 +17,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from factors.inference.cold_start import learn_cold_start
 from factors.inference.half_step import half_step
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.ordinal import rating_levels
@@ -29,6 +28,7 @@ from factors.model.quantized_rows import item_codec
 from factors.model.scale import scale_levels
 from factors.model.std_calibration import calibration_features
 from factors.model.types import Float64s, Int64s
+from factors.training.cold_start import learn_cold_start
 from factors.training.sweep import State
 
 NINETY = 1.6448536269514722

@@ -10,23 +10,25 @@ from dataclasses import replace
 import numpy as np
 
 from factors.errors import FitDiverged, FitRefused
-from factors.inference.backend_numba import compiled_for
-from factors.inference.cold_start import learn_cold_start, without_cold_start
-from factors.inference.drift import narrowed, widened
+from factors.inference.compiled.backend import choose_backend
 from factors.inference.fold_in import Fitted
-from factors.inference.half_step import half_step
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT
-from factors.model.parameters import Parameters, from_model, to_model
+from factors.model.parameters import from_model, to_model
 from factors.model.quantized_rows import QuantizedTable, item_codec, read_items
 from factors.model.scale import scale_range
 from factors.model.types import Float32s, Histories, Ratings
+from factors.training.cold_start import learn_cold_start, without_cold_start
+from factors.training.drift import narrowed, widened
 from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank
-from factors.training.model_selection import LEAST_RATINGS, choose, observed_scale
+from factors.training.model_selection import LEAST_RATINGS, observed_scale, select_terms
 from factors.training.priors import fitted_prior, prior_model
 from factors.training.settings import FitSettings
-from factors.training.sweep import State, Terms, Training, in_rating_units
+from factors.training.sweep import State
+from factors.training.terms import Terms
+from factors.training.training_set import TrainingSet
+from factors.training.units import in_rating_units
 
 Progress = Callable[[int, dict[str, float]], None]
 # A fit goes on from an earlier one until there are so many times the ratings from which its terms were
@@ -61,13 +63,13 @@ def fit(
         model = prior_model(settings)
         return fitted_prior(model, from_model(model), n_users, n_items)
     settings = replace(settings, scale=observed_scale(settings.scale, users.value))
-    compiled = compiled_for(len(users.value), settings.threads)
-    training = Training.of(users, n_items, compiled)
+    backend = choose_backend(len(users.value), threads=settings.threads, block_rows=settings.block_rows)
+    training = TrainingSet.of(users, n_items, backend)
     state, found = _begin(training, settings, rng, start)
     tolerance = settings.tolerance * (_CHEAP_TOLERANCE if len(users.value) < _CHEAP_RATINGS else 1.0)
     sweeps, change = 0, 0.0
     for sweeps in range(1, settings.sweeps + 1):
-        change = state.sweep(settings.block_rows)
+        change = state.sweep()
         if progress is not None:
             progress(sweeps, {"change": change, "noise": state.parameters.noise})
         if change < tolerance:
@@ -76,7 +78,7 @@ def fit(
 
 
 def _begin(
-    training: Training, settings: FitSettings, rng: np.random.Generator, start: Fitted | None
+    training: TrainingSet, settings: FitSettings, rng: np.random.Generator, start: Fitted | None
 ) -> tuple[State, dict[str, float]]:
     """The state from which to sweep: that of `start`, or one whose terms are chosen, or a plain one for few
     ratings.
@@ -91,9 +93,9 @@ def _begin(
     if n < LEAST_RATINGS or not decides:
         state = initial_state(training, settings, rng)
         return (state.branch(Terms("ordinal")) if settings.link == "ordinal" else state), {}
-    choice = choose(training, settings, rng)
-    known = replace(choice.state.parameters, decided=float(n))
-    return State.begin(training, known, None, choice.state.user_rows, choice.state.item_rows), choice.metrics
+    found = select_terms(training, settings, rng)
+    known = replace(found.state.parameters, decided=float(n))
+    return State.begin(training, known, None, found.state.user_rows, found.state.item_rows), found.metrics
 
 
 def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
@@ -138,21 +140,11 @@ def ratings_histories(users: Compressed) -> Histories:
     return Histories(users.indptr, users.other.astype(np.int32), users.value, users.time)
 
 
-def _folded_in(parameters: Parameters, items: Float32s, training: Training) -> Float32s:
-    """The user rows that a fold-in gives with these stored `items`."""
-    table = QuantizedTable(items, item_codec(parameters))
-    if training.compiled is None:
-        return half_step(parameters, "user", table, training.users).rows.astype(np.float32)
-    step = training.compiled.half_step(parameters, "user", table.expanded(), training.users)
-    return step.rows.astype(np.float32)
-
-
 def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """The tables as they are published: items as they are stored, users folded in with exactly these. Raises
     `FitDiverged`.
     """
-    parameters, item_rows = in_rating_units(state.parameters, state.item_rows, of_users=False)
-    user_rows = in_rating_units(state.parameters, state.user_rows, of_users=True)[1]
+    parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
     parameters = learn_cold_start(widened(parameters), user_rows, item_rows, state.training.users)
     model = to_model(parameters)
     codec = item_codec(parameters)
@@ -160,11 +152,13 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
     items[item_rows[:, COUNT] == 0] = codec.encode(prior_rows(parameters.items, 1))
     if not (codec.all_finite(items) and all(np.isfinite(array).all() for array in model.parameters.values())):
         raise FitDiverged("the fit gave item rows or priors that are not finite")
-    users = _folded_in(parameters, items, state.training)
+    table = QuantizedTable(items, codec)
+    step = state.training.backend.half_step(parameters, "user", table, state.training.users)
+    users: Float32s = step.rows.astype(np.float32)
     effect = parameters.users.layout.implicit_effect
     users[:, effect] = user_rows[:, effect]
-    bare = users[:, COUNT] == 0
-    users[bare] = prior_rows(parameters.users, int(bare.sum()))
+    unrated = users[:, COUNT] == 0
+    users[unrated] = prior_rows(parameters.users, int(unrated.sum()))
     if not np.isfinite(users).all():
         raise FitDiverged("the fit gave user rows that are not finite")
     return Fitted(model, users, items, metrics)

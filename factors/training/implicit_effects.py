@@ -1,4 +1,5 @@
-"""What having a row in one's history says of the other side's prior mean (the idea of SVD++, in closed form).
+"""Implicit effects: what having a row in one's history says of the other side's prior mean (the idea of
+SVD++, in closed form).
 
 Invariant: the prior mean of a row is its side's mean plus `sum over its history of effect_j / sqrt(count)`,
 here as in the half-step.
@@ -10,78 +11,70 @@ posterior mean under a prior of covariance (side covariance / ridge) for each ef
 
 import numpy as np
 import scipy.linalg
-import scipy.sparse as sp
-import scipy.sparse.linalg
 
-from factors.inference.backend_numba import Compiled
+from factors.inference.backend import RatedSets, set_matrix
 from factors.inference.histories import Compressed
 from factors.model.types import Float64s
 
 # Up to here a dense factor of the smaller Gram matrix takes under a second and 70 MB; beyond, conjugate
 # gradients.
 _DENSE = 3000
+# From one sweep to the next effects move little: 20 steps, from those of the sweep before, are enough.
 _CG_STEPS = 20
-# Of the residual that a step begins with: the sweeps go on from each other, and so do the gradients.
+# Of the target: the sweeps go on from each other, and so do the gradients.
 _CG_TOLERANCE = 1e-3
+
+
+class NoImplicitEffects:
+    """A model without these effects."""
+
+    def offsets(self, effects: Float64s) -> float:
+        """See `ImplicitEffects.offsets`."""
+        _ = effects
+        return 0.0
+
+    def learn(self, deviations: Float64s, before: Float64s) -> Float64s:
+        """See `ImplicitEffects.learn`."""
+        _ = deviations
+        return before
 
 
 class ImplicitEffects:
     """The ridge regression for one side: `data` its histories, `others` those of the other side, that is the
-    same ratings; `compiled`: see `Training`.
+    same ratings, which `sets` multiplies with.
     """
 
-    def __init__(
-        self, data: Compressed, others: Compressed, ridge: float, compiled: Compiled | None = None
-    ) -> None:
-        counts, n_others = data.counts, others.rows
-        scale = 1.0 / np.sqrt(np.maximum(counts, 1))
-        self._data, self._others = data, others
-        self._scale, self._compiled = scale, compiled
-        share = scale * scale
-        self._diagonal = np.bincount(data.other, np.repeat(share, counts), n_others) + ridge
-        self._ridge = ridge
-        self._effects: Float64s | None = None
+    def __init__(self, data: Compressed, others: Compressed, ridge: float, sets: RatedSets) -> None:
+        self._sets, self._ridge = sets, ridge
+        share = np.repeat(1.0 / np.maximum(data.counts, 1), data.counts)
+        self._diagonal = np.bincount(data.other, share, others.rows) + ridge
+        self._by_rows = data.rows <= others.rows
         self._factor: tuple[Float64s, bool] | None = None
-        self._by_rows = data.rows <= n_others
-        self._design: sp.csr_array | None = None
-        dense = min(data.rows, n_others) <= _DENSE
-        if dense or compiled is None:
-            self._design = sp.csr_array(
-                (np.repeat(scale, counts), data.other, data.indptr), shape=(data.rows, n_others)
-            )
-        if dense and self._design is not None:
-            transposed = self._design.T.tocsr()
-            gram = (self._design @ transposed if self._by_rows else transposed @ self._design).toarray()
+        if min(data.rows, others.rows) <= _DENSE:
+            matrix = set_matrix(data, others.rows)
+            transposed = matrix.T.tocsr()
+            gram = (matrix @ transposed if self._by_rows else transposed @ matrix).toarray()
             gram += np.diag(np.full(len(gram), ridge))
             self._factor = scipy.linalg.cho_factor(gram, overwrite_a=True)
 
-    def learn(self, deviations: Float64s) -> Float64s:
-        """Effects (n_others, d) from posterior means less the side's mean, `deviations` (rows, d)."""
+    def learn(self, deviations: Float64s, before: Float64s) -> Float64s:
+        """Effects (n_others, d) from posterior means less the side's mean, `deviations` (rows, d); `before`:
+        those of the sweep before.
+        """
         if self._factor is None:
-            self._effects = self._conjugate_gradients(deviations)
-            return self._effects
+            return self._conjugate_gradients(deviations, before)
         if self._by_rows:
-            return self._transposed(np.asarray(scipy.linalg.cho_solve(self._factor, deviations)))
-        return np.asarray(scipy.linalg.cho_solve(self._factor, self._transposed(deviations)))
+            return self._sets.transposed_times(np.asarray(scipy.linalg.cho_solve(self._factor, deviations)))
+        return np.asarray(scipy.linalg.cho_solve(self._factor, self._sets.transposed_times(deviations)))
 
     def offsets(self, effects: Float64s) -> Float64s:
         """What `effects` (n_others, d) add to the prior mean of each row, (rows, d)."""
-        if self._compiled:
-            return self._compiled.sum_rows(self._data.indptr, self._data.other, effects, self._scale)
-        return np.asarray(self._design @ effects) if self._design is not None else effects
+        return self._sets.times(effects)
 
-    def _transposed(self, deviations: Float64s) -> Float64s:
-        if self._compiled:
-            others, ones = self._others, np.ones(self._others.rows)
-            scaled = deviations * self._scale[:, None]
-            return self._compiled.sum_rows(others.indptr, others.other, scaled, ones)
-        return np.asarray(self._design.T @ deviations) if self._design is not None else deviations
-
-    def _conjugate_gradients(self, deviations: Float64s) -> Float64s:
-        """All columns at once, from the effects of the sweep before, preconditioned by the diagonal."""
-        target = self._transposed(deviations)
-        effects = np.zeros_like(target) if self._effects is None else self._effects
-        residual = target - self._normal(effects) if self._effects is not None else target
+    def _conjugate_gradients(self, deviations: Float64s, effects: Float64s) -> Float64s:
+        """All columns at once, from `effects`, preconditioned by the diagonal."""
+        target = self._sets.transposed_times(deviations)
+        residual = target - self._normal(effects)
         inverse = 1.0 / self._diagonal[:, None]
         limit = _CG_TOLERANCE**2 * (target * inverse * target).sum(axis=0)
         direction = inverse * residual
@@ -99,4 +92,4 @@ class ImplicitEffects:
         return np.asarray(effects)
 
     def _normal(self, effects: Float64s) -> Float64s:
-        return self._transposed(self.offsets(effects)) + self._ridge * effects
+        return self._sets.transposed_times(self._sets.times(effects)) + self._ridge * effects

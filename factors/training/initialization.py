@@ -20,7 +20,8 @@ from factors.model.parameters import Parameters, Side
 from factors.model.types import Float64s
 from factors.training.priors import start_parameters, start_variance
 from factors.training.settings import FitSettings
-from factors.training.sweep import State, Training
+from factors.training.sweep import State
+from factors.training.training_set import TrainingSet
 
 # With fewer ratings several starts cost little (all of them a second).
 FEW_RATINGS = 5_000
@@ -40,13 +41,13 @@ def largest_rank(settings: FitSettings, n_ratings: int) -> int:
     return _RANK_OF_MANY if n_ratings >= _MANY else _RANK
 
 
-def _parameters(training: Training, settings: FitSettings, rank: int) -> Parameters:
+def _parameters(training: TrainingSet, settings: FitSettings, rank: int) -> Parameters:
     value = training.users.value
     return start_parameters(settings.scale, rank, float(value.mean()), start_variance(settings.scale, value))
 
 
 def initial_state(
-    training: Training, settings: FitSettings, rng: np.random.Generator, rank: int | None = None
+    training: TrainingSet, settings: FitSettings, rng: np.random.Generator, rank: int | None = None
 ) -> State:
     """A Gaussian state without further terms, from random directions; of the rank that `settings` ask for
     unless `rank` is given.
@@ -55,7 +56,7 @@ def initial_state(
     return State.begin(training, _parameters(training, settings, rank), rng)
 
 
-def flat_state(training: Training, settings: FitSettings, rank: int | None = None) -> State:
+def flat_state(training: TrainingSet, settings: FitSettings, rank: int | None = None) -> State:
     """A Gaussian state whose latent dimensions are as good as absent, so that biases are all it learns: their
     prior is a millionth of the usual one, from where it does not grow.
     """
@@ -69,7 +70,7 @@ def flat_state(training: Training, settings: FitSettings, rank: int | None = Non
     return State.begin(training, replace(parameters, users=side, items=side), None)
 
 
-def best_start(training: Training, settings: FitSettings, rng: np.random.Generator) -> State:
+def best_start(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> State:
     """Of few ratings, the swept state of the highest evidence: biases alone, or one of several ranks."""
     most = largest_rank(settings, len(training.users.value))
     ranks = (most,) if settings.rank != "auto" else tuple(rank for rank in _RANKS_OF_FEW if rank <= most)
@@ -87,7 +88,7 @@ def best_start(training: Training, settings: FitSettings, rng: np.random.Generat
 
 def _sweep(state: State, settings: FitSettings, sweeps: int, *, held: int) -> None:
     for sweep in range(min(sweeps, settings.sweeps)):
-        change = state.sweep(settings.block_rows, priors=sweep >= held)
+        change = state.sweep(learn_priors=sweep >= held)
         if sweep > held and change < _SETTLED:
             break
 

@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from factors.inference.backend_numba import COMPILED_FROM
-from factors.inference.drift import latest, narrowed, widened, with_widening
-from factors.inference.half_step import half_step
-from factors.inference.histories import Compressed, compress_pairs
+from factors.inference.backend import MANY_RATINGS
+from factors.inference.histories import Compressed
 from factors.inference.ordinal import rating_levels
 from factors.inference.pair_moments import PairMoments
 from factors.model.layout import session_keys
@@ -22,10 +20,12 @@ from factors.model.quantized_rows import item_codec
 from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Int64s, Scale
 from factors.training.calibration import calibrate
-from factors.training.drift_evidence import best_drift
+from factors.training.drift import best_drift, latest, narrowed, widened, with_widening
 from factors.training.initialization import FEW_RATINGS, best_start, flat_state, initial_state
 from factors.training.settings import FitSettings
-from factors.training.sweep import State, Terms, Training, terms_of
+from factors.training.sweep import State
+from factors.training.terms import Terms, terms_of
+from factors.training.training_set import TrainingSet
 
 # With fewer ratings a held-out slice decides by chance.
 LEAST_RATINGS = 100
@@ -57,7 +57,7 @@ _LENGTHS = 21
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Selection:
     """The terms to fit, the state that they were found with (of a part of the ratings), and how they did
     there.
     """
@@ -88,12 +88,12 @@ def may_be_ordinal(settings: FitSettings) -> bool:
     return 2 <= scale_levels(settings.scale) <= _MOST_LEVELS
 
 
-def choose(training: Training, settings: FitSettings, rng: np.random.Generator) -> Choice:
+def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> Selection:
     """Terms for these ratings, decided one after the other on held-out ratings, from sweeps that go on from
     each other.
     """
     # Velocities are known to no compiled loop, and each rating takes 2 KB where users move.
-    may_move = settings.session_effects and len(training.users.value) < COMPILED_FROM
+    may_move = settings.session_effects and len(training.users.value) < MANY_RATINGS
     training = _some_users(training, rng)
     n = len(training.users.value)
     held_out = np.sort(rng.permutation(n)[: min(max(n // 10, min(_FEW_HELD_OUT, n // 4)), _MOST_HELD_OUT)])
@@ -115,7 +115,7 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
         if settings.session_effects
         else 0.0
     )
-    drift = best_drift(state, state.residuals()) if may_move else 0.0
+    drift = best_drift(state.parameters, state.item_rows, part.users, state.residuals()) if may_move else 0.0
     ridge = _RIDGES[-1] if settings.implicit_effects else 0.0
     terms = Terms("gaussian", ridge, ridge, user_session, item_session)
     state = state.branch(terms)
@@ -151,7 +151,9 @@ def choose(training: Training, settings: FitSettings, rng: np.random.Generator) 
     return choice if whole is None else _with_all(choice, whole, settings)
 
 
-def _without(part: Training, whole: State | None, settings: FitSettings, rng: np.random.Generator) -> State:
+def _without(
+    part: TrainingSet, whole: State | None, settings: FitSettings, rng: np.random.Generator
+) -> State:
     """A Gaussian state of a `part` of the ratings, from `whole` where there is one."""
     state = initial_state(part, settings, rng)
     if whole is not None:
@@ -160,7 +162,7 @@ def _without(part: Training, whole: State | None, settings: FitSettings, rng: np
     return state
 
 
-def _with_all(choice: Choice, whole: State, settings: FitSettings) -> Choice:
+def _with_all(choice: Selection, whole: State, settings: FitSettings) -> Selection:
     """`choice` with its terms fitted on from `whole`, the start that has seen all ratings."""
     state, found = whole.branch(choice.terms), choice.state.parameters
     _run(state, settings, 8)
@@ -184,7 +186,7 @@ def _widened(state: State, settings: FitSettings) -> State:
 
     def folded(widening: float, data: Compressed) -> State:
         parameters = widened(with_widening(state.parameters, widening))
-        rows = half_step(parameters, "user", state.item_rows, data).rows
+        rows = training.backend.half_step(parameters, "user", state.item_rows, data).rows
         effect = parameters.users.layout.implicit_effect
         rows[:, effect] = state.user_rows[:, effect]
         return State(training, parameters, rows, state.item_rows)
@@ -194,13 +196,13 @@ def _widened(state: State, settings: FitSettings) -> State:
 
 
 def _calibrated(
-    state: State, training: Training, held_out: Int64s, score: float, rng: np.random.Generator
-) -> Choice:
+    state: State, training: TrainingSet, held_out: Int64s, score: float, rng: np.random.Generator
+) -> Selection:
     variance_scale, std_calibration = calibrate(state, training.users, held_out, rng)
     state.parameters = narrowed(
         replace(state.parameters, variance_scale=variance_scale, std_calibration=std_calibration)
     )
-    return Choice(terms_of(state.parameters), state, {"held_out_log_likelihood": score})
+    return Selection(terms_of(state.parameters), state, {"held_out_log_likelihood": score})
 
 
 def best_session_length(data: Compressed, residual: Float64s) -> float:
@@ -283,23 +285,21 @@ def _best(state: State, options: list[Terms], test: _HeldOut, settings: FitSetti
 
 def _run(state: State, settings: FitSettings, sweeps: int) -> None:
     for _ in range(min(sweeps, settings.sweeps)):
-        state.sweep(settings.block_rows)
+        state.sweep()
 
 
 def _settle(state: State, settings: FitSettings) -> None:
     """Sweep on until `state` is about as far as the fit will be: a state on its way is off otherwise."""
     for _ in range(min(_SETTLING, settings.sweeps)):
-        if state.sweep(settings.block_rows) < settings.tolerance:
+        if state.sweep() < settings.tolerance:
             break
 
 
-def _some_users(training: Training, rng: np.random.Generator) -> Training:
+def _some_users(training: TrainingSet, rng: np.random.Generator) -> TrainingSet:
     """Whole users up to `_MOST_RATINGS` ratings, others left without any; item rows stay as they are."""
     users = training.users
     if len(users.value) <= _MOST_RATINGS:
         return training
     order = rng.permutation(users.rows)
     taken = order[np.cumsum(users.counts[order]) <= _MOST_RATINGS]
-    kept = np.flatnonzero(np.isin(users.row, taken))
-    part = compress_pairs(users.row[kept], users.other[kept], users.value[kept], users.time[kept], users.rows)
-    return Training.of(part, training.items.rows, training.compiled)
+    return training.only(np.flatnonzero(np.isin(users.row, taken)))

@@ -66,9 +66,7 @@ def fitted_prior(model: Model, parameters: Parameters, n_users: int, n_items: in
 def learn_side(side: Side, rows: Float64s, offsets: Float64s | float = 0.0) -> Side:
     """`side` with the prior mean and covariance that its posterior `rows` (n, width) speak for.
 
-    Rows without ratings say nothing. The old covariance counts as a tenth of d + 1 further rows (an
-    inverse Wishart prior), so that few rows move it little. `offsets` (n, d): prior mean of each row beyond
-    the side's mean.
+    Rows without ratings say nothing. `offsets` (n, d): prior mean of each row beyond the side's mean.
     """
     layout = side.layout
     rated = rows[:, COUNT] > 0
@@ -81,8 +79,18 @@ def learn_side(side: Side, rows: Float64s, offsets: Float64s | float = 0.0) -> S
     scatter = (
         deviation.T @ deviation + unpack(rows[rated][:, layout.covariance].sum(axis=0)[None], layout.dim)[0]
     )
-    strength = 0.1 * (layout.dim + 1.0)
-    covariance = (scatter + strength * side.covariance) / (n + strength)
+    covariance = shrunk_covariance(scatter, n, side.covariance)
+    return replace(side, mean=mean, covariance=covariance, precision=np.asarray(np.linalg.inv(covariance)))
+
+
+def shrunk_covariance(scatter: Float64s, n: float, before: Float64s) -> Float64s:
+    """The covariance (d, d) that `n` rows with this `scatter` (d, d) speak for; the one `before` counts as a
+    tenth of d + 1 further rows (an inverse Wishart prior), so that few rows move it little.
+    """
+    dim = len(before)
+    strength = 0.1 * (dim + 1.0)
+    covariance = (scatter + strength * before) / (n + strength)
     covariance = 0.5 * (covariance + covariance.T)
-    covariance += 1e-9 * np.trace(covariance) / layout.dim * np.eye(layout.dim)
-    return replace(side, mean=mean, covariance=covariance, precision=np.linalg.inv(covariance))
+    # Rounding must not make it singular.
+    covariance += 1e-9 * np.trace(covariance) / dim * np.eye(dim)
+    return covariance

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from factors import FitSettings, Ratings, fit
-from factors.inference.backend_numba import COMPILED_FROM, Compiled, compiled_for, load_loops, plain
+from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend
+from factors.inference.compiled.backend import LOOPS, LoopBackend, choose_backend, load_loops
+from factors.inference.compiled.score_kernels import score_entries
 from factors.inference.histories import compress_pairs
-from factors.inference.kernels import score_entries
 from factors.inference.ordinal import EntryScores, level_bounds, ordinal_sites
 from factors.training.fit import prepare
 from factors.training.initialization import initial_state
-from factors.training.sweep import State, Terms, Training
+from factors.training.sweep import State
+from factors.training.terms import Terms
+from factors.training.training_set import TrainingSet
 from tests.unit.factors.factors_world import STARS, ratings_of
 
 TERMS = [
@@ -28,10 +31,15 @@ TERMS = [
 ]
 
 
-def swept(ratings: Ratings, terms: Terms, compiled: Compiled | None) -> State:
+def plain() -> LoopBackend:
+    """The loops run by Python: the slow reference of the compiled ones."""
+    return LoopBackend({loop: loop for loop in LOOPS})
+
+
+def swept(ratings: Ratings, terms: Terms, backend: HalfStepBackend) -> State:
     """A state after some sweeps. 17 users: one more than fill the lanes twice."""
     settings = FitSettings(STARS, rank=2)
-    training = Training.of(prepare(ratings, 17, 12, settings), 12, compiled)
+    training = TrainingSet.of(prepare(ratings, 17, 12, settings), 12, backend)
     state = initial_state(training, settings, np.random.default_rng(1))
     state.sweep()
     state = state.branch(terms)
@@ -50,37 +58,40 @@ def assert_same(one: State, other: State) -> None:
 @pytest.mark.parametrize("terms", TERMS)
 def test_plain_loops_give_what_numpy_gives(terms: Terms) -> None:
     ratings = ratings_of(5, n_users=16, n_items=11, n=90)
-    assert_same(swept(ratings, terms, None), swept(ratings, terms, plain()))
+    assert_same(swept(ratings, terms, NumpyBackend()), swept(ratings, terms, plain()))
 
 
 @pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
 def test_compiled_loops_give_what_numpy_gives_on_two_threads() -> None:
     ratings = ratings_of(5, n_users=16, n_items=11, n=90)
     loops = load_loops()
-    states = [swept(ratings, TERMS[-1], given) for given in (None, Compiled(loops, 1), Compiled(loops, 2))]
+    backends = (NumpyBackend(), LoopBackend(loops, 1), LoopBackend(loops, 2))
+    states = [swept(ratings, TERMS[-1], given) for given in backends]
     assert_same(states[0], states[1])
     np.testing.assert_array_equal(states[1].user_rows, states[2].user_rows)
     np.testing.assert_array_equal(states[1].item_rows, states[2].item_rows)
 
 
 def test_small_fits_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factors.inference.backend_numba.load_loops", lambda: pytest.fail("numba was wanted"))
+    monkeypatch.setattr(
+        "factors.inference.compiled.backend.load_loops", lambda: pytest.fail("numba was wanted")
+    )
     ratings = ratings_of(5, n_users=16, n_items=11, n=90)
     settings = FitSettings(STARS, rank=2, sweeps=2, threads=2)
     assert np.isfinite(fit(ratings, 17, 12, settings=settings, rng=np.random.default_rng(1)).users).all()
-    assert compiled_for(COMPILED_FROM - 1, 2) is None
+    assert isinstance(choose_backend(MANY_RATINGS - 1, threads=2, block_rows=8192), NumpyBackend)
 
 
 def test_a_fit_without_numba_is_done_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factors.inference.backend_numba.load_loops", dict[str, object])
-    assert compiled_for(COMPILED_FROM, 2) is None
+    monkeypatch.setattr("factors.inference.compiled.backend.load_loops", dict[str, object])
+    assert isinstance(choose_backend(MANY_RATINGS, threads=2, block_rows=8192), NumpyBackend)
 
 
 def test_a_whole_fit_is_the_same_with_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     ratings = ratings_of(6, n_users=16, n_items=11, n=150)
     settings = FitSettings(STARS, rank=2, sweeps=3)
     expected = fit(ratings, 17, 12, settings=settings, rng=np.random.default_rng(1))
-    monkeypatch.setattr(import_module("factors.training.fit"), "compiled_for", lambda *_: plain())
+    monkeypatch.setattr(import_module("factors.training.fit"), "choose_backend", lambda *_, **__: plain())
     found = fit(ratings, 17, 12, settings=settings, rng=np.random.default_rng(1))
     assert found.model.link == expected.model.link
     np.testing.assert_allclose(found.users, expected.users, rtol=1e-3, atol=1e-4)
@@ -112,7 +123,6 @@ def test_sites_far_from_their_interval_are_those_of_numpy(score: float, level: i
         nothing,
         nothing,
         np.zeros((0, 0)),
-        0.0,
         0.0,
         nothing,
         nothing,
@@ -161,6 +171,5 @@ def test_compiled_code_that_cannot_be_kept_is_used_all_the_same(
         monkeypatch.setattr(caching.FunctionCache, "save_overload", no_space)
     loops = load_loops.__wrapped__()
     indptr, table = np.array([0, 2, 3]), np.array([[1.0], [2.0]])
-    compiled = Compiled(loops, 1)
-    sums = compiled.sum_rows(indptr, np.array([0, 1, 1]), table, np.ones(2))
+    sums = LoopBackend(loops).sum_rows(indptr, np.array([0, 1, 1]), table, np.ones(2))
     np.testing.assert_array_equal(sums, [[3.0], [2.0]])

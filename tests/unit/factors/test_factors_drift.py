@@ -19,27 +19,28 @@ from factors import (
     posterior_of,
     read_items,
 )
-from factors.inference.backend_numba import Compiled, plain
-from factors.inference.drift import (
-    MOST_AGE,
-    ages,
-    anchor_times,
+from factors.inference.backend import HalfStepBackend
+from factors.inference.compiled.backend import LOOPS, LoopBackend
+from factors.inference.half_step import half_step
+from factors.inference.histories import compress
+from factors.inference.motion import MOST_AGE, ages, anchor_times
+from factors.model.layout import unpack, user_layout
+from factors.model.parameters import Drift, Parameters, from_model, to_model
+from factors.model.types import Float64s, Link
+from factors.training.drift import (
+    best_drift,
     latest,
-    learn_drift,
+    learn_velocities,
     narrowed,
     start_drift,
     widened,
     with_widening,
 )
-from factors.inference.half_step import half_step
-from factors.inference.histories import compress
-from factors.model.layout import unpack, user_layout
-from factors.model.parameters import Drift, Parameters, from_model, to_model
-from factors.model.types import Float64s, Link
-from factors.training.drift_evidence import best_drift
 from factors.training.fit import finish, prepare
 from factors.training.initialization import initial_state
-from factors.training.sweep import State, Terms, Training
+from factors.training.sweep import State
+from factors.training.terms import Terms
+from factors.training.training_set import TrainingSet
 from tests.unit.factors.factors_world import STARS, histories_of, history, ratings_of
 
 NAN = math.nan
@@ -54,10 +55,12 @@ def drifting(drift: float, n: int = 2000, seed: int = 3) -> Ratings:
     return Ratings(world.user[:n], world.item[:n], world.rating[:n].astype(np.float64), time)
 
 
-def state_of(ratings: Ratings, terms: Terms, sweeps: int = 4, compiled: Compiled | None = None) -> State:
+def state_of(
+    ratings: Ratings, terms: Terms, sweeps: int = 4, backend: HalfStepBackend | None = None
+) -> State:
     """A state with these terms after some sweeps."""
     settings = FitSettings(STARS, rank=2)
-    training = Training.of(prepare(ratings, *SHAPE, settings), SHAPE[1], compiled)
+    training = TrainingSet.of(prepare(ratings, *SHAPE, settings), SHAPE[1], backend)
     state = initial_state(training, settings, np.random.default_rng(1))
     for _ in range(3):
         state.sweep()
@@ -65,6 +68,10 @@ def state_of(ratings: Ratings, terms: Terms, sweeps: int = 4, compiled: Compiled
     for _ in range(sweeps):
         state.sweep()
     return state
+
+
+def drift_of(state: State, residual: Float64s) -> float:
+    return best_drift(state.parameters, state.item_rows, state.training.users, residual)
 
 
 @pytest.fixture(
@@ -159,7 +166,10 @@ def test_items_fold_in_as_the_half_step_of_the_fit_has_them(link: Link) -> None:
 )
 def test_the_loops_for_many_ratings_give_the_same(terms: Terms) -> None:
     ratings = drifting(1.0, n=300)
-    one, other = state_of(ratings, terms), state_of(ratings, terms, compiled=plain())
+    one, other = (
+        state_of(ratings, terms),
+        state_of(ratings, terms, backend=LoopBackend({loop: loop for loop in LOOPS})),
+    )
     np.testing.assert_allclose(one.user_rows, other.user_rows, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(one.item_rows, other.item_rows, rtol=1e-4, atol=1e-5)
     assert one.parameters.noise == pytest.approx(other.parameters.noise, rel=1e-4)
@@ -268,10 +278,10 @@ def test_a_prior_of_velocities_is_learned_from_them() -> None:
     truth = np.array([[0.5, 0.2], [0.2, 0.3]])
     velocity = rng.multivariate_normal(np.zeros(2), truth, 20_000)
     drift = Drift(0.0, 1.0, np.eye(2), np.eye(2))
-    learned = learn_drift(drift, velocity, np.zeros((20_000, 2, 2)))
+    learned = learn_velocities(drift, velocity, np.zeros((20_000, 2, 2)))
     np.testing.assert_allclose(learned.covariance, truth, atol=0.02)
     np.testing.assert_allclose(learned.covariance @ learned.precision, np.eye(2), atol=1e-6)
-    assert learn_drift(drift, velocity[:0], np.zeros((0, 2, 2))) is drift
+    assert learn_velocities(drift, velocity[:0], np.zeros((0, 2, 2))) is drift
 
 
 def test_drift_is_found_where_there_is_some_and_foretells_better() -> None:
@@ -282,9 +292,9 @@ def test_drift_is_found_where_there_is_some_and_foretells_better() -> None:
             ratings.user_row[:1700], ratings.item_row[:1700], ratings.value[:1700], ratings.time[:1700]
         )
         state = state_of(known, Terms())
-        found = best_drift(state, state.residuals())
+        found = drift_of(state, state.residuals())
         assert (found > 0) == (turned > 0)
-        assert best_drift(state, np.zeros(1700)) == 0.0
+        assert drift_of(state, np.zeros(1700)) == 0.0
     errors = []
     for sessions in (True, False):
         settings = FitSettings(STARS, rank=3, session_effects=sessions)
@@ -300,10 +310,10 @@ def test_drift_is_found_where_there_is_some_and_foretells_better() -> None:
 def test_ratings_of_one_sitting_or_no_time_show_no_drift() -> None:
     for given in (ratings_of(3), ratings_of(3, timed=False)):
         settings = FitSettings(STARS, rank=2)
-        training = Training.of(prepare(given, 40, 30, settings), 30)
+        training = TrainingSet.of(prepare(given, 40, 30, settings), 30)
         state = initial_state(training, settings, np.random.default_rng(1))
         state.sweep()
-        assert best_drift(state, state.residuals()) == 0.0
+        assert drift_of(state, state.residuals()) == 0.0
 
 
 def test_a_refit_goes_on_with_the_drift_that_was_found() -> None:
@@ -315,7 +325,7 @@ def test_a_refit_goes_on_with_the_drift_that_was_found() -> None:
     settings = FitSettings(STARS, rank=2, sweeps=3)
     ratings = drifting(1.0)
     # Of fewer than 5,000 ratings terms are chosen again: so the state itself goes on.
-    training = Training.of(prepare(ratings, *SHAPE, settings), SHAPE[1])
+    training = TrainingSet.of(prepare(ratings, *SHAPE, settings), SHAPE[1])
     again = State.begin(
         training,
         replace(

@@ -11,7 +11,8 @@ from factors.model.types import Float64s, Scale
 from factors.serving.scoring import Scorer
 from factors.training.initialization import best_start, evidence, flat_state, initial_state
 from factors.training.settings import FitSettings
-from factors.training.sweep import State, Training
+from factors.training.sweep import State
+from factors.training.training_set import TrainingSet
 
 STARS = Scale(1.0, 5.0, 1.0)
 SHAPE = (60, 80)
@@ -24,13 +25,13 @@ def scores(rng: np.random.Generator, rank: int) -> Float64s:
     )
 
 
-def world(rank: int, n: int) -> tuple[Training, Float64s]:
+def world(rank: int, n: int) -> tuple[TrainingSet, Float64s]:
     """`n` ratings, and all as they would be."""
     rng = np.random.default_rng(7)
     table = np.clip(np.rint(scores(rng, rank)), 1.0, 5.0)
     user, item = np.divmod(rng.permutation(table.size)[:n], SHAPE[1])
     ratings = compress_pairs(user, item, table[user, item], np.full(n, np.nan), SHAPE[0])
-    return Training.of(ratings, SHAPE[1]), table
+    return TrainingSet.of(ratings, SHAPE[1]), table
 
 
 def squared_error(state: State, table: Float64s) -> float:
@@ -42,7 +43,7 @@ def squared_error(state: State, table: Float64s) -> float:
     return float(np.mean((np.clip(mean, 1.0, 5.0) - table.ravel()) ** 2))
 
 
-def flat(training: Training, settings: FitSettings) -> State:
+def flat(training: TrainingSet, settings: FitSettings) -> State:
     state = flat_state(training, settings)
     for _ in range(10):
         state.sweep()

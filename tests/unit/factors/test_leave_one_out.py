@@ -8,21 +8,23 @@ from factors.inference.histories import compress_pairs
 from factors.model.types import Float64s, Int64s, Scale
 from factors.training.initialization import initial_state
 from factors.training.settings import FitSettings
-from factors.training.sweep import State, Terms, Training
+from factors.training.sweep import State
+from factors.training.terms import Terms
+from factors.training.training_set import TrainingSet
 
 SETTINGS = FitSettings(Scale(1.0, 5.0, 1.0), rank=2)
 
 
-def training() -> Training:
+def training() -> TrainingSet:
     rng = np.random.default_rng(3)
     user, item = np.divmod(rng.permutation(30 * 40)[:300], 40)
     taste, kind = rng.normal(size=(30, 2)), rng.normal(size=(40, 2))
     value = np.clip(np.rint(3.0 + np.einsum("nk,nk->n", taste[user], kind[item])), 1.0, 5.0)
     time = np.floor(rng.uniform(0, 5, 300)) * 100.0
-    return Training.of(compress_pairs(user, item, value, time, 30), 40)
+    return TrainingSet.of(compress_pairs(user, item, value, time, 30), 40)
 
 
-def swept(training: Training, terms: Terms) -> State:
+def swept(training: TrainingSet, terms: Terms) -> State:
     state = initial_state(training, SETTINGS, np.random.default_rng(1)).branch(terms)
     for _ in range(20):
         state.sweep()
@@ -52,7 +54,7 @@ def test_a_left_out_rating_is_foretold_about_as_by_a_fit_without_it(terms: Terms
     for part in np.array_split(some, 10):
         rest = State.begin(every.without(part), state.parameters, None, state.user_rows, state.item_rows)
         for _ in range(4):
-            rest.sweep(priors=False)
+            rest.sweep(learn_priors=False)
         without.append(scores(rest, user[part], item[part]))
     apart = np.abs(mean[some] - np.concatenate(without)).mean()
     with_itself = np.abs(scores(state, user[some], item[some]) - np.concatenate(without)).mean()

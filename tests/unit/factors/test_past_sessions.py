@@ -7,7 +7,7 @@ import numpy as np
 from factors import Scorer, posterior_of
 from factors.model.layout import NO_SESSION, Layout
 from factors.model.parameters import from_model, to_model
-from factors.training.sweep import relayout
+from factors.training.terms import relayout
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
 
 HOUR = 3600.0

@@ -39,7 +39,7 @@ def with_terms(fitted: Fitted) -> Fitted:
 
     from factors.model.layout import Layout
     from factors.model.parameters import from_model, to_model
-    from factors.training.sweep import relayout
+    from factors.training.terms import relayout
 
     rng = np.random.default_rng(7)
     known = from_model(fitted.model)

@@ -1,0 +1,136 @@
+"""What computes the half-steps of a fit: numpy, or loops that numba compiles (`compiled`).
+
+Invariant: a fit asks its backend and never tests which one it is; both give the same but for the rounding of
+float32 tables.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from factors.inference.half_step import TO_THE_END, HalfStep, Iteration, entry_scores, half_step
+from factors.inference.histories import Compressed, Sessions
+from factors.model.parameters import Parameters, SideName
+from factors.model.quantized_rows import Table
+from factors.model.types import Float64s
+
+# Compiling takes 20 s once for each version on a machine, reading it back 1 s; plain numpy does a sweep of so
+# many ratings in about that second.
+MANY_RATINGS = 400_000
+
+
+class RatedSets(Protocol):
+    """The matrix of who rated what (rows, others), each row divided by the square root of its count."""
+
+    def times(self, effects: Float64s) -> Float64s:
+        """The product with `effects` (others, d)."""
+
+    def transposed_times(self, deviations: Float64s) -> Float64s:
+        """The product of the transposed matrix with `deviations` (rows, d)."""
+
+
+class HalfStepBackend(Protocol):
+    """What a fit needs to be computed over all ratings."""
+
+    def half_step(
+        self,
+        parameters: Parameters,
+        name: SideName,
+        table: Table,
+        data: Compressed,
+        *,
+        sessions: Sessions | None = None,
+        iteration: Iteration = TO_THE_END,
+    ) -> HalfStep:
+        """As `half_step.half_step`. `data` has no unknown other rows."""
+
+    def score_errors(
+        self,
+        parameters: Parameters,
+        item_rows: Float64s,
+        users: Compressed,
+        *,
+        user_step: HalfStep,
+        item_step: HalfStep,
+        sessions: Sessions,
+        every: int,
+    ) -> tuple[float, Float64s]:
+        """The expected sum of squares of ratings less scores, and the mean score of each `every`-th rating,
+        after both half-steps; `sessions`: those of the users.
+        """
+
+    def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
+        """The sets of `data`; `others`: the same ratings by the other side."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumpyBackend:
+    """Numpy and scipy; `block_rows`: rows whose matrices are in memory at once."""
+
+    block_rows: int = 8192
+
+    def half_step(
+        self,
+        parameters: Parameters,
+        name: SideName,
+        table: Table,
+        data: Compressed,
+        *,
+        sessions: Sessions | None = None,
+        iteration: Iteration = TO_THE_END,
+    ) -> HalfStep:
+        """See `HalfStepBackend`."""
+        return half_step(
+            parameters,
+            name,
+            table,
+            data,
+            sessions=sessions,
+            iteration=iteration,
+            block_rows=self.block_rows,
+        )
+
+    def score_errors(
+        self,
+        parameters: Parameters,
+        item_rows: Float64s,
+        users: Compressed,
+        *,
+        user_step: HalfStep,
+        item_step: HalfStep,
+        sessions: Sessions,
+        every: int,
+    ) -> tuple[float, Float64s]:
+        """See `HalfStepBackend`."""
+        _ = item_step
+        scores = entry_scores(parameters, "user", item_rows, users, step=user_step, sessions=sessions)
+        square = (users.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
+        return float(square.sum()), scores.mean[::every]
+
+    def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
+        """See `HalfStepBackend`."""
+        return SparseSets(set_matrix(data, others.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class SparseSets:
+    """`RatedSets` as a sparse `matrix`."""
+
+    matrix: sp.csr_array
+
+    def times(self, effects: Float64s) -> Float64s:
+        """See `RatedSets`."""
+        return np.asarray(self.matrix @ effects)
+
+    def transposed_times(self, deviations: Float64s) -> Float64s:
+        """See `RatedSets`."""
+        return np.asarray(self.matrix.T @ deviations)
+
+
+def set_matrix(data: Compressed, n_others: int) -> sp.csr_array:
+    """The sets of `data` (rows, n_others) as a sparse matrix."""
+    scale = 1.0 / np.sqrt(np.maximum(data.counts, 1))
+    values = np.repeat(scale, data.counts)
+    return sp.csr_array((values, data.other, data.indptr), shape=(data.rows, n_others))

@@ -1,0 +1,443 @@
+"""Half-steps on compiled loops and several threads, for fits of many ratings.
+
+Invariant: they give what `half_step` gives, but for the rounding of float32 tables, and the same whatever the
+number of threads. Numba is optional, and is imported when the first such fit begins.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend, RatedSets
+from factors.inference.compiled import score_kernels, solve_kernels
+from factors.inference.entry_moments import Posterior
+from factors.inference.half_step import TO_THE_END, HalfStep, Iteration, sessions_of
+from factors.inference.histories import Compressed, Sessions
+from factors.inference.ordinal import NO_SITES, Sites
+from factors.inference.session_effects import SessionEffects
+from factors.inference.side_moments import prior_rows
+from factors.model.layout import NO_SESSION, SESSION_KEYS, FloatTable
+from factors.model.parameters import Parameters, Side, SideName
+from factors.model.quantized_rows import QuantizedTable, Table
+from factors.model.scale import scale_levels
+from factors.model.types import Float32s, Float64s, Int64s
+
+# Parts of equal numbers of entries: many enough that no thread waits long for the last one.
+_PARTS_A_THREAD = 16
+_NOTHING: Float64s = np.zeros(0)
+_NOTHING32: Float32s = np.zeros(0, dtype=np.float32)
+
+Kernel = Callable[..., None]
+
+
+def choose_backend(n_ratings: int, *, threads: int, block_rows: int) -> HalfStepBackend:
+    """The backend of a fit of so many ratings: compiled loops where numba is installed and they pay."""
+    plain = NumpyBackend(block_rows)
+    loops = load_loops() if n_ratings >= MANY_RATINGS else {}
+    return LoopBackend(loops, threads, plain) if loops else plain
+
+
+class LoopBackend:
+    """`loops` by the function that they are made from, run by `threads` threads over parts of the rows.
+
+    These loops know no velocities: where rows move, `plain` does the work. A fit of so many ratings does not
+    choose them, but may go on from one of fewer that did.
+    """
+
+    def __init__(
+        self, loops: Mapping[Kernel, Kernel], threads: int = 1, plain: HalfStepBackend | None = None
+    ) -> None:
+        self._loops = loops
+        self._threads = threads
+        self._plain = plain or NumpyBackend()
+
+    def half_step(
+        self,
+        parameters: Parameters,
+        name: SideName,
+        table: Table,
+        data: Compressed,
+        *,
+        sessions: Sessions | None = None,
+        iteration: Iteration = TO_THE_END,
+    ) -> HalfStep:
+        """See `HalfStepBackend`."""
+        if parameters.moves:
+            return self._plain.half_step(
+                parameters, name, table, data, sessions=sessions, iteration=iteration
+            )
+        own, _ = parameters.side(name)
+        entries = _Entries(
+            self, parameters, name, table, data=data, sessions=sessions_of(own, data, sessions)
+        )
+        if parameters.link == "gaussian":
+            return entries.solve(NO_SITES)
+        begin, damping = iteration.begin, iteration.damping_for(parameters)
+        current = entries.prior() if begin is None else begin
+        # They are moved in place. Those of another backend are float64.
+        sites = current.sites if current.sites.weight.dtype == np.float32 else _new_sites(len(data.value))
+        begun = begin is not None
+        for _ in range(iteration.steps):
+            entries.score(current.posterior, current.rows, sites, begun=begun, damping=damping)
+            begun, before = True, current.posterior.mean
+            current = entries.solve(sites)
+            if iteration.ends(parameters, before, current.posterior.mean):
+                break
+        return current
+
+    def score_errors(
+        self,
+        parameters: Parameters,
+        item_rows: Float64s,
+        users: Compressed,
+        *,
+        user_step: HalfStep,
+        item_step: HalfStep,
+        sessions: Sessions,
+        every: int,
+    ) -> tuple[float, Float64s]:
+        """See `HalfStepBackend`."""
+        if parameters.moves:
+            return self._plain.score_errors(
+                parameters,
+                item_rows,
+                users,
+                user_step=user_step,
+                item_step=item_step,
+                sessions=sessions,
+                every=every,
+            )
+        entries = _Entries(self, parameters, "user", item_rows, data=users, sessions=sessions)
+        squares = item_step.expected_squares
+        if not math.isfinite(squares):
+            square = entries.score(user_step.posterior, user_step.rows, NO_SITES, begun=False, damping=1.0)
+            squares = float(square.sum())
+        return squares, entries.score_means(user_step, every)
+
+    def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
+        """See `HalfStepBackend`."""
+        return _LoopSets(self, data, others, 1.0 / np.sqrt(np.maximum(data.counts, 1)))
+
+    def sum_rows(self, indptr: Int64s, columns: Int64s, table: Float64s, scale: Float64s) -> Float64s:
+        """For each row `scale` (rows,) times the sum of `table` (m, d) over its columns."""
+        result = np.empty((len(indptr) - 1, table.shape[1]))
+        table = np.ascontiguousarray(table)
+        self.run(solve_kernels.sum_rows, indptr, indptr, columns, table, scale, result)
+        return result
+
+    def run(self, kernel: Kernel, indptr: Int64s, *arguments: object) -> None:
+        """Run `kernel` over all rows, which have entries from `indptr` on."""
+        loop = self._loops[kernel]
+        rows = len(indptr) - 1
+        # Rows cost something without entries too.
+        work = indptr + np.arange(rows + 1)
+        edges = np.searchsorted(work, np.linspace(0, work[-1], _PARTS_A_THREAD * self._threads + 1))
+        edges = np.unique(np.clip(edges, 0, rows))
+        parts = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+        if self._threads == 1 or len(parts) == 1:
+            for start, stop in parts:
+                loop(start, stop, *arguments)
+            return
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="fit") as pool:
+            for done in [pool.submit(loop, start, stop, *arguments) for start, stop in parts]:
+                done.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _LoopSets:
+    """`RatedSets` as loops over the ratings by either side; `scale` (rows,): of each row."""
+
+    backend: LoopBackend
+    data: Compressed
+    others: Compressed
+    scale: Float64s
+
+    def times(self, effects: Float64s) -> Float64s:
+        """See `RatedSets`."""
+        return self.backend.sum_rows(self.data.indptr, self.data.other, effects, self.scale)
+
+    def transposed_times(self, deviations: Float64s) -> Float64s:
+        """See `RatedSets`."""
+        others, ones = self.others, np.ones(self.others.rows)
+        scaled = deviations * self.scale[:, None]
+        return self.backend.sum_rows(others.indptr, others.other, scaled, ones)
+
+
+class _Entries:
+    """The entries of one half-step as the kernels read them.
+
+    `table` as in `solve_kernels`; `offset`, `beyond` (n,): effect and variance of the session of the other
+    row at each entry, empty for none.
+    """
+
+    def __init__(
+        self,
+        backend: LoopBackend,
+        parameters: Parameters,
+        name: SideName,
+        table: Table,
+        *,
+        data: Compressed,
+        sessions: Sessions,
+    ) -> None:
+        self._run, self._parameters, self._data, self._sessions = backend.run, parameters, data, sessions
+        self._own, other = parameters.side(name)
+        self._other_layout = layout = other.layout
+        self._rows: FloatTable = table.expanded() if isinstance(table, QuantizedTable) else table
+        self._with_effects = bool(np.any(self._rows[:, layout.implicit_effect]))
+        n = len(self._rows)
+        self._table = _aligned(n, layout.packed + layout.dim + 1 + self._with_effects * layout.dim)
+        self._run(
+            solve_kernels.read_rows,
+            np.arange(n + 1),
+            self._rows,
+            layout.dim,
+            self._with_effects,
+            self._table,
+        )
+        self._offset, self._beyond = self._other_sessions(other)
+        self._view: Float32s | None = None
+
+    def prior(self) -> HalfStep:
+        """Rows of which nothing is known but the prior."""
+        own = self._own
+        effects = SessionEffects.prior(self._sessions, own.session_variance, own.layout.dim)
+        return _half_step(own, prior_rows(own, self._data.rows), effects, NO_SITES)
+
+    def solve(self, sites: Sites) -> HalfStep:
+        """The posteriors that `sites` lead to; without any, those of the Gaussian link."""
+        own, data, sessions, parameters = self._own, self._data, self._sessions, self._parameters
+        layout, gaussian = own.layout, len(sites.weight) == 0
+        unit = 1.0 / parameters.noise if gaussian else 1.0
+        target = data.value - self._offset if len(self._offset) else data.value
+        weight, linear = (_NOTHING32, _NOTHING32) if gaussian else (sites.weight, sites.linear)
+        n = len(sessions)
+        load, scale, surprise = np.empty((n, layout.dim)), np.empty(n), np.empty(n)
+        seen = (target, parameters.mean, weight, linear, unit, self._table)
+        if n:
+            indptr = np.append(np.flatnonzero(np.diff(sessions.group, prepend=-1)), len(sessions.group))
+            self._run(
+                solve_kernels.sum_groups,
+                indptr,
+                indptr,
+                sessions.entry,
+                data.other,
+                *seen,
+                layout.dim,
+                own.session_variance,
+                load,
+                scale,
+                surprise,
+            )
+        of_row = np.searchsorted(sessions.row, np.arange(data.rows + 1)) if n else np.zeros(0, np.int64)
+        rows, square = np.zeros((data.rows, layout.width)), np.zeros(data.rows)
+        self._run(
+            solve_kernels.solve_rows,
+            data.indptr,
+            data.indptr,
+            data.other,
+            data.value,
+            *seen,
+            self._with_effects,
+            own.mean,
+            np.ascontiguousarray(own.precision),
+            of_row,
+            load,
+            scale,
+            surprise,
+            rows,
+            square,
+        )
+        rows[:, layout.keys] = NO_SESSION
+        rows[:, layout.variances] = own.session_variance
+        effects = SessionEffects(np.empty(n), np.empty(n), np.empty((n, layout.dim)))
+        if n:
+            self._run(
+                solve_kernels.write_sessions,
+                of_row,
+                of_row,
+                sessions.key,
+                load,
+                scale,
+                surprise,
+                layout.dim,
+                layout.slots,
+                rows,
+                effects.mean,
+                effects.variance,
+                effects.covariance,
+            )
+        # Effects of sessions are marginal in the posterior but not in these sums.
+        known = gaussian and n == 0 and len(self._offset) == 0
+        return _half_step(own, rows, effects, sites, float(square.sum()) if known else math.nan)
+
+    def score(
+        self, posterior: Posterior, rows: Float64s, sites: Sites, *, begun: bool, damping: float
+    ) -> Float64s:
+        """Move `sites` (n,) to where the posterior, with its `rows`, points; without any, return of each row
+        the expected sum of squares of ratings less scores.
+        """
+        data, parameters, effects = self._data, self._parameters, posterior.effects
+        scale = parameters.scale
+        square, ordinal = np.zeros(data.rows), len(sites.weight) > 0
+        last = scale_levels(scale) - 1
+        self._run(
+            score_kernels.score_entries,
+            data.indptr,
+            data.indptr,
+            data.other,
+            rows,
+            self._score_view(),
+            self._own.layout.dim,
+            self._session_of_entry(),
+            effects.mean,
+            effects.variance,
+            effects.covariance,
+            parameters.mean,
+            self._offset,
+            self._beyond,
+            data.value,
+            np.concatenate([[-np.inf], parameters.cuts, [np.inf]]) if ordinal else _NOTHING,
+            parameters.noise,
+            scale.low,
+            last / (scale.high - scale.low) if ordinal else 1.0,
+            begun,
+            damping,
+            *((sites.weight, sites.linear, sites.mean, sites.variance) if ordinal else (_NOTHING32,) * 4),
+            square,
+        )
+        return square
+
+    def score_means(self, step: HalfStep, every: int) -> Float64s:
+        """Mean scores of each `every`-th entry."""
+        data, dim = self._data, self._own.layout.dim
+        means = np.empty((len(data.value) + every - 1) // every)
+        self._run(
+            score_kernels.score_means,
+            data.indptr,
+            data.indptr,
+            data.other,
+            step.rows,
+            np.ascontiguousarray(self._rows[:, : 2 + dim]),
+            dim,
+            every,
+            self._session_of_entry(),
+            step.posterior.effects.mean,
+            self._parameters.mean,
+            self._offset,
+            means,
+        )
+        return means
+
+    def _other_sessions(self, other: Side) -> tuple[Float64s, Float64s]:
+        if not other.has_sessions:
+            return _NOTHING, _NOTHING
+        layout, n = other.layout, len(self._data.value)
+        effect, variance = np.zeros(n), np.full(n, other.session_variance)
+        self._run(
+            score_kernels.match_sessions,
+            np.arange(n + 1),
+            self._data.other,
+            self._data.time,
+            self._rows,
+            layout.dim,
+            layout.slots,
+            other.session_length,
+            SESSION_KEYS,
+            effect,
+            variance,
+        )
+        return effect, variance
+
+    def _session_of_entry(self) -> npt.NDArray[np.int32]:
+        """The session of each entry, -1 for none; empty where there are no sessions."""
+        if len(self._sessions) == 0:
+            return np.zeros(0, dtype=np.int32)
+        session = np.full(len(self._data.value), -1, dtype=np.int32)
+        session[self._sessions.entry] = self._sessions.group
+        return session
+
+    def _score_view(self) -> Float32s:
+        """The other side as `score_kernels.score_entries` reads it, made when it is wanted."""
+        if self._view is None:
+            rows, layout = self._rows, self._other_layout
+            packed, rank = layout.packed, layout.rank
+            self._view = _aligned(len(rows), packed + max(layout.dim + 1, rank + score_kernels.WIDE - 1))
+            self._view[:, packed:] = 0.0
+            self._view[:, :packed] = rows[:, layout.covariance]
+            self._view[:, packed : packed + rank] = rows[:, layout.latent]
+            self._view[:, packed + rank] = 1.0
+            self._view[:, packed + rank + 1] = rows[:, layout.bias]
+        return self._view
+
+
+def _half_step(
+    own: Side, rows: Float64s, effects: SessionEffects, sites: Sites, expected_squares: float = math.nan
+) -> HalfStep:
+    layout = own.layout
+    posterior = Posterior(rows[:, layout.mean], rows[:, layout.covariance], effects)
+    return HalfStep(rows, posterior, sites, expected_squares)
+
+
+def _new_sites(n_entries: int) -> Sites:
+    """Sites in float32: half the memory, and they differ from sweep to sweep by more than rounding."""
+    arrays = [np.zeros(n_entries, dtype=np.float32) for _ in range(4)]
+    return Sites(*cast("list[Float64s]", arrays))
+
+
+def _aligned(rows: int, columns: int) -> Float32s:
+    """Rows of float32 that begin at cache lines, uninitialised."""
+    width = -(-columns // 16) * 16
+    raw = np.empty(rows * width + 16, dtype=np.float32)
+    start = (-raw.ctypes.data % 64) // 4
+    return raw[start : start + rows * width].reshape(rows, width)
+
+
+LOOPS: tuple[Kernel, ...] = (
+    solve_kernels.read_rows,
+    solve_kernels.solve_rows,
+    solve_kernels.sum_groups,
+    solve_kernels.write_sessions,
+    solve_kernels.sum_rows,
+    score_kernels.match_sessions,
+    score_kernels.score_entries,
+    score_kernels.score_means,
+)
+
+
+@lru_cache(maxsize=1)
+def load_loops() -> dict[Kernel, Kernel]:
+    """The loops for numba to compile when they are first called; empty where it is not installed."""
+    try:
+        numba: Any = import_module("numba")
+    except ImportError:
+        return {}
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
+    loops: dict[Kernel, Kernel] = {}
+    for loop in LOOPS:
+        try:
+            loops[loop] = _kept_if_possible(numba.njit(cache=True, **options)(loop))
+        except RuntimeError:
+            # There is no folder to keep compiled code in: compile each time.
+            loops[loop] = numba.njit(**options)(loop)
+    return loops
+
+
+def _kept_if_possible(loop: Kernel) -> Kernel:
+    """The compiled `loop`, also where what was compiled cannot be kept, for want of space say."""
+
+    def run(*arguments: object) -> None:
+        try:
+            loop(*arguments)
+        except OSError:
+            # It is raised after compiling and before the first run: what was compiled is there.
+            loop(*arguments)
+
+    return run

@@ -1,0 +1,143 @@
+"""The drift of users in a fit: whether they move, the prior of their velocities, and how wide it should be.
+
+Invariant: the question whether users move costs less than a sweep, so that ratings that show no drift pay
+nothing for it.
+
+Mean field takes velocities for surer than they are, and so learns too narrow a prior of them. By how much
+(`Drift.widening`) is chosen by held-out ratings, and made up for in the model that rows are folded in with:
+sweeps that did so would feed on themselves.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from factors.inference.half_step import HalfStep
+from factors.inference.histories import Compressed
+from factors.inference.motion import ages, anchor_times
+from factors.inference.segments import segment_sums
+from factors.inference.side_moments import gather_side_moments
+from factors.model.layout import COUNT, unpack
+from factors.model.parameters import Drift, Parameters, Side
+from factors.model.types import Float64s, Int64s
+from factors.training.priors import shrunk_covariance
+
+# Of the times, so much at both ends does not count for the span: a few may be nonsense.
+_ENDS = 0.02
+# Variances of a velocity, in those of a position: how far rows move within the span of the ratings.
+_RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0)
+# Evidence in nats, in all and for each rating, below which users stay where they are. A sweep over users that
+# move takes two to three times as long: 0.0012 nats (MovieLens 100K) are not worth that, the 0.014 of the
+# rating environment whose tastes turn by half a radian cut its squared error in half.
+_LEAST_EVIDENCE = 10.0
+_LEAST_A_RATING = 0.0025
+
+
+def start_drift(side: Side, time: Float64s, ratio: float = 1.0) -> Drift | None:
+    """A drift to begin to learn from, for ratings at these times (n,): velocities spread as the positions of
+    `side` are, with `ratio` times the variance. None where the times do not differ.
+    """
+    known = time[np.isfinite(time)]
+    if len(known) == 0:
+        return None
+    low, high = np.quantile(known, [_ENDS, 1.0 - _ENDS])
+    with np.errstate(over="ignore"):
+        unit = float((high - low) / (1.0 - 2.0 * _ENDS))
+    if not 0.0 < unit < np.inf:
+        return None
+    return Drift(float(low), unit, ratio * side.covariance, side.precision / ratio)
+
+
+def best_drift(parameters: Parameters, item_rows: Float64s, data: Compressed, residual: Float64s) -> float:
+    """The variance of velocities, relative to that of positions, which explains `residual` (n,) best; 0 where
+    none does enough. `residual`: what items with `item_rows` left over of each entry of `data`, by user.
+
+    With `s` the variance of the residuals, `a` the ages less their mean of each user (the mean position is
+    fitted already), `A = sum a^2 E[f f^T] / s` and `b = sum a f r / s`, velocities N(0, V) have over none the
+    evidence `b^T (V^-1 + A)^-1 b / 2 - log det(1 + V A) / 2`, a sum over users.
+    """
+    variance = float(np.mean(residual * residual)) if len(residual) else 0.0
+    drift = start_drift(parameters.users, data.time)
+    if drift is None or variance <= 0.0:
+        return 0.0
+    row = data.row
+    age = ages(drift, anchor_times(drift, data)[row], data.time)
+    age = age - (np.bincount(row, age, data.rows) / np.maximum(data.counts, 1))[row]
+    items, index = gather_side_moments(parameters.items, item_rows, data)
+    dim = parameters.users.layout.dim
+    precision = unpack(segment_sums(data.indptr, index, age * age / variance, items.second), dim)
+    pull = segment_sums(data.indptr, index, age * residual / variance, items.features)
+    least = max(_LEAST_EVIDENCE, _LEAST_A_RATING * len(residual))
+    best, best_evidence = 0.0, least
+    for ratio in _RATIOS:
+        root = np.linalg.cholesky(ratio * parameters.users.covariance)
+        inner = np.eye(dim) + root.T @ precision @ root
+        turned = pull @ root
+        gain = np.einsum("bd,bd->b", turned, np.linalg.solve(inner, turned[:, :, None])[:, :, 0])
+        evidence = 0.5 * float((gain - np.linalg.slogdet(inner)[1]).sum())
+        if evidence > best_evidence:
+            best, best_evidence = ratio, evidence
+    return best
+
+
+def latest(data: Compressed, share: float) -> Int64s:
+    """The entries of `data` that are the latest `share` of their row, ascending; the time of all of them is
+    known.
+    """
+    time = np.where(np.isfinite(data.time), data.time, -np.inf)
+    order = np.lexsort((time, data.row))
+    position = np.arange(len(order)) - np.repeat(data.indptr[:-1], data.counts)
+    last = order[position >= np.repeat(data.counts - np.floor(share * data.counts), data.counts)]
+    return np.sort(last[np.isfinite(data.time[last])])
+
+
+def widened(parameters: Parameters) -> Parameters:
+    """`parameters` to fold in with: the variance of velocities `widening` times what the sweeps learned."""
+    return _with_drift(parameters, lambda drift: _scaled(drift, drift.widening))
+
+
+def narrowed(parameters: Parameters) -> Parameters:
+    """`parameters` to sweep with: `widened` undone."""
+    return _with_drift(parameters, lambda drift: _scaled(drift, 1.0 / drift.widening))
+
+
+def with_widening(parameters: Parameters, widening: float) -> Parameters:
+    """`parameters` of a fit that goes on, with this `widening` for when it ends."""
+    return _with_drift(parameters, lambda drift: replace(drift, widening=widening))
+
+
+def _with_drift(parameters: Parameters, change: Callable[[Drift], Drift]) -> Parameters:
+    """`parameters` with the drift of users changed; the same where users stand still."""
+    users = parameters.users
+    if users.drift is None:
+        return parameters
+    return replace(parameters, users=replace(users, drift=change(users.drift)))
+
+
+def _scaled(drift: Drift, factor: float) -> Drift:
+    return replace(drift, covariance=drift.covariance * factor, precision=drift.precision / factor)
+
+
+def learn_drift(side: Side, step: HalfStep) -> Side:
+    """`side` with the prior of velocities that its posteriors in `step` speak for; itself where it stands
+    still.
+    """
+    if side.drift is None:
+        return side
+    # Who rated once, or all at once, says nothing of velocities.
+    rated, layout = step.rows[:, COUNT] > 1, side.layout
+    velocity = step.rows[rated][:, layout.velocity]
+    variance = unpack(step.posterior.covariance[rated][:, 2 * layout.packed :], layout.dim)
+    return replace(side, drift=learn_velocities(side.drift, velocity, variance))
+
+
+def learn_velocities(drift: Drift, mean: Float64s, covariance: Float64s) -> Drift:
+    """`drift` with the prior that posterior velocities, `mean` (n, d) and `covariance` (n, d, d), speak
+    for.
+    """
+    if len(mean) == 0:
+        return drift
+    scatter = mean.T @ mean + covariance.sum(axis=0)
+    learned = shrunk_covariance(scatter, len(mean), drift.covariance)
+    return replace(drift, covariance=learned, precision=np.asarray(np.linalg.inv(learned)))

@@ -1,0 +1,98 @@
+"""The terms that a model may have, and parameters and rows changed to have others.
+
+Invariant: a term that stays keeps its value, so that a state that changes its terms goes on from where it
+was.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from factors.inference.ordinal import start_cuts
+from factors.inference.side_moments import prior_rows
+from factors.model.parameters import Parameters, Side, SideName
+from factors.model.types import Float64s, Link
+from factors.training.drift import start_drift
+from factors.training.training_set import TrainingSet
+
+# More sessions than this a row does not keep: 16 by size of their effect predict as well as 100 (MovieLens
+# 100K).
+MAX_SLOTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Which terms a model has. `user_ridge`, `item_ridge`: ridge of the implicit effects on users and on
+    items, 0 for none. `user_session`, `item_session`: length of the sessions with an effect of their own, 0
+    for none. `user_drift`: whether users move, 0 for no, else the variance of their velocities, relative to
+    that of their positions, to begin with.
+    """
+
+    link: Link = "gaussian"
+    user_ridge: float = 0.0
+    item_ridge: float = 0.0
+    user_session: float = 0.0
+    item_session: float = 0.0
+    user_drift: float = 0.0
+
+
+def terms_of(parameters: Parameters) -> Terms:
+    """The terms that `parameters` have."""
+    users, items = parameters.users, parameters.items
+    return Terms(
+        parameters.link,
+        users.implicit_ridge,
+        items.implicit_ridge,
+        users.session_length,
+        items.session_length,
+        float(users.layout.moving),
+    )
+
+
+def with_terms(parameters: Parameters, terms: Terms, training: TrainingSet) -> Parameters:
+    """`parameters` with these terms, those that are new at a value to start from."""
+    users = _with_sessions(parameters, "user", terms.user_session, training)
+    items = _with_sessions(parameters, "item", terms.item_session, training)
+    drift = None
+    if terms.user_drift:
+        drift = users.drift or start_drift(users, training.users.time, terms.user_drift)
+    layout = replace(users.layout, moving=drift is not None)
+    changed = replace(
+        parameters,
+        users=replace(users, layout=layout, drift=drift, implicit_ridge=terms.user_ridge),
+        items=replace(items, implicit_ridge=terms.item_ridge),
+    )
+    if terms.link == "ordinal" and parameters.link == "gaussian":
+        return replace(changed, link="ordinal", cuts=start_cuts(parameters.scale))
+    return changed
+
+
+def _with_sessions(
+    parameters: Parameters, name: SideName, session_length: float, training: TrainingSet
+) -> Side:
+    side, _ = parameters.side(name)
+    if session_length == side.session_length and side.layout.slots:
+        return side
+    sessions = training.sessions(name, session_length)
+    if len(sessions) == 0:
+        layout = replace(side.layout, slots=0)
+        return replace(side, layout=layout, session_length=0.0, session_variance=0.0)
+    per_row = np.bincount(sessions.row)
+    slots = int(np.clip(np.percentile(per_row[per_row > 0], 99), 1, MAX_SLOTS))
+    layout = replace(side.layout, slots=slots)
+    # Small against the noise: the sweeps raise it where the ratings speak for it.
+    return replace(
+        side, layout=layout, session_length=session_length, session_variance=0.05 * parameters.noise
+    )
+
+
+def relayout(old: Side, new: Side, rows: Float64s) -> Float64s:
+    """`rows` of side `old` in the layout of side `new`; sessions that are not the same are dropped."""
+    result = prior_rows(new, len(rows))
+    shared, end = new.layout.keys.start, new.layout.variances.stop
+    result[:, :shared] = rows[:, :shared]
+    if old.session_length == new.session_length and old.layout.slots == new.layout.slots:
+        result[:, shared:end] = rows[:, shared:end]
+    if old.layout.moving and new.layout.moving:
+        result[:, end:] = rows[:, old.layout.variances.stop :]
+    return result

@@ -1,0 +1,90 @@
+"""The ratings that a fit learns from, by user and by item, and what is computed from them once.
+
+Invariant: it never changes, so that all states of a fit share one.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from factors.inference.backend import HalfStepBackend, NumpyBackend
+from factors.inference.histories import Compressed, Sessions, compress_pairs, group_sessions
+from factors.model.parameters import SideName
+from factors.model.types import Int64s
+from factors.training.implicit_effects import ImplicitEffects, NoImplicitEffects
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Ratings by user and by item, and the `backend` that computes over them."""
+
+    users: Compressed
+    items: Compressed
+    backend: HalfStepBackend
+    _sessions: dict[tuple[SideName, float], Sessions] = field(default_factory=dict)
+    _implicit: dict[tuple[SideName, float], ImplicitEffects] = field(default_factory=dict)
+    _samples: dict[int, tuple[Int64s, Int64s]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(users: Compressed, n_items: int, backend: HalfStepBackend | None = None) -> "TrainingSet":
+        """The training set of ratings by user, each pair once."""
+        items = compress_pairs(users.other, users.row, users.value, users.time, n_items)
+        return TrainingSet(users, items, backend or NumpyBackend())
+
+    def __len__(self) -> int:
+        return len(self.users.value)
+
+    def side(self, name: SideName) -> Compressed:
+        """The ratings by the rows of this side."""
+        return self.users if name == "user" else self.items
+
+    @property
+    def sparse(self) -> bool:
+        """Whether there are fewer ratings than biases: no prior can be learned from them, and nothing beyond
+        biases (empirical Bayes would end with items that do not differ).
+        """
+        rated = np.count_nonzero(self.users.counts) + np.count_nonzero(self.items.counts)
+        return len(self) <= int(rated)
+
+    def only(self, entries: Int64s) -> "TrainingSet":
+        """The same users and items with these `entries` of `users` alone."""
+        users = self.users
+        part = compress_pairs(
+            users.row[entries], users.other[entries], users.value[entries], users.time[entries], users.rows
+        )
+        return TrainingSet.of(part, self.items.rows, self.backend)
+
+    def without(self, held_out: Int64s) -> "TrainingSet":
+        """The same users and items without the ratings at these entries of `users`."""
+        return self.only(np.delete(np.arange(len(self)), held_out))
+
+    def sample(self, most: int) -> tuple[Int64s, Int64s]:
+        """About `most` ratings, evenly: their entries in `users` and in `items`."""
+        if most not in self._samples:
+            n = len(self)
+            entries = np.arange(0, n, max(1, n // most))
+            position = np.full(n, -1, dtype=np.int64)
+            position[entries] = np.arange(len(entries))
+            position = position[self.items.source]
+            found = np.flatnonzero(position >= 0)
+            item_entries = np.empty(len(entries), dtype=np.int64)
+            item_entries[position[found]] = found
+            self._samples[most] = entries, item_entries
+        return self._samples[most]
+
+    def sessions(self, name: SideName, session_length: float) -> Sessions:
+        """The sessions of users or of items."""
+        key = name, session_length
+        if key not in self._sessions:
+            self._sessions[key] = group_sessions(self.side(name), session_length)
+        return self._sessions[key]
+
+    def implicit_effects(self, name: SideName, ridge: float) -> ImplicitEffects | NoImplicitEffects:
+        """The regression on the rated sets of users or of items; a `ridge` of 0 stands for none."""
+        if ridge <= 0:
+            return NoImplicitEffects()
+        key = name, ridge
+        if key not in self._implicit:
+            own, other = (self.users, self.items) if name == "user" else (self.items, self.users)
+            self._implicit[key] = ImplicitEffects(own, other, ridge, self.backend.rated_sets(own, other))
+        return self._implicit[key]
