@@ -25,7 +25,7 @@ from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.log import RatingsLog
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, format_scale, parse_scale
-from featurestore.users.records import Users
+from featurestore.users.records import UserRecords
 from featurestore.wire.connection import Connection, Execute, ReplyError, encode, store_error
 from featurestore.wire.functions import encode_call, load_library
 
@@ -93,7 +93,7 @@ class Store:
         if settings.durability == "fsync":
             self._disk_connection = self._connection("fsync")
             self._disk = DiskSync(self._disk_connection, self.keys.synced, settings.timeout_s)
-        self.users = Users(self.keys, self.hot or self.bulk)
+        self.users = UserRecords(self.keys, self.hot or self.bulk)
         self.generations = Generations(self.keys, self.bulk)
         self.ratings = RatingsLog(
             self.keys,

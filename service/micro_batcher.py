@@ -9,18 +9,18 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from factors import BASIS, FactorsError, Float64s, Int64s, Scorer, Scores
-from featurestore.codecs import pack_histories, pack_records, record_dtype
+from factors import BASIS, FactorsError, Float64s, Int64s, Scores
+from featurestore.codecs import pack_histories
 from featurestore.errors import StoreError
 from featurestore.generations.follower import Follower, LiveGeneration
 from featurestore.id_columns import Ids
 from featurestore.store import Store
-from featurestore.wire.connection import ReplyError
+from featurestore.users.counter_rule import UserLookup
 from service.http.problems import Problem, problem_of_store
 from service.metrics import Snapshot
 from service.prediction_json import OnePrediction, rounded, writer
@@ -87,9 +87,6 @@ class MicroBatcher:
         # Batches are scored one after the other: side by side all would end late, and then all wait for the
         # store.
         self._one_batch = asyncio.Lock()
-        self._scorer: Scorer | None = None
-        self._dtype: np.dtype[Any] = record_dtype(0)
-        self._unknown = b""
 
     def submit(self, user_id: bytes, item_id: bytes) -> asyncio.Future[OnePrediction]:
         """Predict one pair in the present batch. The future may raise `Problem`."""
@@ -122,7 +119,7 @@ class MicroBatcher:
         try:
             live = require(live)
             rows = self._store.items(live.epoch).known_rows(batch.item_ids)
-            lookup = self._store.users.read(live.epoch, live.generation, batch.user_ids)
+            lookup = self._store.users.lookup(live, batch.user_ids)
         except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
             _fail(batch.waiters, exc)
             return
@@ -136,75 +133,63 @@ class MicroBatcher:
         live: LiveGeneration,
         rows: list[int | None],
         began: float,
-        reply: asyncio.Future[list[Any]],
+        reply: asyncio.Future[UserLookup],
     ) -> None:
         # The next turn also takes what comes while this one is answered: at the same load turns are then a
         # fifth longer, which saves more of a core than it would bring to have the store work meanwhile.
         self._loop.call_soon(self._end_batch)
         try:
-            found = reply.result()
+            users = reply.result()
             now = perf_counter()
             self._counts.lookup.observe(now - began)
-            self._counts.batch.observe(len(found))
-            self._score_batch(batch, live, rows, found)
+            self._counts.batch.observe(len(rows))
+            self._score_batch(batch, live, rows, users)
         except Exception as exc:  # noqa: BLE001 -- every request of the turn gets it; the edge tells what it is
             _fail(batch.waiters, exc)
         except asyncio.CancelledError:
             _fail(batch.waiters, Problem("store_unavailable", "the lookup was given up", retry_after_s=1))
 
     def _score_batch(
-        self, batch: MicroBatch, live: LiveGeneration, rows: list[int | None], found: list[Any]
+        self, batch: MicroBatch, live: LiveGeneration, rows: list[int | None], users: UserLookup
     ) -> None:
-        if live.scorer is not self._scorer:
-            self._scorer, self._dtype = live.scorer, record_dtype(live.model.user_width)
-            # Nobody knows this user: the record is the prior.
-            self._unknown = pack_records(np.zeros(1, dtype=np.int64), live.posterior.prior_user[None])[0]
-        size, unknown = self._dtype.itemsize, self._unknown
-        places: list[int] = []
-        records: list[bytes] = []
-        behind: list[int] = []
-        for place, reply in enumerate(found):
-            if rows[place] is None or isinstance(reply, ReplyError):
-                behind.append(place)
-                continue
-            n, record = reply
-            if n is None:
-                places.append(place)
-                records.append(unknown)
-            # Both are whole numbers in different clothes: text of the store, and little endian.
-            elif (
-                record is not None and len(record) == size and int(n) == int.from_bytes(record[:8], "little")
-            ):
-                places.append(place)
-                records.append(record)
-            else:
-                behind.append(place)
-        if behind:
-            said = [found[place] for place in behind]
-            task = self._loop.create_task(
-                self._catch_up(batch, live, behind, said), name="fold in and predict"
-            )
-            self._slow.add(task)
-            task.add_done_callback(self._slow.discard)
+        if not users.behind and None not in rows:
+            item_rows = np.array(rows, dtype=np.int64)
+            self._settle(batch, live, range(len(rows)), vectors=users.vectors, item_rows=item_rows)
+            return
+        late = set(users.behind)
+        late.update(place for place, row in enumerate(rows) if row is None)
+        task = self._loop.create_task(
+            self._catch_up(batch, live, rows, users, sorted(late)), name="fold in and predict"
+        )
+        self._slow.add(task)
+        task.add_done_callback(self._slow.discard)
+        places = [place for place in range(len(rows)) if place not in late]
         if places:
-            vectors = np.frombuffer(b"".join(records), dtype=self._dtype)["vector"]
-            item_rows = np.array([rows[place] for place in places] if behind else rows, dtype=np.int64)
-            self._settle(batch, live, places, vectors=vectors, item_rows=item_rows)
+            item_rows = np.array([rows[place] for place in places], dtype=np.int64)
+            self._settle(batch, live, places, vectors=users.vectors[places], item_rows=item_rows)
 
     async def _catch_up(
-        self, batch: MicroBatch, live: LiveGeneration, places: list[int], said: list[Any]
+        self,
+        batch: MicroBatch,
+        live: LiveGeneration,
+        rows: list[int | None],
+        users: UserLookup,
+        places: list[int],
     ) -> None:
-        """Answer the pairs at `places`, whose user's record is behind or whose item is not known here yet;
-        `said`: what the store said of their users.
-        """
+        """Answer the pairs at `places`, whose user's record is behind or whose item is not known here yet."""
         waiters = [batch.waiters[place] for place in places]
+        began = perf_counter()
         try:
-            users = [batch.user_ids[place] for place in places]
-            # What failed is asked once more.
-            found = None if any(isinstance(reply, ReplyError) for reply in said) else said
-            items = [batch.item_ids[place] for place in places]
-            vectors, item_rows = await self.look_up(live, users, items, found)
-            self._settle(batch, live, places, vectors=vectors, item_rows=item_rows)
+            strangers = [place for place in places if rows[place] is None]
+            current, registered = await asyncio.gather(
+                self._store.users.catch_up(live, users),
+                self._store.items(live.epoch).rows([batch.item_ids[place] for place in strangers]),
+            )
+            self._counts.lookup.observe(perf_counter() - began)
+            for place, row in zip(strangers, registered, strict=True):
+                rows[place] = -1 if row is None else row
+            item_rows = np.array([rows[place] for place in places], dtype=np.int64)
+            self._settle(batch, live, places, vectors=current.vectors[places], item_rows=item_rows)
         except asyncio.CancelledError:
             _fail(waiters, Problem("store_unavailable", "the service ends", retry_after_s=1))
             raise
@@ -215,7 +200,7 @@ class MicroBatcher:
         self,
         batch: MicroBatch,
         live: LiveGeneration,
-        places: list[int],
+        places: Sequence[int],
         *,
         vectors: npt.NDArray[np.float32],
         item_rows: Int64s,
@@ -232,15 +217,9 @@ class MicroBatcher:
         self._counts.predictions += len(places)
 
     async def look_up(
-        self,
-        live: LiveGeneration,
-        user_ids: Sequence[bytes],
-        item_ids: Sequence[bytes],
-        found: Sequence[Any] | None = None,
+        self, live: LiveGeneration, user_ids: Sequence[bytes], item_ids: Sequence[bytes]
     ) -> tuple[npt.NDArray[np.float32], Int64s]:
-        """Vectors (u, user_width) of users and rows (m,) of items, -1 for items that nobody registered.
-        `found` as for `Users.current`.
-        """
+        """Vectors (u, user_width) of users and rows (m,) of items, -1 for items that are not registered."""
         registry = self._store.items(live.epoch)
         began = perf_counter()
         try:
@@ -248,11 +227,11 @@ class MicroBatcher:
         except TypeError:
             # None for one that is not known here.
             current, registered = await asyncio.gather(
-                self._store.users.current(live, user_ids, found), registry.rows(item_ids)
+                self._store.users.current(live, user_ids), registry.rows(item_ids)
             )
             rows = np.array([-1 if row is None else row for row in registered], dtype=np.int64)
         else:
-            current = await self._store.users.current(live, user_ids, found)
+            current = await self._store.users.current(live, user_ids)
         self._counts.lookup.observe(perf_counter() - began)
         return current.vectors, rows
 
@@ -280,7 +259,7 @@ class MicroBatcher:
 
     async def _as_of(self, live: LiveGeneration, user_id: bytes, time: float) -> npt.NDArray[np.float32]:
         """The row (1, user_width) of a user for a prediction of `time`, from the whole history."""
-        profile = await self._store.users.current_with_history(live, user_id)
+        profile = await self._store.users.profile(live, user_id)
         packed, current = pack_histories([profile.history]), profile.vector[None]
         return await asyncio.to_thread(
             live.posterior.fold_in_users, live.items, packed, current=current, at=time
@@ -320,7 +299,7 @@ class MicroBatcher:
         registry = self._store.items(live.epoch)
         began = perf_counter()
         rows = registry.find(item_ids)
-        lookup = self._store.users.many(live, user_ids)
+        lookup = self._store.users.current_distinct(live, user_ids)
         strangers = np.flatnonzero(rows < 0)
         if len(strangers):
             (current, place), found = await asyncio.gather(

@@ -1,8 +1,7 @@
 """Large batches of lookups: written, and their replies read, without an object for each user or field.
 
 Invariant: what is written asks for each id once, in an order that is told; what is taken of the replies is
-what a reader of RESP finds, and every record counts. Anything else is left to that reader, with all the
-bytes.
+what a reader of RESP finds. Anything else is left to that reader, with all the bytes.
 
 A usual reply is `*2 $d n $l record`: `n` of d < 10 digits, the record of l bytes, which is known. So one
 digit says where the next reply begins: a step each finds them, or one comparison where all digits are the
@@ -94,12 +93,12 @@ def _anywhere(data: Any, kind: str | np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 class LookupReader:
-    """Reads the replies to lookups of records into `n` int64 (count,) and `vectors` float32 (count, width),
-    which hold once `took` has returned bytes.
+    """Reads the replies to lookups of records into `n` int64 (count,), what the records have `seen` int64
+    (count,), and `vectors` float32 (count, width), which hold once `took` has returned bytes.
     """
 
-    def __init__(self, n: Int64s, vectors: Float32s) -> None:
-        self._n, self._vectors = n, vectors
+    def __init__(self, n: Int64s, seen: Int64s, vectors: Float32s) -> None:
+        self._n, self._seen, self._vectors = n, seen, vectors
         self._record_bytes = record_dtype(vectors.shape[1]).itemsize
         self._middle = b"\r\n$%d\r\n" % self._record_bytes
         # Bytes of a reply but for those of `n`.
@@ -195,7 +194,7 @@ class LookupReader:
         return usual.startswith(begun[: len(usual)])
 
     def _unpack(self) -> bool:
-        """Read all replies; whether they are usual ones and all records count."""
+        """Read all replies; whether they are usual ones."""
         starts = _together(self._starts)
         head = self._fields(starts, "<u8")
         digit = (head >> _SHIFT) & _BYTE
@@ -218,9 +217,8 @@ class LookupReader:
             if ((value < 0) | (value > 9))[within].any():
                 return False
             n = np.where(within, 10 * n + value, n)
-        if not (self._fields(records, "<u8") == n.astype(np.uint64)).all():
-            return False
         self._n[:] = n
+        self._seen[:] = self._fields(records, "<i8")
         row = f"V{self._record_bytes - COUNTER.size}"
         self._vectors.view(row)[:, 0] = self._fields(_moved(records, COUNTER.size), row)
         return True

@@ -76,12 +76,13 @@ class RepliesReader(Protocol):
 class _Call(NamedTuple):
     """A call in flight. `asked_at`: by the clock of the loop; `wait_s`: how long the store may block."""
 
-    future: "asyncio.Future[list[Any]]"
+    future: "asyncio.Future[Any]"
     replies: int
     payload_bytes: int
     asked_at: float
     wait_s: float
     reader: RepliesReader | None
+    decode: Callable[[list[Any]], Any] | None
 
 
 def encode(*args: bytes) -> bytes:
@@ -126,7 +127,7 @@ def store_error(reply: Exception) -> StoreError:
     return StoreError(f"unexpected reply of the store: {text}")
 
 
-def swallow(future: "asyncio.Future[list[Any]]") -> None:
+def swallow(future: "asyncio.Future[Any]") -> None:
     """A callback for a future that nobody may wait for: its failure then does no harm."""
     if not future.cancelled():
         future.exception()
@@ -164,13 +165,14 @@ class _Wire(asyncio.BufferedProtocol):
         *,
         at_once: bool = False,
         reader: RepliesReader | None = None,
-    ) -> "asyncio.Future[list[Any]]":
-        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        decode: Callable[[list[Any]], Any] | None = None,
+    ) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = self._loop.create_future()
         if self.why is not None:
             future.set_exception(self.why)
             return future
         if replies == 0:
-            future.set_result([])
+            future.set_result([] if decode is None else decode([]))
             return future
         size = len(payload)
         if self._bytes and self._bytes + size > IN_FLIGHT_BYTES:
@@ -180,7 +182,7 @@ class _Wire(asyncio.BufferedProtocol):
             self._loop.call_soon(self._flush)
         self._out.append(payload)
         self._bytes += size
-        self._waiting.append(_Call(future, replies, size, self._loop.time(), wait_s, reader))
+        self._waiting.append(_Call(future, replies, size, self._loop.time(), wait_s, reader, decode))
         if self._watch is None:
             self._arm(self._timeout_s)
         if at_once:
@@ -254,8 +256,12 @@ class _Wire(asyncio.BufferedProtocol):
     def _hand_out(self, replies: list[Any]) -> None:
         call = self._waiting.popleft()
         self._bytes -= call.payload_bytes
-        if not call.future.done():
-            call.future.set_result(replies)
+        if call.future.done():
+            return
+        try:
+            call.future.set_result(replies if call.decode is None else call.decode(replies))
+        except Exception as exc:  # noqa: BLE001 -- the caller gets it; the calls behind this one go on
+            call.future.set_exception(exc)
 
     def _take_replies(self) -> bool:
         """Hand out what the reader has whole; whether nobody waits any more."""
@@ -367,21 +373,23 @@ class Connection:
         wait_s: float = 0.0,
         at_once: bool = False,
         reader: RepliesReader | None = None,
-    ) -> "asyncio.Future[list[Any]]":
+        decode: Callable[[list[Any]], Any] | None = None,
+    ) -> "asyncio.Future[Any]":
         """Send commands, encoded by `encode`; the future gets their `replies` in order, error replies as
         values.
 
         `wait_s`: how long the store itself may block on them (`BLOCK`, `WAITAOF`). `at_once`: nothing else is
         about to be asked that could go with them, so that nothing is won by waiting for it. `reader`: may
-        take the replies instead, then the list is empty. Fails with `StoreUnavailable`, at once when not
-        connected; whether the commands were carried out is then unknown. Never raises by itself.
+        take the replies instead, then the list is empty. `decode`: makes the result out of the replies,
+        without another turn of the event loop. Fails with `StoreUnavailable`, at once when not connected;
+        whether the commands were carried out is then unknown. Never raises by itself.
         """
         wire = self._wire
         if wire is None:
-            future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             future.set_exception(StoreUnavailable(self._why, BACKOFF_S[1]))
             return future
-        return wire.execute(payload, replies, wait_s, at_once=at_once, reader=reader)
+        return wire.execute(payload, replies, wait_s, at_once=at_once, reader=reader, decode=decode)
 
     def execute_unwatched(self, payload: bytes, replies: int) -> None:
         """The same where nobody waits and failing does no harm."""

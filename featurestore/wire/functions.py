@@ -67,7 +67,7 @@ def is_missing(reply: object) -> bool:
 
 async def ask_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
     """Replies of calls made by `encode_call`, sent in one write; errors as values."""
-    replies = await connection.execute(b"".join(calls), len(calls))
+    replies: list[Any] = await connection.execute(b"".join(calls), len(calls))
     missing = [position for position, reply in enumerate(replies) if is_missing(reply)]
     if missing:
         await load_library(connection.execute)
@@ -102,7 +102,7 @@ async def commands(connection: Connection, many: Sequence[Sequence[bytes]]) -> l
     """Replies of plain commands sent in one write. Error replies raise."""
     if not many:
         return []
-    replies = await connection.execute(b"".join([encode(*args) for args in many]), len(many))
+    replies: list[Any] = await connection.execute(b"".join([encode(*args) for args in many]), len(many))
     for reply in replies:
         if isinstance(reply, ReplyError):
             raise connection.failure(reply)

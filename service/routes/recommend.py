@@ -162,7 +162,7 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
     store = context.store
-    profile = await store.users.current_with_history(live, user_id)
+    profile = await store.users.profile(live, user_id)
     seen = profile.history.item_row if exclude_seen else np.zeros(0, dtype=np.int32)
     seed = _seed(explore, None if given < 0 else given)
     registry = store.items(live.epoch)
@@ -243,7 +243,7 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     live = context.live()
     store = context.store
     registry = store.items(live.epoch)
-    profile = await store.users.current_with_history(live, user_id)
+    profile = await store.users.profile(live, user_id)
     try:
         row = await item_row(live, registry, item_id)
     except Problem:

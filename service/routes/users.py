@@ -80,7 +80,7 @@ async def get_user(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
-    profile = await context.store.users.current_with_history(live, user_id)
+    profile = await context.store.users.profile(live, user_id)
     if profile.n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
     ratings = profile.history.rating

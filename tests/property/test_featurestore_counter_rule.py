@@ -32,7 +32,7 @@ from featurestore.generations.writer import GenerationWriter
 from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from featurestore.users.records import _Behind, _fold_in
+from featurestore.users.fold_in import StaleUser, fold_in
 from tests.support.factories import lead, make_draft, make_items, make_model, rating
 from tests.support.servers import StoreServer
 
@@ -74,7 +74,7 @@ class CounterRule(RuleBasedStateMachine):
         self.live: LiveGeneration | None = None
         self.whole: dict[int, LiveGeneration] = {}
         self.fits: list[Fit] = []
-        self.late: list[tuple[LiveGeneration, str, _Behind]] = []
+        self.late: list[tuple[LiveGeneration, str, StaleUser]] = []
 
     def do(self, coroutine: Any) -> Any:
         """Run to its end."""
@@ -199,7 +199,7 @@ class CounterRule(RuleBasedStateMachine):
         """The history that comes with the vector is the one that it rests on."""
         assert self.live is not None
         person = self.people[user]
-        profile = self.do(self.store(which).users.current_with_history(self.live, user.encode()))
+        profile = self.do(self.store(which).users.profile(self.live, user.encode()))
         assert profile.n == (person.n if person.known else 0)
         found = {
             ITEMS[row]: value
@@ -213,9 +213,11 @@ class CounterRule(RuleBasedStateMachine):
         """A reader has read a user and folds it in; it will hand the record back later."""
         assert self.live is not None
         store = self.store(True)
-        n, _, data = self.do(store.users._look(1, b"n", user.encode()))
-        if n is not None:
-            self.late.append((self.live, user, _Behind(user.encode(), int(n), data or b"")))
+        user_id = user.encode()
+        n, _ = self.do(store.users.history(1, user_id))
+        if self.people[user].known:
+            data = self.do(store.redis.get(store.keys.history(1, user_id)))
+            self.late.append((self.live, user, StaleUser(user_id, n, data or b"")))
 
     @precondition(lambda self: self.late)
     @rule()
@@ -223,7 +225,7 @@ class CounterRule(RuleBasedStateMachine):
         """Whatever happened since, no old record and no old history comes back by it."""
         live, _, behind = self.late.pop(0)
         store = self.store(True)
-        store.users._hand_back(live, [behind], _fold_in(live, [behind]))
+        store.users.write_back(live, [behind], fold_in(live, [behind]))
         self.do(store.users.history(1, b"settled"))
 
     def truth(self, person: Person) -> Float32s:

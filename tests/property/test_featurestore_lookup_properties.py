@@ -33,7 +33,7 @@ def bulk(text: bytes | None) -> bytes:
 
 
 def reply(sort: str, n: int, width: int) -> bytes:
-    """A reply to a lookup; "usual" is a record that counts."""
+    """A reply to a lookup; "usual" is a record that is current."""
     vector = np.full((1, width), n % 97, dtype=np.float32)
     if sort == "mark":
         # The bytes of a record that look like the beginning of a reply.
@@ -77,16 +77,17 @@ async def check(width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cut
     parser = hiredis.Reader()
     data, asked = b"", []
     for own, sorts in calls:
-        n, vectors = np.zeros(len(sorts), dtype=np.int64), np.zeros((len(sorts), width), dtype=np.float32)
-        reader = LookupReader(n, vectors) if own else None
-        asked.append((wire.execute(b"?", len(sorts), reader=reader), n, vectors, sorts))
+        n, seen = np.zeros((2, len(sorts)), dtype=np.int64)
+        vectors = np.zeros((len(sorts), width), dtype=np.float32)
+        reader = LookupReader(n, seen, vectors) if own else None
+        asked.append((wire.execute(b"?", len(sorts), reader=reader), n, seen, vectors, sorts))
         data += b"".join([reply(sort, n, width) for sort, n in sorts])
     parser.feed(data)
     for piece in pieces(data, cuts):
         give(wire, piece)
     assert wire.why is None
     taken = []
-    for future, n, vectors, sorts in asked:
+    for future, n, seen, vectors, sorts in asked:
         # Nobody waits for what does not come.
         assert future.done()
         expected = [parser.gets() for _ in sorts]
@@ -96,8 +97,10 @@ async def check(width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cut
             assert shown(found) == shown(expected)
         else:
             assert n.tolist() == [int(number) for number, _ in expected]
-            seen, records = unpack_records([record for _, record in expected], width)
-            assert seen.tolist() == n.tolist()
+            counters, records = unpack_records([record for _, record in expected], width)
+            assert counters.tolist() == seen.tolist()
+            current = [place for place, (sort, _) in enumerate(sorts) if sort == "usual"]
+            assert seen[current].tolist() == n[current].tolist()
             np.testing.assert_array_equal(vectors, records)
     assert parser.gets() is False
     return taken

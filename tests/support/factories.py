@@ -12,7 +12,9 @@ from factors import (
     Histories,
     Int64s,
     Model,
+    Ranker,
     Scale,
+    Scorer,
     posterior_of,
     prior_model,
 )
@@ -20,6 +22,7 @@ from factors.model.layout import Layout
 from factors.model.parameters import Drift, from_model, to_model
 from featurestore.codecs import pack_histories
 from featurestore.generations.catalog import GenerationDraft, GenerationMeta, GenerationWriter
+from featurestore.generations.follower import LiveGeneration
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
@@ -99,6 +102,21 @@ class Written:
     model: Model
     items: Float32s
     meta: GenerationMeta
+
+
+def as_live(written: Written, epoch: int = 1) -> LiveGeneration:
+    """A generation as a service holds it."""
+    posterior = posterior_of(written.model)
+    return LiveGeneration(
+        epoch=epoch,
+        generation=written.writer.number,
+        posterior=posterior,
+        items=written.items,
+        n_items=len(written.items),
+        scorer=Scorer(posterior, written.items),
+        ranker=Ranker(posterior, written.items),
+        meta=written.meta,
+    )
 
 
 async def write_generation(

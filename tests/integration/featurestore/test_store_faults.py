@@ -109,7 +109,7 @@ async def test_a_store_that_hangs_is_unavailable_within_the_timeout(own_server: 
             assert all(isinstance(result, StoreUnavailable) for result in results)
             assert time.monotonic() - started < 5.0
             with pytest.raises(StoreUnavailable):
-                await store.users.read(1, 1, [b"u"])
+                await store.users.history(1, b"u")
         finally:
             own_server.resume()
         await wait_until_async(lambda: takes_ratings(store), 10.0, "the store takes ratings again")

@@ -14,6 +14,7 @@ from featurestore.generations.writer import rows_per_chunk
 from featurestore.store import Store
 from featurestore.wire.functions import command
 from tests.support.factories import (
+    as_live,
     lead,
     make_draft,
     make_items,
@@ -309,11 +310,11 @@ async def test_lookups_get_their_turn_while_records_are_written(store: Store) ->
     users = [b"u%d" % n for n in range(2_000)]
     await store.ratings.append([rating(user.decode(), "a") for user in users])
     lease = await lead(store)
-    live = await publish(store, lease)
+    live = as_live(await publish(store, lease))
     publishing = asyncio.create_task(write_generation(store, lease, n_items=10_000, users=users))
     answered = 0
     while not publishing.done():
-        await store.users.read(1, live.writer.number, users[:64])
+        await store.users.lookup(live, users[:64])
         answered += 1
     assert (await publishing).meta.item_rows == 10_000
     assert answered > 30

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import Float32s, Ranker, Scorer, posterior_of
+from factors import Float32s
 from featurestore import codecs
 from featurestore.generations.follower import LiveGeneration
 from featurestore.leases import Lease
 from featurestore.store import Store
+from featurestore.users import counter_rule
 from featurestore.users import records as users_module
-from tests.support.factories import Written, lead, publish, rating
+from featurestore.users.fold_in import StaleUser, fold_in
+from tests.support.factories import as_live, lead, publish, rating
 from tests.support.waiting import wait_until_async
 
 
@@ -25,21 +27,6 @@ class World:
     store: Store
     lease: Lease
     live: LiveGeneration
-
-
-def as_live(written: Written, epoch: int = 1) -> LiveGeneration:
-    """A generation as a service holds it."""
-    posterior = posterior_of(written.model)
-    return LiveGeneration(
-        epoch=epoch,
-        generation=written.writer.number,
-        posterior=posterior,
-        items=written.items,
-        n_items=len(written.items),
-        scorer=Scorer(posterior, written.items),
-        ranker=Ranker(posterior, written.items),
-        meta=written.meta,
-    )
 
 
 @pytest.fixture
@@ -107,10 +94,11 @@ async def test_what_was_read_before_is_not_read_again(world: World) -> None:
     await store.ratings.append([rating("a", "1"), rating("b", "2", 5.0)])
     await store.users.current(world.live, [b"a"])
     await settled(world, b"a", 1)
-    found = await store.users.read(world.live.epoch, world.live.generation, ids)
+    found = await store.users.lookup(world.live, ids)
+    assert (found.behind, found.n.tolist()) == ([1, 3], [1, 0, 0, 0])
     # A rating that came meanwhile counts for whoever is looked at once more.
     await store.ratings.append([rating("b", "3", 1.0)])
-    current = await store.users.current(world.live, ids, found)
+    current = await store.users.catch_up(world.live, found)
     assert current.n.tolist() == [1, 2, 0, 2]
     assert current.folded.tolist() == [False, True, False, True]
     np.testing.assert_array_equal(current.vectors, (await store.users.current(world.live, ids)).vectors)
@@ -144,7 +132,7 @@ async def test_a_large_batch_is_what_its_users_are_one_by_one(
     monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
     monkeypatch.setattr(users_module, "FEW_LOOKUPS", 8)
     left: list[Any] = []
-    monkeypatch.setattr(store.users, "_read_back", lambda *args: left.append(args))
+    monkeypatch.setattr(counter_rule, "apply", lambda *args: left.append(args))
     current = await store.users.current(world.live, users)
     assert left == []
     monkeypatch.undo()
@@ -231,10 +219,8 @@ async def test_a_compaction_that_is_late_is_refused(world: World) -> None:
     data = await store.redis.get(store.keys.history(1, b"u"))
     assert isinstance(data, bytes)
     await store.ratings.append([rating("u", "2", 2.0)])
-    from featurestore.users.records import _Behind, _fold_in
-
-    behind = [_Behind(b"u", n, data)]
-    store.users._hand_back(world.live, behind, _fold_in(world.live, behind))
+    stale = [StaleUser(b"u", n, data)]
+    store.users.write_back(world.live, stale, fold_in(world.live, stale))
     await settled(world, b"u", 100)
     _, now = await store.users.history(1, b"u")
     assert now.item_row.tolist() == [1, 2]
@@ -244,13 +230,13 @@ async def test_a_compaction_that_is_late_is_refused(world: World) -> None:
 
 async def test_a_profile_has_the_history_that_its_record_rests_on(world: World) -> None:
     await world.store.ratings.append([rating("u", "3", 5.0), rating("u", "4", math.nan)])
-    first = await world.store.users.current_with_history(world.live, b"u")
+    first = await world.store.users.profile(world.live, b"u")
     assert (first.n, first.folded, first.history.item_row.tolist()) == (2, True, [3])
     np.testing.assert_array_equal(first.vector, await expected(world, b"u"))
     await settled(world, b"u", 2)
-    second = await world.store.users.current_with_history(world.live, b"u")
+    second = await world.store.users.profile(world.live, b"u")
     assert (second.n, second.folded, second.history.item_row.tolist()) == (2, False, [3])
-    nobody = await world.store.users.current_with_history(world.live, b"nobody")
+    nobody = await world.store.users.profile(world.live, b"nobody")
     assert (nobody.n, len(nobody.history)) == (0, 0)
 
 

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from featurestore.users.counter_rule import UserLookup
 from service.context import CONTEXT
 from service.http import connections, fast_predict
 from service.http import response as answers
@@ -57,15 +58,15 @@ class Gate:
         self._open = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         users = app[CONTEXT].store.users
-        self._read = users.read
-        monkeypatch.setattr(users, "read", self.read)
+        self._lookup = users.lookup
+        monkeypatch.setattr(users, "lookup", self.lookup)
 
-    def read(self, *args: Any, **more: Any) -> asyncio.Future[list[Any]]:
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+    def lookup(self, *args: Any, **more: Any) -> asyncio.Future[UserLookup]:
+        future: asyncio.Future[UserLookup] = asyncio.get_running_loop().create_future()
 
         async def later() -> None:
             await self._open.wait()
-            future.set_result(await self._read(*args, **more))
+            future.set_result(await self._lookup(*args, **more))
 
         self._tasks.append(asyncio.create_task(later()))
         return future
@@ -357,7 +358,7 @@ async def test_a_failure_is_a_problem_with_the_request_id(
     client, app = served
     async with wire_to(client) as wire:
         with monkeypatch.context() as patch:
-            patch.setattr(app[CONTEXT].store.users, "read", None)
+            patch.setattr(app[CONTEXT].store.users, "lookup", None)
             wire.send(get(1, named(4)))
             heard = await wire.heard()
         assert (heard.status, heard.headers["content-type"]) == (500, "application/problem+json")

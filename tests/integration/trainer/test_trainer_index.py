@@ -47,7 +47,7 @@ async def test_an_index_is_published_with_its_recall_and_loaded(
     assert live.meta.summary.metrics["index_recall_at_10"] == 0.97
     assert live.meta.summary.index_chunks == 1
     assert live.ranker.share(1) == pytest.approx(2 / LISTS)
-    profile = await store.users.current_with_history(live, b"u3")
+    profile = await store.users.profile(live, b"u3")
     (found,) = live.ranker.top(profile.vector[None], 2, [profile.history.item_row[:5]])
     assert len(found.item_rows) == 2
     assert not np.intersect1d(found.item_rows, profile.history.item_row[:5]).size

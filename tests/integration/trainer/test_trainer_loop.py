@@ -97,8 +97,10 @@ async def test_something_is_live_at_once_and_a_refit_learns_everything(
     assert meta.summary.n_users == 30
     assert meta.summary.n_ratings == len(given)
     assert meta.item_rows == 12
-    replies = await store.users.read(1, generation, [b"u0", b"u29"])
-    for n, record in replies:
+    for user_id in (b"u0", b"u29"):
+        n, record = await store.redis.hmget(store.keys.user(1, user_id), "n", f"g{generation}")
+        assert isinstance(n, bytes)
+        assert isinstance(record, bytes)
         assert int(n) == int.from_bytes(record[:8], "little") == 9
 
 

@@ -186,20 +186,21 @@ async def test_calls_that_read_their_own_replies_go_between_others() -> None:
         writer.write(b"".join([b":1\r\n" if byte == ord("x") else 2 * lookup for byte in data]))
 
     async with opened(Script(answer)) as connection:
-        found = [(np.zeros(2, dtype=np.int64), np.zeros((2, 1), dtype=np.float32)) for _ in range(4)]
+        found = [(*np.zeros((2, 2), dtype=np.int64), np.zeros((2, 1), dtype=np.float32)) for _ in range(4)]
         readers = [LookupReader(*each) for each in found]
         first, second = (connection.execute(b"l", 2, reader=reader) for reader in readers[:2])
         other = connection.execute(b"x", 1)
         behind = connection.execute(b"l", 2, reader=readers[2])
         assert (await first, await second, await other) == ([], [], [1])
         assert await behind == []
-        spare = LookupReader(np.zeros(2, dtype=np.int64), np.zeros((2, 1), dtype=np.float32))
+        n, seen = np.zeros((2, 2), dtype=np.int64)
+        spare = LookupReader(n, seen, np.zeros((2, 1), dtype=np.float32))
         cancelled = connection.execute(b"l", 2, reader=spare)
         last = connection.execute(b"l", 2, reader=readers[3])
         cancelled.cancel()
         assert await last == []
-        for n, vectors in found:
-            assert (n.tolist(), vectors.tolist()) == ([5, 5], [[1.0], [1.0]])
+        for n, seen, vectors in found:
+            assert (n.tolist(), seen.tolist(), vectors.tolist()) == ([5, 5], [5, 5], [[1.0], [1.0]])
 
 
 def test_replies_end_where_they_end() -> None:
@@ -229,7 +230,8 @@ async def test_a_call_that_reads_its_own_replies_fails_with_the_connection(stays
             writer.close()
 
     async with opened(Script(half), timeout_s=0.2 if stays else 30.0) as connection:
-        reader = LookupReader(np.zeros(2, dtype=np.int64), np.zeros((2, 1), dtype=np.float32))
+        n, seen = np.zeros((2, 2), dtype=np.int64)
+        reader = LookupReader(n, seen, np.zeros((2, 1), dtype=np.float32))
         with pytest.raises(StoreUnavailable, match="did not answer" if stays else "lost"):
             await connection.execute(b"l", 2, reader=reader)
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from factors import Histories, Int64s, Ranker, Scorer, posterior_of
-from featurestore.codecs import pack_records
 from featurestore.errors import StoreUnavailable
 from featurestore.generations.follower import Follower, LiveGeneration
 from featurestore.id_columns import Ids
 from featurestore.store import Store
-from featurestore.users.records import Current
+from featurestore.users.counter_rule import UserLookup
+from featurestore.users.records import CurrentUsers
 from service.http.problems import Problem
 from service.metrics import Snapshot, error_bounds
 from service.micro_batcher import MicroBatcher
@@ -60,36 +60,36 @@ class FakeUsers:
     """User `0` is current, `1` is behind, any other unknown."""
 
     def __init__(self) -> None:
-        self.reads: list[list[bytes]] = []
+        self.lookups: list[list[bytes]] = []
         self.caught_up: list[list[bytes]] = []
-        self.found: list[list[Any] | None] = []
         self.failure: Exception | None = None
 
-    def read(self, epoch: int, generation: int, user_ids: list[bytes]) -> asyncio.Future[list[Any]]:
-        self.reads.append(list(user_ids))
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+    def lookup(self, live: LiveGeneration, user_ids: list[bytes]) -> asyncio.Future[UserLookup]:
+        self.lookups.append(list(user_ids))
+        future: asyncio.Future[UserLookup] = asyncio.get_running_loop().create_future()
         if self.failure is not None:
             future.set_exception(self.failure)
             return future
-        record = pack_records(np.array([3]), USERS[:1])[0]
-        known: dict[bytes, list[Any]] = {b"0": [b"3", record], b"1": [b"9", record]}
-        found = [known.get(user_id, [None, None]) for user_id in user_ids]
+        n = np.array([3 if user_id == b"0" else 0 for user_id in user_ids])
+        vectors = np.where((n == 3)[:, None], USERS[0], live.posterior.prior_user)
+        behind = [place for place, user_id in enumerate(user_ids) if user_id == b"1"]
+        found = UserLookup(n, vectors, behind, [b"1"] * len(behind))
         asyncio.get_running_loop().call_soon(future.set_result, found)
         return future
 
-    async def current(
-        self, live: LiveGeneration, user_ids: list[bytes], found: list[Any] | None = None
-    ) -> Current:
-        self.caught_up.append(list(user_ids))
-        self.found.append(found)
-        rows = [1 if user_id == b"1" else 0 for user_id in user_ids]
-        return Current(np.array(rows), USERS[rows], np.array(rows, dtype=bool))
+    async def catch_up(self, live: LiveGeneration, lookup: UserLookup) -> CurrentUsers:
+        self.caught_up.append(lookup.behind_ids)
+        vectors = lookup.vectors.copy()
+        vectors[lookup.behind] = USERS[1]
+        folded = np.zeros(len(vectors), dtype=np.bool_)
+        folded[lookup.behind] = True
+        return CurrentUsers(lookup.n, vectors, folded)
 
-    async def many(self, live: LiveGeneration, user_ids: Ids) -> tuple[Current, Int64s]:
+    async def current_distinct(self, live: LiveGeneration, user_ids: Ids) -> tuple[CurrentUsers, Int64s]:
         users = list(dict.fromkeys(user_ids))
-        return await self.current(live, users), np.array(
-            [users.index(each) for each in user_ids], dtype=np.int64
-        )
+        rows = [1 if user_id == b"1" else 0 for user_id in users]
+        current = CurrentUsers(np.array(rows), USERS[rows], np.array(rows, dtype=bool))
+        return current, np.array([users.index(each) for each in user_ids], dtype=np.int64)
 
 
 class FakeStore:
@@ -132,26 +132,23 @@ async def test_what_arrives_in_one_turn_is_asked_in_one_read() -> None:
     batcher, store, _ = make_batcher(live_generation())
     pairs = [(user, item) for user in (b"0", b"1", b"nobody") for item in (b"2", b"new", b"none")]
     answers = await asyncio.gather(*(batcher.submit(*pair) for pair in pairs))
-    assert len(store.users.reads) == 1
-    assert len(store.users.reads[0]) == 9
+    assert len(store.users.lookups) == 1
+    assert len(store.users.lookups[0]) == 9
     assert answers[0].rating == pytest.approx(expected(0, 2))
     assert answers[1].rating == pytest.approx(expected(0, 7))
     assert answers[3].rating == pytest.approx(expected(1, 2))
     assert [answer.basis for answer in answers[6:7]] == ["item"]
     assert {answer.generation for answer in answers} == {42}
-    # Behind: user 1 throughout, and whoever asks for an item that is not known here yet.
-    assert store.users.caught_up == [[b"0", b"0", b"1", b"1", b"1", b"nobody", b"nobody"]]
-    # They are not looked up again: what was read of them goes on from there.
-    (found,) = store.users.found
-    assert found is not None
-    assert [reply[0] for reply in found] == [b"3", b"3", b"9", b"9", b"9", None, None]
+    # Only user 1 is behind; pairs whose item is not known here yet wait for the registry alone.
+    assert store.users.caught_up == [[b"1", b"1", b"1"]]
+    assert store.registry.asked == [[b"new", b"none"] * 3]
 
 
 async def test_later_turns_are_asked_later() -> None:
     batcher, store, _ = make_batcher(live_generation())
     await batcher.submit(b"0", b"1")
     await batcher.submit(b"0", b"1")
-    assert len(store.users.reads) == 2
+    assert len(store.users.lookups) == 2
 
 
 async def test_a_turn_is_answered_by_the_generation_of_its_end() -> None:

@@ -1,0 +1,59 @@
+"""The counter rule. Invariant: a record is current if and only if it has seen the user's `n`.
+
+`n` counts the rating events of a user, and a record starts with the `n` that it has seen. An unknown user has
+neither: the prior stands for it. Nothing else is cached, so there is nothing to invalidate.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from factors import Float32s, Int64s
+from featurestore.codecs import COUNTER, split_records
+from featurestore.wire.connection import ReplyError
+
+
+class UserLookup(NamedTuple):
+    """Users as their records say. `n` int64 (m,), `vectors` float32 (m, user_width), read only.
+
+    `behind`: positions of the users whose record is not current, `behind_ids` their ids; their rows are the
+    prior until they are folded in. An unknown user has `n` 0 and the prior, and is not behind.
+    """
+
+    n: Int64s
+    vectors: Float32s
+    behind: list[int]
+    behind_ids: list[bytes]
+
+
+def apply(user_ids: Sequence[bytes], width: int, prior: bytes, replies: Sequence[Any]) -> UserLookup:
+    """Read `[n, record]` of each user; an error in its place means that the user is behind.
+
+    `prior`: the record, of `width` float32, that stands for users without one.
+    """
+    size, pack = len(prior), COUNTER.pack
+    records: list[bytes] = []
+    behind: list[int] = []
+    for position, reply in enumerate(replies):
+        if isinstance(reply, ReplyError):
+            behind.append(position)
+            records.append(prior)
+            continue
+        n, record = reply
+        if n is None:
+            records.append(prior)
+        # The store keeps `n` as decimal text, a record as a little endian number. Both as bytes: half the
+        # time of reading a number out of the record.
+        elif record is not None and len(record) == size and record[:8] == pack(int(n)):
+            records.append(record)
+        else:
+            behind.append(position)
+            records.append(prior)
+    seen, vectors = split_records(b"".join(records), width)
+    return UserLookup(seen.view(np.int64), vectors, behind, [user_ids[k] for k in behind] if behind else [])
+
+
+def behind(n: Int64s, seen: Int64s) -> Int64s:
+    """The positions at which a record that has `seen` so much is not current; the same rule, for arrays."""
+    return np.flatnonzero(n != seen)
