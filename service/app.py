@@ -95,7 +95,7 @@ async def _service_context(settings: ServiceSettings, slot: WorkerSlot) -> Async
                     counts, at_once=settings.large_bytes, waiting=settings.import_waiting_bytes
                 ),
                 batcher=MicroBatcher(store, follower, counts),
-                rankings=RankingDesk(counts, waiting=settings.rankings_waiting),
+                rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
                 training=Training(store, follower, settings.train_wait_s),
             )
             async with _sampled(context):

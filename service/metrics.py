@@ -1,36 +1,73 @@
-"""What a worker counts, and the sum over the workers of a host.
+"""What a worker counts, the sum over the workers of a host, and the text that Prometheus scrapes.
 
-Invariant: a counter never falls, whoever is restarted.
+Invariant: a counter never falls when a worker is restarted; labels are routes, statuses, workers and
+partitions, all bounded in number.
 
-Counting is adding to plain numbers, for a whole turn's requests at once on the hot path. Each worker leaves a
-snapshot in a file a second; the one that is scraped adds the others' snapshots to its own. A worker that
-takes a dead one's place goes on from its last snapshot.
+Counting is adding to plain numbers. The metrics of prometheus_client take a lock for each of them, and know
+the other workers only by mapped files; so that library writes the text alone. Each worker writes a snapshot to
+a file once a second; the one that is scraped adds the others' snapshots to its own, and a worker that takes
+the slot of a dead one goes on from its last snapshot.
 """
 
 import contextlib
 import time
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+# Seconds: a prediction takes 1 to 10 ms under load, POST /train up to a minute.
 LATENCY_BOUNDS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
+# Seconds: one round trip to a store of the same host takes 0.1 ms at least.
 LOOKUP_BOUNDS = (0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.05, 0.1, 1.0)
+# Pairs that shared a lookup: no more arrive together than connections ask.
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # Shares of the width of the scale, squared, so that the same bounds serve every scale.
 ERROR_SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
-# Rates on the page and the newest error are over about this long.
+# Rates on the page and the newest error are over about this long: a change is seen within a minute.
 RECENT_S = 60.0
+
+# Counters of a `Snapshot` by field: the name and the help of the metric.
+_COUNTERS = {
+    "predictions": ("foldin_predictions", "Pairs that were scored."),
+    "folds": ("foldin_folds", "Users folded in by the service because their record was behind."),
+    "ratings": ("foldin_ratings", "Ratings that were acknowledged."),
+    "ratings_deleted": ("foldin_ratings_deleted", "Ratings that were taken back."),
+    "users_forgotten": ("foldin_users_forgotten", "Users that were forgotten."),
+    "exceptions": ("foldin_exceptions", "Requests that ended in an unexpected exception."),
+    "overloads": (
+        "foldin_overloads",
+        "Requests and connections that were refused because there were too many.",
+    ),
+    "reconnects": ("foldin_store_reconnects", "Connections to the store that were made anew."),
+}
+# What a worker is now, by field.
+_GAUGES = {
+    "generation": ("foldin_generation", "Generation that the worker serves; 0 before there is one."),
+    "epoch": ("foldin_epoch", "Epoch that the worker serves; 0 before there is one."),
+    "in_flight": ("foldin_requests_in_flight", "Requests being answered."),
+    "connections": ("foldin_connections", "Open connections of clients."),
+    "resident_bytes": ("foldin_worker_resident_memory_bytes", "Resident memory of the worker."),
+}
+# Of these the sum over the workers says something too.
+_SUMMED = ("in_flight", "connections", "recent_ratings", "recent_errors", "recent_squared_error")
 
 
 class Histogram(msgspec.Struct):
-    """Counts by upper bound (the last is unbounded) and the sum of what was observed."""
+    """Counts by upper bound, of which the last is infinite, and the sum of what was observed."""
 
     bounds: tuple[float, ...]
     counts: list[int]
@@ -38,7 +75,7 @@ class Histogram(msgspec.Struct):
 
     @classmethod
     def empty(cls, bounds: tuple[float, ...]) -> "Histogram":
-        """Nothing observed yet."""
+        """Return a histogram of nothing."""
         return cls(bounds, [0] * (len(bounds) + 1))
 
     def observe(self, value: float, times: int = 1) -> None:
@@ -48,15 +85,13 @@ class Histogram(msgspec.Struct):
 
     def observe_all(self, values: npt.NDArray[np.float64]) -> None:
         """Count each of `values` (n,)."""
-        places = np.searchsorted(self.bounds, values)
-        for place, count in enumerate(np.bincount(places, minlength=len(self.counts)).tolist()):
-            self.counts[place] += count
+        bins = np.searchsorted(self.bounds, values)
+        for index, count in enumerate(np.bincount(bins, minlength=len(self.counts)).tolist()):
+            self.counts[index] += count
         self.sum += float(values.sum())
 
     def add(self, other: "Histogram") -> None:
-        """Add the counts of another with the same bounds; one with other bounds (of an older version) is left
-        out.
-        """
+        """Add the counts of `other`; one with other bounds, which an older version wrote, is left out."""
         if other.bounds == self.bounds:
             self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
             self.sum += other.sum
@@ -85,12 +120,12 @@ class Snapshot(msgspec.Struct):
     users_forgotten: int = 0
     exceptions: int = 0
     overloads: int = 0
-    # What follows describes the worker now and is not summed blindly.
+    reconnects: int = 0
+    # From here on: what the worker is now.
     generation: int = 0
     epoch: int = 0
     in_flight: int = 0
     connections: int = 0
-    reconnects: int = 0
     resident_bytes: int = 0
     recent_ratings: float = 0.0
     recent_errors: float = 0.0
@@ -120,7 +155,7 @@ class Snapshot(msgspec.Struct):
             self.recent_squared_error += float(squared_errors.sum())
 
     def carry(self, earlier: "Snapshot") -> None:
-        """Add the counters of `earlier`; what describes a worker's present stays."""
+        """Add the counters of `earlier`; what the worker is now stays."""
         for route, by_status in earlier.requests.items():
             mine = self.requests.setdefault(route, {})
             for status, count in by_status.items():
@@ -132,23 +167,14 @@ class Snapshot(msgspec.Struct):
             setattr(self, name, getattr(self, name) + getattr(earlier, name))
 
 
-_COUNTERS = (
-    *("predictions", "folds", "ratings", "ratings_deleted", "users_forgotten", "exceptions", "overloads"),
-    "reconnects",
-)
-_PRESENT = ("in_flight", "connections", "recent_ratings", "recent_errors", "recent_squared_error")
-
-
 def error_bounds(low: float, high: float) -> tuple[float, ...]:
-    """Bounds of squared errors for a scale."""
+    """Return the bounds of squared errors for ratings from `low` to `high`."""
     width = max(high - low, 1e-9)
     return tuple((share * width) ** 2 for share in ERROR_SHARES)
 
 
 class SnapshotFiles:
-    """The snapshots of the workers of a host, one file each in `folder`; without a folder there is one
-    worker.
-    """
+    """The snapshots of the workers of a host, one file each in `folder`; None where there is one worker."""
 
     def __init__(self, folder: Path | None, worker: int) -> None:
         self._folder = folder
@@ -158,23 +184,22 @@ class SnapshotFiles:
         return folder / f"worker-{self._worker}.metrics"
 
     def earlier(self) -> Snapshot | None:
-        """What the worker counted whose place this one takes."""
+        """Return what the worker counted that had this slot before."""
         return None if self._folder is None else _load(self._path(self._folder))
 
     def write(self, snapshot: Snapshot) -> None:
-        """Put `snapshot` where the others find it. A full disk costs the others a view of this worker,
-        nothing more.
-        """
+        """Write `snapshot` where the other workers find it."""
         if self._folder is None:
             return
         path = self._path(self._folder)
         fresh = path.with_suffix(".new")
+        # A full disk costs the others their view of this worker, nothing more.
         with contextlib.suppress(OSError):
             fresh.write_bytes(msgspec.json.encode(snapshot))
             fresh.replace(path)
 
     def all(self, own: Snapshot) -> list[Snapshot]:
-        """The snapshots of all workers by worker, this one's as it is now."""
+        """Return the snapshots of all workers, in their order, with `own` as it is now."""
         found = {own.worker: own}
         if self._folder is not None:
             for path in self._folder.glob("worker-*.metrics"):
@@ -192,11 +217,77 @@ def _load(path: Path) -> Snapshot | None:
 
 
 def together(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """The sum of `snapshots`, which are at least one."""
+    """Return the sum of `snapshots`, which are at least one."""
     found = list(snapshots)
     total = Snapshot(-1, time.time(), found[0].error_bounds)
     for snapshot in found:
         total.carry(snapshot)
-        for name in _PRESENT:
+        for name in _SUMMED:
             setattr(total, name, getattr(total, name) + getattr(snapshot, name))
     return total
+
+
+def expose(snapshots: list[Snapshot], lag: Mapping[int, int] | None, store_up: bool) -> bytes:
+    """Return the text that Prometheus scrapes.
+
+    `lag`: events of each partition that are not archived yet, None where it is not known.
+    """
+
+    class Families(Collector):
+        def collect(self) -> Iterable[Metric]:
+            return _families(snapshots, lag, store_up)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Families())
+    return generate_latest(registry)
+
+
+def _families(snapshots: list[Snapshot], lag: Mapping[int, int] | None, store_up: bool) -> Iterable[Metric]:
+    total = together(snapshots)
+    requests = CounterMetricFamily(
+        "foldin_http_requests", "Requests by route and status.", labels=["route", "status"]
+    )
+    for route, by_status in sorted(total.requests.items()):
+        for status, count in sorted(by_status.items()):
+            requests.add_metric([route, status], count)
+    yield requests
+    yield _histogram(
+        "foldin_http_request_seconds", "Time from a request's arrival to its answer.", total.latency
+    )
+    yield _histogram(
+        "foldin_lookup_seconds", "Time of one lookup of records, of a whole turn.", {"": total.lookup}
+    )
+    yield _histogram("foldin_lookup_users", "Requests that shared one lookup.", {"": total.batch})
+    yield _histogram(
+        "foldin_rating_squared_error",
+        "Squared error of ratings predicted before they were learned; the RMSE is the root of sum by count.",
+        {"": total.squared_error},
+    )
+    for field, (name, text) in _COUNTERS.items():
+        yield CounterMetricFamily(name, text, value=getattr(total, field))
+    for field, (name, text) in _GAUGES.items():
+        gauge = GaugeMetricFamily(name, text, labels=["worker"])
+        for snapshot in snapshots:
+            gauge.add_metric([str(snapshot.worker)], getattr(snapshot, field))
+        yield gauge
+    yield GaugeMetricFamily("foldin_workers", "Worker processes of this host.", value=len(snapshots))
+    yield GaugeMetricFamily(
+        "foldin_store_up", "Whether the store answered this scrape.", value=float(store_up)
+    )
+    if lag is not None:
+        stream = GaugeMetricFamily(
+            "foldin_stream_lag_events", "Rating events that are not archived yet.", labels=["partition"]
+        )
+        for partition, events in sorted(lag.items()):
+            stream.add_metric([str(partition)], events)
+        yield stream
+
+
+def _histogram(name: str, text: str, by_route: Mapping[str, Histogram]) -> HistogramMetricFamily:
+    labels = None if list(by_route) == [""] else ["route"]
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for route, histogram in sorted(by_route.items()):
+        bounds = [*(str(float(bound)) for bound in histogram.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(map(float, histogram.counts)), strict=True))
+        family.add_metric([route] if route else [], buckets, histogram.sum)
+    return family

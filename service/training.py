@@ -1,9 +1,9 @@
-"""Trains for a caller and waits.
+"""Commands a training and waits for its end.
 
-Invariant: what was live answers until the new generation is, untouched.
+Invariant: the live generation answers, untouched, until the new one is live.
 
-A new history is an epoch of its own. If anything fails before the trainer has it, it is abandoned here; a
-service that dies half-way leaves that to the trainer.
+A new history is an epoch of its own. If anything fails before the trainer has it, it is abandoned here; the
+trainer abandons that of a service which died half-way.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from featurestore.commands import REFUSALS, CommandKind, Outcome
+from featurestore.commands import REFUSALS, CommandKind
 from featurestore.errors import StoreError
 from featurestore.generations.catalog import GenerationSummary
 from featurestore.generations.follower import Follower
@@ -22,14 +22,18 @@ from service.http.problems import Problem
 
 log = logging.getLogger("foldin.service")
 
-# Ratings, or item ids, in one call to the store.
+# Ratings, or item ids, in one call: the store is busy with it for some 10 ms, in which others wait.
 _SLICE = 5000
+# Workers load a generation within a second or two; longer is told to the caller, who need not wait for it.
 _SERVED_WITHIN_S = 5.0
+# A training takes seconds: the caller finds it done, or further.
+_BUSY_RETRY_S = 5
+_LATE_RETRY_S = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What went live. `served`: whether every worker answers from it already."""
+    """The generation that went live. `served`: whether every worker answers from it already."""
 
     summary: GenerationSummary | None
     generation: int
@@ -38,7 +42,7 @@ class Trained:
 
 
 class Training:
-    """Asks the trainer, one thing at a time, and waits up to `wait_s` for it."""
+    """Commands one training at a time, and waits up to `wait_s` for its end."""
 
     def __init__(self, store: Store, follower: Follower, wait_s: float) -> None:
         self._store = store
@@ -47,15 +51,15 @@ class Training:
         self._busy = False
 
     async def refit(self) -> Trained:
-        """Fit again on all that is known."""
+        """Fit again on all that is known, and return the generation. Raises `Problem`."""
         with self._alone():
             pointer = await self._store.generations.live()
-            return await self._ask("refit", pointer.epoch)
+            return await self._train("refit", pointer.epoch)
 
     async def begin_history(
         self, ratings: Sequence[NewRating], item_ids: Sequence[bytes], *, replace: bool
     ) -> Trained:
-        """Replace what is known by `ratings`, with a catalogue of `item_ids` and whatever else they name.
+        """Replace what is known by `ratings`, with a catalogue of `item_ids` and the items that they name.
 
         Raises `ratings_would_be_lost` unless `replace`, where ratings came in by other ways.
         """
@@ -63,7 +67,9 @@ class Training:
             pointer = await self._store.generations.live()
             if pointer.pending:
                 raise Problem(
-                    "train_in_progress", f"epoch {pointer.pending} is being prepared", retry_after_s=5
+                    "train_in_progress",
+                    f"epoch {pointer.pending} is being prepared",
+                    retry_after_s=_BUSY_RETRY_S,
                 )
             loose = await self._store.ratings.loose_count(pointer.epoch)
             if loose and not replace:
@@ -76,60 +82,62 @@ class Training:
                     await registry.register(item_ids[start : start + _SLICE])
                 for start in range(0, len(ratings), _SLICE):
                     await self._store.ratings.append(ratings[start : start + _SLICE], epoch=epoch)
-                return await self._ask("epoch", epoch)
-            except _StillRunning as exc:
-                raise exc.problem from None
+                return await self._train("epoch", epoch)
+            except _StillRunning:
+                raise
             except BaseException:
                 await self._abandon(epoch)
                 raise
 
     async def _abandon(self, epoch: int) -> None:
-        # A store that is gone cannot be told; the trainer abandons what nobody speaks for.
+        # The trainer abandons it where the store cannot be reached.
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(_SERVED_WITHIN_S):
                 await self._store.ratings.abandon_epoch(epoch)
 
-    async def _ask(self, kind: CommandKind, epoch: int) -> Trained:
+    async def _train(self, kind: CommandKind, epoch: int) -> Trained:
         command = await self._store.commands.ask(kind, epoch=epoch)
         outcome = await self._store.commands.wait(command, self._wait_s)
-        if outcome is None or outcome.state == "running":
-            raise self._late(command, outcome)
+        if outcome is None:
+            raise Problem(
+                "training_timeout",
+                f"no trainer took this up in {self._wait_s:g} s; is one running?",
+                retry_after_s=_LATE_RETRY_S,
+                extra={"command": command},
+            )
+        if outcome.state == "running":
+            raise _StillRunning(
+                "training_timeout",
+                f"still running after {self._wait_s:g} s; GET /generations shows when it is live",
+                retry_after_s=_LATE_RETRY_S,
+                extra={"command": command},
+            )
         if outcome.state == "failed" or outcome.generation is None:
-            raise _failure(outcome)
+            raise Problem(
+                "training_refused" if outcome.code in REFUSALS else "training_failed",
+                outcome.detail or "the trainer's log has the cause",
+                extra={"cause": outcome.code} if outcome.code else None,
+            )
         served = await self._follower.wait_for(epoch, outcome.generation, _SERVED_WITHIN_S)
         summaries = await self._store.generations.list()
         summary = next((each for each in summaries if each.generation == outcome.generation), None)
         log.info("trained kind=%s epoch=%d generation=%d served=%s", kind, epoch, outcome.generation, served)
         return Trained(summary, outcome.generation, epoch, served)
 
-    def _late(self, command: str, outcome: Outcome | None) -> Exception:
-        extra = {"command": command}
-        if outcome is None:
-            detail = f"no trainer took this up in {self._wait_s:g} s; is one running?"
-            return Problem("training_timeout", detail, retry_after_s=10, extra=extra)
-        detail = f"still running after {self._wait_s:g} s; GET /generations shows when it is live"
-        return _StillRunning(Problem("training_timeout", detail, retry_after_s=10, extra=extra))
-
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         if self._busy:
-            raise Problem("train_in_progress", "this worker waits for a training already", retry_after_s=5)
+            raise Problem(
+                "train_in_progress",
+                "this worker waits for a training already",
+                retry_after_s=_BUSY_RETRY_S,
+            )
         self._busy = True
         try:
             yield
-        except _StillRunning as exc:
-            raise exc.problem from None
         finally:
             self._busy = False
 
 
-class _StillRunning(Exception):  # noqa: N818 -- not an error: the trainer has it and goes on
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.detail)
-        self.problem = problem
-
-
-def _failure(outcome: Outcome) -> Problem:
-    detail = outcome.detail or "the trainer's log has the cause"
-    code = "training_refused" if outcome.code in REFUSALS else "training_failed"
-    return Problem(code, detail, extra={"cause": outcome.code} if outcome.code else None)
+class _StillRunning(Problem):
+    """The trainer has the command and goes on: its epoch is not abandoned."""

@@ -13,10 +13,9 @@ from aiohttp import web
 from featurestore.errors import StoreError
 from featurestore.store import Store
 from service.context import CONTEXT
-from service.exposition import CONTENT_TYPE, expose
 from service.http.problems import Problem
 from service.http.response import Answer
-from service.metrics import RECENT_S, together
+from service.metrics import CONTENT_TYPE, RECENT_S, expose, together
 from service.openapi import MODEL, content, described
 
 # Whoever asks for these gives up within seconds; the store's own timeout may be longer.

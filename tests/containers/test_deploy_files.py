@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.exposition import expose
-from service.metrics import Snapshot, error_bounds
+from service.metrics import Snapshot, error_bounds, expose
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.exposition import expose
-from service.metrics import Histogram, Snapshot, SnapshotFiles, error_bounds, together
+from service.metrics import Histogram, Snapshot, SnapshotFiles, error_bounds, expose, together
 
 
 def snapshot(worker: int = 0) -> Snapshot:
