@@ -4,7 +4,7 @@ Invariant: a counter never falls when a worker is restarted; labels are routes, 
 partitions, all bounded in number.
 
 Counting is adding to plain numbers. The metrics of prometheus_client take a lock for each of them, and know
-the other workers only by mapped files; so that library writes the text alone. Each worker writes a snapshot to
+the other workers only by mapped files; so that library only writes the text. Each worker writes a snapshot to
 a file once a second; the one that is scraped adds the others' snapshots to its own, and a worker that takes
 the slot of a dead one goes on from its last snapshot.
 """
