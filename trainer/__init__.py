@@ -1,5 +1,6 @@
-"""The worker behind the feature store: consume the stream, archive, refit, gate, publish.
+"""The worker behind the feature store: consume -> archive -> snapshot -> fit -> judge -> publish -> switch.
 
-One trainer leads, others wait. Whatever step it is killed at, the live generation stays whole and each
-acknowledged rating reaches the archive once.
+One trainer leads, others wait. Killed at any step, it leaves the live generation whole, and each
+acknowledged rating reaches the archive once. Begin at `term.py`, which has the stages and the queues between
+them.
 """

@@ -1,4 +1,4 @@
-"""`python -m trainer`: reads the settings and works until SIGTERM or SIGINT."""
+"""`python -m trainer`: read the settings and work until SIGTERM or SIGINT."""
 
 import asyncio
 import os
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trainer.app import Trainer
 
+# As argparse and most commands have it: a person must change something. A supervisor does not start it again.
 CANNOT_START = 2
 
 
 def main() -> int:
-    """Work; the exit code: 0 after a signal, 2 where a person must change something."""
+    """Work; return the exit code: 0 after a signal, 2 where a person must change something."""
     from processes.settings import SettingsError
     from trainer.app import Trainer
     from trainer.errors import CannotStartError

@@ -1,4 +1,4 @@
-"""What can go wrong in the trainer, split by what the caller should do."""
+"""The errors of the trainer, split by what the caller should do."""
 
 from pathlib import Path
 
@@ -22,9 +22,7 @@ class ArchiveFailedError(TrainerError):
 
 
 class SegmentDamagedError(TrainerError):
-    """A segment does not say what was written into it: set it aside and rebuild from the store's
-    histories.
-    """
+    """A segment does not have what was written into it: set it aside, rebuild from the store's histories."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path.name}: {why}")
@@ -47,7 +45,7 @@ class FitFailedError(TrainerError):
 
 
 class GateRefusedError(TrainerError):
-    """A fit is not fit to go live; the generation before stays."""
+    """The gate refused a fit; the generation before stays."""
 
 
 class GaveWayError(TrainerError):

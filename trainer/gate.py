@@ -1,8 +1,8 @@
-"""The gate before a fit goes live. Invariant: nothing passes that is not finite, complete and of use.
+"""Judge whether a fit may go live. Invariant: nothing passes that is not finite, complete and of use.
 
-The loss of a fit is measured on ratings that it has not seen, and set in relation to that of a baseline
-without factors on the same ratings: that ratio, unlike the loss, can be compared between fits of different
-days. Each was measured on ratings of its own, so they differ by chance too, the more the fewer there were.
+The loss of a fit is measured on held-out ratings, and divided by the loss of a baseline without factors on
+the same ratings: that ratio, unlike the loss, can be compared between fits of different days. Each fit has
+held out ratings of its own, so that two ratios also differ by chance, the more the fewer ratings there were.
 """
 
 import math
@@ -15,20 +15,26 @@ import numpy.typing as npt
 from factors import all_finite_items
 from trainer.fit_job.results import FitResult
 
-# Rows looked at in one go: some 64 MB of a wide table.
+# Rows looked at in one go: the flags take a byte a number, some 90 MB at rank 50.
 _ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How much worse a fit may be, as factors: `baseline` than the baseline's loss, `previous` than the live
-    generation's ratio, but for a difference of less than `sure` standard errors. With fewer unseen ratings
+    generation's ratio, but for a difference of less than `sure` standard errors. With fewer held-out ratings
     than `enough` the losses say nothing and do not count.
     """
 
+    # Above 1: where ratings follow no pattern, factors can only come out a little worse than biases.
     baseline: float = 1.05
+    # Of many ratings chance explains next to nothing; but people may come to rate less predictably.
     previous: float = 1.15
+    # By chance alone at most one good fit in 700 is refused (one side of a normal), and that one is done
+    # again.
     sure: float = 3.0
+    # Of 100 ratings the standard error of a ratio is 13 % in the environment: 1.5 times as much may be
+    # chance.
     enough: int = 100
 
 
@@ -36,7 +42,8 @@ class Policy:
 class Evidence:
     """What the gate looks at. Losses are NaN where there was nothing to measure on.
 
-    `chance`: the standard error of the difference between the logarithms of the two ratios.
+    `n_held_out`: how many ratings they were measured on. `chance`: the standard error of the difference
+    between the logarithms of the two ratios.
     """
 
     finite: bool
@@ -44,7 +51,7 @@ class Evidence:
     n_items: int
     expected_users: int
     expected_items: int
-    unseen: int
+    n_held_out: int
     loss: float
     baseline_loss: float
     previous_ratio: float | None
@@ -52,7 +59,7 @@ class Evidence:
 
 
 def judge(evidence: Evidence, policy: Policy) -> str | None:
-    """Why this fit must not go live; None if it may."""
+    """Return why this fit must not go live; None if it may."""
     if not evidence.finite:
         return "some of its numbers are not finite"
     if evidence.n_users != evidence.expected_users or evidence.n_items < evidence.expected_items:
@@ -60,7 +67,7 @@ def judge(evidence: Evidence, policy: Policy) -> str | None:
             f"it has {evidence.n_users} users and {evidence.n_items} items, "
             f"not {evidence.expected_users} and {evidence.expected_items}"
         )
-    return None if evidence.unseen < policy.enough else _judge_losses(evidence, policy)
+    return None if evidence.n_held_out < policy.enough else _judge_losses(evidence, policy)
 
 
 def _judge_losses(evidence: Evidence, policy: Policy) -> str | None:
@@ -68,7 +75,7 @@ def _judge_losses(evidence: Evidence, policy: Policy) -> str | None:
     slack = 1e-6
     if not evidence.loss <= policy.baseline * evidence.baseline_loss + slack:
         return (
-            f"its loss on {evidence.unseen} unseen ratings is {evidence.loss:.4f}, "
+            f"its loss on {evidence.n_held_out} unseen ratings is {evidence.loss:.4f}, "
             f"that of the baseline {evidence.baseline_loss:.4f}"
         )
     before, ratio = evidence.previous_ratio, loss_ratio(evidence.loss, evidence.baseline_loss)
@@ -83,16 +90,21 @@ def _judge_losses(evidence: Evidence, policy: Policy) -> str | None:
 
 
 def loss_ratio(loss: float, baseline_loss: float) -> float | None:
-    """Loss relative to the baseline's; None where that says nothing."""
+    """Return the loss relative to the baseline's; None where that says nothing."""
     if not (math.isfinite(loss) and math.isfinite(baseline_loss)) or baseline_loss <= 0:
         return None
     return loss / baseline_loss
 
 
 def gather(result: FitResult, expected_items: int, previous: dict[str, float] | None) -> Evidence:
-    """Look at a fit as it will be published. Reads all of it: call it in a thread."""
+    """Return what there is to know of a fit as it will be published. Reads all of it: call it in a thread.
+
+    `expected_items`: rows of the registry when its snapshot was taken. `previous`: metrics of the live
+    generation.
+    """
     metrics = result.metrics
     before = previous or {}
+    # Independent, so their variances add up.
     errors = [each.get("loss_ratio_error", 0.0) for each in (metrics, before)]
     return Evidence(
         finite=all_finite(result.users) and all_finite_items(result.model, result.items),
@@ -100,7 +112,7 @@ def gather(result: FitResult, expected_items: int, previous: dict[str, float] | 
         n_items=len(result.items),
         expected_users=len(result.user_n),
         expected_items=expected_items,
-        unseen=int(metrics.get("unseen", 0)),
+        n_held_out=int(metrics.get("unseen", 0)),
         loss=metrics.get("loss", math.nan),
         baseline_loss=metrics.get("baseline_loss", math.nan),
         previous_ratio=loss_ratio(before.get("loss", math.nan), before.get("baseline_loss", math.nan))
@@ -111,7 +123,7 @@ def gather(result: FitResult, expected_items: int, previous: dict[str, float] | 
 
 
 def all_finite(table: npt.NDArray[Any]) -> bool:
-    """Whether every number is finite, without a copy of the whole table."""
+    """Say whether every number is finite, without a copy of the whole table."""
     return all(
         bool(np.isfinite(table[start : start + _ROWS_AT_ONCE]).all())
         for start in range(0, len(table), _ROWS_AT_ONCE)

@@ -1,4 +1,4 @@
-"""Holding the lease. Invariant: `check` never passes after another trainer may have become the leader.
+"""Hold the lease. Invariant: `check` never passes after another trainer may have become the leader.
 
 The time until which this process may act is counted from before the renewal was sent, so it ends no later
 than the store's; a process that was stopped for a while finds it over before it can write.
@@ -14,7 +14,7 @@ from trainer import log
 
 
 class Leadership:
-    """A lease that is kept, or lost."""
+    """A lease that is kept, or lost. `began_at`: when it was asked for, by `clock`."""
 
     def __init__(
         self, lease: Lease, ttl_s: float, began_at: float, clock: Callable[[], float] = time.monotonic
@@ -36,6 +36,7 @@ class Leadership:
     async def keep(self) -> None:
         """Renew until cancelled. Raises `LeaseLost`."""
         while True:
+            # Three renewals may fail before the lease runs out.
             await asyncio.sleep(self._ttl_s / 4)
             began_at = self._clock()
             try:

@@ -12,22 +12,22 @@ LOGGER = logging.getLogger("trainer")
 
 
 def event(name: str, **fields: object) -> None:
-    """Something that happened."""
+    """Log something that happened."""
     LOGGER.info("%s", line(name, fields))
 
 
 def warning(name: str, **fields: object) -> None:
-    """Something that a person may want to look at; the trainer goes on."""
+    """Log something that a person may want to look at; the trainer goes on."""
     LOGGER.warning("%s", line(name, fields))
 
 
 def unexpected(name: str, exc: BaseException, **fields: object) -> None:
-    """An error that nobody planned for, with its traceback."""
+    """Log an error that was not expected, with its traceback."""
     LOGGER.error("%s", line(name, fields | {"error": repr(exc)}), exc_info=exc)
 
 
 def line(name: str, fields: dict[str, object]) -> str:
-    """The text of a log line; values with blanks in them are quoted as in JSON."""
+    """Return the text of a log line; values with blanks in them are quoted as in JSON."""
     return " ".join([name, *(f"{key}={_value(value)}" for key, value in fields.items() if value is not None)])
 
 

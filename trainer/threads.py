@@ -1,6 +1,7 @@
-"""Blocking work off the event loop. Invariant: `drained` returns only when no such work is running any more.
+"""Run blocking work off the event loop. Invariant: `drained` returns only when no such work is running any
+more.
 
-Cancelling a task does not stop its thread; whoever takes over the files must wait for it.
+Cancelling a task does not stop its thread: the next term, which has the same files, must wait for it.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ class Threads:
         self._running: set[asyncio.Future[object]] = set()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of `function(*args, **kwargs)`, in a thread."""
+        """Run `function(*args, **kwargs)` in a thread; return its result."""
         future = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
         tracked: asyncio.Future[object] = asyncio.ensure_future(future)
         self._running.add(tracked)
@@ -29,7 +30,8 @@ class Threads:
 
     def _ended(self, future: asyncio.Future[object]) -> None:
         self._running.discard(future)
-        # Whoever awaited it may be gone: its error has been told to nobody, and nobody needs it any more.
+        # The task that awaited it may have been cancelled: then its error is read here, or asyncio would log
+        # it.
         if not future.cancelled():
             future.exception()
 

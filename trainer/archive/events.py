@@ -57,7 +57,7 @@ class Span:
     events: int
 
     def joined(self, later: "Span") -> "Span":
-        """This span and one that follows it."""
+        """Return this span and one that follows it as one."""
         return Span(min(self.first, later.first), max(self.last, later.last), self.events + later.events)
 
 
@@ -65,7 +65,7 @@ Spans = Mapping[int, Span]
 
 
 def join_spans(spans: Iterable[Spans]) -> dict[int, Span]:
-    """Spans of consecutive segments as one."""
+    """Return the spans of consecutive segments as one."""
     joined: dict[int, Span] = {}
     for each in spans:
         for partition, span in each.items():
@@ -75,15 +75,11 @@ def join_spans(spans: Iterable[Spans]) -> dict[int, Span]:
 
 
 def string_array(values: Iterable[bytes]) -> pa.StringArray:
-    """Bytes as an Arrow string array, unchecked: the ids were checked at the service's edge, and a worker
-    that choked on one would stop the stream.
+    """Return ids as an Arrow string array.
+
+    They are not checked again: the service has, and a trainer that stopped at one would stop the stream.
     """
     return pa.array(list(values), type=pa.binary()).view(pa.string())
-
-
-def empty_table() -> pa.Table:
-    """No events."""
-    return SCHEMA.empty_table()
 
 
 def make_table(
@@ -98,9 +94,8 @@ def make_table(
     rating: npt.ArrayLike,
     time: npt.ArrayLike,
 ) -> pa.Table:
-    """Columns of equal length as a table of `SCHEMA`; numbers are taken over without a Python object a
-    row.
-    """
+    """Return columns of equal length as a table of `SCHEMA`."""
+    # Through numpy: no Python object for each number.
     columns = {
         "partition": np.asarray(partition, dtype=np.uint16),
         "stream_ms": np.asarray(stream_ms, dtype=np.int64),
@@ -118,7 +113,7 @@ def make_table(
 def spans_of(
     partition: npt.NDArray[np.uint16], stream_ms: npt.NDArray[np.int64], stream_seq: npt.NDArray[np.int64]
 ) -> dict[int, Span]:
-    """Spans of events that are ordered within each partition."""
+    """Return the spans of events that are ordered within each partition."""
     spans: dict[int, Span] = {}
     for number in np.unique(partition):
         rows = np.flatnonzero(partition == number)
@@ -132,7 +127,7 @@ def spans_of(
 
 
 def without_user(table: pa.Table, user_id: bytes, up_to_n: int) -> pa.Table:
-    """`table` without the events of a user up to and including `up_to_n`."""
+    """Return `table` without the events of a user up to and including `up_to_n`."""
     wanted = string_array([user_id])[0]
     gone = pc.and_(
         pc.equal(table["user_id"], wanted), pc.less_equal(table["n"], pa.scalar(up_to_n, pa.int64()))

@@ -1,4 +1,4 @@
-"""One archive segment: a Parquet file that is written whole or not at all and that tells when it was damaged.
+"""One archive segment: a Parquet file that is written whole or not at all, and shows when it was damaged.
 
 Invariant: under its final name a segment is complete, on disk, and equal to its checksum. A file is written
 beside under a temporary name, synced, renamed, and the folder synced; nothing is ever changed in place.
@@ -21,6 +21,7 @@ from trainer.archive.events import SCHEMA, Span, Spans
 from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 
 METADATA_KEY = b"foldin"
+# Grows when a segment of today could not be read by an older trainer.
 FORMAT = 1
 TEMPORARY = ".tmp"
 DAMAGED = ".damaged"
@@ -31,8 +32,7 @@ Guard = Callable[[], None]
 """Asked right before a commit; raises when this process may not commit any more."""
 
 Step = Callable[[str], None]
-"""Called with the name of each step before it is done. Tests stop the world there; products pass `no_step`.
-"""
+"""Called with the name of each step before it is done. Tests kill the process there."""
 
 
 def no_step(_name: str) -> None:
@@ -41,7 +41,9 @@ def no_step(_name: str) -> None:
 
 @dataclass(frozen=True, slots=True, order=True)
 class SegmentName:
-    """Which segments of the log a file stands for: numbers `first` to `last`, in its `revision`th writing."""
+    """Which segments of the log a file stands for: numbers `first` to `last`; the higher `revision` is
+    newer.
+    """
 
     first: int
     last: int
@@ -54,12 +56,12 @@ class SegmentName:
 
     @classmethod
     def parse(cls, name: str) -> "SegmentName | None":
-        """The name of a segment file; None for any other file."""
+        """Return the name of a segment file; None for any other file."""
         match = cls._PATTERN.fullmatch(name)
         return None if match is None else cls(*(int(group) for group in match.groups()))
 
     def covers(self, other: "SegmentName") -> bool:
-        """Whether this file makes `other` superfluous."""
+        """Say whether this file makes `other` superfluous."""
         inside = self.first <= other.first and other.last <= self.last
         wider = (self.first, self.last) != (other.first, other.last)
         return inside and (wider or self.revision > other.revision)
@@ -84,8 +86,7 @@ def write_segment(
     step: Step = no_step,
     guard: Guard,
 ) -> Segment:
-    """Write `table` under `name`; `guard` is asked right before the rename and raises when this process may
-    not commit.
+    """Write `table` under `name`, unless the guard raises.
 
     Raises `ArchiveFailedError` with nothing left under the final name. Repeating is safe.
     """
@@ -95,6 +96,7 @@ def write_segment(
         step("segment:write")
         _write_parquet(temporary, _with_metadata(table, spans))
         step("segment:written")
+        # In this order: a name that a power cut leaves must not stand before content that it takes away.
         sync_file(temporary)
         step("segment:synced")
         guard()
@@ -109,8 +111,9 @@ def write_segment(
 
 
 def read_segment(path: Path) -> tuple[pa.Table, dict[int, Span]]:
-    """The verified events of a segment and its spans. Raises `SegmentDamagedError`, or `SegmentGoneError`
-    where there is no file.
+    """Return the verified events of a segment and its spans.
+
+    Raises `SegmentDamagedError`, or `SegmentGoneError` where there is no file.
     """
     try:
         with pa.OSFile(str(path), "rb") as file:
@@ -130,7 +133,7 @@ def read_segment(path: Path) -> tuple[pa.Table, dict[int, Span]]:
 
 
 def inspect_segment(path: Path, name: SegmentName) -> Segment:
-    """What the footer of a segment says, without reading its rows. Raises as `read_segment`."""
+    """Return what the footer of a segment says, without reading its rows. Raises as `read_segment`."""
     try:
         footer = pq.read_metadata(path)
     except FileNotFoundError as exc:
@@ -141,7 +144,7 @@ def inspect_segment(path: Path, name: SegmentName) -> Segment:
 
 
 def digest(table: pa.Table, spans: Spans) -> str:
-    """SHA-256 over the bytes of the columns and the spans; the same however the table is cut in chunks."""
+    """Return the SHA-256 over the bytes of the columns and the spans, however the table is cut in chunks."""
     state = hashlib.sha256(json.dumps(_spans_json(spans), sort_keys=True).encode())
     for field in SCHEMA:
         column = table[field.name]

@@ -1,11 +1,11 @@
-"""The archive of an epoch again from the histories in the store. Invariant: afterwards archive and stream
+"""Rebuild the archive of an epoch from the histories in the store. Invariant: afterwards archive and stream
 together hold what the store holds.
 
 Needed when events were trimmed that this archive does not have: its folder was lost, a segment was damaged,
-or another host led meanwhile. A history holds the last rating of each pair; what was superseded is gone from
-it, so the counts `n` of the entries are given anew, the last one the user's own. Events that come in while
-the histories are read may stand in the rebuilt archive and come from the stream once more: the last of a pair
-counts, so that they change nothing.
+or another host led meanwhile. A history holds the last rating of each pair; superseded ratings are gone from
+it, so the entries get new counts `n`, the last one the user's own. Events that come in while the histories
+are read may stand in the rebuilt archive and come from the stream once more: the last of a pair counts, so
+that they change nothing.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -24,13 +24,14 @@ from trainer.consume.tables import item_ids, tails
 from trainer.retry import with_retries
 from trainer.threads import Threads
 
+# Keys that the store looks at in one step: a fraction of a millisecond, in which lookups wait.
 _SCAN_COUNT = 1_000
 # Rows of one part: some 20 MB in memory.
 _PART_ROWS = 250_000
 
 
 def is_incomplete(snapshot: Snapshot, ends: dict[int, Progress], *, holes: bool) -> bool:
-    """Whether events were done with that the archive does not have."""
+    """Say whether events were trimmed from the stream that the archive does not have."""
     archived = {partition: span.events for partition, span in snapshot.spans.items()}
     return holes or any(end.done > archived.get(partition, 0) for partition, end in ends.items())
 
@@ -43,6 +44,7 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None
     """
     epoch = archive.epoch
     log.warning("archive_rebuild", epoch=epoch)
+    # Before the histories are read: what comes later is not covered, so that it is archived from the stream.
     ends = await with_retries(tails, store, epoch)
     old = await threads.run(archive.begin_rebuild)
     rows = 0
@@ -69,7 +71,7 @@ async def _parts(store: Store, epoch: int) -> AsyncIterator[pa.Table]:
 
 
 async def _users(store: Store, epoch: int) -> AsyncIterator[list[tuple[bytes, int, bytes, int]]]:
-    """Blocks of (user id, n, history bytes, partition). SCAN may give a user twice; so may this."""
+    """Yield blocks of (user id, n, history bytes, partition). SCAN may give a user twice; so may this."""
     connection = store.bulk
     for partition, prefix in enumerate(store.keys.user_prefixes(epoch)):
         cursor = b"0"

@@ -14,7 +14,7 @@ from trainer.archive.events import START, make_table, string_array
 
 
 async def tails(store: Store, epoch: int) -> dict[int, Progress]:
-    """The ends of all streams of an epoch, in one round trip; a stream without events yet is left out.
+    """Return the ends of all streams of an epoch, in one round trip; a stream without events is left out.
 
     Raises `StoreUnavailable`.
     """
@@ -30,7 +30,7 @@ class ItemIds:
     ids: list[str]
 
     def of(self, rows: npt.NDArray[np.int64]) -> pa.StringArray:
-        """The ids of `rows` (n,), all of which are here."""
+        """Return the ids of `rows` (n,), all of which must be here."""
         where = np.searchsorted(self.rows, rows)
         return string_array([item_id.encode("utf-8", "surrogateescape") for item_id in self.ids]).take(
             pa.array(where)
@@ -38,7 +38,10 @@ class ItemIds:
 
 
 async def item_ids(rows: npt.NDArray[np.int64], registry: ItemRegistry) -> ItemIds:
-    """The ids of the items in `rows`, each once; the registry is asked for those that others registered."""
+    """Return the ids of the items in `rows`, each once.
+
+    The registry is read again where another process has registered some of them. Raises `StoreUnavailable`.
+    """
     distinct = np.unique(rows)
     known = distinct[distinct != FORGOTTEN_ROW]
     if len(known) and int(known[-1]) >= len(registry):
@@ -49,7 +52,9 @@ async def item_ids(rows: npt.NDArray[np.int64], registry: ItemRegistry) -> ItemI
 
 
 def to_table(events: Events, new: npt.NDArray[np.int64], items: ItemIds) -> pa.Table:
-    """The events at positions `new`, in order, as archive columns; marks of forgotten users included."""
+    """Return the events at positions `new`, in order, as a table of the archive, marks of forgotten users
+    included.
+    """
     item_row = events.item_row[new]
     user_ids = string_array(events.users)
     return make_table(

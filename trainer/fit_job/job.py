@@ -21,11 +21,11 @@ from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.results import FitResult, read_result, write_result
 
 # Every twentieth rating, at most 20,000, tells how good the fit is; the published one learns from these too.
-_UNSEEN_FRACTION = 0.05
-_UNSEEN_LIMIT = 20_000
-# Below this many ratings a held-out slice is too small to tell anything.
-_UNSEEN_FROM = 200
-# A fit gives way to whoever answers users on the same cores, but POST /train is to be done in a minute.
+_HELD_OUT_FRACTION = 0.05
+_HELD_OUT_LIMIT = 20_000
+# Of fewer ratings less than ten would be held out, which says nothing.
+_HELD_OUT_FROM = 200
+# Workers that answer users on the same cores go first, but POST /train has a minute: no idle priority.
 _NICENESS = 5
 
 FailureKind = Literal["damaged", "gone", "refused", "diverged", "memory", "disk"]
@@ -69,12 +69,12 @@ Answer = Progress | Done | Failed
 
 
 def run_fit(request: FitRequest, report: Report) -> None:
-    """Load, fit, measure, write.
+    """Load the ratings, measure a trial fit on a part of them, fit all, write the result.
 
     Raises `SegmentDamagedError`, `SegmentGoneError`, `FactorsError`, `OSError`, `MemoryError`.
     """
     earlier = _earlier(request)
-    given = load_ratings(
+    data = load_ratings(
         [Path(path) for path in request.paths],
         request.n_items,
         None if earlier is None else earlier.user_id_array(),
@@ -82,26 +82,29 @@ def run_fit(request: FitRequest, report: Report) -> None:
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     rng = np.random.default_rng(request.seed)
-    start = None if earlier is None else _start(earlier, given)
+    start = None if earlier is None else _start(earlier, data)
     metrics: dict[str, float] = {}
-    if len(given.ratings.value) >= _UNSEEN_FROM:
-        start, metrics = _measure(engine, given, rng, start, report)
-    fitted = engine.fit(given.ratings, given.n_users, given.n_items, rng=rng, start=start, report=report)
+    if len(data.ratings.value) >= _HELD_OUT_FROM:
+        start, metrics = _measure(engine, data, rng, start, report)
+    fitted = engine.fit(data.ratings, data.n_users, data.n_items, rng=rng, start=start, report=report)
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
-    write_result(Path(request.output), given, fitted, {**finite, **metrics})
+    write_result(Path(request.output), data, fitted, {**finite, **metrics})
 
 
 def _measure(
-    engine: Engine, given: FitInput, rng: np.random.Generator, start: Fitted | None, report: Report
+    engine: Engine, data: FitInput, rng: np.random.Generator, start: Fitted | None, report: Report
 ) -> tuple[Fitted, dict[str, float]]:
-    """Fit without a slice of the ratings and try it on these; the fit is also where the real one starts."""
-    size = len(given.ratings.value)
-    unseen = np.zeros(size, dtype=bool)
-    unseen[rng.choice(size, min(_UNSEEN_LIMIT, round(size * _UNSEEN_FRACTION)), replace=False)] = True
-    known, tried = _part(given.ratings, ~unseen), _part(given.ratings, unseen)
-    trial = engine.fit(known, given.n_users, given.n_items, rng=rng, start=start, report=report)
+    """Fit without a part of the ratings; return that fit, from which the real one starts, and how well it
+    predicts the part.
+    """
+    size = len(data.ratings.value)
+    held_out = np.zeros(size, dtype=bool)
+    held_out[rng.choice(size, min(_HELD_OUT_LIMIT, round(size * _HELD_OUT_FRACTION)), replace=False)] = True
+    known, tried = _part(data.ratings, ~held_out), _part(data.ratings, held_out)
+    trial = engine.fit(known, data.n_users, data.n_items, rng=rng, start=start, report=report)
     metrics = engine.held_out(trial, known, tried)
-    return trial, {**metrics, "unseen": float(unseen.sum())}
+    # Under this name in the metrics of every generation that was ever stored.
+    return trial, {**metrics, "unseen": float(held_out.sum())}
 
 
 def _part(ratings: Ratings, rows: np.ndarray) -> Ratings:
@@ -118,14 +121,15 @@ def _earlier(request: FitRequest) -> FitResult | None:
         return None
 
 
-def _start(earlier: FitResult, given: FitInput) -> Fitted:
-    return Fitted(
-        earlier.model, np.asarray(earlier.users)[given.kept], np.asarray(earlier.items)[: given.n_items]
-    )
+def _start(earlier: FitResult, data: FitInput) -> Fitted:
+    users, items = np.asarray(earlier.users)[data.kept], np.asarray(earlier.items)[: data.n_items]
+    return Fitted(earlier.model, users, items)
 
 
 def main() -> int:
-    """Read the request, fit, answer. 0 when there is a result, 1 when the answer says why there is none."""
+    """Read the request, fit, answer. Return 0 when there is a result, 1 when the answer says why there is
+    none.
+    """
     parent = Parent()
     message = parent.receive()
     if message is None:

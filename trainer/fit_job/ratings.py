@@ -1,6 +1,6 @@
-"""An archive snapshot as the arrays of a fit. Invariant: each pair stands once, with its last value.
+"""Read an archive snapshot as the arrays of a fit. Invariant: each pair stands once, with its last value.
 
-Rows of users are given here: those of the earlier fit keep their order, new ones follow. Item rows are the
+User rows are numbered here: users of the earlier fit keep their order, new ones follow. Item rows are the
 registry's.
 """
 
@@ -35,14 +35,15 @@ class FitInput:
 
     @property
     def n_users(self) -> int:
-        """How many users there are, those without a rating left included."""
+        """How many users there are, those without any rating left included."""
         return len(self.user_ids)
 
 
 def load_ratings(paths: Iterable[Path], n_items: int, earlier: pa.StringArray | None = None) -> FitInput:
-    """Read the segments `paths`, each verified. `n_items`: rows that the registry has given so far.
+    """Read the segments `paths`, each verified. `n_items`: rows of the registry so far.
 
-    `earlier`: user ids of an earlier fit. Raises `SegmentDamagedError` and `SegmentGoneError`.
+    `earlier`: user ids of an earlier fit. An erased one is no valid text, so no event has it. Raises
+    `SegmentDamagedError` and `SegmentGoneError`.
     """
     encoded: list[pa.DictionaryArray] = []
     columns: dict[str, list[npt.NDArray[Any]]] = {"n": [], "item_row": [], "rating": [], "time": []}
@@ -65,6 +66,7 @@ def load_ratings(paths: Iterable[Path], n_items: int, earlier: pa.StringArray | 
     ratings = Ratings(
         user_row[last].astype(np.int32), item_row[last].astype(np.int32), rating[last], time[last]
     )
+    # Items may have been registered since the registry was read.
     highest = int(item_row.max()) + 1 if len(item_row) else 0
     return FitInput(user_ids, user_n, ratings, max(n_items, highest), kept)
 
@@ -72,9 +74,9 @@ def load_ratings(paths: Iterable[Path], n_items: int, earlier: pa.StringArray | 
 def last_of_pairs(
     user_row: npt.NDArray[np.int64], item_row: npt.NDArray[np.int64], n: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Positions of the last event of each pair, ordered by user, then item.
+    """Return the positions of the last event of each pair, ordered by user, then item.
 
-    Of equal `n` the later position wins.
+    Of equal `n` the later position wins: after a rebuild an event may be there twice.
     """
     order = np.lexsort((n, item_row, user_row))
     if len(order) == 0:
@@ -88,6 +90,7 @@ def last_of_pairs(
 def _unified(encoded: list[pa.DictionaryArray]) -> tuple[npt.NDArray[np.int64], pa.StringArray]:
     if not encoded:
         return np.zeros(0, dtype=np.int64), pa.array([], type=pa.string())
+    # Strings stay in Arrow: a Python object for each of millions of events would take longer than the fit.
     chunks = pa.chunked_array(encoded).unify_dictionaries().chunks
     codes = np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks])
     return codes.astype(np.int64), chunks[-1].dictionary
@@ -96,8 +99,8 @@ def _unified(encoded: list[pa.DictionaryArray]) -> tuple[npt.NDArray[np.int64], 
 def _ordered_users(
     user_ids: pa.StringArray, earlier: pa.StringArray | None
 ) -> tuple[npt.NDArray[np.int64], pa.StringArray, npt.NDArray[np.int64]]:
-    """The row of each of `user_ids`, the ids in the order of their rows, and which earlier rows come
-    first.
+    """Return the row of each of `user_ids`, the ids in the order of their rows, and the earlier rows that
+    come first.
     """
     if earlier is None or len(earlier) == 0:
         return np.arange(len(user_ids)), user_ids, np.zeros(0, dtype=np.int64)

@@ -1,7 +1,8 @@
-"""What a fit leaves on disk for the trainer to map: tables, who is in them, and the ratings by item.
+"""What a fit leaves on disk for the trainer to map: the tables, the ids of their users, and the ratings by
+item.
 
 Invariant: a folder under its final name is complete. An erased user is overwritten in place, so that no file
-of a fit names or describes who was forgotten.
+of a fit names or describes a forgotten user.
 """
 
 import json
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Fitted, Histories, Model, from_bytes, posterior_of, to_bytes
+from factors import Fitted, Model, from_bytes, posterior_of, to_bytes
 from trainer.archive.segments import TEMPORARY, sync_directory
 from trainer.errors import FitFailedError
 from trainer.fit_job.ratings import FitInput
@@ -25,16 +26,15 @@ from trainer.fit_job.ratings import FitInput
 # No id has this byte (it is not UTF-8), so an erased id is never found.
 _ERASED = 0xFF
 
-Map = npt.NDArray[Any]
-
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """A finished fit, its arrays mapped from disk.
 
-    `users` float32 (u, user_width), `items` float32 (i, item_width), `user_n` int64 (u,). Ratings by item,
-    each pair once: those of item row `j` are `item_users[item_indptr[j]:item_indptr[j + 1]]` with
-    `item_values`, `item_times`.
+    `users` float32 (u, user_width), `items` float32 (i, item_width), `user_n` int64 (u,): the count of each
+    user that the fit has learned. Ratings by item, each pair once: those of item row `j` are
+    `item_users[item_indptr[j]:item_indptr[j + 1]]` with `item_values`, `item_times`. Ids lie one behind the
+    other in `id_bytes`, cut at `id_offsets` (u + 1,); `hashes` (u,), ascending, finds them by `hash_rows`.
     """
 
     path: Path
@@ -55,18 +55,20 @@ class FitResult:
 
     @property
     def n_users(self) -> int:
-        """Users in the tables."""
+        """How many users are in the tables."""
         return len(self.user_n)
 
     def user_ids(self, start: int, stop: int) -> list[bytes]:
-        """Ids of the users `start` to `stop`. An erased one is all 0xFF bytes."""
+        """Return the ids of the users `start` to `stop`. An erased one is all 0xFF bytes."""
         offsets = self.id_offsets[start : stop + 1]
         content = self.id_bytes[offsets[0] : offsets[-1]].tobytes()
         edges = (offsets - offsets[0]).tolist()
         return [content[a:b] for a, b in pairwise(edges)]
 
     def user_id_array(self) -> pa.StringArray:
-        """All ids as one Arrow array, not copied."""
+        """Return all ids as one Arrow array, not copied."""
+        # Offsets of 64 bits, as they lie on disk: there may be more than 2 GB of ids. The casts look at
+        # offsets only.
         offsets = pa.py_buffer(np.ascontiguousarray(self.id_offsets))
         wide = pa.Array.from_buffers(
             pa.large_string(),
@@ -96,7 +98,7 @@ class FitResult:
         return rows
 
     def item_history(self, item_row: int) -> slice:
-        """Where the ratings of an item are."""
+        """Return where the ratings of an item are; nowhere for an item that the fit did not know."""
         if item_row + 1 >= len(self.item_indptr):
             return slice(0, 0)
         return slice(int(self.item_indptr[item_row]), int(self.item_indptr[item_row + 1]))
@@ -117,16 +119,16 @@ _ARRAYS = (
 )
 
 
-def write_result(path: Path, given: FitInput, fitted: Fitted, metrics: dict[str, float]) -> None:
+def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, float]) -> None:
     """Write a fit to the folder `path`, which appears only when it is complete."""
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name, array in _arrays(given, fitted).items():
+    for name, array in _arrays(data, fitted).items():
         np.save(temporary / f"{name}.npy", array, allow_pickle=False)
     (temporary / "model.bin").write_bytes(to_bytes(fitted.model))
-    facts = {"metrics": metrics, "n_ratings": len(given.ratings.value)}
-    (temporary / "fit.json").write_text(json.dumps(facts))
+    summary = {"metrics": metrics, "n_ratings": len(data.ratings.value)}
+    (temporary / "fit.json").write_text(json.dumps(summary))
     for file in temporary.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -137,17 +139,22 @@ def write_result(path: Path, given: FitInput, fitted: Fitted, metrics: dict[str,
 def read_result(path: Path) -> FitResult:
     """Map a fit. Raises `FitFailedError` where it is not there or not whole."""
     try:
-        facts = json.loads((path / "fit.json").read_text())
+        summary = json.loads((path / "fit.json").read_text())
         arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
         model = from_bytes((path / "model.bin").read_bytes())
-        metrics = {str(name): float(value) for name, value in facts["metrics"].items()}
-        return FitResult(path=path, model=model, metrics=metrics, n_ratings=int(facts["n_ratings"]), **arrays)
+        metrics = {str(name): float(value) for name, value in summary["metrics"].items()}
+        return FitResult(
+            path=path, model=model, metrics=metrics, n_ratings=int(summary["n_ratings"]), **arrays
+        )
     except (OSError, ValueError, KeyError) as exc:
         raise FitFailedError(f"the files of the fit in {path.name} are not readable: {exc}") from exc
 
 
 def erase_user(path: Path, user_id: bytes) -> bool:
-    """Overwrite a user's id and row in a fit's files; whether the user was there. Repeating is safe."""
+    """Overwrite a user in a fit's files; say whether the user was there. Repeating is safe.
+
+    Results that are mapped already show it. Raises `FitFailedError` where the files cannot be read.
+    """
     result = read_result(path)
     row = int(result.rows_of([user_id])[0])
     if row < 0:
@@ -167,42 +174,29 @@ def erase_user(path: Path, user_id: bytes) -> bool:
 
 
 def is_erased(user_id: bytes) -> bool:
-    """Whether an id from a fit's files is that of a user who was erased from them."""
+    """Say whether an id from a fit's files is that of a user who was erased from them."""
     return user_id[:1] == bytes([_ERASED])
 
 
 def user_hash(user_id: bytes) -> int:
-    """64 bits of an id, the same in every process."""
+    """Return 64 bits of an id, the same in every process."""
     return int.from_bytes(blake2b(user_id, digest_size=8).digest(), "little")
 
 
-def rated_by(result: FitResult, item_rows: npt.NDArray[np.int64]) -> Histories:
-    """The ratings of some items as histories over the rows of `result.users`."""
-    parts = [result.item_history(int(row)) for row in item_rows]
-    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
-    np.cumsum([part.stop - part.start for part in parts], out=offsets[1:])
-    return Histories(
-        offsets,
-        np.concatenate([result.item_users[part] for part in parts] or [np.zeros(0, np.int32)]),
-        np.concatenate([result.item_values[part] for part in parts] or [np.zeros(0)]),
-        np.concatenate([result.item_times[part] for part in parts] or [np.zeros(0)]),
-    )
-
-
-def _arrays(given: FitInput, fitted: Fitted) -> dict[str, Map]:
-    offsets, content = _id_buffers(given.user_ids)
+def _arrays(data: FitInput, fitted: Fitted) -> dict[str, npt.NDArray[Any]]:
+    offsets, content = _id_buffers(data.user_ids)
     edges = offsets.tolist()
     raw = content.tobytes()
     hashes = np.array([user_hash(raw[a:b]) for a, b in pairwise(edges)], dtype=np.uint64)
     by_hash = np.argsort(hashes, kind="stable")
-    ratings = given.ratings
+    ratings = data.ratings
     by_item = np.argsort(ratings.item_row, kind="stable")
-    indptr = np.zeros(given.n_items + 1, dtype=np.int64)
-    np.cumsum(np.bincount(ratings.item_row, minlength=given.n_items), out=indptr[1:])
+    indptr = np.zeros(data.n_items + 1, dtype=np.int64)
+    np.cumsum(np.bincount(ratings.item_row, minlength=data.n_items), out=indptr[1:])
     return {
         "users": fitted.users.astype(np.float32, copy=False),
         "items": fitted.items.astype(np.float32, copy=False),
-        "user_n": given.user_n,
+        "user_n": data.user_n,
         "id_offsets": offsets,
         "id_bytes": content,
         "hashes": hashes[by_hash],

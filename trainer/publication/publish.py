@@ -175,13 +175,14 @@ class Publisher:
                 if apart is None:
                     taken += await with_retries(writer.write_users, kept, n, vectors)
                 self._step("publish:some_users")
+                # Packing 2,000 records takes milliseconds: the consumer and the lease come in between.
                 await asyncio.sleep(0)
         log.event("records_written", generation=writer.number, users=result.n_users, taken=taken)
 
     async def _start_apart(
         self, writer: GenerationWriter, epoch: int, result: FitResult, ends: contextlib.AsyncExitStack
     ) -> RecordProcess | None:
-        """The process that writes the records; None where they are few, or where there is none to be had."""
+        """Return the process that writes the records; None where they are few, or where it does not start."""
         if result.n_users < self._apart_from:
             return None
         starting = record_process(

@@ -20,7 +20,7 @@ from trainer.errors import FitFailedError, SegmentGoneError
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_process
 from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.results import FitResult, erase_user, rated_by
+from trainer.fit_job.results import FitResult, erase_user
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
@@ -117,9 +117,9 @@ async def test_fit_leaves_complete_files_that_a_next_fit_starts_from(tmp_path: P
     assert first.metrics["loss"] < first.metrics["baseline_loss"] * 1.2
     assert first.rows_of([b"u3", b"nobody", b"u39"]).tolist() == [3, -1, 39]
     assert first.user_ids(3, 5) == [b"u3", b"u4"]
-    history = rated_by(first, np.array([0, 15, 99]))
-    assert history.offsets[1] > 0
-    assert history.offsets[1] == history.offsets[3]
+    ratings = [first.item_history(row) for row in (0, 15, 99)]
+    assert ratings[0].stop > ratings[0].start
+    assert all(part.stop == part.start for part in ratings[1:])
     archived(tmp_path / "archive", [("late", 1, 17, 5.0), ("late", 2, 0, 5.0)], first_ms=10_000)
     archive = EpochArchive(tmp_path / "archive", 1, guard=free)
     second = await fitted(request(archive, tmp_path / "second", earlier=str(first.path)))

@@ -44,7 +44,7 @@ GOOD = Evidence(
     n_items=5,
     expected_users=10,
     expected_items=5,
-    unseen=1000,
+    n_held_out=1000,
     loss=0.9,
     baseline_loss=1.0,
     previous_ratio=0.85,
@@ -102,7 +102,7 @@ def test_ratings_that_have_grown_are_fitted_again(fitted: int, new: int, growth:
         ({"n_items": 6}, None),
         ({"loss": 1.06}, "baseline"),
         ({"loss": math.nan}, "baseline"),
-        ({"loss": 1.06, "unseen": 99}, None),
+        ({"loss": 1.06, "n_held_out": 99}, None),
         ({"loss": 1.0}, "live generation"),
         # 1.0 against 0.85 is 0.163 apart in logarithms: three times a chance of 0.06 would be more.
         ({"loss": 1.0, "chance": 0.053}, "live generation"),

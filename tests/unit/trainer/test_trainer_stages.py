@@ -1,0 +1,114 @@
+"""The stages of a term one by one: fits that know who was erased meanwhile, retries, what has arrived."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factors import FitSettings, Scale, fit
+from featurestore.errors import LeaseLost, StoreUnavailable
+from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.events import make_table, spans_of, string_array
+from trainer.errors import ArchiveFailedError
+from trainer.fit_job.folder import FitFolder
+from trainer.fit_job.ratings import FitInput, load_ratings
+from trainer.fit_job.results import read_result, write_result
+from trainer.retry import with_retries
+from trainer.schedule import Arrivals
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> FitInput:
+    archive = EpochArchive(tmp_path / "archive", 1, guard=lambda: None)
+    zeros = np.zeros(12, dtype=np.int64)
+    table = make_table(
+        partition=zeros,
+        stream_ms=np.arange(1, 13),
+        stream_seq=zeros,
+        user_id=string_array([b"u%d" % (k % 3) for k in range(12)]),
+        n=np.arange(12) // 3 + 1,
+        item_row=np.arange(12) // 3,
+        item_id=string_array([b"i%d" % (k // 3) for k in range(12)]),
+        rating=np.arange(12) % 5 + 1.0,
+        time=zeros,
+    )
+    archive.append(table, spans_of(zeros.astype(np.uint16), table["stream_ms"].to_numpy(), zeros))
+    return load_ratings(archive.snapshot().paths, 4)
+
+
+def leave_fit(folder: FitFolder, data: FitInput) -> None:
+    """What the process of a fit does."""
+    settings = FitSettings(Scale(1.0, 5.0), rank=1, link="gaussian", sweeps=1)
+    fitted = fit(data.ratings, 3, 4, settings=settings, rng=np.random.default_rng(0))
+    write_result(folder.new, data, fitted, {})
+
+
+def test_a_user_erased_while_a_fit_runs_is_not_in_it(tmp_path: Path, data: FitInput) -> None:
+    folder = FitFolder(tmp_path)
+    folder.begin_fit()
+    folder.erase(b"u1")
+    leave_fit(folder, data)
+    assert read_result(folder.new).rows_of([b"u1"]).tolist() == [1]
+    folder.erase_from_new()
+    result = folder.adopt(read_result(folder.new), 7)
+    assert result.rows_of([b"u0", b"u1", b"u2"]).tolist() == [0, -1, 2]
+    assert result.rows_of([b"u1"], erased=True).tolist() == [1]
+    folder.erase(b"u2")
+    assert result.rows_of([b"u2"]).tolist() == [-1]
+
+
+def test_a_user_erased_before_a_fit_began_may_be_in_it_again(tmp_path: Path, data: FitInput) -> None:
+    folder = FitFolder(tmp_path)
+    folder.begin_fit()
+    folder.erase(b"u1")
+    folder.end_fit()
+    folder.begin_fit()
+    leave_fit(folder, data)
+    folder.erase_from_new()
+    assert read_result(folder.new).rows_of([b"u1"]).tolist() == [1]
+
+
+def test_the_newest_fit_stays_before_it_is_known_to_be_live(tmp_path: Path, data: FitInput) -> None:
+    folder = FitFolder(tmp_path)
+    for generation in (1, 2, 3):
+        folder.begin_fit()
+        leave_fit(folder, data)
+        folder.adopt(read_result(folder.new), generation)
+        folder.end_fit()
+    folder.keep({2})
+    assert [folder.read(generation) is not None for generation in (1, 2, 3)] == [False, True, True]
+    newest = folder.newest()
+    assert newest is not None
+    assert newest.path.name == "generation-000003"
+
+
+async def test_a_call_is_repeated_until_store_and_disk_let_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [StoreUnavailable("lost"), ArchiveFailedError("full")]
+
+    async def call(first: int, *, second: int) -> int:
+        if errors:
+            raise errors.pop()
+        return first + second
+
+    assert await with_retries(call, 1, second=2) == 3
+
+    async def lost() -> None:
+        raise LeaseLost("another trainer leads")
+
+    with pytest.raises(LeaseLost):
+        await with_retries(lost)
+
+
+def test_arrivals_are_those_of_one_epoch_since_its_fit() -> None:
+    arrivals = Arrivals()
+    arrivals.look(10.0, 1, 100, 100)
+    assert (arrivals.lately, arrivals.first_new_at) == (0, None)
+    arrivals.look(11.0, 1, 150, 100)
+    assert (arrivals.lately, arrivals.first_new_at) == (50, 11.0)
+    arrivals.look(12.5, 1, 160, 100)
+    assert (arrivals.lately, arrivals.first_new_at) == (10, 11.0)
+    arrivals.fitted()
+    arrivals.look(12.6, 1, 160, 160)
+    assert (arrivals.lately, arrivals.first_new_at) == (10, None)
+    arrivals.look(12.7, 2, 30, 0)
+    assert (arrivals.lately, arrivals.first_new_at) == (0, 12.7)
