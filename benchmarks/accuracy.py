@@ -29,10 +29,10 @@ from evaluation.offline import cold_start as coldstart
 from evaluation.offline.cold_start import ColdCurve, Side
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, title
-from evaluation.offline.report import deciles, groups, results_table
-from evaluation.offline.results import Line, LineStore, write_csv
+from evaluation.offline.lines import Line, LineStore
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
+from evaluation.report import deciles, engines_table, groups, write_lines
 
 NAME = "accuracy"
 BASELINES = ("global-mean", "item-mean", "bias")
@@ -295,12 +295,12 @@ def show(found: Found, console: Console, *, full: bool) -> None:
         name = DISPLAY.get(section, section)
         first = [line for line in lines if line.split == "u1"]
         if section == "ml-100k" and len(first) < len(lines):
-            console.print(results_table(first, f"{name} u1"))
+            console.print(engines_table(first, f"{name} u1"))
             several = {engine for (_, _, engine), group in groups(lines).items() if len(group) > 1}
             all_folds = [line for line in lines if line.engine in several]
-            console.print(results_table(all_folds, f"{name}: ratings that were not seen"))
+            console.print(engines_table(all_folds, f"{name}: ratings that were not seen"))
             continue
-        console.print(results_table(lines, f"{name}: ratings that were not seen"))
+        console.print(engines_table(lines, f"{name}: ratings that were not seen"))
     if found.cold:
         console.print(cold_table(found))
     by_decile = decile_table(found)
@@ -332,7 +332,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(
             f"others used {watched.others:.0%} of the cores: errors are right, seconds are a bit long"
         )
-    written = write_csv(found.all_lines(), choice.output / f"{NAME}.csv")
+    written = write_lines(found.all_lines(), choice.output / f"{NAME}.csv")
     console.print(f"{watched.seconds:.0f} s in all; written to {written}")
     if choice.picture is not None and found.played:
         shutil.copyfile(choice.output / "environment" / "learning-curve.svg", choice.picture)

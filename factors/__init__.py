@@ -29,6 +29,7 @@ from factors.model.types import (
     Scores,
     UserRow,
 )
+from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.explain import explain
 from factors.serving.ivf_index import Index, build_index, index_from_bytes, index_to_bytes
 from factors.serving.metrics import held_out_metrics
@@ -40,6 +41,7 @@ from factors.training.settings import FitSettings
 
 __all__ = [
     "BASIS",
+    "BiasBaseline",
     "Bools",
     "Explanation",
     "FactorsError",
@@ -70,6 +72,7 @@ __all__ = [
     "build_index",
     "explain",
     "fit",
+    "fit_biases",
     "from_bytes",
     "held_out_metrics",
     "index_from_bytes",

@@ -16,10 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, OPTIONS, find
-from evaluation.offline.report import results_table
-from evaluation.offline.results import Line, LineStore, write_csv
+from evaluation.offline.lines import Line, LineStore
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import SPLITS, Split, SplitName
+from evaluation.pictures import draw_engines, drawn
+from evaluation.report import engines_table, new_console, write_lines
 from factors import Scale
 from featurestore.settings import format_scale, parse_scale
 from foldin.files.dataset import FileData, FileRules, read_files
@@ -27,7 +28,6 @@ from foldin.settings import FILE_FORMATS, FORMAT_HELP, columns
 from processes.errors import CannotStartError
 from processes.settings import choice, load, setting, switch, whole
 
-TABLE_WIDTH = 160  # where nobody says how wide it may be, as in a log file
 DEFAULT_ENGINES = (AUTO, "global-mean", "item-mean", "bias")
 INTERRUPTED = 130
 
@@ -117,7 +117,7 @@ def run_evaluate(options: EvaluateOptions, arguments: Sequence[str], console: Co
     """Evaluate; the exit code: 1 where an engine failed. Raises CannotStartError. `arguments`: the command
     line, to say how to go on.
     """
-    console = console or _console()
+    console = console or new_console()
     read = _read(options, console)
     for remark in read.remarks:
         console.print(remark, style="yellow", markup=False, highlight=False)
@@ -154,13 +154,6 @@ def run_evaluate(options: EvaluateOptions, arguments: Sequence[str], console: Co
         return INTERRUPTED
     _report(lines, options, console)
     return 1 if any(line.failed for line in lines) else 0
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = TABLE_WIDTH
-    return console
 
 
 def _read(options: EvaluateOptions, console: Console) -> FileData:
@@ -243,15 +236,7 @@ def _told(line: Line, *, known: bool) -> str:
 
 
 def _report(lines: Sequence[Line], options: EvaluateOptions, console: Console) -> None:
-    console.print(
-        results_table(lines, f"{lines[0].data}, on ratings that were not seen, seed {options.seed}")
-    )
-    written = [write_csv(lines, options.out / "summary.csv")]
-    try:
-        from evaluation.offline.pictures import write_pictures
-
-        written += write_pictures(lines, options.out)
-    except ModuleNotFoundError:
-        console.print("no pictures, as matplotlib is not installed: pip install foldin\\[evaluate]")
-    for path in written:
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    console.print(engines_table(lines, f"{lines[0].data}, on held-out ratings, seed {options.seed}"))
+    written = f"wrote {write_lines(lines, options.out / 'summary.csv')}"
+    for text in (written, *drawn(draw_engines, lines, options.out)):
+        console.print(text, markup=False, soft_wrap=True)

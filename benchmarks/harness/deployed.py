@@ -25,7 +25,7 @@ from benchmarks.harness.command import BenchmarkError
 from benchmarks.harness.load import get, post
 from benchmarks.harness.processes import child_environment, python_command
 from evaluation.errors import EngineFailedError
-from evaluation.offline.jobs import Answer, Predicted, Question, no_chances
+from evaluation.offline.question import Answer, Predicted, Question, no_probabilities
 from factors import Scale
 from featurestore.settings import format_scale
 
@@ -121,8 +121,8 @@ def _predictions(client: Client, question: Question, note: str) -> Predicted:
     def column(name: str) -> npt.NDArray[np.float64]:
         return np.array([prediction[name] for prediction in found], dtype=np.float64)
 
-    chances = column("distribution").astype(np.float32) if question.step else no_chances()
-    return Predicted(column("rating"), column("std"), chances, note=note)
+    probabilities = column("distribution").astype(np.float32) if question.step else no_probabilities()
+    return Predicted(column("rating"), column("std"), probabilities, note=note)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from benchmarks.harness.deployed import Played
 from benchmarks.harness.report import Row, Target
 from evaluation.offline.cold_start import ColdCurve
 from evaluation.offline.engines import AUTO
-from evaluation.offline.report import deciles
-from evaluation.offline.results import Line
+from evaluation.offline.lines import Line
+from evaluation.report import deciles
 
 ALL_FOLDS = 5
 SVDPP, ALS, IMPLICIT = "surprise-svd++", "implicit-als", "implicit"

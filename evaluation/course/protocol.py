@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import aiohttp
@@ -20,17 +21,17 @@ from rich.console import Console
 from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.server import running_server
 from environment.settings import MAX_SEED
-from evaluation.course.report import results_table, write_files
 from evaluation.course.results import EvaluationReport, Result
 from evaluation.course.seat import GameOverError, Seat
 from evaluation.course.settings import EvaluationSettings
+from evaluation.pictures import draw_course, drawn
 from evaluation.players import BROUGHT_PLAYERS, FoldinApi, MakePlayer, PlayerFailedError, make_player
+from evaluation.report import new_console, players_table, write_course_files
 from processes.loop import run_until_stopped
 from processes.settings import SettingsError
 
 PROGRESS_STEPS = 250
 LEARNS_MEANWHILE = "deployed"  # for the others time stands still between two steps
-TABLE_WIDTH = 120  # where nobody says how wide it may be, as in a log file
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +168,21 @@ async def _evaluate_and_show(
     settings: EvaluationSettings, console: Console, brought: Mapping[str, MakePlayer]
 ) -> EvaluationReport:
     report = await evaluate(settings, _progress_lines(console), brought)
-    console.print(results_table(report))
+    console.print(players_table(report))
     if not report.same_worlds:
         console.print(
             "This environment gave each player a world of its own: compare roughly.", highlight=False
         )
     if settings.output is not None:
         for line in write_files(report, settings.output):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, markup=False, soft_wrap=True)
     return report
+
+
+def write_files(report: EvaluationReport, folder: Path) -> list[str]:
+    """Write the CSV files and the pictures; return a line a file for the reader. Raises OSError."""
+    written = [f"wrote {path}" for path in write_course_files(report, folder)]
+    return [*written, *drawn(draw_course, report, folder)]
 
 
 def main(argv: Sequence[str], brought: Mapping[str, MakePlayer] = MappingProxyType({})) -> int:
@@ -185,10 +192,7 @@ def main(argv: Sequence[str], brought: Mapping[str, MakePlayer] = MappingProxyTy
     """
     try:
         settings = EvaluationSettings.load(argv, os.environ)
-        console = Console()
-        if not console.is_terminal:
-            console.width = TABLE_WIDTH
-        run_until_stopped(_evaluate_and_show(settings, console, brought))
+        run_until_stopped(_evaluate_and_show(settings, new_console(), brought))
     except SettingsError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

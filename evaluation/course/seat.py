@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from environment.client import EnvironmentClient, History, Pair
+from evaluation.metrics import inside
 from evaluation.players import Player, PlayerFailedError
 
 MISSING_ERROR = 1_000.0
-INTERVAL = 1.6449  # standard deviations on each side of a central 90 % interval of a normal
 PLACEHOLDER = 3.0  # handed in for an answer that is missing, so that the game goes on
 
 
@@ -56,14 +56,13 @@ class Tally:
 
     @property
     def coverage(self) -> float:
-        """Share of the true ratings inside the 90 % interval of their answer, |error| <= 1.6449 std; NaN
-        where no answer had a standard deviation.
+        """Share of the true ratings inside the 90 % interval of their answer; NaN where no answer had a
+        standard deviation.
         """
         known = np.isfinite(self.std)
         if not known.any():
             return math.nan
-        inside = np.sqrt(self.squared_error[known]) <= INTERVAL * self.std[known]
-        return float(inside.mean())
+        return float(inside(np.sqrt(self.squared_error[known]), self.std[known]).mean())
 
     def recent_mse(self, steps: int) -> float:
         """Mean squared error of the last `steps` steps, NaN before the first."""

@@ -5,24 +5,24 @@ fitted without them, and they are folded in, as the product does between two fit
 with the ratings that are known.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.offline.engine import clip
-from evaluation.offline.engines import AUTO, biases, effect, fit_options, scale_of
-from evaluation.offline.jobs import Array, Question, run_apart
-from evaluation.offline.metrics import inside
+from evaluation.metrics import inside
+from evaluation.offline.engines import AUTO, find, fit_options
+from evaluation.offline.jobs import run_apart
+from evaluation.offline.question import Array, Question, Rows
 
 if TYPE_CHECKING:
     from evaluation.offline.data import DataSet
 
 Side = Literal["user", "item"]
 COUNTS = (0, 1, 2, 3, 5, 10, 20)
-NEW_SHARE = 0.2
+NEW_SHARE = 0.2  # of those with enough ratings
 LEAST_ASKED = 10  # ratings of each new one beyond the last count
 ENGINES = (AUTO, "item-mean", "user-mean", "bias")
 
@@ -40,17 +40,17 @@ class ColdStart:
     step: float
     side: int
     counts: npt.NDArray[np.int64]
-    train_user: npt.NDArray[np.int32]
-    train_item: npt.NDArray[np.int32]
+    train_user: Rows
+    train_item: Rows
     train_value: Array
     train_time: Array
-    first_user: npt.NDArray[np.int32]
-    first_item: npt.NDArray[np.int32]
+    first_user: Rows
+    first_item: Rows
     first_value: Array
     first_time: Array
     first_place: npt.NDArray[np.int64]
-    test_user: npt.NDArray[np.int32]
-    test_item: npt.NDArray[np.int32]
+    test_user: Rows
+    test_item: Rows
     test_time: Array
 
     def question(self, count: int) -> Question:
@@ -132,13 +132,13 @@ def cold_start(
 def curve(data: "DataSet", side: Side, engine: str, seed: int) -> ColdCurve:
     """The errors of an engine, run in a process of its own."""
     task, truth = cold_start(data, side, seed)
-    arrays, told = run_apart("evaluation.offline.cold_start:run", task, {"engine": engine}, seed=seed)
+    arrays, cost = run_apart("evaluation.offline.cold_start:run", task, {"engine": engine}, seed=seed)
     rating, std = arrays["rating"], arrays["std"]
     rmse = np.sqrt(np.mean((rating - truth) ** 2, axis=1))
-    held = [float(inside(truth, r, s).mean()) for r, s in zip(rating, std, strict=True)] if std.size else []
+    held = [float(inside(truth - r, s).mean()) for r, s in zip(rating, std, strict=True)] if std.size else []
     counts = tuple(int(count) for count in task.counts)
     coverage = tuple(held) or (float("nan"),) * len(counts)
-    seconds = float(told["seconds"])
+    seconds = float(cost["seconds"])
     return ColdCurve(data.name, side, engine, counts, tuple(rmse.tolist()), coverage, len(truth), seconds)
 
 
@@ -147,9 +147,10 @@ def run(task: ColdStart, options: Mapping[str, str], seed: int) -> tuple[dict[st
     if options["engine"].split(":")[0] == AUTO:
         rating, std = _folded_in(task, fit_options(options["engine"]), seed)
         return {"rating": rating, "std": std}, ""
-    predict = _BASELINES[options["engine"]]
+    baseline = find(options["engine"])
     questions = [task.question(int(count)) for count in task.counts]
-    rating = np.stack([clip(predict(question), question) for question in questions])
+    rating = np.stack([baseline.predict(question, seed).rating for question in questions])
+    # What a baseline leaves of the training ratings says nothing of new users and items: no std.
     return {"rating": rating, "std": np.empty(0)}, ""
 
 
@@ -157,15 +158,14 @@ def _folded_in(task: ColdStart, options: dict[str, Any], seed: int) -> tuple[Arr
     from factors import (
         FitSettings,
         Histories,
-        Ratings,
         Scorer,
         fit,
     )
 
-    known = Ratings(task.train_user, task.train_item, task.train_value, task.train_time)
-    settings = FitSettings(scale_of(task.question(0)), **options)
+    question = task.question(0)  # nothing is known of the new ones
+    settings = FitSettings(question.scale(), **options)
     rng = np.random.default_rng(seed)
-    fitted = fit(known, task.n_users, task.n_items, settings=settings, rng=rng)
+    fitted = fit(question.ratings(), task.n_users, task.n_items, settings=settings, rng=rng)
     rows, others = (task.first_user, task.first_item)[:: 1 if task.side == 0 else -1]
     new = np.unique(rows)
     order = np.lexsort((task.first_place, rows))
@@ -183,25 +183,3 @@ def _folded_in(task: ColdStart, options: dict[str, Any], seed: int) -> tuple[Arr
         ratings.append(scores.rating)
         stds.append(scores.std)
     return np.stack(ratings), np.stack(stds)
-
-
-def _bias(question: Question) -> Array:
-    user, item, mean = biases(question)
-    return mean + user[question.test_user] + item[question.test_item]
-
-
-def _mean(rows: str, size: str) -> Callable[[Question], Array]:
-    def predict(question: Question) -> Array:
-        mean = float(question.train_value.mean())
-        train, test = getattr(question, f"train_{rows}"), getattr(question, f"test_{rows}")
-        shift = effect(train, question.train_value - mean, getattr(question, size), 0.0)
-        return np.asarray(mean + shift[test])
-
-    return predict
-
-
-_BASELINES: dict[str, Callable[[Question], Array]] = {
-    "bias": _bias,
-    "item-mean": _mean("item", "n_items"),
-    "user-mean": _mean("user", "n_users"),
-}

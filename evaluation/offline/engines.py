@@ -14,17 +14,25 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.errors import NotInstalledError
-from evaluation.offline.engine import Engine, Predict, clip
-from evaluation.offline.jobs import Array, Predicted, Question, no_chances, no_top
 from evaluation.offline.peers import PEERS
+from evaluation.offline.question import (
+    Array,
+    Engine,
+    Predict,
+    Predicted,
+    Question,
+    Rows,
+    no_probabilities,
+    no_top,
+)
 
+AUTO = "auto"
+OPTIONS = "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods"
 REFIT_EVENTS = 5000  # the trainer's default
 FOLD_EVENTS = 250  # items follow within a second: so many ratings are made in one by a busy site of this size
 USER_RIDGE, ITEM_RIDGE = 15.0, 10.0  # Koren's (2010) for MovieLens-like data
-BIAS_ROUNDS = 10
-AUTO = "auto"
-SCORES_AT_ONCE = 4_000_000
-OPTIONS = "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods"
+SCORES_AT_ONCE = 4_000_000  # 32 MB of float64
+PAIRS_AT_ONCE = 65_536  # distributions over 10 steps take 5 MB
 
 
 def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict[str, npt.NDArray[Any]], str]:
@@ -34,14 +42,9 @@ def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict
     predict = engine.online if sequential else engine.predict
     if predict is None:
         raise NotInstalledError(f"{options['engine']} learns from whole sets, not rating by rating")
-    given = predict(question, seed)
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "rating": given.rating,
-        "std": given.std,
-        "chances": given.chances,
-        "top": given.top,
-    }
-    return arrays, given.note
+    predicted = predict(question, seed)
+    names = ("rating", "std", "probabilities", "top")
+    return {name: getattr(predicted, name) for name in names}, predicted.note
 
 
 def find(name: str) -> Engine:
@@ -79,24 +82,16 @@ def fit_options(name: str) -> dict[str, Any]:
     return found
 
 
-def scale_of(question: Question) -> Any:
-    """The scale of a question, as `factors` has it."""
-    from factors import Scale
-
-    return Scale(question.low, question.high, question.step or None)
-
-
 def _foldin(name: str, options: dict[str, Any]) -> Engine:
     def predict(question: Question, seed: int) -> Predicted:
         """`factors.fit`, asked as the service asks."""
-        from factors import FitSettings, Ratings, fit
+        from factors import FitSettings, fit
 
-        ratings = Ratings(question.train_user, question.train_item, question.train_value, question.train_time)
         fitted = fit(
-            ratings,
+            question.ratings(),
             question.n_users,
             question.n_items,
-            settings=FitSettings(scale_of(question), **options),
+            settings=FitSettings(question.scale(), **options),
             rng=np.random.default_rng(seed),
         )
         sweeps = fitted.metrics.get("sweeps", float("nan"))
@@ -113,7 +108,7 @@ def _foldin(name: str, options: dict[str, Any]) -> Engine:
 
         rating, std, note = predict_then_learn(
             question,
-            FitSettings(scale_of(question), **options),
+            FitSettings(question.scale(), **options),
             seed,
             refit_events=REFIT_EVENTS,
             fold_events=FOLD_EVENTS,
@@ -129,12 +124,13 @@ def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
 
     scorer = Scorer(fitted.posterior, fitted.items)
     scores = scorer.score(fitted.users, question.test_user, question.test_item, question.test_time)
-    chances = no_chances()
-    if scale_levels(scale_of(question)) > 1:
-        parts = [slice(start, start + 65_536) for start in range(0, len(question.test_user), 65_536)]
+    probabilities = no_probabilities()
+    if scale_levels(question.scale()) > 1:
+        starts = range(0, len(question.test_user), PAIRS_AT_ONCE)
+        parts = [slice(start, start + PAIRS_AT_ONCE) for start in starts]
         user, item, time = question.test_user, question.test_item, question.test_time
         found = [scorer.distribution(fitted.users, user[part], item[part], time[part]) for part in parts]
-        chances = np.concatenate(found).astype(np.float32)
+        probabilities = np.concatenate(found).astype(np.float32)
     top = no_top()
     if question.top:
         users = question.ranked_users()
@@ -144,10 +140,10 @@ def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
         top = np.full((len(users), question.top), -1, dtype=np.int32)
         for line, one in zip(top, ranked, strict=True):
             line[: len(one.item_rows)] = one.item_rows
-    return Predicted(scores.rating, scores.std, chances, top, note)
+    return Predicted(scores.rating, scores.std, probabilities, top, note)
 
 
-def seen_by(question: Question, users: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:
+def seen_by(question: Question, users: Rows) -> list[Rows]:
     """Of each user the item rows rated in training."""
     order = np.argsort(question.train_user, kind="stable")
     bounds = np.searchsorted(question.train_user[order], np.stack([users, users + 1]))
@@ -157,16 +153,15 @@ def seen_by(question: Question, users: npt.NDArray[np.int32]) -> list[npt.NDArra
 def _trained(name: str, label: str) -> Engine:
     def predict(question: Question, seed: int) -> Predicted:
         """An engine of the trainer, as it is published."""
-        from factors import FitSettings, Ratings
+        from factors import FitSettings
         from trainer.engines import ENGINES, make_engine
 
         if name not in ENGINES:
             raise NotInstalledError(f"this version has no engine called {name}")
         if name == "neural" and find_spec("torch") is None:
             raise NotInstalledError("needs torch: pip install foldin[neural]")
-        ratings = Ratings(question.train_user, question.train_item, question.train_value, question.train_time)
-        fitted = make_engine(name, FitSettings(scale_of(question))).fit(
-            ratings,
+        fitted = make_engine(name, FitSettings(question.scale())).fit(
+            question.ratings(),
             question.n_users,
             question.n_items,
             rng=np.random.default_rng(seed),
@@ -182,10 +177,8 @@ def _trained(name: str, label: str) -> Engine:
     return Engine(label, predict)
 
 
-def top_by_score(
-    question: Question, score: Callable[[npt.NDArray[np.int32]], Array]
-) -> npt.NDArray[np.int32]:
-    """Rankings by `score(users)` -> (len(users), n_items), ties by item row; empty where none is asked."""
+def top_by_score(question: Question, score: Callable[[Rows], Array]) -> Rows:
+    """Rankings by `score(users)`, (len(users), n_items), ties by item row; empty where none is wanted."""
     if not question.top:
         return no_top()
     users = question.ranked_users()
@@ -203,57 +196,27 @@ def top_by_score(
     return top
 
 
-def _simple(question: Question, user: Array, item: Array, mean: float) -> Predicted:
-    """mean + user effect + item effect, with the spread of what they leave of the training ratings."""
-    left = question.train_value - (mean + user[question.train_user] + item[question.train_item])
-    rating = clip(mean + user[question.test_user] + item[question.test_item], question)
-    top = top_by_score(question, lambda users: mean + user[users, None] + item[None, :])
-    return Predicted(rating, np.full(len(rating), max(float(left.std()), 1e-9)), top=top)
+def _baseline(label: str, *, user_ridge: float, item_ridge: float) -> Engine:
+    """The bias baseline with these ridges; an infinite one leaves that side's effects out."""
 
+    def predict(question: Question, _: int) -> Predicted:
+        from factors import fit_biases
 
-def _global_mean(question: Question, _: int) -> Predicted:
-    zeros = np.zeros(question.n_users), np.zeros(question.n_items)
-    return _simple(question, *zeros, float(question.train_value.mean()))
+        sizes = question.n_users, question.n_items
+        found = fit_biases(question.ratings(), *sizes, user_ridge=user_ridge, item_ridge=item_ridge)
+        # The standard deviation is that of what the effects leave of the training ratings.
+        residual = question.train_value - found.predict(question.train_user, question.train_item)
+        rating = question.clip(found.predict(question.test_user, question.test_item))
+        top = top_by_score(question, lambda users: found.mean + found.user[users, None] + found.item[None, :])
+        return Predicted(rating, np.full(len(rating), max(float(residual.std()), 1e-9)), top=top)
 
-
-def _item_mean(question: Question, _: int) -> Predicted:
-    mean = float(question.train_value.mean())
-    item = effect(question.train_item, question.train_value - mean, question.n_items, 0.0)
-    return _simple(question, np.zeros(question.n_users), item, mean)
-
-
-def _user_mean(question: Question, _: int) -> Predicted:
-    mean = float(question.train_value.mean())
-    user = effect(question.train_user, question.train_value - mean, question.n_users, 0.0)
-    return _simple(question, user, np.zeros(question.n_items), mean)
-
-
-def _bias(question: Question, _: int) -> Predicted:
-    return _simple(question, *biases(question))
-
-
-def biases(question: Question) -> tuple[Array, Array, float]:
-    """Koren's baseline (2010): user effects, item effects, the mean; ten rounds of ridge with 15 and 10."""
-    mean = float(question.train_value.mean())
-    user, item = np.zeros(question.n_users), np.zeros(question.n_items)
-    for _round in range(BIAS_ROUNDS):
-        left = question.train_value - mean
-        item = effect(question.train_item, left - user[question.train_user], len(item), ITEM_RIDGE)
-        user = effect(question.train_user, left - item[question.train_item], len(user), USER_RIDGE)
-    return user, item, mean
-
-
-def effect(rows: npt.NDArray[np.int32], residual: Array, size: int, ridge: float) -> Array:
-    """Mean residual of each row, (size,), shrunk by `ridge` ratings of 0; 0 for a row without any."""
-    count = np.bincount(rows, minlength=size) + ridge
-    total = np.bincount(rows, residual, minlength=size)
-    return np.asarray(np.divide(total, count, out=np.zeros(size), where=count > 0))
+    return Engine(label, predict, _running(users=user_ridge < np.inf, items=item_ridge < np.inf))
 
 
 def _popularity(question: Question, _: int) -> Predicted:
     count = np.bincount(question.train_item, minlength=question.n_items).astype(np.float64)
     top = top_by_score(question, lambda users: np.repeat(count[None], len(users), axis=0))
-    return Predicted(np.empty(0), top=top)
+    return Predicted(top=top)
 
 
 def _running(*, users: bool, items: bool) -> Predict:
@@ -284,10 +247,10 @@ def _running(*, users: bool, items: bool) -> Predict:
 
 
 BASELINES: dict[str, Engine] = {
-    "global-mean": Engine("global mean", _global_mean, _running(users=False, items=False)),
-    "user-mean": Engine("user mean", _user_mean, _running(users=True, items=False)),
-    "item-mean": Engine("item mean", _item_mean, _running(users=False, items=True)),
-    "bias": Engine("bias", _bias, _running(users=True, items=True)),
+    "global-mean": _baseline("global mean", user_ridge=np.inf, item_ridge=np.inf),
+    "user-mean": _baseline("user mean", user_ridge=0.0, item_ridge=np.inf),
+    "item-mean": _baseline("item mean", user_ridge=np.inf, item_ridge=0.0),
+    "bias": _baseline("bias", user_ridge=USER_RIDGE, item_ridge=ITEM_RIDGE),
     "popularity": Engine("popularity", _popularity),
 }
 TRAINED: dict[str, Engine] = {

@@ -8,7 +8,7 @@ whole history before each prediction; that is what the counter rule of the servi
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.offline.jobs import Array, Question
+from evaluation.offline.question import Array, Question
 from factors import (
     FitSettings,
     Fitted,
@@ -28,7 +28,7 @@ def predict_then_learn(
     """Predictions and their standard deviations (n,) of the training ratings, in their order, which must be
     that of time."""
     n_users, n_items = question.n_users, question.n_items
-    ratings = Ratings(question.train_user, question.train_item, question.train_value, question.train_time)
+    ratings = question.ratings()
     n = len(ratings.value)
     rating, std = np.empty(n), np.empty(n)
     model = prior_model(settings)

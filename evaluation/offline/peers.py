@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.offline.engine import Engine, Predict, clip
-from evaluation.offline.jobs import Predicted, Question
+from evaluation.offline.question import Engine, Predict, Predicted, Question, Rows
 
 DAY_S = 86_400
+MYFM_RANK = 10  # as in its authors' example for MovieLens
 # What the tuned ALS may choose from: the library's defaults are 64, 0.01 and 1 with counts as they are.
 ALS_FACTORS, ALS_FIRST_FACTORS = (16, 32, 128), 64
 ALS_RIDGES = (0.1, 1.0, 10.0, 30.0)
 ALS_ALPHAS = (1.0, 5.0, 20.0)
-ALS_TOP = 100
+ALS_TOP = 100  # NDCG@100 chooses
 
 
 def _surprise(make: Callable[[Any, int], Any]) -> Predict:
@@ -45,13 +45,13 @@ def _myfm(question: Question, seed: int) -> Predicted:
 
     myfm: Any = import_module("myfm")
 
-    def one_hot(users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]) -> Any:
+    def one_hot(users: Rows, items: Rows) -> Any:
         columns = np.column_stack([users, items + question.n_users]).ravel()
         indptr = np.arange(0, len(columns) + 1, 2)
         shape = (len(users), question.n_users + question.n_items)
         return sparse.csr_matrix((np.ones(len(columns)), columns, indptr), shape=shape)
 
-    machine = myfm.MyFMRegressor(rank=10, random_seed=seed)
+    machine = myfm.MyFMRegressor(rank=MYFM_RANK, random_seed=seed)
     machine.fit(
         one_hot(question.train_user, question.train_item),
         question.train_value,
@@ -60,7 +60,7 @@ def _myfm(question: Question, seed: int) -> Predicted:
         group_shapes=[question.n_users, question.n_items],
     )
     rating = machine.predict(one_hot(question.test_user, question.test_item))
-    return Predicted(clip(rating, question), note="rank 10, 300 draws")
+    return Predicted(question.clip(rating), note="rank 10, 300 draws")
 
 
 def _myfm_full(question: Question, seed: int) -> Predicted:
@@ -89,11 +89,11 @@ def _myfm_full(question: Question, seed: int) -> Predicted:
             (np.ones(len(part)), part, np.arange(len(part) + 1)), shape=(len(part), n_days)
         )
 
-    def relations(users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]) -> list[Any]:
+    def relations(users: Rows, items: Rows) -> list[Any]:
         return [myfm.RelationBlock(users, user_block), myfm.RelationBlock(items, item_block)]
 
     n_train = len(question.train_user)
-    machine = myfm.MyFMRegressor(rank=10, random_seed=seed)
+    machine = myfm.MyFMRegressor(rank=MYFM_RANK, random_seed=seed)
     machine.fit(
         dates(day[:n_train]),
         question.train_value,
@@ -103,7 +103,7 @@ def _myfm_full(question: Question, seed: int) -> Predicted:
         group_shapes=[n_days, n_users, n_items, n_items, n_users],
     )
     rating = machine.predict(dates(day[n_train:]), X_rel=relations(question.test_user, question.test_item))
-    return Predicted(clip(rating, question), note="rank 10, 512 draws, dates and implicit terms")
+    return Predicted(question.clip(rating), note="rank 10, 512 draws, dates and implicit terms")
 
 
 def _implicit_als(question: Question, seed: int) -> Predicted:
@@ -113,10 +113,10 @@ def _implicit_als(question: Question, seed: int) -> Predicted:
     from scipy import sparse
     from threadpoolctl import threadpool_limits
 
-    from evaluation.offline.metrics import ndcg
+    from evaluation.metrics import ndcg
 
     if not question.top:
-        return Predicted(np.empty(0))
+        return Predicted()
     als: Any = import_module("implicit.cpu.als")
     n = len(question.train_user)
     held_out = np.zeros(n, dtype=np.bool_)
@@ -129,18 +129,18 @@ def _implicit_als(question: Question, seed: int) -> Predicted:
             (np.ones(kept.sum(), dtype=np.float32), (user[kept], item[kept])), shape=shape
         )
 
-    def ranked(known: Any, users: npt.NDArray[np.int32], factors: int, ridge: float, alpha: float) -> Any:
+    def ranked(known: Any, users: Rows, factors: int, ridge: float, alpha: float) -> Any:
         model = als.AlternatingLeastSquares(
             factors=factors, regularization=ridge, alpha=alpha, num_threads=1, random_state=seed
         )
         model.fit(known, show_progress=False)
         return model.recommend(users, known[users], N=max(question.top, ALS_TOP))[0]
 
-    part, asked = matrix(~held_out), np.unique(user[held_out])
+    part, users = matrix(~held_out), np.unique(user[held_out])
 
     def quality(factors: int, ridge: float, alpha: float) -> float:
-        top = ranked(part, asked, factors, ridge, alpha)
-        return ndcg(np.asarray(top), asked, user[held_out], item[held_out], ALS_TOP)
+        top = ranked(part, users, factors, ridge, alpha)
+        return ndcg(np.asarray(top), users, user[held_out], item[held_out], ALS_TOP)
 
     with threadpool_limits(limits=1, user_api="blas"):
         tried = {
@@ -154,7 +154,7 @@ def _implicit_als(question: Question, seed: int) -> Predicted:
         best = max(tried, key=tried.__getitem__)
         top = ranked(matrix(np.ones(n, dtype=np.bool_)), question.ranked_users(), *best)[:, : question.top]
     note = f"{best[0]} factors, ridge {best[1]:g}, alpha {best[2]:g}, of {len(tried)} tried"
-    return Predicted(np.empty(0), top=np.asarray(top, dtype=np.int32), note=note)
+    return Predicted(top=np.asarray(top, dtype=np.int32), note=note)
 
 
 def _knn(surprise: Any, _seed: int) -> Any:

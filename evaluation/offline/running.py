@@ -8,16 +8,17 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
 
 from evaluation.errors import EngineFailedError, NotInstalledError
+from evaluation.metrics import NDCG_AT, figures, ndcg, recall
 from evaluation.offline.engines import title
-from evaluation.offline.jobs import LIMIT_S, Answer, Question, answer
-from evaluation.offline.metrics import NDCG_AT, figures, ndcg, recall
-from evaluation.offline.results import Line, LineStore
+from evaluation.offline.jobs import LIMIT_S, answer
+from evaluation.offline.lines import Line, LineStore
+from evaluation.offline.question import Answer, Question
 from evaluation.offline.splits import Split
 
 Ask = Callable[[Question], Answer]
@@ -78,59 +79,52 @@ def one(split: Split, engine: str, plan: Plan) -> Line:
     question = split.question(NDCG_AT if plan.ranking and not split.sequential else 0)
     other = (plan.others or {}).get(engine)
     name = engine if other else title(engine)
-    empty = Line(split.data.name, split.name, engine, name)
     try:
         if other is not None:
-            given = other(question)
+            answered = other(question)
         else:
-            given = answer(engine, question, seed=plan.seed, python=plan.python, limit_s=plan.limit_s)
-        return judge(split, engine, name, question, given)
-    except NotInstalledError as exc:
-        return _skipped(empty, str(exc), failed=False)
+            answered = answer(engine, question, seed=plan.seed, python=plan.python, limit_s=plan.limit_s)
+        return judge(split, engine, name, question, answered)
     except EngineFailedError as exc:
-        return _skipped(empty, str(exc), failed=True)
+        failed = not isinstance(exc, NotInstalledError)
+        return Line(split.data.name, split.name, engine, name, skipped=str(exc), failed=failed)
 
 
-def _skipped(line: Line, why: str, *, failed: bool) -> Line:
-    return Line(line.data, line.split, line.engine, line.title, skipped=why, failed=failed)
-
-
-def judge(split: Split, engine: str, name: str, question: Question, given: Answer) -> Line:
+def judge(split: Split, engine: str, name: str, question: Question, answered: Answer) -> Line:
     """The line of an answer. Raises `EngineFailedError` where predictions are missing or not finite, and
-    `NotInstalledError` where it answers nothing that was asked.
+    `NotInstalledError` where nothing of the question is answered.
     """
-    predicted, truth = given.predicted, split.truth()
-    found: dict[str, object] = {}
-    if len(predicted.rating):
-        if predicted.rating.shape != truth.shape or not np.isfinite(predicted.rating).all():
-            raise EngineFailedError(f"{name}: predictions are missing or not finite")
-        of_ratings = figures(
-            predicted, truth, split.known_of_user(), split.data.scale, sequential=split.sequential
-        )
-        found = {
-            "rmse": of_ratings.rmse,
-            "mae": of_ratings.mae,
-            "log_likelihood": of_ratings.log_likelihood,
-            "coverage": of_ratings.coverage,
-            "deciles": of_ratings.deciles.coverage,
-            "decile_known": of_ratings.deciles.known,
-            "reliability": of_ratings.reliability,
-            "curve": of_ratings.curve,
-        }
-    if predicted.top.size:
-        ranked = (predicted.top, question.ranked_users(), question.test_user, question.test_item)
-        found |= {"recall_20": recall(*ranked), "ndcg_100": ndcg(*ranked)}
-    if not found:
-        raise NotInstalledError("ranks and does not rate: ask for rankings with --ranking")
-    return Line(
+    predicted, truth = answered.predicted, split.truth()
+    line = Line(
         data=split.data.name,
         split=split.name,
         engine=engine,
         title=name,
         n_train=0 if split.sequential else int((~split.test).sum()),
         n_test=len(truth),
-        seconds=given.seconds,
-        peak_mb=given.peak_mb,
+        seconds=answered.seconds,
+        peak_mb=answered.peak_mb,
         note=predicted.note,
-        **found,  # type: ignore[arg-type] # the names are those of the fields
     )
+    if not len(predicted.rating) and not predicted.top.size:
+        raise NotInstalledError("ranks and does not rate: ask for rankings with --ranking")
+    if len(predicted.rating):
+        if predicted.rating.shape != truth.shape or not np.isfinite(predicted.rating).all():
+            raise EngineFailedError(f"{name}: predictions are missing or not finite")
+        known, scale = split.known_of_user(), split.data.scale
+        found = figures(predicted, truth, known, scale, sequential=split.sequential)
+        line = replace(
+            line,
+            rmse=found.rmse,
+            mae=found.mae,
+            log_likelihood=found.log_likelihood,
+            coverage=found.coverage,
+            deciles=found.deciles.coverage,
+            decile_known=found.deciles.known,
+            reliability=found.reliability,
+            curve=found.curve,
+        )
+    if predicted.top.size:
+        ranked = (predicted.top, question.ranked_users(), question.test_user, question.test_item)
+        line = replace(line, recall_20=recall(*ranked), ndcg_100=ndcg(*ranked))
+    return line

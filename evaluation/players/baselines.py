@@ -8,11 +8,11 @@ from environment.client import History
 from environment.world import SCALE
 from evaluation.players.base import PlayerFailedError
 from evaluation.players.table import Floats, RatingTable
+from factors import Ratings, fit_biases
 
 DAMPING = (
     2.0  # ratings' worth of belief in "no bias"; 1 to 5 give the same error within 1 % on the lecture's world
 )
-SWEEPS = 10  # alternating means move by less than 1e-3 after three
 
 
 def clip(rating: float) -> float:
@@ -70,16 +70,16 @@ class BiasPlayer(LocalPlayer):
     _mean: float
 
     async def prepare(self, history: History) -> None:
-        """Alternate between the biases of all users and of all items."""
+        """Fit the biases of all users and items."""
         self._table = RatingTable(history)
+        n_users, n_items = self._table.values.shape
+        unknown = np.full(history.rating.size, np.nan)
+        ratings = Ratings(
+            history.user.astype(np.int32), history.item.astype(np.int32), history.rating, unknown
+        )
+        biases = fit_biases(ratings, n_users, n_items, user_ridge=DAMPING, item_ridge=DAMPING)
         self._mean = self._table.mean()
-        self._user_bias = np.zeros(self._table.values.shape[0])
-        self._item_bias = np.zeros(self._table.values.shape[1])
-        seen = self._table.seen
-        centred = self._table.values - self._mean * seen
-        for _ in range(SWEEPS):
-            self._item_bias = (centred.sum(0) - self._user_bias @ seen) / (seen.sum(0) + DAMPING)
-            self._user_bias = (centred.sum(1) - seen @ self._item_bias) / (seen.sum(1) + DAMPING)
+        self._user_bias, self._item_bias = biases.user, biases.item
 
     async def predict(self, user: int, item: int) -> float:
         """A user or item that is unknown counts with bias 0."""

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from factors import FitSettings, Fitted, Float64s, Ratings, Scorer, fit, held_out_metrics
+from factors import FitSettings, Fitted, Float64s, Ratings, Scorer, fit, fit_biases, held_out_metrics
 from trainer.engines import Report, compared
 
 # Ratings of a user or item that the bias baseline adds at 0: with fewer own ratings a mean is mostly noise.
@@ -51,14 +51,7 @@ class VariationalEngine:
 
 def bias_errors(train: Ratings, test: Ratings) -> Float64s:
     """Return the errors (n,) on `test` of mean + item bias + user bias, each shrunk, learned from `train`."""
-    mean = float(train.value.mean()) if len(train.value) else 0.0
     n_items = 1 + max(int(train.item_row.max(initial=0)), int(test.item_row.max(initial=0)))
     n_users = 1 + max(int(train.user_row.max(initial=0)), int(test.user_row.max(initial=0)))
-    item = _shrunk_means(train.item_row, train.value - mean, n_items)
-    user = _shrunk_means(train.user_row, train.value - mean - item[train.item_row], n_users)
-    return np.asarray(test.value - (mean + item[test.item_row] + user[test.user_row]))
-
-
-def _shrunk_means(rows: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    total = np.bincount(rows, weights=values, minlength=size)
-    return np.asarray(total / (np.bincount(rows, minlength=size) + _SHRINKAGE))
+    biases = fit_biases(train, n_users, n_items, user_ridge=_SHRINKAGE, item_ridge=_SHRINKAGE, rounds=1)
+    return np.asarray(test.value - biases.predict(test.user_row, test.item_row))

@@ -12,8 +12,9 @@ from benchmarks.harness.datasets import synthetic
 from benchmarks.harness.deployed import Played
 from benchmarks.harness.goals import Found, goals
 from evaluation.offline import cold_start as coldstart
-from evaluation.offline.jobs import Question, answer
-from evaluation.offline.results import Line
+from evaluation.offline.jobs import answer
+from evaluation.offline.lines import Line
+from evaluation.offline.question import Question
 from evaluation.offline.splits import in_time_order
 
 pytestmark = pytest.mark.timeout(240)

@@ -16,9 +16,10 @@ from evaluation.course.playboard import (
     progress_line,
     progress_table,
 )
-from evaluation.course.report import results_table, write_files
+from evaluation.course.protocol import write_files
 from evaluation.course.results import EvaluationReport, Result
 from evaluation.course.seat import MISSING_ERROR, Tally
+from evaluation.report import players_table
 
 
 def tally(*errors: float, missing: int = 0) -> Tally:
@@ -78,7 +79,7 @@ def test_the_figure_is_the_mean_of_the_runs() -> None:
 
 
 def test_the_table_shows_every_player_and_run() -> None:
-    shown = text_of(results_table(REPORT))
+    shown = text_of(players_table(REPORT))
     for part in ("constant", "3.000", "2.000 4.000", "250.375", "ids of its own", "seed 9"):
         assert part in shown
 

@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation import metrics
 from evaluation.errors import EngineFailedError, NotInstalledError
-from evaluation.offline import metrics, running
+from evaluation.offline import running
 from evaluation.offline.engines import find, top_by_score
-from evaluation.offline.jobs import Answer, Predicted, Question, answer
-from evaluation.offline.report import mean, results_table
-from evaluation.offline.results import Line, LineStore, write_csv
+from evaluation.offline.jobs import answer
+from evaluation.offline.lines import Line, LineStore
+from evaluation.offline.question import Answer, Predicted, Question
 from evaluation.offline.running import Plan, judge, key_of, measure
 from evaluation.offline.splits import in_time_order, random_splits
+from evaluation.report import engines_table, mean, write_lines
 from factors import Scale
 from tests.unit.foldin.evaluation_data import made
 
@@ -23,7 +25,7 @@ FIVE = Scale(1, 5, 1)
 def test_intervals_are_by_the_plain_rule() -> None:
     truth, rating = np.array([3.0, 3.0, 5.0]), np.array([3.5, 3.5, 3.0])
     std = np.array([0.5 / 1.6449, 0.5 / 1.6450, 2.0])
-    assert metrics.inside(truth, rating, std).tolist() == [True, False, True]
+    assert metrics.inside(truth - rating, std).tolist() == [True, False, True]
 
 
 def test_coverage_by_count() -> None:
@@ -35,9 +37,9 @@ def test_coverage_by_count() -> None:
 
 def test_log_likelihood_is_of_the_step_where_there_are_steps() -> None:
     truth = np.array([1.0, 4.0])
-    chances = np.array([[0.5, 0.2, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.25, 0.45]], dtype=np.float32)
+    probabilities = np.array([[0.5, 0.2, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.25, 0.45]], dtype=np.float32)
     rating, std = np.array([1.0, 4.0]), np.array([1.0, 1.0])
-    stepped = metrics.log_likelihood(Predicted(rating, std, chances), truth, FIVE)
+    stepped = metrics.log_likelihood(Predicted(rating, std, probabilities), truth, FIVE)
     assert stepped == pytest.approx(np.log([0.5, 0.25]).mean(), rel=1e-6)
     # Without probabilities: the mass of a normal, everything beyond the ends included.
     normal = metrics.log_likelihood(Predicted(rating, std), truth, FIVE)
@@ -79,7 +81,7 @@ def test_lines_are_kept_and_torn_ones_are_not_finished(tmp_path: Path) -> None:
     assert kept["a"].deciles == line.deciles
     assert kept["a"].curve == line.curve
     assert np.isnan(kept["a"].mae)
-    rows = write_csv(kept.values(), tmp_path / "x.csv").read_text().splitlines()
+    rows = write_lines(kept.values(), tmp_path / "x.csv").read_text().splitlines()
     assert rows[1].startswith("d,u1,auto,Foldin,0,0,0.9,,")
     store.clear()
     assert store.load() == {}
@@ -112,7 +114,7 @@ def test_predictions_that_are_not_finite_are_refused() -> None:
     with pytest.raises(EngineFailedError, match="not finite"):
         judge(split, "bias", "bias", question, Answer(Predicted(np.full(len(truth), np.nan)), 1.0, 1.0))
     with pytest.raises(NotInstalledError, match="--ranking"):
-        judge(split, "popularity", "popularity", question, Answer(Predicted(np.empty(0)), 1.0, 1.0))
+        judge(split, "popularity", "popularity", question, Answer(Predicted(), 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_the_table_shows_means_and_why_something_is_missing() -> None:
         Line("d", "random 1", "myfm", "myFM", skipped="none"),
     ]
     assert mean(lines[:2], "rmse") == 1.5
-    table = results_table(lines, "title")
+    table = engines_table(lines, "title")
     cells = [list(column.cells) for column in table.columns]
     assert cells[0] == ["random x 2", "random 1"]
     assert "1.5000" in [cell for column in cells for cell in column]

@@ -11,7 +11,7 @@ import pytest
 
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
-from evaluation.offline.jobs import Question
+from evaluation.offline.question import Question
 from factors import Ratings, Scale
 from foldin.files.dataset import FileRules, read_files
 from foldin.files.rows import scale_of

@@ -5,11 +5,10 @@ finished; so an evaluation that goes on never computes a finished line again. Na
 as null.
 """
 
-import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ class Line:
     """One engine on one split. Figures are NaN where the engine does not say what is needed.
 
     `coverage`: share of the ratings inside their 90 % intervals; `deciles`: the same by tenths of the user's
-    count, `decile_known` the mean counts; `reliability`, `curve`: see `metrics.Figures`. `skipped`: why there
-    are no figures; `failed`: it should have had some.
+    count, `decile_known` the mean counts; `reliability`, `curve`: see `evaluation.metrics.Figures`.
+    `skipped`: why there are no figures; `failed`: it should have had some.
     """
 
     data: str
@@ -49,8 +48,17 @@ class Line:
     reliability: tuple[float, ...] = ()
     curve: Points = ()
 
+    @classmethod
+    def csv_columns(cls) -> tuple[str, ...]:
+        """The fields that a row of a CSV file has."""
+        left_out = {"decile_known", "reliability", "curve"}
+        return tuple(entry.name for entry in fields(cls) if entry.name not in left_out)
 
-PLAIN = tuple(f.name for f in fields(Line) if f.name not in {"decile_known", "reliability", "curve"})
+    def csv_row(self) -> list[object]:
+        """The values of `csv_columns`; the deciles are ten numbers in one cell, NaN is an empty one."""
+        row = {name: _plain(getattr(self, name)) for name in self.csv_columns()}
+        row["deciles"] = " ".join(f"{share:.4f}" for share in self.deciles)
+        return ["" if value is None else value for value in row.values()]
 
 
 class LineStore:
@@ -98,18 +106,3 @@ def _line(document: Mapping[str, Any]) -> Line:
         values[name] = tuple(values[name])
     values["curve"] = tuple((x, y) for x, y in values["curve"])
     return Line(**values)
-
-
-def write_csv(lines: Iterable[Line], path: Path) -> Path:
-    """A row a line, whole or not at all; the deciles are ten numbers in one cell."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=PLAIN)
-        writer.writeheader()
-        for line in lines:
-            row = {name: getattr(line, name) for name in PLAIN}
-            row["deciles"] = " ".join(f"{share:.4f}" for share in line.deciles)
-            writer.writerow({name: "" if _plain(value) is None else value for name, value in row.items()})
-    unfinished.replace(path)
-    return path

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
-from evaluation.offline.jobs import Array, Predicted
+from evaluation.offline.question import Array, Predicted
 from factors import Scale, scale_levels
 
 INTERVAL = 1.6449  # standard deviations on each side of a central 90 % interval of a normal
@@ -23,7 +23,7 @@ NOMINAL = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 CURVE_POINTS = 20
 LEAST_OF_A_POINT = 20
-LEAST_CHANCE = 1e-12
+LEAST_PROBABILITY = 1e-12
 RECALL_AT, NDCG_AT = 20, 100
 
 Rows = npt.NDArray[np.integer]
@@ -54,9 +54,9 @@ class Figures:
     curve: tuple[tuple[float, float], ...]
 
 
-def inside(truth: Array, rating: Array, std: Array) -> npt.NDArray[np.bool_]:
-    """Which ratings their 90 % intervals hold, (m,)."""
-    return np.asarray(np.abs(truth - rating) <= INTERVAL * std)
+def inside(error: Array, std: Array) -> npt.NDArray[np.bool_]:
+    """Which predictions have the true rating in their 90 % interval, (m,)."""
+    return np.asarray(np.abs(error) <= INTERVAL * std)
 
 
 def figures(
@@ -70,7 +70,7 @@ def figures(
     deciles, coverage = Deciles((), ()), float("nan")
     reliability: tuple[float, ...] = ()
     if len(predicted.std):
-        held = inside(truth, predicted.rating, predicted.std)
+        held = inside(error, predicted.std)
         coverage, deciles = float(held.mean()), coverage_by_count(held, known)
         distance = np.abs(error) / np.maximum(predicted.std, 1e-12)
         widths = ndtri(0.5 + 0.5 * np.array(NOMINAL))
@@ -103,10 +103,12 @@ def log_likelihood(predicted: Predicted, truth: Array, scale: Scale) -> float:
     An engine that gives rating and std only is taken for a normal, whose mass around each step counts.
     """
     levels = scale_levels(scale)
-    if levels > 1 and predicted.chances.size:
+    if levels > 1 and predicted.probabilities.size:
         level = np.clip(np.rint((truth - scale.low) / _step(scale)), 0, levels - 1).astype(np.int64)
-        chance = np.take_along_axis(predicted.chances, level[:, None], axis=1)[:, 0].astype(np.float64)
-        return float(np.log(np.maximum(chance, LEAST_CHANCE)).mean())
+        probability = np.take_along_axis(predicted.probabilities, level[:, None], axis=1)[:, 0].astype(
+            np.float64
+        )
+        return float(np.log(np.maximum(probability, LEAST_PROBABILITY)).mean())
     if not len(predicted.std):
         return float("nan")
     std = np.maximum(predicted.std, 1e-12)
@@ -114,8 +116,8 @@ def log_likelihood(predicted: Predicted, truth: Array, scale: Scale) -> float:
         half = 0.5 * _step(scale)
         upper = np.where(truth >= scale.high - half, np.inf, truth + half)
         lower = np.where(truth <= scale.low + half, -np.inf, truth - half)
-        chance = ndtr((upper - predicted.rating) / std) - ndtr((lower - predicted.rating) / std)
-        return float(np.log(np.maximum(chance, LEAST_CHANCE)).mean())
+        probability = ndtr((upper - predicted.rating) / std) - ndtr((lower - predicted.rating) / std)
+        return float(np.log(np.maximum(probability, LEAST_PROBABILITY)).mean())
     distance = (truth - predicted.rating) / std
     return float((-0.5 * distance**2 - np.log(std) - 0.5 * np.log(2 * np.pi)).mean())
 

@@ -1,0 +1,217 @@
+"""A client of the Foldin API: the calls that players, imports and benchmarks make.
+
+Every call is bounded in time, and fails with an error that says what the caller can do: `ApiBusyError` try
+again later, `ApiRefusedError` change the request, `ApiUnreadableError` check the address. To repeat a call
+does no harm: the last rating of a pair counts.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+T = TypeVar("T")
+
+# What a proxy answers whose service is not up yet counts as busy, too.
+BUSY = {
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.GATEWAY_TIMEOUT,
+}
+MAX_RETRY_AFTER_S = 10.0  # an API that is back earlier is noticed
+CONNECT_RETRY_S = 5.0  # enough for a restart; with a wrong address there is no point in waiting longer
+
+
+class ApiError(Exception):
+    """A call failed. `status` is 0 where no HTTP answer came; `code`, `detail`: of the problem document."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        code: str = "",
+        detail: str = "",
+        retry_after_s: float = 1.0,
+        row: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.detail = detail or message
+        self.retry_after_s = retry_after_s
+        self.row = row
+
+
+class ApiBusyError(ApiError):
+    """The API has no room now, or does not answer: the same call may be made again after `retry_after_s`."""
+
+
+class ApiRefusedError(ApiError):
+    """The request cannot be taken as it is. `row`: which of several ratings is wrong, from 0."""
+
+
+class ApiUnreadableError(ApiError):
+    """The answer is not what this API gives: another server may be there."""
+
+
+class Rating(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A rating as `POST /ratings` takes it. `timestamp`: seconds since 1970, None for now."""
+
+    user_id: str
+    item_id: str
+    rating: float
+    timestamp: float | None = None
+
+
+class History(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A new history as `POST /train` takes it: parallel lists. `replace`: what is known is thrown away."""
+
+    nb_users: int
+    nb_items: int
+    user_history: list[int]
+    item_history: list[int]
+    rating_history: list[float]
+    replace: bool = False
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """An answer of `GET /predict`. `distribution`: probability of each step of the scale, where asked for."""
+
+    rating: float
+    std: float | None = None
+    distribution: list[float] | None = None
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """A generation of `GET /generations`. `n_ratings`: how many it has learned, None where untold."""
+
+    generation: int = 0
+    live: bool = False
+    n_ratings: int | None = None
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The part of `GET /status` that a client needs: low end, high end and step of the scale."""
+
+    scale: tuple[float, float, float | None]
+
+
+class _Generations(msgspec.Struct, frozen=True):
+    generations: list[Generation]
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    detail: str = ""
+    code: str = ""
+    row: int | None = None
+
+
+class ApiClient:
+    """The API at `url`. A call takes `timeout_s` at most; the session is the caller's."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, *, timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._session = session
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+
+    async def predict(
+        self, user_id: str, item_id: str, *, timestamp: float | None = None, distribution: bool = False
+    ) -> Prediction:
+        """`GET /predict`. `timestamp`: predict for that time instead of now."""
+        query = {"user_id": user_id, "item_id": item_id}
+        if timestamp is not None:
+            query["timestamp"] = repr(timestamp)
+        if distribution:
+            query["distribution"] = "true"
+        return self._decode(await self._call("GET", "/predict", query=query), Prediction)
+
+    async def rate(self, ratings: Sequence[Rating], *, retry: bool = False) -> None:
+        """`POST /ratings`: all or, where one is refused, none. `retry`: wait while the API is busy."""
+        await self._call("POST", "/ratings", ratings[0] if len(ratings) == 1 else ratings, retry=retry)
+
+    async def train(self, history: History | None = None) -> None:
+        """`POST /train`: begin a new history, or (None) refit on all that is known; wait while it is busy.
+
+        Returns when a generation that has learned it is live. The API refuses with the code
+        `ratings_would_be_lost` where a history would replace ratings and does not say so.
+        """
+        await self._call("POST", "/train", history, retry=True)
+
+    async def generations(self) -> list[Generation]:
+        """`GET /generations`; waits while the API is busy."""
+        body = await self._call("GET", "/generations", retry=True)
+        return self._decode(body, _Generations).generations
+
+    async def status(self) -> Status:
+        """`GET /status`."""
+        return self._decode(await self._call("GET", "/status"), Status)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        document: object = None,
+        *,
+        query: dict[str, str] | None = None,
+        retry: bool = False,
+    ) -> bytes:
+        connect_by = time.monotonic() + CONNECT_RETRY_S
+        while True:
+            try:
+                return await self._call_once(method, path, document, query)
+            except ApiBusyError as error:
+                if not retry or (error.status == 0 and time.monotonic() > connect_by):
+                    raise
+                await asyncio.sleep(min(error.retry_after_s, MAX_RETRY_AFTER_S))
+
+    async def _call_once(
+        self, method: str, path: str, document: object, query: dict[str, str] | None
+    ) -> bytes:
+        data = None if document is None else msgspec.json.encode(document)
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        try:
+            async with self._session.request(
+                method, self.url + path, params=query, data=data, headers=headers, timeout=self._timeout
+            ) as response:
+                body = await response.read()
+        except TimeoutError as error:
+            raise ApiBusyError(f"the API at {self.url} does not answer in time") from error
+        except (aiohttp.ClientError, ValueError) as error:  # ValueError: a host that cannot be one
+            raise ApiBusyError(f"the API at {self.url} cannot be asked: {error}") from error
+        if response.status < HTTPStatus.MULTIPLE_CHOICES:
+            return body
+        raise self._problem(f"{method} {path}", response, body)
+
+    def _problem(self, call: str, response: aiohttp.ClientResponse, body: bytes) -> ApiError:
+        try:
+            problem = msgspec.json.decode(body, type=_Problem)
+        except msgspec.MsgspecError:
+            problem = _Problem(detail=body[:200].decode(errors="replace"))
+        status, code = response.status, problem.code
+        busy = status in BUSY or code == "train_in_progress"
+        return (ApiBusyError if busy else ApiRefusedError)(
+            f"the API at {self.url} answered {call} with {status} {code}: {problem.detail}",
+            status=status,
+            code=code,
+            detail=problem.detail,
+            retry_after_s=_retry_after_s(response),
+            row=problem.row,
+        )
+
+    def _decode(self, body: bytes, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.MsgspecError as error:
+            raise ApiUnreadableError(f"{self.url} returned something unexpected: {error}") from error
+
+
+def _retry_after_s(response: aiohttp.ClientResponse) -> float:
+    text = response.headers.get("Retry-After", "")
+    # At least 50 ms: with "0" a caller would ask without a pause.
+    return max(float(text), 0.05) if text.isascii() and text.isdigit() else 1.0

@@ -1,0 +1,117 @@
+"""What an engine is asked and what it answers: plain arrays.
+
+Invariant: a question holds the training ratings, and of the held-out ones only user, item and time. In a
+question without held-out pairs the training ratings are in time order, and each is to be predicted before it
+is learned.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:  # not loaded in the process of a peer, whose memory is measured
+    from factors import Ratings, Scale
+
+Array = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int32]
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Training ratings and the pairs to predict. `low`, `high`, `step` (0: none): the scale. Times may be
+    NaN.
+
+    `top`: how many items, not rated in training, to rank for each different user of the pairs; 0: none.
+    """
+
+    n_users: int
+    n_items: int
+    low: float
+    high: float
+    step: float
+    train_user: Rows
+    train_item: Rows
+    train_value: Array
+    train_time: Array
+    test_user: Rows
+    test_item: Rows
+    test_time: Array
+    top: int = 0
+
+    def ranked_users(self) -> Rows:
+        """The users whose rankings are asked for, ascending."""
+        users: Rows = np.unique(self.test_user)
+        return users
+
+    def scale(self) -> "Scale":
+        """The scale as `factors` has it."""
+        from factors import Scale
+
+        return Scale(self.low, self.high, self.step or None)
+
+    def ratings(self) -> "Ratings":
+        """The training ratings as `factors` has them."""
+        from factors import Ratings
+
+        return Ratings(self.train_user, self.train_item, self.train_value, self.train_time)
+
+    def clip(self, rating: Array) -> Array:
+        """`rating`, brought onto the scale."""
+        return np.clip(rating, self.low, self.high)
+
+
+def no_probabilities() -> Probabilities:
+    """The probabilities of an engine that has none."""
+    return np.empty((0, 0), dtype=np.float32)
+
+
+def no_top() -> Rows:
+    """The rankings of an engine that has none."""
+    return np.empty((0, 0), dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What an engine answers. What it cannot tell stays empty.
+
+    `rating`, `std`: float64 (m,); `probabilities`: of each step of the scale, (m, levels); `top`: item rows,
+    best first, one line for each of `Question.ranked_users`, -1 where there are fewer; `note`: what the
+    engine tells of itself.
+    """
+
+    rating: Array = field(default_factory=lambda: np.empty(0))
+    std: Array = field(default_factory=lambda: np.empty(0))
+    probabilities: Probabilities = field(default_factory=no_probabilities)
+    top: Rows = field(default_factory=no_top)
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back. `seconds`: CPU time of the process for the task, all of its threads together.
+
+    `peak_mb`: highest resident memory of the process, libraries included; NaN where the system does not tell.
+    """
+
+    predicted: Predicted
+    seconds: float
+    peak_mb: float
+
+
+Predict = Callable[[Question, int], Predicted]
+"""Answers a question; the number is the seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One that is compared. `online` answers questions without held-out pairs, None where the engine learns
+    from whole sets only.
+    """
+
+    title: str
+    predict: Predict
+    online: Predict | None = None
