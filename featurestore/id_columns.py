@@ -124,10 +124,9 @@ def distinct(ids: Ids) -> tuple[Ids, Int64s | None]:
     return ids.take(first), place[stands_for]
 
 
-def checksums(ids: Ids) -> npt.NDArray[np.uint32]:
+def checksums(ids: Ids | Sequence[bytes]) -> npt.NDArray[np.uint32]:
     """`zlib.crc32` of each id (m,)."""
-    longest = int(ids.lengths.max(initial=0))
-    if longest > _SHORT_BYTES:
+    if not isinstance(ids, Ids) or (longest := int(ids.lengths.max(initial=0))) > _SHORT_BYTES:
         return np.fromiter(map(zlib.crc32, ids), dtype=np.uint32, count=len(ids))
     by_distance, whole = _checksum_tables()
     sums = whole.take(ids.lengths)

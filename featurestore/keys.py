@@ -5,13 +5,24 @@ that of `{p}`. Braces in a user id do no harm: the first pair in a key counts, a
 """
 
 import hashlib
-import zlib
+from collections.abc import Sequence
 from functools import lru_cache
+from zlib import crc32
+
+import numpy as np
+
+from factors import Int64s
+from featurestore.id_columns import Ids, checksums
 
 
 def partition_of(user_id: bytes, partitions: int) -> int:
-    """The partition of a user; every process, on any machine, computes the same."""
-    return zlib.crc32(user_id) % partitions
+    """The partition of a user; every process on any machine computes the same. Keys depend on it for ever."""
+    return crc32(user_id) % partitions
+
+
+def partitions_of(user_ids: Ids | Sequence[bytes], partitions: int) -> Int64s:
+    """The partition (m,) of each user; the same for many at once."""
+    return (checksums(user_ids) % np.uint32(partitions)).astype(np.int64)
 
 
 def digest_of(user_id: bytes) -> bytes:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from featurestore.generations.follower import Follower, LiveGeneration
+from featurestore.generations.follower import Follower
+from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
 from service.http.admission import Admission
 from service.http.bodies import BodyReader

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from factors import BASIS, FactorsError, Float64s, Int64s, Scores
 from featurestore.codecs import pack_histories
 from featurestore.errors import StoreError
-from featurestore.generations.follower import Follower, LiveGeneration
+from featurestore.generations.follower import Follower
+from featurestore.generations.live import LiveGeneration
 from featurestore.id_columns import Ids
 from featurestore.store import Store
 from featurestore.users.counter_rule import UserLookup

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from factors.model.types import Float32s, Int64s, Ranked
-from featurestore.generations.follower import LiveGeneration
+from factors import Float32s, Int64s, Ranked
+from featurestore.generations.live import LiveGeneration
 from service.http.problems import Problem
 from service.metrics import Snapshot
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ import numpy as np
 
 from factors import (
     Float32s,
-    Model,
     ModelUnreadable,
     PosteriorModel,
     Ranker,
@@ -30,6 +29,7 @@ from factors import (
 )
 from featurestore.errors import StoreError
 from featurestore.generations.item_table_file import TableCache
+from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import (
     Beat,
     Deltas,
@@ -55,28 +55,6 @@ ITEMS_AT_ONCE = 2_000
 INLINE_ROWS = 200
 INLINE_TABLE_ROWS = 20_000
 RETRY_LOAD_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class LiveGeneration:
-    """A generation that can be asked. `items` float32 (n_items, item_width), rows as they are stored.
-
-    `items` and `ranker` follow the deltas in place; the model and the users' records stay those of the fit.
-    """
-
-    epoch: int
-    generation: int
-    posterior: PosteriorModel
-    items: Float32s
-    n_items: int
-    scorer: Scorer
-    ranker: Ranker
-    meta: GenerationMeta
-
-    @property
-    def model(self) -> Model:
-        """What the generation knows besides its tables."""
-        return self.posterior.model
 
 
 class Follower:

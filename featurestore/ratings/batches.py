@@ -8,7 +8,6 @@ the ids of its users; `n`, for each user the count before and how many events it
 entries. Its id ends with the number of its last event.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from factors import Float64s, Int64s
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, pack_entry
+from featurestore.keys import partition_of, partitions_of
 
 NUMBER_DTYPE = np.dtype([("before", "<u8"), ("events", "<u4")])
 LENGTH_DTYPE = np.dtype("<u2")
@@ -58,21 +58,20 @@ def shares_of(user_ids: Sequence[bytes], partitions: int) -> list[Share]:
     `STEP_RATINGS`.
     """
     if len(user_ids) == 1:
-        return [
-            Share(zlib.crc32(user_ids[0]) % partitions, list(user_ids), np.zeros(1, dtype=np.int64), [0, 1])
-        ]
+        partition = partition_of(user_ids[0], partitions)
+        return [Share(partition, list(user_ids), np.zeros(1, dtype=np.int64), [0, 1])]
     codes: dict[bytes, int] = {}
     code = np.array([codes.setdefault(user_id, len(codes)) for user_id in user_ids], dtype=np.int64)
     users = list(codes)
-    partition = np.array(list(map(zlib.crc32, users)), dtype=np.int64) % partitions
+    of_user = partitions_of(users, partitions)
     # Users by partition, each partition's in the order in which they came.
-    place = np.argsort(partition, kind="stable")
+    place = np.argsort(of_user, kind="stable")
     rank = np.empty(len(users), dtype=np.int64)
     rank[place] = np.arange(len(users))
     rows = np.argsort(rank[code], kind="stable")
     ends = np.zeros(len(users) + 1, dtype=np.int64)
     np.cumsum(np.bincount(code, minlength=len(users))[place], out=ends[1:])
-    found, first = np.unique(partition[place], return_index=True)
+    found, first = np.unique(of_user[place], return_index=True)
     borders = [*first.tolist(), len(users)]
     order = [users[k] for k in place.tolist()]
     shares = []

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from factors import Float32s, Int64s
 from featurestore.codecs import COUNTER, record_dtype
-from featurestore.id_columns import Ids, checksums
+from featurestore.id_columns import Ids
+from featurestore.keys import partitions_of
 from featurestore.wire.connection import UnusualReplies
 
 _ARRAY = b"*2\r\n$"
@@ -57,7 +58,7 @@ def write_lookups(
 
     `prefixes`: of keys, by partition; heads of partitions whose prefixes are equally long are equally long.
     """
-    partition = checksums(ids) % np.uint32(len(prefixes))
+    partition = partitions_of(ids, len(prefixes))
     kinds = sorted(set(map(len, prefixes)))
     kind_of = np.array([kinds.index(len(prefix)) for prefix in prefixes], dtype=np.uint16)
     # Commands of one length after the other, so that they are the rows of a table.

@@ -10,7 +10,7 @@ import numpy as np
 from factors import Float32s
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Kept
 from featurestore.keys import Keys, digest_of, partition_of, record_field
 from featurestore.wire.functions import encode_call

@@ -13,7 +13,7 @@ import numpy as np
 from factors import Float32s, Int64s
 from featurestore import codecs
 from featurestore.generations.manifest import Kept
-from featurestore.keys import Keys, digest_of, partition_of, record_field
+from featurestore.keys import Keys, digest_of, partitions_of, record_field
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import bulk, call_many, encode_packed_call
 
@@ -63,7 +63,7 @@ class RecordWriter:
     async def _write_some(self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s) -> int:
         """Partition by partition: a call has the keys of one."""
         partitions = self._keys.partitions
-        partition = np.array([partition_of(user_id, partitions) for user_id in user_ids], dtype=np.int64)
+        partition = partitions_of(user_ids, partitions)
         order = np.argsort(partition, kind="stable")
         ends = np.cumsum(np.bincount(partition, minlength=partitions)).tolist()
         data, stride = _pack_arguments(n[order], vectors[order])

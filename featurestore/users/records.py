@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +16,10 @@ import numpy.typing as npt
 from factors import Float32s, Int64s, PosteriorModel
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Kept
 from featurestore.id_columns import Ids, distinct
-from featurestore.keys import Keys, record_field
+from featurestore.keys import Keys, partition_of, record_field
 from featurestore.users import counter_rule
 from featurestore.users.batch_lookup import LookupReader, write_lookups
 from featurestore.users.counter_rule import UserLookup
@@ -72,7 +71,7 @@ class UserRecords:
         self._connection = connection
         self.kept = Kept(0, b"")
         # Heads of lookups by partition and length of the id, of the epoch that was asked for last.
-        self._heads: dict[tuple[int, int], bytes] = {}
+        self._heads: list[dict[int, bytes]] = []
         self._heads_epoch = 0
         # The record that stands for unknown users, of the generation that was asked for last.
         self._prior = b""
@@ -85,15 +84,16 @@ class UserRecords:
     def lookup(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> "asyncio.Future[UserLookup]":
         """Read users with one write and without a task; `catch_up` answers for those who are behind."""
         if self._heads_epoch != live.epoch:
-            self._heads.clear()
+            self._heads = [{} for _ in range(self._keys.partitions)]
             self._heads_epoch = live.epoch
-        partitions, heads = self._keys.partitions, self._heads
+        heads = self._heads
+        partitions = len(heads)
         parts = []
         for user_id in user_ids:
-            place = (crc32(user_id) % partitions, len(user_id))
-            head = heads.get(place)
+            partition, id_bytes = partition_of(user_id, partitions), len(user_id)
+            head = heads[partition].get(id_bytes)
             if head is None:
-                head = heads[place] = self._head(live.epoch, *place)
+                head = heads[partition][id_bytes] = self._head(live.epoch, partition, id_bytes)
             parts.append(head + user_id)
         # The tail ends each command.
         parts.append(b"")

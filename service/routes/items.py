@@ -6,7 +6,7 @@ import numpy.typing as npt
 from aiohttp import web
 
 from factors import BASIS, item_statistics
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.item_registry import ItemRegistry
 from service.context import CONTEXT
 from service.http.parsing import Query, path_id

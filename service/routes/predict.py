@@ -5,7 +5,7 @@ from typing import NamedTuple
 import msgspec
 from aiohttp import web
 
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.id_columns import Ids
 from service.context import CONTEXT, ServiceContext
 from service.http.bodies import is_lines, parsed

@@ -14,7 +14,7 @@ import numpy as np
 from aiohttp import web
 
 from factors import Float64s, Scale
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.batches import Columns as RatingColumns
 from featurestore.ratings.log import NewRating
 from service.context import CONTEXT

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from factors import Float32s, explain
 from featurestore.codecs import History, pack_histories
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.item_registry import ItemRegistry
 from service.context import CONTEXT, ServiceContext
 from service.http.bodies import is_lines, parsed

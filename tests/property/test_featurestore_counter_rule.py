@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from factors import Float32s, Model, Ranker, Scorer, posterior_of
 from featurestore import codecs
 from featurestore.codecs import History
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import GenerationMeta, Kept
 from featurestore.generations.writer import GenerationWriter
 from featurestore.leases import Lease

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.id_columns import Ids, checksums, distinct
-from featurestore.keys import Keys
+from featurestore.keys import Keys, partition_of, partitions_of
 from featurestore.row_table import RowTable
 from featurestore.users.batch_lookup import write_lookups
 from featurestore.wire.connection import encode
@@ -30,6 +30,13 @@ def test_an_id_is_its_bytes(ids: list[bytes]) -> None:
     for one, words_of_one in zip(ids, words, strict=True):
         for other, words_of_other in zip(ids, words, strict=True):
             assert (one == other) == (words_of_one == words_of_other)
+
+
+@given(IDS, st.sampled_from([1, 16, 200]))
+def test_the_partition_of_one_user_and_of_many_is_the_same(ids: list[bytes], partitions: int) -> None:
+    one_by_one = [partition_of(user_id, partitions) for user_id in ids]
+    assert partitions_of(Ids.of(ids), partitions).tolist() == one_by_one
+    assert partitions_of(ids, partitions).tolist() == one_by_one
 
 
 @given(IDS)

@@ -22,7 +22,7 @@ from factors.model.layout import Layout
 from factors.model.parameters import Drift, from_model, to_model
 from featurestore.codecs import pack_histories
 from featurestore.generations.catalog import GenerationDraft, GenerationMeta, GenerationWriter
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store

@@ -15,7 +15,7 @@ import pyarrow as pa
 from factors import PosteriorModel, Ranker, Scorer
 from featurestore.errors import GenerationUnknown, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationMeta
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log

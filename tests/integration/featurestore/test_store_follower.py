@@ -14,8 +14,9 @@ import pytest
 from factors import read_items, store_items
 from featurestore.errors import StoreRefused
 from featurestore.generations import item_table_file as itemtable
-from featurestore.generations.follower import Follower, LiveGeneration
+from featurestore.generations.follower import Follower
 from featurestore.generations.item_table_file import capacity_of
+from featurestore.generations.live import LiveGeneration
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating

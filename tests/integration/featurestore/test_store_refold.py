@@ -16,7 +16,7 @@ from factors import (
 )
 from factors.model.layout import user_layout
 from featurestore.generations.catalog import GenerationDraft
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from tests.support.factories import lead

@@ -12,7 +12,7 @@ import pytest
 
 from factors import Float32s
 from featurestore import codecs
-from featurestore.generations.follower import LiveGeneration
+from featurestore.generations.live import LiveGeneration
 from featurestore.leases import Lease
 from featurestore.store import Store
 from featurestore.users import counter_rule

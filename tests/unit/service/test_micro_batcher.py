@@ -9,7 +9,8 @@ import pytest
 
 from factors import Histories, Int64s, Ranker, Scorer, posterior_of
 from featurestore.errors import StoreUnavailable
-from featurestore.generations.follower import Follower, LiveGeneration
+from featurestore.generations.follower import Follower
+from featurestore.generations.live import LiveGeneration
 from featurestore.id_columns import Ids
 from featurestore.store import Store
 from featurestore.users.counter_rule import UserLookup
