@@ -14,6 +14,7 @@ import numpy as np
 
 from factors.errors import FitDiverged
 from factors.inference.backend import set_matrix
+from factors.inference.entry_moments import HalfStepInput
 from factors.inference.fold_in import Fitted, posterior_of
 from factors.inference.half_step import entry_scores, half_step
 from factors.inference.histories import Compressed, compress_pairs
@@ -144,11 +145,11 @@ def explicit_fit(points: ItemPoints, users: Compressed, items: Compressed, scale
     shifts = np.asarray(set_matrix(users, len(effects)) @ effects)
     noise_floor = (1e-3 * scale_range(scale)) ** 2
     for _ in range(_SETTLING):
-        step = half_step(parameters, "user", item_rows, users)
-        item_rows = half_step(parameters, "item", step.rows, items).rows
+        step = half_step(HalfStepInput.of(parameters, "user", item_rows, users))
+        item_rows = half_step(HalfStepInput.of(parameters, "item", step.rows, items)).rows
         item_rows[rated, layout.mean] = means
         item_rows[:, layout.implicit_effect] = effects
-        scores = entry_scores(parameters, "user", item_rows, users, step=step)
+        scores = entry_scores(HalfStepInput.of(parameters, "user", item_rows, users), step)
         square = (users.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
         parameters = replace(
             parameters,

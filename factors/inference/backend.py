@@ -10,10 +10,9 @@ from typing import Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import TO_THE_END, HalfStep, Iteration, entry_scores, half_step
-from factors.inference.histories import Compressed, Sessions
-from factors.model.parameters import Parameters, SideName
-from factors.model.quantized_rows import Table
+from factors.inference.histories import Compressed
 from factors.model.types import Float64s
 
 # Compiling takes 20 s once for each version on a machine, reading it back 1 s; plain numpy does a sweep of so
@@ -34,31 +33,14 @@ class RatedSets(Protocol):
 class HalfStepBackend(Protocol):
     """What a fit needs to be computed over all ratings."""
 
-    def half_step(
-        self,
-        parameters: Parameters,
-        name: SideName,
-        table: Table,
-        data: Compressed,
-        *,
-        sessions: Sessions | None = None,
-        iteration: Iteration = TO_THE_END,
-    ) -> HalfStep:
-        """As `half_step.half_step`. `data` has no unknown other rows."""
+    def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
+        """As `half_step.half_step`, for `inputs` without unknown other rows or new rows."""
 
     def score_errors(
-        self,
-        parameters: Parameters,
-        item_rows: Float64s,
-        users: Compressed,
-        *,
-        user_step: HalfStep,
-        item_step: HalfStep,
-        sessions: Sessions,
-        every: int,
+        self, inputs: HalfStepInput, step: HalfStep, other_step: HalfStep, every: int
     ) -> tuple[float, Float64s]:
-        """The expected sum of squares of ratings less scores, and the mean score of each `every`-th rating,
-        after both half-steps; `sessions`: those of the users.
+        """The expected sum of squares of ratings less scores, and the mean score of each `every`-th entry,
+        given the half-step of `inputs` and the one of the other side after it.
         """
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
@@ -71,42 +53,17 @@ class NumpyBackend:
 
     block_rows: int = 8192
 
-    def half_step(
-        self,
-        parameters: Parameters,
-        name: SideName,
-        table: Table,
-        data: Compressed,
-        *,
-        sessions: Sessions | None = None,
-        iteration: Iteration = TO_THE_END,
-    ) -> HalfStep:
+    def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """See `HalfStepBackend`."""
-        return half_step(
-            parameters,
-            name,
-            table,
-            data,
-            sessions=sessions,
-            iteration=iteration,
-            block_rows=self.block_rows,
-        )
+        return half_step(inputs, iteration, block_rows=self.block_rows)
 
     def score_errors(
-        self,
-        parameters: Parameters,
-        item_rows: Float64s,
-        users: Compressed,
-        *,
-        user_step: HalfStep,
-        item_step: HalfStep,
-        sessions: Sessions,
-        every: int,
+        self, inputs: HalfStepInput, step: HalfStep, other_step: HalfStep, every: int
     ) -> tuple[float, Float64s]:
         """See `HalfStepBackend`."""
-        _ = item_step
-        scores = entry_scores(parameters, "user", item_rows, users, step=user_step, sessions=sessions)
-        square = (users.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
+        _ = other_step
+        scores = entry_scores(inputs, step)
+        square = (inputs.data.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
         return float(square.sum()), scores.mean[::every]
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from factors.inference.histories import Compressed, Sessions
+from factors.inference.histories import NO_SESSIONS, Compressed, Sessions, group_sessions
 from factors.inference.motion import Motion, motion_of
 from factors.inference.ordinal import EntryScores
 from factors.inference.segments import FEW, entry_products
@@ -22,7 +22,41 @@ from factors.inference.side_moments import SideMoments, gather_side_moments
 from factors.model.layout import pack, triangle
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.quantized_rows import Table
-from factors.model.types import Float64s, Int64s
+from factors.model.types import Bools, Float64s, Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class HalfStepInput:
+    """What a half-step of side `own` computes from: its histories `data` with their `sessions`, and the
+    `table` (n, width) of the side `other`. `new` (b,): the rows that came after the fit (`cold_start`),
+    beside those without ratings; None where it makes no difference.
+    """
+
+    parameters: Parameters
+    own: Side
+    other: Side
+    table: Table
+    data: Compressed
+    sessions: Sessions
+    new: Bools | None
+
+    @staticmethod
+    def of(
+        parameters: Parameters,
+        name: SideName,
+        table: Table,
+        data: Compressed,
+        *,
+        sessions: Sessions | None = None,
+        new: Bools | None = None,
+    ) -> "HalfStepInput":
+        """The input of side `name`; `sessions`: those of `data`, where they are known already."""
+        own, other = parameters.side(name)
+        if not own.has_sessions:
+            sessions = NO_SESSIONS
+        elif sessions is None:
+            sessions = group_sessions(data, own.session_length)
+        return HalfStepInput(parameters, own, other, table, data, sessions, new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,53 +82,43 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class EntryMoments:
-    """The entries (n,) of a half-step of side `own`. `row`: their row; `columns` as for `segment_sums`: where
-    they find their other row in `other`; `offset`: the part of a score that no posterior changes.
+    """The entries (n,) of a half-step. `row`: their row; `columns` as for `segment_sums`: where they find
+    their other row in `other`; `offset`: the part of a score that no posterior changes.
     """
 
-    own: Side
+    inputs: HalfStepInput
     other: SideMoments
-    data: Compressed
     row: Int64s
     columns: Int64s | None
     offset: Float64s
     motion: Motion
-    sessions: Sessions
     blocks: tuple[Block, ...]
 
     @staticmethod
-    def of(
-        parameters: Parameters,
-        name: SideName,
-        table: Table,
-        data: Compressed,
-        *,
-        sessions: Sessions,
-        block_rows: int,
-    ) -> "EntryMoments":
-        """The entries of `data`, the histories of side `name`; `table` (m, width) has the other side."""
-        own, other_side = parameters.side(name)
-        other, index = gather_side_moments(other_side, table, data)
+    def of(inputs: HalfStepInput, block_rows: int) -> "EntryMoments":
+        """The entries of `inputs`, in blocks of `block_rows` rows."""
+        data = inputs.data
+        other, index = gather_side_moments(inputs.other, inputs.table, data)
         columns: Int64s | None = index
         if len(index) <= FEW:
             # Of few entries each has its own row: sums over them need no indirection.
             if len(other.bias) > len(index) or not np.array_equal(index, np.arange(len(index))):
                 other = other.taken(index)
             columns = None
-        motion = motion_of(own, data)
+        motion = motion_of(inputs.own, data)
         blocks = []
         for start in range(0, data.rows, block_rows):
             rows = slice(start, min(start + block_rows, data.rows))
             indptr = data.indptr[start : rows.stop + 1]
             entries = slice(int(indptr[0]), int(indptr[-1]))
-            of_rows = session_block(sessions, other, columns, motion, rows)
+            of_rows = session_block(inputs.sessions, other, columns, motion, rows)
             blocks.append(Block(rows, entries, indptr - entries.start, of_rows))
-        offset = parameters.mean + other.session_effect
-        return EntryMoments(own, other, data, data.row, columns, offset, motion, sessions, tuple(blocks))
+        offset = inputs.parameters.mean + other.session_effect
+        return EntryMoments(inputs, other, data.row, columns, offset, motion, tuple(blocks))
 
     def scores(self, at: Posterior) -> EntryScores:
         """The moments of the score of each entry under the posterior `at`."""
-        layout, other, columns, motion = self.own.layout, self.other, self.columns, self.motion
+        other, columns, motion, layout = self.other, self.columns, self.motion, self.inputs.own.layout
         multiplicity = triangle(layout.dim)[2]
         latent_packed = layout.rank * (layout.rank + 1) // 2
         several = (len(at.mean), motion.parts, layout.packed)
@@ -117,10 +141,10 @@ class EntryMoments:
 
     def prior(self) -> Posterior:
         """The posterior of rows of which nothing is known but the prior."""
-        own, motion, rows = self.own, self.motion, self.data.rows
+        own, motion, rows = self.inputs.own, self.motion, self.inputs.data.rows
         prior = own.cold_start or own
         mean = np.broadcast_to(prior.mean, (rows, own.layout.dim))
         covariance = np.broadcast_to(pack(prior.covariance[None]), (rows, own.layout.packed))
         states = motion.states(mean)
-        effects = SessionEffects.prior(self.sessions, own.session_variance, states.shape[1])
+        effects = SessionEffects.prior(self.inputs.sessions, own.session_variance, states.shape[1])
         return Posterior(states, motion.covariances(covariance), effects)

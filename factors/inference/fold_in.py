@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import entry_terms, half_step
 from factors.inference.histories import Compressed, compress
 from factors.inference.implicit_feedback import ImplicitPosterior
@@ -57,9 +58,8 @@ class RatingPosterior(PosteriorModel):
         period = self.parameters.users.session_length
         keep = math.nan if at is None else float(session_keys(np.array([at]), period)[0])
         table, data = QuantizedTable(items, self.item_codec), compress(histories, len(items))
-        rows = half_step(
-            self.parameters, "user", table, data, new=self._came_after("user", current), keep_session=keep
-        ).rows
+        inputs = HalfStepInput.of(self.parameters, "user", table, data, new=self._came_after("user", current))
+        rows = half_step(inputs, keep_session=keep).rows
         if current is not None:
             effect = self.parameters.users.layout.implicit_effect
             rows[:, effect] = current[:, effect]
@@ -71,7 +71,8 @@ class RatingPosterior(PosteriorModel):
         """See `PosteriorModel.fold_in_items`."""
         before = None if current is None else self.item_codec.decode(current, covariance=False)
         data = compress(histories, len(users))
-        rows = half_step(self.parameters, "item", users, data, new=self._came_after("item", before)).rows
+        inputs = HalfStepInput.of(self.parameters, "item", users, data, new=self._came_after("item", before))
+        rows = half_step(inputs).rows
         if before is not None:
             effect = self.parameters.items.layout.implicit_effect
             rows[:, effect] = before[:, effect]
@@ -92,9 +93,8 @@ class RatingPosterior(PosteriorModel):
         self, items: Float32s, data: Compressed, current: Float32s | None
     ) -> tuple[Float64s, Float64s]:
         """See `PosteriorModel.entry_terms`."""
-        new = self._came_after("user", current)
-        table = QuantizedTable(items, self.item_codec)
-        return entry_terms(self.parameters, "user", table, data, new=new is not None and bool(new[0]))
+        new, table = self._came_after("user", current), QuantizedTable(items, self.item_codec)
+        return entry_terms(HalfStepInput.of(self.parameters, "user", table, data, new=new))
 
     def _came_after(self, name: SideName, current: FloatTable | None) -> Bools | None:
         """Return which of the rows `current` (b, width) came after the fit; None where that makes no

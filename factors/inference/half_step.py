@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from factors.inference.cold_start import RowPriors, known_effects, row_priors
-from factors.inference.entry_moments import Block, EntryMoments, Posterior
-from factors.inference.histories import NO_SESSIONS, Compressed, Sessions, group_sessions
+from factors.inference.entry_moments import Block, EntryMoments, HalfStepInput, Posterior
 from factors.inference.ordinal import (
+    NO_SITES,
     EntryScores,
     Sites,
     fold_in_damping,
@@ -42,9 +42,8 @@ from factors.inference.session_effects import (
 )
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, RATING_MEAN, unpack
-from factors.model.parameters import Parameters, Side, SideName
-from factors.model.quantized_rows import Table
-from factors.model.types import Bools, Float64s
+from factors.model.parameters import Parameters
+from factors.model.types import Float64s
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,58 +88,32 @@ TO_THE_END = Iteration()
 
 
 def half_step(
-    parameters: Parameters,
-    name: SideName,
-    table: Table,
-    data: Compressed,
-    *,
-    sessions: Sessions | None = None,
+    inputs: HalfStepInput,
     iteration: Iteration = TO_THE_END,
+    *,
     block_rows: int = 8192,
-    new: Bools | None = None,
     keep_session: float = math.nan,
 ) -> HalfStep:
-    """Posterior rows (b, width) of side `name` from its histories `data` and the `table` (n, width) of the
-    other side.
+    """Posterior rows (b, width) of the rows of `inputs`; their implicit effects are left 0.
 
-    `sessions`: those of `data` where the caller has them already. The implicit effect of the rows is left 0.
-    `block_rows`: rows whose matrices are in memory at once. `new` (b,): the rows that came after the fit
-    (`cold_start`). `keep_session`: key of a session that the rows must keep.
+    `block_rows`: rows whose matrices are in memory at once. `keep_session`: key of a session that the rows
+    must keep.
     """
-    own, _ = parameters.side(name)
-    sessions = sessions_of(own, data, sessions)
-    entries = EntryMoments.of(parameters, name, table, data, sessions=sessions, block_rows=block_rows)
-    posterior, sites = _POSTERIOR_OF[parameters.link](parameters, _Solver.of(entries, new), iteration)
+    own, data = inputs.own, inputs.data
+    entries = EntryMoments.of(inputs, block_rows)
+    posterior, sites = _POSTERIOR_OF[inputs.parameters.link](_Solver.of(entries), iteration)
     rows = prior_rows(own, data.rows)
     rows[:, COUNT] = counts = data.counts
     rows[:, RATING_MEAN] = np.bincount(entries.row, data.value, data.rows) / np.maximum(counts, 1)
     mean, covariance = entries.motion.write(rows, posterior.mean, posterior.covariance)
-    if len(sessions):
-        write_slots(own, rows, sessions, posterior.effects, keep=keep_session)
+    if len(inputs.sessions):
+        write_slots(own, rows, inputs.sessions, posterior.effects, keep=keep_session)
     return HalfStep(rows, Posterior(mean, covariance, posterior.effects), sites)
 
 
-def sessions_of(own: Side, data: Compressed, sessions: Sessions | None = None) -> Sessions:
-    """The sessions of side `own` in its histories `data`; `sessions` where these are known already."""
-    if not own.has_sessions:
-        return NO_SESSIONS
-    return group_sessions(data, own.session_length) if sessions is None else sessions
-
-
-def entry_scores(
-    parameters: Parameters,
-    name: SideName,
-    table: Table,
-    data: Compressed,
-    *,
-    step: HalfStep,
-    sessions: Sessions = NO_SESSIONS,
-) -> EntryScores:
-    """The moments of the score of each entry of `data`, the histories of side `name`, under the posteriors of
-    `step`, whose sessions are `sessions`, and the `table` of the other side.
-    """
-    entries = EntryMoments.of(parameters, name, table, data, sessions=sessions, block_rows=max(data.rows, 1))
-    return entries.scores(step.posterior)
+def entry_scores(inputs: HalfStepInput, step: HalfStep) -> EntryScores:
+    """The moments of the score of each entry of `inputs` under the posteriors of `step`."""
+    return EntryMoments.of(inputs, max(inputs.data.rows, 1)).scores(step.posterior)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +129,11 @@ class _Solver:
     cold_precision: Float64s
 
     @staticmethod
-    def of(entries: EntryMoments, new: Bools | None) -> "_Solver":
-        own, data, motion = entries.own, entries.data, entries.motion
+    def of(entries: EntryMoments) -> "_Solver":
+        own, data, motion = entries.inputs.own, entries.inputs.data, entries.motion
         effects = known_effects(own, entries.other.implicit_effect)
         sums = segment_sums(data.indptr, entries.columns, np.ones(len(data.other)), effects)
-        priors = row_priors(own, data.counts.astype(np.float64), new, sums)
+        priors = row_priors(own, data.counts.astype(np.float64), entries.inputs.new, sums)
         precision, cold = (motion.state_precision(p) for p in (priors.precision, priors.cold_precision))
         return _Solver(entries, priors, motion.states(priors.linear), precision, cold)
 
@@ -170,7 +143,7 @@ class _Solver:
         if len(blocks) == 1:
             return self._solve_block(blocks[0], sites)
         mean = np.empty_like(self.linear)
-        covariance = np.empty((len(mean), self.entries.motion.parts * self.entries.own.layout.packed))
+        covariance = np.empty((len(mean), self.entries.motion.parts * self.entries.inputs.own.layout.packed))
         effects = []
         for block in blocks:
             part = self._solve_block(block, sites)
@@ -207,7 +180,7 @@ class _Solver:
         seen = motion.weigh(sites.linear[part], part)
         linear = self.linear[block.rows] + segment_sums(indptr, columns, seen, features)
         linear -= segment_sums(indptr, columns, motion.weigh(weight, part), cross)
-        sums = block.sessions.sums(self.entries.own, sites)
+        sums = block.sessions.sums(self.entries.inputs.own, sites)
         sums.take_from(precision, linear)
         return precision, linear, sums
 
@@ -220,50 +193,43 @@ class _Solver:
         return np.where(cold[:, None, None], self.cold_precision, self.precision)
 
 
-def _gaussian_posterior(
-    parameters: Parameters, solver: _Solver, _iteration: Iteration
-) -> tuple[Posterior, Sites]:
-    offset, value = solver.entries.offset, solver.entries.data.value
-    weight = np.full(len(offset), 1.0 / parameters.noise)
-    sites = Sites.gaussian(weight, weight * (value - offset))
+def _gaussian_posterior(solver: _Solver, _iteration: Iteration) -> tuple[Posterior, Sites]:
+    entries = solver.entries
+    weight = np.full(len(entries.offset), 1.0 / entries.inputs.parameters.noise)
+    sites = Sites.gaussian(weight, weight * (entries.inputs.data.value - entries.offset))
     return solver.solve(sites), sites
 
 
-def _ordinal_posterior(
-    parameters: Parameters, solver: _Solver, iteration: Iteration
-) -> tuple[Posterior, Sites]:
-    entries, noise, dim = solver.entries, parameters.noise, solver.entries.own.layout.dim
-    damping, begin = iteration.damping_for(parameters), iteration.begin
-    bounds = level_bounds(parameters.cuts, rating_levels(parameters.scale, entries.data.value))
+def _ordinal_posterior(solver: _Solver, iteration: Iteration) -> tuple[Posterior, Sites]:
+    entries, inputs, parameters = solver.entries, solver.entries.inputs, solver.entries.inputs.parameters
+    dim, damping, begin = inputs.own.layout.dim, iteration.damping_for(parameters), iteration.begin
+    bounds = level_bounds(parameters.cuts, rating_levels(parameters.scale, inputs.data.value))
     posterior, sites = (entries.prior(), None) if begin is None else (begin.posterior, begin.sites)
     for _ in range(iteration.steps):
-        sites = ordinal_sites(bounds, noise, entries.scores(posterior), sites, damping=damping)
+        scores = entries.scores(posterior)
+        sites = ordinal_sites(bounds, parameters.noise, scores, sites, damping=damping)
         before, posterior = posterior, solver.solve(sites)
         if iteration.ends(parameters, before.mean[:, :dim], posterior.mean[:, :dim]):
             break
-    if sites is None:
-        raise ValueError("an iteration takes at least one step")
-    return posterior, sites
+    return posterior, sites or NO_SITES
 
 
+# The link decides here, once for a half-step, how its ratings become sites.
 _POSTERIOR_OF = {"gaussian": _gaussian_posterior, "ordinal": _ordinal_posterior}
 
 
-def entry_terms(
-    parameters: Parameters, name: SideName, table: Table, data: Compressed, *, new: bool = False
-) -> tuple[Float64s, Float64s]:
-    """What each entry of the one history `data` adds to the linear term beyond what the prior mean predicts,
-    and to that mean.
+def entry_terms(inputs: HalfStepInput) -> tuple[Float64s, Float64s]:
+    """What each entry of the one history in `inputs` adds to the linear term beyond what the prior mean
+    predicts, and to that mean.
 
     Both (n, d). With `S` the posterior covariance: posterior mean = mean without ratings + sum of the
-    second + S sum of the first. `new`: whether the row came after the fit.
+    second + S sum of the first.
     """
-    own, _ = parameters.side(name)
-    entries = EntryMoments.of(parameters, name, table, data, sessions=sessions_of(own, data), block_rows=1)
-    solver, (block,) = _Solver.of(entries, np.array([new])), entries.blocks
-    _, sites = _POSTERIOR_OF[parameters.link](parameters, solver, TO_THE_END)
-    other, priors, motion = entries.other, solver.priors, entries.motion
-    index = np.arange(len(data.other)) if entries.columns is None else entries.columns
+    entries = EntryMoments.of(inputs, block_rows=1)
+    solver, (block,) = _Solver.of(entries), entries.blocks
+    _, sites = _POSTERIOR_OF[inputs.parameters.link](solver, TO_THE_END)
+    other, priors, motion, own = entries.other, solver.priors, entries.motion, inputs.own
+    index = np.arange(len(entries.row)) if entries.columns is None else entries.columns
     implicit_terms = priors.share * (known_effects(own, other.implicit_effect)[index] - priors.pull)
     prior_mean, weight, features = priors.mean[0], sites.weight[:, None], other.features[index]
     second = unpack(other.second[index], own.layout.dim)

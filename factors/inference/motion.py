@@ -102,8 +102,8 @@ class Still:
 
 @dataclass(frozen=True, slots=True)
 class Moving:
-    """Rows that move: `powers` (3, n): 1, -age, age^2 of each entry; `anchor_time` (b,): when each row stood
-    at its mean.
+    """Rows that move, with the methods of `Still`. `powers` (3, n): 1, -age, age^2 of each entry;
+    `anchor_time` (b,): when each row stood at its mean.
     """
 
     layout: Layout
@@ -118,40 +118,36 @@ class Moving:
         return self.powers[:2]
 
     def state_precision(self, precision: Float64s) -> Float64s:
-        """As for `Still`: position and velocity are independent a priori."""
+        """Position and velocity are independent a priori."""
         dim = len(precision)
         joint = np.zeros((2 * dim, 2 * dim))
         joint[:dim, :dim], joint[dim:, dim:] = precision, self.drift.precision
         return joint
 
     def states(self, positions: Float64s) -> Float64s:
-        """As for `Still`."""
         return np.hstack([positions, np.zeros_like(positions)])
 
     def covariances(self, positions: Float64s) -> Float64s:
-        """As for `Still`."""
         velocity = np.broadcast_to(pack(self.drift.covariance), positions.shape)
         return np.hstack([positions, np.zeros(positions.shape), velocity])
 
     def weigh(self, site: Float64s, entries: slice) -> Float64s:
-        """As for `Still`: (2, n)."""
+        """(2, n)."""
         return site * self.powers[:2, entries]
 
     def weigh_squares(self, weight: Float64s, entries: slice) -> Float64s:
-        """As for `Still`: (3, n)."""
+        """(3, n)."""
         return weight * self.powers[:, entries]
 
     def features(self, features: Float64s, entry: Int64s) -> Float64s:
-        """As for `Still`: `[f, -age f]`."""
+        """`[f, -age f]`."""
         return np.hstack([features, self.powers[1, entry, None] * features])
 
     def unpack(self, packed: Float64s) -> Float64s:
-        """As for `Still`."""
         width = 2 * self.layout.dim
         return packed.take(_unpack_index(self.layout.dim), axis=1).reshape(-1, width, width)
 
     def pack(self, covariance: Float64s) -> Float64s:
-        """As for `Still`."""
         first, second = _pack_index(self.layout.dim)
         flat = covariance.reshape(len(covariance), -1)
         parts: Float64s = flat.take(first, axis=1)
@@ -160,7 +156,7 @@ class Moving:
         return parts
 
     def squares(self, mean: Float64s) -> Float64s:
-        """As for `Still`: what 1, -age and age^2 multiply, side by side."""
+        """What 1, -age and age^2 multiply, side by side."""
         dim = self.layout.dim
         vectors = mean.copy()
         vectors[:, dim - 1], vectors[:, -1] = 1.0, 0.0
@@ -175,7 +171,7 @@ class Moving:
         return np.concatenate([at_rows, mixed, moved_rows], axis=1)
 
     def write(self, rows: Float64s, mean: Float64s, covariance: Float64s) -> tuple[Float64s, Float64s]:
-        """As for `Still`: a row keeps the covariance of its position alone."""
+        """A row keeps the covariance of its position alone."""
         layout = self.layout
         rows[:, layout.mean] = mean[:, : layout.dim]
         rows[:, layout.covariance] = covariance[:, : layout.packed]
@@ -184,7 +180,6 @@ class Moving:
         return mean, covariance
 
     def rows_at(self, rows: Float64s, covariance: Float64s, row: Int64s, entries: Int64s) -> Float64s:
-        """As for `Still`."""
         layout, moved, back = self.layout, rows[row], -self.powers[1, entries, None]
         moved[:, layout.mean] -= back * moved[:, layout.velocity]
         _, mixed, velocity = np.split(covariance[row], 3, axis=1)
@@ -192,12 +187,11 @@ class Moving:
         return moved
 
     def covariance_at(self, covariance: Float64s, entries: Int64s) -> Float64s:
-        """As for `Still`."""
         dim = self.layout.dim
         return covariance[:, :dim] + self.powers[1, entries, None] * covariance[:, dim:]
 
     def position_terms(self, terms: Float64s, precision: Float64s) -> Float64s:
-        """As for `Still`: with the posterior `precision` (D, D), whose velocity is marginalised out."""
+        """With the posterior `precision` (D, D), whose velocity is marginalised out."""
         # A term of the velocity moves the position too, by - L_xv L_vv^-1 times it (a Schur complement).
         dim = self.layout.dim
         return terms[:, :dim] - terms[:, dim:] @ np.linalg.solve(precision[dim:, dim:], precision[dim:, :dim])

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import half_step
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.ordinal import rating_levels
@@ -124,6 +125,7 @@ def _shortened(
             for row, n in zip(rows.tolist(), wanted.tolist(), strict=True)
         ]
     ).astype(np.int64)
+    new = np.ones(len(rows), dtype=np.bool_)
     short = compress_pairs(
         np.repeat(np.arange(len(rows)), wanted),
         data.other[entry],
@@ -131,7 +133,7 @@ def _shortened(
         data.time[entry],
         len(rows),
     )
-    return half_step(parameters, name, table, short, new=np.ones(len(rows), dtype=np.bool_)).rows
+    return half_step(HalfStepInput.of(parameters, name, table, short, new=new)).rows
 
 
 def _quantile_regression(features: Float64s, target: Float64s, weight: Float64s) -> Float64s:

@@ -11,6 +11,7 @@ import numpy as np
 
 from factors.errors import FitDiverged, FitRefused
 from factors.inference.compiled.backend import choose_backend
+from factors.inference.entry_moments import HalfStepInput
 from factors.inference.fold_in import Fitted
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.side_moments import prior_rows
@@ -153,7 +154,7 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
     if not (codec.all_finite(items) and all(np.isfinite(array).all() for array in model.parameters.values())):
         raise FitDiverged("the fit gave item rows or priors that are not finite")
     table = QuantizedTable(items, codec)
-    step = state.training.backend.half_step(parameters, "user", table, state.training.users)
+    step = state.training.backend.half_step(HalfStepInput.of(parameters, "user", table, state.training.users))
     users: Float32s = step.rows.astype(np.float32)
     effect = parameters.users.layout.implicit_effect
     users[:, effect] = user_rows[:, effect]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from factors.inference.backend import MANY_RATINGS
+from factors.inference.entry_moments import HalfStepInput
 from factors.inference.histories import Compressed
 from factors.inference.ordinal import rating_levels
 from factors.inference.pair_moments import PairMoments
@@ -186,7 +187,7 @@ def _widened(state: State, settings: FitSettings) -> State:
 
     def folded(widening: float, data: Compressed) -> State:
         parameters = widened(with_widening(state.parameters, widening))
-        rows = training.backend.half_step(parameters, "user", state.item_rows, data).rows
+        rows = training.backend.half_step(HalfStepInput.of(parameters, "user", state.item_rows, data)).rows
         effect = parameters.users.layout.implicit_effect
         rows[:, effect] = state.user_rows[:, effect]
         return State(training, parameters, rows, state.item_rows)

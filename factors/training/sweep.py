@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import HalfStep, Iteration
 from factors.inference.motion import motion_of
 from factors.inference.ordinal import learn_link, rating_levels
@@ -95,12 +96,12 @@ class State:
         parameters, training = self.parameters, self.training
         user_effect = self.user_rows[:, parameters.users.layout.implicit_effect].copy()
         item_effect = self.item_rows[:, parameters.items.layout.implicit_effect].copy()
-        user_step = self._half_step("user", self.item_rows, self._user_step)
+        user_step = self._half_step("user", self._user_step)
         self._user_step, self.user_rows = user_step, user_step.rows
         users, item_effect = self._learn_side("user", user_step, item_effect)
         # A half-step leaves the effects 0; the other side's reads them.
         self.user_rows[:, parameters.users.layout.implicit_effect] = user_effect
-        item_step = self._half_step("item", self.user_rows, self._item_step)
+        item_step = self._half_step("item", self._item_step)
         self._item_step, self.item_rows = item_step, item_step.rows
         items, user_effect = self._learn_side("item", item_step, user_effect)
         learn = self._learn_cuts if parameters.link == "ordinal" else self._learn_noise
@@ -134,17 +135,15 @@ class State:
         )
         return entries, mean + self.parameters.mean, variance
 
-    def _half_step(self, name: SideName, table: Float64s, begin: HalfStep | None) -> HalfStep:
+    def _input(self, name: SideName) -> HalfStepInput:
         training, side = self.training, self.parameters.side(name)[0]
+        table = self.item_rows if name == "user" else self.user_rows
+        sessions = training.sessions(name, side.session_length)
+        return HalfStepInput.of(self.parameters, name, table, training.side(name), sessions=sessions)
+
+    def _half_step(self, name: SideName, begin: HalfStep | None) -> HalfStep:
         steps = _FIRST_STEPS if begin is None else 1
-        return training.backend.half_step(
-            self.parameters,
-            name,
-            table,
-            training.side(name),
-            sessions=training.sessions(name, side.session_length),
-            iteration=Iteration(steps, _SWEEP_DAMPING, begin),
-        )
+        return self.training.backend.half_step(self._input(name), Iteration(steps, _SWEEP_DAMPING, begin))
 
     def _learn_side(self, name: SideName, step: HalfStep, effects: Float64s) -> tuple[Side, Float64s]:
         """The side of this name with the prior that `step` speaks for, and the `effects` (n_others, d) of the
@@ -157,15 +156,8 @@ class State:
 
     def _learn_noise(self, user_step: HalfStep, item_step: HalfStep) -> Parameters:
         parameters, training, every = self.parameters, self.training, self._compared_each
-        square, scores = training.backend.score_errors(
-            parameters,
-            self.item_rows,
-            training.users,
-            user_step=user_step,
-            item_step=item_step,
-            sessions=training.sessions("user", parameters.users.session_length),
-            every=every,
-        )
+        inputs = self._input("user")
+        square, scores = training.backend.score_errors(inputs, user_step, item_step, every)
         self._compare(scores / scale_range(parameters.scale))
         self._scores = scores if every == 1 else None
         # One pseudo-rating, so that few ratings that agree are not taken for a world without noise, and a
@@ -184,11 +176,10 @@ class State:
         return replace(parameters, cuts=cuts, noise=noise)
 
     def _entries(self, name: SideName, step: HalfStep, entries: Int64s) -> StepEntries:
-        training, side = self.training, self.parameters.side(name)[0]
-        data = training.side(name)
-        row = np.searchsorted(data.indptr, entries, side="right") - 1
-        sessions = training.sessions(name, side.session_length)
-        return StepEntries(side.layout, step, motion_of(side, data), sessions, row, entries)
+        inputs = self._input(name)
+        row = np.searchsorted(inputs.data.indptr, entries, side="right") - 1
+        motion = motion_of(inputs.own, inputs.data)
+        return StepEntries(inputs.own.layout, step, motion, inputs.sessions, row, entries)
 
     @property
     def _compared_each(self) -> int:

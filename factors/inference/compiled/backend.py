@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend, RatedSets
 from factors.inference.compiled import score_kernels, solve_kernels
-from factors.inference.entry_moments import Posterior
-from factors.inference.half_step import TO_THE_END, HalfStep, Iteration, sessions_of
-from factors.inference.histories import Compressed, Sessions
+from factors.inference.entry_moments import HalfStepInput, Posterior
+from factors.inference.half_step import TO_THE_END, HalfStep, Iteration
+from factors.inference.histories import Compressed
 from factors.inference.ordinal import NO_SITES, Sites
 from factors.inference.session_effects import SessionEffects
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import NO_SESSION, SESSION_KEYS, FloatTable
-from factors.model.parameters import Parameters, Side, SideName
-from factors.model.quantized_rows import QuantizedTable, Table
+from factors.model.parameters import Side
+from factors.model.quantized_rows import QuantizedTable
 from factors.model.scale import scale_levels
 from factors.model.types import Float32s, Float64s, Int64s
 
@@ -58,33 +58,19 @@ class LoopBackend:
         self._threads = threads
         self._plain = plain or NumpyBackend()
 
-    def half_step(
-        self,
-        parameters: Parameters,
-        name: SideName,
-        table: Table,
-        data: Compressed,
-        *,
-        sessions: Sessions | None = None,
-        iteration: Iteration = TO_THE_END,
-    ) -> HalfStep:
+    def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """See `HalfStepBackend`."""
+        parameters = inputs.parameters
         if parameters.moves:
-            return self._plain.half_step(
-                parameters, name, table, data, sessions=sessions, iteration=iteration
-            )
-        own, _ = parameters.side(name)
-        entries = _Entries(
-            self, parameters, name, table, data=data, sessions=sessions_of(own, data, sessions)
-        )
+            return self._plain.half_step(inputs, iteration)
+        entries = _Entries(self, inputs)
         if parameters.link == "gaussian":
             return entries.solve(NO_SITES)
-        begin, damping = iteration.begin, iteration.damping_for(parameters)
-        current = entries.prior() if begin is None else begin
+        current, begun = iteration.begin or entries.prior(), iteration.begin is not None
         # They are moved in place. Those of another backend are float64.
-        sites = current.sites if current.sites.weight.dtype == np.float32 else _new_sites(len(data.value))
-        begun = begin is not None
+        sites = current.sites if current.sites.weight.dtype == np.float32 else _new_sites(inputs.data)
         for _ in range(iteration.steps):
+            damping = iteration.damping_for(parameters)
             entries.score(current.posterior, current.rows, sites, begun=begun, damping=damping)
             begun, before = True, current.posterior.mean
             current = entries.solve(sites)
@@ -93,33 +79,16 @@ class LoopBackend:
         return current
 
     def score_errors(
-        self,
-        parameters: Parameters,
-        item_rows: Float64s,
-        users: Compressed,
-        *,
-        user_step: HalfStep,
-        item_step: HalfStep,
-        sessions: Sessions,
-        every: int,
+        self, inputs: HalfStepInput, step: HalfStep, other_step: HalfStep, every: int
     ) -> tuple[float, Float64s]:
         """See `HalfStepBackend`."""
-        if parameters.moves:
-            return self._plain.score_errors(
-                parameters,
-                item_rows,
-                users,
-                user_step=user_step,
-                item_step=item_step,
-                sessions=sessions,
-                every=every,
-            )
-        entries = _Entries(self, parameters, "user", item_rows, data=users, sessions=sessions)
-        squares = item_step.expected_squares
+        if inputs.parameters.moves:
+            return self._plain.score_errors(inputs, step, other_step, every)
+        entries, squares = _Entries(self, inputs), other_step.expected_squares
         if not math.isfinite(squares):
-            square = entries.score(user_step.posterior, user_step.rows, NO_SITES, begun=False, damping=1.0)
+            square = entries.score(step.posterior, step.rows, NO_SITES, begun=False, damping=1.0)
             squares = float(square.sum())
-        return squares, entries.score_means(user_step, every)
+        return squares, entries.score_means(step, every)
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
         """See `HalfStepBackend`."""
@@ -177,19 +146,10 @@ class _Entries:
     row at each entry, empty for none.
     """
 
-    def __init__(
-        self,
-        backend: LoopBackend,
-        parameters: Parameters,
-        name: SideName,
-        table: Table,
-        *,
-        data: Compressed,
-        sessions: Sessions,
-    ) -> None:
-        self._run, self._parameters, self._data, self._sessions = backend.run, parameters, data, sessions
-        self._own, other = parameters.side(name)
-        self._other_layout = layout = other.layout
+    def __init__(self, backend: LoopBackend, inputs: HalfStepInput) -> None:
+        self._run, self._parameters, self._own = backend.run, inputs.parameters, inputs.own
+        self._data, self._sessions, table = inputs.data, inputs.sessions, inputs.table
+        self._other_layout = layout = inputs.other.layout
         self._rows: FloatTable = table.expanded() if isinstance(table, QuantizedTable) else table
         self._with_effects = bool(np.any(self._rows[:, layout.implicit_effect]))
         n = len(self._rows)
@@ -202,7 +162,7 @@ class _Entries:
             self._with_effects,
             self._table,
         )
-        self._offset, self._beyond = self._other_sessions(other)
+        self._offset, self._beyond = self._other_sessions(inputs.other)
         self._view: Float32s | None = None
 
     def prior(self) -> HalfStep:
@@ -386,9 +346,9 @@ def _half_step(
     return HalfStep(rows, posterior, sites, expected_squares)
 
 
-def _new_sites(n_entries: int) -> Sites:
+def _new_sites(data: Compressed) -> Sites:
     """Sites in float32: half the memory, and they differ from sweep to sweep by more than rounding."""
-    arrays = [np.zeros(n_entries, dtype=np.float32) for _ in range(4)]
+    arrays = [np.zeros(len(data.value), dtype=np.float32) for _ in range(4)]
     return Sites(*cast("list[Float64s]", arrays))
 
 

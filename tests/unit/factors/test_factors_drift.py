@@ -21,6 +21,7 @@ from factors import (
 )
 from factors.inference.backend import HalfStepBackend
 from factors.inference.compiled.backend import LOOPS, LoopBackend
+from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import half_step
 from factors.inference.histories import compress
 from factors.inference.motion import MOST_AGE, ages, anchor_times
@@ -153,7 +154,7 @@ def test_folding_in_gives_the_rows_of_the_fit_alone_or_together(moving: Fitted) 
 def test_items_fold_in_as_the_half_step_of_the_fit_has_them(link: Link) -> None:
     state = state_of(drifting(1.0), Terms(link, 2.0, 2.0, 0.0, 0.0, 0.3), sweeps=15)
     parameters, users = state.parameters, state.user_rows
-    step = half_step(parameters, "item", users, state.training.items)
+    step = half_step(HalfStepInput.of(parameters, "item", users, state.training.items))
     again = posterior_of(to_model(parameters)).fold_in_items(
         users.astype(np.float32), histories_of(drifting(1.0), SHAPE[1], by="item")
     )
