@@ -30,7 +30,6 @@ from factors.inference.ordinal import (
     fold_in_damping,
     level_bounds,
     ordinal_sites,
-    rating_levels,
 )
 from factors.inference.segments import segment_sums
 from factors.inference.session_effects import (
@@ -43,6 +42,7 @@ from factors.inference.session_effects import (
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, RATING_MEAN, unpack
 from factors.model.parameters import Parameters
+from factors.model.scale import rating_levels
 from factors.model.types import Float64s
 
 

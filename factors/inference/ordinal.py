@@ -76,13 +76,6 @@ class EntryScores:
     offset: Float64s
 
 
-def rating_levels(scale: Scale, value: Float64s) -> Int64s:
-    """The level (0 to levels - 1) nearest to each rating."""
-    last = scale_levels(scale) - 1
-    level = np.rint((value - scale.low) * (last / (scale.high - scale.low)))
-    return np.clip(level, 0, last).astype(np.int64)
-
-
 @dataclass(frozen=True, slots=True)
 class _Interval:
     """Intervals mirrored so that their mass is in the lower tail, where it keeps its digits: from `low` to

@@ -7,60 +7,106 @@ Ordinal: the rating is the number of cut points `c_1 < ... < c_(L-1)` below `z =
 so that `P(rating > l) = Phi((s - c_l) / sqrt(variance of s + noise))`.
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from scipy.special import ndtr
 
 from factors.errors import FactorsError
 from factors.model.parameters import Parameters
-from factors.model.scale import scale_levels, scale_range
+from factors.model.scale import rating_levels, scale_levels, scale_range
 from factors.model.types import Float64s
 
-# A rating is known no better than this fraction of the range (or of 1, on a scale with one value): std stays
-# above 0.
+# A rating is known no better than this fraction of the range (or of 1, on a scale with one value), so that a
+# standard deviation is above 0.
 MIN_STD = 1e-6
+# A level that a model takes for impossible costs no more than this, 14 nats: one such rating decides nothing.
+_LEAST_CHANCE = 1e-6
 
 
-def exceedance(parameters: Parameters, mean: Float64s, variance: Float64s) -> Float64s:
-    """P(rating > level l) for the levels but the last: (m, L - 1), from scores with `mean` and `variance`
-    (m,).
-    """
-    spread = np.sqrt(parameters.variance_scale * (variance + parameters.noise))
-    return np.asarray(ndtr((mean[:, None] - parameters.cuts) / spread[:, None]))
+class RatingLink(ABC):
+    """The link of a model with these `parameters`. Scores have `mean` and `variance` (m,), without noise."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._scale, self._noise = parameters.scale, parameters.noise
+        self._variance_scale = parameters.variance_scale
+        self._levels = scale_levels(parameters.scale)
+        self._min_std = MIN_STD * scale_range(parameters.scale)
+
+    @abstractmethod
+    def rating_moments(self, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
+        """Expected rating, clipped to the scale, and standard deviation of the rating itself, both (m,)."""
+
+    @abstractmethod
+    def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
+        """P(rating > level) for the levels of the scale but the last, (m, levels - 1)."""
+
+    def rating_distribution(self, mean: Float64s, variance: Float64s) -> Float64s:
+        """Probability of each level of the scale, (m, levels); rows sum to 1. Raises `FactorsError` where the
+        scale has no steps.
+        """
+        if self._levels == 0:
+            raise FactorsError("a scale without steps has no probability of each step")
+        if self._levels == 1:
+            return np.ones((len(mean), 1))
+        above = self.exceedance(mean, variance)
+        bounds = np.concatenate([np.ones((len(mean), 1)), above, np.zeros((len(mean), 1))], axis=1)
+        return np.asarray(bounds[:, :-1] - bounds[:, 1:])
+
+    def log_likelihoods(self, value: Float64s, mean: Float64s, variance: Float64s) -> Float64s:
+        """Nats of each rating `value` (m,): of its level where the scale has several, else of its density
+        but for a constant.
+        """
+        if self._levels > 1:
+            level = rating_levels(self._scale, value)
+            chance = self.rating_distribution(mean, variance)[np.arange(len(value)), level]
+            return np.asarray(np.log(np.maximum(chance, _LEAST_CHANCE)))
+        rating, std = self.rating_moments(mean, variance)
+        return np.asarray(-0.5 * ((value - rating) / std) ** 2 - np.log(std))
 
 
-def rating_moments(parameters: Parameters, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
-    """Expected rating, clipped to the scale, and standard deviation of the rating itself, both (m,)."""
-    scale = parameters.scale
-    floor = MIN_STD * scale_range(scale)
-    if parameters.link == "gaussian":
-        rating = np.minimum(np.maximum(mean, scale.low), scale.high)
-        return rating, np.sqrt(
-            np.maximum(parameters.variance_scale * (variance + parameters.noise), floor * floor)
-        )
-    above = exceedance(parameters, mean, variance)
-    steps = above.sum(axis=1)
-    square = above @ (2.0 * np.arange(above.shape[1]) + 1.0)
-    step = (scale.high - scale.low) / above.shape[1]
-    std = step * np.sqrt(np.maximum(square - steps * steps, 0.0))
-    return scale.low + step * steps, np.maximum(std, floor)
+class GaussianLink(RatingLink):
+    """The rating is the score with noise."""
+
+    def rating_moments(self, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
+        """See `RatingLink`."""
+        rating = np.minimum(np.maximum(mean, self._scale.low), self._scale.high)
+        return rating, self._std(variance)
+
+    def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
+        """See `RatingLink`: beyond the middle between two levels."""
+        edges = np.linspace(self._scale.low, self._scale.high, self._levels)
+        middle = 0.5 * (edges[1:] + edges[:-1])
+        return np.asarray(ndtr((mean[:, None] - middle) / self._std(variance)[:, None]))
+
+    def _std(self, variance: Float64s) -> Float64s:
+        least = self._min_std * self._min_std
+        return np.sqrt(np.maximum(self._variance_scale * (variance + self._noise), least))
 
 
-def rating_distribution(parameters: Parameters, mean: Float64s, variance: Float64s) -> Float64s:
-    """Probability of each level of the scale, (m, levels); rows sum to 1. Raises where the scale has no
-    steps.
-    """
-    scale = parameters.scale
-    levels = scale_levels(scale)
-    if levels == 0:
-        raise FactorsError("a scale without steps has no probability of each step")
-    if levels == 1:
-        return np.ones((len(mean), 1))
-    if parameters.link == "gaussian":
-        floor = MIN_STD * (scale.high - scale.low)
-        spread = np.sqrt(np.maximum(parameters.variance_scale * (variance + parameters.noise), floor * floor))
-        edges = np.linspace(scale.low, scale.high, levels)
-        above = ndtr((mean[:, None] - 0.5 * (edges[1:] + edges[:-1])) / spread[:, None])
-    else:
-        above = exceedance(parameters, mean, variance)
-    bounds = np.concatenate([np.ones((len(mean), 1)), above, np.zeros((len(mean), 1))], axis=1)
-    return np.asarray(bounds[:, :-1] - bounds[:, 1:])
+class OrdinalLink(RatingLink):
+    """The rating is the number of cut points below the score with noise."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        super().__init__(parameters)
+        self._cuts = parameters.cuts
+        self._step = (self._scale.high - self._scale.low) / len(parameters.cuts)
+        # The square of a level is the sum of these over the levels up to it.
+        self._odd_numbers = 2.0 * np.arange(len(parameters.cuts)) + 1.0
+
+    def rating_moments(self, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
+        """See `RatingLink`."""
+        above = self.exceedance(mean, variance)
+        steps = above.sum(axis=1)
+        std = self._step * np.sqrt(np.maximum(above @ self._odd_numbers - steps * steps, 0.0))
+        return self._scale.low + self._step * steps, np.maximum(std, self._min_std)
+
+    def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
+        """See `RatingLink`: beyond the cut points."""
+        std = np.sqrt(self._variance_scale * (variance + self._noise))
+        return np.asarray(ndtr((mean[:, None] - self._cuts) / std[:, None]))
+
+
+def link_of(parameters: Parameters) -> RatingLink:
+    """The link of a model with these parameters."""
+    return GaussianLink(parameters) if parameters.link == "gaussian" else OrdinalLink(parameters)

@@ -4,8 +4,10 @@
 
 import math
 
+import numpy as np
+
 from factors.errors import FitRefused
-from factors.model.types import Scale
+from factors.model.types import Float64s, Int64s, Scale
 
 
 def check_scale(scale: Scale) -> None:
@@ -35,3 +37,10 @@ def scale_levels(scale: Scale) -> int:
 def scale_range(scale: Scale) -> float:
     """The range of the scale, 1 where it has a single value: the unit of every default."""
     return (scale.high - scale.low) or 1.0
+
+
+def rating_levels(scale: Scale, value: Float64s) -> Int64s:
+    """The level (0 to levels - 1) nearest to each rating."""
+    last = scale_levels(scale) - 1
+    level = np.rint((value - scale.low) * (last / (scale.high - scale.low)))
+    return np.clip(level, 0, last).astype(np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 from factors.inference.histories import compress
 from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import unpack
-from factors.model.links import rating_moments
+from factors.model.links import link_of
 from factors.model.types import Explanation, Float32s, Histories
 from factors.serving.scoring import Scorer
 
@@ -34,11 +34,12 @@ def explain(
     if len(history.offsets) != 2:
         raise ValueError(f"explain takes one history, not {len(history.offsets) - 1}")
     parameters = posterior.parameters
+    link = link_of(parameters)
     layout = parameters.users.layout
     user = posterior.fold_in_users(items, history, current=current)
     scorer = Scorer(posterior, items)
     mean, variance, _ = scorer.latent(user, np.zeros(1, dtype=np.int64), np.array([item_row]))
-    rating = float(rating_moments(parameters, mean, variance)[0][0])
+    rating = float(link.rating_moments(mean, variance)[0][0])
     data = compress(history, len(items))
     item = items[item_row] if 0 <= item_row < len(items) else posterior.prior_item
     direction = np.append(item[layout.latent].astype(np.float64), 1.0)
@@ -46,7 +47,7 @@ def explain(
     covariance = unpack(user[:, layout.covariance], layout.dim)[0]
     parts = terms @ (covariance @ direction) + implicit_terms @ direction
     # The variance stays that of the user with the history, so that only the mean moves between both ratings.
-    base = float(rating_moments(parameters, mean - parts.sum(), variance)[0][0])
+    base = float(link.rating_moments(mean - parts.sum(), variance)[0][0])
     moved = float(parts.sum())
     # Where the parts cancel out, their proportions are rounding errors.
     share = (rating - base) / moved if abs(moved) > 1e-12 else 0.0

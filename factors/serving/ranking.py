@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import COUNT, FloatTable, outer, triangle, unpack
-from factors.model.links import rating_moments
+from factors.model.links import link_of
 from factors.model.types import Float32s, Float64s, Int32s, Int64s, Ranked
 from factors.serving.ivf_index import TOP, Index, query_features
 from factors.serving.scoring import Scorer
@@ -190,7 +190,7 @@ class Ranker:
             return Ranked(np.zeros(0, dtype=np.int64), np.zeros(0))
         lower = loved.lower[:count].copy()
         rows = largest(lower, n)
-        rating, _ = rating_moments(self._parameters, lower[rows], np.zeros(len(rows)))
+        rating, _ = link_of(self._parameters).rating_moments(lower[rows], np.zeros(len(rows)))
         return Ranked(rows, rating)
 
     def _made(self, items: Float32s, index: Index | None) -> _Table:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from factors.inference.pair_moments import PairMoments, Rows
 from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import COUNT, RATING_MEAN, FloatTable
-from factors.model.links import rating_distribution, rating_moments
+from factors.model.links import link_of
 from factors.model.std_calibration import std_factors
 from factors.model.types import Float32s, Float64s, ItemStatistics, Scores
 
@@ -25,6 +25,7 @@ class Scorer:
     def __init__(self, posterior: PosteriorModel, items: Float32s) -> None:
         self.items = items
         self._parameters = parameters = posterior.parameters
+        self._link = link_of(parameters)
         self._pairs = PairMoments(parameters, items)
         self._std_calibrated = bool(parameters.std_calibration.any())
 
@@ -38,7 +39,7 @@ class Scorer:
         counts.
         """
         mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time)
-        rating, std = rating_moments(self._parameters, mean, variance)
+        rating, std = self._link.rating_moments(mean, variance)
         if self._std_calibrated:
             std *= std_factors(self._parameters, counts)
         return Scores(rating, std, _basis(counts))
@@ -48,7 +49,7 @@ class Scorer:
         if self._parameters.link != "gaussian" or len(user_index) == 1:
             return self.score(users, user_index, item_rows).rating
         mean = self._pairs.means(users, user_index, item_rows)
-        return rating_moments(self._parameters, mean, np.zeros(len(mean)))[0]
+        return self._link.rating_moments(mean, np.zeros(len(mean)))[0]
 
     def distribution(
         self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
@@ -57,7 +58,7 @@ class Scorer:
         steps.
         """
         mean, variance, _ = self.latent(users, user_index, item_rows, time)
-        return rating_distribution(self._parameters, mean, variance)
+        return self._link.rating_distribution(mean, variance)
 
     def latent(
         self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None

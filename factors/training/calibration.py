@@ -20,10 +20,9 @@ import numpy as np
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import half_step
 from factors.inference.histories import Compressed, compress_pairs
-from factors.inference.ordinal import rating_levels
 from factors.inference.pair_moments import PairMoments
 from factors.model.layout import COUNT
-from factors.model.links import rating_distribution, rating_moments
+from factors.model.links import link_of
 from factors.model.parameters import STD_TERMS, Parameters, SideName
 from factors.model.quantized_rows import item_codec
 from factors.model.scale import scale_levels
@@ -78,7 +77,7 @@ def calibrate(
     value, mean, variance, user_count, item_count = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    rating, std = rating_moments(parameters, mean, variance)
+    rating, std = link_of(parameters).rating_moments(mean, variance)
     ratio = np.abs(value - rating) / (NINETY * std)
     # What is seen in practice counts most.
     weight = np.ones(len(ratio))
@@ -91,19 +90,10 @@ def calibrate(
 def _best_variance_scale(
     parameters: Parameters, value: Float64s, mean: Float64s, variance: Float64s
 ) -> float:
-    levels = scale_levels(parameters.scale)
-    if levels == 1:
+    if scale_levels(parameters.scale) == 1:
         return 1.0
-    scores = []
-    for factor in _VARIANCE_SCALES:
-        tried = replace(parameters, variance_scale=float(factor))
-        if levels:
-            level = rating_levels(parameters.scale, value)
-            chance = rating_distribution(tried, mean, variance)[np.arange(len(value)), level]
-            scores.append(float(np.log(np.maximum(chance, 1e-6)).mean()))
-        else:
-            rating, std = rating_moments(tried, mean, variance)
-            scores.append(float((-0.5 * ((value - rating) / std) ** 2 - np.log(std)).mean()))
+    tried = (replace(parameters, variance_scale=float(factor)) for factor in _VARIANCE_SCALES)
+    scores = [float(link_of(one).log_likelihoods(value, mean, variance).mean()) for one in tried]
     return float(_VARIANCE_SCALES[int(np.argmax(scores))])
 
 
@@ -115,9 +105,7 @@ def _shortened(
     rng: np.random.Generator,
 ) -> Float64s:
     """Rows (m, width) folded in from a random part of the histories of `rows` (m,), as if they were new."""
-    of_users = name == "user"
-    data = state.training.users if of_users else state.training.items
-    table = state.item_rows if of_users else state.user_rows
+    data, table = state.training.side(name), state.item_rows if name == "user" else state.user_rows
     wanted = np.minimum(rng.choice(_SHORT, len(rows)), data.counts[rows])
     entry = np.concatenate(
         [

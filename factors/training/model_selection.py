@@ -1,5 +1,4 @@
-"""What `auto` chooses, and by what: ratings held out of the training set, and evidence. Bounded in sweeps and
-ratings.
+"""The terms of a fit, chosen one after the other by held-out ratings and by evidence.
 
 Invariant: a choice sees the training ratings only, and costs no more on millions of ratings than on some
 hundred thousand.
@@ -13,10 +12,9 @@ import numpy as np
 from factors.inference.backend import MANY_RATINGS
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.histories import Compressed
-from factors.inference.ordinal import rating_levels
 from factors.inference.pair_moments import PairMoments
 from factors.model.layout import session_keys
-from factors.model.links import rating_distribution, rating_moments
+from factors.model.links import link_of
 from factors.model.quantized_rows import item_codec
 from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Int64s, Scale
@@ -59,8 +57,8 @@ _LENGTHS = 21
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The terms to fit, the state that they were found with (of a part of the ratings), and how they did
-    there.
+    """The chosen terms, the state that they were found with (of a part of the ratings), and how well it
+    predicted.
     """
 
     terms: Terms
@@ -84,116 +82,160 @@ def observed_scale(scale: Scale, value: Float64s) -> Scale:
     return replace(scale, step=(scale.high - scale.low) / float(np.rint(steps[-1])))
 
 
-def may_be_ordinal(settings: FitSettings) -> bool:
-    """Whether `auto` looks at the ordinal link at all."""
-    return 2 <= scale_levels(settings.scale) <= _MOST_LEVELS
-
-
 def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> Selection:
-    """Terms for these ratings, decided one after the other on held-out ratings, from sweeps that go on from
-    each other.
-    """
+    """Choose terms for these ratings, from sweeps that go on from each other."""
     # Velocities are known to no compiled loop, and each rating takes 2 KB where users move.
-    may_move = settings.session_effects and len(training.users.value) < MANY_RATINGS
+    may_move = settings.session_effects and len(training) < MANY_RATINGS
     training = _some_users(training, rng)
-    n = len(training.users.value)
+    n = len(training)
     held_out = np.sort(rng.permutation(n)[: min(max(n // 10, min(_FEW_HELD_OUT, n // 4)), _MOST_HELD_OUT)])
-    part = training.without(held_out)
-    test = _HeldOut(training.users, held_out, settings)
+    part, search = training.without(held_out), _Search(settings, HeldOut(training.users, held_out))
     if training.sparse:
-        state = flat_state(part, settings)
-        _run(state, settings, 10)
+        state = search.run(flat_state(part, settings), 10)
         if settings.link == "ordinal":
-            state = state.branch(Terms("ordinal"))
-            _run(state, settings, 8)
-        return _calibrated(state, training, held_out, float(test.log_likelihoods(state).mean()), rng)
+            state = search.run(state.branch(Terms("ordinal")), 8)
+        return _calibrated(state, training, held_out, search.score(state), rng)
     # Of few ratings each counts: the start is found with all of them, and goes on without those held out.
     whole = best_start(training, settings, rng) if n < FEW_RATINGS else None
-    state = _without(part, whole, settings, rng)
-    user_session = best_session_length(part.users, state.residuals()) if settings.session_effects else 0.0
-    item_session = (
-        best_session_length(part.items, state.residuals()[part.items.source])
-        if settings.session_effects
-        else 0.0
-    )
-    drift = best_drift(state.parameters, state.item_rows, part.users, state.residuals()) if may_move else 0.0
-    ridge = _RIDGES[-1] if settings.implicit_effects else 0.0
-    terms = Terms("gaussian", ridge, ridge, user_session, item_session)
-    state = state.branch(terms)
-    _run(state, settings, 7)
-    if settings.implicit_effects:
-        options = [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in _RIDGES]
-        state = _best(state, options, test, settings)
-    terms = terms_of(state.parameters)
-    if drift:
-        # Where users move, their sessions were but steps of that.
-        moving = replace(terms, user_drift=drift)
-        alone = [replace(moving, user_session=0.0)] if terms.user_session else []
-        state = _best(state, [*alone, moving, terms], test, settings)
-        terms = terms_of(state.parameters)
-    without = [replace(terms, user_session=0.0)] if terms.user_session else []
-    without += [replace(terms, item_session=0.0)] if terms.item_session else []
-    if without:
-        state = _best(state, [*without, terms], test, settings)
-    scores = test.log_likelihoods(state)
-    if settings.link == "ordinal" or (settings.link == "auto" and may_be_ordinal(settings)):
-        terms = replace(terms_of(state.parameters), link="ordinal")
-        ordinal = state.branch(terms)
-        _run(ordinal, settings, 8)
-        gain = (ordinal_scores := test.log_likelihoods(ordinal)) - scores
-        # Ratings in steps are ordinal: of few, those held out must be sure that the Gaussian link is better.
-        doubt = gain.std() / math.sqrt(len(gain)) if n < FEW_RATINGS else 0.0
-        if settings.link == "ordinal" or gain.mean() > -doubt:
-            state, scores = ordinal, ordinal_scores
-    score = float(scores.mean())
-    _settle(state, settings)
-    state = _widened(state, settings)
-    choice = _calibrated(state, training, held_out, score, rng)
-    return choice if whole is None else _with_all(choice, whole, settings)
-
-
-def _without(
-    part: TrainingSet, whole: State | None, settings: FitSettings, rng: np.random.Generator
-) -> State:
-    """A Gaussian state of a `part` of the ratings, from `whole` where there is one."""
     state = initial_state(part, settings, rng)
-    if whole is not None:
+    if whole is None:
+        search.run(state, 6)
+    else:
         state = State.begin(part, whole.parameters, None, whole.user_rows, whole.item_rows)
-    _run(state, settings, 6 if whole is None else _FORGETTING)
-    return state
+        search.run(state, _FORGETTING)
+    drift = 0.0
+    if may_move:
+        drift = best_drift(state.parameters, state.item_rows, part.users, state.residuals())
+    state = search.with_all_effects(state)
+    state = search.best_ridge(state)
+    state = search.best_motion(state, drift)
+    state = search.best_sessions(state)
+    state = search.best_link(state, in_doubt_ordinal=n < FEW_RATINGS)
+    score = search.score(state)
+    # A state on its way is off otherwise than the fit will be.
+    state.run(min(_SETTLING, settings.sweeps), until=settings.tolerance)
+    found = _calibrated(_widened(state), training, held_out, score, rng)
+    return found if whole is None else _with_all(found, search.run(whole.branch(found.terms), 8))
 
 
-def _with_all(choice: Selection, whole: State, settings: FitSettings) -> Selection:
-    """`choice` with its terms fitted on from `whole`, the start that has seen all ratings."""
-    state, found = whole.branch(choice.terms), choice.state.parameters
-    _run(state, settings, 8)
-    widening = found.users.drift.widening if found.users.drift is not None else 1.0
-    known = with_widening(state.parameters, widening)
-    state.parameters = replace(
-        known, variance_scale=found.variance_scale, std_calibration=found.std_calibration
-    )
-    return replace(choice, state=state)
+class _Search:
+    """The choice of one term after the other, by the ratings `test` that the states have not seen."""
+
+    def __init__(self, settings: FitSettings, test: "HeldOut") -> None:
+        self._settings = settings
+        self._test = test
+
+    def run(self, state: State, sweeps: int) -> State:
+        """`state` after so many sweeps, no more than a fit may have."""
+        return state.run(min(sweeps, self._settings.sweeps))
+
+    def score(self, state: State) -> float:
+        """Nats of a held-out rating."""
+        return float(self._test.log_likelihoods(state).mean())
+
+    def with_all_effects(self, state: State) -> State:
+        """`state` swept with the effects that the settings allow, of the sessions that its residuals show."""
+        settings, items, residual = self._settings, state.training.items, state.residuals()
+        user_session = item_session = 0.0
+        if settings.session_effects:
+            user_session = best_session_length(state.training.users, residual)
+            item_session = best_session_length(items, residual[items.source])
+        ridge = _RIDGES[-1] if settings.implicit_effects else 0.0
+        terms = Terms("gaussian", ridge, ridge, user_session, item_session)
+        return self.run(state.branch(terms), 7)
+
+    def best_ridge(self, state: State) -> State:
+        """The state with the implicit effects that predict best, or with none."""
+        if not self._settings.implicit_effects:
+            return state
+        terms = terms_of(state.parameters)
+        return self._best(state, [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in _RIDGES])
+
+    def best_motion(self, state: State, drift: float) -> State:
+        """The state whose users move, with velocities of relative variance `drift`, if that predicts best."""
+        if not drift:
+            return state
+        terms = terms_of(state.parameters)
+        moving = replace(terms, user_drift=drift)
+        # Where users move, their sessions were but steps of that.
+        alone = [replace(moving, user_session=0.0)] if terms.user_session else []
+        return self._best(state, [*alone, moving, terms])
+
+    def best_sessions(self, state: State) -> State:
+        """The state without the sessions of users, or those of items, if that predicts best."""
+        terms = terms_of(state.parameters)
+        without = [replace(terms, user_session=0.0)] if terms.user_session else []
+        without += [replace(terms, item_session=0.0)] if terms.item_session else []
+        return self._best(state, [*without, terms]) if without else state
+
+    def best_link(self, state: State, *, in_doubt_ordinal: bool) -> State:
+        """The state with the ordinal link if that is wanted, or allowed and predicts better."""
+        link, levels = self._settings.link, scale_levels(self._settings.scale)
+        if link == "gaussian" or (link == "auto" and not 2 <= levels <= _MOST_LEVELS):
+            return state
+        scores = self._test.log_likelihoods(state)
+        ordinal = self.run(state.branch(replace(terms_of(state.parameters), link="ordinal")), 8)
+        gain = self._test.log_likelihoods(ordinal) - scores
+        # Ratings in steps are ordinal: of few, those held out must be sure that the Gaussian link is better.
+        doubt = gain.std() / math.sqrt(len(gain)) if in_doubt_ordinal else 0.0
+        return ordinal if link == "ordinal" or gain.mean() > -doubt else state
+
+    def _best(self, state: State, options: list[Terms]) -> State:
+        """The branch of `state`, one for each of `options`, that predicts best after two sweeps.
+
+        `options` go from the simplest on: a later one must be better by more than the standard error of the
+        difference.
+        """
+        best, best_scores = state, np.full(1, -math.inf)
+        for terms in options:
+            branch = self.run(state.branch(terms), 2)
+            scores = self._test.log_likelihoods(branch)
+            if not np.isfinite(scores).all():
+                continue
+            gain = scores - best_scores
+            if best is state or gain.mean() > gain.std() / math.sqrt(len(gain)):
+                best, best_scores = branch, scores
+        return best
 
 
-def _widened(state: State, settings: FitSettings) -> State:
-    """`state` with its users folded in under the widening of their velocities that foretells the latest
-    ratings of each best, from those before; itself where they do not move.
+class HeldOut:
+    """Ratings kept back, and how well a state predicts them."""
+
+    def __init__(self, users: Compressed, held_out: Int64s) -> None:
+        self._user, self._item = users.row[held_out], users.other[held_out]
+        self._time, self._value = users.time[held_out], users.value[held_out]
+
+    def log_likelihoods(self, state: State) -> Float64s:
+        """Nats of each rating (n,); -inf for a state that is not finite."""
+        pairs = PairMoments(state.parameters, item_codec(state.parameters).encode(state.item_rows))
+        mean, variance, _ = pairs.moments(state.user_rows, self._user, self._item, self._time)
+        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+            return np.full(len(mean), -math.inf)
+        return link_of(state.parameters).log_likelihoods(self._value, mean, variance)
+
+
+def _widened(state: State) -> State:
+    """`state` with its users folded in under the widening of their velocities that predicts the latest
+    ratings of each best, from those before; itself where users stand still.
     """
     if not state.parameters.moves:
         return state
-    training = state.training
-    last = latest(training.users, _LATEST)
-    before, test = training.without(last).users, _HeldOut(training.users, last, settings)
+    last = latest(state.training.users, _LATEST)
+    before, test = state.training.without(last).users, HeldOut(state.training.users, last)
+    scores = [
+        float(test.log_likelihoods(_folded_in(state, widening, before)).mean()) for widening in _WIDENINGS
+    ]
+    return _folded_in(state, _WIDENINGS[int(np.argmax(scores))], state.training.users)
 
-    def folded(widening: float, data: Compressed) -> State:
-        parameters = widened(with_widening(state.parameters, widening))
-        rows = training.backend.half_step(HalfStepInput.of(parameters, "user", state.item_rows, data)).rows
-        effect = parameters.users.layout.implicit_effect
-        rows[:, effect] = state.user_rows[:, effect]
-        return State(training, parameters, rows, state.item_rows)
 
-    scores = [float(test.log_likelihoods(folded(widening, before)).mean()) for widening in _WIDENINGS]
-    return folded(_WIDENINGS[int(np.argmax(scores))], training.users)
+def _folded_in(state: State, widening: float, users: Compressed) -> State:
+    """`state` with its users folded in from `users` under this widening."""
+    parameters = widened(with_widening(state.parameters, widening))
+    inputs = HalfStepInput.of(parameters, "user", state.item_rows, users)
+    rows = state.training.backend.half_step(inputs).rows
+    effect = parameters.users.layout.implicit_effect
+    rows[:, effect] = state.user_rows[:, effect]
+    return State(state.training, parameters, rows, state.item_rows)
 
 
 def _calibrated(
@@ -204,6 +246,18 @@ def _calibrated(
         replace(state.parameters, variance_scale=variance_scale, std_calibration=std_calibration)
     )
     return Selection(terms_of(state.parameters), state, {"held_out_log_likelihood": score})
+
+
+def _with_all(found: Selection, state: State) -> Selection:
+    """`found` with `state`, which has the same terms and has seen all ratings."""
+    known = found.state.parameters
+    drift = known.users.drift
+    state.parameters = replace(
+        with_widening(state.parameters, drift.widening if drift else 1.0),
+        variance_scale=known.variance_scale,
+        std_calibration=known.std_calibration,
+    )
+    return replace(found, state=state)
 
 
 def best_session_length(data: Compressed, residual: Float64s) -> float:
@@ -240,60 +294,6 @@ def best_session_length(data: Compressed, residual: Float64s) -> float:
             if evidence > best_evidence:
                 best, best_evidence = session_length, evidence
     return best
-
-
-class _HeldOut:
-    """Ratings kept back, and how well a state foretells them."""
-
-    def __init__(self, users: Compressed, held_out: Int64s, settings: FitSettings) -> None:
-        self._user, self._item = users.row[held_out], users.other[held_out]
-        self._time, self._value = users.time[held_out], users.value[held_out]
-        self._scale = settings.scale
-        self._level = rating_levels(settings.scale, self._value) if scale_levels(settings.scale) > 1 else None
-
-    def log_likelihoods(self, state: State) -> Float64s:
-        """Nats of each rating (n,); -inf for a state that is not finite."""
-        pairs = PairMoments(state.parameters, item_codec(state.parameters).encode(state.item_rows))
-        mean, variance, _ = pairs.moments(state.user_rows, self._user, self._item, self._time)
-        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
-            return np.full(len(mean), -math.inf)
-        if self._level is not None:
-            chance = rating_distribution(state.parameters, mean, variance)[np.arange(len(mean)), self._level]
-            return np.asarray(np.log(np.maximum(chance, 1e-6)))
-        rating, std = rating_moments(state.parameters, mean, variance)
-        return np.asarray(-0.5 * ((self._value - rating) / std) ** 2 - np.log(std))
-
-
-def _best(state: State, options: list[Terms], test: _HeldOut, settings: FitSettings) -> State:
-    """The branch of `state`, one for each of `options`, that foretells best after two sweeps.
-
-    `options` go from the simplest on: a later one must be better by more than the standard error of the
-    difference.
-    """
-    best: State | None = None
-    best_scores: Float64s = np.zeros(0)
-    for terms in options:
-        branch = state.branch(terms)
-        _run(branch, settings, 2)
-        scores = test.log_likelihoods(branch)
-        if not np.isfinite(scores).all():
-            continue
-        gain = scores - best_scores if best is not None else scores
-        if best is None or gain.mean() > gain.std() / math.sqrt(len(gain)):
-            best, best_scores = branch, scores
-    return best if best is not None else state
-
-
-def _run(state: State, settings: FitSettings, sweeps: int) -> None:
-    for _ in range(min(sweeps, settings.sweeps)):
-        state.sweep()
-
-
-def _settle(state: State, settings: FitSettings) -> None:
-    """Sweep on until `state` is about as far as the fit will be: a state on its way is off otherwise."""
-    for _ in range(min(_SETTLING, settings.sweeps)):
-        if state.sweep() < settings.tolerance:
-            break
 
 
 def _some_users(training: TrainingSet, rng: np.random.Generator) -> TrainingSet:

@@ -13,10 +13,10 @@ import numpy as np
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import HalfStep, Iteration
 from factors.inference.motion import motion_of
-from factors.inference.ordinal import learn_link, rating_levels
+from factors.inference.ordinal import learn_link
 from factors.inference.side_moments import prior_rows
 from factors.model.parameters import Parameters, Side, SideName
-from factors.model.scale import scale_range
+from factors.model.scale import rating_levels, scale_range
 from factors.model.types import Float64s, Int64s
 from factors.training.drift import learn_drift
 from factors.training.leave_one_out import StepEntries, leave_one_out_scores
@@ -113,6 +113,13 @@ class State:
         users = learn_drift(_learn_session_variance(users, user_step), user_step)
         self.parameters = replace(learned, users=users, items=_learn_session_variance(items, item_step))
         return self.change
+
+    def run(self, sweeps: int, *, until: float = 0.0) -> "State":
+        """Sweep so many times, or until the change is less than `until`. Returns itself."""
+        for _ in range(sweeps):
+            if self.sweep() < until:
+                break
+        return self
 
     def residuals(self) -> Float64s:
         """Ratings less scores, by entry of `training.users`; what one sweep with the Gaussian link left. 0

@@ -8,18 +8,12 @@ import math
 
 import numpy as np
 
-from factors.inference.ordinal import (
-    EntryScores,
-    Sites,
-    fold_in_damping,
-    level_bounds,
-    ordinal_sites,
-    rating_levels,
-)
+from factors.inference.ordinal import EntryScores, Sites, fold_in_damping, level_bounds, ordinal_sites
 from factors.model.layout import COUNT, session_keys
-from factors.model.links import rating_moments
+from factors.model.links import link_of
 from factors.model.parameters import Parameters, Side, SideName, from_model
 from factors.model.quantized_rows import read_items
+from factors.model.scale import rating_levels
 from factors.model.types import Float32s, Float64s, Model
 
 STEPS = 60
@@ -84,7 +78,7 @@ def score(model: Model, user: Float32s, item: Float32s, time: float = math.nan) 
     """Rating and standard deviation of one pair."""
     mean, variance = latent(model, user, item, time)
     parameters = from_model(model)
-    rating, std = rating_moments(parameters, np.array([mean]), np.array([variance]))
+    rating, std = link_of(parameters).rating_moments(np.array([mean]), np.array([variance]))
     n, m = 1.0 + float(user[COUNT]), 1.0 + float(item[COUNT])
     exponent = float(np.array([1.0, math.log(n), math.log(m), 1.0 / n, 1.0 / m]) @ parameters.std_calibration)
     return float(rating[0]), float(std[0]) * math.exp(exponent)

@@ -11,8 +11,8 @@ from factors.inference.ordinal import (
     level_bounds,
     log_masses,
     ordinal_sites,
-    rating_levels,
 )
+from factors.model.scale import rating_levels
 from factors.model.types import Scale
 
 
