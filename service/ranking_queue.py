@@ -61,7 +61,7 @@ class RankingDesk:
 
         Raises `overloaded` where too many wait already.
         """
-        if multiplications(live, sampled=rng is not None, depth=n + len(exclude)) <= _QUICK:
+        if live.ranker.multiplications(sampled=rng is not None, depth=n + len(exclude)) <= _QUICK:
             return live.ranker.top(vector[None], n, [exclude], rng)[0]
         if len(self._waiting) >= self._most_waiting:
             self._counts.overloads += 1
@@ -74,13 +74,13 @@ class RankingDesk:
 
     async def similar(self, live: LiveGeneration, item_row: int, n: int) -> Ranked:
         """Return the `n` items most like `item_row`."""
-        if live.ranker.prepared and multiplications(live, sampled=False) <= _QUICK:
+        if live.ranker.prepared and live.ranker.multiplications() <= _QUICK:
             return live.ranker.similar(item_row, n)
         return await asyncio.to_thread(live.ranker.similar, item_row, n)
 
     async def popular(self, live: LiveGeneration, n: int) -> Ranked:
         """Return the `n` most loved items."""
-        if live.ranker.prepared and multiplications(live, sampled=False) <= _QUICK:
+        if live.ranker.prepared and live.ranker.multiplications() <= _QUICK:
             return live.ranker.popular(n)
         return await asyncio.to_thread(live.ranker.popular, n)
 
@@ -113,17 +113,6 @@ class RankingDesk:
             for request in self._waiting:
                 request.ranked.cancel()
             self._waiting.clear()
-
-
-def multiplications(live: LiveGeneration, *, sampled: bool, depth: int | None = None) -> float:
-    """Return the multiplications of one ranking: rows that are read times what is multiplied of each.
-
-    `depth`: how many items are wanted or excluded; None where the whole table is read.
-    """
-    dim = live.model.rank + 1
-    if sampled:
-        return live.ranker.n_items * (dim * (dim + 1) // 2 + dim)
-    return live.ranker.n_items * dim * (1.0 if depth is None else live.ranker.share(depth))
 
 
 def _rank(block: list[RankingRequest]) -> list[Ranked]:

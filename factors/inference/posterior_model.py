@@ -8,6 +8,7 @@ import numpy as np
 
 from factors.inference.histories import Compressed
 from factors.inference.side_moments import prior_rows
+from factors.model.links import link_of
 from factors.model.parameters import from_model
 from factors.model.quantized_rows import item_codec
 from factors.model.types import Float32s, Float64s, Histories, Model
@@ -25,6 +26,7 @@ class PosteriorModel(ABC):
         """Raises `ModelUnreadable` where a parameter is missing or has a wrong shape."""
         self.model = model
         self.parameters = from_model(model)
+        self.link = link_of(self.parameters)
         self.item_codec = item_codec(self.parameters)
         self.prior_user: Float32s = prior_rows(self.parameters.users, 1)[0].astype(np.float32)
         self.prior_item: Float32s = self.item_codec.encode(prior_rows(self.parameters.items, 1))[0]

@@ -8,6 +8,7 @@ so that `P(rating > l) = Phi((s - c_l) / sqrt(variance of s + noise))`.
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 from scipy.special import ndtr
@@ -25,7 +26,12 @@ _LEAST_CHANCE = 1e-6
 
 
 class RatingLink(ABC):
-    """The link of a model with these `parameters`. Scores have `mean` and `variance` (m,), without noise."""
+    """The link of a model with these `parameters`. Scores have `mean` and `variance` (m,), without noise.
+
+    `follows_mean`: whether the expected rating depends on the mean of a score alone.
+    """
+
+    follows_mean: ClassVar[bool]
 
     def __init__(self, parameters: Parameters) -> None:
         self._scale, self._noise = parameters.scale, parameters.noise
@@ -68,6 +74,8 @@ class RatingLink(ABC):
 class GaussianLink(RatingLink):
     """The rating is the score with noise."""
 
+    follows_mean = True
+
     def rating_moments(self, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
         """See `RatingLink`."""
         rating = np.minimum(np.maximum(mean, self._scale.low), self._scale.high)
@@ -86,6 +94,8 @@ class GaussianLink(RatingLink):
 
 class OrdinalLink(RatingLink):
     """The rating is the number of cut points below the score with noise."""
+
+    follows_mean = False
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__(parameters)

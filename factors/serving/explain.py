@@ -13,7 +13,6 @@ import numpy as np
 from factors.inference.histories import compress
 from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import unpack
-from factors.model.links import link_of
 from factors.model.types import Explanation, Float32s, Histories
 from factors.serving.scoring import Scorer
 
@@ -33,9 +32,7 @@ def explain(
     """
     if len(history.offsets) != 2:
         raise ValueError(f"explain takes one history, not {len(history.offsets) - 1}")
-    parameters = posterior.parameters
-    link = link_of(parameters)
-    layout = parameters.users.layout
+    link, layout = posterior.link, posterior.parameters.users.layout
     user = posterior.fold_in_users(items, history, current=current)
     scorer = Scorer(posterior, items)
     mean, variance, _ = scorer.latent(user, np.zeros(1, dtype=np.int64), np.array([item_row]))

@@ -1,6 +1,7 @@
-"""An index of a large catalogue: items in lists of neighbours, of which a search looks into a few. Invariant:
-how much of the exact answer it finds was measured on users that had no part in choosing how many lists are
-looked into.
+"""An index of a large catalogue: items in lists of neighbours, of which a search reads a few.
+
+Invariant: the recall that an index states was measured on users that had no part in choosing how many lists a
+search reads.
 
 The inverted file of Jégou, Douze and Schmid (2011) without compression: k-means over `[latent, bias]`, lists
 ranked by the inner product of their centre with `[latent of the user, 1]`.
@@ -19,24 +20,30 @@ from factors.model.types import Float32s, Int64s, Model
 
 # The exact product over fewer takes a few milliseconds.
 LEAST_ITEMS = 100_000
+# Depth of the rankings by which an index is measured: what a client sees first.
 TOP = 10
-_WANTED = 0.95
-# What is aimed at on the users that choose, so that those that measure find what is wanted.
-_AIM = 0.965
+# Recall that makes an index worth its errors. The users that choose the number of lists aim a little higher,
+# so that the users that measure find this much.
+_WANTED, _AIM = 0.95, 0.965
+# Users that choose and measure, half of them each: the recall of 2,000 items is known to half a percent.
+_QUERIES = 400
+# Rounds of k-means, and points of its sample for each list: with these a million items take 20 s of one core.
 _ROUNDS = 6
 _POINTS_PER_LIST = 32
-_QUERIES = 400
-# With more of the lists to look into, the exact product is as fast.
+# With more of the lists to read, the exact product is as fast.
 _LARGEST_SHARE = 1 / 6
+# Points whose products are in memory at once.
 _BLOCK = 16_384
 
 Lists = npt.NDArray[np.uint16]
+
+_FORMAT = "foldin-index-1"
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
     """`centres` float32 (c, dim); `lists` uint16 (n,): the list of each item row; `probes`: lists that a
-    search looks into; `recall`: part of the exact top 10 that it finds.
+    search reads; `recall`: part of the exact top 10 that it finds.
     """
 
     centres: Float32s
@@ -46,7 +53,7 @@ class Index:
 
 
 class _Bytes(msgspec.Struct, frozen=True, array_like=True):
-    form: str
+    format: str
     dim: int
     probes: int
     recall: float
@@ -54,33 +61,26 @@ class _Bytes(msgspec.Struct, frozen=True, array_like=True):
     lists: bytes
 
 
-_FORM = "foldin-index-1"
-
-
 def index_to_bytes(index: Index) -> bytes:
-    """`index` as bytes, little endian."""
+    """Return `index` as bytes, little endian."""
     centres = np.asarray(index.centres, dtype="<f4")
     lists = np.asarray(index.lists, dtype="<u2")
     return msgspec.msgpack.encode(
-        _Bytes(_FORM, centres.shape[1], index.probes, index.recall, centres.tobytes(), lists.tobytes())
+        _Bytes(_FORMAT, centres.shape[1], index.probes, index.recall, centres.tobytes(), lists.tobytes())
     )
 
 
 def index_from_bytes(payload: bytes, model: Model, n_items: int) -> Index:
-    """The index of a table of `n_items` rows. Raises `ModelUnreadable` where it is none."""
+    """Return the index of a table of `n_items` rows. Raises `ModelUnreadable` where the bytes are none."""
     try:
         read = msgspec.msgpack.decode(payload, type=_Bytes)
     except msgspec.MsgspecError as exc:
         raise ModelUnreadable(f"not an index: {exc}") from exc
     dim = item_layout(model).dim
-    if (
-        read.form != _FORM
-        or read.dim != dim
-        or len(read.centres) % (4 * dim)
-        or len(read.lists) != 2 * n_items
-    ):
+    fits = (read.format, read.dim, len(read.lists)) == (_FORMAT, dim, 2 * n_items)
+    if not fits or len(read.centres) % (4 * dim):
         raise ModelUnreadable(
-            f"an index {read.form!r} that does not fit {n_items} items of rank {model.rank}"
+            f"an index {read.format!r} that does not fit {n_items} items of rank {model.rank}"
         )
     centres = np.frombuffer(read.centres, dtype="<f4").reshape(-1, dim).astype(np.float32)
     lists = np.frombuffer(read.lists, dtype="<u2").astype(np.uint16)
@@ -97,32 +97,35 @@ def build_index(
     *,
     least_items: int = LEAST_ITEMS,
 ) -> Index | None:
-    """An index of `items` (n, item_width) for such `users` (u, user_width), or None where it would not pay.
+    """Return an index of `items` (n, item_width) for users like `users` (u, user_width), or None where it
+    would not pay.
 
-    None for fewer than `least_items` items, for no users, and where so many lists would have to be looked
-    into that the exact product is as fast. About 20 s of one core for a million items of rank 50.
+    None for fewer than `least_items` items, for no users, and where a search would have to read so many lists
+    that the exact product is as fast. About 20 s of one core for a million items of rank 50.
     """
     if len(items) < least_items or len(users) == 0:
         return None
     points = np.ascontiguousarray(items[:, item_layout(model).mean], dtype=np.float32)
     chosen = rng.choice(len(users), min(_QUERIES, len(users)), replace=False)
     queries = query_features(model, users[np.sort(chosen)])
+    # Twice the root balances the product with the centres and the products in the lists that are read. The
+    # number of a list is stored in 16 bits.
     count = min(max(2, 2 * math.isqrt(len(points))), np.iinfo(np.uint16).max)
     centres = _centres(points, count, rng)
     lists = _nearest(points, centres).astype(np.uint16)
     needed = _lists_needed(points, centres, lists, queries)
-    learn, check = needed[::2], needed[1::2] if len(needed) > 1 else needed
-    found = np.array([np.mean(learn <= probes) for probes in range(1, count + 1)])
+    choose, measure = needed[::2], needed[1::2] if len(needed) > 1 else needed
+    found = np.array([np.mean(choose <= probes) for probes in range(1, count + 1)])
     probes = int(np.argmax(found >= _AIM)) + 1
-    recall = float(np.mean(check <= probes))
+    recall = float(np.mean(measure <= probes))
     if probes > _LARGEST_SHARE * count or recall < _WANTED:
         return None
     return Index(centres, lists, probes, recall)
 
 
 def query_features(model: Model, users: FloatTable) -> Float32s:
-    """`[latent, 1]` of users (u, user_width), float32 (u, dim): times an item's mean it ranks that user's
-    items.
+    """Return `[latent, 1]` of users (u, user_width), float32 (u, dim): its product with an item's mean ranks
+    the items of that user.
     """
     features = users[:, user_layout(model).mean].astype(np.float32)
     features[:, -1] = 1.0
@@ -130,7 +133,7 @@ def query_features(model: Model, users: FloatTable) -> Float32s:
 
 
 def _centres(points: Float32s, count: int, rng: np.random.Generator) -> Float32s:
-    """Lloyd's algorithm on a sample; a list that loses all its points begins anew at a random one."""
+    """Return the centres of Lloyd's algorithm on a sample."""
     size = min(len(points), _POINTS_PER_LIST * count)
     sample = points[np.sort(rng.choice(len(points), size, replace=False))]
     centres = sample[rng.choice(size, count, replace=False)].copy()
@@ -140,12 +143,14 @@ def _centres(points: Float32s, count: int, rng: np.random.Generator) -> Float32s
         held, starts = np.unique(nearest[order], return_index=True)
         sums = np.add.reduceat(sample[order], starts, axis=0)
         sizes = np.diff(np.append(starts, size))
+        # A list that lost all its points begins anew at a random one.
         centres = sample[rng.choice(size, count, replace=False)].copy()
         centres[held] = sums / sizes[:, None]
     return centres
 
 
 def _nearest(points: Float32s, centres: Float32s) -> Int64s:
+    # |p - c|^2 without |p|^2, which is the same for every centre.
     half = 0.5 * np.einsum("ij,ij->i", centres, centres)
     nearest = np.empty(len(points), dtype=np.int64)
     for start in range(0, len(points), _BLOCK):
@@ -156,11 +161,11 @@ def _nearest(points: Float32s, centres: Float32s) -> Int64s:
 
 
 def _lists_needed(points: Float32s, centres: Float32s, lists: Lists, queries: Float32s) -> Int64s:
-    """How many lists a search must look into to find each of the exact top 10 of each query: (queries,
+    """Return how many lists a search must read to find each of the exact top 10 of each query: (queries,
     10).
     """
     top = min(TOP, len(points))
-    scores = np.full((len(queries), 0), 0.0, dtype=np.float32)
+    scores = np.zeros((len(queries), 0), dtype=np.float32)
     rows = np.zeros((len(queries), 0), dtype=np.int64)
     for start in range(0, len(points), _BLOCK):
         part = queries @ points[start : start + _BLOCK].T
@@ -169,9 +174,7 @@ def _lists_needed(points: Float32s, centres: Float32s, lists: Lists, queries: Fl
         rows = np.concatenate([rows, best + start], axis=1)
         kept = np.argsort(-scores, axis=1)[:, :top]
         scores, rows = np.take_along_axis(scores, kept, axis=1), np.take_along_axis(rows, kept, axis=1)
-    places = np.empty((len(queries), len(centres)), dtype=np.int64)
     ranked = np.argsort(-(queries @ centres.T), axis=1)
-    np.put_along_axis(
-        places, ranked, np.arange(1, len(centres) + 1)[None].repeat(len(queries), axis=0), axis=1
-    )
-    return np.take_along_axis(places, lists[rows].astype(np.int64), axis=1)
+    # The rank of each list for each query, from 1.
+    ranks = np.argsort(ranked, axis=1) + 1
+    return np.take_along_axis(ranks, lists[rows].astype(np.int64), axis=1)

@@ -1,4 +1,4 @@
-"""How good a fit is on ratings that it has not seen. Invariant: asks the same scorer that answers users."""
+"""How good a fit is on ratings that it has not learned. Invariant: it asks the scorer that answers users."""
 
 import math
 
@@ -10,42 +10,39 @@ from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Ratings
 from factors.serving.scoring import Scorer
 
+# Standard deviations to each side of a central 90 % interval of a normal.
 _NINETY = float(ndtri(0.95))
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+# Ratings that are scored at once: each has a row of probabilities, long on a scale with many steps.
+_AT_ONCE = 65_536
 
 
 def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
-    """`rmse`, `mae`, `log_likelihood` (nats a rating), `coverage` and `count`; NaN if there is no rating.
+    """Return `rmse`, `mae`, `log_likelihood` (nats a rating), `coverage` and `count`; NaN without a rating.
 
     On a scale with steps the log-likelihood is that of the step; otherwise the density's. `coverage`: the
-    share of ratings within 1.6449 standard deviations of what was predicted, which should be 90 %.
+    share of ratings within 1.6449 standard deviations of the prediction, which should be 90 %.
     """
     keep = ~np.isnan(ratings.value)
     value, time = ratings.value[keep], ratings.time[keep]
     user, item = ratings.user_row[keep], ratings.item_row[keep]
     if len(value) == 0:
         return {"rmse": np.nan, "mae": np.nan, "log_likelihood": np.nan, "coverage": np.nan, "count": 0.0}
-    scorer = Scorer(fitted.posterior, fitted.items)
-    parts = [slice(start, start + 65536) for start in range(0, len(value), 65536)]
-    scores = [scorer.score(fitted.users, user[part], item[part], time[part]) for part in parts]
-    rating = np.concatenate([part.rating for part in scores])
-    std = np.concatenate([part.std for part in scores])
+    scorer, scale = Scorer(fitted.posterior, fitted.items), fitted.model.scale
+    levels = scale_levels(scale)
+    rating, std, chance = np.empty(len(value)), np.empty(len(value)), np.empty(len(value))
+    for start in range(0, len(value), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        pairs = (fitted.users, user[part], item[part], time[part])
+        scores = scorer.score(*pairs)
+        rating[part], std[part] = scores.rating, scores.std
+        if levels > 1:
+            step = (scale.high - scale.low) / (levels - 1)
+            level = np.clip(np.rint((value[part] - scale.low) / step), 0, levels - 1).astype(np.int64)
+            chance[part] = scorer.distribution(*pairs)[np.arange(len(level)), level]
     error = value - rating
-    levels = scale_levels(fitted.model.scale)
     if levels > 1:
-        scale = fitted.model.scale
-        step = (scale.high - scale.low) / (levels - 1)
-        level = np.clip(np.rint((value - scale.low) / step), 0, levels - 1).astype(np.int64)
-        chance = np.concatenate(
-            [
-                np.take_along_axis(
-                    scorer.distribution(fitted.users, user[part], item[part], time[part]),
-                    level[part, None],
-                    axis=1,
-                )[:, 0]
-                for part in parts
-            ]
-        )
+        # A step that is all but ruled out still costs a finite number of nats.
         likelihood: Float64s = np.log(np.maximum(chance, 1e-12))
     else:
         likelihood = np.asarray(-0.5 * (error / std) ** 2 - np.log(std) - _LOG_ROOT_TWO_PI)

@@ -1,4 +1,4 @@
-"""Scores of (user, item) pairs with their uncertainty. Invariant: one pair gets one number, alone or among
+"""Ratings of (user, item) pairs with their uncertainty. Invariant: one pair gets one number, alone or among
 thousands.
 """
 
@@ -8,7 +8,6 @@ import numpy.typing as npt
 from factors.inference.pair_moments import PairMoments, Rows
 from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import COUNT, RATING_MEAN, FloatTable
-from factors.model.links import link_of
 from factors.model.std_calibration import std_factors
 from factors.model.types import Float32s, Float64s, ItemStatistics, Scores
 
@@ -16,8 +15,8 @@ Basis = npt.NDArray[np.uint8]
 
 
 class Scorer:
-    """Scores against one item table. Cheap to build; reads the stored rows `items` (n_items, item_width) at
-    each call, copies nothing.
+    """Scores against one item table. Cheap to build: it reads the stored rows `items` (n_items, item_width)
+    at each call and copies nothing.
 
     Safe to share between threads. A user or item row that is negative or beyond its table counts as unknown.
     """
@@ -25,18 +24,18 @@ class Scorer:
     def __init__(self, posterior: PosteriorModel, items: Float32s) -> None:
         self.items = items
         self._parameters = parameters = posterior.parameters
-        self._link = link_of(parameters)
+        self._link = posterior.link
         self._pairs = PairMoments(parameters, items)
         self._std_calibrated = bool(parameters.std_calibration.any())
 
     def score(
         self, users: FloatTable, user_index: Rows | None, item_rows: Rows, time: Float64s | None = None
     ) -> Scores:
-        """Scores of the pairs (`users[user_index[j]]`, `items[item_rows[j]]`), all arrays (m,).
+        """Return the scores of the pairs (`users[user_index[j]]`, `items[item_rows[j]]`), all arrays (m,).
 
-        `users` (u, user_width); without `user_index` each pair has its row there, which is cheaper. `time`
-        (m,): seconds since 1970 or NaN, when the rating would be given; a session that the rows know then
-        counts.
+        `users` (u, user_width); without `user_index` the j-th user row is that of pair j, which is cheaper.
+        `time` (m,): seconds since 1970 or NaN, when the rating would be given; a session effect that the rows
+        keep for that time then counts.
         """
         mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time)
         rating, std = self._link.rating_moments(mean, variance)
@@ -45,8 +44,9 @@ class Scorer:
         return Scores(rating, std, _basis(counts))
 
     def rating(self, users: FloatTable, user_index: Rows, item_rows: Rows) -> Float64s:
-        """The ratings of `score` alone (m,); with the Gaussian link covariances are not read for them."""
-        if self._parameters.link != "gaussian" or len(user_index) == 1:
+        """Return the ratings of `score` alone (m,). Where they follow from means no covariance is read."""
+        # One pair goes through `score`, which adds up in the order that gives one pair one number.
+        if not self._link.follows_mean or len(user_index) == 1:
             return self.score(users, user_index, item_rows).rating
         mean = self._pairs.means(users, user_index, item_rows)
         return self._link.rating_moments(mean, np.zeros(len(mean)))[0]
@@ -54,26 +54,18 @@ class Scorer:
     def distribution(
         self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
     ) -> Float64s:
-        """Probability of each step of the scale, (m, levels). Raises `FactorsError` where the scale has no
-        steps.
+        """Return the probability of each step of the scale, (m, levels). Raises `FactorsError` where the
+        scale has no steps.
         """
-        mean, variance, _ = self.latent(users, user_index, item_rows, time)
+        mean, variance, _ = self._pairs.moments(users, user_index, item_rows, time)
         return self._link.rating_distribution(mean, variance)
 
     def latent(
         self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
     ) -> tuple[Float64s, Float64s, Basis]:
-        """Mean and variance (without noise) of the scores before the link, and the basis; all (m,)."""
+        """Return mean and variance (without noise) of the scores before the link, and the basis; all (m,)."""
         mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time)
         return mean, variance, _basis(counts)
-
-
-def _basis(counts: FloatTable) -> Basis:
-    known = counts.astype(np.bool_).view(np.uint8)
-    basis: Basis = known[0]
-    basis += basis
-    basis += known[1]
-    return basis
 
 
 def item_statistics(items: Float32s) -> ItemStatistics:
@@ -81,3 +73,12 @@ def item_statistics(items: Float32s) -> ItemStatistics:
     count = np.rint(items[:, COUNT]).astype(np.int64)
     mean = np.where(count > 0, items[:, RATING_MEAN], np.nan).astype(np.float64)
     return ItemStatistics(count, mean)
+
+
+def _basis(counts: FloatTable) -> Basis:
+    known = counts.astype(np.bool_).view(np.uint8)
+    # Twice the user's bit plus the item's, in place: a call of numpy costs more than a pair.
+    basis: Basis = known[0]
+    basis += basis
+    basis += known[1]
+    return basis

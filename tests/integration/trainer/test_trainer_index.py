@@ -46,7 +46,7 @@ async def test_an_index_is_published_with_its_recall_and_loaded(
     assert live is not None
     assert live.meta.summary.metrics["index_recall_at_10"] == 0.97
     assert live.meta.summary.index_chunks == 1
-    assert live.ranker.share(1) == pytest.approx(2 / LISTS)
+    assert live.ranker.multiplications(1) == pytest.approx(2 / LISTS * live.ranker.multiplications())
     profile = await store.users.profile(live, b"u3")
     (found,) = live.ranker.top(profile.vector[None], 2, [profile.history.item_row[:5]])
     assert len(found.item_rows) == 2

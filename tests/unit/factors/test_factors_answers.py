@@ -18,7 +18,7 @@ from factors import (
     posterior_of,
     to_bytes,
 )
-from factors.serving.ranking import largest
+from factors.serving.mean_table import largest
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
 
 LINKS = ("gaussian", "ordinal")

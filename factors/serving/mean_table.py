@@ -1,0 +1,204 @@
+"""The best rows of an item table for users, exactly or by an index. Invariant: an excluded row is never
+returned, and ties go to the lower row.
+
+The exact search multiplies a block of users with some thousand items at a time and keeps the maxima of short
+runs of items. The n-th largest maximum is a lower bound of the n-th best score, so only runs that reach it
+are looked at again. The search by an index (`ivf_index`) looks into some of its lists only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from factors.model.types import Float32s, Int32s, Int64s
+from factors.serving.ivf_index import TOP, Index
+
+# Items in a run of which the maximum is kept: a few vector registers.
+_RUN = 128
+# Scores in memory at once: these stay in the cache between the product and the maxima. Of one user 256 KB are
+# enough: more would only push the means out.
+_SCORES_AT_ONCE = 1 << 19
+_MOST_ITEMS_AT_ONCE = 1 << 16
+# Rows that are read at once: they stay in the cache while they are copied.
+_ROWS_AT_ONCE = 1 << 10
+# Scores of one item differ in their last bits between products of different shape.
+_SLACK = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class MeanTable:
+    """The posterior means of the items by position, in one state of the table.
+
+    An index puts the rows of one list at adjacent positions; rows that are newer follow. `columns`: of the
+    means in a stored row. `n_items`: rows of the table. `means` float32 (capacity, dim); `rows` int32
+    (capacity,): the row at each position; `positions` int32 (capacity,): the position of each row; `starts`
+    int64 (c + 1,): the first position of each list of `index`, and the end of the last.
+    """
+
+    columns: slice
+    n_items: int
+    means: Float32s
+    rows: Int32s
+    positions: Int32s
+    index: Index | None
+    starts: Int64s
+
+    @staticmethod
+    def of(items: Float32s, columns: slice, index: Index | None) -> "MeanTable":
+        """Return the means of `items` (n, item_width); an index of more rows than these is not used."""
+        n = len(items)
+        rows: Int32s = np.arange(n, dtype=np.int32)
+        starts: Int64s = np.zeros(1, dtype=np.int64)
+        if index is not None and len(index.lists) > n:
+            index = None
+        if index is not None:
+            rows[: len(index.lists)] = np.argsort(index.lists, kind="stable")
+            starts = np.zeros(len(index.centres) + 1, dtype=np.int64)
+            np.cumsum(np.bincount(index.lists, minlength=len(index.centres)), out=starts[1:])
+        positions = np.empty_like(rows)
+        positions[rows] = np.arange(n, dtype=np.int32)
+        means: Float32s = np.empty((n, columns.stop - columns.start), dtype=np.float32)
+        for start in range(0, n, _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            means[positions[part]] = items[part, columns]
+        return MeanTable(columns, n, means, rows, positions, index, starts)
+
+    def updated(self, items: Float32s, changed: Int64s) -> "MeanTable":
+        """Return the means of `items` (n, item_width), of which the rows `changed` are read again.
+
+        Shares its arrays with this one as long as there is room.
+        """
+        n, means, rows, positions = len(items), self.means, self.rows, self.positions
+        if n > len(means):
+            before = len(rows)
+            means, rows, positions = (grown(array, n) for array in (means, rows, positions))
+            rows[before:] = positions[before:] = np.arange(before, len(rows))
+        means[positions[changed]] = items[changed][:, self.columns]
+        return MeanTable(self.columns, n, means, rows, positions, self.index, self.starts)
+
+    def share(self, depth: int) -> float:
+        """Return about which part of the table is read for the best `depth` items, excluded ones included."""
+        probes = self._probes(depth)
+        return 1.0 if self.index is None or probes is None else (probes + 1) / len(self.index.centres)
+
+    def best(self, features: Float32s, n: int, exclude: Sequence[Int64s], *, exact: bool) -> list[Int64s]:
+        """Return the rows of the best `n` items, best first, for each of `features` (b, dim), without the
+        rows in `exclude` (b arrays). By the index where there is one and `n` is small, unless `exact`.
+        """
+        excluded = [np.sort(self.positions[rows]).astype(np.int64) for rows in exclude]
+        found = [None if exact else self._searched(*each, n) for each in zip(features, excluded, strict=True)]
+        left = [j for j, positions in enumerate(found) if positions is None]
+        exactly = self._exact(features[left], n, [excluded[j] for j in left])
+        for j, positions in zip(left, exactly, strict=True):
+            found[j] = positions
+        return [self.rows[positions].astype(np.int64) for positions in found if positions is not None]
+
+    def _probes(self, depth: int) -> int | None:
+        """Return how many lists hold the best `depth`; None where the exact product is as fast."""
+        if self.index is None:
+            return None
+        # The index was measured on its best TOP; twice as many lie in about the same lists.
+        probes = self.index.probes * max(1, -(-depth // (2 * TOP)))
+        return probes if probes * 4 <= len(self.index.centres) else None
+
+    def _searched(self, user: Float32s, exclude: Int64s, n: int) -> Int64s | None:
+        """Return the positions of about the best `n` items by the index; None where it does not serve."""
+        # What is excluded tends to be what would stand highest.
+        probes = self._probes(n + len(exclude))
+        if self.index is None or probes is None:
+            return None
+        near = self.index.centres @ user
+        lists = np.argpartition(near, len(near) - probes)[len(near) - probes :]
+        segments = list(zip(self.starts[lists].tolist(), self.starts[lists + 1].tolist(), strict=True))
+        segments.append((len(self.index.lists), self.n_items))
+        best = self._best_of(user, n, segments, exclude)
+        return best if len(best) == n else None
+
+    def _exact(self, features: Float32s, n: int, exclude: Sequence[Int64s]) -> list[Int64s]:
+        """Return the positions of the best `n` items for each of `features` (b, dim), without the sorted
+        positions in `exclude`.
+        """
+        b, count = len(features), self.n_items
+        if b == 0:
+            return []
+        maxima: Float32s = np.empty((b, -(-count // _RUN)), dtype=np.float32)
+        step = max(_RUN, min(_MOST_ITEMS_AT_ONCE, _SCORES_AT_ONCE // b) // _RUN * _RUN)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            scores = features @ self.means[start:stop].T
+            for row, positions in zip(scores, exclude, strict=True):
+                first, last = np.searchsorted(positions, (start, stop))
+                if first < last:
+                    row[positions[first:last] - start] = -np.inf
+            whole = (stop - start) // _RUN * _RUN
+            runs = slice(start // _RUN, (start + whole) // _RUN)
+            maxima[:, runs] = scores[:, :whole].reshape(b, -1, _RUN).max(axis=2)
+            if start + whole < stop:
+                maxima[:, -1] = scores[:, whole:].max(axis=1)
+        found = []
+        for user, most, positions in zip(features, maxima, exclude, strict=True):
+            bound = float(_nth_largest(most, n))
+            again = np.flatnonzero(most >= bound - _SLACK * max(1.0, abs(bound))) * _RUN
+            segments = [(start, min(start + _RUN, count)) for start in again.tolist()]
+            found.append(self._best_of(user, n, segments, positions))
+        return found
+
+    def _best_of(
+        self, user: Float32s, n: int, segments: Sequence[tuple[int, int]], exclude: Int64s
+    ) -> Int64s:
+        """Return the positions of the best `n` items in `segments` of positions, best first, ties by row."""
+        segments = [(start, stop) for start, stop in segments if start < stop]
+        if not segments:
+            return np.zeros(0, dtype=np.int64)
+        scores = np.concatenate([self.means[start:stop] @ user for start, stop in segments])
+        starts = np.array([start for start, _ in segments])
+        ends = np.cumsum([stop - start for start, stop in segments])
+        offsets = np.append(0, ends[:-1])
+        if len(exclude):
+            order = np.argsort(starts)
+            segment = order[np.maximum(np.searchsorted(starts[order], exclude, side="right") - 1, 0)]
+            behind = exclude - starts[segment]
+            inside = (behind >= 0) & (behind < ends[segment] - offsets[segment])
+            scores[offsets[segment[inside]] + behind[inside]] = -np.inf
+        best = largest(scores, n)
+        segment = np.searchsorted(ends, best, side="right")
+        positions = starts[segment] + best - offsets[segment]
+        return np.asarray(positions[np.lexsort((self.rows[positions], -scores[best]))])
+
+
+def grown(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """Return `array` with room for `rows` and spare ones, zeros behind its end."""
+    # An eighth more, so that a table that grows row by row is copied seldom.
+    larger = np.zeros((rows + rows // 8 + 1024, *array.shape[1:]), dtype=array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
+def largest(scores: npt.NDArray[np.floating[Any]], n: int) -> Int64s:
+    """Return the positions of the `n` largest of `scores` (m,), best first, ties by position; -inf never
+    counts.
+    """
+    m = len(scores)
+    rows = np.arange(m)
+    # Maxima of runs first, where that leaves most of the scores unread.
+    if m > 4 * _RUN and n * _RUN < m:
+        whole = m // _RUN * _RUN
+        maxima = np.append(scores[:whole].reshape(-1, _RUN).max(axis=1), scores[whole:].max(initial=-np.inf))
+        bound = _nth_largest(maxima, n)
+        rows = (np.flatnonzero(maxima >= bound)[:, None] * _RUN + np.arange(_RUN)).ravel()
+        rows = rows[rows < m]
+        rows = rows[scores[rows] >= bound]
+    rows = rows[scores[rows] > -np.inf]
+    if len(rows) > n:
+        # Everything that ties with the n-th stays until the ties are broken by position.
+        rows = rows[scores[rows] >= _nth_largest(scores[rows], n)]
+    order = np.argsort(-scores[rows], kind="stable")
+    return rows[order][:n].astype(np.int64)
+
+
+def _nth_largest(values: npt.NDArray[np.floating[Any]], n: int) -> np.floating[Any] | float:
+    """Return the n-th largest of `values`, -inf where there are fewer."""
+    return np.partition(values, len(values) - n)[len(values) - n] if n <= len(values) else -np.inf
