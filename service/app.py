@@ -26,6 +26,7 @@ from service.metrics import RECENT_S, Snapshot, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher
 from service.ranking_queue import RankingDesk
 from service.routes import add_routes
+from service.scoring import PairScorer
 from service.settings import ServiceSettings, WorkerSlot
 from service.training import Training
 
@@ -95,6 +96,7 @@ async def _service_context(settings: ServiceSettings, slot: WorkerSlot) -> Async
                     counts, at_once=settings.large_bytes, waiting=settings.import_waiting_bytes
                 ),
                 batcher=MicroBatcher(store, follower, counts),
+                scorer=PairScorer(store, counts),
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
                 training=Training(store, follower, settings.train_wait_s),
             )

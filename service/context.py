@@ -18,8 +18,9 @@ from service.http.admission import Admission
 from service.http.bodies import BodyReader
 from service.http.dispatch import Traffic
 from service.metrics import Snapshot, SnapshotFiles
-from service.micro_batcher import MicroBatcher, require
+from service.micro_batcher import MicroBatcher
 from service.ranking_queue import RankingDesk
+from service.scoring import PairScorer, require_live
 from service.settings import ServiceSettings, WorkerSlot
 from service.training import Training
 
@@ -39,12 +40,13 @@ class ServiceContext:
     predictions: Admission
     imports: Admission
     batcher: MicroBatcher
+    scorer: PairScorer
     rankings: RankingDesk
     training: Training
 
     def live(self) -> LiveGeneration:
         """Return the generation that is served; raises `no_generation` before the first."""
-        return require(self.follower.live)
+        return require_live(self.follower)
 
     async def epoch(self) -> int:
         """Return the epoch that is served; before the first generation, the one that takes ratings."""

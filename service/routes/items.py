@@ -12,8 +12,8 @@ from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import Answer
-from service.micro_batcher import score
 from service.openapi import MODEL, STORE, described, query, whole
+from service.scoring import score
 
 MAX_N = 1000
 QUERY_N = query("n", whole(1, MAX_N, 10), "How many")

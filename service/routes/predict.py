@@ -5,7 +5,6 @@ from typing import NamedTuple
 import msgspec
 from aiohttp import web
 
-from featurestore.generations.live import LiveGeneration
 from featurestore.id_columns import Ids
 from service.context import CONTEXT, ServiceContext
 from service.http.bodies import is_lines, parsed
@@ -23,7 +22,6 @@ from service.http.parsing import (
 )
 from service.http.problems import Problem
 from service.http.response import Answer
-from service.micro_batcher import MicroBatcher
 from service.openapi import BODY, MODEL, Schema, content, described, list_of, parameter, query, request_body
 from service.prediction_json import OnePrediction, Prediction
 
@@ -37,6 +35,20 @@ class PredictBody(msgspec.Struct):
     item_id: Id | msgspec.UnsetType = msgspec.UNSET
     item_ids: list[Id] | msgspec.UnsetType = msgspec.UNSET
     pairs: list[tuple[Id, Id]] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Pair(NamedTuple):
+    """One pair of a body that was checked."""
+
+    user_id: bytes
+    item_id: bytes
+
+
+class Pairs(NamedTuple):
+    """Pairs of a body that was checked: as many users as items, or one user with all items."""
+
+    user_ids: Ids
+    item_ids: Ids
 
 
 class Predictions(msgspec.Struct):
@@ -104,10 +116,13 @@ async def get_predict(request: web.Request) -> web.StreamResponse:
     """The expected rating of one pair. `user` and `item` are synonyms of the parameters."""
     context = request.app[CONTEXT]
     user_id, item_id, time, distribution = parse_pair_query(request.raw_path)
-    batcher = context.batcher
     if time is None and not distribution:
-        return Answer(_ENCODE(await batcher.submit(user_id, item_id)))
-    return Answer(_ENCODE(await batcher.one(user_id, item_id, time, distribution=distribution)))
+        prediction = await context.batcher.submit(user_id, item_id)
+    else:
+        prediction = await context.scorer.predict_one(
+            context.live(), user_id, item_id, time=time, distribution=distribution
+        )
+    return Answer(_ENCODE(prediction))
 
 
 @described(
@@ -137,9 +152,19 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
 async def _answer_body(context: ServiceContext, body: bytearray) -> Answer:
     plain = plain_pairs(body)
     asked = PredictBody() if plain is not None else await parsed(body, _BODY.decode)
-    batcher, live = context.batcher, context.live()
-    if plain is not None:
-        return await _answer_pairs(batcher, live, *plain)
+    live = context.live()
+    if plain is None:
+        pairs = checked_pairs(asked)
+        if isinstance(pairs, Pair):
+            return Answer(_ENCODE(await context.batcher.submit(*pairs)))
+    else:
+        pairs = Pairs(*plain)
+        check_rows(len(pairs.item_ids), MAX_PAIRS, "pairs")
+    return Answer(await context.scorer.predict_batch(live, *pairs))
+
+
+def checked_pairs(asked: PredictBody) -> Pair | Pairs:
+    """Return the pairs that a body asks for. Raises a `Problem` that names the field and the row."""
     given = [name for name in ("item_id", "item_ids", "pairs") if getattr(asked, name) is not msgspec.UNSET]
     if len(given) != 1:
         detail = "send user_id with item_id, user_id with item_ids, or pairs"
@@ -148,21 +173,14 @@ async def _answer_body(context: ServiceContext, body: bytearray) -> Answer:
         if asked.user_id is not msgspec.UNSET:
             raise Problem("invalid_body", "user_id does not go with pairs", field="user_id")
         check_rows(len(asked.pairs), MAX_PAIRS, "pairs")
-        users = body_ids([pair[0] for pair in asked.pairs], "pairs")
-        items = body_ids([pair[1] for pair in asked.pairs], "pairs")
-        return await _answer_pairs(batcher, live, Ids.of(users), Ids.of(items))
+        user_ids = body_ids([pair[0] for pair in asked.pairs], "pairs")
+        return Pairs(Ids.of(user_ids), Ids.of(body_ids([pair[1] for pair in asked.pairs], "pairs")))
     if isinstance(asked.user_id, msgspec.UnsetType):
         raise Problem("invalid_body", "user_id is missing", field="user_id")
     user_id = body_id(asked.user_id, "user_id")
     if isinstance(asked.item_ids, list):
         check_rows(len(asked.item_ids), MAX_PAIRS, "item_ids")
-        items = body_ids(asked.item_ids, "item_ids")
-        return Answer(await batcher.many(live, Ids.of([user_id]), Ids.of(items)))
+        return Pairs(Ids.of([user_id]), Ids.of(body_ids(asked.item_ids, "item_ids")))
     if isinstance(asked.item_id, msgspec.UnsetType):
         raise Problem("invalid_body", "item_id is missing", field="item_id")
-    return Answer(_ENCODE(await batcher.submit(user_id, body_id(asked.item_id, "item_id"))))
-
-
-async def _answer_pairs(batcher: MicroBatcher, live: LiveGeneration, users: Ids, items: Ids) -> Answer:
-    check_rows(len(users), MAX_PAIRS, "pairs")
-    return Answer(await batcher.many(live, users, items))
+    return Pair(user_id, body_id(asked.item_id, "item_id"))

@@ -22,8 +22,8 @@ from service.http.bodies import is_lines, looks_like_lines, parsed
 from service.http.parsing import MAX_TIMESTAMP, Body, DescribedId, Timestamp, body_ids, check_rows, path_id
 from service.http.problems import Problem
 from service.http.response import Answer
-from service.micro_batcher import MicroBatcher
 from service.openapi import BODY, STORE, described, list_of, request_body
+from service.scoring import PairScorer
 
 MAX_RATINGS = 10_000
 # So many ratings of a call are predicted before they are learned; of a larger call an even sample.
@@ -113,7 +113,7 @@ def check_scale(values: Sequence[float], scale: Scale, field: str) -> None:
         raise Problem("invalid_body", detail, field=field, row=row)
 
 
-async def squared_errors(batcher: MicroBatcher, live: LiveGeneration, columns: Columns) -> Float64s:
+async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Columns) -> Float64s:
     """How wrong the present generation is on ratings that it has not learned yet, squared; of a large call a
     sample.
     """
@@ -121,7 +121,7 @@ async def squared_errors(batcher: MicroBatcher, live: LiveGeneration, columns: C
     chosen = range(count) if count <= _PREDICTED else range(0, count, -(-count // _PREDICTED))
     distinct = dict.fromkeys(columns.user_ids[row] for row in chosen)
     places = {user_id: place for place, user_id in enumerate(distinct)}
-    vectors, item_rows = await batcher.look_up(live, list(places), [columns.item_ids[row] for row in chosen])
+    vectors, item_rows = await scorer.look_up(live, list(places), [columns.item_ids[row] for row in chosen])
     index = np.array([places[columns.user_ids[row]] for row in chosen], dtype=np.int64)
     predicted = live.scorer.score(vectors, index, item_rows).rating
     return np.square(np.array([columns.values[row] for row in chosen]) - predicted)
@@ -147,7 +147,7 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
         columns = await parsed(body, parse)
         errors = np.zeros(0)
         if live is not None and columns.values:
-            errors = await squared_errors(context.batcher, live, columns)
+            errors = await squared_errors(context.scorer, live, columns)
         if columns.values:
             rating, moment = np.array(columns.values), np.array(columns.times, dtype=np.float64)
             await store.ratings.append_columns(

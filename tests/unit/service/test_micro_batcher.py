@@ -1,4 +1,4 @@
-"""The turn: what arrives together is asked together, scored together, and fails together."""
+"""The micro-batch: what arrives together is asked together, scored together, and fails together."""
 
 import asyncio
 from typing import Any, cast
@@ -18,6 +18,7 @@ from featurestore.users.records import CurrentUsers
 from service.http.problems import Problem
 from service.metrics import Snapshot, error_bounds
 from service.micro_batcher import MicroBatcher
+from service.scoring import PairScorer
 from tests.support.factories import make_items, make_model
 
 MODEL = make_model()
@@ -188,8 +189,11 @@ async def test_one_that_gave_up_does_not_harm_the_others() -> None:
 
 async def test_many_pairs_equal_single_ones() -> None:
     live = live_generation()
-    batcher, _, _ = make_batcher(live)
-    body = await batcher.many(live, Ids.of([b"0", b"1", b"1", b"0"]), Ids.of([b"3", b"3", b"none", b"3"]))
+    batcher, store, _ = make_batcher(live)
+    scorer = PairScorer(cast("Store", store), Snapshot(0, 0.0, error_bounds(1, 5)))
+    body = await scorer.predict_batch(
+        live, Ids.of([b"0", b"1", b"1", b"0"]), Ids.of([b"3", b"3", b"none", b"3"])
+    )
     answer = msgspec.json.decode(body)
     ratings = [each["rating"] for each in answer["predictions"]]
     assert ratings[0] == (await batcher.submit(b"0", b"3")).rating
@@ -197,15 +201,15 @@ async def test_many_pairs_equal_single_ones() -> None:
     assert ratings[0] == ratings[3]
     assert answer["predictions"][2]["basis"] == "user"
     none = Ids.of([])
-    assert msgspec.json.decode(await batcher.many(live, none, none))["predictions"] == []
-    one = msgspec.json.decode(await batcher.many(live, Ids.of([b"1"]), Ids.of([b"3", b"3"])))
+    assert msgspec.json.decode(await scorer.predict_batch(live, none, none))["predictions"] == []
+    one = msgspec.json.decode(await scorer.predict_batch(live, Ids.of([b"1"]), Ids.of([b"3", b"3"])))
     assert [each["rating"] for each in one["predictions"]] == ratings[1:2] * 2
 
 
 async def test_slices_of_a_large_call_are_one_array() -> None:
     live = live_generation()
-    batcher, _, _ = make_batcher(live)
+    scorer = PairScorer(cast("Store", FakeStore()), Snapshot(0, 0.0, error_bounds(1, 5)))
     count = 5000
-    body = await batcher.many(live, Ids.of([b"0", b"1"] * (count // 2)), Ids.of([b"3"] * count))
+    body = await scorer.predict_batch(live, Ids.of([b"0", b"1"] * (count // 2)), Ids.of([b"3"] * count))
     ratings = [each["rating"] for each in msgspec.json.decode(body)["predictions"]]
     assert ratings == pytest.approx([expected(0, 3), expected(1, 3)] * (count // 2))

@@ -1,0 +1,147 @@
+"""Scores outside the micro-batch: pairs of a time or with a distribution, and large batches.
+
+Invariant: a call is answered from one `LiveGeneration`, and no part of it keeps the event loop for more than
+about 2 ms.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+
+from factors import BASIS, FactorsError, Float32s, Float64s, Int64s, Scores
+from featurestore.codecs import pack_histories
+from featurestore.generations.follower import Follower
+from featurestore.generations.live import LiveGeneration
+from featurestore.id_columns import Ids
+from featurestore.store import Store
+from service.http.problems import Problem
+from service.metrics import Snapshot
+from service.prediction_json import OnePrediction, rounded, writer
+
+# Pairs that are scored and encoded between two looks at the event loop: about 2 ms.
+_SLICE = 2048
+
+
+def require_live(follower: Follower) -> LiveGeneration:
+    """Return the generation that is served; raises `no_generation` before the first."""
+    if follower.live is None:
+        raise Problem("no_generation", "no generation is loaded yet", retry_after_s=1)
+    return follower.live
+
+
+def score(
+    live: LiveGeneration,
+    vectors: Float32s,
+    index: Int64s | None,
+    item_rows: Int64s,
+    time: Float64s | None = None,
+) -> Scores:
+    """Return scores as they are answered; arguments as of `Scorer.score`."""
+    return rounded(live.scorer.score(vectors, index, item_rows, time), live.model.scale)
+
+
+class PairScorer:
+    """Looks pairs up and scores them, for calls that do not go through the `MicroBatcher`."""
+
+    def __init__(self, store: Store, counts: Snapshot) -> None:
+        self._store = store
+        self._counts = counts
+        # Batches are scored one after the other: side by side all would end late, and then all wait for the
+        # store.
+        self._one_batch = asyncio.Lock()
+
+    async def look_up(
+        self, live: LiveGeneration, user_ids: Sequence[bytes], item_ids: Sequence[bytes]
+    ) -> tuple[Float32s, Int64s]:
+        """Return the vectors (u, user_width) of a few users, and the rows (m,) of a few items, -1 for those
+        that are not registered.
+        """
+        registry = self._store.items(live.epoch)
+        began = perf_counter()
+        rows = registry.known_rows(item_ids)
+        if None in rows:
+            current, rows = await asyncio.gather(
+                self._store.users.current(live, user_ids), registry.rows(item_ids)
+            )
+        else:
+            current = await self._store.users.current(live, user_ids)
+        self._counts.lookup.observe(perf_counter() - began)
+        return current.vectors, np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+
+    async def predict_one(
+        self,
+        live: LiveGeneration,
+        user_id: bytes,
+        item_id: bytes,
+        *,
+        time: float | None,
+        distribution: bool,
+    ) -> OnePrediction:
+        """Predict one pair at `time`, if given; with the probabilities of the steps of the scale, if wanted.
+
+        Raises `invalid_parameter` where the scale has no steps.
+        """
+        vectors, rows = await self.look_up(live, [user_id], [item_id])
+        if time is not None and not live.posterior.keeps_time(vectors[0], time):
+            # The record has dropped what it would need of that time: the history has all.
+            profile = await self._store.users.profile(live, user_id)
+            packed, current = pack_histories([profile.history]), profile.vector[None]
+            vectors = await asyncio.to_thread(
+                live.posterior.fold_in_users, live.items, packed, current=current, at=time
+            )
+        index = np.zeros(1, dtype=np.int64)
+        times = None if time is None else np.array([time])
+        scores = score(live, vectors, index, rows, times)
+        prediction = OnePrediction(
+            float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]], live.generation
+        )
+        if distribution:
+            try:
+                prediction.distribution = live.scorer.distribution(vectors, index, rows, times)[0].tolist()
+            except FactorsError as exc:
+                raise Problem("invalid_parameter", f"distribution: {exc}", field="distribution") from exc
+        self._counts.predictions += 1
+        return prediction
+
+    async def predict_batch(self, live: LiveGeneration, user_ids: Ids, item_ids: Ids) -> bytearray:
+        """Return the body for the pairs `user_ids[j]`, `item_ids[j]` in their order, or for one user with all
+        items.
+        """
+        vectors, index, rows = await self._look_up_batch(live, user_ids, item_ids)
+        elements = writer(live.model.scale).elements
+        body = bytearray(b'{"generation":%d,"predictions":[' % live.generation)
+        async with self._one_batch:
+            for start in range(0, len(rows), _SLICE):
+                if start:
+                    await asyncio.sleep(0)
+                part = slice(start, start + _SLICE)
+                body += elements(score(live, vectors, index[part], rows[part]))
+        if len(rows):
+            # The last comma.
+            del body[body.rindex(b",") :]
+        body += b"]}"
+        self._counts.predictions += len(rows)
+        return body
+
+    async def _look_up_batch(
+        self, live: LiveGeneration, user_ids: Ids, item_ids: Ids
+    ) -> tuple[Float32s, Int64s, Int64s]:
+        """Return the vectors (u, user_width) of the distinct users, which of them is that of each pair (m,),
+        and the rows (m,) of items, -1 for those that are not registered.
+        """
+        registry = self._store.items(live.epoch)
+        began = perf_counter()
+        rows = registry.find(item_ids)
+        lookup = self._store.users.current_distinct(live, user_ids)
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            (current, index), found = await asyncio.gather(
+                lookup, registry.rows(list(item_ids.take(unknown)))
+            )
+            rows[unknown] = [-1 if row is None else row for row in found]
+        else:
+            current, index = await lookup
+        self._counts.lookup.observe(perf_counter() - began)
+        return current.vectors, index if len(index) == len(rows) else np.zeros_like(rows), rows
