@@ -4,16 +4,18 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from foldin.bench import benchmarks_in
+
 
 def main(argv: list[str]) -> int:
-    """Run `benchmarks.NAME.main` with the arguments after the name; `all` where none is named."""
+    """Run the `main` of the benchmark with the arguments after its name; `all` where none is named."""
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("all", argv)
-    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
-    if name not in names:
-        print(f"no benchmark is called {name!r}: choose one of {', '.join(names)}", file=sys.stderr)
+    found = benchmarks_in(Path(__file__).parent)
+    if name not in found:
+        print(f"no benchmark is called {name!r}: choose one of {', '.join(found)}", file=sys.stderr)
         return 2
     try:
-        code: int = import_module(f"benchmarks.{name}").main(rest)
+        code: int = import_module(found[name].module).main(rest)
     except KeyboardInterrupt:
         return 130
     return code

@@ -5,47 +5,47 @@ Invariant: both answer the same bodies from the same store, in turn, each on one
 
 import asyncio
 import json
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from benchmarks.harness import naive, stack, synthetic
-from benchmarks.harness.asking import drive
-from benchmarks.harness.command import Options, run
-from benchmarks.harness.load import Plan, post, write_requests
-from benchmarks.harness.processes import answers, free_port, process, python_command
+from benchmarks.data import synthetic
+from benchmarks.harness import stack
+from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.report import Row, Target, interleave, number, ratios
+from benchmarks.load.generator import Plan, post, write_requests
+from benchmarks.load.requests import drive
+from benchmarks.yardsticks import naive
 
-NAME = "batch"
+# A shop of some size; as many pairs as a call may hold.
 USERS, ITEMS, RANK, PAIRS = 100_000, 10_000, 8, 10_000
+# 200,000 pairs, which touch most of the users.
 BODIES = 20
-CONNECTIONS = 4  # some wait for the store or are on their way while one is scored
+# Some wait for the store or are on their way while one is scored.
+CONNECTIONS = 4
 
 
 def measure(options: Options, console: Console) -> list[Row]:
     """Pairs a second of both, and their ratio."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
-    n_pairs = options.size(PAIRS, 100) if options.scale < 1 else PAIRS
+    n_pairs = options.size(PAIRS, 100)
     cores = stack.cores(options)
     generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
-    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store(cpus=cores.others) as url:
+    with (
+        tempfile.TemporaryDirectory(prefix="foldin-bench-") as name,
+        stack.store_with(generation, cpus=cores.others) as url,
+    ):
         requests = str(
             write_requests(Path(name) / "batch", bodies(n_users, n_items, n_pairs, seed=options.seed))
         )
-        synthetic.load(url, generation)
         asyncio.run(naive.load(url, generation))
         console.print(f"{n_users:,} users and {n_items:,} items loaded", style="dim")
-        naive_port = free_port()
-        command = python_command(
-            "benchmarks.harness.naive", "--port", str(naive_port), "--store", url, "--items", str(n_items)
-        )
+        arguments = ("--store", url, "--items", str(n_items))
         with (
             stack.service(url, cpus=cores.server) as port,
-            process(command, answers(naive_port, "/livez"), cpus=cores.server),
+            stack.yardstick("naive", "/livez", *arguments, cpus=cores.server) as naive_port,
         ):
 
             def arm(port: int) -> float:
@@ -72,7 +72,7 @@ def measure(options: Options, console: Console) -> list[Row]:
 
 
 def bodies(n_users: int, n_items: int, n_pairs: int, *, seed: int) -> list[bytes]:
-    """POST requests with random known pairs."""
+    """Return POST requests with random known pairs."""
     rng = np.random.default_rng(seed)
     requests = []
     for _ in range(BODIES):
@@ -82,10 +82,4 @@ def bodies(n_users: int, n_items: int, n_pairs: int, *, seed: int) -> list[bytes
     return requests
 
 
-def main(argv: Sequence[str]) -> int:
-    """See `harness.command.run`."""
-    return run(NAME, __doc__.splitlines()[0], measure, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+main = benchmark("batch", __doc__, measure)

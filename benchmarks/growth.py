@@ -5,7 +5,6 @@ ratio therefore compares seconds that lie next to each other.
 """
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.harness import stack, synthetic
-from benchmarks.harness.asking import CONNECTIONS, drive, predict_requests, warm
-from benchmarks.harness.command import Options, run
-from benchmarks.harness.load import Plan
+from benchmarks.data import synthetic
+from benchmarks.harness import stack
+from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.report import Row, Target, interleave, number, ratios
+from benchmarks.load.generator import Plan
+from benchmarks.load.requests import drive, plan_for, predict_requests, warm
 
-NAME = "growth"
+# As in `predict`, so that its figure can be told from this one by the sizes alone.
 RANK = 8
 SMALLEST = "10 k users, 1 k items"
 SIZES = {
@@ -37,15 +37,13 @@ def measure(options: Options, console: Console) -> list[Row]:
         arms: dict[str, Callable[[], float]] = {}
         for i, (name, (full_users, full_items)) in enumerate(SIZES.items()):
             n_users, n_items = options.size(full_users, 100), options.size(full_items, 100)
-            url = ends.enter_context(stack.store(cpus=cores.others))
-            synthetic.load(url, synthetic.make(n_users, n_items, rank=RANK, seed=options.seed))
+            generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
+            url = ends.enter_context(stack.store_with(generation, cpus=cores.others))
             port = ends.enter_context(stack.service(url, cpus=cores.server))
             own = folder / str(i)
             own.mkdir()
             requests = str(predict_requests(own, n_users, n_items, seed=options.seed))
-            plan = Plan(
-                port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=min(0.5, options.seconds / 4)
-            )
+            plan = plan_for(options, requests, port)
             warm(plan)
             arms[name] = _arm(plan, cores.others)
             console.print(f"{name}: {n_users:,} users and {n_items:,} items loaded", style="dim")
@@ -63,10 +61,4 @@ def _arm(plan: Plan, cpus: Sequence[int]) -> Callable[[], float]:
     return lambda: drive(plan, cpus=cpus).per_second
 
 
-def main(argv: Sequence[str]) -> int:
-    """See `harness.command.run`."""
-    return run(NAME, __doc__.splitlines()[0], measure, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+main = benchmark("growth", __doc__, measure)

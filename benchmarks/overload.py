@@ -4,7 +4,6 @@ Invariant: what it can carry is measured first, in the same run; every answer is
 where the store is full).
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,25 +15,28 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import batch, ratings
-from benchmarks.harness import stack, synthetic
-from benchmarks.harness.asking import drive, predict_requests, warm
-from benchmarks.harness.command import BenchmarkError, Options, run
-from benchmarks.harness.load import Load, LoadError, Plan, write_requests
-from benchmarks.harness.load import run as ask
+from benchmarks.data import synthetic
+from benchmarks.harness import stack
+from benchmarks.harness.command import BenchmarkError, Options, benchmark
 from benchmarks.harness.report import Row, Target, number
-from benchmarks.harness.scrape import metrics_text, total
+from benchmarks.load.generator import Load, LoadError, Plan, write_requests
+from benchmarks.load.generator import run as ask
+from benchmarks.load.requests import drive, predict_requests, warm
+from benchmarks.load.scrape import metrics_text, total
 
-NAME = "overload"
+# As in `batch` and `ratings`, whose calls these are.
 USERS, ITEMS, RANK, A_CALL = 100_000, 10_000, 8, 10_000
+# Past what a queue could smooth out within a run.
 TIMES = 3.0
 # More than may wait: an open load must not be held back by its own connections.
 CONNECTIONS = 400
+# The others: so few that they are no load of their own, enough for a p99 of five seconds.
 OTHERS_RATE, OTHERS_CONNECTIONS = 100.0, 8
 # More than may be in flight.
 CROWD = 4_000
 ALLOWED = {200, 429, 503}
-MEGABYTE = 1e6
 RESIDENT = "foldin_worker_resident_memory_bytes"
+# Four pages of metrics a second are no load beside the flood.
 SAMPLE_S = 0.25
 
 
@@ -71,13 +73,17 @@ class Kind:
 def measure(options: Options, console: Console) -> list[Row]:
     """Each kind in turn: its peak, then three times as much."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
-    a_call = options.size(A_CALL, 1_000) if options.scale < 1 else A_CALL
+    a_call = options.size(A_CALL, 1_000)
     crowd = options.size(CROWD, 100)
     cores = stack.cores(options)
     pairs = Kind(f"POST /predict, {a_call:,} pairs, {TIMES:g} times too often")
     rated = Kind(f"POST /ratings, {a_call:,} ratings, {TIMES:g} times too often")
     single = Kind(f"GET /predict by {crowd:,} connections at once")
-    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store(cpus=cores.others) as url:
+    generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
+    with (
+        tempfile.TemporaryDirectory(prefix="foldin-bench-") as name,
+        stack.store_with(generation, cpus=cores.others) as url,
+    ):
         folder = Path(name)
         small = str(predict_requests(folder, n_users, n_items, seed=options.seed))
         files = {
@@ -85,10 +91,9 @@ def measure(options: Options, console: Console) -> list[Row]:
             "rated": ratings.bodies(n_users, n_items, a_call, seed=options.seed),
         }
         paths = {kind: str(write_requests(folder / kind, requests)) for kind, requests in files.items()}
-        synthetic.load(url, synthetic.make(n_users, n_items, rank=RANK, seed=options.seed))
         console.print(f"{n_users:,} users and {n_items:,} items loaded", style="dim")
         with (
-            stack.trainer(url, settings=ratings.NO_REFITS),
+            stack.trainer(url, settings=stack.NO_REFITS),
             stack.service(url, cpus=cores.server) as port,
         ):
             few = Plan(port, small, OTHERS_CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=30.0)
@@ -96,7 +101,7 @@ def measure(options: Options, console: Console) -> list[Row]:
             for _ in range(options.rounds):
                 peak = drive(replace(few, connections=64), cpus=cores.others).per_second
                 _under(single, replace(few, connections=crowd), peak, None, cpus=cores.others)
-            # Ratings last: users who have rated are folded in by whoever asks for them next.
+            # Ratings last: users who have rated are folded in by the request that asks for them next.
             for kind, requests in ((pairs, paths["pairs"]), (rated, paths["rated"])):
                 large = replace(few, requests=requests, connections=4)
                 for _ in range(options.rounds):
@@ -131,7 +136,7 @@ def _under(kind: Kind, flood: Plan, peak: float, others: Plan | None, *, cpus: S
     kind.refused += int(refused.sum())
     if refused.any():
         kind.refusal_ms.append(float(np.percentile(load.latencies_ms[refused], 99)))
-    kind.megabytes.append((most - before) / MEGABYTE)
+    kind.megabytes.append((most - before) / 1e6)
 
 
 def _ask(plan: Plan, cpus: Sequence[int]) -> Load:
@@ -149,10 +154,4 @@ def _at_most(goal: float, floor: float) -> Target:
     return Target(goal, floor, higher_is_better=False)
 
 
-def main(argv: Sequence[str]) -> int:
-    """See `harness.command.run`."""
-    return run(NAME, __doc__.splitlines()[0], measure, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+main = benchmark("overload", __doc__, measure)

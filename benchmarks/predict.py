@@ -4,7 +4,6 @@ Invariant: both get the same requests, from the same generator, on the same core
 200 end the benchmark.
 """
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.harness import stack, synthetic
-from benchmarks.harness.asking import CONNECTIONS, drive, predict_requests, warm
-from benchmarks.harness.command import Options, run
-from benchmarks.harness.load import Load, Plan
+from benchmarks.data import synthetic
+from benchmarks.harness import stack
+from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.report import Row, Target, interleave, number, ratios
-from benchmarks.harness.scrape import buckets, metrics_text, quantile
+from benchmarks.load.generator import Load
+from benchmarks.load.requests import drive, plan_for, predict_requests, warm
+from benchmarks.load.scrape import buckets, metrics_text, quantile
 
-NAME = "predict"
+# A shop of some size: records and item table together are past the caches of the processor.
 USERS, ITEMS, RANK = 100_000, 10_000, 8
 LOOKUP = "foldin_lookup_seconds"
 
@@ -30,20 +30,20 @@ def measure(options: Options, console: Console) -> list[Row]:
     cores = stack.cores(options)
     with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name:
         requests = str(predict_requests(Path(name), n_users, n_items, seed=options.seed))
-        with stack.store(cpus=cores.others) as url:
-            synthetic.load(url, synthetic.make(n_users, n_items, rank=RANK, seed=options.seed))
+        generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
+        with stack.store_with(generation, cpus=cores.others) as url:
             console.print(f"{n_users:,} users and {n_items:,} items loaded", style="dim")
-            with stack.service(url, cpus=cores.server) as port, stack.bare(cpus=cores.server) as bare_port:
+            with (
+                stack.service(url, cpus=cores.server) as port,
+                stack.yardstick("bare", "/predict", cpus=cores.server) as bare_port,
+            ):
                 rows = one_worker(options, requests, port, bare_port, cores.others)
-            with stack.service(url, workers=2) as port, stack.bare(processes=2) as bare_port:
+            with (
+                stack.service(url, workers=2) as port,
+                stack.yardstick("bare", "/predict", "--processes", "2") as bare_port,
+            ):
                 rows += two_workers(options, requests, port, bare_port)
     return rows
-
-
-def plan(options: Options, requests: str, port: int, rate: float | None = None) -> Plan:
-    """Closed loop, or open loop at `rate`."""
-    warm_up_s = min(0.5, options.seconds / 4)
-    return Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=warm_up_s, rate=rate)
 
 
 def peaks(
@@ -51,12 +51,12 @@ def peaks(
 ) -> dict[str, list[Load]]:
     """Closed loop rounds of both."""
     for each in (port, bare_port):
-        warm(plan(options, requests, each))
+        warm(plan_for(options, requests, each))
     return interleave(
         options.rounds,
         {
-            "bare": lambda: drive(plan(options, requests, bare_port), cpus=cpus),
-            "foldin": lambda: drive(plan(options, requests, port), cpus=cpus),
+            "bare": lambda: drive(plan_for(options, requests, bare_port), cpus=cpus),
+            "foldin": lambda: drive(plan_for(options, requests, port), cpus=cpus),
         },
     )
 
@@ -85,7 +85,7 @@ def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus:
 
     def product() -> Load:
         nonlocal before
-        load = drive(plan(options, requests, port, half), cpus=cpus)
+        load = drive(plan_for(options, requests, port, half), cpus=cpus)
         after = buckets(metrics_text(port), LOOKUP)
         lookups.append(1000 * quantile(before, after, 0.99))
         before = after
@@ -93,7 +93,7 @@ def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus:
 
     open_loads = interleave(
         options.rounds,
-        {"bare": lambda: drive(plan(options, requests, bare_port, half), cpus=cpus), "foldin": product},
+        {"bare": lambda: drive(plan_for(options, requests, bare_port, half), cpus=cpus), "foldin": product},
     )
     p99 = {name: tuple(load.percentile_ms(99) for load in each) for name, each in open_loads.items()}
     detail = f"{number(float(np.median(p99['foldin'])))} against {number(float(np.median(p99['bare'])))} ms"
@@ -112,10 +112,4 @@ def two_workers(options: Options, requests: str, port: int, bare_port: int) -> l
     return peak_rows("GET /predict, 2 workers, 64 connections", loads, "bare handler, 2 processes")
 
 
-def main(argv: Sequence[str]) -> int:
-    """See `harness.command.run`."""
-    return run(NAME, __doc__.splitlines()[0], measure, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+main = benchmark("predict", __doc__, measure)

@@ -4,7 +4,6 @@ Invariant: the load is open, at a fixed rate that is far under the peak, so that
 shows as latency; it lasts from before the first byte is written until after the flip.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,32 +13,33 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.harness import stack, synthetic
-from benchmarks.harness.asking import CONNECTIONS, drive, predict_requests, warm
-from benchmarks.harness.command import BenchmarkError, Options, run
-from benchmarks.harness.load import Plan
-from benchmarks.harness.processes import process, python_command
+from benchmarks.data import synthetic
+from benchmarks.harness import stack
+from benchmarks.harness.command import BenchmarkError, Options, benchmark
 from benchmarks.harness.report import Row, Target, number, ratios
+from benchmarks.load.generator import Plan
+from benchmarks.load.requests import drive, plan_for, predict_requests, warm
+from processes.blocking import python_command
 
-NAME = "publish"
+# So many users that their records take longer to write than one round of the load.
 USERS, ITEMS, RANK = 1_000_000, 10_000, 8
+# A publication of a million users takes 10 s on quiet cores, and several times that under this load.
 PUBLISH_S = 600.0
-SHARE_OF_PEAK = 0.25  # the publisher, the store, the generator and the service share two cores
+# The publisher, the store, the generator and the service share two cores.
+SHARE_OF_PEAK = 0.25
 
 
 def measure(options: Options, console: Console) -> list[Row]:
     """p99 without and during, one pair a round."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
-    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store() as url:
+    generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
+    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store_with(generation) as url:
         folder = Path(name)
         requests = str(predict_requests(folder, n_users, n_items, seed=options.seed))
-        synthetic.load(url, synthetic.make(n_users, n_items, rank=RANK, seed=options.seed))
         console.print(f"{n_users:,} users and {n_items:,} items loaded", style="dim")
         quiet, busy, longest, seconds = [], [], [], []
         with stack.service(url) as port:
-            plan = Plan(
-                port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=min(0.5, options.seconds / 4)
-            )
+            plan = plan_for(options, requests, port)
             warm(plan)
             plan = replace(plan, rate=SHARE_OF_PEAK * drive(plan).per_second)
             for i in range(options.rounds):
@@ -67,26 +67,20 @@ def while_publishing(
     plan: Plan, arguments: Sequence[str], begun: Path
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], float]:
     """Latencies in ms while a publisher works, from its begin to its end; and how many seconds it took."""
-    command = python_command("benchmarks.harness.publisher", *arguments, str(begun))
+    command = python_command("benchmarks.data.publisher", *arguments, str(begun))
     parts = []
-    with process(command, begun.exists, ready_s=PUBLISH_S) as publisher:
+    with stack.running(command, begun.exists, within_s=PUBLISH_S) as publisher:
         began = time.perf_counter()
-        while publisher.poll() is None:
+        while publisher.code is None:
             if time.perf_counter() - began > PUBLISH_S:
                 raise BenchmarkError(f"the publish was not done after {PUBLISH_S:.0f} s")
             parts.append(drive(replace(plan, warm_up_s=0.0)).latencies_ms)
-        if publisher.returncode != 0:
-            raise BenchmarkError(f"the publisher ended with code {publisher.returncode}")
+        if publisher.code != 0:
+            raise BenchmarkError(f"the publisher ended with code {publisher.code}")
         took = time.perf_counter() - began
     if not parts:
         parts.append(drive(replace(plan, warm_up_s=0.0)).latencies_ms)
     return np.concatenate(parts), took
 
 
-def main(argv: Sequence[str]) -> int:
-    """See `harness.command.run`."""
-    return run(NAME, __doc__.splitlines()[0], measure, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+main = benchmark("publish", __doc__, measure)

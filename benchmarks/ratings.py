@@ -5,46 +5,43 @@ streams.
 """
 
 import json
-import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from benchmarks.harness import stack
-from benchmarks.harness.asking import drive
-from benchmarks.harness.client import Client
-from benchmarks.harness.command import BenchmarkError, Options, run
-from benchmarks.harness.load import Plan, get, post, write_requests
+from benchmarks.harness.command import BenchmarkError, Options, benchmark
 from benchmarks.harness.report import Row, Target
-from benchmarks.harness.scrape import metrics_text, total
+from benchmarks.load.client import Client
+from benchmarks.load.generator import Plan, get, post, write_requests
+from benchmarks.load.requests import drive
+from benchmarks.load.scrape import metrics_text, total
 
-NAME = "ratings"
+# A shop of some size; as many ratings as a call may hold.
 USERS, ITEMS, A_CALL = 100_000, 10_000, 10_000
+# 300,000 ratings: hardly a pair comes twice in one call.
 BODIES = 30
+# One call is parsed while another is written to the store and others are on their way.
 CONNECTIONS = 4
+# At a tenth of the rate that is aimed at, the ratings of a round are archived in half of this time.
 ARCHIVE_S = LEARN_S = 120.0
-# The fit is measured elsewhere; here it would only say how much of the second core it takes.
-NO_REFITS = {
-    "FOLDIN_REFIT_EVENTS": str(2**31 - 1),
-    "FOLDIN_REFIT_SECONDS": "86400",
-    "FOLDIN_REFIT_GROWTH": "0",
-}
 LAG = "foldin_stream_lag_events"
 
 
 def measure(options: Options, console: Console) -> list[Row]:
     """Ratings a second until archived, then the pair of calls."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
-    a_call = options.size(A_CALL, 100) if options.scale < 1 else A_CALL
+    a_call = options.size(A_CALL, 100)
     with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store() as url:
         requests = str(
             write_requests(Path(name) / "ratings", bodies(n_users, n_items, a_call, seed=options.seed))
         )
-        with stack.trainer(url, settings=NO_REFITS), stack.service(url) as port:
+        # The fit is measured elsewhere; here it would only say how much of the second core it takes.
+        with stack.trainer(url, settings=stack.NO_REFITS), stack.service(url) as port:
             learn(port, n_users, n_items, a_call, seed=options.seed)
             console.print(f"{n_users:,} users and {n_items:,} items learned", style="dim")
             pairs = tuple(rate_then_predict(options, port, n_users, n_items) for _ in range(options.rounds))
@@ -127,10 +124,4 @@ def body_of(rows: Iterable[tuple[int, int, int]]) -> bytes:
     return json.dumps(ratings, separators=(",", ":")).encode()
 
 
-def main(argv: Sequence[str]) -> int:
-    """See `harness.command.run`."""
-    return run(NAME, __doc__.splitlines()[0], measure, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+main = benchmark("ratings", __doc__, measure)

@@ -5,11 +5,9 @@ Invariant: both rank the same items for the same users on one core, in this proc
 service is asked besides, where the machine has the memory for it.
 """
 
-import argparse
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -19,24 +17,26 @@ import numpy as np
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from benchmarks.harness import stack, synthetic
-from benchmarks.harness.asking import drive
-from benchmarks.harness.command import BenchmarkError, Options, carry_out, options_from, parser
-from benchmarks.harness.load import Plan, get, write_requests
+from benchmarks.data import synthetic
+from benchmarks.data.synthetic import Generation
+from benchmarks.harness import stack
+from benchmarks.harness.command import BenchmarkError, Options, benchmark
 from benchmarks.harness.machine import available_bytes
 from benchmarks.harness.report import Row, Target, interleave, number, ratios
-from benchmarks.harness.synthetic import Generation
+from benchmarks.load.generator import Plan, get, write_requests
+from benchmarks.load.requests import drive
 from factors import Ranker, build_index, posterior_of
 from factors.engine_api import item_width, vector_columns
 
-NAME = "recommend"
+# The largest catalogue that the goals name, at the rank that others quote; 16 users wait at a time, as many
+# as the ranking takes together.
 ITEMS, USERS, RANK, WAITING, TOP = 1_000_000, 10_000, 50, 16, 10
 TARGET = Target(200, 100)
 SEARCH_TARGET = Target(2_000, 1_000)
 RECALL_TARGET = Target(0.95, 0.95)
 
 
-def measure(options: Options, console: Console, *, rank: int = RANK) -> list[Row]:
+def measure(options: Options, console: Console, *, rank: int) -> list[Row]:
     """Users answered a second: the ranking alone, faiss, and the service."""
     n_items, n_users = options.size(ITEMS, 500), options.size(USERS, 100)
     width = item_width(rank)
@@ -115,14 +115,8 @@ def _index_rows(generation: Generation, rates: tuple[float, ...]) -> list[Row]:
     work = "the same by the index of the generation"
     index = generation.index
     if index is None:
-        return [
-            Row(
-                work,
-                "1/s",
-                target=SEARCH_TARGET,
-                skipped="so many lists would be looked into that it does not pay",
-            )
-        ]
+        reason = "so many lists would be looked into that it does not pay"
+        return [Row(work, "1/s", target=SEARCH_TARGET, skipped=reason)]
     detail = f"{index.probes} of {len(index.centres):,} lists"
     return [
         Row(work, "1/s", rates, SEARCH_TARGET, detail=detail),
@@ -169,11 +163,13 @@ def deployed(options: Options, generation: Generation) -> tuple[float, ...]:
     """Users a second of the service, one a round."""
     cores = stack.cores(options)
     n_users = len(generation.users)
-    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store(cpus=cores.others) as url:
+    with (
+        tempfile.TemporaryDirectory(prefix="foldin-bench-") as name,
+        stack.store_with(generation, cpus=cores.others) as url,
+    ):
         users = np.random.default_rng(options.seed).integers(0, n_users, 5000).tolist()
         requests = [get(f"/recommend/{user}?n={TOP}") for user in users]
         file = str(write_requests(Path(name) / "recommend", requests))
-        synthetic.load(url, generation)
         with stack.service(url, cpus=cores.server) as port:
 
             def arm(seconds: float) -> float:
@@ -184,15 +180,4 @@ def deployed(options: Options, generation: Generation) -> tuple[float, ...]:
             return tuple(arm(options.seconds) for _ in range(options.rounds))
 
 
-def main(argv: Sequence[str]) -> int:
-    """See `harness.command.run`."""
-    flags: argparse.ArgumentParser = parser(NAME, __doc__.splitlines()[0])
-    flags.add_argument("--rank", type=int, default=RANK)
-    given = flags.parse_args(argv)
-    return carry_out(
-        NAME, lambda options, console: measure(options, console, rank=given.rank), options_from(given)
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+main = benchmark("recommend", __doc__, measure, rank=RANK)

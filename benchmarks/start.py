@@ -4,28 +4,26 @@ ones.
 Invariant: the clock runs from the start of the process to the first 200 of /readyz.
 """
 
-import argparse
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.harness import stack, synthetic
-from benchmarks.harness.command import Options, carry_out, options_from, parser
+from benchmarks.data import synthetic
+from benchmarks.harness import stack
+from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.machine import available_bytes
 from benchmarks.harness.report import Row, Target
 from factors.engine_api import item_width
 
-NAME = "start"
+# The largest catalogue that the goals name; users play no part in a start.
 ITEMS, USERS, RANK = 1_000_000, 1_000, 50
 SHARED = Path("/dev/shm")
 TARGET = Target(3, 10, higher_is_better=False)
 
 
-def measure(options: Options, console: Console, *, rank: int = RANK) -> list[Row]:
+def measure(options: Options, console: Console, *, rank: int) -> list[Row]:
     """Seconds until ready."""
     n_items, n_users = options.size(ITEMS, 100), options.size(USERS, 50)
     first = f"worker ready with {n_items:,} items of rank {rank}, the first of a host"
@@ -37,8 +35,8 @@ def measure(options: Options, console: Console, *, rank: int = RANK) -> list[Row
         reason = f"needs {wanted / 1e9:.0f} GB of memory, there are {available_bytes() / 1e9:.0f}"
         return [Row(work, "s", target=TARGET, skipped=reason) for work in (first, memory, later)]
     nowhere = "" if SHARED.is_dir() else f"there is no {SHARED} here"
-    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store() as url:
-        synthetic.load(url, synthetic.make(n_users, n_items, rank=rank, seed=options.seed))
+    generation = synthetic.make(n_users, n_items, rank=rank, seed=options.seed)
+    with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store_with(generation) as url:
         console.print(f"{n_items:,} items of rank {rank} loaded", style="dim")
         cold, in_memory, warm = [], [], []
         for _ in range(options.rounds):
@@ -62,15 +60,4 @@ def _start(url: str, cache: Path) -> float:
         return time.perf_counter() - began
 
 
-def main(argv: Sequence[str]) -> int:
-    """See `harness.command.run`."""
-    flags: argparse.ArgumentParser = parser(NAME, __doc__.splitlines()[0])
-    flags.add_argument("--rank", type=int, default=RANK)
-    given = flags.parse_args(argv)
-    return carry_out(
-        NAME, lambda options, console: measure(options, console, rank=given.rank), options_from(given)
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+main = benchmark("start", __doc__, measure, rank=RANK)

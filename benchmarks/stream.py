@@ -6,14 +6,13 @@ drift, in the order of time: fitted on the first 60 %, the next 20 % are learned
 the last 20 % are predicted from there and from a fresh fit of the first 80 %.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness import datasets
+from benchmarks.data import datasets
 from benchmarks.harness.command import console_for, end_in_order, parser
 from environment.world import WorldOptions, make_world
 from factors import (
@@ -27,9 +26,11 @@ from factors import (
     posterior_of,
 )
 
-NAME = "stream"
+# Both sides are folded in after each block of so many: a four-hundredth of MovieLens 100K.
 FOLD_EVENTS = 250
+# How fast tastes move in the environment: not at all, slowly, fast.
 DRIFTS = (0.0, 0.5, 2.0)
+# 40 % of the pairs of an environment.
 EVENTS = 12_000
 Rows = npt.NDArray[np.int64]
 
@@ -121,7 +122,7 @@ def compare(ratings: Ratings, shape: tuple[int, int], scale: Scale, seed: int) -
 
 def main(argv: Sequence[str]) -> int:
     """Print both errors of each data set; 0."""
-    options = parser(NAME, __doc__.splitlines()[0]).parse_args(argv)
+    options = parser("stream", __doc__).parse_args(argv)
     console = console_for()
     end_in_order()
     data = datasets.ml_100k()
@@ -143,7 +144,3 @@ def main(argv: Sequence[str]) -> int:
         found = ", ".join(f"{how} {error:.4f}" for how, error in errors.items())
         console.print(f"{name}: RMSE {found}; stream / refit {ratio:.4f}", highlight=False)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

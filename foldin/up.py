@@ -1,7 +1,7 @@
 """`foldin up`: the whole stack on this machine, from an empty directory to a player whose error falls.
 
-The order is store, then trainer, service and environment together, then the player; ended in the opposite
-order. Nothing is started before everything that can refuse a start has been tried.
+Store, then trainer, service and environment together, then the player; they end in the opposite order.
+Invariant: no part is started before everything that can refuse a start has been tried.
 """
 
 import asyncio
@@ -12,15 +12,16 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from foldin.preflight import data_directory, free_port, locked
+from foldin.preflight import data_directory, locked, require_free_port
 from foldin.settings import FrontDoorSettings, StackOptions
 from foldin.store import EmbeddedStore
-from processes.child import ChildSpec, Probe
+from processes.child import ChildSpec
 from processes.errors import CannotStartError, StackFailedError
+from processes.loop import first_of
 from processes.probes import http_ok
 from processes.supervisor import Supervisor, describe_end
 
@@ -29,12 +30,14 @@ STORE_SETTINGS = {
     *{"FOLDIN_REDIS_URL", "FOLDIN_NAMESPACE", "FOLDIN_PARTITIONS", "FOLDIN_SCALE", "FOLDIN_STREAM_LIMIT"},
     *{"FOLDIN_MAX_ITEMS", "FOLDIN_DURABILITY", "FOLDIN_STORE_TIMEOUT_S"},
 }
-WILDCARD = "0.0.0.0"  # noqa: S104 - compared with, not listened on
+# A service that listens on all addresses is asked at the loopback one.
+PROBE_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
+# Seconds on a quiet machine; code that is not compiled yet and busy cores take several times that.
 READY_WITHIN_S = 60.0
+# So few that the error of the players that learn while they play is seen to fall.
+KNOWN_RATINGS = 1_000
 # The player and the environment have nothing to save; the service finishes its requests, the trainer its
 # batch.
-# Few enough that the error of who learns while playing is seen to fall.
-KNOWN = 1_000
 GRACE_S = {"player": 2.0, "environment": 3.0, "service": 8.0, "trainer": 10.0}
 
 
@@ -48,9 +51,9 @@ def say(text: str) -> None:
 
 
 def up(options: StackOptions, settings: FrontDoorSettings) -> int:
-    """Run the stack until SIGINT or SIGTERM.
+    """Run the stack until SIGINT or SIGTERM; return 0 then.
 
-    Returns 0 then; raises CannotStartError or StackFailedError, with nothing left running.
+    Raises CannotStartError or StackFailedError, with no part left running.
     """
     if options.port == options.environment_port:
         raise CannotStartError(
@@ -59,13 +62,12 @@ def up(options: StackOptions, settings: FrontDoorSettings) -> int:
         )
     data = data_directory(options.data)
     with locked(data) as lock:
-        free_port(options.host, options.port, "--port")
-        free_port(options.host, options.environment_port, "--environment-port")
+        require_free_port(options.host, options.port, "--port")
+        require_free_port(options.host, options.environment_port, "--environment-port")
         return asyncio.run(_run(Stack(options, settings, data), lock))
 
 
 async def _run(stack: "Stack", lock: int) -> int:
-    loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -73,25 +75,21 @@ async def _run(stack: "Stack", lock: int) -> int:
             hurry.set()
         stop.set()
 
+    # SIGHUP: the terminal was closed.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     supervisor = Supervisor(stack.data / "logs", say, (lock,))
-    work = asyncio.create_task(stack.bring_up(supervisor), name="bring up")
-    stopped = asyncio.create_task(stop.wait(), name="stop")
-    endings: set[asyncio.Future[Any]] = {work, stopped, supervisor.failed}
+    running = asyncio.create_task(stack.run(supervisor), name="stack")
     try:
-        await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
-        if work.done() and not work.cancelled() and work.exception() is None:
-            await asyncio.wait(endings - {work}, return_when=asyncio.FIRST_COMPLETED)
-        for outcome in (work, supervisor.failed):
+        await first_of(stop.wait(), asyncio.shield(running), asyncio.shield(supervisor.failed))
+        for outcome in (running, supervisor.failed):
             if not stop.is_set() and outcome.done():
                 await outcome
     finally:
         if stop.is_set():
             say("\nStopping (Ctrl-C again: at once) ...")
-        work.cancel()
-        stopped.cancel()
-        await asyncio.gather(work, stopped, return_exceptions=True)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         await supervisor.close(hurry)
         stack.forget()
         if sys.stdout.isatty():
@@ -110,14 +108,13 @@ class Stack:
         self._settings = settings
         self._file = data / "stack.json"
         self._store: EmbeddedStore | None = None
-        # A service on all addresses is asked at the loopback one.
-        self._probe_host = {WILDCARD: "127.0.0.1", "::": "::1"}.get(options.host, options.host)
-        shown = f"[{self._probe_host}]" if ":" in self._probe_host else self._probe_host
-        self.api_url = f"http://{shown}:{options.port}"
-        self.environment_url = f"http://{shown}:{options.environment_port}"
+        self._probe_host = PROBE_HOSTS.get(options.host, options.host)
+        in_url = f"[{self._probe_host}]" if ":" in self._probe_host else self._probe_host
+        self.api_url = f"http://{in_url}:{options.port}"
+        self.environment_url = f"http://{in_url}:{options.environment_port}"
 
-    async def bring_up(self, supervisor: Supervisor) -> None:
-        """Start everything, tell where it is, and let the player play.
+    async def run(self, supervisor: Supervisor) -> None:
+        """Start everything, say where it is, let the player play, and wait until a part fails for good.
 
         Raises CannotStartError or StackFailedError.
         """
@@ -128,15 +125,14 @@ class Stack:
         await supervisor.start(*self._parts(environment))
         self._remember(environment)
         say(self._where())
-        if self._options.play is False:
-            return
-        if holds_ratings and self._options.play is None:
+        if self._options.play is None and holds_ratings:
             say(
                 "The store holds ratings from before, all still known. No player this time "
                 "(--play: play beside them)."
             )
-            return
-        await self._play(supervisor, environment)
+        elif self._options.play is not False:
+            await self._play(supervisor, environment)
+        await asyncio.shield(supervisor.failed)
 
     async def _start_store(self, supervisor: Supervisor) -> str:
         self._store = EmbeddedStore(self.data / "store", self._settings.inherited)
@@ -171,16 +167,11 @@ class Stack:
         }
 
     def _parts(self, environment: Mapping[str, str]) -> list[ChildSpec]:
-        def answers(port: int, path: str) -> Probe:
-            async def probe() -> bool:
-                return await http_ok(self._probe_host, port, path)
-
-            return probe
-
         probes = {
+            # It serves nothing; what it does shows in what the service answers.
             "trainer": None,
-            "service": answers(self._options.port, "/readyz"),
-            "environment": answers(self._options.environment_port, "/"),
+            "service": partial(http_ok, self._probe_host, self._options.port, "/readyz"),
+            "environment": partial(http_ok, self._probe_host, self._options.environment_port, "/"),
         }
         return [
             ChildSpec(name, _python(name), environment, probe, READY_WITHIN_S, GRACE_S[name])
@@ -190,18 +181,17 @@ class Stack:
     async def _play(self, supervisor: Supervisor, environment: Mapping[str, str]) -> None:
         say(
             "A player now plays the lecture's environment against the API, beside simpler players.\n"
-            f"They are shown {KNOWN:,} ratings first, then each rating that they have predicted:\n"
+            f"They are shown {KNOWN_RATINGS:,} ratings first, then each rating that they have predicted:\n"
         )
         addresses = ("--environment", self.environment_url, "--api", self.api_url)
-        command = (*_python("evaluation.course.play"), *addresses, "--known", str(KNOWN))
-        on_terminal = sys.stdout.isatty()
         player = ChildSpec(
             "player",
-            command,
+            (*_python("evaluation.course.play"), *addresses, "--known", str(KNOWN_RATINGS)),
             environment,
             grace_s=GRACE_S["player"],
-            show=None if on_terminal else say,
-            on_terminal=on_terminal,
+            # On a terminal it draws: then only its errors go to its log.
+            captured="stderr" if sys.stdout.isatty() else "all",
+            show=None if sys.stdout.isatty() else say,
         )
         try:
             code = await supervisor.once(player)
@@ -242,10 +232,7 @@ class Stack:
         )
 
     def _remember(self, environment: Mapping[str, str]) -> None:
-        """Say in `stack.json` where this stack is, for `foldin import --data`.
-
-        It carries the store's password.
-        """
+        """Write to `stack.json` where this stack is, for `foldin import --data`."""
         store = {name: value for name, value in environment.items() if name in STORE_SETTINGS}
         content = {
             "pid": os.getpid(),
@@ -255,6 +242,7 @@ class Stack:
         }
         beside = self._file.with_suffix(".new")
         beside.unlink(missing_ok=True)
+        # Only this user may read it: it carries the store's password.
         beside.touch(mode=0o600)
         beside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         beside.replace(self._file)
@@ -268,11 +256,11 @@ class Stack:
 
 
 def _python(module: str) -> tuple[str, ...]:
-    # -P: a folder called `service` in the directory of the person must not come before ours.
+    # -P: a folder called `service` in the current directory must not come before ours.
     return (sys.executable, "-P", "-m", module)
 
 
 def redacted(url: str) -> str:
-    """The address without its password."""
+    """Return the address without its password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -16,7 +16,7 @@ STEADY_S = 2.0
 
 
 class Backoff:
-    """Delays that double up to a limit, each drawn between its half and its whole so that processes spread."""
+    """Delays that double up to a limit, each drawn from its upper half so that processes spread."""
 
     def __init__(self, first_s: float, limit_s: float, rng: random.Random | None = None) -> None:
         self._first_s = first_s

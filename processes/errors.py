@@ -1,4 +1,14 @@
-"""What ends a command early, split by what the person in front of it should do."""
+"""What can go wrong with a child, and what ends a command early, split by what the person should do."""
+
+
+class ChildEndedError(Exception):
+    """The child ended, or was not ready in time, before it was of use. `code` is None for the latter."""
+
+    def __init__(self, name: str, code: int | None, last_line: str) -> None:
+        super().__init__(f"{name}: {last_line or 'ended without a word'}")
+        self.name = name
+        self.code = code
+        self.last_line = last_line
 
 
 class CannotStartError(Exception):

@@ -1,8 +1,10 @@
-"""Runs coroutines on the fastest event loop there is: uvloop where installed, asyncio's own elsewhere."""
+"""Event loops of a process: the fastest there is, ended by signals; and waiting for the first of several
+ends.
+"""
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -10,7 +12,7 @@ T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Like `asyncio.run`."""
+    """Run a coroutine as `asyncio.run` does, on uvloop where that is installed."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main)
 
@@ -38,3 +40,25 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory
+
+
+def stop_event() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set, in place of ending this process."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def first_of(*waits: Awaitable[object], within_s: float | None = None) -> None:
+    """Return when one of these has ended, however it ended, or the time is over; the others are cancelled.
+
+    A future or task that is to go on is passed in `asyncio.shield`.
+    """
+    tasks = [asyncio.ensure_future(each) for each in waits]
+    try:
+        await asyncio.wait(tasks, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

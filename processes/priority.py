@@ -16,7 +16,7 @@ FORKS_UNHINDERED_S = 600.0
 
 
 def give_way() -> None:
-    """From here on run only where no other process wants the core. There is no way back without privileges."""
+    """From here on run only where no other process wants the core. Without privileges for good."""
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except (AttributeError, OSError):  # not Linux: the lowest priority is the next best

@@ -1,42 +1,53 @@
-"""Is a part ready? Small questions over plain sockets.
+"""Is a server ready? Small questions over plain sockets, each answered or given up within a second.
 
-The supervisor loads no HTTP or Redis library for them.
+A supervisor lives as long as its children: it loads no HTTP or Redis library to ask them once.
 """
 
-import asyncio
-import contextlib
-from collections.abc import Coroutine
+import socket
 from pathlib import Path
-from typing import Any
 
+# A server that is ready answers within milliseconds; one on busy cores gets the time, and is asked again.
 PROBE_TIMEOUT_S = 1.0
 
+Address = Path | tuple[str, int]
 
-async def _answer(
-    connect: Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.StreamWriter]], question: bytes
-) -> bytes:
-    """The first line of what the other side answers, empty where it does not within a second."""
+
+def http_ok(host: str, port: int, path: str) -> bool:
+    """Return whether `GET path` is answered with 2xx."""
+    question = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
+    return _reply((host, port), question.encode()).startswith((b"HTTP/1.1 2", b"HTTP/1.0 2"))
+
+
+def redis_reply(address: Address) -> bytes:
+    """Return what a store says to PING: `+PONG` when it has finished loading; empty where there is none."""
+    return _reply(address, b"*1\r\n$4\r\nPING\r\n")
+
+
+def redis_pong(address: Address) -> bool:
+    """Return whether a store, at a socket file or a port, has finished loading and takes commands."""
+    return redis_reply(address) == b"+PONG"
+
+
+def _reply(address: Address, question: bytes) -> bytes:
+    """Return the first line of the answer, empty where there is none in time."""
     try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            reader, writer = await connect
-            try:
-                writer.write(question)
-                return await reader.readline()
-            finally:
-                writer.close()
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
-    except (OSError, TimeoutError, ValueError):  # ValueError: a line without an end
+        if isinstance(address, Path):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(PROBE_TIMEOUT_S)
+        else:
+            connection = socket.create_connection(address, PROBE_TIMEOUT_S)
+        with connection, connection.makefile("rb") as answer:
+            if isinstance(address, Path):
+                connection.connect(str(address))
+            connection.sendall(question)
+            return answer.readline(1024).rstrip()
+    except OSError:
         return b""
 
 
-async def http_ok(host: str, port: int, path: str) -> bool:
-    """Whether `GET path` is answered with 2xx within a second."""
-    question = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
-    answer = await _answer(asyncio.open_connection(host, port), question)
-    return answer.startswith((b"HTTP/1.1 2", b"HTTP/1.0 2"))
-
-
-async def redis_pong(path: Path) -> bool:
-    """Whether a store at a socket file answers PING, that is, has finished loading, within a second."""
-    return await _answer(asyncio.open_unix_connection(path), b"*1\r\n$4\r\nPING\r\n") == b"+PONG\r\n"
+def unused_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

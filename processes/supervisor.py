@@ -1,58 +1,24 @@
-"""Keeps the parts of a stack running:
+"""Keeps the parts of a stack running: starts them in order, starts crashed ones again, ends all in the
+opposite order.
 
-starts them in order, starts crashed ones again, ends all in the opposite order. Whatever way a run ends,
-`close` leaves no process behind. A part that keeps failing ends the whole stack.
+Invariant: whatever way a run ends, `close` leaves no process behind. A part that keeps failing ends the whole
+stack.
 """
 
 import asyncio
-import signal
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from processes.child import Child, ChildEndedError, ChildSpec
-from processes.errors import CannotStartError, StackFailedError
-
-MAX_FAILURES = 5
-FAILURE_WINDOW_S = 60.0
-FIRST_PAUSE_S = 0.25
-MAX_PAUSE_S = 8.0
-STEADY_S = 2.0
+from processes.backoff import FAILURE_WINDOW_S, MAX_FAILURES, FailureRecord
+from processes.child import Child, ChildSpec
+from processes.errors import CannotStartError, ChildEndedError, StackFailedError
 
 Say = Callable[[str], None]
 
 
 def describe_end(code: int) -> str:
-    """An exit code in words: `code 3`, or `signal 9`."""
+    """Return an exit code in words: `code 3`, or `signal 9`."""
     return f"signal {-code}" if code < 0 else f"code {code}"
-
-
-class FailureRecord:
-    """Decides after each end of a part how long to wait before its next start, and when to give up.
-
-    A part that was killed from outside (SIGKILL) while it worked has not failed: it is started again without
-    limit.
-    """
-
-    def __init__(self) -> None:
-        self._failures: deque[float] = deque()
-        self._short_lives = 0
-
-    def ended(self, now: float, code: int, ready_at: float | None) -> float | None:
-        """Seconds until the next start, None to give up. `ready_at`.
-
-        Since when it worked, None if it never did.
-        """
-        if ready_at is not None and now - ready_at >= STEADY_S:
-            self._short_lives = 0
-        self._short_lives += 1
-        if ready_at is None or code != -signal.SIGKILL:
-            self._failures.append(now)
-        while self._failures and self._failures[0] < now - FAILURE_WINDOW_S:
-            self._failures.popleft()
-        if len(self._failures) >= MAX_FAILURES:
-            return None
-        return float(min(FIRST_PAUSE_S * 2.0 ** (self._short_lives - 1), MAX_PAUSE_S))
 
 
 class Supervisor:
@@ -67,9 +33,13 @@ class Supervisor:
         self._closing = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def _child(self, spec: ChildSpec) -> Child:
+    async def _started(self, spec: ChildSpec) -> Child:
         child = Child(spec, self._log_dir / f"{spec.name}.log", self._inherit)
         self._children.append(child)
+        try:
+            await child.start()
+        except OSError as exc:
+            raise CannotStartError(f"{spec.name} cannot be started: {exc}") from exc
         return child
 
     async def start(self, *specs: ChildSpec) -> None:
@@ -78,13 +48,10 @@ class Supervisor:
         Raises CannotStartError with the part's own words if one ends with code 2, StackFailedError if it ends
         or stays silent.
         """
-        children = [self._child(spec) for spec in specs]
-        for child in children:
-            self._say(f"  {child.spec.name}: starting")
-            try:
-                await child.start()
-            except OSError as exc:
-                raise CannotStartError(f"{child.spec.name} cannot be started: {exc}") from exc
+        children = []
+        for spec in specs:
+            self._say(f"  {spec.name}: starting")
+            children.append(await self._started(spec))
         await self._all_ready(children)
         self._keepers.extend(
             asyncio.create_task(self._keep(child), name=f"keeper of {child.spec.name}") for child in children
@@ -131,15 +98,11 @@ class Supervisor:
         return StackFailedError(f"{ended}; its log: {child.log_path}")
 
     async def once(self, spec: ChildSpec) -> int:
-        """Run something to its end; its exit code.
+        """Run something to its end; return its exit code.
 
-        Not started again, and ended by `close` if it still runs.
+        It is not started again, and `close` ends it if it still runs. Raises CannotStartError for code 2.
         """
-        child = self._child(spec)
-        try:
-            await child.start()
-        except OSError as exc:
-            raise CannotStartError(f"{spec.name} cannot be started: {exc}") from exc
+        child = await self._started(spec)
         code = await child.wait()
         if code == 2:
             raise CannotStartError(
@@ -197,6 +160,6 @@ class Supervisor:
         if self.failed.done() and not self.failed.cancelled():
             self.failed.exception()  # seen: asyncio must not complain about it at exit
 
-    def running(self) -> Sequence[str]:
-        """Names of the parts that run right now."""
-        return [child.spec.name for child in self._children if child.running]
+    def running(self) -> dict[str, int]:
+        """Return the process ids of the parts that run right now, by their names."""
+        return {child.spec.name: child.pid for child in self._children if child.running and child.pid}

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import resource
-import signal
 import socket
 import sys
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from featurestore.errors import StoreRefused, StoreUnavailable
+from processes.loop import first_of, stop_event
 from service.app import build_app
 from service.context import CONTEXT
 from service.http.connections import Server
@@ -29,6 +29,7 @@ from service.supervisor import CANNOT_START, address_of
 
 log = logging.getLogger("foldin.service")
 
+# A burst of new connections waits in the kernel rather than being refused; most systems allow 4,096.
 _BACKLOG = 1024
 # Of at most 8 KB each; browsers send about 20.
 _MOST_HEADERS = 64
@@ -64,9 +65,7 @@ class EdgeRunner(web.AppRunner):
 
 
 def connections_within(wanted: int) -> int:
-    """How many connections this process may hold, up to `wanted`: the limit of open files is raised for
-    them.
-    """
+    """Raise the limit of open files; return how many connections this process may hold, up to `wanted`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = wanted + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < need:
@@ -78,13 +77,10 @@ def connections_within(wanted: int) -> int:
 
 
 async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket) -> int:
-    """Serve on `sock` until SIGTERM, SIGINT or the end of the supervisor; the exit code."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    """Serve on `sock` until SIGTERM, SIGINT or the end of the supervisor; return the exit code."""
+    stop = stop_event()
     if slot.supervised:
-        _watch_supervisor(loop, stop)
+        _watch_supervisor(stop)
     app = build_app(settings, slot)
     runner = EdgeRunner(
         app,
@@ -93,12 +89,9 @@ async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket
         connections=connections_within(settings.connections),
     )
     starting = asyncio.create_task(runner.setup(), name="start")
-    stopping = asyncio.create_task(stop.wait(), name="wait for the end")
     try:
-        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-            await asyncio.wait((starting,))
+        await first_of(starting, stop.wait())
+        if stop.is_set():
             return 0
         try:
             await starting
@@ -116,17 +109,17 @@ async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket
         sys.setswitchinterval(_SWITCH_S)
         # The supervisor shows the first of these lines to people.
         print(f"service listens on {address_of(sock)}", flush=True)
-        await stopping
+        await stop.wait()
         await _drain(runner, app[CONTEXT].traffic, settings.grace_s)
     finally:
-        stopping.cancel()
         await runner.cleanup()
     return 0
 
 
-def _watch_supervisor(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+def _watch_supervisor(stop: asyncio.Event) -> None:
     """Stop when the standard input ends: the supervisor holds its other end, so it is gone."""
-    fd = sys.stdin.fileno()
+    # Linux sends SIGTERM besides; other systems have nothing but this.
+    loop, fd = asyncio.get_running_loop(), sys.stdin.fileno()
 
     def readable() -> None:
         if not os.read(fd, 4096):
@@ -150,5 +143,5 @@ async def _drain(runner: EdgeRunner, traffic: Traffic, grace_s: float) -> None:
 
 
 def _say(line: str) -> None:
-    """One line for the person who started this."""
+    """Print one line for the person who started this."""
     print(f"service: {' '.join(line.split())}", file=sys.stderr, flush=True)

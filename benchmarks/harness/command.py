@@ -5,18 +5,23 @@ nothing is written; 2 when the benchmark could not run, with one line that says 
 """
 
 import argparse
+import asyncio
+import functools
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from rich.console import Console
 
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.report import Report, Row
 
+# The widest table, where the output goes to a file.
 MIN_WIDTH = 150
 
 
@@ -38,16 +43,22 @@ class Options:
     output: Path = Path("results/bench")
 
     def size(self, full: int, least: int = 1) -> int:
-        """`full` at this scale, never under `least`."""
+        """Return `full` at this scale, never under `least`."""
         return max(least, round(full * self.scale))
 
 
-Measure = Callable[[Options, Console], Sequence[Row]]
+Measure = Callable[..., Sequence[Row]]
+Main = Callable[[Sequence[str]], int]
 
 
-def parser(name: str, about: str) -> argparse.ArgumentParser:
-    """The flags that every benchmark has."""
-    flags = argparse.ArgumentParser(prog=f"foldin bench {name}", description=about)
+def bare_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser without flags, described by the first line of `doc`."""
+    return argparse.ArgumentParser(prog=f"foldin bench {name}", description=(doc or "").partition("\n")[0])
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the flags that every benchmark has."""
+    flags = bare_parser(name, doc)
     defaults = Options()
     flags.add_argument(
         "--seconds", type=_positive, default=defaults.seconds, help="of one measurement (%(default)s)"
@@ -80,25 +91,49 @@ def _count(text: str) -> int:
 
 
 def options_from(flags: argparse.Namespace) -> Options:
-    """The shared part of parsed flags."""
-    return Options(
-        seconds=flags.seconds,
-        rounds=flags.rounds,
-        scale=flags.scale,
-        seed=flags.seed,
-        force=flags.force,
-        pin=flags.pin,
-        output=flags.output,
-    )
+    """Return the shared part of parsed flags."""
+    return Options(**{field.name: getattr(flags, field.name) for field in fields(Options)})
 
 
-def run(name: str, about: str, measure: Measure, argv: Sequence[str]) -> int:
-    """Parse, measure, report: the `main` of a benchmark without flags of its own."""
-    return carry_out(name, measure, options_from(parser(name, about).parse_args(argv)))
+def benchmark(name: str, doc: str | None, measure: Measure, **sizes: int) -> Main:
+    """Return the `main` of a benchmark: parse the flags, measure, report.
+
+    `sizes`: arguments of `measure` that have a flag of their own, with their defaults.
+    """
+
+    def main(argv: Sequence[str]) -> int:
+        flags = parser(name, doc)
+        for size, default in sizes.items():
+            flags.add_argument(f"--{size}", type=_count, default=default)
+        found = flags.parse_args(argv)
+        chosen = {size: getattr(found, size) for size in sizes}
+        return carry_out(name, functools.partial(measure, **chosen), options_from(found))
+
+    return main
+
+
+class Findings(Protocol):
+    """What a campaign found. `wrong`: how many things were found that must not be."""
+
+    @property
+    def wrong(self) -> int: ...
+
+    def lines(self) -> list[str]: ...
+
+
+def carry_out_campaign(
+    campaign: Callable[..., Coroutine[Any, Any, Findings]], flags: argparse.Namespace
+) -> int:
+    """Run a campaign, given the values of its flags and a folder for its data; 1 where anything was wrong."""
+    end_in_order()
+    with tempfile.TemporaryDirectory(prefix="foldin-campaign-") as folder:
+        found = asyncio.run(campaign(**vars(flags), data=Path(folder)))
+    print("\n".join(found.lines()))
+    return 1 if found.wrong else 0
 
 
 def carry_out(name: str, measure: Measure, options: Options) -> int:
-    """Measure and report; the exit code."""
+    """Measure and report; return the exit code."""
     console = console_for()
     end_in_order()
     watch = Watch()
@@ -107,13 +142,7 @@ def carry_out(name: str, measure: Measure, options: Options) -> int:
     except BenchmarkError as exc:
         print(f"foldin bench {name}: {exc}", file=sys.stderr)
         return 2
-    settings = {
-        "seconds": options.seconds,
-        "rounds": options.rounds,
-        "scale": options.scale,
-        "seed": options.seed,
-    }
-    settings["pin"] = options.pin
+    settings = {name: getattr(options, name) for name in ("seconds", "rounds", "scale", "seed", "pin")}
     if options.scale != 1:
         # The goals are for the full sizes.
         rows = [replace(row, target=None) for row in rows]
@@ -142,6 +171,6 @@ def _leave(number: int, _: object) -> None:
 
 
 def console_for() -> Console:
-    """A console wide enough for the tables, also where the output goes to a file."""
+    """Return a console wide enough for the tables, also where the output goes to a file."""
     console = Console()
     return console if console.is_terminal else Console(width=MIN_WIDTH)

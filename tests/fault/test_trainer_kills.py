@@ -16,7 +16,8 @@ from featurestore.generations.writer import verify_items
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.servers import StoreServer, free_port
+from processes.probes import unused_port
+from tests.support.servers import StoreServer
 from tests.support.trainers import ChildTrainer, archived, running_trainer, trainer_settings
 from tests.support.waiting import wait_until, wait_until_async
 from trainer.settings import TrainerSettings
@@ -293,7 +294,7 @@ def test_what_a_person_must_change_is_one_line_and_2(store_settings: StoreSettin
 
 def test_store_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
     environment = {
-        "FOLDIN_REDIS_URL": f"redis://127.0.0.1:{free_port()}",
+        "FOLDIN_REDIS_URL": f"redis://127.0.0.1:{unused_port()}",
         "FOLDIN_ARCHIVE_DIR": str(tmp_path / "archive"),
     }
     code, text = run(environment, signal.SIGTERM, ready="store_unavailable")

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from benchmarks.deployed import DeployedStack, deployed
+from benchmarks.campaigns.local_stack import LocalStack, local_stack
 
 README = Path(__file__).parents[2] / "README.md"
 pytestmark = pytest.mark.timeout(180)
@@ -72,12 +72,12 @@ def shape(value: Any) -> Any:
 
 
 @pytest_asyncio.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[DeployedStack]:
-    async with deployed(tmp_path / "data") as running:
+async def stack(tmp_path: Path) -> AsyncIterator[LocalStack]:
+    async with local_stack(tmp_path / "data") as running:
         yield running
 
 
-async def test_every_example_of_the_readme_works(stack: DeployedStack) -> None:
+async def test_every_example_of_the_readme_works(stack: LocalStack) -> None:
     pairs = [(u, i) for u in range(60) for i in range(160) if (u * 31 + i * 17) % 5]
     history = {
         "nb_users": 60,

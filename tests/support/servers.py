@@ -2,14 +2,9 @@
 by its pid.
 """
 
-import ctypes
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +12,13 @@ from typing import Literal
 
 import pytest
 
+from processes.blocking import BlockingChild
+from processes.probes import redis_reply, unused_port
+
 ServerKind = Literal["redis", "valkey"]
 KINDS: tuple[ServerKind, ...] = ("redis", "valkey")
 
+# Both take milliseconds; on cores that other tests keep busy, seconds.
 START_S = 10.0
 STOP_S = 10.0
 
@@ -42,29 +41,15 @@ def missing(what: str) -> None:
     pytest.skip(f"{what} is missing")
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _die_with_parent() -> None:
-    """No server outlives a test run that was killed."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
 class StoreServer:
     """One server process. `url`: its address; `namespace`s keep the tests of a session apart."""
 
     def __init__(self, kind: ServerKind, folder: Path, *options: str) -> None:
         self.kind = kind
         self.folder = folder
-        self.port = free_port()
+        self.port = unused_port()
         self.options = options
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: BlockingChild | None = None
 
     @property
     def url(self) -> str:
@@ -82,33 +67,18 @@ class StoreServer:
         binary = server_binary(self.kind)
         if binary is None:
             missing(f"{self.kind}-server")
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    str(binary),
-                    *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
-                    *("--appendonly", "yes", "--appendfsync", "always", "--save", "", *self.options),
-                ],
-                stdout=log,
-                stderr=log,
-                # Only a system call between fork and exec: safe beside threads.
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
-            )
-        end = time.monotonic() + START_S
-        while not self.answers():
-            if self._process.poll() is not None or time.monotonic() > end:
-                log_text = (self.folder / "server.log").read_text("utf-8", "replace")
-                raise RuntimeError(f"{self.kind} did not start:\n{log_text[-2000:]}")
-            time.sleep(0.01)
+        command = [
+            str(binary),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+            *("--appendonly", "yes", "--appendfsync", "always", "--save", "", *self.options),
+        ]
+        # Killed with a test run that is killed: it has nothing to save.
+        self._process = BlockingChild(command, self.folder / "server.log", dies_by=signal.SIGKILL)
+        self._process.wait_ready(self.answers, START_S)
 
     def answers(self) -> bool:
         """Whether the server takes commands: it may listen and still be loading."""
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
-        except OSError:
-            return False
+        return redis_reply(("127.0.0.1", self.port)).startswith((b"+PONG", b"-NOAUTH"))
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would."""
@@ -128,14 +98,8 @@ class StoreServer:
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(how)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_S)
+        if process is not None:
+            process.end(how, STOP_S)
 
 
 @contextmanager

@@ -5,26 +5,24 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from featurestore.settings import StoreSettings
+from processes.blocking import BlockingChild, python_command
+from processes.probes import http_ok, unused_port
 from service.app import build_app
 from service.settings import ServiceSettings, WorkerSlot
 from service.supervisor import bind
 from service.worker import EdgeRunner
-from tests.support.servers import free_port
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import wait_until_async
 
 JSON = {"Content-Type": "application/json"}
 LINES = {"Content-Type": "application/x-ndjson"}
@@ -100,11 +98,10 @@ class Service:
     def __init__(
         self, store: StoreSettings, folder: Path, *, workers: int = 1, port: int | None = None
     ) -> None:
-        self.port = free_port() if port is None else port
+        self.port = unused_port() if port is None else port
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"service-{self.port}.log"
-        environment = {
-            **os.environ,
+        settings = {
             "FOLDIN_REDIS_URL": store.url,
             "FOLDIN_NAMESPACE": store.namespace,
             "FOLDIN_PARTITIONS": str(store.partitions),
@@ -113,38 +110,23 @@ class Service:
             "FOLDIN_STORE_TIMEOUT_S": str(store.timeout_s),
             "FOLDIN_CACHE_DIR": str(folder / "cache"),
         }
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "--port", str(self.port), "--workers", str(workers)],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.process = BlockingChild(
+            python_command("service", "--port", str(self.port), "--workers", str(workers)),
+            self.log,
+            environment={**os.environ, **settings},
+        )
 
     def answers(self, path: str = "/livez") -> bool:
-        try:
-            with urlopen(self.url + path, timeout=2.0) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        return http_ok("127.0.0.1", self.port, path)
 
     def wait_for(self, path: str = "/readyz") -> None:
-        def there() -> bool:
-            assert self.process.poll() is None, self.log.read_text("utf-8", "replace")
-            return self.answers(path)
-
-        wait_until(there, 60.0, f"the service answers at {path}")
+        self.process.wait_ready(lambda: self.answers(path), 60.0)
 
     def end(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = 20.0) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(how)
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
+        """End it; its exit code. Raises AssertionError where it had to be killed."""
+        code = self.process.end(how, timeout_s)
+        assert how == signal.SIGKILL or code != -signal.SIGKILL, f"not ended within {timeout_s:g} s"
+        return code
 
     def worker_pids(self) -> list[int]:
         """The processes that the supervisor started."""

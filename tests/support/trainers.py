@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.settings import StoreSettings
+from processes.blocking import BlockingChild
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.root import archive_folder
@@ -80,6 +80,7 @@ CHILD = """
 import asyncio, json, os, signal, sys
 from pathlib import Path
 from featurestore.settings import StoreSettings
+from processes.loop import stop_event
 from trainer.app import Trainer
 from trainer.gate import Policy
 from trainer.log import configure
@@ -101,10 +102,7 @@ def step(name):
         os.kill(os.getpid(), signal.SIGKILL)
 
 async def main():
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await Trainer(TrainerSettings(**given), step=step).run(stop)
+    await Trainer(TrainerSettings(**given), step=step).run(stop_event())
 
 configure("INFO")
 asyncio.run(main())
@@ -117,23 +115,17 @@ class ChildTrainer:
     def __init__(self, settings: TrainerSettings, step: str = "never", occurrence: int = 1) -> None:
         given = asdict(settings)
         given["archive_dir"] = str(settings.archive_dir)
-        self._log = settings.archive_dir.with_name("trainer.log").open("ab")
-        self.process = subprocess.Popen(
+        self.process = BlockingChild(
             [sys.executable, "-c", CHILD, json.dumps(given), step, str(occurrence)],
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-            stderr=self._log,
-            stdout=self._log,
+            settings.archive_dir.with_name("trainer.log"),
+            environment={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
 
     @property
     def ended(self) -> bool:
         """Whether it is gone."""
-        return self.process.poll() is not None
+        return self.process.code is not None
 
     def end(self, how: signal.Signals = signal.SIGKILL) -> int:
         """Signal it, wait for it; its exit code."""
-        if not self.ended:
-            self.process.send_signal(how)
-        code = self.process.wait(30)
-        self._log.close()
-        return code
+        return self.process.end(how, 30)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
+from benchmarks.data.datasets import synthetic
 from benchmarks.harness import kept
-from benchmarks.harness.datasets import synthetic
-from benchmarks.harness.deployed import Played
-from benchmarks.harness.goals import Found, goals
+from benchmarks.quality.goals import Found, goals
+from benchmarks.quality.over_http import Played
 from evaluation.offline import cold_start as coldstart
 from evaluation.offline.jobs import answer
 from evaluation.offline.lines import Line

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.harness import command, datasets, machine
+from benchmarks.data import datasets
+from benchmarks.data.datasets import Shipped, cache_folder, fetch, synthetic
+from benchmarks.harness import command, machine
 from benchmarks.harness.command import BenchmarkError, Options, carry_out
-from benchmarks.harness.datasets import Shipped, cache_folder, fetch, synthetic
-from benchmarks.harness.processes import process
 from benchmarks.harness.report import Report, Row, Target, interleave, ratios
-from benchmarks.harness.scrape import buckets, quantile
+from benchmarks.harness.stack import running
+from benchmarks.load.scrape import buckets, quantile
 
 QUIET = machine.Watched(1.0, 0.0, 0.0)
 BUSY = machine.Watched(1.0, 0.5, 0.0)
@@ -101,16 +102,16 @@ def test_own_work_is_not_taken_for_that_of_others() -> None:
 def test_a_process_that_ends_at_once_is_reported_with_its_last_words() -> None:
     with (
         pytest.raises(BenchmarkError, match="ended with code 7: last words"),
-        process([sys.executable, "-c", "print('last words'); raise SystemExit(7)"], lambda: False),
+        running([sys.executable, "-c", "print('last words'); raise SystemExit(7)"], lambda: False),
     ):
         pass
 
 
 def test_no_process_outlives_its_block() -> None:
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    with pytest.raises(ZeroDivisionError), process(command, lambda: True) as child:
+    with pytest.raises(ZeroDivisionError), running(command, lambda: True) as child:
         raise ZeroDivisionError
-    assert child.poll() is not None
+    assert child.code is not None
 
 
 def test_quantile_of_a_histogram_between_two_scrapes() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness.processes import child_environment, python_command
+from processes.blocking import plain_environment, python_command
 
 pytestmark = pytest.mark.timeout(240)
 TINY = ("--seconds", "0.2", "--rounds", "1", "--force", "--no-pin")
@@ -29,7 +29,7 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`foldin bench NAME` as a process of its own."""
     command = python_command("benchmarks", name, *arguments)
     return subprocess.run(
-        command, env=child_environment({}), capture_output=True, text=True, timeout=220, check=False
+        command, env=plain_environment({}), capture_output=True, text=True, timeout=220, check=False
     )
 
 

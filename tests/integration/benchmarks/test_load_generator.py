@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from benchmarks.harness.client import Client
 from benchmarks.harness.command import BenchmarkError
-from benchmarks.harness.load import LoadError, Plan, get, post, read_requests, run, write_requests
-from benchmarks.harness.processes import free_port
+from benchmarks.load.client import Client
+from benchmarks.load.generator import LoadError, Plan, get, post, read_requests, run, write_requests
+from processes.probes import unused_port
 
 STALL_S = 0.4
 
@@ -40,7 +40,7 @@ class Server:
 @contextlib.contextmanager
 def serving(server: Server) -> Iterator[int]:
     """Serve from a thread until the block ends; the port."""
-    port = free_port()
+    port = unused_port()
     loop = asyncio.new_event_loop()
     application = web.Application(client_max_size=2**26)
     application.router.add_route("*", "/", server.answer)
@@ -126,4 +126,4 @@ def test_large_bodies_go_out_and_come_in_whole(tmp_path: Path) -> None:
 def test_nobody_there_is_an_error(tmp_path: Path) -> None:
     file = str(write_requests(tmp_path / "requests", [get("/")]))
     with pytest.raises(LoadError):
-        run(Plan(free_port(), file, seconds=0.1))
+        run(Plan(unused_port(), file, seconds=0.1))

@@ -8,8 +8,9 @@ from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store, _check_server
 from featurestore.wire.functions import command, library
+from processes.probes import unused_port
 from tests.support.factories import rating
-from tests.support.servers import StoreServer, free_port
+from tests.support.servers import StoreServer
 
 
 async def test_a_new_namespace_is_created_and_found_again(store: Store) -> None:
@@ -43,7 +44,7 @@ async def test_a_store_without_its_hot_connection_works(store_settings: StoreSet
 
 async def test_nobody_there_is_unavailable() -> None:
     with pytest.raises(StoreUnavailable):
-        await Store.open(StoreSettings(url=f"redis://127.0.0.1:{free_port()}", timeout_s=0.5))
+        await Store.open(StoreSettings(url=f"redis://127.0.0.1:{unused_port()}", timeout_s=0.5))
 
 
 async def test_a_scale_that_is_none_is_refused(store_settings: StoreSettings) -> None:

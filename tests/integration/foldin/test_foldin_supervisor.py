@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from processes import supervisor as supervisor_module
-from processes.child import FORK_GIVES_WAY_S, Child, ChildEndedError, ChildSpec, Forks
-from processes.errors import CannotStartError, StackFailedError
-from processes.supervisor import FailureRecord, Supervisor
+from processes import backoff
+from processes.backoff import FailureRecord
+from processes.child import Child, ChildSpec
+from processes.errors import CannotStartError, ChildEndedError, StackFailedError
+from processes.priority import FORK_GIVES_WAY_S, Forks
+from processes.supervisor import Supervisor
 from tests.support.waiting import wait_until, wait_until_async
 
 READY = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text('x'); time.sleep(60)"
@@ -29,7 +31,7 @@ WITH_CHILD = (
 def spec(name: str, code: str, *arguments: object, mark: Path | None = None, **more: object) -> ChildSpec:
     """A part that runs `code`, ready when the file `mark` is there."""
 
-    async def probe() -> bool:
+    def probe() -> bool:
         return mark is None or written(mark)
 
     command = (sys.executable, "-c", code, *map(str, arguments))
@@ -66,10 +68,10 @@ async def keeper(tmp_path: Path, said: list[str]) -> AsyncIterator[Supervisor]:
 
 async def test_a_part_is_ready_and_ends_in_time(keeper: Supervisor, tmp_path: Path, said: list[str]) -> None:
     await keeper.start(spec("one", READY, tmp_path / "a", mark=tmp_path / "a"))
-    assert keeper.running() == ["one"]
+    assert list(keeper.running()) == ["one"]
     assert any(line.startswith("  one: ready after") for line in said)
     await keeper.close()
-    assert keeper.running() == []
+    assert keeper.running() == {}
 
 
 async def test_parts_end_in_the_opposite_order(tmp_path: Path, said: list[str]) -> None:
@@ -92,7 +94,7 @@ async def test_a_part_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: P
     supervisor = Supervisor(tmp_path, said.append)
     await supervisor.start(spec("one", STUBBORN, tmp_path / "a", mark=tmp_path / "a", grace_s=0.3))
     await asyncio.wait_for(supervisor.close(), 10)
-    assert supervisor.running() == []
+    assert supervisor.running() == {}
 
 
 async def test_a_second_ctrl_c_does_not_wait_for_the_grace(tmp_path: Path, said: list[str]) -> None:
@@ -132,7 +134,7 @@ async def test_a_crashed_part_is_started_again(keeper: Supervisor, tmp_path: Pat
 async def test_a_part_that_keeps_failing_ends_the_stack(
     keeper: Supervisor, tmp_path: Path, code: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE_S", 0.01)
     once = (
         "import os, sys\nif os.path.exists(sys.argv[2]): print('it is broken'); sys.exit(int(sys.argv[3]))\n"
     )
@@ -141,9 +143,7 @@ async def test_a_part_that_keeps_failing_ends_the_stack(
     )
     (tmp_path / "broken").touch()
     (tmp_path / "a").unlink()
-    pid = next(child.pid for child in keeper._children)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    os.kill(keeper.running()["one"], signal.SIGKILL)
     with pytest.raises(error, match=r"one ended 5 times .*it is broken; its log: .*one\.log"):
         await asyncio.wait_for(asyncio.shield(keeper.failed), 20)
 
@@ -209,9 +209,9 @@ def test_pauses_grow_for_a_part_that_does_not_last_and_only_for_it() -> None:
     pauses = [record.ended(now, -signal.SIGKILL, now - 0.1) for now in range(1, 10)]
     assert None not in pauses
     assert pauses == sorted(pauses, key=float)  # type: ignore[arg-type] # none is None
-    assert pauses[0] == supervisor_module.FIRST_PAUSE_S
-    assert pauses[-1] == supervisor_module.MAX_PAUSE_S
-    assert record.ended(100.0, -signal.SIGKILL, 90.0) == supervisor_module.FIRST_PAUSE_S
+    assert pauses[0] == backoff.FIRST_PAUSE_S
+    assert pauses[-1] == backoff.MAX_PAUSE_S
+    assert record.ended(100.0, -signal.SIGKILL, 90.0) == backoff.FIRST_PAUSE_S
 
 
 def test_only_failures_in_a_short_time_end_a_part_for_good() -> None:
@@ -251,11 +251,10 @@ asyncio.run(main())
 async def test_what_a_server_forks_gives_way_for_a_minute(keeper: Supervisor, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     await keeper.start(spec("server", WITH_CHILD, mark, mark=mark, forks_give_way=True))
-    server, fork = next(child.pid for child in keeper._children), int(mark.read_text())
+    server, fork = keeper.running()["server"], int(mark.read_text())
     await wait_until_async(
         async_true(lambda: os.sched_getscheduler(fork) == os.SCHED_IDLE), 5, "it gives way"
     )
-    assert server is not None
     assert os.sched_getscheduler(server) == os.SCHED_OTHER
     # Priorities count within a session alone.
     assert os.getsid(server) == os.getsid(0)

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import free_port, running_server
+from processes.blocking import BlockingChild, plain_environment, python_command
+from processes.probes import unused_port
+from tests.support.servers import running_server
 from tests.support.waiting import wait_until
 
 # Each of these runs a whole stack: one at a time, so that they do not fight for the cores.
@@ -46,17 +48,11 @@ def processes(data: Path) -> list[int]:
     return found
 
 
-def environment(**settings: str) -> dict[str, str]:
-    """This process's environment without settings of Foldin, except those given."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FOLDIN_")}
-    return {**inherited, **settings}
-
-
 def foldin(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     command = [sys.executable, "-m", "foldin", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=environment(**settings), check=False
+        command, capture_output=True, text=True, timeout=60, env=plain_environment(settings), check=False
     )
 
 
@@ -65,41 +61,29 @@ class Stack:
 
     def __init__(self, data: Path, *arguments: str, **settings: str) -> None:
         self.data = data
-        self.port, self.environment_port = free_port(), free_port()
+        self.port, self.environment_port = unused_port(), unused_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "foldin", "up", "--data", str(data), "--port", str(self.port)),
-                *("--environment-port", str(self.environment_port), *arguments),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment(**settings),
+        ports = ("--port", str(self.port), "--environment-port", str(self.environment_port))
+        self.process = BlockingChild(
+            python_command("foldin", "up", "--data", str(data), *ports, *arguments),
+            data.with_name(f"{data.name}-{self.port}.log"),
+            environment=plain_environment(settings),
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
 
     @property
     def text(self) -> str:
         """All that it said."""
-        return "\n".join(self.lines)
+        return self.process.text
 
     def says(self, words: str, timeout_s: float = UP_S) -> None:
         """Wait until it says `words`."""
         wait_until(
-            lambda: re.search(words, self.text) or self.process.poll() is not None,
+            lambda: re.search(words, self.text) or self.process.code is not None,
             timeout_s,
             f"{words!r} in its output",
         )
         assert re.search(words, self.text), (
-            f"ended with {self.process.poll()} before it said {words!r}:\n{self.text}"
+            f"ended with {self.process.code} before it said {words!r}:\n{self.text}"
         )
 
     def call(self, method: str, path: str, body: object = None) -> Any:
@@ -127,22 +111,7 @@ class Stack:
     def interrupt(self) -> int:
         """Ctrl-C; the exit code."""
         self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(DOWN_S)
-        self._reader.join(10)
-        return code
-
-    def end(self) -> None:
-        """However the test went."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(DOWN_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(10)
-        self._reader.join(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        return self.process.wait(DOWN_S)
 
 
 @contextmanager
@@ -154,7 +123,7 @@ def stack(data: Path, *arguments: str, **settings: str) -> Iterator[Stack]:
         assert "Everything runs" in running.text, running.text
         yield running
     finally:
-        running.end()
+        running.process.end(grace_s=DOWN_S)
 
 
 def known_ratings(running: Stack, user: str) -> int:
@@ -188,7 +157,7 @@ def test_up_play_ctrl_c_and_up_again(tmp_path: Path) -> None:
 def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with stack(data, "--no-play", "--workers", "2") as running:
-        refused = foldin("up", "--data", data, "--port", free_port(), "--environment-port", free_port())
+        refused = foldin("up", "--data", data, "--port", unused_port(), "--environment-port", unused_port())
         assert refused.returncode == 2
         assert re.fullmatch(
             rf"foldin: .*in use by another stack \(process {running.process.pid}\).*\n", refused.stderr
@@ -211,8 +180,7 @@ def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tm
 
         wait_until(answers, 30, "all ratings from before the crashes")
 
-        running.process.kill()
-        running.process.wait(10)
+        running.process.end(signal.SIGKILL)
         wait_until(lambda: not processes(data), 30, "the end of all parts of a killed supervisor")
     with stack(data, "--no-play") as again:
         assert known_ratings(again, "ann") == 10
@@ -261,7 +229,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
-        port, other = str(taken.getsockname()[1]), str(free_port())
+        port, other = str(taken.getsockname()[1]), str(unused_port())
         said = refused_up(tmp_path / "a", "--port", port, "--environment-port", other)
         assert f"port {port} on 127.0.0.1 is in use" in said
         said = refused_up(tmp_path / "a", "--port", other, "--environment-port", port)
@@ -272,7 +240,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    ports = ("--port", str(free_port()), "--environment-port", str(free_port()))
+    ports = ("--port", str(unused_port()), "--environment-port", str(unused_port()))
     assert "cannot be written" in refused_up(tmp_path / "file" / "data", *ports)
 
 
@@ -309,7 +277,7 @@ def test_a_store_that_is_too_old(tmp_path: Path, server: str, version: str) -> N
     threading.Thread(target=accept, daemon=True).start()
     try:
         url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
-        ports = ("--port", str(free_port()), "--environment-port", str(free_port()))
+        ports = ("--port", str(unused_port()), "--environment-port", str(unused_port()))
         said = refused_up(tmp_path / "data", *ports, FOLDIN_REDIS_URL=url)
         assert re.search(r"7\.2|8", said)
     finally:
@@ -318,8 +286,8 @@ def test_a_store_that_is_too_old(tmp_path: Path, server: str, version: str) -> N
 
 
 def test_a_store_that_is_not_there_and_settings_that_do_not_fit(tmp_path: Path) -> None:
-    ports = ("--port", str(free_port()), "--environment-port", str(free_port()))
-    url = f"redis://127.0.0.1:{free_port()}"
+    ports = ("--port", str(unused_port()), "--environment-port", str(unused_port()))
+    url = f"redis://127.0.0.1:{unused_port()}"
     assert "does not answer" in refused_up(tmp_path / "data", *ports, FOLDIN_REDIS_URL=url)
     assert "FOLDIN_SCALE" in refused_up(tmp_path / "data", *ports, FOLDIN_SCALE="five")
 

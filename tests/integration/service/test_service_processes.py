@@ -19,8 +19,9 @@ from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.wire.connection import BACKOFF_S
+from processes.probes import unused_port
 from tests.support.factories import Written, lead, publish, rating, write_generation
-from tests.support.servers import StoreServer, free_port
+from tests.support.servers import StoreServer
 from tests.support.serving import Client, Service, client_of, is_problem, processes, serves
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -171,7 +172,7 @@ def test_it_waits_for_a_store_that_is_not_there_yet(own_server: StoreServer, tmp
 
 
 def test_waiting_for_a_store_can_be_ended(tmp_path: Path) -> None:
-    service = Service(StoreSettings(url=f"redis://127.0.0.1:{free_port()}"), tmp_path)
+    service = Service(StoreSettings(url=f"redis://127.0.0.1:{unused_port()}"), tmp_path)
     said = "waiting for the feature store"
     wait_until(lambda: said in service.log.read_text("utf-8"), 60.0, "it says what it waits for")
     assert service.end() == 0

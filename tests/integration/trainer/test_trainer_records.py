@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.harness.publisher import in_memory
+from benchmarks.data.publisher import in_memory
 from featurestore.codecs import unpack_records
 from featurestore.errors import GenerationBroken
 from featurestore.keys import record_field

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from foldin.preflight import data_directory, free_port, locked
+from foldin.preflight import data_directory, locked, require_free_port
 from foldin.store import EmbeddedStore, socket_path
 from processes.errors import CannotStartError
 from processes.log_file import BoundedLog
@@ -66,8 +66,8 @@ def test_a_port_in_use_is_refused() -> None:
         server.listen(1)
         port = server.getsockname()[1]
         with pytest.raises(CannotStartError, match=rf"port {port} on 127.0.0.1 is in use: .*--port"):
-            free_port("127.0.0.1", port, "--port")
-    free_port("127.0.0.1", port, "--port")
+            require_free_port("127.0.0.1", port, "--port")
+    require_free_port("127.0.0.1", port, "--port")
 
 
 def test_a_port_that_workers_share_is_refused() -> None:
@@ -76,12 +76,12 @@ def test_a_port_that_workers_share_is_refused() -> None:
         server.bind(("127.0.0.1", 0))
         server.listen(1)
         with pytest.raises(CannotStartError, match="is in use"):
-            free_port("127.0.0.1", server.getsockname()[1], "--port")
+            require_free_port("127.0.0.1", server.getsockname()[1], "--port")
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(CannotStartError, match=r"cannot listen on 192\.0\.2\.1"):
-        free_port("192.0.2.1", 8080, "--port")
+        require_free_port("192.0.2.1", 8080, "--port")
 
 
 def test_a_directory_belongs_to_one_stack(tmp_path: Path) -> None:

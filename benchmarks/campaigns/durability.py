@@ -5,13 +5,10 @@ are missing from the histories, from the archive, and from the generation that a
 Exit code 1 if any is.
 """
 
-import argparse
 import asyncio
 import itertools
 import json
 import random
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,13 +17,15 @@ from pathlib import Path
 import aiohttp
 import pyarrow as pa
 
-from benchmarks.deployed import DeployedStack, deployed
+from benchmarks.campaigns.local_stack import LocalStack, local_stack
+from benchmarks.harness.command import bare_parser, carry_out_campaign
 from featurestore.keys import record_field
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from trainer.archive.segments import SegmentName, read_segment
 
 VICTIMS = ("trainer", "store", "service")
+# A world so small that refits end between two kills, and others are hit by them.
 USERS, ITEMS = 400, 120
 # What a user rates an item: something that can be learned, so that the trainer's gate lets the refits pass...
 LEVELS = 7
@@ -45,7 +44,7 @@ class Report:
     doubled: int = 0
 
     @property
-    def lost(self) -> int:
+    def wrong(self) -> int:
         """Everything that must be 0, added up."""
         return sum(self.missing.values()) + self.doubled
 
@@ -59,7 +58,7 @@ class Report:
             *(f"missing from the {place:<14} {count:>9,}" for place, count in self.missing.items()),
             f"events twice in the archive     {self.doubled:>9,}",
         ]
-        return [*rows, "nothing acknowledged is lost" if self.lost == 0 else "LOST: see above"]
+        return [*rows, "nothing acknowledged is lost" if self.wrong == 0 else "LOST: see above"]
 
 
 Pair = tuple[str, str]
@@ -73,7 +72,7 @@ async def campaign(
     rng = random.Random(seed)
     # A small refit threshold, so that kills meet fits, publishes and archive writes.
     settings = {"FOLDIN_REFIT_EVENTS": "2000", "FOLDIN_REFIT_SECONDS": "5"}
-    async with deployed(data, workers=2, settings=settings) as stack:
+    async with local_stack(data, workers=2, settings=settings) as stack:
         numbers = itertools.count()
         # What may stand as the last rating of a pair: the last one acknowledged, or one sent after it.
         allowed: dict[Pair, set[float]] = {}
@@ -103,7 +102,7 @@ async def campaign(
 
 
 async def _load(
-    stack: DeployedStack,
+    stack: LocalStack,
     part: int,
     *,
     numbers: "itertools.count[int]",
@@ -138,7 +137,7 @@ async def _load(
             await asyncio.sleep(0.05)
 
 
-async def _accepted(stack: DeployedStack, body: str) -> bool:
+async def _accepted(stack: LocalStack, body: str) -> bool:
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session,
@@ -152,7 +151,7 @@ async def _accepted(stack: DeployedStack, body: str) -> bool:
 
 
 async def _killer(
-    stack: DeployedStack,
+    stack: LocalStack,
     rng: random.Random,
     *,
     until: float,
@@ -171,7 +170,7 @@ async def _killer(
             report.kills[victim] += 1
 
 
-async def _refit(stack: DeployedStack) -> int:
+async def _refit(stack: LocalStack) -> int:
     """Ask for a refit until one succeeds; the generation that is live then."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=70)) as session:
         last = ""
@@ -188,7 +187,7 @@ async def _refit(stack: DeployedStack) -> int:
 
 
 async def _check_histories(
-    stack: DeployedStack, allowed: dict[Pair, set[float]], acknowledged: dict[Pair, float], report: Report
+    stack: LocalStack, allowed: dict[Pair, set[float]], acknowledged: dict[Pair, float], report: Report
 ) -> None:
     held: dict[Pair, float] = {}
     async with aiohttp.ClientSession() as session:
@@ -207,7 +206,7 @@ def _missing(
 
 
 async def _check_archive_and_generation(
-    stack: DeployedStack, allowed: dict[Pair, set[float]], acknowledged: dict[Pair, float], report: Report
+    stack: LocalStack, allowed: dict[Pair, set[float]], acknowledged: dict[Pair, float], report: Report
 ) -> None:
     store = await Store.open(StoreSettings(url=stack.redis_url), hot=False)
     try:
@@ -244,31 +243,17 @@ async def _behind(store: Store, epoch: int, generation: int, acknowledged: dict[
     return behind
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="foldin bench durability", description=__doc__.splitlines()[0] if __doc__ else ""
+def main(argv: Sequence[str]) -> int:
+    """Run a campaign; 1 where anything acknowledged was lost."""
+    flags = bare_parser("durability", __doc__)
+    flags.add_argument("--seconds", type=float, default=120.0, help="length of the load (default 120)")
+    flags.add_argument(
+        "--every",
+        dest="every_s",
+        type=float,
+        default=9.0,
+        help="seconds between kills, on average (default 9)",
     )
-    parser.add_argument("--seconds", type=float, default=120.0, help="length of the load (default 120)")
-    parser.add_argument(
-        "--every", type=float, default=9.0, help="seconds between kills, on average (default 9)"
-    )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=["trainer", "store"])
-    options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="foldin-durability-") as folder:
-        report = asyncio.run(
-            campaign(
-                seconds=options.seconds,
-                seed=options.seed,
-                every_s=options.every,
-                victims=options.victims,
-                data=Path(folder),
-            )
-        )
-    print("\n".join(report.lines()))
-    return 1 if report.lost else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    flags.add_argument("--seed", type=int, default=1)
+    flags.add_argument("--victims", nargs="+", choices=VICTIMS, default=["trainer", "store"])
+    return carry_out_campaign(campaign, flags.parse_args(argv))

@@ -1,7 +1,7 @@
 """Generations of any size, made instead of fitted, and their way into a store.
 
-Invariant: the tables have the layout and the spread of a real fit, because they grow out of a small one: rows
-are drawn from it and moved a little, so that no two are alike.
+Invariant: the tables have the layout and the distribution of a real fit, because they grow out of a small
+one: rows are drawn from it and moved a little, so that no two are alike.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.harness.datasets import synthetic
+from benchmarks.data.datasets import synthetic
 from factors import FitSettings, Index, Model, Scale, fit, index_to_bytes
 from factors.engine_api import vector_columns
 from featurestore.generations.catalog import GenerationDraft
@@ -22,9 +22,12 @@ from featurestore.store import Store
 
 SCALE = Scale(1, 5, 0.5)
 SCALE_TEXT = "1:5:0.5"
+# Users and items written at a time: 2 MB of records.
 BATCH = 10_000
+# Longer than the slowest batch, on a machine whose cores are all busy.
 LEASE_MS = 60_000
-MOVED_BY = 0.1  # of the spread of the small fit's rows
+# Of the standard deviation of the small fit's rows.
+MOVED_BY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,12 @@ def _grown(
     grown: np.ndarray[tuple[int, int], np.dtype[np.float32]] = np.empty(
         (rows, table.shape[1]), dtype=np.float32
     )
-    spread = (MOVED_BY * table[:, columns].std(axis=0)).astype(np.float32)
+    step = (MOVED_BY * table[:, columns].std(axis=0)).astype(np.float32)
     for start in range(0, rows, 65_536):
         part = slice(start, min(start + 65_536, rows))
         size = part.stop - part.start
         grown[part] = table[rng.integers(0, len(table), size)]
-        grown[part, columns] += rng.standard_normal((size, len(spread)), dtype=np.float32) * spread
+        grown[part, columns] += rng.standard_normal((size, len(step)), dtype=np.float32) * step
     return grown
 
 

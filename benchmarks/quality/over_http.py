@@ -20,25 +20,23 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import stack
-from benchmarks.harness.client import Client
 from benchmarks.harness.command import BenchmarkError
-from benchmarks.harness.load import get, post
-from benchmarks.harness.processes import child_environment, python_command
+from benchmarks.load.client import Client
+from benchmarks.load.generator import get, post
 from evaluation.errors import EngineFailedError
 from evaluation.offline.question import Answer, Predicted, Question, no_probabilities
 from factors import Scale
 from featurestore.settings import format_scale
+from processes.blocking import plain_environment, python_command
 
+# As many ratings as a call may hold.
 BATCH = 10_000
+# A fit of 100,000 ratings takes 10 s of a quiet core.
 REFIT_S = 300.0
-DELAY_MS = 20  # a fifth of the pause of the course's evaluator: fits go on while it plays
+# A fifth of the pause of the course's evaluator: fits go on while it plays.
+DELAY_MS = 20
+# Five worlds of 1,000 steps at four lengths of history: 20,000 steps, and what the players learn meanwhile.
 EVALUATE_S = 3000.0
-# The refit is asked for, so that the figure does not hang on when the trainer would have begun one.
-ONLY_WHEN_ASKED = {
-    "FOLDIN_REFIT_EVENTS": str(2**31 - 1),
-    "FOLDIN_REFIT_SECONDS": "86400",
-    "FOLDIN_REFIT_GROWTH": "0",
-}
 ENGINE = "foldin over HTTP"
 
 
@@ -60,7 +58,7 @@ def answer_over_http(question: Question) -> Answer:
     """
     try:
         with (
-            deployment(Scale(question.low, question.high, question.step or None), ONLY_WHEN_ASKED) as port,
+            deployment(Scale(question.low, question.high, question.step or None), stack.NO_REFITS) as port,
             Client(port, timeout_s=REFIT_S) as client,
         ):
             for body in rating_bodies(question):
@@ -161,7 +159,7 @@ def play(*, worlds: int, steps: int, known: tuple[int, ...], seed: int, folder: 
         try:
             done = subprocess.run(
                 command,
-                env=child_environment({}),
+                env=plain_environment({}),
                 cwd=empty,
                 capture_output=True,
                 text=True,

@@ -5,7 +5,6 @@ no log line.
 """
 
 import argparse
-import asyncio
 import os
 import signal
 import sys
@@ -13,6 +12,8 @@ from collections.abc import Sequence
 
 import uvloop
 from aiohttp import web
+
+from processes.loop import stop_event
 
 BODY = b'{"rating":3.5721,"std":0.6113,"basis":"user+item","gen":420}'
 assert len(BODY) == 60
@@ -30,12 +31,8 @@ async def serve(port: int, *, shared: bool) -> None:
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, reuse_port=shared, backlog=1024).start()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     try:
-        await stop.wait()
+        await stop_event().wait()
     finally:
         await runner.cleanup()
 
@@ -43,7 +40,7 @@ async def serve(port: int, *, shared: bool) -> None:
 def main(argv: Sequence[str]) -> int:
     """Serve with as many processes as asked; the first one ends the others."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.harness.bare", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.yardsticks.bare", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--processes", type=int, default=1)

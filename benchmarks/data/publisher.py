@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import synthetic
+from benchmarks.data import synthetic
 from factors import Float32s, Model
 from featurestore.leases import Lease
 from featurestore.store import Store

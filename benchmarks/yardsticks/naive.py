@@ -15,10 +15,12 @@ import redis.asyncio as redis
 import uvloop
 from aiohttp import web
 
-from benchmarks.harness.synthetic import Generation
+from benchmarks.data.synthetic import Generation
 from factors.engine_api import vector_columns
 
+# The default of redis-py's blocking pool.
 CONNECTIONS = 50
+# Keys a command: some megabytes of JSON.
 BATCH = 5_000
 
 
@@ -83,7 +85,7 @@ async def _alive(_: web.Request) -> web.Response:
 
 def main(argv: Sequence[str]) -> int:
     """The process that the benchmark starts."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.harness.naive")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.yardsticks.naive")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--store", required=True)
     parser.add_argument("--items", type=int, required=True)

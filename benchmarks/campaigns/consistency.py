@@ -6,13 +6,10 @@ folding in what its user had rated, with item rows that this generation has had,
 if any is not.
 """
 
-import argparse
 import asyncio
 import itertools
 import json
 import random
-import sys
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,15 +18,19 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 
-from benchmarks.deployed import DeployedStack, deployed
+from benchmarks.campaigns.local_stack import LocalStack, local_stack
+from benchmarks.harness.command import bare_parser, carry_out_campaign
+from benchmarks.harness.stack import NO_REFITS
 from factors import Float32s, Histories, Model, Scorer, posterior_of
 from featurestore.errors import StoreError
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 
+# A world so small that many refits fall into one campaign.
 SEEDERS, ITEMS = 150, 60
 # New users rate the first of the items and ask about the last ones, whose rows move with no delta.
 RATED, ASKED = 40, range(50, 60)
+# Records are float32; the fold-in of the check adds in another order.
 TOLERANCE = 2e-4
 # Users at once, and how many at most, however long refits take.
 WAVE, MOST_USERS = 100, 1_000
@@ -93,12 +94,7 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
     Waves of new users: at least `users` of them, and as many as come until `refits` have gone live.
     """
     report = Report()
-    settings = {
-        "FOLDIN_REFIT_EVENTS": "100000000",
-        "FOLDIN_REFIT_SECONDS": "86400",
-        "FOLDIN_REFIT_GROWTH": "0",
-    }
-    async with deployed(data, workers=2, settings=settings) as stack:
+    async with local_stack(data, workers=2, settings=NO_REFITS) as stack:
         await _seed(stack, random.Random(seed))
         store = await Store.open(StoreSettings(url=stack.redis_url), hot=False)
         try:
@@ -116,7 +112,7 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
                     for k in range(first, first + WAVE)
                 ]
                 gathered += await asyncio.gather(*wave)
-                # Room for the fits, which give way to whoever answers.
+                # Room for the fits, which give way to the service.
                 await asyncio.sleep(0.25)
             done.set()
             await refitting
@@ -132,7 +128,7 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
     return report
 
 
-async def _seed(stack: DeployedStack, rng: random.Random) -> None:
+async def _seed(stack: LocalStack, rng: random.Random) -> None:
     pairs = [(u, i) for u in range(SEEDERS) for i in range(ITEMS) if rng.random() < 0.5]
     body = {
         "nb_users": SEEDERS,
@@ -185,7 +181,7 @@ async def _rows(store: Store) -> list[int]:
     return [row for row in rows if row is not None]
 
 
-async def _refits(stack: DeployedStack, live: list[int], done: asyncio.Event) -> None:
+async def _refits(stack: LocalStack, live: list[int], done: asyncio.Event) -> None:
     async with aiohttp.ClientSession() as session:
         while not done.is_set():
             async with session.post(f"{stack.url}/train") as answer:
@@ -193,9 +189,7 @@ async def _refits(stack: DeployedStack, live: list[int], done: asyncio.Event) ->
                     live.append((await answer.json())["generation"])
 
 
-async def _rater(
-    stack: DeployedStack, user: str, rounds: int, rng: random.Random
-) -> tuple[list[Answered], int]:
+async def _rater(stack: LocalStack, user: str, rounds: int, rng: random.Random) -> tuple[list[Answered], int]:
     """A new user: rates, then asks at once over a new connection (perhaps another worker), `rounds` times."""
     answers: list[Answered] = []
     rated: dict[int, tuple[float, float]] = {}
@@ -219,7 +213,7 @@ async def _rater(
     return answers, failed
 
 
-async def _call(stack: DeployedStack, method: str, path: str, body: str | None) -> "dict[str, int] | None":
+async def _call(stack: LocalStack, method: str, path: str, body: str | None) -> "dict[str, int] | None":
     headers = {"content-type": "application/json"} if body else {}
     try:
         async with (
@@ -276,29 +270,11 @@ def _explained(
     return pairs > 0 and bool(np.min(np.abs(np.concatenate(found) - answer.rating)) < TOLERANCE)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="foldin bench consistency", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
-    parser.add_argument("--users", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3, help="ratings of each user (default 3)")
-    parser.add_argument("--refits", type=int, default=5, help="refits that must have gone live (default 5)")
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="foldin-consistency-") as folder:
-        report = asyncio.run(
-            campaign(
-                users=options.users,
-                rounds=options.rounds,
-                refits=options.refits,
-                seed=options.seed,
-                data=Path(folder),
-            )
-        )
-    print("\n".join(report.lines()))
-    return 1 if report.wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: Sequence[str]) -> int:
+    """Run a campaign; 1 where an answer was wrong."""
+    flags = bare_parser("consistency", __doc__)
+    flags.add_argument("--users", type=int, default=500)
+    flags.add_argument("--rounds", type=int, default=3, help="ratings of each user (default 3)")
+    flags.add_argument("--refits", type=int, default=5, help="refits that must have gone live (default 5)")
+    flags.add_argument("--seed", type=int, default=1)
+    return carry_out_campaign(campaign, flags.parse_args(argv))

@@ -128,7 +128,7 @@ def run(plan: Plan, *, cpus: Sequence[int] = ()) -> Load:
     """Carry the plan out in a process of its own, on the cores `cpus` when given. Raises `LoadError`."""
     with tempfile.TemporaryDirectory(prefix="foldin-load-") as folder:
         out = Path(folder) / "answers.npy"
-        command = [sys.executable, "-m", "benchmarks.harness.load", json.dumps(asdict(plan)), str(out)]
+        command = [sys.executable, "-m", "benchmarks.load.generator", json.dumps(asdict(plan)), str(out)]
         command.append(",".join(map(str, cpus)))
         try:
             done = subprocess.run(

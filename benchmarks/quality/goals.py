@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.harness.deployed import ENGINE as DEPLOYED
-from benchmarks.harness.deployed import Played
 from benchmarks.harness.report import Row, Target
+from benchmarks.quality.over_http import ENGINE as DEPLOYED
+from benchmarks.quality.over_http import Played
 from evaluation.offline.cold_start import ColdCurve
 from evaluation.offline.engines import AUTO
 from evaluation.offline.lines import Line
 from evaluation.report import deciles
 
+# The folds u1 to u5 that come with MovieLens 100K.
 ALL_FOLDS = 5
 SVDPP, ALS, IMPLICIT = "surprise-svd++", "implicit-als", "implicit"
 PUBLISHED = (

@@ -25,6 +25,7 @@ from benchmarks.harness.command import BenchmarkError
 from evaluation.offline.data import DataSet
 from factors import Ratings, Scale
 
+# For a wheel of some megabytes over a slow line.
 DOWNLOAD_S = 300
 HALF_STARS = Scale(1, 5, 0.5)
 

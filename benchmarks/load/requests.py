@@ -6,21 +6,29 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness.command import BenchmarkError
-from benchmarks.harness.load import Load, LoadError, Plan, get, run, write_requests
+from benchmarks.harness.command import BenchmarkError, Options
+from benchmarks.load.generator import Load, LoadError, Plan, get, run, write_requests
 
+# So many that no cache of answers, were there one, could give the figure.
 DISTINCT = 20_000
+# Enough to keep one core busy, few enough that the generator's own work stays small.
 CONNECTIONS = 64
 
 
 def predict_requests(folder: Path, n_users: int, n_items: int, *, seed: int) -> Path:
-    """A file of GET /predict for random known pairs."""
+    """Write GET /predict for random known pairs; return the file."""
     rng = np.random.default_rng(seed)
     users, items = rng.integers(0, n_users, DISTINCT), rng.integers(0, n_items, DISTINCT)
     pairs = zip(users.tolist(), items.tolist(), strict=True)
     return write_requests(
         folder / "predict", [get(f"/predict?user_id={user}&item_id={item}") for user, item in pairs]
     )
+
+
+def plan_for(options: Options, requests: str, port: int, rate: float | None = None) -> Plan:
+    """Return a plan of the usual number of connections: a closed loop, or an open one at `rate`."""
+    warm_up_s = min(0.5, options.seconds / 4)
+    return Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=warm_up_s, rate=rate)
 
 
 def drive(plan: Plan, *, cpus: Sequence[int] = ()) -> Load:

@@ -1,0 +1,1 @@
+"""Requests: written, sent at a rate or as fast as they are answered; and what the service counts."""

@@ -1,0 +1,1 @@
+"""What others would build: the servers that the service is measured beside."""
