@@ -5,8 +5,6 @@ one function gives the same answer in the fit, in the service and in a notebook.
 """
 
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
-from factors.inference.fold_in import Fitted, posterior_of
-from factors.inference.posterior_model import PosteriorModel
 from factors.model.quantized_rows import all_finite_items, read_items, store_items
 from factors.model.scale import scale_levels
 from factors.model.serialization import from_bytes, to_bytes
@@ -29,6 +27,8 @@ from factors.model.types import (
     Scores,
     UserRow,
 )
+from factors.posterior.fitted import Fitted, posterior_of
+from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.explain import explain
 from factors.serving.ivf_index import Index, build_index, index_from_bytes, index_to_bytes

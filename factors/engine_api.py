@@ -15,16 +15,16 @@ import numpy as np
 from factors.errors import FitDiverged
 from factors.inference.backend import set_matrix
 from factors.inference.entry_moments import HalfStepInput
-from factors.inference.fold_in import Fitted, posterior_of
 from factors.inference.half_step import entry_scores, half_step
 from factors.inference.histories import Compressed, compress_pairs
-from factors.inference.implicit_feedback import Weighting, confidence_of, implicit_model, weighting_of
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, Layout, item_layout, stored_width, user_layout
 from factors.model.parameters import Parameters, from_model, to_model
-from factors.model.quantized_rows import item_codec, read_items
+from factors.model.quantized_rows import read_items
 from factors.model.scale import scale_range
-from factors.model.types import Float32s, Float64s, Histories, Model, Ratings, Scale
+from factors.model.types import Float32s, Float64s, Histories, Ratings, Scale
+from factors.posterior.fitted import Fitted, posterior_of
+from factors.posterior.implicit_feedback import Weighting, confidence_of, implicit_model, weighting_of
 from factors.training.fit import prepare, ratings_histories
 from factors.training.priors import fitted_prior, learn_side, prior_model, start_parameters
 from factors.training.settings import FitSettings
@@ -105,7 +105,7 @@ def initial_points(rank: int, n_items: int, mean: float, unit: float, rng: np.ra
 
 
 def initial_std(rank: int) -> Float64s:
-    """Return the standard deviations (d,) of `initial_points` and of their prior."""
+    """Return the standard deviations (d,) of `initial_points`, and of users and items by their prior."""
     return np.sqrt(np.diag(_broad(rank).users.covariance))
 
 
@@ -136,6 +136,7 @@ def explicit_fit(points: ItemPoints, users: Compressed, items: Compressed, scale
     layout = parameters.items.layout
     rated = items.counts > 0
     means = points.vectors[rated] * _bias_unit(layout.rank, points.unit)
+    # An item without ratings is the prior: the engine has nothing to say of it.
     effects = np.where(rated[:, None], points.implicit_effects * points.unit, 0.0)
     item_rows = prior_rows(parameters.items, items.rows)
     item_rows[:, COUNT] = items.counts
@@ -143,7 +144,9 @@ def explicit_fit(points: ItemPoints, users: Compressed, items: Compressed, scale
     item_rows[:, layout.implicit_effect] = effects
     parameters = replace(parameters, items=learn_side(parameters.items, item_rows))
     shifts = np.asarray(set_matrix(users, len(effects)) @ effects)
+    # Ratings that are all equal leave no error, and a noise of 0 has no inverse.
     noise_floor = (1e-3 * scale_range(scale)) ** 2
+    # The users' covariances depend on those of the items, these on the users', and the priors on both.
     for _ in range(_SETTLING):
         step = half_step(HalfStepInput.of(parameters, "user", item_rows, users))
         item_rows = half_step(HalfStepInput.of(parameters, "item", step.rows, items)).rows
@@ -157,12 +160,12 @@ def explicit_fit(points: ItemPoints, users: Compressed, items: Compressed, scale
             users=learn_side(parameters.users, step.rows, shifts),
             items=learn_side(parameters.items, item_rows),
         )
-    model, codec = to_model(parameters), item_codec(parameters)
-    table = codec.encode(item_rows)
-    rows = posterior_of(model).fold_in_users(table, ratings_histories(users))
-    if not (codec.all_finite(table) and np.isfinite(rows).all()):
+    posterior = posterior_of(to_model(parameters))
+    table = posterior.item_codec.encode(item_rows)
+    rows = posterior.fold_in_users(table, ratings_histories(users))
+    if not (posterior.item_codec.all_finite(table) and np.isfinite(rows).all()):
         raise FitDiverged("the engine gave items whose rows are not finite")
-    return Fitted(model, rows, table, {"noise": parameters.noise})
+    return Fitted(posterior.model, rows, table, {"noise": parameters.noise})
 
 
 def implicit_fit(
@@ -179,27 +182,24 @@ def implicit_fit(
 
     The typical counts of `weighting` become those of `ratings`. `metrics` has the noise.
     """
-    n_items, layout = len(items), Layout(items.shape[1], 0)
     of_users = _histories(ratings.user_row, ratings.item_row, ratings, n_users)
-    of_items = _histories(ratings.item_row, ratings.user_row, ratings, n_items)
+    of_items = _histories(ratings.item_row, ratings.user_row, ratings, len(items))
     weighting = replace(weighting, user_count=_typical(of_users), item_count=_typical(of_items))
-    span = np.float32(scale_range(scale))
-    user_rows = np.zeros((n_users, layout.width), np.float32)
-    item_rows = np.zeros((n_items, item_width(layout.rank)), np.float32)
-    item_rows[:, layout.latent] = items
+    rank = items.shape[1]
+    users: Float32s = np.zeros((n_users, rank), np.float32)
+    item_rows: Float32s = np.zeros((len(items), item_width(rank)), np.float32)
+    item_rows[:, Layout(rank, 0).latent] = items
     noise = 1.0
-
-    def model() -> Model:
-        users = user_rows[:, layout.latent].astype(np.float64) / span
-        found = item_rows[:, layout.latent].astype(np.float64)
-        return implicit_model(scale, weighting, noise=noise, users=users, items=found)
-
     for _ in range(sweeps):
-        user_rows = posterior_of(model()).fold_in_users(item_rows, of_users)
-        noise = _preference_noise(ratings, user_rows[:, layout.latent] / span, item_rows[:, layout.latent])
-        item_rows = posterior_of(model()).fold_in_items(user_rows, of_items)
-    published = Fitted(model(), user_rows, item_rows, {"noise": noise})
-    return replace(published, users=published.posterior.fold_in_users(item_rows, of_users))
+        model = implicit_model(scale, weighting, noise=noise, users=users, items=items)
+        fitted = Fitted(model, posterior_of(model).fold_in_users(item_rows, of_users), item_rows)
+        users, _ = implicit_factors(fitted)
+        noise = _preference_noise(ratings, users, items)
+        model = implicit_model(scale, weighting, noise=noise, users=users, items=items)
+        item_rows = posterior_of(model).fold_in_items(fitted.users, of_items)
+        _, items = implicit_factors(replace(fitted, items=item_rows))
+    model = implicit_model(scale, weighting, noise=noise, users=users, items=items)
+    return Fitted(model, posterior_of(model).fold_in_users(item_rows, of_users), item_rows, {"noise": noise})
 
 
 def implicit_factors(fitted: Fitted) -> tuple[Float32s, Float32s]:

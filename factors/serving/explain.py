@@ -11,9 +11,9 @@ history is divided in proportion to the parts before the link.
 import numpy as np
 
 from factors.inference.histories import compress
-from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import unpack
 from factors.model.types import Explanation, Float32s, Histories
+from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.scoring import Scorer
 
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from scipy.special import ndtri
 
-from factors.inference.fold_in import Fitted
 from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Ratings
+from factors.posterior.fitted import Fitted
 from factors.serving.scoring import Scorer
 
 # Standard deviations to each side of a central 90 % interval of a normal.

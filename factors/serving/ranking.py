@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import COUNT, FloatTable, outer, triangle, unpack
 from factors.model.types import Float32s, Float64s, Int64s, Ranked
+from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.ivf_index import Index, query_features
 from factors.serving.mean_table import MeanTable, grown, largest
 from factors.serving.scoring import Scorer

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from factors.inference.pair_moments import PairMoments, Rows
-from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import COUNT, RATING_MEAN, FloatTable
 from factors.model.std_calibration import std_factors
 from factors.model.types import Float32s, Float64s, ItemStatistics, Scores
+from factors.posterior.posterior_model import PosteriorModel
 
 Basis = npt.NDArray[np.uint8]
 

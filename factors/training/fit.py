@@ -12,7 +12,6 @@ import numpy as np
 from factors.errors import FitDiverged, FitRefused
 from factors.inference.compiled.backend import choose_backend
 from factors.inference.entry_moments import HalfStepInput
-from factors.inference.fold_in import Fitted
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT
@@ -20,6 +19,7 @@ from factors.model.parameters import from_model, to_model
 from factors.model.quantized_rows import QuantizedTable, item_codec, read_items
 from factors.model.scale import scale_range
 from factors.model.types import Float32s, Histories, Ratings
+from factors.posterior.fitted import Fitted
 from factors.training.cold_start import learn_cold_start, without_cold_start
 from factors.training.drift import narrowed, widened
 from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from factors.inference.fold_in import Fitted
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, Layout, unpack
 from factors.model.parameters import Parameters, Side, to_model
 from factors.model.quantized_rows import item_codec
 from factors.model.scale import scale_range
 from factors.model.types import Float64s, Model, Scale
+from factors.posterior.fitted import Fitted
 from factors.training.settings import FitSettings
 
 # A model of no data has no use for latent dimensions, but its rows need a layout.

@@ -119,6 +119,25 @@ def test_factors_is_used_by_its_public_modules_only() -> None:
     assert not offences, "\n".join(offences)
 
 
+def test_the_floors_of_factors_import_downwards_only() -> None:
+    below = {
+        "model": set(),
+        "inference": {"model"},
+        "posterior": {"model", "inference"},
+        "training": {"model", "inference", "posterior"},
+        "serving": {"model", "inference", "posterior"},
+    }
+    offences = [
+        f"{path.relative_to(ROOT)}: {node.module}"
+        for floor, allowed in below.items()
+        for path in sorted((ROOT / "factors" / floor).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("factors.")
+        if (node.module or "").split(".")[1] not in {*allowed, floor, "errors"}
+    ]
+    assert not offences, "\n".join(offences)
+
+
 def test_service_and_trainer_do_not_know_each_other() -> None:
     assert "trainer" not in MAY_IMPORT["service"]
     assert "service" not in MAY_IMPORT["trainer"]

@@ -16,25 +16,25 @@ choices bear more ridge (Rendle et al., 2022, in whose iALS it decides how good 
 on the scale is `low + range * x . y`: user rows hold `range * x`, item rows `y`, biases are 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
 from factors.inference.histories import Compressed, compress
-from factors.inference.posterior_model import PosteriorModel
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, RATING_MEAN, Layout, outer, pack, unpack
 from factors.model.parameters import Parameters, Side, SideName, to_model
 from factors.model.scale import scale_range
 from factors.model.types import Float32s, Float64s, Histories, Int64s, Model, Scale
+from factors.posterior.posterior_model import PosteriorModel
 
 # Rows whose normal matrices are in memory at once: 70 MB at rank 64.
 _BLOCK_ROWS = 2048
 # Biases are known to be 0: a variance that no score notices, and whose inverse is finite.
 _BIAS_VARIANCE = 1e-12
-# The name under which models of earlier versions keep it too.
+# A stored name: models that are live keep it.
 _DECIDED = "implicit_choice"
 
 
@@ -51,10 +51,6 @@ class Weighting:
     item_count: float = 0.0
     decided: float = 0.0
 
-    def confidences(self, values: Float64s, scale: Scale) -> Float64s:
-        """Return the confidence (n,) of choices with the ratings `values`."""
-        return confidence_of(values, scale, self.alpha)
-
     def ridges(self, name: SideName, counts: npt.NDArray[np.integer]) -> Float64s:
         """Return the ridge (b,) of rows of side `name` with `counts` (b,) choices."""
         typical = self.user_count if name == "user" else self.item_count
@@ -70,8 +66,9 @@ def confidence_of(values: Float64s, scale: Scale, alpha: float) -> Float64s:
 
 def weighting_of(model: Model) -> Weighting:
     """Return what the rows of an implicit `model` minimise."""
-    decided = model.parameters.get(_DECIDED, np.zeros(1))
-    return Weighting(*model.parameters["confidence"][1:].tolist(), *decided.tolist())
+    # A model of an early version does not say.
+    decided = float(model.parameters.get(_DECIDED, np.zeros(1))[0])
+    return replace(Weighting(*model.parameters["confidence"][1:].tolist()), decided=decided)
 
 
 def implicit_model(
@@ -79,8 +76,8 @@ def implicit_model(
     weighting: Weighting,
     *,
     noise: float,
-    users: Float64s,
-    items: Float64s,
+    users: Float32s,
+    items: Float32s,
 ) -> Model:
     """Return the model of a fit that gave the factors `users` (n_users, k) and `items` (n_items, k).
 
@@ -88,7 +85,8 @@ def implicit_model(
     """
     rank = items.shape[1]
     layout, span = Layout(rank, 0), scale_range(scale)
-    user_gram, item_gram = items.T @ items, users.T @ users
+    # In double precision: these are sums over a whole table.
+    user_gram, item_gram = (table.T @ table for table in (items.astype(np.float64), users.astype(np.float64)))
     none = np.zeros(1, dtype=np.int64)
     user_ridge, item_ridge = (weighting.ridges(name, none)[0] * np.eye(rank) for name in ("user", "item"))
     model = to_model(
@@ -199,7 +197,7 @@ class ImplicitPosterior(PosteriorModel):
             factors = np.zeros((1, other.layout.rank))
         index = np.zeros(len(data.other), dtype=np.int64)
         index[known] = compact
-        confidence = np.where(known, self.weighting.confidences(data.value, self.model.scale), 0.0)
+        confidence = np.where(known, confidence_of(data.value, self.model.scale, self.weighting.alpha), 0.0)
         return factors, index, confidence
 
 

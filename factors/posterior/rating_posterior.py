@@ -1,46 +1,21 @@
-"""The posterior model of explicit ratings, and the one choice of the kind of a model.
+"""The posterior model of explicit ratings.
 
 Invariant: a folded-in row is what the half-step of the fit gives. It depends on the model, the other table
 and the row's own history, not on the rows that are folded in beside it.
 """
 
 import math
-from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import entry_terms, half_step
 from factors.inference.histories import Compressed, compress
-from factors.inference.implicit_feedback import ImplicitPosterior
-from factors.inference.posterior_model import PosteriorModel
 from factors.model.layout import COUNT, NO_SESSION, FloatTable, session_keys
 from factors.model.parameters import SideName
 from factors.model.quantized_rows import QuantizedTable
-from factors.model.types import Bools, Float32s, Float64s, Histories, Model
-
-
-def posterior_of(model: Model) -> PosteriorModel:
-    """Return the posterior model of `model`. Raises `ModelUnreadable`."""
-    return ImplicitPosterior(model) if model.feedback == "implicit" else RatingPosterior(model)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A fit: the model, `users` float32 (n_users, user_width), `items` float32 (n_items, item_width) as they
-    are stored, and its metrics.
-    """
-
-    model: Model
-    users: Float32s
-    items: Float32s
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    @cached_property
-    def posterior(self) -> PosteriorModel:
-        """The model, ready for use."""
-        return posterior_of(self.model)
+from factors.model.types import Bools, Float32s, Float64s, Histories
+from factors.posterior.posterior_model import PosteriorModel
 
 
 class RatingPosterior(PosteriorModel):
