@@ -25,9 +25,9 @@ def python_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
-def plain_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return the caller's environment without settings of Foldin, except those given."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FOLDIN_")}
+def plain_environment(inherited: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without its settings of Foldin, except those given."""
+    kept = {name: value for name, value in inherited.items() if not name.startswith("FOLDIN_")}
     return {**kept, **settings}
 
 

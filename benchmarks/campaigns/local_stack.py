@@ -70,7 +70,7 @@ async def local_stack(
     spec = ChildSpec(
         "stack",
         tuple(python_command("foldin", "up", "--no-play", "--workers", str(workers), *options)),
-        plain_environment(settings or {}),
+        plain_environment(os.environ, settings or {}),
         probe=where.exists,
         # Its own limit for the service is a minute; it ends its parts within 31 s.
         ready_within_s=90.0,

@@ -57,7 +57,7 @@ def running(
     within_s: float = 300.0,
 ) -> Iterator[BlockingChild]:
     """Run a server until the block ends. Raises `BenchmarkError` when it is not `ready` in time."""
-    environment = plain_environment(environment or {})
+    environment = plain_environment(os.environ, environment or {})
     with (
         tempfile.TemporaryDirectory(prefix="foldin-bench-") as folder,
         BlockingChild(command, Path(folder) / "log", environment=environment, cpus=cpus) as child,

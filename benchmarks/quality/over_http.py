@@ -6,6 +6,7 @@ Invariant: store, service and trainer are fresh and have seen nothing but the tr
 import csv
 import json
 import math
+import os
 import subprocess
 import tempfile
 import time
@@ -159,7 +160,7 @@ def play(*, worlds: int, steps: int, known: tuple[int, ...], seed: int, folder: 
         try:
             done = subprocess.run(
                 command,
-                env=plain_environment({}),
+                env=plain_environment(os.environ, {}),
                 cwd=empty,
                 capture_output=True,
                 text=True,

@@ -2,6 +2,7 @@
 asserted."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,12 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`foldin bench NAME` as a process of its own."""
     command = python_command("benchmarks", name, *arguments)
     return subprocess.run(
-        command, env=plain_environment({}), capture_output=True, text=True, timeout=220, check=False
+        command,
+        env=plain_environment(os.environ, {}),
+        capture_output=True,
+        text=True,
+        timeout=220,
+        check=False,
     )
 
 

@@ -52,7 +52,12 @@ def foldin(*arguments: object, **settings: str) -> subprocess.CompletedProcess[s
     """Run a command to its end."""
     command = [sys.executable, "-m", "foldin", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=plain_environment(settings), check=False
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=plain_environment(os.environ, settings),
+        check=False,
     )
 
 
@@ -67,7 +72,7 @@ class Stack:
         self.process = BlockingChild(
             python_command("foldin", "up", "--data", str(data), *ports, *arguments),
             data.with_name(f"{data.name}-{self.port}.log"),
-            environment=plain_environment(settings),
+            environment=plain_environment(os.environ, settings),
         )
 
     @property
