@@ -177,6 +177,7 @@ class ImplicitPosterior(PosteriorModel):
             covariance = np.asarray(np.linalg.inv(precision), np.float64)
             mean = np.einsum("bij,bj->bi", covariance, chosen @ factors)
             _write(own, result[rows], unit * mean, unit**2 * self._noise * covariance)
+        # An unknown item is no choice, but the user did rate it.
         result[:, COUNT] = data.counts
         sums = np.bincount(data.row, data.value, minlength=data.rows)
         result[:, RATING_MEAN] = sums / np.maximum(data.counts, 1)
@@ -205,6 +206,7 @@ def _write(side: Side, rows: Float64s, mean: Float64s, covariance: Float64s) -> 
     layout = side.layout
     rows[:, layout.latent] = mean
     full = np.zeros((len(mean), layout.dim, layout.dim))
+    # An inverse is symmetric only up to rounding; packed rows hold one triangle.
     full[:, :-1, :-1] = 0.5 * (covariance + covariance.transpose(0, 2, 1))
     full[:, -1, -1] = side.covariance[-1, -1]
     rows[:, layout.covariance] = pack(full)

@@ -35,6 +35,7 @@ class RatingPosterior(PosteriorModel):
         table, data = QuantizedTable(items, self.item_codec), compress(histories, len(items))
         inputs = HalfStepInput.of(self.parameters, "user", table, data, new=self._came_after("user", current))
         rows = half_step(inputs, keep_session=keep).rows
+        # A half-step knows no implicit effects of its own rows.
         if current is not None:
             effect = self.parameters.users.layout.implicit_effect
             rows[:, effect] = current[:, effect]
@@ -44,6 +45,7 @@ class RatingPosterior(PosteriorModel):
         self, users: Float32s, histories: Histories, *, current: Float32s | None = None
     ) -> Float32s:
         """See `PosteriorModel.fold_in_items`."""
+        # Covariances are nine tenths of the row, and none of it is needed here.
         before = None if current is None else self.item_codec.decode(current, covariance=False)
         data = compress(histories, len(users))
         inputs = HalfStepInput.of(self.parameters, "item", users, data, new=self._came_after("item", before))

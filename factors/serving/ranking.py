@@ -19,8 +19,8 @@ from factors.serving.scoring import Scorer
 
 # Rows that are read at once: their covariances stay in the cache while they become floats.
 _ROWS_AT_ONCE = 1 << 10
-# Numbers of a table that are read at once for `similar` and `popular`, in milliseconds; more are read when
-# one of these is first called, so that a large table can be ranked at once.
+# Numbers of a table that are read at once for `similar` and `popular`: 12 ms. Of a larger table they are read
+# when one of these is first called, so that it can be ranked for users at once.
 _READ_AT_ONCE = 2_000_000
 # One-sided 95 % of a normal.
 _LOWER_BOUND = 1.6449
@@ -63,6 +63,7 @@ class Ranker:
         self._layout = posterior.parameters.items.layout
         self._codec = posterior.item_codec
         self._prior = _AverageUser.of(posterior)
+        # Held while summaries are made or replaced: an update must not miss those that are being made.
         self._preparing = threading.Lock()
         self._summaries: _Summaries | None = None
         means = MeanTable.of(items, self._layout.mean, index)
@@ -96,6 +97,7 @@ class Ranker:
         state, n = self._state, len(items)
         changed = np.union1d(np.asarray(rows, dtype=np.int64), np.arange(len(state.items), n))
         means = state.means.updated(items, changed)
+        # One assignment makes the new state visible; a call that runs has taken the old one.
         with self._preparing:
             summaries = self._summaries
             if summaries is not None:
@@ -129,6 +131,7 @@ class Ranker:
             return [_nothing() for _ in range(len(users))]
         excluded = []
         for rows in exclude:
+            # Items that are newer than the table may have been rated already.
             inside = np.asarray(rows, dtype=np.int64)
             excluded.append(inside[(inside >= 0) & (inside < count)])
         if rng is None:
@@ -138,6 +141,7 @@ class Ranker:
         sizes = [len(rows) for rows in found]
         index = np.repeat(np.arange(len(found)), sizes)
         ratings = np.split(state.scorer.rating(users, index, np.concatenate(found)), np.cumsum(sizes)[:-1])
+        # With the ordinal link a score of smaller variance may give the higher rating.
         if rng is not None or self._posterior.link.follows_mean:
             return [Ranked(*each) for each in zip(found, ratings, strict=True)]
         orders = [np.argsort(-rating, kind="stable") for rating in ratings]
@@ -157,6 +161,7 @@ class Ranker:
         count = min(self.n_items, len(summaries.lower))
         if not 0 <= item_row < count or n < 1 or not summaries.rated[item_row]:
             return _nothing()
+        # Directions are unit vectors of the expected products, so this is the cosine.
         scores = summaries.directions[:count] @ summaries.directions[item_row]
         scores[~summaries.rated[:count]] = -np.inf
         scores[item_row] = -np.inf
@@ -210,11 +215,14 @@ class Ranker:
         """
         layout = self._posterior.parameters.users.layout
         mean = user[layout.mean].astype(np.float64)
+        # By eigenvalues, for a covariance that float32 made slightly indefinite has no Cholesky factor.
         values, vectors = np.linalg.eigh(unpack(user[None, layout.covariance], layout.dim)[0])
         noise = rng.standard_normal(mean.shape) * np.sqrt(np.maximum(values, 0.0))
         features = mean + vectors @ noise
+        # The user's bias adds the same to every item.
         features[-1] = 1.0
         pairs = _pairs(outer(features[None])[0], layout.dim)
+        # The items are float32: a product with float64 would copy them.
         features32 = features.astype(np.float32)
         draws: Float32s = np.empty(len(items), dtype=np.float32)
         for start in range(0, len(draws), _ROWS_AT_ONCE):

@@ -39,6 +39,7 @@ class Scorer:
         """
         mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time)
         rating, std = self._link.rating_moments(mean, variance)
+        # A fit of few ratings has no calibration: its factor would be 1, at a third of the time of one pair.
         if self._std_calibrated:
             std *= std_factors(self._parameters, counts)
         return Scores(rating, std, _basis(counts))
