@@ -53,7 +53,7 @@ class ApiBusyError(ApiError):
 
 
 class ApiRefusedError(ApiError):
-    """The request cannot be taken as it is. `row`: which of several ratings is wrong, from 0."""
+    """The same request will fail again. `row`: which of several ratings is wrong, from 0."""
 
 
 class ApiUnreadableError(ApiError):
@@ -133,15 +133,18 @@ class ApiClient:
 
     async def rate(self, ratings: Sequence[Rating], *, retry: bool = False) -> None:
         """`POST /ratings`: all or, where one is refused, none. `retry`: wait while the API is busy."""
-        await self._call("POST", "/ratings", ratings[0] if len(ratings) == 1 else ratings, retry=retry)
+        # Lines, not an array: one form for one rating and for many.
+        body = msgspec.json.Encoder().encode_lines(ratings)
+        await self._call("POST", "/ratings", body, "application/x-ndjson", retry=retry)
 
-    async def train(self, history: History | None = None) -> None:
-        """`POST /train`: begin a new history, or (None) refit on all that is known; wait while it is busy.
+    async def train(self, history: History | None = None, *, retry: bool = True) -> None:
+        """`POST /train`: begin a new history, or (None) refit on all that is known.
 
         Returns when a generation that has learned it is live. The API refuses with the code
         `ratings_would_be_lost` where a history would replace ratings and does not say so.
         """
-        await self._call("POST", "/train", history, retry=True)
+        body = b"" if history is None else msgspec.json.encode(history)
+        await self._call("POST", "/train", body, "application/json", retry=retry)
 
     async def generations(self) -> list[Generation]:
         """`GET /generations`; waits while the API is busy."""
@@ -156,7 +159,8 @@ class ApiClient:
         self,
         method: str,
         path: str,
-        document: object = None,
+        body: bytes = b"",
+        content_type: str = "",
         *,
         query: dict[str, str] | None = None,
         retry: bool = False,
@@ -164,29 +168,28 @@ class ApiClient:
         connect_by = time.monotonic() + CONNECT_RETRY_S
         while True:
             try:
-                return await self._call_once(method, path, document, query)
+                return await self._call_once(method, path, body, content_type, query)
             except ApiBusyError as error:
                 if not retry or (error.status == 0 and time.monotonic() > connect_by):
                     raise
                 await asyncio.sleep(min(error.retry_after_s, MAX_RETRY_AFTER_S))
 
     async def _call_once(
-        self, method: str, path: str, document: object, query: dict[str, str] | None
+        self, method: str, path: str, body: bytes, content_type: str, query: dict[str, str] | None
     ) -> bytes:
-        data = None if document is None else msgspec.json.encode(document)
-        headers = {} if data is None else {"Content-Type": "application/json"}
+        headers = {"Content-Type": content_type} if body else {}
         try:
             async with self._session.request(
-                method, self.url + path, params=query, data=data, headers=headers, timeout=self._timeout
+                method, self.url + path, params=query, data=body, headers=headers, timeout=self._timeout
             ) as response:
-                body = await response.read()
+                answer = await response.read()
         except TimeoutError as error:
             raise ApiBusyError(f"the API at {self.url} does not answer in time") from error
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: a host that cannot be one
             raise ApiBusyError(f"the API at {self.url} cannot be asked: {error}") from error
         if response.status < HTTPStatus.MULTIPLE_CHOICES:
-            return body
-        raise self._problem(f"{method} {path}", response, body)
+            return answer
+        raise self._problem(f"{method} {path}", response, answer)
 
     def _problem(self, call: str, response: aiohttp.ClientResponse, body: bytes) -> ApiError:
         try:

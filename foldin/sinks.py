@@ -5,12 +5,13 @@ Both take a batch whole or raise; a batch may be given again. SinkBusyError mean
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Protocol
 
 import aiohttp
-import msgspec
 import numpy as np
 
+from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Rating
 from factors import Scale
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable, StreamFull
 from featurestore.ratings.batches import Columns
@@ -20,7 +21,9 @@ from foldin.errors import ImportStoppedError
 from processes.errors import CannotStartError
 from processes.settings import load
 
+# A call of 5,000 ratings is answered in 50 ms, but waits behind those of others.
 API_TIMEOUT_S = 30.0
+# Here a late answer does no harm, and a store that is busy with large batches answers late.
 STORE_TIMEOUT_S = 15.0
 Row = tuple[bytes, bytes, float, float]
 
@@ -77,19 +80,17 @@ class StoreSink:
         """Connect with the settings in `environ`. Raises CannotStartError."""
         settings = load(StoreSettings, (), environ)
         try:
-            # Nobody waits for one answer here, and a store that is busy with large batches answers late.
-            patient = replace(settings, timeout_s=max(settings.timeout_s, STORE_TIMEOUT_S))
-            store = await Store.open(patient, hot=False)
+            store = await Store.open(
+                replace(settings, timeout_s=max(settings.timeout_s, STORE_TIMEOUT_S)), hot=False
+            )
+            try:
+                live = await store.generations.live()
+            except StoreError:
+                await store.close()
+                raise
         except StoreRefused as exc:
             raise CannotStartError(" ".join(str(exc).split())) from exc
         except StoreError as exc:
-            raise CannotStartError(
-                f"{name} does not answer ({exc}): start it, or give --url or --data"
-            ) from exc
-        try:
-            live = await store.generations.live()
-        except StoreError as exc:
-            await store.close()
             raise CannotStartError(
                 f"{name} does not answer ({exc}): start it, or give --url or --data"
             ) from exc
@@ -114,88 +115,49 @@ class StoreSink:
         await self._store.close()
 
 
-class _RatingRow(msgspec.Struct):
-    user_id: str
-    item_id: str
-    rating: float
-    timestamp: float
-
-
-class _Problem(msgspec.Struct):
-    detail: str = ""
-    code: str = ""
-    row: int | None = None
-
-
-class _Status(msgspec.Struct):
-    scale: tuple[float, float, float | None]
-
-
 class ApiSink:
-    """`POST /ratings` with NDJSON, one call after the other, so that the order of the file is kept."""
+    """`POST /ratings`, a call at a time in each lane, so that the order of the file is kept."""
 
-    batch_rows = 5_000
+    batch_rows = 5_000  # of the 10,000 that a call may have: half a megabyte of JSON
     epoch = 0
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, scale: Scale) -> None:
+    def __init__(self, session: aiohttp.ClientSession, client: ApiClient, scale: Scale) -> None:
         self._session = session
-        self._url = url
-        self._encoder = msgspec.json.Encoder()
-        self.name = f"the API at {url}"
+        self._client = client
+        self.name = f"the API at {client.url}"
         self.scale = scale
 
     @classmethod
     async def open(cls, url: str) -> "ApiSink":
-        """Ask for what is there. Raises CannotStartError where no API answers."""
-        address = url.rstrip("/")
-        session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=API_TIMEOUT_S))
+        """Connect to the API at `url`. Raises CannotStartError where none answers."""
+        session = aiohttp.ClientSession()
+        client = ApiClient(session, url, timeout_s=API_TIMEOUT_S)
         try:
-            async with session.get(f"{address}/status") as response:
-                if response.status >= 500:
-                    raise CannotStartError(
-                        f"the API at {address} is not ready (status {response.status}): try again soon"
-                    )
-                body = await response.read()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
+            status = await client.status()
+        except ApiError as exc:
             await session.close()
-            raise CannotStartError(
-                f"no API answers at {address} ({exc}): start one with `foldin up`, or give --url or --data"
-            ) from exc
-        except CannotStartError:
-            await session.close()
-            raise
-        try:
-            scale = Scale(*msgspec.json.decode(body, type=_Status).scale)
-        except msgspec.MsgspecError as exc:
-            await session.close()
-            raise CannotStartError(f"what answers at {address} is no Foldin API: give another --url") from exc
-        return cls(session, address, scale)
+            if exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                why = f"the API at {client.url} is not ready (status {exc.status}): try again soon"
+            elif isinstance(exc, ApiBusyError):
+                why = f"no API answers at {client.url} ({exc}): start one with `foldin up`, or give --data"
+            else:
+                why = f"what answers at {client.url} is no Foldin API: give another --url"
+            raise CannotStartError(why) from exc
+        return cls(session, client, Scale(*status.scale))
 
     async def write(self, rows: Sequence[Row]) -> None:
         """As in Sink."""
-        body = self._encoder.encode_lines(
-            [_RatingRow(user.decode(), item.decode(), rating, time) for user, item, rating, time in rows]
-        )
         try:
-            async with self._session.post(
-                f"{self._url}/ratings", data=body, headers={"Content-Type": "application/x-ndjson"}
-            ) as response:
-                answer, status = await response.read(), response.status
-                retry_after = response.headers.get("Retry-After", "")
-        except (aiohttp.ClientError, TimeoutError) as exc:
-            raise SinkBusyError(f"the API does not answer ({exc!r})", 1.0, full=False) from exc
-        if status < 300:
-            return
-        try:
-            problem = msgspec.json.decode(answer, type=_Problem)
-        except msgspec.MsgspecError:
-            problem = _Problem(detail=answer[:200].decode("utf-8", "replace"))
-        if status in {429, 503}:
-            wait_s = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 1.0
-            raise SinkBusyError(problem.detail or f"status {status}", wait_s, full=status == 429)
-        if problem.row is not None:
-            raise RowRefusedError(problem.detail, problem.row)
-        raise ImportStoppedError(f"the API answered {status} {problem.code}: {problem.detail}")
+            await self._client.rate(
+                [Rating(user.decode(), item.decode(), rating, time) for user, item, rating, time in rows]
+            )
+        except ApiBusyError as exc:
+            full = exc.status == HTTPStatus.TOO_MANY_REQUESTS
+            raise SinkBusyError(exc.detail, exc.retry_after_s, full=full) from exc
+        except ApiError as exc:
+            if exc.row is not None:
+                raise RowRefusedError(exc.detail, exc.row) from exc
+            raise ImportStoppedError(str(exc)) from exc
 
     async def close(self) -> None:
         """As in Sink."""

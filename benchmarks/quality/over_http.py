@@ -3,8 +3,8 @@
 Invariant: store, service and trainer are fresh and have seen nothing but the training ratings.
 """
 
+import asyncio
 import csv
-import json
 import math
 import os
 import subprocess
@@ -14,16 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlencode
 
+import aiohttp
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import stack
 from benchmarks.harness.command import BenchmarkError
-from benchmarks.load.client import Client
-from benchmarks.load.generator import get, post
+from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Prediction, Rating
 from evaluation.errors import EngineFailedError
 from evaluation.offline.question import Answer, Predicted, Question, no_probabilities
 from factors import Scale
@@ -58,70 +56,71 @@ def answer_over_http(question: Question) -> Answer:
     memory of its processes is not measured here. Raises `EngineFailedError`.
     """
     try:
-        with (
-            deployment(Scale(question.low, question.high, question.step or None), stack.NO_REFITS) as port,
-            Client(port, timeout_s=REFIT_S) as client,
-        ):
-            for body in rating_bodies(question):
-                client.ask(post("/ratings", body))
-            began = time.perf_counter()
-            generation = _refit(client, len(question.train_value))
-            seconds = time.perf_counter() - began
-            predicted = _predictions(client, question, f"generation {generation}; seconds of the refit")
-    except BenchmarkError as exc:
+        with deployment(question.scale(), stack.NO_REFITS) as port:
+            return asyncio.run(_answer(port, question))
+    except (BenchmarkError, ApiError) as exc:
         raise EngineFailedError(f"the deployment: {exc}") from exc
+
+
+async def _answer(port: int, question: Question) -> Answer:
+    async with aiohttp.ClientSession() as session:
+        api = ApiClient(session, f"http://127.0.0.1:{port}", timeout_s=REFIT_S)
+        for batch in rating_batches(question):
+            await api.rate(batch, retry=True)
+        began = time.perf_counter()
+        generation = await _refit(api, len(question.train_value))
+        seconds = time.perf_counter() - began
+        predicted = await _predictions(api, question, f"generation {generation}; seconds of the refit")
     return Answer(predicted, seconds, math.nan)
 
 
-def _refit(client: Client, n_ratings: int) -> int:
+async def _refit(api: ApiClient, n_ratings: int) -> int:
     """Ask for a refit and wait until the generation of all `n_ratings` is live; its number.
 
     On a slow machine the service says 504 before the fit has ended, and /generations tells when it has.
     """
     try:
-        client.ask(post("/train", b""))
-    except BenchmarkError as exc:
-        if "answered 504" not in str(exc):
+        await api.train(retry=False)
+    except ApiBusyError as exc:
+        if exc.code != "training_timeout":
             raise
     deadline = time.monotonic() + REFIT_S
     while time.monotonic() < deadline:
-        told = json.loads(client.ask(get("/generations")))
-        for generation in told["generations"]:
-            if generation["live"] and generation["n_ratings"] == n_ratings:
-                return int(generation["generation"])
-        time.sleep(0.2)
+        for generation in await api.generations():
+            if generation.live and generation.n_ratings == n_ratings:
+                return generation.generation
+        await asyncio.sleep(0.2)
     raise BenchmarkError(f"no generation of {n_ratings} ratings was live within {REFIT_S:.0f} s")
 
 
-def rating_bodies(question: Question) -> Iterator[bytes]:
-    """The training ratings as bodies of POST /ratings, in their order."""
+def rating_batches(question: Question) -> Iterator[list[Rating]]:
+    """The training ratings in calls of POST /ratings, in their order."""
+    columns = (question.train_user, question.train_item, question.train_value, question.train_time)
     for start in range(0, len(question.train_value), BATCH):
-        part = slice(start, start + BATCH)
-        rows = []
-        columns = (question.train_user, question.train_item, question.train_value, question.train_time)
-        for user, item, value, at in zip(*(column[part].tolist() for column in columns), strict=True):
-            row = {"user_id": str(user), "item_id": str(item), "rating": value}
-            rows.append(row if math.isnan(at) else {**row, "timestamp": at})
-        yield json.dumps(rows).encode()
+        rows = zip(*(column[start : start + BATCH].tolist() for column in columns), strict=True)
+        yield [Rating(str(user), str(item), value, _known(at)) for user, item, value, at in rows]
 
 
-def _predictions(client: Client, question: Question, note: str) -> Predicted:
+async def _predictions(api: ApiClient, question: Question, note: str) -> Predicted:
     """One `GET /predict` a pair, with the time of the rating, as a client that shows the item then would
     ask.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Prediction] = []
     pairs = (question.test_user, question.test_item, question.test_time)
     for user, item, at in zip(*(column.tolist() for column in pairs), strict=True):
-        asked = {"user_id": user, "item_id": item} | ({} if math.isnan(at) else {"timestamp": at})
-        if question.step:
-            asked["distribution"] = "true"
-        found.append(json.loads(client.ask(get(f"/predict?{urlencode(asked)}"))))
+        found.append(
+            await api.predict(str(user), str(item), timestamp=_known(at), distribution=question.step > 0)
+        )
 
     def column(name: str) -> npt.NDArray[np.float64]:
-        return np.array([prediction[name] for prediction in found], dtype=np.float64)
+        return np.array([getattr(prediction, name) for prediction in found], dtype=np.float64)
 
     probabilities = column("distribution").astype(np.float32) if question.step else no_probabilities()
     return Predicted(column("rating"), column("std"), probabilities, note=note)
+
+
+def _known(at: float) -> float | None:
+    return None if math.isnan(at) else at
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from rich.live import Live
 
 from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.settings import MAX_SEED
+from evaluation.api_client import ApiClient
 from evaluation.course.playboard import Progress, Standing, closing_lines, progress_line, progress_table
 from evaluation.course.seat import GameOverError, Seat
 from evaluation.course.settings import PlaySettings
-from evaluation.players import API_PLAYERS, FoldinApi, PlayerFailedError, make_player
+from evaluation.players import API_PLAYERS, PlayerFailedError, SharedApi, make_player
 from processes.loop import run_until_stopped
 from processes.settings import SettingsError
 
@@ -35,7 +36,7 @@ async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
     seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
     timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        api = FoldinApi(session, settings.api)
+        api = SharedApi(ApiClient(session, settings.api, timeout_s=settings.prepare_timeout_s))
         seats = [_seat(settings, position, session, api, tag) for position in range(len(settings.players))]
         try:
             histories = [await seat.reset(seed) for seat in seats]
@@ -69,7 +70,7 @@ async def _step(seats: list[Seat], delay_ms: int) -> None:
 
 
 def _seat(
-    settings: PlaySettings, position: int, session: aiohttp.ClientSession, api: FoldinApi, tag: str
+    settings: PlaySettings, position: int, session: aiohttp.ClientSession, api: SharedApi, tag: str
 ) -> Seat:
     name = settings.players[position]
     # Players on one API would see each other's ratings: the second and later ones keep to ids of their own.

@@ -21,11 +21,12 @@ from rich.console import Console
 from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.server import running_server
 from environment.settings import MAX_SEED
+from evaluation.api_client import ApiClient
 from evaluation.course.results import EvaluationReport, Result
 from evaluation.course.seat import GameOverError, Seat
 from evaluation.course.settings import EvaluationSettings
 from evaluation.pictures import draw_course, drawn
-from evaluation.players import BROUGHT_PLAYERS, FoldinApi, MakePlayer, PlayerFailedError, make_player
+from evaluation.players import BROUGHT_PLAYERS, MakePlayer, PlayerFailedError, SharedApi, make_player
 from evaluation.report import new_console, players_table, write_course_files
 from processes.loop import run_until_stopped
 from processes.settings import SettingsError
@@ -113,7 +114,10 @@ class _Evaluation:
     ) -> None:
         self._settings = settings
         self._session = session
-        self._api = None if settings.api is None else FoldinApi(session, settings.api)
+        self._api: SharedApi | None = None
+        if settings.api is not None:
+            client = ApiClient(session, settings.api, timeout_s=settings.prepare_timeout_s)
+            self._api = SharedApi(client)
         self._environment = environment
         self._tag = tag
         self._on_progress = on_progress

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from evaluation.players.als import AlsPlayer
-from evaluation.players.api import FoldinApi
 from evaluation.players.base import Player, PlayerFailedError
 from evaluation.players.baselines import BiasPlayer, ConstantPlayer, RandomPlayer
-from evaluation.players.deployed import DeployedPlayer
+from evaluation.players.deployed import DeployedPlayer, SharedApi
 from evaluation.players.neighbours import NeighboursPlayer
 
 MakePlayer = Callable[[int], Player]
@@ -39,7 +38,7 @@ def make_player(
     name: str,
     *,
     seed: int,
-    api: FoldinApi | None,
+    api: SharedApi | None,
     tag: str,
     replace: bool = False,
     own_ids: bool = False,
@@ -64,10 +63,10 @@ __all__ = [
     "API_PLAYERS",
     "BROUGHT_PLAYERS",
     "LOCAL_PLAYERS",
-    "FoldinApi",
     "MakePlayer",
     "Player",
     "PlayerFailedError",
+    "SharedApi",
     "make_player",
     "player_name",
 ]

@@ -7,11 +7,27 @@ Into one that holds ratings the history goes beside them, under ids of this game
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from environment.client import History
-from evaluation.players.api import FoldinApi
+from evaluation import api_client
+from evaluation.api_client import ApiClient, ApiError, Rating
+from evaluation.players.base import PlayerFailedError
 
 BATCH_RATINGS = 2_000  # an API takes up to 10,000 a call; smaller calls let others through
+
+
+@dataclass(slots=True)
+class SharedApi:
+    """One API for the games of one play or evaluation.
+
+    `trained_here`: what it was last trained on came from here, so another training takes nothing from others.
+    """
+
+    client: ApiClient
+    trained_here: bool = False
 
 
 class DeployedPlayer:
@@ -22,7 +38,7 @@ class DeployedPlayer:
     must not see the ratings of the first. `note` says so after `prepare`.
     """
 
-    def __init__(self, api: FoldinApi, *, tag: str, online: bool, replace: bool, own_ids: bool) -> None:
+    def __init__(self, api: SharedApi, *, tag: str, online: bool, replace: bool, own_ids: bool) -> None:
         self._api = api
         self._tag = tag
         self._online = online
@@ -33,43 +49,77 @@ class DeployedPlayer:
 
     async def prepare(self, history: History) -> None:
         """Teach the API the history; returns when a generation that knows it answers."""
-        if not await self._trained(history):
-            await self._add_beside(history)
+        with _failures_of_the_player():
+            if not await self._trained(history):
+                await self._add_beside(history)
 
     async def predict(self, user: int, item: int) -> float:
         """`GET /predict`."""
-        rating, self.std = await self._api.predict(*self._ids(user, item))
-        return rating
+        with _failures_of_the_player():
+            prediction = await self._api.client.predict(*self._ids(user, item))
+        self.std = math.nan if prediction.std is None else prediction.std
+        return prediction.rating
 
     async def learn(self, user: int, item: int, rating: float) -> None:
         """`POST /ratings`, when playing online."""
         if self._online:
-            await self._api.rate(*self._ids(user, item), rating)
+            with _failures_of_the_player():
+                await self._api.client.rate([Rating(*self._ids(user, item), rating)])
 
     async def close(self) -> None:
         """The connection is the caller's."""
 
     async def _trained(self, history: History) -> bool:
+        """Train the API on the history; False where that would lose ratings of others."""
         if self._own_ids or history.rating.size == 0:
             return False
-        if self._replace or self._api.trained_here or await self._api.is_empty():
-            return await self._api.train(history, replace=self._replace)
-        return False
+        if not (self._replace or self._api.trained_here or await self._is_empty()):
+            return False
+        document = api_client.History(
+            history.n_users,
+            history.n_items,
+            history.user.tolist(),
+            history.item.tolist(),
+            history.rating.tolist(),
+            self._replace,
+        )
+        try:
+            await self._api.client.train(document)
+        except ApiError as error:
+            if error.code == "ratings_would_be_lost":
+                return False
+            raise
+        self._api.trained_here = True
+        return True
+
+    async def _is_empty(self) -> bool:
+        """Whether no generation rests on any rating. Where that cannot be found out it is not."""
+        try:
+            return all(generation.n_ratings == 0 for generation in await self._api.client.generations())
+        except ApiError:
+            return False
 
     async def _add_beside(self, history: History) -> None:
         self._own_ids = True
         self.note = f"ids world-{self._tag}-* beside other ratings"
-        ratings = []
-        columns = zip(history.user.tolist(), history.item.tolist(), history.rating.tolist(), strict=True)
-        for user, item, rating in columns:
-            user_id, item_id = self._ids(user, item)
-            ratings.append({"user_id": user_id, "item_id": item_id, "rating": rating})
+        columns = (history.user.tolist(), history.item.tolist(), history.rating.tolist())
+        ratings = [
+            Rating(*self._ids(user, item), rating) for user, item, rating in zip(*columns, strict=True)
+        ]
         for first in range(0, len(ratings), BATCH_RATINGS):
-            await self._api.add(ratings[first : first + BATCH_RATINGS])
+            await self._api.client.rate(ratings[first : first + BATCH_RATINGS], retry=True)
         if ratings:
-            await self._api.refit()
+            await self._api.client.train()
 
     def _ids(self, user: int, item: int) -> tuple[str, str]:
         if self._own_ids:
             return f"world-{self._tag}-u{user}", f"world-{self._tag}-i{item}"
         return str(user), str(item)
+
+
+@contextmanager
+def _failures_of_the_player() -> Iterator[None]:
+    try:
+        yield
+    except ApiError as error:
+        raise PlayerFailedError(str(error)) from error

@@ -1,7 +1,5 @@
 """Settings: a flag before a variable before the default, all mistakes at once."""
 
-from pathlib import Path
-
 import pytest
 
 from environment.settings import ServerSettings
@@ -48,52 +46,6 @@ def test_all_mistakes_are_reported_together() -> None:
 def test_mistakes_are_refused(argv: list[str]) -> None:
     with pytest.raises(SettingsError):
         ServerSettings.load(argv, {})
-
-
-def test_play_takes_players_and_addresses() -> None:
-    argv = ["--players", "bias,als", "random", "--api", "http://127.0.0.1:1/", "--replace"]
-    settings = PlaySettings.load([*argv, "--environment", "http://h:2"], {"FOLDIN_PLAY_STEPS": "7"})
-    assert settings.players == ("bias", "als", "random")
-    assert (settings.api, settings.environment, settings.steps) == ("http://127.0.0.1:1", "http://h:2", 7)
-    assert settings.replace
-    assert not PlaySettings.load([], {}).replace
-    for wrong in (["--players", "nobody"], ["--api", "127.0.0.1:8080"], ["--steps", "0"]):
-        with pytest.raises(SettingsError):
-            PlaySettings.load(wrong, {})
-    with pytest.raises(SettingsError):
-        PlaySettings.load([], {"FOLDIN_PLAY_STEPS": "maybe"})
-
-
-def test_evaluation_plays_whom_it_can() -> None:
-    alone = EvaluationSettings.load([], {})
-    assert alone.lineup() == ("random", "constant", "bias", "neighbours", "als")
-    assert (alone.steps, alone.runs, alone.known) == (1_000, 3, (10_000,))
-    assert alone.lineup({"ordinal"})[-1] == "ordinal"
-    with_api = EvaluationSettings.load(["--api", "http://127.0.0.1:8080"], {})
-    assert with_api.lineup()[-2:] == ("deployed-frozen", "deployed")
-
-
-def test_evaluation_draws_worlds_with_enough_history() -> None:
-    settings = EvaluationSettings.load(["--known", "200", "3000", "--noise", "0.5", "--output", "x"], {})
-    assert settings.known == (200, 3000)
-    assert settings.server.world == WorldOptions(n_known=3000, noise=0.5)
-    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 0)
-    assert settings.output == Path("x")
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--environment", "http://127.0.0.1:8081", "--drift", "1"],
-        ["--players", "deployed"],
-        ["--known", "30000"],
-        ["--known", "29500"],
-        ["--known", ","],
-    ],
-)
-def test_contradictions_of_an_evaluation_are_refused(argv: list[str]) -> None:
-    with pytest.raises(SettingsError):
-        EvaluationSettings.load(argv, {})
 
 
 @pytest.mark.parametrize("settings", [ServerSettings, PlaySettings, EvaluationSettings])

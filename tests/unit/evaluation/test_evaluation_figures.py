@@ -17,7 +17,7 @@ from evaluation.offline.running import Plan, judge, key_of, measure
 from evaluation.offline.splits import in_time_order, random_splits
 from evaluation.report import engines_table, mean, write_lines
 from factors import Scale
-from tests.unit.foldin.evaluation_data import made
+from tests.unit.evaluation.evaluation_data import made
 
 FIVE = Scale(1, 5, 1)
 

@@ -20,7 +20,7 @@ from evaluation.course.protocol import Moment, evaluate, main
 from evaluation.course.seat import MISSING_ERROR
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from evaluation.players import PlayerFailedError
-from tests.integration.environment.environment_fakes import FakeApi, problem, serving
+from tests.integration.evaluation.api_fake import FakeApi, problem, serving
 
 SMALL = WorldOptions(n_users=15, n_items=20, n_known=120)
 

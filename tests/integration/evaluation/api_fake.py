@@ -1,5 +1,6 @@
 """A stand-in for the Foldin API: its contract, a model of means, and a memory of what it was asked."""
 
+import json
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -53,8 +54,9 @@ class FakeApi:
     async def _rate(self, request: web.Request) -> web.Response:
         if self.refusals:
             return self.refusals.pop(0)
-        document = await request.json()
-        for row in document if isinstance(document, list) else [document]:
+        assert request.content_type == "application/x-ndjson"
+        for line in (await request.read()).splitlines():
+            row = json.loads(line)
             assert set(row) == {"user_id", "item_id", "rating"}
             assert isinstance(row["user_id"], str)
             self.ratings[row["user_id"], row["item_id"]] = row["rating"]
