@@ -16,6 +16,7 @@ from featurestore.commands import REFUSALS, CommandKind
 from featurestore.errors import StoreError
 from featurestore.generations.catalog import GenerationSummary
 from featurestore.generations.follower import Follower
+from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from service.http.problems import Problem
@@ -118,7 +119,9 @@ class Training:
                 outcome.detail or "the trainer's log has the cause",
                 extra={"cause": outcome.code} if outcome.code else None,
             )
-        served = await self._follower.wait_for(epoch, outcome.generation, _SERVED_WITHIN_S)
+        served = await wait_until_served(
+            self._store.generations, epoch, outcome.generation, _SERVED_WITHIN_S, here=self._follower
+        )
         summaries = await self._store.generations.list()
         summary = next((each for each in summaries if each.generation == outcome.generation), None)
         log.info("trained kind=%s epoch=%d generation=%d served=%s", kind, epoch, outcome.generation, served)

@@ -51,9 +51,7 @@ DELTAS_AT_ONCE = 256
 ROWS_PER_DELTA = 2_000
 # So many pushes are merged into one: a loading service reads at most this many, and the stream stays small.
 DELTAS_MERGED = 512
-BEAT_FRESH_S = 2.0
 BEAT_KEPT_S = 3_600.0
-POLL_S = 0.05
 
 Summaries = list[GenerationSummary]
 Workers = list[Worker]
@@ -199,23 +197,6 @@ class Generations:
         if dead:
             await command(self._connection, b"HDEL", self._keys.workers, *dead)
         return found
-
-    async def wait_served(self, epoch: int, generation: int, timeout_s: float) -> bool:
-        """Whether every worker that beat in the last 2 s serves this generation, or what is live by then.
-
-        Waits up to `timeout_s` for it.
-        """
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout_s
-        while True:
-            pointer = await self.live()
-            good = {(epoch, generation), (pointer.epoch, pointer.generation)}
-            workers = [worker for worker in await self.workers() if worker.age_s < BEAT_FRESH_S]
-            if all((worker.epoch, worker.generation) in good for worker in workers):
-                return True
-            if loop.time() >= end:
-                return False
-            await asyncio.sleep(POLL_S)
 
     async def remove(self, epoch: int, generation: int, pause_s: float = 0.0) -> None:
         """Remove a generation in small steps; the records go with the next ones written.

@@ -76,7 +76,7 @@ class Follower:
         self.pointer: Pointer | None = None
         self.loads_total = 0
         self.failures_total = 0
-        self.polled_at = self.asked_at = float("-inf")
+        self.polled_at = float("-inf")
         self._after = "0"
         # The table that the items of `live` are the first rows of.
         self._room: Float32s | None = None
@@ -110,30 +110,6 @@ class Follower:
                 await asyncio.gather(self._loading, return_exceptions=True)
         await self._say_goodbye()
 
-    async def wait_for(self, epoch: int, generation: int, timeout_s: float) -> bool:
-        """Whether this worker, and every other that beat in the last 2 s, serves it or what is live by then.
-
-        Waits up to `timeout_s` for it.
-        """
-        start = time.monotonic()
-        end = start + timeout_s
-        while not self._serves(epoch, generation, start):
-            if time.monotonic() >= end:
-                return False
-            await asyncio.sleep(self._poll_s / 4)
-        left = max(0.0, end - time.monotonic())
-        return await self._store.generations.wait_served(epoch, generation, left)
-
-    def _serves(self, epoch: int, generation: int, since: float) -> bool:
-        """Whether this worker serves it, or what a poll after `since` found live: something came after it."""
-        live, pointer = self.live, self.pointer
-        if live is None or pointer is None:
-            return False
-        here = (live.epoch, live.generation)
-        if here == (epoch, generation):
-            return True
-        return self.asked_at > since and here == (pointer.epoch, pointer.generation)
-
     async def _poll(self) -> bool:
         """One round; whether there is more to be read at once."""
         live = self.live
@@ -160,7 +136,6 @@ class Follower:
         beat = self._beat(live)
         if beat is not None:
             commands.append(beat)
-        asked_at = time.monotonic()
         replies = await self._connection.execute(b"".join(commands), len(commands))
         for reply in replies:
             if isinstance(reply, ReplyError):
@@ -170,7 +145,7 @@ class Follower:
         self.pointer = pointer = read_pointer(replies[1])
         self._numbers = frozenset(map(int, replies[2]))
         self._store.users.kept = Kept.of(self._numbers)
-        self.polled_at, self.asked_at = now, asked_at
+        self.polled_at = now
         more = False
         if live is not None and items is not None and live is self.live:
             entries, ids = replies[3], replies[4]

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from featurestore.errors import EpochBusy, StoreError
 from featurestore.generations.catalog import Generations
+from featurestore.generations.served import wait_until_served
 from featurestore.keys import Keys
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call, call_many, command, commands, encode_call
@@ -93,7 +94,7 @@ class Epochs:
         if pointer.epoch != epoch:
             raise StoreError(f"epoch {epoch} is not live")
         # Before, a rating would not show on a worker that still serves the epoch before.
-        await self._generations.wait_served(epoch, pointer.generation, HANDOVER_S)
+        await wait_until_served(self._generations, epoch, pointer.generation, HANDOVER_S)
         tail = b",%d" % epoch
         found = await self._read()
         await self._switch(

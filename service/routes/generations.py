@@ -1,22 +1,17 @@
 """GET /generations and going back to one. Invariant: activation is the same pointer flip as publishing."""
 
-import asyncio
-
 import msgspec
 from aiohttp import web
 
-from featurestore.generations.follower import Follower
-from featurestore.store import Store
+from featurestore.generations.served import wait_until_served
 from service.context import CONTEXT
 from service.http.parsing import whole_number
 from service.http.problems import Problem
 from service.http.response import Answer
 from service.openapi import STORE, described, parameter, whole
 
-# A worker whose heartbeat is older is gone or stuck; nobody waits for it.
-_FRESH_S = 2.0
-_SERVED_WITHIN_S = 5.0
-_LOOK_AGAIN_S = 0.05
+# The answer does not wait longer for a slow worker: `served` then says that it is not everywhere yet.
+SERVED_WITHIN_S = 5.0
 # What a JSON number holds exactly.
 MAX_NUMBER = 2**53
 
@@ -105,25 +100,7 @@ async def post_activate(request: web.Request) -> web.StreamResponse:
         raise Problem("unknown_generation", f"generation {number} is not kept; see GET /generations")
     hold = number < max(each.generation for each in summaries)
     await store.generations.activate(number, hold=hold)
-    served = await _served(store, context.follower, chosen.epoch, number)
+    served = await wait_until_served(
+        store.generations, chosen.epoch, number, SERVED_WITHIN_S, here=context.follower, exactly=True
+    )
     return Answer(_ENCODE(Activated(number, chosen.epoch, hold, served)))
-
-
-async def _served(store: Store, follower: Follower, epoch: int, generation: int) -> bool:
-    """Whether every worker answers from exactly this generation, within 5 s.
-
-    What a worker told before the flip says nothing: it may have served this one then, and another since.
-    """
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    while (waited_s := loop.time() - began) < _SERVED_WITHIN_S:
-        live = follower.live
-        if live is not None and (live.epoch, live.generation) == (epoch, generation):
-            fresh = [each for each in await store.generations.workers() if each.age_s < _FRESH_S]
-            told = [each for each in fresh if each.age_s < waited_s]
-            if len(told) == len(fresh) and all(
-                (each.epoch, each.generation) == (epoch, generation) for each in told
-            ):
-                return True
-        await asyncio.sleep(_LOOK_AGAIN_S)
-    return False

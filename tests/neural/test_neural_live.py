@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from featurestore.generations.follower import Follower
+from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -45,7 +46,7 @@ async def test_goes_live_and_who_rates_is_folded_in(
     following = asyncio.create_task(follower.run(stop), name="follower")
     async with running_trainer(settings):
         await store.ratings.append(ratings(60, 20))
-        assert await follower.wait_for(1, await refitted(store), 10)
+        assert await wait_until_served(store.generations, 1, await refitted(store), 10, here=follower)
         live = follower.live
         assert live is not None
         liked, disliked = NewRating(b"likes", b"i1", 5.0, 1e9), NewRating(b"dislikes", b"i1", 1.0, 1e9)

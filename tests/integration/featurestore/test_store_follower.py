@@ -17,6 +17,7 @@ from featurestore.generations import item_table_file as itemtable
 from featurestore.generations.follower import Follower
 from featurestore.generations.item_table_file import capacity_of
 from featurestore.generations.live import LiveGeneration
+from featurestore.generations.served import wait_until_served
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating
@@ -64,10 +65,10 @@ async def test_nothing_is_live_until_something_is_published(store: Store, tmp_pa
     async with following(store, tmp_path) as follower:
         await until(lambda: follower.pointer is not None, "the pointer is polled")
         assert follower.live is None
-        assert not await follower.wait_for(1, 1, 0.05)
+        assert not await wait_until_served(store.generations, 1, 1, 0.05, here=follower)
         await store.items(1).register([b"a", b"b"])
         written = await publish(store, await lead(store), n_items=2)
-        assert await follower.wait_for(1, written.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, written.writer.number, 10.0, here=follower)
         live = live_of(follower)
         assert (live.epoch, live.generation, live.n_items) == (1, written.writer.number, 2)
         np.testing.assert_array_equal(live.items, written.items)
@@ -79,7 +80,7 @@ async def test_each_publish_is_followed_and_old_files_go(store: Store, tmp_path:
     async with following(store, tmp_path) as follower:
         for seed in range(4):
             written = await publish(store, lease, n_items=5 + seed, seed=seed)
-            assert await follower.wait_for(1, written.writer.number, 10.0)
+            assert await wait_until_served(store.generations, 1, written.writer.number, 10.0, here=follower)
             np.testing.assert_array_equal(live_of(follower).items[: 5 + seed], written.items)
         await until(lambda: len(files(tmp_path, "*.items")) <= 3, "files of removed generations go")
         assert follower.loads_total == 4
@@ -89,10 +90,10 @@ async def test_rolling_back_is_followed(store: Store, tmp_path: Path) -> None:
     lease = await lead(store)
     first, second = await publish(store, lease), await publish(store, lease, seed=1)
     async with following(store, tmp_path) as follower:
-        assert await follower.wait_for(1, second.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, second.writer.number, 10.0, here=follower)
         before = live_of(follower)
         await store.generations.activate(first.writer.number, hold=True)
-        assert await follower.wait_for(1, first.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, first.writer.number, 10.0, here=follower)
         np.testing.assert_array_equal(live_of(follower).items[:8], first.items)
         # Whoever still holds the one before has it whole.
         np.testing.assert_array_equal(before.items[:8], second.items)
@@ -104,8 +105,8 @@ async def test_deltas_arrive_in_place_and_new_items_grow_the_table(store: Store,
     vector = store_items(written.model, read_items(written.model, written.items[:1]) + 1.0)
     await store.generations.push_delta(1, number, np.array([2], dtype=np.int32), vector)
     async with following(store, tmp_path) as follower, following(store, tmp_path, "v") as other:
-        assert await follower.wait_for(1, number, 10.0)
-        assert await other.wait_for(1, number, 10.0)
+        assert await wait_until_served(store.generations, 1, number, 10.0, here=follower)
+        assert await wait_until_served(store.generations, 1, number, 10.0, here=other)
         np.testing.assert_array_equal(live_of(follower).items[2], vector[0])
         rows = np.array([1, 9, capacity_of(8) + 5], dtype=np.int32)
         await store.generations.push_delta(1, number, rows, np.repeat(vector, 3, axis=0))
@@ -130,7 +131,7 @@ async def test_items_that_others_register_become_known(store: Store, tmp_path: P
     other = await Store.open(store.settings)
     written = await publish(store, await lead(store))
     async with following(store, tmp_path) as follower:
-        assert await follower.wait_for(1, written.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, written.writer.number, 10.0, here=follower)
         await other.ratings.append([rating("u", f"i{n}") for n in range(3_000)])
         await until(lambda: len(store.items(1)) == 3_000, "the registry follows")
         assert store.items(1).id(2_999) == "i2999"
@@ -141,8 +142,8 @@ async def test_workers_of_a_host_write_the_file_once(store: Store, tmp_path: Pat
     other = await Store.open(store.settings)
     written = await publish(store, await lead(store), n_items=3_000)
     async with following(store, tmp_path, "a") as a, following(other, tmp_path, "b") as b:
-        assert await a.wait_for(1, written.writer.number, 10.0)
-        assert await b.wait_for(1, written.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, written.writer.number, 10.0, here=a)
+        assert await wait_until_served(store.generations, 1, written.writer.number, 10.0, here=b)
         (path,) = files(tmp_path)
         assert len(contents(path)) == 4 * capacity_of(3_000) * written.model.item_width
         assert {worker.id for worker in await store.generations.workers()} >= {"a", "b"}
@@ -158,21 +159,23 @@ async def test_a_worker_waits_for_the_one_that_is_writing(store: Store, tmp_path
         fcntl.flock(lock, fcntl.LOCK_EX)
         async with following(store, tmp_path) as follower:
             await until(lambda: follower.polled_at > 0, "polls go on")
-            assert not await follower.wait_for(1, written.writer.number, 0.2)
+            assert not await wait_until_served(
+                store.generations, 1, written.writer.number, 0.2, here=follower
+            )
             fcntl.flock(lock, fcntl.LOCK_UN)
-            assert await follower.wait_for(1, written.writer.number, 10.0)
+            assert await wait_until_served(store.generations, 1, written.writer.number, 10.0, here=follower)
 
 
 async def test_a_damaged_file_is_written_again(store: Store, tmp_path: Path) -> None:
     written = await publish(store, await lead(store))
     async with following(store, tmp_path) as follower:
-        assert await follower.wait_for(1, written.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, written.writer.number, 10.0, here=follower)
     (path,) = files(tmp_path)
     data = bytearray(contents(path))
     data[5] ^= 1
     replace_contents(path, bytes(data))
     async with following(store, tmp_path) as follower:
-        assert await follower.wait_for(1, written.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, written.writer.number, 10.0, here=follower)
         np.testing.assert_array_equal(live_of(follower).items[:8], written.items)
 
 
@@ -180,11 +183,11 @@ async def test_a_generation_that_is_broken_is_not_served(store: Store, tmp_path:
     lease = await lead(store)
     good = await publish(store, lease)
     async with following(store, tmp_path) as follower:
-        assert await follower.wait_for(1, good.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, good.writer.number, 10.0, here=follower)
         bad = await publish(store, lease, seed=1)
         await until(lambda: live_of(follower).generation == bad.writer.number, "it was good so far")
         await store.generations.activate(good.writer.number, hold=False)
-        assert await follower.wait_for(1, good.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, good.writer.number, 10.0, here=follower)
         chunk = store.keys.chunk(1, bad.writer.number, 0)
         await store.redis.setrange(chunk, 0, b"\xff")
         for path in files(tmp_path, f"*.g{bad.writer.number}.*"):
@@ -208,7 +211,7 @@ async def test_while_the_store_is_away_the_old_one_serves(own_server: StoreServe
     lease = await lead(store)
     first = await publish(store, lease)
     async with following(store, tmp_path / "cache") as follower:
-        assert await follower.wait_for(1, first.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, first.writer.number, 10.0, here=follower)
         own_server.kill()
         failures = follower.failures_total
         await until(lambda: follower.failures_total > failures, "the outage is noticed")
@@ -220,7 +223,7 @@ async def test_while_the_store_is_away_the_old_one_serves(own_server: StoreServe
 
         await wait_until_async(back, 10.0, "the connection is back")
         second = await publish(store, lease, seed=1)
-        assert await follower.wait_for(1, second.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, second.writer.number, 10.0, here=follower)
     await store.close()
 
 
@@ -228,7 +231,7 @@ async def test_a_new_epoch_is_finished_only_when_every_worker_serves_it(store: S
     lease = await lead(store)
     first = await publish(store, lease)
     async with following(store, tmp_path) as follower:
-        assert await follower.wait_for(1, first.writer.number, 10.0)
+        assert await wait_until_served(store.generations, 1, first.writer.number, 10.0, here=follower)
         epoch = await store.ratings.begin_epoch()
         await publish(store, lease, epoch=epoch)
         await store.ratings.finish_epoch(epoch)

@@ -10,6 +10,7 @@ import pytest
 from featurestore.codecs import unpack_records
 from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationWriter
+from featurestore.generations.served import wait_until_served
 from featurestore.generations.writer import rows_per_chunk
 from featurestore.store import Store
 from featurestore.wire.functions import command
@@ -332,9 +333,9 @@ async def test_workers_that_beat_are_waited_for(store: Store) -> None:
     await store.redis.hset(store.keys.workers, "odd", "nonsense")
     assert {worker.id for worker in await store.generations.workers()} == {"fresh", "late"}
     assert set(await store.redis.hkeys(store.keys.workers)) == {b"fresh", b"late"}
-    assert await store.generations.wait_served(1, 1, 0.0)
-    assert not await store.generations.wait_served(1, 2, 0.1)
-    waiting = asyncio.create_task(store.generations.wait_served(1, 2, 10.0))
+    assert await wait_until_served(store.generations, 1, 1, 0.0)
+    assert not await wait_until_served(store.generations, 1, 2, 0.1)
+    waiting = asyncio.create_task(wait_until_served(store.generations, 1, 2, 10.0))
     await store.redis.hset(store.keys.workers, "fresh", beat(now + 30, 2))
     assert await waiting
 

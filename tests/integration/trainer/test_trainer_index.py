@@ -9,6 +9,7 @@ import pytest
 from factors import Float32s, Index, Model
 from factors.model.layout import item_layout
 from featurestore.generations.follower import Follower
+from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -41,7 +42,7 @@ async def test_an_index_is_published_with_its_recall_and_loaded(
         outcome = await store.commands.wait(command, 60)
         assert outcome is not None
         assert outcome.generation is not None
-        assert await follower.wait_for(1, outcome.generation, 10)
+        assert await wait_until_served(store.generations, 1, outcome.generation, 10, here=follower)
     live = follower.live
     assert live is not None
     assert live.meta.summary.metrics["index_recall_at_10"] == 0.97

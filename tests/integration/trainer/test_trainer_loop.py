@@ -13,6 +13,7 @@ import pytest
 from factors import item_statistics
 from featurestore.generations.follower import Follower
 from featurestore.generations.manifest import Pointer
+from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -128,7 +129,7 @@ async def test_new_item_is_folded_in_within_a_second(
     async with running_trainer(settings):
         await store.ratings.append(ratings())
         generation = await fitted(store)
-        assert await follower.wait_for(1, generation, 10)
+        assert await wait_until_served(store.generations, 1, generation, 10, here=follower)
         began_at = asyncio.get_running_loop().time()
         await store.ratings.append([NewRating(f"u{k}".encode(), b"fresh", 5.0, 1e9) for k in range(5)])
 
@@ -370,7 +371,7 @@ async def test_implicit_engine_goes_live_and_users_are_folded_in(
     async with running_trainer(implicit):
         await store.ratings.append(ratings(users=60, items=20))
         generation = await fitted(store)
-        assert await follower.wait_for(1, generation, 10)
+        assert await wait_until_served(store.generations, 1, generation, 10, here=follower)
         live = follower.live
         assert live is not None
         await store.ratings.append(

@@ -1,0 +1,64 @@
+"""Waiting until the services answer from a generation. Invariant: what is served was served after the wait
+began, by every worker that was alive then.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol
+
+from featurestore.generations.catalog import Generations
+from featurestore.generations.live import LiveGeneration
+from featurestore.generations.manifest import Worker
+
+# A worker beats twice a second; one that is silent for longer is gone or stuck and not waited for.
+FRESH_BEAT_S = 2.0
+# A follower polls ten times a second: looking four times as often costs a call at most 25 ms more.
+LOOK_AGAIN_S = 0.025
+
+
+class Serving(Protocol):
+    """What this process serves, as its follower says."""
+
+    live: LiveGeneration | None
+
+
+async def wait_until_served(
+    generations: Generations,
+    epoch: int,
+    generation: int,
+    timeout_s: float,
+    *,
+    here: Serving | None = None,
+    exactly: bool = False,
+) -> bool:
+    """Return whether every worker serves a generation, and `here` too; wait up to `timeout_s` for it.
+
+    The generation that is live by then is as good, because it came after. `exactly`: it is not, as when the
+    call goes back to an older one; a beat from before the call then says nothing, because that worker may
+    have served another since. Raises `StoreError`.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while True:
+        waited_s = loop.time() - began
+        good = {(epoch, generation)}
+        if not exactly:
+            pointer = await generations.live()
+            good.add((pointer.epoch, pointer.generation))
+        live = None if here is None else here.live
+        if here is None or (live is not None and (live.epoch, live.generation) in good):
+            workers = await generations.workers()
+            if all_serve(workers, good, waited_s if exactly else FRESH_BEAT_S):
+                return True
+        if waited_s >= timeout_s:
+            return False
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def all_serve(workers: Iterable[Worker], good: set[tuple[int, int]], newer_than_s: float) -> bool:
+    """Whether each worker that is alive has told within `newer_than_s` that it serves one of `good`."""
+    return all(
+        worker.age_s < newer_than_s and (worker.epoch, worker.generation) in good
+        for worker in workers
+        if worker.age_s < FRESH_BEAT_S
+    )
