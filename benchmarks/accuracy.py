@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.data import datasets
 from benchmarks.harness import kept
-from benchmarks.harness.command import BenchmarkError, console_for, end_in_order, parser
+from benchmarks.harness.command import BenchmarkError, end_in_order, parser
 from benchmarks.harness.machine import Watch
-from benchmarks.harness.report import Row, number
-from benchmarks.quality.goals import ALS, IMPLICIT, PUBLISHED, SVDPP, Found, goals
+from benchmarks.quality.goals import ALS, IMPLICIT, SVDPP, Found
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
-from benchmarks.quality.over_http import Played, answer_over_http, play
+from benchmarks.quality.over_http import answer_over_http, play
+from benchmarks.quality.tables import show
+from evaluation.course.results import Summary
+from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
 from evaluation.offline import cold_start as coldstart
 from evaluation.offline.cold_start import ColdCurve, Side
@@ -33,7 +33,7 @@ from evaluation.offline.engines import AUTO, title
 from evaluation.offline.lines import Line, LineStore
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
-from evaluation.report import deciles, engines_table, groups, write_lines
+from evaluation.report import new_console, write_lines
 
 NAME = "accuracy"
 BASELINES = ("global-mean", "item-mean", "bias")
@@ -68,11 +68,6 @@ WORLDS, STEPS, KNOWN = 5, 1000, (200, 1_000, 3_000, 10_000)
 RANDOM_SPLITS = 3
 # For a look in two minutes.
 QUICK_SPLITS, QUICK_STEPS, QUICK_KNOWN = 1, 200, (200, 10_000)
-DISPLAY = {
-    "ml-100k": "ml-100k",
-    "prequential": "ml-100k in the order of time",
-    "ablation": "ablation, ml-100k u1",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,15 +171,15 @@ def _told(line: Line) -> str:
     return f"{line.data} {line.split}, {line.title}: {figure} in {line.seconds:.1f} s"
 
 
-def _played(choice: Choice) -> list[Played]:
+def _played(choice: Choice) -> list[Summary]:
     steps = max(10, round((QUICK_STEPS if choice.quick else STEPS) * min(choice.scale, 1)))
     folder = choice.output / "environment"
     worlds, known = (1, QUICK_KNOWN) if choice.quick else (WORLDS, KNOWN)
     settings = {"worlds": worlds, "steps": steps, "known": known, "seed": choice.seed}
-    kept_rows = kept.load(folder / "played.json", settings, Played) if choice.resume else None
+    kept_rows = kept.load(folder / "played.json", settings, Summary) if choice.resume else None
     if kept_rows is not None:
         return kept_rows
-    played = play(worlds=worlds, steps=steps, known=known, seed=choice.seed, folder=folder)
+    played = play(EvaluationSettings(runs=worlds, steps=steps, known=known, seed=choice.seed, output=folder))
     kept.save(folder / "played.json", settings, played)
     return played
 
@@ -207,122 +202,11 @@ def _cold(choice: Choice, console: Console) -> list[ColdCurve]:
     return curves
 
 
-def play_table(played: Sequence[Played]) -> Table:
-    """Mean squared error of each player, one column for each length of the known history."""
-    lengths = sorted({one.known for one in played})
-    worlds = max(len(one.worlds) for one in played)
-    shown = Table(
-        title=f"rating environment, mean squared error of unseen pairs, mean of {worlds} worlds",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for name in ("player", *(f"{known:,} known" for known in lengths), "in 90 %", "missing", "s to learn"):
-        shown.add_column(name, justify="left" if name == "player" else "right")
-    for player in dict.fromkeys(one.player for one in played):
-        by_length = {one.known: one for one in played if one.player == player}
-        errors = [f"{by_length[known].mse:.4f}" if known in by_length else "" for known in lengths]
-        longest = by_length[max(by_length)]
-        coverage = "" if math.isnan(longest.coverage) else f"{longest.coverage:.1%}"
-        missing = sum(one.missing for one in by_length.values())
-        shown.add_row(player, *errors, coverage, str(missing), f"{longest.prepare_s:.1f}")
-    return shown
-
-
-def decile_table(found: Found) -> Table:
-    """Coverage of Foldin's 90 % intervals in each tenth of the ratings, by the user's count."""
-    shown = Table(
-        title="share of the ratings inside Foldin's 90 % intervals, by tenths of the user's count",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for name in ("data", "split", *map(str, range(1, 11))):
-        shown.add_column(name, justify="left" if name in ("data", "split") else "right")
-    lines = [
-        line
-        for section, part in found.lines.items()
-        if section not in ("ablation", "ranking")
-        for line in part
-    ]
-    for (data, part, engine), group in groups(lines).items():
-        shares = deciles([line for line in group if not line.skipped])
-        if engine in (AUTO, DEPLOYED) and shares:
-            known = np.mean([line.decile_known for line in group if line.deciles], axis=0)
-            name = f"{data}, {engine}" if engine == DEPLOYED else data
-            shown.add_row(name, part, *(f"{share:.1%}" for share in shares))
-            shown.add_row("", "user's count", *(f"{count:.0f}" for count in known), style="dim")
-    return shown
-
-
-def cold_table(found: Found) -> Table:
-    """RMSE by the number of ratings known of a new user or item."""
-    counts = found.cold[0].counts
-    shown = Table(
-        title=f"cold start, {found.cold[0].data}: RMSE by the number of ratings known of the new ones",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for name in ("new", "engine", *map(str, counts), "in 90 %"):
-        shown.add_column(name, justify="left" if name in ("new", "engine") else "right")
-    for curve in found.cold:
-        covered = [share for share in curve.coverage if not math.isnan(share)]
-        coverage = f"{min(covered):.1%} to {max(covered):.1%}" if covered else ""
-        shown.add_row(
-            f"{curve.side}s", title(curve.engine), *(f"{error:.4f}" for error in curve.rmse), coverage
-        )
-    return shown
-
-
-def goal_table(rows: Sequence[Row]) -> Table:
-    """What was to be reached, and whether it was."""
-    shown = Table(title="goals", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("work", "figure", "goal", "floor", "verdict", "detail"):
-        shown.add_column(name, overflow="fold", no_wrap=name not in ("work", "detail"))
-    for row in rows:
-        assert row.target is not None
-        sign = ">=" if row.target.higher_is_better else "<="
-        shown.add_row(
-            row.work,
-            f"{number(row.median)} {row.unit}".strip(),
-            f"{sign} {number(row.target.goal)}",
-            f"{sign} {number(row.target.floor)}",
-            row.verdict,
-            row.detail,
-        )
-    return shown
-
-
-def show(found: Found, console: Console, *, full: bool) -> None:
-    """Every table."""
-    if found.played:
-        console.print(play_table(found.played))
-    for section, lines in found.lines.items():
-        name = DISPLAY.get(section, section)
-        first = [line for line in lines if line.split == "u1"]
-        if section == "ml-100k" and len(first) < len(lines):
-            console.print(engines_table(first, f"{name} u1"))
-            several = {engine for (_, _, engine), group in groups(lines).items() if len(group) > 1}
-            all_folds = [line for line in lines if line.engine in several]
-            console.print(engines_table(all_folds, f"{name}: ratings that were not seen"))
-            continue
-        console.print(engines_table(lines, f"{name}: ratings that were not seen"))
-    if found.cold:
-        console.print(cold_table(found))
-    by_decile = decile_table(found)
-    if by_decile.row_count:
-        console.print(by_decile)
-    for about, engine, figure, source in PUBLISHED:
-        console.print(
-            f"published for {about}: {figure:.4f}, {engine} ({source})", style="dim", highlight=False
-        )
-    if full:
-        console.print(goal_table(list(goals(found))))
-
-
 def main(argv: Sequence[str]) -> int:
     """The table of docs/accuracy.md; 0 when it was printed, 2 when something is missing that cannot be
     skipped."""
     choice = _choice(argv)
-    console = console_for()
+    console = new_console()
     end_in_order()
     watch = Watch()
     try:

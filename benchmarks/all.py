@@ -8,15 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from benchmarks.harness.command import console_for, end_in_order, parser
+from benchmarks.harness.command import end_in_order, parser
+from evaluation.report import new_console, new_table
 from processes.blocking import BlockingChild, python_command
 
 SPEED = ("predict", "batch", "recommend", "ratings", "fit", "publish", "growth", "start", "overload")
 # Past what the longest of them takes: one that hangs must not keep the others from running.
 LIMIT_S = 3600.0
+VERDICTS = ("met", "floor", "missed", "skipped")
 OUTCOMES = {0: "reported", 1: "failed", 2: "cannot run here", 3: "too busy to tell"}
 
 
@@ -26,17 +25,16 @@ def main(argv: Sequence[str]) -> int:
     flags.add_argument("--no-accuracy", dest="accuracy", action="store_false", help="leave the errors out")
     options = flags.parse_args(argv)
     passed = [argument for argument in argv if argument != "--no-accuracy"]
-    console = console_for()
+    console = new_console()
     end_in_order()
     codes: dict[str, int] = {}
     for name in (*SPEED, *(("accuracy",) if options.accuracy else ())):
         codes[name] = _run(name, passed)
-    shown = Table(title="all benchmarks", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("benchmark", "outcome", "met", "floor", "missed", "skipped"):
-        shown.add_column(column)
+    headings = ("benchmark", "outcome", *VERDICTS)
+    shown = new_table("all benchmarks", headings, left=headings[:2])
     for name, code in codes.items():
         counts = _verdicts(options.output / f"{name}.json") if code == 0 else {}
-        cells = [str(counts.get(verdict, "")) for verdict in ("met", "floor", "missed", "skipped")]
+        cells = [str(counts.get(verdict, "")) for verdict in VERDICTS]
         shown.add_row(name, OUTCOMES.get(code, f"exit code {code}"), *cells)
     console.print(shown)
     return max(codes.values(), key=abs)

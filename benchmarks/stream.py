@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.data import datasets
-from benchmarks.harness.command import console_for, end_in_order, parser
+from benchmarks.harness.command import end_in_order, parser
 from environment.world import WorldOptions, make_world
+from evaluation.report import new_console
 from factors import (
     FitSettings,
     Fitted,
@@ -123,7 +124,7 @@ def compare(ratings: Ratings, shape: tuple[int, int], scale: Scale, seed: int) -
 def main(argv: Sequence[str]) -> int:
     """Print both errors of each data set; 0."""
     options = parser("stream", __doc__).parse_args(argv)
-    console = console_for()
+    console = new_console()
     end_in_order()
     data = datasets.ml_100k()
     n = round(len(data.ratings.value) * min(options.scale, 1))

@@ -16,13 +16,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
-
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.report import Report, Row
-
-# The widest table, where the output goes to a file.
-MIN_WIDTH = 150
+from evaluation.report import new_console
 
 
 class BenchmarkError(RuntimeError):
@@ -134,7 +130,7 @@ def carry_out_campaign(
 
 def carry_out(name: str, measure: Measure, options: Options) -> int:
     """Measure and report; return the exit code."""
-    console = console_for()
+    console = new_console()
     end_in_order()
     watch = Watch()
     try:
@@ -168,9 +164,3 @@ def end_in_order() -> None:
 
 def _leave(number: int, _: object) -> None:
     sys.exit(128 + number)
-
-
-def console_for() -> Console:
-    """Return a console wide enough for the tables, also where the output goes to a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=MIN_WIDTH)

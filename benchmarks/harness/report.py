@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.harness import machine
+from evaluation.report import new_table
 
 Verdict = Literal["met", "floor", "missed", "skipped", ""]
 T = TypeVar("T")
@@ -37,6 +36,11 @@ class Target:
         if sign * value >= sign * self.goal:
             return "met"
         return "floor" if sign * value >= sign * self.floor else "missed"
+
+    def cells(self) -> tuple[str, str]:
+        """Return goal and floor for a table."""
+        sign = ">=" if self.higher_is_better else "<="
+        return f"{sign} {number(self.goal)}", f"{sign} {number(self.floor)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +134,8 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the table, and below it what it must be read with."""
-        table = Table(title=self.name, title_justify="left", box=SIMPLE_HEAD)
-        for name in ("work", "figure", "spread", "goal", "floor", "verdict", "against, detail"):
-            table.add_column(
-                name, overflow="fold", no_wrap=name in ("figure", "spread", "goal", "floor", "verdict")
-            )
+        headings = ("work", "figure", "spread", "goal", "floor", "verdict", "against, detail")
+        table = new_table(self.name, headings, left=("work", "verdict", "against, detail"))
         for row in self.rows:
             table.add_row(*_cells(row), style=_STYLES[row.verdict])
         console.print(table)
@@ -153,23 +154,17 @@ _STYLES: dict[Verdict, str] = {"met": "", "": "", "floor": "yellow", "missed": "
 
 def _cells(row: Row) -> tuple[str, ...]:
     remark = ", ".join(text for text in (row.against, row.detail) if text)
+    target = ("", "") if row.target is None else row.target.cells()
     if row.skipped:
-        return (row.work, "", "", *_target_cells(row), "skipped", row.skipped)
+        return (row.work, "", "", *target, "skipped", row.skipped)
     return (
         row.work,
         f"{number(row.median)} {row.unit}",
         f"{row.spread:.0%}",
-        *_target_cells(row),
+        *target,
         row.verdict,
         remark,
     )
-
-
-def _target_cells(row: Row) -> tuple[str, str]:
-    if row.target is None:
-        return "", ""
-    sign = ">=" if row.target.higher_is_better else "<="
-    return f"{sign} {number(row.target.goal)}", f"{sign} {number(row.target.floor)}"
 
 
 def number(value: float) -> str:

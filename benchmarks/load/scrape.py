@@ -1,33 +1,28 @@
 """Reads what the service says of itself at /metrics. Invariant: figures are differences between two
 scrapes."""
 
-import http.client
 import math
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.command import BenchmarkError
+from benchmarks.load.client import Client
+from benchmarks.load.generator import get
 
 Buckets = dict[float, float]
 
 
 def metrics_text(port: int) -> str:
-    """The page."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/metrics")
-        response = connection.getresponse()
-        body = response.read().decode()
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise BenchmarkError(f"/metrics answered {response.status}")
-    return body
+    """Return the page. Raises `BenchmarkError`."""
+    with Client(port, timeout_s=10.0) as client:
+        return client.ask(get("/metrics")).decode()
 
 
 def buckets(text: str, name: str) -> Buckets:
-    """Cumulative counts of a histogram by upper bound, its label sets added up. Raises `BenchmarkError` if
-    absent."""
+    """Return the cumulative counts of a histogram by upper bound, its label sets added up.
+
+    Raises `BenchmarkError` if it is absent.
+    """
     found: Buckets = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -40,7 +35,7 @@ def buckets(text: str, name: str) -> Buckets:
 
 
 def total(text: str, name: str) -> float:
-    """The sum of all samples of that name."""
+    """Return the sum of all samples of that name."""
     return sum(
         sample.value
         for family in text_string_to_metric_families(text)
@@ -50,7 +45,7 @@ def total(text: str, name: str) -> float:
 
 
 def quantile(before: Buckets, after: Buckets, q: float) -> float:
-    """The value under which the share `q` of what was observed in between lies, linear inside its bucket.
+    """Return the value under which the share `q` of what was observed in between lies, linear in its bucket.
 
     NaN when nothing was observed; the last finite bound when it lies beyond.
     """

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.harness.report import Row, Target
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
-from benchmarks.quality.over_http import Played
+from evaluation.course.results import Summary
 from evaluation.offline.cold_start import ColdCurve
 from evaluation.offline.engines import AUTO
 from evaluation.offline.lines import Line
@@ -35,19 +35,26 @@ class Found:
 
     lines: dict[str, list[Line]] = field(default_factory=dict)
     cold: list[ColdCurve] = field(default_factory=list)
-    played: list[Played] = field(default_factory=list)
+    played: list[Summary] = field(default_factory=list)
 
     def all_lines(self) -> list[Line]:
         """Of all sections."""
         return [line for lines in self.lines.values() for line in lines]
 
-    def of(self, data: str, engine: str, split: str = "") -> list[Line]:
-        """Lines with figures of one engine on one data set, of all its splits or of one."""
+    def compared(self) -> list[Line]:
+        """Of the sections that compare engines as they are."""
         return [
             line
             for section, lines in self.lines.items()
             if section not in ("ablation", "ranking")
             for line in lines
+        ]
+
+    def of(self, data: str, engine: str, split: str = "") -> list[Line]:
+        """Lines with figures of one engine on one data set, of all its splits or of one."""
+        return [
+            line
+            for line in self.compared()
             if (line.data, line.engine) == (data, engine) and split in ("", line.split) and not line.skipped
         ]
 
@@ -70,7 +77,7 @@ def goals(found: Found) -> Iterator[Row]:
 def _environment(found: Found) -> Iterator[Row]:
     for one in found.played:
         if (one.player, one.known) == ("deployed", max(o.known for o in found.played)):
-            detail = " ".join(f"{mse:.4f}" for mse in one.worlds)
+            detail = " ".join(f"{mse:.4f}" for mse in one.run_mse)
             work = f"environment, {one.known:,} known, through the API"
             yield Row(work, "MSE", (one.mse,), Target(0.040, 0.046, higher_is_better=False), detail=detail)
     for known in sorted({one.known for one in found.played})[:-1]:

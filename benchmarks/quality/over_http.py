@@ -4,16 +4,11 @@ Invariant: store, service and trainer are fresh and have seen nothing but the tr
 """
 
 import asyncio
-import csv
 import math
-import os
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import aiohttp
 import numpy as np
@@ -21,12 +16,15 @@ import numpy.typing as npt
 
 from benchmarks.harness import stack
 from benchmarks.harness.command import BenchmarkError
+from environment.client import EnvironmentFailedError
 from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Prediction, Rating
+from evaluation.course.protocol import evaluate, write_files
+from evaluation.course.results import Summary
+from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
 from evaluation.offline.question import Answer, Predicted, Question, no_probabilities
 from factors import Scale
 from featurestore.settings import format_scale
-from processes.blocking import plain_environment, python_command
 
 # As many ratings as a call may hold.
 BATCH = 10_000
@@ -123,64 +121,20 @@ def _known(at: float) -> float | None:
     return None if math.isnan(at) else at
 
 
-@dataclass(frozen=True, slots=True)
-class Played:
-    """How a player did in the rating environment: mean squared error over all worlds, and of each.
+def play(settings: EvaluationSettings) -> list[Summary]:
+    """Play the course's protocol, all players, against a deployment; leave its files in the output folder.
 
-    `coverage`: share of the ratings inside its 90 % intervals, NaN where it has none.
+    With the defaults of a deployment: the trainer refits while they play, as it would for users. Raises
+    `BenchmarkError`.
     """
-
-    player: str
-    known: int
-    mse: float
-    worlds: tuple[float, ...]
-    missing: int
-    prepare_s: float
-    coverage: float
-
-
-def play(*, worlds: int, steps: int, known: tuple[int, ...], seed: int, folder: Path) -> list[Played]:
-    """The course's protocol against a deployment, all players; also leaves its CSV files and picture in
-    `folder`."""
-    # With the defaults: the trainer refits while they play, as it would for users.
-    with deployment(Scale(1, 5), {}) as port, tempfile.TemporaryDirectory() as empty:
-        command = python_command("foldin", "evaluate", "--api", f"http://127.0.0.1:{port}", "--replace")
-        command += [
-            "--runs",
-            str(worlds),
-            "--steps",
-            str(steps),
-            "--seed",
-            str(seed),
-            "--output",
-            str(folder.resolve()),
-        ]
-        command += ["--delay-ms", str(DELAY_MS), "--known", *map(str, known)]
+    assert settings.output is not None
+    with deployment(Scale(1, 5), {}) as port:
+        playing = evaluate(replace(settings, api=f"http://127.0.0.1:{port}", replace=True, delay_ms=DELAY_MS))
         try:
-            done = subprocess.run(
-                command,
-                env=plain_environment(os.environ, {}),
-                cwd=empty,
-                capture_output=True,
-                text=True,
-                timeout=EVALUATE_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as exc:
+            report = asyncio.run(asyncio.wait_for(playing, EVALUATE_S))
+            write_files(report, settings.output)
+        except TimeoutError as exc:
             raise BenchmarkError(f"the environment was not played within {EVALUATE_S:.0f} s") from exc
-    if done.returncode != 0:
-        last = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-        raise BenchmarkError(f"the evaluation ended with code {done.returncode}: {last}")
-    with (folder / "summary.csv").open(newline="") as file:
-        return [
-            Played(
-                player=row["player"],
-                known=int(row["known"]),
-                mse=float(row["mse"]),
-                worlds=tuple(float(text) for text in row["runs_mse"].split()),
-                missing=int(row["missing"]),
-                prepare_s=float(row["prepare_s"]),
-                coverage=float(row["coverage"] or "nan"),
-            )
-            for row in csv.DictReader(file)
-        ]
+        except (EnvironmentFailedError, OSError) as exc:
+            raise BenchmarkError(f"the environment was not played to its end: {exc}") from exc
+    return report.summaries()

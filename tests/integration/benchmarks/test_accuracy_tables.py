@@ -10,7 +10,7 @@ from benchmarks import accuracy
 from benchmarks.data.datasets import synthetic
 from benchmarks.harness import kept
 from benchmarks.quality.goals import Found, goals
-from benchmarks.quality.over_http import Played
+from evaluation.course.results import Summary
 from evaluation.offline import cold_start as coldstart
 from evaluation.offline.jobs import answer
 from evaluation.offline.lines import Line
@@ -20,6 +20,11 @@ from evaluation.offline.splits import in_time_order
 pytestmark = pytest.mark.timeout(240)
 
 DECILES = (0.9,) * 10
+
+
+def summary(player: str, known: int, mse: float, run_mse: tuple[float, ...], coverage: float) -> Summary:
+    """How a player did, without the figures that no table shows."""
+    return Summary(player, known, mse, run_mse, 0, 0.0, 0.0, 0.0, 0.0, "", coverage)
 
 
 def test_online_predictions_depend_on_earlier_ratings_alone() -> None:
@@ -68,10 +73,10 @@ def test_goals_are_judged_where_their_parts_were_run() -> None:
     small = replace(line, data="small", split="random 1", rmse=0.96)
     found.lines["small"] = [small, replace(small, engine="surprise-svd++", rmse=1.0)]
     found.played = [
-        Played("bias", 200, 1.0, (1.0,), 0, 0.0, float("nan")),
-        Played("deployed", 200, 0.5, (0.5,), 0, 1.0, 0.9),
-        Played("deployed", 10_000, 0.045, (0.045,), 0, 1.0, 0.9),
-        Played("ordinal", 10_000, 0.04, (0.04,), 0, 1.0, 0.9),
+        summary("bias", 200, 1.0, (1.0,), float("nan")),
+        summary("deployed", 200, 0.5, (0.5,), 0.9),
+        summary("deployed", 10_000, 0.045, (0.045,), 0.9),
+        summary("ordinal", 10_000, 0.04, (0.04,), 0.9),
     ]
     rows = {row.work: row for row in goals(found)}
     assert rows["small: Foldin / SVD++"].verdict == "met"
@@ -80,12 +85,12 @@ def test_goals_are_judged_where_their_parts_were_run() -> None:
 
 
 def test_kept_rows_come_back_for_the_same_settings_only(tmp_path: Path) -> None:
-    rows = [Played("bias", 200, 1.0, (1.0, 1.5), 0, 0.0, 0.9)]
+    rows = [summary("bias", 200, 1.0, (1.0, 1.5), 0.9)]
     path = tmp_path / "x" / "played.json"
-    assert kept.load(path, {"seed": 1}, Played) is None
+    assert kept.load(path, {"seed": 1}, Summary) is None
     kept.save(path, {"seed": 1, "known": (200,)}, rows)
-    assert kept.load(path, {"seed": 1, "known": (200,)}, Played) == rows
-    assert kept.load(path, {"seed": 2, "known": (200,)}, Played) is None
+    assert kept.load(path, {"seed": 1, "known": (200,)}, Summary) == rows
+    assert kept.load(path, {"seed": 2, "known": (200,)}, Summary) is None
 
 
 def test_a_fraction_of_a_data_set_keeps_its_order() -> None:

@@ -1,0 +1,120 @@
+"""The tables of the accuracy benchmark.
+
+Invariant: each figure was measured in this run, or kept of an earlier one with the same settings.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness.report import Row, number
+from benchmarks.quality.goals import PUBLISHED, Found, goals
+from benchmarks.quality.over_http import ENGINE as DEPLOYED
+from evaluation.course.results import Summary
+from evaluation.offline.engines import AUTO, title
+from evaluation.report import deciles, engines_table, figure, groups, new_table
+
+_NAMES = {
+    "ml-100k": "ml-100k",
+    "prequential": "ml-100k in the order of time",
+    "ablation": "ablation, ml-100k u1",
+}
+
+
+def show(found: Found, console: Console, *, full: bool) -> None:
+    """Print every table; the goals are for `full` sizes alone."""
+    if found.played:
+        console.print(play_table(found.played))
+    for section, lines in found.lines.items():
+        name = _NAMES.get(section, section)
+        first = [line for line in lines if line.split == "u1"]
+        if section == "ml-100k" and len(first) < len(lines):
+            console.print(engines_table(first, f"{name} u1"))
+            several = {engine for (_, _, engine), group in groups(lines).items() if len(group) > 1}
+            shown = [line for line in lines if line.engine in several]
+        else:
+            shown = lines
+        console.print(engines_table(shown, f"{name}: ratings that were not seen"))
+    if found.cold:
+        console.print(cold_table(found))
+    by_decile = decile_table(found)
+    if by_decile.row_count:
+        console.print(by_decile)
+    for about, engine, error, source in PUBLISHED:
+        console.print(
+            f"published for {about}: {error:.4f}, {engine} ({source})", style="dim", highlight=False
+        )
+    if full:
+        console.print(goal_table(goals(found)))
+
+
+def play_table(played: Sequence[Summary]) -> Table:
+    """Return the mean squared error of each player, one column for each length of the known history."""
+    lengths = sorted({one.known for one in played})
+    worlds = max(len(one.run_mse) for one in played)
+    shown = new_table(
+        f"rating environment, mean squared error of unseen pairs, mean of {worlds} worlds",
+        ("player", *(f"{known:,} known" for known in lengths), "in 90 %", "missing", "s to learn"),
+        left=("player",),
+    )
+    for player in dict.fromkeys(one.player for one in played):
+        by_length = {one.known: one for one in played if one.player == player}
+        longest = by_length[max(by_length)]
+        shown.add_row(
+            player,
+            *(f"{by_length[known].mse:.4f}" if known in by_length else "" for known in lengths),
+            figure(longest.coverage, ".1%"),
+            str(sum(one.missing for one in by_length.values())),
+            f"{longest.prepare_s:.1f}",
+        )
+    return shown
+
+
+def decile_table(found: Found) -> Table:
+    """Return the coverage of Foldin's 90 % intervals in each tenth of the ratings, by the user's count."""
+    shown = new_table(
+        "share of the ratings inside Foldin's 90 % intervals, by tenths of the user's count",
+        ("data", "split", *map(str, range(1, 11))),
+        left=("data", "split"),
+    )
+    for (data, part, engine), group in groups(found.compared()).items():
+        shares = deciles([line for line in group if not line.skipped])
+        if engine in (AUTO, DEPLOYED) and shares:
+            known = np.mean([line.decile_known for line in group if line.deciles], axis=0)
+            name = f"{data}, {engine}" if engine == DEPLOYED else data
+            shown.add_row(name, part, *(f"{share:.1%}" for share in shares))
+            shown.add_row("", "user's count", *(f"{count:.0f}" for count in known), style="dim")
+    return shown
+
+
+def cold_table(found: Found) -> Table:
+    """Return the RMSE by the number of ratings known of a new user or item."""
+    shown = new_table(
+        f"cold start, {found.cold[0].data}: RMSE by the number of ratings known of the new ones",
+        ("new", "engine", *map(str, found.cold[0].counts), "in 90 %"),
+        left=("new", "engine"),
+    )
+    for curve in found.cold:
+        covered = [share for share in curve.coverage if np.isfinite(share)]
+        coverage = f"{min(covered):.1%} to {max(covered):.1%}" if covered else ""
+        errors = (f"{error:.4f}" for error in curve.rmse)
+        shown.add_row(f"{curve.side}s", title(curve.engine), *errors, coverage)
+    return shown
+
+
+def goal_table(rows: Iterable[Row]) -> Table:
+    """Return what was to be reached, and whether it was."""
+    left = ("work", "figure", "goal", "floor", "verdict", "detail")
+    shown = new_table("goals", left, left=left)
+    for row in rows:
+        assert row.target is not None
+        shown.add_row(
+            row.work,
+            f"{number(row.median)} {row.unit}".strip(),
+            *row.target.cells(),
+            row.verdict,
+            row.detail,
+        )
+    return shown
