@@ -26,8 +26,7 @@ from factors.model.types import Float32s, Float64s, Histories, Ratings, Scale
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.posterior.implicit_feedback import Weighting, confidence_of, implicit_model, weighting_of
 from factors.training.fit import prepare, ratings_histories
-from factors.training.priors import fitted_prior, learn_side, prior_model, start_parameters
-from factors.training.settings import FitSettings
+from factors.training.priors import learn_side, prior_fit, start_parameters
 
 __all__ = [
     "Compressed",
@@ -68,12 +67,6 @@ def vector_columns(rank: int) -> slice:
 def item_width(rank: int) -> int:
     """Return the width of a stored item row without session effects, in words of 32 bits."""
     return stored_width(Layout(rank, 0))
-
-
-def prior_fit(settings: FitSettings, n_users: int, n_items: int) -> Fitted:
-    """Return the fit to no ratings: every row is the prior."""
-    model = prior_model(settings)
-    return fitted_prior(model, from_model(model), n_users, n_items)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,27 +24,27 @@ class RatedSets(Protocol):
     """The matrix of who rated what (rows, others), each row divided by the square root of its count."""
 
     def times(self, effects: Float64s) -> Float64s:
-        """The product with `effects` (others, d)."""
+        """Return the product with `effects` (others, d)."""
 
     def transposed_times(self, deviations: Float64s) -> Float64s:
-        """The product of the transposed matrix with `deviations` (rows, d)."""
+        """Return the product of the transposed matrix with `deviations` (rows, d)."""
 
 
 class HalfStepBackend(Protocol):
     """What a fit needs to be computed over all ratings."""
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
-        """As `half_step.half_step`, for `inputs` without unknown other rows or new rows."""
+        """Return what `half_step.half_step` returns, for `inputs` without unknown other rows or new rows."""
 
     def score_errors(
         self, inputs: HalfStepInput, step: HalfStep, other_step: HalfStep, every: int
     ) -> tuple[float, Float64s]:
-        """The expected sum of squares of ratings less scores, and the mean score of each `every`-th entry,
-        given the half-step of `inputs` and the one of the other side after it.
+        """Return the expected sum of squares of ratings less scores, and the mean score of each `every`-th
+        entry, given the half-step of `inputs` and the one of the other side after it.
         """
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
-        """The sets of `data`; `others`: the same ratings by the other side."""
+        """Return the sets of `data`; `others`: the same ratings by the other side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class SparseSets:
 
 
 def set_matrix(data: Compressed, n_others: int) -> sp.csr_array:
-    """The sets of `data` (rows, n_others) as a sparse matrix."""
+    """Return the sets of `data` (rows, n_others) as a sparse matrix."""
     scale = 1.0 / np.sqrt(np.maximum(data.counts, 1))
     values = np.repeat(scale, data.counts)
     return sp.csr_array((values, data.other, data.indptr), shape=(data.rows, n_others))

@@ -1,4 +1,6 @@
-"""The prior of rows that came after the fit: new users, new items. Invariant: new is not unpopular.
+"""The prior of rows that came after the fit: new users, new items.
+
+Invariant: new is not unpopular.
 
 In a fit, few ratings are a sign: an item that had its time and was rated by few is liked less (its implicit
 effect says so). A row that the fit has not seen had no time yet. It is taken for one of as many ratings as
@@ -7,15 +9,13 @@ effects `beta_j` of who rated, their average `b` and the typical count `N`,
 
     prior mean = M + sum_j (beta_j - b) / sqrt(max(k, N))
 
-`M` is what foretells the scores of the fit's own ratings best when their rows are not known: with `x` the
-posterior mean of the row of a rating and `f` what the other row weighs it by, the ridge regression of `f . x`
-on `f`. So it knows that who rates an item is no random user. It is shrunk to the mean of the posterior means,
-by the prior; of items each counts as often as it was rated, for so often it is asked for. The prior's
-covariance is that of the rows round `M`: what the implicit effects say of those in the fit, they do not say
-of who has shown little of his set. (MovieLens 100K, new items with 10 ratings: RMSE 0.970 with the mean row
-and the covariance of the fit, 0.918 with these; new users of whom nothing is known: 1.0215 with the mean
-user, 1.0185 now; the item mean has 1.0197.) A rating by someone whose implicit effect no fit has learned
-counts as `b`.
+`M` predicts the scores of the fit's own ratings best when their rows are not known: with `x` the posterior
+mean of the row of a rating and `f` the features of the other row, it is the ridge regression of `f . x` on
+`f`. So it allows for raters of an item that are no random users. It is shrunk to the mean of the posterior
+means, by the prior. The prior's covariance is that of the rows round `M`: a row that shows little of its set
+has no implicit effects to explain a part of it. A rating whose implicit effect no fit has learned counts as
+`b`. (MovieLens 100K, new items with 10 ratings: RMSE 0.970 with the mean row and the covariance of the fit,
+0.918 with these; users without ratings: 1.0215 with the mean user, 1.0185 now; the item mean has 1.0197.)
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class RowPriors:
 
 
 def row_priors(own: Side, counts: Float64s, new: Bools | None, effect_sums: Float64s) -> RowPriors:
-    """The priors of rows of side `own` with `counts` (b,) ratings, whose implicit effects sum to
+    """Return the priors of rows of side `own` with `counts` (b,) ratings, whose implicit effects sum to
     `effect_sums` (b, d). `new` (b,): the rows that came after the fit; None for none but those without
     ratings.
     """
@@ -71,7 +71,7 @@ def row_priors(own: Side, counts: Float64s, new: Bools | None, effect_sums: Floa
 
 
 def known_effects(own: Side, implicit_effect: Float64s) -> Float64s:
-    """The implicit effects (n, d) of other rows, the average one for those that no fit has learned."""
+    """Return the implicit effects (n, d) of other rows, the average one for those that no fit has learned."""
     if own.cold_start is None or own.implicit_ridge <= 0:
         return implicit_effect
     unknown = ~implicit_effect.any(axis=1)

@@ -50,7 +50,7 @@ class HalfStepInput:
         sessions: Sessions | None = None,
         new: Bools | None = None,
     ) -> "HalfStepInput":
-        """The input of side `name`; `sessions`: those of `data`, where they are known already."""
+        """Return the input of side `name`; `sessions`: those of `data`, where they are known already."""
         own, other = parameters.side(name)
         if not own.has_sessions:
             sessions = NO_SESSIONS
@@ -96,7 +96,7 @@ class EntryMoments:
 
     @staticmethod
     def of(inputs: HalfStepInput, block_rows: int) -> "EntryMoments":
-        """The entries of `inputs`, in blocks of `block_rows` rows."""
+        """Return the entries of `inputs`, in blocks of `block_rows` rows."""
         data = inputs.data
         other, index = gather_side_moments(inputs.other, inputs.table, data)
         columns: Int64s | None = index
@@ -117,7 +117,7 @@ class EntryMoments:
         return EntryMoments(inputs, other, data.row, columns, offset, motion, tuple(blocks))
 
     def scores(self, at: Posterior) -> EntryScores:
-        """The moments of the score of each entry under the posterior `at`."""
+        """Return the moments of the score of each entry under the posterior `at`."""
         other, columns, motion, layout = self.other, self.columns, self.motion, self.inputs.own.layout
         multiplicity = triangle(layout.dim)[2]
         latent_packed = layout.rank * (layout.rank + 1) // 2
@@ -140,7 +140,7 @@ class EntryMoments:
         return EntryScores(mean, own_variance, other_variance, self.offset)
 
     def prior(self) -> Posterior:
-        """The posterior of rows of which nothing is known but the prior."""
+        """Return the posterior of rows of which nothing is known but the prior."""
         own, motion, rows = self.inputs.own, self.motion, self.inputs.data.rows
         prior = own.cold_start or own
         mean = np.broadcast_to(prior.mean, (rows, own.layout.dim))

@@ -74,11 +74,11 @@ class Iteration:
     at_rest: float = 1e-7
 
     def damping_for(self, parameters: Parameters) -> float:
-        """The damping for a model with these cut points and noise."""
+        """Return the damping for a model with these cut points and noise."""
         return self.damping or fold_in_damping(parameters.cuts, parameters.noise)
 
     def ends(self, parameters: Parameters, before: Float64s, after: Float64s) -> bool:
-        """Whether means (b, d) that a step has led from `before` to `after` are at rest."""
+        """Return whether means (b, d) that a step has led from `before` to `after` are at rest."""
         moved = after - before
         rest = self.at_rest * math.sqrt(parameters.noise)
         return bool(np.abs(moved, out=moved).max(initial=0.0) < rest)
@@ -94,7 +94,7 @@ def half_step(
     block_rows: int = 8192,
     keep_session: float = math.nan,
 ) -> HalfStep:
-    """Posterior rows (b, width) of the rows of `inputs`; their implicit effects are left 0.
+    """Return posterior rows (b, width) of the rows of `inputs`; their implicit effects are left 0.
 
     `block_rows`: rows whose matrices are in memory at once. `keep_session`: key of a session that the rows
     must keep.
@@ -112,7 +112,7 @@ def half_step(
 
 
 def entry_scores(inputs: HalfStepInput, step: HalfStep) -> EntryScores:
-    """The moments of the score of each entry of `inputs` under the posteriors of `step`."""
+    """Return the moments of the score of each entry of `inputs` under the posteriors of `step`."""
     return EntryMoments.of(inputs, max(inputs.data.rows, 1)).scores(step.posterior)
 
 
@@ -138,7 +138,7 @@ class _Solver:
         return _Solver(entries, priors, motion.states(priors.linear), precision, cold)
 
     def solve(self, sites: Sites) -> Posterior:
-        """The posteriors that `sites` lead to."""
+        """Return the posteriors that `sites` lead to."""
         blocks = self.entries.blocks
         if len(blocks) == 1:
             return self._solve_block(blocks[0], sites)
@@ -219,8 +219,8 @@ _POSTERIOR_OF = {"gaussian": _gaussian_posterior, "ordinal": _ordinal_posterior}
 
 
 def entry_terms(inputs: HalfStepInput) -> tuple[Float64s, Float64s]:
-    """What each entry of the one history in `inputs` adds to the linear term beyond what the prior mean
-    predicts, and to that mean.
+    """Return what each entry of the one history in `inputs` adds to the linear term beyond what the prior
+    mean predicts, and to that mean.
 
     Both (n, d). With `S` the posterior covariance: posterior mean = mean without ratings + sum of the
     second + S sum of the first.

@@ -27,7 +27,7 @@ from factors.model.layout import FloatTable, Layout, outer, pack, triangle, unpa
 from factors.model.parameters import Drift, Side
 from factors.model.types import Float64s, Int64s
 
-# What is older than so many units was said by the user of then: it counts as if it were this old.
+# Older ratings count as if they were this old: a velocity does not hold for ever, and times may be nonsense.
 MOST_AGE = 2.0
 # Beyond these many units float32 could not tell times apart, and no age depends on it.
 _FAR = 1e5
@@ -44,39 +44,39 @@ class Still:
     parts: ClassVar[int] = 1
 
     def state_precision(self, precision: Float64s) -> Float64s:
-        """The prior precision (D, D) of states, from that of positions (d, d)."""
+        """Return the prior precision (D, D) of states, from that of positions (d, d)."""
         return precision
 
     def states(self, positions: Float64s) -> Float64s:
-        """Means or linear terms (b, D) of states whose velocity has none, from those of positions (b, d)."""
+        """Return means or linear terms (b, D) of states without velocity, from those of positions (b, d)."""
         return positions
 
     def covariances(self, positions: Float64s) -> Float64s:
-        """Packed covariances (b, parts * packed) of states of prior velocity, from those of positions."""
+        """Return packed covariances of states whose velocity is the prior, from those of positions."""
         return positions
 
     def weigh(self, site: Float64s, _entries: slice) -> Float64s:
-        """Of sites (n,) at `entries` what each power of them gives to a linear term."""
+        """Return the parts of a linear term that sites (n,) at `entries` give, one for each power."""
         return site
 
     def weigh_squares(self, weight: Float64s, _entries: slice) -> Float64s:
-        """The same of weights, for a precision."""
+        """Return the same of weights, for a precision."""
         return weight
 
     def features(self, features: Float64s, _entry: Int64s) -> Float64s:
-        """What the entries `entry` (m,) multiply a state with: (m, D), from the `features` (m, d)."""
+        """Return what each `entry` (m,) multiplies a state with (m, D), from its `features` (m, d)."""
         return features
 
     def unpack(self, packed: Float64s) -> Float64s:
-        """Matrices (b, D, D) from their packed parts (b, parts * packed)."""
+        """Return matrices (b, D, D) from their packed parts (b, parts * packed)."""
         return unpack(packed, self.layout.dim)
 
     def pack(self, covariance: Float64s) -> Float64s:
-        """The packed parts of covariances (b, D, D)."""
+        """Return the packed parts of covariances (b, D, D)."""
         return pack(covariance)
 
     def squares(self, mean: Float64s) -> Float64s:
-        """Packed outer products of what multiplies the covariances of the other side, `[latent, 1]`."""
+        """Return packed outer products of `[latent, 1]`, which multiply the covariances of the other side."""
         vectors = mean.copy()
         vectors[:, -1] = 1.0
         return outer(vectors)
@@ -88,11 +88,11 @@ class Still:
         return rows[:, self.layout.mean], rows[:, self.layout.covariance]
 
     def rows_at(self, rows: Float64s, _covariance: Float64s, row: Int64s, _entries: Int64s) -> Float64s:
-        """`rows[row]` (m, width) as they were at the `entries` (m,)."""
+        """Return `rows[row]` (m, width) as they were at the `entries` (m,)."""
         return rows[row]
 
     def covariance_at(self, covariance: Float64s, _entries: Int64s) -> Float64s:
-        """Covariances (m, D) of something with a state as that with the position at `entries`, (m, d)."""
+        """Return covariances with a state (m, D) as those with the position at `entries`, (m, d)."""
         return covariance
 
     def position_terms(self, terms: Float64s, _precision: Float64s) -> Float64s:
@@ -140,7 +140,7 @@ class Moving:
         return weight * self.powers[:, entries]
 
     def features(self, features: Float64s, entry: Int64s) -> Float64s:
-        """`[f, -age f]`."""
+        """Return `[f, -age f]`."""
         return np.hstack([features, self.powers[1, entry, None] * features])
 
     def unpack(self, packed: Float64s) -> Float64s:
@@ -156,7 +156,7 @@ class Moving:
         return parts
 
     def squares(self, mean: Float64s) -> Float64s:
-        """What 1, -age and age^2 multiply, side by side."""
+        """Return what 1, -age and age^2 multiply, side by side."""
         dim = self.layout.dim
         vectors = mean.copy()
         vectors[:, dim - 1], vectors[:, -1] = 1.0, 0.0
@@ -171,7 +171,7 @@ class Moving:
         return np.concatenate([at_rows, mixed, moved_rows], axis=1)
 
     def write(self, rows: Float64s, mean: Float64s, covariance: Float64s) -> tuple[Float64s, Float64s]:
-        """A row keeps the covariance of its position alone."""
+        """See `Still`; a row keeps the covariance of its position alone."""
         layout = self.layout
         rows[:, layout.mean] = mean[:, : layout.dim]
         rows[:, layout.covariance] = covariance[:, : layout.packed]
@@ -201,7 +201,7 @@ Motion = Still | Moving
 
 
 def motion_of(side: Side, data: Compressed) -> Motion:
-    """How the rows of `side` whose histories are `data` move between their entries."""
+    """Return how the rows of `side` whose histories are `data` move between their entries."""
     if side.drift is None:
         return Still(side.layout)
     anchors = anchor_times(side.drift, data)
@@ -210,7 +210,7 @@ def motion_of(side: Side, data: Compressed) -> Motion:
 
 
 def anchor_times(drift: Drift, data: Compressed) -> Float64s:
-    """When the latest rating of each row was made, (b,); 0 for a row whose times are unknown."""
+    """Return when the latest rating of each row was made, (b,); 0 for a row whose times are unknown."""
     known = np.isfinite(data.time)
     latest = np.full(data.rows, -np.inf)
     np.maximum.at(latest, data.row[known], data.time[known])
@@ -219,7 +219,7 @@ def anchor_times(drift: Drift, data: Compressed) -> Float64s:
 
 
 def ages(drift: Drift, anchor_time: FloatTable, time: Float64s) -> Float64s:
-    """How long before `anchor_time` (n,) each `time` (n,) was, 0 to `MOST_AGE`; 0 where it is unknown."""
+    """Return the age (n,) of each `time` (n,) at `anchor_time` (n,), 0 to `MOST_AGE`; 0 where unknown."""
     known = np.isfinite(time)
     age = np.where(known, anchor_time - _counted(drift, np.where(known, time, drift.origin)), 0.0)
     np.maximum(age, 0.0, out=age)
@@ -234,8 +234,8 @@ def _counted(drift: Drift, time: Float64s) -> Float64s:
 
 
 def means_at(side: Side, rows: FloatTable, time: Float64s) -> Float64s:
-    """Where `rows` (n, width) stood at `time` (n,): means (n, d). After its latest rating a row stays where
-    that left it.
+    """Return where `rows` (n, width) stood at `time` (n,): means (n, d). After its latest rating a row stays
+    where that left it.
     """
     layout = side.layout
     mean = rows[:, layout.mean].astype(np.float64)
@@ -246,7 +246,7 @@ def means_at(side: Side, rows: FloatTable, time: Float64s) -> Float64s:
 
 @lru_cache(maxsize=64)
 def _unpack_index(dim: int) -> Int64s:
-    """Where the entries of full matrices (2 d, 2 d) stand in three packed ones (d, d) side by side."""
+    """Return where the entries of full matrices (2 d, 2 d) stand in three packed ones (d, d) side by side."""
     part = dim * (dim + 1) // 2
     index = unpack(np.arange(part, dtype=np.float64), dim).astype(np.int64)
     return np.block([[index, index + part], [index + part, index + 2 * part]]).ravel()
@@ -254,7 +254,8 @@ def _unpack_index(dim: int) -> Int64s:
 
 @lru_cache(maxsize=64)
 def _pack_index(dim: int) -> tuple[Int64s, Int64s]:
-    """Where the three packed parts stand in full matrices (2 d, 2 d), and the other half of the second."""
+    """Return where the three packed parts stand in full matrices (2 d, 2 d), and the other half of the
+    second."""
     rows, columns, _ = triangle(dim)
     width = 2 * dim
     mixed = rows * width + columns + dim

@@ -1,13 +1,13 @@
-"""Ratings as intervals of a latent value: the ordered probit's sites and its cut points.
+"""Ratings as Gaussian sites, and with the ordinal link as intervals of a latent value: sites and cut points.
 
-Invariant: weights are above 0 and finite for any score, however far from the interval that was seen.
+Invariant: weights are above 0 and finite for any score, however far from the interval of its rating.
 
 A rating of level `l` says that `z = s + noise` fell between the cut points `c_l` and `c_(l+1)`. As in
-expectation propagation (Minka, 2001; Stern, Herbrich and Graepel, 2009, for ratings), it is replaced by a
-Gaussian site on the own part of `s`: what the posterior says without that rating is taken as foretold, and
-the site is what turns its mean and variance into those of the posterior that has seen the interval. The other
-side's part of the variance of `s` acts as noise. Weights come out small where the interval is wide against
-the noise, which mean field (weight 1 / noise) misses.
+expectation propagation (Minka, 2001; Stern, Herbrich and Graepel, 2009, for ratings), a Gaussian site on the
+own part of `s` stands for it. The cavity is the posterior without that rating; the site turns its mean and
+variance into those of the posterior that has seen the interval. The other side's part of the variance of `s`
+acts as noise. Weights come out small where the interval is wide against the noise, which mean field (weight
+1 / noise) misses.
 """
 
 import math
@@ -22,13 +22,12 @@ from factors.model.types import Float64s, Int64s, Scale
 _ROOT_HALF = math.sqrt(0.5)
 # Twice the normal density at 0.
 _TWO_DENSITIES = math.sqrt(2.0 / math.pi)
-# Beyond so many deviations there is nothing: neither of the mass of an interval that goes on to there
-# (`_ALL`; further out its scaled mass has no number), nor is there a number for the square (`_FAR`).
-_ALL, _FAR = 37.0, 1e100
+# From 38 deviations on the scaled mass of an interval is no float64 number.
+_ALL = 37.0
+# Larger numbers have no square in float64.
+_FAR = 1e100
 # Intervals so narrow that their mass is lost in rounding have this part of what lies below them.
 _LEAST_MASS = 1e-14
-# Ratings from which the cut points are learned in one sweep: more do not move them.
-RATINGS_FOR_CUTS = 10_000
 # Undamped steps towards the fixed point swing where the noise is small against the intervals (MovieLens,
 # where it is not: 12 steps to the last digit; a world without noise: none at all). So the damping follows the
 # noise.
@@ -56,7 +55,7 @@ class Sites:
 
     @staticmethod
     def gaussian(weight: Float64s, linear: Float64s) -> "Sites":
-        """Sites of the Gaussian link."""
+        """Return sites of the Gaussian link."""
         return Sites(weight, linear, _NOTHING, _NOTHING)
 
 
@@ -126,13 +125,13 @@ def _interval(low: Float64s, high: Float64s) -> _Interval:
 
 
 def log_masses(low: Float64s, high: Float64s) -> Float64s:
-    """`log(Phi(high) - Phi(low))`. Elementwise; `low < high`, infinite bounds allowed."""
+    """Return `log(Phi(high) - Phi(low))`. Elementwise; `low < high`, infinite bounds allowed."""
     return _interval(low, high).log_mass
 
 
 def interval_derivatives(low: Float64s, high: Float64s) -> tuple[Float64s, Float64s]:
-    """Of `log(Phi(high) - Phi(low))`: minus its slope along a common shift of both, and minus its second
-    derivative along that shift. Elementwise; `low < high`, infinite bounds allowed.
+    """Return minus the slope of `log(Phi(high) - Phi(low))` along a common shift of both, and minus its
+    second derivative. Elementwise; `low < high`, infinite bounds allowed.
     """
     interval = _interval(low, high)
     # The density is higher at the end that is nearer to 0.
@@ -141,7 +140,7 @@ def interval_derivatives(low: Float64s, high: Float64s) -> tuple[Float64s, Float
 
 
 def level_bounds(cuts: Float64s, level: Int64s) -> tuple[Float64s, Float64s]:
-    """Between which scores each `level` (n,) lies."""
+    """Return the cut points below and above each `level` (n,)."""
     bounds = np.concatenate([[-np.inf], cuts, [np.inf]])
     return bounds[level], bounds[level + 1]
 
@@ -154,12 +153,13 @@ def ordinal_sites(
     *,
     damping: float,
 ) -> Sites:
-    """Sites (n,) of ratings whose levels lie between `bounds`, from what the posterior says of their scores,
-    the sites in it (`before`) taken out again. None stands for a posterior without them, the prior. Goes
-    `damping` of the way from `before`.
+    """Return the sites (n,) of ratings whose levels lie between `bounds`, from the moments of their `scores`
+    under a posterior that has the sites `before` in it; None stands for the prior. Goes `damping` of the way
+    from `before`.
     """
     mean, own = scores.mean, scores.own_variance
     if before is not None:
+        # The cavity: each site is taken out of the posterior again.
         shrink = before.weight * own
         np.subtract(1.0, shrink, out=shrink)
         np.maximum(shrink, _LEAST_CAVITY, out=shrink)
@@ -169,15 +169,15 @@ def ordinal_sites(
         mean = mean - taken
         mean /= shrink
         own = own / shrink
-    foreseen = own + scores.other_variance
-    scale = foreseen + noise
+    predicted = own + scores.other_variance
+    scale = predicted + noise
     np.sqrt(scale, out=scale)
     low, high = ((bound - mean) / scale for bound in bounds)
     slope, curvature = interval_derivatives(low, high)
     slope /= scale
     scale *= scale
     curvature /= scale
-    # What is left of the curvature of the whole when the part of this side's own spread is taken out.
+    # The site has the curvature that is left when the part of this side's own variance is taken out.
     weight = curvature * own
     np.subtract(1.0, weight, out=weight)
     np.maximum(weight, _LEAST_CAVITY, out=weight)
@@ -192,7 +192,7 @@ def ordinal_sites(
     if before is not None:
         _damp(weight, before.weight, damping)
         _damp(linear, before.linear, damping)
-    return Sites(weight, linear, mean, foreseen)
+    return Sites(weight, linear, mean, predicted)
 
 
 def _damp(new: Float64s, old: Float64s, damping: float) -> None:
@@ -202,7 +202,7 @@ def _damp(new: Float64s, old: Float64s, damping: float) -> None:
 
 
 def start_cuts(scale: Scale) -> Float64s:
-    """Cut points for scores in units of the ratings: half-way between the levels."""
+    """Return cut points for scores in units of the ratings: half-way between the levels."""
     levels = np.linspace(scale.low, scale.high, scale_levels(scale))
     return np.asarray(0.5 * (levels[1:] + levels[:-1]))
 
@@ -210,11 +210,11 @@ def start_cuts(scale: Scale) -> Float64s:
 def learn_link(
     cuts: Float64s, noise: float, level: Int64s, mean: Float64s, variance: Float64s
 ) -> tuple[Float64s, float]:
-    """Cut points and noise variance one Newton step further up `sum log p(level)` of scores foretold, each
-    without its own rating (`leave_one_out`).
+    """Return cut points and noise variance after one Newton step up `sum log p(level)`; `mean` and `variance`
+    (n,): of the scores, each without its own rating (`leave_one_out`).
 
-    The Hessian in (cut points, log noise deviation) is that of differences of the gradient; the step is
-    halved until the bound grows and the order of the cut points stands. Where no step does, both stay.
+    The step is halved until the likelihood grows and the order of the cut points stands. Where no step does,
+    both stay.
     """
     deviation = math.sqrt(noise)
     unit = deviation + float(cuts[-1] - cuts[0]) / len(cuts)
@@ -225,12 +225,13 @@ def learn_link(
             return -math.inf, np.zeros_like(at)
         value, gradient = _likelihood(at[:-1], math.exp(2.0 * at[-1] / unit), level, mean, variance)
         gradient[-1] /= unit
-        # A level that nobody gave has no say in its cut points: the pull keeps them near where they are.
+        # A level without ratings says nothing of its cut points: the pull keeps them near where they are.
         pull = (at - point) / (unit * unit)
         return value - 0.5 * float(pull @ (at - point)), gradient - pull
 
     start, gradient = bound(point)
     h = 1e-4 * unit
+    # In (cut points, log noise deviation), by differences of the gradient.
     hessian = np.stack([(bound(point + offset)[1] - gradient) / h for offset in h * np.eye(len(point))])
     values, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
     values = np.minimum(values, -1e-6 * np.abs(values).max() - 1e-12)
@@ -244,19 +245,19 @@ def learn_link(
 
 
 def fold_in_damping(cuts: Float64s, noise: float) -> float:
-    """How far a step of a fold-in goes towards where it points."""
+    """Return the damping of a fold-in that runs to the end."""
     return min(_LEAST_DAMPING + _DAMPING_SLOPE * math.sqrt(noise) / _distance(cuts, noise), 1.0)
 
 
 def _distance(cuts: Float64s, noise: float) -> float:
-    """Mean distance of neighbouring cut points; with one cut point, the noise deviation."""
+    """Return mean distance of neighbouring cut points; with one cut point, the noise deviation."""
     return float(cuts[-1] - cuts[0]) / (len(cuts) - 1) if len(cuts) > 1 else math.sqrt(noise)
 
 
 def _likelihood(
     cuts: Float64s, noise: float, level: Int64s, mean: Float64s, variance: Float64s
 ) -> tuple[float, Float64s]:
-    """`sum log p(level)` and its gradient in the cut points and in the log of the noise deviation."""
+    """Return `sum log p(level)` and its gradient in the cut points and in the log of the noise deviation."""
     scale = 1.0 / np.sqrt(noise + variance)
     low, high = ((bound - mean) * scale for bound in level_bounds(cuts, level))
     interval = _interval(low, high)
@@ -266,6 +267,6 @@ def _likelihood(
     of_low = np.bincount(level, ratio_low * scale, len(cuts) + 2)
     of_high = np.bincount(level + 1, ratio_high * scale, len(cuts) + 2)
     # The same for the mirror image.
-    stretch = interval.low * interval.ratio_low - interval.high * interval.ratio_high
-    of_noise = float(np.sum(stretch * scale * scale)) * noise
+    slope_of_scale = interval.low * interval.ratio_low - interval.high * interval.ratio_high
+    of_noise = float(np.sum(slope_of_scale * scale * scale)) * noise
     return float(interval.log_mass.sum()), np.append((of_high - of_low)[1:-1], of_noise)

@@ -1,5 +1,6 @@
-"""Mean and variance of the scores of (user, item) pairs, before the link. Invariant: one pair gets one
-number, alone or among thousands.
+"""Mean and variance of the scores of (user, item) pairs, before the link.
+
+Invariant: one pair gets one number, alone or among thousands.
 
 The score `s = mu + b_u + b_i + p_u . q_i` has, with both posteriors independent, variance
 
@@ -26,6 +27,7 @@ Rows = npt.NDArray[np.integer]
 
 # Numbers of one packed intermediate result: some of them fit the second-level cache of a core together.
 _BLOCK_NUMBERS = 1 << 15
+# Pairs in a block, however wide: with fewer the calls into numpy cost more than the work.
 _FEWEST = 64
 
 
@@ -66,7 +68,7 @@ class PairMoments:
         self._priors = (prior_user, self._codec.encode(prior_rows(parameters.items, 1))[0])
 
     def means(self, users: FloatTable, user_index: Rows, item_rows: Rows) -> Float64s:
-        """The means of `moments` alone (m,), without a look at covariances or times."""
+        """Return the means of `moments` alone (m,), without a look at covariances or times."""
         stop = MEAN + self._dim
         sides = (users, user_index), (self.items, item_rows)
         means = np.empty((2, self._dim, len(item_rows)))
@@ -77,8 +79,8 @@ class PairMoments:
     def moments(
         self, users: FloatTable, user_index: Rows | None, item_rows: Rows, time: Float64s | None
     ) -> tuple[Float64s, Float64s, FloatTable]:
-        """Mean and variance (without noise) of the scores of the pairs (m,), and how many ratings stand
-        behind user and item (2, m).
+        """Return mean and variance (without noise) of the scores of the pairs (m,), and how many ratings
+        stand behind user and item (2, m).
 
         Pairs are (`users[user_index[j]]`, `items[item_rows[j]]`); without `user_index` each pair has its row
         in `users`, which is cheaper. `time` (m,): seconds since 1970 or NaN; without it sessions and drift do
@@ -128,27 +130,27 @@ class PairMoments:
         item[last + 1 :] = self._codec.codes_of(words).T
         mean = self._means(both[:, MEAN : last + 1].astype(np.float64))
         both[:, last] = 1.0
-        spread = both[:, last + 1 :]
+        covariances = both[:, last + 1 :]
         products = both.take(self._pair_rows, axis=1)
         products *= both.take(self._pair_columns, axis=1)
         own = products[0, :latent]
-        own += spread[0, :latent]
+        own += covariances[0, :latent]
         # In two steps: each adds up fewer numbers than one would, and rounds less.
         sums = np.einsum(
             "zfsm,zfsm,zfs->zsm",
             products.reshape(self._rectangle),
-            spread[::-1].reshape(self._rectangle),
+            covariances[::-1].reshape(self._rectangle),
             self._weights[products.dtype],
         )
         of_item, variance = np.add.reduce(sums, axis=1)
         of_item *= words[:, last + 1]
         variance += of_item
-        # Of a posterior without spread rounding could leave less than nothing.
+        # Of a posterior of variance 0 rounding could leave less than 0.
         return mean, np.maximum(variance, 0.0).astype(np.float64), both[:, COUNT]
 
     def _means(self, means: Float64s) -> Float64s:
-        """Means (m,) of the scores of columns `[latent, bias]` of users and items (2, dim, m). Writes into
-        them.
+        """Return means (m,) of the scores of columns `[latent, bias]` of users and items (2, dim, m). Writes
+        into them.
         """
         user, item = means
         biases = user[-1]
@@ -168,7 +170,7 @@ class PairMoments:
         return table.take(rows, axis=0) if table.flags.c_contiguous else table[rows]
 
     def _gathered(self, side: int, table: FloatTable, rows: Rows) -> FloatTable:
-        """Rows (m,) of a table, all but their covariances."""
+        """Return rows (m,) of a table, all but their covariances."""
         found = self._gather(side, table, rows)
         return self._codec.decode(found.astype(np.float32, copy=False), covariance=False) if side else found
 
@@ -184,12 +186,12 @@ class PairMoments:
             side = self._sides[number]
             if self._timed[number]:
                 known = self._gathered(number, table, rows)
-                effect, spread = match_sessions(side, known, np.arange(len(rows)), time)
+                effect, effect_variance = match_sessions(side, known, np.arange(len(rows)), time)
                 mean += effect
-                variance += spread - side.session_variance
+                variance += effect_variance - side.session_variance
 
     def _way_back(self, own: tuple[FloatTable, Rows], item_rows: Rows, time: Float64s) -> Float64s:
-        """What to add to the scores (m,) where a row that moves was elsewhere at `time` (m,)."""
+        """Return what to add to the scores (m,) where a row that moves was elsewhere at `time` (m,)."""
         now, then = [], []
         for number, (table, rows) in enumerate((own, (self.items, item_rows))):
             side, known = self._sides[number], self._gathered(number, table, rows)
@@ -203,7 +205,7 @@ class PairMoments:
 
 
 def _all_within(rows: Rows, size: int) -> bool:
-    """Whether each of `rows` (m,) is one of a table of `size`."""
+    """Return whether each of `rows` (m,) is one of a table of `size`."""
     if len(rows) <= _FEWEST:
         # Takes half as long as one call into numpy.
         few = rows.tolist()

@@ -35,13 +35,14 @@ class SessionEffects:
 
     @staticmethod
     def prior(sessions: Sessions, variance: float, width: int) -> "SessionEffects":
-        """Effects of which nothing is known but their prior `variance`, of rows whose state has `width`."""
+        """Return effects of which nothing is known but their prior `variance`, of rows whose state has
+        `width`."""
         n = len(sessions)
         return SessionEffects(np.zeros(n), np.full(n, variance), np.zeros((n, width)))
 
     @staticmethod
     def joined(parts: Sequence["SessionEffects"]) -> "SessionEffects":
-        """Those of several blocks, one after the other."""
+        """Return the effects of several blocks, one after the other."""
         return SessionEffects(
             np.concatenate([part.mean for part in parts]),
             np.concatenate([part.variance for part in parts]),
@@ -56,23 +57,23 @@ class NoSessionBlock:
     """A block of rows without sessions: it changes no posterior."""
 
     def add_to_scores(self, effects: SessionEffects, mean: Float64s, variance: Float64s) -> None:
-        """As for `SessionBlock`."""
+        """See `SessionBlock`."""
 
     def sums(self, own: Side, sites: Sites) -> "NoSessionBlock":
-        """As for `SessionBlock`."""
+        """See `SessionBlock`."""
         _ = own, sites
         return self
 
     def take_from(self, precision: Float64s, linear: Float64s) -> None:
-        """As for `SessionSums`."""
+        """See `SessionSums`."""
 
     def effects(self, mean: Float64s, covariance: Float64s) -> SessionEffects:
-        """As for `SessionSums`."""
+        """See `SessionSums`."""
         _ = mean, covariance
         return NO_EFFECTS
 
     def take_from_terms(self, terms: Float64s, surprise: Float64s) -> None:
-        """As for `SessionSums`."""
+        """See `SessionSums`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class SessionBlock:
         variance[entry] += covariance
 
     def sums(self, own: Side, sites: Sites) -> "SessionSums":
-        """The sums of `sites` over these sessions."""
+        """Return the sums of `sites` over these sessions."""
         weight, starts = sites.weight[self.entry], self.indptr[:-1]
         load = segment_sums(self.indptr, None, weight, self.features)
         scale = np.add.reduceat(weight, starts, dtype=np.float64)
@@ -114,7 +115,7 @@ class SessionBlock:
 def session_block(
     sessions: Sessions, other: SideMoments, columns: Int64s | None, motion: Motion, rows: slice
 ) -> SessionBlock | NoSessionBlock:
-    """The sessions of these `rows`. `columns` (n,) as for `segment_sums`."""
+    """Return the sessions of these `rows`. `columns` (n,) as for `segment_sums`."""
     if len(sessions) == 0:
         return NoSessionBlock()
     first, last = np.searchsorted(sessions.row, [rows.start, rows.stop]).tolist()
@@ -155,7 +156,7 @@ class SessionSums:
         linear -= segment_sums(of_row, None, self.sum, self.shift)
 
     def effects(self, mean: Float64s, covariance: Float64s) -> SessionEffects:
-        """The effects, from the posteriors of the rows: `mean` (b, D), `covariance` (b, D, D)."""
+        """Return the effects, from the posteriors of the rows: `mean` (b, D), `covariance` (b, D, D)."""
         row, shift = self.block.row, self.shift
         if len(mean) == 1:
             effect = self.sum - self.load @ mean[0]

@@ -1,5 +1,6 @@
-"""The moments of the other side's rows that a half-step reads. Invariant: an unknown row is read as the prior
-of its side.
+"""The moments of the other side's rows that a half-step reads.
+
+Invariant: an unknown row is read as the prior of its side.
 """
 
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ class SideMoments:
     session_variance: Float64s
 
     def taken(self, index: Int64s) -> "SideMoments":
-        """The same with a row for each entry: those at `index` (entries,)."""
+        """Return the same with a row for each entry: those at `index` (entries,)."""
         return replace(
             self,
             features=self.features[index],
@@ -48,7 +49,7 @@ class SideMoments:
 
 
 def prior_rows(side: Side, n_rows: int) -> Float64s:
-    """Rows (n_rows, width) of which nothing is known but the prior."""
+    """Return rows (n_rows, width) of which nothing is known but the prior."""
     layout = side.layout
     rows = np.zeros((n_rows, layout.width))
     prior = side.cold_start or side
@@ -76,7 +77,7 @@ def match_sessions(side: Side, rows: FloatTable, index: Int64s, time: Float64s) 
 
 
 def gather_side_moments(side: Side, table: Table, data: Compressed) -> tuple[SideMoments, Int64s]:
-    """The moments of the rows of `side` in `data`, and where each entry of `data` finds its row there."""
+    """Return the moments of the rows of `side` in `data`, and the position of the row of each entry there."""
     known = np.flatnonzero(data.other >= 0)
     # Few entries of a large table: read these alone. Otherwise each row once, however often it is rated. A
     # row that moves is another one at each of its entries.
@@ -98,7 +99,7 @@ def gather_side_moments(side: Side, table: Table, data: Compressed) -> tuple[Sid
 
 
 def _rows_at(side: Side, table: Table, index: Int64s, known: Int64s) -> FloatTable:
-    """The rows (n, width) at `index` (n,), of which the entries `known` are in the table."""
+    """Return the rows (n, width) at `index` (n,), of which the entries `known` are in the table."""
     if len(known) == len(index):
         return table[index]
     rows = np.repeat(_prior_of(side, table), len(index), axis=0)
@@ -107,7 +108,7 @@ def _rows_at(side: Side, table: Table, index: Int64s, known: Int64s) -> FloatTab
 
 
 def _prior_of(side: Side, table: Table) -> FloatTable:
-    """The row (1, width) of an unknown user or item, as the table would have it."""
+    """Return the row (1, width) of an unknown user or item, as the table would have it."""
     prior = prior_rows(side, 1)
     if isinstance(table, QuantizedTable):
         return table.codec.decode(table.codec.encode(prior))

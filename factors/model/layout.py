@@ -1,5 +1,6 @@
-"""The layout of a table row, and symmetric matrices as packed vectors. Invariant: no other module counts
-columns.
+"""The layout of a table row, and symmetric matrices as packed vectors.
+
+Invariant: no other module counts columns, but the compiled loops, which take numbers alone.
 
 A row of either side, all float numbers, is
 
@@ -7,11 +8,11 @@ A row of either side, all float numbers, is
     | effects (J) | variances (J) | velocity (k+1) | anchor time
 
 `mean` and `covariance` are the posterior of `[latent (k), bias]`. The covariance is packed row by row from
-its lower triangle, so the latent block comes first and the bias row last. `implicit effect` is what having
-this row in one's history does to the other side's prior mean. Session keys name the J latest sessions (days
-of a user) with an effect of their own. Of a side that moves, `mean` is where the row stood at `anchor_time`,
-that of its latest rating, and `velocity` where it was going (`drift`). Users are stored like this; of items
-it is what is read out of a stored row (`quantized_rows`), whose first numbers, up to the mean, are the same.
+its lower triangle, so the latent block comes first and the bias row last. `implicit effect` is what a history
+with this row in it adds to the prior mean of its own row. Session keys name the J sessions (days of a user)
+that have an effect. Of a side that moves, `mean` is where the row stood at `anchor time`, that of its latest
+rating, and `velocity` where it was going (`motion`). Users are stored like this; an item has this row once it
+is read out of its stored one (`quantized_rows`), whose first numbers, up to the mean, are the same.
 """
 
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ from factors.model.types import Float64s, Int64s, Model
 # Covariances of rows fill memory with its square: 33,000 numbers a row at this rank.
 MAX_RANK = 256
 
-COUNT = 0
-RATING_MEAN = 1
-MEAN = 2
+# Columns that do not depend on the rank; the mean begins at the last.
+COUNT, RATING_MEAN, MEAN = 0, 1, 2
+# Keys are not below 0, so that no time has this one.
 NO_SESSION = -1.0
 # Float32 tells whole numbers apart up to 2^24: keys wrap well below, so that any timestamp gives an exact
 # key.
@@ -134,8 +135,8 @@ def stored_width(layout: Layout) -> int:
 
 
 def slots_of_width(rank: int, width: int, *, moving: bool = False, stored: bool = False) -> int:
-    """How many sessions a row of `width` numbers, or words where rows are `stored`, has room for; -1 where no
-    layout of this rank is that wide.
+    """Return how many sessions a row of `width` numbers, or words where rows are `stored`, has room for; -1
+    where no layout of this rank is that wide.
     """
     bare = Layout(rank, 0, moving)
     rest = width - (stored_width(bare) if stored else bare.width)
@@ -143,12 +144,12 @@ def slots_of_width(rank: int, width: int, *, moving: bool = False, stored: bool 
 
 
 def user_layout(model: Model) -> Layout:
-    """The layout of the user rows of `model`."""
+    """Return the layout of the user rows of `model`."""
     return _layout(model, "user", model.user_width)
 
 
 def item_layout(model: Model) -> Layout:
-    """The layout of the item rows of `model`, once they are read out of the stored ones."""
+    """Return the layout of the item rows of `model`, once they are read out of the stored ones."""
     return _layout(model, "item", model.item_width)
 
 
@@ -160,8 +161,8 @@ def _layout(model: Model, prefix: str, width: int) -> Layout:
 
 @lru_cache(maxsize=64)
 def triangle(dim: int) -> tuple[Int64s, Int64s, Float64s]:
-    """Row and column of each packed entry, and how often it stands in the full matrix (1 or 2). Do not write
-    to them.
+    """Return row and column of each packed entry, and how often it stands in the full matrix (1 or 2). Do not
+    write to them.
     """
     rows, columns = np.tril_indices(dim)
     multiplicity = np.where(rows == columns, 1.0, 2.0)
@@ -192,13 +193,13 @@ def _full_index(dim: int) -> Int64s:
 
 
 def unpack(packed: FloatTable, dim: int) -> Float64s:
-    """Packed lower triangles (b, d(d+1)/2) as symmetric matrices (b, d, d)."""
+    """Return packed lower triangles (b, d(d+1)/2) as symmetric matrices (b, d, d)."""
     full = packed.take(_full_index(dim), axis=-1).astype(np.float64, copy=False)
     return full.reshape(*packed.shape[:-1], dim, dim)
 
 
 def outer(vectors: Float64s) -> Float64s:
-    """Packed outer products (b, d(d+1)/2) of vectors (b, d) with themselves."""
+    """Return packed outer products (b, d(d+1)/2) of vectors (b, d) with themselves."""
     dim = vectors.shape[-1]
     if len(vectors) < _FEW:
         rows, columns, _ = triangle(dim)
@@ -211,7 +212,7 @@ def outer(vectors: Float64s) -> Float64s:
 
 
 def session_keys(time: Float64s, session_length: float) -> Float64s:
-    """The key of the session of each time; NaN where the time is unknown or the length is 0."""
+    """Return the key of the session of each time; NaN where the time is unknown or the length is 0."""
     if session_length <= 0:
         return np.full(np.shape(time), np.nan)
     with np.errstate(invalid="ignore", over="ignore"):

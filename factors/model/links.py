@@ -41,15 +41,16 @@ class RatingLink(ABC):
 
     @abstractmethod
     def rating_moments(self, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
-        """Expected rating, clipped to the scale, and standard deviation of the rating itself, both (m,)."""
+        """Return expected rating, clipped to the scale, and standard deviation of the rating itself, both
+        (m,)."""
 
     @abstractmethod
     def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
-        """P(rating > level) for the levels of the scale but the last, (m, levels - 1)."""
+        """Return P(rating > level) for the levels of the scale but the last, (m, levels - 1)."""
 
     def rating_distribution(self, mean: Float64s, variance: Float64s) -> Float64s:
-        """Probability of each level of the scale, (m, levels); rows sum to 1. Raises `FactorsError` where the
-        scale has no steps.
+        """Return probability of each level of the scale, (m, levels); rows sum to 1. Raises `FactorsError`
+        where the scale has no steps.
         """
         if self._levels == 0:
             raise FactorsError("a scale without steps has no probability of each step")
@@ -60,8 +61,8 @@ class RatingLink(ABC):
         return np.asarray(bounds[:, :-1] - bounds[:, 1:])
 
     def log_likelihoods(self, value: Float64s, mean: Float64s, variance: Float64s) -> Float64s:
-        """Nats of each rating `value` (m,): of its level where the scale has several, else of its density
-        but for a constant.
+        """Return nats of each rating `value` (m,): of its level where the scale has several, else of its
+        density but for a constant.
         """
         if self._levels > 1:
             level = rating_levels(self._scale, value)
@@ -118,5 +119,5 @@ class OrdinalLink(RatingLink):
 
 
 def link_of(parameters: Parameters) -> RatingLink:
-    """The link of a model with these parameters."""
+    """Return the link of a model with these parameters."""
     return GaussianLink(parameters) if parameters.link == "gaussian" else OrdinalLink(parameters)

@@ -1,5 +1,6 @@
-"""The rating scale: which scales are valid, their levels and their range. Invariant: a scale that passes
-`check_scale` can be kept in float32 rows.
+"""The rating scale: which scales are valid, their levels and their range.
+
+Invariant: a scale that passes `check_scale` can be kept in float32 rows.
 """
 
 import math
@@ -11,7 +12,7 @@ from factors.model.types import Float64s, Int64s, Scale
 
 
 def check_scale(scale: Scale) -> None:
-    """Raise `FitRefused` where `scale` has no sense. `low == high` is a scale (with one value)."""
+    """Raise `FitRefused` where `scale` is no rating scale. `low == high` is one, with a single value."""
     if not (math.isfinite(scale.low) and math.isfinite(scale.high) and scale.low <= scale.high):
         raise FitRefused(f"a scale needs finite low <= high, not {scale.low!r} and {scale.high!r}")
     if scale.high - scale.low > 1e9 or max(abs(scale.low), abs(scale.high)) > 1e9:
@@ -21,6 +22,7 @@ def check_scale(scale: Scale) -> None:
     if not (math.isfinite(scale.step) and scale.step > 0):
         raise FitRefused(f"the step of a scale must be above 0, not {scale.step!r}")
     steps = (scale.high - scale.low) / scale.step
+    # Steps such as 0.1 are no exact floats.
     if abs(steps - round(steps)) > 1e-6:
         raise FitRefused(
             f"step {scale.step!r} does not divide the scale from {scale.low!r} to {scale.high!r}"
@@ -28,19 +30,19 @@ def check_scale(scale: Scale) -> None:
 
 
 def scale_levels(scale: Scale) -> int:
-    """How many values the scale has; 0 where it is continuous."""
+    """Return how many values the scale has; 0 where it is continuous."""
     if scale.step is None:
         return 1 if scale.low == scale.high else 0
     return round((scale.high - scale.low) / scale.step) + 1
 
 
 def scale_range(scale: Scale) -> float:
-    """The range of the scale, 1 where it has a single value: the unit of every default."""
+    """Return the range of the scale, 1 where it has a single value: the unit of every default."""
     return (scale.high - scale.low) or 1.0
 
 
 def rating_levels(scale: Scale, value: Float64s) -> Int64s:
-    """The level (0 to levels - 1) nearest to each rating."""
+    """Return the level (0 to levels - 1) nearest to each rating."""
     last = scale_levels(scale) - 1
     level = np.rint((value - scale.low) * (last / (scale.high - scale.low)))
     return np.clip(level, 0, last).astype(np.int64)

@@ -14,6 +14,7 @@ from factors.model.scale import check_scale
 from factors.model.types import Float64s, Link, Model, Scale
 
 _FORMAT = "foldin-model-2"
+# Every parameter is a number, a vector or a matrix.
 _MAX_DIMENSIONS = 2
 
 
@@ -35,7 +36,7 @@ class _Bytes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def to_bytes(model: Model) -> bytes:
-    """`model` as bytes; the same bytes for the same model."""
+    """Return `model` as bytes; the same bytes for the same model."""
     arrays = {
         name: _Array(array.shape, array.astype("<f8").tobytes())
         for name, array in sorted(model.parameters.items())
@@ -57,7 +58,7 @@ def to_bytes(model: Model) -> bytes:
 
 
 def from_bytes(payload: bytes) -> Model:
-    """The model that `to_bytes` wrote. Raises `ModelUnreadable` for anything else."""
+    """Return the model that `to_bytes` wrote. Raises `ModelUnreadable` for anything else."""
     try:
         read = msgspec.msgpack.decode(payload, type=_Bytes)
     except msgspec.MsgspecError as exc:
@@ -73,6 +74,7 @@ def from_bytes(payload: bytes) -> Model:
         raise ModelUnreadable(str(exc)) from exc
     parameters = {name: _array(name, array) for name, array in read.parameters.items()}
     model = Model(read.rank, read.link, scale, read.user_width, read.item_width, parameters)
+    # It checks names and shapes.
     from_model(model)
     return model
 

@@ -1,6 +1,7 @@
-"""By how much a standard deviation is stretched, by the ratings behind a pair (`calibration` learns it).
+"""The factor of a standard deviation, by the ratings behind a pair (`factors.training.calibration` learns
+it).
 
-Invariant: the same pair is stretched alike, alone or among thousands.
+Invariant: the same pair has the same factor, alone or among thousands.
 """
 
 import math
@@ -11,18 +12,19 @@ from factors.model.layout import FloatTable
 from factors.model.parameters import STD_TERMS, Parameters
 from factors.model.types import Float64s
 
-# No correction goes beyond this factor, either way.
+# No correction goes beyond a factor of 4, either way: counts far outside those of the fit stay harmless.
 _MOST_LOG_FACTOR = math.log(4.0)
 
 
 def std_factors(parameters: Parameters, counts: FloatTable) -> Float64s:
-    """The factor (m,) of the standard deviations of pairs; `counts` (2, m): ratings of user and item."""
+    """Return the factor (m,) of the std of each pair; `counts` (2, m): ratings of its user and its item."""
     exponent = parameters.std_calibration @ _features(counts)
+    # For a single pair twice as fast as `np.clip`.
     return np.asarray(np.exp(np.minimum(np.maximum(exponent, -_MOST_LOG_FACTOR), _MOST_LOG_FACTOR)))
 
 
 def calibration_features(user_count: Float64s, item_count: Float64s) -> Float64s:
-    """What the exponent of the factor is linear in, (m, STD_TERMS)."""
+    """Return the features (m, STD_TERMS) in which the logarithm of the factor is linear."""
     return _features(np.stack([user_count, item_count])).T
 
 

@@ -1,8 +1,8 @@
 """The values that cross the border of `factors`: ratings in, a fitted model with its two tables out.
 
 Invariant: a table row means the same wherever it is read. Rows of users are plain float32 vectors, those of
-items words of 32 bits that are held as float32, covariances in fewer bits (`quantized_rows`): only this
-package knows what stands where; everybody else stores and moves rows as bytes.
+items words of 32 bits that are held as float32, covariances in fewer bits (`quantized_rows`). Only this
+package knows what stands where; other packages store and move rows as bytes.
 """
 
 from dataclasses import dataclass, field

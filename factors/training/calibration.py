@@ -1,15 +1,15 @@
 """Standard deviations that hold what they promise, learned from ratings held out of the training set.
 
-Invariant: of unseen ratings, about nine in ten lie within 1.6449 standard deviations of what was predicted,
-of users and items with few ratings as well as with many.
+Invariant: of held-out ratings, about nine in ten lie within 1.6449 standard deviations of the prediction, of
+users and items with few ratings as well as with many.
 
-Two corrections. `variance_scale` multiplies the variance of the latent rating, noise included, and is what
-the held-out ratings are likeliest under: it corrects for what the posteriors leave out. The standard
-deviation of the rating is then stretched by `exp(c . f)`, with `f` a smooth function of how many ratings both
-rows have. `c` is the quantile regression (Koenker and Bassett, 1978) of `log(|error| / (1.6449 std))` at 0.9,
-under a Gaussian prior (its loss is an asymmetric Laplace likelihood; Yu and Moyeed, 2001): ratings come in
-steps, so that no deviation of a distribution gives such intervals by itself. Rows of few ratings are made
-from those of many, by folding in a random part of a history.
+Two corrections. `variance_scale` multiplies the variance of the latent rating, noise included, so that the
+held-out ratings are likeliest: it makes up for what the posteriors leave out. `std_calibration` is the `c` by
+which the standard deviation of the rating is then multiplied with `exp(c . f)`, `f` being a smooth function
+of the counts of both rows. `c` is the quantile regression (Koenker and Bassett, 1978) of `log(|error| /
+(1.6449 std))` at 0.9, under a Gaussian prior (its loss is an asymmetric Laplace likelihood; Yu and Moyeed,
+2001): ratings come in steps, so that no standard deviation gives such intervals by itself. Rows of few
+ratings are made from those of many, by folding in a random part of a history.
 """
 
 import math
@@ -31,15 +31,19 @@ from factors.model.types import Float64s, Int64s
 from factors.training.cold_start import learn_cold_start
 from factors.training.sweep import State
 
-NINETY = 1.6448536269514722
-_SHARE = 0.9
+# So many standard deviations of a normal to either side hold this share of it.
+NINETY, _SHARE = 1.6448536269514722, 0.9
 # With fewer held-out ratings the deviations stay as they are.
 _LEAST_HELD_OUT = 50
 _VARIANCE_SCALES = np.exp(np.linspace(math.log(0.5), math.log(2.5), 17))
-# Prior deviation of the numbers `c`, and smoothing of the quantile's kink, both in units of log deviations.
+# Prior deviation of the numbers `c`, in units of log deviations: counts matter little unless ratings say so.
 _PRIOR = np.array([1.0, 0.2, 0.2, 0.5, 0.5])
+# The loss of a quantile has a kink, which a Newton step cannot take: rounded over a twentieth of a log
+# deviation.
 _SMOOTHING = 0.05
+# Ratings of rows that are made to look new: as many at each step of a doubling, more or less.
 _SHORT = (0, 1, 2, 3, 5, 8, 13, 20, 40)
+# Held-out ratings whose rows are shortened: each costs one or two fold-ins.
 _MOST_SHORTENED = 1_500
 # Weight of all of these together, relative to the others.
 _SHORT_WEIGHT = 0.5
@@ -48,8 +52,9 @@ _SHORT_WEIGHT = 0.5
 def calibrate(
     state: State, users: Compressed, held_out: Int64s, rng: np.random.Generator
 ) -> tuple[float, Float64s]:
-    """`variance_scale` and `std_calibration` for `state`, which has not seen the entries `held_out` of
-    `users`."""
+    """Return `variance_scale` and `std_calibration` for `state`, which has not seen the entries `held_out` of
+    `users`.
+    """
     parameters = replace(state.parameters, variance_scale=1.0, std_calibration=np.zeros(STD_TERMS))
     if len(held_out) < _LEAST_HELD_OUT:
         return 1.0, parameters.std_calibration
@@ -79,7 +84,7 @@ def calibrate(
     )
     rating, std = link_of(parameters).rating_moments(mean, variance)
     ratio = np.abs(value - rating) / (NINETY * std)
-    # What is seen in practice counts most.
+    # Rows as they are count more than rows made short.
     weight = np.ones(len(ratio))
     weight[len(held_out) :] = min(1.0, _SHORT_WEIGHT * len(held_out) / (len(ratio) - len(held_out)))
     features, target = calibration_features(user_count, item_count), np.log(np.maximum(ratio, 1e-4))
@@ -104,7 +109,7 @@ def _shortened(
     rows: Int64s,
     rng: np.random.Generator,
 ) -> Float64s:
-    """Rows (m, width) folded in from a random part of the histories of `rows` (m,), as if they were new."""
+    """Return `rows` (m,) folded in from random parts of their histories, as if they were new: (m, width)."""
     data, table = state.training.side(name), state.item_rows if name == "user" else state.user_rows
     wanted = np.minimum(rng.choice(_SHORT, len(rows)), data.counts[rows])
     entry = np.concatenate(
@@ -125,8 +130,8 @@ def _shortened(
 
 
 def _quantile_regression(features: Float64s, target: Float64s, weight: Float64s) -> Float64s:
-    """Numbers `c` (f,) for which `features @ c` is the 0.9 quantile of `target` (n,), entries counting
-    `weight` (n,), by Newton steps.
+    """Return the `c` (f,) for which `features @ c` is the 0.9 quantile of `target` (n,), whose entries have
+    the `weight` (n,), by Newton steps.
     """
     found = np.zeros(features.shape[1])
     found[0] = float(np.quantile(target, _SHARE))
@@ -142,7 +147,7 @@ def _quantile_regression(features: Float64s, target: Float64s, weight: Float64s)
         rest = target - features @ found
         below = 1.0 / (1.0 + np.exp(np.clip(rest / _SMOOTHING, -500.0, 500.0)))
         gradient = features.T @ (weight * (below - _SHARE)) / width + found / _PRIOR**2
-        # A floor keeps the steps finite where no rating is near the quantile.
+        # The floor keeps the steps finite where no rating is near the quantile.
         curvature = weight * np.maximum(below * (1.0 - below), 0.01) / (_SMOOTHING * width)
         hessian = (features * curvature[:, None]).T @ features + np.diag(1.0 / _PRIOR**2)
         step = -np.linalg.solve(hessian, gradient)

@@ -1,6 +1,6 @@
-"""What a fit learns for rows that come after it: the priors that `factors.inference.cold_start` tells of.
+"""The priors of rows that come after a fit (`factors.inference.cold_start`), learned when it ends.
 
-Invariant: it is learned from the rows and ratings of the fit alone, once, when the fit ends.
+Invariant: they are learned from the rows and ratings of the fit alone.
 """
 
 from dataclasses import dataclass, replace
@@ -11,30 +11,29 @@ from factors.inference.histories import Compressed
 from factors.model.layout import COUNT, unpack
 from factors.model.parameters import ColdStart, Parameters, Side
 from factors.model.types import Float64s, Int64s
+from factors.training.priors import shrunk_covariance
 
 # Ratings from which `M` is learned: it has a number for each dimension.
 _RATINGS = 200_000
-# Further rows, times d + 1, that speak for the covariance of rows in the fit, as in `priors`.
-_STRENGTH = 0.1
 
 
 def learn_cold_start(
     parameters: Parameters, user_rows: Float64s, item_rows: Float64s, ratings: Compressed
 ) -> Parameters:
-    """`parameters` with the priors of new rows, from the rows of a fit (both float64) and its `ratings`, by
-    user.
+    """Return `parameters` with the priors of new rows, from the rows of a fit (both float64) and its
+    `ratings`, by user.
     """
     users, items = parameters.users, parameters.items
     entries = np.arange(0, len(ratings.value), max(1, len(ratings.value) // _RATINGS))
     user = np.searchsorted(ratings.indptr, entries, side="right") - 1
     item = ratings.other[entries]
     noise = parameters.noise
-    # Nothing in a user's row tells whether he is new where there are no implicit effects: then all count as
-    # known.
+    # Without implicit effects nothing in a user's row tells whether it is new: then all count as known.
     of_users = None
     if items.implicit_ridge > 0:
         once = (user_rows[:, COUNT] > 0).astype(np.float64)
         of_users = _cold_start(_Fitted(users, user_rows, user), _Fitted(items, item_rows, item), once, noise)
+    # Each item counts as often as it was rated, for so often it will be asked for.
     each = item_rows[:, COUNT]
     of_items = _cold_start(_Fitted(items, item_rows, item), _Fitted(users, user_rows, user), each, noise)
     return replace(
@@ -43,7 +42,7 @@ def learn_cold_start(
 
 
 def without_cold_start(parameters: Parameters) -> Parameters:
-    """`parameters` for a fit, in which every row is seen."""
+    """Return `parameters` for a fit, in which every row is seen."""
     users, items = replace(parameters.users, cold_start=None), replace(parameters.items, cold_start=None)
     return replace(parameters, users=users, items=items)
 
@@ -58,7 +57,7 @@ class _Fitted:
 
 
 def _cold_start(own: _Fitted, other: _Fitted, weight: Float64s, noise: float) -> ColdStart | None:
-    """`weight` (n,): how much each row of `own` counts."""
+    """Return the prior of new rows of `own`, whose rows count with `weight` (n,); None without ratings."""
     side, count, other_count = own.side, own.rows[:, COUNT], other.rows[:, COUNT]
     total = count.sum()
     if total <= 0:
@@ -72,13 +71,14 @@ def _cold_start(own: _Fitted, other: _Fitted, weight: Float64s, noise: float) ->
     mean = mean + np.linalg.solve(features.T @ features + unit * side.precision, features.T @ apart)
     covariance = _scatter(side, own.rows, mean, weight)
     effect = other_count @ other.rows[:, other.side.layout.implicit_effect] / max(other_count.sum(), 1.0)
+    # The count behind an average rating, by its square root, which implicit effects are divided by.
     typical = float((count @ np.sqrt(count)) / total) ** 2
     precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
     return ColdStart(mean, effect, typical, covariance, precision)
 
 
 def _scatter(side: Side, rows: Float64s, mean: Float64s, weight: Float64s) -> Float64s:
-    """The covariance (d, d) of what `rows` (n, width) stand for round `mean` (d,)."""
+    """Return the covariance (d, d) of the posteriors in `rows` (n, width) round `mean` (d,)."""
     layout = side.layout
     total = float(weight.sum())
     deviation = rows[:, layout.mean] - mean
@@ -86,6 +86,4 @@ def _scatter(side: Side, rows: Float64s, mean: Float64s, weight: Float64s) -> Fl
     scatter += unpack((weight @ rows[:, layout.covariance])[None], layout.dim)[0]
     # So many rows of equal weight say as much.
     n = total * total / float(weight @ weight)
-    strength = _STRENGTH * (layout.dim + 1.0)
-    covariance = (n * scatter / total + strength * side.covariance) / (n + strength)
-    return np.asarray(0.5 * (covariance + covariance.T))
+    return shrunk_covariance(n * scatter / total, n, side.covariance)

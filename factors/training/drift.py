@@ -23,7 +23,7 @@ from factors.model.parameters import Drift, Parameters, Side
 from factors.model.types import Float64s, Int64s
 from factors.training.priors import shrunk_covariance
 
-# Of the times, so much at both ends does not count for the span: a few may be nonsense.
+# This share of the times at both ends does not count for the span: a few may be nonsense.
 _ENDS = 0.02
 # Variances of a velocity, in those of a position: how far rows move within the span of the ratings.
 _RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -35,8 +35,8 @@ _LEAST_A_RATING = 0.0025
 
 
 def start_drift(side: Side, time: Float64s, ratio: float = 1.0) -> Drift | None:
-    """A drift to begin to learn from, for ratings at these times (n,): velocities spread as the positions of
-    `side` are, with `ratio` times the variance. None where the times do not differ.
+    """Return a drift to begin to learn from, for ratings at these times (n,): the prior of velocities is that
+    of the positions of `side`, with `ratio` times the variance. None where the times do not differ.
     """
     known = time[np.isfinite(time)]
     if len(known) == 0:
@@ -50,8 +50,9 @@ def start_drift(side: Side, time: Float64s, ratio: float = 1.0) -> Drift | None:
 
 
 def best_drift(parameters: Parameters, item_rows: Float64s, data: Compressed, residual: Float64s) -> float:
-    """The variance of velocities, relative to that of positions, which explains `residual` (n,) best; 0 where
-    none does enough. `residual`: what items with `item_rows` left over of each entry of `data`, by user.
+    """Return the variance of velocities, relative to that of positions, which explains `residual` (n,) best;
+    0 where none does enough. `residual`: what items with `item_rows` left over of each entry of `data`, by
+    user.
 
     With `s` the variance of the residuals, `a` the ages less their mean of each user (the mean position is
     fitted already), `A = sum a^2 E[f f^T] / s` and `b = sum a f r / s`, velocities N(0, V) have over none the
@@ -82,8 +83,8 @@ def best_drift(parameters: Parameters, item_rows: Float64s, data: Compressed, re
 
 
 def latest(data: Compressed, share: float) -> Int64s:
-    """The entries of `data` that are the latest `share` of their row, ascending; the time of all of them is
-    known.
+    """Return the entries of `data` that are the latest `share` of their row, ascending; the time of all of
+    them is known.
     """
     time = np.where(np.isfinite(data.time), data.time, -np.inf)
     order = np.lexsort((time, data.row))
@@ -93,22 +94,23 @@ def latest(data: Compressed, share: float) -> Int64s:
 
 
 def widened(parameters: Parameters) -> Parameters:
-    """`parameters` to fold in with: the variance of velocities `widening` times what the sweeps learned."""
+    """Return `parameters` to fold in with: the variance of velocities `widening` times what the sweeps
+    learned."""
     return _with_drift(parameters, lambda drift: _scaled(drift, drift.widening))
 
 
 def narrowed(parameters: Parameters) -> Parameters:
-    """`parameters` to sweep with: `widened` undone."""
+    """Return `parameters` to sweep with: `widened` undone."""
     return _with_drift(parameters, lambda drift: _scaled(drift, 1.0 / drift.widening))
 
 
 def with_widening(parameters: Parameters, widening: float) -> Parameters:
-    """`parameters` of a fit that goes on, with this `widening` for when it ends."""
+    """Return `parameters` of a fit that goes on, with this `widening` for when it ends."""
     return _with_drift(parameters, lambda drift: replace(drift, widening=widening))
 
 
 def _with_drift(parameters: Parameters, change: Callable[[Drift], Drift]) -> Parameters:
-    """`parameters` with the drift of users changed; the same where users stand still."""
+    """Return `parameters` with the drift of users changed; the same where users stand still."""
     users = parameters.users
     if users.drift is None:
         return parameters
@@ -120,12 +122,12 @@ def _scaled(drift: Drift, factor: float) -> Drift:
 
 
 def learn_drift(side: Side, step: HalfStep) -> Side:
-    """`side` with the prior of velocities that its posteriors in `step` speak for; itself where it stands
-    still.
+    """Return `side` with the prior of velocities that its posteriors in `step` speak for; itself where it
+    stands still.
     """
     if side.drift is None:
         return side
-    # Who rated once, or all at once, says nothing of velocities.
+    # A single rating says nothing of a velocity.
     rated, layout = step.rows[:, COUNT] > 1, side.layout
     velocity = step.rows[rated][:, layout.velocity]
     variance = unpack(step.posterior.covariance[rated][:, 2 * layout.packed :], layout.dim)
@@ -133,8 +135,8 @@ def learn_drift(side: Side, step: HalfStep) -> Side:
 
 
 def learn_velocities(drift: Drift, mean: Float64s, covariance: Float64s) -> Drift:
-    """`drift` with the prior that posterior velocities, `mean` (n, d) and `covariance` (n, d, d), speak
-    for.
+    """Return `drift` with the prior that posterior velocities, `mean` (n, d) and `covariance` (n, d, d),
+    speak for.
     """
     if len(mean) == 0:
         return drift

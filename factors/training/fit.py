@@ -15,8 +15,8 @@ from factors.inference.entry_moments import HalfStepInput
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT
-from factors.model.parameters import from_model, to_model
-from factors.model.quantized_rows import QuantizedTable, item_codec, read_items
+from factors.model.parameters import to_model
+from factors.model.quantized_rows import QuantizedTable, item_codec
 from factors.model.scale import scale_range
 from factors.model.types import Float32s, Histories, Ratings
 from factors.posterior.fitted import Fitted
@@ -24,7 +24,7 @@ from factors.training.cold_start import learn_cold_start, without_cold_start
 from factors.training.drift import narrowed, widened
 from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank
 from factors.training.model_selection import LEAST_RATINGS, observed_scale, select_terms
-from factors.training.priors import fitted_prior, prior_model
+from factors.training.priors import prior_fit
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
 from factors.training.terms import Terms
@@ -61,12 +61,12 @@ def fit(
     """
     users = prepare(ratings, n_users, n_items, settings)
     if len(users.value) == 0:
-        model = prior_model(settings)
-        return fitted_prior(model, from_model(model), n_users, n_items)
+        return prior_fit(settings, n_users, n_items)
     settings = replace(settings, scale=observed_scale(settings.scale, users.value))
     backend = choose_backend(len(users.value), threads=settings.threads, block_rows=settings.block_rows)
     training = TrainingSet.of(users, n_items, backend)
     state, found = _begin(training, settings, rng, start)
+    # Measured in units of the range, between two sweeps.
     tolerance = settings.tolerance * (_CHEAP_TOLERANCE if len(users.value) < _CHEAP_RATINGS else 1.0)
     sweeps, change = 0, 0.0
     for sweeps in range(1, settings.sweeps + 1):
@@ -81,14 +81,14 @@ def fit(
 def _begin(
     training: TrainingSet, settings: FitSettings, rng: np.random.Generator, start: Fitted | None
 ) -> tuple[State, dict[str, float]]:
-    """The state from which to sweep: that of `start`, or one whose terms are chosen, or a plain one for few
-    ratings.
+    """Return the state from which to sweep: that of `start`, or one whose terms are chosen, or a plain one
+    for few ratings.
     """
     n = len(training.users.value)
     if start is not None and _continues(start, settings, n):
-        items = read_items(start.model, start.items).astype(np.float64)
+        items = start.posterior.item_codec.decode(start.items).astype(np.float64)
         rows = start.users.astype(np.float64), items
-        known = narrowed(without_cold_start(from_model(start.model)))
+        known = narrowed(without_cold_start(start.posterior.parameters))
         return State.begin(training, known, None, *rows), {}
     decides = settings.link != "gaussian" or settings.implicit_effects or settings.session_effects
     if n < LEAST_RATINGS or not decides:
@@ -100,8 +100,8 @@ def _begin(
 
 
 def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
-    """Whether a fit may go on from `start`: same scale, rank and link, and its terms chosen from about as
-    many ratings as there are now.
+    """Return whether a fit may go on from `start`: same scale, rank and link, and its terms chosen from about
+    as many ratings as there are now.
     """
     model, few = start.model, n_ratings < FEW_RATINGS
     same_rank = (few and settings.rank == "auto") or model.rank == largest_rank(settings, n_ratings)
@@ -110,12 +110,12 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
         model.scale == settings.scale
         and same_rank
         and settings.link in ("auto", model.link)
-        and LEAST_RATINGS <= n_ratings < again * from_model(model).decided
+        and LEAST_RATINGS <= n_ratings < again * start.posterior.parameters.decided
     )
 
 
 def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings) -> Compressed:
-    """The ratings by user, each pair once. Raises `FitRefused` for what cannot be fitted."""
+    """Return the ratings by user, each pair once. Raises `FitRefused` for what cannot be fitted."""
     user, item = np.asarray(ratings.user_row), np.asarray(ratings.item_row)
     value, time = np.asarray(ratings.value, dtype=np.float64), np.asarray(ratings.time, dtype=np.float64)
     if n_users < 0 or n_items < 0:
@@ -137,13 +137,13 @@ def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings)
 
 
 def ratings_histories(users: Compressed) -> Histories:
-    """The ratings by user as histories to fold in."""
+    """Return the ratings by user as histories to fold in."""
     return Histories(users.indptr, users.other.astype(np.int32), users.value, users.time)
 
 
 def finish(state: State, metrics: dict[str, float]) -> Fitted:
-    """The tables as they are published: items as they are stored, users folded in with exactly these. Raises
-    `FitDiverged`.
+    """Return the tables as they are published: items as they are stored, users folded in with exactly these.
+    Raises `FitDiverged`.
     """
     parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
     parameters = learn_cold_start(widened(parameters), user_rows, item_rows, state.training.users)

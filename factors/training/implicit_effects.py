@@ -19,9 +19,9 @@ from factors.model.types import Float64s
 # Up to here a dense factor of the smaller Gram matrix takes under a second and 70 MB; beyond, conjugate
 # gradients.
 _DENSE = 3000
-# From one sweep to the next effects move little: 20 steps, from those of the sweep before, are enough.
+# From one sweep to the next effects move little, and the gradients go on from there.
 _CG_STEPS = 20
-# Of the target: the sweeps go on from each other, and so do the gradients.
+# Of the target.
 _CG_TOLERANCE = 1e-3
 
 
@@ -58,8 +58,8 @@ class ImplicitEffects:
             self._factor = scipy.linalg.cho_factor(gram, overwrite_a=True)
 
     def learn(self, deviations: Float64s, before: Float64s) -> Float64s:
-        """Effects (n_others, d) from posterior means less the side's mean, `deviations` (rows, d); `before`:
-        those of the sweep before.
+        """Return effects (n_others, d) from posterior means less the side's mean, `deviations` (rows, d);
+        `before`: those of the sweep before.
         """
         if self._factor is None:
             return self._conjugate_gradients(deviations, before)
@@ -68,11 +68,11 @@ class ImplicitEffects:
         return np.asarray(scipy.linalg.cho_solve(self._factor, self._sets.transposed_times(deviations)))
 
     def offsets(self, effects: Float64s) -> Float64s:
-        """What `effects` (n_others, d) add to the prior mean of each row, (rows, d)."""
+        """Return what `effects` (n_others, d) add to the prior mean of each row, (rows, d)."""
         return self._sets.times(effects)
 
     def _conjugate_gradients(self, deviations: Float64s, effects: Float64s) -> Float64s:
-        """All columns at once, from `effects`, preconditioned by the diagonal."""
+        """Solve for all columns at once, from `effects` on, preconditioned by the diagonal."""
         target = self._sets.transposed_times(deviations)
         residual = target - self._normal(effects)
         inverse = 1.0 / self._diagonal[:, None]

@@ -23,19 +23,22 @@ from factors.training.settings import FitSettings
 from factors.training.sweep import State
 from factors.training.training_set import TrainingSet
 
-# With fewer ratings several starts cost little (all of them a second).
+# With fewer ratings several starts cost little: a second for all of them.
 FEW_RATINGS = 5_000
 # Unneeded dimensions are pruned by their prior; a large set of ratings carries more.
 _RANK, _RANK_OF_MANY, _MANY = 8, 16, 1_000_000
+# Each is a start of its own, so that the steps between them grow.
 _RANKS_OF_FEW = (1, 2, 3, 4, 6, 8)
-# Sweeps with priors as they are, and those after them.
+# Sweeps with priors as they are, and the most after them.
 _HELD_SWEEPS, _FREE_SWEEPS = 20, 20
+# Biases alone settle sooner.
 _FLAT_SWEEPS = 10
+# Change of a sweep, in units of the range, from which on a start is judged.
 _SETTLED = 1e-4
 
 
 def largest_rank(settings: FitSettings, n_ratings: int) -> int:
-    """The largest rank that `settings` ask for."""
+    """Return the largest rank that `settings` ask for."""
     if settings.rank != "auto":
         return settings.rank
     return _RANK_OF_MANY if n_ratings >= _MANY else _RANK
@@ -49,16 +52,16 @@ def _parameters(training: TrainingSet, settings: FitSettings, rank: int) -> Para
 def initial_state(
     training: TrainingSet, settings: FitSettings, rng: np.random.Generator, rank: int | None = None
 ) -> State:
-    """A Gaussian state without further terms, from random directions; of the rank that `settings` ask for
-    unless `rank` is given.
+    """Return a Gaussian state without further terms, from random directions; of the rank that `settings` ask
+    for unless `rank` is given.
     """
     rank = rank or largest_rank(settings, len(training.users.value))
     return State.begin(training, _parameters(training, settings, rank), rng)
 
 
 def flat_state(training: TrainingSet, settings: FitSettings, rank: int | None = None) -> State:
-    """A Gaussian state whose latent dimensions are as good as absent, so that biases are all it learns: their
-    prior is a millionth of the usual one, from where it does not grow.
+    """Return a Gaussian state that learns biases alone: the prior of its latent dimensions is a millionth of
+    the usual one, from where it does not grow.
     """
     rank = rank or largest_rank(settings, len(training.users.value))
     parameters = _parameters(training, settings, rank)
@@ -71,7 +74,7 @@ def flat_state(training: TrainingSet, settings: FitSettings, rank: int | None = 
 
 
 def best_start(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> State:
-    """Of few ratings, the swept state of the highest evidence: biases alone, or one of several ranks."""
+    """Return, for few ratings, the swept state of highest evidence: biases alone, or one of several ranks."""
     most = largest_rank(settings, len(training.users.value))
     ranks = (most,) if settings.rank != "auto" else tuple(rank for rank in _RANKS_OF_FEW if rank <= most)
     best = flat_state(training, settings, None if settings.rank != "auto" else 1)
@@ -94,8 +97,8 @@ def _sweep(state: State, settings: FitSettings, sweeps: int, *, held: int) -> No
 
 
 def evidence(state: State) -> float:
-    """The variational bound, in nats, of the ratings of a swept Gaussian state without further terms; -inf
-    where it is not finite.
+    """Return the variational bound, in nats, of the ratings of a swept Gaussian state without further terms;
+    -inf where it is not finite.
     """
     parameters, n = state.parameters, len(state.training.users.value)
     # The noise is the mean of the expected squares, its pseudo-rating included.
@@ -106,7 +109,7 @@ def evidence(state: State) -> float:
 
 
 def _divergence(side: Side, rows: Float64s) -> float:
-    """Of the posteriors of all rows (n, width) with ratings from their prior, in nats (Kullback-Leibler)."""
+    """Return the divergence of the posteriors of all rated `rows` (n, width) from their prior, in nats."""
     layout = side.layout
     rated = rows[rows[:, COUNT] > 0]
     covariance = unpack(rated[:, layout.covariance], layout.dim)

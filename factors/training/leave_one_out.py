@@ -37,14 +37,14 @@ class StepEntries:
     entries: Int64s
 
     def rows(self) -> Float64s:
-        """The rows (m, width) as they were at their entries."""
+        """Return the rows (m, width) as they were at their entries."""
         step = self.step
         return self.motion.rows_at(step.rows, step.posterior.covariance, self.row, self.entries)
 
 
 def leave_one_out_scores(users: StepEntries, items: StepEntries) -> tuple[Float64s, Float64s]:
-    """Mean, beyond the mean of all, and variance (m,) of the scores of ratings, each without that rating;
-    `users` and `items` have the same ratings in the same order.
+    """Return mean, beyond the mean of all, and variance (m,) of the scores of ratings, each without that
+    rating; `users` and `items` have the same ratings in the same order.
     """
     layout, own, other = users.layout, users.rows(), items.rows()
     base = own[:, layout.bias] + other[:, layout.bias]

@@ -67,7 +67,7 @@ class Selection:
 
 
 def observed_scale(scale: Scale, value: Float64s) -> Scale:
-    """`scale` with the step that all of `value` (n,) keep, where it names none and they keep one.
+    """Return `scale` with the step that all of `value` (n,) keep, where it names none and they keep one.
 
     They keep it when each lies a whole number of steps from the low end and there are at most 25 levels. Few
     ratings show no step.
@@ -126,15 +126,16 @@ class _Search:
         self._test = test
 
     def run(self, state: State, sweeps: int) -> State:
-        """`state` after so many sweeps, no more than a fit may have."""
+        """Return `state` after so many sweeps, no more than a fit may have."""
         return state.run(min(sweeps, self._settings.sweeps))
 
     def score(self, state: State) -> float:
-        """Nats of a held-out rating."""
+        """Return nats of a held-out rating."""
         return float(self._test.log_likelihoods(state).mean())
 
     def with_all_effects(self, state: State) -> State:
-        """`state` swept with the effects that the settings allow, of the sessions that its residuals show."""
+        """Return `state` swept with the effects that the settings allow, of the sessions that its residuals
+        show."""
         settings, items, residual = self._settings, state.training.items, state.residuals()
         user_session = item_session = 0.0
         if settings.session_effects:
@@ -145,14 +146,15 @@ class _Search:
         return self.run(state.branch(terms), 7)
 
     def best_ridge(self, state: State) -> State:
-        """The state with the implicit effects that predict best, or with none."""
+        """Return the state with the implicit effects that predict best, or with none."""
         if not self._settings.implicit_effects:
             return state
         terms = terms_of(state.parameters)
         return self._best(state, [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in _RIDGES])
 
     def best_motion(self, state: State, drift: float) -> State:
-        """The state whose users move, with velocities of relative variance `drift`, if that predicts best."""
+        """Return the state whose users move, with velocities of relative variance `drift`, if that predicts
+        best."""
         if not drift:
             return state
         terms = terms_of(state.parameters)
@@ -162,14 +164,14 @@ class _Search:
         return self._best(state, [*alone, moving, terms])
 
     def best_sessions(self, state: State) -> State:
-        """The state without the sessions of users, or those of items, if that predicts best."""
+        """Return the state without the sessions of users, or those of items, if that predicts best."""
         terms = terms_of(state.parameters)
         without = [replace(terms, user_session=0.0)] if terms.user_session else []
         without += [replace(terms, item_session=0.0)] if terms.item_session else []
         return self._best(state, [*without, terms]) if without else state
 
     def best_link(self, state: State, *, in_doubt_ordinal: bool) -> State:
-        """The state with the ordinal link if that is wanted, or allowed and predicts better."""
+        """Return the state with the ordinal link if that is wanted, or allowed and predicts better."""
         link, levels = self._settings.link, scale_levels(self._settings.scale)
         if link == "gaussian" or (link == "auto" and not 2 <= levels <= _MOST_LEVELS):
             return state
@@ -181,7 +183,7 @@ class _Search:
         return ordinal if link == "ordinal" or gain.mean() > -doubt else state
 
     def _best(self, state: State, options: list[Terms]) -> State:
-        """The branch of `state`, one for each of `options`, that predicts best after two sweeps.
+        """Return the branch of `state`, one for each of `options`, that predicts best after two sweeps.
 
         `options` go from the simplest on: a later one must be better by more than the standard error of the
         difference.
@@ -206,7 +208,7 @@ class HeldOut:
         self._time, self._value = users.time[held_out], users.value[held_out]
 
     def log_likelihoods(self, state: State) -> Float64s:
-        """Nats of each rating (n,); -inf for a state that is not finite."""
+        """Return nats of each rating (n,); -inf for a state that is not finite."""
         pairs = PairMoments(state.parameters, item_codec(state.parameters).encode(state.item_rows))
         mean, variance, _ = pairs.moments(state.user_rows, self._user, self._item, self._time)
         if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
@@ -215,7 +217,7 @@ class HeldOut:
 
 
 def _widened(state: State) -> State:
-    """`state` with its users folded in under the widening of their velocities that predicts the latest
+    """Return `state` with its users folded in under the widening of their velocities that predicts the latest
     ratings of each best, from those before; itself where users stand still.
     """
     if not state.parameters.moves:
@@ -229,7 +231,7 @@ def _widened(state: State) -> State:
 
 
 def _folded_in(state: State, widening: float, users: Compressed) -> State:
-    """`state` with its users folded in from `users` under this widening."""
+    """Return `state` with its users folded in from `users` under this widening."""
     parameters = widened(with_widening(state.parameters, widening))
     inputs = HalfStepInput.of(parameters, "user", state.item_rows, users)
     rows = state.training.backend.half_step(inputs).rows
@@ -249,7 +251,7 @@ def _calibrated(
 
 
 def _with_all(found: Selection, state: State) -> Selection:
-    """`found` with `state`, which has the same terms and has seen all ratings."""
+    """Return `found` with `state`, which has the same terms and has seen all ratings."""
     known = found.state.parameters
     drift = known.users.drift
     state.parameters = replace(
@@ -261,8 +263,8 @@ def _with_all(found: Selection, state: State) -> Selection:
 
 
 def best_session_length(data: Compressed, residual: Float64s) -> float:
-    """The length of the sessions whose effects, a Gaussian each, explain `residual` (n,) best; 0 where none
-    does.
+    """Return the length of the sessions whose effects, a Gaussian each, explain `residual` (n,) best; 0 where
+    none does.
 
     Candidates are powers of 4, from 1 unit of the timestamps to their span. The evidence for effects of
     variance `t` against none, with residual variance `s` and a session of `n` entries of sum `r`, is the sum
@@ -297,7 +299,7 @@ def best_session_length(data: Compressed, residual: Float64s) -> float:
 
 
 def _some_users(training: TrainingSet, rng: np.random.Generator) -> TrainingSet:
-    """Whole users up to `_MOST_RATINGS` ratings, others left without any; item rows stay as they are."""
+    """Return the ratings of whole users, at most `_MOST_RATINGS`; rows stay as they are."""
     users = training.users
     if len(users.value) <= _MOST_RATINGS:
         return training

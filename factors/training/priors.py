@@ -1,5 +1,5 @@
-"""Priors: where a fit starts, what it learns from the posteriors (empirical Bayes), and a model of no data at
-all.
+"""Priors: where a fit starts, what it learns from the posteriors (empirical Bayes), and the fit to no
+ratings.
 
 Invariant: a covariance is always positive definite, however few rows there are to learn it from.
 """
@@ -9,13 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, Layout, unpack
 from factors.model.parameters import Parameters, Side, to_model
-from factors.model.quantized_rows import item_codec
 from factors.model.scale import scale_range
 from factors.model.types import Float64s, Model, Scale
-from factors.posterior.fitted import Fitted
+from factors.posterior.fitted import Fitted, posterior_of
 from factors.training.settings import FitSettings
 
 # A model of no data has no use for latent dimensions, but its rows need a layout.
@@ -23,18 +21,20 @@ _RANK_WITHOUT_DATA = 1
 
 
 def uniform_variance(scale: Scale) -> float:
-    """The variance of a uniform rating: as broad as ratings on this scale can be without being two camps."""
+    """Return the variance of a uniform rating: as broad as ratings on this scale can be without being two
+    camps."""
     return (scale.high - scale.low) ** 2 / 12.0
 
 
 def start_variance(scale: Scale, value: Float64s) -> float:
-    """The variance of these ratings (n,), n > 0, and two pseudo-ratings: a few that agree prove little."""
+    """Return the variance of these ratings (n,), n > 0, and two pseudo-ratings: a few that agree prove
+    little."""
     return float((len(value) * value.var() + 2.0 * uniform_variance(scale)) / (len(value) + 2.0))
 
 
 def start_parameters(scale: Scale, rank: int, mean: float, variance: float) -> Parameters:
-    """Gaussian priors for ratings of this `mean` and `variance`: a half of it noise, a quarter biases, a
-    quarter latent.
+    """Return Gaussian priors for ratings of this `mean` and `variance`: a half of it noise, a quarter biases,
+    a quarter latent.
     """
     floor = (1e-3 * scale_range(scale)) ** 2
     variance = max(variance, floor)
@@ -46,25 +46,23 @@ def start_parameters(scale: Scale, rank: int, mean: float, variance: float) -> P
 
 
 def prior_model(settings: FitSettings) -> Model:
-    """A model for no data: middle of the scale, broad priors, so that folding in learns biases from the first
-    rating.
+    """Return a model for no data: middle of the scale, broad priors, so that folding in learns biases from
+    the first rating.
     """
     scale = settings.scale
     rank = _RANK_WITHOUT_DATA if settings.rank == "auto" else settings.rank
     return to_model(start_parameters(scale, rank, 0.5 * (scale.low + scale.high), uniform_variance(scale)))
 
 
-def fitted_prior(model: Model, parameters: Parameters, n_users: int, n_items: int) -> Fitted:
-    """`Fitted` of `model` in which every row is the prior."""
-    return Fitted(
-        model,
-        prior_rows(parameters.users, n_users).astype(np.float32),
-        np.repeat(item_codec(parameters).encode(prior_rows(parameters.items, 1)), n_items, axis=0),
-    )
+def prior_fit(settings: FitSettings, n_users: int, n_items: int) -> Fitted:
+    """Return the fit to no ratings: every row is the prior."""
+    posterior = posterior_of(prior_model(settings))
+    users = np.repeat(posterior.prior_user[None], n_users, axis=0)
+    return Fitted(posterior.model, users, np.repeat(posterior.prior_item[None], n_items, axis=0))
 
 
 def learn_side(side: Side, rows: Float64s, offsets: Float64s | float = 0.0) -> Side:
-    """`side` with the prior mean and covariance that its posterior `rows` (n, width) speak for.
+    """Return `side` with the prior mean and covariance that its posterior `rows` (n, width) speak for.
 
     Rows without ratings say nothing. `offsets` (n, d): prior mean of each row beyond the side's mean.
     """
@@ -84,8 +82,8 @@ def learn_side(side: Side, rows: Float64s, offsets: Float64s | float = 0.0) -> S
 
 
 def shrunk_covariance(scatter: Float64s, n: float, before: Float64s) -> Float64s:
-    """The covariance (d, d) that `n` rows with this `scatter` (d, d) speak for; the one `before` counts as a
-    tenth of d + 1 further rows (an inverse Wishart prior), so that few rows move it little.
+    """Return the covariance (d, d) that `n` rows with this `scatter` (d, d) speak for; the one `before`
+    counts as a tenth of d + 1 further rows (an inverse Wishart prior), so that few rows move it little.
     """
     dim = len(before)
     strength = 0.1 * (dim + 1.0)

@@ -1,5 +1,6 @@
-"""How a fit is done: one frozen value, checked when it is made, so that a fit never starts with settings that
-fail.
+"""The settings of a fit.
+
+Invariant: they are checked when they are made, so that no fit starts with settings that fail.
 """
 
 import math

@@ -62,8 +62,8 @@ class State:
         user_rows: Float64s | None = None,
         item_rows: Float64s | None = None,
     ) -> "State":
-        """A state that starts from rows of another fit with these parameters, or else from random directions
-        where there is an `rng`.
+        """Return a state that starts from rows of another fit with these parameters, or else from random
+        directions where there is an `rng`.
         """
         users = prior_rows(parameters.users, training.users.rows)
         items = prior_rows(parameters.items, training.items.rows)
@@ -79,7 +79,7 @@ class State:
         return State(training, parameters, users, items)
 
     def branch(self, terms: Terms) -> "State":
-        """A state with these terms that starts from where this one stands."""
+        """Return a state with these terms that starts from where this one stands."""
         parameters = with_terms(self.parameters, terms, self.training)
         users = relayout(self.parameters.users, parameters.users, self.user_rows)
         items = relayout(self.parameters.items, parameters.items, self.item_rows)
@@ -153,8 +153,8 @@ class State:
         return self.training.backend.half_step(self._input(name), Iteration(steps, _SWEEP_DAMPING, begin))
 
     def _learn_side(self, name: SideName, step: HalfStep, effects: Float64s) -> tuple[Side, Float64s]:
-        """The side of this name with the prior that `step` speaks for, and the `effects` (n_others, d) of the
-        other side's rows on it, learned anew.
+        """Return the side of this name with the prior that `step` speaks for, and the `effects` (n_others, d)
+        of the other side's rows on it, learned anew.
         """
         side = self.parameters.side(name)[0]
         implicit = self.training.implicit_effects(name, side.implicit_ridge)

@@ -37,7 +37,7 @@ class Terms:
 
 
 def terms_of(parameters: Parameters) -> Terms:
-    """The terms that `parameters` have."""
+    """Return the terms that `parameters` have."""
     users, items = parameters.users, parameters.items
     return Terms(
         parameters.link,
@@ -50,7 +50,7 @@ def terms_of(parameters: Parameters) -> Terms:
 
 
 def with_terms(parameters: Parameters, terms: Terms, training: TrainingSet) -> Parameters:
-    """`parameters` with these terms, those that are new at a value to start from."""
+    """Return `parameters` with these terms, those that are new at a value to start from."""
     users = _with_sessions(parameters, "user", terms.user_session, training)
     items = _with_sessions(parameters, "item", terms.item_session, training)
     drift = None
@@ -87,7 +87,7 @@ def _with_sessions(
 
 
 def relayout(old: Side, new: Side, rows: Float64s) -> Float64s:
-    """`rows` of side `old` in the layout of side `new`; sessions that are not the same are dropped."""
+    """Return `rows` of side `old` in the layout of side `new`; sessions that are not the same are dropped."""
     result = prior_rows(new, len(rows))
     shared, end = new.layout.keys.start, new.layout.variances.stop
     result[:, :shared] = rows[:, :shared]

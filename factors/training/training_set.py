@@ -27,7 +27,7 @@ class TrainingSet:
 
     @staticmethod
     def of(users: Compressed, n_items: int, backend: HalfStepBackend | None = None) -> "TrainingSet":
-        """The training set of ratings by user, each pair once."""
+        """Return the training set of ratings by user, each pair once."""
         items = compress_pairs(users.other, users.row, users.value, users.time, n_items)
         return TrainingSet(users, items, backend or NumpyBackend())
 
@@ -35,7 +35,7 @@ class TrainingSet:
         return len(self.users.value)
 
     def side(self, name: SideName) -> Compressed:
-        """The ratings by the rows of this side."""
+        """Return the ratings by the rows of this side."""
         return self.users if name == "user" else self.items
 
     @property
@@ -47,7 +47,7 @@ class TrainingSet:
         return len(self) <= int(rated)
 
     def only(self, entries: Int64s) -> "TrainingSet":
-        """The same users and items with these `entries` of `users` alone."""
+        """Return the same users and items with these `entries` of `users` alone."""
         users = self.users
         part = compress_pairs(
             users.row[entries], users.other[entries], users.value[entries], users.time[entries], users.rows
@@ -55,11 +55,11 @@ class TrainingSet:
         return TrainingSet.of(part, self.items.rows, self.backend)
 
     def without(self, held_out: Int64s) -> "TrainingSet":
-        """The same users and items without the ratings at these entries of `users`."""
+        """Return the same users and items without the ratings at these entries of `users`."""
         return self.only(np.delete(np.arange(len(self)), held_out))
 
     def sample(self, most: int) -> tuple[Int64s, Int64s]:
-        """About `most` ratings, evenly: their entries in `users` and in `items`."""
+        """Return about `most` ratings, evenly: their entries in `users` and in `items`."""
         if most not in self._samples:
             n = len(self)
             entries = np.arange(0, n, max(1, n // most))
@@ -73,14 +73,14 @@ class TrainingSet:
         return self._samples[most]
 
     def sessions(self, name: SideName, session_length: float) -> Sessions:
-        """The sessions of users or of items."""
+        """Return the sessions of users or of items."""
         key = name, session_length
         if key not in self._sessions:
             self._sessions[key] = group_sessions(self.side(name), session_length)
         return self._sessions[key]
 
     def implicit_effects(self, name: SideName, ridge: float) -> ImplicitEffects | NoImplicitEffects:
-        """The regression on the rated sets of users or of items; a `ridge` of 0 stands for none."""
+        """Return the regression on the rated sets of users or of items; a `ridge` of 0 stands for none."""
         if ridge <= 0:
             return NoImplicitEffects()
         key = name, ridge

@@ -16,7 +16,7 @@ from factors.model.types import Float64s
 
 
 def score_range(parameters: Parameters) -> float:
-    """The range of the scale in units of scores."""
+    """Return the range of the scale in units of scores."""
     cuts = parameters.cuts
     if len(cuts) < 2:
         return scale_range(parameters.scale) if len(cuts) == 0 else 2.0 * math.sqrt(parameters.noise)
@@ -26,7 +26,7 @@ def score_range(parameters: Parameters) -> float:
 def in_rating_units(
     parameters: Parameters, user_rows: Float64s, item_rows: Float64s
 ) -> tuple[Parameters, Float64s, Float64s]:
-    """The same model and rows with scores about in units of the ratings. Writes to neither."""
+    """Return the same model and rows with scores about in units of the ratings. Writes to neither."""
     if parameters.link == "gaussian":
         return parameters, user_rows, item_rows
     factor = scale_range(parameters.scale) / score_range(parameters)

@@ -38,7 +38,7 @@ Kernel = Callable[..., None]
 
 
 def choose_backend(n_ratings: int, *, threads: int, block_rows: int) -> HalfStepBackend:
-    """The backend of a fit of so many ratings: compiled loops where numba is installed and they pay."""
+    """Return the backend of a fit: compiled loops where numba is installed and so many ratings pay for it."""
     plain = NumpyBackend(block_rows)
     loops = load_loops() if n_ratings >= MANY_RATINGS else {}
     return LoopBackend(loops, threads, plain) if loops else plain
@@ -166,13 +166,13 @@ class _Entries:
         self._view: Float32s | None = None
 
     def prior(self) -> HalfStep:
-        """Rows of which nothing is known but the prior."""
+        """Return rows of which nothing is known but the prior."""
         own = self._own
         effects = SessionEffects.prior(self._sessions, own.session_variance, own.layout.dim)
         return _half_step(own, prior_rows(own, self._data.rows), effects, NO_SITES)
 
     def solve(self, sites: Sites) -> HalfStep:
-        """The posteriors that `sites` lead to; without any, those of the Gaussian link."""
+        """Return the posteriors that `sites` lead to; without any, those of the Gaussian link."""
         own, data, sessions, parameters = self._own, self._data, self._sessions, self._parameters
         layout, gaussian = own.layout, len(sites.weight) == 0
         unit = 1.0 / parameters.noise if gaussian else 1.0
@@ -276,7 +276,7 @@ class _Entries:
         return square
 
     def score_means(self, step: HalfStep, every: int) -> Float64s:
-        """Mean scores of each `every`-th entry."""
+        """Return mean scores of each `every`-th entry."""
         data, dim = self._data, self._own.layout.dim
         means = np.empty((len(data.value) + every - 1) // every)
         self._run(
@@ -317,7 +317,7 @@ class _Entries:
         return effect, variance
 
     def _session_of_entry(self) -> npt.NDArray[np.int32]:
-        """The session of each entry, -1 for none; empty where there are no sessions."""
+        """Return the session of each entry, -1 for none; empty where there are no sessions."""
         if len(self._sessions) == 0:
             return np.zeros(0, dtype=np.int32)
         session = np.full(len(self._data.value), -1, dtype=np.int32)
@@ -325,7 +325,7 @@ class _Entries:
         return session
 
     def _score_view(self) -> Float32s:
-        """The other side as `score_kernels.score_entries` reads it, made when it is wanted."""
+        """Return the other side as `score_kernels.score_entries` reads it, made when it is wanted."""
         if self._view is None:
             rows, layout = self._rows, self._other_layout
             packed, rank = layout.packed, layout.rank
@@ -347,13 +347,13 @@ def _half_step(
 
 
 def _new_sites(data: Compressed) -> Sites:
-    """Sites in float32: half the memory, and they differ from sweep to sweep by more than rounding."""
+    """Return sites in float32: half the memory, and they differ from sweep to sweep by more than rounding."""
     arrays = [np.zeros(len(data.value), dtype=np.float32) for _ in range(4)]
     return Sites(*cast("list[Float64s]", arrays))
 
 
 def _aligned(rows: int, columns: int) -> Float32s:
-    """Rows of float32 that begin at cache lines, uninitialised."""
+    """Return rows of float32 that begin at cache lines, uninitialised."""
     width = -(-columns // 16) * 16
     raw = np.empty(rows * width + 16, dtype=np.float32)
     start = (-raw.ctypes.data % 64) // 4
@@ -374,7 +374,7 @@ LOOPS: tuple[Kernel, ...] = (
 
 @lru_cache(maxsize=1)
 def load_loops() -> dict[Kernel, Kernel]:
-    """The loops for numba to compile when they are first called; empty where it is not installed."""
+    """Return the loops for numba to compile when they are first called; empty where it is not installed."""
     try:
         numba: Any = import_module("numba")
     except ImportError:
@@ -391,7 +391,7 @@ def load_loops() -> dict[Kernel, Kernel]:
 
 
 def _kept_if_possible(loop: Kernel) -> Kernel:
-    """The compiled `loop`, also where what was compiled cannot be kept, for want of space say."""
+    """Return the compiled `loop`, also where what was compiled cannot be kept, for want of space say."""
 
     def run(*arguments: object) -> None:
         try:

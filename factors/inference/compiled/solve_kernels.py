@@ -177,9 +177,9 @@ def solve_rows(
                 right[a, lane] = unit * sums_linear[lane, a]
             t = 0
             for a in range(dim):
-                foretold = mean[a] + share * sums_set[a]
+                prior_mean = mean[a] + share * sums_set[a]
                 for b in range(dim):
-                    right[b, lane] += precision[b, a] * foretold
+                    right[b, lane] += precision[b, a] * prior_mean
                 for b in range(a + 1):
                     matrix[a, b, lane] = precision[a, b] + unit * sums[lane, t]
                     t += 1

@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 
-from factors import FitSettings, prior_model
 from factors.inference.segments import FEW, entry_products, segment_sums
-from factors.model.identity import Same
-from factors.model.parameters import from_model
-from factors.model.types import Float64s, Int64s, Scale
+from factors.model.types import Float64s, Int64s
 
 
 def entries_of(counts: list[int], kinds: int) -> tuple[Int64s, Int64s, Int64s, Float64s, Float64s]:
@@ -43,13 +40,3 @@ def test_products_are_those_of_a_loop(counts: list[int], kinds: int) -> None:
     expected = products[:, 0] if powers is None else (products * powers.T).sum(axis=1)
     np.testing.assert_allclose(entry_products(row, columns, powers, own, table), expected, atol=1e-9)
     np.testing.assert_allclose(entry_products(row, None, powers, own, table[columns]), expected, atol=1e-9)
-
-
-def test_parameters_are_read_once_a_model_and_never_of_another() -> None:
-    settings = FitSettings(scale=Scale(1.0, 5.0), rank=2, link="gaussian")
-    model, alike = prior_model(settings), prior_model(settings)
-    assert from_model(model) is from_model(model)
-    assert from_model(model) is not from_model(alike)
-    assert Same(model) == Same(model)
-    assert Same(model) != Same(alike)
-    assert Same(model) != model
