@@ -1,9 +1,10 @@
-"""How many large calls a worker takes on. Invariant: so many are worked on and so many bytes of bodies wait;
-one more is refused at once, whatever the others are doing.
+"""How many large calls a worker takes on.
+
+Invariant: so many are worked on and so many bytes of bodies wait; one more is refused at once.
 
 A call of 10,000 pairs takes as long as a thousand of one pair, and holds thirty times its body while it is
 worked on. Were they bounded by the limit of requests in flight alone, a few clients that send more than a
-worker can carry would make every other wait for seconds.
+worker can carry would make all others wait for seconds.
 """
 
 import asyncio
@@ -21,8 +22,8 @@ AT_ONCE = 2
 
 
 class Admission:
-    """Calls of one kind: two are worked on, or more where their bodies are not over `at_once` bytes together;
-    bodies of `waiting` bytes wait for their turn. One always may.
+    """Calls of one kind: two are worked on at a time, or more if their bodies have up to `at_once` bytes
+    together; others wait, with bodies of up to `waiting` bytes together, or one of any size.
     """
 
     def __init__(self, counts: Snapshot, *, at_once: int, waiting: int) -> None:
@@ -35,7 +36,7 @@ class Admission:
 
     @asynccontextmanager
     async def turn(self, size: int) -> AsyncIterator[None]:
-        """The turn of a body of `size` bytes, in the order of arrival; a small one has it at once.
+        """Work on a body of `size` bytes in the block, in the order of arrival; on a small one at once.
 
         Raises `overloaded` where too much waits already.
         """
@@ -69,14 +70,15 @@ class Admission:
             detail = f"{len(self._queue)} such calls of {self._waiting} bytes wait already"
             raise Problem("overloaded", detail, retry_after_s=1)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (size, turn)
-        self._queue.append(place)
+        entry = (size, turn)
+        self._queue.append(entry)
         self._waiting += size
         try:
             await turn
         except asyncio.CancelledError:
-            if place in self._queue:
-                self._queue.remove(place)
+            # A call that gives up leaves no trace, whether it waited or had just been let in.
+            if entry in self._queue:
+                self._queue.remove(entry)
                 self._waiting -= size
                 self._admit()
             else:

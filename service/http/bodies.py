@@ -16,6 +16,7 @@ from service.http.problems import Problem
 T = TypeVar("T")
 
 # Decoded and checked in about 2 ms: 10,000 pairs or ratings with ids of usual length.
+# A broken body takes longer.
 _SMALL_BYTES = 262_144
 _NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 _JSON_TYPES = ("", "application/json", "application/octet-stream")
@@ -35,7 +36,7 @@ class BodyReader:
     async def read(
         self, request: web.BaseRequest, limit_bytes: int | None = None
     ) -> AsyncIterator[bytearray]:
-        """The body; counts as held until the block ends.
+        """Read the body; it counts as held until the block ends.
 
         Raises `body_too_large`, `request_timeout`, or `overloaded` where the budget is spent.
         """
@@ -63,16 +64,14 @@ class BodyReader:
 
 
 def too_large(limit_bytes: int) -> Problem:
-    """The problem of a body above `limit_bytes`."""
+    """Return the problem of a body above `limit_bytes`."""
     return Problem("body_too_large", f"one call takes {limit_bytes} bytes")
 
 
 def is_lines(request: web.BaseRequest) -> bool:
-    """Whether the body is declared as one JSON value a line. Raises `unsupported_media_type`.
-
-    What a web page of any origin can send without asking (forms, plain text) is refused: there is no login
-    that would tell its author from its visitor.
-    """
+    """Whether the body is declared as one JSON value a line. Raises `unsupported_media_type`."""
+    # Forms and plain text, which a web page of any origin may send, are refused: there is no login that would
+    # tell the page's author from its visitor.
     kind = request.content_type if "Content-Type" in request.headers else ""
     charset = request.charset
     if charset is not None and charset.lower() not in ("utf-8", "utf8"):
@@ -84,6 +83,12 @@ def is_lines(request: web.BaseRequest) -> bool:
     raise Problem("unsupported_media_type", f"send application/json, not {kind}")
 
 
+def require_json(request: web.Request) -> None:
+    """Raise `unsupported_media_type` unless the body is declared as one JSON value."""
+    if is_lines(request):
+        raise Problem("unsupported_media_type", "send application/json")
+
+
 def looks_like_lines(body: bytes | bytearray) -> bool:
     """Whether a body that was declared as JSON is several objects, one a line."""
     # Between two members of one object there would be a comma, and in a string no newline stands as it is.
@@ -91,7 +96,7 @@ def looks_like_lines(body: bytes | bytearray) -> bool:
 
 
 async def parsed(body: bytes | bytearray, parse: Callable[[bytes | bytearray], T]) -> T:
-    """`parse(body)`, in a thread where it would hold up the event loop: large bodies, above all broken."""
+    """Return `parse(body)`, computed in a thread where that would hold up the event loop."""
     if len(body) <= _SMALL_BYTES:
         return parse(body)
     return await asyncio.to_thread(parse, body)

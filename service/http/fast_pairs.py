@@ -1,4 +1,4 @@
-"""Pairs out of a body that is written as nearly everybody writes it, without an object a pair.
+"""Pairs out of a body in the usual form, without an object for each pair.
 
 Invariant: what is taken here is what decoding the JSON would give; anything else is left to that.
 
@@ -19,8 +19,8 @@ _BEGIN = (b":[[", b": [[")
 
 
 def plain_pairs(body: bytes | bytearray) -> tuple[Ids, Ids] | None:
-    """Users and items of a body `{"pairs":[["user","item"],...]}`: ids of 1 to 256 bytes of ASCII, written as
-    text without escapes. None where anything is otherwise, right or wrong.
+    """Return users and items of a body `{"pairs":[["user","item"],...]}`: ids of 1 to 256 bytes of ASCII,
+    written as text without escapes; None for any other body, right or wrong.
     """
     if len(body) > _MOST_BYTES or not body.startswith(b'{"pairs"') or not body.endswith(b'"]]}'):
         return None
@@ -48,13 +48,13 @@ def plain_pairs(body: bytes | bytearray) -> tuple[Ids, Ids] | None:
 def _punctuated(
     data: Bytes, ends: Int64s, begins: Int64s, before: tuple[int, ...], after: tuple[int, ...] = ()
 ) -> bool:
-    """Whether between the quotation marks at `ends` and those at `begins` stands `before`, perhaps a blank,
-    and `after`.
+    """Whether `before`, perhaps a blank, and `after` stand between the quotation marks at `ends` and those at
+    `begins`.
     """
     blanks = begins - ends - 1 - len(before) - len(after)
     wrong = (blanks != 0) & ((blanks != 1) | (data[begins - 1 - len(after)] != _SPACE))
     if wrong.any():
         return False
-    return all((data[ends + 1 + place] == mark).all() for place, mark in enumerate(before)) and all(
-        (data[begins - len(after) + place] == mark).all() for place, mark in enumerate(after)
+    return all((data[ends + 1 + k] == mark).all() for k, mark in enumerate(before)) and all(
+        (data[begins - len(after) + k] == mark).all() for k, mark in enumerate(after)
     )

@@ -1,4 +1,4 @@
-"""What can go wrong in a call, as RFC 9457 problems with stable codes.
+"""What can go wrong in a call, as problems of RFC 9457 with stable codes.
 
 Invariant: a client can decide by `code` alone. A code, once released, keeps its meaning; texts may change.
 """

@@ -13,6 +13,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from time import time
 
+import msgspec
 from aiohttp import ClientConnectionResetError, HttpVersion10, web
 from aiohttp.abc import AbstractStreamWriter
 
@@ -33,7 +34,7 @@ class _Heads:
         self._kept: dict[tuple[int, str, int], bytes] = {}
 
     def get(self, status: int, content_type: str, length: int) -> bytes:
-        """The head of an answer; the headers of this answer alone, an empty line and the body follow."""
+        """Return the head of an answer; its own headers, an empty line and the body follow."""
         second = int(time())
         if second != self._second:
             self._second = second
@@ -56,15 +57,13 @@ _heads = _Heads()
 
 
 class _Unsent:
-    """What clients have not read yet: its bytes are bounded, and so is the time that a client has for
-    them.
-    """
+    """Answers that clients have not read yet: their bytes are bounded, and so is the time to read them."""
 
     def __init__(self) -> None:
         self.held_bytes = 0
 
     async def sent(self, drain: Callable[[], Awaitable[None]], transport: Transport, size_bytes: int) -> None:
-        """Wait until the client has read on. Drops one that does not, or that would be one too many."""
+        """Wait until the client has read on. Drop one that does not, or for which there is no room."""
         self.held_bytes += size_bytes
         try:
             async with timeout(READ_WITHIN_S if self.held_bytes <= UNSENT_BYTES else 0.0):
@@ -148,18 +147,24 @@ class Answer(web.StreamResponse):
         return f"<Answer {self._status} {len(self.payload)} bytes>"
 
 
+_ENCODE = msgspec.json.Encoder().encode
+
+
+def json_answer(value: msgspec.Struct) -> Answer:
+    """Return 200 with `value` as JSON."""
+    return Answer(_ENCODE(value))
+
+
 def whole(body: bytes | bytearray, status: int = 200, content_type: str = JSON, fields: bytes = b"") -> bytes:
-    """All bytes of an answer over HTTP/1.1; `fields` as in `Answer`."""
+    """Return all bytes of an answer over HTTP/1.1; `fields` as in `Answer`."""
     return b"".join((_heads.get(status, content_type, len(body)), fields, b"\r\n", body))
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:
-    """`headers` as lines for `Answer.fields`. Values come from this program or are percent-encoded by the
-    caller.
-    """
+    """Return `headers` as lines for `Answer.fields`. Their values come from this program alone."""
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("ascii")
 
 
 def no_content(fields: bytes) -> Answer:
-    """204 with `fields`."""
+    """Return 204 with `fields`."""
     return Answer(b"", HTTPStatus.NO_CONTENT, "", fields)

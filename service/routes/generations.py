@@ -1,5 +1,7 @@
 """GET /generations and going back to one. Invariant: activation is the same pointer flip as publishing."""
 
+from dataclasses import asdict
+
 import msgspec
 from aiohttp import web
 
@@ -7,7 +9,7 @@ from featurestore.generations.served import wait_until_served
 from service.context import CONTEXT
 from service.http.parsing import whole_number
 from service.http.problems import Problem
-from service.http.response import Answer
+from service.http.response import json_answer
 from service.openapi import STORE, described, parameter, whole
 
 # The answer does not wait longer for a slow worker: `served` then says that it is not everywhere yet.
@@ -51,9 +53,6 @@ class Activated(msgspec.Struct):
     served: bool
 
 
-_ENCODE = msgspec.json.Encoder().encode
-
-
 @described("GET", "/generations", "Training", GenerationsOut, STORE, operation_id="getGenerations")
 async def get_generations(request: web.Request) -> web.StreamResponse:
     """The generations that are kept."""
@@ -61,23 +60,13 @@ async def get_generations(request: web.Request) -> web.StreamResponse:
     generations = context.store.generations
     pointer, summaries = await generations.live(), await generations.list()
     found = [
-        GenerationOut(
-            generation=each.generation,
-            epoch=each.epoch,
-            state=each.state,
-            live=each.generation == pointer.generation,
-            created=each.created,
-            rank=each.rank,
-            link=each.link,
-            engine=each.engine,
-            n_users=each.n_users,
-            n_items=each.n_items,
-            n_ratings=each.n_ratings,
-            metrics=each.metrics,
+        # Every other field has the name that it has in the store.
+        msgspec.convert(
+            {**asdict(each), "live": each.generation == pointer.generation}, GenerationOut, strict=True
         )
         for each in sorted(summaries, key=lambda each: -each.generation)
     ]
-    return Answer(_ENCODE(GenerationsOut(pointer.generation, pointer.epoch, pointer.held, found)))
+    return json_answer(GenerationsOut(pointer.generation, pointer.epoch, pointer.held, found))
 
 
 @described(
@@ -103,4 +92,4 @@ async def post_activate(request: web.Request) -> web.StreamResponse:
     served = await wait_until_served(
         store.generations, chosen.epoch, number, SERVED_WITHIN_S, here=context.follower, exactly=True
     )
-    return Answer(_ENCODE(Activated(number, chosen.epoch, hold, served)))
+    return json_answer(Activated(number, chosen.epoch, hold, served))

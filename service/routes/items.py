@@ -11,10 +11,11 @@ from featurestore.item_registry import ItemRegistry
 from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
-from service.http.response import Answer
+from service.http.response import json_answer
 from service.openapi import MODEL, STORE, described, query, whole
 from service.scoring import score
 
+# A list for people or for a re-ranking; more items cost the choosing and the encoding alike.
 MAX_N = 1000
 QUERY_N = query("n", whole(1, MAX_N, 10), "How many")
 
@@ -28,7 +29,7 @@ class Expected(msgspec.Struct):
 
 
 class ItemOut(msgspec.Struct):
-    """What the live generation knows of an item. `expected`: of a user whom nobody knows."""
+    """What the live generation knows of an item. `expected`: from an unknown user."""
 
     item_id: str
     ratings: int
@@ -68,11 +69,8 @@ class Popular(msgspec.Struct):
     items: list[Loved]
 
 
-_ENCODE = msgspec.json.Encoder().encode
-
-
 async def item_names(registry: ItemRegistry, rows: npt.NDArray[np.integer]) -> list[str | None]:
-    """The id of each of `rows`; None for a row that has none."""
+    """Return the id of each of `rows`; None for a row that has none."""
     if len(rows) and int(rows.max()) >= len(registry):
         await registry.refresh()
     known = len(registry)
@@ -80,7 +78,7 @@ async def item_names(registry: ItemRegistry, rows: npt.NDArray[np.integer]) -> l
 
 
 async def item_row(live: LiveGeneration, registry: ItemRegistry, item_id: bytes) -> int:
-    """The row of an item; raises `unknown_item`."""
+    """Return the row of an item; raises `unknown_item`."""
     row = registry.row(item_id)
     if row is None:
         row = (await registry.rows([item_id]))[0]
@@ -90,18 +88,13 @@ async def item_row(live: LiveGeneration, registry: ItemRegistry, item_id: bytes)
 
 
 def expected(live: LiveGeneration, vectors: npt.NDArray[np.float32], user_index: int, row: int) -> Expected:
-    """The score of one pair; a negative index or row stands for someone, or something, that nobody knows."""
+    """Return the score of one pair; a negative index or row stands for an unknown user or item."""
     scores = score(live, vectors, np.array([user_index]), np.array([row]))
     return Expected(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]])
 
 
-def nobody(live: LiveGeneration) -> npt.NDArray[np.float32]:
-    """No users at all, so that every index is one that nobody knows."""
-    return np.zeros((0, live.model.user_width), dtype=np.float32)
-
-
 def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[tuple[int, float | None]]:
-    """Count and mean of the ratings behind each of `rows`; rows beyond the table have none."""
+    """Return count and mean of the ratings of each of `rows`; rows beyond the table have none."""
     inside = rows < live.n_items
     found = item_statistics(live.items[rows[inside]])
     known = iter(zip(found.count.tolist(), found.mean.tolist(), strict=True))
@@ -121,8 +114,14 @@ async def get_item(request: web.Request) -> web.StreamResponse:
     live = context.live()
     row = await item_row(live, context.store.items(live.epoch), item_id)
     count, mean = statistics_of(live, np.array([row]))[0]
-    answer = ItemOut(item_id.decode(), count, mean, expected(live, nobody(live), -1, row), live.generation)
-    return Answer(_ENCODE(answer))
+    answer = ItemOut(
+        item_id.decode(),
+        count,
+        mean,
+        expected(live, live.posterior.prior_user[None], -1, row),
+        live.generation,
+    )
+    return json_answer(answer)
 
 
 @described(
@@ -145,7 +144,7 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
         for name, score in zip(names, found.scores.tolist(), strict=True)
         if name is not None
     ]
-    return Answer(_ENCODE(Similar(item_id.decode(), live.generation, items)))
+    return json_answer(Similar(item_id.decode(), live.generation, items))
 
 
 @described(
@@ -170,4 +169,4 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
         for name, score, (count, mean) in zip(names, found.scores.tolist(), behind, strict=True)
         if name is not None
     ]
-    return Answer(_ENCODE(Popular(live.generation, items)))
+    return json_answer(Popular(live.generation, items))

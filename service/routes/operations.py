@@ -1,4 +1,4 @@
-"""For those who run the service: is it alive, is it ready, what does it do.
+"""For operators: is the service alive, is it ready, what does it do.
 
 Invariant: each answers though the store does not.
 """
@@ -14,12 +14,12 @@ from featurestore.errors import StoreError
 from featurestore.store import Store
 from service.context import CONTEXT
 from service.http.problems import Problem
-from service.http.response import Answer
+from service.http.response import Answer, json_answer
 from service.metrics import CONTENT_TYPE, RECENT_S, expose, together
 from service.openapi import MODEL, content, described
 
-# Whoever asks for these gives up within seconds; the store's own timeout may be longer.
-_PATIENCE_S = 1.0
+# A probe or a scrape gives up within seconds; the timeout of the store may be longer.
+_PROBE_TIMEOUT_S = 1.0
 
 
 class Alive(msgspec.Struct):
@@ -74,13 +74,10 @@ class Status(msgspec.Struct):
     workers: list[WorkerOut]
 
 
-_ENCODE = msgspec.json.Encoder().encode
-
-
 @described("GET", "/livez", "Operations", Alive)
 async def get_livez(request: web.Request) -> web.StreamResponse:
     """Whether the process runs."""
-    return Answer(_ENCODE(Alive(alive=True)))
+    return json_answer(Alive(alive=True))
 
 
 @described("GET", "/readyz", "Operations", Ready, MODEL)
@@ -91,17 +88,17 @@ async def get_readyz(request: web.Request) -> web.StreamResponse:
         raise Problem("overloaded", "this worker is ending", retry_after_s=1)
     live = context.live()
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
             await context.store.generations.live()
     except TimeoutError:
         raise Problem("store_unavailable", "no answer in time", retry_after_s=1) from None
-    return Answer(_ENCODE(Ready(ready=True, generation=live.generation, epoch=live.epoch)))
+    return json_answer(Ready(ready=True, generation=live.generation, epoch=live.epoch))
 
 
 async def _lag(store: Store, epoch: int) -> dict[int, int] | None:
-    """Events a partition that wait for the trainer; None where the store does not tell."""
+    """Return the events of each partition that wait for the trainer; None where the store does not answer."""
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
             return await store.stream.lag(epoch)
     except (StoreError, TimeoutError):
         return None
@@ -160,4 +157,4 @@ async def get_status(request: web.Request) -> web.StreamResponse:
             for each in snapshots
         ],
     )
-    return Answer(_ENCODE(status))
+    return json_answer(status)

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from featurestore.id_columns import Ids
 from service.context import CONTEXT, ServiceContext
-from service.http.bodies import is_lines, parsed
+from service.http.bodies import parsed, require_json
 from service.http.fast_pairs import plain_pairs
 from service.http.parsing import (
     ID_SCHEMA,
@@ -21,10 +21,11 @@ from service.http.parsing import (
     check_rows,
 )
 from service.http.problems import Problem
-from service.http.response import Answer
+from service.http.response import Answer, json_answer
 from service.openapi import BODY, MODEL, Schema, content, described, list_of, parameter, query, request_body
 from service.prediction_json import OnePrediction, Prediction
 
+# So many pairs take about 10 ms of the core; more would make the other calls of a worker wait.
 MAX_PAIRS = 10_000
 
 
@@ -79,7 +80,6 @@ _PAIR: Schema = {
     "maxItems": 2,
 }
 _BODY: Body[PredictBody] = Body(PredictBody)
-_ENCODE = msgspec.json.Encoder().encode
 
 
 def parse_pair_query(raw_path: str) -> PairQuery:
@@ -122,7 +122,7 @@ async def get_predict(request: web.Request) -> web.StreamResponse:
         prediction = await context.scorer.predict_one(
             context.live(), user_id, item_id, time=time, distribution=distribution
         )
-    return Answer(_ENCODE(prediction))
+    return json_answer(prediction)
 
 
 @described(
@@ -142,8 +142,7 @@ async def get_predict(request: web.Request) -> web.StreamResponse:
 )
 async def post_predict(request: web.Request) -> web.StreamResponse:
     """The expected ratings of one pair, or of up to 10,000."""
-    if is_lines(request):
-        raise Problem("unsupported_media_type", "send application/json")
+    require_json(request)
     context = request.app[CONTEXT]
     async with context.bodies.read(request) as body, context.predictions.turn(len(body)):
         return await _answer_body(context, body)
@@ -156,7 +155,7 @@ async def _answer_body(context: ServiceContext, body: bytearray) -> Answer:
     if plain is None:
         pairs = checked_pairs(asked)
         if isinstance(pairs, Pair):
-            return Answer(_ENCODE(await context.batcher.submit(*pairs)))
+            return json_answer(await context.batcher.submit(*pairs))
     else:
         pairs = Pairs(*plain)
         check_rows(len(pairs.item_ids), MAX_PAIRS, "pairs")

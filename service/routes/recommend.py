@@ -1,27 +1,26 @@
 """Top-N and explanations.
 
-Invariant: what a user has rated is not recommended unless asked for, whoever stored it when.
+Invariant: what a user has rated is not recommended unless asked for, however short ago it was stored.
 """
 
 import asyncio
 import secrets
 import time
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from aiohttp import web
 from msgspec import Meta
 
 from factors import Float32s, explain
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
-from featurestore.item_registry import ItemRegistry
 from service.context import CONTEXT, ServiceContext
-from service.http.bodies import is_lines, parsed
+from service.http.bodies import parsed, require_json
 from service.http.parsing import (
-    MAX_TIMESTAMP,
     Body,
     DescribedId,
     Query,
@@ -31,11 +30,12 @@ from service.http.parsing import (
     path_id,
 )
 from service.http.problems import Problem
-from service.http.response import Answer
+from service.http.response import json_answer
 from service.openapi import BODY, MODEL, described, query, request_body, whole
-from service.routes.items import MAX_N, QUERY_N, expected, item_names, item_row
-from service.routes.ratings import MAX_RATINGS, check_scale
+from service.routes.items import MAX_N, QUERY_N, expected, item_names
+from service.routes.ratings import MAX_RATINGS, check_scale, checked_times
 
+# A client that reads on further wants the whole catalogue, which is no ranking.
 MAX_OFFSET = 10_000
 EXPLORE = ("none", "thompson")
 # What a JSON number holds exactly.
@@ -53,7 +53,7 @@ class Recommended(msgspec.Struct):
 
 
 class Recommendations(msgspec.Struct, omit_defaults=True):
-    """Items, best first. `ignored`: ratings of the call whose item nobody knows."""
+    """Items, best first. `ignored`: ratings of the call whose item is not known."""
 
     generation: int
     items: list[Recommended]
@@ -102,38 +102,17 @@ class Explained(msgspec.Struct):
     generation: int
 
 
+class Wanted(NamedTuple):
+    """The `n` items behind the best `offset`; with `seed`, a draw from the posterior ranks them."""
+
+    n: int
+    offset: int
+    exclude_seen: bool
+    seed: int | None
+
+
+T = TypeVar("T")
 _BODY: Body[RecommendBody] = Body(RecommendBody)
-_ENCODE = msgspec.json.Encoder().encode
-
-
-async def _top(
-    context: ServiceContext,
-    live: LiveGeneration,
-    registry: ItemRegistry,
-    vector: Float32s,
-    *,
-    seen: npt.NDArray[np.integer],
-    wanted: tuple[int, int],
-    seed: int | None,
-) -> list[Recommended]:
-    """`wanted` = (n, offset) items; with `seed` a draw from the posterior ranks them."""
-    n, offset = wanted
-    table = live.ranker.n_items
-    if table > len(registry):
-        await registry.refresh()
-    # Rows that nobody has been given yet have no name.
-    exclude = np.concatenate([seen.astype(np.int64), np.arange(len(registry), table, dtype=np.int64)])
-    rng = None if seed is None else np.random.default_rng(seed)
-    found = await context.rankings.top(live, vector, n + offset, exclude, rng)
-    rows, scores = found.item_rows[offset:], found.scores[offset:].tolist()
-    names = await item_names(registry, rows)
-    return [Recommended(name, score) for name, score in zip(names, scores, strict=True) if name is not None]
-
-
-def _seed(explore: str, seed: int | None) -> int | None:
-    if explore == "none":
-        return None
-    return secrets.randbits(48) if seed is None else seed
 
 
 @described(
@@ -158,16 +137,13 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     n, offset = asked.integer("n", 10, 1, MAX_N), asked.integer("offset", 0, 0, MAX_OFFSET)
     exclude_seen = asked.flag("exclude_seen", default=True)
     explore = asked.choice("explore", "none", EXPLORE)
-    given = asked.integer("seed", -1, 0, MAX_SEED)
+    seed = asked.integer("seed", -1, 0, MAX_SEED)
+    wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed))
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
-    store = context.store
-    profile = await store.users.profile(live, user_id)
-    seen = profile.history.item_row if exclude_seen else np.zeros(0, dtype=np.int32)
-    seed = _seed(explore, None if given < 0 else given)
-    registry = store.items(live.epoch)
-    items = await _top(context, live, registry, profile.vector, seen=seen, wanted=(n, offset), seed=seed)
-    return Answer(_ENCODE(Recommendations(live.generation, items, user_id.decode(), seed=seed)))
+    profile = await context.store.users.profile(live, user_id)
+    items = await _best_items(context, live, profile.vector, profile.history, wanted)
+    return json_answer(Recommendations(live.generation, items, user_id.decode(), seed=wanted.seed))
 
 
 @described(
@@ -179,55 +155,69 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
 async def post_recommend(request: web.Request) -> web.StreamResponse:
     """The best items for someone who is not stored."""
     context = request.app[CONTEXT]
-    if is_lines(request):
-        raise Problem("unsupported_media_type", "send application/json")
+    require_json(request)
     async with context.bodies.read(request) as body, context.predictions.turn(len(body)):
-        return await _recommend_for(context, await parsed(body, _BODY.decode))
+        asked = await parsed(body, _BODY.decode)
+        check_rows(len(asked.ratings), MAX_RATINGS, "ratings")
+        wanted = checked_wanted(asked)
+        item_ids = body_ids([rating.item_id for rating in asked.ratings], "ratings.item_id")
+        values = [rating.rating for rating in asked.ratings]
+        check_scale(values, context.store.config.scale, "ratings.rating")
+        timestamps = [rating.timestamp for rating in asked.ratings]
+        times = checked_times(timestamps, time.time(), "ratings.timestamp")
+        live = context.live()
+        rows = await context.store.items(live.epoch).rows(item_ids)
+        known = [k for k, row in enumerate(rows) if row is not None]
+        history = History(
+            np.array([rows[k] for k in known], dtype=np.int32),
+            np.array([values[k] for k in known], dtype=np.float64),
+            np.array([times[k] for k in known], dtype=np.float64),
+        )
+        packed = pack_histories([history])
+        vectors = await _computed(history, partial(live.posterior.fold_in_users, live.items, packed))
+        items = await _best_items(context, live, vectors[0], history, wanted)
+    ignored = len(rows) - len(known)
+    return json_answer(Recommendations(live.generation, items, ignored=ignored, seed=wanted.seed))
 
 
-async def _recommend_for(context: ServiceContext, asked: RecommendBody) -> Answer:
-    store = context.store
-    check_rows(len(asked.ratings), MAX_RATINGS, "ratings")
+def checked_wanted(asked: RecommendBody) -> Wanted:
+    """Return what a body asks for. Raises a `Problem` that names the field."""
     for name, low, high in (("n", 1, MAX_N), ("offset", 0, MAX_OFFSET), ("seed", 0, MAX_SEED)):
         value = getattr(asked, name)
         if value is not None and not low <= value <= high:
             raise Problem("invalid_body", f"{name} must be from {low} to {high}, not {value}", field=name)
     if asked.explore not in EXPLORE:
         raise Problem("invalid_body", f"explore must be one of {', '.join(EXPLORE)}", field="explore")
-    item_ids = body_ids([rating.item_id for rating in asked.ratings], "ratings.item_id")
-    values = [rating.rating for rating in asked.ratings]
-    check_scale(values, store.config.scale, "ratings.rating")
-    now = time.time()
-    times = [now if rating.timestamp is None else rating.timestamp for rating in asked.ratings]
-    for row, moment in enumerate(times):
-        if not abs(moment) <= MAX_TIMESTAMP:
-            detail = f"ratings.timestamp must be seconds since 1970, not {moment:g}"
-            raise Problem("invalid_body", detail, field="ratings.timestamp", row=row)
-    live = context.live()
-    registry = store.items(live.epoch)
-    rows = await registry.rows(item_ids)
-    known = [place for place, row in enumerate(rows) if row is not None]
-    history = History(
-        np.array([rows[place] for place in known], dtype=np.int32),
-        np.array([values[place] for place in known], dtype=np.float64),
-        np.array([times[place] for place in known], dtype=np.float64),
-    )
-    vector = await _fold_in(live, history)
-    seen = history.item_row if asked.exclude_seen else np.zeros(0, dtype=np.int32)
-    seed = _seed(asked.explore, asked.seed)
-    items = await _top(context, live, registry, vector, seen=seen, wanted=(asked.n, asked.offset), seed=seed)
-    ignored = len(rows) - len(known)
-    return Answer(_ENCODE(Recommendations(live.generation, items, ignored=ignored, seed=seed)))
+    return Wanted(asked.n, asked.offset, asked.exclude_seen, _seed(asked.explore, asked.seed))
 
 
-async def _fold_in(live: LiveGeneration, history: History) -> Float32s:
-    packed = pack_histories([history])
-    if len(history) <= _LONG:
-        rows = live.posterior.fold_in_users(live.items, packed)
-    else:
-        rows = await asyncio.to_thread(live.posterior.fold_in_users, live.items, packed)
-    vector: Float32s = rows[0]
-    return vector
+def _seed(explore: str, seed: int | None) -> int | None:
+    if explore == "none":
+        return None
+    return secrets.randbits(48) if seed is None else seed
+
+
+async def _best_items(
+    context: ServiceContext, live: LiveGeneration, vector: Float32s, history: History, wanted: Wanted
+) -> list[Recommended]:
+    """Return the items that are wanted for a user with `vector` (user_width,)."""
+    registry, n_items = context.store.items(live.epoch), live.ranker.n_items
+    if n_items > len(registry):
+        await registry.refresh()
+    # Rows that are not given to an item yet have no name.
+    exclude = np.arange(len(registry), n_items, dtype=np.int64)
+    if wanted.exclude_seen:
+        exclude = np.concatenate([history.item_row.astype(np.int64), exclude])
+    rng = None if wanted.seed is None else np.random.default_rng(wanted.seed)
+    best = await context.rankings.top(live, vector, wanted.n + wanted.offset, exclude, rng)
+    rows, scores = best.item_rows[wanted.offset :], best.scores[wanted.offset :].tolist()
+    names = await item_names(registry, rows)
+    return [Recommended(name, score) for name, score in zip(names, scores, strict=True) if name is not None]
+
+
+async def _computed(history: History, compute: Callable[[], T]) -> T:
+    """Return what `compute` makes of `history`, in a thread where that is long."""
+    return compute() if len(history) <= _LONG else await asyncio.to_thread(compute)
 
 
 @described(
@@ -241,23 +231,19 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
     live = context.live()
-    store = context.store
-    registry = store.items(live.epoch)
-    profile = await store.users.profile(live, user_id)
-    try:
-        row = await item_row(live, registry, item_id)
-    except Problem:
-        # An item that nobody knows has a score too, by GET /predict, and so it has an explanation.
-        row = -1
-    packed = pack_histories([profile.history])
-    if len(profile.history) <= _LONG:
-        found = explain(live.posterior, live.items, packed, row, current=profile.vector[None])
-    else:
-        found = await asyncio.to_thread(
-            explain, live.posterior, live.items, packed, row, current=profile.vector[None]
-        )
-    score = expected(live, profile.vector[None], 0 if profile.n else -1, row)
-    values = dict(zip(profile.history.item_row.tolist(), profile.history.rating.tolist(), strict=True))
+    registry = context.store.items(live.epoch)
+    profile = await context.store.users.profile(live, user_id)
+    history = profile.history
+    row = (await registry.rows([item_id]))[0]
+    # An unknown item has a score too, by GET /predict, and so it has an explanation.
+    row = -1 if row is None else row
+    current = profile.vector[None]
+    packed = pack_histories([history])
+    found = await _computed(
+        history, partial(explain, live.posterior, live.items, packed, row, current=current)
+    )
+    score = expected(live, current, 0 if profile.n else -1, row)
+    values = dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True))
     names = await item_names(registry, found.item_rows)
     # The base is what is left of the score that is served, so that the parts add up to that one exactly.
     base = score.rating - float(found.contributions.sum())
@@ -272,4 +258,4 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
         *(user_id.decode(), item_id.decode(), score.rating, score.std, score.basis, base, parts),
         live.generation,
     )
-    return Answer(_ENCODE(answer))
+    return json_answer(answer)

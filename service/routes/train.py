@@ -1,7 +1,9 @@
-"""POST /train: the lecture's body, or none."""
+"""POST /train. Invariant: a history is checked as a whole before anything is replaced."""
 
 import asyncio
+import math
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Annotated
 
 import msgspec
@@ -15,12 +17,14 @@ from service.context import CONTEXT
 from service.http.bodies import is_lines, parsed
 from service.http.parsing import Body, Id, body_ids, check_rows
 from service.http.problems import Problem
-from service.http.response import Answer
+from service.http.response import Answer, json_answer
 from service.openapi import BODY, STORE, described, request_body, whole
 from service.routes.ratings import check_scale
 from service.training import Trained
 
+# A million events are about 20 MB of body; `train_body_bytes` bounds those with long ids.
 MAX_EVENTS = 1_000_000
+# Each row of the catalogue is registered, and an item table has a row for each.
 MAX_ENTITIES = 1_000_000
 # Rows that become values between two looks at the event loop: about 2 ms.
 _SLICE = 1000
@@ -53,7 +57,6 @@ class TrainedOut(msgspec.Struct):
 
 
 _BODY: Body[TrainBody] = Body(TrainBody)
-_ENCODE = msgspec.json.Encoder().encode
 
 
 @described(
@@ -98,21 +101,12 @@ async def post_train(request: web.Request) -> web.StreamResponse:
 
 def _answer(trained: Trained) -> Answer:
     summary = trained.summary
-    return Answer(
-        _ENCODE(
-            TrainedOut(
-                trained.generation,
-                trained.epoch,
-                summary.n_ratings if summary else 0,
-                summary.metrics if summary else {},
-                trained.served,
-            )
-        )
-    )
+    ratings, metrics = (summary.n_ratings, summary.metrics) if summary else (0, {})
+    return json_answer(TrainedOut(trained.generation, trained.epoch, ratings, metrics, trained.served))
 
 
 async def checked_history(asked: TrainBody, scale: Scale) -> tuple[list[bytes], list[NewRating]]:
-    """The catalogue and the ratings of `asked`. Raises a `Problem` that names field and row."""
+    """Return the catalogue and the ratings of `asked`. Raises a `Problem` that names field and row."""
     count = len(asked.rating_history)
     check_rows(count, MAX_EVENTS, "rating_history")
     if count == 0:
@@ -133,14 +127,14 @@ async def checked_history(asked: TrainBody, scale: Scale) -> tuple[list[bytes], 
         if start:
             await asyncio.sleep(0)
         part = slice(start, start + _SLICE)
-        # When each was given is not told; the order is kept by the histories.
-        unknown = [float("nan")] * len(asked.rating_history[part])
-        ratings += map(NewRating, users[part], items[part], asked.rating_history[part], unknown)
+        # The times are not known; histories keep the order.
+        values = asked.rating_history[part]
+        ratings += map(NewRating, users[part], items[part], values, repeat(math.nan))
     return [b"%d" % row for row in range(asked.nb_items)], ratings
 
 
 def _ids(values: Sequence[Id], entities: int, field: str, limit: str) -> list[bytes]:
-    """Ids as bytes. Numbers are rows, so they are from 0 to under `entities`; text is taken as it is."""
+    """Return ids as bytes. Numbers are rows, from 0 to under `entities`; text is taken as it is."""
     if set(map(type, values)) == {int} and max(map(abs, values)) < 2**63:  # type: ignore[arg-type] # all int here
         rows = np.array(values, dtype=np.int64)
         outside = np.flatnonzero((rows < 0) | (rows >= entities))

@@ -14,11 +14,11 @@ from featurestore.commands import OUTCOME_S
 from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
-from service.http.response import Answer
+from service.http.response import json_answer
 from service.openapi import STORE, described, query, whole
 from service.routes.items import Expected, expected, item_names
 
-# A page of so many is encoded in about 1 ms.
+# A page for people; a long history is read page by page.
 MAX_PAGE = 1000
 # No history is longer.
 MAX_OFFSET = 2**31
@@ -27,9 +27,7 @@ _RECEIPT = re.compile(r"(?P<command>[0-9a-f]{32})-(?P<asked>[0-9a-f]{1,12})")
 
 
 class UserOut(msgspec.Struct):
-    """What is known of a user. `expected`: of an item that nobody knows. `events`: ratings made, changed,
-    taken back.
-    """
+    """What is known of a user. `expected`: of an unknown item. `events`: ratings made or taken back."""
 
     user_id: str
     ratings: int
@@ -40,7 +38,7 @@ class UserOut(msgspec.Struct):
 
 
 class RatingOut(msgspec.Struct):
-    """One rating of a user. `timestamp` is null where it was never told."""
+    """One rating of a user. `timestamp` is null where it is not known."""
 
     item_id: str
     rating: float
@@ -67,9 +65,6 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     detail: str | None = None
 
 
-_ENCODE = msgspec.json.Encoder().encode
-
-
 @described(
     *("GET", "/users/{user_id:[^/]*}", "Users and items", UserOut),
     ("invalid_parameter", "not_found", *STORE, "unknown_user", "no_generation"),
@@ -84,18 +79,9 @@ async def get_user(request: web.Request) -> web.StreamResponse:
     if profile.n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
     ratings = profile.history.rating
-    return Answer(
-        _ENCODE(
-            UserOut(
-                user_id.decode(),
-                len(ratings),
-                float(ratings.mean()) if len(ratings) else None,
-                profile.n,
-                expected(live, profile.vector[None], 0, -1),
-                live.generation,
-            )
-        )
-    )
+    mean = float(ratings.mean()) if len(ratings) else None
+    score = expected(live, profile.vector[None], 0, -1)
+    return json_answer(UserOut(user_id.decode(), len(ratings), mean, profile.n, score, live.generation))
 
 
 @described(
@@ -125,7 +111,7 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
         for name, rating, moment in zip(names, history.rating[::-1][page].tolist(), times, strict=True)
         if name is not None
     ]
-    return Answer(_ENCODE(RatingsPage(user_id.decode(), len(history), limit, offset, ratings)))
+    return json_answer(RatingsPage(user_id.decode(), len(history), limit, offset, ratings))
 
 
 @described(
@@ -148,7 +134,7 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     outcome = await store.commands.wait(receipt, context.settings.erase_wait_s)
     archive = "erased" if outcome is not None and outcome.state == "done" else "pending"
     receipt = f"{receipt}-{int(time.time()):x}"
-    return Answer(_ENCODE(Receipt(receipt, archive, user_id.decode(), forgotten.ratings)))
+    return json_answer(Receipt(receipt, archive, user_id.decode(), forgotten.ratings))
 
 
 @described(
@@ -166,7 +152,7 @@ async def get_receipt(request: web.Request) -> web.StreamResponse:
         # An outcome is kept for an hour: within that, none means that the trainer has not come to it yet.
         if parts is None or not 0 <= time.time() - int(parts["asked"], 16) < OUTCOME_S:
             raise Problem("unknown_receipt", "receipts are kept for an hour after the end of their work")
-        return Answer(_ENCODE(Receipt(receipt, "pending")))
+        return json_answer(Receipt(receipt, "pending"))
     if outcome.state == "failed":
-        return Answer(_ENCODE(Receipt(receipt, "pending", detail=outcome.detail or outcome.code)))
-    return Answer(_ENCODE(Receipt(receipt, "erased" if outcome.state == "done" else "pending")))
+        return json_answer(Receipt(receipt, "pending", detail=outcome.detail or outcome.code))
+    return json_answer(Receipt(receipt, "erased" if outcome.state == "done" else "pending"))
