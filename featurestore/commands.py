@@ -12,8 +12,9 @@ import msgspec
 
 from featurestore.errors import StoreError
 from featurestore.keys import Keys
-from featurestore.wire.connection import Connection, ReplyError, encode
+from featurestore.wire.connection import Connection
 from featurestore.wire.functions import command, commands
+from featurestore.wire.resp import ReplyError, encode
 
 CommandKind = Literal["refit", "epoch", "erase"]
 

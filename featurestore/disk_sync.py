@@ -8,7 +8,8 @@ small write before it: that comes after every write that was acknowledged to thi
 import asyncio
 
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
-from featurestore.wire.connection import Connection, ReplyError, encode
+from featurestore.wire.connection import Connection
+from featurestore.wire.resp import ReplyError, encode
 
 # `appendfsync everysec` syncs once a second, and up to another second late when the disk is busy.
 EVERYSEC_S = 2.0

@@ -14,8 +14,9 @@ from featurestore.errors import EpochGone, RegistryFull
 from featurestore.id_columns import Ids
 from featurestore.keys import Keys
 from featurestore.row_table import RowTable
-from featurestore.wire.connection import Connection, Execute, ReplyError, encode
+from featurestore.wire.connection import Connection, Execute
 from featurestore.wire.functions import call_many, command, commands, encode_call
+from featurestore.wire.resp import ReplyError, encode
 
 # Bounds how long one call keeps the store, and one reply this event loop, to about 2 ms.
 IDS_AT_ONCE = 2_000

@@ -26,8 +26,9 @@ from featurestore.ratings.log import RatingsLog
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, format_scale, parse_scale
 from featurestore.users.records import UserRecords
-from featurestore.wire.connection import Connection, Execute, ReplyError, encode, store_error
+from featurestore.wire.connection import Connection, Execute
 from featurestore.wire.functions import encode_call, load_library
+from featurestore.wire.resp import ReplyError, encode, store_error
 
 LAYOUT = b"2"
 OLDEST_REDIS = (7, 2)

@@ -40,7 +40,7 @@ from featurestore.generations.manifest import (
     latest,
     read_pointer,
 )
-from featurestore.wire.connection import ReplyError, encode
+from featurestore.wire.resp import ReplyError, encode
 
 if TYPE_CHECKING:
     from featurestore.store import Store

@@ -24,7 +24,8 @@ from featurestore.ratings.batches import Columns, Share, pack_entries, pack_ids,
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.stream import progress
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import bulk, call, call_many, commands, encode_call, encode_packed_call
+from featurestore.wire.functions import call, call_many, commands, encode_call, encode_packed_call
+from featurestore.wire.resp import bulk
 
 # An epoch changes twice in a `POST /train`; who finds it changed more often than this in one call gives up.
 ATTEMPTS = 5

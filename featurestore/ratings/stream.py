@@ -19,8 +19,9 @@ from featurestore.errors import EpochGone, LeaseLost
 from featurestore.keys import Keys
 from featurestore.leases import Lease
 from featurestore.ratings.batches import unpack
-from featurestore.wire.connection import Connection, ReplyError, encode, error_code
+from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many, commands, encode_call
+from featurestore.wire.resp import ReplyError, encode, error_code
 
 START = "0-0"
 # An entry holds one event or thousands: how many are asked for follows from those that came.

@@ -19,7 +19,7 @@ from factors import Float32s, Int64s
 from featurestore.codecs import COUNTER, record_dtype
 from featurestore.id_columns import Ids
 from featurestore.keys import partitions_of
-from featurestore.wire.connection import UnusualReplies
+from featurestore.wire.resp import UnusualReplies
 
 _ARRAY = b"*2\r\n$"
 _HEAD_BYTES = len(b"*2\r\n$1\r\n")

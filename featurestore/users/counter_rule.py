@@ -11,7 +11,7 @@ import numpy as np
 
 from factors import Float32s, Int64s
 from featurestore.codecs import COUNTER, split_records
-from featurestore.wire.connection import ReplyError
+from featurestore.wire.resp import ReplyError
 
 
 class UserLookup(NamedTuple):

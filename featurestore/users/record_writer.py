@@ -15,7 +15,8 @@ from featurestore import codecs
 from featurestore.generations.manifest import Kept
 from featurestore.keys import Keys, digest_of, partitions_of, record_field
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import bulk, call_many, encode_packed_call
+from featurestore.wire.functions import call_many, encode_packed_call
+from featurestore.wire.resp import bulk
 
 # One call of so many records keeps the store for about 0.1 ms (6 us each): a lookup waits for one at most.
 RECORDS_AT_ONCE = 16

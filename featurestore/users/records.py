@@ -24,8 +24,9 @@ from featurestore.users import counter_rule
 from featurestore.users.batch_lookup import LookupReader, write_lookups
 from featurestore.users.counter_rule import UserLookup
 from featurestore.users.fold_in import FoldedUsers, StaleUser, blocks, encode_write_back, fold_in
-from featurestore.wire.connection import Connection, ReplyError, error_code, swallow
+from featurestore.wire.connection import Connection, swallow
 from featurestore.wire.functions import ask_many, call, encode_call
+from featurestore.wire.resp import ReplyError, error_code
 
 # A fold-in of so many ratings takes about as long as the hand-over to a thread costs.
 INLINE_ENTRIES = 2_000

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from featurestore.errors import GenerationBroken
-from featurestore.wire.connection import Connection, ReplyError, UnusualReplies, encode, swallow
+from featurestore.wire.connection import Connection, swallow
+from featurestore.wire.resp import ReplyError, UnusualReplies, encode
 
 # A megabyte, which keeps the store for a quarter of a millisecond.
 CHUNKS_AT_ONCE = 16

@@ -12,7 +12,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from featurestore.wire.connection import Connection, Execute, ReplyError, encode, store_error
+from featurestore.wire.connection import Connection, Execute
+from featurestore.wire.resp import ReplyError, bulk, encode, store_error
 
 REPLICA_SAFE = frozenset({"look"})
 
@@ -30,11 +31,6 @@ def encode_call(function: str, keys: Sequence[bytes], args: Sequence[bytes]) -> 
     command = b"FCALL_RO" if function in REPLICA_SAFE else b"FCALL"
     name = b"%b_%b" % (library()[0], function.encode())
     return encode(command, name, b"%d" % len(keys), *keys, *args)
-
-
-def bulk(value: bytes) -> bytes:
-    """An argument, as RESP."""
-    return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 def encode_packed_call(

@@ -9,7 +9,7 @@ from featurestore.id_columns import Ids, checksums, distinct
 from featurestore.keys import Keys, partition_of, partitions_of
 from featurestore.row_table import RowTable
 from featurestore.users.batch_lookup import write_lookups
-from featurestore.wire.connection import encode
+from featurestore.wire.resp import encode
 
 ID = st.one_of(
     st.integers(0, 50).map(lambda number: b"%d" % number),

@@ -3,7 +3,7 @@
 import pytest
 
 from featurestore.wire.chunk_reader import ChunkReader
-from featurestore.wire.connection import UnusualReplies
+from featurestore.wire.resp import UnusualReplies
 
 VALUES = [b"a" * 7, b"", b"\r\n$3\r\n" * 20, b"z"]
 REPLIES = b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in VALUES)

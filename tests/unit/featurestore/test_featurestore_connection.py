@@ -10,7 +10,8 @@ import pytest
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 from featurestore.users.batch_lookup import LookupReader
 from featurestore.wire import connection as connection_module
-from featurestore.wire.connection import Connection, ReplyError, encode, end_of_replies, store_error
+from featurestore.wire.connection import Connection
+from featurestore.wire.resp import ReplyError, encode, end_of_replies, store_error
 from tests.support.waiting import wait_until_async
 
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]

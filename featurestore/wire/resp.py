@@ -1,0 +1,89 @@
+"""RESP, the protocol of the store: commands as bytes, where replies end, what error replies mean.
+
+Invariant: nothing here reads or writes a socket.
+"""
+
+from typing import Protocol
+
+import hiredis
+
+from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
+
+ReplyError = hiredis.ReplyError
+
+_UNAVAILABLE = frozenset(
+    {"LOADING", "MASTERDOWN", "READONLY", "MISCONF", "OOM", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"}
+)
+_REFUSED = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "MOVED", "ASK", "CROSSSLOT"})
+# The server on the other end may have become a replica, or is not the one to ask: look for it anew.
+ELSEWHERE = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
+
+
+class UnusualReplies(Exception):  # noqa: N818 - says what happened
+    """A `RepliesReader` leaves the replies to the usual one; `data` is all that it was given."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("replies in another form than the usual one")
+        self.data = data
+
+
+class RepliesReader(Protocol):
+    """Reads the replies of one call out of the bytes, as a whole. It is asked for its `room` only while more
+    is to come.
+    """
+
+    def room(self) -> memoryview:
+        """Where the bytes that come next belong; never empty."""
+
+    def took(self, count: int) -> bytes | None:
+        """`count` bytes have come there: what lies behind the last reply, or None while more is to come.
+
+        Raises `UnusualReplies`.
+        """
+
+
+def encode(*args: bytes) -> bytes:
+    """A command as RESP."""
+    return b"*%d\r\n%b" % (len(args), b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args]))
+
+
+def end_of_replies(data: bytes, count: int) -> int:
+    """Where the first `count` replies in `data` end; its length where they do not, or are no RESP2."""
+    at = 0
+    while count and (stop := data.find(b"\r\n", at)) >= 0:
+        kind, text = data[at : at + 1], data[at + 1 : stop]
+        at = stop + 2
+        count -= 1
+        if kind in (b"$", b"*"):
+            if not text.removeprefix(b"-").isdigit():
+                break
+            size = int(text)
+            if kind == b"*":
+                count += max(size, 0)
+            elif size >= 0:
+                at += size + 2
+        elif kind not in (b"+", b"-", b":"):
+            break
+    else:
+        return at if count == 0 and at <= len(data) else len(data)
+    return len(data)
+
+
+def bulk(value: bytes) -> bytes:
+    """An argument as RESP."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def error_code(reply: Exception) -> str:
+    """The first word of an error reply."""
+    return str(reply).partition(" ")[0]
+
+
+def store_error(reply: Exception) -> StoreError:
+    """What an error reply means for the caller."""
+    text, code = str(reply), error_code(reply)
+    if code in _UNAVAILABLE or "max number of clients" in text:
+        return StoreUnavailable(f"the store cannot do this now: {text}")
+    if code in _REFUSED:
+        return StoreRefused(f"the store refuses: {text}")
+    return StoreError(f"unexpected reply of the store: {text}")
