@@ -118,25 +118,6 @@ class ImplicitPosterior(PosteriorModel):
         self.weighting = weighting_of(model)
         self._range = scale_range(model.scale)
 
-    def fold_in_users(
-        self,
-        items: Float32s,
-        histories: Histories,
-        *,
-        current: Float32s | None = None,
-        at: float | None = None,
-    ) -> Float32s:
-        """See `PosteriorModel.fold_in_users`."""
-        del current, at
-        return self._fold_in("user", items, histories).astype(np.float32)
-
-    def fold_in_items(
-        self, users: Float32s, histories: Histories, *, current: Float32s | None = None
-    ) -> Float32s:
-        """See `PosteriorModel.fold_in_items`."""
-        del current
-        return self.item_codec.encode(self._fold_in("item", users, histories))
-
     def keeps_time(self, user: Float32s, time: float) -> bool:
         """See `PosteriorModel.keeps_time`: time plays no part."""
         del user, time
@@ -153,8 +134,16 @@ class ImplicitPosterior(PosteriorModel):
         terms[:, :-1] = (confidence / (self._range * self._noise))[:, None] * factors[index]
         return terms, np.zeros_like(terms)
 
-    def _fold_in(self, name: SideName, table: Float32s, histories: Histories) -> Float64s:
-        """Return the rows (b, width) of side `name`, not yet stored. Unknown other rows are no choice."""
+    def _rows(
+        self,
+        name: SideName,
+        table: Float32s,
+        histories: Histories,
+        current: Float32s | None,
+        at: float | None,
+    ) -> Float64s:
+        # An unknown other row is no choice. Neither earlier rows nor times play a part.
+        del current, at
         own, _ = self.parameters.side(name)
         rank, unit = own.layout.rank, self._range if name == "user" else 1.0
         data = compress(histories, len(table))

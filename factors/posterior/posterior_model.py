@@ -9,7 +9,7 @@ import numpy as np
 from factors.inference.histories import Compressed
 from factors.inference.side_moments import prior_rows
 from factors.model.links import link_of
-from factors.model.parameters import from_model
+from factors.model.parameters import SideName, from_model
 from factors.model.quantized_rows import item_codec
 from factors.model.types import Float32s, Float64s, Histories, Model
 
@@ -32,7 +32,6 @@ class PosteriorModel(ABC):
         self.prior_user: Float32s = prior_rows(self.parameters.users, 1)[0].astype(np.float32)
         self.prior_item: Float32s = self.item_codec.encode(prior_rows(self.parameters.items, 1))[0]
 
-    @abstractmethod
     def fold_in_users(
         self,
         items: Float32s,
@@ -47,17 +46,20 @@ class PosteriorModel(ABC):
         An item row that is negative or beyond the table counts as an unknown item. An empty history gives the
         prior. `current` (b, user_width): the rows of these users so far, `prior_user` for a user without a
         row. The implicit effects in them are kept, because only a fit learns these; without `current` they
-        are 0. `at`: seconds since 1970; the rows then keep the effect of the session of that time, for a
-        prediction of that time (see `keeps_time`).
+        are 0, and a user counts as one who was in the fit. `at`: seconds since 1970; the rows then keep the
+        effect of the session of that time, for a prediction of that time (see `keeps_time`).
         """
+        return self._rows("user", items, histories, current, at).astype(np.float32)
 
-    @abstractmethod
     def fold_in_items(
         self, users: Float32s, histories: Histories, *, current: Float32s | None = None
     ) -> Float32s:
         """Return the stored rows (b, item_width) of items from their whole histories, whose `other_row` are
         positions in `users` (n, user_width). `current` (b, item_width) as for users.
         """
+        # Covariances are nine tenths of the rows so far, and none of it is needed here.
+        before = None if current is None else self.item_codec.decode(current, covariance=False)
+        return self.item_codec.encode(self._rows("item", users, histories, before, None))
 
     @abstractmethod
     def keeps_time(self, user: Float32s, time: float) -> bool:
@@ -75,3 +77,14 @@ class PosteriorModel(ABC):
         With `S` the covariance of the user's row: its mean = the mean without ratings + the sum of the second
         + S times the sum of the first.
         """
+
+    @abstractmethod
+    def _rows(
+        self,
+        name: SideName,
+        table: Float32s,
+        histories: Histories,
+        current: Float32s | None,
+        at: float | None,
+    ) -> Float64s:
+        """Return the rows (b, width) of side `name`, not yet stored, from the stored `table` of the other."""

@@ -21,44 +21,10 @@ from factors.posterior.posterior_model import PosteriorModel
 class RatingPosterior(PosteriorModel):
     """Users and items fitted to explicit ratings, with either link, at rest or moving."""
 
-    def fold_in_users(
-        self,
-        items: Float32s,
-        histories: Histories,
-        *,
-        current: Float32s | None = None,
-        at: float | None = None,
-    ) -> Float32s:
-        """See `PosteriorModel.fold_in_users`. A user without `current` counts as one who was in the fit."""
-        period = self.parameters.users.session_length
-        keep = math.nan if at is None else float(session_keys(np.array([at]), period)[0])
-        table, data = QuantizedTable(items, self.item_codec), compress(histories, len(items))
-        inputs = HalfStepInput.of(self.parameters, "user", table, data, new=self._came_after("user", current))
-        rows = half_step(inputs, keep_session=keep).rows
-        # A half-step knows no implicit effects of its own rows.
-        if current is not None:
-            effect = self.parameters.users.layout.implicit_effect
-            rows[:, effect] = current[:, effect]
-        return rows.astype(np.float32)
-
-    def fold_in_items(
-        self, users: Float32s, histories: Histories, *, current: Float32s | None = None
-    ) -> Float32s:
-        """See `PosteriorModel.fold_in_items`."""
-        # Covariances are nine tenths of the row, and none of it is needed here.
-        before = None if current is None else self.item_codec.decode(current, covariance=False)
-        data = compress(histories, len(users))
-        inputs = HalfStepInput.of(self.parameters, "item", users, data, new=self._came_after("item", before))
-        rows = half_step(inputs).rows
-        if before is not None:
-            effect = self.parameters.items.layout.implicit_effect
-            rows[:, effect] = before[:, effect]
-        return self.item_codec.encode(rows)
-
     def keeps_time(self, user: Float32s, time: float) -> bool:
         """See `PosteriorModel.keeps_time`."""
         side = self.parameters.users
-        if not side.layout.slots or side.session_variance <= 0 or not math.isfinite(time):
+        if not side.has_sessions or not math.isfinite(time):
             return True
         keys = user[side.layout.keys]
         # A row with a free slot has dropped no session.
@@ -72,6 +38,24 @@ class RatingPosterior(PosteriorModel):
         """See `PosteriorModel.entry_terms`."""
         new, table = self._came_after("user", current), QuantizedTable(items, self.item_codec)
         return entry_terms(HalfStepInput.of(self.parameters, "user", table, data, new=new))
+
+    def _rows(
+        self,
+        name: SideName,
+        table: Float32s,
+        histories: Histories,
+        current: Float32s | None,
+        at: float | None,
+    ) -> Float64s:
+        own, _ = self.parameters.side(name)
+        read = QuantizedTable(table, self.item_codec) if name == "user" else table
+        keep = math.nan if at is None else float(session_keys(np.array([at]), own.session_length)[0])
+        data, new = compress(histories, len(table)), self._came_after(name, current)
+        rows = half_step(HalfStepInput.of(self.parameters, name, read, data, new=new), keep_session=keep).rows
+        # A half-step knows no implicit effects of its own rows.
+        if current is not None:
+            rows[:, own.layout.implicit_effect] = current[:, own.layout.implicit_effect]
+        return rows
 
     def _came_after(self, name: SideName, current: FloatTable | None) -> Bools | None:
         """Return which of the rows `current` (b, width) came after the fit; None where that makes no
