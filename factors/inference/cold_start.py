@@ -56,6 +56,7 @@ def row_priors(own: Side, counts: Float64s, new: Bools | None, effect_sums: Floa
     """
     cold_start, base, shown, cold = own.cold_start, own.mean[None], np.maximum(counts, 1.0), None
     pull = np.zeros_like(base)
+    # A row without ratings is new to the fit as well, whatever its age.
     if cold_start is not None:
         cold = counts == 0 if new is None else new | (counts == 0)
     if cold_start is None or cold is None or not cold.any():
@@ -64,6 +65,7 @@ def row_priors(own: Side, counts: Float64s, new: Bools | None, effect_sums: Floa
         return RowPriors(mean, own.precision, own.precision, None, share, pull)
     base = np.where(cold[:, None], cold_start.mean, base)
     pull = np.where(cold[:, None], cold_start.effect, pull)
+    # The ratings at hand are a sample of as many as an average rating has behind it.
     shown[cold] = np.maximum(counts[cold], cold_start.count)
     share = 1.0 / np.sqrt(shown)
     mean = base + share[:, None] * (effect_sums - counts[:, None] * pull)

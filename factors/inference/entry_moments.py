@@ -134,6 +134,7 @@ class EntryMoments:
         mean += self.offset
         own_variance = entry_products(self.row, columns, motion.powers, own_weights, other.direct)
         other_variance = entry_products(self.row, columns, motion.powers, second, other.covariance)
+        # The session of the other side is one number: all of its variance counts.
         other_variance += other.session_variance
         for block in self.blocks:
             block.sessions.add_to_scores(at.effects, mean, own_variance)
@@ -142,6 +143,7 @@ class EntryMoments:
     def prior(self) -> Posterior:
         """Return the posterior of rows of which nothing is known but the prior."""
         own, motion, rows = self.inputs.own, self.motion, self.inputs.data.rows
+        # The fixed point does not depend on it; rows of few ratings are nearer to the prior of new ones.
         prior = own.cold_start or own
         mean = np.broadcast_to(prior.mean, (rows, own.layout.dim))
         covariance = np.broadcast_to(pack(prior.covariance[None]), (rows, own.layout.packed))

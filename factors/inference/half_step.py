@@ -71,6 +71,7 @@ class Iteration:
     steps: int = 30
     damping: float | None = None
     begin: HalfStep | None = None
+    # In units of the noise deviation: below the last digit of a float32 row.
     at_rest: float = 1e-7
 
     def damping_for(self, parameters: Parameters) -> float:
@@ -105,6 +106,7 @@ def half_step(
     rows = prior_rows(own, data.rows)
     rows[:, COUNT] = counts = data.counts
     rows[:, RATING_MEAN] = np.bincount(entries.row, data.value, data.rows) / np.maximum(counts, 1)
+    # Of rows that stand still the posterior becomes a view of the rows: no second copy is kept.
     mean, covariance = entries.motion.write(rows, posterior.mean, posterior.covariance)
     if len(inputs.sessions):
         write_slots(own, rows, inputs.sessions, posterior.effects, keep=keep_session)
@@ -141,6 +143,7 @@ class _Solver:
         """Return the posteriors that `sites` lead to."""
         blocks = self.entries.blocks
         if len(blocks) == 1:
+            # A fold-in has one: nothing is copied.
             return self._solve_block(blocks[0], sites)
         mean = np.empty_like(self.linear)
         covariance = np.empty((len(mean), self.entries.motion.parts * self.entries.inputs.own.layout.packed))
@@ -154,8 +157,10 @@ class _Solver:
 
     def _solve_block(self, block: Block, sites: Sites) -> Posterior:
         precision, linear, sums = self.normal_equations(block, sites)
+        # The inverse is the posterior covariance, which every row keeps: a solve would not save it.
         covariance: Float64s = np.asarray(np.linalg.inv(precision), dtype=np.float64)
         mean = np.matmul(covariance, linear[:, :, None])[:, :, 0]
+        # Rounding leaves it not quite symmetric, and only one triangle is packed.
         covariance = covariance + covariance.transpose(0, 2, 1)
         covariance *= 0.5
         return Posterior(mean, self.entries.motion.pack(covariance), sums.effects(mean, covariance))
@@ -190,6 +195,7 @@ class _Solver:
         cold = self.priors.cold[rows]
         if cold.all():
             return self.cold_precision
+        # A matrix for each row, so only where a block has rows of both kinds.
         return np.where(cold[:, None, None], self.cold_precision, self.precision)
 
 

@@ -80,6 +80,7 @@ def compress_pairs(row: Rows, other: Rows, value: Float64s, time: Float64s, n_ro
     order = _order_by_pair(row, other)
     row, other = row[order], other[order]
     keep = np.ones(len(order), dtype=bool)
+    # The last of equal pairs.
     keep[:-1] = (row[1:] != row[:-1]) | (other[1:] != other[:-1])
     keep &= ~np.isnan(value[order])
     if not keep.all():
@@ -103,6 +104,7 @@ def _order_by_pair(row: Rows, other: Rows) -> Int64s:
         return np.lexsort((other, row))
     least = int(other.min(initial=0))
     bits = [int(size).bit_length() for size in (row.max(initial=0), int(other.max(initial=0)) - least, n)]
+    # The sign bit and one to spare: more do not fit an int64.
     if sum(bits) > 62:
         return np.lexsort((other, row))
     # All three in one number each: sorting numbers takes a tenth of the time of finding an order.

@@ -204,6 +204,7 @@ def motion_of(side: Side, data: Compressed) -> Motion:
     """Return how the rows of `side` whose histories are `data` move between their entries."""
     if side.drift is None:
         return Still(side.layout)
+    # Entries look back from the latest rating of their row: powers alternate in sign.
     anchors = anchor_times(side.drift, data)
     back = -ages(side.drift, anchors[data.row], data.time)
     return Moving(side.layout, side.drift, anchors, np.stack([np.ones(len(back)), back, back * back]))
@@ -214,6 +215,7 @@ def anchor_times(drift: Drift, data: Compressed) -> Float64s:
     known = np.isfinite(data.time)
     latest = np.full(data.rows, -np.inf)
     np.maximum.at(latest, data.row[known], data.time[known])
+    # Rows without a known time stand at the origin, and all of their ages are 0.
     latest[np.isinf(latest)] = drift.origin
     return _counted(drift, latest)
 

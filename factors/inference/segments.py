@@ -37,6 +37,7 @@ def segment_sums(indptr: Int64s, columns: Int64s | None, weight: Float64s, table
         return np.asarray(matrix @ table)
     terms = weight[:, None] * (table if columns is None else table[columns])
     sums = np.zeros((rows, table.shape[1]))
+    # `reduceat` gives an empty segment the entry that it begins at.
     filled = np.flatnonzero(indptr[1:] > indptr[:-1])
     if len(filled):
         sums[filled] = np.add.reduceat(terms, indptr[filled], axis=0)

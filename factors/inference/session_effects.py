@@ -96,6 +96,7 @@ class SessionBlock:
         """Add to `mean` and `variance` (n,) of the scores of all entries those of the effects."""
         entry, session = self.entry, self.session
         mean[entry] += effects.mean[session]
+        # The effect and the state of the row go together: twice their covariance.
         covariance = np.einsum("nd,nd->n", self.features, effects.covariance[session])
         covariance *= 2.0
         covariance += effects.variance[session]
@@ -149,6 +150,7 @@ class SessionSums:
         """
         of_row = self.block.of_row
         if len(of_row) == 2:
+            # A fold-in of one row: a product of matrices in place of packed sums.
             precision -= np.matmul(self.shift.T, self.load)[None]
         else:
             packed = segment_sums(of_row, None, 1.0 / self.scale, outer(self.load))

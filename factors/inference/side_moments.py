@@ -120,6 +120,7 @@ def _read(
 ) -> SideMoments:
     layout = side.layout
     rank = layout.rank
+    # In place of its own bias a row multiplies that of the side that is solved, with 1.
     bias = features[:, rank].copy()
     features[:, rank] = 1.0
     covariance = rows[:, layout.covariance].astype(np.float64)
@@ -127,6 +128,7 @@ def _read(
     second = direct.copy()
     latent_packed = rank * (rank + 1) // 2
     second[:, :latent_packed] += covariance[:, :latent_packed]
+    # E[f b] is the product of the means and the covariance of latent part and bias.
     cross = features * bias[:, None]
     cross[:, :rank] += covariance[:, latent_packed : latent_packed + rank]
     implicit_effect = rows[:, layout.implicit_effect].astype(np.float64)

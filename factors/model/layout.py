@@ -166,6 +166,7 @@ def triangle(dim: int) -> tuple[Int64s, Int64s, Float64s]:
     """
     rows, columns = np.tril_indices(dim)
     multiplicity = np.where(rows == columns, 1.0, 2.0)
+    # They are shared by all callers.
     for array in (rows, columns, multiplicity):
         array.setflags(write=False)
     return rows.astype(np.int64), columns.astype(np.int64), multiplicity

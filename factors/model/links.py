@@ -56,6 +56,7 @@ class RatingLink(ABC):
             raise FactorsError("a scale without steps has no probability of each step")
         if self._levels == 1:
             return np.ones((len(mean), 1))
+        # Differences of neighbours, with certainty below the lowest level and none above the highest.
         above = self.exceedance(mean, variance)
         bounds = np.concatenate([np.ones((len(mean), 1)), above, np.zeros((len(mean), 1))], axis=1)
         return np.asarray(bounds[:, :-1] - bounds[:, 1:])

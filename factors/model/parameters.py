@@ -106,6 +106,7 @@ class Parameters:
 
 def to_model(parameters: Parameters) -> Model:
     """Return the parameters as named arrays."""
+    # Numbers as vectors of one: the format knows arrays alone.
     arrays: dict[str, Float64s] = {
         "mean": np.array([parameters.mean]),
         "noise": np.array([parameters.noise]),

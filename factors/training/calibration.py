@@ -66,6 +66,7 @@ def calibrate(
     mean, variance, _ = pairs.moments(state.user_rows, user, item, time)
     parameters = replace(parameters, variance_scale=_best_variance_scale(parameters, value, mean, variance))
     parts = [(value, mean, variance, state.user_rows[user, COUNT], items[item, COUNT])]
+    # Few rows of a fit have few ratings, but new ones will: histories are cut short and folded in.
     for short_users, short_items in ((True, False), (False, True), (True, True)):
         some = rng.permutation(len(held_out))[:_MOST_SHORTENED]
         own, own_index = state.user_rows, user[some]
@@ -152,6 +153,7 @@ def _quantile_regression(features: Float64s, target: Float64s, weight: Float64s)
         hessian = (features * curvature[:, None]).T @ features + np.diag(1.0 / _PRIOR**2)
         step = -np.linalg.solve(hessian, gradient)
         before, size = loss(found), 1.0
+        # Far from the quantile a whole step may go too far.
         while size > 1e-4 and loss(found + size * step) > before:
             size *= 0.5
         found = found + size * step

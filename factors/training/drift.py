@@ -64,6 +64,7 @@ def best_drift(parameters: Parameters, item_rows: Float64s, data: Compressed, re
         return 0.0
     row = data.row
     age = ages(drift, anchor_times(drift, data)[row], data.time)
+    # The mean position is fitted already.
     age = age - (np.bincount(row, age, data.rows) / np.maximum(data.counts, 1))[row]
     items, index = gather_side_moments(parameters.items, item_rows, data)
     dim = parameters.users.layout.dim
@@ -72,6 +73,7 @@ def best_drift(parameters: Parameters, item_rows: Float64s, data: Compressed, re
     least = max(_LEAST_EVIDENCE, _LEAST_A_RATING * len(residual))
     best, best_evidence = 0.0, least
     for ratio in _RATIOS:
+        # With V = R R^T everything is symmetric, and V^-1 is not needed.
         root = np.linalg.cholesky(ratio * parameters.users.covariance)
         inner = np.eye(dim) + root.T @ precision @ root
         turned = pull @ root

@@ -127,6 +127,7 @@ def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings)
             raise FitRefused(f"a {name} row is outside the table of {size} rows")
     # A NaN rating takes a pair back, here as in histories.
     known = value[~np.isnan(value)]
+    # Bounds such as 0.1 + 0.2 are no exact floats.
     slack = 1e-9 * scale_range(settings.scale)
     if len(known) and (known.min() < settings.scale.low - slack or known.max() > settings.scale.high + slack):
         raise FitRefused(
@@ -150,9 +151,11 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
     model = to_model(parameters)
     codec = item_codec(parameters)
     items = codec.encode(item_rows)
+    # The sweeps know no cold start: rows without ratings get the prior of new ones.
     items[item_rows[:, COUNT] == 0] = codec.encode(prior_rows(parameters.items, 1))
     if not (codec.all_finite(items) and all(np.isfinite(array).all() for array in model.parameters.values())):
         raise FitDiverged("the fit gave item rows or priors that are not finite")
+    # Users are folded in with items as the service reads them, so that a later fold-in gives the same row.
     table = QuantizedTable(items, codec)
     step = state.training.backend.half_step(HalfStepInput.of(parameters, "user", table, state.training.users))
     users: Float32s = step.rows.astype(np.float32)

@@ -30,6 +30,7 @@ from factors.training.training_set import TrainingSet
 LEAST_RATINGS = 100
 # Enough ratings to tell terms apart; of a larger set, so many of whole users are looked at.
 _MOST_RATINGS = 300_000
+# The standard error of a mean over so many is under a hundredth of a nat.
 _MOST_HELD_OUT = 20_000
 # Of few ratings a larger part is held out, so that chance does not decide.
 _FEW_HELD_OUT = 300
@@ -46,6 +47,7 @@ _WIDENINGS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _LATEST = 0.2
 # Evidence in nats below which sessions are not worth their place in a row.
 _LEAST_EVIDENCE = 10.0
+# Variances of an effect, in those of the residuals.
 _EFFECT_RATIOS = (0.01, 0.03, 0.1, 0.3)
 # Sweeps in which a state that has seen the held-out ratings loses what it knows of them.
 _FORGETTING = 10
@@ -303,6 +305,7 @@ def _some_users(training: TrainingSet, rng: np.random.Generator) -> TrainingSet:
     users = training.users
     if len(users.value) <= _MOST_RATINGS:
         return training
+    # Parts of histories would look like rows of few ratings.
     order = rng.permutation(users.rows)
     taken = order[np.cumsum(users.counts[order]) <= _MOST_RATINGS]
     return training.only(np.flatnonzero(np.isin(users.row, taken)))

@@ -36,9 +36,10 @@ def start_parameters(scale: Scale, rank: int, mean: float, variance: float) -> P
     """Return Gaussian priors for ratings of this `mean` and `variance`: a half of it noise, a quarter biases,
     a quarter latent.
     """
-    floor = (1e-3 * scale_range(scale)) ** 2
-    variance = max(variance, floor)
+    # Ratings that all agree still leave a prior to learn from.
+    variance = max(variance, (1e-3 * scale_range(scale)) ** 2)
     layout = Layout(rank, 0)
+    # Both sides have it, and `rank` products of the two are summed.
     latent = math.sqrt(0.25 * variance / rank)
     covariance = np.diag(np.append(np.full(rank, latent), 0.125 * variance))
     side = Side(layout, np.zeros(rank + 1), covariance, np.linalg.inv(covariance))
@@ -72,6 +73,7 @@ def learn_side(side: Side, rows: Float64s, offsets: Float64s | float = 0.0) -> S
     if n == 0:
         return side
     deviation = rows[:, layout.mean] - offsets
+    # The old mean counts as one further row.
     mean = (deviation[rated].sum(axis=0) + side.mean) / (n + 1.0)
     deviation = deviation[rated] - mean
     scatter = (

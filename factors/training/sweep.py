@@ -166,6 +166,7 @@ class State:
         inputs = self._input("user")
         square, scores = training.backend.score_errors(inputs, user_step, item_step, every)
         self._compare(scores / scale_range(parameters.scale))
+        # All of them or none: the choice of terms needs the residual of each rating.
         self._scores = scores if every == 1 else None
         # One pseudo-rating, so that few ratings that agree are not taken for a world without noise, and a
         # floor, so that such a world does not divide by zero.
@@ -174,6 +175,7 @@ class State:
 
     def _learn_cuts(self, user_step: HalfStep, _item_step: HalfStep) -> Parameters:
         parameters = self.parameters
+        # The sites know the scores without their own rating: no further pass over the ratings.
         scores = user_step.sites.mean[:: self._compared_each].astype(np.float64)
         # In units of the range, so that a change of the unit of an ordinal model's scores is no change.
         self._compare((scores - float(parameters.cuts.mean())) / score_range(parameters))

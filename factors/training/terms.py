@@ -78,6 +78,7 @@ def _with_sessions(
         layout = replace(side.layout, slots=0)
         return replace(side, layout=layout, session_length=0.0, session_variance=0.0)
     per_row = np.bincount(sessions.row)
+    # Enough for all but one row in a hundred.
     slots = int(np.clip(np.percentile(per_row[per_row > 0], 99), 1, MAX_SLOTS))
     layout = replace(side.layout, slots=slots)
     # Small against the noise: the sweeps raise it where the ratings speak for it.

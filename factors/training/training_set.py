@@ -21,6 +21,7 @@ class TrainingSet:
     users: Compressed
     items: Compressed
     backend: HalfStepBackend
+    # Sorting times and factorising Gram matrices take seconds on large sets: once for all states.
     _sessions: dict[tuple[SideName, float], Sessions] = field(default_factory=dict)
     _implicit: dict[tuple[SideName, float], ImplicitEffects] = field(default_factory=dict)
     _samples: dict[int, tuple[Int64s, Int64s]] = field(default_factory=dict)

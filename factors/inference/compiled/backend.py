@@ -103,8 +103,7 @@ class LoopBackend:
 
     def run(self, kernel: Kernel, indptr: Int64s, *arguments: object) -> None:
         """Run `kernel` over all rows, which have entries from `indptr` on."""
-        loop = self._loops[kernel]
-        rows = len(indptr) - 1
+        loop, rows = self._loops[kernel], len(indptr) - 1
         # Rows cost something without entries too.
         work = indptr + np.arange(rows + 1)
         edges = np.searchsorted(work, np.linspace(0, work[-1], _PARTS_A_THREAD * self._threads + 1))
@@ -114,6 +113,7 @@ class LoopBackend:
             for start, stop in parts:
                 loop(start, stop, *arguments)
             return
+        # The loops let go of the interpreter's lock.
         with ThreadPoolExecutor(self._threads, thread_name_prefix="fit") as pool:
             for done in [pool.submit(loop, start, stop, *arguments) for start, stop in parts]:
                 done.result()
@@ -149,19 +149,14 @@ class _Entries:
     def __init__(self, backend: LoopBackend, inputs: HalfStepInput) -> None:
         self._run, self._parameters, self._own = backend.run, inputs.parameters, inputs.own
         self._data, self._sessions, table = inputs.data, inputs.sessions, inputs.table
-        self._other_layout = layout = inputs.other.layout
+        self._other_layout, self._scale = inputs.other.layout, inputs.parameters.scale
+        layout = self._other_layout
         self._rows: FloatTable = table.expanded() if isinstance(table, QuantizedTable) else table
         self._with_effects = bool(np.any(self._rows[:, layout.implicit_effect]))
         n = len(self._rows)
         self._table = _aligned(n, layout.packed + layout.dim + 1 + self._with_effects * layout.dim)
-        self._run(
-            solve_kernels.read_rows,
-            np.arange(n + 1),
-            self._rows,
-            layout.dim,
-            self._with_effects,
-            self._table,
-        )
+        known = (self._rows, layout.dim, self._with_effects)
+        self._run(solve_kernels.read_rows, np.arange(n + 1), *known, self._table)
         self._offset, self._beyond = self._other_sessions(inputs.other)
         self._view: Float32s | None = None
 
@@ -173,70 +168,29 @@ class _Entries:
 
     def solve(self, sites: Sites) -> HalfStep:
         """Return the posteriors that `sites` lead to; without any, those of the Gaussian link."""
-        own, data, sessions, parameters = self._own, self._data, self._sessions, self._parameters
-        layout, gaussian = own.layout, len(sites.weight) == 0
-        unit = 1.0 / parameters.noise if gaussian else 1.0
+        own, data, sessions, layout = self._own, self._data, self._sessions, self._own.layout
+        gaussian, n = len(sites.weight) == 0, len(sessions)
+        unit = 1.0 / self._parameters.noise if gaussian else 1.0
         target = data.value - self._offset if len(self._offset) else data.value
         weight, linear = (_NOTHING32, _NOTHING32) if gaussian else (sites.weight, sites.linear)
-        n = len(sessions)
-        load, scale, surprise = np.empty((n, layout.dim)), np.empty(n), np.empty(n)
-        seen = (target, parameters.mean, weight, linear, unit, self._table)
-        if n:
-            indptr = np.append(np.flatnonzero(np.diff(sessions.group, prepend=-1)), len(sessions.group))
-            self._run(
-                solve_kernels.sum_groups,
-                indptr,
-                indptr,
-                sessions.entry,
-                data.other,
-                *seen,
-                layout.dim,
-                own.session_variance,
-                load,
-                scale,
-                surprise,
-            )
+        seen = (target, self._parameters.mean, weight, linear, unit, self._table)
+        sums = self._session_sums(seen)
         of_row = np.searchsorted(sessions.row, np.arange(data.rows + 1)) if n else np.zeros(0, np.int64)
         rows, square = np.zeros((data.rows, layout.width)), np.zeros(data.rows)
-        self._run(
-            solve_kernels.solve_rows,
-            data.indptr,
-            data.indptr,
-            data.other,
-            data.value,
-            *seen,
-            self._with_effects,
-            own.mean,
-            np.ascontiguousarray(own.precision),
-            of_row,
-            load,
-            scale,
-            surprise,
-            rows,
-            square,
-        )
+        entries = (data.indptr, data.other, data.value)
+        prior = (own.mean, np.ascontiguousarray(own.precision))
+        known = (*entries, *seen, self._with_effects, *prior, of_row, *sums)
+        self._run(solve_kernels.solve_rows, data.indptr, *known, rows, square)
         rows[:, layout.keys] = NO_SESSION
         rows[:, layout.variances] = own.session_variance
         effects = SessionEffects(np.empty(n), np.empty(n), np.empty((n, layout.dim)))
         if n:
-            self._run(
-                solve_kernels.write_sessions,
-                of_row,
-                of_row,
-                sessions.key,
-                load,
-                scale,
-                surprise,
-                layout.dim,
-                layout.slots,
-                rows,
-                effects.mean,
-                effects.variance,
-                effects.covariance,
-            )
-        # Effects of sessions are marginal in the posterior but not in these sums.
-        known = gaussian and n == 0 and len(self._offset) == 0
-        return _half_step(own, rows, effects, sites, float(square.sum()) if known else math.nan)
+            written = (rows, effects.mean, effects.variance, effects.covariance)
+            groups = (of_row, sessions.key, *sums, layout.dim, layout.slots)
+            self._run(solve_kernels.write_sessions, of_row, *groups, *written)
+        # NaN where it does not hold: effects of sessions are marginal in the posterior but not in these sums.
+        exact = gaussian and n == 0 and len(self._offset) == 0
+        return _half_step(own, rows, effects, sites, float(square.sum()) if exact else math.nan)
 
     def score(
         self, posterior: Posterior, rows: Float64s, sites: Sites, *, begun: bool, damping: float
@@ -244,77 +198,51 @@ class _Entries:
         """Move `sites` (n,) to where the posterior, with its `rows`, points; without any, return of each row
         the expected sum of squares of ratings less scores.
         """
-        data, parameters, effects = self._data, self._parameters, posterior.effects
-        scale = parameters.scale
-        square, ordinal = np.zeros(data.rows), len(sites.weight) > 0
-        last = scale_levels(scale) - 1
-        self._run(
-            score_kernels.score_entries,
-            data.indptr,
-            data.indptr,
-            data.other,
-            rows,
-            self._score_view(),
-            self._own.layout.dim,
-            self._session_of_entry(),
-            effects.mean,
-            effects.variance,
-            effects.covariance,
-            parameters.mean,
-            self._offset,
-            self._beyond,
-            data.value,
-            np.concatenate([[-np.inf], parameters.cuts, [np.inf]]) if ordinal else _NOTHING,
-            parameters.noise,
-            scale.low,
-            last / (scale.high - scale.low) if ordinal else 1.0,
-            begun,
-            damping,
-            *((sites.weight, sites.linear, sites.mean, sites.variance) if ordinal else (_NOTHING32,) * 4),
-            square,
-        )
+        data, parameters, effects, scale = self._data, self._parameters, posterior.effects, self._scale
+        square, bounds, steps = np.zeros(data.rows), _NOTHING, 1.0
+        moved: tuple[FloatTable, ...] = (_NOTHING32,) * 4
+        if len(sites.weight):
+            bounds = np.concatenate([[-np.inf], parameters.cuts, [np.inf]])
+            steps = (scale_levels(scale) - 1) / (scale.high - scale.low)
+            moved = (sites.weight, sites.linear, sites.mean, sites.variance)
+        entries = (data.indptr, data.other, rows, self._score_view(), self._own.layout.dim)
+        sessions = (self._session_of_entry(), effects.mean, effects.variance, effects.covariance)
+        scores = (parameters.mean, self._offset, self._beyond, data.value)
+        link = (bounds, parameters.noise, scale.low, steps, begun, damping)
+        known = (*entries, *sessions, *scores, *link)
+        self._run(score_kernels.score_entries, data.indptr, *known, *moved, square)
         return square
 
     def score_means(self, step: HalfStep, every: int) -> Float64s:
         """Return mean scores of each `every`-th entry."""
         data, dim = self._data, self._own.layout.dim
         means = np.empty((len(data.value) + every - 1) // every)
-        self._run(
-            score_kernels.score_means,
-            data.indptr,
-            data.indptr,
-            data.other,
-            step.rows,
-            np.ascontiguousarray(self._rows[:, : 2 + dim]),
-            dim,
-            every,
-            self._session_of_entry(),
-            step.posterior.effects.mean,
-            self._parameters.mean,
-            self._offset,
-            means,
-        )
+        other_means = np.ascontiguousarray(self._rows[:, : 2 + dim])
+        entries = (data.indptr, data.other, step.rows, other_means, dim, every)
+        sessions = (self._session_of_entry(), step.posterior.effects.mean)
+        scores = (self._parameters.mean, self._offset)
+        self._run(score_kernels.score_means, data.indptr, *entries, *sessions, *scores, means)
         return means
+
+    def _session_sums(self, seen: tuple[object, ...]) -> tuple[Float64s, Float64s, Float64s]:
+        """Return load (G, d), scale and surprise (G,) of the sessions, as in `session_effects`."""
+        sessions, dim, n = self._sessions, self._own.layout.dim, len(self._sessions)
+        sums = np.empty((n, dim)), np.empty(n), np.empty(n)
+        if n:
+            indptr = np.append(np.flatnonzero(np.diff(sessions.group, prepend=-1)), len(sessions.group))
+            known = (indptr, sessions.entry, self._data.other, *seen, dim, self._own.session_variance)
+            self._run(solve_kernels.sum_groups, indptr, *known, *sums)
+        return sums
 
     def _other_sessions(self, other: Side) -> tuple[Float64s, Float64s]:
         if not other.has_sessions:
             return _NOTHING, _NOTHING
-        layout, n = other.layout, len(self._data.value)
-        effect, variance = np.zeros(n), np.full(n, other.session_variance)
-        self._run(
-            score_kernels.match_sessions,
-            np.arange(n + 1),
-            self._data.other,
-            self._data.time,
-            self._rows,
-            layout.dim,
-            layout.slots,
-            other.session_length,
-            SESSION_KEYS,
-            effect,
-            variance,
-        )
-        return effect, variance
+        data, layout, n = self._data, other.layout, len(self._data.value)
+        effects = np.zeros(n), np.full(n, other.session_variance)
+        keys = (layout.dim, layout.slots, other.session_length, SESSION_KEYS)
+        known = (data.other, data.time, self._rows, *keys)
+        self._run(score_kernels.match_sessions, np.arange(n + 1), *known, *effects)
+        return effects
 
     def _session_of_entry(self) -> npt.NDArray[np.int32]:
         """Return the session of each entry, -1 for none; empty where there are no sessions."""
@@ -347,7 +275,8 @@ def _half_step(
 
 
 def _new_sites(data: Compressed) -> Sites:
-    """Return sites in float32: half the memory, and they differ from sweep to sweep by more than rounding."""
+    """Return sites in float32, all 0."""
+    # Half the memory of float64, and they differ from sweep to sweep by more than rounding.
     arrays = [np.zeros(len(data.value), dtype=np.float32) for _ in range(4)]
     return Sites(*cast("list[Float64s]", arrays))
 
@@ -379,6 +308,7 @@ def load_loops() -> dict[Kernel, Kernel]:
         numba: Any = import_module("numba")
     except ImportError:
         return {}
+    # Sums may be regrouped to fill vector registers; infinity keeps its meaning, for bounds are infinite.
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
     loops: dict[Kernel, Kernel] = {}
     for loop in LOOPS:

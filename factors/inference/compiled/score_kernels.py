@@ -14,6 +14,7 @@ import numpy as np
 WIDE = 16
 # No rating may hold more than all but this part of a posterior (`ordinal`).
 _LEAST_CAVITY = 0.02
+# Far out the curvature underflows: a site needs a weight above 0.
 _LEAST_CURVATURE = 1e-9
 _ROOT_HALF = math.sqrt(0.5)
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
@@ -41,6 +42,7 @@ def match_sessions(
         if not math.isfinite(time[e]):
             continue
         key = math.floor(time[e] / session_length)
+        # As `numpy.mod`, which is not below 0.
         key -= math.floor(key / wrap) * wrap
         j = columns[e]
         for slot in range(slots):
@@ -103,6 +105,8 @@ def score_entries(
             vector[a] = rows[row, 2 + a]
         vector[rank] = 1.0
         known = rows[row, 2 + rank] + mean
+        # The own covariance, square for its products with f, and what multiplies the packed one of the other
+        # side: the second moments of the own features.
         t = 0
         for a in range(dim):
             for b in range(a + 1):
@@ -123,6 +127,7 @@ def score_entries(
             other = np.float32(0.0)
             for t in range(packed):
                 other += other_part[t] * view[j, t]
+            # f^T S f, a register of columns at a time: the products with f come first, their sum last.
             own_variance = own_bias
             for base in range(0, padded, WIDE):
                 for lane in range(WIDE):
@@ -157,6 +162,7 @@ def score_entries(
                 total += (target[e] - score) ** 2 + own_variance + other_variance
                 continue
             fixed += mean
+            # The cavity: the site is taken out of the posterior.
             if begun:
                 shrink = max(1.0 - weight[e] * own_variance, _LEAST_CAVITY)
                 score = (score - own_variance * (linear[e] + weight[e] * fixed)) / shrink
@@ -198,6 +204,7 @@ def score_entries(
                 curvature -= below * of_below
             curvature = min(max(curvature, _LEAST_CURVATURE), 1.0) * per * per
             slope = (-slope if flip else slope) * per
+            # The site has the curvature that the own variance does not account for.
             new = curvature / max(1.0 - curvature * own_variance, _LEAST_CAVITY)
             new = min(max(new, 1e-9 / noise), 1.0 / noise)
             towards = new * (score - fixed + slope / curvature)

@@ -99,6 +99,7 @@ def solve_rows(
     solved = np.zeros((dim, LANES))
     for base in range(start, stop, LANES):
         lanes = min(LANES, stop - base)
+        # Lanes without a row invert the identity.
         for lane in range(LANES):
             for a in range(dim):
                 for b in range(a + 1):
@@ -119,8 +120,10 @@ def solve_rows(
                 part_linear[:] = 0.0
                 part_set[:] = 0.0
                 e = block
+                # Four entries at a time: `part` is loaded and stored once for all of them.
                 while e + 4 <= end:
                     j0, j1, j2, j3 = columns[e], columns[e + 1], columns[e + 2], columns[e + 3]
+                    # One weight for all entries is left out here: `unit` multiplies the sums.
                     if uniform:
                         for t in range(used):
                             part[t] += (table[j0, t] + table[j1, t]) + (table[j2, t] + table[j3, t])
@@ -171,6 +174,7 @@ def solve_rows(
                 for a in range(dim):
                     sums_linear[lane, a] += part_linear[a]
                     sums_set[a] += part_set[a]
+            # The prior mean of the row, with the implicit effects of its set.
             share = 1.0 / math.sqrt(max(count, 1))
             for a in range(dim):
                 sums_linear[lane, a] -= sums[lane, packed + a]
@@ -183,6 +187,7 @@ def solve_rows(
                 for b in range(a + 1):
                     matrix[a, b, lane] = precision[a, b] + unit * sums[lane, t]
                     t += 1
+            # The Schur complement of the effects of sessions.
             if len(groups) > 0:
                 for g in range(groups[row], groups[row + 1]):
                     inner = 1.0 / scale[g]
@@ -329,6 +334,7 @@ def write_sessions(
         kept = min(slots, last - first)
         for slot in range(kept):
             best = last - 1
+            # The latest session has the first slot, the largest effects the others.
             if slot > 0:
                 best = -1
                 for g in range(first, last - 1):
