@@ -48,7 +48,7 @@ def main() -> int:
         print(line, file=sys.stderr)
         return CANNOT_START
     if settings.workers == 1:
-        # No supervisor: one process, and whoever runs it starts it again.
+        # No supervisor: what started this process starts it again.
         return _work(settings, slot, sockets[0])
     return asyncio.run(Supervisor(sockets, arguments, settings.grace_s).run())
 

@@ -151,7 +151,7 @@ def parameter(name: str, where: str, schema: Schema, text: str, *, required: boo
     return {"name": name, "in": where, "required": required, "schema": schema, "description": text}
 
 
-def query(name: str, schema: Schema, text: str) -> Schema:
+def query_parameter(name: str, schema: Schema, text: str) -> Schema:
     """Return a parameter of the query that may be left out."""
     return parameter(name, "query", schema, text)
 

@@ -72,10 +72,10 @@ class Training:
                     f"epoch {pointer.pending} is being prepared",
                     retry_after_s=_BUSY_RETRY_S,
                 )
-            loose = await self._store.ratings.loose_count(pointer.epoch)
-            if loose and not replace:
-                detail = f'{loose} ratings came in by other ways; send "replace": true to throw them away'
-                raise Problem("ratings_would_be_lost", detail, extra={"ratings": loose})
+            live_ratings = await self._store.ratings.loose_count(pointer.epoch)
+            if live_ratings and not replace:
+                detail = f'{live_ratings} ratings came in by other ways; send "replace": true to throw them away'
+                raise Problem("ratings_would_be_lost", detail, extra={"ratings": live_ratings})
             epoch = await self._store.ratings.begin_epoch()
             try:
                 registry = self._store.items(epoch)

@@ -35,7 +35,7 @@ class Admission:
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def turn(self, size: int) -> AsyncIterator[None]:
+    async def admit(self, size: int) -> AsyncIterator[None]:
         """Work on a body of `size` bytes in the block, in the order of arrival; on a small one at once.
 
         Raises `overloaded` where too much waits already.
@@ -69,12 +69,12 @@ class Admission:
             self._counts.overloads += 1
             detail = f"{len(self._queue)} such calls of {self._waiting} bytes wait already"
             raise Problem("overloaded", detail, retry_after_s=1)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (size, turn)
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (size, admitted)
         self._queue.append(entry)
         self._waiting += size
         try:
-            await turn
+            await admitted
         except asyncio.CancelledError:
             # A call that gives up leaves no trace, whether it waited or had just been let in.
             if entry in self._queue:
@@ -87,7 +87,7 @@ class Admission:
 
     def _admit(self) -> None:
         while self._queue and self._fits(self._queue[0][0]):
-            size, turn = self._queue.popleft()
+            size, admitted = self._queue.popleft()
             self._waiting -= size
             self._begin(size)
-            turn.set_result(None)
+            admitted.set_result(None)

@@ -152,22 +152,22 @@ class _ReadAlready:
 class FastConnection(Connection):
     """A connection whose plain GET /predict goes through `fast`."""
 
-    __slots__ = ("_fast", "_held", "_settled", "_until_read", "_waiting")
+    __slots__ = ("_fast", "_settled", "_until_read", "held", "waiting")
 
     def __init__(self, manager: web.Server, *, fast: FastPredict, **settings: Any) -> None:
         super().__init__(manager, **settings)
         self._fast = fast
         # Whether a request of this connection waits for its prediction, and the bytes that came meanwhile.
-        self._waiting = False
-        self._held = b""
+        self.waiting = False
+        self.held = b""
         self._settled: asyncio.Future[None] | None = None
         self._until_read: asyncio.Task[None] | None = None
 
     def data_received(self, data: bytes) -> None:
         """Give a plain request to `fast`, and all else to aiohttp."""
-        if self._waiting:
+        if self.waiting:
             # Reading pauses, so that no more than what the event loop had read already is held.
-            self._held += data
+            self.held += data
             if not self._buffer_paused:
                 self._pause_reading_for_buffer()
             return
@@ -192,7 +192,7 @@ class FastConnection(Connection):
                     and not (message.should_close or message.upgrade or upgraded)
                     and self._fast.take(self, message)
                 ):
-                    self._waiting = True
+                    self.waiting = True
                     self._request_count += 1
                     if self._manager is not None:
                         self._manager.requests_count += 1
@@ -234,25 +234,25 @@ class FastConnection(Connection):
 
     def _settle(self) -> None:
         """The request is over: the connection is idle, or goes on with what was held back."""
-        self._waiting = False
+        self.waiting = False
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self._settled is not None and not self._settled.done():
             self._settled.set_result(None)
         if self._buffer_paused:
-            held, self._held = self._held, b""
+            held, self.held = self.held, b""
             self._resume_reading_for_buffer()
             if self.transport is not None:
                 self.data_received(held)
 
     def _process_keepalive(self) -> None:
-        if self._waiting:
+        if self.waiting:
             # To aiohttp this connection is idle.
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         super()._process_keepalive()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 -- aiohttp's signature
         """Close; where a request waits, after its answer or `timeout` seconds."""
-        if self._waiting:
+        if self.waiting:
             self._close = True
             self._settled = self._loop.create_future()
             with contextlib.suppress(TimeoutError):

@@ -228,8 +228,8 @@ def problem_of(exc: Exception, body: bytes | bytearray, *, lines: bool) -> Probl
 def _problem_at(path: Path, text: str) -> Problem:
     row = next((step for step in path if isinstance(step, int)), None)
     field = ".".join(step for step in path if isinstance(step, str)) or None
-    place = " of ".join(filter(None, (field, None if row is None else f"row {row}")))
-    return Problem("invalid_body", f"{place or 'the body'}: {text}", field=field, row=row)
+    where = " of ".join(filter(None, (field, None if row is None else f"row {row}"))) or "the body"
+    return Problem("invalid_body", f"{where}: {text}", field=field, row=row)
 
 
 class _Constant:

@@ -12,12 +12,12 @@ from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import MODEL, STORE, described, query, whole
+from service.openapi import MODEL, STORE, described, query_parameter, whole
 from service.scoring import score
 
 # A list for people or for a re-ranking; more items cost the choosing and the encoding alike.
 MAX_N = 1000
-QUERY_N = query("n", whole(1, MAX_N, 10), "How many")
+QUERY_N = query_parameter("n", whole(1, MAX_N, 10), "How many")
 
 
 class Expected(msgspec.Struct):

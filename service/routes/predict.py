@@ -22,7 +22,17 @@ from service.http.parsing import (
 )
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
-from service.openapi import BODY, MODEL, Schema, content, described, list_of, parameter, query, request_body
+from service.openapi import (
+    BODY,
+    MODEL,
+    Schema,
+    content,
+    described,
+    list_of,
+    parameter,
+    query_parameter,
+    request_body,
+)
 from service.prediction_json import OnePrediction, Prediction
 
 # So many pairs take about 10 ms of the core; more would make the other calls of a worker wait.
@@ -100,12 +110,12 @@ def parse_pair_query(raw_path: str) -> PairQuery:
     parameters=(
         parameter("user_id", "query", TEXT_ID_SCHEMA, "Who", required=True),
         parameter("item_id", "query", TEXT_ID_SCHEMA, "What", required=True),
-        query(
+        query_parameter(
             "timestamp",
             {"type": "number", "minimum": -MAX_TIMESTAMP, "maximum": MAX_TIMESTAMP},
             "When, in seconds",
         ),
-        query(
+        query_parameter(
             "distribution",
             {"type": "boolean", "default": False},
             "The probability of each step of the scale too",
@@ -144,16 +154,16 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
     """The expected ratings of one pair, or of up to 10,000."""
     require_json(request)
     context = request.app[CONTEXT]
-    async with context.bodies.read(request) as body, context.predictions.turn(len(body)):
-        return await _answer_body(context, body)
+    async with context.bodies.read(request) as raw, context.predictions.admit(len(raw)):
+        return await _answer_body(context, raw)
 
 
-async def _answer_body(context: ServiceContext, body: bytearray) -> Answer:
-    plain = plain_pairs(body)
-    asked = PredictBody() if plain is not None else await parsed(body, _BODY.decode)
+async def _answer_body(context: ServiceContext, raw: bytearray) -> Answer:
+    plain = plain_pairs(raw)
+    body = PredictBody() if plain is not None else await parsed(raw, _BODY.decode)
     live = context.live()
     if plain is None:
-        pairs = checked_pairs(asked)
+        pairs = checked_pairs(body)
         if isinstance(pairs, Pair):
             return json_answer(await context.batcher.submit(*pairs))
     else:
@@ -162,24 +172,24 @@ async def _answer_body(context: ServiceContext, body: bytearray) -> Answer:
     return Answer(await context.scorer.predict_batch(live, *pairs))
 
 
-def checked_pairs(asked: PredictBody) -> Pair | Pairs:
+def checked_pairs(body: PredictBody) -> Pair | Pairs:
     """Return the pairs that a body asks for. Raises a `Problem` that names the field and the row."""
-    given = [name for name in ("item_id", "item_ids", "pairs") if getattr(asked, name) is not msgspec.UNSET]
-    if len(given) != 1:
+    sent = [name for name in ("item_id", "item_ids", "pairs") if getattr(body, name) is not msgspec.UNSET]
+    if len(sent) != 1:
         detail = "send user_id with item_id, user_id with item_ids, or pairs"
-        raise Problem("invalid_body", detail, field=given[1] if given else "item_id")
-    if isinstance(asked.pairs, list):
-        if asked.user_id is not msgspec.UNSET:
+        raise Problem("invalid_body", detail, field=sent[1] if sent else "item_id")
+    if isinstance(body.pairs, list):
+        if body.user_id is not msgspec.UNSET:
             raise Problem("invalid_body", "user_id does not go with pairs", field="user_id")
-        check_rows(len(asked.pairs), MAX_PAIRS, "pairs")
-        user_ids = body_ids([pair[0] for pair in asked.pairs], "pairs")
-        return Pairs(Ids.of(user_ids), Ids.of(body_ids([pair[1] for pair in asked.pairs], "pairs")))
-    if isinstance(asked.user_id, msgspec.UnsetType):
+        check_rows(len(body.pairs), MAX_PAIRS, "pairs")
+        user_ids = body_ids([pair[0] for pair in body.pairs], "pairs")
+        return Pairs(Ids.of(user_ids), Ids.of(body_ids([pair[1] for pair in body.pairs], "pairs")))
+    if isinstance(body.user_id, msgspec.UnsetType):
         raise Problem("invalid_body", "user_id is missing", field="user_id")
-    user_id = body_id(asked.user_id, "user_id")
-    if isinstance(asked.item_ids, list):
-        check_rows(len(asked.item_ids), MAX_PAIRS, "item_ids")
-        return Pairs(Ids.of([user_id]), Ids.of(body_ids(asked.item_ids, "item_ids")))
-    if isinstance(asked.item_id, msgspec.UnsetType):
+    user_id = body_id(body.user_id, "user_id")
+    if isinstance(body.item_ids, list):
+        check_rows(len(body.item_ids), MAX_PAIRS, "item_ids")
+        return Pairs(Ids.of([user_id]), Ids.of(body_ids(body.item_ids, "item_ids")))
+    if isinstance(body.item_id, msgspec.UnsetType):
         raise Problem("invalid_body", "item_id is missing", field="item_id")
-    return Pair(user_id, body_id(asked.item_id, "item_id"))
+    return Pair(user_id, body_id(body.item_id, "item_id"))

@@ -125,11 +125,11 @@ async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Colu
     """
     count = len(columns.values)
     chosen = range(count) if count <= _PREDICTED else range(0, count, -(-count // _PREDICTED))
-    distinct = dict.fromkeys(columns.user_ids[row] for row in chosen)
-    places = {user_id: place for place, user_id in enumerate(distinct)}
-    vectors, item_rows = await scorer.look_up(live, list(places), [columns.item_ids[row] for row in chosen])
-    index = np.array([places[columns.user_ids[row]] for row in chosen], dtype=np.int64)
-    predicted = live.scorer.score(vectors, index, item_rows).rating
+    positions: dict[bytes, int] = {}
+    index = [positions.setdefault(columns.user_ids[row], len(positions)) for row in chosen]
+    item_ids = [columns.item_ids[row] for row in chosen]
+    vectors, item_rows = await scorer.look_up(live, list(positions), item_ids)
+    predicted = live.scorer.score(vectors, np.array(index, dtype=np.int64), item_rows).rating
     return np.square(np.array([columns.values[row] for row in chosen]) - predicted)
 
 
@@ -148,9 +148,9 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     store, counts, live = context.store, context.counts, context.follower.live
     lines = is_lines(request)
-    async with context.bodies.read(request) as body, context.imports.turn(len(body)):
+    async with context.bodies.read(request) as raw, context.imports.admit(len(raw)):
         parse = partial(parse_ratings, scale=store.config.scale, now=time.time(), lines=lines)
-        columns = await parsed(body, parse)
+        columns = await parsed(raw, parse)
         errors = np.zeros(0)
         if live is not None and columns.values:
             errors = await squared_errors(context.scorer, live, columns)

@@ -1,6 +1,6 @@
 """Top-N and explanations.
 
-Invariant: what a user has rated is not recommended unless asked for, however short ago it was stored.
+Invariant: what a user has rated is not recommended unless body for, however short ago it was stored.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from service.http.parsing import (
 )
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import BODY, MODEL, described, query, request_body, whole
+from service.openapi import BODY, MODEL, described, query_parameter, request_body, whole
 from service.routes.items import MAX_N, QUERY_N, expected, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale, checked_times
 
@@ -121,10 +121,12 @@ _BODY: Body[RecommendBody] = Body(RecommendBody)
     operation_id="recommend",
     parameters=(
         QUERY_N,
-        query("offset", whole(0, MAX_OFFSET, 0), "How many of the best to leave out"),
-        query("exclude_seen", {"type": "boolean", "default": True}, "Leave out what the user has rated"),
-        query("explore", _EXPLORE_SCHEMA, "`thompson` ranks by a draw from the posterior"),
-        query("seed", whole(0, MAX_SEED), "Makes a draw repeatable"),
+        query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the best to leave out"),
+        query_parameter(
+            "exclude_seen", {"type": "boolean", "default": True}, "Leave out what the user has rated"
+        ),
+        query_parameter("explore", _EXPLORE_SCHEMA, "`thompson` ranks by a draw from the posterior"),
+        query_parameter("seed", whole(0, MAX_SEED), "Makes a draw repeatable"),
     ),
 )
 async def get_recommend(request: web.Request) -> web.StreamResponse:
@@ -133,11 +135,11 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     For an unknown one, what the prior says.
     """
     context = request.app[CONTEXT]
-    asked = Query(request.raw_path)
-    n, offset = asked.integer("n", 10, 1, MAX_N), asked.integer("offset", 0, 0, MAX_OFFSET)
-    exclude_seen = asked.flag("exclude_seen", default=True)
-    explore = asked.choice("explore", "none", EXPLORE)
-    seed = asked.integer("seed", -1, 0, MAX_SEED)
+    query = Query(request.raw_path)
+    n, offset = query.integer("n", 10, 1, MAX_N), query.integer("offset", 0, 0, MAX_OFFSET)
+    exclude_seen = query.flag("exclude_seen", default=True)
+    explore = query.choice("explore", "none", EXPLORE)
+    seed = query.integer("seed", -1, 0, MAX_SEED)
     wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed))
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
@@ -156,14 +158,14 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
     """The best items for someone who is not stored."""
     context = request.app[CONTEXT]
     require_json(request)
-    async with context.bodies.read(request) as body, context.predictions.turn(len(body)):
-        asked = await parsed(body, _BODY.decode)
-        check_rows(len(asked.ratings), MAX_RATINGS, "ratings")
-        wanted = checked_wanted(asked)
-        item_ids = body_ids([rating.item_id for rating in asked.ratings], "ratings.item_id")
-        values = [rating.rating for rating in asked.ratings]
+    async with context.bodies.read(request) as raw, context.predictions.admit(len(raw)):
+        body = await parsed(raw, _BODY.decode)
+        check_rows(len(body.ratings), MAX_RATINGS, "ratings")
+        wanted = checked_wanted(body)
+        item_ids = body_ids([rating.item_id for rating in body.ratings], "ratings.item_id")
+        values = [rating.rating for rating in body.ratings]
         check_scale(values, context.store.config.scale, "ratings.rating")
-        timestamps = [rating.timestamp for rating in asked.ratings]
+        timestamps = [rating.timestamp for rating in body.ratings]
         times = checked_times(timestamps, time.time(), "ratings.timestamp")
         live = context.live()
         rows = await context.store.items(live.epoch).rows(item_ids)
@@ -180,15 +182,15 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
     return json_answer(Recommendations(live.generation, items, ignored=ignored, seed=wanted.seed))
 
 
-def checked_wanted(asked: RecommendBody) -> Wanted:
+def checked_wanted(body: RecommendBody) -> Wanted:
     """Return what a body asks for. Raises a `Problem` that names the field."""
     for name, low, high in (("n", 1, MAX_N), ("offset", 0, MAX_OFFSET), ("seed", 0, MAX_SEED)):
-        value = getattr(asked, name)
+        value = getattr(body, name)
         if value is not None and not low <= value <= high:
             raise Problem("invalid_body", f"{name} must be from {low} to {high}, not {value}", field=name)
-    if asked.explore not in EXPLORE:
+    if body.explore not in EXPLORE:
         raise Problem("invalid_body", f"explore must be one of {', '.join(EXPLORE)}", field="explore")
-    return Wanted(asked.n, asked.offset, asked.exclude_seen, _seed(asked.explore, asked.seed))
+    return Wanted(body.n, body.offset, body.exclude_seen, _seed(body.explore, body.seed))
 
 
 def _seed(explore: str, seed: int | None) -> int | None:

@@ -87,14 +87,14 @@ async def post_train(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     training = context.training
     lines = is_lines(request)
-    async with context.bodies.read(request, context.settings.train_body_bytes) as body:
-        if not body.strip():
+    async with context.bodies.read(request, context.settings.train_body_bytes) as raw:
+        if not raw.strip():
             return _answer(await training.refit())
         if lines:
             raise Problem("unsupported_media_type", "send application/json")
-        asked = await parsed(body, _BODY.decode)
-    item_ids, ratings = await checked_history(asked, context.store.config.scale)
-    trained = await training.begin_history(ratings, item_ids, replace=asked.replace)
+        body = await parsed(raw, _BODY.decode)
+    item_ids, ratings = await checked_history(body, context.store.config.scale)
+    trained = await training.begin_history(ratings, item_ids, replace=body.replace)
     context.counts.ratings += len(ratings)
     return _answer(trained)
 
@@ -105,32 +105,32 @@ def _answer(trained: Trained) -> Answer:
     return json_answer(TrainedOut(trained.generation, trained.epoch, ratings, metrics, trained.served))
 
 
-async def checked_history(asked: TrainBody, scale: Scale) -> tuple[list[bytes], list[NewRating]]:
-    """Return the catalogue and the ratings of `asked`. Raises a `Problem` that names field and row."""
-    count = len(asked.rating_history)
+async def checked_history(body: TrainBody, scale: Scale) -> tuple[list[bytes], list[NewRating]]:
+    """Return the catalogue and the ratings of `body`. Raises a `Problem` that names field and row."""
+    count = len(body.rating_history)
     check_rows(count, MAX_EVENTS, "rating_history")
     if count == 0:
         raise Problem("invalid_body", "rating_history is empty", field="rating_history")
     for name in ("nb_users", "nb_items"):
-        if not 1 <= getattr(asked, name) <= MAX_ENTITIES:
+        if not 1 <= getattr(body, name) <= MAX_ENTITIES:
             raise Problem("invalid_body", f"{name} must be from 1 to {MAX_ENTITIES}", field=name)
     for name in ("user_history", "item_history"):
-        length = len(getattr(asked, name))
+        length = len(getattr(body, name))
         if length != count:
             detail = f"{name} has {length} entries, rating_history {count}: they are parallel lists"
             raise Problem("invalid_body", detail, field=name)
-    check_scale(asked.rating_history, scale, "rating_history")
-    users = _ids(asked.user_history, asked.nb_users, "user_history", "nb_users")
-    items = _ids(asked.item_history, asked.nb_items, "item_history", "nb_items")
+    check_scale(body.rating_history, scale, "rating_history")
+    users = _ids(body.user_history, body.nb_users, "user_history", "nb_users")
+    items = _ids(body.item_history, body.nb_items, "item_history", "nb_items")
     ratings: list[NewRating] = []
     for start in range(0, count, _SLICE):
         if start:
             await asyncio.sleep(0)
         part = slice(start, start + _SLICE)
         # The times are not known; histories keep the order.
-        values = asked.rating_history[part]
+        values = body.rating_history[part]
         ratings += map(NewRating, users[part], items[part], values, repeat(math.nan))
-    return [b"%d" % row for row in range(asked.nb_items)], ratings
+    return [b"%d" % row for row in range(body.nb_items)], ratings
 
 
 def _ids(values: Sequence[Id], entities: int, field: str, limit: str) -> list[bytes]:

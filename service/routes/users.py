@@ -15,15 +15,15 @@ from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import STORE, described, query, whole
+from service.openapi import STORE, described, query_parameter, whole
 from service.routes.items import Expected, expected, item_names
 
 # A page for people; a long history is read page by page.
 MAX_PAGE = 1000
 # No history is longer.
 MAX_OFFSET = 2**31
-# The command that was given to the trainer, and when, in seconds since 1970.
-_RECEIPT = re.compile(r"(?P<command>[0-9a-f]{32})-(?P<asked>[0-9a-f]{1,12})")
+# The id of the command, and when it was sent, in seconds since 1970.
+_RECEIPT = re.compile(r"(?P<command>[0-9a-f]{32})-(?P<sent>[0-9a-f]{1,12})")
 
 
 class UserOut(msgspec.Struct):
@@ -89,15 +89,15 @@ async def get_user(request: web.Request) -> web.StreamResponse:
     ("invalid_parameter", "not_found", *STORE, "unknown_user"),
     operation_id="getUserRatings",
     parameters=(
-        query("limit", whole(1, MAX_PAGE, 100), "How many"),
-        query("offset", whole(0, MAX_OFFSET, 0), "How many of the latest to leave out"),
+        query_parameter("limit", whole(1, MAX_PAGE, 100), "How many"),
+        query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the latest to leave out"),
     ),
 )
 async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     """The ratings of a user, the latest first."""
     context = request.app[CONTEXT]
-    asked = Query(request.raw_path)
-    limit, offset = asked.integer("limit", 100, 1, MAX_PAGE), asked.integer("offset", 0, 0, MAX_OFFSET)
+    query = Query(request.raw_path)
+    limit, offset = query.integer("limit", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, MAX_OFFSET)
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store, epoch = context.store, await context.epoch()
     n, history = await store.users.history(epoch, user_id)
@@ -150,7 +150,7 @@ async def get_receipt(request: web.Request) -> web.StreamResponse:
     outcome = await context.store.commands.outcome(parts["command"]) if parts else None
     if outcome is None:
         # An outcome is kept for an hour: within that, none means that the trainer has not come to it yet.
-        if parts is None or not 0 <= time.time() - int(parts["asked"], 16) < OUTCOME_S:
+        if parts is None or not 0 <= time.time() - int(parts["sent"], 16) < OUTCOME_S:
             raise Problem("unknown_receipt", "receipts are kept for an hour after the end of their work")
         return json_answer(Receipt(receipt, "pending"))
     if outcome.state == "failed":

@@ -223,7 +223,7 @@ async def test_what_comes_meanwhile_is_answered_after_it_in_order(
         wire.send(rest[:40])
 
         async def held() -> bool:
-            return any(connection._held for connection in ways.made)
+            return any(connection.held for connection in ways.made)
 
         if ways.fast:
             await wait_until_async(held, 5.0, "bytes are held back")
@@ -259,7 +259,7 @@ async def test_what_is_held_back_is_bounded(
         await wait_until_async(paused, 5.0, "reading is paused")
         await asyncio.wait((sending,), timeout=0.3)
         assert not sending.done()
-        assert max(len(connection._held) for connection in ways.made) <= 1 << 20
+        assert max(len(connection.held) for connection in ways.made) <= 1 << 20
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
     gate.open()
@@ -526,7 +526,7 @@ async def test_a_client_that_does_not_read_is_dropped(
         assert connection._paused
         # What it asks now waits, and it is given up.
         await loop.sock_sendall(slow, get(1) * 3)
-        assert connection._waiting
+        assert connection.waiting
 
         async def given_up() -> bool:
             return answers.unsent.held_bytes == 0 and connection.transport is None

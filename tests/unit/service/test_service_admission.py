@@ -21,7 +21,7 @@ def admission(at_once: int, waiting: int) -> tuple[Admission, Snapshot]:
 
 
 async def holds(desk: Admission, until: asyncio.Event, size: int = CALL) -> None:
-    async with desk.turn(size):
+    async with desk.admit(size):
         await until.wait()
 
 
@@ -41,10 +41,10 @@ async def test_so_many_work_so_many_wait_and_one_more_is_refused() -> None:
     for task in refused:
         with pytest.raises(Problem, match="wait already"):
             task.result()
-    async with desk.turn(SMALL_BYTES):
+    async with desk.admit(SMALL_BYTES):
         end.set()
     await asyncio.gather(*tasks[:5])
-    async with desk.turn(2 * CALL):
+    async with desk.admit(2 * CALL):
         pass
 
 
@@ -86,7 +86,7 @@ async def test_who_gives_up_leaves_no_trace() -> None:
     async def call(size: int) -> None:
         nonlocal working, most
         try:
-            async with desk.turn(size):
+            async with desk.admit(size):
                 working += size
                 most = max(most, working)
                 try:
