@@ -74,7 +74,9 @@ class Training:
                 )
             live_ratings = await self._store.ratings.loose_count(pointer.epoch)
             if live_ratings and not replace:
-                detail = f'{live_ratings} ratings came in by other ways; send "replace": true to throw them away'
+                detail = (
+                    f'{live_ratings} ratings came in by other ways; send "replace": true to throw them away'
+                )
                 raise Problem("ratings_would_be_lost", detail, extra={"ratings": live_ratings})
             epoch = await self._store.ratings.begin_epoch()
             try:
