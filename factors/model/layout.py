@@ -15,13 +15,14 @@ rating, and `velocity` where it was going (`motion`). Users are stored like this
 is read out of its stored one (`quantized_rows`), whose first numbers, up to the mean, are the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from factors.errors import ModelUnreadable
 from factors.model.types import Float64s, Int64s, Model
 
 # Covariances of rows fill memory with its square: 33,000 numbers a row at this rank.
@@ -134,29 +135,26 @@ def stored_width(layout: Layout) -> int:
     return layout.width - layout.packed + 1 + code_words(layout)
 
 
-def slots_of_width(rank: int, width: int, *, moving: bool = False, stored: bool = False) -> int:
-    """Return how many sessions a row of `width` numbers, or words where rows are `stored`, has room for; -1
-    where no layout of this rank is that wide.
+def layout_of(model: Model, name: Literal["user", "item"]) -> Layout:
+    """Return the layout of the rows of this side of `model`; of items, once they are read out of the stored
+    ones. Raises `ModelUnreadable` where its width fits no layout.
     """
-    bare = Layout(rank, 0, moving)
-    rest = width - (stored_width(bare) if stored else bare.width)
-    return rest // 3 if rest >= 0 and rest % 3 == 0 else -1
+    bare = Layout(model.rank, 0, f"{name}_drift" in model.parameters)
+    width = model.user_width if name == "user" else model.item_width
+    slots, rest = divmod(width - (bare.width if name == "user" else stored_width(bare)), 3)
+    if slots < 0 or rest:
+        raise ModelUnreadable(f"{name} rows of {width} numbers do not fit rank {model.rank}")
+    return replace(bare, slots=slots)
 
 
 def user_layout(model: Model) -> Layout:
     """Return the layout of the user rows of `model`."""
-    return _layout(model, "user", model.user_width)
+    return layout_of(model, "user")
 
 
 def item_layout(model: Model) -> Layout:
     """Return the layout of the item rows of `model`, once they are read out of the stored ones."""
-    return _layout(model, "item", model.item_width)
-
-
-def _layout(model: Model, prefix: str, width: int) -> Layout:
-    moving = f"{prefix}_drift" in model.parameters
-    slots = slots_of_width(model.rank, width, moving=moving, stored=prefix == "item")
-    return Layout(model.rank, slots, moving)
+    return layout_of(model, "item")
 
 
 @lru_cache(maxsize=64)

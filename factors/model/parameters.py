@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from factors.errors import ModelUnreadable
-from factors.model.layout import Layout, slots_of_width, stored_width
+from factors.model.layout import Layout, layout_of, stored_width
 from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Link, Model, Scale
 
@@ -152,8 +152,8 @@ def from_model(model: Model) -> Parameters:
         scale=model.scale,
         mean=mean,
         noise=noise,
-        users=_side(model, "user", model.user_width),
-        items=_side(model, "item", model.item_width),
+        users=_side(model, "user"),
+        items=_side(model, "item"),
         cuts=_array(model, "cuts", cuts),
         decided=decided,
         variance_scale=variance_scale,
@@ -161,19 +161,15 @@ def from_model(model: Model) -> Parameters:
     )
 
 
-def _side(model: Model, name: SideName, width: int) -> Side:
-    moving = f"{name}_drift" in model.parameters
-    slots = slots_of_width(model.rank, width, moving=moving, stored=name == "item")
-    if slots < 0:
-        raise ModelUnreadable(f"{name} rows of {width} numbers do not fit rank {model.rank}")
-    layout = Layout(model.rank, slots, moving)
+def _side(model: Model, name: SideName) -> Side:
+    layout = layout_of(model, name)
     dim, cold_start, drift = layout.dim, None, None
     if f"{name}_unseen" in model.parameters:
         vectors = _array(model, f"{name}_unseen", 2 * dim + 1)
         matrices = _array(model, f"{name}_unseen_matrices", 2 * dim, dim)
         mean, effect, count = vectors[:dim], vectors[dim:-1], float(vectors[-1])
         cold_start = ColdStart(mean, effect, count, matrices[:dim], matrices[dim:])
-    if moving:
+    if layout.moving:
         origin, unit, widening = _array(model, f"{name}_drift", 3).tolist()
         covariance, precision = (
             _array(model, f"{name}_drift_{matrix}", dim, dim) for matrix in ("covariance", "precision")
