@@ -62,7 +62,8 @@ class PairMoments:
         self._latent_packed = layout.rank * (layout.rank + 1) // 2
         self._block = max(_FEWEST, _BLOCK_NUMBERS // layout.packed)
         self._sides = (parameters.users, parameters.items)
-        self._timed = tuple(side.has_sessions for side in self._sides)
+        self._has_sessions = any(side.has_sessions for side in self._sides)
+        self._moves = parameters.moves
         self._prior_session_variance = parameters.users.session_variance + parameters.items.session_variance
         prior_user: Float32s = prior_rows(parameters.users, 1)[0].astype(np.float32)
         self._priors = (prior_user, self._codec.encode(prior_rows(parameters.items, 1))[0])
@@ -111,10 +112,10 @@ class PairMoments:
             variance += self._prior_session_variance
         if time is not None:
             own = (users, np.arange(m) if user_index is None else user_index)
-            if any(self._timed):
+            if self._has_sessions:
                 self._add_sessions(mean, variance, own, item_rows, time)
-            if any(side.drift is not None for side in self._sides):
-                mean += self._way_back(own, item_rows, time)
+            if self._moves:
+                mean += self._change_at(own, item_rows, time)
         return mean, variance, counts
 
     def _block_latent(
@@ -184,14 +185,14 @@ class PairMoments:
     ) -> None:
         for number, (table, rows) in enumerate((own, (self.items, item_rows))):
             side = self._sides[number]
-            if self._timed[number]:
+            if side.has_sessions:
                 known = self._gathered(number, table, rows)
                 effect, effect_variance = match_sessions(side, known, np.arange(len(rows)), time)
                 mean += effect
                 variance += effect_variance - side.session_variance
 
-    def _way_back(self, own: tuple[FloatTable, Rows], item_rows: Rows, time: Float64s) -> Float64s:
-        """Return what to add to the scores (m,) where a row that moves was elsewhere at `time` (m,)."""
+    def _change_at(self, own: tuple[FloatTable, Rows], item_rows: Rows, time: Float64s) -> Float64s:
+        """Return the scores (m,) of where rows stood at `time` (m,) less those of where they stand now."""
         now, then = [], []
         for number, (table, rows) in enumerate((own, (self.items, item_rows))):
             side, known = self._sides[number], self._gathered(number, table, rows)

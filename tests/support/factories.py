@@ -35,7 +35,7 @@ def make_model(rank: int = 2, scale: Scale = SCALE) -> Model:
     return prior_model(FitSettings(scale=scale, rank=rank, link="gaussian"))
 
 
-def with_user_periods(model: Model, session_length: float, variance: float) -> Model:
+def with_user_sessions(model: Model, session_length: float, variance: float) -> Model:
     """`model`, in which each session of a user has an effect of this `variance`."""
     parameters = from_model(model)
     layout = Layout(model.rank, 16)

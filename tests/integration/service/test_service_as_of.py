@@ -15,7 +15,7 @@ from tests.support.factories import (
     publish,
     rating,
     with_moving_users,
-    with_user_periods,
+    with_user_sessions,
 )
 from tests.support.serving import BOTH_WAYS, serves, serving
 
@@ -28,7 +28,7 @@ BURSTS = 40
 async def test_a_burst_that_the_record_dropped_is_folded_in_again(
     store: Store, store_settings: StoreSettings
 ) -> None:
-    model = with_user_periods(make_model(), PERIOD_S, 0.5)
+    model = with_user_sessions(make_model(), PERIOD_S, 0.5)
     await store.items(1).register([b"item-%d" % row for row in range(BURSTS + 1)])
     rng = np.random.default_rng(1)
     # The first burst is a small one: later ones of larger effect take its place.
