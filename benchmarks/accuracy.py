@@ -89,7 +89,7 @@ class Choice:
 
 
 def thinned(data: DataSet, scale: float, seed: int) -> DataSet:
-    """A fraction of the ratings, at random, in their order: for a look at whether everything works."""
+    """Return a fraction of the ratings, at random, in their order: to see whether everything works."""
     if scale >= 1:
         return data
     n = len(data.ratings.value)
@@ -98,7 +98,7 @@ def thinned(data: DataSet, scale: float, seed: int) -> DataSet:
 
 
 def load(name: str, *, scale: float, seed: int) -> DataSet:
-    """The data set of a section. Raises `BenchmarkError` where it cannot be had."""
+    """Return the data set of a section. Raises `BenchmarkError` where it cannot be had."""
     loaders: dict[str, Callable[[], DataSet]] = {
         "ml-latest-small": datasets.ml_latest_small,
         "lectures": datasets.lectures,
@@ -108,7 +108,7 @@ def load(name: str, *, scale: float, seed: int) -> DataSet:
 
 
 def plans(section: str, data: DataSet, choice: Choice) -> Iterator[Plan]:
-    """The lines of a section."""
+    """Yield what is run in a section."""
     peers = ("surprise-svd",) if choice.quick else PEERS
 
     def plan(splits: Sequence[Split], engines: Sequence[str], *, ranking: bool = False) -> Plan:
@@ -120,6 +120,7 @@ def plans(section: str, data: DataSet, choice: Choice) -> Iterator[Plan]:
         case "ml-100k":
             slow = (SLOW_PEER,) if choice.slow else ()
             api = (DEPLOYED,) if choice.api else ()
+            # Slow peers and the deployment for the first fold alone: it is the one that others publish.
             first, *rest = choice.folds
             yield plan(given_folds(data, [first]), (AUTO, *api, "neural", *BASELINES, *peers, *slow))
             if rest:
@@ -143,7 +144,7 @@ def plans(section: str, data: DataSet, choice: Choice) -> Iterator[Plan]:
 
 
 def run(choice: Choice, console: Console) -> Found:
-    """Every section. Raises `BenchmarkError` where data or a deployment is missing."""
+    """Run every section. Raises `BenchmarkError` where data or a deployment is missing."""
     found = Found()
     store = LineStore(choice.output / NAME)
     done = store.load() if choice.resume else {}
@@ -203,8 +204,7 @@ def _cold(choice: Choice, console: Console) -> list[ColdCurve]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The table of docs/accuracy.md; 0 when it was printed, 2 when something is missing that cannot be
-    skipped."""
+    """Print the tables of docs/accuracy.md; return 0, or 2 where what cannot be skipped is missing."""
     choice = _choice(argv)
     console = new_console()
     end_in_order()

@@ -20,7 +20,7 @@ OUTCOMES = {0: "reported", 1: "failed", 2: "cannot run here", 3: "too busy to te
 
 
 def main(argv: Sequence[str]) -> int:
-    """Flags go to each benchmark; the worst exit code is this one's."""
+    """Pass the flags on to each benchmark; return the worst of their exit codes."""
     flags = parser("all", __doc__)
     flags.add_argument("--no-accuracy", dest="accuracy", action="store_false", help="leave the errors out")
     options = flags.parse_args(argv)

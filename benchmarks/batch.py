@@ -28,7 +28,7 @@ CONNECTIONS = 4
 
 
 def measure(options: Options, console: Console) -> list[Row]:
-    """Pairs a second of both, and their ratio."""
+    """Measure the pairs a second of both, and their ratio."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
     n_pairs = options.size(PAIRS, 100)
     cores = stack.cores(options)
@@ -52,6 +52,7 @@ def measure(options: Options, console: Console) -> list[Row]:
                 plan = Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=60.0)
                 return n_pairs * drive(plan, cpus=cores.others).per_second
 
+            # The first answers pay for connections and for the read of the item table.
             arm(port)
             rates = interleave(
                 options.rounds, {"naive": lambda: arm(naive_port), "foldin": lambda: arm(port)}

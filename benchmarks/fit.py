@@ -32,7 +32,7 @@ QUICK_SCALE, QUICK_ROUNDS = 0.05, 3
 
 
 class _EnoughError(Exception):
-    """As many sweeps as rounds are done."""
+    """There were as many sweeps as rounds: the rest of the fit is not needed."""
 
 
 class Turns:
@@ -55,8 +55,8 @@ class Turns:
         self._began: float | None = None
 
     def __call__(self, sweep: int, metrics: dict[str, float]) -> None:
-        """One turn. The first sweep, which touches all memory for the first time, does not count, on either
-        side."""
+        """Time the sweep that has ended, then one of `implicit`."""
+        # The first sweep touches all memory for the first time: it does not count, on either side.
         now = time.perf_counter()
         if self._began is not None:
             self.sweeps.append(now - self._began)
@@ -72,7 +72,7 @@ class Turns:
 
 
 def measure(options: Options, console: Console, *, rank: int = RANK, threads: int = THREADS) -> list[Row]:
-    """Seconds of a sweep on both sides."""
+    """Measure the seconds of a sweep on both sides."""
     # As sparse as the full one: both sides shrink with the root of the scale.
     root = options.scale**0.5
     n_users, n_items = max(200, round(USERS * root)), max(100, round(ITEMS * root))
@@ -86,6 +86,7 @@ def measure(options: Options, console: Console, *, rank: int = RANK, threads: in
     settings = FitSettings(
         data.scale, rank=rank, link="gaussian", sweeps=options.rounds + 2, tolerance=0.0, threads=threads
     )
+    # Both divide their rows among threads themselves: BLAS threads within those would fight for the cores.
     with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # implicit's remarks on BLAS threads
         turns = Turns(data, options.rounds, rank, threads, options.seed)

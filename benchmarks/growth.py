@@ -30,7 +30,7 @@ SIZES = {
 
 
 def measure(options: Options, console: Console) -> list[Row]:
-    """Throughput of each size beside the smallest."""
+    """Measure the throughput of each size beside the smallest."""
     cores = stack.cores(options)
     with contextlib.ExitStack() as ends:
         folder = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="foldin-bench-")))

@@ -52,7 +52,7 @@ class Kind:
     refused: int = 0
 
     def rows(self) -> list[Row]:
-        """Its lines of the table. The goals are the project's own."""
+        """Return its lines of the table. The goals are the project's own."""
         detail = f"{number(self.refused)} answers of 503 or 429"
         nothing = "" if self.refused else "nothing was refused"
         return [
@@ -71,7 +71,7 @@ class Kind:
 
 
 def measure(options: Options, console: Console) -> list[Row]:
-    """Each kind in turn: its peak, then three times as much."""
+    """Measure each kind in turn: its peak, then three times as much."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
     a_call = options.size(A_CALL, 1_000)
     crowd = options.size(CROWD, 100)
@@ -114,7 +114,7 @@ def measure(options: Options, console: Console) -> list[Row]:
 
 
 def _under(kind: Kind, flood: Plan, peak: float, others: Plan | None, *, cpus: Sequence[int]) -> None:
-    """One round of `flood`, with GET /predict of others beside it."""
+    """Send one round of `flood`, with GET /predict of others beside it; note what came of it."""
     before = total(metrics_text(flood.port), RESIDENT)
     with ThreadPoolExecutor(2) as threads:
         flooding = threads.submit(_ask, flood, cpus)

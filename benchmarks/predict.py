@@ -25,7 +25,7 @@ LOOKUP = "foldin_lookup_seconds"
 
 
 def measure(options: Options, console: Console) -> list[Row]:
-    """One worker, then two, over one store."""
+    """Measure one worker, then two, over one store."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
     cores = stack.cores(options)
     with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name:
@@ -49,7 +49,7 @@ def measure(options: Options, console: Console) -> list[Row]:
 def peaks(
     options: Options, requests: str, port: int, bare_port: int, cpus: Sequence[int]
 ) -> dict[str, list[Load]]:
-    """Closed loop rounds of both."""
+    """Measure closed loops of both, round by round."""
     for each in (port, bare_port):
         warm(plan_for(options, requests, each))
     return interleave(
@@ -62,7 +62,7 @@ def peaks(
 
 
 def peak_rows(work: str, loads: dict[str, list[Load]], against: str) -> list[Row]:
-    """Yardstick and ratio."""
+    """Return the yardstick and the ratio."""
     rates = {name: tuple(load.per_second for load in each) for name, each in loads.items()}
     busiest = max(load.generator_busy for each in loads.values() for load in each)
     foldin, yardstick = (number(float(np.median(rates[name]))) for name in ("foldin", "bare"))
@@ -76,9 +76,10 @@ def peak_rows(work: str, loads: dict[str, list[Load]], against: str) -> list[Row
 
 
 def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus: Sequence[int]) -> list[Row]:
-    """Peak, latency at half of it, and the lookup inside."""
+    """Measure the peak, the latency at half of it, and the lookup inside."""
     loads = peaks(options, requests, port, bare_port, cpus)
     rows = peak_rows("GET /predict, 1 worker, 64 connections", loads, "bare handler, 1 process")
+    # At the peak latency is a matter of the number of connections alone.
     half = float(np.median([load.per_second for load in loads["foldin"]])) / 2
     before = buckets(metrics_text(port), LOOKUP)
     lookups: list[float] = []
@@ -107,7 +108,7 @@ def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus:
 
 
 def two_workers(options: Options, requests: str, port: int, bare_port: int) -> list[Row]:
-    """Peak with as many processes as a small machine has cores; generator and store share them."""
+    """Measure the peak with as many processes as a small machine has cores, which all share."""
     loads = peaks(options, requests, port, bare_port, ())
     return peak_rows("GET /predict, 2 workers, 64 connections", loads, "bare handler, 2 processes")
 

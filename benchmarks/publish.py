@@ -30,7 +30,7 @@ SHARE_OF_PEAK = 0.25
 
 
 def measure(options: Options, console: Console) -> list[Row]:
-    """p99 without and during, one pair a round."""
+    """Measure the p99 without and during, one pair a round."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
     generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
     with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store_with(generation) as url:
@@ -66,7 +66,7 @@ def measure(options: Options, console: Console) -> list[Row]:
 def while_publishing(
     plan: Plan, arguments: Sequence[str], begun: Path
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], float]:
-    """Latencies in ms while a publisher works, from its begin to its end; and how many seconds it took."""
+    """Return the latencies in ms from begin to end of a publication, and how many seconds it took."""
     command = python_command("benchmarks.data.publisher", *arguments, str(begun))
     parts = []
     with stack.running(command, begun.exists, within_s=PUBLISH_S) as publisher:
@@ -78,6 +78,7 @@ def while_publishing(
         if publisher.code != 0:
             raise BenchmarkError(f"the publisher ended with code {publisher.code}")
         took = time.perf_counter() - began
+    # A tiny publication may be over before the load has begun: the table still needs a figure.
     if not parts:
         parts.append(drive(replace(plan, warm_up_s=0.0)).latencies_ms)
     return np.concatenate(parts), took

@@ -33,7 +33,7 @@ LAG = "foldin_stream_lag_events"
 
 
 def measure(options: Options, console: Console) -> list[Row]:
-    """Ratings a second until archived, then the pair of calls."""
+    """Measure the ratings a second until archived, and the pair of calls."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
     a_call = options.size(A_CALL, 100)
     with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store() as url:
@@ -67,14 +67,14 @@ def learn(port: int, n_users: int, n_items: int, a_call: int, *, seed: int) -> N
 
 
 def archived(options: Options, port: int, requests: str, a_call: int) -> float:
-    """Ratings a second of one round."""
+    """Return the ratings a second of one round."""
     plan = Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=60.0)
     load = drive(plan)
     return a_call * load.answered / (load.seconds + until_archived(port))
 
 
 def until_archived(port: int) -> float:
-    """Seconds until no event waits. Raises `BenchmarkError` when that does not come."""
+    """Return the seconds until no event waits. Raises `BenchmarkError` when that does not come."""
     began = time.perf_counter()
     while total(metrics_text(port), LAG) > 0:
         if time.perf_counter() - began > ARCHIVE_S:
@@ -84,7 +84,7 @@ def until_archived(port: int) -> float:
 
 
 def rate_then_predict(options: Options, port: int, n_users: int, n_items: int) -> float:
-    """p99 of a rating and the prediction after it, in ms, one pair after the other."""
+    """Return the p99 of a rating and the prediction after it, in ms, one pair after the other."""
     rng = np.random.default_rng(options.seed)
     times: list[float] = []
     with Client(port) as client:
@@ -102,7 +102,7 @@ def rate_then_predict(options: Options, port: int, n_users: int, n_items: int) -
 
 
 def bodies(n_users: int, n_items: int, a_call: int, *, seed: int) -> list[bytes]:
-    """POST requests with random ratings of known users and items."""
+    """Return POST requests with random ratings of known users and items."""
     rng = np.random.default_rng(seed)
     requests = []
     for _ in range(BODIES):
@@ -117,7 +117,7 @@ def bodies(n_users: int, n_items: int, a_call: int, *, seed: int) -> list[bytes]
 
 
 def body_of(rows: Iterable[tuple[int, int, int]]) -> bytes:
-    """The body of POST /ratings for (user, item, half stars above one)."""
+    """Return the body of POST /ratings for (user, item, half stars above one)."""
     ratings = [
         {"user_id": str(user), "item_id": str(item), "rating": 1 + 0.5 * step} for user, item, step in rows
     ]

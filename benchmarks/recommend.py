@@ -37,7 +37,7 @@ RECALL_TARGET = Target(0.95, 0.95)
 
 
 def measure(options: Options, console: Console, *, rank: int) -> list[Row]:
-    """Users answered a second: the ranking alone, faiss, and the service."""
+    """Measure the users answered a second: by the ranking alone, by faiss, and by the service."""
     n_items, n_users = options.size(ITEMS, 500), options.size(USERS, 100)
     width = item_width(rank)
     table_bytes = 4.0 * n_items * width
@@ -72,7 +72,7 @@ def _need(size: float) -> None:
 
 
 def ranking(options: Options, generation: Generation) -> list[Row]:
-    """The ranking itself, in this process, and faiss."""
+    """Measure the ranking itself, in this process, and faiss."""
     ranker = Ranker(posterior_of(generation.model), generation.items)
     indexed = Ranker(posterior_of(generation.model), generation.items, generation.index)
     rng = np.random.default_rng(options.seed)
@@ -148,7 +148,7 @@ def _faiss_arm(
 
 
 def _rate(seconds: float, answer: Callable[[], object]) -> float:
-    """Users a second, `WAITING` an answer, for about so long."""
+    """Return the users a second, `WAITING` an answer, over about so many seconds."""
     began = time.perf_counter()
     answers = 0
     while True:
@@ -160,7 +160,7 @@ def _rate(seconds: float, answer: Callable[[], object]) -> float:
 
 
 def deployed(options: Options, generation: Generation) -> tuple[float, ...]:
-    """Users a second of the service, one a round."""
+    """Return the users a second of the service, one figure a round."""
     cores = stack.cores(options)
     n_users = len(generation.users)
     with (

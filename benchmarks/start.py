@@ -24,7 +24,7 @@ TARGET = Target(3, 10, higher_is_better=False)
 
 
 def measure(options: Options, console: Console, *, rank: int) -> list[Row]:
-    """Seconds until ready."""
+    """Measure the seconds until ready."""
     n_items, n_users = options.size(ITEMS, 100), options.size(USERS, 50)
     first = f"worker ready with {n_items:,} items of rank {rank}, the first of a host"
     memory = "the same, the cache folder in memory, as in docker-compose.yml"

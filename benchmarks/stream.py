@@ -48,7 +48,7 @@ class Learner:
     items: npt.NDArray[np.float32]
 
     def predict(self, events: Rows) -> npt.NDArray[np.float64]:
-        """The ratings of `events`, all as of now."""
+        """Predict the ratings of `events`, all as of now."""
         ratings = self.ratings
         scores = Scorer(self.fitted.posterior, self.items).score(
             self.users, ratings.user_row[events], ratings.item_row[events], ratings.time[events]
@@ -56,8 +56,8 @@ class Learner:
         return scores.rating
 
     def learn(self, events: Rows) -> npt.NDArray[np.float64]:
-        """What was predicted of each of `events` (ascending), its user folded in from all before it; then the
-        users and items in `events` are folded in.
+        """Predict each of `events` (ascending), its user folded in from all before it; then fold in the users
+        and items in `events`.
         """
         ratings, model = self.ratings, self.fitted.model
         user_row, item_row = ratings.user_row, ratings.item_row
@@ -87,7 +87,7 @@ class Learner:
 
 
 def fitted_on(ratings: Ratings, first: int, shape: tuple[int, int], scale: Scale, seed: int) -> Learner:
-    """A learner fitted on the `first` ratings."""
+    """Return a learner fitted on the `first` ratings."""
     known = Ratings(
         ratings.user_row[:first], ratings.item_row[:first], ratings.value[:first], ratings.time[:first]
     )
@@ -105,7 +105,7 @@ def _positions(rows: npt.NDArray[np.int32], size: int) -> list[Rows]:
 
 
 def compare(ratings: Ratings, shape: tuple[int, int], scale: Scale, seed: int) -> dict[str, float]:
-    """Root mean square errors on the last fifth, as of its beginning and learning on, of both."""
+    """Return the RMSE of both on the last fifth, as of its beginning and learning on."""
     n = len(ratings.value)
     begin, end = round(0.6 * n), round(0.8 * n)
     streamed = fitted_on(ratings, begin, shape, scale, seed)
@@ -122,7 +122,7 @@ def compare(ratings: Ratings, shape: tuple[int, int], scale: Scale, seed: int) -
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print both errors of each data set; 0."""
+    """Print both errors of each data set; return 0."""
     options = parser("stream", __doc__).parse_args(argv)
     console = new_console()
     end_in_order()

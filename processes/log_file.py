@@ -5,6 +5,7 @@ One part of the stack writes to one file, which is renamed to `.1` when it is fu
 
 from pathlib import Path
 
+# Days of a quiet stack, hours of one that complains; a few parts with two files each stay far under 100 MB.
 MAX_BYTES = 8 * 1024 * 1024
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 
+# Up to 4 GB; the largest message, a batch of records, has some megabytes.
 _LENGTH_BYTES = 4
 # The exit code of a helper whose parent is gone; no process reads it.
 ORPHANED = 3
@@ -87,12 +88,10 @@ class Helper:
 
 @contextlib.asynccontextmanager
 async def helper(module: str) -> AsyncIterator[Helper]:
-    """Run `module` as a helper until the block ends, however it ends. Raises `HelperEndedError`.
-
-    The end of its standard input tells it that the parent is gone. Not `parent.die_with_parent`: its hook
-    before the program starts would make a copy of the parent's page tables, which for a trainer with
-    gigabytes in memory stops the event loop.
-    """
+    """Run `module` as a helper until the block ends, however it ends. Raises `HelperEndedError`."""
+    # The end of its standard input tells the helper that its parent is gone. Not `parent.die_with_parent`:
+    # with a hook before the program starts, Python cannot use vfork, and a fork copies the page tables of the
+    # parent. For a trainer with gigabytes in memory that stops the event loop.
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE

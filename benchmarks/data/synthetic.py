@@ -45,7 +45,7 @@ class Generation:
 
 
 def make(n_users: int, n_items: int, *, rank: int, seed: int) -> Generation:
-    """A generation of that size; a small world is fitted in about a second."""
+    """Return a generation of that size; a small world is fitted in about a second."""
     rng = np.random.default_rng(seed)
     world = synthetic(600, 400, 24_000, rank=rank, seed=seed, scale=SCALE)
     settings = FitSettings(SCALE, rank=rank, link="gaussian", sweeps=3)
@@ -75,18 +75,18 @@ def _grown(
 
 
 def store_settings(url: str) -> StoreSettings:
-    """Settings for a store that holds synthetic generations. Loading is patient: the store shares its
-    core."""
+    """Return the settings for a store that holds synthetic generations."""
+    # Timeouts are long: while a generation is loaded, this process and the store share a core.
     return StoreSettings(url=url, scale=SCALE_TEXT, stream_limit=10_000_000, timeout_s=30.0)
 
 
 def ids(start: int, stop: int) -> list[bytes]:
-    """The ids of these rows."""
+    """Return the ids of these rows."""
     return [b"%d" % row for row in range(start, stop)]
 
 
 def load(url: str, generation: Generation) -> int:
-    """Register the items, give each user one rating, publish; the number of the generation, which is live."""
+    """Register the items, give each user one rating, publish; return the number of the live generation."""
     return asyncio.run(_load(url, generation))
 
 

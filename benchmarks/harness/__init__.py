@@ -1,2 +1,1 @@
-"""What the benchmarks share: processes, load, synthetic data, reports. Each module above this folder is a
-benchmark."""
+"""What the benchmarks share: their command line, the parts of a deployment, the machine watched, reports."""

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def load(path: Path, settings: Mapping[str, Any], make: Callable[..., T]) -> list[T] | None:
-    """The rows in `path`, each made by `make(**fields)`; None where there are none for these settings."""
+    """Return the rows in `path`, each made by `make(**fields)`; None without any for these settings."""
     try:
         document = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -25,7 +25,7 @@ def load(path: Path, settings: Mapping[str, Any], make: Callable[..., T]) -> lis
 
 
 def save(path: Path, settings: Mapping[str, Any], rows: Sequence[Any]) -> None:
-    """Keep dataclasses of numbers, texts and tuples; whole or not at all."""
+    """Write dataclasses of numbers, texts and tuples, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     document = {"settings": _stamped(settings), "rows": [asdict(row) for row in rows]}

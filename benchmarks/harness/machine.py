@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-BUSY_LIMIT = 0.05  # of all cores; background work of an idle machine is under 0.02
+# Of all cores; background work of an idle machine is under 0.02.
+BUSY_LIMIT = 0.05
+# Of all cores. A virtual machine whose host is not overcommitted shows a few thousandths.
 STEAL_LIMIT = 0.02
-SPREAD_LIMIT = 0.15  # of the yardstick's median; quiet runs stay within 0.05
+# Of the yardstick's median; quiet runs stay within 0.05.
+MIDDLE_RANGE_LIMIT = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Watched:
 
 
 def read_times() -> CpuTimes | None:
-    """The counters now; None where there is no /proc/stat."""
+    """Return the counters now; None where there is no /proc/stat."""
     try:
         line = (PROC / "stat").read_text().splitlines()[0]
     except OSError:
@@ -47,8 +50,9 @@ def read_times() -> CpuTimes | None:
 
 
 def _own_ticks() -> int:
-    """User and system time of this process and its descendants, those that have ended and were waited for
-    included."""
+    """Return the CPU time of this process and its descendants, also those that have ended and were waited
+    for.
+    """
     parents: dict[int, int] = {}
     ticks: dict[int, int] = {}
     for folder in PROC.iterdir():
@@ -81,7 +85,7 @@ class Watch:
         self._before = read_times()
 
     def since(self) -> Watched:
-        """Shares of all cores that others used and that the host took."""
+        """Return the shares of all cores that others used and that the host took."""
         seconds = time.perf_counter() - self._began
         after = read_times()
         before = self._before
@@ -94,23 +98,26 @@ class Watch:
         return Watched(seconds, others=max(busy - own, 0) / total, steal=steal / total)
 
 
-def complaints(watched: Watched, spread: float | None) -> list[str]:
-    """Why the figures cannot be trusted, one sentence each; `spread` of the yardstick: between the quartiles,
-    over the median."""
+def complaints(watched: Watched, middle_range: float | None) -> list[str]:
+    """Return why the figures cannot be trusted, one sentence each.
+
+    `middle_range`: of the yardstick, see `report.Row`.
+    """
     found = []
     if watched.others is not None and watched.others > BUSY_LIMIT:
         found.append(f"other processes used {watched.others:.0%} of the cores (limit {BUSY_LIMIT:.0%})")
     if watched.steal is not None and watched.steal > STEAL_LIMIT:
         found.append(f"the host took away {watched.steal:.0%} of the cores (limit {STEAL_LIMIT:.0%})")
-    if spread is not None and spread > SPREAD_LIMIT:
+    if middle_range is not None and middle_range > MIDDLE_RANGE_LIMIT:
         found.append(
-            f"the middle half of the yardstick's rounds differed by {spread:.0%} (limit {SPREAD_LIMIT:.0%})"
+            f"the middle half of the yardstick's rounds differed by {middle_range:.0%} "
+            f"(limit {MIDDLE_RANGE_LIMIT:.0%})"
         )
     return found
 
 
 def describe() -> dict[str, str | int]:
-    """The machine in a few words, for the record."""
+    """Return the machine in a few words, for the record."""
     model = ""
     try:
         for line in (PROC / "cpuinfo").read_text().splitlines():
@@ -128,7 +135,7 @@ def describe() -> dict[str, str | int]:
 
 
 def available_bytes() -> float:
-    """Memory that can be had without swapping; infinite where the system does not tell."""
+    """Return the bytes that can be had without swapping; infinite where the system does not tell."""
     try:
         for line in (PROC / "meminfo").read_text().splitlines():
             if line.startswith("MemAvailable"):

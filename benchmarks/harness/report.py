@@ -31,7 +31,7 @@ class Target:
     higher_is_better: bool = True
 
     def verdict(self, value: float) -> Verdict:
-        """`met`, `floor` (between floor and goal) or `missed`; NaN is missed."""
+        """Return `met`, `floor` (between floor and goal) or `missed`; NaN is missed."""
         sign = 1.0 if self.higher_is_better else -1.0
         if sign * value >= sign * self.goal:
             return "met"
@@ -72,10 +72,9 @@ class Row:
         return (max(self.values) - min(self.values)) / abs(self.median) if self.median else math.inf
 
     @property
-    def middle_spread(self) -> float:
-        """(third quartile - first) / median of the rounds: what one round that was disturbed does not move,
-        as it does not move the median.
-        """
+    def middle_range(self) -> float:
+        """(third quartile - first) / median of the rounds."""
+        # One round that was disturbed does not move it, as it does not move the median.
         if not self.values:
             return math.nan
         first, third = np.percentile(self.values, [25, 75])
@@ -100,11 +99,11 @@ class Report:
     @property
     def complaints(self) -> list[str]:
         """Why the figures cannot be trusted."""
-        spreads = [row.middle_spread for row in self.rows if row.guards and len(row.values) > 1]
-        return machine.complaints(self.watched, max(spreads, default=None))
+        ranges = [row.middle_range for row in self.rows if row.guards and len(row.values) > 1]
+        return machine.complaints(self.watched, max(ranges, default=None))
 
     def as_json(self) -> dict[str, object]:
-        """Everything, as `write` writes it."""
+        """Return everything, as `write` writes it."""
         rows = [
             {
                 **asdict(row),
@@ -168,7 +167,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def number(value: float) -> str:
-    """Four significant digits, thousands set apart."""
+    """Return four significant digits, thousands set apart."""
     if not math.isfinite(value):
         return "-"
     if abs(value) >= 1000:
@@ -181,8 +180,8 @@ def _finite(value: float) -> float | None:
 
 
 def interleave(rounds: int, arms: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-    """Run every arm once a round, in turned order every other round, so that drift of the machine hits all
-    alike."""
+    """Run every arm once a round; return the results by arm."""
+    # Turned round every other time, so that a machine that grows slower hits all arms alike.
     names = list(arms)
     results: dict[str, list[T]] = {name: [] for name in arms}
     for i in range(rounds):
@@ -192,5 +191,6 @@ def interleave(rounds: int, arms: Mapping[str, Callable[[], T]]) -> dict[str, li
 
 
 def ratios(values: Sequence[float], yardstick: Sequence[float]) -> tuple[float, ...]:
-    """Round by round, so that what slowed a whole round down cancels."""
+    """Return the ratios round by round, NaN for one without a yardstick."""
+    # What slowed a whole round down cancels.
     return tuple(a / b if b else math.nan for a, b in zip(values, yardstick, strict=True))

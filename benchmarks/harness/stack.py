@@ -39,7 +39,7 @@ class Cores:
 
 
 def cores(options: Options) -> Cores:
-    """One core for the server, the others for store and generator, where there are two at least."""
+    """Return one core for the server, the others for store and generator, where there are two at least."""
     if not options.pin or not hasattr(os, "sched_getaffinity"):
         return Cores()
     first, *others = sorted(os.sched_getaffinity(0))

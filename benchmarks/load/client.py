@@ -25,8 +25,9 @@ class Client:
         self._socket.close()
 
     def ask(self, request: bytes) -> bytes:
-        """Send the bytes of a request. Raises `BenchmarkError` for any other status and for a broken
-        connection."""
+        """Send a request; return the body. Raises `BenchmarkError` for another status and a broken
+        connection.
+        """
         try:
             self._socket.sendall(request)
             data = self._socket.recv(262_144)

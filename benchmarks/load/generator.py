@@ -26,9 +26,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-MAX_REQUESTS = 20_000_000  # lists of as many answers take 1 GB
+# Lists of as many answers take 1 GB.
+MAX_REQUESTS = 20_000_000
+# An answer to a batch of thousands of pairs in a few reads.
 READ_BYTES = 262_144
-PR_SET_TIMERSLACK = 29
+PR_SET_TIMERSLACK = 29  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,9 @@ class Load:
         return self.answered / self.seconds
 
     def percentile_ms(self, q: float, status: int | None = None) -> float:
-        """The latency that `q` per cent of the answers (with `status`) did not exceed; NaN without any."""
+        """Return the latency that `q` per cent of the answers (with `status`) did not exceed; NaN without
+        any.
+        """
         some = self.latencies_ms if status is None else self.latencies_ms[self.codes == status]
         return float(np.percentile(some, q)) if len(some) else float("nan")
 
@@ -93,19 +97,19 @@ class LoadError(RuntimeError):
 
 
 def get(path: str, host: str = "localhost") -> bytes:
-    """The bytes of a GET request that asks for nothing special."""
+    """Return the bytes of a GET request that asks for nothing special."""
     return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
 
 
 def post(path: str, body: bytes, host: str = "localhost") -> bytes:
-    """The bytes of a POST request with a JSON body."""
+    """Return the bytes of a POST request with a JSON body."""
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 def write_requests(path: Path, requests: Iterable[bytes]) -> Path:
-    """Write requests, each behind its length (4 bytes, little endian)."""
+    """Write requests, each behind its length (4 bytes, little endian); return `path`."""
     with path.open("wb") as file:
         for request in requests:
             file.write(len(request).to_bytes(4, "little") + request)
@@ -113,7 +117,7 @@ def write_requests(path: Path, requests: Iterable[bytes]) -> Path:
 
 
 def read_requests(path: Path) -> list[bytes]:
-    """What `write_requests` wrote."""
+    """Return what `write_requests` wrote."""
     data = path.read_bytes()
     requests = []
     position = 0
@@ -182,7 +186,7 @@ class _Connection:
         self.missing = 0
 
     def receive(self) -> bool:
-        """Read what there is; whether the answer is complete. Raises `_BrokenError`."""
+        """Read what there is; return whether the answer is complete. Raises `_BrokenError`."""
         try:
             data = os.read(self.file, READ_BYTES)
         except BlockingIOError:
@@ -266,7 +270,7 @@ class _Generator:
             self.poll.modify(connection.file, select.EPOLLIN)
 
     def answered(self, file: int, event: int) -> _Connection | None:
-        """Handle one event; the connection that became free by it, if any."""
+        """Handle one event; return the connection that became free by it, if any."""
         connection = self.connections[file]
         if event & select.EPOLLOUT:
             self.send_rest(connection)
@@ -289,7 +293,7 @@ class _Generator:
         return connection
 
     def replace(self, connection: _Connection) -> _Connection:
-        """A new connection in place of a broken one. Raises `LoadError` when the server is gone."""
+        """Return a new connection in place of a broken one. Raises `LoadError` when the server is gone."""
         self.poll.unregister(connection.file)
         del self.connections[connection.file]
         connection.socket.close()
@@ -299,7 +303,7 @@ class _Generator:
             raise LoadError(f"port {self.plan.port}: {exc}") from exc
 
     def closed_loop(self) -> float:
-        """Each connection asks again once it was answered. The seconds that the recorded answers took."""
+        """Let each connection ask again once it was answered; return the seconds of the recorded answers."""
         plan = self.plan
         now = time.perf_counter_ns()
         self.record_from = now + int(plan.warm_up_s * 1e9)
@@ -316,7 +320,7 @@ class _Generator:
         return max(time.perf_counter_ns() - self.record_from, 1) / 1e9
 
     def open_loop(self, rate: float) -> float:
-        """A request is due every 1 / `rate` seconds, whatever became of those before it."""
+        """Send a request every 1 / `rate` seconds, whatever became of those before it; return the seconds."""
         plan = self.plan
         _fine_timers()
         began = time.perf_counter_ns()
@@ -368,7 +372,7 @@ class _Generator:
                     idle.append(free)
 
     def give_up(self, waiting: deque[int]) -> None:
-        """Requests that were never sent count with the age that they had when the run ended."""
+        """Count requests that were never sent with the age that they had when the run ended."""
         now = time.perf_counter_ns()
         late = [now - due for due in waiting if due >= self.record_from]
         self.latencies.extend(late)
@@ -377,7 +381,8 @@ class _Generator:
 
 
 def _fine_timers() -> None:
-    """Ask Linux to wake this process on time; the default lets each wait last 50 microseconds longer."""
+    """Ask Linux to wake this process on time."""
+    # The default lets each wait last 50 microseconds longer: as much as two answers.
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_TIMERSLACK, 1_000, 0, 0, 0)
@@ -399,7 +404,7 @@ def _generate(plan: Plan, out: Path) -> dict[str, object]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The process that `run` starts: plan as JSON, file for the latencies, cores."""
+    """Be the process that `run` starts; arguments: plan as JSON, file for the latencies, cores."""
     text, out, cpus = argv
     if cpus:
         os.sched_setaffinity(0, [int(cpu) for cpu in cpus.split(",")])

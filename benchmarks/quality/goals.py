@@ -38,11 +38,11 @@ class Found:
     played: list[Summary] = field(default_factory=list)
 
     def all_lines(self) -> list[Line]:
-        """Of all sections."""
+        """Return the lines of all sections."""
         return [line for lines in self.lines.values() for line in lines]
 
     def compared(self) -> list[Line]:
-        """Of the sections that compare engines as they are."""
+        """Return the lines of the sections that compare engines as they are."""
         return [
             line
             for section, lines in self.lines.items()
@@ -51,7 +51,7 @@ class Found:
         ]
 
     def of(self, data: str, engine: str, split: str = "") -> list[Line]:
-        """Lines with figures of one engine on one data set, of all its splits or of one."""
+        """Return the lines with figures of one engine on one data set, of all its splits or of one."""
         return [
             line
             for line in self.compared()
@@ -60,12 +60,12 @@ class Found:
 
 
 def rmse(lines: Sequence[Line]) -> tuple[float, ...]:
-    """One figure a split."""
+    """Return one figure a split."""
     return tuple(line.rmse for line in lines)
 
 
 def goals(found: Found) -> Iterator[Row]:
-    """The rows that have a goal, as far as their parts were run."""
+    """Yield the rows that have a goal, as far as their parts were run."""
     yield from _environment(found)
     yield from _movielens(found)
     yield from _others(found)

@@ -39,7 +39,7 @@ ENGINE = "foldin over HTTP"
 
 @contextmanager
 def deployment(scale: Scale, settings: Mapping[str, str]) -> Iterator[int]:
-    """Store, trainer with these `settings`, and service; the port of the API."""
+    """Run store, trainer with these `settings`, and service; the port of the API."""
     text = format_scale(scale)
     with (
         stack.store() as url,
@@ -50,8 +50,8 @@ def deployment(scale: Scale, settings: Mapping[str, str]) -> Iterator[int]:
 
 
 def answer_over_http(question: Question) -> Answer:
-    """The answer of a deployment. `seconds`: from the demand for a refit until it is live, on the clock; the
-    memory of its processes is not measured here. Raises `EngineFailedError`.
+    """Return the answer of a deployment. `seconds`: from the demand for a refit until it is live, on the
+    clock; the memory of its processes is not measured here. Raises `EngineFailedError`.
     """
     try:
         with deployment(question.scale(), stack.NO_REFITS) as port:

@@ -20,7 +20,7 @@ assert len(BODY) == 60
 
 
 async def constant(_: web.Request) -> web.Response:
-    """60 bytes."""
+    """Answer 60 bytes."""
     return web.Response(body=BODY, content_type="application/json")
 
 
@@ -38,7 +38,7 @@ async def serve(port: int, *, shared: bool) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve with as many processes as asked; the first one ends the others."""
+    """Serve with several processes; the first one ends the others."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.yardsticks.bare", description=__doc__.splitlines()[0]
     )

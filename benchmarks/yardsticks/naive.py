@@ -47,7 +47,7 @@ class Predictor:
         self._items = items
 
     async def predict(self, request: web.Request) -> web.Response:
-        """POST /predict with {"pairs": [[user, item], ...]}."""
+        """Answer POST /predict with {"pairs": [[user, item], ...]}."""
         pairs = (await request.json())["pairs"]
         texts = await asyncio.gather(*(self._client.get(f"naive:user:{user}") for user, _ in pairs))
         predictions = []
@@ -84,7 +84,7 @@ async def _alive(_: web.Request) -> web.Response:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The process that the benchmark starts."""
+    """Be the process that the benchmark starts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.yardsticks.naive")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--store", required=True)

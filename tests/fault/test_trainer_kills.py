@@ -18,7 +18,14 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.probes import unused_port
 from tests.support.servers import StoreServer
-from tests.support.trainers import ChildTrainer, archived, running_trainer, trainer_settings
+from tests.support.trainers import (
+    ChildTrainer,
+    archived,
+    fitted,
+    running_trainer,
+    trainer_settings,
+    until_drained,
+)
 from tests.support.waiting import wait_until, wait_until_async
 from trainer.settings import TrainerSettings
 
@@ -57,21 +64,6 @@ def ratings(seed: int, users: int = 25) -> list[NewRating]:
     ]
 
 
-async def until_drained(store: Store) -> None:
-    async def drained() -> bool:
-        return sum((await store.stream.lag(1)).values()) == 0
-
-    await wait_until_async(drained, 40, "streams archived and trimmed")
-
-
-async def refit(store: Store) -> int:
-    command = await store.commands.ask("refit", epoch=1)
-    outcome = await store.commands.wait(command, 60)
-    assert outcome is not None
-    assert outcome.generation is not None, outcome
-    return outcome.generation
-
-
 async def live_is_whole(store: Store) -> None:
     """Whatever is live was written completely."""
     pointer = await store.generations.live()
@@ -94,12 +86,8 @@ async def test_killed_at_a_step(store: Store, settings: TrainerSettings, step: s
             more = ratings(seed, users=3)
             await store.ratings.append(more)
             given += more
-
-            async def ended() -> bool:
-                return child.ended
-
             try:
-                await wait_until_async(ended, 0.5, "the trainer killed")
+                await wait_until_async(lambda: child.ended, 0.5, "the trainer killed")
             except AssertionError:
                 continue
         assert child.end() == -signal.SIGKILL
@@ -111,7 +99,7 @@ async def test_killed_at_a_step(store: Store, settings: TrainerSettings, step: s
         assert outcome is not None
         assert outcome.state == "done", outcome
         await until_drained(store)
-        generation = await refit(store)
+        generation = await fitted(store)
         await live_is_whole(store)
         meta = await store.generations.meta(1, generation)
         states = {summary.state for summary in await store.generations.list()}
@@ -138,7 +126,7 @@ async def test_second_trainer_takes_over(store: Store, settings: TrainerSettings
             first.end()
             await store.ratings.append(ratings(1))
             await until_drained(store)
-            await refit(store)
+            await fitted(store)
     finally:
         first.end()
     assert len(archived(settings)) == 200
@@ -156,21 +144,15 @@ async def test_frozen_leader_does_no_harm_when_it_wakes(
         before = archived(settings)
         frozen.process.send_signal(signal.SIGSTOP)
         async with running_trainer(elsewhere) as other:
-
-            async def leads() -> bool:
-                return other.term is not None
-
-            await wait_until_async(leads, 30, "the other trainer leading")
+            await wait_until_async(lambda: other.term is not None, 30, "the other trainer leading")
             frozen.process.send_signal(signal.SIGCONT)
             await store.ratings.append(ratings(1))
             await until_drained(store)
-            generation = await refit(store)
+            generation = await fitted(store)
             log = tmp_path / "trainer.log"
-
-            async def lost() -> bool:
-                return b"lease_lost" in log.read_bytes()
-
-            await wait_until_async(lost, 30, "the frozen trainer knowing that it lost")
+            await wait_until_async(
+                lambda: b"lease_lost" in log.read_bytes(), 30, "the frozen trainer knowing that it lost"
+            )
             assert (await store.generations.live()).generation == generation
         assert archived(settings) == before
         pairs = {(rating.user_id, rating.item_id) for seed in (0, 1) for rating in ratings(seed)}
@@ -186,7 +168,7 @@ async def test_store_killed_and_restarted(own_server: StoreServer, tmp_path: Pat
     try:
         async with running_trainer(settings):
             await store.ratings.append(ratings(0))
-            await refit(store)
+            await fitted(store)
             own_server.kill()
             own_server.start()
 
@@ -199,7 +181,7 @@ async def test_store_killed_and_restarted(own_server: StoreServer, tmp_path: Pat
 
             await wait_until_async(back, 20, "the store back")
             await until_drained(store)
-            generation = await refit(store)
+            generation = await fitted(store)
             meta = await store.generations.meta(1, generation)
     finally:
         await store.close()

@@ -12,30 +12,8 @@ from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.trainers import running_trainer, trainer_settings
-
-
-def ratings(users: int, items: int, seed: int = 0) -> list[NewRating]:
-    rng = np.random.default_rng(seed)
-    taste, kind = rng.normal(size=users), rng.normal(size=items)
-    return [
-        NewRating(
-            f"u{user}".encode(),
-            f"i{item}".encode(),
-            float(np.clip(np.round(3 + taste[user] * kind[item]), 1, 5)),
-            1e9 + user,
-        )
-        for user in range(users)
-        for item in rng.permutation(items)[:9]
-    ]
-
-
-async def refitted(store: Store) -> int:
-    outcome = await store.commands.wait(await store.commands.ask("refit", epoch=1), 60)
-    assert outcome is not None
-    assert outcome.state == "done", outcome
-    assert outcome.generation is not None
-    return outcome.generation
+from tests.support.factories import low_rank_ratings as ratings
+from tests.support.trainers import fitted, running_trainer, trainer_settings
 
 
 async def test_goes_live_and_who_rates_is_folded_in(
@@ -46,7 +24,7 @@ async def test_goes_live_and_who_rates_is_folded_in(
     following = asyncio.create_task(follower.run(stop), name="follower")
     async with running_trainer(settings):
         await store.ratings.append(ratings(60, 20))
-        assert await wait_until_served(store.generations, 1, await refitted(store), 10, here=follower)
+        assert await wait_until_served(store.generations, 1, await fitted(store), 10, here=follower)
         live = follower.live
         assert live is not None
         liked, disliked = NewRating(b"likes", b"i1", 5.0, 1e9), NewRating(b"dislikes", b"i1", 1.0, 1e9)
@@ -59,7 +37,7 @@ async def test_goes_live_and_who_rates_is_folded_in(
         scores = live.scorer.score(current.vectors, np.arange(3), np.full(3, row))
         assert scores.rating[0] > scores.rating[1]
         await store.ratings.append(ratings(62, 25, seed=1))
-        meta = await store.generations.meta(1, await refitted(store))
+        meta = await store.generations.meta(1, await fitted(store))
     stop.set()
     await following
     assert meta.summary.engine == "neural"

@@ -72,6 +72,22 @@ def rating(user: str, item: str, value: float = 3.0, at: float = 1e9) -> NewRati
     return NewRating(user.encode(), item.encode(), value, at)
 
 
+def low_rank_ratings(users: int = 30, items: int = 12, seed: int = 0, prefix: str = "u") -> list[NewRating]:
+    """Nine ratings of each user that a fit can learn: of rank one."""
+    rng = np.random.default_rng(seed)
+    taste, kind = rng.normal(size=users), rng.normal(size=items)
+    return [
+        NewRating(
+            f"{prefix}{user}".encode(),
+            f"i{item}".encode(),
+            float(np.clip(np.round(3 + taste[user] * kind[item]), 1, 5)),
+            1e9 + user,
+        )
+        for user in range(users)
+        for item in rng.permutation(items)[:9]
+    ]
+
+
 def make_draft(model: Model, n_users: int = 0, n_items: int = 0, n_ratings: int = 0) -> GenerationDraft:
     """What a trainer would say of a fit."""
     return GenerationDraft(

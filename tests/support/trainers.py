@@ -11,8 +11,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from featurestore.commands import CommandKind
 from featurestore.settings import StoreSettings
+from featurestore.store import Store
 from processes.blocking import BlockingChild
+from tests.support.waiting import wait_until_async
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.root import archive_folder
@@ -46,6 +49,35 @@ async def running_trainer(settings: TrainerSettings, *, step: Step = no_step) ->
     finally:
         stop.set()
         await asyncio.wait_for(task, 30)
+
+
+async def until_live(store: Store, generation: int = 1, epoch: int = 1) -> None:
+    """Wait until this generation, or a later one, is live."""
+
+    async def live() -> bool:
+        pointer = await store.generations.live()
+        return (pointer.epoch, pointer.generation) >= (epoch, generation)
+
+    await wait_until_async(live, 20, f"generation {generation} of epoch {epoch} live")
+
+
+async def until_drained(store: Store, epoch: int = 1) -> None:
+    """Wait until all that was acknowledged is in the archive."""
+
+    async def drained() -> bool:
+        return sum((await store.stream.lag(epoch)).values()) == 0
+
+    await wait_until_async(drained, 40, "streams archived and trimmed")
+
+
+async def fitted(store: Store, kind: CommandKind = "refit", epoch: int = 1) -> int:
+    """Ask for a fit; return the number of the generation that it published."""
+    command = await store.commands.ask(kind, epoch=epoch)
+    outcome = await store.commands.wait(command, 60)
+    assert outcome is not None
+    assert outcome.state == "done", outcome
+    assert outcome.generation is not None
+    return outcome.generation
 
 
 def archived(settings: TrainerSettings, epoch: int = 1) -> list[Archived]:

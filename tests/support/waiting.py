@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -24,12 +24,13 @@ def wait_until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
         time.sleep(POLL_S)
 
 
-async def wait_until_async(predicate: Callable[[], Awaitable[T]], timeout_s: float, what: str) -> T:
-    """As `wait_until`, for a predicate to be awaited."""
+async def wait_until_async(predicate: Callable[[], object], timeout_s: float, what: str) -> Any:
+    """As `wait_until`, without blocking the event loop; what a predicate gives may be an awaitable."""
     deadline = time.monotonic() + timeout_s
     while True:
-        if value := await predicate():
-            return value
+        value = predicate()
+        if found := (await value if isinstance(value, Awaitable) else value):
+            return found
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s:g} s: {what}")
         await asyncio.sleep(POLL_S)

@@ -64,12 +64,12 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
             await wait_until_async(more, 20.0, "ratings are taken")
             own_server.kill()
             own_server.start()
-
-            async def back() -> bool:
-                return store.bulk.connected and store.hot is not None and store.hot.connected
-
             # Two seconds by promise, which a busy machine may miss: what bounds it is asserted instead.
-            await wait_until_async(back, 20.0, "the connections come back by themselves")
+            await wait_until_async(
+                lambda: store.bulk.connected and store.hot is not None and store.hot.connected,
+                20.0,
+                "the connections come back by themselves",
+            )
             assert BACKOFF_S[1] <= 0.5
 
             async def answers() -> bool:
@@ -167,11 +167,7 @@ async def test_ratings_survive_a_client_that_is_cut_off(own_server: StoreServer)
                 await store.ratings.append([rating("u", f"i{n}")])
                 acknowledged += 1
             except StoreError:
-
-                async def connected() -> bool:
-                    return store.bulk.connected
-
-                await wait_until_async(connected, 5.0, "the connection is back")
+                await wait_until_async(lambda: store.bulk.connected, 5.0, "the connection is back")
         n, history = await store.users.history(1, b"u")
         assert acknowledged <= len(history) <= 200
         assert acknowledged >= 180

@@ -38,10 +38,7 @@ async def following(store: Store, folder: Path, name: str = "w") -> AsyncIterato
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    async def predicate() -> bool:
-        return condition()
-
-    await wait_until_async(predicate, 10.0, what)
+    await wait_until_async(condition, 10.0, what)
 
 
 def files(folder: Path, pattern: str = "*.items") -> list[Path]:
@@ -217,11 +214,7 @@ async def test_while_the_store_is_away_the_old_one_serves(own_server: StoreServe
         await until(lambda: follower.failures_total > failures, "the outage is noticed")
         np.testing.assert_array_equal(live_of(follower).items[:8], first.items)
         own_server.start()
-
-        async def back() -> bool:
-            return store.bulk.connected
-
-        await wait_until_async(back, 10.0, "the connection is back")
+        await wait_until_async(lambda: store.bulk.connected, 10.0, "the connection is back")
         second = await publish(store, lease, seed=1)
         assert await wait_until_served(store.generations, 1, second.writer.number, 10.0, here=follower)
     await store.close()

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -120,11 +120,7 @@ async def test_a_crashed_part_is_started_again(keeper: Supervisor, tmp_path: Pat
     first = int(mark.read_text())
     mark.unlink()
     os.kill(first, signal.SIGKILL)
-
-    async def back() -> bool:
-        return "  one is back" in said
-
-    await wait_until_async(back, 10, "the part's return")
+    await wait_until_async(lambda: "  one is back" in said, 10, "the part's return")
     assert int(mark.read_text()) != first
     assert any("one ended (signal 9): starting it again" in line for line in said)
     assert not keeper.failed.done()
@@ -252,9 +248,7 @@ async def test_what_a_server_forks_gives_way_for_a_minute(keeper: Supervisor, tm
     mark = tmp_path / "mark"
     await keeper.start(spec("server", WITH_CHILD, mark, mark=mark, forks_give_way=True))
     server, fork = keeper.running()["server"], int(mark.read_text())
-    await wait_until_async(
-        async_true(lambda: os.sched_getscheduler(fork) == os.SCHED_IDLE), 5, "it gives way"
-    )
+    await wait_until_async(lambda: os.sched_getscheduler(fork) == os.SCHED_IDLE, 5, "it gives way")
     assert os.sched_getscheduler(server) == os.SCHED_OTHER
     # Priorities count within a session alone.
     assert os.getsid(server) == os.getsid(0)
@@ -265,12 +259,8 @@ async def test_what_a_server_forks_gives_way_for_a_minute(keeper: Supervisor, tm
     forks.look(FORK_GIVES_WAY_S)
     assert os.sched_getscheduler(fork) == os.SCHED_IDLE
     forks.look(FORK_GIVES_WAY_S + 1)
-    ended = async_true(lambda: not alive(fork) or os.sched_getscheduler(fork) == os.SCHED_OTHER)
-    await wait_until_async(ended, 5, "it is hurried, or may try again")
-
-
-def async_true(predicate: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
-    async def ask() -> bool:
-        return predicate()
-
-    return ask
+    await wait_until_async(
+        lambda: not alive(fork) or os.sched_getscheduler(fork) == os.SCHED_OTHER,
+        5,
+        "it is hurried, or may try again",
+    )

@@ -179,10 +179,9 @@ def named(number: int) -> str:
 
 
 async def in_flight(app: web.Application, count: int) -> None:
-    async def there() -> bool:
-        return app[CONTEXT].traffic.in_flight == count
-
-    await wait_until_async(there, 5.0, f"{count} requests are in flight")
+    await wait_until_async(
+        lambda: app[CONTEXT].traffic.in_flight == count, 5.0, f"{count} requests are in flight"
+    )
 
 
 async def test_an_answer_is_the_same_both_ways(
@@ -221,12 +220,10 @@ async def test_what_comes_meanwhile_is_answered_after_it_in_order(
         wire.send(get(1, named(1)) + b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: r2\r\n\r\n")
         rest = get(3, named(3)) + get(4, named(4), method="HEAD") + get(5, named(5))
         wire.send(rest[:40])
-
-        async def held() -> bool:
-            return any(connection.held for connection in ways.made)
-
         if ways.fast:
-            await wait_until_async(held, 5.0, "bytes are held back")
+            await wait_until_async(
+                lambda: any(connection.held for connection in ways.made), 5.0, "bytes are held back"
+            )
         assert app[CONTEXT].traffic.in_flight == 1
         gate.open()
         wire.send(rest[40:])
@@ -252,11 +249,9 @@ async def test_what_is_held_back_is_bounded(
         await loop.sock_sendall(sock, get(1))
         await in_flight(app, 1)
         sending = asyncio.create_task(loop.sock_sendall(sock, get(1) * 500_000))
-
-        async def paused() -> bool:
-            return any(connection._buffer_paused for connection in ways.made)
-
-        await wait_until_async(paused, 5.0, "reading is paused")
+        await wait_until_async(
+            lambda: any(connection._buffer_paused for connection in ways.made), 5.0, "reading is paused"
+        )
         await asyncio.wait((sending,), timeout=0.3)
         assert not sending.done()
         assert max(len(connection.held) for connection in ways.made) <= 1 << 20
@@ -503,11 +498,11 @@ async def test_a_client_that_does_not_read_is_dropped(
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         slow.setblocking(False)
         await loop.sock_connect(slow, ("127.0.0.1", port_of(client)))
-
-        async def there() -> bool:
-            return any(made.transport is not None for made in ways.made[1:])
-
-        await wait_until_async(there, 5.0, "the service has the connection")
+        await wait_until_async(
+            lambda: any(made.transport is not None for made in ways.made[1:]),
+            5.0,
+            "the service has the connection",
+        )
         connection = next(made for made in ways.made[1:] if made.transport is not None)
         assert connection.transport is not None
         own = connection.transport.get_extra_info("socket")
@@ -527,11 +522,11 @@ async def test_a_client_that_does_not_read_is_dropped(
         # What it asks now waits, and it is given up.
         await loop.sock_sendall(slow, get(1) * 3)
         assert connection.waiting
-
-        async def given_up() -> bool:
-            return answers.unsent.held_bytes == 0 and connection.transport is None
-
-        await wait_until_async(given_up, 10.0, "the client is dropped")
+        await wait_until_async(
+            lambda: answers.unsent.held_bytes == 0 and connection.transport is None,
+            10.0,
+            "the client is dropped",
+        )
         assert ways.took(asked)
     async with wire_to(client) as wire:
         wire.send(get(1))

@@ -76,10 +76,7 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
         def refused() -> list[asyncio.Task[Reply]]:
             return [call for call in calls if call.done()]
 
-        async def all_but_five() -> bool:
-            return len(refused()) == 7
-
-        await wait_until_async(all_but_five, 1.9, "all but five are answered")
+        await wait_until_async(lambda: len(refused()) == 7, 1.9, "all but five are answered")
         taken = [call for call in calls if not call.done()]
         for call in refused():
             is_problem(call.result(), 503, "overloaded")
@@ -197,16 +194,9 @@ async def test_a_client_that_does_not_read_is_dropped(
         await loop.sock_connect(slow, ("127.0.0.1", port_of(client)))
         requests = asking % (len(body), body) * 40
         sending = asyncio.create_task(loop.sock_sendall(slow, requests))
-
-        async def held() -> bool:
-            return answers.unsent.held_bytes > 0
-
-        async def given_up() -> bool:
-            return answers.unsent.held_bytes == 0
-
-        await wait_until_async(held, 10.0, "answers wait for the client")
+        await wait_until_async(lambda: answers.unsent.held_bytes > 0, 10.0, "answers wait for the client")
         assert await loop.sock_recv(slow, 1) == b"H"
-        await wait_until_async(given_up, 10.0, "the client is dropped")
+        await wait_until_async(lambda: answers.unsent.held_bytes == 0, 10.0, "the client is dropped")
         assert (await client.get(ONE)).status == 200
         text = b""
         with contextlib.suppress(OSError):

@@ -77,11 +77,7 @@ async def test_what_was_live_answers_until_the_new_one_is(
 ) -> None:
     trainer.hold.clear()
     asked = asyncio.create_task(client.post("/train", HISTORY))
-
-    async def taken() -> bool:
-        return bool(trainer.taken)
-
-    await wait_until_async(taken, 5.0, "the command is taken")
+    await wait_until_async(lambda: bool(trainer.taken), 5.0, "the command is taken")
     assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
     busy = await client.post("/train", HISTORY)
     is_problem(busy, 409, "train_in_progress")
@@ -99,11 +95,7 @@ async def test_another_service_is_told_that_one_is_under_way(
 ) -> None:
     trainer.hold.clear()
     asked = asyncio.create_task(client.post("/train", HISTORY))
-
-    async def taken() -> bool:
-        return bool(trainer.taken)
-
-    await wait_until_async(taken, 5.0, "the command is taken")
+    await wait_until_async(lambda: bool(trainer.taken), 5.0, "the command is taken")
     async with serving(store_settings) as (other, _):
         is_problem(await other.post("/train", HISTORY), 409, "train_in_progress")
     trainer.hold.set()

@@ -17,7 +17,16 @@ from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.trainers import archived, reopened, running_trainer, trainer_settings
+from tests.support.factories import low_rank_ratings as ratings
+from tests.support.trainers import (
+    archived,
+    fitted,
+    reopened,
+    running_trainer,
+    trainer_settings,
+    until_drained,
+    until_live,
+)
 from tests.support.waiting import wait_until_async
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
@@ -30,47 +39,8 @@ def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
     return trainer_settings(store_settings, tmp_path / "archive")
 
 
-def ratings(users: int = 30, items: int = 12, seed: int = 0, prefix: str = "u") -> list[NewRating]:
-    rng = np.random.default_rng(seed)
-    taste, kind = rng.normal(size=users), rng.normal(size=items)
-    return [
-        NewRating(
-            f"{prefix}{user}".encode(),
-            f"i{item}".encode(),
-            float(np.clip(np.round(3 + taste[user] * kind[item]), 1, 5)),
-            1e9 + user,
-        )
-        for user in range(users)
-        for item in rng.permutation(items)[:9]
-    ]
-
-
 def pairs(of: list[NewRating]) -> list[tuple[str, str, float]]:
     return sorted((r.user_id.decode(), r.item_id.decode(), r.rating) for r in of)
-
-
-async def until_live(store: Store, generation: int = 1, epoch: int = 1) -> None:
-    async def live() -> bool:
-        pointer = await store.generations.live()
-        return (pointer.epoch, pointer.generation) >= (epoch, generation)
-
-    await wait_until_async(live, 20, f"generation {generation} of epoch {epoch} live")
-
-
-async def until_drained(store: Store, epoch: int = 1) -> None:
-    async def drained() -> bool:
-        return sum((await store.stream.lag(epoch)).values()) == 0
-
-    await wait_until_async(drained, 20, "streams archived and trimmed")
-
-
-async def fitted(store: Store, kind: str = "refit", epoch: int = 1) -> int:
-    command = await store.commands.ask(kind, epoch=epoch)  # type: ignore[arg-type]  # a literal
-    outcome = await store.commands.wait(command, 60)
-    assert outcome is not None
-    assert outcome.state == "done", outcome
-    assert outcome.generation is not None
-    return outcome.generation
 
 
 async def test_ratings_reach_the_archive_once_and_leave_the_stream(
@@ -211,12 +181,10 @@ async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reade
         await until_live(store)
         term = trainer.term
         assert term is not None
-
-        async def tends() -> bool:
-            return term.switch.live_of(1) is not None
-
         # It follows once as it begins, and reads nothing before it has.
-        await wait_until_async(tends, 20, "the first generation is followed")
+        await wait_until_async(
+            lambda: term.switch.live_of(1) is not None, 20, "the first generation is followed"
+        )
         follow, began = term.switch.follow, asyncio.Queue[tuple[int, str]](1)
 
         async def begin_after(pointer: Pointer) -> None:
@@ -225,11 +193,7 @@ async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reade
             epoch = await store.ratings.begin_epoch()
             await store.ratings.append(ratings(), epoch=epoch)
             command = await store.commands.ask("epoch", epoch=epoch)
-
-            async def reads() -> bool:
-                return epoch in term.epochs.numbers()
-
-            await wait_until_async(reads, 20, "the new history is read")
+            await wait_until_async(lambda: epoch in term.epochs.numbers(), 20, "the new history is read")
             began.put_nowait((epoch, command))
 
         monkeypatch.setattr(term.switch, "follow", begin_after)
@@ -432,11 +396,9 @@ async def test_a_fit_that_nobody_asked_for_gives_way_to_one_that_somebody_did(
     async with running_trainer(eager) as trainer:
         await until_live(store)
         await store.ratings.append(ratings())
-
-        async def fits() -> bool:
-            return trainer.term is not None and trainer.term.refitter.pid is not None
-
-        await wait_until_async(fits, 20, "a fit runs")
+        await wait_until_async(
+            lambda: trainer.term is not None and trainer.term.refitter.pid is not None, 20, "a fit runs"
+        )
         assert trainer.term is not None
         stopped = trainer.term.refitter.pid
         assert stopped is not None

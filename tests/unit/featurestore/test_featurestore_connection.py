@@ -138,11 +138,7 @@ async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() 
             writer.write(b"+fresh\r\n")
 
         script.answer = fresh
-
-        async def back() -> bool:
-            return connection.connected
-
-        await wait_until_async(back, 3.0, "the connection comes back")
+        await wait_until_async(lambda: connection.connected, 3.0, "the connection comes back")
         # Counted a turn of the event loop after it can be used.
         await asyncio.sleep(0)
         assert connection.reconnects_total == 1
@@ -266,11 +262,9 @@ async def test_bytes_that_are_no_answer_end_the_socket(noise: bytes) -> None:
 
     async with opened(Script(answer)) as connection:
         await asyncio.gather(connection.execute(b"x", 1), return_exceptions=True)
-
-        async def gone() -> bool:
-            return not connection.connected or script_restarted(connection)
-
-        await wait_until_async(gone, 3.0, "the socket is given up")
+        await wait_until_async(
+            lambda: not connection.connected or script_restarted(connection), 3.0, "the socket is given up"
+        )
 
 
 def script_restarted(connection: Connection) -> bool:

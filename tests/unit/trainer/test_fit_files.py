@@ -194,11 +194,7 @@ async def test_cancelled_fit_ends_its_process(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     pids: list[int] = []
     task = asyncio.create_task(fitted(request(archive, tmp_path / "fit"), pids.append))
-
-    async def started() -> bool:
-        return bool(pids)
-
-    await wait_until_async(started, 30, "the process of the fit")
+    await wait_until_async(lambda: bool(pids), 30, "the process of the fit")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
