@@ -1,5 +1,4 @@
-"""The rating environment of the lecture, the players that face it, and their evaluation.
+"""The rating environment of the lecture: its worlds, its contract over HTTP, and what a player sees of it.
 
-Knows the service by its HTTP API only: nothing of `factors`, `featurestore`, `service` or `trainer` is
-imported here, so a player in any language stands where these stand.
+Nothing of the recommender is imported here, so a player in any language stands where ours stand.
 """

@@ -10,7 +10,7 @@ from processes.settings import SettingsError
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0 after a signal, 2 when a person must change something first."""
+    """Return the exit code: 0 after a signal, 2 when a person must change something first."""
     try:
         settings = ServerSettings.load(argv, os.environ)
         run(serve(settings, lambda address: print(f"environment on {address}", flush=True)))

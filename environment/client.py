@@ -1,4 +1,4 @@
-"""The other side of the lecture's contract: what a player sees of an environment, wherever it runs."""
+"""What a player sees of an environment: the other side of the lecture's contract."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class EnvironmentFailedError(Exception):
 class History:
     """Known ratings in time order: `user`, `item` int64 (n,), `rating` float64 (n,).
 
-    `n_users`, `n_items`: sizes of the world, those who have not appeared yet included.
+    `n_users`, `n_items`: sizes of the world; users and items that appear later are counted.
     """
 
     n_users: int
@@ -36,17 +36,20 @@ class History:
         return replace(self, user=self.user[first:], item=self.item[first:], rating=self.rating[first:])
 
     def digest(self) -> bytes:
-        """16 bytes that tell worlds apart."""
+        """Return 16 bytes that differ between worlds."""
         columns = b"".join(column.tobytes() for column in (self.user, self.item, self.rating))
         return hashlib.blake2b(columns, digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A user and an item whose rating is asked for."""
+    """A user and an item whose rating is to be predicted."""
 
     user: int
     item: int
+
+
+# Documents of the contract. A key that is missing or of another type is refused when it is decoded.
 
 
 class _ResetDocument(msgspec.Struct, frozen=True):
@@ -66,6 +69,7 @@ class _PredictDocument(msgspec.Struct, frozen=True):
 
 
 class _GoneDocument(msgspec.Struct, frozen=True):
+    # There is one where the call rated the last pair; a call after that has nothing to rate.
     rating: int | None = None
 
 
@@ -83,7 +87,7 @@ class EnvironmentClient:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def reset(self, seed: int | None = None) -> tuple[History, Pair]:
-        """Begin a new game; returns what is known and the first pair. `seed` asks for a certain world.
+        """Begin a new game; return what is known and the first pair. `seed` asks for a certain world.
 
         An environment that does not know the parameter ignores it: compare the histories where it matters.
         """
@@ -109,9 +113,10 @@ class EnvironmentClient:
         return history, Pair(document.next_user, document.next_item)
 
     async def rate(self, predicted_score: float) -> tuple[int, Pair | None]:
-        """Hand in the prediction of the pending pair; returns its true rating and the next pair, None after
+        """Hand in the prediction of the pending pair; return its true rating and the next pair, None after
         the last.
         """
+        # repr: the shortest text that reads back as the same float.
         parameters = {"user_id": self._token, "predicted_score": repr(float(predicted_score))}
         status, body = await self._get("/predict", parameters)
         if status == HTTPStatus.GONE:
@@ -138,6 +143,7 @@ class EnvironmentClient:
 
     def _unexpected(self, path: str, status: int, body: bytes) -> EnvironmentFailedError:
         return EnvironmentFailedError(
+            # 300 bytes hold any problem document of this environment, but no page of an unknown server.
             f"{self._url}{path} answered {status}: {body[:300].decode(errors='replace')}"
         )
 

@@ -1,8 +1,7 @@
-"""The games in progress, one a token. Bounded: a game is a seed and a position, and only a window of it is in
-memory.
+"""The games in progress, one a token.
 
-A world is drawn again from its seed whenever a window is used up, so ten thousand tokens take some tens of
-megabytes. Above `max_tokens` the token that has been silent longest is forgotten.
+Invariant: memory is bounded. A game is a seed, a position and a window of its world, which is drawn again
+from the seed whenever the window is used up. Above `max_tokens` the token that was silent longest goes.
 """
 
 import asyncio
@@ -22,13 +21,15 @@ from environment.world import World, WorldOptions, make_world
 
 R = TypeVar("R")
 
-WINDOW_STEPS = 512  # 1.5 to 4.5 kB; drawing a world takes a few ms, so about 10 us a step
+# 4.5 kB a game, some tens of megabytes for ten thousand. Drawing a world takes a few ms: 10 us a step.
+WINDOW_STEPS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The events `start`.. of a world. `user`, `item`: int32; `rating`: uint8; `n_pairs`: events of the whole
-    world.
+    """Events of a world from position `start` on. `user`, `item`: int32 (n,); `rating`: uint8 (n,).
+
+    `n_pairs`: events of the whole world.
     """
 
     start: int
@@ -40,9 +41,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """The true rating of the pair that was pending, and the pair that is pending now; None when no pair is
-    left.
-    """
+    """The true rating of the pair that was pending, and the pair that is pending now (None: none is left)."""
 
     rating: int
     next_user: int | None
@@ -62,7 +61,7 @@ class ResetAnswer(msgspec.Struct, frozen=True):
 
 
 class UnknownTokenError(Exception):
-    """This token has no game: it never had one, or was silent for longer than all others."""
+    """This token has no game: it never had one, or it was forgotten as the one silent longest."""
 
 
 class NoPairLeftError(Exception):
@@ -70,9 +69,7 @@ class NoPairLeftError(Exception):
 
 
 class _Game:
-    """One token's game. `lock` orders the requests of a token; `window` is None while its first one is being
-    drawn.
-    """
+    """One token's game. `lock` orders its requests; `window` is None while the first one is drawn."""
 
     __slots__ = ("lock", "position", "resets", "seed", "window")
 
@@ -85,9 +82,7 @@ class _Game:
 
 
 def open_game(seed: int, options: WorldOptions) -> tuple[bytes, Window]:
-    """Draw a world and return the JSON answer to the reset and the first window. Pure; runs outside the event
-    loop.
-    """
+    """Draw a world; return the JSON answer to the reset and the first window. Pure, for a thread."""
     world = make_world(seed, options)
     known = slice(0, options.n_known)
     answer = ResetAnswer(
@@ -103,7 +98,7 @@ def open_game(seed: int, options: WorldOptions) -> tuple[bytes, Window]:
 
 
 def draw_window(seed: int, options: WorldOptions, start: int) -> Window:
-    """Draw the window of a world that begins at event `start`. Pure; runs outside the event loop."""
+    """Draw the window of a world that begins at event `start`. Pure, for a thread."""
     return _window(make_world(seed, options), start)
 
 
@@ -116,7 +111,7 @@ def _window(world: World, start: int) -> Window:
 
 
 class Games:
-    """All games of a server. For use on one event loop; worlds are drawn in `executor`."""
+    """All games of a server, on one event loop; worlds are drawn in `executor`."""
 
     def __init__(
         self, *, options: WorldOptions, seed: int | None, max_tokens: int, executor: Executor
@@ -125,15 +120,14 @@ class Games:
         self._seed = seed
         self._max_tokens = max_tokens
         self._executor = executor
+        # In the order of the last request: the token that was silent longest comes first.
         self._games: OrderedDict[str, _Game] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._games)
 
     async def reset(self, token: str, world_seed: int | None = None) -> bytes:
-        """Begin a new game for `token` and return the JSON answer. `world_seed` None: a new world at each
-        call.
-        """
+        """Begin a new game for `token`; return the JSON answer. `world_seed` None: a new world each time."""
         before = self._games.get(token)
         resets = before.resets + 1 if before else 1
         seed = world_seed if world_seed is not None else self._draw_seed(token, resets)
@@ -146,6 +140,7 @@ class Games:
             try:
                 answer, window = await self._in_executor(lambda: open_game(seed, self._options))
             except BaseException:
+                # Cancelled or out of memory: a game without a window must not stay, and a newer one must.
                 if self._games.get(token) is game:
                     del self._games[token]
                 raise
@@ -160,7 +155,7 @@ class Games:
             raise UnknownTokenError(token)
         self._games.move_to_end(token)
         async with game.lock:
-            if game.window is None:
+            if game.window is None:  # its reset failed while this request waited for the lock
                 raise UnknownTokenError(token)
             return await self._step(game, game.window)
 
@@ -170,6 +165,7 @@ class Games:
         rating = int(window.rating[game.position - window.start])
         following = game.position + 1
         if following == window.n_pairs:
+            # The last pair: its rating is due although there is no next one.
             game.position = following
             return Rated(rating, None, None)
         if following - window.start == window.user.size:
@@ -182,7 +178,7 @@ class Games:
 
     def _draw_seed(self, token: str, resets: int) -> int:
         if self._seed is None:
-            return secrets.randbits(128)
+            return secrets.randbits(128)  # no player can guess another's world
         # Named by token and count, so a player's worlds do not depend on who else plays.
         name = f"{self._seed} {resets} {token}".encode()
         return int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "big")

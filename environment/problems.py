@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProblemError(Exception):
-    """A request that is answered with an error. `members` join the document (RFC 9457, section 3.2)."""
+    """Answer a request with an error. `members` join the document (RFC 9457, section 3.2)."""
 
     def __init__(self, status: HTTPStatus, code: str, detail: str, **members: int | str) -> None:
         super().__init__(detail)
@@ -22,7 +22,7 @@ class ProblemError(Exception):
 
 
 def problem_response(problem: ProblemError) -> web.Response:
-    """The answer that describes `problem`."""
+    """Return the answer that describes `problem`."""
     document = {
         "type": "about:blank",
         "title": problem.status.phrase,
@@ -44,12 +44,13 @@ async def problems_middleware(request: web.Request, handler: Handler) -> web.Str
     except ProblemError as problem:
         return problem_response(problem)
     except web.HTTPException as error:
+        # aiohttp's own, such as an unknown path: its text becomes a document like all others.
         status = HTTPStatus(error.status)
         code = status.phrase.lower().replace(" ", "_")
         response = problem_response(
             ProblemError(status, code, f"{request.method} {request.path}: {status.description}")
         )
-        if "Allow" in error.headers:
+        if "Allow" in error.headers:  # RFC 9110 demands it with 405
             response.headers["Allow"] = error.headers["Allow"]
         return response
     except Exception:

@@ -25,10 +25,10 @@ from processes.settings import SettingsError
 GAMES = web.AppKey("games", Games)
 SETTINGS = web.AppKey("settings", ServerSettings)
 
-MAX_TOKEN_BYTES = 256
-MAX_PARAMETERS = 16
+MAX_TOKEN_BYTES = 256  # as ids of the recommender's API
+MAX_PARAMETERS = 16  # three are known; parse_qsl would else split a body-sized query
 GRACE_S = 2.0  # what a request in progress is given at the end; the slowest takes a second
-DRAWING_THREADS = 2
+DRAWING_THREADS = 2  # numpy lets go of the interpreter's lock in part of the drawing: more gain nothing
 
 # What JSON and Python's str(float) write; not "nan", "1_0" or Arabic digits, which float() would also take.
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -56,7 +56,7 @@ def make_app(settings: ServerSettings) -> web.Application:
 
 @asynccontextmanager
 async def running_server(settings: ServerSettings) -> AsyncIterator[str]:
-    """Serve on this event loop within the block; yields the address. Raises SettingsError when it cannot
+    """Serve on this event loop within the block; yield the address. Raises SettingsError when it cannot
     listen.
     """
     runner = web.AppRunner(make_app(settings), access_log=None, shutdown_timeout=GRACE_S)
@@ -78,7 +78,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[str]:
 
 
 async def serve(settings: ServerSettings, started: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `started` is called with the address once requests are taken."""
+    """Serve until SIGTERM or SIGINT; call `started` with the address once requests are taken."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,7 +116,7 @@ async def _reset(request: web.Request) -> web.Response:
 async def _predict(request: web.Request) -> web.Response:
     query = _query(request)
     token = _token(query)
-    _predicted_score(query)
+    _predicted_score(query)  # checked, and then left to the player: the environment keeps no score
     try:
         rated = await request.app[GAMES].rate(token)
     except UnknownTokenError as error:
@@ -142,8 +142,7 @@ async def _predict(request: web.Request) -> web.Response:
 
 
 def _query(request: web.Request) -> dict[str, str]:
-    # Not `request.query`: it keeps bytes that are not UTF-8 as they were escaped, and two tokens would be
-    # one.
+    # Not `request.query`: it keeps bytes that are not UTF-8 as escapes, and two tokens would be one.
     try:
         pairs = parse_qsl(
             request.rel_url.raw_query_string,
@@ -157,7 +156,7 @@ def _query(request: web.Request) -> dict[str, str]:
         raise ProblemError(
             HTTPStatus.BAD_REQUEST, "invalid_query", f"The query has more than {MAX_PARAMETERS} parameters."
         ) from error
-    query = dict(pairs)
+    query = dict(pairs)  # of a repeated name the last: those that count are refused below
     for name in ("user_id", "predicted_score", "seed"):
         if sum(key == name for key, _ in pairs) > 1:
             raise ProblemError(

@@ -1,5 +1,6 @@
-"""A simulated world: who would rate what how, and in which order. The same seed and options give the same
-world, always.
+"""A simulated world: the rating of every pair, and the order of the pairs.
+
+Invariant: the same seed and options give the same world, on every machine.
 
 Users and items are vectors of `DIMENSION` components drawn from N(1, 1); the score of a pair is their dot
 product; its rating is the bin of the score among 1..5, cut at the 20/40/60/80 % points of a normal
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from processes.settings import real, setting, whole
 
+# The lecture's numbers.
 DIMENSION = 3
 SCALE = (1, 2, 3, 4, 5)
 COURSE_STEPS = 1_000  # one run of the course's protocol; late users and items come in while it is played
@@ -32,8 +34,7 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class WorldOptions:
-    """Sizes and difficulties of a world. `n_known` ratings are given at the start, the rest are there to be
-    played.
+    """Sizes and difficulties of a world. `n_known` ratings are given at the start, the rest is played.
 
     `late_users`, `late_items`: share (0 to 0.9) that appears only later, half of them in the course of the
     history, half during the first `COURSE_STEPS` played steps. `drift`: how far tastes turn, in radians per
@@ -91,13 +92,14 @@ def cut_points(noise: float = 0.0) -> Floats:
 
 def make_world(seed: int, options: WorldOptions) -> World:
     """Draw the world of `seed`, any whole number from 0. 30,000 pairs take 2 to 4 ms."""
+    # A stream each: an option that draws more numbers must not shift those of the other parts.
     user_stream, item_stream, late_stream, order_stream, noise_stream = (
         np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)
     )
     user_time, item_time = _arrival_times(late_stream, options)
     # Each pair waits an exponential time from the moment it can be rated. As that has no memory, the next
-    # event is at any time a uniform draw from the pairs that exist and are unrated, which is what a shuffle
-    # is when nobody is late.
+    # event is at any time a uniform draw from the pairs that exist and are unrated: a shuffle, where no user
+    # and no item is late.
     ready = np.maximum(user_time[:, None], item_time[None, :]).ravel()
     moment = ready + order_stream.standard_exponential(ready.size)
     order = np.argsort(moment)
@@ -118,16 +120,14 @@ def _scores(
 ) -> Floats:
     """The noiseless score of each event, (n_pairs,). `order`: the pair of each event, as `user * n_items +
     item`.
-
-    A drifting taste turns in the plane of two standard normal draws, `1 + cos(a) x + sin(a) y`: at each
-    moment it is N(1, 1) again, so ratings keep their distribution while what a user said earlier slowly loses
-    its meaning.
     """
     items = item_stream.normal(1.0, 1.0, (options.n_items, DIMENSION))
     now, later = user_stream.standard_normal((2, options.n_users, DIMENSION))
     if not options.drift:
         scores: Floats = _products(1.0 + now, items)[order]
         return scores
+    # A taste turns in the plane of two standard normal draws, 1 + cos(a) x + sin(a) y: it is N(1, 1) at each
+    # moment, so ratings keep their distribution while old ones slowly lose their meaning.
     angle = (options.drift / DRIFT_EVENTS) * np.arange(order.size)
     still, now_score, later_score = (
         _products(part, items)[order] for part in (np.ones_like(now), now, later)
@@ -145,19 +145,18 @@ def _products(users: Floats, items: Floats) -> Floats:
 def _arrival_times(stream: np.random.Generator, options: WorldOptions) -> tuple[Floats, Floats]:
     """When each user (n_users,) and each item (n_items,) begins to exist, on the clock of the exponential
     waits.
-
-    Arrivals are drawn as counts of events and brought to that clock by the expected number of events until
-    then.
     """
     times = (np.zeros(options.n_users), np.zeros(options.n_items))
     arrivals: list[tuple[float, int, int]] = []
     for side, share in enumerate((options.late_users, options.late_items)):
         n_rows = times[side].size
+        # At least one exists from the start, or there would be no pair to begin with.
         late = stream.permutation(n_rows)[: min(round(share * n_rows), n_rows - 1)]
         after = options.n_known * stream.random(late.size)
         after[::2] = options.n_known + COURSE_STEPS * stream.random(after[::2].size)
         arrivals.extend((event, side, row) for event, row in zip(after.tolist(), late.tolist(), strict=True))
     present = [times[side].size - sum(late == side for _, late, _ in arrivals) for side in (0, 1)]
+    # Arrivals are drawn as counts of events; the clock reaches a count where that many events are expected.
     unrated = float(present[0] * present[1])
     clock = events = 0.0
     for event, side, row in sorted(arrivals):

@@ -1,1 +1,4 @@
-"""How wrong predictions are: players of the rating environment, and engines on ratings they have not seen."""
+"""How wrong predictions are: players in the rating environment (`course`), engines on data sets (`offline`).
+
+Used by the command and the benchmarks; knows nothing of either.
+"""

@@ -10,7 +10,7 @@ from evaluation.players.deployed import DeployedPlayer, SharedApi
 from evaluation.players.neighbours import NeighboursPlayer
 
 MakePlayer = Callable[[int], Player]
-"""Makes a player from the seed of its chances. Raises PlayerFailedError where something is missing."""
+"""Makes a player from the seed of its random numbers. Raises PlayerFailedError where something is missing."""
 
 _LOCAL: dict[str, MakePlayer] = {
     "random": RandomPlayer,
@@ -20,15 +20,15 @@ _LOCAL: dict[str, MakePlayer] = {
     "als": AlsPlayer,
 }
 LOCAL_PLAYERS = tuple(_LOCAL)
-# Players with Foldin's own model in their process: who starts an evaluation brings them, as `foldin evaluate`
-# does. Nothing of the model is known here.
+# Players with Foldin's own model in their process. The caller brings them, as `foldin evaluate` does with
+# `players/model.py`: a play of the others must not load the model's libraries.
 BROUGHT_PLAYERS = ("variational", "ordinal", "neural")
 API_PLAYERS = ("deployed", "deployed-frozen")
 PLAYERS = LOCAL_PLAYERS + BROUGHT_PLAYERS + API_PLAYERS
 
 
 def player_name(text: str) -> str:
-    """Reads the name of a player; raises ValueError that lists them all."""
+    """Parse the name of a player. Raises ValueError that lists them all."""
     if text not in PLAYERS:
         raise ValueError(f"must name players among {', '.join(PLAYERS)}, not {text}")
     return text
@@ -44,8 +44,10 @@ def make_player(
     own_ids: bool = False,
     brought: Mapping[str, MakePlayer] = MappingProxyType({}),
 ) -> Player:
-    """The player of that name. `seed` decides its chances; `brought` are those that the caller adds; the rest
-    is for the players that need the API.
+    """Make the player of that name. Raises PlayerFailedError.
+
+    `seed`: of its random numbers. `brought`: players that the caller adds. The rest is for the players that
+    need the API, see `DeployedPlayer`.
     """
     if name in brought:
         return brought[name](seed)

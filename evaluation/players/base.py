@@ -1,6 +1,4 @@
-"""What a player is: it learns a history, answers one pair at a time, and may learn each true rating
-afterwards.
-"""
+"""What a player is: it learns a history, predicts one pair at a time, and may learn each true rating."""
 
 from typing import Protocol
 
@@ -8,15 +6,13 @@ from environment.client import History
 
 
 class PlayerFailedError(Exception):
-    """The player cannot prepare or answer; the message says why, for a person. A missing answer counts as
-    such.
-    """
+    """The player cannot prepare, answer or learn; the message is for a person."""
 
 
 class Player(Protocol):
     """A player of one world. Called in order: `prepare`, then `predict` and `learn` in turn, then `close`.
 
-    `note` says after `prepare` what a reader of its results should know, empty if nothing. `std`: the
+    `note` says after `prepare` what a reader of the results should know, empty for nothing. `std`: the
     standard deviation of the rating that was predicted last, NaN for a player that has none.
     """
 
@@ -27,13 +23,13 @@ class Player(Protocol):
     def std(self) -> float: ...
 
     async def prepare(self, history: History) -> None:
-        """Learn what is known. Raises PlayerFailedError."""
+        """Learn the history. Raises PlayerFailedError."""
 
     async def predict(self, user: int, item: int) -> float:
-        """The expected rating of the pair. Raises PlayerFailedError when there is no answer."""
+        """Return the expected rating of the pair. Raises PlayerFailedError when there is no answer."""
 
     async def learn(self, user: int, item: int, rating: float) -> None:
         """Take in the true rating of a pair. Raises PlayerFailedError."""
 
     async def close(self) -> None:
-        """Let go of what was held. Safe to repeat."""
+        """Free what the player holds. Safe to repeat."""

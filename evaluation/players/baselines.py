@@ -10,9 +10,8 @@ from evaluation.players.base import PlayerFailedError
 from evaluation.players.table import Floats, RatingTable
 from factors import Ratings, fit_biases
 
-DAMPING = (
-    2.0  # ratings' worth of belief in "no bias"; 1 to 5 give the same error within 1 % on the lecture's world
-)
+# Ridge of the biases, in ratings; 1 to 5 give the same error within 1 % on the lecture's world.
+DAMPING = 2.0
 
 
 def clip(rating: float) -> float:
@@ -21,7 +20,7 @@ def clip(rating: float) -> float:
 
 
 class LocalPlayer:
-    """What players without a connection have in common."""
+    """Base of the players without a connection: no note, no standard deviation, nothing to close."""
 
     note = ""
     std = math.nan
@@ -31,7 +30,7 @@ class LocalPlayer:
 
 
 class RandomPlayer(LocalPlayer):
-    """A rating of the scale by chance."""
+    """Answers a rating of the scale at random."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -40,7 +39,7 @@ class RandomPlayer(LocalPlayer):
         """Needs no history."""
 
     async def predict(self, user: int, item: int) -> float:
-        """Any rating of the scale."""
+        """Return any rating of the scale."""
         return float(self._random.choice(SCALE))
 
     async def learn(self, user: int, item: int, rating: float) -> None:
@@ -48,13 +47,13 @@ class RandomPlayer(LocalPlayer):
 
 
 class ConstantPlayer(LocalPlayer):
-    """The middle of the scale, always."""
+    """Answers the middle of the scale."""
 
     async def prepare(self, history: History) -> None:
         """Needs no history."""
 
     async def predict(self, user: int, item: int) -> float:
-        """The middle of the scale."""
+        """Return the middle of the scale."""
         return float(np.mean(SCALE))
 
     async def learn(self, user: int, item: int, rating: float) -> None:
@@ -88,18 +87,20 @@ class BiasPlayer(LocalPlayer):
         return clip(self._mean + user_bias + item_bias)
 
     async def learn(self, user: int, item: int, rating: float) -> None:
-        """Fit the item's bias, then the user's, each in closed form given all others."""
+        """Fit the item's bias, then the user's, each in closed form with all others as they are."""
         self._table.add(user, item, rating)
+        # Only these two: a rating moves those of other rows by less than 1e-3 on the lecture's world, and the
+        # next rating of such a row fits it again.
         values, seen = self._table.values, self._table.seen
         n_users, n_items = values.shape
         self._user_bias = np.pad(self._user_bias, (0, n_users - self._user_bias.size))
         self._item_bias = np.pad(self._item_bias, (0, n_items - self._item_bias.size))
         column = seen[:, item]
-        left = values[:, item].sum() - column @ (self._mean + self._user_bias)
-        self._item_bias[item] = left / (column.sum() + DAMPING)
+        residual = values[:, item].sum() - column @ (self._mean + self._user_bias)
+        self._item_bias[item] = residual / (column.sum() + DAMPING)
         row = seen[user]
-        left = values[user].sum() - row @ (self._mean + self._item_bias)
-        self._user_bias[user] = left / (row.sum() + DAMPING)
+        residual = values[user].sum() - row @ (self._mean + self._item_bias)
+        self._user_bias[user] = residual / (row.sum() + DAMPING)
 
 
 __all__ = ["BiasPlayer", "ConstantPlayer", "LocalPlayer", "PlayerFailedError", "RandomPlayer", "clip"]

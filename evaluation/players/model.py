@@ -1,8 +1,7 @@
-"""Players of the rating environment that have Foldin's model in their own process, without any server.
+"""Players that have Foldin's model in their own process, without any server.
 
-Invariant: a player sees a world through the environment's protocol alone, and learns as the product does: a
-rating counts at once for its user and soon for its item (both folded in from their full histories), and
-everything is refitted, warm, now and then.
+Invariant: a player learns as the product does. A rating counts at once for its user and soon for its item,
+both folded in from their full histories, and all is refitted, warm, now and then.
 """
 
 import asyncio
@@ -26,12 +25,12 @@ from factors import (
 from trainer.engines import ENGINES, make_engine
 
 FOLD_ITEMS_RATINGS = 10  # items follow within a second in the product, in which so many ratings may come
-REFIT_RATINGS = 600  # a fit takes some seconds; what comes in between is folded in
+REFIT_RATINGS = 600  # a fit takes some seconds; ratings of that time are folded in
 GRID = Scale(float(SCALE[0]), float(SCALE[-1]), 1.0)
 
 
 class ModelPlayer:
-    """An engine of the trainer with these settings. `note` is what the last fit was."""
+    """Plays with an engine of the trainer. `note` names rank and link of the last fit."""
 
     def __init__(self, engine: str, settings: FitSettings, seed: int) -> None:
         self._engine = make_engine(engine, settings)  # type: ignore[arg-type] # checked by its caller
@@ -56,7 +55,7 @@ class ModelPlayer:
         await self._fit()
 
     async def predict(self, user: int, item: int) -> float:
-        """The expected rating; `std` says how sure it is."""
+        """Return the expected rating; its standard deviation is then in `std`."""
         fitted = self._known()
         scores = Scorer(fitted.posterior, fitted.items).score(
             fitted.users, np.array([user]), np.array([item])
@@ -132,7 +131,7 @@ class ModelPlayer:
             start=self._fitted,
             report=lambda _metrics: None,
         )
-        # Tables of its own to write to: what a fit returns may be read only.
+        # Copies to write to: the tables that a fit returns may be read-only.
         self._rated.clear()
         self._fitted = Fitted(fitted.model, fitted.users.copy(), fitted.items.copy(), fitted.metrics)
         self.note = f"rank {fitted.model.rank}, {fitted.model.link}"
@@ -143,7 +142,7 @@ def _maker(engine: str, **settings: Any) -> Callable[[int], ModelPlayer]:
 
 
 def model_players() -> dict[str, MakePlayer]:
-    """Those that can play here: `neural` only where its engine and torch are installed."""
+    """Return the players that can play here: `neural` only where its engine and torch are installed."""
     players: dict[str, MakePlayer] = {
         "variational": _maker("variational", link="gaussian"),
         "ordinal": _maker("variational", link="ordinal"),

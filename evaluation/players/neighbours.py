@@ -1,4 +1,4 @@
-"""Item-based neighbours with means: an item is rated like those items that the same people rate alike."""
+"""Item-based neighbours with means: an item is rated like the items that the same users rate alike."""
 
 import asyncio
 
@@ -8,11 +8,10 @@ from environment.client import History
 from evaluation.players.baselines import LocalPlayer, clip
 from evaluation.players.table import Floats, RatingTable
 
-NEIGHBOURS = (
-    40  # the usual number (Koren 2010; Surprise's default); 20 to 60 differ by 1 % on the lecture's world
-)
-SHRINKAGE = 10.0  # common raters' worth of doubt about a correlation
-REFRESH_RATINGS = 100
+# The usual number (Koren 2010; Surprise's default); 20 to 60 differ by 1 % on the lecture's world.
+NEIGHBOURS = 40
+SHRINKAGE = 10.0  # common raters at which a correlation counts half
+REFRESH_RATINGS = 100  # all similarities of the lecture's world take 4 ms; their cost grows with its square
 
 
 class NeighboursPlayer(LocalPlayer):
@@ -32,12 +31,13 @@ class NeighboursPlayer(LocalPlayer):
         await self._refresh()
 
     async def predict(self, user: int, item: int) -> float:
-        """The item's mean where the user has rated nothing similar."""
+        """Return the prediction; the item's mean where the user has rated nothing similar."""
         values, seen = self._table.values, self._table.seen
         n_users, n_items = values.shape
         mean = self._table.mean()
         if item >= n_items:
             return clip(mean)
+        # One rating of the overall mean is added: an item that is rated once has not that rating as its mean.
         item_means = (values.sum(0) + mean) / (seen.sum(0) + 1.0)
         if user >= n_users or item >= len(self._similarity):
             return clip(item_means[item])
@@ -52,21 +52,22 @@ class NeighboursPlayer(LocalPlayer):
         return clip(item_means[item] + similar @ deviations / weight)
 
     async def learn(self, user: int, item: int, rating: float) -> None:
-        """Counts in the next answer."""
+        """Enter the rating, which counts in the next answer; now and then compute similarities again."""
         self._table.add(user, item, rating)
         self._new_ratings += 1
         if self._new_ratings % REFRESH_RATINGS == 0:
             await self._refresh()
 
     async def _refresh(self) -> None:
+        # Copies: the tables are changed by ratings that come while the thread computes.
         self._similarity = await asyncio.to_thread(
             similarities, self._table.values.copy(), self._table.seen.copy()
         )
 
 
 def similarities(values: Floats, seen: Floats) -> Floats:
-    """Shrunk correlations between items, (n_items, n_items), 0 on the diagonal and where two have no common
-    rater.
+    """Return shrunk correlations between items, (n_items, n_items); 0 on the diagonal and for items without
+    a common rater.
     """
     centred = (values - (values.sum(0) + values.sum() / max(seen.sum(), 1.0)) / (seen.sum(0) + 1.0)) * seen
     common = seen.T @ seen

@@ -1,4 +1,4 @@
-"""The ratings a local player has seen, as a dense table that grows with the users and items that appear.
+"""The ratings that a local player knows, as a dense table that grows with the users and items that appear.
 
 Invariant: `values` is 0 wherever `seen` is 0, so a matrix product sums over the seen ratings only.
 """
@@ -29,28 +29,25 @@ class RatingTable:
         self.seen[history.user, history.item] = 1.0
 
     def add(self, user: int, item: int, rating: float) -> None:
-        """Take in one rating, in place of an earlier one of that pair."""
+        """Enter one rating, in place of an earlier one of that pair."""
         self.make_room(user, item)
         self.values[user, item] = rating
         self.seen[user, item] = 1.0
 
-    def make_room(self, user: int, item: int) -> bool:
-        """Grow so that the pair has a cell; True if that was needed. Raises PlayerFailedError beyond
-        `MAX_CELLS`.
-        """
+    def make_room(self, user: int, item: int) -> None:
+        """Grow so that the pair has a cell. Raises PlayerFailedError beyond `MAX_CELLS`."""
         n_users, n_items = self.values.shape
         if user < n_users and item < n_items:
-            return False
+            return
         self._refuse_too_large(max(user + 1, n_users), max(item + 1, n_items))
         margin = ((0, max(user + 1 - n_users, 0)), (0, max(item + 1 - n_items, 0)))
         self.values = np.pad(self.values, margin)
         self.seen = np.pad(self.seen, margin)
-        return True
 
-    def mean(self, otherwise: float = 3.0) -> float:
-        """The mean of all seen ratings."""
+    def mean(self) -> float:
+        """Return the mean of all known ratings, the middle of the scale where there is none."""
         count = float(self.seen.sum())
-        return float(self.values.sum()) / count if count else otherwise
+        return float(self.values.sum()) / count if count else 3.0
 
     @staticmethod
     def _refuse_too_large(n_users: int, n_items: int) -> None:
