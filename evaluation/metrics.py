@@ -1,11 +1,10 @@
-"""Figures of an answer against the truth.
+"""Figures of predictions against held-out ratings.
 
 Invariant: one rule each. A 90 % interval holds a rating if and only if |rating - prediction| <= 1.6449 std;
 there is no allowance for the steps of a scale.
 
-Recall@k and NDCG@k as in Liang et al. (2018): hits among the first k, over min(k, ratings asked for); gain 1
-for an item that is asked for, discounted by log2(1 + place), over the best that could be had. Every rating
-asked for counts as wanted. Users are averaged.
+Recall@k and NDCG@k as in Liang et al. (2018): hits among the first k, over min(k, held-out items); gain 1 for
+a held-out item, discounted by log2(1 + rank), over the best that is possible. Users are averaged.
 """
 
 from dataclasses import dataclass
@@ -19,20 +18,21 @@ from factors import Scale, scale_levels
 
 INTERVAL = 1.6449  # standard deviations on each side of a central 90 % interval of a normal
 NOMINAL = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-# Ratings that a user had given before, for the curve of the error: each point begins at one of these.
+# A point of the curve of the error begins at each of these numbers of ratings that a user had given before.
 COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-CURVE_POINTS = 20
-LEAST_OF_A_POINT = 20
-LEAST_PROBABILITY = 1e-12
-RECALL_AT, NDCG_AT = 20, 100
+CURVE_POINTS = 20  # of the curve along time
+LEAST_OF_A_POINT = 20  # ratings; the RMSE of fewer is noise
+LEAST_PROBABILITY = 1e-12  # keeps one impossible rating from making the mean infinite
+LEAST_STD = 1e-12
+RECALL_AT, NDCG_AT = 20, 100  # as in the literature, Liang et al. (2018)
 
 Rows = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
 class Deciles:
-    """Shares of ratings inside their 90 % intervals in each tenth of the ratings by the user's count, lowest
-    first, and the mean count there.
+    """Share of ratings inside their 90 % intervals and mean user's count, in each tenth of the ratings by the
+    user's count, lowest first.
     """
 
     coverage: tuple[float, ...]
@@ -41,8 +41,8 @@ class Deciles:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one answer; NaN where the engine does not say what is needed. `curve`: (ratings known, RMSE) points;
-    `reliability`: share inside the central interval of each of `NOMINAL`.
+    """Figures of one answer; NaN where the engine lacks what is needed. `curve`: (ratings known, RMSE)
+    points; `reliability`: share inside the central interval of each of `NOMINAL`.
     """
 
     rmse: float
@@ -55,16 +55,16 @@ class Figures:
 
 
 def inside(error: Array, std: Array) -> npt.NDArray[np.bool_]:
-    """Which predictions have the true rating in their 90 % interval, (m,)."""
+    """Return which predictions have the true rating in their 90 % interval, (m,)."""
     return np.asarray(np.abs(error) <= INTERVAL * std)
 
 
 def figures(
     predicted: Predicted, truth: Array, known: npt.NDArray[np.int64], scale: Scale, *, sequential: bool
 ) -> Figures:
-    """Of predictions (m,) of `truth` (m,), whose users had given `known` (m,) ratings before.
+    """Return the figures of predictions (m,) of `truth` (m,), whose users had `known` (m,) ratings before.
 
-    `sequential`: they were made one after the other, so the curve goes along them instead of `known`.
+    `sequential`: the predictions were made in this order, so the curve goes along them instead of `known`.
     """
     error = truth - predicted.rating
     deciles, coverage = Deciles((), ()), float("nan")
@@ -72,7 +72,7 @@ def figures(
     if len(predicted.std):
         held = inside(error, predicted.std)
         coverage, deciles = float(held.mean()), coverage_by_count(held, known)
-        distance = np.abs(error) / np.maximum(predicted.std, 1e-12)
+        distance = np.abs(error) / np.maximum(predicted.std, LEAST_STD)
         widths = ndtri(0.5 + 0.5 * np.array(NOMINAL))
         reliability = tuple(float((distance <= width).mean()) for width in widths.tolist())
     curve = _curve_along(error) if sequential else _curve_by_count(error, known)
@@ -88,7 +88,7 @@ def figures(
 
 
 def coverage_by_count(held: npt.NDArray[np.bool_], known: npt.NDArray[np.int64]) -> Deciles:
-    """Share of `held` (m,) in each tenth by `known` (m,)."""
+    """Return the share of `held` (m,) in each tenth by `known` (m,)."""
     order = np.argsort(known, kind="stable")
     parts = [part for part in np.array_split(order, 10) if len(part)]
     return Deciles(
@@ -97,10 +97,8 @@ def coverage_by_count(held: npt.NDArray[np.bool_], known: npt.NDArray[np.int64])
 
 
 def log_likelihood(predicted: Predicted, truth: Array, scale: Scale) -> float:
-    """Mean nats of a rating: of its step where the scale has steps, of the density otherwise; NaN where no
-    std is known.
-
-    An engine that gives rating and std only is taken for a normal, whose mass around each step counts.
+    """Return the mean log-likelihood of a rating, in nats: of its step where the scale has steps, of the
+    density otherwise; NaN without a std.
     """
     levels = scale_levels(scale)
     if levels > 1 and predicted.probabilities.size:
@@ -111,8 +109,9 @@ def log_likelihood(predicted: Predicted, truth: Array, scale: Scale) -> float:
         return float(np.log(np.maximum(probability, LEAST_PROBABILITY)).mean())
     if not len(predicted.std):
         return float("nan")
-    std = np.maximum(predicted.std, 1e-12)
+    std = np.maximum(predicted.std, LEAST_STD)
     if levels > 1:
+        # Rating and std alone stand for a normal: its mass around the step counts, at the ends all beyond it.
         half = 0.5 * _step(scale)
         upper = np.where(truth >= scale.high - half, np.inf, truth + half)
         lower = np.where(truth <= scale.low + half, -np.inf, truth - half)
@@ -127,12 +126,12 @@ def _step(scale: Scale) -> float:
 
 
 def _curve_by_count(error: Array, known: npt.NDArray[np.int64]) -> tuple[tuple[float, float], ...]:
-    place = np.searchsorted(COUNT_EDGES, known, side="right") - 1
+    edge = np.searchsorted(COUNT_EDGES, known, side="right") - 1
     points = []
     for j in range(len(COUNT_EDGES)):
-        part = error[place == j]
+        part = error[edge == j]
         if len(part) >= LEAST_OF_A_POINT:
-            points.append((float(known[place == j].mean()), float(np.sqrt(np.mean(part**2)))))
+            points.append((float(known[edge == j].mean()), float(np.sqrt(np.mean(part**2)))))
     return tuple(points)
 
 
@@ -142,13 +141,13 @@ def _curve_along(error: Array) -> tuple[tuple[float, float], ...]:
 
 
 def recall(top: Rows, users: Rows, test_user: Rows, test_item: Rows, k: int = RECALL_AT) -> float:
-    """Of rankings `top` (len(users), n), -1 where there is nothing."""
+    """Return Recall@k of rankings `top` (len(users), n), -1 where there is no item."""
     hits, wanted = _hits(top[:, :k], users, test_user, test_item)
     return float((hits.sum(axis=1) / np.minimum(wanted, k)).mean())
 
 
 def ndcg(top: Rows, users: Rows, test_user: Rows, test_item: Rows, k: int = NDCG_AT) -> float:
-    """Of rankings `top` (len(users), n), -1 where there is nothing."""
+    """Return NDCG@k of rankings `top` (len(users), n), -1 where there is no item."""
     hits, wanted = _hits(top[:, :k], users, test_user, test_item)
     discount = 1.0 / np.log2(2.0 + np.arange(k))
     best = np.concatenate([[0.0], np.cumsum(discount)])[np.minimum(wanted, k)]
@@ -156,11 +155,12 @@ def ndcg(top: Rows, users: Rows, test_user: Rows, test_item: Rows, k: int = NDCG
 
 
 def _hits(top: Rows, users: Rows, test_user: Rows, test_item: Rows) -> tuple[npt.NDArray[np.bool_], Rows]:
-    """Which of the ranked items are asked for, (len(users), k), and how many are asked for of each user."""
+    """Return which of the ranked items are held out, (len(users), k), and how many are of each user."""
+    # A pair as one whole number: sets of pairs are then sorted arrays.
     width = int(max(test_item.max(initial=0), top.max(initial=0))) + 1
     pairs = np.unique(test_user.astype(np.int64) * width + test_item)
-    asked = users.astype(np.int64)[:, None] * width + top
-    hits = np.isin(asked, pairs) & (top >= 0)
+    ranked = users.astype(np.int64)[:, None] * width + top
+    hits = np.isin(ranked, pairs) & (top >= 0)
     wanted = np.searchsorted(pairs, (users.astype(np.int64) + 1) * width) - np.searchsorted(
         pairs, users.astype(np.int64) * width
     )

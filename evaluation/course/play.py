@@ -1,6 +1,6 @@
 """Several players at the same world, side by side, and how wrong each is so far: what `foldin up` shows.
 
-Every player has a token of its own and asks for the same world, so all face the same pairs in the same order.
+Invariant: every player has a token of its own and asks for the same world, so all face the same pairs.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from processes.settings import SettingsError
 
 
 async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
-    """Play; yields when the players have learned the history, every `report_every` steps, and at the end.
+    """Play; yield when the players have learned the history, every `report_every` steps, and at the end.
 
     Ends early when the world has no pair left. Raises EnvironmentFailedError, and PlayerFailedError when a
-    player cannot learn the history; single missing answers are counted instead. Close the generator when
-    leaving it early.
+    player cannot learn the history; single missing answers are counted instead. A caller that leaves early
+    closes the generator.
     """
     tag = secrets.token_hex(4)
     seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
@@ -46,6 +46,7 @@ async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
             known = histories[0].rating.size
             for seat, history in zip(seats, histories, strict=True):
                 await seat.prepare(history, timeout_s=settings.prepare_timeout_s)
+            # Ten reports, however long a play is.
             report_every = settings.report_every or max(settings.steps // 10, 1)
             step = 0
             yield Progress(step, settings.steps, known, same_world, _standings(seats))
@@ -86,7 +87,7 @@ def _standings(seats: list[Seat]) -> tuple[Standing, ...]:
 
 
 async def show(settings: PlaySettings, console: Console) -> Progress:
-    """Play and show the progress on `console`; returns the final state. Raises what `play` raises."""
+    """Play and show the progress on `console`; return the final state. Raises what `play` raises."""
     console.print(f"[dim]playing {settings.environment}, deployed at {settings.api}[/dim]", highlight=False)
     async with aclosing(play(settings)) as reports:
         if console.is_terminal:
@@ -111,8 +112,8 @@ def _print(console: Console, line: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0 at the end or after a signal, 1 when somebody did not answer, 2 for a wrong
-    argument.
+    """Run the command; return the exit code: 0 at the end or after a signal, 1 when the environment or the
+    API did not answer, 2 for a wrong argument.
     """
     try:
         settings = PlaySettings.load(argv, os.environ)

@@ -1,6 +1,4 @@
-"""How a play in progress looks: a live table on a terminal, one line a report elsewhere. Pure: values in,
-text out.
-"""
+"""A play in progress as text: a table for a terminal, one line a report elsewhere. Pure."""
 
 import math
 from dataclasses import dataclass
@@ -11,14 +9,15 @@ from rich.text import Text
 from evaluation.course.seat import Tally
 
 BARS = "▁▂▃▄▅▆▇█"
-CURVE_POINTS = 20
-LOWEST_BAR, HIGHEST_BAR = 0.02, 5.0  # squared errors at the ends of a bar, on a logarithmic scale
-RECENT_STEPS = 100
+CURVE_POINTS = 20  # as wide as a column of a terminal can be beside the others
+# Squared errors at the ends of a bar, on a logarithmic scale: what the best player can reach, a bad guess.
+LOWEST_BAR, HIGHEST_BAR = 0.02, 5.0
+RECENT_STEPS = 100  # their mean has a tenth of the deviation of one step
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one player does. `note` is for the reader, empty if there is nothing to say."""
+    """How one player does. `note`: what a reader should know, empty for nothing."""
 
     player: str
     tally: Tally
@@ -40,12 +39,12 @@ class Progress:
 
     @property
     def mse(self) -> dict[str, float]:
-        """Mean squared error so far by player, NaN before the first step."""
+        """Return the mean squared error so far by player, NaN before the first step."""
         return {standing.player: standing.tally.mse for standing in self.standings}
 
 
 def progress_line(progress: Progress) -> str:
-    """One report in one line of plain text."""
+    """Return one report as one line of plain text."""
     if progress.step == 0:
         learned = ", ".join(
             f"{standing.player} {standing.prepare_s:.1f} s" for standing in progress.standings
@@ -59,9 +58,9 @@ def progress_line(progress: Progress) -> str:
 
 
 def closing_lines(progress: Progress) -> list[str]:
-    """What remains to be said at the end: the ranking, missing answers, notes."""
+    """Return the end of a play: ranking, missing answers, notes."""
     ranking = sorted(progress.standings, key=lambda standing: standing.tally.mse)
-    lines = ["mean squared error over " + f"{progress.step} steps:"]
+    lines = [f"mean squared error over {progress.step} steps:"]
     for standing in ranking:
         tally = standing.tally
         line = f"  {standing.player:<16}{tally.mse:>9.3f}   answers {tally.answer_ms(50):.1f} ms"
@@ -76,7 +75,7 @@ def closing_lines(progress: Progress) -> list[str]:
 
 
 def progress_table(progress: Progress) -> Table:
-    """The board for a terminal."""
+    """Return the table for a terminal."""
     table = Table(title=_title(progress), title_justify="left", expand=False)
     table.add_column("player")
     table.add_column("error so far", justify="right")
@@ -98,7 +97,7 @@ def progress_table(progress: Progress) -> Table:
 
 
 def curve(tally: Tally, steps: int) -> str:
-    """The squared error in the course of the play: a bar for each twentieth of it, on a logarithmic scale."""
+    """Return the squared error in the course of the play: a bar for each twentieth of it."""
     width = max(math.ceil(steps / CURVE_POINTS), 1)
     bars = []
     for first in range(0, tally.steps, width):

@@ -1,7 +1,6 @@
 """The course's protocol: every player alone in the same worlds, 1,000 steps, 3 runs, mean squared error.
 
-An answer that does not come counts 1,000. Seeds are drawn anew for each evaluation unless one is asked for,
-and all players of a run face the same pairs, none of which they were shown before.
+Invariant: all players of a run face the same pairs in the same order, none of which they were shown before.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ from evaluation.report import new_console, players_table, write_course_files
 from processes.loop import run_until_stopped
 from processes.settings import SettingsError
 
-PROGRESS_STEPS = 250
+PROGRESS_STEPS = 250  # steps between two reports: a second or two of most players
 LEARNS_MEANWHILE = "deployed"  # for the others time stands still between two steps
 
 
@@ -53,10 +52,10 @@ async def evaluate(
     on_progress: Callable[[Moment], None] = lambda _moment: None,
     brought: Mapping[str, MakePlayer] = MappingProxyType({}),
 ) -> EvaluationReport:
-    """Play all runs. A failing player counts as missing; raises EnvironmentFailedError.
+    """Play all runs. A failing player counts as missing.
 
-    `brought`: players by name that the caller adds. Raises SettingsError for one that is asked for and
-    cannot be made.
+    `brought`: players by name that the caller adds. Raises SettingsError for a player of the settings that
+    cannot be made, EnvironmentFailedError when the environment does not answer.
     """
     lineup = settings.lineup(brought)
     _check(lineup, brought)
@@ -65,12 +64,15 @@ async def evaluate(
     results: list[Result] = []
     worlds: dict[int, set[bytes]] = {}
     async with _environment(settings) as address, aiohttp.ClientSession(timeout=timeout) as session:
-        evaluation = _Evaluation(
-            settings, session, address, secrets.token_hex(4), on_progress=on_progress, brought=brought
-        )
+        api = None
+        if settings.api is not None:
+            api = SharedApi(ApiClient(session, settings.api, timeout_s=settings.prepare_timeout_s))
+        tag = secrets.token_hex(4)
+        evaluation = _Evaluation(settings, session, address, api, tag, on_progress, brought)
         for known in settings.known:
             for run in range(1, settings.runs + 1):
                 for name in lineup:
+                    # The run decides the world: the same for all players and all lengths of history.
                     seed = (base_seed + run) % MAX_SEED
                     result, world = await evaluation.play(name, known=known, run=run, seed=seed)
                     results.append(result)
@@ -80,6 +82,7 @@ async def evaluate(
 
 
 def _check(lineup: Sequence[str], brought: Mapping[str, MakePlayer]) -> None:
+    # Before the first game: a run takes minutes.
     for name in lineup:
         if name in BROUGHT_PLAYERS:
             try:
@@ -99,39 +102,27 @@ async def _environment(settings: EvaluationSettings) -> AsyncIterator[str]:
         yield address
 
 
+@dataclass(frozen=True, slots=True)
 class _Evaluation:
-    """What the games of one evaluation share."""
+    """What the games of one evaluation share. `tag` begins the tokens of its games and its own ids."""
 
-    def __init__(
-        self,
-        settings: EvaluationSettings,
-        session: aiohttp.ClientSession,
-        environment: str,
-        tag: str,
-        *,
-        on_progress: Callable[[Moment], None],
-        brought: Mapping[str, MakePlayer],
-    ) -> None:
-        self._settings = settings
-        self._session = session
-        self._api: SharedApi | None = None
-        if settings.api is not None:
-            client = ApiClient(session, settings.api, timeout_s=settings.prepare_timeout_s)
-            self._api = SharedApi(client)
-        self._environment = environment
-        self._tag = tag
-        self._on_progress = on_progress
-        self._brought = brought
+    settings: EvaluationSettings
+    session: aiohttp.ClientSession
+    environment: str
+    api: SharedApi | None
+    tag: str
+    on_progress: Callable[[Moment], None]
+    brought: Mapping[str, MakePlayer]
 
     async def play(self, name: str, *, known: int, run: int, seed: int) -> tuple[Result, bytes]:
-        """One game of one player. Returns how it went, and what tells its world from others."""
-        settings = self._settings
+        """Play one game with one player. Return the result and the digest of its history."""
+        settings = self.settings
         started = time.perf_counter()
-        tag = f"{self._tag}-{known}-{run}-{name}"
+        tag = f"{self.tag}-{known}-{run}-{name}"
         player = make_player(
-            name, seed=seed, api=self._api, tag=tag, replace=settings.replace, brought=self._brought
+            name, seed=seed, api=self.api, tag=tag, replace=settings.replace, brought=self.brought
         )
-        client = EnvironmentClient(self._session, self._environment, f"evaluate-{tag}")
+        client = EnvironmentClient(self.session, self.environment, f"evaluate-{tag}")
         seat = Seat(name, player, client, answer_timeout_s=settings.answer_timeout_s)
         pause_s = settings.delay_ms / 1_000 if name == LEARNS_MEANWHILE else 0.0
         try:
@@ -143,7 +134,7 @@ class _Evaluation:
                 await seat.step()
                 if step % PROGRESS_STEPS == 0 or step == settings.steps:
                     mse = seat.tally().mse
-                    self._on_progress(Moment(known, run, settings.runs, name, step, settings.steps, mse))
+                    self.on_progress(Moment(known, run, settings.runs, name, step, settings.steps, mse))
         except GameOverError as error:
             raise EnvironmentFailedError(
                 f"the world had fewer than {settings.steps} pairs to play"
@@ -159,11 +150,12 @@ def _progress_lines(console: Console) -> Callable[[Moment], None]:
     def show(moment: Moment) -> None:
         finished = moment.step == moment.steps
         if finished or console.is_terminal:
+            # A log gets a line a game, a terminal one that moves.
             line = (
                 f"{moment.known} known, run {moment.run} of {moment.runs}, {moment.player}: "
                 f"step {moment.step} of {moment.steps}, mean squared error {moment.mse:.3f}"
             )
-            console.print(line, end="\n" if finished else "\r", highlight=False, soft_wrap=True)
+            console.print(line, end="\n" if finished else "\r", soft_wrap=True)
 
     return show
 
@@ -174,9 +166,7 @@ async def _evaluate_and_show(
     report = await evaluate(settings, _progress_lines(console), brought)
     console.print(players_table(report))
     if not report.same_worlds:
-        console.print(
-            "This environment gave each player a world of its own: compare roughly.", highlight=False
-        )
+        console.print("This environment gave each player a world of its own: compare roughly.")
     if settings.output is not None:
         for line in write_files(report, settings.output):
             console.print(line, markup=False, soft_wrap=True)
@@ -190,9 +180,8 @@ def write_files(report: EvaluationReport, folder: Path) -> list[str]:
 
 
 def main(argv: Sequence[str], brought: Mapping[str, MakePlayer] = MappingProxyType({})) -> int:
-    """Returns the exit code: 0 at the end or after a signal, 1 for a failure, 2 for a wrong argument.
-
-    `brought`: players that the caller adds.
+    """Run the command; return the exit code: 0 at the end or after a signal, 1 for a failure, 2 for a wrong
+    argument. `brought`: players that the caller adds.
     """
     try:
         settings = EvaluationSettings.load(argv, os.environ)

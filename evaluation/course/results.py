@@ -1,4 +1,4 @@
-"""What an evaluation found, as values: a result a run, a summary a player and length of history.
+"""What a course evaluation found: a result a run, a summary a player and length of history.
 
 Invariant: a figure of several runs is the mean of the runs' figures, as the course has it.
 """
@@ -13,8 +13,8 @@ from evaluation.course.seat import Tally
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One player's one run. `known`: ratings it was shown; `seconds`: all in all, `prepare_s` of them for
-    learning those.
+    """One run of one player. `known`: ratings it was shown; `seconds`: in all, `prepare_s` of them to learn
+    those.
     """
 
     player: str
@@ -28,8 +28,9 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One player's runs with so many known ratings. `mse` is the course's figure: the mean of the runs'
-    errors. `coverage`: share of the ratings inside its 90 % intervals, NaN where it has none.
+    """The runs of one player with `known` ratings. `mse` is the course's figure: the mean over the runs.
+
+    `coverage`: share of the ratings inside its 90 % intervals, NaN where it has none.
     """
 
     player: str
@@ -57,14 +58,14 @@ class EvaluationReport:
     same_worlds: bool
 
     def summaries(self) -> list[Summary]:
-        """A line for each player and length of history, in the order in which they played."""
+        """Return a summary for each player and length of history, in the order in which they played."""
         groups: dict[tuple[int, str], list[Result]] = {}
         for result in self.results:
             groups.setdefault((result.known, result.player), []).append(result)
         return [_summary(results) for results in groups.values()]
 
     def mse(self, player: str) -> float:
-        """The course's figure of `player`, with the longest history it was shown. Raises KeyError if it did
+        """Return the course's figure of `player` with the longest history. Raises KeyError for one that did
         not play.
         """
         summaries = [summary for summary in self.summaries() if summary.player == player]
@@ -74,6 +75,7 @@ class EvaluationReport:
 
 
 def _summary(results: list[Result]) -> Summary:
+    # Percentiles and coverage are of the steps of all runs together.
     together = Tally(
         np.concatenate([result.tally.squared_error for result in results]),
         np.concatenate([result.tally.answer_s for result in results]),

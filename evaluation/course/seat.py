@@ -1,7 +1,6 @@
 """One player at one game: asks it for each pending pair, hands the answer in, counts, and lets it learn.
 
-The course's rules: the squared error of each answer counts, and an answer that does not come counts
-`MISSING_ERROR`.
+Invariant: whatever a player does, the game goes on; an answer that does not come counts `MISSING_ERROR`.
 """
 
 import asyncio
@@ -16,8 +15,8 @@ from environment.client import EnvironmentClient, History, Pair
 from evaluation.metrics import inside
 from evaluation.players import Player, PlayerFailedError
 
-MISSING_ERROR = 1_000.0
-PLACEHOLDER = 3.0  # handed in for an answer that is missing, so that the game goes on
+MISSING_ERROR = 1_000.0  # the course's rule
+PLACEHOLDER = 3.0  # handed in for a missing answer: the environment wants some number
 
 
 class GameOverError(Exception):
@@ -26,8 +25,9 @@ class GameOverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a player did, step by step: `squared_error`, `answer_s` and `std` float64 (n_steps,); `answer_s`
-    NaN where missing, `std` NaN where the player did not say how sure it was (and empty for none at all).
+    """What a player did, step by step: `squared_error`, `answer_s` and `std` float64 (n_steps,).
+
+    `answer_s` is NaN where the answer is missing, `std` NaN where the player has none (or empty).
     """
 
     squared_error: npt.NDArray[np.float64]
@@ -36,11 +36,12 @@ class Tally:
 
     @property
     def steps(self) -> int:
+        """Steps played."""
         return self.squared_error.size
 
     @property
     def missing(self) -> int:
-        """Answers that did not come."""
+        """Number of answers that did not come."""
         return int(np.isnan(self.answer_s).sum())
 
     @property
@@ -94,12 +95,12 @@ class Seat:
         self.lost_ratings = 0
 
     async def reset(self, seed: int) -> History:
-        """Begin the game; returns what is known of its world. Raises EnvironmentFailedError."""
+        """Begin the game; return the history of its world. Raises EnvironmentFailedError."""
         history, self._pending = await self._client.reset(seed)
         return history
 
     async def prepare(self, history: History, *, timeout_s: float) -> None:
-        """Let the player learn. Raises PlayerFailedError; if play goes on nevertheless, all its answers are
+        """Let the player learn. Raises PlayerFailedError; if play goes on all the same, its answers are
         missing.
         """
         started = time.perf_counter()
@@ -115,9 +116,7 @@ class Seat:
             raise PlayerFailedError(f"{self.name}: {self._failed}")
 
     async def step(self) -> None:
-        """Play one pair. Raises GameOverError after the last, EnvironmentFailedError when the environment is
-        gone.
-        """
+        """Play one pair. Raises GameOverError after the last, and EnvironmentFailedError."""
         if self._pending is None:
             raise GameOverError
         pair = self._pending
@@ -130,20 +129,20 @@ class Seat:
             await self._teach(pair, rating)
 
     def tally(self) -> Tally:
-        """What happened so far."""
+        """Return what happened so far."""
         columns = (np.array(column, dtype=np.float64) for column in (self._errors, self._seconds, self._stds))
         return Tally(*columns)
 
     @property
     def note(self) -> str:
-        """What a reader of the results should know, empty if nothing."""
+        """What a reader of the results should know, empty for nothing."""
         parts = [self._player.note, self._failed or "", self._last_trouble]
         if self.lost_ratings:
             parts.append(f"{self.lost_ratings} ratings not taken")
         return "; ".join(part for part in parts if part)
 
     async def close(self) -> None:
-        """Let the player go."""
+        """Close the player."""
         await self._player.close()
 
     async def _ask(self, pair: Pair) -> tuple[float | None, float]:
@@ -159,7 +158,7 @@ class Seat:
         except PlayerFailedError as error:
             self._last_trouble = f"last missing answer: {error}"
             return None, math.nan
-        if not math.isfinite(prediction):
+        if not math.isfinite(prediction):  # JSON of an API can hold 1e999
             self._last_trouble = f"last missing answer: {prediction} is not a rating"
             return None, math.nan
         return prediction, time.perf_counter() - started
@@ -169,4 +168,5 @@ class Seat:
             async with asyncio.timeout(self._answer_timeout_s):
                 await self._player.learn(pair.user, pair.item, float(rating))
         except (TimeoutError, PlayerFailedError):
+            # Not an error of this step: what it costs shows in the predictions that follow.
             self.lost_ratings += 1

@@ -1,4 +1,4 @@
-"""Settings of one play and of one evaluation. Frozen, read once, every mistake reported together."""
+"""Settings of one play and of one evaluation by the course's protocol."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +12,7 @@ from processes.settings import load, nested, real, setting, switch, url, whole
 
 @dataclass(frozen=True, slots=True)
 class PlaySettings:
-    """One world, several players side by side. `known`: how much of the history the players are shown, its
-    latest part.
-    """
+    """One world, several players side by side."""
 
     environment: str = setting(
         "http://127.0.0.1:8081", "address of the environment", url, flag="--environment"
@@ -123,17 +121,16 @@ class EvaluationSettings:
         return load(cls, argv, environ, command="foldin evaluate", about=about)
 
     def lineup(self, brought: Collection[str] = ()) -> tuple[str, ...]:
-        """The players in the order in which they play; `brought` are those that the caller adds. The frozen
-        one before the one that adds to the API's ratings.
-        """
+        """Return the players in the order in which they play; `brought` are those that the caller adds."""
         if self.players:
             return self.players
+        # The frozen player first: the other one adds to the ratings of the API.
         return (*LOCAL_PLAYERS, *brought, *(reversed(API_PLAYERS) if self.api else ()))
 
     @property
     def server(self) -> ServerSettings:
-        """The server that plays when no environment is given: loopback, any free port, enough history for
-        every `known`.
+        """Settings of the server that is started where no environment is named: any free port, enough history
+        for every `known`.
         """
         return ServerSettings(port=0, world=replace(self.world, n_known=max(self.known)))
 
@@ -144,9 +141,11 @@ class EvaluationSettings:
             found.append("known needs at least one number")
         elif self.environment is None:
             found.extend(self.server.world.problems())
-            unseen = self.world.n_users * self.world.n_items - max(self.known)
-            if not found and self.steps > unseen:
-                found.append(f"steps must be at most the {unseen} pairs that are not known, not {self.steps}")
+            unrated = self.world.n_users * self.world.n_items - max(self.known)
+            if not found and self.steps > unrated:
+                found.append(
+                    f"steps must be at most the {unrated} pairs that are not known, not {self.steps}"
+                )
         elif self.world != WorldOptions():
             found.append("a world's options can only be set where no environment is given")
         if self.api is None and any(name in API_PLAYERS for name in self.players):

@@ -1,1 +1,1 @@
-"""Engines side by side on a file of ratings: split, fit, predict, compare."""
+"""Engines side by side on a data set: split, fit, predict, compare."""

@@ -1,75 +1,55 @@
-"""How wrong predictions are for users, or items, of whom 0, 1, 2, ... ratings are known.
+"""How wrong predictions are for users, or items, of which 0, 1, 2, ... ratings are known.
 
-Invariant: whatever the count, the same pairs are asked for, and the model has never seen the new ones: it is
-fitted without them, and they are folded in, as the product does between two fits. Baselines are computed anew
-with the ratings that are known.
+Invariant: whatever the count, the same pairs are predicted, and the model is fitted without the new users or
+items: they are folded in, as in the product between two fits. Baselines are computed anew for each count.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from evaluation.metrics import inside
+from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, find, fit_options
 from evaluation.offline.jobs import run_apart
 from evaluation.offline.question import Array, Question, Rows
-
-if TYPE_CHECKING:
-    from evaluation.offline.data import DataSet
+from evaluation.offline.splits import Split
+from factors import FitSettings, Histories, Scorer, fit
 
 Side = Literal["user", "item"]
-COUNTS = (0, 1, 2, 3, 5, 10, 20)
+COUNTS = (0, 1, 2, 3, 5, 10, 20)  # about even on a logarithmic axis
 NEW_SHARE = 0.2  # of those with enough ratings
-LEAST_ASKED = 10  # ratings of each new one beyond the last count
+LEAST_HELD_OUT = 10  # ratings of each new one beyond the last count
 ENGINES = (AUTO, "item-mean", "user-mean", "bias")
 
 
-@dataclass(frozen=True, slots=True)
-class ColdStart:
-    """`train_*`: ratings of all who are not new; `first_*`: the first ratings of those who are, of which
-    `first_place` counts from 0; `test_*`: their later ones, without the ratings. `side`: 0 users, 1 items.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdStart(Question):
+    """A question whose training ratings are those without any new user (or item).
+
+    `first_*`: the first ratings of the new ones, of which `first_rank` counts from 0; the held-out ones are
+    their later ratings. `side`: 0 for users, 1 for items.
     """
 
-    n_users: int
-    n_items: int
-    low: float
-    high: float
-    step: float
     side: int
     counts: npt.NDArray[np.int64]
-    train_user: Rows
-    train_item: Rows
-    train_value: Array
-    train_time: Array
     first_user: Rows
     first_item: Rows
     first_value: Array
     first_time: Array
-    first_place: npt.NDArray[np.int64]
-    test_user: Rows
-    test_item: Rows
-    test_time: Array
+    first_rank: npt.NDArray[np.int64]
 
     def question(self, count: int) -> Question:
-        """What a baseline learns when `count` ratings of each new one are known."""
-        kept = self.first_place < count
-        return Question(
-            n_users=self.n_users,
-            n_items=self.n_items,
-            low=self.low,
-            high=self.high,
-            step=self.step,
-            train_user=np.concatenate([self.train_user, self.first_user[kept]]),
-            train_item=np.concatenate([self.train_item, self.first_item[kept]]),
-            train_value=np.concatenate([self.train_value, self.first_value[kept]]),
-            train_time=np.concatenate([self.train_time, self.first_time[kept]]),
-            test_user=self.test_user,
-            test_item=self.test_item,
-            test_time=self.test_time,
-        )
+        """Return the question in which `count` ratings of each new one are known, too."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(Question)}
+        known = self.first_rank < count
+        for column in ("user", "item", "value", "time"):
+            first = getattr(self, f"first_{column}")[known]
+            values[f"train_{column}"] = np.concatenate([values[f"train_{column}"], first])
+        return Question(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,50 +67,43 @@ class ColdCurve:
 
 
 def cold_start(
-    data: "DataSet", side: Side, seed: int, counts: Sequence[int] = COUNTS
+    data: DataSet, side: Side, seed: int, counts: Sequence[int] = COUNTS
 ) -> tuple[ColdStart, Array]:
-    """The task on a data set, and the ratings asked for. A fifth of those with enough ratings are new; their
-    ratings come in the order of time (of the file, where times are unknown).
+    """Return the task on a data set, and the held-out values. Ratings of a new user (or item) are in time
+    order (of the file, where times are unknown).
     """
     ratings = data.ratings
     row = ratings.user_row if side == "user" else ratings.item_row
     n_rows = data.n_users if side == "user" else data.n_items
-    enough = np.flatnonzero(np.bincount(row, minlength=n_rows) >= max(counts) + LEAST_ASKED)
+    enough = np.flatnonzero(np.bincount(row, minlength=n_rows) >= max(counts) + LEAST_HELD_OUT)
     new = np.random.default_rng(seed).permutation(enough)[: max(1, round(len(enough) * NEW_SHARE))]
     is_new = np.isin(row, new)
+    # The rank of each rating in time among those of its user (or item).
     time = np.where(np.isfinite(ratings.time), ratings.time, np.arange(len(row)))
     order = np.lexsort((time, row))
-    place = np.empty(len(row), dtype=np.int64)
-    place[order] = np.arange(len(row)) - np.searchsorted(row[order], row[order])
-    first, asked = is_new & (place < max(counts)), is_new & (place >= max(counts))
-    train, early, late = data.part(~is_new), data.part(first), data.part(asked)
-    scale = data.scale
+    rank = np.empty(len(row), dtype=np.int64)
+    rank[order] = np.arange(len(row)) - np.searchsorted(row[order], row[order])
+    first, later = is_new & (rank < max(counts)), is_new & (rank >= max(counts))
+    # What is left without the first ratings, split into those of the old ones and the later ones of the new.
+    rest = Split(replace(data, ratings=data.part(~first)), "cold start", later[~first])
+    question = rest.question()
+    values = {entry.name: getattr(question, entry.name) for entry in fields(Question)}
+    early = data.part(first)
     task = ColdStart(
-        n_users=data.n_users,
-        n_items=data.n_items,
-        low=scale.low,
-        high=scale.high,
-        step=scale.step or 0.0,
+        **values,
         side=0 if side == "user" else 1,
         counts=np.array(counts, dtype=np.int64),
-        train_user=train.user_row,
-        train_item=train.item_row,
-        train_value=train.value,
-        train_time=train.time,
         first_user=early.user_row,
         first_item=early.item_row,
         first_value=early.value,
         first_time=early.time,
-        first_place=place[first],
-        test_user=late.user_row,
-        test_item=late.item_row,
-        test_time=late.time,
+        first_rank=rank[first],
     )
-    return task, late.value
+    return task, rest.truth()
 
 
-def curve(data: "DataSet", side: Side, engine: str, seed: int) -> ColdCurve:
-    """The errors of an engine, run in a process of its own."""
+def curve(data: DataSet, side: Side, engine: str, seed: int) -> ColdCurve:
+    """Return the errors of an engine, run in a process of its own."""
     task, truth = cold_start(data, side, seed)
     arrays, cost = run_apart("evaluation.offline.cold_start:run", task, {"engine": engine}, seed=seed)
     rating, std = arrays["rating"], arrays["std"]
@@ -143,7 +116,7 @@ def curve(data: "DataSet", side: Side, engine: str, seed: int) -> ColdCurve:
 
 
 def run(task: ColdStart, options: Mapping[str, str], seed: int) -> tuple[dict[str, npt.NDArray[Any]], str]:
-    """What `run_apart` calls: `rating` and `std` (counts, m), `std` empty without."""
+    """Answer a task, for `run_apart`: `rating` and `std` (counts, m), `std` empty without."""
     if options["engine"].split(":")[0] == AUTO:
         rating, std = _folded_in(task, fit_options(options["engine"]), seed)
         return {"rating": rating, "std": std}, ""
@@ -155,23 +128,16 @@ def run(task: ColdStart, options: Mapping[str, str], seed: int) -> tuple[dict[st
 
 
 def _folded_in(task: ColdStart, options: dict[str, Any], seed: int) -> tuple[Array, Array]:
-    from factors import (
-        FitSettings,
-        Histories,
-        Scorer,
-        fit,
-    )
-
     question = task.question(0)  # nothing is known of the new ones
     settings = FitSettings(question.scale(), **options)
     rng = np.random.default_rng(seed)
     fitted = fit(question.ratings(), task.n_users, task.n_items, settings=settings, rng=rng)
     rows, others = (task.first_user, task.first_item)[:: 1 if task.side == 0 else -1]
     new = np.unique(rows)
-    order = np.lexsort((task.first_place, rows))
+    order = np.lexsort((task.first_rank, rows))  # by row, and within a row in time
     ratings, stds = [], []
     for count in task.counts.tolist():
-        part = order[task.first_place[order] < count]
+        part = order[task.first_rank[order] < count]
         offsets = np.searchsorted(rows[part], np.append(new, new[-1] + 1)).astype(np.int64)
         histories = Histories(offsets, others[part], task.first_value[part], task.first_time[part])
         users, items = fitted.users.copy(), fitted.items.copy()

@@ -12,7 +12,7 @@ from featurestore.settings import format_scale
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Ratings in the order of their file. `n_users`, `n_items`: of all of it, whatever is held out."""
+    """Ratings in the order of their source. `n_users`, `n_items`: of all of them, whatever is held out."""
 
     name: str
     ratings: Ratings
@@ -21,14 +21,14 @@ class DataSet:
     scale: Scale
 
     def part(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Ratings:
-        """The ratings of these rows, a mask or positions."""
+        """Return the ratings of these rows, a mask or positions."""
         ratings = self.ratings
         return Ratings(
             ratings.user_row[rows], ratings.item_row[rows], ratings.value[rows], ratings.time[rows]
         )
 
     def digest(self) -> str:
-        """16 bytes, hexadecimal, that tell data sets apart."""
+        """Return 16 bytes, hexadecimal, that differ between data sets."""
         found = hashlib.blake2b(format_scale(self.scale).encode(), digest_size=16)
         ratings = self.ratings
         for column in (ratings.user_row, ratings.item_row, ratings.value, ratings.time):

@@ -1,7 +1,7 @@
-"""The predictors that are compared, by name: Foldin's fit with its settings, other engines, simple baselines.
+"""The engines that are compared, by name: Foldin's fit with its settings, the trainer's engines, baselines.
 
-Invariant: an engine sees a `Question` only; nothing here is chosen by looking at ratings that are asked for
-or at a data set's name. `auto` is one configuration for every data set.
+Invariant: an engine sees a `Question` only; nothing here is chosen by held-out ratings or a data set's name.
+`auto` is one configuration for every data set.
 
 A name may carry options after colons: `auto:rank=16:link=gaussian:no-set-effects:no-periods`.
 """
@@ -36,7 +36,7 @@ PAIRS_AT_ONCE = 65_536  # distributions over 10 steps take 5 MB
 
 
 def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict[str, npt.NDArray[Any]], str]:
-    """What `jobs.run_apart` calls."""
+    """Answer a question, for `jobs.run_apart`: the arrays of a `Predicted`, and its note."""
     engine = find(options["engine"])
     sequential = not len(question.test_user)
     predict = engine.online if sequential else engine.predict
@@ -48,7 +48,7 @@ def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict
 
 
 def find(name: str) -> Engine:
-    """The engine of this name. Raises ValueError, naming all, for one that does not exist."""
+    """Return the engine of this name. Raises ValueError, naming all, for one that does not exist."""
     base, *options = name.split(":")
     if base == AUTO:
         return _foldin(name, fit_options(name))
@@ -59,12 +59,14 @@ def find(name: str) -> Engine:
 
 
 def title(name: str) -> str:
-    """The name as tables and pictures show it."""
+    """Return the name as tables and pictures show it."""
     return find(name).title
 
 
 def fit_options(name: str) -> dict[str, Any]:
-    """The settings of `factors.fit` that the options of an `auto` engine stand for. Raises ValueError."""
+    """Return the settings of `factors.fit` for the options in the name of an `auto` engine. Raises
+    ValueError.
+    """
     found: dict[str, Any] = {}
     for option in name.split(":")[1:]:
         key, _, value = option.partition("=")
@@ -84,7 +86,7 @@ def fit_options(name: str) -> dict[str, Any]:
 
 def _foldin(name: str, options: dict[str, Any]) -> Engine:
     def predict(question: Question, seed: int) -> Predicted:
-        """`factors.fit`, asked as the service asks."""
+        """Fit, and predict as the service does."""
         from factors import FitSettings, fit
 
         fitted = fit(
@@ -100,8 +102,8 @@ def _foldin(name: str, options: dict[str, Any]) -> Engine:
         )
 
     def online(question: Question, seed: int) -> Predicted:
-        """As the product learns: a user counts at once (folded in from the whole history), an item after
-        `FOLD_EVENTS` more ratings, and everything is refitted, warm, after `REFIT_EVENTS`.
+        """Learn as the product does: a user at once (folded in from the whole history), an item after
+        `FOLD_EVENTS` more ratings, and all is refitted, warm, after `REFIT_EVENTS`.
         """
         from evaluation.offline.online import predict_then_learn
         from factors import FitSettings
@@ -119,7 +121,7 @@ def _foldin(name: str, options: dict[str, Any]) -> Engine:
 
 
 def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
-    """The answers of a fit, as the service gives them."""
+    """Return the answers of a fit, as the service gives them."""
     from factors import Ranker, Scorer, scale_levels
 
     scorer = Scorer(fitted.posterior, fitted.items)
@@ -144,7 +146,7 @@ def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
 
 
 def seen_by(question: Question, users: Rows) -> list[Rows]:
-    """Of each user the item rows rated in training."""
+    """Return the item rows that each user has rated in training."""
     order = np.argsort(question.train_user, kind="stable")
     bounds = np.searchsorted(question.train_user[order], np.stack([users, users + 1]))
     return [question.train_item[order[start:end]] for start, end in bounds.T.tolist()]
@@ -152,7 +154,7 @@ def seen_by(question: Question, users: Rows) -> list[Rows]:
 
 def _trained(name: str, label: str) -> Engine:
     def predict(question: Question, seed: int) -> Predicted:
-        """An engine of the trainer, as it is published."""
+        """Fit with an engine of the trainer, and predict as the service does."""
         from factors import FitSettings
         from trainer.engines import ENGINES, make_engine
 
@@ -178,7 +180,7 @@ def _trained(name: str, label: str) -> Engine:
 
 
 def top_by_score(question: Question, score: Callable[[Rows], Array]) -> Rows:
-    """Rankings by `score(users)`, (len(users), n_items), ties by item row; empty where none is wanted."""
+    """Return rankings by `score(users)`, (len(users), n_items), ties by item row; empty for no `top`."""
     if not question.top:
         return no_top()
     users = question.ranked_users()
@@ -197,7 +199,7 @@ def top_by_score(question: Question, score: Callable[[Rows], Array]) -> Rows:
 
 
 def _baseline(label: str, *, user_ridge: float, item_ridge: float) -> Engine:
-    """The bias baseline with these ridges; an infinite one leaves that side's effects out."""
+    """Make the bias baseline with these ridges; an infinite one leaves that side's effects out."""
 
     def predict(question: Question, _: int) -> Predicted:
         from factors import fit_biases
@@ -220,13 +222,14 @@ def _popularity(question: Question, _: int) -> Predicted:
 
 
 def _running(*, users: bool, items: bool) -> Predict:
-    """Running shrunk means of user and item around the running mean; each rating is predicted before it is
-    learned.
+    """Make running shrunk means of user and item around the running mean: each rating is predicted before it
+    is learned.
     """
 
     def predict(question: Question, _: int) -> Predicted:
         user_sums, item_sums = np.zeros((question.n_users, 2)), np.zeros((question.n_items, 2))
         rating, std = np.empty(len(question.train_value)), np.empty(len(question.train_value))
+        # Begins as if one rating in the middle of the scale were known, with a quarter of its width as std.
         total, middle = 0.0, (question.low + question.high) / 2
         squares = ((question.high - question.low) / 4) ** 2
         columns = (question.train_user, question.train_item, question.train_value)

@@ -1,4 +1,4 @@
-"""One prediction task in a process of its own, for its seconds of CPU and its peak of memory.
+"""One question to an engine in a process of its own, for its seconds of CPU and its peak of memory.
 
 Invariant: the process never sees the held-out ratings, and ends with the process that started it.
 """
@@ -35,7 +35,7 @@ LIMIT_S = 3600.0  # Surprise's SVD++, the slowest peer, takes 5 minutes for Movi
 def answer(
     engine: str, question: Question, *, seed: int, python: str = sys.executable, limit_s: float = LIMIT_S
 ) -> Answer:
-    """Run `engine` (see `engines.find`) on the question with the interpreter `python`.
+    """Let `engine` (see `engines.find`) answer the question with the interpreter `python`.
 
     Raises `NotInstalledError` when its library is missing there and `EngineFailedError` when it fails.
     """
@@ -98,16 +98,14 @@ def run_apart(
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment; the packages that run here can be imported, and one core is used."""
+    """Return this process's environment, with our packages to import and one core to use."""
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
     return {**os.environ, "PYTHONPATH": path, **ONE_CORE}
 
 
 def peak_mb() -> float:
-    """Highest resident memory of this process so far, in 10^6 bytes; NaN where the system does not tell.
-
-    From /proc: `ru_maxrss` would count what the parent had when it forked.
-    """
+    """Return the highest resident memory of this process, in 10^6 bytes; NaN where the system has none."""
+    # From /proc: `ru_maxrss` would count what the parent had when it forked.
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
@@ -123,7 +121,7 @@ def _named(text: str) -> Any:
 
 
 def main(argv: list[str]) -> int:
-    """The process that `run_apart` starts."""
+    """Be the process that `run_apart` starts."""
     folder = Path(argv[0])
     task = json.loads((folder / "task.json").read_text())
     with np.load(folder / "question.npz") as arrays:

@@ -1,8 +1,7 @@
 """Lines of an evaluation, kept on disk as they are finished.
 
 Invariant: a line is on disk before the next one is begun, and one that was torn by a kill counts as not
-finished; so an evaluation that goes on never computes a finished line again. NaN, which JSON has not, is kept
-as null.
+finished; so an evaluation that goes on never computes a finished line again.
 """
 
 import json
@@ -19,7 +18,7 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One engine on one split. Figures are NaN where the engine does not say what is needed.
+    """One engine on one split. Figures are NaN where the engine lacks what is needed.
 
     `coverage`: share of the ratings inside their 90 % intervals; `deciles`: the same by tenths of the user's
     count, `decile_known` the mean counts; `reliability`, `curve`: see `evaluation.metrics.Figures`.
@@ -62,13 +61,13 @@ class Line:
 
 
 class LineStore:
-    """`folder`/lines.jsonl: finished lines by their keys."""
+    """The file `folder`/lines.jsonl: finished lines by their keys."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lines.jsonl"
 
     def load(self) -> dict[str, Line]:
-        """Every whole line. A missing file is an empty one."""
+        """Return every whole line. A missing file is an empty one."""
         found: dict[str, Line] = {}
         if not self._path.is_file():
             return found
@@ -81,14 +80,14 @@ class LineStore:
         return found
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Forget all lines."""
         self._path.unlink(missing_ok=True)
 
     def append(self, key: str, line: Line) -> None:
         """Keep one line; it is on disk when this returns."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         document = {name: _plain(value) for name, value in asdict(line).items()}
-        # A line end first: what a kill has torn then stands alone.
+        # A line end first: a line that a kill has torn then stands alone.
         text = "\n" + json.dumps({"key": key, "line": document}, allow_nan=False) + "\n"
         with self._path.open("ab") as file:
             file.write(text.encode())
@@ -97,6 +96,7 @@ class LineStore:
 
 
 def _plain(value: Any) -> Any:
+    # JSON has no NaN.
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,8 +1,6 @@
-"""The product's learning loop without its servers: predict, then learn, rating by rating, in the order of
-time.
+"""The product's learning loop without its servers: predict, then learn, rating by rating, in time order.
 
-Invariant: the prediction of a rating is made of the ratings before it alone. Users are folded in from their
-whole history before each prediction; that is what the counter rule of the service gives.
+Invariant: the prediction of a rating is made of the ratings before it alone.
 """
 
 import numpy as np
@@ -25,8 +23,9 @@ Rows = npt.NDArray[np.int64]
 def predict_then_learn(
     question: Question, settings: FitSettings, seed: int, *, refit_events: int, fold_events: int
 ) -> tuple[Array, Array, str]:
-    """Predictions and their standard deviations (n,) of the training ratings, in their order, which must be
-    that of time."""
+    """Return predictions of the training ratings, which must be in time order, their standard deviations,
+    both (n,), and a note.
+    """
     n_users, n_items = question.n_users, question.n_items
     ratings = question.ratings()
     n = len(ratings.value)
@@ -66,17 +65,17 @@ def predict_then_learn(
 
 
 def _warm(fitted: Fitted, refits: int) -> Fitted | None:
-    """The first fit that has ratings starts afresh: there is nothing to be warm from."""
+    # The first fit that has ratings starts afresh: there is nothing to be warm from.
     return fitted if refits else None
 
 
 def ratings_before(ratings: Ratings, end: int) -> Ratings:
-    """The first `end` ratings."""
+    """Return the first `end` ratings."""
     return Ratings(ratings.user_row[:end], ratings.item_row[:end], ratings.value[:end], ratings.time[:end])
 
 
 def _positions(rows: npt.NDArray[np.int32], size: int) -> list[Rows]:
-    """Of each row the positions of its ratings, ascending."""
+    """Return the positions of the ratings of each row, ascending."""
     order = np.argsort(rows, kind="stable")
     bounds = np.searchsorted(rows[order], np.arange(size + 1))
     return [order[bounds[row] : bounds[row + 1]] for row in range(size)]
@@ -89,7 +88,7 @@ def _histories_before(
     before: Rows,
     other: npt.NDArray[np.int32],
 ) -> Histories:
-    """History j: the ratings of `rows[j]` at positions under `before[j]`."""
+    """Return histories: the j-th holds the ratings of `rows[j]` at positions under `before[j]`."""
     parts = [
         positions[row][: np.searchsorted(positions[row], end)]
         for row, end in zip(rows.tolist(), before.tolist(), strict=True)

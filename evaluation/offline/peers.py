@@ -1,4 +1,4 @@
-"""What else people would use, where it is installed: Surprise, myFM, and the `implicit` library by itself.
+"""Engines of other libraries, where they are installed: Surprise, myFM, `implicit`.
 
 Invariant: settings are the documented defaults, or those of the authors' own MovieLens example; what is tuned
 is tuned on ratings held out of the training set.
@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from evaluation.offline.question import Engine, Predict, Predicted, Question, Rows
 
-DAY_S = 86_400
+DAY_S = 86_400  # seconds
 MYFM_RANK = 10  # as in its authors' example for MovieLens
-# What the tuned ALS may choose from: the library's defaults are 64, 0.01 and 1 with counts as they are.
+# Of the tuned ALS. The library's defaults are 64 factors, ridge 0.01 and alpha 1.
 ALS_FACTORS, ALS_FIRST_FACTORS = (16, 32, 128), 64
 ALS_RIDGES = (0.1, 1.0, 10.0, 30.0)
 ALS_ALPHAS = (1.0, 5.0, 20.0)
@@ -40,7 +40,7 @@ def _surprise(make: Callable[[Any, int], Any]) -> Predict:
 
 
 def _myfm(question: Question, seed: int) -> Predicted:
-    """Ids only: Bayesian factorization machine by Gibbs sampling."""
+    """Bayesian factorization machine by Gibbs sampling, of user and item alone."""
     from scipy import sparse
 
     myfm: Any = import_module("myfm")
@@ -64,7 +64,7 @@ def _myfm(question: Question, seed: int) -> Predicted:
 
 
 def _myfm_full(question: Question, seed: int) -> Predicted:
-    """With the day of the rating and what was rated by whom, as in its authors' example for MovieLens."""
+    """The same with the day of the rating and the rated sets, as in its authors' example for MovieLens."""
     from scipy import sparse
 
     myfm: Any = import_module("myfm")
@@ -107,8 +107,8 @@ def _myfm_full(question: Question, seed: int) -> Predicted:
 
 
 def _implicit_als(question: Question, seed: int) -> Predicted:
-    """`implicit`'s own ALS on what was rated at all, its ridge, confidence and rank chosen on a tenth of the
-    training ratings by NDCG@100.
+    """`implicit`'s own ALS, for which a rated item is a chosen one; its ridge, confidence and rank are chosen
+    on a tenth of the training ratings by NDCG@100.
     """
     from scipy import sparse
     from threadpoolctl import threadpool_limits

@@ -26,7 +26,7 @@ Ask = Callable[[Question], Answer]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be run. `ranking`: also Recall@20 and NDCG@100; `others`: engines that are asked otherwise,
+    """What is to be run. `ranking`: also Recall@20 and NDCG@100; `others`: engines that are not run here,
     such as a deployment; `python`: the interpreter that has the peers.
     """
 
@@ -39,14 +39,15 @@ class Plan:
     others: Mapping[str, Ask] | None = None
 
     def works(self) -> Iterator[tuple[Split, str]]:
-        """Each line to be had."""
+        """Yield the split and the engine of each line."""
         for split in self.splits:
             for engine in self.engines:
                 yield split, engine
 
 
 def key_of(split: Split, engine: str, plan: Plan) -> str:
-    """What tells lines apart."""
+    """Return a text that differs between lines that may differ."""
+    # The version of foldin: a newer one may predict better.
     parts = [
         split.data.digest(),
         split.name,
@@ -62,20 +63,20 @@ def key_of(split: Split, engine: str, plan: Plan) -> str:
 def measure(
     plan: Plan, store: LineStore | None = None, done: Mapping[str, Line] | None = None
 ) -> Iterator[tuple[Line, bool]]:
-    """The lines of the plan, in order, and whether each was there already (in `done`, by its key)."""
+    """Yield the lines of the plan, in order, and whether each was there already (in `done`, by its key)."""
     for split, engine in plan.works():
         key = key_of(split, engine, plan) if store is not None or done else ""
         if done and key in done:
             yield done[key], True
             continue
         line = one(split, engine, plan)
-        if store is not None and not line.failed:
+        if store is not None and not line.failed:  # a failed one is tried again
             store.append(key, line)
         yield line, False
 
 
 def one(split: Split, engine: str, plan: Plan) -> Line:
-    """One line, whatever becomes of it."""
+    """Return one line; a failure is one, too."""
     question = split.question(NDCG_AT if plan.ranking and not split.sequential else 0)
     other = (plan.others or {}).get(engine)
     name = engine if other else title(engine)
@@ -91,8 +92,8 @@ def one(split: Split, engine: str, plan: Plan) -> Line:
 
 
 def judge(split: Split, engine: str, name: str, question: Question, answered: Answer) -> Line:
-    """The line of an answer. Raises `EngineFailedError` where predictions are missing or not finite, and
-    `NotInstalledError` where nothing of the question is answered.
+    """Return the line of an answer. Raises `EngineFailedError` where predictions are missing or not finite,
+    and `NotInstalledError` where nothing of the question is answered.
     """
     predicted, truth = answered.predicted, split.truth()
     line = Line(

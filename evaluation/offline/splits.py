@@ -1,4 +1,4 @@
-"""Divisions of a data set into what is learned and what is asked.
+"""Splits of a data set into training and held-out ratings.
 
 Invariant: a split is decided by positions, times and chance, never by the ratings' values, and the same seed
 gives the same split.
@@ -18,16 +18,16 @@ from processes.errors import CannotStartError
 
 SplitName = Literal["given-fold", "random", "leave-k-out", "time", "prequential"]
 SPLITS: tuple[SplitName, ...] = ("given-fold", "random", "leave-k-out", "time", "prequential")
-FOLDS = 5
+FOLDS = 5  # as MovieLens publishes u1 to u5
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One division. `test`: mask of the ratings that are asked for.
+    """One split. `test`: mask of the held-out ratings.
 
-    `sequential`: all of them are asked, in their order, each before it is learned; `test` is then all False.
+    `sequential`: each rating is predicted in its order before it is learned; `test` is then all False.
     """
 
     data: DataSet
@@ -36,8 +36,8 @@ class Split:
     sequential: bool = False
 
     def question(self, top: int = 0) -> Question:
-        """The training ratings, and of the others who, what and when. `top`: how many items to rank for each
-        user who is asked for, 0 for none.
+        """Return the training ratings, and of the held-out ones user, item and time. `top`: how many items to
+        rank for each of their users, 0 for none.
         """
         train, test = self.data.part(~self.test), self.data.part(self.test)
         scale = self.data.scale
@@ -58,14 +58,15 @@ class Split:
         )
 
     def truth(self) -> npt.NDArray[np.float64]:
-        """The ratings asked for."""
+        """Return the ratings that are to be predicted."""
         value = self.data.ratings.value
         return value if self.sequential else value[self.test]
 
     def known_of_user(self) -> npt.NDArray[np.int64]:
-        """How many ratings the user of each rating asked for had given before, (m,)."""
+        """Return how many ratings the user of each of `truth` had given before, (m,)."""
         user = self.data.ratings.user_row
         if self.sequential:
+            # The rank of a rating among those of its user.
             order = np.argsort(user, kind="stable")
             bounds = np.searchsorted(user[order], user[order])
             before = np.empty(len(user), dtype=np.int64)
@@ -76,12 +77,12 @@ class Split:
         return known
 
     def digest(self) -> str:
-        """Tells splits of one data set apart."""
+        """Return a text that differs between splits of one data set."""
         return hashlib.blake2b(np.packbits(self.test).tobytes(), digest_size=16).hexdigest()
 
 
 def given_folds(data: DataSet, folds: Sequence[int]) -> list[Split]:
-    """Fold j asks for the j-th fifth of the file: u1 to u5 of MovieLens 100K, whose `u.data` is mixed."""
+    """Hold out the j-th fifth of the file in fold j: u1 to u5 of MovieLens 100K, whose `u.data` is mixed."""
     n = len(data.ratings.value)
     fifth = n // FOLDS
     return [
@@ -90,47 +91,52 @@ def given_folds(data: DataSet, folds: Sequence[int]) -> list[Split]:
 
 
 def given_test(data: DataSet, n_first: int) -> Split:
-    """The ratings after the first `n_first` are asked for: they came in a file of their own."""
+    """Hold out the ratings after the first `n_first`: they came in a file of their own."""
     return Split(
         data, "test file", _chosen(len(data.ratings.value), np.arange(n_first, len(data.ratings.value)))
     )
 
 
 def random_splits(data: DataSet, count: int, seed: int, share: float = 0.2) -> list[Split]:
-    """`count` independent splits, `share` of the ratings asked for."""
+    """Return `count` independent splits, `share` of the ratings held out."""
     n = len(data.ratings.value)
-    asked = min(max(int(n * share), 1), n - 1)
+    held_out = _held_out(n, share)
     return [
-        Split(data, f"random {i + 1}", _chosen(n, np.random.default_rng([seed, i]).permutation(n)[:asked]))
+        Split(data, f"random {i + 1}", _chosen(n, np.random.default_rng([seed, i]).permutation(n)[:held_out]))
         for i in range(count)
     ]
 
 
 def leave_out(data: DataSet, k: int, seed: int) -> Split:
-    """`k` ratings, at random, of each user who has more than `k`."""
+    """Hold out `k` ratings, at random, of each user who has more. Raises CannotStartError for none."""
     user = data.ratings.user_row
     order = np.lexsort((np.random.default_rng(seed).random(len(user)), user))
-    place = np.arange(len(user)) - np.searchsorted(user[order], user[order])
+    rank = np.arange(len(user)) - np.searchsorted(user[order], user[order])
     counts = np.bincount(user, minlength=data.n_users)[user[order]]
-    test = _chosen(len(user), order[(place < k) & (counts > k)])
+    test = _chosen(len(user), order[(rank < k) & (counts > k)])
     if not test.any():
         raise CannotStartError(f"no user of {data.name} has more than {k} ratings: give a smaller -k")
     return Split(data, f"leave {k} out", test)
 
 
 def by_time(data: DataSet, share: float = 0.2) -> Split:
-    """The latest `share` of the ratings. Raises CannotStartError where times are unknown or all equal."""
+    """Hold out the latest `share` of the ratings. Raises CannotStartError where times tell no order."""
     order = _time_order(data)
     n = len(order)
-    return Split(data, "latest", _chosen(n, order[n - min(max(int(n * share), 1), n - 1) :]))
+    return Split(data, "latest", _chosen(n, order[n - _held_out(n, share) :]))
 
 
 def in_time_order(data: DataSet) -> Split:
-    """All ratings, in the order of time (of the file, where times are unknown), each before it is learned."""
+    """Return all ratings in time order (of the file, where times are unknown), to be predicted one by one."""
     time = data.ratings.time
     order = np.argsort(time, kind="stable") if np.isfinite(time).all() else np.arange(len(time))
     ordered = replace(data, ratings=data.part(order))
     return Split(ordered, "in time order", np.zeros(len(order), dtype=np.bool_), sequential=True)
+
+
+def _held_out(n: int, share: float) -> int:
+    # One at least on each side.
+    return min(max(int(n * share), 1), n - 1)
 
 
 def _time_order(data: DataSet) -> npt.NDArray[np.int64]:
