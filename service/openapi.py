@@ -1,4 +1,4 @@
-"""The description of the API: each handler has its part beside it (`described`), and this puts them together.
+"""The description of the API: each handler has its part beside it (`Route`), and `document` joins them.
 
 Invariant: it cannot say other than the code. Schemas come from the types that decode and encode the bodies; a
 test holds the addresses against the routes, another asks a running service everything that is allowed.
@@ -6,7 +6,7 @@ test holds the addresses against the routes, another asks a running service ever
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from inspect import cleandoc
 from typing import Any
 
@@ -43,9 +43,14 @@ class ProblemOut(msgspec.Struct, omit_defaults=True):
     row: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+async def _no_handler(request: web.Request) -> web.StreamResponse:
+    """Stand for the handler that a `Route` has not got yet."""
+    raise web.HTTPNotFound
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """An address with its handler, and what the description says of it.
+    """An address, what the description says of it, and its handler, which it decorates.
 
     `answer`: the struct of a 200, or its content by media type. `problems`: the codes that this call may be
     answered with. `parameters`: those of the query; of the path, those that are no ids.
@@ -53,18 +58,31 @@ class Route:
 
     method: str
     path: str
-    handler: Handler
     tag: str
     answer: type | Schema
-    problems: Sequence[str]
-    operation_id: str | None
-    parameters: Sequence[Schema]
-    body: Schema | None
+    problems: Sequence[str] = ()
+    _: KW_ONLY
+    operation_id: str | None = None
+    parameters: Sequence[Schema] = ()
+    body: Schema | None = None
+    handler: Handler = _no_handler
 
-    @property
-    def plain_path(self) -> str:
-        """The path without the patterns of its parameters."""
-        return re.sub(r"\{(\w+):[^}]*\}", r"{\1}", self.path)
+    def __call__(self, handler: Handler) -> "Route":
+        """Return this route with its handler."""
+        return replace(self, handler=handler)
+
+    def definition(self, **options: Any) -> web.RouteDef:
+        """Return the route for aiohttp's router, with HEAD beside GET."""
+        pattern = self.path
+        for name in self._ids():
+            # An id may be empty: the check of ids then names the field, where the router would find nothing.
+            pattern = pattern.replace(f"{{{name}}}", f"{{{name}:[^/]*}}")
+        return web.route(self.method, pattern, self.handler, **options)
+
+    def _ids(self) -> list[str]:
+        """Return the parameters of the path that are ids."""
+        named = {parameter["name"] for parameter in self.parameters}
+        return [name for name in re.findall(r"\{(\w+)\}", self.path) if name not in named]
 
     def description(self) -> Schema:
         """Return the Operation Object. The summary is the first paragraph of the handler's docstring."""
@@ -72,18 +90,13 @@ class Route:
         described: Schema = {"summary": summary, "tags": [self.tag], "responses": self._responses()}
         if self.operation_id is not None:
             described["operationId"] = self.operation_id
-        if parameters := [*self._path_parameters(), *self.parameters]:
+        text = "1 to 256 bytes of UTF-8, percent-encoded"
+        ids = [parameter(name, "path", TEXT_ID_SCHEMA, text, required=True) for name in self._ids()]
+        if parameters := [*ids, *self.parameters]:
             described["parameters"] = parameters
         if self.body is not None:
             described["requestBody"] = self.body
         return described
-
-    def _path_parameters(self) -> Iterable[Schema]:
-        named = {parameter["name"] for parameter in self.parameters}
-        for name in re.findall(r"\{(\w+)", self.path):
-            if name not in named:
-                text = "1 to 256 bytes of UTF-8, percent-encoded"
-                yield parameter(name, "path", TEXT_ID_SCHEMA, text, required=True)
 
     def _responses(self) -> Schema:
         answer = content(self.answer) if isinstance(self.answer, type) else self.answer
@@ -100,35 +113,6 @@ class Route:
                 retry_after = {"schema": {"type": "integer"}, "description": "Seconds to wait"}
                 response["headers"] = {"Retry-After": retry_after}
         return responses
-
-
-def described(
-    method: str,
-    path: str,
-    tag: str,
-    answer: type | Schema,
-    problems: Sequence[str] = (),
-    *,
-    operation_id: str | None = None,
-    parameters: Sequence[Schema] = (),
-    body: Schema | None = None,
-) -> Callable[[Handler], Route]:
-    """Return what makes a handler the `Route` at an address."""
-
-    def route(handler: Handler) -> Route:
-        return Route(
-            method=method,
-            path=path,
-            handler=handler,
-            tag=tag,
-            answer=answer,
-            problems=problems,
-            operation_id=operation_id,
-            parameters=parameters,
-            body=body,
-        )
-
-    return route
 
 
 def content(schema: type | Schema, media_type: str = "application/json") -> Schema:
@@ -190,8 +174,9 @@ def document(routes: Iterable[Route], low: float, high: float, *, has_steps: boo
             described["parameters"] = [
                 each for each in described["parameters"] if each["name"] != "distribution"
             ]
-        paths.setdefault(route.plain_path, {})[route.method.lower()] = described
+        paths.setdefault(route.path, {})[route.method.lower()] = described
     _, schemas = msgspec.json.schema_components(structs.values(), ref_template="#/components/schemas/{name}")
+    # The scale is a setting of the store, which no type knows.
     rating = {"type": "number", "minimum": low, "maximum": high}
     schemas["RatingIn"]["properties"]["rating"] = rating
     schemas["AnonymousRating"]["properties"]["rating"] = rating

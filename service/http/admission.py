@@ -40,9 +40,11 @@ class Admission:
 
         Raises `overloaded` where too much waits already.
         """
+        # A small call does not queue behind large calls.
         if size <= SMALL_BYTES:
             yield
             return
+        # A call that would fit waits too while others do: else large ones would never have their turn.
         if self._queue or not self._fits(size):
             await self._wait(size)
         else:

@@ -43,6 +43,7 @@ class BodyReader:
         limit = self.limit_bytes if limit_bytes is None else limit_bytes
         if (request.content_length or 0) > limit:
             raise too_large(limit)
+        # Bytes count as they come, not as they are announced: a client that only promises takes no room.
         body = bytearray()
         try:
             try:

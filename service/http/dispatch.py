@@ -81,6 +81,7 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001 -- the outermost layer: the client gets an answer
             answer = failure_answer(exc, request.headers, route or route_of(request), self._counts)
         finally:
+            # The end of the grace period cancels what still runs.
             traffic.in_flight -= 1
         self._counts.request(route or route_of(request), answer.status, perf_counter() - began)
         if traffic.draining and isinstance(answer, Answer):
@@ -96,6 +97,7 @@ def failure_answer(exc: Exception, headers: Headers, route: str, counts: Snapsho
     if isinstance(exc, Problem):
         return problem_answer(exc, headers)
     counts.exceptions += 1
+    # The client gets no text of ours that might tell of the inside; the id leads to the log.
     request_id = request_id_of(headers)
     log.error("unexpected request_id=%s route=%s", request_id, route, exc_info=exc)
     problem = Problem("internal_error", "the log of the service has the cause under the request id")

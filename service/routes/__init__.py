@@ -1,6 +1,6 @@
 """Which address is answered by what.
 
-Invariant: what stands here, and nothing else, is described in /openapi.json.
+Invariant: what stands here, and nothing else, is Route in /openapi.json.
 """
 
 from functools import cache
@@ -9,11 +9,11 @@ from aiohttp import web
 
 from service.context import CONTEXT
 from service.http.response import Answer
-from service.openapi import Route, content, described, document
+from service.openapi import Route, content, document
 from service.routes import generations, items, operations, page, predict, ratings, recommend, train, users
 
 
-@described("GET", "/openapi.json", "Operations", content({"type": "object"}))
+@Route("GET", "/openapi.json", "Operations", content({"type": "object"}))
 async def get_openapi(request: web.Request) -> web.StreamResponse:
     """This description."""
     context = request.app[CONTEXT]
@@ -49,5 +49,4 @@ def add_routes(app: web.Application) -> None:
     """Register every address."""
     for route in ROUTES:
         expect = _continue_unasked if route is predict.get_predict else None
-        # By way of a definition, which registers HEAD beside GET.
-        web.route(route.method, route.path, route.handler, expect_handler=expect).register(app.router)
+        route.definition(expect_handler=expect).register(app.router)

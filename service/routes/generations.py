@@ -10,7 +10,7 @@ from service.context import CONTEXT
 from service.http.parsing import whole_number
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import STORE, described, parameter, whole
+from service.openapi import STORE, Route, parameter, whole
 
 # The answer does not wait longer for a slow worker: `served` then says that it is not everywhere yet.
 _SERVED_WITHIN_S = 5.0
@@ -53,7 +53,7 @@ class Activated(msgspec.Struct):
     served: bool
 
 
-@described("GET", "/generations", "Training", GenerationsOut, STORE, operation_id="getGenerations")
+@Route("GET", "/generations", "Training", GenerationsOut, STORE, operation_id="getGenerations")
 async def get_generations(request: web.Request) -> web.StreamResponse:
     """The generations that are kept."""
     context = request.app[CONTEXT]
@@ -69,7 +69,7 @@ async def get_generations(request: web.Request) -> web.StreamResponse:
     return json_answer(GenerationsOut(pointer.generation, pointer.epoch, pointer.held, found))
 
 
-@described(
+@Route(
     *("POST", "/generations/{generation}/activate", "Training", Activated),
     ("invalid_parameter", "not_found", "unknown_generation", *STORE),
     operation_id="activate",

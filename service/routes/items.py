@@ -1,4 +1,7 @@
-"""Items: names of rows, what is known of one, its neighbours, and the most loved ones."""
+"""Items: what is known of one, its neighbours, and the most loved ones.
+
+Invariant: a row that has no name yet is in no answer.
+"""
 
 import msgspec
 import numpy as np
@@ -12,7 +15,7 @@ from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import MODEL, STORE, described, query_parameter, whole
+from service.openapi import MODEL, STORE, Route, query_parameter, whole
 from service.scoring import score
 
 # A list for people or for a re-ranking; more items cost the choosing and the encoding alike.
@@ -77,11 +80,10 @@ async def item_names(registry: ItemRegistry, rows: npt.NDArray[np.integer]) -> l
     return [registry.id(row) if 0 <= row < known else None for row in rows.tolist()]
 
 
-async def item_row(live: LiveGeneration, registry: ItemRegistry, item_id: bytes) -> int:
+async def item_row(registry: ItemRegistry, item_id: bytes) -> int:
     """Return the row of an item; raises `unknown_item`."""
-    row = registry.row(item_id)
-    if row is None:
-        row = (await registry.rows([item_id]))[0]
+    # An item that another replica registered is not known here yet: `rows` asks the store for it.
+    row = (await registry.rows([item_id]))[0]
     if row is None:
         raise Problem("unknown_item", "nobody has rated this item and no history named it")
     return row
@@ -95,6 +97,7 @@ def expected(live: LiveGeneration, vectors: npt.NDArray[np.float32], user_index:
 
 def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[tuple[int, float | None]]:
     """Return count and mean of the ratings of each of `rows`; rows beyond the table have none."""
+    # An item that was registered after the fit has a row in the table when it is folded in.
     inside = rows < live.n_items
     found = item_statistics(live.items[rows[inside]])
     known = iter(zip(found.count.tolist(), found.mean.tolist(), strict=True))
@@ -102,8 +105,8 @@ def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[t
     return [(count, mean if count else None) for count, mean in pairs]
 
 
-@described(
-    *("GET", "/items/{item_id:[^/]*}", "Users and items", ItemOut),
+@Route(
+    *("GET", "/items/{item_id}", "Users and items", ItemOut),
     ("invalid_parameter", "not_found", *STORE, "unknown_item", "no_generation"),
     operation_id="getItem",
 )
@@ -112,20 +115,14 @@ async def get_item(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
     live = context.live()
-    row = await item_row(live, context.store.items(live.epoch), item_id)
+    row = await item_row(context.store.items(live.epoch), item_id)
     count, mean = statistics_of(live, np.array([row]))[0]
-    answer = ItemOut(
-        item_id.decode(),
-        count,
-        mean,
-        expected(live, live.posterior.prior_user[None], -1, row),
-        live.generation,
-    )
-    return json_answer(answer)
+    score = expected(live, live.posterior.prior_user[None], -1, row)
+    return json_answer(ItemOut(item_id.decode(), count, mean, score, live.generation))
 
 
-@described(
-    *("GET", "/similar/{item_id:[^/]*}", "Recommend", Similar),
+@Route(
+    *("GET", "/similar/{item_id}", "Recommend", Similar),
     ("unknown_item", "invalid_parameter", "not_found", *MODEL),
     operation_id="similar",
     parameters=(QUERY_N,),
@@ -137,7 +134,7 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
     live = context.live()
     registry = context.store.items(live.epoch)
-    found = await context.rankings.similar(live, await item_row(live, registry, item_id), n)
+    found = await context.rankings.similar(live, await item_row(registry, item_id), n)
     names = await item_names(registry, found.item_rows)
     items = [
         Neighbour(name, score)
@@ -147,7 +144,7 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
     return json_answer(Similar(item_id.decode(), live.generation, items))
 
 
-@described(
+@Route(
     *("GET", "/popular", "Recommend", Popular),
     ("invalid_parameter", *MODEL),
     operation_id="popular",

@@ -16,7 +16,7 @@ from service.context import CONTEXT
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
 from service.metrics import CONTENT_TYPE, RECENT_S, expose, together
-from service.openapi import MODEL, content, described
+from service.openapi import MODEL, Route, content
 
 # A probe or a scrape gives up within seconds; the timeout of the store may be longer.
 _PROBE_TIMEOUT_S = 1.0
@@ -74,19 +74,21 @@ class Status(msgspec.Struct):
     workers: list[WorkerOut]
 
 
-@described("GET", "/livez", "Operations", Alive)
+@Route("GET", "/livez", "Operations", Alive)
 async def get_livez(request: web.Request) -> web.StreamResponse:
     """Whether the process runs."""
     return json_answer(Alive(alive=True))
 
 
-@described("GET", "/readyz", "Operations", Ready, MODEL)
+@Route("GET", "/readyz", "Operations", Ready, MODEL)
 async def get_readyz(request: web.Request) -> web.StreamResponse:
     """Whether to send requests here."""
     context = request.app[CONTEXT]
+    # A load balancer that looks here sends no more to a worker before that stops listening.
     if context.traffic.draining:
         raise Problem("overloaded", "this worker is ending", retry_after_s=1)
     live = context.live()
+    # A worker whose store is away could answer nothing; what it has loaded is kept for when that is back.
     try:
         async with asyncio.timeout(_PROBE_TIMEOUT_S):
             await context.store.generations.live()
@@ -104,7 +106,7 @@ async def _lag(store: Store, epoch: int) -> dict[int, int] | None:
         return None
 
 
-@described("GET", "/metrics", "Operations", content({"type": "string"}, CONTENT_TYPE))
+@Route("GET", "/metrics", "Operations", content({"type": "string"}, CONTENT_TYPE))
 async def get_metrics(request: web.Request) -> web.StreamResponse:
     """For Prometheus.
 
@@ -113,11 +115,12 @@ async def get_metrics(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     live = context.follower.live
     lag = await _lag(context.store, live.epoch if live else 1)
+    # Reading files waits for the disk.
     snapshots = await asyncio.to_thread(context.snapshot_files.all, context.snapshot())
     return Answer(expose(snapshots, lag, lag is not None), content_type=CONTENT_TYPE)
 
 
-@described("GET", "/status", "Operations", Status)
+@Route("GET", "/status", "Operations", Status)
 async def get_status(request: web.Request) -> web.StreamResponse:
     """What is live, in numbers."""
     context = request.app[CONTEXT]
@@ -150,6 +153,7 @@ async def get_status(request: web.Request) -> web.StreamResponse:
         rmse=math.sqrt(errors.sum / errors.count) if errors.count else None,
         stream_lag=sum(lag.values()) if lag is not None else None,
         workers=[
+            # The clock may have been set back since that worker wrote its snapshot.
             WorkerOut(
                 *(each.worker, each.generation, each.epoch, each.in_flight, each.resident_bytes),
                 max(0.0, now - each.at),

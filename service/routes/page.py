@@ -8,7 +8,7 @@ from pathlib import Path
 from aiohttp import web
 
 from service.http.response import Answer, header_lines
-from service.openapi import content, described, parameter
+from service.openapi import Route, content, parameter
 
 _FOLDER = Path(__file__).parent.parent / "static"
 _TYPES = {
@@ -42,19 +42,19 @@ def _file(name: str) -> Answer:
 _HTML = content({"type": "string"}, _TYPES[".html"])
 
 
-@described("GET", "/", "Operations", _HTML)
+@Route("GET", "/", "Operations", _HTML)
 async def get_page(request: web.Request) -> web.StreamResponse:
     """What is live, shown."""
     return _file("index.html")
 
 
-@described("GET", "/docs", "Operations", _HTML)
+@Route("GET", "/docs", "Operations", _HTML)
 async def get_docs(request: web.Request) -> web.StreamResponse:
     """This description, shown."""
     return _file("docs.html")
 
 
-@described(
+@Route(
     *("GET", "/static/{name}", "Operations"),
     {kind: {"schema": {"type": "string"}} for kind in sorted({kind for _, kind in FILES.values()})},
     ("not_found",),

@@ -22,7 +22,7 @@ from service.http.bodies import is_lines, looks_like_lines, parsed
 from service.http.parsing import MAX_TIMESTAMP, Body, DescribedId, Timestamp, body_ids, check_rows, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import BODY, STORE, described, list_of, request_body
+from service.openapi import BODY, STORE, Route, list_of, request_body
 from service.scoring import PairScorer
 
 # So many ratings take the store about 75 ms (7.5 us each), in small steps.
@@ -133,7 +133,7 @@ async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Colu
     return np.square(np.array([columns.values[row] for row in chosen]) - predicted)
 
 
-@described(
+@Route(
     *("POST", "/ratings", "Ratings", Accepted),
     (*BODY, "too_many_rows", "too_many_items", "stream_full", *STORE),
     operation_id="rate",
@@ -147,11 +147,14 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     """Learn ratings: one, an array, or one a line. All or nothing; every later read knows them."""
     context = request.app[CONTEXT]
     store, counts, live = context.store, context.counts, context.follower.live
+    # Before the body is read: one of a wrong type need not come.
     lines = is_lines(request)
     async with context.bodies.read(request) as raw, context.imports.admit(len(raw)):
+        # One moment for the whole call: its ratings keep their order.
         parse = partial(parse_ratings, scale=store.config.scale, now=time.time(), lines=lines)
         columns = await parsed(raw, parse)
         errors = np.zeros(0)
+        # Before they are stored: the error on what the model has not learned is the honest one.
         if live is not None and columns.values:
             errors = await squared_errors(context.scorer, live, columns)
         if columns.values:
@@ -163,8 +166,8 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     return json_answer(Accepted(len(columns.values), live.generation if live else None))
 
 
-@described(
-    *("DELETE", "/ratings/{user_id:[^/]*}/{item_id:[^/]*}", "Ratings", Deleted),
+@Route(
+    *("DELETE", "/ratings/{user_id}/{item_id}", "Ratings", Deleted),
     ("invalid_parameter", "unknown_rating", "not_found", "stream_full", *STORE),
     operation_id="unrate",
 )
@@ -178,6 +181,7 @@ async def delete_rating(request: web.Request) -> web.StreamResponse:
     _, history = await store.users.history(epoch, user_id)
     if row is None or row not in history.item_row:
         raise Problem("unknown_rating", "this user has not rated this item")
+    # The last entry of a pair counts, and NaN means none.
     await store.ratings.append([NewRating(user_id, item_id, math.nan, time.time())])
     context.counts.ratings_deleted += 1
     return json_answer(Deleted(1, live.generation if live else None))

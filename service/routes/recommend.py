@@ -31,7 +31,7 @@ from service.http.parsing import (
 )
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import BODY, MODEL, described, query_parameter, request_body, whole
+from service.openapi import BODY, MODEL, Route, query_parameter, request_body, whole
 from service.routes.items import MAX_N, QUERY_N, expected, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale, checked_times
 
@@ -115,8 +115,8 @@ T = TypeVar("T")
 _BODY: Body[RecommendBody] = Body(RecommendBody)
 
 
-@described(
-    *("GET", "/recommend/{user_id:[^/]*}", "Recommend", Recommendations),
+@Route(
+    *("GET", "/recommend/{user_id}", "Recommend", Recommendations),
     ("invalid_parameter", "not_found", *MODEL),
     operation_id="recommend",
     parameters=(
@@ -148,7 +148,7 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     return json_answer(Recommendations(live.generation, items, user_id.decode(), seed=wanted.seed))
 
 
-@described(
+@Route(
     *("POST", "/recommend", "Recommend", Recommendations),
     (*BODY, "too_many_rows", *MODEL),
     operation_id="recommendAnonymous",
@@ -222,8 +222,8 @@ async def _computed(history: History, compute: Callable[[], T]) -> T:
     return compute() if len(history) <= _LONG else await asyncio.to_thread(compute)
 
 
-@described(
-    *("GET", "/explain/{user_id:[^/]*}/{item_id:[^/]*}", "Recommend", Explained),
+@Route(
+    *("GET", "/explain/{user_id}/{item_id}", "Recommend", Explained),
     ("invalid_parameter", "not_found", *MODEL),
     operation_id="explain",
 )

@@ -7,7 +7,6 @@ from itertools import repeat
 from typing import Annotated
 
 import msgspec
-import numpy as np
 from aiohttp import web
 from msgspec import Meta
 
@@ -18,7 +17,7 @@ from service.http.bodies import is_lines, parsed
 from service.http.parsing import Body, Id, body_ids, check_rows
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
-from service.openapi import BODY, STORE, described, request_body, whole
+from service.openapi import BODY, STORE, Route, request_body, whole
 from service.routes.ratings import check_scale
 from service.training import Trained
 
@@ -59,7 +58,7 @@ class TrainedOut(msgspec.Struct):
 _BODY: Body[TrainBody] = Body(TrainBody)
 
 
-@described(
+@Route(
     *("POST", "/train", "Training", TrainedOut),
     (
         *BODY,
@@ -86,6 +85,7 @@ async def post_train(request: web.Request) -> web.StreamResponse:
     """
     context = request.app[CONTEXT]
     training = context.training
+    # Before the body is read: one of a wrong type need not come.
     lines = is_lines(request)
     async with context.bodies.read(request, context.settings.train_body_bytes) as raw:
         if not raw.strip():
@@ -93,6 +93,7 @@ async def post_train(request: web.Request) -> web.StreamResponse:
         if lines:
             raise Problem("unsupported_media_type", "send application/json")
         body = await parsed(raw, _BODY.decode)
+    # The bytes of the body are let go of before the wait for the trainer.
     item_ids, ratings = await checked_history(body, context.store.config.scale)
     trained = await training.begin_history(ratings, item_ids, replace=body.replace)
     context.counts.ratings += len(ratings)
@@ -135,13 +136,8 @@ async def checked_history(body: TrainBody, scale: Scale) -> tuple[list[bytes], l
 
 def _ids(values: Sequence[Id], entities: int, field: str, limit: str) -> list[bytes]:
     """Return ids as bytes. Numbers are rows, from 0 to under `entities`; text is taken as it is."""
-    if set(map(type, values)) == {int} and max(map(abs, values)) < 2**63:  # type: ignore[arg-type] # all int here
-        rows = np.array(values, dtype=np.int64)
-        outside = np.flatnonzero((rows < 0) | (rows >= entities))
-        bad = int(outside[0]) if len(outside) else None
-    else:
-        numbers = ((row, value) for row, value in enumerate(values) if isinstance(value, int))
-        bad = next((row for row, value in numbers if not 0 <= value < entities), None)
+    numbers = ((row, value) for row, value in enumerate(values) if isinstance(value, int))
+    bad = next((row for row, value in numbers if not 0 <= value < entities), None)
     if bad is not None:
         detail = f"{field} must be from 0 to under {limit} ({entities}), not {values[bad]}"
         raise Problem("invalid_body", detail, field=field, row=bad)

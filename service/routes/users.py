@@ -15,7 +15,7 @@ from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import STORE, described, query_parameter, whole
+from service.openapi import STORE, Route, query_parameter, whole
 from service.routes.items import Expected, expected, item_names
 
 # A page for people; a long history is read page by page.
@@ -65,8 +65,8 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     detail: str | None = None
 
 
-@described(
-    *("GET", "/users/{user_id:[^/]*}", "Users and items", UserOut),
+@Route(
+    *("GET", "/users/{user_id}", "Users and items", UserOut),
     ("invalid_parameter", "not_found", *STORE, "unknown_user", "no_generation"),
     operation_id="getUser",
 )
@@ -84,8 +84,8 @@ async def get_user(request: web.Request) -> web.StreamResponse:
     return json_answer(UserOut(user_id.decode(), len(ratings), mean, profile.n, score, live.generation))
 
 
-@described(
-    *("GET", "/users/{user_id:[^/]*}/ratings", "Users and items", RatingsPage),
+@Route(
+    *("GET", "/users/{user_id}/ratings", "Users and items", RatingsPage),
     ("invalid_parameter", "not_found", *STORE, "unknown_user"),
     operation_id="getUserRatings",
     parameters=(
@@ -103,6 +103,7 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     n, history = await store.users.history(epoch, user_id)
     if n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
+    # A history has the order in which ratings came.
     page = slice(offset, offset + limit)
     names = await item_names(store.items(epoch), history.item_row[::-1][page])
     times = history.time[::-1][page].tolist()
@@ -114,8 +115,8 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     return json_answer(RatingsPage(user_id.decode(), len(history), limit, offset, ratings))
 
 
-@described(
-    *("DELETE", "/users/{user_id:[^/]*}", "Users and items", Receipt),
+@Route(
+    *("DELETE", "/users/{user_id}", "Users and items", Receipt),
     ("invalid_parameter", "not_found", *STORE),
     operation_id="forgetUser",
 )
@@ -127,18 +128,20 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store = context.store
+    # From here on no read finds the user; the archive is the trainer's, which may be away.
     forgotten = await store.ratings.forget(user_id)
     context.counts.users_forgotten += 1
     epoch = (await store.generations.live()).epoch
     receipt = await store.commands.ask("erase", epoch=epoch, user=user_id)
     outcome = await store.commands.wait(receipt, context.settings.erase_wait_s)
     archive = "erased" if outcome is not None and outcome.state == "done" else "pending"
+    # Outcomes expire: by the time of the call, an old receipt is told from one of work to be done.
     receipt = f"{receipt}-{int(time.time()):x}"
     return json_answer(Receipt(receipt, archive, user_id.decode(), forgotten.ratings))
 
 
-@described(
-    *("GET", "/receipts/{receipt:[^/]*}", "Users and items", Receipt),
+@Route(
+    *("GET", "/receipts/{receipt}", "Users and items", Receipt),
     ("invalid_parameter", "not_found", *STORE, "unknown_receipt"),
     operation_id="getReceipt",
 )
