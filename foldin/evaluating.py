@@ -29,7 +29,7 @@ from processes.errors import CannotStartError
 from processes.settings import choice, load, setting, switch, whole
 
 DEFAULT_ENGINES = (AUTO, "global-mean", "item-mean", "bias")
-INTERRUPTED = 130
+INTERRUPTED = 130  # exit code of a shell's command that SIGINT ended
 
 
 def _engine(text: str) -> str:

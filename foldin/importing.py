@@ -1,18 +1,16 @@
-"""`foldin import`: the ratings of a file go to a running Foldin, each once or, harmlessly, again.
+"""`foldin import`: the ratings of a file go to a running Foldin.
 
-`refuse` reads the whole file before the first rating is written, so that a file with a bad row changes
-nothing.
+Invariant: with `--on-bad refuse` a file with a bad row changes nothing, since the whole file is read before
+the first rating is written. A rating that is written twice does no harm, so an import that was stopped goes
+on at the last position that was kept, or earlier.
 """
 
 import asyncio
-import json
-import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Generator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from rich.console import Console
@@ -24,25 +22,25 @@ from foldin.files.positions import Position, PositionFile
 from foldin.files.progress import ImportProgress
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, Batch, RowRules, Values, distinct, pieces, suggested_scale
-from foldin.settings import DEFAULT_API, FrontDoorSettings, ImportOptions
-from foldin.sinks import ApiSink, Row, RowRefusedError, Sink, SinkBusyError, StoreSink
+from foldin.settings import FrontDoorSettings, ImportOptions
+from foldin.sinks import Row, RowRefusedError, Sink, SinkBusyError, open_sink
 from processes.errors import CannotStartError
 
-DEFAULT_DATA = Path("data")
-SHOWN_ROWS = 20
-SAVE_EVERY_S = 1.0
+SHOWN_ROWS = 20  # of the bad rows: what fits on a terminal
+SHOWN_KINDS = 8
+SAVE_EVERY_S = 1.0  # what a kill costs at most
 # A store that restarts is back within seconds; a trainer that is behind archives at every moment.
 GIVE_UP_SILENT_S = 60.0
 GIVE_UP_FULL_S = 300.0
-MAX_WAIT_S = 5.0
+MAX_WAIT_S = 5.0  # between two attempts, whatever the target asks for
+# Calls side by side: while the store works for one, the next is prepared.
 LANES = 2
 
 
 @dataclass(slots=True)
 class Findings:
-    """What was found on the way.
-
-    How many bad rows of which kind, the first of them, and which ratings occur.
+    """What was found in the file: the number of bad rows, by kind, the first of them, and the ratings'
+    values.
     """
 
     bad: int = 0
@@ -52,30 +50,37 @@ class Findings:
     seen: Values = field(default_factory=lambda: np.empty(0))
 
     def add(self, batch: Batch) -> None:
-        """Take in what a batch had."""
+        """Add what a batch had."""
         self.seen = distinct(np.concatenate((self.seen, batch.seen)))
         for row in batch.bad:
-            self.refused(row)
+            self.add_bad(row)
 
-    def refused(self, row: BadRow) -> None:
-        """Take in one bad row."""
+    def add_bad(self, row: BadRow) -> None:
+        """Add one bad row."""
         self.bad += 1
         self.off_scale += row.off_scale
         self.kinds[row.reason.partition(":")[0] if not row.off_scale else "rating is off the scale"] += 1
         if len(self.first) < SHOWN_ROWS:
             self.first.append(row)
 
+    def lines(self, unit: str) -> Iterator[str]:
+        """Yield the first bad rows, and how many there are of each kind where these are not all."""
+        for row in self.first:
+            yield f"  {unit} {row.line:,}: {row.reason}"
+        if self.bad > len(self.first):
+            rest = ", ".join(f"{count:,} x {kind}" for kind, count in self.kinds.most_common(SHOWN_KINDS))
+            yield f"  ... in all: {rest}"
+
 
 def run_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
-    """Import a file; the exit code.
+    """Import a file; return the exit code.
 
     Raises CannotStartError (nothing was written) and ImportStoppedError (some was).
     """
     console = Console(highlight=False, soft_wrap=True)
     layout = find_layout(options.path, options.format, options.columns)
     console.print(f"{options.path}: {layout.describe()}", markup=False)
-    file = RatingsFile(options.path, layout)
-    importer = Importer(file, options, settings, console)
+    importer = Importer(RatingsFile(options.path, layout), options, settings, console)
     try:
         asyncio.run(importer.run())
     except KeyboardInterrupt:
@@ -97,35 +102,26 @@ class Importer:
         self._findings = Findings()
         self._written = 0
         self._position: Position | None = None
-        self._now = time.time()
 
     async def run(self) -> None:
         """Import the file. Raises CannotStartError and ImportStoppedError."""
         sink = await open_sink(self._options, self._settings)
         try:
-            await self._import(sink)
+            positions = PositionFile(self._settings.state_dir, self._options.path, sink.name)
+            start = self._start(positions, sink)
+            # One moment for all ratings without a time, in both passes.
+            rules = RowRules(sink.scale, time.time())
+            if self._options.on_bad == "refuse":
+                await self._check(rules)
+            began = time.monotonic()
+            await self._write(sink, rules, start, positions)
+            self._conclude(sink, max(time.monotonic() - began, 1e-6))
+            positions.remove()
         finally:
             await sink.close()
 
-    async def _import(self, sink: Sink) -> None:
-        positions = PositionFile(self._settings.state_dir, self._options.path, sink.name)
-        start = self._start(positions, sink)
-        rules = RowRules(sink.scale, self._now)
-        if self._options.on_bad == "refuse":
-            await self._check(rules)
-        began = time.monotonic()
-        await self._write(sink, rules, start, positions)
-        positions.remove()
-        took_s = max(time.monotonic() - began, 1e-6)
-        self._console.print(
-            f"{self._written:,} ratings written to {sink.name} in {took_s:.1f} s, "
-            f"{self._written / took_s:,.0f} a second."
-        )
-        if self._findings.bad:
-            self._report()
-            self._console.print(f"{self._findings.bad:,} bad rows were left out.")
-
     def _start(self, positions: PositionFile, sink: Sink) -> Position:
+        """Return where the import begins."""
         stat = self._options.path.stat()
         fresh = Position(stat.st_size, stat.st_mtime_ns, sink.epoch, 0, 0)
         if not self._options.resume:
@@ -145,44 +141,48 @@ class Importer:
         return kept
 
     async def _check(self, rules: RowRules) -> None:
+        """Read the whole file. Raises CannotStartError where it has a bad row."""
         ratings = 0
         with ImportProgress(self._console, "Checking", self._file.total_bytes) as progress:
             batches = self._file.read(rules)
-            while (batch := await asyncio.to_thread(_next, batches)) is not None:
+            while (batch := await _next(batches)) is not None:
                 self._findings.add(batch)
                 ratings += len(batch)
                 progress.update(self._file.position, ratings)
         if not self._findings.bad:
             return
-        self._report()
+        self._report_bad_rows()
         advice = "mend them, or leave them out with --on-bad skip"
         if self._findings.off_scale:
-            advice = f"{self._scale_advice(rules)}; or {advice}"
+            seen, scale = self._findings.seen, format_scale(rules.scale)
+            advice = (
+                f"its ratings run from {seen[0]:g} to {seen[-1]:g}, the scale is {scale}; it is fixed when a "
+                f"namespace is created, so begin a new one with FOLDIN_SCALE={suggested_scale(seen)} and "
+                f"another FOLDIN_NAMESPACE or --data; or {advice}"
+            )
         raise CannotStartError(
             f"{self._findings.bad:,} bad rows in {self._options.path}, so nothing was written: {advice}"
         )
 
     async def _write(self, sink: Sink, rules: RowRules, start: Position, positions: PositionFile) -> None:
+        """Write every rating after `start`, and keep the position now and then."""
         self._position = start
         saved = time.monotonic()
-        checked = self._options.on_bad == "refuse"
         with ImportProgress(self._console, "Importing", self._file.total_bytes) as progress:
             batches = self._file.read(rules)
-            # The next stretch is decoded while this one is written.
-            coming = asyncio.create_task(asyncio.to_thread(_next, batches), name="decode")
+            # The next batch is decoded while this one is written.
+            coming = asyncio.create_task(_next(batches), name="decode")
             try:
                 while (found := await coming) is not None:
-                    coming = asyncio.create_task(asyncio.to_thread(_next, batches), name="decode")
+                    coming = asyncio.create_task(_next(batches), name="decode")
                     batch = found.after(start.line)
-                    if not checked:
+                    if self._options.on_bad == "skip":  # or it was counted by the check
                         self._findings.add(batch)
-                    await self._give_all(sink, batch, progress)
-                    self._position = Position(
-                        start.size,
-                        start.modified_ns,
-                        start.epoch,
-                        max(batch.last_line, start.line),
-                        start.ratings + self._written,
+                    await self._write_batch(sink, batch, progress)
+                    self._position = replace(
+                        start,
+                        line=max(batch.last_line, start.line),
+                        ratings=start.ratings + self._written,
                     )
                     if time.monotonic() - saved > SAVE_EVERY_S:
                         positions.save(self._position)
@@ -190,31 +190,31 @@ class Importer:
             finally:
                 if self._written:
                     positions.save(self._position)
+                # A generator cannot be closed while the thread is in it.
                 await asyncio.gather(coming, return_exceptions=True)
                 batches.close()
 
-    async def _give_all(self, sink: Sink, batch: Batch, progress: ImportProgress) -> None:
-        """Write a stretch in lanes that go side by side.
-
-        While the store works for one, the next call is prepared. All ratings of a user are in one lane, in
-        the order of the file, so that the last one for an item wins.
-        """
-
-        async def lane(number: int) -> None:
-            for rows, lines in pieces(batch.lane(number, LANES), sink.batch_rows):
-                await self._give(sink, rows, lines, progress)
-                self._written += len(rows)
-                progress.update(self._file.position, self._written)
-
-        results = await asyncio.gather(*(lane(number) for number in range(LANES)), return_exceptions=True)
-        for result in results:
+    async def _write_batch(self, sink: Sink, batch: Batch, progress: ImportProgress) -> None:
+        """Write a batch in lanes that go side by side. Raises what the first lane that fails raises."""
+        lanes = (self._write_lane(sink, batch.lane(number, LANES), progress) for number in range(LANES))
+        # All lanes end before an error is raised: none may write after the position was kept.
+        for result in await asyncio.gather(*lanes, return_exceptions=True):
             if result is not None:
                 raise result
 
-    async def _give(self, sink: Sink, rows: list[Row], lines: list[int], progress: ImportProgress) -> None:
-        """Write one batch, however long the other side is busy, within reason.
+    async def _write_lane(self, sink: Sink, batch: Batch, progress: ImportProgress) -> None:
+        # All ratings of a user are in one lane, in the order of the file: the last one for an item wins.
+        for rows, lines in pieces(batch, sink.batch_rows):
+            await self._write_rows(sink, rows, lines, progress)
+            self._written += len(rows)
+            progress.update(self._file.position, self._written)
 
-        Drops refused rows from both lists.
+    async def _write_rows(
+        self, sink: Sink, rows: list[Row], lines: list[int], progress: ImportProgress
+    ) -> None:
+        """Write the rows of one call, within reason however long the target is busy.
+
+        Rows that the target refuses are taken out of both lists. Raises ImportStoppedError.
         """
         began = time.monotonic()
         while rows:
@@ -236,75 +236,44 @@ class Importer:
                     raise ImportStoppedError(
                         self.how_to_go_on(f"{sink.name} refuses line {line} of {self._options.path}: {exc}")
                     ) from exc
-                self._findings.refused(BadRow(line, str(exc)))
+                self._findings.add_bad(BadRow(line, str(exc)))
                 del rows[exc.position], lines[exc.position]
             else:
                 progress.note("")
                 return
 
-    def _report(self) -> None:
-        for row in self._findings.first:
-            what = "row" if self._file.layout.kind == "parquet" else "line"
-            self._console.print(f"  {what} {row.line:,}: {row.reason}", markup=False)
-        if self._findings.bad > len(self._findings.first):
-            rest = ", ".join(f"{count:,} x {kind}" for kind, count in self._findings.kinds.most_common(8))
-            self._console.print(f"  ... in all: {rest}", markup=False)
-
-    def _scale_advice(self, rules: RowRules) -> str:
-        seen = self._findings.seen
-        return (
-            f"its ratings run from {seen[0]:g} to {seen[-1]:g}, the scale is {format_scale(rules.scale)}; "
-            "it is fixed when a namespace is created, so begin a new one with "
-            f"FOLDIN_SCALE={suggested_scale(seen)} and another FOLDIN_NAMESPACE or --data"
+    def _conclude(self, sink: Sink, took_s: float) -> None:
+        self._console.print(
+            f"{self._written:,} ratings written to {sink.name} in {took_s:.1f} s, "
+            f"{self._written / took_s:,.0f} a second."
         )
+        if self._findings.bad:
+            self._report_bad_rows()
+            self._console.print(f"{self._findings.bad:,} bad rows were left out.")
+
+    def _report_bad_rows(self) -> None:
+        for text in self._findings.lines("row" if self._file.layout.kind == "parquet" else "line"):
+            self._console.print(text, markup=False)
 
     def how_to_go_on(self, reason: str) -> str:
-        """What happened, how far the import is, and the command that goes on there."""
+        """Return what happened, how far the import is, and the command that goes on there."""
         if self._position is None or not self._position.ratings:
             return f"{reason}; nothing was written"
-        parts = ["foldin", "import", str(self._options.path)]
-        for flag, value in (("--url", self._options.url), ("--data", self._options.data)):
+        options = self._options
+        parts = ["foldin", "import", str(options.path)]
+        for flag, value in (("--url", options.url), ("--data", options.data)):
             if value is not None:
                 parts += [flag, str(value)]
-        if self._options.format != "auto":
-            parts += ["--format", self._options.format]
-        if self._options.columns:
-            parts += ["--columns", ",".join(f"{role}={name}" for role, name in self._options.columns.items())]
-        if self._options.on_bad != "refuse":
-            parts += ["--on-bad", self._options.on_bad]
+        if options.format != "auto":
+            parts += ["--format", options.format]
+        if options.columns:
+            parts += ["--columns", ",".join(f"{role}={name}" for role, name in options.columns.items())]
+        if options.on_bad != "refuse":
+            parts += ["--on-bad", options.on_bad]
         command = shlex.join([*parts, "--resume"])
         return f"{reason}; {self._position.ratings:,} ratings are written, go on with: {command}"
 
 
-def _next(batches: Generator[Batch, None, None]) -> Batch | None:
-    return next(batches, None)
-
-
-async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink:
-    """The target.
-
-    `--url`, else the stack on `--data` (or ./data), else the store of the environment, else the API.
-    """
-    if options.url is not None:
-        return await ApiSink.open(options.url)
-    data = options.data or DEFAULT_DATA
-    stack = running_stack(data)
-    if stack is not None:
-        return await StoreSink.open({**settings.inherited, **stack}, f"the stack on {data.resolve()}")
-    if options.data is not None:
-        raise CannotStartError(
-            f"no stack runs on {data}: start one with `foldin up --data {data}`, or give --url"
-        )
-    if settings.redis_url is not None:
-        return await StoreSink.open(settings.inherited, "the store in FOLDIN_REDIS_URL")
-    return await ApiSink.open(DEFAULT_API)
-
-
-def running_stack(data: Path) -> dict[str, str] | None:
-    """The store settings of the stack that runs on a data directory, None if none does."""
-    try:
-        content = json.loads((data / "stack.json").read_text("utf-8"))
-        os.kill(int(content["pid"]), 0)
-        return {str(name): str(value) for name, value in content["store"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+async def _next(batches: Generator[Batch, None, None]) -> Batch | None:
+    # A thread: 2 MB of text are decoded and checked at a time.
+    return await asyncio.to_thread(next, batches, None)

@@ -1,11 +1,14 @@
 """Where an import writes: straight to the store, or through the API as any client would.
 
-Both take a batch whole or raise; a batch may be given again. SinkBusyError means: wait so long, then again.
+Invariant: a target takes a call whole or raises, and the same call may be made again.
 """
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
+from pathlib import Path
 from typing import Protocol
 
 import aiohttp
@@ -18,20 +21,22 @@ from featurestore.ratings.batches import Columns
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.errors import ImportStoppedError
+from foldin.settings import DEFAULT_API, FrontDoorSettings, ImportOptions
 from processes.errors import CannotStartError
 from processes.settings import load
 
-# A call of 5,000 ratings is answered in 50 ms, but waits behind those of others.
+# A call of 5,000 ratings is answered in about 50 ms, but it may wait behind those of others.
 API_TIMEOUT_S = 30.0
 # Here a late answer does no harm, and a store that is busy with large batches answers late.
 STORE_TIMEOUT_S = 15.0
-Row = tuple[bytes, bytes, float, float]
+DEFAULT_DATA = Path("data")  # as `foldin up` has it
+Row = tuple[bytes, bytes, float, float]  # user id, item id, rating, seconds since 1970
 
 
 class SinkBusyError(Exception):
-    """Not now. `full`: ratings arrive faster than they are archived.
+    """The target takes nothing now: the same call may be made after `retry_after_s`.
 
-    Otherwise the other side does not answer.
+    `full`: ratings arrive faster than they are archived; otherwise it does not answer.
     """
 
     def __init__(self, reason: str, retry_after_s: float, *, full: bool) -> None:
@@ -41,7 +46,7 @@ class SinkBusyError(Exception):
 
 
 class RowRefusedError(Exception):
-    """The other side refuses one row of a batch, `position` counted from 0, and so took none."""
+    """The target refuses one row of a call, `position` from 0, and so took none."""
 
     def __init__(self, reason: str, position: int) -> None:
         super().__init__(reason)
@@ -49,7 +54,7 @@ class RowRefusedError(Exception):
 
 
 class Sink(Protocol):
-    """One target. `epoch` is 0 where it does not matter."""
+    """One target. `epoch`: of the history that it takes, 0 where that is unknown."""
 
     name: str
     batch_rows: int
@@ -57,10 +62,10 @@ class Sink(Protocol):
     epoch: int
 
     async def write(self, rows: Sequence[Row]) -> None:
-        """Write a batch. Raises SinkBusyError, RowRefusedError, ImportStoppedError."""
+        """Write the rows of one call. Raises SinkBusyError, RowRefusedError, ImportStoppedError."""
 
     async def close(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
 
 
 class StoreSink:
@@ -162,3 +167,33 @@ class ApiSink:
     async def close(self) -> None:
         """As in Sink."""
         await self._session.close()
+
+
+async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink:
+    """Connect to `--url`, else the stack on `--data` (or ./data), else the store of the environment, else the
+    API on this machine. Raises CannotStartError.
+    """
+    if options.url is not None:
+        return await ApiSink.open(options.url)
+    data = options.data or DEFAULT_DATA
+    stack = running_stack(data)
+    if stack is not None:
+        return await StoreSink.open({**settings.inherited, **stack}, f"the stack on {data.resolve()}")
+    if options.data is not None:
+        raise CannotStartError(
+            f"no stack runs on {data}: start one with `foldin up --data {data}`, or give --url"
+        )
+    if settings.redis_url is not None:
+        return await StoreSink.open(settings.inherited, "the store in FOLDIN_REDIS_URL")
+    return await ApiSink.open(DEFAULT_API)
+
+
+def running_stack(data: Path) -> dict[str, str] | None:
+    """Return the store settings of the stack that runs on a data directory, None where none does."""
+    try:
+        content = json.loads((data / "stack.json").read_text("utf-8"))
+        # Signal 0 is not sent: it fails where the process is gone, as after a kill.
+        os.kill(int(content["pid"]), 0)
+        return {str(name): str(value) for name, value in content["store"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

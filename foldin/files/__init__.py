@@ -1,4 +1,1 @@
-"""Files of ratings become columns.
-
-Their layout is found, their rows are checked, each bad one keeps its line and reason.
-"""
+"""Files of ratings become columns: their layout is found, their rows are checked, each bad one is named."""

@@ -39,7 +39,7 @@ class FileRules:
 
 @dataclass(frozen=True, slots=True)
 class FileData:
-    """A data set from files. `n_first`: how many of its ratings are of the first one; `remarks`: what was
+    """A data set from files. `n_first`: how many of its ratings are of the first file; `remarks`: what was
     left out, a line each.
     """
 
@@ -62,10 +62,9 @@ def read_files(
     rules: FileRules,
     on_progress: Callable[[Path, float], None] = lambda _path, _share: None,
 ) -> FileData:
-    """The ratings of a file, and of a second one after them. Raises CannotStartError, saying what to do.
+    """Read the ratings of a file, and of a second one after them. Raises CannotStartError.
 
-    A pair that stands twice counts once, by its last rating; one of the first file that is in the second,
-    too, counts in the second.
+    A pair of both files counts in the second, as the last rating of a pair counts.
     """
     remarks: list[str] = []
     parts = [
@@ -128,7 +127,7 @@ def _rows(parts: list[pa.Array]) -> tuple[npt.NDArray[np.int32], int]:
 
 
 def last_of_each_pair(user: npt.NDArray[np.int32], item: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Positions, ascending, of the last rating of each pair."""
+    """Return the positions, ascending, of the last rating of each pair."""
     pairs = user.astype(np.int64) * (int(item.max(initial=0)) + 1) + item
     _, first_from_the_end = np.unique(pairs[::-1], return_index=True)
     kept: npt.NDArray[np.int64] = np.sort(len(pairs) - 1 - first_from_the_end)

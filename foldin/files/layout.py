@@ -1,7 +1,7 @@
-"""What kind of file this is: separator, quoting, header, and which column is which.
+"""The layout of a file: separator, quoting, header, and which column is which.
 
-Decided from its first lines. Nothing is guessed silently: a file that fits no layout is refused with the
-names of the columns that it has.
+Invariant: nothing is guessed silently. The first line decides, and a file that fits no layout is refused with
+the names of the columns that it has.
 """
 
 import csv
@@ -10,7 +10,7 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -19,10 +19,10 @@ from processes.errors import CannotStartError
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 BOM = b"\xef\xbb\xbf"
-HEAD_BYTES = 64 * 1024
+HEAD_BYTES = 64 * 1024  # the first line of the widest table fits
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
-# Names in use for each column, without case, spaces and punctuation. MovieLens, RecBole, Amazon reviews,
+# Names in use for each column, without case, spaces and punctuation: of MovieLens, RecBole, Amazon reviews,
 # Goodreads.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "user": ("user", "userid", "uid", "reviewerid", "customerid"),
@@ -34,10 +34,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How to read a file. `columns`.
-
-    User, item, rating and perhaps timestamp, each with its position in `names`. `kind`: `text` or `parquet`.
-    `header_lines`: lines before the first rating. `separator` is one character, or the `::` of MovieLens.
+    """How to read a file. `kind`: `text` or `parquet`. `columns`: the roles user, item, rating and perhaps
+    timestamp, each with its position in `names`. `separator`: one character, or the `::` of MovieLens.
+    `header_lines`: lines before the first rating.
     """
 
     kind: str
@@ -49,7 +48,7 @@ class Layout:
     header_lines: int = 0
 
     def describe(self) -> str:
-        """The layout in a few words, for the person."""
+        """Return the layout in a few words."""
         what = {"::": "`::`", "\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
         text = "Parquet" if self.kind == "parquet" else f"text with {what[self.separator]}"
         named = ", ".join(f"{role}={self.names[position]}" for role, position in self.columns.items())
@@ -57,7 +56,10 @@ class Layout:
 
 
 class CountingFile(io.RawIOBase):
-    """A file that tells how far it was read, from any thread: for the progress of a compressed one, too."""
+    """A file that tells how far it was read, from any thread.
+
+    What is read through it may be unpacked on the way: the progress is that of the file on the disk.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
@@ -65,11 +67,11 @@ class CountingFile(io.RawIOBase):
         self.read_bytes = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: object, /) -> int:
-        """As `io.RawIOBase.readinto`, counting."""
+        """Read as `io.RawIOBase.readinto`, and count."""
         count = self._file.readinto(buffer) or 0  # type: ignore[arg-type] # the buffer protocol has no name before 3.12
         self.read_bytes += count
         return count
@@ -81,13 +83,14 @@ class CountingFile(io.RawIOBase):
 
 
 def open_text(file: CountingFile, layout: Layout) -> IO[bytes]:
-    """The bytes of a text file, decompressed."""
-    buffered = io.BufferedReader(file, 1024 * 1024)
+    """Open the bytes of a text file, decompressed."""
+    buffered = io.BufferedReader(file, 1024 * 1024)  # a call of the system for each megabyte
     return gzip.GzipFile(fileobj=buffered, mode="rb") if layout.compressed else buffered  # type: ignore[return-value]
 
 
 def find_layout(path: Path, kind: str, columns: Mapping[str, str] | None) -> Layout:
-    """The layout of a file; `kind` is `auto` or what the person says it is.
+    """Return the layout of a file; `kind` is one of `FILE_FORMATS`, `columns` names columns that it may not
+    find.
 
     Raises CannotStartError: no such file, empty, not gzip after all, or columns that cannot be told apart.
     """
@@ -117,32 +120,20 @@ def _text_layout(
     path: Path, first: str, kind: str, columns: Mapping[str, str] | None, *, compressed: bool
 ) -> Layout:
     if columns is None and kind in {"auto", "movielens"} and (layout := _movielens(first)):
-        return _with_compression(layout, compressed=compressed)
+        return replace(layout, compressed=compressed)
     if columns is None and kind in {"auto", "recbole"} and (layout := _recbole(first)):
-        return _with_compression(layout, compressed=compressed)
-    # RecBole's files are separated by tabs without quoting; so is what MovieLens calls a CSV, with commas.
+        return replace(layout, compressed=compressed)
+    # MovieLens has a CSV, too: `ratings.csv` of the newer data sets.
     if kind in {"auto", "csv", "movielens"}:
-        return _with_compression(_csv(path, first, columns), compressed=compressed)
+        return replace(_csv(path, first, columns), compressed=compressed)
     raise CannotStartError(
         f"{path} does not look like a {kind} file (its first line is {first[:80]!r}): give another --format, "
         "or --columns"
     )
 
 
-def _with_compression(layout: Layout, *, compressed: bool) -> Layout:
-    return Layout(
-        layout.kind,
-        layout.names,
-        layout.columns,
-        compressed,
-        layout.separator,
-        layout.quoted,
-        layout.header_lines,
-    )
-
-
 def _movielens(first: str) -> Layout | None:
-    """`u.data` (tabs) and `ratings.dat` (`::`): user, item, rating, timestamp, and no header."""
+    """Layout of `u.data` (tabs) and `ratings.dat` (`::`): user, item, rating, timestamp, no header."""
     for separator in ("\t", "::"):
         fields = first.split(separator)
         if len(fields) == 4 and all(NUMBER.fullmatch(field) for field in fields[2:]):
@@ -152,7 +143,7 @@ def _movielens(first: str) -> Layout | None:
 
 
 def _recbole(first: str) -> Layout | None:
-    """Tabs and a header like `user_id:token<TAB>item_id:token<TAB>rating:float<TAB>timestamp:float`."""
+    """Layout with tabs and a header like `user_id:token<TAB>item_id:token<TAB>rating:float`."""
     fields = first.split("\t")
     typed = [field.rpartition(":") for field in fields]
     if len(fields) < 3 or not all(
@@ -166,10 +157,11 @@ def _recbole(first: str) -> Layout | None:
 
 def _csv(path: Path, first: str, columns: Mapping[str, str] | None) -> Layout:
     separator = max(",\t;|", key=first.count)
-    quoted = separator != "\t"
+    quoted = separator != "\t"  # files with tabs do not quote
     fields = tuple(
         next(csv.reader([first], delimiter=separator, quotechar='"' if quoted else None, strict=False))
     )
+    # Columns that are all numbers are positions: the first line is a rating already.
     if columns and all(value.isascii() and value.isdigit() for value in columns.values()):
         names = tuple(str(position + 1) for position in range(len(fields)))
         return Layout("text", names, _by_names(path, names, columns), separator=separator, quoted=quoted)

@@ -1,7 +1,6 @@
-"""Remembers how far the import of a file has come, so that it can go on there.
+"""Keeps how far the import of a file has come, so that it can go on there.
 
-Lost positions cost time, never ratings. A position is the last line that was written: to write rows again
-does no harm.
+Invariant: a position is never beyond what was written. A lost one costs time, never ratings.
 """
 
 import contextlib
@@ -28,18 +27,20 @@ class PositionFile:
     """The position of one file in one target. Where it cannot be kept, an import goes on without."""
 
     def __init__(self, folder: Path, path: Path, target: str) -> None:
+        # A hash: paths and targets hold characters that a file name may not.
         name = hashlib.sha256(f"{path.resolve()}\n{target}".encode()).hexdigest()[:32]
         self._path = folder / "imports" / f"{name}.json"
 
     def load(self) -> Position | None:
-        """What was kept, or None."""
+        """Return the position that was kept, or None."""
         try:
             return Position(**json.loads(self._path.read_text("utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def save(self, position: Position) -> bool:
-        """Keep it; False where that is impossible."""
+        """Keep a position; return False where that is impossible."""
+        # Written beside and renamed: a kill leaves the old one whole.
         beside = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,6 @@ class PositionFile:
         return True
 
     def remove(self) -> None:
-        """The import is complete."""
+        """Forget the position: the import is complete."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)

@@ -7,14 +7,11 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-LINE_EVERY_S = 5.0
+LINE_EVERY_S = 5.0  # in a log file
 
 
 class ImportProgress:
-    """One pass over a file. `update` takes the position in bytes and the ratings so far.
-
-    `note` shows a remark.
-    """
+    """One pass over a file, shown within a `with`."""
 
     def __init__(self, console: Console, what: str, total_bytes: int) -> None:
         self._console = console
@@ -48,7 +45,7 @@ class ImportProgress:
             self._bar.stop()
 
     def update(self, position: int, ratings: int) -> None:
-        """Show the position."""
+        """Show the position in bytes and the ratings so far."""
         now = time.monotonic()
         rate = ratings / max(now - self._began, 1e-6)
         if self._bar is not None:

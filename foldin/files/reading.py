@@ -1,7 +1,7 @@
-"""Reads a file of ratings from its start to its end, a stretch at a time, in bounded memory.
+"""Reads a file of ratings from its start to its end, a batch at a time.
 
-A text file is cut where a line ends and no quote is open, so that each stretch can be parsed by itself and
-the number of every line is known.
+Invariant: memory is bounded, and the number of every line is known. A text file is cut where a line ends and
+no quote is open, so that each chunk can be parsed by itself.
 """
 
 import zlib
@@ -18,18 +18,16 @@ from foldin.files.layout import BOM, CountingFile, Layout, open_text
 from foldin.files.rows import BadRow, Batch, Lines, RowRules
 from processes.errors import CannotStartError
 
-CHUNK_BYTES = 2 * 1024 * 1024
+CHUNK_BYTES = 2 * 1024 * 1024  # about 100,000 ratings
 # A quote that is never closed makes the rest of the file one row.
 MAX_ROW_BYTES = 32 * 1024 * 1024
-PARQUET_ROWS = 65_536
+PARQUET_ROWS = 65_536  # as many ratings as a chunk of text has, about
+# In place of `::`, as the parser takes one character: no id holds it, since it is no text.
 UNIT_SEPARATOR = b"\x1f"
 
 
 class RatingsFile:
-    """A file that can be read more than once.
-
-    `position` and `total_bytes` tell how far, compressed bytes where it is.
-    """
+    """A file that can be read more than once. `position` of `total_bytes`: how far, in bytes on the disk."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
@@ -38,7 +36,7 @@ class RatingsFile:
         self.position = 0
 
     def read(self, rules: RowRules) -> Generator[Batch, None, None]:
-        """Every row of the file in its order, checked. Raises CannotStartError where the file is damaged."""
+        """Yield every row of the file in its order, checked. Raises CannotStartError where it is damaged."""
         with CountingFile(self.path) as counted:
             read = self._parquet if self.layout.kind == "parquet" else self._text
             batches = read(counted, rules)
@@ -91,6 +89,7 @@ class RatingsFile:
                 ),
                 pacsv.ConvertOptions(
                     include_columns=[names[position] for position in positions.values()],
+                    # Bytes: a row that is no rating keeps its line and gets a reason.
                     column_types=dict.fromkeys(names, pa.binary()),
                     strings_can_be_null=False,
                     check_utf8=False,
@@ -105,15 +104,13 @@ class RatingsFile:
         return rules.check(columns, lines, last, bad)
 
     def _row_lines(self, data: bytes, first: int, n_rows: int) -> Lines:
-        """The line on which each row begins.
-
-        One after the other, but for empty lines and ends of lines in quotes.
-        """
+        """Return the line on which each row begins: an empty line is no row, a row in quotes has several."""
         text = np.frombuffer(data, np.uint8)
         ends = np.flatnonzero(text == ord("\n"))
-        if n_rows == ends.size:
+        if n_rows == ends.size:  # as in almost all files
             return np.arange(first, first + n_rows, dtype=np.int64)
         quotes = np.flatnonzero(text == ord('"')) if self.layout.quoted else ends[:0]
+        # A line ends a row where the number of quotes before its end is even.
         last_lines = np.flatnonzero(np.searchsorted(quotes, ends) % 2 == 0)
         first_lines = np.concatenate(([0], last_lines[:-1] + 1))
         lengths = ends[last_lines] - np.concatenate(([-1], ends))[first_lines] - 1
@@ -133,6 +130,7 @@ class RatingsFile:
                 columns = {role: record.column(name) for role, name in names.items()}
                 lines = np.arange(line + 1, line + 1 + record.num_rows, dtype=np.int64)
                 line += record.num_rows
+                # Columns lie apart in the file: the share of its rows stands for that of its bytes.
                 counted.read_bytes = int(counted.total_bytes * line / total)
                 yield rules.check(columns, lines, line)
 
@@ -165,15 +163,12 @@ class RatingsFile:
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
-    """The column in one piece (it has one block, or none)."""
+    """Return the column in one piece (it has one block, or none)."""
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 def _chunks(file: IO[bytes], path: Path, *, quoted: bool) -> Iterator[bytes]:
-    """Stretches of about CHUNK_BYTES, each ending with the end of a row.
-
-    The last line gets its end if it has none.
-    """
+    """Yield chunks of about CHUNK_BYTES, each ending with the end of a row, the last one, too."""
     rest = b""
     while True:
         data = file.read(CHUNK_BYTES)
@@ -194,10 +189,8 @@ def _chunks(file: IO[bytes], path: Path, *, quoted: bool) -> Iterator[bytes]:
 
 
 def _end_of_row(data: bytes, *, quoted: bool) -> int:
-    """Where the last row in `data` that is whole ends, 0 if none is.
-
-    Quotes inside a quoted value come in pairs.
-    """
+    """Return where the last whole row in `data` ends, 0 if there is none."""
+    # Quotes inside a quoted value come in pairs: an odd number before a line's end is an open one.
     end = data.rfind(b"\n") + 1
     while quoted and end and data.count(b'"', 0, end) % 2:
         # The last quote is the one that is still open: its row began before it.

@@ -1,7 +1,6 @@
-"""Columns of a file become ratings: what is not one is left out, with its line and the reason.
+"""Columns of a file become ratings: a row that is none is left out, with its line and the reason.
 
-Whole columns are checked at once; single values are looked at only in a column that has a bad one. Both give
-the same.
+Invariant: columns are checked as a whole, and value by value only where one is bad; both give the same.
 """
 
 import math
@@ -27,9 +26,9 @@ Mask = npt.NDArray[np.bool_]
 
 MAX_ID_BYTES = 256  # as the API has it
 MAX_TIMESTAMP = 1e16  # as the API has it: microseconds of today still pass
-SHOWN_CHARACTERS = 40
-STEP_TOLERANCE = 1e-6
-MAX_DISTINCT = 1000
+SHOWN_CHARACTERS = 40  # of a bad value
+STEP_TOLERANCE = 1e-6  # of a step: 0.1 + 0.2 is on a scale in tenths
+MAX_DISTINCT = 1000  # more are as good as continuous
 MAX_LEVELS = 101  # of a scale that is found in the data: 0 to 10 in tenths; more are as good as continuous
 
 
@@ -44,10 +43,10 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Ratings of one stretch of a file, in its order, each checked.
+    """Ratings of one part of a file, in its order, each checked.
 
-    Arrays are equally long, bad rows are not in them. `last_line`: the stretch ends here. `seen`: the
-    different numbers of the rating column, whatever the scale (see `distinct`).
+    Arrays are equally long, bad rows are not in them. `last_line`: where the part ends. `seen`: the different
+    numbers of the rating column, on the scale or not (see `distinct`).
     """
 
     user_ids: pa.Array
@@ -63,17 +62,15 @@ class Batch:
         return len(self.ratings)
 
     def after(self, line: int) -> "Batch":
-        """The part after a line, for an import that goes on there."""
+        """Return the ratings after a line, for an import that goes on there."""
         if line <= 0 or (self.lines.size and line < self.lines[0]):
             return self
         bad = tuple(row for row in self.bad if row.line > line)
         return replace(self._only(self.lines > line), bad=bad)
 
     def lane(self, number: int, lanes: int) -> "Batch":
-        """The ratings of those users that belong to one of `lanes` lanes, in their order.
-
-        The same for all files.
-        """
+        """Return the ratings of the users of one of `lanes` lanes, in their order."""
+        # Not hash(), which differs between processes: the same file gives the same calls.
         crc32 = zlib.crc32
         own = [crc32(user) % lanes == number for user in self.user_ids.to_pylist()]
         return self._only(np.array(own, bool))
@@ -100,13 +97,13 @@ class RowRules:
     def check(
         self, columns: dict[str, pa.Array], lines: Lines, last_line: int, torn: tuple[BadRow, ...] = ()
     ) -> Batch:
-        """Check columns `user`, `item`, `rating`, perhaps `timestamp`, equally long; `torn`.
-
-        Rows that gave no columns.
+        """Check columns `user`, `item`, `rating`, perhaps `timestamp`, equally long. `torn`: rows that gave
+        no columns.
         """
         bad: dict[int, BadRow] = {}
 
         def refuse(mask: Mask, reason: Callable[[int], str], *, off_scale: bool = False) -> None:
+            # Of a row with several reasons the first one counts.
             for position in np.flatnonzero(mask).tolist():
                 line = int(lines[position])
                 bad.setdefault(position, BadRow(line, reason(position), off_scale))
@@ -138,7 +135,7 @@ Refuse = Any  # a callback with a keyword-only argument has no short type
 
 
 def off_scale(ratings: Values, scale: Scale) -> Mask:
-    """Which ratings are beyond the ends of the scale, or between its steps. NaN is neither."""
+    """Return which ratings are beyond the ends of the scale, or between its steps. NaN is neither."""
     off = (ratings < scale.low) | (ratings > scale.high)
     if scale.step is not None:
         steps = (ratings - scale.low) / scale.step
@@ -147,7 +144,7 @@ def off_scale(ratings: Values, scale: Scale) -> Mask:
 
 
 def scale_of(ratings: Values) -> Scale:
-    """The scale of these ratings (one at least): their ends, and their step where they keep one.
+    """Return the scale of these ratings (one at least): their ends, and their step where they keep one.
 
     Equal ratings are the low end of a scale one wide.
     """
@@ -163,7 +160,7 @@ def scale_of(ratings: Values) -> Scale:
 
 
 def suggested_scale(ratings: Values) -> str:
-    """The text for FOLDIN_SCALE that takes these ratings."""
+    """Return the text for FOLDIN_SCALE that takes these ratings."""
     if not ratings.size:
         return "1:5"
     scale = scale_of(ratings)
@@ -173,13 +170,13 @@ def suggested_scale(ratings: Values) -> str:
 
 
 def distinct(values: Values) -> Values:
-    """The different finite numbers among `values` in order, or their two ends where there are many."""
+    """Return the different finite numbers among `values` in order, or their two ends where there are many."""
     found: Values = np.unique(values[np.isfinite(values)])
     return found if found.size <= MAX_DISTINCT else found[[0, -1]]
 
 
 def _ids(column: pa.Array, role: str, refuse: Refuse) -> pa.Array:
-    """The ids as bytes; refuses those that are missing, empty, too long, or not UTF-8."""
+    """Return the ids as bytes; refuse those that are missing, empty, too long, or not UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_integer(column.type):
@@ -194,7 +191,7 @@ def _ids(column: pa.Array, role: str, refuse: Refuse) -> pa.Array:
         lambda position: f"{role} has {lengths[position]} bytes, more than {MAX_ID_BYTES}",
     )
     try:
-        raw.cast(pa.string())
+        raw.cast(pa.string())  # fails for the whole column at once
     except pa.ArrowInvalid:
         broken = np.array([not _is_utf8(value) for value in raw.to_pylist()], bool)
         refuse(broken, lambda _: f"{role} is not UTF-8")
@@ -210,11 +207,10 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def _numbers(column: pa.Array, role: str, parse: Callable[[str], float], refuse: Refuse) -> Values:
-    """The numbers of a column, NaN where there is none, which is refused."""
+    """Return the numbers of a column, NaN where there is none, which is refused."""
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        # Whole microseconds first: a cast from other units straight to float would lose what is not a whole
-        # second.
+        # Whole microseconds first: a cast of other units straight to float loses parts of a second.
         column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
         values = _plain(column) / 1e6
     elif pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
@@ -245,16 +241,14 @@ def _text(value: bytes | str | None) -> str:
 
 
 def _number(text: str) -> float:
-    """A decimal number, or NaN. Spaces around it do not matter.
-
-    `1_000` and digits of other scripts are none.
-    """
+    """Return a decimal number with or without spaces around it, or NaN."""
+    # Not float() alone: it takes 1_000 and digits of other scripts, which the parser of columns does not.
     stripped = text.strip(" ")
     return float(stripped) if NUMBER.fullmatch(stripped) else math.nan
 
 
 def _time(text: str) -> float:
-    """Seconds since 1970 as a number, or from ISO 8601 (UTC where no zone is given), or NaN."""
+    """Return seconds since 1970 from a number or ISO 8601 (UTC where no zone is named), or NaN."""
     number = _number(text)
     if not math.isnan(number) or not re.match(r"\d{4}-\d\d-\d\d", text.strip(" ")):
         return number
@@ -266,9 +260,7 @@ def _time(text: str) -> float:
 
 
 def pieces(batch: Batch, size: int) -> Iterator[tuple[list[tuple[bytes, bytes, float, float]], list[int]]]:
-    """Cut a batch in pieces of at most `size` ratings, as rows (user, item, rating, time), each with its
-    line.
-    """
+    """Yield a batch in pieces of at most `size` ratings: rows (user, item, rating, time), and their lines."""
     for start in range(0, len(batch), size):
         end = min(start + size, len(batch))
         rows = zip(

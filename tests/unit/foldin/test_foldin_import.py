@@ -15,9 +15,9 @@ from factors import Scale
 from foldin import importing
 from foldin.errors import ImportStoppedError
 from foldin.files import reading
-from foldin.importing import run_import, running_stack
+from foldin.importing import run_import
 from foldin.settings import FrontDoorSettings, ImportOptions
-from foldin.sinks import Row, RowRefusedError, SinkBusyError
+from foldin.sinks import Row, RowRefusedError, SinkBusyError, open_sink, running_stack
 from processes.errors import CannotStartError
 
 
@@ -298,7 +298,7 @@ def test_a_running_stack_is_found_by_its_file(tmp_path: Path) -> None:
 async def test_a_target_that_is_not_there_is_refused(tmp_path: Path, settings: FrontDoorSettings) -> None:
     asked = ImportOptions(tmp_path / "f", None, tmp_path, "auto", None, "refuse", resume=False)
     with pytest.raises(CannotStartError, match=r"no stack runs on .*foldin up --data"):
-        await importing.open_sink(asked, settings)
+        await open_sink(asked, settings)
     asked = ImportOptions(tmp_path / "f", "http://127.0.0.1:9", None, "auto", None, "refuse", resume=False)
     with pytest.raises(CannotStartError, match=r"no API answers at http://127\.0\.0\.1:9"):
-        await importing.open_sink(asked, settings)
+        await open_sink(asked, settings)
