@@ -61,11 +61,13 @@ def compared(own: Float64s, baseline: Float64s, *, root: bool) -> dict[str, floa
     if not root:
         return {"loss": means[0], "baseline_loss": means[1], "loss_ratio_error": error}
     loss, baseline_loss = map(math.sqrt, means)
+    # The logarithm of a root is half the logarithm.
     return {"loss": loss, "baseline_loss": baseline_loss, "loss_ratio_error": 0.5 * error}
 
 
 def make_engine(name: EngineName, settings: FitSettings) -> Engine:
     """Return the engine of this name. Raises `FitRefused` where it needs a library that is not installed."""
+    # Each is imported where it is chosen: torch alone takes seconds and hundreds of megabytes.
     if name == "implicit":
         from trainer.engines.implicit_als import ImplicitEngine
 

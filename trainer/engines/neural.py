@@ -27,6 +27,7 @@ from trainer.engines import Report
 from trainer.engines.variational import VariationalEngine
 
 MISSING = "the neural engine needs torch: pip install foldin[neural]"
+# As the default engine has it below a million ratings.
 _RANK = 8
 # With fewer ratings there is nothing for a network to learn.
 _LEAST_RATINGS = 100
