@@ -12,7 +12,6 @@ import pytest
 from foldin.preflight import data_directory, locked, require_free_port
 from foldin.store import EmbeddedStore, socket_path
 from processes.errors import CannotStartError
-from processes.log_file import BoundedLog
 
 
 @pytest.fixture
@@ -107,27 +106,6 @@ def test_a_directory_whose_parts_do_not_end_stays_locked(tmp_path: Path) -> None
         part.wait(10)
     with locked(tmp_path):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
-
-
-def test_a_log_is_bounded(tmp_path: Path) -> None:
-    log = BoundedLog(tmp_path / "part.log", max_bytes=100)
-    for number in range(50):
-        log.write(b"%09d\n" % number)
-    log.close()
-    log.write(b"dropped")
-    assert (tmp_path / "part.log").read_bytes().splitlines()[-1] == b"000000049"
-    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {
-        "part.log": 100,
-        "part.log.1": 100,
-    }
-
-
-def test_a_log_that_cannot_be_renamed_loses_lines_only(tmp_path: Path) -> None:
-    (tmp_path / "part.log.1").mkdir()
-    log = BoundedLog(tmp_path / "part.log", max_bytes=10)
-    for _ in range(5):
-        log.write(b"123456789\n")
-    log.close()
 
 
 def test_the_store_s_socket_goes_elsewhere_where_a_path_cannot_be_an_address(tmp_path: Path) -> None:

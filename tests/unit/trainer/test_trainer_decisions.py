@@ -4,7 +4,6 @@ new.
 
 import logging
 import math
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 from featurestore.errors import LeaseLost
 from featurestore.leases import Lease
 from featurestore.ratings.stream import Events, Progress
-from processes.backoff import Backoff
 from processes.settings import SettingsError
 from trainer import log
 from trainer.archive.epoch_archive import Snapshot
@@ -143,15 +141,6 @@ def test_ratio_that_says_nothing() -> None:
     assert loss_ratio(1.0, 2.0) == 0.5
     assert loss_ratio(1.0, 0.0) is None
     assert loss_ratio(math.nan, 1.0) is None
-
-
-def test_delays_double_up_to_a_limit() -> None:
-    backoff = Backoff(1.0, 8.0, random.Random(0))
-    delays = [backoff.next_s() for _ in range(100)]
-    for delay, whole in zip(delays, [1, 2, 4, *[8] * 97], strict=True):
-        assert whole / 2 <= delay <= whole
-    backoff.reset()
-    assert backoff.next_s() <= 1.0
 
 
 def test_leadership_ends_before_the_lease_does() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from processes import backoff
-from processes.backoff import FailureRecord
 from processes.child import Child, ChildSpec
 from processes.errors import CannotStartError, ChildEndedError, StackFailedError
 from processes.priority import FORK_GIVES_WAY_S, Forks
@@ -198,23 +197,6 @@ async def test_a_child_can_be_asked_before_it_was_started(tmp_path: Path) -> Non
     assert await child.wait() == 0
     assert await child.stop() == 0
     assert str(ChildEndedError("one", 1, "")) == "one: ended without a word"
-
-
-def test_pauses_grow_for_a_part_that_does_not_last_and_only_for_it() -> None:
-    record = FailureRecord()
-    pauses = [record.ended(now, -signal.SIGKILL, now - 0.1) for now in range(1, 10)]
-    assert None not in pauses
-    assert pauses == sorted(pauses, key=float)  # type: ignore[arg-type] # none is None
-    assert pauses[0] == backoff.FIRST_PAUSE_S
-    assert pauses[-1] == backoff.MAX_PAUSE_S
-    assert record.ended(100.0, -signal.SIGKILL, 90.0) == backoff.FIRST_PAUSE_S
-
-
-def test_only_failures_in_a_short_time_end_a_part_for_good() -> None:
-    record = FailureRecord()
-    assert all(record.ended(now * 20.0, 1, now * 20.0 - 5) is not None for now in range(50))
-    assert all(record.ended(2000.0 + now, -signal.SIGKILL, 1999.0) is not None for now in range(50))
-    assert [record.ended(3000.0 + now, 1, None) is None for now in range(5)] == [False] * 4 + [True]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")

@@ -1,0 +1,127 @@
+"""Helpers: messages both ways, whatever they print; gone with their block, and with their parent."""
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from processes.blocking import BlockingChild
+from processes.messages import HelperEndedError, helper
+from tests.support.waiting import wait_until, wait_until_async
+
+ECHO = """
+    import os, sys
+    from processes.messages import Parent
+    parent = Parent()
+    print("not a message")
+    os.system("echo nor is this")
+    while (message := parent.receive()) is not None:
+        if message == b"end":
+            sys.exit(7)
+        if message != b"be silent":
+            parent.send(message)
+"""
+# It is busy and never asks for a message again.
+BUSY = """
+    import os, pathlib, time
+    from processes.messages import Parent
+    parent = Parent()
+    mark = parent.receive().decode()
+    parent.end_with_it()
+    pathlib.Path(mark).write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that a helper can be made of."""
+    for name, code in (("echo", ECHO), ("busy", BUSY)):
+        (tmp_path / f"helper_{name}.py").write_text(textwrap.dedent(code))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+async def test_messages_come_back_whole_whatever_a_helper_prints() -> None:
+    async with helper("helper_echo") as running:
+        for message in (b"", b"one", os.urandom(3_000_000)):
+            assert await running.ask(message, 20.0) == message
+        pid = running.pid
+        assert not gone(pid)
+    assert gone(pid)
+
+
+async def test_a_helper_that_ends_is_told_from_one_that_answers() -> None:
+    async with helper("helper_echo") as running:
+        with pytest.raises(HelperEndedError, match="ended without a word"):
+            await running.ask(b"end", 20.0)
+        assert await running.wait() == 7
+    async with helper("helper_of_no_name") as running:
+        with pytest.raises(HelperEndedError):
+            await running.receive()
+
+
+async def test_a_helper_that_is_too_slow_is_given_up() -> None:
+    async with helper("helper_echo") as running:
+        await running.ask(b"warm", 20.0)
+        with pytest.raises(HelperEndedError, match=r"no answer within 0.1 s"):
+            await running.ask(b"be silent", 0.1)
+        pid = running.pid
+    assert gone(pid)
+
+
+async def test_a_program_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(HelperEndedError, match="cannot be started"):
+        async with helper("helper_echo"):
+            pass
+
+
+async def test_a_cancelled_block_leaves_no_helper() -> None:
+    pids: list[int] = []
+
+    async def forever() -> None:
+        async with helper("helper_echo") as running:
+            await running.ask(b"ready?", 20.0)
+            pids.append(running.pid)
+            await running.receive()
+
+    task = asyncio.create_task(forever())
+    await wait_until_async(lambda: pids, 20.0, "the helper's first answer")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert gone(pids[0])
+
+
+def test_a_busy_helper_ends_with_its_parent(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    code = f"""
+    import asyncio
+    from processes.messages import helper
+    async def main():
+        async with helper("helper_busy") as running:
+            await running.send({str(mark).encode()!r})
+            await running.receive()
+    asyncio.run(main())
+    """
+    parent = BlockingChild([sys.executable, "-c", textwrap.dedent(code)], tmp_path / "log")
+    try:
+        parent.wait_ready(lambda: mark.exists() and mark.read_text() != "", 20.0)
+        parent.send_signal(signal.SIGKILL)
+        wait_until(lambda: gone(int(mark.read_text())), 10.0, "the helper gone with its parent")
+    finally:
+        parent.end(signal.SIGKILL)
