@@ -34,7 +34,6 @@ class ServerSettings:
         10_000,
         "players remembered at once; beyond that the one that was silent longest is forgotten",
         whole(1, 1_000_000),
-        flag="--max-tokens",
     )
     world: WorldOptions = nested(WorldOptions)
 

@@ -45,16 +45,10 @@ class WorldOptions:
     n_users: int = setting(100, "users of a world", whole(1, 100_000), flag="--users")
     n_items: int = setting(300, "items of a world", whole(1, 100_000), flag="--items")
     n_known: int = setting(10_000, "ratings given at the start", whole(0, MAX_PAIRS), flag="--known")
-    late_users: float = setting(
-        0.0, "share of the users that appear later", real(0, 0.9), flag="--late-users"
-    )
-    late_items: float = setting(
-        0.0, "share of the items that appear later", real(0, 0.9), flag="--late-items"
-    )
-    drift: float = setting(
-        0.0, "how far tastes turn in 10,000 events, in radians", real(0, 100), flag="--drift"
-    )
-    noise: float = setting(0.0, "standard deviation of the noise on each score", real(0, 100), flag="--noise")
+    late_users: float = setting(0.0, "share of the users that appear later", real(0, 0.9))
+    late_items: float = setting(0.0, "share of the items that appear later", real(0, 0.9))
+    drift: float = setting(0.0, "how far tastes turn in 10,000 events, in radians", real(0, 100))
+    noise: float = setting(0.0, "standard deviation of the noise on each score", real(0, 100))
 
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""

@@ -81,7 +81,7 @@ def _along_steps(panel: Any, report: EvaluationReport, known: int) -> None:
         panel.plot(steps, points, marker="o", markersize=3, label=f"{summary.player} {summary.mse:.3f}")
     panel.set_title(f"{known:,} ratings known at the start", fontsize="medium")
     panel.set_xlabel("step")
-    panel.set_yscale("log")
+    panel.set_yscale("log")  # a random player and a model are a hundredfold apart
 
 
 def _means(errors: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -109,7 +109,7 @@ def _engines_curve(lines: Sequence[Line], path: Path) -> Path:
     for group in groups(line for line in lines if line.curve).values():
         # Folds differ in where their points lie: the first one stands for them.
         points = np.array(group[0].curve)
-        x = points[:, 0] + (0 if sequential else 1)
+        x = points[:, 0] + (0 if sequential else 1)  # a logarithmic axis has no 0
         panel.plot(x, points[:, 1], marker="o", markersize=3, label=group[0].title)
     if not sequential:
         panel.set_xscale("log")
@@ -122,6 +122,7 @@ def _engines_curve(lines: Sequence[Line], path: Path) -> Path:
 
 def _calibration(lines: Sequence[Line], path: Path) -> Path:
     figure, (left, right) = _new_figure(2)
+    # The band of two points on each side of 90 % in which coverage should be.
     left.axhspan(0.88, 0.92, color="0.9")
     left.axhline(0.9, color="0.6", linewidth=1)
     right.plot([0, 1], [0, 1], color="0.6", linewidth=1)

@@ -50,6 +50,7 @@ def figure(value: float, form: str, missing: str = "") -> str:
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> Path:
     """Write the rows, the first of them names, to a file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when it is whole: a reader never sees half a table.
     unfinished = path.with_suffix(".part")
     with unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
@@ -79,7 +80,7 @@ def players_table(report: EvaluationReport) -> Table:
         left=("each run",),
     )
     table.columns[1].justify = "left"
-    table.columns[3].min_width = 5
+    table.columns[3].min_width = 5  # one figure a line, where the terminal is narrow
     summaries = report.summaries()
     for summary in summaries:
         table.add_row(
@@ -145,6 +146,7 @@ def _step_rows(report: EvaluationReport) -> Iterable[tuple[object, ...]]:
 
 def mean(lines: Sequence[Line], name: str) -> float:
     """Mean of one figure over the splits; NaN where a split has none."""
+    # Not nanmean: a mean over fewer splits than its row says would mislead.
     return float(np.mean([getattr(line, name) for line in lines]))
 
 
@@ -177,7 +179,7 @@ def engines_table(lines: Sequence[Line], title: str) -> Table:
     table = new_table(title, (*labels, *(name for name, _ in used), "note"), left=(*labels, "note"))
     for (data, kind, _), group in found.items():
         good = finished[data, kind, group[0].engine]
-        of = good or group
+        of = good or group  # the row says how many splits its figures are of
         names = (*((data,) if several else ()), f"{kind} x {len(of)}" if len(of) > 1 else of[0].split)
         if good:
             lost = len(group) - len(good)

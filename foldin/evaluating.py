@@ -26,7 +26,7 @@ from featurestore.settings import format_scale, parse_scale
 from foldin.files.dataset import FileData, FileRules, read_files
 from foldin.settings import FILE_FORMATS, FORMAT_HELP, columns
 from processes.errors import CannotStartError
-from processes.settings import choice, load, setting, switch, whole
+from processes.settings import choice, load, setting, whole
 
 DEFAULT_ENGINES = (AUTO, "global-mean", "item-mean", "bias")
 INTERRUPTED = 130  # exit code of a shell's command that SIGINT ended
@@ -55,17 +55,14 @@ class EvaluateOptions:
         "ratings of each user; time: the latest ratings; prequential: each rating in time order, before it "
         "is learned",
         choice(SPLITS),
-        flag="--split",
         shown="`random`",
     )
-    test: Path | None = setting(
-        None, "hold out the ratings of this second file, in place of a split", Path, flag="--test"
-    )
+    test: Path | None = setting(None, "hold out the ratings of this second file, in place of a split", Path)
     folds: tuple[int, ...] = setting(
-        tuple(range(1, splits.FOLDS + 1)), "of given-fold", whole(1, splits.FOLDS), flag="--folds", many=True
+        tuple(range(1, splits.FOLDS + 1)), "of given-fold", whole(1, splits.FOLDS), many=True
     )
-    repeats: int = setting(1, "random splits", whole(1, 100), flag="--repeats")
-    share: float = setting(0.2, "held out by random and time", _share, flag="--share")
+    repeats: int = setting(1, "random splits", whole(1, 100))
+    share: float = setting(0.2, "held out by random and time", _share)
     k: int = setting(5, "K of leave-k-out", whole(1, 1000), flag="-k")
     engines: tuple[str, ...] = setting(
         DEFAULT_ENGINES,
@@ -73,26 +70,23 @@ class EvaluateOptions:
         "user-mean, item-mean, bias, popularity, implicit, neural, and where installed surprise-svd, "
         "surprise-svd++, surprise-knn, myfm, myfm-full, implicit-als",
         _engine,
-        flag="--engines",
         many=True,
     )
-    ranking: bool = setting(False, "also Recall@20 and NDCG@100", switch, flag="--ranking", switch=True)
-    seed: int = setting(1, "seed of splits and engines", whole(0), flag="--seed")
-    out: Path = setting(Path("results/evaluate"), "folder for table and pictures", Path, flag="--out")
-    resume: bool = setting(
-        False, "keep what was finished in the folder before", switch, flag="--resume", switch=True
-    )
+    ranking: bool = setting(False, "also Recall@20 and NDCG@100")
+    seed: int = setting(1, "seed of splits and engines", whole(0))
+    out: Path = setting(Path("results/evaluate"), "folder for table and pictures", Path)
+    resume: bool = setting(False, "keep what was finished in the folder before")
     scale: Scale | None = setting(
-        None, "LOW:HIGH[:STEP] of the ratings", parse_scale, flag="--scale", shown="as the ratings have it"
+        None, "LOW:HIGH[:STEP] of the ratings", parse_scale, shown="as the ratings have it"
     )
-    format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS), flag="--format")
+    format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS))
     columns: Mapping[str, str] | None = setting(
-        None, "names of the columns, as for import", columns, flag="--columns", shown="by their names"
+        None, "names of the columns, as for import", columns, shown="by their names"
     )
     on_bad: Literal["refuse", "skip"] = setting(
-        "refuse", "bad rows: refuse the file, or skip them", choice(("refuse", "skip")), flag="--on-bad"
+        "refuse", "bad rows: refuse the file, or skip them", choice(("refuse", "skip"))
     )
-    timeout_s: int = setting(3600, "seconds of one engine", whole(1, 86_400), flag="--timeout-s")
+    timeout_s: int = setting(3600, "seconds of one engine", whole(1, 86_400))
 
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from processes.settings import choice, setting, switch, whole
+from processes.settings import choice, setting, whole
 
 FILE_FORMATS = ("auto", "movielens", "recbole", "csv", "parquet")
 FORMAT_HELP = f"layout of the file: {', '.join(FILE_FORMATS)}"
@@ -37,7 +37,7 @@ def columns(text: str) -> dict[str, str]:
 class StackOptions:
     """Options of `foldin up`. `play`: always, never, or (None) only where the store holds no ratings yet."""
 
-    data: Path = setting(Path("data"), "folder where the data lives", Path, flag="--data")
+    data: Path = setting(Path("data"), "folder where the data lives", Path)
     host: str = setting(
         "127.0.0.1", "address to listen on; this machine only", variable="FOLDIN_HOST", flag="--host"
     )
@@ -62,24 +62,20 @@ class ImportOptions:
     path: Path = setting(..., "file of ratings", Path, flag="FILE")
     url: str | None = None
     data: Path | None = None
-    format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS), flag="--format")
+    format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS))
     columns: Mapping[str, str] | None = setting(
         None,
         "names of the columns in a CSV or Parquet file, user=..,item=..,rating=..,timestamp=..; numbers are "
         "positions in a CSV file without a header",
         columns,
-        flag="--columns",
         shown="by their names",
     )
     on_bad: Literal["refuse", "skip"] = setting(
         "refuse",
         "bad rows: `refuse` writes nothing if there is one (the file is read twice), `skip` leaves them out",
         choice(("refuse", "skip")),
-        flag="--on-bad",
     )
-    resume: bool = setting(
-        False, "go on where an import of this file was stopped", switch, flag="--resume", switch=True
-    )
+    resume: bool = setting(False, "go on where an import of this file was stopped")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from types import EllipsisType
 from typing import Any, TypeVar, cast
 
@@ -32,19 +32,24 @@ class SettingsError(CannotStartError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One declared setting. `variable` and `flag`: its names, None where it has none of that kind.
+    """One declared setting. `variable` and `flag`: its names, None where it has none of that kind; without
+    both it has the flag of its field's name. A flag without dashes is a positional argument.
 
-    A flag without dashes is a positional argument. `switch`: a flag without a value. `many`: several values,
-    separated by commas or spaces. `shown`: the default as the reference shows it.
+    `many`: several values, separated by commas or spaces. `shown`: the default
+    as the reference shows it.
     """
 
     help: str
     parse: Callable[[str], Any]
     variable: str | None
     flag: str | None
-    switch: bool
     many: bool
     shown: str
+
+    @property
+    def switch(self) -> bool:
+        """Whether the flag has no value."""
+        return self.parse is switch
 
     def value_of(self, text: str) -> Any:
         """Parse the text of a flag or a variable. Raises ValueError with what it must be."""
@@ -60,12 +65,13 @@ def setting(
     *,
     variable: str | None = None,
     flag: str | None = None,
-    switch: bool = False,
     many: bool = False,
     shown: str | None = None,
 ) -> T:
-    """Declare a field of a settings class. `default`: `...` for one that must be given."""
-    declared = Setting(help, parse, variable, flag, switch, many, _shown(default) if shown is None else shown)
+    """Declare a field of a settings class. `default`: `...` where a value is needed, False for a switch."""
+    if default is False:
+        parse = switch
+    declared = Setting(help, parse, variable, flag, many, _shown(default) if shown is None else shown)
     kept: Any = MISSING if default is ... else default
     found: T = field(default=kept, metadata={"setting": declared})
     return found
@@ -207,7 +213,7 @@ def declarations(
         if "nested" in entry.metadata:
             yield from declarations(entry.metadata["nested"], entry.metadata["without"])
         elif "setting" in entry.metadata:
-            yield entry, entry.metadata["setting"]
+            yield entry, _named(entry)
 
 
 def reference(cls: type[Any], *, without: Sequence[str] = ()) -> str:
@@ -217,6 +223,13 @@ def reference(cls: type[Any], *, without: Sequence[str] = ()) -> str:
         names = ", ".join(f"`{name}`" for name in (declared.variable, declared.flag) if name is not None)
         rows.append(f"| {names} | {declared.shown} | {declared.help} |")
     return "\n".join(rows) + "\n"
+
+
+def _named(entry: Field[Any]) -> Setting:
+    declared: Setting = entry.metadata["setting"]
+    if declared.variable is None and declared.flag is None:
+        return replace(declared, flag="--" + entry.name.replace("_", "-"))
+    return declared
 
 
 def _shown(default: object) -> str:
@@ -267,7 +280,7 @@ def _make(
             inner, left_out = entry.metadata["nested"], entry.metadata["without"]
             values[entry.name] = _make(inner, left_out, flags, environ, errors)
         elif "setting" in entry.metadata and entry.name not in without:
-            declared: Setting = entry.metadata["setting"]
+            declared = _named(entry)
             text, source = flags.get(entry.name), declared.flag
             if text is None:
                 text, source = environ.get(declared.variable or "") or None, declared.variable

@@ -32,7 +32,7 @@ async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
     player cannot learn the history; single missing answers are counted instead. A caller that leaves early
     closes the generator.
     """
-    tag = secrets.token_hex(4)
+    tag = secrets.token_hex(4)  # plays at one environment do not disturb each other
     seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
     timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
     async with aiohttp.ClientSession(timeout=timeout) as session:
@@ -65,7 +65,8 @@ async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
 
 
 async def _step(seats: list[Seat], delay_ms: int) -> None:
-    await asyncio.sleep(delay_ms / 1_000)
+    await asyncio.sleep(delay_ms / 1_000)  # of 0, too: lets a signal in between two steps
+    # One after the other: players that compute would else be timed with each other's work.
     for seat in seats:
         await seat.step()
 

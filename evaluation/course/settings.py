@@ -7,54 +7,42 @@ from pathlib import Path
 from environment.settings import MAX_SEED, ServerSettings
 from environment.world import COURSE_STEPS, MAX_PAIRS, WorldOptions
 from evaluation.players import API_PLAYERS, LOCAL_PLAYERS, player_name
-from processes.settings import load, nested, real, setting, switch, url, whole
+from processes.settings import load, nested, real, setting, url, whole
 
 
 @dataclass(frozen=True, slots=True)
-class PlaySettings:
+class PlayerLimits:
+    """What players may take and do, in a play and in an evaluation."""
+
+    replace: bool = setting(False, "let the API forget all that it knows")
+    answer_timeout_s: float = setting(
+        2.0, "an answer that takes longer is missing, in seconds", real(0.001, 60)
+    )
+    prepare_timeout_s: float = setting(120.0, "seconds to learn the history", real(0.1, 3600))
+
+
+@dataclass(frozen=True, slots=True)
+class PlaySettings(PlayerLimits):
     """One world, several players side by side."""
 
-    environment: str = setting(
-        "http://127.0.0.1:8081", "address of the environment", url, flag="--environment"
-    )
-    api: str = setting(
-        "http://127.0.0.1:8080", "address of the Foldin API, for the deployed players", url, flag="--api"
-    )
+    environment: str = setting("http://127.0.0.1:8081", "address of the environment", url)
+    api: str = setting("http://127.0.0.1:8080", "address of the Foldin API, for the deployed players", url)
     steps: int = setting(
         COURSE_STEPS, "steps to play", whole(1, MAX_PAIRS), variable="FOLDIN_PLAY_STEPS", flag="--steps"
     )
     players: tuple[str, ...] = setting(
-        ("random", "constant", "bias", "deployed"), "who plays", player_name, flag="--players", many=True
+        ("random", "constant", "bias", "deployed"), "who plays", player_name, many=True
     )
-    seed: int | None = setting(None, "world to play, random without", whole(0, MAX_SEED), flag="--seed")
+    seed: int | None = setting(None, "world to play, random without", whole(0, MAX_SEED))
     known: int | None = setting(
         None,
         "show the players only so many ratings of the history, the latest",
         whole(0, MAX_PAIRS),
-        flag="--known",
         shown="all",
     )
-    replace: bool = setting(
-        False, "let the API forget all that it knows", switch, flag="--replace", switch=True
-    )
-    delay_ms: int = setting(
-        0, "pause before each step, in ms (the course: 100)", whole(0, 60_000), flag="--delay-ms"
-    )
+    delay_ms: int = setting(0, "pause before each step, in ms (the course: 100)", whole(0, 60_000))
     report_every: int | None = setting(
-        None,
-        "steps between two reports",
-        whole(1, MAX_PAIRS),
-        flag="--report-every",
-        shown="a tenth of the steps",
-    )
-    answer_timeout_s: float = setting(
-        2.0,
-        "an answer that takes longer is missing, in seconds",
-        real(0.001, 60),
-        flag="--answer-timeout-s",
-    )
-    prepare_timeout_s: float = setting(
-        120.0, "seconds to learn the history", real(0.1, 3600), flag="--prepare-timeout-s"
+        None, "steps between two reports", whole(1, MAX_PAIRS), shown="a tenth of the steps"
     )
 
     @classmethod
@@ -65,50 +53,27 @@ class PlaySettings:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationSettings:
+class EvaluationSettings(PlayerLimits):
     """The course's protocol. Without `environment` a server of its own plays, with the options in `world`.
 
     `players` empty: all that need no API, and the deployed ones where `api` is given. `known`: one evaluation
     for each length of history; the players are shown its latest part. `output` None: nothing is written.
     """
 
-    environment: str | None = setting(
-        None, "address of an environment; without, one is started", url, flag="--environment"
-    )
-    api: str | None = setting(None, "address of the Foldin API, for the deployed players", url, flag="--api")
-    players: tuple[str, ...] = setting(
-        (), "who plays", player_name, flag="--players", many=True, shown="all that can"
-    )
-    steps: int = setting(COURSE_STEPS, "steps in a run", whole(1, MAX_PAIRS), flag="--steps")
-    runs: int = setting(3, "independent runs, each in a world of its own", whole(1, 1_000), flag="--runs")
-    seed: int | None = setting(None, "makes the evaluation repeatable", whole(0, MAX_SEED), flag="--seed")
+    environment: str | None = setting(None, "address of an environment; without, one is started", url)
+    api: str | None = setting(None, "address of the Foldin API, for the deployed players", url)
+    players: tuple[str, ...] = setting((), "who plays", player_name, many=True, shown="all that can")
+    steps: int = setting(COURSE_STEPS, "steps in a run", whole(1, MAX_PAIRS))
+    runs: int = setting(3, "independent runs, each in a world of its own", whole(1, 1_000))
+    seed: int | None = setting(None, "makes the evaluation repeatable", whole(0, MAX_SEED))
     known: tuple[int, ...] = setting(
-        (10_000,),
-        "ratings known at the start; several for a curve",
-        whole(0, MAX_PAIRS),
-        flag="--known",
-        many=True,
-    )
-    replace: bool = setting(
-        False, "let the API forget all that it knows", switch, flag="--replace", switch=True
+        (10_000,), "ratings known at the start; several for a curve", whole(0, MAX_PAIRS), many=True
     )
     delay_ms: int = setting(
-        0,
-        "pause of `deployed` before each step, in ms (the course: 100)",
-        whole(0, 60_000),
-        flag="--delay-ms",
-    )
-    answer_timeout_s: float = setting(
-        2.0,
-        "an answer that takes longer is missing, in seconds",
-        real(0.001, 60),
-        flag="--answer-timeout-s",
-    )
-    prepare_timeout_s: float = setting(
-        120.0, "seconds to learn the history", real(0.1, 3600), flag="--prepare-timeout-s"
+        0, "pause of `deployed` before each step, in ms (the course: 100)", whole(0, 60_000)
     )
     output: Path | None = setting(
-        Path("results/evaluation"), "folder for the CSV files and the pictures", Path, flag="--output"
+        Path("results/evaluation"), "folder for the CSV files and the pictures", Path
     )
     world: WorldOptions = nested(WorldOptions, without=("n_known",))
 

@@ -38,7 +38,7 @@ PAIRS_AT_ONCE = 65_536  # distributions over 10 steps take 5 MB
 def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict[str, npt.NDArray[Any]], str]:
     """Answer a question, for `jobs.run_apart`: the arrays of a `Predicted`, and its note."""
     engine = find(options["engine"])
-    sequential = not len(question.test_user)
+    sequential = not len(question.test_user)  # see the invariant of `question`
     predict = engine.online if sequential else engine.predict
     if predict is None:
         raise NotInstalledError(f"{options['engine']} learns from whole sets, not rating by rating")
@@ -87,6 +87,7 @@ def fit_options(name: str) -> dict[str, Any]:
 def _foldin(name: str, options: dict[str, Any]) -> Engine:
     def predict(question: Question, seed: int) -> Predicted:
         """Fit, and predict as the service does."""
+        # Imported where it is used, here and below: the memory of an engine counts the libraries it loads.
         from factors import FitSettings, fit
 
         fitted = fit(
@@ -135,6 +136,7 @@ def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
         probabilities = np.concatenate(found).astype(np.float32)
     top = no_top()
     if question.top:
+        # What was rated is left out, as in a list that the service recommends.
         users = question.ranked_users()
         ranked = Ranker(fitted.posterior, fitted.items).top(
             fitted.users[users], question.top, seen_by(question, users)
@@ -170,11 +172,11 @@ def _trained(name: str, label: str) -> Engine:
             start=None,
             report=lambda _metrics: None,
         )
-        given = answer_of(fitted, question, f"rank {fitted.model.rank}")
-        # What was chosen and how surely is no rating: its error would say nothing.
+        predicted = answer_of(fitted, question, f"rank {fitted.model.rank}")
+        # The score of implicit feedback is no rating: its error would say nothing.
         if fitted.model.feedback == "implicit":
-            return Predicted(np.empty(0), top=given.top, note=given.note)
-        return given
+            return Predicted(top=predicted.top, note=predicted.note)
+        return predicted
 
     return Engine(label, predict)
 
@@ -189,9 +191,10 @@ def top_by_score(question: Question, score: Callable[[Rows], Array]) -> Rows:
     block = max(1, SCORES_AT_ONCE // max(question.n_items, 1))
     for start in range(0, len(users), block):
         part = users[start : start + block]
-        scores = np.array(score(part), dtype=np.float64)
+        scores = np.array(score(part), dtype=np.float64)  # a copy: rated items are struck out in it
         for row, seen in zip(scores, seen_by(question, part), strict=True):
             row[seen] = -np.inf
+        # Stable: items of equal score come in the order of their rows, the same on every machine.
         best = np.argsort(-scores, axis=1, kind="stable")[:, :n_top]
         known = np.isfinite(np.take_along_axis(scores, best, axis=1))
         top[start : start + block, :n_top] = np.where(known, best, -1)
@@ -242,6 +245,7 @@ def _running(*, users: bool, items: bool) -> Predict:
             std[i] = (squares / (i + 1)) ** 0.5
             total += value
             squares += (value - rating[i]) ** 2
+            # Each effect learns what the mean and the other effect leave of this rating.
             user_sums[user] += (value - mean - item_effect, 1)
             item_sums[item] += (value - mean - user_effect, 1)
         return Predicted(rating, std)

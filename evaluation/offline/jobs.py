@@ -64,12 +64,14 @@ def run_apart(
     the seed in a process of its own. Return the arrays that it returns, and its `note`, `seconds`, `peak_mb`.
     """
     what = options.get("engine", target)
+    # Arrays by file, not by pickle: the other interpreter may have another numpy.
     with tempfile.TemporaryDirectory(prefix="foldin-job-") as name:
         folder = Path(name)
         np.savez(
             folder / "question.npz",
             **{entry.name: getattr(question, entry.name) for entry in fields(question)},
         )
+        # The class by name, so that the other side makes the same object.
         kind = type(question)
         task = {"target": target, "kind": f"{kind.__module__}:{kind.__qualname__}", "seed": seed}
         (folder / "task.json").write_text(json.dumps({**task, "options": dict(options)}))
@@ -87,14 +89,15 @@ def run_apart(
             )
         except subprocess.TimeoutExpired as exc:
             raise EngineFailedError(f"{what} did not end within {limit_s:.0f} s") from exc
+        # The last line of a traceback is the error itself.
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         if done.returncode == NOT_INSTALLED:
             raise NotInstalledError(last)
         if done.returncode != 0:
             raise EngineFailedError(f"{what} failed with code {done.returncode}: {last}")
         with np.load(folder / "answer.npz") as arrays:
-            given = {key: arrays[key] for key in arrays.files}
-        return given, json.loads((folder / "answer.json").read_text())
+            answered = {key: arrays[key] for key in arrays.files}
+        return answered, json.loads((folder / "answer.json").read_text())
 
 
 def _environment() -> dict[str, str]:
@@ -127,10 +130,11 @@ def main(argv: list[str]) -> int:
     with np.load(folder / "question.npz") as arrays:
         columns = {name: arrays[name] for name in arrays.files}
     question = _named(task["kind"])(
+        # A number was kept as an array without dimensions.
         **{name: column if column.ndim else column.item() for name, column in columns.items()}
     )
     target = _named(task["target"])
-    began = time.process_time()
+    began = time.process_time()  # of all threads, and without what others do on the machine
     try:
         answered, note = target(question, task["options"], task["seed"])
     except ModuleNotFoundError as exc:

@@ -104,5 +104,6 @@ def _line(document: Mapping[str, Any]) -> Line:
     values: dict[str, Any] = {name: NAN if value is None else value for name, value in document.items()}
     for name in ("deciles", "decile_known", "reliability"):
         values[name] = tuple(values[name])
+    # JSON has lists only.
     values["curve"] = tuple((x, y) for x, y in values["curve"])
     return Line(**values)

@@ -9,12 +9,10 @@ import numpy.typing as npt
 from evaluation.offline.question import Array, Question
 from factors import (
     FitSettings,
-    Fitted,
     Histories,
     Ratings,
     Scorer,
     fit,
-    prior_model,
 )
 
 Rows = npt.NDArray[np.int64]
@@ -30,21 +28,26 @@ def predict_then_learn(
     ratings = question.ratings()
     n = len(ratings.value)
     rating, std = np.empty(n), np.empty(n)
-    model = prior_model(settings)
+    # Without ratings the fit is the prior: the first users and items are predicted from it.
     nothing = ratings_before(ratings, 0)
     fitted = fit(nothing, n_users, n_items, settings=settings, rng=np.random.default_rng(seed))
-    assert fitted.model.rank == model.rank
     by_user, by_item = _positions(ratings.user_row, n_users), _positions(ratings.item_row, n_items)
     items, users = fitted.items.copy(), fitted.users.copy()
     refits = 0
+    # In steps of `fold_events`: within one the items stand still, as they do for a second in the product.
     for begin in range(0, n, fold_events):
         if begin and begin % refit_events < fold_events:
             known = ratings_before(ratings, begin)
+            # The first fit that has ratings starts afresh: there is nothing to be warm from.
+            # A seed for each refit: what is drawn does not depend on the number of refits before.
             rng = np.random.default_rng([seed, begin])
-            fitted = fit(known, n_users, n_items, settings=settings, rng=rng, start=_warm(fitted, refits))
+            fitted = fit(
+                known, n_users, n_items, settings=settings, rng=rng, start=fitted if refits else None
+            )
             items, users = fitted.items.copy(), fitted.users.copy()
             refits += 1
         events = np.arange(begin, min(begin + fold_events, n))
+        # A history for each event, up to it alone: the counter rule gives the same in the service.
         histories = _histories_before(ratings, by_user, ratings.user_row[events], events, ratings.item_row)
         folded = fitted.posterior.fold_in_users(items, histories, current=users[ratings.user_row[events]])
         scores = Scorer(fitted.posterior, items).score(
@@ -62,11 +65,6 @@ def predict_then_learn(
         histories = _histories_before(ratings, by_item, rated, np.repeat(end, len(rated)), ratings.user_row)
         items[rated] = fitted.posterior.fold_in_items(users, histories, current=items[rated])
     return rating, std, f"{refits} warm refits"
-
-
-def _warm(fitted: Fitted, refits: int) -> Fitted | None:
-    # The first fit that has ratings starts afresh: there is nothing to be warm from.
-    return fitted if refits else None
 
 
 def ratings_before(ratings: Ratings, end: int) -> Ratings:

@@ -26,6 +26,7 @@ def _surprise(make: Callable[[Any, int], Any]) -> Predict:
     def predict(question: Question, seed: int) -> Predicted:
         surprise: Any = import_module("surprise")
         reader = surprise.Reader(rating_scale=(question.low, question.high))
+        # Rows as raw ids: the rows of a question are as good as any.
         columns = (question.train_user, question.train_item, question.train_value)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         train = surprise.Dataset(reader).construct_trainset([(*row, None) for row in rows])
@@ -46,6 +47,7 @@ def _myfm(question: Question, seed: int) -> Predicted:
     myfm: Any = import_module("myfm")
 
     def one_hot(users: Rows, items: Rows) -> Any:
+        # Two ones a line: the user's column, and the item's after those of all users.
         columns = np.column_stack([users, items + question.n_users]).ravel()
         indptr = np.arange(0, len(columns) + 1, 2)
         shape = (len(users), question.n_users + question.n_items)
@@ -56,7 +58,7 @@ def _myfm(question: Question, seed: int) -> Predicted:
         one_hot(question.train_user, question.train_item),
         question.train_value,
         n_iter=300,
-        n_kept_samples=280,
+        n_kept_samples=280,  # the first 20 draws are burn-in
         group_shapes=[question.n_users, question.n_items],
     )
     rating = machine.predict(one_hot(question.test_user, question.test_item))
@@ -80,6 +82,7 @@ def _myfm_full(question: Question, seed: int) -> Predicted:
         return sparse.hstack([sparse.eye(rows.shape[0]), sparse.diags(1 / np.sqrt(count)) @ rows]).tocsr()
 
     user_block, item_block = block(rated), block(rated.T.tocsr())
+    # Days of training and test together: a day that only the test has gets a column, too.
     days = np.floor(np.nan_to_num(np.concatenate([question.train_time, question.test_time])) / DAY_S)
     _, day = np.unique(days, return_inverse=True)
     n_days = int(day.max()) + 1
@@ -119,7 +122,7 @@ def _implicit_als(question: Question, seed: int) -> Predicted:
         return Predicted()
     als: Any = import_module("implicit.cpu.als")
     n = len(question.train_user)
-    held_out = np.zeros(n, dtype=np.bool_)
+    held_out = np.zeros(n, dtype=np.bool_)  # of the training ratings: the test is not touched
     held_out[np.random.default_rng(seed).permutation(n)[: n // 10]] = True
     user, item = question.train_user, question.train_item
 
@@ -142,6 +145,7 @@ def _implicit_als(question: Question, seed: int) -> Predicted:
         top = ranked(part, users, factors, ridge, alpha)
         return ndcg(np.asarray(top), users, user[held_out], item[held_out], ALS_TOP)
 
+    # The library parallelizes by itself; BLAS threads beneath it would fight for the core.
     with threadpool_limits(limits=1, user_api="blas"):
         tried = {
             (ALS_FIRST_FACTORS, r, a): quality(ALS_FIRST_FACTORS, r, a)

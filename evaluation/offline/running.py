@@ -65,6 +65,7 @@ def measure(
 ) -> Iterator[tuple[Line, bool]]:
     """Yield the lines of the plan, in order, and whether each was there already (in `done`, by its key)."""
     for split, engine in plan.works():
+        # A digest of all arrays: only where it is needed.
         key = key_of(split, engine, plan) if store is not None or done else ""
         if done and key in done:
             yield done[key], True
@@ -77,6 +78,7 @@ def measure(
 
 def one(split: Split, engine: str, plan: Plan) -> Line:
     """Return one line; a failure is one, too."""
+    # Enough items for the longer of the two figures.
     question = split.question(NDCG_AT if plan.ranking and not split.sequential else 0)
     other = (plan.others or {}).get(engine)
     name = engine if other else title(engine)

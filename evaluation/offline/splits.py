@@ -110,6 +110,7 @@ def random_splits(data: DataSet, count: int, seed: int, share: float = 0.2) -> l
 def leave_out(data: DataSet, k: int, seed: int) -> Split:
     """Hold out `k` ratings, at random, of each user who has more. Raises CannotStartError for none."""
     user = data.ratings.user_row
+    # Ratings in random order within each user; those of rank below k are held out.
     order = np.lexsort((np.random.default_rng(seed).random(len(user)), user))
     rank = np.arange(len(user)) - np.searchsorted(user[order], user[order])
     counts = np.bincount(user, minlength=data.n_users)[user[order]]

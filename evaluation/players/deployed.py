@@ -63,6 +63,7 @@ class DeployedPlayer:
     async def learn(self, user: int, item: int, rating: float) -> None:
         """`POST /ratings`, when playing online."""
         if self._online:
+            # Once, without waiting: a rating that comes late costs the next prediction, not the game.
             with _failures_of_the_player():
                 await self._api.client.rate([Rating(*self._ids(user, item), rating)])
 
@@ -71,6 +72,7 @@ class DeployedPlayer:
 
     async def _trained(self, history: History) -> bool:
         """Train the API on the history; False where that would lose ratings of others."""
+        # An empty history cannot be trained on, and needs no training.
         if self._own_ids or history.rating.size == 0:
             return False
         if not (self._replace or self._api.trained_here or await self._is_empty()):
@@ -86,6 +88,7 @@ class DeployedPlayer:
         try:
             await self._api.client.train(document)
         except ApiError as error:
+            # Ratings came in since: they stay, and the history goes beside them.
             if error.code == "ratings_would_be_lost":
                 return False
             raise

@@ -35,6 +35,7 @@ class ModelPlayer:
     def __init__(self, engine: str, settings: FitSettings, seed: int) -> None:
         self._engine = make_engine(engine, settings)  # type: ignore[arg-type] # checked by its caller
         self._rng = np.random.default_rng(seed)
+        # All ratings as they came; the two indexes hold positions in them, of each user and of each item.
         self._columns: tuple[list[int], list[int], list[float]] = ([], [], [])
         self._by_user: dict[int, list[int]] = {}
         self._by_item: dict[int, list[int]] = {}
@@ -68,6 +69,7 @@ class ModelPlayer:
         self._add(user, item, rating)
         self._new_ratings += 1
         fitted = self._known()
+        # A user or item that the tables do not have yet needs a fit, too.
         if self._new_ratings % REFIT_RATINGS == 0 or user >= len(fitted.users) or item >= len(fitted.items):
             await self._fit()
             return
@@ -86,7 +88,7 @@ class ModelPlayer:
 
     def _known(self) -> Fitted:
         if self._fitted is None:
-            raise PlayerFailedError("asked before it has learned a history")
+            raise PlayerFailedError("it has learned no history yet")
         return self._fitted
 
     def _add(self, user: int, item: int, rating: float) -> None:
@@ -107,12 +109,13 @@ class ModelPlayer:
         self._rated.clear()
 
     def _histories(self, parts: list[list[int]], other: int) -> Histories:
+        """Return the ratings at these positions; `other`: the column of their other side."""
         positions = [position for part in parts for position in part]
         return Histories(
             np.cumsum([0, *map(len, parts)], dtype=np.int64),
             np.array([self._columns[other][position] for position in positions], dtype=np.int32),
             np.array([self._columns[2][position] for position in positions], dtype=np.float64),
-            np.full(len(positions), np.nan),
+            np.full(len(positions), np.nan),  # the environment counts events, not time
         )
 
     async def _fit(self) -> None:
