@@ -4,17 +4,15 @@ leader until it has an outcome, whoever dies.
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
+from featurestore.client import Client
 from featurestore.errors import StoreError
 from featurestore.keys import Keys
-from featurestore.wire.connection import Connection
-from featurestore.wire.functions import command, commands
-from featurestore.wire.resp import ReplyError, encode
 
 CommandKind = Literal["refit", "epoch", "erase"]
 
@@ -64,35 +62,25 @@ class Outcome:
 
 
 class Commands:
-    """Both ends of the commands. `blocking` gives a connection on which the store may block."""
+    """Both ends of the commands. `block_s`: how long the store may block on one call: well below the timeout
+    of a socket.
+    """
 
-    def __init__(
-        self, keys: Keys, connection: Connection, blocking: Callable[[], Awaitable[Connection]]
-    ) -> None:
+    def __init__(self, keys: Keys, client: Client, block_s: float) -> None:
         self._keys = keys
-        self._connection = connection
-        self._blocking = blocking
+        self._client = client
+        self._block_ms = max(1, int(1000 * block_s))
 
     async def ask(self, kind: CommandKind, *, epoch: int, user: bytes | None = None) -> str:
         """Ask; the answer is the id under which the outcome will be. Asking twice does it twice."""
         command_id = uuid.uuid4().hex
-        fields = [
-            b"id",
-            command_id.encode(),
-            b"kind",
-            kind.encode(),
-            b"epoch",
-            b"%d" % epoch,
-            b"user",
-            user or b"",
-        ]
-        limit = [b"MAXLEN", b"~", b"%d" % MOST_COMMANDS]
-        await command(self._connection, b"XADD", self._keys.commands, *limit, b"*", *fields)
+        fields = {b"id": command_id, b"kind": kind, b"epoch": epoch, b"user": user or b""}
+        await self._client.xadd(self._keys.commands, fields, maxlen=MOST_COMMANDS)  # type: ignore[arg-type]  # the stubs want str keys
         return command_id
 
     async def outcome(self, command_id: str) -> Outcome | None:
         """The outcome so far; None while nobody has taken the command, and an hour after its end."""
-        text = await command(self._connection, b"GET", self._keys.command(command_id))
+        text = await self._client.get(self._keys.command(command_id))
         if text is None:
             return None
         try:
@@ -116,30 +104,28 @@ class Commands:
         Entries of a kind that this version does not know come too, as any other: the caller reports them
         failed.
         """
-        block = [b"BLOCK", b"%d" % block_ms] if block_ms > 0 else []
-        connection = await self._blocking()
-        payload = encode(b"XREAD", b"COUNT", b"1000", *block, b"STREAMS", self._keys.commands, after.encode())
-        (reply,) = await connection.execute(payload, 1, wait_s=block_ms / 1000)
-        if isinstance(reply, ReplyError):
-            raise connection.failure(reply)
-        return [] if reply is None else [_command(stream_id, flat) for stream_id, flat in reply[0][1]]
+        loop = asyncio.get_running_loop()
+        end = loop.time() + block_ms / 1000
+        while True:
+            left_ms = int(1000 * (end - loop.time()))
+            block = min(left_ms, self._block_ms) if left_ms > 0 else None
+            found: Any = await self._client.xread({self._keys.commands: after}, count=1000, block=block)
+            if found or block is None:
+                return [_command(stream_id, fields) for _, entries in found for stream_id, fields in entries]
 
     async def report(self, command_id: str, outcome: Outcome) -> None:
         """Tell how far it has come."""
         text = msgspec.json.encode(outcome)
-        await command(
-            self._connection, b"SET", self._keys.command(command_id), text, b"EX", b"%d" % OUTCOME_S
-        )
+        await self._client.set(self._keys.command(command_id), text, ex=OUTCOME_S)
 
     async def drop(self, upto: str) -> None:
         """Remove commands up to and including stream id `upto`: they have their outcome."""
         ms, _, seq = upto.partition("-")
-        first = f"{ms}-{int(seq or 0) + 1}".encode()
-        await commands(self._connection, [(b"XTRIM", self._keys.commands, b"MINID", b"=", first)])
+        first = f"{ms}-{int(seq or 0) + 1}"
+        await self._client.xtrim(self._keys.commands, minid=first, approximate=False)
 
 
-def _command(stream_id: bytes, flat: list[bytes]) -> Command:
-    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+def _command(stream_id: bytes, fields: Mapping[bytes, bytes]) -> Command:
     kind: CommandKind = fields.get(b"kind", b"").decode()  # type: ignore[assignment]  # unknown kinds pass through
     user = fields.get(b"user") or None
     epoch = fields.get(b"epoch", b"0")

@@ -6,16 +6,18 @@ The store gives rows in one function call; the registry of an epoch that was rem
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from factors import Int64s
+from featurestore.client import Client
 from featurestore.errors import EpochGone, RegistryFull
 from featurestore.id_columns import Ids
 from featurestore.keys import Keys
 from featurestore.row_table import RowTable
 from featurestore.wire.connection import Connection, Execute
-from featurestore.wire.functions import call_many, command, commands, encode_call
+from featurestore.wire.functions import call_many, commands, encode_call
 from featurestore.wire.resp import ReplyError, encode
 
 # Bounds how long one call keeps the store, and one reply this event loop, to about 2 ms.
@@ -32,9 +34,12 @@ UNSEATED_PART = 1 / 8
 class ItemRegistry:
     """The item ids of one epoch, cached as they are met."""
 
-    def __init__(self, keys: Keys, connection: Connection, epoch: int, max_items: int) -> None:
+    def __init__(
+        self, keys: Keys, connection: Connection, client: Client, epoch: int, max_items: int
+    ) -> None:
         self._items, self._order = keys.items(epoch), keys.order(epoch)
         self._connection = connection
+        self._client = client
         self._epoch = epoch
         self._max_items = max_items
         self._rows: dict[bytes, int] = {}
@@ -133,9 +138,7 @@ class ItemRegistry:
         """Read the rows that others registered, in small steps."""
         while True:
             known = self._known
-            ids = await command(
-                self._connection, b"LRANGE", self._order, b"%d" % known, b"%d" % (known + IDS_AT_ONCE - 1)
-            )
+            ids: Any = await self._client.lrange(self._order, known, known + IDS_AT_ONCE - 1)
             self.take(known, ids)
             if len(ids) < IDS_AT_ONCE:
                 return

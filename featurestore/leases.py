@@ -5,18 +5,17 @@ The fence is a number that grows with each lease; every function that publishes 
 that was paused for longer than its lease does no harm when it wakes up.
 """
 
+from featurestore.client import Client
 from featurestore.errors import LeaseLost
 from featurestore.keys import Keys
-from featurestore.wire.connection import Connection
-from featurestore.wire.functions import call
 
 
 class Lease:
     """Leadership until `ttl_ms` after the last `renew`. `fence`: its number."""
 
-    def __init__(self, keys: Keys, connection: Connection, token: str, ttl_ms: int, fence: int) -> None:
+    def __init__(self, keys: Keys, client: Client, token: str, ttl_ms: int, fence: int) -> None:
         self._keys = keys
-        self._connection = connection
+        self._client = client
         self.token = token
         self.ttl_ms = ttl_ms
         self.fence = fence
@@ -27,28 +26,28 @@ class Lease:
         Raises `LeaseLost`, `StoreUnavailable` (try again).
         """
         args = [self.token.encode(), b"%d" % self.ttl_ms, b"%d" % self.fence]
-        reply = await call(self._connection, "renew_lease", [self._keys.lease, self._keys.live], args)
+        reply = await self._client.call("renew_lease", [self._keys.lease, self._keys.live], args)
         if reply[0] != b"OK":
             raise LeaseLost("another trainer leads")
 
     async def release(self) -> None:
         """Let the next one lead at once."""
-        await call(self._connection, "release_lease", [self._keys.lease], [self.token.encode()])
+        await self._client.call("release_lease", [self._keys.lease], [self.token.encode()])
 
 
 class Leases:
     """Hands out the one lease of a namespace."""
 
-    def __init__(self, keys: Keys, connection: Connection) -> None:
+    def __init__(self, keys: Keys, client: Client) -> None:
         self._keys = keys
-        self._connection = connection
+        self._client = client
 
     async def acquire(self, token: str, ttl_ms: int) -> Lease | None:
         """Lead, if nobody does. `token` names the process; asked again with the same token it is the same
         lease.
         """
         args = [token.encode(), b"%d" % ttl_ms]
-        reply = await call(self._connection, "acquire_lease", [self._keys.lease, self._keys.live], args)
+        reply = await self._client.call("acquire_lease", [self._keys.lease, self._keys.live], args)
         if reply[0] != b"OK":
             return None
-        return Lease(self._keys, self._connection, token, ttl_ms, int(reply[1]))
+        return Lease(self._keys, self._client, token, ttl_ms, int(reply[1]))

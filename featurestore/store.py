@@ -8,12 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-
 from factors import Scale
+from featurestore.client import Client
 from featurestore.commands import Commands
 from featurestore.disk_sync import DiskSync
 from featurestore.errors import StoreError, StoreRefused
@@ -33,7 +29,6 @@ from featurestore.wire.resp import ReplyError, encode, store_error
 LAYOUT = b"2"
 OLDEST_REDIS = (7, 2)
 OLDEST_VALKEY = (8, 0)
-POOL = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,38 +70,27 @@ class Store:
         self._registries: dict[int, ItemRegistry] = {}
         self.bulk = self._connection("bulk", self._prepare)
         self.hot: Connection | None = self._connection("hot") if hot else None
-        # Retried once, and only where a pooled socket turned out dead: what goes through here may be
-        # repeated.
-        self.redis: Redis = Redis.from_pool(
-            BlockingConnectionPool.from_url(
-                settings.url,
-                max_connections=POOL,
-                timeout=settings.timeout_s,
-                socket_timeout=settings.timeout_s,
-                socket_connect_timeout=settings.timeout_s,
-                retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), 1, (RedisConnectionError,)),
-            )
-        )
+        self.redis = Client(settings.url, settings.timeout_s, self.bulk)
         self._stream_connection = _Lazy(lambda: self._connection("stream"))
-        self._commands_connection = _Lazy(lambda: self._connection("commands"))
         self._disk: DiskSync | None = None
         self._disk_connection: Connection | None = None
         if settings.durability == "fsync":
             self._disk_connection = self._connection("fsync")
             self._disk = DiskSync(self._disk_connection, self.keys.synced, settings.timeout_s)
-        self.users = UserRecords(self.keys, self.hot or self.bulk)
-        self.generations = Generations(self.keys, self.bulk)
+        self.users = UserRecords(self.keys, self.hot or self.bulk, self.redis)
+        self.generations = Generations(self.keys, self.bulk, self.redis)
         self.ratings = RatingsLog(
             self.keys,
             self.bulk,
-            epochs=Epochs(self.keys, self.bulk, self.generations, self._mend),
+            self.redis,
+            epochs=Epochs(self.keys, self.redis, self.generations, self._mend),
             registry=self.items,
             stream_limit=settings.stream_limit,
             synced=None if self._disk is None else self._disk.wait,
         )
-        self.commands = Commands(self.keys, self.bulk, self._commands_connection.get)
+        self.commands = Commands(self.keys, self.redis, block_s=settings.timeout_s / 2)
         self.stream = RatingsStream(self.keys, self.bulk, self._stream_connection.get)
-        self.leases = Leases(self.keys, self.bulk)
+        self.leases = Leases(self.keys, self.redis)
 
     @classmethod
     async def open(cls, settings: StoreSettings, *, hot: bool = True) -> "Store":
@@ -137,14 +121,17 @@ class Store:
             if connection is not None:
                 await connection.close()
         await self._stream_connection.close()
-        await self._commands_connection.close()
         await self.redis.aclose(close_connection_pool=True)
+
+    async def time(self) -> int:
+        """Seconds since 1970 by the clock of the store."""
+        return (await self.redis.time())[0]
 
     def items(self, epoch: int) -> ItemRegistry:
         """The item registry of an epoch."""
         registry = self._registries.get(epoch)
         if registry is None:
-            registry = ItemRegistry(self.keys, self.bulk, epoch, self.settings.max_items)
+            registry = ItemRegistry(self.keys, self.bulk, self.redis, epoch, self.settings.max_items)
             self._registries[epoch] = registry
             # An epoch that was replaced is not asked for again; the one before may be, during the change.
             for old in sorted(self._registries)[:-3]:

@@ -7,7 +7,6 @@ import asyncio
 from featurestore.errors import LeaseLost, StoreError, StoreUnavailable
 from featurestore.generations.manifest import Pointer
 from featurestore.store import Store
-from featurestore.wire.functions import command
 from trainer import log
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
@@ -102,7 +101,7 @@ class Upkeep:
         pending = pointer.pending
         if pending in {0, pointer.epoch} or self._epochs.is_claimed(pending):
             return
-        now = float((await command(self._store.bulk, b"TIME"))[0])
+        now = await self._store.time()
         if now - pointer.pending_since >= self._abandon_s:
             log.warning("epoch_abandoned", epoch=pending)
             await with_retries(self._store.ratings.abandon_epoch, pending)

@@ -5,15 +5,18 @@ again.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from factors import Float32s, Int32s
+from featurestore.client import Client
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
 from featurestore.generations.manifest import (
+    CHUNK_BYTES,
     Deltas,
     GenerationDraft,
     GenerationMeta,
@@ -27,12 +30,11 @@ from featurestore.generations.manifest import (
     latest,
     read_pointer,
 )
-from featurestore.generations.writer import CHUNKS_AT_ONCE, GenerationWriter, flipped
+from featurestore.generations.writer import GenerationWriter, flipped
 from featurestore.keys import Keys
 from featurestore.leases import Lease
 from featurestore.wire.chunk_reader import read_chunks
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import call, command, commands
 
 __all__ = [
     "Deltas",
@@ -46,7 +48,7 @@ __all__ = [
 ]
 
 KEYS_AT_ONCE = 64
-SCAN_COUNT = b"500"
+SCAN_COUNT = 500
 DELTAS_AT_ONCE = 256
 ROWS_PER_DELTA = 2_000
 # So many pushes are merged into one: a loading service reads at most this many, and the stream stays small.
@@ -60,22 +62,23 @@ Workers = list[Worker]
 class Generations:
     """Reads and changes the generations. Every method may raise `StoreUnavailable` and may be repeated."""
 
-    def __init__(self, keys: Keys, connection: Connection) -> None:
+    def __init__(self, keys: Keys, connection: Connection, client: Client) -> None:
         self._keys = keys
         self._connection = connection
+        self._client = client
 
     async def live(self) -> Pointer:
         """What is live now."""
-        return read_pointer(await command(self._connection, b"HGETALL", self._keys.live))
+        return read_pointer(await self._client.hgetall(self._keys.live))
 
     async def list(self) -> Summaries:
         """All generations, oldest first, whole or not. Raises `GenerationBroken`."""
-        flat = await command(self._connection, b"HGETALL", self._keys.generations)
-        return sorted(map(decode_summary, flat[1::2]), key=lambda summary: summary.generation)
+        texts = await self._client.hvals(self._keys.generations)
+        return sorted(map(decode_summary, texts), key=lambda summary: summary.generation)
 
     async def meta(self, epoch: int, generation: int) -> GenerationMeta:
         """What a finished generation is. Raises `GenerationUnknown`, `GenerationBroken`."""
-        text = await command(self._connection, b"GET", self._keys.meta(epoch, generation))
+        text = await self._client.get(self._keys.meta(epoch, generation))
         if text is None:
             raise GenerationUnknown(generation)
         return decode_meta(text)
@@ -87,13 +90,14 @@ class Generations:
 
         `pause_s`: between the small steps of writing, for a store that has little room. Raises `LeaseLost`.
         """
-        reply = await call(self._connection, "allot_generation", [self._keys.live], [b"%d" % lease.fence])
+        reply = await self._client.call("allot_generation", [self._keys.live], [b"%d" % lease.fence])
         if reply[0] != b"OK":
             raise LeaseLost("another trainer leads")
         kept = await self.prune(pause_s)
         writer = GenerationWriter(
             self._keys,
             self._connection,
+            self._client,
             lease=lease,
             number=int(reply[1]),
             epoch=epoch,
@@ -121,7 +125,7 @@ class Generations:
         Raises `GenerationUnknown`.
         """
         args = [b"%d" % generation, b"", b"0", b"1" if hold else b"0"]
-        reply = await call(self._connection, "flip", [self._keys.live, self._keys.generations], args)
+        reply = await self._client.call("flip", [self._keys.live, self._keys.generations], args)
         flipped(reply, generation)
 
     def load_items(self, meta: GenerationMeta) -> AsyncIterator[bytes | memoryview]:
@@ -130,17 +134,15 @@ class Generations:
         step = meta.rows_per_chunk
         rows = [min(step, meta.item_rows - start) for start in range(0, meta.item_rows, step)]
         sizes = [4 * count * meta.model.item_width for count in rows]
-        return read_chunks(self._connection, lambda chunk: self._keys.chunk(epoch, number, chunk), sizes)
+        return read_chunks(self._connection, partial(self._keys.chunk, epoch, number), sizes)
 
     async def load_index(self, meta: GenerationMeta) -> bytes:
         """The bytes of the index of the items; empty where there is none. Raises `GenerationBroken`."""
         epoch, number = meta.summary.epoch, meta.summary.generation
-        pieces: list[bytes] = []
-        for first in range(0, meta.summary.index_chunks, CHUNKS_AT_ONCE):
-            chunks = range(first, min(first + CHUNKS_AT_ONCE, meta.summary.index_chunks))
-            names = [(b"GET", self._keys.index_chunk(epoch, number, chunk)) for chunk in chunks]
-            pieces += [data or b"" for data in await commands(self._connection, names)]
-        index = b"".join(pieces)
+        starts = range(0, meta.index_bytes, CHUNK_BYTES)
+        sizes = [min(CHUNK_BYTES, meta.index_bytes - start) for start in starts]
+        chunks = read_chunks(self._connection, partial(self._keys.index_chunk, epoch, number), sizes)
+        index = b"".join([piece async for piece in chunks])
         if len(index) != meta.index_bytes or crc32(index) != meta.index_crc32:
             raise GenerationBroken(f"the index of generation {number} is not what was written")
         return index
@@ -154,22 +156,10 @@ class Generations:
         rows, vectors = np.asarray(rows, dtype="<i4"), np.asarray(vectors, dtype="<f4")
         for start in range(0, len(rows), ROWS_PER_DELTA):
             stop = start + ROWS_PER_DELTA
-            added, length = await commands(
-                self._connection,
-                [
-                    (
-                        b"XADD",
-                        name,
-                        b"NOMKSTREAM",
-                        b"*",
-                        b"r",
-                        rows[start:stop].tobytes(),
-                        b"v",
-                        vectors[start:stop].tobytes(),
-                    ),
-                    (b"XLEN", name),
-                ],
-            )
+            pipe = self._client.pipeline()
+            pipe.xadd(name, _delta(rows[start:stop], vectors[start:stop]), nomkstream=True)
+            pipe.xlen(name)
+            added, length = await pipe.execute()
             if added is None:
                 raise GenerationUnknown(generation)
             if length > DELTAS_MERGED:
@@ -182,20 +172,21 @@ class Generations:
 
     async def workers(self) -> Workers:
         """The service processes that have beaten within the last hour; older ones are dropped."""
-        (seconds, microseconds), flat = await commands(
-            self._connection, [(b"TIME",), (b"HGETALL", self._keys.workers)]
-        )
-        now = int(seconds) + int(microseconds) / 1e6
+        pipe = self._client.pipeline()
+        pipe.time()
+        pipe.hgetall(self._keys.workers)
+        (seconds, microseconds), beats = await pipe.execute()
+        now = seconds + microseconds / 1e6
         found: Workers = []
         dead: list[bytes] = []
-        for worker_id, text in zip(flat[::2], flat[1::2], strict=True):
+        for worker_id, text in beats.items():
             worker = decode_beat(worker_id, text, now)
             if worker is None or worker.age_s > BEAT_KEPT_S:
                 dead.append(worker_id)
             else:
                 found.append(worker)
         if dead:
-            await command(self._connection, b"HDEL", self._keys.workers, *dead)
+            await self._client.hdel(self._keys.workers, *dead)
         return found
 
     async def remove(self, epoch: int, generation: int, pause_s: float = 0.0) -> None:
@@ -204,7 +195,7 @@ class Generations:
         Raises `StoreError` if live.
         """
         names = [self._keys.live, self._keys.generations]
-        reply = await call(self._connection, "retire_generation", names, [b"%d" % generation])
+        reply = await self._client.call("retire_generation", names, [b"%d" % generation])
         if reply[0] == b"LIVE":
             raise StoreError(f"generation {generation} is live and is not removed")
         if reply[0] == b"GONE":
@@ -212,28 +203,19 @@ class Generations:
         summary = decode_summary(reply[1])
         chunks = [self._keys.chunk(epoch, generation, chunk) for chunk in range(summary.chunks)]
         chunks += [self._keys.index_chunk(epoch, generation, chunk) for chunk in range(summary.index_chunks)]
-        for first in range(0, len(chunks), KEYS_AT_ONCE):
-            some = chunks[first : first + KEYS_AT_ONCE]
-            await commands(self._connection, [(b"UNLINK", chunk) for chunk in some])
-            await asyncio.sleep(pause_s)
-        # The entry goes last: as long as it is there, whoever comes next can finish this.
-        await commands(
-            self._connection,
-            [
-                (b"UNLINK", self._keys.meta(epoch, generation)),
-                (b"UNLINK", self._keys.deltas(epoch, generation)),
-                (b"HDEL", self._keys.generations, b"%d" % generation),
-            ],
-        )
+        await self._unlink(chunks, pause_s)
+        # The entry goes last: as long as it is there, the next caller can finish this.
+        pipe = self._client.pipeline()
+        pipe.unlink(self._keys.meta(epoch, generation), self._keys.deltas(epoch, generation))
+        pipe.hdel(self._keys.generations, str(generation))
+        await pipe.execute()
 
     async def remove_epoch(self, epoch: int, pause_s: float = 0.0) -> None:
         """Remove all that belongs to an epoch, in small steps.
 
         Raises `StoreError` if it is live or being prepared.
         """
-        live, pending, abandoned = await command(
-            self._connection, b"HMGET", self._keys.live, b"epoch", b"pending", b"abandoned"
-        )
+        live, pending, abandoned = await self._client.hmget(self._keys.live, "epoch", "pending", "abandoned")
         name = b"%d" % epoch
         if name == live or (name == pending and name != abandoned):
             raise StoreError(f"epoch {epoch} is in use and is not removed")
@@ -241,47 +223,38 @@ class Generations:
             if summary.epoch == epoch:
                 await self.remove(epoch, summary.generation, pause_s)
         # The registry first: without it no late caller can add to what is going.
-        await commands(
-            self._connection, [(b"UNLINK", self._keys.items(epoch)), (b"UNLINK", self._keys.order(epoch))]
-        )
-        cursor = b"0"
+        await self._client.unlink(self._keys.items(epoch), self._keys.order(epoch))
+        cursor = 0
         while True:
-            cursor, found = await command(
-                self._connection,
-                b"SCAN",
-                cursor,
-                b"MATCH",
-                self._keys.epoch_pattern(epoch),
-                b"COUNT",
-                SCAN_COUNT,
-            )
-            for start in range(0, len(found), KEYS_AT_ONCE):
-                some = found[start : start + KEYS_AT_ONCE]
-                await commands(self._connection, [(b"UNLINK", key) for key in some])
-                await asyncio.sleep(pause_s)
-            if cursor == b"0":
+            found: Any
+            cursor, found = await self._client.scan(cursor, self._keys.epoch_pattern(epoch), SCAN_COUNT)
+            await self._unlink(found, pause_s)
+            if not cursor:
                 break
-        await command(self._connection, b"SREM", self._keys.stored, name)
+        await self._client.srem(self._keys.stored, name)
+
+    async def _unlink(self, keys: Sequence[bytes], pause_s: float) -> None:
+        for start in range(0, len(keys), KEYS_AT_ONCE):
+            await self._client.unlink(*keys[start : start + KEYS_AT_ONCE])
+            await asyncio.sleep(pause_s)
 
     async def remove_leftovers(self, pause_s: float = 0.0) -> None:
         """Remove every epoch that is neither live nor being prepared, as a crash may have left them."""
-        stored = await command(self._connection, b"SMEMBERS", self._keys.stored)
+        stored = await self._client.smembers(self._keys.stored)
         for epoch in sorted(map(int, stored)):
             pointer = await self.live()
             if epoch not in {pointer.epoch, pointer.pending}:
                 await self.remove_epoch(epoch, pause_s)
 
     async def _delta_entries(self, name: bytes, after: str) -> Any:
-        entries: Any = []
-        start = after.encode()
+        entries: list[Any] = []
+        start = after
         while True:
-            some = await command(
-                self._connection, b"XRANGE", name, b"(" + start, b"+", b"COUNT", b"%d" % DELTAS_AT_ONCE
-            )
+            some: Any = await self._client.xrange(name, f"({start}", "+", DELTAS_AT_ONCE)
             entries += some
             if len(some) < DELTAS_AT_ONCE:
                 return entries
-            start = some[-1][0]
+            start = some[-1][0].decode()
 
     async def _merge_deltas(self, name: bytes, width: int) -> None:
         """Put the latest of all rows at the end of the stream, then drop what was before.
@@ -289,13 +262,16 @@ class Generations:
         A reader between the two steps gets the same vectors twice, which changes nothing.
         """
         merged = latest(decode_deltas(await self._delta_entries(name, "0"), width, "0"))
-        first: bytes | None = None
+        first: Any = None
         for start in range(0, len(merged.rows), ROWS_PER_DELTA):
             stop = start + ROWS_PER_DELTA
-            rows, vectors = merged.rows[start:stop].tobytes(), merged.vectors[start:stop].tobytes()
-            added = await command(
-                self._connection, b"XADD", name, b"NOMKSTREAM", b"*", b"r", rows, b"v", vectors
-            )
+            delta = _delta(merged.rows[start:stop], merged.vectors[start:stop])
+            added = await self._client.xadd(name, delta, nomkstream=True)
             first = first or added
         if first is not None:
-            await command(self._connection, b"XTRIM", name, b"MINID", b"=", first)
+            await self._client.xtrim(name, minid=first, approximate=False)
+
+
+def _delta(rows: Int32s, vectors: Float32s) -> dict[Any, Any]:
+    """The fields of a stream entry with item rows (m,) and their vectors (m, item_width)."""
+    return {b"r": rows.tobytes(), b"v": vectors.tobytes()}

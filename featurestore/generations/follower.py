@@ -27,6 +27,7 @@ from factors import (
     index_from_bytes,
     posterior_of,
 )
+from featurestore.client import StorePipeline
 from featurestore.errors import StoreError
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import LiveGeneration
@@ -40,7 +41,6 @@ from featurestore.generations.manifest import (
     latest,
     read_pointer,
 )
-from featurestore.wire.resp import ReplyError, encode
 
 if TYPE_CHECKING:
     from featurestore.store import Store
@@ -68,9 +68,9 @@ class Follower:
         """Raises `StoreRefused` where `cache_dir` cannot be written."""
         self._store = store
         self._keys = store.keys
-        self._connection = store.hot or store.bulk
+        self._client = store.redis
         self._cache = TableCache(cache_dir, store.settings.namespace)
-        self._worker_id = worker_id.encode()
+        self._worker_id = worker_id
         self._poll_s = poll_s
         self.live: LiveGeneration | None = None
         self.pointer: Pointer | None = None
@@ -113,42 +113,28 @@ class Follower:
     async def _poll(self) -> bool:
         """One round; whether there is more to be read at once."""
         live = self.live
-        commands = [
-            encode(b"TIME"),
-            encode(b"HGETALL", self._keys.live),
-            encode(b"HKEYS", self._keys.generations),
-        ]
+        pipe = self._client.pipeline()
+        pipe.time()
+        pipe.hgetall(self._keys.live)
+        pipe.hkeys(self._keys.generations)
         items = None
         if live is not None:
             items = self._store.items(live.epoch)
             known = len(items)
             deltas = self._keys.deltas(live.epoch, live.generation)
-            after = b"(" + self._after.encode()
-            commands += [
-                encode(b"XRANGE", deltas, after, b"+", b"COUNT", b"%d" % DELTAS_AT_ONCE),
-                encode(
-                    b"LRANGE",
-                    self._keys.order(live.epoch),
-                    b"%d" % known,
-                    b"%d" % (known + ITEMS_AT_ONCE - 1),
-                ),
-            ]
-        beat = self._beat(live)
-        if beat is not None:
-            commands.append(beat)
-        replies = await self._connection.execute(b"".join(commands), len(commands))
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise self._connection.failure(reply)
+            pipe.xrange(deltas, f"({self._after}", "+", DELTAS_AT_ONCE)
+            pipe.lrange(self._keys.order(live.epoch), known, known + ITEMS_AT_ONCE - 1)
+            self._add_beat(pipe, live)
+        (seconds, microseconds), pointer_fields, numbers, *rest = await pipe.execute()
         now = time.monotonic()
-        self._clock_offset = int(replies[0][0]) + int(replies[0][1]) / 1e6 - now
-        self.pointer = pointer = read_pointer(replies[1])
-        self._numbers = frozenset(map(int, replies[2]))
+        self._clock_offset = seconds + microseconds / 1e6 - now
+        self.pointer = pointer = read_pointer(pointer_fields)
+        self._numbers = frozenset(map(int, numbers))
         self._store.users.kept = Kept.of(self._numbers)
         self.polled_at = now
         more = False
         if live is not None and items is not None and live is self.live:
-            entries, ids = replies[3], replies[4]
+            entries, ids = rest[:2]
             items.take(known, ids)
             if entries:
                 await self._apply(live, decode_deltas(entries, live.model.item_width, self._after))
@@ -216,12 +202,11 @@ class Follower:
         Told first, asked second: who switches epochs either sees this worker and waits for it, or had
         switched before.
         """
-        beat = self._encode_beat(epoch, generation)
-        told, pointer = await self._connection.execute(beat + encode(b"HGETALL", self._keys.live), 2)
-        for reply in (told, pointer):
-            if isinstance(reply, ReplyError):
-                raise self._connection.failure(reply)
-        self.pointer = read_pointer(pointer)
+        pipe = self._client.pipeline()
+        pipe.hset(self._keys.workers, self._worker_id, self._encode_beat(epoch, generation))
+        pipe.hgetall(self._keys.live)
+        _, fields = await pipe.execute()
+        self.pointer = read_pointer(fields)
         return (self.pointer.epoch, self.pointer.generation) == (epoch, generation)
 
     async def _apply(self, live: LiveGeneration, deltas: Deltas) -> None:
@@ -237,24 +222,21 @@ class Follower:
             self._after, self._room = deltas.after, room
             self.live = replace(live, items=scorer.items, scorer=scorer, n_items=n_items)
 
-    def _beat(self, live: LiveGeneration | None) -> bytes | None:
+    def _add_beat(self, pipe: StorePipeline, live: LiveGeneration) -> None:
+        """Tell twice a second, and at once after a change, what this worker serves."""
         now = time.monotonic()
-        if live is None:
-            return None
         serves = (live.epoch, live.generation)
-        if serves == self._beaten and now - self._beaten_at < BEAT_S:
-            return None
-        self._beaten, self._beaten_at = serves, now
-        return self._encode_beat(*serves)
+        if serves != self._beaten or now - self._beaten_at >= BEAT_S:
+            self._beaten, self._beaten_at = serves, now
+            pipe.hset(self._keys.workers, self._worker_id, self._encode_beat(*serves))
 
     def _encode_beat(self, epoch: int, generation: int) -> bytes:
         at = time.monotonic() + self._clock_offset
-        beat = Beat(epoch=epoch, generation=generation, at=at, pid=os.getpid())
-        return encode(b"HSET", self._keys.workers, self._worker_id, msgspec.json.encode(beat))
+        return msgspec.json.encode(Beat(epoch=epoch, generation=generation, at=at, pid=os.getpid()))
 
     async def _say_goodbye(self) -> None:
         with contextlib.suppress(StoreError):
-            await self._connection.execute(encode(b"HDEL", self._keys.workers, self._worker_id), 1)
+            await self._client.hdel(self._keys.workers, self._worker_id)
 
 
 def _prepare(

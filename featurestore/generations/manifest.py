@@ -3,7 +3,7 @@ read as written is `GenerationBroken`, never a guess.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,6 +15,9 @@ from featurestore.errors import GenerationBroken
 from featurestore.keys import record_field
 
 CHUNK_BYTES = 65_536
+
+Text = bytes | str
+"""What redis-py's types say that it returns. Without `decode_responses` it is bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +150,8 @@ class Beat(msgspec.Struct, frozen=True):
     pid: int
 
 
-def read_pointer(flat: list[bytes]) -> Pointer:
-    """The pointer from the fields and values of its hash."""
-    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+def read_pointer(fields: Mapping[Text, Text]) -> Pointer:
+    """The pointer from the fields of its hash."""
 
     def number(name: bytes) -> int:
         return int(fields.get(name) or 0)
@@ -187,7 +189,7 @@ def encode_summary(summary: GenerationSummary) -> bytes:
     return msgspec.json.encode(summary)
 
 
-def decode_summary(text: bytes) -> GenerationSummary:
+def decode_summary(text: Text) -> GenerationSummary:
     """A summary from JSON. Raises `GenerationBroken`."""
     try:
         return msgspec.json.decode(text, type=GenerationSummary)
@@ -211,7 +213,7 @@ def encode_meta(meta: GenerationMeta) -> bytes:
     )
 
 
-def decode_meta(text: bytes) -> GenerationMeta:
+def decode_meta(text: Text) -> GenerationMeta:
     """What a generation is. Raises `GenerationBroken`."""
     try:
         read = msgspec.json.decode(text, type=_Meta)
@@ -242,7 +244,7 @@ def chunk_count(rows: int, rows_per_chunk: int) -> int:
     return -(-rows // rows_per_chunk)
 
 
-def decode_beat(worker_id: bytes, text: bytes, now: float) -> Worker | None:
+def decode_beat(worker_id: bytes, text: Text, now: float) -> Worker | None:
     """A heartbeat; None for one that cannot be read."""
     try:
         beat = msgspec.json.decode(text, type=Beat)
@@ -251,12 +253,11 @@ def decode_beat(worker_id: bytes, text: bytes, now: float) -> Worker | None:
     return Worker(worker_id.decode("utf-8", "replace"), beat.epoch, beat.generation, beat.pid, now - beat.at)
 
 
-def decode_deltas(entries: list[tuple[bytes, list[bytes]]], width: int, after: str) -> Deltas:
+def decode_deltas(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]], width: int, after: str) -> Deltas:
     """Stream entries as deltas. Raises `GenerationBroken` where rows and vectors do not fit."""
     rows: list[Int32s] = []
     vectors: list[Float32s] = []
-    for _, flat in entries:
-        fields: Mapping[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=False))
+    for _, fields in entries:
         some_rows, some_vectors = fields.get(b"r", b""), fields.get(b"v", b"")
         count = len(some_rows) // 4
         if len(some_rows) != 4 * count or len(some_vectors) != 4 * count * width:

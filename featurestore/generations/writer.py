@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from factors import Float32s, Int64s, Model, all_finite_items
+from featurestore.client import Client
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
 from featurestore.generations.manifest import (
     CHUNK_BYTES,
@@ -26,7 +27,7 @@ from featurestore.keys import Keys
 from featurestore.leases import Lease
 from featurestore.users.record_writer import RecordWriter
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import call, command, commands
+from featurestore.wire.functions import commands
 
 CHUNKS_AT_ONCE = 4
 
@@ -47,6 +48,7 @@ class GenerationWriter:
         self,
         keys: Keys,
         connection: Connection,
+        client: Client,
         *,
         lease: Lease,
         number: int,
@@ -58,6 +60,7 @@ class GenerationWriter:
     ) -> None:
         self._keys = keys
         self._connection = connection
+        self._client = client
         self._lease = lease
         self.number = number
         self._epoch = epoch
@@ -77,7 +80,7 @@ class GenerationWriter:
         # A stream without entries: later pushes go only to a stream that is there, so none outlives its
         # generation.
         deltas = self._keys.deltas(self._epoch, self.number)
-        await command(self._connection, b"XADD", deltas, b"MAXLEN", b"0", b"*", b"r", b"", b"v", b"")
+        await self._client.xadd(deltas, {b"r": b"", b"v": b""}, maxlen=0, approximate=False)
 
     async def write_items(self, items: Float32s, model: Model) -> None:
         """Write the item table (n_items, item_width), rows as they are stored.
@@ -142,7 +145,7 @@ class GenerationWriter:
         await verify_items(self._keys, self._connection, meta, self._pause_s)
         self._summary = replace(self._summary, state="ready")
         self._meta = meta = replace(meta, summary=self._summary)
-        await command(self._connection, b"SET", self._keys.meta(self._epoch, self.number), encode_meta(meta))
+        await self._client.set(self._keys.meta(self._epoch, self.number), encode_meta(meta))
         await self._put_summary()
         return meta
 
@@ -153,7 +156,7 @@ class GenerationWriter:
         not finished, or its epoch was abandoned.
         """
         args = [b"%d" % self.number, b"%d" % self._lease.fence, b"1" if automatic else b"0", b"0"]
-        reply = await call(self._connection, "flip", [self._keys.live, self._keys.generations], args)
+        reply = await self._client.call("flip", [self._keys.live, self._keys.generations], args)
         return flipped(reply, self.number)
 
     async def abort(self, pause_s: float = 0.0) -> None:
@@ -162,9 +165,7 @@ class GenerationWriter:
 
     async def _put_summary(self) -> None:
         args = [b"%d" % self._lease.fence, b"%d" % self.number, encode_summary(self._summary)]
-        reply = await call(
-            self._connection, "put_generation", [self._keys.live, self._keys.generations], args
-        )
+        reply = await self._client.call("put_generation", [self._keys.live, self._keys.generations], args)
         if reply[0] != b"OK":
             raise LeaseLost("another trainer leads")
 

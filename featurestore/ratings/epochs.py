@@ -7,12 +7,11 @@ comparing first.
 
 from collections.abc import Awaitable, Callable
 
+from featurestore.client import Client
 from featurestore.errors import EpochBusy, StoreError
 from featurestore.generations.catalog import Generations
 from featurestore.generations.served import wait_until_served
 from featurestore.keys import Keys
-from featurestore.wire.connection import Connection
-from featurestore.wire.functions import call, call_many, command, commands, encode_call
 
 # A worker that beats polls ten times a second; one that serves the old epoch longer than this is stuck.
 HANDOVER_S = 5.0
@@ -26,12 +25,12 @@ class Epochs:
     def __init__(
         self,
         keys: Keys,
-        connection: Connection,
+        client: Client,
         generations: Generations,
         prepare: Callable[[], Awaitable[None]],
     ) -> None:
         self._keys = keys
-        self._connection = connection
+        self._client = client
         self._generations = generations
         self._prepare = prepare
         self._expected: dict[int, bytes] = {}
@@ -62,18 +61,18 @@ class Epochs:
     async def begin(self) -> int:
         """Allot an epoch and let ratings go to it as well. Raises `EpochBusy`."""
         keys = self._keys
-        reply = await call(self._connection, "begin_epoch", [keys.live, keys.stored])
+        reply = await self._client.call("begin_epoch", [keys.live, keys.stored])
         if reply[0] == b"BUSY":
             raise EpochBusy("another new history is being prepared")
         epoch = int(reply[1])
-        await command(self._connection, b"HSET", keys.items(epoch), b"", b"")
+        await self._client.hset(keys.items(epoch), b"", b"")
         live = (await self._generations.live()).epoch
         await self._switch(dict.fromkeys(range(keys.partitions), (b"%d" % live, b"%d,%d" % (live, epoch))))
         return epoch
 
     async def abandon(self, epoch: int) -> None:
         """Ratings no longer go to it, then it is removed. Raises `StoreError` if it is live."""
-        reply = await call(self._connection, "abandon_epoch", [self._keys.live], [b"%d" % epoch])
+        reply = await self._client.call("abandon_epoch", [self._keys.live], [b"%d" % epoch])
         if reply[0] == b"LIVE":
             raise StoreError(f"epoch {epoch} is live")
         tail = b",%d" % epoch
@@ -86,7 +85,7 @@ class Epochs:
             }
         )
         await self._generations.remove_epoch(epoch)
-        await call(self._connection, "end_epoch", [self._keys.live], [b"%d" % epoch])
+        await self._client.call("end_epoch", [self._keys.live], [b"%d" % epoch])
 
     async def finish(self, epoch: int) -> None:
         """Ratings go to this epoch alone. Raises `StoreError` if it is not live."""
@@ -100,21 +99,22 @@ class Epochs:
         await self._switch(
             {p: (text, b"%d" % epoch) for p, text in enumerate(found) if text and text.endswith(tail)}
         )
-        await call(self._connection, "end_epoch", [self._keys.live], [b"%d" % epoch])
+        await self._client.call("end_epoch", [self._keys.live], [b"%d" % epoch])
 
     async def _read(self) -> list[bytes | None]:
-        return await commands(
-            self._connection, [(b"GET", self._keys.epochs(p)) for p in range(self._keys.partitions)]
-        )
+        pipe = self._client.pipeline()
+        for partition in range(self._keys.partitions):
+            pipe.get(self._keys.epochs(partition))
+        return await pipe.execute()
 
     async def _switch(self, changes: dict[int, tuple[bytes, bytes]]) -> None:
         if not changes:
             return
         calls = [
-            encode_call("switch_epochs", [self._keys.epochs(p)], [before, after])
+            ("switch_epochs", [self._keys.epochs(p)], [before, after])
             for p, (before, after) in changes.items()
         ]
-        replies = await call_many(self._connection, calls)
+        replies = await self._client.call_many(calls)
         for (partition, (_, after)), reply in zip(changes.items(), replies, strict=True):
             if reply[0] != b"OK":
                 raise StoreError(

@@ -17,14 +17,15 @@ import numpy as np
 
 from factors import Int64s
 from featurestore import codecs
+from featurestore.client import Client
 from featurestore.errors import EpochGone, StoreUnavailable, StreamFull
 from featurestore.item_registry import ItemRegistry
 from featurestore.keys import Keys, digest_of, partition_of
 from featurestore.ratings.batches import Columns, Share, pack_entries, pack_ids, shares_of
 from featurestore.ratings.epochs import Epochs
-from featurestore.ratings.stream import progress
+from featurestore.ratings.stream import Progress, progress
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import call, call_many, commands, encode_call, encode_packed_call
+from featurestore.wire.functions import call_many, encode_packed_call
 from featurestore.wire.resp import bulk
 
 # An epoch changes twice in a `POST /train`; who finds it changed more often than this in one call gives up.
@@ -65,6 +66,7 @@ class RatingsLog:
         self,
         keys: Keys,
         connection: Connection,
+        client: Client,
         *,
         epochs: Epochs,
         registry: Callable[[int], ItemRegistry],
@@ -73,6 +75,7 @@ class RatingsLog:
     ) -> None:
         self._keys = keys
         self._connection = connection
+        self._client = client
         self._epochs = epochs
         self._registry = registry
         self._stream_limit = stream_limit
@@ -158,9 +161,7 @@ class RatingsLog:
                     keys.user(epoch, user_id),
                     keys.history(epoch, user_id),
                 ]
-            reply = await call(
-                self._connection, "forget", names, [expected, pack_ids([user_id]), digest, mark]
-            )
+            reply = await self._client.call("forget", names, [expected, pack_ids([user_id]), digest, mark])
             if reply[0] == b"OK":
                 if self._synced is not None:
                     await self._synced()
@@ -171,12 +172,11 @@ class RatingsLog:
     async def forgotten(self, epoch: int) -> dict[bytes, int]:
         """Digest -> last `n` of every user that is to stay forgotten."""
         found: dict[bytes, int] = {}
-        partitions = range(self._keys.partitions)
-        replies = await commands(
-            self._connection, [(b"HGETALL", self._keys.forgotten(epoch, p)) for p in partitions]
-        )
-        for flat in replies:
-            found.update(zip(flat[::2], map(int, flat[1::2]), strict=True))
+        pipe = self._client.pipeline()
+        for partition in range(self._keys.partitions):
+            pipe.hgetall(self._keys.forgotten(epoch, partition))
+        for fields in await pipe.execute():
+            found.update({digest: int(n) for digest, n in fields.items()})
         return found
 
     async def release_forgotten(self, epoch: int, settled: Mapping[bytes, int]) -> int:
@@ -190,15 +190,22 @@ class RatingsLog:
             return 0
         # A digest does not tell the partition; where it is not, nothing happens.
         calls = [
-            encode_call("release_forgotten", [self._keys.forgotten(epoch, p)], args)
+            ("release_forgotten", [self._keys.forgotten(epoch, p)], args)
             for p in range(self._keys.partitions)
         ]
-        return sum([int(reply[1]) for reply in await call_many(self._connection, calls)])
+        return sum([int(reply[1]) for reply in await self._client.call_many(calls)])
 
     async def loose_count(self, epoch: int) -> int:
         """How many ratings came into an epoch by other ways than the call that began it."""
-        names = [(b"HGET", self._keys.counts(epoch, p), b"loose") for p in range(self._keys.partitions)]
-        return sum([int(count or 0) for count in await commands(self._connection, names)])
+        pipe = self._client.pipeline()
+        for partition in range(self._keys.partitions):
+            pipe.hget(self._keys.counts(epoch, partition), "loose")
+        return sum([int(count or 0) for count in await pipe.execute()])
+
+    async def tails(self, epoch: int) -> dict[int, Progress]:
+        """How far each stream of an epoch is, by partition; one without events is left out."""
+        found = await progress(self._keys, self._connection, epoch)
+        return {partition: tail for partition, tail in found.items() if tail.last > (0, 0)}
 
     async def begin_epoch(self) -> int:
         """Begin a new history beside the live one; each rating goes to both from now on.

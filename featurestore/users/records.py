@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from factors import Float32s, Int64s, PosteriorModel
 from featurestore import codecs
+from featurestore.client import Client
 from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Kept
@@ -35,6 +36,8 @@ INLINE_ENTRIES = 2_000
 LOOKUPS_AT_ONCE = 2_048
 # So few are looked up in less time with an object for each.
 FEW_LOOKUPS = 256
+# Keys that the store looks at in one step of a scan: a fraction of a millisecond, in which lookups wait.
+SCANNED_AT_ONCE = 1_000
 # Calls in one write to the store, so that other lookups get their turn.
 CALLS_AT_ONCE = 256
 
@@ -62,14 +65,25 @@ class Profile:
     folded: bool
 
 
+@dataclass(frozen=True, slots=True)
+class StoredUser:
+    """What is stored of a user: `n` and the history, as entries (see `codecs`)."""
+
+    user_id: bytes
+    partition: int
+    n: int
+    history: bytes
+
+
 class UserRecords:
     """Reads user records. Safe for any number of tasks of one event loop; every method may raise
     `StoreUnavailable`.
     """
 
-    def __init__(self, keys: Keys, connection: Connection) -> None:
+    def __init__(self, keys: Keys, connection: Connection, client: Client) -> None:
         self._keys = keys
         self._connection = connection
+        self._client = client
         self.kept = Kept(0, b"")
         # Heads of lookups by partition and length of the id, of the epoch that was asked for last.
         self._heads: list[dict[int, bytes]] = []
@@ -176,6 +190,27 @@ class UserRecords:
         """`n` and the effective history, as of one moment; 0 and nothing for an unknown user."""
         n, _, data = await self._look_once(epoch, b"n", user_id)
         return int(n or 0), codecs.unpack_history(data or b"")
+
+    async def scan(self, epoch: int, partition: int, cursor: int = 0) -> tuple[int, list[StoredUser]]:
+        """The cursor of the next users of a partition, 0 at the end, and what is stored of these.
+
+        Starts at cursor 0. May be repeated; as with `SCAN`, a user may come twice. Raises `StoreError`.
+        """
+        prefix = self._keys.user_prefixes(epoch)[partition]
+        found: Any
+        cursor, found = await self._client.scan(cursor, prefix + b"*", SCANNED_AT_ONCE)
+        user_ids = [key.removeprefix(prefix) for key in found]
+        pipe = self._client.pipeline()
+        for user_id in user_ids:
+            pipe.hget(self._keys.user(epoch, user_id), "n")
+            pipe.get(self._keys.history(epoch, user_id))
+        replies = await pipe.execute()
+        users = [
+            StoredUser(user_id, partition, int(n), history or b"")
+            for user_id, n, history in zip(user_ids, replies[::2], replies[1::2], strict=True)
+            if n is not None
+        ]
+        return cursor, users
 
     def write_back(self, live: LiveGeneration, users: Sequence[StaleUser], folded: FoldedUsers) -> None:
         """Store the records of users who were folded in, without waiting for it: where it fails, the next

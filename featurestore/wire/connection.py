@@ -281,6 +281,11 @@ class Connection:
         """Whether calls are taken now."""
         return self._wire is not None
 
+    def require(self) -> None:
+        """Raise `StoreUnavailable` while the store is away."""
+        if self._wire is None:
+            raise StoreUnavailable(self._why, BACKOFF_S[1])
+
     async def open(self) -> None:
         """Connect for the first time.
 

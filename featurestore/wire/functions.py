@@ -26,11 +26,15 @@ def library() -> tuple[bytes, bytes]:
     return name, b"#!lua name=" + name + b"\n" + text.replace(b"@LIBRARY@", name)
 
 
+def function_name(function: str) -> bytes:
+    """The name of a function in this version's library."""
+    return b"%b_%b" % (library()[0], function.encode())
+
+
 def encode_call(function: str, keys: Sequence[bytes], args: Sequence[bytes]) -> bytes:
     """A call of a function, as RESP."""
     command = b"FCALL_RO" if function in REPLICA_SAFE else b"FCALL"
-    name = b"%b_%b" % (library()[0], function.encode())
-    return encode(command, name, b"%d" % len(keys), *keys, *args)
+    return encode(command, function_name(function), b"%d" % len(keys), *keys, *args)
 
 
 def encode_packed_call(
@@ -39,8 +43,8 @@ def encode_packed_call(
     """The same for keys and arguments that are RESP already, several in one piece perhaps. For calls with
     thousands of both, and functions that write.
     """
-    name = b"%b_%b" % (library()[0], function.encode())
-    head = b"*%d\r\n%b%b%b" % (3 + n_keys + n_args, bulk(b"FCALL"), bulk(name), bulk(b"%d" % n_keys))
+    name = bulk(function_name(function))
+    head = b"*%d\r\n%b%b%b" % (3 + n_keys + n_args, bulk(b"FCALL"), name, bulk(b"%d" % n_keys))
     return b"".join((head, *keys, *args))
 
 
@@ -58,7 +62,7 @@ async def load_library(execute: Execute) -> None:
 
 def is_missing(reply: object) -> bool:
     """Whether a reply says that the store does not have the function."""
-    return isinstance(reply, ReplyError) and "Function not found" in str(reply)
+    return isinstance(reply, Exception) and "Function not found" in str(reply)
 
 
 async def ask_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]:

@@ -25,7 +25,7 @@ from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import START, Position, Span, format_position, spans_of, without_user
 from trainer.archive.segments import Step, no_step
 from trainer.consume.rebuild import is_incomplete, rebuild
-from trainer.consume.tables import item_ids, tails, to_table
+from trainer.consume.tables import item_ids, to_table
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates
 from trainer.retry import with_retries
@@ -102,7 +102,7 @@ class EpochConsumer:
 
     async def reached_now(self) -> None:
         """Return when all that was acknowledged before this call is archived. Raises `EpochGone`."""
-        ends = await with_retries(tails, self._store, self.epoch)
+        ends = await with_retries(self._store.ratings.tails, self.epoch)
         await self.reached({partition: end.last for partition, end in ends.items()})
 
     async def repair(self) -> None:
@@ -127,7 +127,7 @@ class EpochConsumer:
     async def _prepare(self) -> None:
         self._store.stream.restart(self.epoch)
         self._take_stock()
-        ends = await with_retries(tails, self._store, self.epoch)
+        ends = await with_retries(self._store.ratings.tails, self.epoch)
         if is_incomplete(self._archive.snapshot(), ends, holes=self._archive.has_holes()):
             await self._rebuild()
         await self._enter("consuming")

@@ -8,18 +8,8 @@ import pyarrow as pa
 
 from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.item_registry import ItemRegistry
-from featurestore.ratings.stream import Events, Progress, progress
-from featurestore.store import Store
-from trainer.archive.events import START, make_table, string_array
-
-
-async def tails(store: Store, epoch: int) -> dict[int, Progress]:
-    """Return the ends of all streams of an epoch, in one round trip; a stream without events is left out.
-
-    Raises `StoreUnavailable`.
-    """
-    found = await progress(store.keys, store.bulk, epoch)
-    return {partition: end for partition, end in found.items() if end.last > START}
+from featurestore.ratings.stream import Events
+from trainer.archive.events import make_table, string_array
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from redis.asyncio import Redis
 
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import StoreSettings
@@ -128,14 +129,14 @@ async def test_a_store_out_of_memory_refuses_and_goes_on(own_server: StoreServer
 
 
 async def test_a_read_only_replica_is_left_until_it_is_a_master(own_server: StoreServer) -> None:
-    async with opened(own_server) as store:
-        await store.redis.replicaof("127.0.0.1", 1)
+    async with opened(own_server) as store, Redis.from_url(own_server.url) as administrator:
+        await administrator.replicaof("127.0.0.1", 1)
 
         async def away() -> bool:
             return not await takes_ratings(store) and not store.bulk.connected
 
         await wait_until_async(away, 10.0, "the replica is left")
-        await store.redis.replicaof("NO", "ONE")
+        await administrator.replicaof("NO", "ONE")
         await wait_until_async(lambda: takes_ratings(store), 10.0, "the master is found again")
 
 

@@ -206,21 +206,31 @@ async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(store:
     await store.ratings.append([rating(f"u{n}", "a") for n in range(30)])
     lease = await lead(store)
     live = (await publish(store, lease)).writer.number
-    real = store.bulk.execute
+    execute, require = store.bulk.execute, store.bulk.require
     at = 1
     while True:
         left = at
 
-        def failing(payload: bytes, replies: int, **options: Any) -> "asyncio.Future[list[Any]]":
+        def cut() -> bool:
             nonlocal left
             left -= 1
-            if left == 0:
+            return left == 0
+
+        def failing(payload: bytes, replies: int, **options: Any) -> "asyncio.Future[list[Any]]":
+            if cut():
                 future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
                 future.set_exception(StoreUnavailable("cut"))
                 return future
-            return real(payload, replies, **options)
+            return execute(payload, replies, **options)
 
-        store.bulk.execute = failing  # type: ignore[method-assign]  # fails once, at a chosen step
+        def refused() -> None:
+            if cut():
+                raise StoreUnavailable("cut")
+            require()
+
+        # Fails once, at a chosen step: on the wire, or where a call of the client begins.
+        store.bulk.execute = failing  # type: ignore[method-assign]  # for a while
+        store.bulk.require = refused  # type: ignore[method-assign]  # for a while
         number = 0
         try:
             writer = await store.generations.begin(lease, 1, make_draft(make_model()))
@@ -231,7 +241,8 @@ async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(store:
         else:
             done = left > 0
         finally:
-            store.bulk.execute = real  # type: ignore[method-assign]  # as it was
+            store.bulk.execute = execute  # type: ignore[method-assign]  # as it was
+            store.bulk.require = require  # type: ignore[method-assign]  # as it was
         if done:
             break
         pointer = await store.generations.live()

@@ -66,7 +66,7 @@ def test_a_meta_that_does_not_add_up_is_a_broken_generation(field: str, value: o
 
 
 def test_a_pointer_of_a_new_namespace_has_no_generation() -> None:
-    assert read_pointer([b"epoch", b"1"]) == Pointer(1, 0, 0, False, 0, 0, 0.0)
+    assert read_pointer({b"epoch": b"1"}) == Pointer(1, 0, 0, False, 0, 0, 0.0)
 
 
 def test_a_heartbeat_that_cannot_be_read_is_none() -> None:
@@ -78,8 +78,8 @@ def test_a_heartbeat_that_cannot_be_read_is_none() -> None:
 
 def test_deltas_of_the_wrong_length_are_a_broken_generation() -> None:
     row, vector = np.int32(3).tobytes(), np.zeros(4, dtype=np.float32).tobytes()
-    assert decode_deltas([(b"1-1", [b"r", row, b"v", vector])], 4, "0").rows.tolist() == [3]
-    for bad in ([b"r", row, b"v", vector[:-1]], [b"r", row[:-1], b"v", vector], [b"r", row]):
+    assert decode_deltas([(b"1-1", {b"r": row, b"v": vector})], 4, "0").rows.tolist() == [3]
+    for bad in ({b"r": row, b"v": vector[:-1]}, {b"r": row[:-1], b"v": vector}, {b"r": row}):
         with pytest.raises(GenerationBroken):
             decode_deltas([(b"1-1", bad)], 4, "0")
 
