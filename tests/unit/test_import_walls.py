@@ -50,7 +50,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 # The supervisor of a stack lives as long as the stack: these modules load nothing but the standard library.
 LIGHT = (
     "foldin.__main__",
+    "foldin.settings",
     "foldin.up",
+    "processes.settings",
     "processes.supervisor",
     "processes.child",
     "foldin.store",

@@ -1,0 +1,107 @@
+"""Declared settings: how they are read, what is reported, and the reference that is made of them."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from processes.settings import (
+    HIDDEN,
+    SettingsError,
+    add_flags,
+    choice,
+    load,
+    nested,
+    real,
+    reference,
+    setting,
+    url,
+    whole,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """Read along with its owner."""
+
+    share: float = setting(0.5, "a share", real(0, 1), variable="FOLDIN_SHARE")
+    left_out: int = setting(1, "not read here", whole(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """One setting of every kind."""
+
+    path: Path = setting(..., "a file", Path, flag="FILE")
+    size: int = setting(12_000, "a size", whole(1), variable="FOLDIN_SIZE", flag="--size")
+    colour: str = setting("red", "a colour", choice(("red", "blue")))
+    names: tuple[str, ...] = setting(("a", "b"), "some names", many=True)
+    loud: bool = setting(False, "whether it is loud")
+    secret_number: int = setting(0, HIDDEN, int)
+    inner: Inner = nested(Inner, without=("left_out",))
+    computed: int = 7
+
+    def problems(self) -> list[str]:
+        """What is contradictory."""
+        return ["blue cannot be loud"] if self.loud and self.colour == "blue" else []
+
+
+def test_a_flag_wins_over_a_variable_and_a_variable_over_the_default() -> None:
+    environ = {"FOLDIN_SIZE": "5", "FOLDIN_SHARE": "0.25"}
+    read = load(Outer, ["f", "--size", "6", "--names", "x,y", "z", "--loud"], environ)
+    assert (read.path, read.size, read.colour, read.names) == (Path("f"), 6, "red", ("x", "y", "z"))
+    assert (read.loud, read.inner.share, read.inner.left_out, read.computed) == (True, 0.25, 1, 7)
+    assert load(Outer, ["f"], environ).size == 5
+    assert load(Outer, ["f"], {"FOLDIN_SIZE": ""}).size == 12_000
+
+
+def test_every_mistake_is_reported_with_its_source_and_what_it_must_be() -> None:
+    argv = ["f", "--size", "0", "--colour", "green", "--odd"]
+    with pytest.raises(SettingsError) as caught:
+        load(Outer, argv, {"FOLDIN_SHARE": "much"})
+    assert set(caught.value.problems) == {
+        "unknown argument --odd",
+        "--size must be a whole number from 1 to 2147483647, not '0'",
+        "--colour must be red or blue, not 'green'",
+        "FOLDIN_SHARE must be a number from 0 to 1, not 'much'",
+    }
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match="blue cannot be loud"):
+        load(Outer, ["f", "--loud", "--colour", "blue"], {})
+
+
+def test_the_reference_has_a_row_for_each_setting_that_a_person_may_set() -> None:
+    assert reference(Outer).splitlines()[2:] == [
+        "| `FILE` |  | a file |",
+        "| `FOLDIN_SIZE`, `--size` | 12,000 | a size |",
+        "| `--colour` | `red` | a colour |",
+        "| `--names` | `a` `b` | some names |",
+        "| `--loud` | off | whether it is loud |",
+        "| `FOLDIN_SHARE` | 0.5 | a share |",
+    ]
+
+
+def test_a_subcommand_takes_flags_and_defaults_from_the_same_declaration(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Outer, {"FOLDIN_SIZE": "5"})
+    args = parser.parse_args(["f", "--loud"])
+    assert (args.path, args.size, args.colour, args.loud) == (Path("f"), 5, "red", True)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["f", "--colour", "green"])
+    assert "must be red or blue, not 'green'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "1_0", "1.0", "--5", "\u0661", "1" * 50])
+def test_what_is_no_whole_number_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="whole number from 0 to 9"):
+        whole(0, 9)(text)
+
+
+def test_addresses_lose_their_last_slash() -> None:
+    assert url("http://host:1/") == "http://host:1"
+    for text in ("host:1", "http://", "ftp://host"):
+        with pytest.raises(ValueError, match="http"):
+            url(text)
