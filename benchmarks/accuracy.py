@@ -5,7 +5,6 @@ configuration for all data sets, and everything is seeded: the same command give
 CPU seconds of one core.
 """
 
-import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ from evaluation.offline import cold_start as coldstart
 from evaluation.offline.cold_start import ColdCurve, Side
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, title
-from evaluation.offline.lines import Line, LineStore
+from evaluation.offline.lines import LineStore
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
 from evaluation.report import new_console, write_lines
@@ -161,15 +160,9 @@ def run(choice: Choice, console: Console) -> Found:
             for plan in plans(section, data, choice):
                 for line, _ in measure(plan, store, done):
                     lines.append(line)
-                    console.print(_told(line), style="dim", highlight=False, markup=False)
+                    text = f"{line.data} {line.split}, {line.summary()}"
+                    console.print(text, style="dim", highlight=False, markup=False)
     return found
-
-
-def _told(line: Line) -> str:
-    if line.skipped:
-        return f"{line.data} {line.split}, {line.title}: {line.skipped}"
-    figure = f"NDCG@100 {line.ndcg_100:.4f}" if math.isnan(line.rmse) else f"RMSE {line.rmse:.4f}"
-    return f"{line.data} {line.split}, {line.title}: {figure} in {line.seconds:.1f} s"
 
 
 def _played(choice: Choice) -> list[Summary]:

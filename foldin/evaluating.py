@@ -1,4 +1,4 @@
-"""`foldin evaluate FILE`: splits a file of ratings, lets engines predict what they have not seen, compares.
+"""`foldin evaluate FILE`: splits a file of ratings, lets engines predict the held-out ones, compares.
 
 Invariant: what is finished is on disk, and `--resume` with the same file, split and seed goes on after it.
 """
@@ -101,49 +101,27 @@ class EvaluateOptions:
 
 
 def evaluate_file(argv: Sequence[str]) -> int:
-    """Run `foldin evaluate FILE`; the exit code: 1 where an engine failed. Raises CannotStartError."""
+    """Run `foldin evaluate FILE`; return the exit code: 1 where an engine failed. Raises CannotStartError."""
     about = "Compare engines on the ratings of a file: a part is learned, the rest is predicted."
     options = load(EvaluateOptions, argv, {}, command="foldin evaluate", about=about)
-    return run_evaluate(options, argv)
-
-
-def run_evaluate(options: EvaluateOptions, arguments: Sequence[str], console: Console | None = None) -> int:
-    """Evaluate; the exit code: 1 where an engine failed. Raises CannotStartError. `arguments`: the command
-    line, to say how to go on.
-    """
-    console = console or new_console()
+    console = new_console()
     read = _read(options, console)
     for remark in read.remarks:
-        console.print(remark, style="yellow", markup=False, highlight=False)
+        console.print(remark, style="yellow", markup=False)
+    # An engine or fold that is named twice is run once.
+    engines = tuple(dict.fromkeys(options.engines))
     plan = Plan(
-        _splits(options, read),
-        tuple(dict.fromkeys(options.engines)),
-        options.seed,
-        ranking=options.ranking,
-        limit_s=options.timeout_s,
+        _splits(options, read), engines, options.seed, ranking=options.ranking, limit_s=options.timeout_s
     )
     _introduce(read.data, plan, console)
     store = LineStore(options.out)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        done = store.load() if options.resume else {}
-        if not options.resume:
-            store.clear()
-    except OSError as exc:
-        raise CannotStartError(
-            f"{options.out} cannot be written ({exc.strerror}): give another --out"
-        ) from exc
+    done = _finished_before(store, options)
     lines: list[Line] = []
     try:
         for line in _shown(plan, store, done, console):
             lines.append(line)  # noqa: PERF402 - what was there before an interruption counts
     except KeyboardInterrupt:
-        command = [
-            "foldin",
-            "evaluate",
-            *arguments,
-            *(() if "--resume" in arguments else ("--resume",)),
-        ]
+        command = ["foldin", "evaluate", *argv, *(() if "--resume" in argv else ("--resume",))]
         console.print(f"stopped after {len(lines)} lines; go on with: {shlex.join(command)}", markup=False)
         return INTERRUPTED
     _report(lines, options, console)
@@ -188,6 +166,20 @@ def _splits(options: EvaluateOptions, read: FileData) -> list[Split]:
             return splits.random_splits(data, options.repeats, options.seed, options.share)
 
 
+def _finished_before(store: LineStore, options: EvaluateOptions) -> dict[str, Line]:
+    try:
+        # Tried before the first engine runs: it may take an hour.
+        options.out.mkdir(parents=True, exist_ok=True)
+        if options.resume:
+            return store.load()
+        store.clear()
+    except OSError as exc:
+        raise CannotStartError(
+            f"{options.out} cannot be written ({exc.strerror}): give another --out"
+        ) from exc
+    return {}
+
+
 def _introduce(data: DataSet, plan: Plan, console: Console) -> None:
     n = len(data.ratings.value)
     density = n / (data.n_users * data.n_items)
@@ -201,32 +193,21 @@ def _introduce(data: DataSet, plan: Plan, console: Console) -> None:
 
 
 def _shown(plan: Plan, store: LineStore, done: dict[str, Line], console: Console) -> Iterator[Line]:
-    """The lines, with a bar on a terminal and a printed line each elsewhere."""
+    """Yield the lines, each printed, with a bar on a terminal."""
     works = list(plan.works())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(_what(*works[0]), total=len(works))
+        task = progress.add_task(_label(*works[0]), total=len(works))
         for number, (line, known) in enumerate(measure(plan, store, done), start=1):
-            console.print(_told(line, known=known), style="dim", markup=False, soft_wrap=True)
-            description = _what(*works[number]) if number < len(works) else "done"
+            text = f"{line.split}, {line.summary()}" + (" (kept from before)" if known else "")
+            console.print(text, style="dim", markup=False, soft_wrap=True)
+            description = _label(*works[number]) if number < len(works) else "done"
             progress.update(task, completed=number, description=description)
             yield line
 
 
-def _what(split: Split, engine: str) -> str:
+def _label(split: Split, engine: str) -> str:
     return f"{split.name}, {engine}"
-
-
-def _told(line: Line, *, known: bool) -> str:
-    start = f"{line.split}, {line.title}: "
-    if line.skipped:
-        return start + ("failed: " if line.failed else "skipped: ") + line.skipped
-    parts = []
-    if line.rmse == line.rmse:
-        parts.append(f"RMSE {line.rmse:.4f}")
-    if line.ndcg_100 == line.ndcg_100:
-        parts.append(f"NDCG@100 {line.ndcg_100:.4f}")
-    return start + ", ".join(parts) + (" (kept from before)" if known else f" in {line.seconds:.1f} s")
 
 
 def _report(lines: Sequence[Line], options: EvaluateOptions, console: Console) -> None:

@@ -47,6 +47,14 @@ class Line:
     reliability: tuple[float, ...] = ()
     curve: Points = ()
 
+    def summary(self) -> str:
+        """Return engine and main figures, or why there are none, in a line of text."""
+        if self.skipped:
+            return f"{self.title}: {'failed' if self.failed else 'skipped'}: {self.skipped}"
+        figures = ((f"RMSE {self.rmse:.4f}", self.rmse), (f"NDCG@100 {self.ndcg_100:.4f}", self.ndcg_100))
+        shown = ", ".join(text for text, value in figures if not math.isnan(value))
+        return f"{self.title}: {shown} in {self.seconds:.1f} s"
+
     @classmethod
     def csv_columns(cls) -> tuple[str, ...]:
         """The fields that a row of a CSV file has."""

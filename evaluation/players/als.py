@@ -91,7 +91,7 @@ class AlsPlayer(LocalPlayer):
 
     _table: RatingTable
     _factors: Factors
-    _ridge: float
+    ridge: float
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -100,7 +100,7 @@ class AlsPlayer(LocalPlayer):
         """Fit to the history, in a thread."""
         self._table = RatingTable(history)
         self._new_ratings = 0
-        self._factors, self._ridge = await asyncio.to_thread(
+        self._factors, self.ridge = await asyncio.to_thread(
             fit, self._table.values, self._table.seen, self._seed
         )
 
@@ -117,14 +117,14 @@ class AlsPlayer(LocalPlayer):
         factors.user = np.pad(factors.user, ((0, len(values) - len(factors.user)), (0, 0)))
         factors.item = np.pad(factors.item, ((0, values.shape[1] - len(factors.item)), (0, 0)))
         row, column = slice(user, user + 1), slice(item, item + 1)
-        solve(factors.user[row], factors.item, values[row], seen[row], mean=factors.mean, ridge=self._ridge)
+        solve(factors.user[row], factors.item, values[row], seen[row], mean=factors.mean, ridge=self.ridge)
         solve(
             factors.item[column],
             factors.user,
             values.T[column],
             seen.T[column],
             mean=factors.mean,
-            ridge=self._ridge,
+            ridge=self.ridge,
         )
         self._new_ratings += 1
         if self._new_ratings % REFIT_RATINGS == 0:
@@ -133,4 +133,4 @@ class AlsPlayer(LocalPlayer):
     def _refit(self) -> None:
         self._factors.mean = self._table.mean()
         for _ in range(REFIT_SWEEPS):
-            sweep(self._factors, self._table.values, self._table.seen, self._ridge)
+            sweep(self._factors, self._table.values, self._table.seen, self.ridge)

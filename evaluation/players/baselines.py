@@ -66,7 +66,7 @@ class BiasPlayer(LocalPlayer):
     _table: RatingTable
     _user_bias: Floats
     _item_bias: Floats
-    _mean: float
+    mean: float
 
     async def prepare(self, history: History) -> None:
         """Fit the biases of all users and items."""
@@ -77,14 +77,14 @@ class BiasPlayer(LocalPlayer):
             history.user.astype(np.int32), history.item.astype(np.int32), history.rating, unknown
         )
         biases = fit_biases(ratings, n_users, n_items, user_ridge=DAMPING, item_ridge=DAMPING)
-        self._mean = self._table.mean()
+        self.mean = self._table.mean()
         self._user_bias, self._item_bias = biases.user, biases.item
 
     async def predict(self, user: int, item: int) -> float:
         """A user or item that is unknown counts with bias 0."""
         user_bias = self._user_bias[user] if user < self._user_bias.size else 0.0
         item_bias = self._item_bias[item] if item < self._item_bias.size else 0.0
-        return clip(self._mean + user_bias + item_bias)
+        return clip(self.mean + user_bias + item_bias)
 
     async def learn(self, user: int, item: int, rating: float) -> None:
         """Fit the item's bias, then the user's, each in closed form with all others as they are."""
@@ -96,10 +96,10 @@ class BiasPlayer(LocalPlayer):
         self._user_bias = np.pad(self._user_bias, (0, n_users - self._user_bias.size))
         self._item_bias = np.pad(self._item_bias, (0, n_items - self._item_bias.size))
         column = seen[:, item]
-        residual = values[:, item].sum() - column @ (self._mean + self._user_bias)
+        residual = values[:, item].sum() - column @ (self.mean + self._user_bias)
         self._item_bias[item] = residual / (column.sum() + DAMPING)
         row = seen[user]
-        residual = values[user].sum() - row @ (self._mean + self._item_bias)
+        residual = values[user].sum() - row @ (self.mean + self._item_bias)
         self._user_bias[user] = residual / (row.sum() + DAMPING)
 
 

@@ -82,7 +82,7 @@ async def test_the_online_biases_are_those_of_a_fit_when_they_have_settled() -> 
     batch, online = BiasPlayer(), BiasPlayer()
     await batch.prepare(history)
     await online.prepare(history.latest(120))
-    online._mean = batch._mean
+    online.mean = batch.mean
     for _ in range(30):
         for user, item, rating in zip(history.user, history.item, history.rating, strict=True):
             await online.learn(int(user), int(item), float(rating))
@@ -129,7 +129,7 @@ async def test_als_chooses_a_strong_ridge_for_few_ratings_and_a_weak_one_for_man
         columns = world.user[:n_known].astype(np.int64), world.item[:n_known].astype(np.int64)
         player = AlsPlayer(0)
         await player.prepare(History(100, 300, *columns, world.rating[:n_known].astype(float)))
-        ridges.append(player._ridge)
+        ridges.append(player.ridge)
     assert ridges[0] > ridges[1]
 
 
