@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from environment.contract import LastAnswer, PredictAnswer, ResetAnswer
+
 T = TypeVar("T")
 
 
@@ -49,30 +51,6 @@ class Pair:
     item: int
 
 
-# Documents of the contract. A key that is missing or of another type is refused when it is decoded.
-
-
-class _ResetDocument(msgspec.Struct, frozen=True):
-    nb_users: int
-    nb_items: int
-    user_history: list[int]
-    item_history: list[int]
-    rating_history: list[int]
-    next_user: int
-    next_item: int
-
-
-class _PredictDocument(msgspec.Struct, frozen=True):
-    next_item: int
-    next_user: int
-    rating: int
-
-
-class _GoneDocument(msgspec.Struct, frozen=True):
-    # There is one where the call rated the last pair; a call after that has nothing to rate.
-    rating: int | None = None
-
-
 class EnvironmentClient:
     """One token's game. Each call waits `timeout_s` at most and raises EnvironmentFailedError for anything
     unexpected.
@@ -97,7 +75,7 @@ class EnvironmentClient:
         status, body = await self._get("/reset", parameters)
         if status != HTTPStatus.OK:
             raise self._unexpected("/reset", status, body)
-        document = self._decode(body, _ResetDocument)
+        document = self._decode(body, ResetAnswer)
         lengths = {len(document.user_history), len(document.item_history), len(document.rating_history)}
         if len(lengths) != 1:
             raise EnvironmentFailedError(
@@ -120,12 +98,12 @@ class EnvironmentClient:
         parameters = {"user_id": self._token, "predicted_score": repr(float(predicted_score))}
         status, body = await self._get("/predict", parameters)
         if status == HTTPStatus.GONE:
-            rating = self._decode(body, _GoneDocument).rating
+            rating = self._decode(body, LastAnswer).rating
             if rating is not None:
                 return rating, None
         if status != HTTPStatus.OK:
             raise self._unexpected("/predict", status, body)
-        document = self._decode(body, _PredictDocument)
+        document = self._decode(body, PredictAnswer)
         return document.rating, Pair(document.next_user, document.next_item)
 
     async def _get(self, path: str, parameters: dict[str, str]) -> tuple[int, bytes]:

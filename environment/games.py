@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from environment.contract import ResetAnswer
 from environment.world import World, WorldOptions, make_world
 
 R = TypeVar("R")
@@ -46,18 +47,6 @@ class Rated:
     rating: int
     next_user: int | None
     next_item: int | None
-
-
-class ResetAnswer(msgspec.Struct, frozen=True):
-    """What `GET /reset` returns, exactly."""
-
-    nb_users: int
-    nb_items: int
-    user_history: list[int]
-    item_history: list[int]
-    rating_history: list[int]
-    next_user: int
-    next_item: int
 
 
 class UnknownTokenError(Exception):

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from aiohttp import web
 
+from environment.contract import PredictAnswer
 from environment.games import Games, NoPairLeftError, UnknownTokenError
 from environment.problems import ProblemError, problems_middleware
 from environment.settings import MAX_SEED, ServerSettings
@@ -32,14 +33,6 @@ DRAWING_THREADS = 2  # numpy lets go of the interpreter's lock in part of the dr
 
 # What JSON and Python's str(float) write; not "nan", "1_0" or Arabic digits, which float() would also take.
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-
-
-class PredictAnswer(msgspec.Struct, frozen=True):
-    """What `GET /predict` returns, exactly."""
-
-    next_item: int
-    next_user: int
-    rating: int
 
 
 def make_app(settings: ServerSettings) -> web.Application:
@@ -165,14 +158,14 @@ def _query(request: web.Request) -> dict[str, str]:
     return query
 
 
+def _required(query: dict[str, str], name: str, example: str) -> str:
+    if name not in query:
+        raise ProblemError(HTTPStatus.BAD_REQUEST, "missing_parameter", f"`{name}` is missing: {example}")
+    return query[name]
+
+
 def _token(query: dict[str, str]) -> str:
-    token = query.get("user_id")
-    if token is None:
-        raise ProblemError(
-            HTTPStatus.BAD_REQUEST,
-            "missing_parameter",
-            "`user_id` is missing: choose a token of your own, as ?user_id=aaaa",
-        )
+    token = _required(query, "user_id", "choose a token of your own, as ?user_id=aaaa")
     if not 1 <= len(token.encode()) <= MAX_TOKEN_BYTES:
         raise ProblemError(
             HTTPStatus.BAD_REQUEST,
@@ -183,13 +176,7 @@ def _token(query: dict[str, str]) -> str:
 
 
 def _predicted_score(query: dict[str, str]) -> float:
-    text = query.get("predicted_score")
-    if text is None:
-        raise ProblemError(
-            HTTPStatus.BAD_REQUEST,
-            "missing_parameter",
-            "`predicted_score` is missing: the rating of the pending pair, as &predicted_score=0.761",
-        )
+    text = _required(query, "predicted_score", "the rating of the pending pair, as &predicted_score=0.761")
     score = float(text) if NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(score):
         raise ProblemError(

@@ -1,8 +1,8 @@
 """Settings of a process, declared once: from the declaration come reading, flags, help and the reference.
 
 A settings class is a frozen dataclass whose fields are made by `setting(...)`. A flag wins over a variable, a
-variable over the default. Invariant: all mistakes of one start are reported together, so that a person mends
-them in one go; nothing here looks at the environment of the process by itself.
+variable over the default. Invariant: all mistakes of one start are reported together, and nothing here reads
+the environment of the process by itself.
 """
 
 import argparse
@@ -19,13 +19,15 @@ T = TypeVar("T")
 C = TypeVar("C", bound=str)
 
 HIDDEN = argparse.SUPPRESS  # help of a flag that only our own processes give each other
+# Names that `logging` knows.
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 class SettingsError(CannotStartError):
-    """A person has to change what was asked for. `problems`: what to change, one sentence each."""
+    """A person must change a setting. `problems`: which and to what, one sentence each."""
 
     def __init__(self, *problems: str) -> None:
+        # One line, as every process says why it cannot start.
         super().__init__("; ".join(problems))
         self.problems = problems
 
@@ -35,8 +37,7 @@ class Setting:
     """One declared setting. `variable` and `flag`: its names, None where it has none of that kind; without
     both it has the flag of its field's name. A flag without dashes is a positional argument.
 
-    `many`: several values, separated by commas or spaces. `shown`: the default
-    as the reference shows it.
+    `many`: several values, separated by commas or spaces. `shown`: the default as the reference shows it.
     """
 
     help: str
@@ -73,6 +74,7 @@ def setting(
         parse = switch
     declared = Setting(help, parse, variable, flag, many, _shown(default) if shown is None else shown)
     kept: Any = MISSING if default is ... else default
+    # Typed as the value, as `dataclasses.field` is: the decorator puts the value in the field's place.
     found: T = field(default=kept, metadata={"setting": declared})
     return found
 
@@ -84,7 +86,7 @@ def nested(cls: type[T], *, without: Sequence[str] = ()) -> T:
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
-    """Parser of a whole number between `low` and `high`, both included."""
+    """Make a parser of a whole number between `low` and `high`, both included."""
 
     def parse(text: str) -> int:
         # Not int() alone: it takes 1_000 and the digits of other scripts, too.
@@ -97,14 +99,14 @@ def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
 
 
 def real(low: float, high: float, what: str = "a number") -> Callable[[str], float]:
-    """Parser of a finite number between `low` and `high`, both included."""
+    """Make a parser of a finite number between `low` and `high`, both included."""
 
     def parse(text: str) -> float:
         try:
             number = float(text)
         except ValueError:
             number = math.nan
-        if not low <= number <= high:
+        if not low <= number <= high:  # NaN is refused by this, too
             raise ValueError(f"must be {what} from {low:g} to {high:g}, not {text!r}")
         return number
 
@@ -112,9 +114,10 @@ def real(low: float, high: float, what: str = "a number") -> Callable[[str], flo
 
 
 def choice(options: Sequence[C]) -> Callable[[str], C]:
-    """Parser of one of `options`."""
+    """Make a parser of one of `options`."""
 
     def parse(text: str) -> C:
+        # The option itself, not the text: it keeps its literal type.
         for option in options:
             if text == option:
                 return option
@@ -145,6 +148,7 @@ def load(
     Raises SettingsError with every mistake found; what `cls.problems()` says, where there is such a method,
     counts too. Prints the help and exits on `--help`.
     """
+    # No abbreviations: a flag that is added later must not change what an old command line means.
     parser = argparse.ArgumentParser(
         prog=command,
         description=about,
@@ -194,6 +198,7 @@ def add_flags(
         else:
             options["nargs"] = "+" if declared.many else None
         if environ is not None:
+            # argparse parses a default that is text as it parses a flag.
             text = environ.get(declared.variable or "") or None
             options["default"] = entry.default if text is None else text
             if declared.switch:
@@ -206,7 +211,7 @@ def add_flags(
 def declarations(
     cls: type[Any], without: frozenset[str] = frozenset()
 ) -> Iterator[tuple[Field[Any], Setting]]:
-    """Every declared setting of a class and of the classes nested in it, with its field."""
+    """Yield every declared setting of a class and of the classes nested in it, with its field."""
     for entry in fields(cls):
         if entry.name in without:
             continue
@@ -217,7 +222,7 @@ def declarations(
 
 
 def reference(cls: type[Any], *, without: Sequence[str] = ()) -> str:
-    """The settings of a class, but for the fields `without`, as a Markdown table: names, default, meaning."""
+    """Return the settings of a class, but for the fields `without`, as a Markdown table."""
     rows = ["| name | default | what it does |", "|---|---|---|"]
     for declared in (found for _, found in declarations(cls, frozenset(without)) if found.help != HIDDEN):
         names = ", ".join(f"`{name}`" for name in (declared.variable, declared.flag) if name is not None)
@@ -272,7 +277,7 @@ def _make(
     environ: Mapping[str, str],
     errors: list[str],
 ) -> object | None:
-    """An object of `cls`; None, with the mistakes added to `errors`, where one cannot be read."""
+    """Return an object of `cls`; None, with the mistakes added to `errors`, where one cannot be read."""
     values: dict[str, Any] = {}
     before = len(errors)
     for entry in fields(cls):
@@ -283,6 +288,7 @@ def _make(
             declared = _named(entry)
             text, source = flags.get(entry.name), declared.flag
             if text is None:
+                # An empty variable is none: compose files pass on what is not set as empty.
                 text, source = environ.get(declared.variable or "") or None, declared.variable
             if text is None and entry.default is not MISSING:
                 continue
