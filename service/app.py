@@ -137,6 +137,7 @@ async def open_store(settings: ServiceSettings) -> Store:
 async def _following(store: Store, settings: ServiceSettings) -> AsyncIterator[Follower]:
     """Follow the live generation, which is loaded when this block begins."""
     follower = Follower(store, settings.cache_dir, f"{os.uname().nodename}:{os.getpid()}")
+    # Told to stop rather than cancelled: it takes leave of the store, so that nothing waits for this worker.
     stop = asyncio.Event()
     task = asyncio.create_task(follower.run(stop), name="follow the live generation")
     try:
@@ -175,6 +176,7 @@ async def _sampled(context: ServiceContext) -> AsyncIterator[None]:
 
 async def _sample_always(context: ServiceContext) -> None:
     counts, store = context.counts, context.store
+    # The store's own counters begin at 0 with this process.
     earlier_folds, earlier_reconnects = counts.folds, counts.reconnects
     connections = [each for each in (store.hot, store.bulk) if each is not None]
     fade = math.exp(-_SAMPLE_S / RECENT_S)

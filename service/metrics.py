@@ -137,6 +137,7 @@ class Snapshot(msgspec.Struct):
 
     def request(self, route: str, status: int, seconds: float, times: int = 1) -> None:
         """Count `times` answers of `route` with `status` that took up to `seconds`."""
+        # Text keys, because JSON has no others: a snapshot is read back as it was written.
         by_status = self.requests.get(route)
         if by_status is None:
             by_status = self.requests[route] = {}
@@ -192,6 +193,7 @@ class SnapshotFiles:
         if self._folder is None:
             return
         path = self._path(self._folder)
+        # Replaced in one step: a reader finds the old snapshot or the new one, never half of one.
         fresh = path.with_suffix(".new")
         # A full disk costs the others their view of this worker, nothing more.
         with contextlib.suppress(OSError):
@@ -237,6 +239,7 @@ def expose(snapshots: list[Snapshot], lag: Mapping[int, int] | None, store_up: b
         def collect(self) -> Iterable[Metric]:
             return _families(snapshots, lag, store_up)
 
+    # A registry for this text alone: the one of the process has metrics of its own.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Families())
     return generate_latest(registry)

@@ -116,6 +116,7 @@ class MicroBatcher:
             positions: Sequence[int] = range(len(batch.waiters))
             if users.behind or None in batch.item_rows:
                 late = {*users.behind, *(k for k in positions if batch.item_rows[k] is None)}
+                # The others of the batch do not wait for these: a fold-in may take milliseconds.
                 task = self._loop.create_task(
                     self._catch_up(batch, users, sorted(late)), name="fold in and predict"
                 )
@@ -126,6 +127,7 @@ class MicroBatcher:
         except Exception as exc:  # noqa: BLE001 -- each waiter gets it; the dispatcher tells what it is
             _fail(batch.waiters, exc)
         except asyncio.CancelledError:
+            # The connection to the store was closed.
             _fail(batch.waiters, Problem("store_unavailable", "the lookup was given up", retry_after_s=1))
 
     async def _catch_up(self, batch: MicroBatch, users: UserLookup, late: list[int]) -> None:

@@ -166,6 +166,7 @@ def document(routes: Iterable[Route], low: float, high: float, *, has_steps: boo
             return {name: referring(part) for name, part in value.items()}
         return [referring(part) for part in value] if isinstance(value, list | tuple) else value
 
+    # In the order of the routes, which is that of the page.
     paths: dict[str, Schema] = {}
     for route in routes:
         described = referring(route.description())

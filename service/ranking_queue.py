@@ -68,6 +68,7 @@ class RankingDesk:
             raise Problem("overloaded", f"{len(self._waiting)} rankings wait", retry_after_s=1)
         ranked: asyncio.Future[Ranked] = asyncio.get_running_loop().create_future()
         self._waiting.append(RankingRequest(live, vector, n, exclude, rng, ranked))
+        # The task ends when nothing waits: an idle worker has no thread at work.
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name="rank")
         return await ranked

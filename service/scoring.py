@@ -62,6 +62,7 @@ class PairScorer:
         began = perf_counter()
         rows = registry.known_rows(item_ids)
         if None in rows:
+            # An item that another replica registered: both questions to the store at once.
             current, rows = await asyncio.gather(
                 self._store.users.current(live, user_ids), registry.rows(item_ids)
             )
@@ -98,6 +99,7 @@ class PairScorer:
             float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]], live.generation
         )
         if distribution:
+            # The model knows whether its scale has steps; a fit may have found them.
             try:
                 prediction.distribution = live.scorer.distribution(vectors, index, rows, times)[0].tolist()
             except FactorsError as exc:
@@ -115,6 +117,7 @@ class PairScorer:
         async with self._one_batch:
             for start in range(0, len(rows), _SLICE):
                 if start:
+                    # Requests that came meanwhile have their turn.
                     await asyncio.sleep(0)
                 part = slice(start, start + _SLICE)
                 body += elements(score(live, vectors, index[part], rows[part]))

@@ -78,6 +78,7 @@ class Training:
                     f'{live_ratings} ratings came in by other ways; send "replace": true to throw them away'
                 )
                 raise Problem("ratings_would_be_lost", detail, extra={"ratings": live_ratings})
+            # What comes in from here on belongs to the new history.
             epoch = await self._store.ratings.begin_epoch()
             try:
                 registry = self._store.items(epoch)
@@ -101,6 +102,7 @@ class Training:
     async def _train(self, kind: CommandKind, epoch: int) -> Trained:
         command = await self._store.commands.ask(kind, epoch=epoch)
         outcome = await self._store.commands.wait(command, self._wait_s)
+        # The id of the command lets an operator find it in the trainer's log.
         if outcome is None:
             raise Problem(
                 "training_timeout",
@@ -131,6 +133,7 @@ class Training:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
+        # The trainer does one thing at a time: a second caller would wait for the first one's minute too.
         if self._busy:
             raise Problem(
                 "train_in_progress",

@@ -42,6 +42,7 @@ class Server(web.Server):
         addresses = [resource.canonical for resource in app.router.resources()]
         dispatcher = Dispatcher(template.request_handler, addresses, context.counts, context.traffic)
         super().__init__(dispatcher, request_factory=template.request_factory)
+        # For each connection: aiohttp's server would give them to its own class.
         self._settings = settings
         self._most = most
         # A plain `Connection` serves every request; these answer GET /predict in half the time.

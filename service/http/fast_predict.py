@@ -65,6 +65,7 @@ class FastPredict:
     def take(self, connection: "FastConnection", message: RawRequestMessage) -> bool:
         """Take a GET for `connection`, which is told the answer later; False leaves it to aiohttp's way."""
         traffic = self.traffic
+        # Refused here, clients that ask too much would be read and refused again within one turn.
         if traffic.draining or traffic.in_flight >= traffic.limit:
             return False
         plain = _PLAIN.fullmatch(message.path)

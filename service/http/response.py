@@ -1,6 +1,6 @@
 """The answer that is written in one piece.
 
-Invariant: status line, headers and body leave in one transport write.
+Invariant: status line, headers and body leave together, with nothing in between that could fail.
 
 aiohttp builds each response's headers in a multidict and serialises them. Answers of this service have few
 headers, which are known beforehand, so that the bytes up to the body are kept by status, content type and
@@ -22,6 +22,7 @@ JSON = "application/json"
 _HEADS_KEPT = 4096
 # A client gets this long to read what is buffered for it: 10,000 predictions in that time are 25 KB a second.
 READ_WITHIN_S = 30.0
+# As much as `bodies_bytes`: what clients have not read is bounded like what they send.
 UNSENT_BYTES = 256 * 2**20
 
 
