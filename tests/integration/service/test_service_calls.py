@@ -14,6 +14,7 @@ from factors import Scorer, posterior_of
 from featurestore.codecs import pack_histories
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service.context import CONTEXT
 from tests.support.factories import Written, lead, publish, rating
 from tests.support.serving import BOTH_WAYS, JSON, LINES, Client, is_problem, send_raw, serves, serving
 from tests.support.waiting import wait_until_async
@@ -511,3 +512,28 @@ async def test_before_the_first_generation(store_settings: StoreSettings, store:
             return (await client.get("/readyz")).status == 200
 
         await wait_until_async(ready, 10.0, "the first generation is served")
+
+
+@BOTH_WAYS
+async def test_each_request_is_counted_once_by_its_route(
+    store_settings: StoreSettings, published: Written
+) -> None:
+    async with serving(store_settings) as (client, app):
+        await serves(client, published.writer.number)
+        pair = {"user_id": "ann", "item_id": "item-1"}
+        for reply in (
+            await client.get("/predict?user_id=ann&item_id=item-1"),
+            await client.get("/predict?user_id=a%6en&item_id=item-1&timestamp=1e9"),
+            await client.post("/predict", pair),
+            await client.post("/predict", {"pairs": [["ann", "item-1"]] * 3}),
+        ):
+            assert reply.status == 200
+        assert (await client.get("/predict?user_id=ann")).status == 400
+        context = app[CONTEXT]
+        assert context.counts.requests["/predict"] == {"200": 4, "400": 1}
+        assert context.counts.latency["/predict"].count == 5
+        assert context.counts.predictions == 6
+        assert context.traffic.in_flight == 0
+        assert context.traffic.connections >= 1
+        assert "foldin_connections" in (await client.get("/metrics")).text
+    assert context.traffic.connections == 0

@@ -52,6 +52,7 @@ async def test_excess_is_refused_at_once_and_what_was_taken_is_answered(
             is_problem(reply, 503, "overloaded")
             assert int(reply.headers["Retry-After"]) >= 1
         assert app[CONTEXT].counts.overloads == 16
+        assert app[CONTEXT].counts.requests["/predict"] == {"200": 8, "503": 16}
         assert app[CONTEXT].traffic.in_flight == 0
         assert (await client.get(ONE)).status == 200
 
