@@ -3,6 +3,8 @@
 Every call is bounded in time, and fails with an error that says what the caller can do: `ApiBusyError` try
 again later, `ApiRefusedError` change the request, `ApiUnreadableError` check the address. To repeat a call
 does no harm: the last rating of a pair counts.
+
+It lies here because players need it, and `foldin` imports this package.
 """
 
 import asyncio
@@ -43,7 +45,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.code = code
-        self.detail = detail or message
+        self.detail = detail or message  # without the address, for a caller that names it by itself
         self.retry_after_s = retry_after_s
         self.row = row
 
@@ -165,6 +167,7 @@ class ApiClient:
         query: dict[str, str] | None = None,
         retry: bool = False,
     ) -> bytes:
+        # While the API answers that it is busy the caller's own time limit is the only one.
         connect_by = time.monotonic() + CONNECT_RETRY_S
         while True:
             try:
@@ -189,12 +192,14 @@ class ApiClient:
             raise ApiBusyError(f"the API at {self.url} cannot be asked: {error}") from error
         if response.status < HTTPStatus.MULTIPLE_CHOICES:
             return answer
+        # Redirects were followed; everything else is a problem document, or not this API.
         raise self._problem(f"{method} {path}", response, answer)
 
     def _problem(self, call: str, response: aiohttp.ClientResponse, body: bytes) -> ApiError:
         try:
             problem = msgspec.json.decode(body, type=_Problem)
         except msgspec.MsgspecError:
+            # A proxy's page, or nothing: its beginning says enough.
             problem = _Problem(detail=body[:200].decode(errors="replace"))
         status, code = response.status, problem.code
         busy = status in BUSY or code == "train_in_progress"

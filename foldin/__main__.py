@@ -150,6 +150,7 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, 1 when something failed on the way, 2 when a person must change something."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Before any import of a subcommand: help and a wrong flag must answer at once.
     parser = build_parser(os.environ)
     # These have a command line of their own, `--help` included.
     if arguments and arguments[0] in {"evaluate", "bench"}:

@@ -49,6 +49,7 @@ class EvaluateOptions:
     """Options of `foldin evaluate FILE`."""
 
     file: Path = setting(..., "anything that `foldin import` reads", Path, flag="FILE")
+    # None and not "random": to tell a split that was named beside --test.
     split: SplitName | None = setting(
         None,
         "given-fold: fifths of the file in its order (u1 to u5 of MovieLens 100K); random; leave-k-out: K "
@@ -202,6 +203,7 @@ def _shown(plan: Plan, store: LineStore, done: dict[str, Line], console: Console
             text = f"{line.split}, {line.summary()}" + (" (kept from before)" if known else "")
             console.print(text, style="dim", markup=False, soft_wrap=True)
             description = _label(*works[number]) if number < len(works) else "done"
+            # The bar names the engine that runs now, the line above it the one that has finished.
             progress.update(task, completed=number, description=description)
             yield line
 

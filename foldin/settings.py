@@ -52,7 +52,7 @@ class StackOptions:
     workers: int = setting(
         1, "processes of the service", whole(1, 256), variable="FOLDIN_WORKERS", flag="--workers"
     )
-    play: bool | None = None
+    play: bool | None = None  # --play, --no-play
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class ImportOptions:
     """Options of `foldin import`. `url`, `data`: where to, see `importing.open_sink`."""
 
     path: Path = setting(..., "file of ratings", Path, flag="FILE")
-    url: str | None = None
+    url: str | None = None  # --url and --data exclude each other, which argparse words
     data: Path | None = None
     format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS))
     columns: Mapping[str, str] | None = setting(
@@ -100,7 +100,7 @@ class FrontDoorSettings:
         elif "HOME" in environ:
             state = Path(environ["HOME"]) / ".local" / "state"
         else:
-            state = Path(tempfile.gettempdir())
+            state = Path(tempfile.gettempdir())  # as in a container without a home
         return cls(
             redis_url=environ.get("FOLDIN_REDIS_URL") or None,
             state_dir=state / "foldin",
@@ -128,6 +128,7 @@ def settings_reference() -> str:
     from service.settings import ServiceSettings
     from trainer.settings import TrainerSettings
 
+    # The store's settings once, although two processes read them.
     tables = (
         ("The store, as service and trainer open it", reference(StoreSettings)),
         ("`python -m service`", reference(ServiceSettings, without=("store",))),

@@ -59,6 +59,7 @@ async def evaluate(
     """
     lineup = settings.lineup(brought)
     _check(lineup, brought)
+    # Drawn anew unless one is wanted: a figure must not hang on one lucky world.
     base_seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
     timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
     results: list[Result] = []
@@ -76,6 +77,7 @@ async def evaluate(
                     seed = (base_seed + run) % MAX_SEED
                     result, world = await evaluation.play(name, known=known, run=run, seed=seed)
                     results.append(result)
+                    # An environment that ignores the seed gives each player a world of its own.
                     worlds.setdefault(run, set()).add(world)
     same_worlds = all(len(histories) == 1 for histories in worlds.values())
     return EvaluationReport(tuple(results), settings.steps, base_seed, same_worlds)

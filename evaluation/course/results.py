@@ -59,6 +59,7 @@ class EvaluationReport:
 
     def summaries(self) -> list[Summary]:
         """Return a summary for each player and length of history, in the order in which they played."""
+        # A dictionary keeps the order of its first keys: that of the games.
         groups: dict[tuple[int, str], list[Result]] = {}
         for result in self.results:
             groups.setdefault((result.known, result.player), []).append(result)

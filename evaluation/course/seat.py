@@ -111,7 +111,7 @@ class Seat:
             self._failed = f"had not learned the history after {timeout_s:g} s"
         except PlayerFailedError as error:
             self._failed = str(error)
-        self.prepare_s = time.perf_counter() - started
+        self.prepare_s = time.perf_counter() - started  # of a failure, too
         if self._failed is not None:
             raise PlayerFailedError(f"{self.name}: {self._failed}")
 
@@ -119,6 +119,7 @@ class Seat:
         """Play one pair. Raises GameOverError after the last, and EnvironmentFailedError."""
         if self._pending is None:
             raise GameOverError
+        # The player answers before the rating is fetched: it cannot see it, and a failure costs one step.
         pair = self._pending
         prediction, seconds = await self._ask(pair)
         rating, self._pending = await self._client.rate(PLACEHOLDER if prediction is None else prediction)

@@ -34,6 +34,7 @@ class PlaySettings(PlayerLimits):
         ("random", "constant", "bias", "deployed"), "who plays", player_name, many=True
     )
     seed: int | None = setting(None, "world to play, random without", whole(0, MAX_SEED))
+    # Fewer let a viewer see the error of a player fall that learns while it plays.
     known: int | None = setting(
         None,
         "show the players only so many ratings of the history, the latest",
@@ -72,6 +73,7 @@ class EvaluationSettings(PlayerLimits):
     delay_ms: int = setting(
         0, "pause of `deployed` before each step, in ms (the course: 100)", whole(0, 60_000)
     )
+    # Below the working directory: results are the user's, as those of `foldin evaluate FILE`.
     output: Path | None = setting(
         Path("results/evaluation"), "folder for the CSV files and the pictures", Path
     )
@@ -112,6 +114,7 @@ class EvaluationSettings(PlayerLimits):
                     f"steps must be at most the {unrated} pairs that are not known, not {self.steps}"
                 )
         elif self.world != WorldOptions():
+            # A server that runs has drawn its options already.
             found.append("a world's options can only be set where no environment is given")
         if self.api is None and any(name in API_PLAYERS for name in self.players):
             found.append(f"the players {' and '.join(API_PLAYERS)} need the address of an API")

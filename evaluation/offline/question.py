@@ -28,6 +28,7 @@ class Question:
     `top`: how many items, not rated in training, to rank for each different user of the pairs; 0: none.
     """
 
+    # Numbers and arrays only: each is a member of the file by which a question reaches its process.
     n_users: int
     n_items: int
     low: float

@@ -78,13 +78,14 @@ class Split:
 
     def digest(self) -> str:
         """Return a text that differs between splits of one data set."""
+        # Bits: a split of 20 million ratings takes 2.5 MB to hash.
         return hashlib.blake2b(np.packbits(self.test).tobytes(), digest_size=16).hexdigest()
 
 
 def given_folds(data: DataSet, folds: Sequence[int]) -> list[Split]:
     """Hold out the j-th fifth of the file in fold j: u1 to u5 of MovieLens 100K, whose `u.data` is mixed."""
     n = len(data.ratings.value)
-    fifth = n // FOLDS
+    fifth = n // FOLDS  # a remainder is in no fold's test
     return [
         Split(data, f"u{fold}", _chosen(n, np.arange(fifth * (fold - 1), fifth * fold))) for fold in folds
     ]
@@ -131,6 +132,7 @@ def in_time_order(data: DataSet) -> Split:
     """Return all ratings in time order (of the file, where times are unknown), to be predicted one by one."""
     time = data.ratings.time
     order = np.argsort(time, kind="stable") if np.isfinite(time).all() else np.arange(len(time))
+    # Stable, so ratings of one second keep the order of the file.
     ordered = replace(data, ratings=data.part(order))
     return Split(ordered, "in time order", np.zeros(len(order), dtype=np.bool_), sequential=True)
 

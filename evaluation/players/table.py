@@ -34,6 +34,7 @@ class RatingTable:
         self.values[user, item] = rating
         self.seen[user, item] = 1.0
 
+    # An environment may name users and items beyond the sizes that it gave at the start.
     def make_room(self, user: int, item: int) -> None:
         """Grow so that the pair has a cell. Raises PlayerFailedError beyond `MAX_CELLS`."""
         n_users, n_items = self.values.shape

@@ -61,6 +61,7 @@ class ImportProgress:
 
     def note(self, text: str) -> None:
         """Show a remark beside the progress until it is replaced by another, or by none."""
+        # In a log a remark stands once, however often it is repeated.
         if text and text != self._note and self._bar is None:
             self._console.print(text, highlight=False)
         self._note = text
