@@ -91,3 +91,9 @@ def test_a_password_is_not_shown() -> None:
     assert redacted(url) == "redis://user:***@store:6379/0"
     assert redacted("redis://store:6379") == "redis://store:6379"
     assert "hunter2" not in repr(StoreSettings(url=url))
+
+
+def test_a_password_in_an_address_that_cannot_be_used_is_not_repeated() -> None:
+    with pytest.raises(SettingsError, match="FOLDIN_REDIS_URL must be an address like") as caught:
+        read({"FOLDIN_REDIS_URL": "http://user:hunter2@store"})
+    assert "hunter2" not in str(caught.value)
