@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
+    # A process each: what one leaves in memory is not the next one's.
     child = BlockingChild(python_command("benchmarks", name, *arguments), None)
     try:
         return child.wait(LIMIT_S)

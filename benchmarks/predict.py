@@ -38,6 +38,7 @@ def measure(options: Options, console: Console) -> list[Row]:
                 stack.yardstick("bare", "/predict", cpus=cores.server) as bare_port,
             ):
                 rows = one_worker(options, requests, port, bare_port, cores.others)
+            # No cores of their own: there are fewer cores than processes.
             with (
                 stack.service(url, workers=2) as port,
                 stack.yardstick("bare", "/predict", "--processes", "2") as bare_port,
@@ -67,6 +68,7 @@ def peak_rows(work: str, loads: dict[str, list[Load]], against: str) -> list[Row
     busiest = max(load.generator_busy for each in loads.values() for load in each)
     foldin, yardstick = (number(float(np.median(rates[name]))) for name in ("foldin", "bare"))
     detail = f"{foldin} against {yardstick} a second"
+    # Then the figure is the generator's, not the server's.
     if busiest > 0.9:
         detail += f"; the generator used {busiest:.0%} of its core"
     return [

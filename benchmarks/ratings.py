@@ -44,6 +44,7 @@ def measure(options: Options, console: Console) -> list[Row]:
         with stack.trainer(url, settings=stack.NO_REFITS), stack.service(url) as port:
             learn(port, n_users, n_items, a_call, seed=options.seed)
             console.print(f"{n_users:,} users and {n_items:,} items learned", style="dim")
+            # First: while a backlog is archived the trainer takes a core.
             pairs = tuple(rate_then_predict(options, port, n_users, n_items) for _ in range(options.rounds))
             until_archived(port)
             rates = tuple(archived(options, port, requests, a_call) for _ in range(options.rounds))

@@ -76,6 +76,7 @@ def ranking(options: Options, generation: Generation) -> list[Row]:
     ranker = Ranker(posterior_of(generation.model), generation.items)
     indexed = Ranker(posterior_of(generation.model), generation.items, generation.index)
     rng = np.random.default_rng(options.seed)
+    # Users who have rated nothing: what is excluded is not what is measured.
     nothing = [np.zeros(0, dtype=np.int64)] * WAITING
 
     def some_users() -> Any:

@@ -4,13 +4,11 @@ The answers carry exactly the lecture's keys, all of them ints. Worlds are drawn
 encoded in threads, so that no player waits for another's reset.
 """
 
-import asyncio
 import math
 import re
-import signal
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from urllib.parse import parse_qsl
 
@@ -21,6 +19,7 @@ from environment.contract import PredictAnswer
 from environment.games import Games, NoPairLeftError, UnknownTokenError
 from environment.problems import ProblemError, problems_middleware
 from environment.settings import MAX_SEED, ServerSettings
+from processes.loop import stop_event
 from processes.settings import SettingsError
 
 GAMES = web.AppKey("games", Games)
@@ -72,11 +71,7 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[str]:
 
 async def serve(settings: ServerSettings, started: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; call `started` with the address once requests are taken."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with suppress(NotImplementedError):  # Windows: Ctrl-C raises KeyboardInterrupt instead
-            loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     async with running_server(settings) as address:
         started(address)
         await stop.wait()

@@ -46,6 +46,7 @@ def say(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError:
+        # Later lines go nowhere, and Python's own flush at exit finds an open file.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -155,6 +156,7 @@ class Stack:
         options = self._options
         return {
             **self._settings.inherited,
+            # What a part prints must be in its log before it is killed.
             "PYTHONUNBUFFERED": "1",
             "FOLDIN_REDIS_URL": redis_url,
             "FOLDIN_HOST": options.host,
@@ -240,6 +242,7 @@ class Stack:
             "environment_url": self.environment_url,
             "store": store,
         }
+        # Whole or not at all: `foldin import` may look at any moment.
         beside = self._file.with_suffix(".new")
         beside.unlink(missing_ok=True)
         # Only this user may read it: it carries the store's password.

@@ -134,6 +134,7 @@ class Child:
         while True:
             if not self.running:
                 raise ChildEndedError(self.spec.name, await self.wait(), self.last_line)
+            # In a thread: the output of all children, and signals, are handled meanwhile.
             if await asyncio.to_thread(self.spec.probe):
                 return
             if loop.time() > deadline:

@@ -18,6 +18,7 @@ class BoundedLog:
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         self.path = path
         self._max_bytes = max_bytes
+        # Unbuffered: the last line of a part that is killed is the one that is wanted.
         self._file = path.open("ab", buffering=0)
         self._size = self._file.tell()
         self._closed = False

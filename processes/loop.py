@@ -46,7 +46,8 @@ def stop_event() -> asyncio.Event:
     """Return an event that SIGTERM and SIGINT set, in place of ending this process."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        with suppress(NotImplementedError):  # Windows: Ctrl-C raises KeyboardInterrupt instead
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
 
 

@@ -151,10 +151,12 @@ class Supervisor:
 
         Never raises.
         """
+        # An end from here on is one that was asked for: no keeper may start that part again.
         self._closing = True
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+        # What was started last may need what was started first: the service its store.
         for child in reversed(self._children):
             await child.stop(hurry)
         if self.failed.done() and not self.failed.cancelled():

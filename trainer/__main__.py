@@ -2,9 +2,10 @@
 
 import asyncio
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
+
+from processes.loop import stop_event
 
 if TYPE_CHECKING:
     from trainer.app import Trainer
@@ -36,11 +37,7 @@ def main() -> int:
 
 
 async def _run(trainer: "Trainer") -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await trainer.run(stop)
+    await trainer.run(stop_event())
 
 
 if __name__ == "__main__":

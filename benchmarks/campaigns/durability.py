@@ -119,6 +119,7 @@ async def _load(
     loop = asyncio.get_running_loop()
     while loop.time() < until:
         rows = {}
+        # One rating and many take different ways through the service and in the store.
         for _ in range(rng.choice((1, 3, 50))):
             user, item = rng.randrange(USERS), rng.randrange(ITEMS)
             value = 1.0 + 0.5 * ((user + item) % LEVELS) + (next(numbers) % TICKS) * TICK
@@ -134,6 +135,7 @@ async def _load(
                 acknowledged[pair] = value
         else:
             report.refused += 1
+            # The service is away, or waits for its store: asked at once again it would only refuse more.
             await asyncio.sleep(0.05)
 
 
@@ -161,6 +163,7 @@ async def _killer(
 ) -> None:
     loop = asyncio.get_running_loop()
     turn = 0
+    # After the last kill there is load for two seconds more: what it did must show.
     while (pause := rng.uniform(0.4, 1.6) * every_s) + loop.time() < until - 2.0:
         await asyncio.sleep(pause)
         # In turn, so that a short campaign meets each.

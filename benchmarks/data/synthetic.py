@@ -51,6 +51,7 @@ def make(n_users: int, n_items: int, *, rank: int, seed: int) -> Generation:
     settings = FitSettings(SCALE, rank=rank, link="gaussian", sweeps=3)
     with threadpool_limits(1, user_api="blas"):  # threads cost more than they bring at this size
         fitted = fit(world.ratings, world.n_users, world.n_items, settings=settings, rng=rng)
+    # Fitted tables and not random numbers: scores, covariances and lookups then cost what they cost in life.
     users = _grown(fitted.users, n_users, vector_columns(rank), rng)
     items = _grown(fitted.items, n_items, vector_columns(rank), rng)
     return Generation(fitted.model, users, items)
@@ -134,6 +135,7 @@ async def _publish(store: Store, epoch: int, generation: Generation) -> int:
             users = slice(start, min(start + BATCH, n_users))
             count = np.ones(users.stop - users.start, dtype=np.int64)
             await writer.write_users(ids(users.start, users.stop), count, generation.users[users])
+            # A million users take longer to write than the lease lasts.
             renewed = await _renew(lease, renewed)
         await writer.finish()
         assert await writer.flip()

@@ -158,6 +158,7 @@ def carry_out(name: str, measure: Measure, options: Options) -> int:
 def end_in_order() -> None:
     """Let SIGTERM end this process as an exception does, so that the servers that it has started are
     stopped."""
+    # Python takes signals in the main thread only; tests run benchmarks in others.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _leave)
 

@@ -34,6 +34,7 @@ def save(path: Path, settings: Mapping[str, Any], rows: Sequence[Any]) -> None:
 
 
 def _stamped(settings: Mapping[str, Any]) -> Any:
+    # Another version may predict otherwise. Through JSON, as the file has it: tuples become lists.
     return json.loads(json.dumps({**settings, "version": version("foldin")}))
 
 

@@ -42,6 +42,7 @@ def cores(options: Options) -> Cores:
     """Return one core for the server, the others for store and generator, where there are two at least."""
     if not options.pin or not hasattr(os, "sched_getaffinity"):
         return Cores()
+    # A generator on the core of the server would take away what it measures.
     first, *others = sorted(os.sched_getaffinity(0))
     return Cores((first,), tuple(others)) if others else Cores()
 
@@ -71,9 +72,7 @@ def running(
 
 @contextlib.contextmanager
 def store(*, cpus: Sequence[int] = ()) -> Iterator[str]:
-    """Run an embedded Valkey in a temporary folder; its address. With the settings of `foldin up`, except
-    that it syncs every second: the disk is not what is measured.
-    """
+    """Run an embedded Valkey in a temporary folder; its address. Raises `BenchmarkError`."""
     try:
         program = str(binary())
     except CannotStartError as exc:
@@ -81,6 +80,7 @@ def store(*, cpus: Sequence[int] = ()) -> Iterator[str]:
     port = unused_port()
     with tempfile.TemporaryDirectory(prefix="foldin-bench-store-") as folder:
         command = [program, "--port", str(port), "--bind", HOST, "--dir", folder]
+        # As `foldin up` has it, except that it syncs every second: the disk is not what is measured.
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
         command += ["--hash-max-listpack-value", "4096", "--auto-aof-rewrite-percentage", "300"]
         ready = partial(redis_pong, (HOST, port))

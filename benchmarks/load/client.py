@@ -14,6 +14,7 @@ class Client:
 
     def __init__(self, port: int, *, timeout_s: float = 30.0) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+        # Nagle's algorithm would hold the end of a large request back for an acknowledgement.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> "Client":

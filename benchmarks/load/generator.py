@@ -176,6 +176,7 @@ class _Connection:
 
     def __init__(self, plan: Plan) -> None:
         self.socket = socket.create_connection((plan.host, plan.port), timeout=5)
+        # A request is sent whole; Nagle's algorithm could only delay it.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         self.file = self.socket.fileno()
@@ -195,6 +196,7 @@ class _Connection:
             raise _BrokenError from exc
         if not data:
             raise _BrokenError
+        # Nearly every answer comes in one read: no buffer is kept, and a body is counted, not stored.
         if self.missing:
             self.missing -= len(data)
         else:
@@ -211,6 +213,7 @@ class _Connection:
 
 
 def _content_length(data: bytes, end: int) -> int:
+    # As aiohttp writes it; to lower the whole head is the slow way.
     at = data.find(b"Content-Length: ", 0, end)
     if at < 0:
         at = data[:end].lower().find(b"content-length: ")
@@ -374,6 +377,7 @@ class _Generator:
     def give_up(self, waiting: deque[int]) -> None:
         """Count requests that were never sent with the age that they had when the run ended."""
         now = time.perf_counter_ns()
+        # Left out, they would make a server that answers nothing look fast.
         late = [now - due for due in waiting if due >= self.record_from]
         self.latencies.extend(late)
         self.codes.extend([0] * len(late))

@@ -17,6 +17,7 @@ CONNECTIONS = 64
 
 def predict_requests(folder: Path, n_users: int, n_items: int, *, seed: int) -> Path:
     """Write GET /predict for random known pairs; return the file."""
+    # Uniform: popular users would stay in the caches of store and processor.
     rng = np.random.default_rng(seed)
     users, items = rng.integers(0, n_users, DISTINCT), rng.integers(0, n_items, DISTINCT)
     pairs = zip(users.tolist(), items.tolist(), strict=True)

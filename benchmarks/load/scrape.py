@@ -49,6 +49,7 @@ def quantile(before: Buckets, after: Buckets, q: float) -> float:
 
     NaN when nothing was observed; the last finite bound when it lies beyond.
     """
+    # As Prometheus' histogram_quantile, so that a dashboard shows the same figure.
     bounds = sorted(after)
     counts = [after[bound] - before.get(bound, 0.0) for bound in bounds]
     wanted = q * counts[-1]

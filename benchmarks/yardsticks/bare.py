@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     children: list[int] = []
     for _ in range(options.processes - 1):
+        # Forked before there is an event loop; each binds the port by itself.
         child = os.fork()
         if child == 0:
             children = []
