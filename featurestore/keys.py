@@ -84,7 +84,7 @@ class Keys:
 
     def counts(self, epoch: int, partition: int) -> bytes:
         """Of a stream: id of its `last` entry, number of the last event that is `done`, and how many ratings
-        were `loose`: came in by other ways than the call that began the epoch.
+        came in live, not with the call that began the epoch (the field is called `loose`).
         """
         return b"%b.%d:{%d}:counts" % (self._ns, epoch, partition)
 

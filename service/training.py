@@ -72,7 +72,7 @@ class Training:
                     f"epoch {pointer.pending} is being prepared",
                     retry_after_s=_BUSY_RETRY_S,
                 )
-            live_ratings = await self._store.ratings.loose_count(pointer.epoch)
+            live_ratings = await self._store.ratings.count_live(pointer.epoch)
             if live_ratings and not replace:
                 detail = (
                     f'{live_ratings} ratings came in by other ways; send "replace": true to throw them away'

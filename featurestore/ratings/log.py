@@ -120,7 +120,7 @@ class RatingsLog:
             }
             full = False
             replies = await self._rate_all(
-                todo, expected, targets, item_rows, columns, given=epoch is not None
+                todo, expected, targets, item_rows, columns, bootstrap=epoch is not None
             )
             left = []
             for share, reply in zip(todo, replies, strict=True):
@@ -195,11 +195,13 @@ class RatingsLog:
         ]
         return sum([int(reply[1]) for reply in await self._client.call_many(calls)])
 
-    async def loose_count(self, epoch: int) -> int:
-        """How many ratings came into an epoch by other ways than the call that began it."""
+    async def count_live(self, epoch: int) -> int:
+        """How many ratings came into an epoch live: not with the call that began it."""
         pipe = self._client.pipeline()
         for partition in range(self._keys.partitions):
-            pipe.hget(self._keys.counts(epoch, partition), "loose")
+            pipe.hget(
+                self._keys.counts(epoch, partition), "loose"
+            )  # the name of live ones in the store, kept for ever
         return sum([int(count or 0) for count in await pipe.execute()])
 
     async def tails(self, epoch: int) -> dict[int, Progress]:
@@ -266,7 +268,7 @@ class RatingsLog:
         item_rows: Mapping[int, Int64s],
         columns: Columns,
         *,
-        given: bool,
+        bootstrap: bool,
     ) -> list[list[bytes]]:
         """What the store says to each share. It works on the first of many ratings while the next are
         packed.
@@ -277,7 +279,7 @@ class RatingsLog:
         for share in todo:
             epochs = targets[share.partition]
             entries = [pack_entries(share, item_rows[epoch], columns) for epoch in epochs]
-            calls.append(self._rate(share, expected[share.partition], epochs, entries, given=given))
+            calls.append(self._rate(share, expected[share.partition], epochs, entries, bootstrap=bootstrap))
             packed += len(share.rows)
             if packed >= AT_ONCE:
                 asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
@@ -303,7 +305,7 @@ class RatingsLog:
         epochs: Sequence[int],
         entries: Sequence[Sequence[bytes]],
         *,
-        given: bool,
+        bootstrap: bool,
     ) -> bytes:
         keys, users, partition = self._keys, share.users, share.partition
         names = [bulk(keys.epochs(partition))]
@@ -311,7 +313,7 @@ class RatingsLog:
         args = [
             bulk(expected),
             bulk(b"%d" % self._stream_limit),
-            bulk(b"given" if given else b"loose"),
+            bulk(b"bootstrap" if bootstrap else b"live"),
             bulk(b"%d" % len(users)),
             bulk(digests),
             bulk(pack_ids(users)),

@@ -1,8 +1,5 @@
 """Large values read in order, straight from the socket. Invariant: a piece is exactly as long as it must be,
-or it is left to whoever reads replies otherwise.
-
-The usual way a value is copied four times before it is an object: out of the socket, to the reader of
-replies, within it as it grows, and into the object.
+or it is left to the usual reader of replies.
 """
 
 import asyncio
@@ -22,6 +19,8 @@ CHUNKS_AT_ONCE = 16
 CALLS_AHEAD = 3
 
 
+# The usual reader copies a value four times before it is an object: out of the socket, to the reader, within
+# it as it grows, and into the object. Here it is copied once.
 class ChunkReader:
     """Reads the replies to `GET`s of values that are `sizes` long; `pieces` hold once `took` has returned
     bytes.

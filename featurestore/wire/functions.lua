@@ -14,7 +14,7 @@ local function whole(number)
 end
 
 -- The entries of `blob` whose item is not in `history`.
-local function unseen(history, blob)
+local function of_new_items(history, blob)
   local seen, kept = {}, {}
   for at = 1, #history, ENTRY do
     seen[string.sub(history, at, at + 3)] = true
@@ -107,14 +107,14 @@ local function rate_epoch(keys, args, key, arg, count)
 end
 
 -- keys: epochs, then for each epoch: ratings, counts, forgotten, and (user, history) for each user.
--- args: expected epochs, stream limit, 'given' or 'loose', number of users, their digests joined or '', their ids as
+-- args: expected epochs, stream limit, 'bootstrap' or 'live', number of users, their digests joined or '', their ids as
 -- the stream has them, then for each epoch the new entries of each user.
 local function rate(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
     return { 'EPOCHS', epochs }
   end
-  local limit, given, users = tonumber(args[2]), args[3] == 'given', tonumber(args[4])
+  local limit, bootstrap, users = tonumber(args[2]), args[3] == 'bootstrap', tonumber(args[4])
   local stride = 3 + 2 * users
   local sets, counts = (#keys - 1) / stride, {}
   for e = 0, sets - 1 do
@@ -123,9 +123,9 @@ local function rate(keys, args)
       return { 'DIGESTS' }
     end
     for u = 1, users do
-      local history = given and redis.call('GET', keys[key + 2 * u])
+      local history = bootstrap and redis.call('GET', keys[key + 2 * u])
       if history then
-        args[arg + u] = unseen(history, args[arg + u])
+        args[arg + u] = of_new_items(history, args[arg + u])
       end
       bytes = bytes + #args[arg + u]
     end
@@ -142,7 +142,7 @@ local function rate(keys, args)
     if refusal then
       return refusal
     end
-    if counts[e] > 0 and not given then
+    if counts[e] > 0 and not bootstrap then
       redis.call('HINCRBY', keys[key - 1], 'loose', counts[e])
     end
   end

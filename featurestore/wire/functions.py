@@ -1,9 +1,8 @@
 """The server-side functions as calls. Invariant: a call is answered by the functions of this version of the
 package.
 
-Library and function names carry a hash of the text, so that versions live side by side during a rolling
-update. A store that has lost the library (restarted without it, failed over, flushed) gets it again and the
-call is repeated: a function that was not found has done nothing.
+A store that has lost the library (restarted without it, failed over, flushed) gets it again and the call is
+repeated: a function that was not found has done nothing.
 """
 
 import hashlib
@@ -15,12 +14,14 @@ from typing import Any
 from featurestore.wire.connection import Connection, Execute
 from featurestore.wire.resp import ReplyError, bulk, encode, store_error
 
+# Functions that write nothing: `FCALL_RO` runs where a user may only read.
 REPLICA_SAFE = frozenset({"look"})
 
 
 @cache
 def library() -> tuple[bytes, bytes]:
     """Name and text of the library."""
+    # Names carry a hash of the text, so that two versions live side by side during a rolling update.
     text = resources.files("featurestore.wire").joinpath("functions.lua").read_bytes()
     name = b"foldin_" + hashlib.sha256(text).hexdigest()[:12].encode()
     return name, b"#!lua name=" + name + b"\n" + text.replace(b"@LIBRARY@", name)

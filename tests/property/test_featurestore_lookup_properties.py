@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featurestore.codecs import pack_records, unpack_records
 from featurestore.users.batch_lookup import LookupReader
-from featurestore.wire.connection import _Wire
+from featurestore.wire.socket import StoreSocket
 
 WIDTHS = st.sampled_from([1, 3, 30, 260])
 COUNTERS = st.one_of(st.integers(0, 12), st.integers(0, 2**63 - 1))
@@ -61,7 +61,7 @@ def shown(replies: list[Any]) -> list[Any]:
     return [str(each) if isinstance(each, Exception) else each for each in replies]
 
 
-def give(wire: _Wire, data: bytes) -> None:
+def give(wire: StoreSocket, data: bytes) -> None:
     """What the event loop does with bytes that have come."""
     while data:
         room = wire.get_buffer(65536)
@@ -73,7 +73,7 @@ def give(wire: _Wire, data: bytes) -> None:
 
 async def check(width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cuts: list[int]) -> list[bool]:
     """Whether each call has read its own replies."""
-    wire = _Wire(5.0, lambda _: None)
+    wire = StoreSocket(5.0, lambda _: None)
     parser = hiredis.Reader()
     data, asked = b"", []
     for own, sorts in calls:

@@ -42,7 +42,7 @@ async def test_a_new_history_takes_over(store: Store) -> None:
     await store.ratings.append([rating("u", "loose", 3.0)])
     assert await held(store, "u", 1) == {"old": 1.0, "loose": 3.0}
     assert await held(store, "u", 2) == {"given": 5.0, "loose": 3.0}
-    assert await store.ratings.loose_count(2) == 1
+    assert await store.ratings.count_live(2) == 1
     await publish(store, lease, epoch=2)
     await store.ratings.finish_epoch(2)
     await store.generations.remove_leftovers()

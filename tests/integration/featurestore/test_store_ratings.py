@@ -41,7 +41,7 @@ async def test_the_last_rating_of_a_pair_wins_and_nan_takes_it_back(store: Store
 
 async def test_nothing_is_nothing(store: Store) -> None:
     await store.ratings.append([])
-    assert await store.ratings.loose_count(1) == 0
+    assert await store.ratings.count_live(1) == 0
 
 
 async def test_repeating_a_call_is_harmless(store: Store) -> None:
@@ -219,7 +219,7 @@ async def test_entries_of_forgotten_users_are_dropped_only_as_they_were_seen(sto
 
 async def test_loose_ratings_are_counted(store: Store) -> None:
     await store.ratings.append([rating(f"u{n}", "a") for n in range(7)])
-    assert await store.ratings.loose_count(1) == 7
+    assert await store.ratings.count_live(1) == 7
 
 
 async def test_an_epoch_that_takes_no_ratings_is_told(store: Store) -> None:

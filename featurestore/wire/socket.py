@@ -1,0 +1,228 @@
+"""One socket to the store and the calls in flight on it. Invariant: a reply reaches the call that asked for
+it, or the call fails.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import hiredis
+
+from featurestore.errors import StoreUnavailable
+from featurestore.wire.resp import RepliesReader, ReplyError, UnusualReplies, end_of_replies
+
+# A store that answers, but slowly, has so many timeouts for one call: many large writes may be before it.
+PATIENCE = 5
+# The reader moves what is left of its buffer after every thousand bytes that it has read: with a quarter of a
+# megabyte in it a reply costs three times as much.
+FEED_BYTES = 16_384
+# Taken from the socket at once, as much as the event loop takes by itself.
+READ_BYTES = 262_144
+# Calls that would not fit are refused at once: what waits here would only be answered late.
+IN_FLIGHT_BYTES = 64 * 1024 * 1024
+
+
+class _Call(NamedTuple):
+    """A call in flight. `asked_at`: by the clock of the loop; `wait_s`: how long the store may block."""
+
+    future: "asyncio.Future[Any]"
+    replies: int
+    payload_bytes: int
+    asked_at: float
+    wait_s: float
+    reader: RepliesReader | None
+    decode: Callable[[list[Any]], Any] | None
+
+
+class StoreSocket(asyncio.BufferedProtocol):
+    """One socket and the calls in flight on it. `lost` is called once, when it is given up."""
+
+    def __init__(self, timeout_s: float, lost: Callable[["StoreSocket"], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout_s = timeout_s
+        self._lost = lost
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader(replyError=ReplyError)
+        # Oldest first: the store answers in the order of the questions.
+        self._waiting: deque[_Call] = deque()
+        self._heard_at = self._loop.time()
+        self._got: list[Any] = []
+        # What is read into, where the call at the front does not read its replies itself.
+        self._common = memoryview(bytearray(READ_BYTES))
+        self._reading: RepliesReader | None = None
+        self._out: list[bytes] = []
+        self._bytes = 0
+        self._watch: asyncio.TimerHandle | None = None
+        self.why: StoreUnavailable | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def execute(
+        self,
+        payload: bytes,
+        replies: int,
+        wait_s: float = 0.0,
+        *,
+        at_once: bool = False,
+        reader: RepliesReader | None = None,
+        decode: Callable[[list[Any]], Any] | None = None,
+    ) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self.why is not None:
+            future.set_exception(self.why)
+            return future
+        if replies == 0:
+            future.set_result([] if decode is None else decode([]))
+            return future
+        size = len(payload)
+        if self._bytes and self._bytes + size > IN_FLIGHT_BYTES:
+            future.set_exception(StoreUnavailable("too much is waiting for the store already", 0.1))
+            return future
+        # All that is asked for in one turn of the event loop leaves in one write:
+        # 64 lookups are one system call, not 64.
+        if not (self._out or at_once):
+            self._loop.call_soon(self._flush)
+        self._out.append(payload)
+        self._bytes += size
+        self._waiting.append(_Call(future, replies, size, self._loop.time(), wait_s, reader, decode))
+        # One timer for all: it watches the oldest call, and when that is late all behind it are late too.
+        if self._watch is None:
+            self._arm(self._timeout_s)
+        if at_once:
+            self._flush()
+        return future
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out and self._transport is not None and self.why is None:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        self._reading = self._waiting[0].reader if self._waiting else None
+        return self._common if self._reading is None else self._reading.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._heard_at = self._loop.time()
+        data = b""
+        if self._reading is None:
+            data = bytes(self._common[:nbytes])
+        else:
+            if not self._waiting or self._waiting[0].reader is not self._reading:
+                return
+            data = self._took(self._reading, nbytes)
+        data = self._take_wholes(data)
+        try:
+            while data and self.why is None:
+                stop = self._border(data)
+                for start in range(0, stop, FEED_BYTES):
+                    self._reader.feed(data, start, min(FEED_BYTES, stop - start))
+                    if self._take_replies() and self._reader.gets() is not False:
+                        raise hiredis.ProtocolError("a reply to no question")
+                data = self._take_wholes(data[stop:])
+        except hiredis.ProtocolError as exc:
+            self.give_up(StoreUnavailable(f"the store does not speak RESP: {exc}"))
+
+    def _border(self, data: bytes) -> int:
+        """Up to where `data` is for calls that do not read their replies themselves: the usual reader gives
+        nothing back of what it was fed.
+        """
+        replies = 0
+        for call in self._waiting:
+            if call.reader is not None:
+                return end_of_replies(data, replies) if not self._reader.has_data() else len(data)
+            replies += call.replies
+        return len(data)
+
+    def _take_wholes(self, data: bytes) -> bytes:
+        """Give `data` to those calls at the front that read it themselves; what is left."""
+        while data and self._waiting and (own := self._waiting[0].reader) is not None:
+            room = own.room()
+            size = min(len(room), len(data))
+            room[:size] = data[:size]
+            data = self._took(own, size) + data[size:]
+        return data
+
+    def _took(self, reader: RepliesReader, size: int) -> bytes:
+        """`size` bytes have come to the `reader` of the call at the front: what is left of them for others,
+        or for the usual reader.
+        """
+        try:
+            rest = reader.took(size)
+        except UnusualReplies as exc:
+            self._waiting[0] = self._waiting[0]._replace(reader=None)
+            return exc.data
+        if rest is None:
+            return b""
+        self._hand_out([])
+        return rest
+
+    def _hand_out(self, replies: list[Any]) -> None:
+        call = self._waiting.popleft()
+        self._bytes -= call.payload_bytes
+        if call.future.done():
+            return
+        try:
+            call.future.set_result(replies if call.decode is None else call.decode(replies))
+        except Exception as exc:  # noqa: BLE001 -- the caller gets it; the calls behind this one go on
+            call.future.set_exception(exc)
+
+    def _take_replies(self) -> bool:
+        """Hand out what the reader has whole; whether no call waits any more."""
+        waiting, got, gets = self._waiting, self._got, self._reader.gets
+        while waiting:
+            replies = waiting[0].replies
+            if waiting[0].reader is not None:
+                if not self._reader.has_data():
+                    return False
+                # The reader gives nothing back, so it has to go on with what it has.
+                waiting[0] = waiting[0]._replace(reader=None)
+            while len(got) < replies:
+                reply = gets()
+                if reply is False:
+                    return False
+                got.append(reply)
+            self._hand_out(got)
+            got = self._got = []
+        return True
+
+    def _arm(self, delay_s: float) -> None:
+        self._watch = self._loop.call_later(delay_s, self._check, self._loop.time() + delay_s)
+
+    def _check(self, due: float) -> None:
+        self._watch = None
+        if not self._waiting:
+            return
+        now = self._loop.time()
+        asked_at, wait_s = self._waiting[0].asked_at, self._waiting[0].wait_s
+        # Given up when the store has been silent for the timeout, or has not come to the oldest call in five.
+        silence = max(asked_at, self._heard_at) + self._timeout_s + wait_s - now
+        left = min(silence, asked_at + PATIENCE * self._timeout_s + wait_s - now)
+        if now - due > 0.25 * self._timeout_s:
+            # This process was held up, not the store: the reply may be in the socket.
+            self._arm(0.25 * self._timeout_s)
+        elif left <= 0:
+            self.give_up(StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s"))
+        else:
+            self._arm(min(left, self._timeout_s))
+
+    def give_up(self, why: StoreUnavailable) -> None:
+        """Fail all that is in flight and close the socket; nothing that comes later is read."""
+        if self.why is not None:
+            return
+        self.why = why
+        if self._watch is not None:
+            self._watch.cancel()
+        waiting, self._waiting = self._waiting, deque()
+        for call in waiting:
+            if not call.future.done():
+                call.future.set_exception(StoreUnavailable(str(why), why.retry_after_s))
+        if self._transport is not None:
+            self._transport.abort()
+        self._lost(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.give_up(
+            StoreUnavailable(f"the connection to the store was lost ({exc or 'closed by the store'})")
+        )
