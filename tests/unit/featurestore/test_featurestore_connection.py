@@ -9,7 +9,7 @@ import pytest
 
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 from featurestore.users.batch_lookup import LookupReader
-from featurestore.wire import connection as connection_module
+from featurestore.wire import socket as socket_module
 from featurestore.wire.connection import Connection
 from featurestore.wire.resp import ReplyError, encode, end_of_replies, store_error
 from tests.support.waiting import wait_until_async
@@ -273,7 +273,7 @@ def script_restarted(connection: Connection) -> bool:
 
 
 async def test_more_than_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "IN_FLIGHT_BYTES", 100)
+    monkeypatch.setattr(socket_module, "IN_FLIGHT_BYTES", 100)
     async with opened(Script(nothing)) as connection:
         first = connection.execute(b"x" * 90, 1)
         with pytest.raises(StoreUnavailable, match="too much"):
