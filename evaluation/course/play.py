@@ -14,15 +14,14 @@ import aiohttp
 from rich.console import Console
 from rich.live import Live
 
-from environment.client import EnvironmentClient, EnvironmentFailedError
+from environment.client import EnvironmentClient
 from environment.settings import MAX_SEED
 from evaluation.api_client import ApiClient
+from evaluation.course.command import run_command
 from evaluation.course.playboard import Progress, Standing, closing_lines, progress_line, progress_table
 from evaluation.course.seat import GameOverError, Seat
 from evaluation.course.settings import PlaySettings
-from evaluation.players import API_PLAYERS, PlayerFailedError, SharedApi, make_player
-from processes.loop import run_until_stopped
-from processes.settings import SettingsError
+from evaluation.players import API_PLAYERS, SharedApi, make_player
 
 
 async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
@@ -113,19 +112,8 @@ def _print(console: Console, line: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; return the exit code: 0 at the end or after a signal, 1 when the environment or the
-    API did not answer, 2 for a wrong argument.
-    """
-    try:
-        settings = PlaySettings.load(argv, os.environ)
-        run_until_stopped(show(settings, Console()))
-    except SettingsError as error:
-        print(f"play: {error}", file=sys.stderr)
-        return 2
-    except (EnvironmentFailedError, PlayerFailedError) as error:
-        print(f"play: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Run the command; return its exit code, see `run_command`."""
+    return run_command("play", lambda: show(PlaySettings.load(argv, os.environ), Console()))
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.server import running_server
 from environment.settings import MAX_SEED
 from evaluation.api_client import ApiClient
+from evaluation.course.command import run_command
 from evaluation.course.results import EvaluationReport, Result
 from evaluation.course.seat import GameOverError, Seat
 from evaluation.course.settings import EvaluationSettings
 from evaluation.pictures import draw_course, drawn
 from evaluation.players import BROUGHT_PLAYERS, MakePlayer, PlayerFailedError, SharedApi, make_player
 from evaluation.report import new_console, players_table, write_course_files
-from processes.loop import run_until_stopped
 from processes.settings import SettingsError
 
 PROGRESS_STEPS = 250  # steps between two reports: a second or two of most players
@@ -182,19 +182,11 @@ def write_files(report: EvaluationReport, folder: Path) -> list[str]:
 
 
 def main(argv: Sequence[str], brought: Mapping[str, MakePlayer] = MappingProxyType({})) -> int:
-    """Run the command; return the exit code: 0 at the end or after a signal, 1 for a failure, 2 for a wrong
-    argument. `brought`: players that the caller adds.
-    """
-    try:
-        settings = EvaluationSettings.load(argv, os.environ)
-        run_until_stopped(_evaluate_and_show(settings, new_console(), brought))
-    except SettingsError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
-    except (EnvironmentFailedError, OSError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Run the command; return its exit code, see `run_command`. `brought`: players that the caller adds."""
+    return run_command(
+        "evaluate",
+        lambda: _evaluate_and_show(EvaluationSettings.load(argv, os.environ), new_console(), brought),
+    )
 
 
 if __name__ == "__main__":

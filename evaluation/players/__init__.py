@@ -21,7 +21,7 @@ _LOCAL: dict[str, MakePlayer] = {
 }
 LOCAL_PLAYERS = tuple(_LOCAL)
 # Players with Foldin's own model in their process. The caller brings them, as `foldin evaluate` does with
-# `players/model.py`: a play of the others must not load the model's libraries.
+# `players/model.py`: a play of the others must not load the trainer's engines.
 BROUGHT_PLAYERS = ("variational", "ordinal", "neural")
 # `deployed-frozen` is not told the ratings that come: the difference is what learning online is worth.
 API_PLAYERS = ("deployed", "deployed-frozen")
