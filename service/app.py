@@ -90,10 +90,10 @@ async def _service_context(settings: ServiceSettings, slot: WorkerSlot) -> Async
                     timeout_s=settings.body_timeout_s,
                 ),
                 predictions=Admission(
-                    counts, at_once=settings.large_bytes, waiting=settings.batch_waiting_bytes
+                    counts, at_once_bytes=settings.large_bytes, waiting_bytes=settings.batch_waiting_bytes
                 ),
                 imports=Admission(
-                    counts, at_once=settings.large_bytes, waiting=settings.import_waiting_bytes
+                    counts, at_once_bytes=settings.large_bytes, waiting_bytes=settings.import_waiting_bytes
                 ),
                 batcher=MicroBatcher(store, follower, counts),
                 scorer=PairScorer(store, counts),
@@ -108,23 +108,23 @@ async def _service_context(settings: ServiceSettings, slot: WorkerSlot) -> Async
 
 @asynccontextmanager
 async def _opened(settings: ServiceSettings) -> AsyncIterator[Store]:
-    store = await open_store(settings)
+    store = await _open_store(settings)
     try:
         yield store
     finally:
         await store.close()
 
 
-async def open_store(settings: ServiceSettings) -> Store:
+async def _open_store(settings: ServiceSettings) -> Store:
     """Open the store; wait for one that does not answer yet, and log that."""
     loop = asyncio.get_running_loop()
     began, logged = loop.time(), -math.inf
+    where = redacted(settings.store.url)
     while True:
         try:
             return await Store.open(settings.store)
         except StoreUnavailable as exc:
             waited_s = loop.time() - began
-            where = redacted(settings.store.url)
             if waited_s >= settings.start_wait_s:
                 raise StoreUnavailable(f"no feature store at {where} after {waited_s:.0f} s: {exc}") from exc
             if loop.time() - logged >= _SAY_AGAIN_S:

@@ -22,14 +22,14 @@ AT_ONCE = 2
 
 
 class Admission:
-    """Calls of one kind: two are worked on at a time, or more if their bodies have up to `at_once` bytes
-    together; others wait, with bodies of up to `waiting` bytes together, or one of any size.
+    """Calls of one kind: two are worked on at a time, or more if their bodies have up to `at_once_bytes`
+    together; others wait, with bodies of up to `waiting_bytes`, or one of any size.
     """
 
-    def __init__(self, counts: Snapshot, *, at_once: int, waiting: int) -> None:
+    def __init__(self, counts: Snapshot, *, at_once_bytes: int, waiting_bytes: int) -> None:
         self._counts = counts
-        self._at_once = at_once
-        self._most_waiting = waiting
+        self._at_once_bytes = at_once_bytes
+        self._most_waiting_bytes = waiting_bytes
         self._calls = self._working = 0
         self._waiting = 0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -55,7 +55,7 @@ class Admission:
             self._end(size)
 
     def _fits(self, size: int) -> bool:
-        return self._calls < AT_ONCE or self._working + size <= self._at_once
+        return self._calls < AT_ONCE or self._working + size <= self._at_once_bytes
 
     def _begin(self, size: int) -> None:
         self._calls += 1
@@ -67,7 +67,7 @@ class Admission:
         self._admit()
 
     async def _wait(self, size: int) -> None:
-        if self._queue and self._waiting + size > self._most_waiting:
+        if self._queue and self._waiting + size > self._most_waiting_bytes:
             self._counts.overloads += 1
             detail = f"{len(self._queue)} such calls of {self._waiting} bytes wait already"
             raise Problem("overloaded", detail, retry_after_s=1)

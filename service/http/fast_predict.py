@@ -24,7 +24,7 @@ from service.context import ServiceContext
 from service.http.dispatch import Connection, Headers, echoed_id, failure_answer
 from service.http.parsing import MAX_ID_BYTES
 from service.http.problems import Problem
-from service.http.response import JSON, LAST, unsent, whole
+from service.http.response import JSON, LAST, Answer, unsent, whole
 from service.prediction_json import OnePrediction
 from service.routes.predict import parse_pair_query
 
@@ -100,7 +100,7 @@ class FastPredict:
         self._counts.request(_ROUTE, 200, perf_counter() - self._began, self._answers)
         self._answers = 0
 
-    def failed(self, exc: Exception, headers: Headers) -> Any:
+    def failed(self, exc: Exception, headers: Headers) -> Answer:
         """Account for a request with `headers` that failed with `exc`, and return its answer."""
         self.traffic.in_flight -= 1
         answer = failure_answer(exc, headers, _ROUTE, self._counts)

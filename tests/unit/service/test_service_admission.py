@@ -17,7 +17,7 @@ CALL = 10 * SMALL_BYTES
 
 def admission(at_once: int, waiting: int) -> tuple[Admission, Snapshot]:
     counts = Snapshot(0, time.time(), ())
-    return Admission(counts, at_once=at_once * CALL, waiting=waiting * CALL), counts
+    return Admission(counts, at_once_bytes=at_once * CALL, waiting_bytes=waiting * CALL), counts
 
 
 async def holds(desk: Admission, until: asyncio.Event, size: int = CALL) -> None:
