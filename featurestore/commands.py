@@ -1,5 +1,5 @@
-"""What services ask of the trainer, and what came of it. Invariant: a command that was asked for is seen by a
-leader until it has an outcome, whoever dies.
+"""What services ask of the trainer, and what came of it. Invariant: every leader sees a command until it has
+an outcome, whichever process dies.
 """
 
 import asyncio
@@ -32,9 +32,11 @@ FAILURE_CODES: frozenset[str] = frozenset(get_args(FailureCode))
 REFUSALS = frozenset({"fit_refused", "gate_refused"})
 """Those that are for the caller to mend: the same ratings would be refused again."""
 
+# A caller that lost its connection may ask for the outcome for an hour.
 OUTCOME_S = 3600
-# Far more than people ask for while a trainer is away; bounds the stream.
+# Bounds the stream: far more than is asked for while a trainer is away.
 MOST_COMMANDS = 100_000
+# A refit takes seconds: looking twenty times a second adds next to nothing to it.
 POLL_S = 0.05
 
 
@@ -72,14 +74,14 @@ class Commands:
         self._block_ms = max(1, int(1000 * block_s))
 
     async def ask(self, kind: CommandKind, *, epoch: int, user: bytes | None = None) -> str:
-        """Ask; the answer is the id under which the outcome will be. Asking twice does it twice."""
+        """Ask, and return the id under which the outcome will be. Asking twice does it twice."""
         command_id = uuid.uuid4().hex
         fields = {b"id": command_id, b"kind": kind, b"epoch": epoch, b"user": user or b""}
         await self._client.xadd(self._keys.commands, fields, maxlen=MOST_COMMANDS)  # type: ignore[arg-type]  # the stubs want str keys
         return command_id
 
     async def outcome(self, command_id: str) -> Outcome | None:
-        """The outcome so far; None while nobody has taken the command, and an hour after its end."""
+        """Return the outcome so far; None before a trainer took the command, and an hour after its end."""
         text = await self._client.get(self._keys.command(command_id))
         if text is None:
             return None
@@ -89,7 +91,7 @@ class Commands:
             raise StoreError(f"the outcome of command {command_id} cannot be read") from exc
 
     async def wait(self, command_id: str, timeout_s: float) -> Outcome | None:
-        """The outcome once it is `done` or `failed`; after `timeout_s` whatever there is."""
+        """Return the outcome once it is `done` or `failed`; after `timeout_s` the outcome so far."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
         while True:
@@ -99,7 +101,7 @@ class Commands:
             await asyncio.sleep(POLL_S)
 
     async def take(self, after: str, block_ms: int) -> list[Command]:
-        """Commands that came after stream id `after` (`0`: all that were not dropped), waiting for the first.
+        """Return commands that came after stream id `after` (`0`: all that are left), waiting for the first.
 
         Entries of a kind that this version does not know come too, as any other: the caller reports them
         failed.
@@ -114,7 +116,7 @@ class Commands:
                 return [_command(stream_id, fields) for _, entries in found for stream_id, fields in entries]
 
     async def report(self, command_id: str, outcome: Outcome) -> None:
-        """Tell how far it has come."""
+        """Store how far a command has come."""
         text = msgspec.json.encode(outcome)
         await self._client.set(self._keys.command(command_id), text, ex=OUTCOME_S)
 

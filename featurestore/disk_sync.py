@@ -1,9 +1,4 @@
-"""Waiting for the store's disk. Invariant: `wait` returns only after an fsync that began after it was called.
-
-On a connection of its own, so that lookups never wait behind `WAITAOF`; and for all who wait at once, since
-one fsync serves everything written before it. `WAITAOF` covers what its own connection has written, hence the
-small write before it: that comes after every write that was acknowledged to this process.
-"""
+"""Waiting for the store's disk. Invariant: `wait` returns only after an fsync that began after the call."""
 
 import asyncio
 
@@ -16,11 +11,16 @@ EVERYSEC_S = 2.0
 
 
 class DiskSync:
-    """Group commit: one `WAITAOF` at a time, each for everybody who asked before it was sent."""
+    """Group commit: one `WAITAOF` at a time, each for all calls that came before it was sent.
+
+    `connection` is its own, so that lookups never wait behind `WAITAOF`.
+    """
 
     def __init__(self, connection: Connection, key: bytes, timeout_s: float) -> None:
         self._connection = connection
         self._wait_s = timeout_s + EVERYSEC_S
+        # `WAITAOF` covers what its own connection has written, hence the small write before it: that comes
+        # after every write that was acknowledged to this process.
         self._payload = encode(b"SET", key, b"1", b"EX", b"60") + encode(
             b"WAITAOF", b"1", b"0", b"%d" % (1000 * self._wait_s)
         )
@@ -51,7 +51,7 @@ class DiskSync:
         await future
 
     async def close(self) -> None:
-        """Stop; who still waits gets `StoreUnavailable`."""
+        """Stop; calls that still wait get `StoreUnavailable`."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -5,7 +5,7 @@
 class StoreError(Exception):
     """Anything that the feature store refuses or cannot do.
 
-    As itself: a reply that nobody planned for; look at it.
+    As itself: an unexpected reply; look at it.
     """
 
 

@@ -16,6 +16,7 @@ from factors import Int64s
 Words = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
 
+# An id is compared and mixed as numbers of 64 bits.
 WORD_BYTES = 8
 # A buffer goes on for so long behind its last id, so that the last word of it can be read whole.
 ROOM_BYTES = WORD_BYTES
@@ -162,5 +163,5 @@ def _keys(count: int) -> Words:
 
 
 def random_keys(count: int, rng: np.random.Generator) -> Words:
-    """Keys of `mixed` for ids of up to `count` words; nobody can choose ids that meet."""
+    """Keys of `mixed` for ids of up to `count` words: random, so that no caller can choose ids that meet."""
     return rng.integers(0, 1 << 63, count + 1, dtype=np.uint64) * np.uint64(2) + np.uint64(1)

@@ -57,11 +57,11 @@ class ItemRegistry:
         return self._rows.get(item_id)
 
     def known_rows(self, item_ids: Sequence[bytes]) -> list[int | None]:
-        """The row of each item, None where it is not known here."""
+        """Return the row of each item, None where it is not known here."""
         return list(map(self._rows.get, item_ids))
 
     def find(self, item_ids: Ids) -> Int64s:
-        """The row of each item (m,), -1 where it is not known here."""
+        """Return the row of each item (m,), -1 where it is not known here."""
         if len(item_ids) > FEW_IDS:
             self._keep_table()
             rows = self._table.find(item_ids)
@@ -101,7 +101,7 @@ class ItemRegistry:
         return item_id.decode("utf-8")
 
     async def rows(self, item_ids: Sequence[bytes]) -> list[int | None]:
-        """The row of each item, None where nobody registered it; one round trip for those not known here."""
+        """Return the row of each item, None where it is not registered; one round trip for unknown ones."""
         unknown = [item_id for item_id in dict.fromkeys(item_ids) if item_id not in self._rows]
         blocks = [unknown[start : start + IDS_AT_ONCE] for start in range(0, len(unknown), IDS_AT_ONCE)]
         replies = await commands(self._connection, [(b"HMGET", self._items, *block) for block in blocks])
@@ -113,7 +113,7 @@ class ItemRegistry:
         return [self._rows.get(item_id) for item_id in item_ids]
 
     async def register(self, item_ids: Sequence[bytes]) -> list[int]:
-        """The row of each item; new ones get theirs. One round trip, none when all are known here.
+        """Return the row of each item; new ones get theirs. One round trip, none when all are known here.
 
         Safe to repeat. Raises `RegistryFull` (nothing was registered, or only whole blocks of 2,000),
         `EpochGone`.

@@ -1,7 +1,7 @@
-"""Who leads the trainers. Invariant: of two that believe to lead, only the one with the newest fence changes
+"""Which trainer leads. Invariant: of two that believe to lead, only the one with the newest fence changes
 anything.
 
-The fence is a number that grows with each lease; every function that publishes compares it, so that a leader
+The fence is a number that grows with each lease. Every function that publishes compares it, so that a leader
 that was paused for longer than its lease does no harm when it wakes up.
 """
 
@@ -21,7 +21,7 @@ class Lease:
         self.fence = fence
 
     async def renew(self) -> None:
-        """Lead on. An expired lease that nobody took goes on.
+        """Lead on. An expired lease that no other trainer took goes on.
 
         Raises `LeaseLost`, `StoreUnavailable` (try again).
         """
@@ -43,8 +43,8 @@ class Leases:
         self._client = client
 
     async def acquire(self, token: str, ttl_ms: int) -> Lease | None:
-        """Lead, if nobody does. `token` names the process; asked again with the same token it is the same
-        lease.
+        """Lead, unless another trainer does. `token` names the process: asked again with the same token it is
+        the same lease.
         """
         args = [token.encode(), b"%d" % ttl_ms]
         reply = await self._client.call("acquire_lease", [self._keys.lease, self._keys.live], args)

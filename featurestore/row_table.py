@@ -3,8 +3,8 @@
 Invariant: a row that is found is that of the id; one that is not found may still be there, and the registry's
 dictionary knows.
 
-Ids take their seats by their hash; of those that want the same seat one has it, and the others go on to the
-next, smaller table. Hashes are keyed by chance, so that nobody can choose ids that meet.
+An id takes a seat by its hash. Of ids that want the same seat one has it, and the others go on to the next,
+smaller table. Hashes are keyed at random, so that no caller can choose ids that meet.
 """
 
 from collections.abc import Sequence

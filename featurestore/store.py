@@ -1,6 +1,5 @@
-"""The single point of control for connections to the store. Invariant: whoever has a `Store` talks to one
-that is new enough, has this version's functions, keeps what it is given, and agrees on what was fixed at
-creation.
+"""The single point of control for connections to the store. Invariant: the server behind a `Store` is new
+enough, has this version's functions, keeps what it stores, and agrees on what was fixed at creation.
 """
 
 import asyncio
@@ -26,7 +25,9 @@ from featurestore.wire.connection import Connection, Execute
 from featurestore.wire.functions import encode_call, load_library
 from featurestore.wire.resp import ReplyError, encode, store_error
 
+# Grows when keys or bytes change so that versions before cannot read them.
 LAYOUT = b"2"
+# `WAITAOF` came with Redis 7.2; of Valkey, 8 is the first that is supported.
 OLDEST_REDIS = (7, 2)
 OLDEST_VALKEY = (8, 0)
 

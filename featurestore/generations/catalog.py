@@ -1,7 +1,6 @@
 """The generations of a namespace: which there are, which is live, reading one, removing old ones.
 
-Invariant: what is live is never removed, and removal goes in small steps that whoever comes next can take up
-again.
+Invariant: what is live is never removed, and a removal that stopped half way is finished by the next one.
 """
 
 import asyncio
@@ -47,12 +46,15 @@ __all__ = [
     "Worker",
 ]
 
+# Keys that one step of a removal unlinks or looks at: lookups wait for one step at most.
 KEYS_AT_ONCE = 64
 SCAN_COUNT = 500
-DELTAS_AT_ONCE = 256
+# An entry has so many rows at most, 160 KB of them at 20 numbers a row, and a read so many entries.
 ROWS_PER_DELTA = 2_000
+DELTAS_AT_ONCE = 256
 # So many pushes are merged into one: a loading service reads at most this many, and the stream stays small.
 DELTAS_MERGED = 512
+# A worker that ended without taking its beat back is shown for an hour, then forgotten.
 BEAT_KEPT_S = 3_600.0
 
 Summaries = list[GenerationSummary]
@@ -68,16 +70,16 @@ class Generations:
         self._client = client
 
     async def live(self) -> Pointer:
-        """What is live now."""
+        """Return what is live now."""
         return read_pointer(await self._client.hgetall(self._keys.live))
 
     async def list(self) -> Summaries:
-        """All generations, oldest first, whole or not. Raises `GenerationBroken`."""
+        """Return all generations, oldest first, whole or not. Raises `GenerationBroken`."""
         texts = await self._client.hvals(self._keys.generations)
         return sorted(map(decode_summary, texts), key=lambda summary: summary.generation)
 
     async def meta(self, epoch: int, generation: int) -> GenerationMeta:
-        """What a finished generation is. Raises `GenerationUnknown`, `GenerationBroken`."""
+        """Return what a finished generation is. Raises `GenerationUnknown`, `GenerationBroken`."""
         text = await self._client.get(self._keys.meta(epoch, generation))
         if text is None:
             raise GenerationUnknown(generation)
@@ -86,7 +88,7 @@ class Generations:
     async def begin(
         self, lease: Lease, epoch: int, draft: GenerationDraft, *, pause_s: float = 0.0
     ) -> GenerationWriter:
-        """Begin to write a generation, after removing whatever is neither live nor the one to roll back to.
+        """Begin to write a generation, after removing all but the live one and the one to roll back to.
 
         `pause_s`: between the small steps of writing, for a store that has little room. Raises `LeaseLost`.
         """
@@ -110,7 +112,7 @@ class Generations:
         return writer
 
     async def prune(self, pause_s: float = 0.0) -> set[int]:
-        """Remove whatever is neither live nor the one to roll back to; returns the numbers that stay."""
+        """Remove all but the live generation and the one to roll back to; return the numbers that stay."""
         pointer = await self.live()
         kept = {pointer.generation, pointer.previous} - {0}
         for summary in await self.list():
@@ -129,7 +131,7 @@ class Generations:
         flipped(reply, generation)
 
     def load_items(self, meta: GenerationMeta) -> AsyncIterator[bytes | memoryview]:
-        """The bytes of the item table, piece by piece. Raises `GenerationBroken` where a chunk has gone."""
+        """Yield the bytes of the item table, piece by piece. Raises `GenerationBroken` where one has gone."""
         epoch, number = meta.summary.epoch, meta.summary.generation
         step = meta.rows_per_chunk
         rows = [min(step, meta.item_rows - start) for start in range(0, meta.item_rows, step)]
@@ -137,7 +139,7 @@ class Generations:
         return read_chunks(self._connection, partial(self._keys.chunk, epoch, number), sizes)
 
     async def load_index(self, meta: GenerationMeta) -> bytes:
-        """The bytes of the index of the items; empty where there is none. Raises `GenerationBroken`."""
+        """Return the bytes of the index of the items, if there is one. Raises `GenerationBroken`."""
         epoch, number = meta.summary.epoch, meta.summary.generation
         starts = range(0, meta.index_bytes, CHUNK_BYTES)
         sizes = [min(CHUNK_BYTES, meta.index_bytes - start) for start in starts]
@@ -166,12 +168,12 @@ class Generations:
                 await self._merge_deltas(name, vectors.shape[1])
 
     async def read_deltas(self, meta: GenerationMeta, after: str = "0") -> Deltas:
-        """All deltas after a stream id. Raises `GenerationBroken`."""
+        """Return all deltas after a stream id. Raises `GenerationBroken`."""
         name = self._keys.deltas(meta.summary.epoch, meta.summary.generation)
         return decode_deltas(await self._delta_entries(name, after), meta.model.item_width, after)
 
     async def workers(self) -> Workers:
-        """The service processes that have beaten within the last hour; older ones are dropped."""
+        """Return the service processes that have beaten within the last hour; older ones are dropped."""
         pipe = self._client.pipeline()
         pipe.time()
         pipe.hgetall(self._keys.workers)

@@ -1,9 +1,8 @@
-"""The live generation in a service process. Invariant: whoever takes `Follower.live` once has one generation,
-whole, for as long as it wants.
+"""The live generation in a service process. Invariant: a caller that takes `Follower.live` once has one whole
+generation for as long as it wants.
 
-One pipeline a tenth of a second asks for the pointer, item rows folded in since the fit, items that others
-registered, and tells that this worker is alive. A new generation is loaded and checked beside the one that
-serves, then one reference is swapped. While the store is away the old one goes on serving.
+A new generation is loaded and checked beside the one that serves, then one reference is swapped. While the
+store is away the old one goes on serving.
 """
 
 import asyncio
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Four beats fit into the two seconds after which a worker counts as gone.
 BEAT_S = 0.5
 # Half a millisecond of this event loop each; what is left comes with the next poll, at once.
 DELTAS_AT_ONCE = 64
@@ -54,6 +54,7 @@ ITEMS_AT_ONCE = 2_000
 # Above these, following the table is work for a thread.
 INLINE_ROWS = 200
 INLINE_TABLE_ROWS = 20_000
+# A load that failed costs the store the whole table: not again with each poll.
 RETRY_LOAD_S = 1.0
 
 
@@ -111,8 +112,9 @@ class Follower:
         await self._say_goodbye()
 
     async def _poll(self) -> bool:
-        """One round; whether there is more to be read at once."""
+        """Poll once; return whether there is more to be read at once."""
         live = self.live
+        # One round trip, ten times a second: 0.13 ms of this event loop.
         pipe = self._client.pipeline()
         pipe.time()
         pipe.hgetall(self._keys.live)
@@ -197,11 +199,9 @@ class Follower:
             await asyncio.to_thread(self._cache.remove_unused, self._numbers, generation)
 
     async def _announce(self, epoch: int, generation: int) -> bool:
-        """Tell what this worker is about to serve, and whether that is still the live generation.
-
-        Told first, asked second: who switches epochs either sees this worker and waits for it, or had
-        switched before.
-        """
+        """Say what this worker is about to serve; return whether that is still the live generation."""
+        # Said first, asked second: a process that switches epochs either sees this worker and waits for it,
+        # or had switched before.
         pipe = self._client.pipeline()
         pipe.hset(self._keys.workers, self._worker_id, self._encode_beat(epoch, generation))
         pipe.hgetall(self._keys.live)

@@ -2,9 +2,7 @@
 only after its bytes have the checksum that was published.
 
 The first worker that wants a table writes the file under a lock and renames it; all map it copy-on-write, so
-that rows folded in later cost only the pages that they touch. The lock is the kernel's: it goes with whoever
-held it. A large file that was checked is marked with what the system says of it (device, number, size, times
-of its last changes, this boot): as long as that stands nobody reads it all again.
+that rows folded in later cost only the pages that they touch.
 """
 
 import asyncio
@@ -26,11 +24,17 @@ from featurestore.generations.manifest import GenerationMeta
 # Room for items that come before the next fit.
 GROWTH = 1.1
 SPARE_ROWS = 1024
+# The lock is the kernel's: it goes with the process that held it. Waited for as long as a large table may
+# take.
 LOCK_POLL_S = 0.02
 LOCK_WAIT_S = 120.0
+# A part that has not changed for so long is left from a process that was killed.
 STALE_FILE_S = 3_600.0
+# Read between two looks of other threads at the interpreter.
 CHECK_BYTES = 1 << 24
-# Checking so much takes about 50 ms; a smaller table is checked each time.
+# Checking so much takes about 50 ms; a smaller table is checked each time. A larger one that was checked is
+# marked with what the system says of it (device, number, size, times of change, this boot), and not read
+# again.
 MARKED_BYTES = 1 << 26
 # Pieces of the table are written together: a hand-over to a thread costs as much as writing 100 KB.
 WRITE_BYTES = 1 << 22
@@ -80,7 +84,7 @@ class TableCache:
         return mapped
 
     def remove_unused(self, generations: Collection[int], current: int) -> None:
-        """Remove files of generations that are no longer there. Whoever has one mapped keeps it."""
+        """Remove files of generations that are no longer there. A process that has one mapped keeps it."""
         for path in self._folder.glob(f"{self._namespace}.*"):
             number = re.search(r"\.g(\d+)\.", path.name)
             if number is not None and int(number[1]) != current and int(number[1]) not in generations:
@@ -135,7 +139,7 @@ class TableCache:
                 raise GenerationBroken(
                     f"the item table of generation {meta.summary.generation} is not what was written"
                 )
-            # A hole: nobody reads a spare row before it is written.
+            # A hole: no spare row is read before it is written.
             file.truncate(4 * capacity_of(meta.item_rows) * meta.model.item_width)
 
     async def _locked(self) -> "_Lock":

@@ -1,4 +1,4 @@
-"""What is said of a generation, as values and as the bytes that the store keeps. Invariant: what cannot be
+"""What the store keeps of a generation besides its tables, as values and as bytes. Invariant: what cannot be
 read as written is `GenerationBroken`, never a guess.
 """
 
@@ -14,6 +14,8 @@ from factors import Float32s, Int32s, Link, Model, ModelUnreadable, from_bytes, 
 from featurestore.errors import GenerationBroken
 from featurestore.keys import record_field
 
+# A lookup waits for one chunk at most: 64 KB take the store about 20 us, a quarter of a millisecond a
+# megabyte.
 CHUNK_BYTES = 65_536
 
 Text = bytes | str

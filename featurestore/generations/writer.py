@@ -1,7 +1,5 @@
 """Writing one generation beside the live one. Invariant: nothing that is live is touched before `flip`, and
 `flip` takes only what `finish` has read back whole.
-
-In small steps, each awaited, so that lookups of others wait for at most one of them.
 """
 
 import asyncio
@@ -29,6 +27,7 @@ from featurestore.users.record_writer import RecordWriter
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import commands
 
+# A quarter of a megabyte a step, each awaited: lookups wait for at most one of them.
 CHUNKS_AT_ONCE = 4
 
 
@@ -75,7 +74,7 @@ class GenerationWriter:
         self._meta: GenerationMeta | None = None
 
     async def register(self) -> None:
-        """Say that this generation is being written, so that whoever comes after a crash can remove it."""
+        """Say that this generation is being written, so that after a crash the next leader can remove it."""
         await self._put_summary()
         # A stream without entries: later pushes go only to a stream that is there, so none outlives its
         # generation.
@@ -152,7 +151,7 @@ class GenerationWriter:
     async def flip(self, *, automatic: bool = True) -> bool:
         """Go live. False: `automatic`, and held after a roll-back; the generation stays ready.
 
-        Not `automatic` (somebody asked for this refit) lifts the hold. Raises `GenerationUnknown` when it was
+        Not `automatic` (this refit was asked for) lifts the hold. Raises `GenerationUnknown` when it was
         not finished, or its epoch was abandoned.
         """
         args = [b"%d" % self.number, b"%d" % self._lease.fence, b"1" if automatic else b"0", b"0"]

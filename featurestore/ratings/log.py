@@ -1,10 +1,8 @@
 """The ratings log: what came in, in steps of one partition. Invariant: after `append` returns, every reader
 reflects it, and the trainer will see it.
 
-A call says which epochs it believes its ratings go to. Where that is no longer so nothing is written; the
-call learns the epochs, registers its items there, and tries again. A call whose connection was lost is not
-repeated here: it may or may not have been carried out, and the caller may repeat it, since the last rating of
-a pair wins.
+A call whose connection was lost is not repeated here: it may or may not have been carried out, and the caller
+may repeat it, since the last rating of a pair wins.
 """
 
 import asyncio
@@ -28,8 +26,9 @@ from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many, encode_packed_call
 from featurestore.wire.resp import bulk
 
-# An epoch changes twice in a `POST /train`; who finds it changed more often than this in one call gives up.
+# An epoch changes twice in a `POST /train`; a call that finds it changed more often than this gives up.
 ATTEMPTS = 5
+# As for a store that is away: the trainer frees room all the time.
 RETRY_FULL_S = 1.0
 # Ratings that are packed between two looks at the event loop: about 1 ms.
 AT_ONCE = 1_000
@@ -80,7 +79,7 @@ class RatingsLog:
         self._registry = registry
         self._stream_limit = stream_limit
         self._synced = synced
-        # Partitions that had forgotten users: only there the digest of everybody is asked for.
+        # Partitions that had forgotten users: only there the store wants a digest with each user.
         self._digests: set[int] = set()
 
     async def append(self, ratings: Sequence[NewRating], *, epoch: int | None = None) -> None:
@@ -105,6 +104,8 @@ class RatingsLog:
         todo = shares_of(columns.user_id, self._keys.partitions)
         item_ids = list(dict.fromkeys(columns.item_id))
         checked = False
+        # Each call says which epochs it believes its ratings go to. Where that is no longer so nothing is
+        # written; this process learns the epochs, registers the items there, and tries again.
         for _ in range(ATTEMPTS):
             expected = {share.partition: await self._epochs.expected(share.partition) for share in todo}
             targets = {p: self._targets(text, epoch) for p, text in expected.items()}
@@ -270,9 +271,8 @@ class RatingsLog:
         *,
         bootstrap: bool,
     ) -> list[list[bytes]]:
-        """What the store says to each share. It works on the first of many ratings while the next are
-        packed.
-        """
+        """Return the reply to each share."""
+        # The store works on the first of many ratings while the next are packed.
         asked: list[asyncio.Future[list[list[bytes]]]] = []
         calls: list[bytes] = []
         packed = 0

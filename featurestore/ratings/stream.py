@@ -132,7 +132,7 @@ class RatingsStream:
             return events
 
     def restart(self, epoch: int) -> None:
-        """Whoever read lost what was not `done`: the next read of the epoch begins as a lease's first."""
+        """Read again from the oldest event that is not `done`: the reader has lost what it read."""
         term = self._terms.get(epoch)
         if term is not None:
             term.positions, term.attached = dict.fromkeys(term.positions, START), False

@@ -1,11 +1,7 @@
 """Large batches of lookups: written, and their replies read, without an object for each user or field.
 
 Invariant: what is written asks for each id once, in an order that is told; what is taken of the replies is
-what a reader of RESP finds. Anything else is left to that reader, with all the bytes.
-
-A usual reply is `*2 $d n $l record`: `n` of d < 10 digits, the record of l bytes, which is known. So one
-digit says where the next reply begins: a step each finds them, or one comparison where all digits are the
-same, then all are checked at once.
+what a reader of RESP finds. Anything else is left to that reader, with all bytes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +24,7 @@ _HEAD = np.uint64(int.from_bytes(b"*2\r\n$\0\r\n", "little"))
 _SHIFT, _BYTE = np.uint64(8 * len(_ARRAY)), np.uint64(255)
 _ZERO = ord("0")
 _END = b"\r\n"
+# The length of `n` is one digit: a user with a billion ratings is left to the usual reader.
 _MOST_DIGITS = 9
 
 # Places in the buffer: a range where they are evenly spaced.
@@ -93,6 +90,9 @@ def _anywhere(data: Any, kind: str | np.dtype[Any]) -> npt.NDArray[Any]:
     return np.ndarray((len(data) - dtype.itemsize + 1,), dtype, data, strides=(1,))
 
 
+# A usual reply is `*2 $d n $l record`: `n` of d < 10 digits, the record of l bytes, which is known. So one
+# digit says where the next reply begins: a step each finds them, or one comparison where all digits are the
+# same, then all are checked at once.
 class LookupReader:
     """Reads the replies to lookups of records into `n` int64 (count,), what the records have `seen` int64
     (count,), and `vectors` float32 (count, width), which hold once `took` has returned bytes.

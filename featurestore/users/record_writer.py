@@ -1,7 +1,5 @@
-"""Writing the records of a generation's users. Invariant: a record never takes the place of a newer one, and
-nobody who was forgotten is brought back; a user keeps at most one record a generation that is kept.
-
-In small calls, each awaited, with a pause after each, so that lookups of others wait for at most one of them.
+"""Writing the records of a generation's users. Invariant: a record never takes the place of a newer one, no
+forgotten user is brought back, and a user keeps at most one record of each generation that is kept.
 """
 
 import asyncio
@@ -18,7 +16,8 @@ from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many, encode_packed_call
 from featurestore.wire.resp import bulk
 
-# One call of so many records keeps the store for about 0.1 ms (6 us each): a lookup waits for one at most.
+# One call of so many records keeps the store for about 0.1 ms (6 us each): a lookup waits for one at most,
+# since each is awaited and followed by a pause.
 RECORDS_AT_ONCE = 16
 # Users whose records are packed in one turn of the event loop (1.5 us each).
 USERS_PACKED = 2_000
@@ -86,7 +85,7 @@ class RecordWriter:
         a = len(prefix)
         names = [bulk(self._keys.forgotten(self._epoch, partition))]
         names += [b"$%d\r\n%b%b\r\n" % (a + len(user_id), prefix, user_id) for user_id in user_ids]
-        # Digests are of use only where somebody was forgotten: then the store asks for them.
+        # Digests are of use only where a user was forgotten: then the store asks for them.
         digests = b"".join(map(digest_of, user_ids)) if partition in self._with_digests else b""
         args = [self._head, bulk(digests), records]
         packed = encode_packed_call("put_records", len(names), names, 5 + len(user_ids), args)

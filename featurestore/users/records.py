@@ -250,7 +250,7 @@ class UserRecords:
                 reader = LookupReader(n[part], seen[part], vectors[part])
                 size = part.stop - part.start
                 replies = self._connection.execute(payload, size, at_once=True, reader=reader)
-                # Where one fails nobody waits for the others.
+                # Where one fails the others are not awaited.
                 replies.add_done_callback(swallow)
                 asked.append((part, replies))
                 # Others get their turn.
