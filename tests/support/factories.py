@@ -1,7 +1,8 @@
 """Small whole things for tests: models, tables, ratings, generations that a test can publish in one line."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +26,9 @@ from featurestore.generations.catalog import GenerationDraft, GenerationMeta, Ge
 from featurestore.generations.live import LiveGeneration
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from tests.support.servers import StoreServer
 
 SCALE = Scale(1.0, 5.0)
 
@@ -174,3 +177,13 @@ async def publish(
     )
     assert await written.writer.flip(automatic=False)
     return written
+
+
+@asynccontextmanager
+async def opened(server: StoreServer, timeout_s: float = 2.0) -> AsyncIterator[Store]:
+    """A store of this server, closed at the end."""
+    store = await Store.open(StoreSettings(url=server.url, partitions=4, timeout_s=timeout_s))
+    try:
+        yield store
+    finally:
+        await store.close()

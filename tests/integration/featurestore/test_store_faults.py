@@ -4,30 +4,18 @@ back.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from redis.asyncio import Redis
 
 from featurestore.errors import StoreError, StoreUnavailable
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.wire.connection import BACKOFF_S
-from tests.support.factories import rating
+from tests.support.factories import opened, rating
 from tests.support.servers import StoreServer
 from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.fault
-
-
-@asynccontextmanager
-async def opened(server: StoreServer, timeout_s: float = 2.0) -> AsyncIterator[Store]:
-    store = await Store.open(StoreSettings(url=server.url, partitions=4, timeout_s=timeout_s))
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 async def takes_ratings(store: Store) -> bool:

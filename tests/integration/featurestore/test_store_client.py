@@ -1,0 +1,60 @@
+"""The client of the cold paths: errors say what to do, nothing is sent twice, missing functions come back."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
+from featurestore.store import Store
+from tests.support.factories import lead, opened
+from tests.support.servers import StoreServer
+from tests.support.waiting import wait_until_async
+
+
+async def test_an_error_reply_says_what_to_do(store: Store) -> None:
+    await store.redis.set("text", "x")
+    with pytest.raises(StoreError, match="WRONGTYPE") as caught:
+        await store.redis.hgetall("text")
+    assert not isinstance(caught.value, StoreUnavailable | StoreRefused)
+    pipe = store.redis.pipeline()
+    pipe.hgetall("text")
+    pipe.set("behind", "done")
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        await pipe.execute()
+    assert await store.redis.get("behind") == b"done"
+
+
+async def test_a_missing_library_comes_back_with_the_call(store: Store) -> None:
+    await store.redis.function_flush()
+    first = await lead(store)
+    await store.redis.function_flush()
+    await first.renew()
+
+
+async def test_a_call_whose_reply_is_late_is_not_sent_again(own_server: StoreServer) -> None:
+    async with opened(own_server, timeout_s=0.3) as store, Redis.from_url(own_server.url) as other:
+        await store.redis.ping()
+        own_server.pause()
+        try:
+            with pytest.raises(StoreUnavailable):
+                await asyncio.wait_for(store.redis.incr("counted"), 5.0)
+        finally:
+            own_server.resume()
+
+        async def back() -> bool:
+            return bool(await other.exists("counted")) and store.bulk.connected
+
+        await wait_until_async(back, 10.0, "the store has answered")
+        assert await store.redis.get("counted") == b"1"
+
+
+async def test_while_the_store_is_away_calls_fail_at_once(own_server: StoreServer) -> None:
+    async with opened(own_server) as store:
+        await store.bulk.close()
+        with pytest.raises(StoreUnavailable):
+            await store.redis.ping()
+        pipe = store.redis.pipeline()
+        pipe.get("x")
+        with pytest.raises(StoreUnavailable):
+            await pipe.execute()
