@@ -5,7 +5,7 @@ one function gives the same answer in the fit, in the service and in a notebook.
 """
 
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
-from factors.model.quantized_rows import all_finite_items, read_items, store_items
+from factors.model.quantized_rows import all_finite_items
 from factors.model.scale import scale_levels
 from factors.model.serialization import from_bytes, to_bytes
 from factors.model.types import (
@@ -17,7 +17,6 @@ from factors.model.types import (
     Histories,
     Int32s,
     Int64s,
-    ItemRow,
     ItemStatistics,
     Link,
     Model,
@@ -25,7 +24,6 @@ from factors.model.types import (
     Ratings,
     Scale,
     Scores,
-    UserRow,
 )
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.posterior.posterior_model import PosteriorModel
@@ -55,7 +53,6 @@ __all__ = [
     "Index",
     "Int32s",
     "Int64s",
-    "ItemRow",
     "ItemStatistics",
     "Link",
     "Model",
@@ -67,7 +64,6 @@ __all__ = [
     "Scale",
     "Scorer",
     "Scores",
-    "UserRow",
     "all_finite_items",
     "build_index",
     "explain",
@@ -80,8 +76,6 @@ __all__ = [
     "item_statistics",
     "posterior_of",
     "prior_model",
-    "read_items",
     "scale_levels",
-    "store_items",
     "to_bytes",
 ]

@@ -20,7 +20,6 @@ from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, Layout, item_layout, stored_width, user_layout
 from factors.model.parameters import Parameters, from_model, to_model
-from factors.model.quantized_rows import read_items
 from factors.model.scale import scale_range
 from factors.model.types import Float32s, Float64s, Histories, Ratings, Scale
 from factors.posterior.fitted import Fitted, posterior_of
@@ -107,7 +106,7 @@ def points_of(fitted: Fitted, unit: float, begin: ItemPoints) -> ItemPoints:
     does not know are those of `begin`.
     """
     parameters, layout = from_model(fitted.model), item_layout(fitted.model)
-    rows = read_items(fitted.model, fitted.items[: len(begin.vectors)]).astype(np.float64)
+    rows = fitted.posterior.item_codec.decode(fitted.items[: len(begin.vectors)]).astype(np.float64)
     rated = np.flatnonzero(rows[:, COUNT] > 0)
     vectors, effects = begin.vectors.copy(), begin.implicit_effects.copy()
     vectors[rated] = rows[rated, layout.mean] / _bias_unit(layout.rank, unit)

@@ -16,7 +16,6 @@ A stored row has words of 32 bits, held as float32 to be moved, never to be comp
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -196,13 +195,3 @@ def all_finite_items(model: Model, items: Float32s) -> bool:
     """Return whether every number in an item table (n_items, item_width) is finite."""
     # `np.isfinite` of the words cannot tell: codes held as float32 may look like NaN.
     return item_codec(from_model(model)).all_finite(items)
-
-
-def read_items(model: Model, items: Float32s) -> Float32s:
-    """Stored rows (n, item_width) as rows (n, `item_layout(model).width`), covariances in float32."""
-    return item_codec(from_model(model)).decode(items)
-
-
-def store_items(model: Model, rows: npt.NDArray[np.floating[Any]]) -> Float32s:
-    """Return rows (n, `item_layout(model).width`) as stored rows (n, item_width)."""
-    return item_codec(from_model(model)).encode(rows)

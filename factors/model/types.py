@@ -6,13 +6,10 @@ package knows what stands where; other packages store and move rows as bytes.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, NewType
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-
-UserRow = NewType("UserRow", int)
-ItemRow = NewType("ItemRow", int)
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]

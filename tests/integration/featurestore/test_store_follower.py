@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import read_items, store_items
+from factors import posterior_of
 from featurestore.errors import StoreRefused
 from featurestore.generations import item_table_file as itemtable
 from featurestore.generations.follower import Follower
@@ -99,7 +99,8 @@ async def test_rolling_back_is_followed(store: Store, tmp_path: Path) -> None:
 async def test_deltas_arrive_in_place_and_new_items_grow_the_table(store: Store, tmp_path: Path) -> None:
     written = await publish(store, await lead(store))
     number, width = written.writer.number, written.model.item_width
-    vector = store_items(written.model, read_items(written.model, written.items[:1]) + 1.0)
+    codec = posterior_of(written.model).item_codec
+    vector = codec.encode(codec.decode(written.items[:1]) + 1.0)
     await store.generations.push_delta(1, number, np.array([2], dtype=np.int32), vector)
     async with following(store, tmp_path) as follower, following(store, tmp_path, "v") as other:
         assert await wait_until_served(store.generations, 1, number, 10.0, here=follower)

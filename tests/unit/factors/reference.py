@@ -8,11 +8,11 @@ import math
 
 import numpy as np
 
+from factors import posterior_of
 from factors.inference.ordinal import EntryScores, Sites, fold_in_damping, level_bounds, ordinal_sites
 from factors.model.layout import COUNT, session_keys
 from factors.model.links import link_of
 from factors.model.parameters import Parameters, Side, SideName, from_model
-from factors.model.quantized_rows import read_items
 from factors.model.scale import rating_levels
 from factors.model.types import Float32s, Float64s, Model
 
@@ -61,7 +61,7 @@ def session_of(side: Side, row: Float64s, time: float) -> tuple[float, float]:
 def latent(model: Model, user: Float32s, item: Float32s, time: float = math.nan) -> tuple[float, float]:
     """Mean and variance of the score of one pair."""
     parameters = from_model(model)
-    u, i = user.astype(np.float64), read_items(model, item[None])[0].astype(np.float64)
+    u, i = user.astype(np.float64), posterior_of(model).item_codec.decode(item[None])[0].astype(np.float64)
     layout = parameters.users.layout
     x, y = u[layout.mean], i[layout.mean]
     S, T = matrix_of(parameters.users, u), matrix_of(parameters.items, i)
@@ -99,7 +99,7 @@ def fold_in(
     parameters = from_model(model)
     own, other = parameters.side(name)
     if name == "user":
-        table = read_items(model, table)
+        table = posterior_of(model).item_codec.decode(table)
     last: dict[int, tuple[float, float]] = {}
     for item, rating, when in zip(other_row, value, time, strict=True):
         last[item] = (rating, when)

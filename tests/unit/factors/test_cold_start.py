@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from factors import read_items
 from factors.model.layout import item_layout, pack
 from factors.model.parameters import from_model, to_model
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
@@ -15,7 +14,7 @@ def test_a_new_item_without_ratings_is_its_prior(link: str) -> None:
     fitted = fitted_of(ratings_of(1), link=link)
     cold_start = from_model(fitted.model).items.cold_start
     assert cold_start is not None
-    row = read_items(fitted.model, fitted.posterior.fold_in_items(fitted.users, history([], [])))[0]
+    row = fitted.posterior.item_codec.decode(fitted.posterior.fold_in_items(fitted.users, history([], [])))[0]
     layout = item_layout(fitted.model)
     assert_allclose(row[layout.mean], cold_start.mean, rtol=1e-5, atol=1e-6)
     assert_allclose(row[layout.covariance], pack(cold_start.covariance[None])[0], rtol=1e-2, atol=1e-4)

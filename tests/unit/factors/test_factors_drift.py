@@ -17,7 +17,6 @@ from factors import (
     explain,
     fit,
     posterior_of,
-    read_items,
 )
 from factors.inference.backend import HalfStepBackend
 from factors.inference.compiled.backend import LOOPS, LoopBackend
@@ -127,7 +126,7 @@ def test_a_fold_in_is_the_regression_on_positions_and_velocities() -> None:
     rows = fitted.posterior.fold_in_users(fitted.items, histories_of(ratings, SHAPE[0]))
     for user in (0, 7, 21):
         mean, covariance = joint_by_hand(
-            parameters, read_items(fitted.model, fitted.items).astype(np.float64), ratings, user
+            parameters, fitted.posterior.item_codec.decode(fitted.items).astype(np.float64), ratings, user
         )
         found = np.concatenate([rows[user, layout.mean], rows[user, layout.velocity]])
         np.testing.assert_allclose(found, mean, rtol=1e-3, atol=1e-4)
@@ -334,7 +333,7 @@ def test_a_refit_goes_on_with_the_drift_that_was_found() -> None:
         ),
         None,
         begun.users.astype(np.float64),
-        read_items(begun.model, begun.items).astype(np.float64),
+        begun.posterior.item_codec.decode(begun.items).astype(np.float64),
     )
     again.sweep()
     second = finish(again, {})

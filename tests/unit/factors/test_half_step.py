@@ -12,8 +12,6 @@ from factors import (
     Histories,
     Scorer,
     posterior_of,
-    read_items,
-    store_items,
 )
 from factors.inference.segments import segment_sums
 from factors.model.layout import unpack, user_layout
@@ -46,10 +44,12 @@ def with_terms(fitted: Fitted) -> Fitted:
     layout = Layout(known.users.layout.rank, 4)
     users = replace(known.users, layout=layout, session_length=3600.0, session_variance=0.2)
     changed = replace(known, users=users)
-    items = relayout(known.items, changed.items, read_items(fitted.model, fitted.items).astype(np.float64))
+    items = relayout(
+        known.items, changed.items, fitted.posterior.item_codec.decode(fitted.items).astype(np.float64)
+    )
     items[:, changed.items.layout.implicit_effect] = rng.normal(0, 0.1, (len(items), layout.dim))
     model = to_model(changed)
-    rows = store_items(model, items)
+    rows = posterior_of(model).item_codec.encode(items)
     return Fitted(model, posterior_of(model).fold_in_users(rows, histories_of(ratings_of(3), 40)), rows)
 
 

@@ -11,8 +11,6 @@ from factors import (
     all_finite_items,
     from_bytes,
     posterior_of,
-    read_items,
-    store_items,
     to_bytes,
 )
 from factors.model.layout import Layout, item_layout, stored_width, unpack
@@ -91,11 +89,11 @@ def test_what_is_not_finite_stays_so(wrong: float) -> None:
 def test_online_is_batch_for_any_size_of_variance(link: str, size: float) -> None:
     given = ratings_of(12)
     fitted = fitted_of(given, link=link)
-    rows = read_items(fitted.model, fitted.items)
+    rows = fitted.posterior.item_codec.decode(fitted.items)
     rows[:, item_layout(fitted.model).covariance] *= np.float32(size)
     # As it is published and read back.
     model = from_bytes(to_bytes(fitted.model))
-    words = store_items(fitted.model, rows).tobytes()
+    words = fitted.posterior.item_codec.encode(rows).tobytes()
     items = np.frombuffer(words, dtype=np.float32).reshape(-1, model.item_width)
     together = posterior_of(model).fold_in_users(items, histories_of(given, 40))
     assert np.isfinite(together).all()
@@ -127,13 +125,15 @@ def test_online_is_batch_for_any_size_of_variance(link: str, size: float) -> Non
 def test_a_covariance_that_rounding_left_indefinite_breaks_nothing() -> None:
     fitted = fitted_of(ratings_of(12), link="ordinal")
     layout = item_layout(fitted.model)
-    rows = read_items(fitted.model, fitted.items)
+    rows = fitted.posterior.item_codec.decode(fitted.items)
     # All of it in one direction: what is not positive by rounding.
     vector = np.linspace(1.0, 3.0, layout.dim)
     lower = np.tril_indices(layout.dim)
     rows[:, layout.covariance] = np.outer(vector, vector)[lower]
-    items = store_items(fitted.model, rows)
-    values = np.linalg.eigvalsh(unpack(read_items(fitted.model, items)[:, layout.covariance], layout.dim))
+    items = fitted.posterior.item_codec.encode(rows)
+    values = np.linalg.eigvalsh(
+        unpack(fitted.posterior.item_codec.decode(items)[:, layout.covariance], layout.dim)
+    )
     assert values.min() < 1e-3 * values.max()
     users = fitted.posterior.fold_in_users(items, histories_of(ratings_of(12), 40))
     assert np.isfinite(users).all()
@@ -153,7 +153,7 @@ def test_deltas_are_in_the_same_form() -> None:
     assert rows.shape == fitted.items.shape
     assert all_finite_items(fitted.model, rows)
     layout = item_layout(fitted.model)
-    before, after = (read_items(fitted.model, some) for some in (fitted.items, rows))
+    before, after = (fitted.posterior.item_codec.decode(some) for some in (fitted.items, rows))
     np.testing.assert_array_equal(before[:, layout.implicit_effect], after[:, layout.implicit_effect])
     assert fitted.posterior.prior_item.shape == (fitted.model.item_width,)
 
