@@ -30,7 +30,7 @@ CONNECTIONS = 4
 def measure(options: Options, console: Console) -> list[Row]:
     """Measure the pairs a second of both, and their ratio."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
-    n_pairs = options.size(PAIRS, 100)
+    n_pairs = min(PAIRS, options.size(PAIRS, 100))
     cores = stack.cores(options)
     generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
     with (

@@ -73,7 +73,7 @@ class Kind:
 def measure(options: Options, console: Console) -> list[Row]:
     """Measure each kind in turn: its peak, then three times as much."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
-    a_call = options.size(A_CALL, 1_000)
+    a_call = min(A_CALL, options.size(A_CALL, 1_000))
     crowd = options.size(CROWD, 100)
     cores = stack.cores(options)
     pairs = Kind(f"POST /predict, {a_call:,} pairs, {TIMES:g} times too often")

@@ -35,7 +35,7 @@ LAG = "foldin_stream_lag_events"
 def measure(options: Options, console: Console) -> list[Row]:
     """Measure the ratings a second until archived, and the pair of calls."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
-    a_call = options.size(A_CALL, 100)
+    a_call = min(A_CALL, options.size(A_CALL, 100))
     with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store() as url:
         requests = str(
             write_requests(Path(name) / "ratings", bodies(n_users, n_items, a_call, seed=options.seed))

@@ -78,11 +78,13 @@ class Supervisor:
         self._command = (sys.executable, "-m", "service", *arguments)
         self._grace_s = grace_s
         self._code = 0
+        self._serving = asyncio.Event()
+        # Workers that have said since their start that they listen.
+        self._listening: set[int] = set()
 
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; return the exit code, 2 where a worker says that it cannot start."""
-        self._stop, self._serving = stop_event(), asyncio.Event()
-        self._listening: set[int] = set()
+        self._stop = stop_event()
         with tempfile.TemporaryDirectory(prefix="foldin-service-") as folder:
             async with asyncio.TaskGroup() as group:
                 for number, sock in enumerate(self._sockets):
@@ -96,10 +98,10 @@ class Supervisor:
         if number:
             # The first one finds out whether the store can be used, and says so once.
             await first_of(self._serving.wait(), self._stop.wait())
-        place = ("--worker", str(number), "--socket", str(sock.fileno()), "--folder", str(folder))
+        slot = ("--worker", str(number), "--socket", str(sock.fileno()), "--folder", str(folder))
         spec = ChildSpec(
             f"worker {number}",
-            (*self._command, *place),
+            (*self._command, *slot),
             grace_s=self._grace_s + _LAST_S,
             captured="stdout",
             show=partial(self._show, number),
