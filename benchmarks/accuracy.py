@@ -147,6 +147,7 @@ def run(choice: Choice, console: Console) -> Found:
     found = Found()
     store = LineStore(choice.output / NAME)
     done = store.load() if choice.resume else {}
+    # A line that another version has measured must not stand beside those of this one.
     if not choice.resume:
         store.clear()
     for section in choice.sections:
@@ -190,6 +191,7 @@ def _cold(choice: Choice, console: Console) -> list[ColdCurve]:
         for engine in coldstart.ENGINES:
             try:
                 curves.append(coldstart.curve(data, side, engine, choice.seed))
+            # One engine that fails costs its own lines, not the table.
             except EngineFailedError as exc:
                 console.print(f"cold start, new {side}s: {exc}", style="red", markup=False)
     kept.save(path, settings, curves)
@@ -209,6 +211,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     show(found, console, full=choice.scale == 1 and not choice.quick)
     watched = watch.since()
+    # Errors do not depend on the load: a busy machine is named, not refused as for figures of speed.
     if watched.others is not None and watched.others > 0.1:
         console.print(
             f"others used {watched.others:.0%} of the cores: errors are right, seconds are a bit long"

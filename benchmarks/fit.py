@@ -83,6 +83,7 @@ def measure(options: Options, console: Console, *, rank: int = RANK, threads: in
     kept = np.arange(n_ratings)
     data = DataSet(data.name, data.part(kept), data.n_users, data.n_items, data.scale)
     console.print(f"{n_ratings:,} ratings of {n_users:,} users and {n_items:,} items made", style="dim")
+    # More sweeps than rounds: the first does not count, and the last turn ends the fit by an error.
     settings = FitSettings(
         data.scale, rank=rank, link="gaussian", sweeps=options.rounds + 2, tolerance=0.0, threads=threads
     )

@@ -116,6 +116,7 @@ def measure(options: Options, console: Console) -> list[Row]:
 def _under(kind: Kind, flood: Plan, peak: float, others: Plan | None, *, cpus: Sequence[int]) -> None:
     """Send one round of `flood`, with GET /predict of others beside it; note what came of it."""
     before = total(metrics_text(flood.port), RESIDENT)
+    # Threads only wait here: each generator is a process of its own.
     with ThreadPoolExecutor(2) as threads:
         flooding = threads.submit(_ask, flood, cpus)
         beside = None if others is None else threads.submit(_ask, others, cpus)

@@ -41,6 +41,7 @@ def measure(options: Options, console: Console) -> list[Row]:
         with stack.service(url) as port:
             plan = plan_for(options, requests, port)
             warm(plan)
+            # The peak of this machine, today: a fixed rate would be idle on one and too much for another.
             plan = replace(plan, rate=SHARE_OF_PEAK * drive(plan).per_second)
             for i in range(options.rounds):
                 quiet.append(drive(plan).percentile_ms(99))

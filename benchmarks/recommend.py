@@ -136,6 +136,7 @@ def _faiss_arm(
     faiss: Any, generation: Generation, some_users: Callable[[], Any], seconds: float
 ) -> Callable[[], float]:
     rank = generation.model.rank
+    # As the ranking: one core.
     faiss.omp_set_num_threads(1)
     index = faiss.IndexFlatIP(rank + 1)
     index.add(np.ascontiguousarray(generation.items[:, vector_columns(rank)]))

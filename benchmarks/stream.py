@@ -66,6 +66,7 @@ class Learner:
         scores = Scorer(posterior_of(model), self.items).score(
             now, np.arange(len(events)), item_row[events], ratings.time[events]
         )
+        # Users first, then items, from the tables of the moment: as service and trainer do it.
         end = int(events[-1]) + 1
         users, items = np.unique(user_row[events]), np.unique(item_row[events])
         past = self._histories(self.by_user, users, np.full(len(users), end), item_row)

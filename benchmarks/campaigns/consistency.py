@@ -121,6 +121,7 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
             rows = await _rows(store)
         finally:
             await store.close()
+    # Checked in the end, when every generation and each value of its rows is known.
     for answers, failed in gathered:
         report.failed += failed
         for answer in answers:

@@ -217,6 +217,7 @@ async def _check_archive_and_generation(
         events = pa.concat_tables([read_segment(path)[0] for path in _segments(stack.data, pointer.epoch)])
         users, items = events["user_id"].to_pylist(), events["item_id"].to_pylist()
         counters, values = events["n"].to_pylist(), events["rating"].to_pylist()
+        # A user's counter names an event: the same twice is one event archived twice.
         report.doubled = len(users) - len(set(zip(users, counters, strict=True)))
         held: dict[Pair, float] = {}
         for _, user, item, value in sorted(zip(counters, users, items, values, strict=True)):

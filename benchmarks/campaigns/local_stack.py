@@ -47,6 +47,7 @@ class LocalStack:
 
 def _children(parent: int) -> list[tuple[int, list[str]]]:
     found = []
+    # Looked up each time: a part that was restarted has another process id.
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue

@@ -77,6 +77,7 @@ def fetch(shipped: Shipped, folder: Path) -> bytes:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() == shipped.digest:
             return data
+    # Not there, or not whole: a download that was cut off, or another file of that name.
     data = _download(shipped)
     found = hashlib.sha256(data).hexdigest()
     if found != shipped.digest:
@@ -230,6 +231,7 @@ def read_frame(data: bytes) -> dict[str, npt.NDArray[Any]]:
     blocks, axes = frame.state["_mgr"].pieces
     names = axes[0][1]["data"]
     columns: dict[str, npt.NDArray[Any]] = {}
+    # A frame keeps columns of one type together; `places` says which columns they are.
     for values, places, _ in blocks:
         positions = np.arange(len(names))[places]
         for position, column in zip(positions, values, strict=True):

@@ -63,6 +63,7 @@ async def publish(url: str, result: FitResult) -> None:
 
 async def _keep(lease: Lease) -> None:
     while True:
+        # Four times before it runs out: a renewal may be late by all but one of them.
         await asyncio.sleep(synthetic.LEASE_MS / 4000)
         await lease.renew()
 

@@ -67,6 +67,7 @@ def _grown(
         (rows, table.shape[1]), dtype=np.float32
     )
     step = (MOVED_BY * table[:, columns].std(axis=0)).astype(np.float32)
+    # In parts: random numbers for a million rows at once would take as much memory again.
     for start in range(0, rows, 65_536):
         part = slice(start, min(start + 65_536, rows))
         size = part.stop - part.start

@@ -45,6 +45,7 @@ def read_times() -> CpuTimes | None:
         line = (PROC / "stat").read_text().splitlines()[0]
     except OSError:
         return None
+    # Time of guests is in that of users already; interrupts belong to no process.
     user, nice, system, idle, iowait, _, _, steal = (int(text) for text in line.split()[1:9])
     return CpuTimes(busy=user + nice + system, steal=steal, idle=idle + iowait, own=_own_ticks())
 
@@ -62,9 +63,11 @@ def _own_ticks() -> int:
             text = (folder / "stat").read_text()
         except OSError:
             continue
+        # The name before it may hold blanks and brackets.
         fields = text[text.rindex(")") + 2 :].split()
         pid = int(folder.name)
         parents[pid] = int(fields[1])
+        # utime, stime, cutime and cstime of proc(5).
         ticks[pid] = sum(int(value) for value in fields[11:15])
     total = 0
     me = os.getpid()

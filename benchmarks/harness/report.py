@@ -99,6 +99,7 @@ class Report:
     @property
     def complaints(self) -> list[str]:
         """Why the figures cannot be trusted."""
+        # One round alone tells nothing of how far rounds differ.
         ranges = [row.middle_range for row in self.rows if row.guards and len(row.values) > 1]
         return machine.complaints(self.watched, max(ranges, default=None))
 
@@ -176,6 +177,7 @@ def number(value: float) -> str:
 
 
 def _finite(value: float) -> float | None:
+    # JSON has neither NaN nor infinity.
     return value if math.isfinite(value) else None
 
 

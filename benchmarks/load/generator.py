@@ -238,6 +238,7 @@ class _Generator:
         self.codes: list[int] = []
         self.statuses: Counter[int] = Counter()
         self.record_from = 0
+        # All before the first request: making them must not count as answering.
         for _ in range(plan.connections):
             self.connect()
 
@@ -330,6 +331,7 @@ class _Generator:
         self.record_from = began + int(plan.warm_up_s * 1e9)
         n_due = min(int(rate * (plan.warm_up_s + plan.seconds)), plan.max_requests)
         interval = 1e9 / rate
+        # First in, first out: every connection gets its share, on whichever worker it lies.
         idle = deque(self.connections.values())
         waiting: deque[int] = deque()
         i = 0

@@ -45,4 +45,5 @@ def drive(plan: Plan, *, cpus: Sequence[int] = ()) -> Load:
 
 def warm(plan: Plan, *, requests: int = 2000) -> None:
     """Send a few requests so that caches are filled and connections known to work."""
+    # At the closed rate and for two seconds at most, whatever the plan says.
     drive(replace(plan, max_requests=requests, warm_up_s=0.0, rate=None, seconds=min(plan.seconds, 2.0)))

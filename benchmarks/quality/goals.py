@@ -84,6 +84,7 @@ def _environment(found: Found) -> Iterator[Row]:
     for known in sorted({one.known for one in found.played})[:-1]:
         errors = {one.player: one.mse for one in found.played if one.known == known}
         own = errors.pop("deployed", None)
+        # The same deployment without learning while it plays: no rival.
         errors.pop("deployed-frozen", None)
         if own is not None and errors:
             best = min(errors, key=errors.__getitem__)
@@ -101,6 +102,7 @@ def _movielens(found: Found) -> Iterator[Row]:
             target = Target(0.882, 0.887, higher_is_better=False)
             yield Row(f"ml-100k u1, {name}", "RMSE", rmse(first), target)
     folds = [line for line in found.of("ml-100k", AUTO) if line.split.startswith("u")]
+    # Folds differ by up to 0.013: the mean of some of them is another figure.
     if len(folds) == ALL_FOLDS:
         target = Target(0.873, 0.880, higher_is_better=False)
         detail = " ".join(f"{line.rmse:.4f}" for line in folds)
