@@ -86,6 +86,10 @@ class Client(Redis):
             pipe.fcall(function_name(function), len(keys), *keys, *args)
         return await pipe.execute(raise_on_error=False)
 
+    async def mend(self) -> None:
+        """Bring back what a store that was wiped has lost."""
+        await self._main.prepare()
+
     async def check(self) -> None:
         """Raise `StoreUnavailable` while the main connection is away.
 

@@ -27,8 +27,9 @@ class DiskSync:
         self._waiting: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def check(self) -> None:
-        """Raises `StoreRefused` where the store keeps no append-only file."""
+    async def open(self) -> None:
+        """Connect. Raises `StoreRefused` where the store keeps no append-only file."""
+        await self._connection.open()
         try:
             await self._sync()
         except StoreUnavailable:
@@ -56,6 +57,7 @@ class DiskSync:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._fail(self._waiting, StoreUnavailable("this process is closing"))
+        await self._connection.close()
 
     async def _run(self) -> None:
         while self._waiting:

@@ -177,3 +177,30 @@ class ItemRegistry:
         self._rows[item_id] = row
         while self._known < len(ids) and ids[self._known] is not None:
             self._known += 1
+
+
+class ItemRegistries:
+    """The item registries of the epochs that are in use."""
+
+    def __init__(self, keys: Keys, connection: Connection, client: Client, max_items: int) -> None:
+        self._keys = keys
+        self._connection = connection
+        self._client = client
+        self._max_items = max_items
+        self._by_epoch: dict[int, ItemRegistry] = {}
+
+    def of(self, epoch: int) -> ItemRegistry:
+        """Return the item registry of an epoch."""
+        registry = self._by_epoch.get(epoch)
+        if registry is None:
+            registry = ItemRegistry(self._keys, self._connection, self._client, epoch, self._max_items)
+            self._by_epoch[epoch] = registry
+            # An epoch that was replaced is not asked for again; the one before may be, during the change.
+            for old in sorted(self._by_epoch)[:-3]:
+                del self._by_epoch[old]
+        return registry
+
+    async def verify(self, execute: Execute) -> None:
+        """Forget what the store no longer says."""
+        for registry in list(self._by_epoch.values()):
+            await registry.verify(execute)

@@ -105,7 +105,6 @@ class Generations:
             epoch=epoch,
             draft=draft,
             kept=kept,
-            remove=self.remove,
             pause_s=pause_s,
         )
         await writer.register()

@@ -3,7 +3,7 @@
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from zlib import crc32
 
@@ -54,7 +54,6 @@ class GenerationWriter:
         epoch: int,
         draft: GenerationDraft,
         kept: Iterable[int],
-        remove: Callable[[int, int, float], Awaitable[None]],
         pause_s: float,
     ) -> None:
         self._keys = keys
@@ -69,7 +68,6 @@ class GenerationWriter:
         self._records = RecordWriter(
             keys, connection, epoch=epoch, number=number, kept=self.kept, pause_s=pause_s
         )
-        self._remove = remove
         self._pause_s = pause_s
         self._meta: GenerationMeta | None = None
 
@@ -157,10 +155,6 @@ class GenerationWriter:
         args = [b"%d" % self.number, b"%d" % self._lease.fence, b"1" if automatic else b"0", b"0"]
         reply = await self._client.call("flip", [self._keys.live, self._keys.generations], args)
         return flipped(reply, self.number)
-
-    async def abort(self, pause_s: float = 0.0) -> None:
-        """Remove what was written."""
-        await self._remove(self._epoch, self.number, pause_s)
 
     async def _put_summary(self) -> None:
         args = [b"%d" % self._lease.fence, b"%d" % self.number, encode_summary(self._summary)]

@@ -5,8 +5,6 @@ Every step may be repeated, by another process too: numbers are given once, part
 comparing first.
 """
 
-from collections.abc import Awaitable, Callable
-
 from featurestore.client import Client
 from featurestore.errors import EpochBusy, StoreError
 from featurestore.generations.catalog import Generations
@@ -18,21 +16,12 @@ HANDOVER_S = 5.0
 
 
 class Epochs:
-    """The epochs that each partition's ratings go to, as this process last heard; `prepare` mends a store
-    that was wiped.
-    """
+    """The epochs that each partition's ratings go to, as this process last heard."""
 
-    def __init__(
-        self,
-        keys: Keys,
-        client: Client,
-        generations: Generations,
-        prepare: Callable[[], Awaitable[None]],
-    ) -> None:
+    def __init__(self, keys: Keys, client: Client, generations: Generations) -> None:
         self._keys = keys
         self._client = client
         self._generations = generations
-        self._prepare = prepare
         self._expected: dict[int, bytes] = {}
 
     async def expected(self, partition: int) -> bytes:
@@ -45,7 +34,7 @@ class Epochs:
         """Read the epochs of all partitions."""
         found = await self._read()
         if None in found:
-            await self._prepare()
+            await self._client.mend()
             found = await self._read()
         if None in found:
             raise StoreError("the store does not keep what is written to it")

@@ -7,7 +7,7 @@ may repeat it, since the last rating of a pair wins.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
@@ -16,8 +16,9 @@ import numpy as np
 from factors import Int64s
 from featurestore import codecs
 from featurestore.client import Client
+from featurestore.disk_sync import DiskSync
 from featurestore.errors import EpochGone, StoreUnavailable, StreamFull
-from featurestore.item_registry import ItemRegistry
+from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys, digest_of, partition_of
 from featurestore.ratings.batches import Columns, Share, pack_entries, pack_ids, shares_of
 from featurestore.ratings.epochs import Epochs
@@ -68,17 +69,17 @@ class RatingsLog:
         client: Client,
         *,
         epochs: Epochs,
-        registry: Callable[[int], ItemRegistry],
+        registries: ItemRegistries,
         stream_limit: int,
-        synced: Callable[[], Awaitable[None]] | None,
+        disk: DiskSync | None,
     ) -> None:
         self._keys = keys
         self._connection = connection
         self._client = client
         self._epochs = epochs
-        self._registry = registry
+        self._registries = registries
         self._stream_limit = stream_limit
-        self._synced = synced
+        self._disk = disk
         # Partitions that had forgotten users: only there the store wants a digest with each user.
         self._digests: set[int] = set()
 
@@ -138,8 +139,8 @@ class RatingsLog:
             if full:
                 raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
             if not todo:
-                if self._synced is not None:
-                    await self._synced()
+                if self._disk is not None:
+                    await self._disk.wait()
                 return
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 
@@ -164,8 +165,8 @@ class RatingsLog:
                 ]
             reply = await self._client.call("forget", names, [expected, pack_ids([user_id]), digest, mark])
             if reply[0] == b"OK":
-                if self._synced is not None:
-                    await self._synced()
+                if self._disk is not None:
+                    await self._disk.wait()
                 return Forgotten(len(codecs.unpack_history(reply[2])), int(reply[1]), digest)
             await self._epochs.learn(partition, reply[1])
         raise StoreUnavailable("the history is being replaced just now", 0.1)
@@ -242,7 +243,7 @@ class RatingsLog:
         """Item rows by epoch; None when an epoch has gone meanwhile."""
         order = sorted(epochs)
         try:
-            rows = await asyncio.gather(*[self._registry(epoch).register(item_ids) for epoch in order])
+            rows = await asyncio.gather(*[self._registries.of(epoch).register(item_ids) for epoch in order])
         except EpochGone:
             if asked is not None:
                 raise

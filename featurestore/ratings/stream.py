@@ -8,7 +8,7 @@ until `done` trims them, and after any error the group is set back to where this
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,14 +97,13 @@ class _Term:
 
 
 class RatingsStream:
-    """Reads and trims the streams. `blocking` gives a connection on which the store may block."""
+    """Reads and trims the streams. `blocking`: a connection of its own, on which the store may block."""
 
-    def __init__(
-        self, keys: Keys, connection: Connection, blocking: Callable[[], Awaitable[Connection]]
-    ) -> None:
+    def __init__(self, keys: Keys, connection: Connection, blocking: Connection) -> None:
         self._keys = keys
         self._connection = connection
         self._blocking = blocking
+        self._opened = False
         self._terms: dict[int, _Term] = {}
         self._lock = asyncio.Lock()
 
@@ -130,6 +129,10 @@ class RatingsStream:
             events = self._decode(epoch, term, reply or [], count)
             term.attached = True
             return events
+
+    async def close(self) -> None:
+        """Close the connection on which the store may block."""
+        await self._blocking.close()
 
     def restart(self, epoch: int) -> None:
         """Read again from the oldest event that is not `done`: the reader has lost what it read."""
@@ -190,12 +193,15 @@ class RatingsStream:
             *streams,
             *([b">"] * len(streams)),
         )
-        connection = await self._blocking()
-        (reply,) = await connection.execute(payload, 1, wait_s=block_ms / 1000)
+        if not self._opened:
+            # Only a trainer reads the stream: a service has no such connection.
+            await self._blocking.open()
+            self._opened = True
+        (reply,) = await self._blocking.execute(payload, 1, wait_s=block_ms / 1000)
         if isinstance(reply, ReplyError):
             if error_code(reply) in {"NOGROUP", "UNBLOCKED"}:
                 raise LeaseLost("another trainer reads the stream")
-            raise connection.failure(reply)
+            raise self._blocking.failure(reply)
         return reply
 
     def _decode(self, epoch: int, term: _Term, reply: list[Any], count: int) -> Events:

@@ -46,12 +46,12 @@ class Connection:
     `reconnects_total` counts sockets after the first.
     """
 
-    def __init__(self, url: str, timeout_s: float, name: str, prepare: Prepare | None = None) -> None:
+    def __init__(self, url: str, timeout_s: float, name: str) -> None:
         self._address: Mapping[str, Any] = parse_url(url)
         self._shown = redacted(url)
         self._timeout_s = timeout_s
         self._name = name
-        self._prepare = prepare
+        self._prepare: Prepare | None = None
         self._socket: StoreSocket | None = None
         self._away = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -62,6 +62,15 @@ class Connection:
     def connected(self) -> bool:
         """Whether calls are taken now."""
         return self._socket is not None
+
+    def prepare_by(self, prepare: Prepare) -> None:
+        """Let `prepare` make sure of the store over each new socket, before any call is taken."""
+        self._prepare = prepare
+
+    async def prepare(self) -> None:
+        """Make sure of the store now. Raises `StoreError`."""
+        if self._prepare is not None:
+            await self._prepare(self.execute)
 
     def require(self) -> None:
         """Raise `StoreUnavailable` while the store is away."""

@@ -150,7 +150,7 @@ class Publisher:
             # The store refuses every write of this leader by now, the removal included.
             raise
         except StoreError:
-            await with_retries(writer.abort)
+            await with_retries(self._store.generations.remove, draft.epoch, writer.number)
             raise
         self._step("publish:flipped")
         return Published(meta, live)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from featurestore.errors import StoreRefused, StoreUnavailable
+from featurestore.namespace import check_server
 from featurestore.settings import StoreSettings
-from featurestore.store import Store, _check_server
+from featurestore.store import Store
 from featurestore.wire.functions import command, library
 from processes.probes import unused_port
 from tests.support.factories import rating
@@ -102,14 +103,14 @@ async def test_fsync_without_an_append_only_file_is_refused(own_server: StoreSer
 )
 def test_servers_that_will_not_do_are_refused(info: str, why: str) -> None:
     with pytest.raises(StoreRefused, match=why):
-        _check_server(info.encode())
+        check_server(info.encode())
 
 
 @pytest.mark.parametrize(
     "info", ["redis_version:7.2.0", "redis_version:8.2.1", "redis_version:7.2.4\nvalkey_version:8.0.1"]
 )
 def test_servers_that_will_do_are_taken(info: str) -> None:
-    _check_server(info.encode())
+    check_server(info.encode())
 
 
 async def test_functions_carry_the_hash_of_their_text(store: Store) -> None:
