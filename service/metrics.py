@@ -132,6 +132,7 @@ class Snapshot(msgspec.Struct):
     recent_squared_error: float = 0.0
 
     def __post_init__(self) -> None:
+        # Its bounds depend on the scale, which a field's default cannot know.
         if not self.squared_error.bounds:
             self.squared_error = Histogram.empty(self.error_bounds)
 
@@ -288,6 +289,7 @@ def _families(snapshots: list[Snapshot], lag: Mapping[int, int] | None, store_up
 
 def _histogram(name: str, text: str, by_route: Mapping[str, Histogram]) -> HistogramMetricFamily:
     labels = None if list(by_route) == [""] else ["route"]
+    # A histogram that is not by route has no label at all.
     family = HistogramMetricFamily(name, text, labels=labels)
     for route, histogram in sorted(by_route.items()):
         bounds = [*(str(float(bound)) for bound in histogram.bounds), "+Inf"]

@@ -117,6 +117,7 @@ class PredictionWriter:
         return lines.tobytes()
 
 
+# A service has one scale, but each fit may find other steps in it.
 @lru_cache(maxsize=8)
 def writer(scale: Scale) -> PredictionWriter:
     """Return the writer for a scale."""

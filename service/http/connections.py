@@ -51,7 +51,8 @@ class Server(web.Server):
     def __call__(self) -> web.RequestHandler:
         """Return the protocol of a new connection."""
         if len(self.connections) >= self._most:
-            # All that the event loop asks of a protocol is there.
+            # No aiohttp protocol: it takes memory, which is what is short. All that the
+            # event loop asks of a protocol is there.
             return cast("web.RequestHandler", _Refusal(self._refusal()))
         return self._connect(self, loop=self._loop, **self._settings)
 

@@ -145,6 +145,7 @@ def http_answer(exc: web.HTTPException, request: web.BaseRequest) -> Answer:
         return problem_answer(Problem("not_found", "see /docs for what there is"), request.headers)
     if isinstance(exc, web.HTTPRequestEntityTooLarge):
         return problem_answer(Problem("body_too_large", "the body is too large"), request.headers)
+    # An expectation other than 100-continue, for one.
     return problem_answer(Problem("malformed_request", f"{exc.status} {exc.reason}"), request.headers)
 
 
@@ -162,6 +163,7 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Return the answer to a request that could not be read."""
         if isinstance(exc, HttpProcessingError):
+            # The parser's message quotes what the client sent, over several lines and at any length.
             detail = " ".join((message or exc.message).split())[:200]
             answer = problem_answer(Problem("malformed_request", detail or "not HTTP"), request.headers)
             answer.close_connection()

@@ -61,6 +61,7 @@ def checked_id(raw: bytes, field: str) -> bytes:
 
 def path_id(raw_path: str, position: int, field: str) -> bytes:
     """Return the id in segment `position` (0 = first) of a path as it was sent, percent-decoded."""
+    # aiohttp decodes the request line so that the bytes come back as they were sent.
     segments = raw_path.partition("?")[0].split("/")
     return checked_id(unquote_to_bytes(segments[position + 1].encode("utf-8", "surrogateescape")), field)
 
@@ -71,6 +72,7 @@ class Query:
     def __init__(self, raw_path: str) -> None:
         self._values: dict[str, bytes] = {}
         self._twice: set[str] = set()
+        # urllib's parse_qsl gives text, in which bytes that are not UTF-8 cannot be told any more.
         for part in raw_path.partition("#")[0].partition("?")[2].split("&"):
             if part:
                 raw_name, _, raw = part.partition("=")

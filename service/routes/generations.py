@@ -87,6 +87,7 @@ async def post_activate(request: web.Request) -> web.StreamResponse:
     chosen = next((each for each in summaries if each.generation == number), None)
     if chosen is None:
         raise Problem("unknown_generation", f"generation {number} is not kept; see GET /generations")
+    # The next automatic refit would undo a step back.
     hold = number < max(each.generation for each in summaries)
     await store.generations.activate(number, hold=hold)
     served = await wait_until_served(

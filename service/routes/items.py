@@ -74,6 +74,7 @@ class Popular(msgspec.Struct):
 
 async def item_names(registry: ItemRegistry, rows: npt.NDArray[np.integer]) -> list[str | None]:
     """Return the id of each of `rows`; None for a row that has none."""
+    # The item table may be ahead of the registry: another replica has registered these.
     if len(rows) and int(rows.max()) >= len(registry):
         await registry.refresh()
     known = len(registry)

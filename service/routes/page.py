@@ -23,6 +23,7 @@ _FIELDS = header_lines(
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
+        # Files have no version in their names: a browser asks each time whether there is a newer one.
         "Cache-Control": "no-cache",
     }
 )

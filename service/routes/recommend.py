@@ -196,6 +196,7 @@ def checked_wanted(body: RecommendBody) -> Wanted:
 def _seed(explore: str, seed: int | None) -> int | None:
     if explore == "none":
         return None
+    # Sent back with the answer, so it must fit into `MAX_SEED`.
     return secrets.randbits(48) if seed is None else seed
 
 
@@ -211,6 +212,7 @@ async def _best_items(
     if wanted.exclude_seen:
         exclude = np.concatenate([history.item_row.astype(np.int64), exclude])
     rng = None if wanted.seed is None else np.random.default_rng(wanted.seed)
+    # Items before the offset are ranked too: their scores decide which ones come behind them.
     best = await context.rankings.top(live, vector, wanted.n + wanted.offset, exclude, rng)
     rows, scores = best.item_rows[wanted.offset :], best.scores[wanted.offset :].tolist()
     names = await item_names(registry, rows)
@@ -255,6 +257,7 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
             names, found.item_rows.tolist(), found.contributions.tolist(), strict=True
         )
     ]
+    # The ratings that moved the score most are what a reader looks for.
     parts.sort(key=lambda part: -abs(part.contribution))
     answer = Explained(
         *(user_id.decode(), item_id.decode(), score.rating, score.std, score.basis, base, parts),

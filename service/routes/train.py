@@ -120,6 +120,7 @@ async def checked_history(body: TrainBody, scale: Scale) -> tuple[list[bytes], l
         if length != count:
             detail = f"{name} has {length} entries, rating_history {count}: they are parallel lists"
             raise Problem("invalid_body", detail, field=name)
+    # After the lengths: a row that is named is then the same row in all three lists.
     check_scale(body.rating_history, scale, "rating_history")
     users = _ids(body.user_history, body.nb_users, "user_history", "nb_users")
     items = _ids(body.item_history, body.nb_items, "item_history", "nb_items")
