@@ -76,9 +76,9 @@ class RowTable:
             hashed = hashes if left is None else hashes[left]
             found = seats.take(_seat(hashed, number, len(seats)))
             same = found >= 0
-            for known, asked in zip(self._words, words, strict=True):
+            for known, wanted in zip(self._words, words, strict=True):
                 # A free seat says -1: the last row, which does no harm.
-                same &= known[found] == (asked if left is None else asked[left])
+                same &= known[found] == (wanted if left is None else wanted[left])
             mine = np.flatnonzero(same) if left is None else left[same]
             rows[mine] = found[same]
             left = np.flatnonzero(~same) if left is None else left[~same]

@@ -206,26 +206,26 @@ def _mark_of(path: Path) -> tuple[Path, str] | None:
     except OSError:
         return None
     found = path.stat()
-    said = f"{boot} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-    return path.with_name(f".{path.name}.checked"), said
+    stamp = f"{boot} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    return path.with_name(f".{path.name}.checked"), stamp
 
 
 def _mark(path: Path) -> None:
     """Say of a large file that it was checked. Renamed into place, so that a mark is whole."""
     if path.stat().st_size < MARKED_BYTES or (mark := _mark_of(path)) is None:
         return
-    place, said = mark
-    part = place.with_name(f"{place.name}.{os.getpid()}.part")
-    part.write_text(said, "ascii")
-    part.replace(place)
+    mark_path, stamp = mark
+    part = mark_path.with_name(f"{mark_path.name}.{os.getpid()}.part")
+    part.write_text(stamp, "ascii")
+    part.replace(mark_path)
 
 
 def _is_marked(path: Path) -> bool:
     if path.stat().st_size < MARKED_BYTES or (mark := _mark_of(path)) is None:
         return False
-    place, said = mark
+    mark_path, stamp = mark
     try:
-        return place.read_text("ascii") == said
+        return mark_path.read_text("ascii") == stamp
     except FileNotFoundError:
         return False
 

@@ -238,14 +238,14 @@ class RatingsLog:
         return (epoch,)
 
     async def _register(
-        self, epochs: set[int], item_ids: Sequence[bytes], asked: int | None
+        self, epochs: set[int], item_ids: Sequence[bytes], only: int | None
     ) -> dict[int, dict[bytes, int]] | None:
         """Item rows by epoch; None when an epoch has gone meanwhile."""
         order = sorted(epochs)
         try:
             rows = await asyncio.gather(*[self._registries.of(epoch).register(item_ids) for epoch in order])
         except EpochGone:
-            if asked is not None:
+            if only is not None:
                 raise
             await self._epochs.refresh()
             return None
@@ -274,7 +274,7 @@ class RatingsLog:
     ) -> list[list[bytes]]:
         """Return the reply to each share."""
         # The store works on the first of many ratings while the next are packed.
-        asked: list[asyncio.Future[list[list[bytes]]]] = []
+        pending: list[asyncio.Future[list[list[bytes]]]] = []
         calls: list[bytes] = []
         packed = 0
         for share in todo:
@@ -283,15 +283,15 @@ class RatingsLog:
             calls.append(self._rate(share, expected[share.partition], epochs, entries, bootstrap=bootstrap))
             packed += len(share.rows)
             if packed >= AT_ONCE:
-                asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
+                pending.append(asyncio.ensure_future(call_many(self._connection, calls)))
                 calls, packed = [], 0
                 await asyncio.sleep(0)
-        if not asked:
+        if not pending:
             return await call_many(self._connection, calls)
         if calls:
-            asked.append(asyncio.ensure_future(call_many(self._connection, calls)))
+            pending.append(asyncio.ensure_future(call_many(self._connection, calls)))
         # All have ended before an error is told: nothing is written after that.
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers = await asyncio.gather(*pending, return_exceptions=True)
         replies: list[list[bytes]] = []
         for answer in answers:
             if isinstance(answer, BaseException):

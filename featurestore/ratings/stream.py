@@ -79,8 +79,8 @@ def parse_progress(last: bytes | None, done: bytes | None) -> Progress:
 
 async def progress(keys: Keys, connection: Connection, epoch: int) -> dict[int, Progress]:
     """The progress of each stream of an epoch, in one round trip."""
-    asked = [(b"HMGET", keys.counts(epoch, p), b"last", b"done") for p in range(keys.partitions)]
-    replies = await commands(connection, asked)
+    calls = [(b"HMGET", keys.counts(epoch, p), b"last", b"done") for p in range(keys.partitions)]
+    replies = await commands(connection, calls)
     return {p: parse_progress(*reply) for p, reply in enumerate(replies)}
 
 

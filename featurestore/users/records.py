@@ -244,7 +244,7 @@ class UserRecords:
         n = np.zeros(len(users), dtype=np.int64)
         seen = np.zeros(len(users), dtype=np.int64)
         vectors = np.empty((len(users), live.model.user_width), dtype=np.float32)
-        asked = []
+        pending = []
         async with self._one_batch:
             for part, payload in lookups.blocks(LOOKUPS_AT_ONCE):
                 reader = LookupReader(n[part], seen[part], vectors[part])
@@ -252,11 +252,11 @@ class UserRecords:
                 replies = self._connection.execute(payload, size, at_once=True, reader=reader)
                 # Where one fails the others are not awaited.
                 replies.add_done_callback(swallow)
-                asked.append((part, replies))
+                pending.append((part, replies))
                 # Others get their turn.
                 await asyncio.sleep(0)
         behind: list[int] = []
-        for part, replies in asked:
+        for part, replies in pending:
             found = await replies
             if found:
                 block = self._rule(live, [b""] * len(found))(found)

@@ -61,22 +61,22 @@ async def read_chunks(
     """The values of `name(0)`, `name(1)`, ..., which are `sizes` long. Raises `GenerationBroken` where one is
     gone, and what a connection raises.
     """
-    asked: deque[tuple[asyncio.Future[list[Any]], ChunkReader]] = deque()
+    pending: deque[tuple[asyncio.Future[list[Any]], ChunkReader]] = deque()
     starts = iter(range(0, len(sizes), CHUNKS_AT_ONCE))
     try:
         while True:
-            while len(asked) < CALLS_AHEAD and (start := next(starts, None)) is not None:
+            while len(pending) < CALLS_AHEAD and (start := next(starts, None)) is not None:
                 some = range(start, min(start + CHUNKS_AT_ONCE, len(sizes)))
                 reader = ChunkReader([sizes[chunk] for chunk in some])
                 payload = b"".join([encode(b"GET", name(chunk)) for chunk in some])
-                asked.append((connection.execute(payload, len(some), reader=reader), reader))
-            if not asked:
+                pending.append((connection.execute(payload, len(some), reader=reader), reader))
+            if not pending:
                 return
-            future, reader = asked.popleft()
+            future, reader = pending.popleft()
             for piece in _pieces(connection, await future, reader):
                 yield piece
     finally:
-        for future, _ in asked:
+        for future, _ in pending:
             future.add_done_callback(swallow)
 
 
