@@ -15,24 +15,25 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.data import datasets
+from benchmarks.errors import BenchmarkError
 from benchmarks.harness import kept
-from benchmarks.harness.command import BenchmarkError, end_in_order, parser
+from benchmarks.harness.command import end_in_order, parser
 from benchmarks.harness.machine import Watch
 from benchmarks.quality.goals import ALS, IMPLICIT, SVDPP, Found
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from benchmarks.quality.over_http import answer_over_http, play
 from benchmarks.quality.tables import show
-from evaluation.course.results import Summary
 from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
 from evaluation.offline import cold_start as coldstart
 from evaluation.offline.cold_start import ColdCurve, Side
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, title
-from evaluation.offline.lines import LineStore
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
 from evaluation.report import new_console, write_lines
+from evaluation.results.course import Summary
+from evaluation.results.lines import LineStore
 
 NAME = "accuracy"
 BASELINES = ("global-mean", "item-mean", "bias")

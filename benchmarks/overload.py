@@ -16,8 +16,9 @@ from rich.console import Console
 
 from benchmarks import batch, ratings
 from benchmarks.data import synthetic
+from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
-from benchmarks.harness.command import BenchmarkError, Options, benchmark
+from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.report import Row, Target, number
 from benchmarks.load.generator import Load, LoadError, Plan, write_requests
 from benchmarks.load.generator import run as ask

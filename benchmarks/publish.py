@@ -14,8 +14,9 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.data import synthetic
+from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
-from benchmarks.harness.command import BenchmarkError, Options, benchmark
+from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.report import Row, Target, number, ratios
 from benchmarks.load.generator import Plan
 from benchmarks.load.requests import drive, plan_for, predict_requests, warm

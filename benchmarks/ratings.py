@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
-from benchmarks.harness.command import BenchmarkError, Options, benchmark
+from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.report import Row, Target
 from benchmarks.load.client import Client
 from benchmarks.load.generator import Plan, get, post, write_requests

@@ -19,8 +19,9 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.data import synthetic
 from benchmarks.data.synthetic import Generation
+from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
-from benchmarks.harness.command import BenchmarkError, Options, benchmark
+from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.machine import available_bytes
 from benchmarks.harness.report import Row, Target, interleave, number, ratios
 from benchmarks.load.generator import Plan, get, write_requests

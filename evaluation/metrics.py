@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
-from evaluation.offline.question import Array, Predicted
+from evaluation.question import Array, Predicted
 from factors import Scale, scale_levels
 
 INTERVAL = 1.6449  # standard deviations on each side of a central 90 % interval of a normal

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.course.results import EvaluationReport, Summary
 from evaluation.metrics import NOMINAL
-from evaluation.offline.lines import Line
 from evaluation.report import deciles, groups
+from evaluation.results.course import EvaluationReport, Summary
+from evaluation.results.lines import Line
 
 R = TypeVar("R")
 

@@ -14,8 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.course.results import EvaluationReport, Summary
-from evaluation.offline.lines import Line
+from evaluation.results.course import EvaluationReport, Summary
+from evaluation.results.lines import Line
 
 # Of an output that has no width, as a log file: room for every column and a note.
 WIDTH_OF_A_FILE = 160

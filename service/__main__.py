@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from service.supervisor import CANNOT_START, Supervisor, bind
+from service.server.supervisor import CANNOT_START, Supervisor, bind
 
 if TYPE_CHECKING:
     from service.settings import ServiceSettings, WorkerSlot
@@ -19,7 +19,7 @@ def _work(settings: "ServiceSettings", slot: "WorkerSlot", sock: socket.socket) 
     """Be a worker. What only workers need is imported here, so that a supervisor stays small."""
     import uvloop
 
-    from service.worker import serve
+    from service.server.worker import serve
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(settings, slot, sock))

@@ -13,7 +13,7 @@ from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
-from trainer.archive.root import ArchiveRoot, archive_folder
+from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step, no_step
 from trainer.errors import ArchiveBusyError, ArchiveFailedError, CannotStartError
 from trainer.leadership import Leadership
@@ -67,7 +67,7 @@ class Trainer:
         while True:
             try:
                 return await asyncio.to_thread(
-                    ArchiveRoot, archive_folder(self._settings), guard=self._may_write, step=self._step
+                    ArchiveRoot, self._settings.archive_folder, guard=self._may_write, step=self._step
                 )
             except ArchiveFailedError as exc:
                 raise CannotStartError(f"{exc}; free it, or set FOLDIN_ARCHIVE_DIR") from exc

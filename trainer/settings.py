@@ -61,3 +61,8 @@ class TrainerSettings:
         """Low end, high end and step of the ratings."""
         scale = parse_scale(self.store.scale)
         return scale.low, scale.high, scale.step
+
+    @property
+    def archive_folder(self) -> Path:
+        """Folder of this namespace's archive."""
+        return self.archive_dir / self.store.namespace

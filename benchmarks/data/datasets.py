@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness.command import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from evaluation.offline.data import DataSet
 from factors import Ratings, Scale
 

@@ -16,13 +16,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.report import Report, Row
 from evaluation.report import new_console
-
-
-class BenchmarkError(RuntimeError):
-    """The benchmark cannot run here; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)

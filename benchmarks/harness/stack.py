@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.data import synthetic
-from benchmarks.harness.command import BenchmarkError, Options
+from benchmarks.errors import BenchmarkError
+from benchmarks.harness.command import Options
 from foldin.store import ALLOCATOR, binary
 from processes.blocking import BlockingChild, plain_environment, python_command
 from processes.errors import CannotStartError, ChildEndedError

@@ -6,7 +6,7 @@ Not `evaluation.api_client`, whose event loop takes 0.2 ms a call: here a latenc
 import socket
 from types import TracebackType
 
-from benchmarks.harness.command import BenchmarkError
+from benchmarks.errors import BenchmarkError
 
 
 class Client:

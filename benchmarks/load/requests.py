@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness.command import BenchmarkError, Options
+from benchmarks.errors import BenchmarkError
+from benchmarks.harness.command import Options
 from benchmarks.load.generator import Load, LoadError, Plan, get, run, write_requests
 
 # So many that no cache of answers, were there one, could give the figure.

@@ -5,7 +5,7 @@ import math
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.harness.command import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from benchmarks.load.client import Client
 from benchmarks.load.generator import get
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from benchmarks.harness.report import Row, Target
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
-from evaluation.course.results import Summary
 from evaluation.offline.cold_start import ColdCurve
 from evaluation.offline.engines import AUTO
-from evaluation.offline.lines import Line
 from evaluation.report import deciles
+from evaluation.results.course import Summary
+from evaluation.results.lines import Line
 
 # The folds u1 to u5 that come with MovieLens 100K.
 ALL_FOLDS = 5

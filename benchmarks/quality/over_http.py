@@ -14,15 +14,15 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
-from benchmarks.harness.command import BenchmarkError
 from environment.client import EnvironmentFailedError
 from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Prediction, Rating
 from evaluation.course.protocol import evaluate, write_files
-from evaluation.course.results import Summary
 from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
-from evaluation.offline.question import Answer, Predicted, Question, no_probabilities
+from evaluation.question import Answer, Predicted, Question, no_probabilities
+from evaluation.results.course import Summary
 from factors import Scale
 from featurestore.settings import format_scale
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from benchmarks.harness.report import Row, number
 from benchmarks.quality.goals import PUBLISHED, Found, goals
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
-from evaluation.course.results import Summary
 from evaluation.offline.engines import AUTO, title
 from evaluation.report import deciles, engines_table, figure, groups, new_table
+from evaluation.results.course import Summary
 
 _NAMES = {
     "ml-100k": "ml-100k",

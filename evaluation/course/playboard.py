@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.course.seat import Tally
+from evaluation.results.course import Tally
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_POINTS = 20  # as wide as a column of a terminal can be beside the others

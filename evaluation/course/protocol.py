@@ -22,12 +22,12 @@ from environment.server import running_server
 from environment.settings import MAX_SEED
 from evaluation.api_client import ApiClient
 from evaluation.course.command import run_command
-from evaluation.course.results import EvaluationReport, Result
 from evaluation.course.seat import GameOverError, Seat
 from evaluation.course.settings import EvaluationSettings
 from evaluation.pictures import draw_course, drawn
 from evaluation.players import BROUGHT_PLAYERS, MakePlayer, PlayerFailedError, SharedApi, make_player
 from evaluation.report import new_console, players_table, write_course_files
+from evaluation.results.course import EvaluationReport, Result
 from processes.settings import SettingsError
 
 PROGRESS_STEPS = 250  # steps between two reports: a second or two of most players

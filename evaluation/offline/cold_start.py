@@ -15,8 +15,8 @@ from evaluation.metrics import inside
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, find, fit_options
 from evaluation.offline.jobs import run_apart
-from evaluation.offline.question import Array, Question, Rows
 from evaluation.offline.splits import Split
+from evaluation.question import Array, Question, Rows
 from factors import FitSettings, Histories, Scorer, fit
 
 Side = Literal["user", "item"]

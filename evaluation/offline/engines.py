@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from evaluation.errors import NotInstalledError
 from evaluation.offline.peers import PEERS
-from evaluation.offline.question import (
+from evaluation.question import (
     Array,
     Engine,
     Predict,

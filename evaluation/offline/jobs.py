@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.errors import EngineFailedError, NotInstalledError
-from evaluation.offline.question import Answer, Predicted, Question
+from evaluation.question import Answer, Predicted, Question
 from processes.parent import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -6,7 +6,7 @@ Invariant: the prediction of a rating is made of the ratings before it alone.
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.offline.question import Array, Question
+from evaluation.question import Array, Question
 from factors import (
     FitSettings,
     Histories,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.offline.question import Engine, Predict, Predicted, Question, Rows
+from evaluation.question import Engine, Predict, Predicted, Question, Rows
 
 DAY_S = 86_400  # seconds
 MYFM_RANK = 10  # as in its authors' example for MovieLens

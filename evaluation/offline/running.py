@@ -17,9 +17,9 @@ from evaluation.errors import EngineFailedError, NotInstalledError
 from evaluation.metrics import NDCG_AT, figures, ndcg, recall
 from evaluation.offline.engines import title
 from evaluation.offline.jobs import LIMIT_S, answer
-from evaluation.offline.lines import Line, LineStore
-from evaluation.offline.question import Answer, Question
 from evaluation.offline.splits import Split
+from evaluation.question import Answer, Question
+from evaluation.results.lines import Line, LineStore
 
 Ask = Callable[[Question], Answer]
 

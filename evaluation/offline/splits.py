@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.offline.data import DataSet
-from evaluation.offline.question import Question
+from evaluation.question import Question
 from processes.errors import CannotStartError
 
 SplitName = Literal["given-fold", "random", "leave-k-out", "time", "prequential"]

@@ -21,9 +21,9 @@ from featurestore.generations.manifest import (
     encode_meta,
     encode_summary,
 )
+from featurestore.generations.record_writer import RecordWriter
 from featurestore.keys import Keys
 from featurestore.leases import Lease
-from featurestore.users.record_writer import RecordWriter
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import commands
 

@@ -86,7 +86,7 @@ async def item_row(registry: ItemRegistry, item_id: bytes) -> int:
     # An item that another replica registered is not known here yet: `rows` asks the store for it.
     row = (await registry.rows([item_id]))[0]
     if row is None:
-        raise Problem("unknown_item", "nobody has rated this item and no history named it")
+        raise Problem("unknown_item", "this item has no rating, and no history named it")
     return row
 
 

@@ -19,9 +19,9 @@ from featurestore.settings import StoreSettings
 from processes.blocking import BlockingChild, python_command
 from processes.probes import http_ok, unused_port
 from service.app import build_app
+from service.server.supervisor import bind
+from service.server.worker import EdgeRunner
 from service.settings import ServiceSettings, WorkerSlot
-from service.supervisor import bind
-from service.worker import EdgeRunner
 from tests.support.waiting import wait_until_async
 
 JSON = {"Content-Type": "application/json"}

@@ -18,7 +18,6 @@ from processes.blocking import BlockingChild
 from tests.support.waiting import wait_until_async
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.root import archive_folder
 from trainer.archive.segments import Step, no_step, read_segment
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
@@ -85,7 +84,7 @@ def archived(settings: TrainerSettings, epoch: int = 1) -> list[Archived]:
 
     Reads the files, whoever holds the archive; leaves them as they are.
     """
-    folder = archive_folder(settings) / f"epoch-{epoch:06d}"
+    folder = settings.archive_folder / f"epoch-{epoch:06d}"
     names = _uncovered(folder)
     found: list[Archived] = []
     for path in names:
@@ -105,7 +104,7 @@ def _uncovered(folder: Path) -> list[Path]:
 
 def reopened(settings: TrainerSettings, epoch: int = 1) -> EpochArchive:
     """The archive of an epoch when nobody holds it."""
-    return EpochArchive(archive_folder(settings) / f"epoch-{epoch:06d}", epoch, guard=lambda: None)
+    return EpochArchive(settings.archive_folder / f"epoch-{epoch:06d}", epoch, guard=lambda: None)
 
 
 CHILD = """

@@ -11,12 +11,6 @@ from typing import BinaryIO
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.segments import TEMPORARY, Guard, Step, no_step, sync_directory
 from trainer.errors import ArchiveBusyError, ArchiveFailedError
-from trainer.settings import TrainerSettings
-
-
-def archive_folder(settings: TrainerSettings) -> Path:
-    """Return the folder of a namespace's archive."""
-    return settings.archive_dir / settings.store.namespace
 
 
 class ArchiveRoot:

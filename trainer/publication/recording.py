@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from featurestore.errors import StoreError
+from featurestore.generations.record_writer import RecordWriter
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from featurestore.users.record_writer import RecordWriter
 from processes.messages import Parent
 from processes.priority import give_way
 

@@ -10,12 +10,12 @@ from benchmarks import accuracy
 from benchmarks.data.datasets import synthetic
 from benchmarks.harness import kept
 from benchmarks.quality.goals import Found, goals
-from evaluation.course.results import Summary
 from evaluation.offline import cold_start as coldstart
 from evaluation.offline.jobs import answer
-from evaluation.offline.lines import Line
-from evaluation.offline.question import Question
 from evaluation.offline.splits import in_time_order
+from evaluation.question import Question
+from evaluation.results.course import Summary
+from evaluation.results.lines import Line
 
 pytestmark = pytest.mark.timeout(240)
 

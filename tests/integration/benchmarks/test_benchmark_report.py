@@ -15,8 +15,9 @@ from rich.console import Console
 
 from benchmarks.data import datasets
 from benchmarks.data.datasets import Shipped, cache_folder, fetch, synthetic
+from benchmarks.errors import BenchmarkError
 from benchmarks.harness import command, machine
-from benchmarks.harness.command import BenchmarkError, Options, carry_out
+from benchmarks.harness.command import Options, carry_out
 from benchmarks.harness.report import Report, Row, Target, interleave, ratios
 from benchmarks.harness.stack import running
 from benchmarks.load.scrape import buckets, quantile

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from benchmarks.harness.command import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from benchmarks.load.client import Client
 from benchmarks.load.generator import LoadError, Plan, get, post, read_requests, run, write_requests
 from processes.probes import unused_port

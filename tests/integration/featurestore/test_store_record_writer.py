@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from featurestore.codecs import pack_records, unpack_records
+from featurestore.generations.record_writer import RecordWriter
 from featurestore.keys import partition_of
 from featurestore.store import Store
-from featurestore.users.record_writer import RecordWriter
 from tests.support.factories import rating
 
 WIDTH = 5

@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.http import connections
 from service.http.dispatch import Connection
+from service.server import connections
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.users.counter_rule import UserLookup
 from service.context import CONTEXT
-from service.http import connections, fast_predict
 from service.http import response as answers
 from service.http.dispatch import Connection
-from service.http.fast_predict import FastConnection
+from service.server import connections, fast_predict
+from service.server.fast_predict import FastConnection
 from tests.support.factories import Written, lead, publish, rating
 from tests.support.serving import BOTH_WAYS, Client, serves, serving
 from tests.support.waiting import wait_until_async

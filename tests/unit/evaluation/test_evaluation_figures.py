@@ -11,11 +11,11 @@ from evaluation.errors import EngineFailedError, NotInstalledError
 from evaluation.offline import running
 from evaluation.offline.engines import find, top_by_score
 from evaluation.offline.jobs import answer
-from evaluation.offline.lines import Line, LineStore
-from evaluation.offline.question import Answer, Predicted, Question
 from evaluation.offline.running import Plan, judge, key_of, measure
 from evaluation.offline.splits import in_time_order, random_splits
+from evaluation.question import Answer, Predicted, Question
 from evaluation.report import engines_table, mean, write_lines
+from evaluation.results.lines import Line, LineStore
 from factors import Scale
 from tests.unit.evaluation.evaluation_data import made
 

@@ -17,9 +17,9 @@ from evaluation.course.playboard import (
     progress_table,
 )
 from evaluation.course.protocol import write_files
-from evaluation.course.results import EvaluationReport, Result
-from evaluation.course.seat import MISSING_ERROR, Tally
+from evaluation.course.seat import MISSING_ERROR
 from evaluation.report import players_table
+from evaluation.results.course import EvaluationReport, Result, Tally
 
 
 def tally(*errors: float, missing: int = 0) -> Tally:

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
-from evaluation.offline.question import Question
+from evaluation.question import Question
 from factors import Ratings
 from processes.errors import CannotStartError
 from tests.unit.evaluation.evaluation_data import made

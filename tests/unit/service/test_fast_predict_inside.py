@@ -5,8 +5,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from service.http import fast_predict
-from service.http.fast_predict import INSIDE, POSSIBLE
+from service.server import fast_predict
+from service.server.fast_predict import INSIDE, POSSIBLE
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,4 +24,4 @@ def test_only_the_place_where_connections_are_made_refers_to_it() -> None:
         for path in sorted((ROOT / "service").rglob("*.py"))
         if names.search(path.read_text("utf-8")) and path != Path(fast_predict.__file__)
     ]
-    assert users == ["service/http/connections.py"]
+    assert users == ["service/server/connections.py"]

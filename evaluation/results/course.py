@@ -3,12 +3,66 @@
 Invariant: a figure of several runs is the mean of the runs' figures, as the course has it.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from statistics import fmean
 
 import numpy as np
+import numpy.typing as npt
 
-from evaluation.course.seat import Tally
+from evaluation.metrics import inside
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a player did, step by step: `squared_error`, `answer_s` and `std` float64 (n_steps,).
+
+    `answer_s` is NaN where the answer is missing, `std` NaN where the player has none (or empty).
+    """
+
+    squared_error: npt.NDArray[np.float64]
+    answer_s: npt.NDArray[np.float64]
+    std: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def steps(self) -> int:
+        """Steps played."""
+        return self.squared_error.size
+
+    @property
+    def missing(self) -> int:
+        """Number of answers that did not come."""
+        return int(np.isnan(self.answer_s).sum())
+
+    @property
+    def mse(self) -> float:
+        """Mean squared error over all steps, NaN before the first."""
+        return float(self.squared_error.mean()) if self.steps else math.nan
+
+    @property
+    def running_mse(self) -> npt.NDArray[np.float64]:
+        """Mean squared error up to and including each step, (n_steps,)."""
+        running: npt.NDArray[np.float64] = np.cumsum(self.squared_error) / np.arange(1, self.steps + 1)
+        return running
+
+    @property
+    def coverage(self) -> float:
+        """Share of the true ratings inside the 90 % interval of their answer; NaN where no answer had a
+        standard deviation.
+        """
+        known = np.isfinite(self.std)
+        if not known.any():
+            return math.nan
+        return float(inside(np.sqrt(self.squared_error[known]), self.std[known]).mean())
+
+    def recent_mse(self, steps: int) -> float:
+        """Mean squared error of the last `steps` steps, NaN before the first."""
+        return float(self.squared_error[-steps:].mean()) if self.steps else math.nan
+
+    def answer_ms(self, percentile: float) -> float:
+        """Percentile of the time an answer took, in milliseconds; NaN when none came."""
+        came = self.answer_s[~np.isnan(self.answer_s)]
+        return 1_000.0 * float(np.percentile(came, percentile)) if came.size else math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from aiohttp import web
 
 from service.context import CONTEXT
 from service.http.dispatch import Dispatcher
-from service.http.fast_predict import fast_connections
 from service.http.problems import CONTENT_TYPE, Problem
 from service.http.response import header_lines
+from service.server.fast_predict import fast_connections
 
 
 class _Refusal(asyncio.Protocol):

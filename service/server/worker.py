@@ -22,10 +22,10 @@ from featurestore.errors import StoreRefused, StoreUnavailable
 from processes.loop import first_of, stop_event
 from service.app import build_app
 from service.context import CONTEXT
-from service.http.connections import Server
 from service.http.dispatch import Traffic
+from service.server.connections import Server
+from service.server.supervisor import CANNOT_START, address_of
 from service.settings import ServiceSettings, WorkerSlot
-from service.supervisor import CANNOT_START, address_of
 
 log = logging.getLogger("foldin.service")
 
