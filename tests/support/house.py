@@ -10,6 +10,7 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import zip_longest
 from pathlib import Path
@@ -42,6 +43,7 @@ def packages(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob("*/__init__.py") if path.parent.name != "tests")
 
 
+@cache
 def modules(root: Path, package: str) -> list[Module]:
     """The modules of a package, parsed."""
     found = []

@@ -124,6 +124,34 @@ def test_the_glossary_is_short_and_its_terms_are_in_the_code() -> None:
     assert missing_names(text) == []
 
 
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_document_names_is_there(document: Path) -> None:
+    """Files and modules of this repository, and the headings that links lead to."""
+    text = document.read_text("utf-8")
+    files = re.findall(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|lua|md|yml))(?::[\w.]+)?`", text)
+    missing = [file for file in files if not (ROOT / file).is_file()]
+    for name in re.findall(r"python -m ([\w.]+)", text):
+        module = ROOT / name.replace(".", "/")
+        if not (module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()):
+            missing.append(name)
+    for target, heading in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
+        linked = document.parent / target if target else document
+        if not linked.exists():
+            missing.append(target)
+        elif heading and heading not in {slug(line) for line in linked.read_text("utf-8").splitlines()}:
+            missing.append(f"{target}#{heading}")
+    assert not missing
+
+
+def slug(line: str) -> str:
+    """The anchor that a Markdown heading gets, empty for any other line."""
+    title = re.match(r"#+ (.*)", line)
+    return re.sub(r"[^\w -]", "", title[1]).lower().replace(" ", "-") if title else ""
+
+
 def test_the_measure_finds_what_it_should(tmp_path: Path) -> None:
     package = tmp_path / "rooms"
     package.mkdir()
