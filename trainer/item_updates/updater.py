@@ -56,27 +56,36 @@ class ItemUpdater:
     async def run(self) -> None:
         """Fold in until cancelled."""
         backoff = Backoff(0.1, 5.0)
+        next_round_at = 0.0
         while True:
-            if self._target is None or not self._target.ratings.waiting_items:
+            target, now = self._target, time.monotonic()
+            # Updates are taken over during a pause, too: the consumer would wait when the queue is full.
+            if target is None or not target.ratings.waiting_items:
                 await self._receive(await self._updates.get())
-            while not self._updates.empty():
-                await self._receive(self._updates.get_nowait())
-            if self._target is None:
                 continue
-            began_at = time.monotonic()
+            if now < next_round_at:
+                await self._receive_until(next_round_at - now)
+                continue
             try:
-                await self._push_round(self._target)
+                await self._push_round(target)
                 backoff.reset()
+                # A flood: four fifths of the time for those who bring it and for lookups.
+                next_round_at = time.monotonic() + 4.0 * (time.monotonic() - now)
             except GenerationUnknown:
                 # Removed since: the switch to the generation after it is on its way.
                 self._target = None
             except StoreUnavailable as exc:
                 log.warning("items_wait", failures=backoff.failures + 1, error=str(exc))
-                await asyncio.sleep(backoff.next_s())
-            else:
-                if self._target.ratings.waiting_items:
-                    # A flood: four fifths of the time for those who bring it and for lookups.
-                    await asyncio.sleep(4.0 * (time.monotonic() - began_at))
+                next_round_at = time.monotonic() + backoff.next_s()
+
+    async def _receive_until(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                update = await self._updates.get()
+        except TimeoutError:
+            return
+        # Outside of the timeout, which would leave a thread behind that still adds.
+        await self._receive(update)
 
     async def _receive(self, update: ItemUpdate) -> None:
         if isinstance(update, LiveFit):
