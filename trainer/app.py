@@ -44,6 +44,8 @@ class Trainer:
         finally:
             for task in (working, stopping):
                 task.cancel()
+            # Until threads have written and the lease is given back, so that the next trainer may lead at
+            # once.
             await asyncio.wait([working, stopping], timeout=self._settings.grace_s)
         if working.done() and not working.cancelled():
             working.result()
@@ -54,6 +56,7 @@ class Trainer:
         except StoreRefused as exc:
             raise CannotStartError(str(exc)) from exc
         try:
+            # Before the lease: a trainer that waits for the archive must not keep another host from leading.
             root = await self._hold_archive()
             try:
                 await self._lead_again_and_again(store, root)
@@ -115,6 +118,8 @@ class Trainer:
             await asyncio.sleep(self._settings.lease_ttl_s * self._rng.uniform(0.05, 0.15))
 
     async def _ask_for_lease(self, store: Store, token: str) -> tuple[Lease | None, float]:
+        # Before the request: the lease of the store begins later, so it ends no earlier than this one
+        # believes.
         began_at = time.monotonic()
         return await store.leases.acquire(token, round(self._settings.lease_ttl_s * 1000)), began_at
 

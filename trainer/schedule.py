@@ -78,6 +78,7 @@ class Decision:
 
 def decide(situation: Situation, rules: Rules) -> Decision:
     """Return whether to fit now, and if not, when to look again."""
+    # Before all else: a request also lifts the hold, and is not made to wait for failures before it.
     if situation.requested:
         return Decision("requested")
     if situation.held:

@@ -147,6 +147,7 @@ class EpochArchive:
                     erased += table.num_rows - kept.num_rows
                     name = SegmentName(segment.name.first, segment.name.last, segment.name.revision + 1)
                     self._replace([segment], name, kept, spans)
+            # The rebuild that follows does not need them, and nothing else reads them.
             for path in self.directory.glob(f"*{DAMAGED}"):
                 path.unlink()
         return erased
@@ -208,6 +209,8 @@ class EpochArchive:
 
     def _recover(self) -> None:
         """Finish what a kill left half done, then list the segments."""
+        # Under a temporary name nothing was committed: what it had is in the stream, or in the files that it
+        # covers.
         for leftover in self.directory.glob(f"*{TEMPORARY}"):
             leftover.unlink()
         named = [(SegmentName.parse(path.name), path) for path in self.directory.iterdir()]

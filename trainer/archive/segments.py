@@ -122,6 +122,7 @@ def read_segment(path: Path) -> tuple[pa.Table, dict[int, Span]]:
         raise SegmentGoneError(path.name) from exc
     except (OSError, pa.ArrowException, ValueError) as exc:
         raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
+    # Parquet has checked its pages, not that all rows and the right spans are there.
     header = _header(path, table.schema.metadata)
     table = table.replace_schema_metadata(None)
     if not table.schema.equals(SCHEMA):
@@ -189,6 +190,7 @@ def _string_parts(chunk: pa.StringArray) -> tuple[npt.NDArray[np.int32], memoryv
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
     with pa.OSFile(str(path), "wb") as file:
+        # Dictionaries for the columns that repeat their values; positions, counts and times hardly do.
         pq.write_table(
             table,
             file,

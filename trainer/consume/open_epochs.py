@@ -52,9 +52,12 @@ class OpenEpochs:
         self._threads = threads
         self._group = group
         self._step = step
+        # Several stages ask for an epoch at once: one of them opens it, and it is not opened while it is
+        # closed.
         self._opening = asyncio.Lock()
         self._open: dict[int, OpenEpoch] = {}
         self._consuming: dict[int, asyncio.Task[None]] = {}
+        # Counted: a service that got no answer may have asked twice for the same new history.
         self._claims: Counter[int] = Counter()
 
     def numbers(self) -> set[int]:

@@ -132,6 +132,7 @@ def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, 
     for file in temporary.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
+    # All content is on disk before the name is: a name that is there after a power cut has what it promises.
     temporary.rename(path)
     sync_directory(path.parent)
 
@@ -163,6 +164,7 @@ def erase_user(path: Path, user_id: bytes) -> bool:
     users[row] = posterior_of(result.model).prior_user
     users.flush()
     values = np.load(path / "item_values.npy", mmap_mode="r+", allow_pickle=False)
+    # As a rating that was taken back: the arrays keep their sizes, for those that have them mapped.
     values[np.asarray(result.item_users) == row] = np.nan
     values.flush()
     # The id last: as long as it stands, a repeated call finds what is left to do.

@@ -88,7 +88,8 @@ class Publisher:
 
         Raises `StoreError` of every kind.
         """
-        # Users are drawn by a seed that the ratings give: a fit has one index.
+        # In a thread: 11 s of a core for a million items of rank 50. Users are drawn by a seed that the
+        # ratings give: a fit has one index.
         rng = np.random.default_rng(result.n_ratings)
         index = await asyncio.to_thread(build_index, result.model, result.items, result.users, rng)
         recall = {} if index is None else {"index_recall_at_10": index.recall}

@@ -28,6 +28,8 @@ class Switch:
     async def to(self, live: LiveFit) -> None:
         """Fold items in for this generation from now on."""
         self.live = live
+        # In the queue of the batches: what is archived before the switch is in its snapshot, what is archived
+        # after it comes behind it.
         await self._item_updates.put(live)
 
     async def follow(self, pointer: Pointer) -> None:
