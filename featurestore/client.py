@@ -5,6 +5,7 @@ Lookups, `rate` and chunks go over `wire/`, where one write carries the calls of
 a few times a second at most is written as every user of redis-py would write it.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -103,9 +104,15 @@ class Client(Redis):
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Raise errors of redis-py as `StoreError`."""
+        """Raise errors of redis-py as `StoreError`, and a cancellation that it has swallowed."""
+        task = asyncio.current_task()
+        cancels = 0 if task is None else task.cancelling()
         try:
             yield
+            # redis-py sends by `wait_for`, which in Python 3.11 drops a cancellation that comes as its write
+            # ends. A task group cancels once: it would wait for ever.
+            if task is not None and task.cancelling() > cancels:
+                raise asyncio.CancelledError
         except (LostConnection, LateReply) as exc:
             if exc.status_code is None:
                 raise StoreUnavailable(f"cannot reach the store: {exc}") from exc

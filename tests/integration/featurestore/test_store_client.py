@@ -1,6 +1,7 @@
 """The client of the cold paths: errors say what to do, nothing is sent twice, missing functions come back."""
 
 import asyncio
+import contextlib
 
 import pytest
 from redis.asyncio import Redis
@@ -58,3 +59,15 @@ async def test_while_the_store_is_away_calls_fail_at_once(own_server: StoreServe
         pipe.get("x")
         with pytest.raises(StoreUnavailable):
             await pipe.execute()
+
+
+async def test_a_cancellation_that_redis_py_drops_is_raised_all_the_same(store: Store) -> None:
+    async def drop() -> None:
+        with store.redis.errors(), contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(10.0)
+
+    task = asyncio.create_task(drop())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
