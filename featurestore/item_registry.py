@@ -52,6 +52,11 @@ class ItemRegistry:
         """Rows from 0 on whose ids are all known here."""
         return self._known
 
+    @property
+    def ids(self) -> Sequence[bytes | None]:
+        """The id of each row, None where it is not known here."""
+        return self._ids
+
     def row(self, item_id: bytes) -> int | None:
         """The row of an item, if it is known here."""
         return self._rows.get(item_id)

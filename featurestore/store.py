@@ -47,7 +47,7 @@ class Store:
             disk=self._disk,
         )
         self.commands = Commands(self.keys, self.redis, block_s=settings.timeout_s / 2)
-        self.stream = RatingsStream(self.keys, self.bulk, self._connection("stream"))
+        self.stream = RatingsStream(self.keys, self.bulk, self.redis)
         self.leases = Leases(self.keys, self.redis)
 
     @classmethod
@@ -78,7 +78,6 @@ class Store:
         for connection in (self.hot, self.bulk):
             if connection is not None:
                 await connection.close()
-        await self.stream.close()
         await self.redis.aclose(close_connection_pool=True)
 
     async def time(self) -> int:

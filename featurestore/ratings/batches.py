@@ -1,5 +1,4 @@
-"""Ratings of one call as the store takes them: split by partition and user, packed, and unpacked from the
-stream.
+"""Ratings of one call as the store takes them: split by partition and user, and packed.
 
 Invariant: the ratings of a user stay in the order in which they were given.
 
@@ -11,10 +10,8 @@ entries. Its id ends with the number of its last event.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from factors import Float64s, Int64s
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, pack_entry
@@ -104,77 +101,3 @@ def pack_ids(users: Sequence[bytes]) -> bytes:
     if len(users) == 1:
         return len(users[0]).to_bytes(2, "little") + users[0]
     return np.array(list(map(len, users)), dtype=LENGTH_DTYPE).tobytes() + b"".join(users)
-
-
-@dataclass(frozen=True, slots=True)
-class Unpacked:
-    """Events of several entries, in order.
-
-    `entry`, `number`: int64 (m,), the position of an event's entry and the event's own number in the stream;
-    `users`: ids; `user` int64 (m,): position in `users`; `n` int64 (m,); `table`: history entries (m,).
-    """
-
-    entry: Int64s
-    number: Int64s
-    users: list[bytes]
-    user: Int64s
-    n: Int64s
-    table: npt.NDArray[Any]
-
-
-def unpack(fields: Sequence[Sequence[bytes]], last: Int64s) -> tuple[Unpacked, list[int]]:
-    """Events of entries with these `fields` and `last` numbers (k,); positions of entries that are damaged
-    and were left out.
-    """
-    sound = [k for k, of in enumerate(fields) if _is_sound(of)]
-    users: list[bytes] = []
-    for k in sound:
-        _unpack_ids(fields[k][1], fields[k][3], users)
-    numbers = np.frombuffer(b"".join([fields[k][1] for k in sound]), dtype=NUMBER_DTYPE)
-    table = np.frombuffer(b"".join([fields[k][5] for k in sound]), dtype=ENTRY_DTYPE)
-    of_user = numbers["events"].astype(np.int64)
-    user = np.repeat(np.arange(len(users)), of_user)
-    size = np.array([len(fields[k][5]) // ENTRY_BYTES for k in sound], dtype=np.int64)
-    entry = np.repeat(np.array(sound, dtype=np.int64), size)
-    unpacked = Unpacked(
-        entry=entry,
-        number=last[entry] - np.repeat(size - 1, size) + _within(size),
-        users=users,
-        user=user,
-        n=numbers["before"].astype(np.int64)[user] + 1 + _within(of_user),
-        table=table,
-    )
-    damaged = sorted(set(range(len(fields))) - set(sound))
-    return unpacked, damaged
-
-
-def _within(sizes: Int64s) -> Int64s:
-    """0, 1, ... in each of groups of these sizes."""
-    starts = np.cumsum(sizes) - sizes
-    within: Int64s = np.arange(int(sizes.sum()), dtype=np.int64) - np.repeat(starts, sizes)
-    return within
-
-
-def _is_sound(fields: Sequence[bytes]) -> bool:
-    if len(fields) != 6 or fields[0] != b"n" or fields[2] != b"u" or fields[4] != b"e":
-        return False
-    numbers, ids, entries = fields[1], fields[3], fields[5]
-    count, rest = divmod(len(numbers), NUMBER_DTYPE.itemsize)
-    if rest or not count or len(ids) < count * LENGTH_DTYPE.itemsize:
-        return False
-    if count == 1:
-        length, events = int.from_bytes(ids[:2], "little"), int.from_bytes(numbers[8:12], "little")
-    else:
-        length = int(np.frombuffer(ids, LENGTH_DTYPE, count).sum(dtype=np.int64))
-        events = int(np.frombuffer(numbers, NUMBER_DTYPE)["events"].sum(dtype=np.int64))
-    return length == len(ids) - count * LENGTH_DTYPE.itemsize and events * ENTRY_BYTES == len(entries)
-
-
-def _unpack_ids(numbers: bytes, ids: bytes, users: list[bytes]) -> None:
-    count = len(numbers) // NUMBER_DTYPE.itemsize
-    if count == 1:
-        users.append(ids[2:])
-        return
-    ends = np.cumsum(np.frombuffer(ids, LENGTH_DTYPE, count), dtype=np.int64) + count * LENGTH_DTYPE.itemsize
-    stops = ends.tolist()
-    users += [ids[start:stop] for start, stop in pairwise([count * LENGTH_DTYPE.itemsize, *stops])]

@@ -7,23 +7,25 @@ place of events, and its `done` is refused. Nothing is acknowledged one by one: 
 until `done` trims them, and after any error the group is set back to where this reader was.
 """
 
-import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from factors import Float64s, Int32s, Int64s
-from featurestore.errors import EpochGone, LeaseLost
+from featurestore.client import Client
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE
+from featurestore.errors import EpochGone, LeaseLost, StoreError
 from featurestore.keys import Keys
 from featurestore.leases import Lease
-from featurestore.ratings.batches import unpack
+from featurestore.ratings.batches import LENGTH_DTYPE, NUMBER_DTYPE
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many, commands, encode_call
-from featurestore.wire.resp import ReplyError, encode, error_code
 
-START = "0-0"
+START = b"0-0"
 # An entry holds one event or thousands: how many are asked for follows from those that came.
 FIRST_ENTRIES = 16
 
@@ -51,6 +53,12 @@ class Events:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def last(self) -> dict[int, tuple[int, int]]:
+        """Where the last event of each partition is (ms, number)."""
+        ends = np.flatnonzero(np.diff(self.partition, append=-1)).tolist()
+        return {int(self.partition[k]): (int(self.stream_ms[k]), int(self.stream_seq[k])) for k in ends}
 
     @property
     def user_id(self) -> list[bytes]:
@@ -89,23 +97,21 @@ class _Term:
     """Where this reader is in the streams of an epoch, as the holder of one lease."""
 
     fence: int
-    positions: dict[int, str]
+    positions: dict[int, bytes]
     attached: bool = False
-    damaged: int = field(default=0)
+    damaged: int = 0
     # Entries to ask for, of each partition.
     ask: int = FIRST_ENTRIES
 
 
 class RatingsStream:
-    """Reads and trims the streams. `blocking`: a connection of its own, on which the store may block."""
+    """Reads and trims the streams, for one task an epoch."""
 
-    def __init__(self, keys: Keys, connection: Connection, blocking: Connection) -> None:
+    def __init__(self, keys: Keys, connection: Connection, client: Client) -> None:
         self._keys = keys
         self._connection = connection
-        self._blocking = blocking
-        self._opened = False
+        self._client = client
         self._terms: dict[int, _Term] = {}
-        self._lock = asyncio.Lock()
 
     async def read(self, epoch: int, lease: Lease, count: int, block_ms: int) -> Events:
         """Events after those read before under this lease, about `count` a partition; none after `block_ms`.
@@ -115,24 +121,52 @@ class RatingsStream:
         oldest entry that was not `done` as a whole. Raises `LeaseLost`, `EpochGone`, `StoreUnavailable`
         (nothing is lost, read again).
         """
-        async with self._lock:
-            term = self._terms.get(epoch)
-            if term is None or term.fence != lease.fence:
-                term = self._terms[epoch] = _Term(
-                    lease.fence, dict.fromkeys(range(self._keys.partitions), START)
-                )
-            if not term.attached:
-                await self._attach(epoch, term)
-            # Until the reply is here it is not known how far the store believes this reader is.
-            term.attached = False
-            reply = await self._read_group(epoch, term, count, block_ms)
-            events = self._decode(epoch, term, reply or [], count)
-            term.attached = True
-            return events
-
-    async def close(self) -> None:
-        """Close the connection on which the store may block."""
-        await self._blocking.close()
+        term = self._terms.get(epoch)
+        if term is None or term.fence != lease.fence:
+            positions = dict.fromkeys(range(self._keys.partitions), START)
+            term = self._terms[epoch] = _Term(lease.fence, positions)
+        if not term.attached:
+            await self._attach(epoch, term)
+        # Until the reply is here it is not known how far the store believes this reader is.
+        term.attached = False
+        ask = min(term.ask, count)
+        names = [self._keys.ratings(epoch, partition) for partition in term.positions]
+        block = ("BLOCK", block_ms) if block_ms > 0 else ()
+        group = ("GROUP", b"trainer-%d" % term.fence, "trainer", "COUNT", ask, *block, "NOACK")
+        try:
+            # The name as bytes, which redis-py does not know: it would make a dictionary of each entry.
+            reply = await self._client.execute_command(
+                b"XREADGROUP", *group, "STREAMS", *names, *([">"] * len(names))
+            )
+        except StoreError as exc:
+            # The group of this term was destroyed by the next one, while this read waited or before.
+            if "NOGROUP" in str(exc) or "UNBLOCKED" in str(exc):
+                raise LeaseLost("another trainer reads the stream") from exc
+            raise
+        partition_of = dict(zip(names, term.positions, strict=True))
+        streams = [(partition_of[name], entries) for name, entries in reply or () if entries]
+        term.positions |= {partition: entries[-1][0] for partition, entries in streams}
+        term.attached = True
+        ids = [stream_id.split(b"-") for _, entries in streams for stream_id, _ in entries]
+        fields = [entry_fields for _, entries in streams for _, entry_fields in entries]
+        found, damaged = unpack(fields, np.array([int(number) for _, number in ids], dtype=np.int64))
+        term.damaged += len(damaged)
+        if len(found.entry):
+            term.ask = max(1, min(2 * term.ask, count // int(np.bincount(found.entry).max())))
+        sizes = [len(entries) for _, entries in streams]
+        partition = np.repeat(np.array([number for number, _ in streams], dtype=np.int32), sizes)
+        return Events(
+            partition=partition[found.entry],
+            stream_ms=np.array([int(ms) for ms, _ in ids], dtype=np.int64)[found.entry],
+            stream_seq=found.number,
+            users=found.users,
+            user=found.user,
+            n=found.n,
+            item_row=found.table["item_row"].astype(np.int64),
+            rating=found.table["rating"].astype(np.float64),
+            time=found.table["time"].astype(np.float64),
+            more=any(size >= ask for size in sizes),
+        )
 
     def restart(self, epoch: int) -> None:
         """Read again from the oldest event that is not `done`: the reader has lost what it read."""
@@ -140,19 +174,20 @@ class RatingsStream:
         if term is not None:
             term.positions, term.attached = dict.fromkeys(term.positions, START), False
 
-    async def done(self, epoch: int, lease: Lease, last: Mapping[int, str]) -> None:
-        """Trim each partition up to and including its stream id: these events are archived. Safe to repeat.
-        An entry goes with its last event.
+    async def done(self, epoch: int, lease: Lease, last: Mapping[int, tuple[int, int]]) -> None:
+        """Trim each partition up to and including its event at `last` (ms, number): these are archived. Safe
+        to repeat. An entry goes with its last event.
 
         Raises `LeaseLost` when a later leader has attached.
         """
-        calls = []
-        for partition, stream_id in last.items():
-            ms, _, seq = stream_id.partition("-")
-            names = [self._keys.ratings(epoch, partition), self._keys.counts(epoch, partition)]
-            number = int(seq or 0)
-            first = f"{ms}-{number + 1}".encode()
-            calls.append(encode_call("trim", names, [b"%d" % lease.fence, first, b"%d" % number]))
+        calls = [
+            encode_call(
+                "trim",
+                [self._keys.ratings(epoch, partition), self._keys.counts(epoch, partition)],
+                [b"%d" % lease.fence, b"%d-%d" % (ms, number + 1), b"%d" % number],
+            )
+            for partition, (ms, number) in last.items()
+        ]
         for reply in await call_many(self._connection, calls):
             if reply[0] != b"OK":
                 raise LeaseLost("another trainer reads the stream")
@@ -167,7 +202,7 @@ class RatingsStream:
             encode_call(
                 "attach",
                 [self._keys.ratings(epoch, partition), self._keys.epochs(partition)],
-                [b"%d" % epoch, b"%d" % term.fence, position.encode()],
+                [b"%d" % epoch, b"%d" % term.fence, position],
             )
             for partition, position in term.positions.items()
         ]
@@ -177,66 +212,67 @@ class RatingsStream:
             if reply[0] != b"OK":
                 raise LeaseLost("another trainer reads the stream")
 
-    async def _read_group(self, epoch: int, term: _Term, count: int, block_ms: int) -> Any:
-        streams = [self._keys.ratings(epoch, partition) for partition in term.positions]
-        block = [b"BLOCK", b"%d" % block_ms] if block_ms > 0 else []
-        payload = encode(
-            b"XREADGROUP",
-            b"GROUP",
-            b"trainer-%d" % term.fence,
-            b"trainer",
-            b"COUNT",
-            b"%d" % min(term.ask, count),
-            *block,
-            b"NOACK",
-            b"STREAMS",
-            *streams,
-            *([b">"] * len(streams)),
-        )
-        if not self._opened:
-            # Only a trainer reads the stream: a service has no such connection.
-            await self._blocking.open()
-            self._opened = True
-        (reply,) = await self._blocking.execute(payload, 1, wait_s=block_ms / 1000)
-        if isinstance(reply, ReplyError):
-            if error_code(reply) in {"NOGROUP", "UNBLOCKED"}:
-                raise LeaseLost("another trainer reads the stream")
-            raise self._blocking.failure(reply)
-        return reply
 
-    def _decode(self, epoch: int, term: _Term, reply: list[Any], count: int) -> Events:
-        partition_of = {self._keys.ratings(epoch, partition): partition for partition in term.positions}
-        partitions: list[int] = []
-        ids: list[bytes] = []
-        fields: list[list[bytes]] = []
-        positions = dict(term.positions)
-        more = False
-        for stream, entries in reply:
-            if not entries:
-                continue
-            partition = partition_of[stream]
-            positions[partition] = entries[-1][0].decode()
-            partitions += [partition] * len(entries)
-            ids += [entry[0] for entry in entries]
-            fields += [entry[1] for entry in entries]
-            more |= len(entries) >= min(term.ask, count)
-        term.positions = positions
-        parts = [stream_id.split(b"-") for stream_id in ids]
-        last = np.array([int(number) for _, number in parts], dtype=np.int64)
-        found, damaged = unpack(fields, last)
-        term.damaged += len(damaged)
-        if len(found.entry):
-            largest = int(np.bincount(found.entry).max())
-            term.ask = max(1, min(2 * term.ask, count // largest))
-        return Events(
-            partition=np.array(partitions, dtype=np.int32)[found.entry],
-            stream_ms=np.array([int(ms) for ms, _ in parts], dtype=np.int64)[found.entry],
-            stream_seq=found.number,
-            users=found.users,
-            user=found.user,
-            n=found.n,
-            item_row=found.table["item_row"].astype(np.int64),
-            rating=found.table["rating"].astype(np.float64),
-            time=found.table["time"].astype(np.float64),
-            more=more,
-        )
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """Events of several entries, in order.
+
+    `entry`, `number`: int64 (m,), the position of an event's entry and the event's own number in the stream;
+    `users`: ids; `user` int64 (m,): position in `users`; `n` int64 (m,); `table`: history entries (m,).
+    """
+
+    entry: Int64s
+    number: Int64s
+    users: list[bytes]
+    user: Int64s
+    n: Int64s
+    table: npt.NDArray[Any]
+
+
+def unpack(fields: Sequence[Sequence[bytes]], last: Int64s) -> tuple[Unpacked, list[int]]:
+    """Events of entries with these `fields` and `last` numbers (k,); positions of entries that are damaged
+    and were left out.
+    """
+    sound = [k for k, of in enumerate(fields) if _is_sound(of)]
+    users: list[bytes] = []
+    for k in sound:
+        ids = fields[k][3]
+        first = len(fields[k][1]) // NUMBER_DTYPE.itemsize * LENGTH_DTYPE.itemsize
+        if first == LENGTH_DTYPE.itemsize:
+            users.append(ids[first:])
+        else:
+            stops = first + np.cumsum(np.frombuffer(ids[:first], LENGTH_DTYPE), dtype=np.int64)
+            users += [ids[start:stop] for start, stop in pairwise([first, *stops.tolist()])]
+    numbers = np.frombuffer(b"".join([fields[k][1] for k in sound]), dtype=NUMBER_DTYPE)
+    table = np.frombuffer(b"".join([fields[k][5] for k in sound]), dtype=ENTRY_DTYPE)
+    of_user = numbers["events"].astype(np.int64)
+    user = np.repeat(np.arange(len(users)), of_user)
+    size = np.array([len(fields[k][5]) // ENTRY_BYTES for k in sound], dtype=np.int64)
+    entry = np.repeat(np.array(sound, dtype=np.int64), size)
+    position = np.arange(len(table))
+    unpacked = Unpacked(
+        entry=entry,
+        # An entry has the number of its last event.
+        number=last[entry] + 1 + position - np.repeat(np.cumsum(size), size),
+        users=users,
+        user=user,
+        n=(numbers["before"].astype(np.int64) + 1 + of_user - np.cumsum(of_user))[user] + position,
+        table=table,
+    )
+    damaged = sorted(set(range(len(fields))) - set(sound))
+    return unpacked, damaged
+
+
+def _is_sound(fields: Sequence[bytes]) -> bool:
+    if len(fields) != 6 or fields[0] != b"n" or fields[2] != b"u" or fields[4] != b"e":
+        return False
+    numbers, ids, entries = fields[1], fields[3], fields[5]
+    count, rest = divmod(len(numbers), NUMBER_DTYPE.itemsize)
+    if rest or not count or len(ids) < count * LENGTH_DTYPE.itemsize:
+        return False
+    if count == 1:
+        length, events = int.from_bytes(ids[:2], "little"), int.from_bytes(numbers[8:12], "little")
+    else:
+        length = int(np.frombuffer(ids, LENGTH_DTYPE, count).sum(dtype=np.int64))
+        events = int(np.frombuffer(numbers, NUMBER_DTYPE)["events"].sum(dtype=np.int64))
+    return length == len(ids) - count * LENGTH_DTYPE.itemsize and events * ENTRY_BYTES == len(entries)

@@ -4,13 +4,17 @@ The columns of an archived event are those of `SCHEMA`. `n` is the user's own co
 the one with the higher `n` is the later one. A NaN rating takes the pair back.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from featurestore.codecs import FORGOTTEN_ROW
+from featurestore.item_registry import ItemRegistry
+from featurestore.ratings.stream import Events
+from trainer.threads import Threads
 
 SCHEMA = pa.schema(
     [
@@ -82,47 +86,61 @@ def string_array(values: Iterable[bytes]) -> pa.StringArray:
     return pa.array(list(values), type=pa.binary()).view(pa.string())
 
 
-def make_table(
-    *,
-    partition: npt.ArrayLike,
-    stream_ms: npt.ArrayLike,
-    stream_seq: npt.ArrayLike,
-    user_id: pa.StringArray,
-    n: npt.ArrayLike,
-    item_row: npt.ArrayLike,
-    item_id: pa.StringArray,
-    rating: npt.ArrayLike,
-    time: npt.ArrayLike,
-) -> pa.Table:
-    """Return columns of equal length as a table of `SCHEMA`."""
+async def new_events(
+    events: Events, positions: Mapping[int, Position], registry: ItemRegistry, threads: Threads
+) -> tuple[pa.Table, dict[int, Span]]:
+    """Return the events after `positions` as a table, marks of forgotten users included, and its spans.
+
+    The registry is read again where another process has registered items. Raises `StoreUnavailable`.
+    """
+    rows = np.unique(events.item_row)
+    items = rows[rows != FORGOTTEN_ROW]
+    if len(items) and int(items[-1]) >= len(registry):
+        await registry.refresh()
+    size = len(registry)
+    ids = [registry.ids[row] or b"" if row < size else b"" for row in rows.tolist()]
+    table = after(await threads.run(make_table, events, ids), positions)
+    return table, spans_of(table)
+
+
+def make_table(events: Events, item_ids: Sequence[bytes]) -> pa.Table:
+    """Return events as a table of `SCHEMA`. `item_ids`: of their distinct item rows, ascending."""
+    items = np.unique(events.item_row, return_inverse=True)[1]
     # Through numpy: no Python object for each number.
     columns = {
-        "partition": np.asarray(partition, dtype=np.uint16),
-        "stream_ms": np.asarray(stream_ms, dtype=np.int64),
-        "stream_seq": np.asarray(stream_seq, dtype=np.int64),
-        "user_id": user_id,
-        "n": np.asarray(n, dtype=np.int64),
-        "item_row": np.asarray(item_row, dtype=np.uint32),
-        "item_id": item_id,
-        "rating": np.asarray(rating, dtype=np.float64),
-        "time": np.asarray(time, dtype=np.float64),
+        "partition": events.partition.astype(np.uint16),
+        "stream_ms": events.stream_ms,
+        "stream_seq": events.stream_seq,
+        "user_id": string_array(events.users).take(pa.array(events.user)),
+        "n": events.n,
+        "item_row": events.item_row.astype(np.uint32),
+        "item_id": string_array(item_ids).take(pa.array(items)),
+        "rating": events.rating,
+        "time": events.time,
     }
     return pa.table([pa.array(columns[name]) for name in SCHEMA.names], schema=SCHEMA)
 
 
-def spans_of(
-    partition: npt.NDArray[np.uint16], stream_ms: npt.NDArray[np.int64], stream_seq: npt.NDArray[np.int64]
-) -> dict[int, Span]:
-    """Return the spans of events that are ordered within each partition."""
+def after(table: pa.Table, positions: Mapping[int, Position]) -> pa.Table:
+    """Return the events of a table that lie after the positions of their partitions."""
+    partition = table["partition"].to_numpy()
+    ms, seq = table["stream_ms"].to_numpy(), table["stream_seq"].to_numpy()
+    # Indexed by partition, which the archive keeps as 16 bits.
+    last_ms, last_seq = np.full(1 << 16, -1), np.full(1 << 16, -1)
+    for number, position in positions.items():
+        last_ms[number], last_seq[number] = position
+    newer = (ms > last_ms[partition]) | ((ms == last_ms[partition]) & (seq > last_seq[partition]))
+    return table if newer.all() else table.filter(pa.array(newer))
+
+
+def spans_of(table: pa.Table) -> dict[int, Span]:
+    """Return the spans of a table of events."""
+    partition, ms, seq = (table[name].to_numpy() for name in ("partition", "stream_ms", "stream_seq"))
     spans: dict[int, Span] = {}
-    for number in np.unique(partition):
+    for number in np.unique(partition).tolist():
         rows = np.flatnonzero(partition == number)
-        first, last = rows[0], rows[-1]
-        spans[int(number)] = Span(
-            (int(stream_ms[first]), int(stream_seq[first])),
-            (int(stream_ms[last]), int(stream_seq[last])),
-            len(rows),
-        )
+        first, last = ((int(ms[row]), int(seq[row])) for row in rows[[0, -1]])
+        spans[number] = Span(first, last, len(rows))
     return spans
 
 

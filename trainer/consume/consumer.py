@@ -9,9 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.errors import EpochGone, StoreUnavailable
@@ -22,17 +21,15 @@ from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import START, Position, Span, format_position, spans_of, without_user
+from trainer.archive.events import START, Position, new_events, without_user
 from trainer.archive.segments import Step, no_step
 from trainer.consume.rebuild import is_incomplete, rebuild
-from trainer.consume.tables import item_ids, to_table
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates
 from trainer.retry import with_retries
 from trainer.threads import Threads
 
-# How long the store holds a blocking read. A stop, an erasure, and the reader of the other epoch, which
-# shares the connection, wait for it at most so long.
+# How long the store holds a blocking read: a stop and an erasure wait for it at most so long.
 _BLOCK_MS = 100
 # No user has rated so often: an erasure up to this `n` takes all that the archive has of a user.
 _ALL_OF_A_USER = 2**62
@@ -66,6 +63,8 @@ class EpochConsumer:
         self._item_updates = item_updates
         self._threads = threads
         self._count = max(1, batch_events // store.config.partitions)
+        # A reply that the store holds back longer than its time-out would count as lost.
+        self._block_ms = min(_BLOCK_MS, round(500 * store.settings.timeout_s))
         self._linger_s = linger_s
         self._step = step
         self._clock = clock
@@ -138,7 +137,9 @@ class EpochConsumer:
             began_at = self._clock()
             try:
                 async with self._exclusive:
-                    events = await self._store.stream.read(self.epoch, self._lease, self._count, _BLOCK_MS)
+                    events = await self._store.stream.read(
+                        self.epoch, self._lease, self._count, self._block_ms
+                    )
                     if len(events):
                         await self._take(events)
                 backoff.reset()
@@ -154,34 +155,30 @@ class EpochConsumer:
                 await asyncio.sleep(max(0.0, self._linger_s - (self._clock() - began_at)))
 
     async def _take(self, events: Events) -> None:
-        new = np.flatnonzero(is_new(events, self.positions))
+        """Archive the events that are new, then acknowledge all of them."""
         self._step("consume:read")
-        if len(new):
-            await self._archive_events(events, new)
+        registry = self._store.items(self.epoch)
+        table, spans = await new_events(events, self.positions, registry, self._threads)
+        if spans:
+            forgotten = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
+            marks = table.filter(forgotten)
+            if marks.num_rows:
+                table = table.filter(pc.invert(forgotten))
+                user_ids = marks["user_id"].cast(pa.binary()).to_pylist()
+                # Before the mark is acknowledged: a mark whose erasure was cut off comes again.
+                for user_id, n in zip(user_ids, marks["n"].to_pylist(), strict=True):
+                    table = without_user(table, user_id, n)
+                    await self._erase(user_id)
+            await with_retries(self._threads.run, self._archive.append, table, spans)
+            async with self._progress:
+                self.positions.update({p: span.last for p, span in spans.items()})
+                self.archived_events += sum(span.events for span in spans.values())
+                self._progress.notify_all()
+            if table.num_rows:
+                await self._item_updates.put(ArchivedBatch(self.epoch, table))
         self._step("consume:archived")
-        last = {p: format_position(span.last) for p, span in _spans(events, np.arange(len(events))).items()}
-        await self._store.stream.done(self.epoch, self._lease, last)
+        await self._store.stream.done(self.epoch, self._lease, events.last)
         self._step("consume:done")
-
-    async def _archive_events(self, events: Events, new: npt.NDArray[np.int64]) -> None:
-        items = await item_ids(events.item_row[new], self._store.items(self.epoch))
-        table = await self._threads.run(to_table, events, new, items)
-        spans = _spans(events, new)
-        forgotten = table["item_row"].to_numpy() == FORGOTTEN_ROW
-        if forgotten.any():
-            table = table.filter(pa.array(~forgotten))
-            # Before the mark is acknowledged: a mark whose erasure was cut off comes again.
-            for mark in new[forgotten].tolist():
-                user_id = events.users[int(events.user[mark])]
-                table = without_user(table, user_id, int(events.n[mark]))
-                await self._erase(user_id)
-        await with_retries(self._threads.run, self._archive.append, table, spans)
-        async with self._progress:
-            self.positions.update({p: span.last for p, span in spans.items()})
-            self.archived_events += len(new)
-            self._progress.notify_all()
-        if table.num_rows:
-            await self._item_updates.put(ArchivedBatch(self.epoch, table))
 
     async def _erase(self, user_id: bytes) -> None:
         erased = await with_retries(self._threads.run, self._archive.erase, user_id, _ALL_OF_A_USER)
@@ -216,17 +213,3 @@ class EpochConsumer:
     def _raise_if_ended(self) -> None:
         if self._state == "ended":
             raise EpochGone(self.epoch)
-
-
-def is_new(events: Events, positions: Mapping[int, Position]) -> npt.NDArray[np.bool_]:
-    """Return which events (m,) lie beyond the archived positions of their partitions."""
-    new = np.ones(len(events), dtype=bool)
-    for partition in np.unique(events.partition):
-        ms, seq = positions.get(int(partition), START)
-        after = (events.stream_ms > ms) | ((events.stream_ms == ms) & (events.stream_seq > seq))
-        new &= (events.partition != partition) | after
-    return new
-
-
-def _spans(events: Events, rows: npt.NDArray[np.int64]) -> dict[int, Span]:
-    return spans_of(events.partition[rows].astype(np.uint16), events.stream_ms[rows], events.stream_seq[rows])

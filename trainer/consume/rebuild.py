@@ -14,13 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE
-from featurestore.ratings.stream import Progress
+from featurestore.ratings.stream import Events, Progress
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive, Snapshot
-from trainer.archive.events import Span, make_table, string_array
-from trainer.consume.tables import item_ids
+from trainer.archive.events import Span, new_events
 from trainer.retry import with_retries
 from trainer.threads import Threads
 
@@ -46,7 +45,7 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None
     ends = await with_retries(store.ratings.tails, epoch)
     old = await threads.run(archive.begin_rebuild)
     rows = 0
-    async for part in _parts(store, epoch):
+    async for part in _parts(store, epoch, threads):
         rows += part.num_rows
         await threads.run(archive.append, part, {})
     spans = {partition: Span(end.last, end.last, end.last[1]) for partition, end in ends.items()}
@@ -54,7 +53,7 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None
     log.event("archive_rebuilt", epoch=epoch, ratings=rows)
 
 
-async def _parts(store: Store, epoch: int) -> AsyncIterator[pa.Table]:
+async def _parts(store: Store, epoch: int, threads: Threads) -> AsyncIterator[pa.Table]:
     pending: list[StoredUser] = []
     waiting = 0
     async for found in _users(store, epoch):
@@ -62,10 +61,10 @@ async def _parts(store: Store, epoch: int) -> AsyncIterator[pa.Table]:
             pending.append(user)
             waiting += len(user.history) // ENTRY_BYTES
         if waiting >= _PART_ROWS:
-            yield await _table(store, epoch, pending)
+            yield await _table(store, epoch, pending, threads)
             pending, waiting = [], 0
     if pending:
-        yield await _table(store, epoch, pending)
+        yield await _table(store, epoch, pending, threads)
 
 
 async def _users(store: Store, epoch: int) -> AsyncIterator[list[StoredUser]]:
@@ -80,7 +79,7 @@ async def _users(store: Store, epoch: int) -> AsyncIterator[list[StoredUser]]:
                 break
 
 
-async def _table(store: Store, epoch: int, users: Sequence[StoredUser]) -> pa.Table:
+async def _table(store: Store, epoch: int, users: Sequence[StoredUser], threads: Threads) -> pa.Table:
     counts = np.array([len(user.history) // ENTRY_BYTES for user in users], dtype=np.int64)
     entries = np.concatenate(
         [
@@ -89,19 +88,18 @@ async def _table(store: Store, epoch: int, users: Sequence[StoredUser]) -> pa.Ta
         ]
     )
     owner = np.repeat(np.arange(len(users)), counts)
-    last_n = np.array([user.n for user in users], dtype=np.int64)
     after = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(entries))
-    item_row = entries["item_row"].astype(np.int64)
-    items = await with_retries(item_ids, item_row, store.items(epoch))
     zeros = np.zeros(len(entries), dtype=np.int64)
-    return make_table(
-        partition=np.array([user.partition for user in users], dtype=np.uint16)[owner],
+    events = Events(
+        partition=np.array([user.partition for user in users], dtype=np.int32)[owner],
         stream_ms=zeros,
         stream_seq=zeros,
-        user_id=string_array([user.user_id for user in users]).take(pa.array(owner)),
-        n=last_n[owner] - after,
-        item_row=item_row,
-        item_id=items.of(item_row),
-        rating=entries["rating"],
-        time=entries["time"],
+        users=[user.user_id for user in users],
+        user=owner,
+        n=np.array([user.n for user in users], dtype=np.int64)[owner] - after,
+        item_row=entries["item_row"].astype(np.int64),
+        rating=entries["rating"].astype(np.float64),
+        time=entries["time"].astype(np.float64),
     )
+    table, _ = await with_retries(new_events, events, {}, store.items(epoch), threads)
+    return table

@@ -20,7 +20,7 @@ from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.epoch_archive import Snapshot
-from trainer.archive.events import START, Position, parse_position
+from trainer.archive.events import START, Position, after, parse_position
 from trainer.archive.segments import Step, no_step, read_segment
 from trainer.errors import SegmentDamagedError, SegmentGoneError
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdate, ItemUpdates, LiveFit
@@ -149,18 +149,6 @@ def _archived_after(snapshot: Snapshot, positions: dict[int, Position]) -> list[
 
 def _add(target: _Target, batch: ArchivedBatch) -> None:
     target.ratings.add(after(batch.table, target.snapshot))
-
-
-def after(table: pa.Table, positions: dict[int, Position]) -> pa.Table:
-    """Return the events of a table that lie after the positions of their partitions."""
-    partition = table["partition"].to_numpy()
-    ms, seq = table["stream_ms"].to_numpy(), table["stream_seq"].to_numpy()
-    # Indexed by partition, which the archive keeps as 16 bits.
-    last_ms, last_seq = np.full(1 << 16, -1), np.full(1 << 16, -1)
-    for number, position in positions.items():
-        last_ms[number], last_seq[number] = position
-    newer = (ms > last_ms[partition]) | ((ms == last_ms[partition]) & (seq > last_seq[partition]))
-    return table if newer.all() else table.filter(pa.array(newer))
 
 
 def _generation(target: _Target) -> LiveGeneration:

@@ -9,20 +9,11 @@ from featurestore.commands import Outcome
 from featurestore.errors import EpochGone, LeaseLost, StoreError, StoreUnavailable
 from featurestore.keys import partition_of
 from featurestore.leases import Lease
-from featurestore.ratings.stream import Events
 from featurestore.store import Store
 from featurestore.wire.functions import command
 from tests.support.factories import lead, make_draft, make_items, make_model, rating
 from tests.support.servers import StoreServer
 from tests.support.waiting import wait_until_async
-
-
-def last(events: Events) -> dict[int, str]:
-    """The last stream id of each partition."""
-    return {
-        int(p): f"{ms}-{seq}"
-        for p, ms, seq in zip(events.partition, events.stream_ms, events.stream_seq, strict=True)
-    }
 
 
 async def test_one_leads_and_the_next_has_a_higher_fence(store: Store) -> None:
@@ -82,8 +73,8 @@ async def test_events_come_once_and_go_when_they_are_done(store: Store) -> None:
     while events := await store.stream.read(1, lease, 3, 0):
         seen += events.user_id
         assert max([list(events.partition).count(p) for p in range(4)]) <= 3
-        await store.stream.done(1, lease, last(events))
-        await store.stream.done(1, lease, last(events))
+        await store.stream.done(1, lease, events.last)
+        await store.stream.done(1, lease, events.last)
     assert sorted(seen) == sorted([b"u%d" % n for n in range(40)])
     assert set((await store.stream.lag(1)).values()) == {0}
 
@@ -93,7 +84,7 @@ async def test_what_was_not_done_comes_again_to_the_next_leader(store: Store) ->
     for n in range(10):
         await store.ratings.append([rating("u", f"i{n}")])
     events = await store.stream.read(1, first, 4, 0)
-    await store.stream.done(1, first, last(events))
+    await store.stream.done(1, first, events.last)
     assert len(await store.stream.read(1, first, 4, 0)) == 4
     await first.release()
     second = await lead(store, "two")
@@ -103,7 +94,7 @@ async def test_what_was_not_done_comes_again_to_the_next_leader(store: Store) ->
     with pytest.raises(LeaseLost):
         await store.stream.read(1, first, 4, 0)
     with pytest.raises(LeaseLost):
-        await store.stream.done(1, first, last(again))
+        await store.stream.done(1, first, again.last)
     assert sum((await store.stream.lag(1)).values()) == 6
     await other.close()
 
@@ -118,12 +109,12 @@ async def test_a_call_is_one_entry_a_partition_that_goes_with_its_last_event(sto
     assert events.n.tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert events.stream_seq.tolist() == [1, 2, 3, 4, 5, 6, 7]
     # Part of an entry is archived: only that much is done, and the entry stays.
-    await store.stream.done(1, lease, {p: f"{events.stream_ms[3]}-4"})
+    await store.stream.done(1, lease, {p: (int(events.stream_ms[3]), 4)})
     assert (await store.stream.lag(1))[p] == 3
     assert await store.redis.xlen(stream) == 1
-    await store.stream.done(1, lease, {p: f"{events.stream_ms[1]}-2"})
+    await store.stream.done(1, lease, {p: (int(events.stream_ms[1]), 2)})
     assert (await store.stream.lag(1))[p] == 3
-    await store.stream.done(1, lease, last(events))
+    await store.stream.done(1, lease, events.last)
     assert (await store.stream.lag(1))[p] == 0
     assert await store.redis.xlen(stream) == 0
     await store.ratings.append([rating("u", "a"), rating("u", "b")])

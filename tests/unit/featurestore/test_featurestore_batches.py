@@ -13,8 +13,8 @@ from featurestore.ratings.batches import (
     pack_entries,
     pack_ids,
     shares_of,
-    unpack,
 )
+from featurestore.ratings.stream import unpack
 
 PARTITIONS = 4
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from factors import posterior_of
+from tests.support.event_tables import event_table
 from tests.support.waiting import wait_until_async
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import make_table, spans_of, string_array
+from trainer.archive.events import spans_of, string_array
 from trainer.errors import FitFailedError, SegmentGoneError
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_process
@@ -34,19 +35,8 @@ def archived(folder: Path, events: list[Event], first_ms: int = 1) -> EpochArchi
     """Events (user, n, item row, rating) as one more segment."""
     archive = EpochArchive(folder, 1, guard=free)
     ms = np.arange(first_ms, first_ms + len(events))
-    zeros = np.zeros(len(events), dtype=np.int64)
-    table = make_table(
-        partition=zeros,
-        stream_ms=ms,
-        stream_seq=zeros,
-        user_id=string_array([user.encode() for user, *_ in events]),
-        n=[n for _, n, _, _ in events],
-        item_row=[row for _, _, row, _ in events],
-        item_id=string_array([b"i%d" % row for _, _, row, _ in events]),
-        rating=[rating for *_, rating in events],
-        time=ms,
-    )
-    archive.append(table, spans_of(zeros.astype(np.uint16), ms, zeros))
+    table = event_table(*zip(*events, strict=True), stream_ms=ms, time=ms)
+    archive.append(table, spans_of(table))
     return archive
 
 

@@ -16,12 +16,12 @@ from factors import (
     posterior_of,
 )
 from factors.model.layout import item_layout
+from tests.support.event_tables import event_table
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import make_table, spans_of, string_array
+from trainer.archive.events import after, spans_of
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.results import FitResult, erase_user, read_result, write_result
 from trainer.item_updates.ratings_since_fit import RatingsSinceFit
-from trainer.item_updates.updater import after
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
@@ -29,17 +29,8 @@ SETTINGS = FitSettings(Scale(1.0, 5.0), rank=2, link="gaussian", sweeps=4)
 
 
 def table_of(events: list[Event], first_ms: int = 1):  # type: ignore[no-untyped-def]  # an Arrow table
-    return make_table(
-        partition=np.zeros(len(events)),
-        stream_ms=np.arange(first_ms, first_ms + len(events)),
-        stream_seq=np.zeros(len(events)),
-        user_id=string_array([user.encode() for user, *_ in events]),
-        n=[n for _, n, _, _ in events],
-        item_row=[row for _, _, row, _ in events],
-        item_id=string_array([b"i%d" % row for _, _, row, _ in events]),
-        rating=[rating for *_, rating in events],
-        time=np.full(len(events), NAN),
-    )
+    ms = np.arange(first_ms, first_ms + len(events))
+    return event_table(*zip(*events, strict=True), stream_ms=ms)
 
 
 @pytest.fixture
@@ -52,8 +43,7 @@ def base(tmp_path: Path) -> FitResult:
     ]
     archive = EpochArchive(tmp_path / "archive", 1, guard=lambda: None)
     table = table_of(events)
-    zeros = np.zeros(len(events), dtype=np.int64)
-    archive.append(table, spans_of(zeros.astype(np.uint16), table["stream_ms"].to_numpy(), zeros))
+    archive.append(table, spans_of(table))
     given = load_ratings(archive.snapshot().paths, 8)
     fitted: Fitted = fit(given.ratings, 20, 8, settings=SETTINGS, rng=rng)
     write_result(tmp_path / "fit", given, fitted, {})

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.support.event_tables import event_table
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import Span, make_table, spans_of, string_array
+from trainer.archive.events import Span, spans_of
 from trainer.archive.merging import MERGED_ROWS, choose_merge
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import SegmentName, read_segment
@@ -35,18 +36,11 @@ def events(
     """`count` events, one a millisecond from `first_ms`; event k belongs to user k % users."""
     ms = np.arange(first_ms, first_ms + count)
     partition = (ms % users % partitions).astype(np.uint16)
-    table = make_table(
-        partition=partition,
-        stream_ms=ms,
-        stream_seq=np.zeros(count),
-        user_id=string_array([b"user-%d" % (k % users) for k in ms]),
-        n=ms // users + 1,
-        item_row=ms % 7,
-        item_id=string_array([b"item-%d" % (k % 7) for k in ms]),
-        rating=ms % 5 + 1.0,
-        time=ms / 1000,
+    user_ids = [f"user-{k % users}" for k in ms.tolist()]
+    table = event_table(
+        user_ids, ms // users + 1, ms % 7, ms % 5 + 1.0, stream_ms=ms, partition=partition, time=ms / 1000
     )
-    return table, spans_of(partition, ms, np.zeros(count, dtype=np.int64))
+    return table, spans_of(table)
 
 
 def contents(archive: EpochArchive) -> list[int]:

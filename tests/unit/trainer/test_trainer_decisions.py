@@ -16,8 +16,7 @@ from featurestore.ratings.stream import Events, Progress
 from processes.settings import SettingsError
 from trainer import log
 from trainer.archive.epoch_archive import Snapshot
-from trainer.archive.events import Span, format_position, join_spans, parse_position
-from trainer.consume.consumer import is_new
+from trainer.archive.events import Span, after, format_position, join_spans, make_table, parse_position
 from trainer.consume.rebuild import is_incomplete
 from trainer.engines import compared
 from trainer.gate import Evidence, Policy, judge, loss_ratio
@@ -184,7 +183,8 @@ def test_only_what_lies_beyond_the_positions_is_new() -> None:
         rating=np.zeros(5),
         time=np.zeros(5),
     )
-    assert is_new(events, {0: (5, 0), 1: (5, 1)}).tolist() == [False, True, False, True, True]
+    new = after(make_table(events, [b"i"]), {0: (5, 0), 1: (5, 1)})
+    assert np.isin(events.n, new["n"]).tolist() == [False, True, False, True, True]
 
 
 def test_archive_that_missed_trimmed_events_is_incomplete() -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from factors import FitSettings, Scale, fit
 from featurestore.errors import LeaseLost, StoreUnavailable
+from tests.support.event_tables import event_table
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import make_table, spans_of, string_array
+from trainer.archive.events import spans_of
 from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.ratings import FitInput, load_ratings
@@ -20,19 +21,10 @@ from trainer.schedule import Arrivals
 @pytest.fixture
 def data(tmp_path: Path) -> FitInput:
     archive = EpochArchive(tmp_path / "archive", 1, guard=lambda: None)
-    zeros = np.zeros(12, dtype=np.int64)
-    table = make_table(
-        partition=zeros,
-        stream_ms=np.arange(1, 13),
-        stream_seq=zeros,
-        user_id=string_array([b"u%d" % (k % 3) for k in range(12)]),
-        n=np.arange(12) // 3 + 1,
-        item_row=np.arange(12) // 3,
-        item_id=string_array([b"i%d" % (k // 3) for k in range(12)]),
-        rating=np.arange(12) % 5 + 1.0,
-        time=zeros,
-    )
-    archive.append(table, spans_of(zeros.astype(np.uint16), table["stream_ms"].to_numpy(), zeros))
+    k = np.arange(12)
+    users = [f"u{number % 3}" for number in range(12)]
+    table = event_table(users, k // 3 + 1, k // 3, k % 5 + 1.0, stream_ms=k + 1, time=0.0)
+    archive.append(table, spans_of(table))
     return load_ratings(archive.snapshot().paths, 4)
 
 

@@ -1,0 +1,37 @@
+"""Rating events as the archive has them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featurestore.ratings.stream import Events
+from trainer.archive.events import make_table
+
+
+def event_table(
+    users: Sequence[str],
+    n: npt.ArrayLike,
+    item_row: npt.ArrayLike,
+    rating: npt.ArrayLike,
+    *,
+    stream_ms: npt.ArrayLike,
+    partition: npt.ArrayLike = 0,
+    time: npt.ArrayLike = np.nan,
+) -> pa.Table:
+    """A table of one event for each of `users`; the item with row 7 is `i7`."""
+    count = len(users)
+    items = np.asarray(item_row, dtype=np.int64)
+    events = Events(
+        partition=np.full(count, partition, dtype=np.int32),
+        stream_ms=np.asarray(stream_ms, dtype=np.int64),
+        stream_seq=np.zeros(count, dtype=np.int64),
+        users=[user.encode() for user in users],
+        user=np.arange(count),
+        n=np.asarray(n, dtype=np.int64),
+        item_row=items,
+        rating=np.asarray(rating, dtype=np.float64),
+        time=np.full(count, time, dtype=np.float64),
+    )
+    return make_table(events, [b"i%d" % row for row in np.unique(items).tolist()])
