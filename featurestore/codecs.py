@@ -68,12 +68,7 @@ def unpack_records(records: Sequence[bytes], width: int) -> tuple[npt.NDArray[np
     size = record_dtype(width).itemsize
     if set(map(len, records)) - {size}:
         raise RecordCorrupt(f"a record that is not {size} bytes long")
-    return split_records(b"".join(records), width)
-
-
-def split_records(data: bytes, width: int) -> tuple[npt.NDArray[np.uint64], Float32s]:
-    """The same for records of the right length, one after the other."""
-    table = np.frombuffer(data, record_dtype(width))
+    table = np.frombuffer(b"".join(records), record_dtype(width))
     return table["n"], table["vector"]
 
 

@@ -32,7 +32,10 @@ UNSEATED_PART = 1 / 8
 
 
 class ItemRegistry:
-    """The item ids of one epoch, cached as they are met."""
+    """The item ids of one epoch, cached as they are met.
+
+    `row(item_id)`: the row of an item, None where it is not known here.
+    """
 
     def __init__(
         self, keys: Keys, connection: Connection, client: Client, epoch: int, max_items: int
@@ -43,6 +46,7 @@ class ItemRegistry:
         self._epoch = epoch
         self._max_items = max_items
         self._rows: dict[bytes, int] = {}
+        self.row = self._rows.get
         self._ids: list[bytes | None] = []
         self._known = 0
         self._table = RowTable([])
@@ -56,14 +60,6 @@ class ItemRegistry:
     def ids(self) -> Sequence[bytes | None]:
         """The id of each row, None where it is not known here."""
         return self._ids
-
-    def row(self, item_id: bytes) -> int | None:
-        """The row of an item, if it is known here."""
-        return self._rows.get(item_id)
-
-    def known_rows(self, item_ids: Sequence[bytes]) -> list[int | None]:
-        """Return the row of each item, None where it is not known here."""
-        return list(map(self._rows.get, item_ids))
 
     def find(self, item_ids: Ids) -> Int64s:
         """Return the row of each item (m,), -1 where it is not known here."""

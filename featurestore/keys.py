@@ -70,6 +70,11 @@ class Keys:
         """A user's hash: `n` and the records."""
         return self.user_prefixes(epoch)[partition_of(user_id, self.partitions)] + user_id
 
+    def users(self, epoch: int, user_ids: Sequence[bytes]) -> list[bytes]:
+        """The hash of each user."""
+        prefixes, partitions = self.user_prefixes(epoch), self.partitions
+        return [prefixes[partition_of(user_id, partitions)] + user_id for user_id in user_ids]
+
     def history(self, epoch: int, user_id: bytes) -> bytes:
         """A user's packed ratings."""
         return self.history_prefix(epoch, partition_of(user_id, self.partitions)) + user_id

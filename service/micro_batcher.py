@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,11 +19,12 @@ from featurestore.errors import StoreError
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
+from featurestore.users import counter_rule
 from featurestore.users.counter_rule import UserLookup
 from service.http.problems import Problem, problem_of_store
 from service.metrics import Snapshot
-from service.prediction_json import OnePrediction
-from service.scoring import require_live, score
+from service.prediction_json import OnePrediction, rounded
+from service.scoring import require_live
 
 
 class Waiter(Protocol):
@@ -96,7 +97,7 @@ class MicroBatcher:
             return
         try:
             batch.live = live = require_live(self._follower)
-            batch.item_rows = self._store.items(live.epoch).known_rows(batch.item_ids)
+            batch.item_rows = list(map(self._store.items(live.epoch).row, batch.item_ids))
             lookup = self._store.users.lookup(live, batch.user_ids)
         except Exception as exc:  # noqa: BLE001 -- each waiter gets it; the dispatcher tells what it is
             _fail(batch.waiters, exc)
@@ -105,12 +106,12 @@ class MicroBatcher:
         batch.ended_at = perf_counter()
         lookup.add_done_callback(partial(self._looked_up, batch))
 
-    def _looked_up(self, batch: MicroBatch, lookup: asyncio.Future[UserLookup]) -> None:
+    def _looked_up(self, batch: MicroBatch, lookup: asyncio.Future[list[Any]]) -> None:
         # The next batch also takes what comes while this one is answered: at the same load batches are then a
         # fifth longer, which saves more of a core than it would bring to have the store work meanwhile.
         self._loop.call_soon(self._end_batch)
         try:
-            users = lookup.result()
+            users = counter_rule.apply(batch.live, batch.user_ids, lookup.result())
             self._counts.lookup.observe(perf_counter() - batch.ended_at)
             self._counts.batch.observe(len(batch.waiters))
             positions: Sequence[int] = range(len(batch.waiters))
@@ -157,14 +158,15 @@ class MicroBatcher:
         item_rows = batch.item_rows
         if len(positions) < len(item_rows):
             vectors, item_rows = vectors[positions], [item_rows[k] for k in positions]
-        scores = score(batch.live, vectors, None, np.array(item_rows, dtype=np.int64))
-        generation, waiters = batch.live.generation, batch.waiters
+        live, waiters = batch.live, batch.waiters
+        scores = live.scorer.score(vectors, None, np.array(item_rows, dtype=np.int64))
+        scores = rounded(scores, live.model.scale)
         for k, rating, std, basis in zip(
             positions, scores.rating.tolist(), scores.std.tolist(), scores.basis.tolist(), strict=True
         ):
             waiter = waiters[k]
             if not waiter.done():
-                waiter.set_result(OnePrediction(rating, std, BASIS[basis], generation))
+                waiter.set_result(OnePrediction(rating, std, BASIS[basis], live.generation))
         self._counts.predictions += len(positions)
 
     async def close(self) -> None:

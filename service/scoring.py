@@ -10,7 +10,7 @@ from time import perf_counter
 
 import numpy as np
 
-from factors import BASIS, FactorsError, Float32s, Float64s, Int64s, Scores
+from factors import BASIS, FactorsError, Float32s, Int64s
 from featurestore.codecs import pack_histories
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
@@ -31,17 +31,6 @@ def require_live(follower: Follower) -> LiveGeneration:
     return follower.live
 
 
-def score(
-    live: LiveGeneration,
-    vectors: Float32s,
-    index: Int64s | None,
-    item_rows: Int64s,
-    time: Float64s | None = None,
-) -> Scores:
-    """Return scores as they are answered; arguments as of `Scorer.score`."""
-    return rounded(live.scorer.score(vectors, index, item_rows, time), live.model.scale)
-
-
 class PairScorer:
     """Looks pairs up and scores them, for calls that do not go through the `MicroBatcher`."""
 
@@ -60,7 +49,7 @@ class PairScorer:
         """
         registry = self._store.items(live.epoch)
         began = perf_counter()
-        rows = registry.known_rows(item_ids)
+        rows = list(map(registry.row, item_ids))
         if None in rows:
             # An item that another replica registered: both questions to the store at once.
             current, rows = await asyncio.gather(
@@ -94,7 +83,7 @@ class PairScorer:
             )
         index = np.zeros(1, dtype=np.int64)
         times = None if time is None else np.array([time])
-        scores = score(live, vectors, index, rows, times)
+        scores = rounded(live.scorer.score(vectors, index, rows, times), live.model.scale)
         prediction = OnePrediction(
             float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]], live.generation
         )
@@ -120,7 +109,8 @@ class PairScorer:
                     # Requests that came meanwhile have their turn.
                     await asyncio.sleep(0)
                 part = slice(start, start + _SLICE)
-                body += elements(score(live, vectors, index[part], rows[part]))
+                scores = live.scorer.score(vectors, index[part], rows[part])
+                body += elements(rounded(scores, live.model.scale))
         if len(rows):
             # The last comma.
             del body[body.rindex(b",") :]

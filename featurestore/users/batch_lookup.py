@@ -4,7 +4,7 @@ Invariant: what is written asks for each id once, in an order that is told; what
 what a reader of RESP finds. Anything else is left to that reader, with all bytes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +48,10 @@ class Lookups:
             yield slice(start, stop), self.payload[self.ends[start] : self.ends[stop]]
 
 
-def write_lookups(
-    ids: Ids, prefixes: tuple[bytes, ...], head: Callable[[int, int], bytes], tail: bytes
-) -> Lookups:
-    """A command for each of `ids`: `head(partition, bytes of the id)`, the id, `tail`.
+def write_lookups(ids: Ids, prefixes: tuple[bytes, ...], head: bytes, tail: bytes) -> Lookups:
+    """A command for each of `ids`: `head % (length of the key, key)`, `tail`.
 
-    `prefixes`: of keys, by partition; heads of partitions whose prefixes are equally long are equally long.
+    `prefixes`: of keys, by partition; the id follows.
     """
     partition = partitions_of(ids, len(prefixes))
     kinds = sorted(set(map(len, prefixes)))
@@ -68,7 +66,7 @@ def write_lookups(
         some = order[start : start + int(counts[value])]
         start += len(some)
         members = np.flatnonzero(kind_of == kind)
-        heads = [head(number, length) for number in members.tolist()]
+        heads = [head % (len(prefixes[k]) + length, prefixes[k]) for k in members.tolist()]
         place = np.zeros(len(prefixes), dtype=np.int64)
         place[members] = np.arange(len(members))
         pieces = [f"V{size}" for size in (len(heads[0]), length, len(tail))]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from factors import Float32s, Int64s
-from featurestore.codecs import COUNTER, split_records
+from featurestore.codecs import COUNTER, record_dtype
+from featurestore.generations.live import LiveGeneration
 from featurestore.wire.resp import ReplyError
 
 
@@ -27,12 +28,12 @@ class UserLookup(NamedTuple):
     behind_ids: list[bytes]
 
 
-def apply(user_ids: Sequence[bytes], width: int, prior: bytes, replies: Sequence[Any]) -> UserLookup:
-    """Read `[n, record]` of each user; an error in its place means that the user is behind.
-
-    `prior`: the record, of `width` float32, that stands for users without one.
-    """
-    size, pack = len(prior), COUNTER.pack
+def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any]) -> UserLookup:
+    """Read `[n, record]` of each user; an error in its place means that the user is behind."""
+    pack = COUNTER.pack
+    # The record that stands for users without one.
+    prior = pack(0) + live.posterior.prior_user.astype("<f4", copy=False).tobytes()
+    size = len(prior)
     records: list[bytes] = []
     behind: list[int] = []
     for position, reply in enumerate(replies):
@@ -50,8 +51,8 @@ def apply(user_ids: Sequence[bytes], width: int, prior: bytes, replies: Sequence
         else:
             behind.append(position)
             records.append(prior)
-    seen, vectors = split_records(b"".join(records), width)
-    return UserLookup(seen.view(np.int64), vectors, behind, [user_ids[k] for k in behind] if behind else [])
+    table = np.frombuffer(b"".join(records), record_dtype(live.model.user_width))
+    return UserLookup(table["n"].view(np.int64), table["vector"], behind, [user_ids[k] for k in behind])
 
 
 def behind(n: Int64s, seen: Int64s) -> Int64s:

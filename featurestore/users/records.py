@@ -5,22 +5,21 @@ folded in with the item table of the same generation, answered from that, and wr
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float32s, Int64s, PosteriorModel
+from factors import Float32s, Int64s
 from featurestore import codecs
 from featurestore.client import Client
 from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Kept
 from featurestore.id_columns import Ids, distinct
-from featurestore.keys import Keys, partition_of, record_field
+from featurestore.keys import Keys, record_field
 from featurestore.users import counter_rule
 from featurestore.users.batch_lookup import LookupReader, write_lookups
 from featurestore.users.counter_rule import UserLookup
@@ -38,6 +37,9 @@ LOOKUPS_AT_ONCE = 2_048
 FEW_LOOKUPS = 256
 # Keys that the store looks at in one step of a scan: a fraction of a millisecond, in which lookups wait.
 SCANNED_AT_ONCE = 1_000
+# A lookup up to the end of the key, and behind that; lengths go before what they are of.
+LOOKUP_HEAD = b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b"
+LOOKUP_TAIL = b"\r\n$1\r\nn\r\n$%d\r\n%b\r\n"
 # Calls in one write to the store, so that other lookups get their turn.
 CALLS_AT_ONCE = 256
 
@@ -85,39 +87,18 @@ class UserRecords:
         self._connection = connection
         self._client = client
         self.kept = Kept(0, b"")
-        # Heads of lookups by partition and length of the id, of the epoch that was asked for last.
-        self._heads: list[dict[int, bytes]] = []
-        self._heads_epoch = 0
-        # The record that stands for unknown users, of the generation that was asked for last.
-        self._prior = b""
-        self._prior_of: PosteriorModel | None = None
         # The blocks of one batch leave before those of the next, so that its answers come first.
         self._one_batch = asyncio.Lock()
         self.folded_total = 0
         self.corrupt_total = 0
 
-    def lookup(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> "asyncio.Future[UserLookup]":
-        """Read users with one write and without a task; `catch_up` answers for those who are behind."""
-        if self._heads_epoch != live.epoch:
-            self._heads = [{} for _ in range(self._keys.partitions)]
-            self._heads_epoch = live.epoch
-        heads = self._heads
-        partitions = len(heads)
-        parts = []
-        for user_id in user_ids:
-            partition, id_bytes = partition_of(user_id, partitions), len(user_id)
-            head = heads[partition].get(id_bytes)
-            if head is None:
-                head = heads[partition][id_bytes] = self._head(live.epoch, partition, id_bytes)
-            parts.append(head + user_id)
+    def lookup(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> "asyncio.Future[list[Any]]":
+        """Read users with one write and without a task; the replies are for `counter_rule.apply`."""
+        field = record_field(live.generation)
+        heads = [LOOKUP_HEAD % (len(key), key) for key in self._keys.users(live.epoch, user_ids)]
         # The tail ends each command.
-        parts.append(b"")
-        return self._connection.execute(
-            _tail(live.generation).join(parts),
-            len(user_ids),
-            at_once=True,
-            decode=self._rule(live, user_ids),
-        )
+        tail = LOOKUP_TAIL % (len(field), field)
+        return self._connection.execute(tail.join([*heads, b""]), len(heads), at_once=True)
 
     async def catch_up(self, live: LiveGeneration, lookup: UserLookup) -> CurrentUsers:
         """Fold in the users of `lookup` who are behind, and write them back without waiting for it.
@@ -134,7 +115,7 @@ class UserRecords:
         user_ids = list(positions)
         replies = await self._look(live, user_ids)
         # Another reader may have written a record back meanwhile.
-        again = self._rule(live, user_ids)([reply[:2] for reply in replies])
+        again = counter_rule.apply(live, user_ids, [reply[:2] for reply in replies])
         n, vectors = lookup.n.copy(), lookup.vectors.copy()
         for k, user_id in enumerate(user_ids):
             n[positions[user_id]], vectors[positions[user_id]] = again.n[k], again.vectors[k]
@@ -158,7 +139,8 @@ class UserRecords:
         if len(user_ids) > LOOKUPS_AT_ONCE:
             users, index = await self.current_distinct(live, Ids.of(user_ids))
             return CurrentUsers(users.n[index], users.vectors[index], users.folded[index])
-        return await self.catch_up(live, await self.lookup(live, user_ids))
+        replies = await self.lookup(live, user_ids)
+        return await self.catch_up(live, counter_rule.apply(live, user_ids, replies))
 
     async def current_distinct(self, live: LiveGeneration, user_ids: Ids) -> tuple[CurrentUsers, Int64s]:
         """`current` of a large batch, each user once, and the row (m,) of each of `user_ids` in that."""
@@ -174,7 +156,7 @@ class UserRecords:
     async def profile(self, live: LiveGeneration, user_id: bytes) -> Profile:
         """One user with the history that the vector rests on; one round trip."""
         n, record, data = await self._look_once(live.epoch, record_field(live.generation), user_id)
-        lookup = self._rule(live, [user_id])([(n, record)])
+        lookup = counter_rule.apply(live, [user_id], [(n, record)])
         if lookup.behind:
             folded = await self._fold_in(live, [StaleUser(user_id, int(n), data or b"", record)])
             return Profile(int(n), folded.vectors[0], folded.histories[0], True)
@@ -221,25 +203,13 @@ class UserRecords:
             some = calls[start : start + CALLS_AT_ONCE]
             self._connection.execute_unwatched(b"".join(some), len(some))
 
-    def _rule(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> Callable[[Sequence[Any]], UserLookup]:
-        """The counter rule for replies about these users."""
-        if live.posterior is not self._prior_of:
-            zero = np.zeros(1, dtype=np.int64)
-            self._prior = codecs.pack_records(zero, live.posterior.prior_user[None])[0]
-            self._prior_of = live.posterior
-        return partial(counter_rule.apply, user_ids, live.model.user_width, self._prior)
-
-    def _head(self, epoch: int, partition: int, id_bytes: int) -> bytes:
-        """A lookup up to the id of a user of so many bytes."""
-        prefix = self._keys.user_prefixes(epoch)[partition]
-        return b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b" % (len(prefix) + id_bytes, prefix)
-
     async def _lookup_batch(self, live: LiveGeneration, users: Ids) -> tuple[UserLookup, Int64s]:
         """Look up a large batch without an object for each user: in the order in which they were asked, and
         the row of each of `users` in that, (m,).
         """
         prefixes = self._keys.user_prefixes(live.epoch)
-        lookups = write_lookups(users, prefixes, partial(self._head, live.epoch), _tail(live.generation))
+        field = record_field(live.generation)
+        lookups = write_lookups(users, prefixes, LOOKUP_HEAD, LOOKUP_TAIL % (len(field), field))
         users = users.take(lookups.order)
         n = np.zeros(len(users), dtype=np.int64)
         seen = np.zeros(len(users), dtype=np.int64)
@@ -259,7 +229,7 @@ class UserRecords:
         for part, replies in pending:
             found = await replies
             if found:
-                block = self._rule(live, [b""] * len(found))(found)
+                block = counter_rule.apply(live, [b""] * len(found), found)
                 n[part], vectors[part] = block.n, block.vectors
                 behind += [part.start + position for position in block.behind]
             else:
@@ -308,9 +278,3 @@ class UserRecords:
         # Requests that wait for these users are answered first.
         asyncio.get_running_loop().call_soon(self.write_back, live, users, folded)
         return folded
-
-
-def _tail(generation: int) -> bytes:
-    """A lookup behind the id."""
-    field = record_field(generation)
-    return b"\r\n$1\r\nn\r\n$%d\r\n%b\r\n" % (len(field), field)

@@ -17,7 +17,6 @@ from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import redacted
 from featurestore.wire.resp import (
     ELSEWHERE,
-    RepliesReader,
     ReplyError,
     encode,
     error_code,
@@ -43,7 +42,8 @@ def swallow(future: "asyncio.Future[Any]") -> None:
 class Connection:
     """A connection that lasts as long as its owner, over as many sockets as that takes.
 
-    `reconnects_total` counts sockets after the first.
+    `execute` is that of the present socket (`StoreSocket.execute`). `reconnects_total` counts sockets after
+    the first.
     """
 
     def __init__(self, url: str, timeout_s: float, name: str) -> None:
@@ -52,16 +52,18 @@ class Connection:
         self._timeout_s = timeout_s
         self._name = name
         self._prepare: Prepare | None = None
-        self._socket: StoreSocket | None = None
         self._away = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
-        self._why = f"not connected to the store at {self._shown}"
         self.reconnects_total = 0
+        # One that was given up takes the place of the next until there is one: calls fail at once.
+        self._socket = self._new_socket()
+        self._socket.why = StoreUnavailable(f"not connected to the store at {self._shown}", BACKOFF_S[1])
+        self.execute = self._socket.execute
 
     @property
     def connected(self) -> bool:
         """Whether calls are taken now."""
-        return self._socket is not None
+        return self._socket.why is None
 
     def prepare_by(self, prepare: Prepare) -> None:
         """Let `prepare` make sure of the store over each new socket, before any call is taken."""
@@ -74,8 +76,8 @@ class Connection:
 
     def require(self) -> None:
         """Raise `StoreUnavailable` while the store is away."""
-        if self._socket is None:
-            raise StoreUnavailable(self._why, BACKOFF_S[1])
+        if self._socket.why is not None:
+            raise StoreUnavailable(str(self._socket.why), self._socket.why.retry_after_s)
 
     async def open(self) -> None:
         """Connect for the first time.
@@ -91,36 +93,9 @@ class Connection:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._keeper = None
-        if self._socket is not None:
-            socket, self._socket = self._socket, None
-            socket.give_up(StoreUnavailable("this process has closed its connection to the store"))
-            # The transport closes its socket in the next turn.
-            await asyncio.sleep(0)
-
-    def execute(
-        self,
-        payload: bytes,
-        replies: int,
-        *,
-        wait_s: float = 0.0,
-        at_once: bool = False,
-        reader: RepliesReader | None = None,
-        decode: Callable[[list[Any]], Any] | None = None,
-    ) -> "asyncio.Future[Any]":
-        """Send commands, encoded by `encode`; the future gets their `replies` in order, error replies as
-        values.
-
-        `wait_s`: how long the store itself may block on them (`BLOCK`, `WAITAOF`). `at_once`: nothing else is
-        about to be asked that could go with them, so that nothing is won by waiting for it. `reader`: may
-        take the replies instead, then the list is empty. `decode`: makes the result out of the replies,
-        without another turn of the event loop. Fails with `StoreUnavailable`, at once when not connected;
-        whether the commands were carried out is then unknown. Never raises by itself.
-        """
-        if self._socket is None:
-            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            future.set_exception(StoreUnavailable(self._why, BACKOFF_S[1]))
-            return future
-        return self._socket.execute(payload, replies, wait_s, at_once=at_once, reader=reader, decode=decode)
+        self._socket.give_up(StoreUnavailable("this process has closed its connection to the store"))
+        # The transport closes its socket in the next turn.
+        await asyncio.sleep(0)
 
     def execute_unwatched(self, payload: bytes, replies: int) -> None:
         """Send commands whose replies do not matter: where they fail, no harm is done."""
@@ -129,26 +104,27 @@ class Connection:
     def failure(self, reply: Exception) -> StoreError:
         """What an error reply means; leaves a server that has become a replica."""
         error = store_error(reply)
-        if error_code(reply) in ELSEWHERE and self._socket is not None:
+        if error_code(reply) in ELSEWHERE:
             self._socket.give_up(StoreUnavailable(str(error)))
         return error
 
     def _socket_lost(self, socket: StoreSocket) -> None:
         if socket is self._socket:
-            self._socket = None
-            self._why = str(socket.why)
+            socket.why = StoreUnavailable(str(socket.why), BACKOFF_S[1])
             self._away.set()
 
     async def _keep(self) -> None:
         while True:
             await self._away.wait()
-            log.warning("store connection lost", extra={"connection": self._name, "why": self._why})
+            log.warning(
+                "store connection lost", extra={"connection": self._name, "why": str(self._socket.why)}
+            )
             delay_s, longest_s = BACKOFF_S
             while True:
                 try:
                     await self._connect()
                 except StoreError as exc:
-                    self._why = str(exc)
+                    self._socket.why = StoreUnavailable(str(exc), BACKOFF_S[1])
                     await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                     delay_s = min(2 * delay_s, longest_s)
                 else:
@@ -172,7 +148,7 @@ class Connection:
         else:
             if socket.why is not None:
                 raise socket.why
-            self._socket, socket = socket, None
+            self._socket, self.execute, socket = socket, socket.execute, None
         finally:
             if socket is not None:
                 socket.give_up(StoreUnavailable("the store did not get ready"))

@@ -26,13 +26,12 @@ IN_FLIGHT_BYTES = 64 * 1024 * 1024
 class _Call(NamedTuple):
     """A call in flight. `asked_at`: by the clock of the loop; `wait_s`: how long the store may block."""
 
-    future: "asyncio.Future[Any]"
+    future: "asyncio.Future[list[Any]]"
     replies: int
     payload_bytes: int
     asked_at: float
     wait_s: float
     reader: RepliesReader | None
-    decode: Callable[[list[Any]], Any] | None
 
 
 class StoreSocket(asyncio.BufferedProtocol):
@@ -67,14 +66,22 @@ class StoreSocket(asyncio.BufferedProtocol):
         *,
         at_once: bool = False,
         reader: RepliesReader | None = None,
-        decode: Callable[[list[Any]], Any] | None = None,
-    ) -> "asyncio.Future[Any]":
-        future: asyncio.Future[Any] = self._loop.create_future()
+    ) -> "asyncio.Future[list[Any]]":
+        """Send commands, encoded by `encode`; the future gets their `replies` in order, error replies as
+        values.
+
+        `wait_s`: how long the store itself may block on them (`BLOCK`, `WAITAOF`). `at_once`: nothing else is
+        about to be asked that could go with them, so that nothing is won by waiting for it. `reader`: may
+        take the replies instead, then the list is empty. Fails with `StoreUnavailable`, at once when not
+        connected; whether the commands were carried out is then unknown. Never raises by itself.
+        """
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
         if self.why is not None:
-            future.set_exception(self.why)
+            # An error for each, because raising one writes into it.
+            future.set_exception(StoreUnavailable(str(self.why), self.why.retry_after_s))
             return future
         if replies == 0:
-            future.set_result([] if decode is None else decode([]))
+            future.set_result([])
             return future
         size = len(payload)
         if self._bytes and self._bytes + size > IN_FLIGHT_BYTES:
@@ -86,7 +93,7 @@ class StoreSocket(asyncio.BufferedProtocol):
             self._loop.call_soon(self._flush)
         self._out.append(payload)
         self._bytes += size
-        self._waiting.append(_Call(future, replies, size, self._loop.time(), wait_s, reader, decode))
+        self._waiting.append(_Call(future, replies, size, self._loop.time(), wait_s, reader))
         # One timer for all: it watches the oldest call, and when that is late all behind it are late too.
         if self._watch is None:
             self._arm(self._timeout_s)
@@ -105,44 +112,52 @@ class StoreSocket(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._heard_at = self._loop.time()
-        data = b""
         if self._reading is None:
             data = bytes(self._common[:nbytes])
-        else:
-            if not self._waiting or self._waiting[0].reader is not self._reading:
-                return
+        elif self._waiting and self._waiting[0].reader is self._reading:
             data = self._took(self._reading, nbytes)
-        data = self._take_wholes(data)
+        else:
+            return
         try:
             while data and self.why is None:
-                stop = self._border(data)
-                for start in range(0, stop, FEED_BYTES):
-                    self._reader.feed(data, start, min(FEED_BYTES, stop - start))
-                    if self._take_replies() and self._reader.gets() is not False:
-                        raise hiredis.ProtocolError("a reply to no question")
-                data = self._take_wholes(data[stop:])
+                if self._waiting and (own := self._waiting[0].reader) is not None:
+                    room = own.room()
+                    size = min(len(room), len(data))
+                    room[:size] = data[:size]
+                    data = self._took(own, size) + data[size:]
+                else:
+                    data = self._read(data)
         except hiredis.ProtocolError as exc:
             self.give_up(StoreUnavailable(f"the store does not speak RESP: {exc}"))
 
-    def _border(self, data: bytes) -> int:
-        """Up to where `data` is for calls that do not read their replies themselves: the usual reader gives
-        nothing back of what it was fed.
-        """
-        replies = 0
-        for call in self._waiting:
+    def _read(self, data: bytes) -> bytes:
+        """Read the replies of calls at the front that do not read theirs; what is left of `data`."""
+        waiting, reader, got = self._waiting, self._reader, self._got
+        stop, replies = len(data), 0
+        for call in waiting:
             if call.reader is not None:
-                return end_of_replies(data, replies) if not self._reader.has_data() else len(data)
+                # The usual reader gives nothing back of what it was fed.
+                stop = len(data) if reader.has_data() else end_of_replies(data, replies)
+                break
             replies += call.replies
-        return len(data)
-
-    def _take_wholes(self, data: bytes) -> bytes:
-        """Give `data` to those calls at the front that read it themselves; what is left."""
-        while data and self._waiting and (own := self._waiting[0].reader) is not None:
-            room = own.room()
-            size = min(len(room), len(data))
-            room[:size] = data[:size]
-            data = self._took(own, size) + data[size:]
-        return data
+        for start in range(0, stop, FEED_BYTES):
+            reader.feed(data, start, min(FEED_BYTES, stop - start))
+            while waiting:
+                if waiting[0].reader is not None:
+                    if not reader.has_data():
+                        break
+                    # The reader gives nothing back, so it has to go on with what it has.
+                    waiting[0] = waiting[0]._replace(reader=None)
+                replies = waiting[0].replies
+                while len(got) < replies and (reply := reader.gets()) is not False:
+                    got.append(reply)
+                if len(got) < replies:
+                    break
+                self._hand_out(got)
+                got = self._got = []
+            if not waiting and reader.gets() is not False:
+                raise hiredis.ProtocolError("a reply to no question")
+        return data[stop:]
 
     def _took(self, reader: RepliesReader, size: int) -> bytes:
         """`size` bytes have come to the `reader` of the call at the front: what is left of them for others,
@@ -161,31 +176,8 @@ class StoreSocket(asyncio.BufferedProtocol):
     def _hand_out(self, replies: list[Any]) -> None:
         call = self._waiting.popleft()
         self._bytes -= call.payload_bytes
-        if call.future.done():
-            return
-        try:
-            call.future.set_result(replies if call.decode is None else call.decode(replies))
-        except Exception as exc:  # noqa: BLE001 -- the caller gets it; the calls behind this one go on
-            call.future.set_exception(exc)
-
-    def _take_replies(self) -> bool:
-        """Hand out what the reader has whole; whether no call waits any more."""
-        waiting, got, gets = self._waiting, self._got, self._reader.gets
-        while waiting:
-            replies = waiting[0].replies
-            if waiting[0].reader is not None:
-                if not self._reader.has_data():
-                    return False
-                # The reader gives nothing back, so it has to go on with what it has.
-                waiting[0] = waiting[0]._replace(reader=None)
-            while len(got) < replies:
-                reply = gets()
-                if reply is False:
-                    return False
-                got.append(reply)
-            self._hand_out(got)
-            got = self._got = []
-        return True
+        if not call.future.done():
+            call.future.set_result(replies)
 
     def _arm(self, delay_s: float) -> None:
         self._watch = self._loop.call_later(delay_s, self._check, self._loop.time() + delay_s)

@@ -25,7 +25,7 @@ Headers = Mapping[str, str]
 
 # Anything else in a client's request id could break a log line or a header.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
-_ID_HEADER = "X-Request-ID"
+ID_HEADER = "X-Request-ID"
 # The label of requests whose route is not known; addresses as such are not bounded in number.
 _UNMATCHED = "unmatched"
 # An operator must be able to look at a worker that has too much to do.
@@ -106,7 +106,7 @@ def failure_answer(exc: Exception, headers: Headers, route: str, counts: Snapsho
 
 def echoed_id(headers: Headers) -> bytes:
     """Return the header line that sends back the request id in `headers`; empty without a usable one."""
-    sent = headers.get(_ID_HEADER)
+    sent = headers.get(ID_HEADER)
     if sent is None or not _REQUEST_ID.fullmatch(sent):
         return b""
     return b"X-Request-ID: %b\r\n" % sent.encode("ascii")
@@ -114,7 +114,7 @@ def echoed_id(headers: Headers) -> bytes:
 
 def request_id_of(headers: Headers) -> str:
     """Return the request id that the client sent, if it is usable, or a new one."""
-    sent = headers.get(_ID_HEADER)
+    sent = headers.get(ID_HEADER)
     return sent if sent is not None and _REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
 
 

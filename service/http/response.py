@@ -54,7 +54,7 @@ class _Heads:
 
 
 # The date is the same for every answer of a process.
-_heads = _Heads()
+head_of = _Heads().get
 
 
 class _Unsent:
@@ -127,7 +127,7 @@ class Answer(web.StreamResponse):
         elif request.version == HttpVersion10:
             fields += b"Connection: keep-alive\r\n"
         payload = self.payload
-        head = _heads.get(self._status, self.media_type, len(payload))
+        head = head_of(self._status, self.media_type, len(payload))
         if request.method == "HEAD":
             payload = b""
         # Joining copies the body, which for a small one costs less than a second write.
@@ -155,11 +155,6 @@ _ENCODE = msgspec.json.Encoder().encode
 def json_answer(value: msgspec.Struct) -> Answer:
     """Return 200 with `value` as JSON."""
     return Answer(_ENCODE(value))
-
-
-def whole(body: bytes | bytearray, status: int = 200, content_type: str = JSON, fields: bytes = b"") -> bytes:
-    """Return all bytes of an answer over HTTP/1.1; `fields` as in `Answer`."""
-    return b"".join((_heads.get(status, content_type, len(body)), fields, b"\r\n", body))
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:

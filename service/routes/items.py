@@ -16,7 +16,7 @@ from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import MODEL, STORE, Route, query_parameter, whole
-from service.scoring import score
+from service.prediction_json import rounded
 
 # A list for people or for a re-ranking; more items cost the choosing and the encoding alike.
 MAX_N = 1000
@@ -92,7 +92,8 @@ async def item_row(registry: ItemRegistry, item_id: bytes) -> int:
 
 def expected(live: LiveGeneration, vectors: npt.NDArray[np.float32], user_index: int, row: int) -> Expected:
     """Return the score of one pair; a negative index or row stands for an unknown user or item."""
-    scores = score(live, vectors, np.array([user_index]), np.array([row]))
+    scores = live.scorer.score(vectors, np.array([user_index]), np.array([row]))
+    scores = rounded(scores, live.model.scale)
     return Expected(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]])
 
 

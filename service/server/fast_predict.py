@@ -17,14 +17,14 @@ from typing import Any
 
 import msgspec
 from aiohttp import ClientConnectionResetError, HttpVersion11, web
-from aiohttp.http import HttpProcessingError, RawRequestMessage
+from aiohttp.http import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from service.context import ServiceContext
-from service.http.dispatch import Connection, Headers, echoed_id, failure_answer
+from service.http.dispatch import ID_HEADER, Connection, Headers, echoed_id, failure_answer
 from service.http.parsing import MAX_ID_BYTES
 from service.http.problems import Problem
-from service.http.response import JSON, LAST, Answer, unsent, whole
+from service.http.response import JSON, LAST, Answer, head_of, unsent
 from service.prediction_json import OnePrediction
 from service.routes.predict import parse_pair_query
 
@@ -51,40 +51,16 @@ def fast_connections(context: ServiceContext) -> Callable[..., Connection]:
 
 
 class FastPredict:
-    """Takes requests of all connections of a worker into batches, and keeps account of them."""
+    """Keeps account of the requests that all connections of a worker take into batches."""
 
     def __init__(self, context: ServiceContext) -> None:
         self.traffic = context.traffic
         self._counts = context.counts
-        self._batcher = context.batcher
+        self.batcher = context.batcher
         self._loop = asyncio.get_running_loop()
         # Answers of this turn of the event loop, and the arrival of the first of them.
         self._answers = 0
         self._began = 0.0
-
-    def take(self, connection: "FastConnection", message: RawRequestMessage) -> bool:
-        """Take a GET for `connection`, which is told the answer later; False leaves it to aiohttp's way."""
-        traffic = self.traffic
-        # Refused here, clients that ask too much would be read and refused again within one turn.
-        if traffic.draining or traffic.in_flight >= traffic.limit:
-            return False
-        plain = _PLAIN.fullmatch(message.path)
-        if plain is not None:
-            user_id, item_id = plain[1].encode(), plain[2].encode()
-        elif not message.path.startswith("/predict?"):
-            return False
-        else:
-            try:
-                query = parse_pair_query(message.path)
-            except Problem:
-                # The handler tells the client what is wrong.
-                return False
-            if query.time is not None or query.distribution:
-                return False
-            user_id, item_id = query.user_id, query.item_id
-        traffic.in_flight += 1
-        self._batcher.submit_for(_Request(self, connection, message.headers), user_id, item_id)
-        return True
 
     def answered(self, began: float) -> None:
         """Account for a request that was answered with 200."""
@@ -108,6 +84,18 @@ class FastPredict:
         return answer
 
 
+def _unusual_pair(path: str) -> tuple[bytes, bytes] | None:
+    """Return the ids of a query that is not in the usual form; None leaves it to aiohttp's way."""
+    if not path.startswith("/predict?"):
+        return None
+    try:
+        query = parse_pair_query(path)
+    except Problem:
+        # The handler tells the client what is wrong.
+        return None
+    return None if query.time is not None or query.distribution else (query.user_id, query.item_id)
+
+
 class _Request:
     """A request that waits for its prediction (a `Waiter`)."""
 
@@ -128,7 +116,8 @@ class _Request:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._fast.answered(self._began)
-            connection.write_answer(_ENCODE(prediction), 200, JSON, echoed_id(self._headers))
+            echo = echoed_id(self._headers) if ID_HEADER in self._headers else b""
+            connection.write_answer(_ENCODE(prediction), 200, JSON, echo)
 
     def set_exception(self, exc: Exception) -> None:
         """Write the problem that `exc` is."""
@@ -184,23 +173,30 @@ class FastConnection(Connection):
             found = exc
         else:
             messages, upgraded, _ = found
-            if len(messages) == 1:
+            if not messages and not upgraded:
+                return
+            fast = self._fast
+            traffic = fast.traffic
+            # Refused here, clients that ask too much would be read and refused again within one turn.
+            if len(messages) == 1 and not traffic.draining and traffic.in_flight < traffic.limit:
                 message, payload = messages[0]
                 if (
                     message.method == "GET"
                     and payload is EMPTY_PAYLOAD
                     and message.version == HttpVersion11
                     and not (message.should_close or message.upgrade or upgraded)
-                    and self._fast.take(self, message)
                 ):
-                    self.waiting = True
-                    self._request_count += 1
-                    if self._manager is not None:
-                        self._manager.requests_count += 1
-                    parser.message_consumed()
-                    return
-            elif not messages and not upgraded:
-                return
+                    plain = _PLAIN.fullmatch(message.path)
+                    pair = (plain[1].encode(), plain[2].encode()) if plain else _unusual_pair(message.path)
+                    if pair is not None:
+                        self.waiting = True
+                        self._request_count += 1
+                        if self._manager is not None:
+                            self._manager.requests_count += 1
+                        parser.message_consumed()
+                        traffic.in_flight += 1
+                        fast.batcher.submit_for(_Request(fast, self, message.headers), *pair)
+                        return
         self._parser = _ReadAlready(found)  # type: ignore[assignment]  # has all that is called of it here
         try:
             super().data_received(data)
@@ -216,7 +212,7 @@ class FastConnection(Connection):
         last = self._close or self._fast.traffic.draining
         if last:
             fields += LAST
-        transport.write(whole(body, status, media_type, fields))
+        transport.write(b"".join((head_of(status, media_type, len(body)), fields, b"\r\n", body)))
         if last:
             self.force_close()
         elif self._paused:

@@ -68,11 +68,7 @@ def test_lookups_ask_for_each_id_once(ids: list[bytes], partitions: int, size: i
     prefixes = keys.user_prefixes(3)
     tail = b"\r\n$1\r\nn\r\n$3\r\ng42\r\n"
 
-    def head(partition: int, id_bytes: int) -> bytes:
-        prefix = prefixes[partition]
-        return b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b" % (len(prefix) + id_bytes, prefix)
-
-    lookups = write_lookups(Ids.of(ids), prefixes, head, tail)
+    lookups = write_lookups(Ids.of(ids), prefixes, b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b", tail)
     assert sorted(lookups.order.tolist()) == list(range(len(ids)))
     asked = [ids[place] for place in lookups.order]
     written = 0

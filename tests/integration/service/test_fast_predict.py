@@ -14,7 +14,6 @@ from aiohttp import web
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from featurestore.users.counter_rule import UserLookup
 from service.context import CONTEXT
 from service.http import response as answers
 from service.http.dispatch import Connection
@@ -61,8 +60,8 @@ class Gate:
         self._lookup = users.lookup
         monkeypatch.setattr(users, "lookup", self.lookup)
 
-    def lookup(self, *args: Any, **more: Any) -> asyncio.Future[UserLookup]:
-        future: asyncio.Future[UserLookup] = asyncio.get_running_loop().create_future()
+    def lookup(self, *args: Any, **more: Any) -> asyncio.Future[list[Any]]:
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 
         async def later() -> None:
             await self._open.wait()

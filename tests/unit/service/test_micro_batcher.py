@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from factors import Histories, Int64s, Ranker, Scorer, posterior_of
+from featurestore.codecs import pack_records
 from featurestore.errors import StoreUnavailable
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
@@ -42,13 +43,8 @@ class FakeRegistry:
     def row(self, item_id: bytes) -> int | None:
         return int(item_id) if item_id.isdigit() else None
 
-    def known_rows(self, item_ids: list[bytes]) -> list[int | None]:
-        return list(map(self.row, item_ids))
-
     def find(self, item_ids: Ids) -> Int64s:
-        return np.array(
-            [-1 if row is None else row for row in self.known_rows(list(item_ids))], dtype=np.int64
-        )
+        return np.array([-1 if row is None else row for row in map(self.row, item_ids)], dtype=np.int64)
 
     async def rows(self, item_ids: list[bytes]) -> list[int | None]:
         self.asked.append(item_ids)
@@ -66,17 +62,16 @@ class FakeUsers:
         self.caught_up: list[list[bytes]] = []
         self.failure: Exception | None = None
 
-    def lookup(self, live: LiveGeneration, user_ids: list[bytes]) -> asyncio.Future[UserLookup]:
+    def lookup(self, live: LiveGeneration, user_ids: list[bytes]) -> asyncio.Future[list[Any]]:
         self.lookups.append(list(user_ids))
-        future: asyncio.Future[UserLookup] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         if self.failure is not None:
             future.set_exception(self.failure)
             return future
-        n = np.array([3 if user_id == b"0" else 0 for user_id in user_ids])
-        vectors = np.where((n == 3)[:, None], USERS[0], live.posterior.prior_user)
-        behind = [place for place, user_id in enumerate(user_ids) if user_id == b"1"]
-        found = UserLookup(n, vectors, behind, [b"1"] * len(behind))
-        asyncio.get_running_loop().call_soon(future.set_result, found)
+        record = pack_records(np.array([3]), USERS[:1])[0]
+        stored = {b"0": [b"3", record], b"1": [b"4", None]}
+        replies = [stored.get(user_id, [None, None]) for user_id in user_ids]
+        asyncio.get_running_loop().call_soon(future.set_result, replies)
         return future
 
     async def catch_up(self, live: LiveGeneration, lookup: UserLookup) -> CurrentUsers:
