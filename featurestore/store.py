@@ -37,11 +37,12 @@ class Store:
             self._disk = DiskSync(self._connection("fsync"), self.keys.synced, settings.timeout_s)
         self.users = UserRecords(self.keys, self.hot or self.bulk, self.redis)
         self.generations = Generations(self.keys, self.bulk, self.redis)
+        self.epochs = Epochs(self.keys, self.redis, self.generations)
         self.ratings = RatingsLog(
             self.keys,
             self.bulk,
             self.redis,
-            epochs=Epochs(self.keys, self.redis, self.generations),
+            epochs=self.epochs,
             registries=self._registries,
             stream_limit=settings.stream_limit,
             disk=self._disk,

@@ -71,15 +71,7 @@ class Route:
         """Return this route with its handler."""
         return replace(self, handler=handler)
 
-    def definition(self, **options: Any) -> web.RouteDef:
-        """Return the route for aiohttp's router, with HEAD beside GET."""
-        pattern = self.path
-        for name in self._ids():
-            # An id may be empty: the check of ids then names the field, where the router would find nothing.
-            pattern = pattern.replace(f"{{{name}}}", f"{{{name}:[^/]*}}")
-        return web.route(self.method, pattern, self.handler, **options)
-
-    def _ids(self) -> list[str]:
+    def ids(self) -> list[str]:
         """Return the parameters of the path that are ids."""
         named = {parameter["name"] for parameter in self.parameters}
         return [name for name in re.findall(r"\{(\w+)\}", self.path) if name not in named]
@@ -91,7 +83,7 @@ class Route:
         if self.operation_id is not None:
             described["operationId"] = self.operation_id
         text = "1 to 256 bytes of UTF-8, percent-encoded"
-        ids = [parameter(name, "path", TEXT_ID_SCHEMA, text, required=True) for name in self._ids()]
+        ids = [parameter(name, "path", TEXT_ID_SCHEMA, text, required=True) for name in self.ids()]
         if parameters := [*ids, *self.parameters]:
             described["parameters"] = parameters
         if self.body is not None:

@@ -79,7 +79,7 @@ class Training:
                 )
                 raise Problem("ratings_would_be_lost", detail, extra={"ratings": live_ratings})
             # What comes in from here on belongs to the new history.
-            epoch = await self._store.ratings.begin_epoch()
+            epoch = await self._store.epochs.begin()
             try:
                 registry = self._store.items(epoch)
                 for start in range(0, len(item_ids), _SLICE):
@@ -97,7 +97,7 @@ class Training:
         # The trainer abandons it where the store cannot be reached.
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(_SERVED_WITHIN_S):
-                await self._store.ratings.abandon_epoch(epoch)
+                await self._store.epochs.abandon(epoch)
 
     async def _train(self, kind: CommandKind, epoch: int) -> Trained:
         command = await self._store.commands.ask(kind, epoch=epoch)

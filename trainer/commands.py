@@ -118,7 +118,7 @@ class CommandHandler:
         return await ending
 
     async def _finish_epoch(self, epoch: int) -> None:
-        await with_retries(self._store.ratings.finish_epoch, epoch)
+        await with_retries(self._store.epochs.finish, epoch)
         self._step("epoch:finished")
 
     async def _settle(self, stream_id: str) -> None:

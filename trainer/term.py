@@ -122,5 +122,5 @@ class Term:
         await self.switch.follow(pointer)
         if pointer.pending == pointer.epoch:
             # Killed after the flip to a new history, before the old one was closed.
-            await with_retries(store.ratings.finish_epoch, pointer.epoch)
+            await with_retries(store.epochs.finish, pointer.epoch)
             self._step("epoch:finished")

@@ -104,4 +104,4 @@ class Upkeep:
         now = await self._store.time()
         if now - pointer.pending_since >= self._abandon_s:
             log.warning("epoch_abandoned", epoch=pending)
-            await with_retries(self._store.ratings.abandon_epoch, pending)
+            await with_retries(self._store.epochs.abandon, pending)

@@ -7,15 +7,17 @@ the ids of its users; `n`, for each user the count before and how many events it
 entries. Its id ends with the number of its last event.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from factors import Float64s, Int64s
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, pack_entry
-from featurestore.keys import partition_of, partitions_of
+from featurestore.codecs import ENTRY, ENTRY_BYTES, ENTRY_DTYPE
+from featurestore.keys import Keys, partition_of, partitions_of
+from featurestore.wire.functions import encode_packed_call
+from featurestore.wire.resp import bulk
 
 NUMBER_DTYPE = np.dtype([("before", "<u8"), ("events", "<u4")])
 LENGTH_DTYPE = np.dtype("<u2")
@@ -87,7 +89,7 @@ def pack_entries(share: Share, item_row: Int64s, columns: Columns) -> list[bytes
     """The history entries of each user of a share. `item_row` int64 (m,): of each rating of the call."""
     if len(share.rows) == 1:
         row = share.rows[0]
-        return [pack_entry(item_row[row], columns.rating[row], columns.time[row])]
+        return [ENTRY.pack(item_row[row], columns.rating[row], columns.time[row])]
     table = np.empty(len(share.rows), dtype=ENTRY_DTYPE)
     table["item_row"] = item_row[share.rows]
     table["rating"] = columns.rating[share.rows]
@@ -101,3 +103,27 @@ def pack_ids(users: Sequence[bytes]) -> bytes:
     if len(users) == 1:
         return len(users[0]).to_bytes(2, "little") + users[0]
     return np.array(list(map(len, users)), dtype=LENGTH_DTYPE).tobytes() + b"".join(users)
+
+
+def encode_rate(
+    keys: Keys, share: Share, item_rows: Mapping[int, Int64s], columns: Columns, fixed: Sequence[bytes]
+) -> bytes:
+    """The call of `rate` for a share. `item_rows`: of all ratings of the call, in each epoch that they go
+    to; `fixed`: the arguments before the ids.
+    """
+    users, partition = share.users, share.partition
+    names = [bulk(keys.epochs(partition))]
+    args = [*map(bulk, fixed), bulk(pack_ids(users))]
+    for epoch, item_row in item_rows.items():
+        names.append(bulk(keys.ratings(epoch, partition)))
+        names.append(bulk(keys.counts(epoch, partition)))
+        names.append(bulk(keys.forgotten(epoch, partition)))
+        user, history = keys.user_prefixes(epoch)[partition], keys.history_prefix(epoch, partition)
+        a, b = len(user), len(history)
+        names += [
+            b"$%d\r\n%b%b\r\n$%d\r\n%b%b\r\n" % (a + len(each), user, each, b + len(each), history, each)
+            for each in users
+        ]
+        args += [b"$%d\r\n%b\r\n" % (len(blob), blob) for blob in pack_entries(share, item_row, columns)]
+    n_keys = 1 + len(item_rows) * (3 + 2 * len(users))
+    return encode_packed_call("rate", n_keys, names, len(fixed) + 1 + len(item_rows) * len(users), args)

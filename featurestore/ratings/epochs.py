@@ -16,19 +16,16 @@ HANDOVER_S = 5.0
 
 
 class Epochs:
-    """The epochs that each partition's ratings go to, as this process last heard."""
+    """The epochs that each partition's ratings go to, as this process last heard.
+
+    `expected`: those of a partition, like `1` or `1,2`; empty before the first `refresh`.
+    """
 
     def __init__(self, keys: Keys, client: Client, generations: Generations) -> None:
         self._keys = keys
         self._client = client
         self._generations = generations
-        self._expected: dict[int, bytes] = {}
-
-    async def expected(self, partition: int) -> bytes:
-        """The epochs of a partition, like `1` or `1,2`."""
-        if partition not in self._expected:
-            await self.refresh()
-        return self._expected[partition]
+        self.expected: dict[int, bytes] = {}
 
     async def refresh(self) -> None:
         """Read the epochs of all partitions."""
@@ -38,17 +35,20 @@ class Epochs:
             found = await self._read()
         if None in found:
             raise StoreError("the store does not keep what is written to it")
-        self._expected = {p: epochs for p, epochs in enumerate(found) if epochs is not None}
+        self.expected = {p: epochs for p, epochs in enumerate(found) if epochs is not None}
 
     async def learn(self, partition: int, epochs: bytes) -> None:
         """Take what a function said; nothing at all means that the store was wiped."""
         if epochs:
-            self._expected[partition] = epochs
+            self.expected[partition] = epochs
         else:
             await self.refresh()
 
     async def begin(self) -> int:
-        """Allot an epoch and let ratings go to it as well. Raises `EpochBusy`."""
+        """Begin a new history beside the live one; each rating goes to both from now on.
+
+        Raises `EpochBusy`.
+        """
         keys = self._keys
         reply = await self._client.call("begin_epoch", [keys.live, keys.stored])
         if reply[0] == b"BUSY":
@@ -60,7 +60,10 @@ class Epochs:
         return epoch
 
     async def abandon(self, epoch: int) -> None:
-        """Ratings no longer go to it, then it is removed. Raises `StoreError` if it is live."""
+        """Give up an epoch that is being prepared, and remove it. Safe to repeat.
+
+        Raises `StoreError` if it is live.
+        """
         reply = await self._client.call("abandon_epoch", [self._keys.live], [b"%d" % epoch])
         if reply[0] == b"LIVE":
             raise StoreError(f"epoch {epoch} is live")
@@ -77,7 +80,10 @@ class Epochs:
         await self._client.call("end_epoch", [self._keys.live], [b"%d" % epoch])
 
     async def finish(self, epoch: int) -> None:
-        """Ratings go to this epoch alone. Raises `StoreError` if it is not live."""
+        """Let the epoch that has gone live be the only one, once no worker serves another. Safe to repeat.
+
+        Raises `StoreError` if it is not live.
+        """
         pointer = await self._generations.live()
         if pointer.epoch != epoch:
             raise StoreError(f"epoch {epoch} is not live")
@@ -109,4 +115,4 @@ class Epochs:
                 raise StoreError(
                     f"partition {partition} is at epochs {reply[1]!r}, changed by another process"
                 )
-            self._expected[partition] = after
+            self.expected[partition] = after

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +21,12 @@ from featurestore.disk_sync import DiskSync
 from featurestore.errors import EpochGone, StoreUnavailable, StreamFull
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys, digest_of, partition_of
-from featurestore.ratings.batches import Columns, Share, pack_entries, pack_ids, shares_of
+from featurestore.ratings.batches import Columns, Share, encode_rate, pack_ids, shares_of
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.stream import Progress, progress
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import call_many, encode_packed_call
-from featurestore.wire.resp import bulk
+from featurestore.wire.functions import ask_many
+from featurestore.wire.resp import ReplyError
 
 # An epoch changes twice in a `POST /train`; a call that finds it changed more often than this gives up.
 ATTEMPTS = 5
@@ -102,47 +103,57 @@ class RatingsLog:
         """The same for ratings in columns."""
         if not len(columns):
             return
-        todo = shares_of(columns.user_id, self._keys.partitions)
-        item_ids = list(dict.fromkeys(columns.item_id))
-        checked = False
-        # Each call says which epochs it believes its ratings go to. Where that is no longer so nothing is
-        # written; this process learns the epochs, registers the items there, and tries again.
+        left = shares_of(columns.user_id, self._keys.partitions)
         for _ in range(ATTEMPTS):
-            expected = {share.partition: await self._epochs.expected(share.partition) for share in todo}
-            targets = {p: self._targets(text, epoch) for p, text in expected.items()}
-            rows = await self._register({e for several in targets.values() for e in several}, item_ids, epoch)
-            if rows is None:
-                continue
-            if not checked and len(todo) > 1:
-                await self._check_room(todo, targets)
-            checked = True
-            item_rows = {
-                e: np.array(list(map(of.__getitem__, columns.item_id)), dtype=np.int64)
-                for e, of in rows.items()
-            }
-            full = False
-            replies = await self._rate_all(
-                todo, expected, targets, item_rows, columns, bootstrap=epoch is not None
-            )
-            left = []
-            for share, reply in zip(todo, replies, strict=True):
-                if reply[0] == b"OK":
-                    continue
-                left.append(share)
-                if reply[0] == b"FULL":
-                    full = True
-                elif reply[0] == b"DIGESTS":
-                    self._digests.add(share.partition)
-                else:
-                    await self._epochs.learn(share.partition, reply[1])
-            todo = left
-            if full:
-                raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
-            if not todo:
+            left = await self._append(left, columns, epoch)
+            if not left:
                 if self._disk is not None:
                     await self._disk.wait()
                 return
         raise StoreUnavailable("the history is being replaced just now", 0.1)
+
+    async def _append(self, shares: Sequence[Share], columns: Columns, epoch: int | None) -> list[Share]:
+        """Write `shares` of a call; return those for which this process was wrong about the partition, of
+        which it has learned meanwhile.
+        """
+        # Each call says which epochs it believes its ratings go to. Where that is no longer so nothing is
+        # written.
+        if not self._epochs.expected:
+            await self._epochs.refresh()
+        expected = {share.partition: self._epochs.expected[share.partition] for share in shares}
+        targets = {p: tuple(map(int, text.split(b","))) for p, text in expected.items()}
+        if epoch is not None:
+            if not all(epoch in several for several in targets.values()):
+                raise EpochGone(epoch)
+            targets = dict.fromkeys(targets, (epoch,))
+        epochs = sorted({each for several in targets.values() for each in several})
+        try:
+            rows = await asyncio.gather(
+                *[self._registries.of(each).register(columns.item_id) for each in epochs]
+            )
+        except EpochGone:
+            if epoch is not None:
+                raise
+            await self._epochs.refresh()
+            return list(shares)
+        if len(shares) > 1:
+            await self._check_room(shares, targets)
+        item_rows = {each: np.array(of, dtype=np.int64) for each, of in zip(epochs, rows, strict=True)}
+        mode = b"live" if epoch is None else b"bootstrap"
+        left = []
+        replies = await self._rate(shares, expected, targets, item_rows, columns=columns, mode=mode)
+        for share, reply in zip(shares, replies, strict=True):
+            if isinstance(reply, ReplyError):
+                raise self._connection.failure(reply)
+            if reply[0] == b"FULL":
+                raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
+            if reply[0] != b"OK":
+                left.append(share)
+            if reply[0] == b"DIGESTS":
+                self._digests.add(share.partition)
+            elif reply[0] == b"EPOCHS":
+                await self._epochs.learn(share.partition, reply[1])
+        return left
 
     async def forget(self, user_id: bytes) -> Forgotten:
         """Remove a user with everything that is known of it; the trainer is told by an event.
@@ -153,9 +164,11 @@ class RatingsLog:
         partition = partition_of(user_id, keys.partitions)
         mark = codecs.pack_entry(codecs.FORGOTTEN_ROW, nan, 0.0)
         for _ in range(ATTEMPTS):
-            expected = await self._epochs.expected(partition)
+            if not self._epochs.expected:
+                await self._epochs.refresh()
+            expected = self._epochs.expected[partition]
             names = [keys.epochs(partition)]
-            for epoch in self._targets(expected, None):
+            for epoch in map(int, expected.split(b",")):
                 names += [
                     keys.ratings(epoch, partition),
                     keys.counts(epoch, partition),
@@ -211,46 +224,6 @@ class RatingsLog:
         found = await progress(self._keys, self._connection, epoch)
         return {partition: tail for partition, tail in found.items() if tail.last > (0, 0)}
 
-    async def begin_epoch(self) -> int:
-        """Begin a new history beside the live one; each rating goes to both from now on.
-
-        Raises `EpochBusy`.
-        """
-        return await self._epochs.begin()
-
-    async def abandon_epoch(self, epoch: int) -> None:
-        """Give up an epoch that is being prepared, and remove it. Safe to repeat.
-
-        Raises `StoreError` if it is live.
-        """
-        await self._epochs.abandon(epoch)
-
-    async def finish_epoch(self, epoch: int) -> None:
-        """Let the epoch that has gone live be the only one, once no worker serves another. Safe to repeat."""
-        await self._epochs.finish(epoch)
-
-    def _targets(self, expected: bytes, epoch: int | None) -> tuple[int, ...]:
-        epochs = tuple(map(int, expected.split(b",")))
-        if epoch is None:
-            return epochs
-        if epoch not in epochs:
-            raise EpochGone(epoch)
-        return (epoch,)
-
-    async def _register(
-        self, epochs: set[int], item_ids: Sequence[bytes], only: int | None
-    ) -> dict[int, dict[bytes, int]] | None:
-        """Item rows by epoch; None when an epoch has gone meanwhile."""
-        order = sorted(epochs)
-        try:
-            rows = await asyncio.gather(*[self._registries.of(epoch).register(item_ids) for epoch in order])
-        except EpochGone:
-            if only is not None:
-                raise
-            await self._epochs.refresh()
-            return None
-        return {epoch: dict(zip(item_ids, of, strict=True)) for epoch, of in zip(order, rows, strict=True)}
-
     async def _check_room(self, todo: Iterable[Share], targets: Mapping[int, Sequence[int]]) -> None:
         size = Counter[int]()
         for share in todo:
@@ -262,73 +235,45 @@ class RatingsLog:
                 if epoch in targets[partition] and ratings > room:
                     raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
 
-    async def _rate_all(
+    async def _rate(
         self,
-        todo: Iterable[Share],
+        shares: Iterable[Share],
         expected: Mapping[int, bytes],
         targets: Mapping[int, Sequence[int]],
         item_rows: Mapping[int, Int64s],
-        columns: Columns,
         *,
-        bootstrap: bool,
-    ) -> list[list[bytes]]:
-        """Return the reply to each share."""
+        columns: Columns,
+        mode: bytes,
+    ) -> list[Any]:
+        """Return the reply to each share, errors as values. `mode`: `live` or `bootstrap`."""
         # The store works on the first of many ratings while the next are packed.
-        pending: list[asyncio.Future[list[list[bytes]]]] = []
+        pending: list[asyncio.Future[list[Any]]] = []
         calls: list[bytes] = []
         packed = 0
-        for share in todo:
-            epochs = targets[share.partition]
-            entries = [pack_entries(share, item_rows[epoch], columns) for epoch in epochs]
-            calls.append(self._rate(share, expected[share.partition], epochs, entries, bootstrap=bootstrap))
+        for share in shares:
+            partition = share.partition
+            fixed = [
+                expected[partition],
+                b"%d" % self._stream_limit,
+                mode,
+                b"%d" % len(share.users),
+                b"".join(map(digest_of, share.users)) if partition in self._digests else b"",
+            ]
+            rows = {epoch: item_rows[epoch] for epoch in targets[partition]}
+            calls.append(encode_rate(self._keys, share, rows, columns, fixed))
             packed += len(share.rows)
             if packed >= AT_ONCE:
-                pending.append(asyncio.ensure_future(call_many(self._connection, calls)))
+                pending.append(asyncio.ensure_future(ask_many(self._connection, calls)))
                 calls, packed = [], 0
                 await asyncio.sleep(0)
         if not pending:
-            return await call_many(self._connection, calls)
+            return await ask_many(self._connection, calls)
         if calls:
-            pending.append(asyncio.ensure_future(call_many(self._connection, calls)))
+            pending.append(asyncio.ensure_future(ask_many(self._connection, calls)))
         # All have ended before an error is told: nothing is written after that.
-        answers = await asyncio.gather(*pending, return_exceptions=True)
-        replies: list[list[bytes]] = []
-        for answer in answers:
+        replies: list[Any] = []
+        for answer in await asyncio.gather(*pending, return_exceptions=True):
             if isinstance(answer, BaseException):
                 raise answer
             replies += answer
         return replies
-
-    def _rate(
-        self,
-        share: Share,
-        expected: bytes,
-        epochs: Sequence[int],
-        entries: Sequence[Sequence[bytes]],
-        *,
-        bootstrap: bool,
-    ) -> bytes:
-        keys, users, partition = self._keys, share.users, share.partition
-        names = [bulk(keys.epochs(partition))]
-        digests = b"".join(map(digest_of, users)) if partition in self._digests else b""
-        args = [
-            bulk(expected),
-            bulk(b"%d" % self._stream_limit),
-            bulk(b"bootstrap" if bootstrap else b"live"),
-            bulk(b"%d" % len(users)),
-            bulk(digests),
-            bulk(pack_ids(users)),
-        ]
-        for epoch, blobs in zip(epochs, entries, strict=True):
-            names.append(bulk(keys.ratings(epoch, partition)))
-            names.append(bulk(keys.counts(epoch, partition)))
-            names.append(bulk(keys.forgotten(epoch, partition)))
-            user, history = keys.user_prefixes(epoch)[partition], keys.history_prefix(epoch, partition)
-            a, b = len(user), len(history)
-            names += [
-                b"$%d\r\n%b%b\r\n$%d\r\n%b%b\r\n" % (a + len(each), user, each, b + len(each), history, each)
-                for each in users
-            ]
-            args += [b"$%d\r\n%b\r\n" % (len(blob), blob) for blob in blobs]
-        n_keys = 1 + len(epochs) * (3 + 2 * len(users))
-        return encode_packed_call("rate", n_keys, names, 6 + len(epochs) * len(users), args)

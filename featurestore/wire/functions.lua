@@ -44,7 +44,7 @@ local function add_entry(stream, counts, count, numbers, ids, entries)
   local added, _, last_ms = progress(counts)
   local now = redis.call('TIME')
   local ms = math.max(last_ms, 1000 * tonumber(now[1]) + math.floor(tonumber(now[2]) / 1000))
-  local id = whole(ms) .. '-' .. whole(added + count)
+  local id = string.format('%.0f-%.0f', ms, added + count)
   local reply = redis.pcall('XADD', stream, id, 'n', numbers, 'u', ids, 'e', entries)
   if refused(reply) then
     return reply

@@ -7,7 +7,6 @@ repeated: a function that was not found has done nothing.
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -18,18 +17,15 @@ from featurestore.wire.resp import ReplyError, bulk, encode, store_error
 REPLICA_SAFE = frozenset({"look"})
 
 
-@cache
-def library() -> tuple[bytes, bytes]:
-    """Name and text of the library."""
-    # Names carry a hash of the text, so that two versions live side by side during a rolling update.
-    text = resources.files("featurestore.wire").joinpath("functions.lua").read_bytes()
-    name = b"foldin_" + hashlib.sha256(text).hexdigest()[:12].encode()
-    return name, b"#!lua name=" + name + b"\n" + text.replace(b"@LIBRARY@", name)
+_TEXT = resources.files("featurestore.wire").joinpath("functions.lua").read_bytes()
+# The name carries a hash of the text, so that two versions live side by side during a rolling update.
+LIBRARY = b"foldin_" + hashlib.sha256(_TEXT).hexdigest()[:12].encode()
+LIBRARY_TEXT = b"#!lua name=" + LIBRARY + b"\n" + _TEXT.replace(b"@LIBRARY@", LIBRARY)
 
 
 def function_name(function: str) -> bytes:
     """The name of a function in this version's library."""
-    return b"%b_%b" % (library()[0], function.encode())
+    return b"%b_%b" % (LIBRARY, function.encode())
 
 
 def encode_call(function: str, keys: Sequence[bytes], args: Sequence[bytes]) -> bytes:
@@ -51,11 +47,10 @@ def encode_packed_call(
 
 async def load_library(execute: Execute) -> None:
     """Give the store this version's functions, unless it has them."""
-    name, text = library()
-    (found,) = await execute(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", name), 1)
+    (found,) = await execute(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", LIBRARY), 1)
     if isinstance(found, list) and found:
         return
-    (reply,) = await execute(encode(b"FUNCTION", b"LOAD", text), 1)
+    (reply,) = await execute(encode(b"FUNCTION", b"LOAD", LIBRARY_TEXT), 1)
     # Another process may have been faster.
     if isinstance(reply, ReplyError) and "already exists" not in str(reply):
         raise store_error(reply)

@@ -4,21 +4,13 @@ Invariant: the bytes of all bodies that a worker holds at once are bounded, and 
 """
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from aiohttp import web
 
 from service.http.problems import Problem
 
-T = TypeVar("T")
-
-# Decoded and checked in about 2 ms: 10,000 pairs or ratings with ids of usual length.
-# A broken body takes longer.
-_SMALL_BYTES = 262_144
-_NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 _JSON_TYPES = ("", "application/json", "application/octet-stream")
 _LINES_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 
@@ -88,16 +80,3 @@ def require_json(request: web.Request) -> None:
     """Raise `unsupported_media_type` unless the body is declared as one JSON value."""
     if is_lines(request):
         raise Problem("unsupported_media_type", "send application/json")
-
-
-def looks_like_lines(body: bytes | bytearray) -> bool:
-    """Whether a body that was declared as JSON is several objects, one a line."""
-    # Between two members of one object there would be a comma, and in a string no newline stands as it is.
-    return body[:64].lstrip()[:1] == b"{" and _NEXT_LINE.search(body) is not None
-
-
-async def parsed(body: bytes | bytearray, parse: Callable[[bytes | bytearray], T]) -> T:
-    """Return `parse(body)`, computed in a thread where that would hold up the event loop."""
-    if len(body) <= _SMALL_BYTES:
-        return parse(body)
-    return await asyncio.to_thread(parse, body)

@@ -49,4 +49,9 @@ def add_routes(app: web.Application) -> None:
     """Register every address."""
     for route in ROUTES:
         expect = _continue_unasked if route is predict.get_predict else None
-        route.definition(expect_handler=expect).register(app.router)
+        pattern = route.path
+        for name in route.ids():
+            # An id may be empty: the check of ids then names the field, where the router would find nothing.
+            pattern = pattern.replace(f"{{{name}}}", f"{{{name}:[^/]*}}")
+        # Registered so, HEAD is answered beside GET.
+        web.route(route.method, pattern, route.handler, expect_handler=expect).register(app.router)

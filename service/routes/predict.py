@@ -7,7 +7,7 @@ from aiohttp import web
 
 from featurestore.id_columns import Ids
 from service.context import CONTEXT, ServiceContext
-from service.http.bodies import parsed, require_json
+from service.http.bodies import require_json
 from service.http.fast_pairs import plain_pairs
 from service.http.parsing import (
     ID_SCHEMA,
@@ -161,7 +161,7 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
 async def _answer_body(context: ServiceContext, raw: bytearray) -> Answer:
     # A body in the usual form: 10,000 pairs are read in 0.3 ms, and decoded in 2.5.
     plain = plain_pairs(raw)
-    body = PredictBody() if plain is not None else await parsed(raw, _BODY.decode)
+    body = PredictBody() if plain is not None else await _BODY.decode_off_loop(raw)
     live = context.live()
     if plain is None:
         pairs = checked_pairs(body)

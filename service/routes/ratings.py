@@ -3,10 +3,11 @@
 Invariant: a call is learned as a whole or not at all, and acknowledged when it is stored.
 """
 
+import asyncio
 import math
+import re
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -18,8 +19,17 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.batches import Columns as RatingColumns
 from featurestore.ratings.log import NewRating
 from service.context import CONTEXT
-from service.http.bodies import is_lines, looks_like_lines, parsed
-from service.http.parsing import MAX_TIMESTAMP, Body, DescribedId, Timestamp, body_ids, check_rows, path_id
+from service.http.bodies import is_lines
+from service.http.parsing import (
+    INLINE_BYTES,
+    MAX_TIMESTAMP,
+    Body,
+    DescribedId,
+    Timestamp,
+    body_ids,
+    check_rows,
+    path_id,
+)
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, STORE, Route, list_of, request_body
@@ -30,6 +40,10 @@ MAX_RATINGS = 10_000
 # So many ratings of a call are predicted before they are learned, of a larger call an even sample:
 # enough for the error of a minute, at a small part of what storing 10,000 takes.
 _PREDICTED = 256
+
+
+# Where one object ends and the next begins on a later line.
+_NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 
 
 class RatingIn(msgspec.Struct):
@@ -71,31 +85,26 @@ _MANY: Body[list[RatingIn]] = Body(list[RatingIn])
 def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: bool) -> Columns:
     """Return the ratings in `body`: one object, an array, or an object a line.
 
-    Raises a `Problem` for the first bad row.
+    Raises a `Problem` that names a field, and the first bad row where there are rows.
     """
-    if lines or looks_like_lines(body):
-        rows = _ONE.decode_lines(body)
-    elif body[:64].lstrip()[:1] == b"{":
-        one = _ONE.decode(body)
-        try:
-            return checked_ratings([one], scale, now)
-        except Problem as problem:
-            # There are no rows to name where there is one object.
-            problem.row = None
-            raise
+    is_object = body[:64].lstrip()[:1] == b"{"
+    rows: Sequence[RatingIn]
+    # Between two members of one object there would be a comma, and in a string no newline stands as it is.
+    if lines or (is_object and _NEXT_LINE.search(body) is not None):
+        rows, is_object = _ONE.decode_lines(body), False
     else:
-        rows = _MANY.decode(body)
+        rows = [_ONE.decode(body)] if is_object else _MANY.decode(body)
     check_rows(len(rows), MAX_RATINGS)
-    return checked_ratings(rows, scale, now)
-
-
-def checked_ratings(rows: Sequence[RatingIn], scale: Scale, now: float) -> Columns:
-    """Return `rows` as columns. Raises a `Problem` that names a field and a row."""
-    user_ids = body_ids([row.user_id for row in rows], "user_id")
-    item_ids = body_ids([row.item_id for row in rows], "item_id")
-    values = [row.rating for row in rows]
-    check_scale(values, scale, "rating")
-    times = checked_times([row.timestamp for row in rows], now, "timestamp")
+    try:
+        user_ids = body_ids([row.user_id for row in rows], "user_id")
+        item_ids = body_ids([row.item_id for row in rows], "item_id")
+        values = [row.rating for row in rows]
+        check_scale(values, scale, "rating")
+        times = checked_times([row.timestamp for row in rows], now, "timestamp")
+    except Problem as problem:
+        if is_object:
+            problem.row = None
+        raise
     return Columns(user_ids, item_ids, values, times)
 
 
@@ -151,8 +160,11 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     lines = is_lines(request)
     async with context.bodies.read(request) as raw, context.imports.admit(len(raw)):
         # One moment for the whole call: its ratings keep their order.
-        parse = partial(parse_ratings, scale=store.config.scale, now=time.time(), lines=lines)
-        columns = await parsed(raw, parse)
+        now, scale = time.time(), store.config.scale
+        if len(raw) <= INLINE_BYTES:
+            columns = parse_ratings(raw, scale, now, lines=lines)
+        else:
+            columns = await asyncio.to_thread(parse_ratings, raw, scale, now, lines=lines)
         errors = np.zeros(0)
         # Before they are stored: the error on what the model has not learned is the honest one.
         if live is not None and columns.values:

@@ -19,7 +19,7 @@ from factors import Float32s, explain
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
 from service.context import CONTEXT, ServiceContext
-from service.http.bodies import parsed, require_json
+from service.http.bodies import require_json
 from service.http.parsing import (
     Body,
     DescribedId,
@@ -159,7 +159,7 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     require_json(request)
     async with context.bodies.read(request) as raw, context.predictions.admit(len(raw)):
-        body = await parsed(raw, _BODY.decode)
+        body = await _BODY.decode_off_loop(raw)
         check_rows(len(body.ratings), MAX_RATINGS, "ratings")
         wanted = checked_wanted(body)
         item_ids = body_ids([rating.item_id for rating in body.ratings], "ratings.item_id")

@@ -13,7 +13,7 @@ from msgspec import Meta
 from factors import Scale
 from featurestore.ratings.log import NewRating
 from service.context import CONTEXT
-from service.http.bodies import is_lines, parsed
+from service.http.bodies import is_lines
 from service.http.parsing import Body, Id, body_ids, check_rows
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
@@ -92,7 +92,7 @@ async def post_train(request: web.Request) -> web.StreamResponse:
             return _answer(await training.refit())
         if lines:
             raise Problem("unsupported_media_type", "send application/json")
-        body = await parsed(raw, _BODY.decode)
+        body = await _BODY.decode_off_loop(raw)
     # The bytes of the body are let go of before the wait for the trainer.
     item_ids, ratings = await checked_history(body, context.store.config.scale)
     trained = await training.begin_history(ratings, item_ids, replace=body.replace)

@@ -31,7 +31,7 @@ async def test_a_new_history_takes_over(store: Store) -> None:
     lease = await lead(store)
     await store.ratings.append([rating("u", "old", 1.0)])
     await publish(store, lease, users=[b"u"])
-    epoch = await store.ratings.begin_epoch()
+    epoch = await store.epochs.begin()
     assert epoch == 2
     pointer = await store.generations.live()
     assert (pointer.epoch, pointer.pending) == (1, 2)
@@ -44,7 +44,7 @@ async def test_a_new_history_takes_over(store: Store) -> None:
     assert await held(store, "u", 2) == {"given": 5.0, "loose": 3.0}
     assert await store.ratings.count_live(2) == 1
     await publish(store, lease, epoch=2)
-    await store.ratings.finish_epoch(2)
+    await store.epochs.finish(2)
     await store.generations.remove_leftovers()
     assert await leftovers(store, 1) == []
     await store.ratings.append([rating("u", "after", 2.0)])
@@ -56,9 +56,7 @@ async def test_a_new_history_takes_over(store: Store) -> None:
 
 async def test_only_one_at_a_time(store: Store) -> None:
     other = await Store.open(store.settings)
-    results = await asyncio.gather(
-        store.ratings.begin_epoch(), other.ratings.begin_epoch(), return_exceptions=True
-    )
+    results = await asyncio.gather(store.epochs.begin(), other.epochs.begin(), return_exceptions=True)
     assert sorted(map(str, map(type, results))) == sorted(map(str, [int, EpochBusy]))
     await other.close()
 
@@ -67,12 +65,12 @@ async def test_a_second_process_with_stale_epochs_loses_nothing(store: Store) ->
     other = await Store.open(store.settings)
     lease = await lead(store)
     await other.ratings.append([rating("u", "before", 1.0)])
-    epoch = await store.ratings.begin_epoch()
+    epoch = await store.epochs.begin()
     await other.ratings.append([rating("u", "during", 2.0)])
     assert await held(store, "u", 1) == {"before": 1.0, "during": 2.0}
     assert await held(store, "u", epoch) == {"during": 2.0}
     await publish(store, lease, epoch=epoch)
-    await store.ratings.finish_epoch(epoch)
+    await store.epochs.finish(epoch)
     await store.generations.remove_epoch(1)
     await other.ratings.append([rating("u", "after", 3.0), rating("v", "new", 3.0)])
     assert await held(store, "u", epoch) == {"during": 2.0, "after": 3.0}
@@ -83,7 +81,7 @@ async def test_a_second_process_with_stale_epochs_loses_nothing(store: Store) ->
 
 
 async def test_a_given_rating_never_replaces_one_that_came_in_since(store: Store) -> None:
-    epoch = await store.ratings.begin_epoch()
+    epoch = await store.epochs.begin()
     await store.ratings.append([rating("u", "a", 5.0), rating("u", "b", math.nan)])
     given = [rating("u", "a", 1.0), rating("u", "b", 1.0), rating("u", "c", 1.0), rating("u", "c", 2.0)]
     for _ in range(2):
@@ -95,12 +93,12 @@ async def test_a_given_rating_never_replaces_one_that_came_in_since(store: Store
 async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
     lease = await lead(store)
     await publish(store, lease)
-    epoch = await store.ratings.begin_epoch()
+    epoch = await store.epochs.begin()
     await store.ratings.append([rating("u", "given")], epoch=epoch)
     await store.ratings.append([rating("v", "loose")])
     written = await write_generation(store, lease, epoch=epoch)
-    await store.ratings.abandon_epoch(epoch)
-    await store.ratings.abandon_epoch(epoch)
+    await store.epochs.abandon(epoch)
+    await store.epochs.abandon(epoch)
     assert await leftovers(store, epoch) == []
     with pytest.raises(EpochGone):
         await store.ratings.append([rating("u", "given")], epoch=epoch)
@@ -110,7 +108,7 @@ async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
     assert await held(store, "v", 1) == {"loose": 4.0}
     assert await leftovers(store, epoch) == []
     # A number is given once.
-    assert await store.ratings.begin_epoch() == epoch + 1
+    assert await store.epochs.begin() == epoch + 1
 
 
 async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store) -> None:
@@ -123,7 +121,7 @@ async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store
     await call(store.bulk, "switch_epochs", [keys.epochs(0)], [b"1", b"1,2"])
     await store.ratings.append([rating(f"u{n}", "a") for n in range(20)])
     other = await Store.open(store.settings)
-    await other.ratings.abandon_epoch(2)
+    await other.epochs.abandon(2)
     await other.close()
     assert await leftovers(store, 2) == []
     await store.ratings.append([rating(f"u{n}", "a") for n in range(20)])
@@ -133,16 +131,16 @@ async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store
 
 async def test_the_live_epoch_cannot_be_abandoned_or_removed(store: Store) -> None:
     lease = await lead(store)
-    epoch = await store.ratings.begin_epoch()
+    epoch = await store.epochs.begin()
     with pytest.raises(StoreError, match="not live"):
-        await store.ratings.finish_epoch(epoch)
+        await store.epochs.finish(epoch)
     with pytest.raises(StoreError, match="in use"):
         await store.generations.remove_epoch(epoch)
     await publish(store, lease, epoch=epoch)
     with pytest.raises(StoreError, match="live"):
-        await store.ratings.abandon_epoch(epoch)
+        await store.epochs.abandon(epoch)
     for _ in range(2):
-        await store.ratings.finish_epoch(epoch)
+        await store.epochs.finish(epoch)
     with pytest.raises(StoreError, match="in use"):
         await store.generations.remove_epoch(epoch)
     assert await command(store.bulk, b"GET", store.keys.epochs(0)) == b"2"
@@ -151,7 +149,7 @@ async def test_the_live_epoch_cannot_be_abandoned_or_removed(store: Store) -> No
 async def test_a_generation_of_the_history_before_cannot_come_back(store: Store) -> None:
     lease = await lead(store)
     old = await publish(store, lease)
-    epoch = await store.ratings.begin_epoch()
+    epoch = await store.epochs.begin()
     await publish(store, lease, epoch=epoch)
     with pytest.raises(GenerationUnknown):
         await store.generations.activate(old.writer.number, hold=False)
@@ -180,11 +178,11 @@ async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
             count += 1
 
     raters = [asyncio.create_task(rate(of, name)) for of, name in ((store, "a"), (other, "b"))]
-    epoch = await store.ratings.begin_epoch()
+    epoch = await store.epochs.begin()
     began.set()
     await store.ratings.append([rating("u", f"given-{n}") for n in range(20)], epoch=epoch)
     await publish(store, lease, epoch=epoch)
-    await store.ratings.finish_epoch(epoch)
+    await store.epochs.finish(epoch)
     await store.generations.remove_epoch(1)
     stop.set()
     await asyncio.gather(*raters)

@@ -226,9 +226,9 @@ async def test_a_new_epoch_is_finished_only_when_every_worker_serves_it(store: S
     first = await publish(store, lease)
     async with following(store, tmp_path) as follower:
         assert await wait_until_served(store.generations, 1, first.writer.number, 10.0, here=follower)
-        epoch = await store.ratings.begin_epoch()
+        epoch = await store.epochs.begin()
         await publish(store, lease, epoch=epoch)
-        await store.ratings.finish_epoch(epoch)
+        await store.epochs.finish(epoch)
         assert live_of(follower).epoch == epoch
 
 

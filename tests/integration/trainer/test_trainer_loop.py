@@ -151,7 +151,7 @@ async def test_new_epoch_end_to_end(store: Store, settings: TrainerSettings) -> 
     async with running_trainer(settings):
         await store.ratings.append(ratings())
         await fitted(store)
-        epoch = await store.ratings.begin_epoch()
+        epoch = await store.epochs.begin()
         fresh = ratings(users=8, prefix="v", seed=2)
         await store.ratings.append(fresh, epoch=epoch)
         await store.ratings.append([NewRating(b"both", b"i1", 4.0, 1e9)])
@@ -190,7 +190,7 @@ async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reade
         async def begin_after(pointer: Pointer) -> None:
             await follow(pointer)
             monkeypatch.undo()
-            epoch = await store.ratings.begin_epoch()
+            epoch = await store.epochs.begin()
             await store.ratings.append(ratings(), epoch=epoch)
             command = await store.commands.ask("epoch", epoch=epoch)
             await wait_until_async(lambda: epoch in term.epochs.numbers(), 20, "the new history is read")
@@ -209,7 +209,7 @@ async def test_abandoned_epoch_is_given_up(store: Store, settings: TrainerSettin
     hasty = trainer_settings(settings.store, tmp_path / "archive", abandon_s=1.0)
     async with running_trainer(hasty):
         await until_live(store)
-        epoch = await store.ratings.begin_epoch()
+        epoch = await store.epochs.begin()
         await store.ratings.append(ratings(), epoch=epoch)
 
         async def given_up() -> bool:
