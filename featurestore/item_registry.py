@@ -22,6 +22,8 @@ from featurestore.wire.resp import ReplyError, encode
 
 # Bounds how long one call keeps the store, and one reply this event loop, to about 2 ms.
 IDS_AT_ONCE = 2_000
+# The live epoch, the one that is being prepared, and the one before during the change.
+EPOCHS_KEPT = 3
 # So few ids are found in the dictionary in less time.
 FEW_IDS = 64
 # A table of so many ids is built in 3 ms; a larger one in a thread.
@@ -192,13 +194,13 @@ class ItemRegistries:
 
     def of(self, epoch: int) -> ItemRegistry:
         """Return the item registry of an epoch."""
-        registry = self._by_epoch.get(epoch)
+        registry = self._by_epoch.pop(epoch, None)
         if registry is None:
             registry = ItemRegistry(self._keys, self._connection, self._client, epoch, self._max_items)
-            self._by_epoch[epoch] = registry
-            # An epoch that was replaced is not asked for again; the one before may be, during the change.
-            for old in sorted(self._by_epoch)[:-3]:
-                del self._by_epoch[old]
+        # By last use, not by number: the live epoch has the lowest one after histories that were given up.
+        self._by_epoch[epoch] = registry
+        if len(self._by_epoch) > EPOCHS_KEPT:
+            del self._by_epoch[next(iter(self._by_epoch))]
         return registry
 
     async def verify(self, execute: Execute) -> None:
