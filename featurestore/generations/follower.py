@@ -141,62 +141,42 @@ class Follower:
             if entries:
                 await self._apply(live, decode_deltas(entries, live.model.item_width, self._after))
             more = len(entries) == DELTAS_AT_ONCE or len(ids) == ITEMS_AT_ONCE
-        self._follow(pointer)
+        # What the pointer names is loaded, unless it is here or being loaded.
+        live = self.live
+        here = (0, 0) if live is None else (live.epoch, live.generation)
+        if (
+            pointer.generation != 0
+            and (pointer.epoch, pointer.generation) != here
+            and (self._loading is None or self._loading.done())
+            and now - self._load_at >= RETRY_LOAD_S
+        ):
+            name = f"load-generation-{pointer.generation}"
+            self._loading = asyncio.create_task(self._load(pointer.epoch, pointer.generation), name=name)
         return more
 
-    def _follow(self, pointer: Pointer) -> None:
-        """Load the generation that the pointer names, unless it is here or being loaded."""
-        live = self.live
-        if pointer.generation == 0 or (self._loading is not None and not self._loading.done()):
-            return
-        if live is not None and (live.epoch, live.generation) == (pointer.epoch, pointer.generation):
-            return
-        if time.monotonic() - self._load_at < RETRY_LOAD_S:
-            return
-        name = f"load-generation-{pointer.generation}"
-        self._loading = asyncio.create_task(self._load(pointer), name=name)
-
-    async def _load(self, pointer: Pointer) -> None:
+    async def _load(self, epoch: int, generation: int) -> None:
+        """Load a generation and serve it."""
+        generations = self._store.generations
         try:
-            await self._load_generation(pointer.epoch, pointer.generation)
+            meta = await generations.meta(epoch, generation)
+            table = await self._cache.table(meta, generations.load_items(meta))
+            deltas = latest(await generations.read_deltas(meta))
+            await self._store.items(epoch).refresh()
+            index = await generations.load_index(meta) if meta.index_bytes else b""
+            live, room = await asyncio.to_thread(_live_generation, meta, table, deltas, index)
+            if self.live is not None or await self._announce(epoch, generation):
+                self.live, self._after, self._room = live, deltas.after, room
+                self.loads_total += 1
+                shown = {"epoch": epoch, "generation": generation, "items": live.n_items}
+                log.info("generation live", extra=shown)
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(self._cache.remove_unused, self._numbers, generation)
             self._load_at = float("-inf")
         except StoreError as exc:
             # Keep the one that serves; the next poll tries again, or finds that the pointer has moved on.
             self._load_at = time.monotonic()
             self.failures_total += 1
-            log.warning(
-                "loading a generation failed", extra={"generation": pointer.generation, "why": str(exc)}
-            )
-
-    async def _load_generation(self, epoch: int, generation: int) -> None:
-        generations = self._store.generations
-        meta = await generations.meta(epoch, generation)
-        table = await self._cache.table(meta, generations.load_items)
-        deltas = latest(await generations.read_deltas(meta))
-        await self._store.items(epoch).refresh()
-        n_items = max(meta.item_rows, int(deltas.rows.max(initial=-1)) + 1)
-        index = await generations.load_index(meta)
-        posterior = posterior_of(meta.model)
-        room = await asyncio.to_thread(_with_rows, posterior, table, meta.item_rows, deltas)
-        items = room[:n_items]
-        scorer, ranker = await asyncio.to_thread(_prepare, posterior, meta, items, index)
-        if self.live is None and not await self._announce(epoch, generation):
-            return
-        self.live = LiveGeneration(
-            epoch=epoch,
-            generation=generation,
-            posterior=posterior,
-            items=items,
-            n_items=n_items,
-            scorer=scorer,
-            ranker=ranker,
-            meta=meta,
-        )
-        self._after, self._room = deltas.after, room
-        self.loads_total += 1
-        log.info("generation live", extra={"epoch": epoch, "generation": generation, "items": n_items})
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._cache.remove_unused, self._numbers, generation)
+            log.warning("loading a generation failed", extra={"generation": generation, "why": str(exc)})
 
     async def _announce(self, epoch: int, generation: int) -> bool:
         """Say what this worker is about to serve; return whether that is still the live generation."""
@@ -239,9 +219,10 @@ class Follower:
             await self._client.hdel(self._keys.workers, self._worker_id)
 
 
-def _prepare(
-    posterior: PosteriorModel, meta: GenerationMeta, items: Float32s, index_bytes: bytes
-) -> tuple[Scorer, Ranker]:
+def _live_generation(
+    meta: GenerationMeta, table: Float32s, deltas: Deltas, index_bytes: bytes
+) -> tuple[LiveGeneration, Float32s]:
+    """What is served of a generation, and the table that its items are the first rows of."""
     index = None
     if index_bytes:
         try:
@@ -249,7 +230,21 @@ def _prepare(
         except ModelUnreadable as exc:
             # Without it the answers are exact, and later.
             log.warning("the index of a generation cannot be used", extra={"why": str(exc)})
-    return Scorer(posterior, items), Ranker(posterior, items, index)
+    posterior = posterior_of(meta.model)
+    n_items = max(meta.item_rows, int(deltas.rows.max(initial=-1)) + 1)
+    room = _with_rows(posterior, table, meta.item_rows, deltas)
+    items = room[:n_items]
+    live = LiveGeneration(
+        epoch=meta.summary.epoch,
+        generation=meta.summary.generation,
+        posterior=posterior,
+        items=items,
+        n_items=n_items,
+        scorer=Scorer(posterior, items),
+        ranker=Ranker(posterior, items, index),
+        meta=meta,
+    )
+    return live, room
 
 
 def _update(live: LiveGeneration, room: Float32s, news: Deltas, n_items: int) -> tuple[Float32s, Scorer]:

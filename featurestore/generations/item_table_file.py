@@ -10,7 +10,8 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 from zlib import crc32
@@ -41,7 +42,6 @@ WRITE_BYTES = 1 << 22
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 Piece = bytes | memoryview
-Chunks = Callable[[GenerationMeta], AsyncIterator[Piece]]
 
 
 def capacity_of(rows: int) -> int:
@@ -67,20 +67,36 @@ class TableCache:
                 "give FOLDIN_CACHE_DIR a folder of this user"
             ) from exc
 
-    async def table(self, meta: GenerationMeta, chunks: Chunks) -> Float32s:
+    async def table(self, meta: GenerationMeta, pieces: AsyncIterator[Piece]) -> Float32s:
         """The table (capacity, item_width) of a generation, private to this process when written to. Rows
-        that the generation does not have are spare, and hold nothing yet.
+        that the generation does not have are spare, and hold nothing yet. `pieces`: its bytes, asked for only
+        where no worker of this host has written them yet.
 
         Raises `GenerationBroken` where checksum or length does not fit, `StoreError` where the file cannot be
         written.
         """
-        path = self._path(meta)
+        summary = meta.summary
+        name = f"{self._namespace}.e{summary.epoch}.g{summary.generation}.{meta.crc32:08x}.items"
+        path, part = self._folder / name, self._folder / f".{name}.{os.getpid()}.part"
         try:
             mapped = await asyncio.to_thread(_map, path, meta)
-            if mapped is None:
-                mapped = await self._make(path, meta, chunks)
+            if mapped is not None:
+                return mapped
+            async with self._locked():
+                # Another worker may have written it meanwhile.
+                mapped = await asyncio.to_thread(_map, path, meta)
+                if mapped is None:
+                    try:
+                        await _write(part, meta, pieces)
+                        part.replace(path)
+                        _mark(path)
+                    finally:
+                        part.unlink(missing_ok=True)
+                    mapped = await asyncio.to_thread(_map, path, meta)
         except OSError as exc:
             raise StoreError(f"the item table cannot be written to {self._folder}: {exc.strerror}") from exc
+        if mapped is None:
+            raise GenerationBroken(f"{path} does not hold what was written to it")
         return mapped
 
     def remove_unused(self, generations: Collection[int], current: int) -> None:
@@ -96,98 +112,49 @@ class TableCache:
             if time.time() - path.stat().st_mtime > STALE_FILE_S:
                 path.unlink(missing_ok=True)
 
-    def _path(self, meta: GenerationMeta) -> Path:
-        summary = meta.summary
-        name = f"{self._namespace}.e{summary.epoch}.g{summary.generation}.{meta.crc32:08x}.items"
-        return self._folder / name
-
-    async def _make(self, path: Path, meta: GenerationMeta, chunks: Chunks) -> Float32s:
-        with await self._locked():
-            mapped = await asyncio.to_thread(_map, path, meta)
-            if mapped is not None:
-                return mapped
-            part = self._folder / f".{path.name}.{os.getpid()}.part"
-            try:
-                await self._write(part, meta, chunks)
-                part.replace(path)
-                _mark(path)
-            finally:
-                part.unlink(missing_ok=True)
-            mapped = await asyncio.to_thread(_map, path, meta)
-        if mapped is None:
-            raise GenerationBroken(f"{path} does not hold what was written to it")
-        return mapped
-
-    async def _write(self, part: Path, meta: GenerationMeta, chunks: Chunks) -> None:
-        size = 0
-        with part.open("wb") as file:
-            writer = _Writer(file)
-            try:
-                pieces: list[Piece] = []
-                waiting = 0
-                async for data in chunks(meta):
-                    pieces.append(data)
-                    waiting += len(data)
-                    size += len(data)
-                    if waiting >= WRITE_BYTES:
-                        await writer.write(pieces)
-                        pieces, waiting = [], 0
-                await writer.write(pieces)
-            finally:
-                checksum = await writer.done()
-            if checksum != meta.crc32 or size != 4 * meta.item_rows * meta.model.item_width:
-                raise GenerationBroken(
-                    f"the item table of generation {meta.summary.generation} is not what was written"
-                )
-            # A hole: no spare row is read before it is written.
-            file.truncate(4 * capacity_of(meta.item_rows) * meta.model.item_width)
-
-    async def _locked(self) -> "_Lock":
-        file = (self._folder / f".{self._namespace}.lock").open("wb")
-        end = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    file.close()
-                    raise StoreError("another worker has been writing an item table for too long") from None
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        with (self._folder / f".{self._namespace}.lock").open("wb") as file:
+            end = time.monotonic() + LOCK_WAIT_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        why = "another worker has been writing an item table for too long"
+                        raise StoreError(why) from None
                 await asyncio.sleep(LOCK_POLL_S)
-            else:
-                return _Lock(file)
+            yield
 
 
-class _Writer:
-    """Writes and adds up in a thread while the next pieces come from the store."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._checksum = 0
-        self._running: asyncio.Task[int] | None = None
-
-    async def write(self, pieces: Sequence[Piece]) -> None:
-        """Begin to write `pieces` when those before are written."""
-        if self._running is not None:
-            self._checksum = await self._running
-        writing = asyncio.to_thread(_append, self._file, pieces, self._checksum)
-        self._running = asyncio.create_task(writing, name="write an item table")
-
-    async def done(self) -> int:
-        """The checksum when all is written."""
-        if self._running is not None:
-            self._checksum, self._running = await self._running, None
-        return self._checksum
-
-
-class _Lock:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def __enter__(self) -> None:
-        """The lock is held already."""
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+async def _write(part: Path, meta: GenerationMeta, pieces: AsyncIterator[Piece]) -> None:
+    """Write a table and its spare rows. Raises `GenerationBroken` where it is not what was published."""
+    some: list[Piece] = []
+    size = some_bytes = checksum = 0
+    # Written and added up in a thread while the next pieces come from the store.
+    writing: asyncio.Task[int] | None = None
+    with part.open("wb") as file:
+        try:
+            async for data in pieces:
+                some.append(data)
+                some_bytes += len(data)
+                size += len(data)
+                if some_bytes >= WRITE_BYTES:
+                    if writing is not None:
+                        checksum = await writing
+                    write = asyncio.to_thread(_append, file, some, checksum)
+                    writing = asyncio.create_task(write, name="write an item table")
+                    some, some_bytes = [], 0
+        finally:
+            if writing is not None:
+                checksum = await writing
+        checksum = await asyncio.to_thread(_append, file, some, checksum)
+        if checksum != meta.crc32 or size != 4 * meta.item_rows * meta.model.item_width:
+            number = meta.summary.generation
+            raise GenerationBroken(f"the item table of generation {number} is not what was written")
+        # A hole: no spare row is read before it is written.
+        file.truncate(4 * capacity_of(meta.item_rows) * meta.model.item_width)
 
 
 def _append(file: IO[bytes], pieces: Sequence[Piece], checksum: int) -> int:

@@ -4,7 +4,7 @@ or it is left to the usual reader of replies.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,19 +73,12 @@ async def read_chunks(
             if not pending:
                 return
             future, reader = pending.popleft()
-            for piece in _pieces(connection, await future, reader):
-                yield piece
+            for reply in await future or reader.pieces:
+                if isinstance(reply, ReplyError):
+                    raise connection.failure(reply)
+                if reply is None:
+                    raise GenerationBroken("a chunk of a generation is gone")
+                yield reply
     finally:
         for future, _ in pending:
             future.add_done_callback(swallow)
-
-
-def _pieces(connection: Connection, replies: list[Any], reader: ChunkReader) -> Iterator[bytes | memoryview]:
-    if not replies:
-        yield from reader.pieces
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            raise connection.failure(reply)
-        if reply is None:
-            raise GenerationBroken("a chunk of a generation is gone")
-        yield reply

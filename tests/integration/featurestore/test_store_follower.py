@@ -248,7 +248,7 @@ async def test_a_large_table_is_read_whole_once_and_again_when_it_changed(
     async def mapped() -> np.ndarray[Any, Any]:
         checked.clear()
         cache = itemtable.TableCache(tmp_path, store.settings.namespace)
-        table = await cache.table(written.meta, store.generations.load_items)
+        table = await cache.table(written.meta, store.generations.load_items(written.meta))
         np.testing.assert_array_equal(table[:20], written.items)
         return table
 
