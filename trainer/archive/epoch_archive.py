@@ -92,19 +92,18 @@ class EpochArchive:
             expected = segment.name.last + 1
         return False
 
-    def append(self, table: pa.Table, spans: Spans) -> Segment:
+    def append(self, table: pa.Table, spans: Spans) -> None:
         """Add events that follow the archived ones. When it returns they are on disk.
 
         Raises `ArchiveFailedError` (nothing was added) or what the guard raises.
         """
         with self._appending:
-            segments = self._listed()
-            number = segments[-1].name.last + 1 if segments else 1
+            with self._state:
+                number = self._segments[-1].name.last + 1 if self._segments else 1
             name = SegmentName(number, number)
             segment = write_segment(self.directory, name, table, spans, step=self._step, guard=self._guard)
             with self._state:
                 self._segments.append(segment)
-        return segment
 
     def merge(self) -> bool:
         """Merge one run of neighbours; say whether there was one. Sets a damaged segment aside."""

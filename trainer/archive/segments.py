@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -92,12 +91,30 @@ def write_segment(
     """
     path = directory / str(name)
     temporary = path.with_name(path.name + TEMPORARY)
+    covered = {str(p): [*span.first, *span.last, span.events] for p, span in sorted(spans.items())}
+    header = {
+        "format": FORMAT,
+        "rows": table.num_rows,
+        "spans": covered,
+        "digest": digest(table, covered),
+    }
     try:
         step("segment:write")
-        _write_parquet(temporary, _with_metadata(table, spans))
+        with pa.OSFile(str(temporary), "wb") as file:
+            # Dictionaries for the columns that repeat their values; positions, counts and times hardly do.
+            pq.write_table(
+                table.replace_schema_metadata({METADATA_KEY: json.dumps(header).encode()}),
+                file,
+                row_group_size=ROW_GROUP_ROWS,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=["partition", "user_id", "item_id", "item_row", "rating"],
+                write_page_checksum=True,
+            )
         step("segment:written")
         # In this order: a name that a power cut leaves must not stand before content that it takes away.
-        sync_file(temporary)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
         step("segment:synced")
         guard()
         temporary.rename(path)
@@ -128,7 +145,7 @@ def read_segment(path: Path) -> tuple[pa.Table, dict[int, Span]]:
     if not table.schema.equals(SCHEMA):
         raise SegmentDamagedError(path, "has other columns")
     spans = _parse_spans(path, header)
-    if header.get("rows") != table.num_rows or header.get("digest") != digest(table, spans):
+    if header.get("rows") != table.num_rows or header.get("digest") != digest(table, header["spans"]):
         raise SegmentDamagedError(path, "checksum does not match")
     return table, spans
 
@@ -144,23 +161,29 @@ def inspect_segment(path: Path, name: SegmentName) -> Segment:
     return Segment(path, name, _parse_spans(path, _header(path, footer.metadata)), int(footer.num_rows))
 
 
-def digest(table: pa.Table, spans: Spans) -> str:
-    """Return the SHA-256 over the bytes of the columns and the spans, however the table is cut in chunks."""
-    state = hashlib.sha256(json.dumps(_spans_json(spans), sort_keys=True).encode())
+def digest(table: pa.Table, spans: object) -> str:
+    """Return the SHA-256 over the bytes of the columns, however the table is cut in chunks, and the header's
+    spans.
+    """
+    state = hashlib.sha256(json.dumps(spans, sort_keys=True).encode())
     for field in SCHEMA:
-        column = table[field.name]
-        if pa.types.is_string(field.type):
-            _update_with_strings(state, column)
-        else:
-            for chunk in column.chunks:
+        chunks = [chunk for chunk in table[field.name].chunks if len(chunk)]
+        if not pa.types.is_string(field.type):
+            for chunk in chunks:
                 state.update(np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).data)
+            continue
+        texts = []
+        for chunk in chunks:
+            _, offsets, data = chunk.buffers()
+            ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            texts.append((ends, memoryview(data or b"")))
+        # All lengths, then all texts: so the digest does not depend on where the chunks end, and no two
+        # columns share it.
+        for ends, _ in texts:
+            state.update(np.diff(ends).astype("<i4").data)
+        for ends, text in texts:
+            state.update(text[ends[0] : ends[-1]])
     return state.hexdigest()
-
-
-def sync_file(path: Path) -> None:
-    """Wait until the file is on disk."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
@@ -170,50 +193,6 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _update_with_strings(state: "hashlib._Hash", column: pa.ChunkedArray) -> None:
-    chunks = [_string_parts(chunk) for chunk in column.chunks if len(chunk)]
-    # All lengths, then all texts: so the digest does not depend on where the chunks end, and no two columns
-    # share it.
-    for offsets, _ in chunks:
-        state.update(np.diff(offsets).astype("<i4").data)
-    for offsets, data in chunks:
-        state.update(data[offsets[0] : offsets[-1]])
-
-
-def _string_parts(chunk: pa.StringArray) -> tuple[npt.NDArray[np.int32], memoryview]:
-    _, offsets, data = chunk.buffers()
-    view = memoryview(b"") if data is None else memoryview(data)
-    return np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1], view
-
-
-def _write_parquet(path: Path, table: pa.Table) -> None:
-    with pa.OSFile(str(path), "wb") as file:
-        # Dictionaries for the columns that repeat their values; positions, counts and times hardly do.
-        pq.write_table(
-            table,
-            file,
-            row_group_size=ROW_GROUP_ROWS,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=["partition", "user_id", "item_id", "item_row", "rating"],
-            write_page_checksum=True,
-        )
-
-
-def _with_metadata(table: pa.Table, spans: Spans) -> pa.Table:
-    header = {
-        "format": FORMAT,
-        "rows": table.num_rows,
-        "spans": _spans_json(spans),
-        "digest": digest(table, spans),
-    }
-    return table.replace_schema_metadata({METADATA_KEY: json.dumps(header).encode()})
-
-
-def _spans_json(spans: Spans) -> dict[str, list[int]]:
-    return {str(p): [*span.first, *span.last, span.events] for p, span in sorted(spans.items())}
 
 
 def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, object]:
