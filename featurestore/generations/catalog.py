@@ -156,15 +156,12 @@ class Generations:
         name = self._keys.deltas(epoch, generation)
         rows, vectors = np.asarray(rows, dtype="<i4"), np.asarray(vectors, dtype="<f4")
         for start in range(0, len(rows), ROWS_PER_DELTA):
-            stop = start + ROWS_PER_DELTA
-            pipe = self._client.pipeline()
-            pipe.xadd(name, _delta(rows[start:stop], vectors[start:stop]), nomkstream=True)
-            pipe.xlen(name)
-            added, length = await pipe.execute()
-            if added is None:
+            part = slice(start, start + ROWS_PER_DELTA)
+            delta: Any = {b"r": rows[part].tobytes(), b"v": vectors[part].tobytes()}
+            if await self._client.xadd(name, delta, nomkstream=True) is None:
                 raise GenerationUnknown(generation)
-            if length > DELTAS_MERGED:
-                await self._merge_deltas(name, vectors.shape[1])
+        if await self._client.xlen(name) > DELTAS_MERGED:
+            await self._merge_deltas(name, vectors.shape[1])
 
     async def read_deltas(self, meta: GenerationMeta, after: str = "0") -> Deltas:
         """Return all deltas after a stream id. Raises `GenerationBroken`."""
@@ -265,14 +262,9 @@ class Generations:
         merged = latest(decode_deltas(await self._delta_entries(name, "0"), width, "0"))
         first: Any = None
         for start in range(0, len(merged.rows), ROWS_PER_DELTA):
-            stop = start + ROWS_PER_DELTA
-            delta = _delta(merged.rows[start:stop], merged.vectors[start:stop])
+            part = slice(start, start + ROWS_PER_DELTA)
+            delta: Any = {b"r": merged.rows[part].tobytes(), b"v": merged.vectors[part].tobytes()}
             added = await self._client.xadd(name, delta, nomkstream=True)
             first = first or added
         if first is not None:
             await self._client.xtrim(name, minid=first, approximate=False)
-
-
-def _delta(rows: Int32s, vectors: Float32s) -> dict[Any, Any]:
-    """The fields of a stream entry with item rows (m,) and their vectors (m, item_width)."""
-    return {b"r": rows.tobytes(), b"v": vectors.tobytes()}
