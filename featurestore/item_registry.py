@@ -60,7 +60,7 @@ class ItemRegistry:
 
     @property
     def ids(self) -> Sequence[bytes | None]:
-        """The id of each row, None where it is not known here."""
+        """The id of each row, None where it is not known here. It only grows: any thread may read it."""
         return self._ids
 
     def find(self, item_ids: Ids) -> Int64s:
@@ -168,7 +168,7 @@ class ItemRegistry:
     def clear(self) -> None:
         """Forget everything."""
         self._rows.clear()
-        self._ids.clear()
+        self._ids = []
         self._known = 0
         self._table, self._building = RowTable([]), None
 

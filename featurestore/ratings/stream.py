@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from factors import Float64s, Int32s, Int64s
 from featurestore.client import Client
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW
 from featurestore.errors import EpochGone, LeaseLost, StoreError
 from featurestore.keys import Keys
 from featurestore.leases import Lease
@@ -53,6 +53,11 @@ class Events:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def n_items(self) -> int:
+        """One more than the highest item row; 0 without any."""
+        return int(self.item_row.max(initial=-1, where=self.item_row != FORGOTTEN_ROW)) + 1
 
     @property
     def last(self) -> dict[int, tuple[int, int]]:

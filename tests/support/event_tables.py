@@ -34,4 +34,4 @@ def event_table(
         rating=np.asarray(rating, dtype=np.float64),
         time=np.full(count, time, dtype=np.float64),
     )
-    return make_table(events, [b"i%d" % row for row in np.unique(items).tolist()])
+    return make_table(events, [b"i%d" % row for row in range(events.n_items)])

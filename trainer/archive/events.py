@@ -11,10 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.codecs import FORGOTTEN_ROW
-from featurestore.item_registry import ItemRegistry
 from featurestore.ratings.stream import Events
-from trainer.threads import Threads
 
 SCHEMA = pa.schema(
     [
@@ -86,26 +83,19 @@ def string_array(values: Iterable[bytes]) -> pa.StringArray:
     return pa.array(list(values), type=pa.binary()).view(pa.string())
 
 
-async def new_events(
-    events: Events, positions: Mapping[int, Position], registry: ItemRegistry, threads: Threads
+def new_events(
+    events: Events, item_ids: Sequence[bytes | None], positions: Mapping[int, Position]
 ) -> tuple[pa.Table, dict[int, Span]]:
-    """Return the events after `positions` as a table, marks of forgotten users included, and its spans.
-
-    The registry is read again where another process has registered items. Raises `StoreUnavailable`.
-    """
-    rows = np.unique(events.item_row)
-    items = rows[rows != FORGOTTEN_ROW]
-    if len(items) and int(items[-1]) >= len(registry):
-        await registry.refresh()
-    size = len(registry)
-    ids = [registry.ids[row] or b"" if row < size else b"" for row in rows.tolist()]
-    table = after(await threads.run(make_table, events, ids), positions)
+    """Return the events after `positions` as a table, marks of forgotten users included, and its spans."""
+    table = after(make_table(events, item_ids), positions)
     return table, spans_of(table)
 
 
-def make_table(events: Events, item_ids: Sequence[bytes]) -> pa.Table:
-    """Return events as a table of `SCHEMA`. `item_ids`: of their distinct item rows, ascending."""
-    items = np.unique(events.item_row, return_inverse=True)[1]
+def make_table(events: Events, item_ids: Sequence[bytes | None]) -> pa.Table:
+    """Return events as a table of `SCHEMA`. `item_ids`: by item row; a row that it lacks has the empty id."""
+    rows, index = np.unique(events.item_row, return_inverse=True)
+    size = len(item_ids)
+    ids = [item_ids[row] or b"" if row < size else b"" for row in rows.tolist()]
     # Through numpy: no Python object for each number.
     columns = {
         "partition": events.partition.astype(np.uint16),
@@ -114,7 +104,7 @@ def make_table(events: Events, item_ids: Sequence[bytes]) -> pa.Table:
         "user_id": string_array(events.users).take(pa.array(events.user)),
         "n": events.n,
         "item_row": events.item_row.astype(np.uint32),
-        "item_id": string_array(item_ids).take(pa.array(items)),
+        "item_id": string_array(ids).take(pa.array(index)),
         "rating": events.rating,
         "time": events.time,
     }

@@ -158,7 +158,10 @@ class EpochConsumer:
         """Archive the events that are new, then acknowledge all of them."""
         self._step("consume:read")
         registry = self._store.items(self.epoch)
-        table, spans = await new_events(events, self.positions, registry, self._threads)
+        if events.n_items > len(registry):
+            # Another process has registered items.
+            await registry.refresh()
+        table, spans = await self._threads.run(new_events, events, registry.ids, self.positions)
         if spans:
             forgotten = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
             marks = table.filter(forgotten)

@@ -19,7 +19,7 @@ from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive, Snapshot
-from trainer.archive.events import Span, new_events
+from trainer.archive.events import Span, make_table
 from trainer.retry import with_retries
 from trainer.threads import Threads
 
@@ -45,7 +45,8 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None
     ends = await with_retries(store.ratings.tails, epoch)
     old = await threads.run(archive.begin_rebuild)
     rows = 0
-    async for part in _parts(store, epoch, threads):
+    async for users in _parts(store, epoch):
+        part = await _table(store, epoch, users, threads)
         rows += part.num_rows
         await threads.run(archive.append, part, {})
     spans = {partition: Span(end.last, end.last, end.last[1]) for partition, end in ends.items()}
@@ -53,30 +54,19 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None
     log.event("archive_rebuilt", epoch=epoch, ratings=rows)
 
 
-async def _parts(store: Store, epoch: int, threads: Threads) -> AsyncIterator[pa.Table]:
-    pending: list[StoredUser] = []
-    waiting = 0
-    async for found in _users(store, epoch):
-        for user in found:
-            pending.append(user)
-            waiting += len(user.history) // ENTRY_BYTES
-        if waiting >= _PART_ROWS:
-            yield await _table(store, epoch, pending, threads)
-            pending, waiting = [], 0
-    if pending:
-        yield await _table(store, epoch, pending, threads)
-
-
-async def _users(store: Store, epoch: int) -> AsyncIterator[list[StoredUser]]:
-    """Yield all users of an epoch in blocks; one may come twice."""
+async def _parts(store: Store, epoch: int) -> AsyncIterator[list[StoredUser]]:
+    """Yield all users of an epoch, as many at a time as have a part's rows; one may come twice."""
+    users: list[StoredUser] = []
     for partition in range(store.config.partitions):
-        cursor = 0
-        while True:
-            cursor, users = await with_retries(store.users.scan, epoch, partition, cursor)
-            if users:
+        cursor, more = 0, True
+        while more:
+            cursor, found = await with_retries(store.users.scan, epoch, partition, cursor)
+            users, more = users + found, cursor != 0
+            if sum(len(user.history) for user in users) >= _PART_ROWS * ENTRY_BYTES:
                 yield users
-            if not cursor:
-                break
+                users = []
+    if users:
+        yield users
 
 
 async def _table(store: Store, epoch: int, users: Sequence[StoredUser], threads: Threads) -> pa.Table:
@@ -101,5 +91,7 @@ async def _table(store: Store, epoch: int, users: Sequence[StoredUser], threads:
         rating=entries["rating"].astype(np.float64),
         time=entries["time"].astype(np.float64),
     )
-    table, _ = await with_retries(new_events, events, {}, store.items(epoch), threads)
-    return table
+    registry = store.items(epoch)
+    if events.n_items > len(registry):
+        await with_retries(registry.refresh)
+    return await threads.run(make_table, events, registry.ids)

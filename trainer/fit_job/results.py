@@ -90,7 +90,7 @@ class FitResult:
             position = int(first[k])
             while position < len(self.hashes) and self.hashes[position] == wanted[k]:
                 row = int(self.hash_rows[position])
-                found = self.user_ids(row, row + 1)[0]
+                found = self.id_bytes[self.id_offsets[row] : self.id_offsets[row + 1]].tobytes()
                 if found == user_id or (erased and is_erased(found)):
                     rows[k] = row
                     break
