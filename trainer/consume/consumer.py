@@ -6,7 +6,7 @@ archived again.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import pyarrow as pa
@@ -82,27 +82,31 @@ class EpochConsumer:
         """
         try:
             async with self._exclusive:
-                await self._prepare()
+                self._store.stream.restart(self.epoch)
+                self._take_stock()
+                ends = await with_retries(self._store.ratings.tails, self.epoch)
+                if is_incomplete(self._archive.snapshot(), ends, holes=self._archive.has_holes()):
+                    await self._rebuild()
+                await self._enter("consuming")
             await self._consume()
         finally:
             # After a cancelled consumer its files are removed: a repair or an erasure in them ends first.
             async with self._exclusive:
                 await self._enter("ended")
 
+    @property
+    def consuming(self) -> bool:
+        """Whether the archive is known to be complete."""
+        return self._state == "consuming"
+
     async def ready(self) -> None:
         """Return when the archive is known to be complete. Raises `EpochGone` when the epoch is."""
-        await self._until(lambda: self._state == "consuming")
-
-    async def reached(self, targets: Mapping[int, Position]) -> None:
-        """Return when everything up to `targets` is archived. Raises `EpochGone` when that will not be."""
-        await self._until(
-            lambda: all(self.positions.get(p, START) >= target for p, target in targets.items())
-        )
+        await self._until(lambda: self.consuming)
 
     async def reached_now(self) -> None:
         """Return when all that was acknowledged before this call is archived. Raises `EpochGone`."""
         ends = await with_retries(self._store.ratings.tails, self.epoch)
-        await self.reached({partition: end.last for partition, end in ends.items()})
+        await self._until(lambda: all(self.positions.get(p, START) >= end.last for p, end in ends.items()))
 
     async def repair(self) -> None:
         """Rebuild the archive from the store's histories. Raises `EpochGone`."""
@@ -122,14 +126,6 @@ class EpochConsumer:
             # stream.
             if n == 0 and digest_of(user_id) not in self._erased:
                 await self._erase(user_id)
-
-    async def _prepare(self) -> None:
-        self._store.stream.restart(self.epoch)
-        self._take_stock()
-        ends = await with_retries(self._store.ratings.tails, self.epoch)
-        if is_incomplete(self._archive.snapshot(), ends, holes=self._archive.has_holes()):
-            await self._rebuild()
-        await self._enter("consuming")
 
     async def _consume(self) -> None:
         backoff = Backoff(0.1, 2.0)

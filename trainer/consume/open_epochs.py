@@ -66,8 +66,10 @@ class OpenEpochs:
 
     async def open(self, number: int) -> OpenEpoch:
         """Return the epoch once its archive is known to be complete. Raises `EpochGone`."""
-        epoch = await self.begin(number)
-        await epoch.consumer.ready()
+        epoch = self._open.get(number)
+        if epoch is None or not epoch.consumer.consuming:
+            epoch = await self.begin(number)
+            await epoch.consumer.ready()
         return epoch
 
     async def begin(self, number: int) -> OpenEpoch:
