@@ -82,7 +82,7 @@ def write_segment(
     table: pa.Table,
     spans: Spans,
     *,
-    step: Step = no_step,
+    step: Step,
     guard: Guard,
 ) -> Segment:
     """Write `table` under `name`, unless the guard raises.

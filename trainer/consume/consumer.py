@@ -22,11 +22,12 @@ from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import START, Position, new_events, without_user
-from trainer.archive.segments import Step, no_step
+from trainer.archive.segments import Step
 from trainer.consume.rebuild import is_incomplete, rebuild
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates
 from trainer.retry import with_retries
+from trainer.settings import TrainerSettings
 from trainer.threads import Threads
 
 # How long the store holds a blocking read: a stop and an erasure wait for it at most so long.
@@ -43,6 +44,7 @@ class EpochConsumer:
 
     def __init__(
         self,
+        settings: TrainerSettings,
         store: Store,
         lease: Lease,
         archive: EpochArchive,
@@ -50,10 +52,7 @@ class EpochConsumer:
         fits: FitFolder,
         item_updates: ItemUpdates,
         threads: Threads,
-        batch_events: int,
-        linger_s: float,
-        step: Step = no_step,
-        clock: Callable[[], float] = time.monotonic,
+        step: Step,
     ) -> None:
         self.epoch = archive.epoch
         self._archive = archive
@@ -62,12 +61,11 @@ class EpochConsumer:
         self._fits = fits
         self._item_updates = item_updates
         self._threads = threads
-        self._count = max(1, batch_events // store.config.partitions)
+        self._count = max(1, settings.batch_events // store.config.partitions)
         # A reply that the store holds back longer than its time-out would count as lost.
         self._block_ms = min(_BLOCK_MS, round(500 * store.settings.timeout_s))
-        self._linger_s = linger_s
+        self._linger_s = settings.linger_s
         self._step = step
-        self._clock = clock
         self.positions: dict[int, Position] = {}
         self.archived_events = 0
         self._state: Literal["new", "consuming", "ended"] = "new"
@@ -130,7 +128,7 @@ class EpochConsumer:
     async def _consume(self) -> None:
         backoff = Backoff(0.1, 2.0)
         while True:
-            began_at = self._clock()
+            began_at = time.monotonic()
             try:
                 async with self._exclusive:
                     events = await self._store.stream.read(
@@ -148,7 +146,7 @@ class EpochConsumer:
                 continue
             if len(events) and not events.more:
                 # Batches far apart enough that a slow stream does not make a file of each event.
-                await asyncio.sleep(max(0.0, self._linger_s - (self._clock() - began_at)))
+                await asyncio.sleep(max(0.0, self._linger_s - (time.monotonic() - began_at)))
 
     async def _take(self, events: Events) -> None:
         """Archive the events that are new, then acknowledge all of them."""

@@ -81,14 +81,13 @@ class OpenEpochs:
                     log.warning("segment_damaged", epoch=number, segment=damage.path.name, why=damage.why)
                 fits = FitFolder(archive.directory)
                 consumer = EpochConsumer(
+                    self._settings,
                     self._store,
                     self._lease,
                     archive,
                     fits=fits,
                     item_updates=self._item_updates,
                     threads=self._threads,
-                    batch_events=self._settings.batch_events,
-                    linger_s=self._settings.linger_s,
                     step=self._step,
                 )
                 self._open[number] = OpenEpoch(archive, fits, consumer)

@@ -26,7 +26,7 @@ from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.events import START, Position, after, parse_position
-from trainer.archive.segments import Step, no_step, read_segment
+from trainer.archive.segments import Step, read_segment
 from trainer.errors import SegmentDamagedError, SegmentGoneError
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates, LiveFit
@@ -246,7 +246,7 @@ class _Target:
 class ItemUpdater:
     """Folds items in for one term, as told by `updates`."""
 
-    def __init__(self, store: Store, updates: ItemUpdates, threads: Threads, *, step: Step = no_step) -> None:
+    def __init__(self, store: Store, updates: ItemUpdates, threads: Threads, *, step: Step) -> None:
         self._store = store
         self._updates = updates
         self._threads = threads
