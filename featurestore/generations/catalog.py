@@ -26,6 +26,7 @@ from featurestore.generations.manifest import (
     decode_deltas,
     decode_meta,
     decode_summary,
+    draft_summary,
     latest,
     read_pointer,
 )
@@ -85,27 +86,23 @@ class Generations:
             raise GenerationUnknown(generation)
         return decode_meta(text)
 
-    async def begin(
-        self, lease: Lease, epoch: int, draft: GenerationDraft, *, pause_s: float = 0.0
-    ) -> GenerationWriter:
+    async def begin(self, lease: Lease, epoch: int, draft: GenerationDraft) -> GenerationWriter:
         """Begin to write a generation, after removing all but the live one and the one to roll back to.
 
-        `pause_s`: between the small steps of writing, for a store that has little room. Raises `LeaseLost`.
+        Raises `LeaseLost`.
         """
         reply = await self._client.call("allot_generation", [self._keys.live], [b"%d" % lease.fence])
         if reply[0] != b"OK":
             raise LeaseLost("another trainer leads")
-        kept = await self.prune(pause_s)
+        kept = await self.prune()
         writer = GenerationWriter(
             self._keys,
             self._connection,
             self._client,
-            lease=lease,
-            number=int(reply[1]),
-            epoch=epoch,
-            draft=draft,
+            lease,
+            summary=draft_summary(int(reply[1]), epoch, draft),
+            positions=dict(draft.positions),
             kept=kept,
-            pause_s=pause_s,
         )
         await writer.register()
         return writer

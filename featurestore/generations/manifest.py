@@ -186,11 +186,6 @@ def draft_summary(number: int, epoch: int, draft: GenerationDraft) -> Generation
     )
 
 
-def encode_summary(summary: GenerationSummary) -> bytes:
-    """A summary as JSON."""
-    return msgspec.json.encode(summary)
-
-
 def decode_summary(text: Text) -> GenerationSummary:
     """A summary from JSON. Raises `GenerationBroken`."""
     try:

@@ -19,67 +19,57 @@ from featurestore.wire.resp import bulk
 # One call of so many records keeps the store for about 0.1 ms (6 us each): a lookup waits for one at most,
 # since each is awaited and followed by a pause.
 RECORDS_AT_ONCE = 16
-# Users whose records are packed in one turn of the event loop (1.5 us each).
-USERS_PACKED = 2_000
 # A generation that was dropped since records were last written is likely one of so many before this one.
 LIKELY_DROPPED = 3
 
 
 class RecordWriter:
-    """Writes records of one generation. `kept`: the numbers of all generations that are kept, this one too.
-
-    `pause_s`: after each call at least; and at least as long as the call took.
-    """
+    """Writes records of one generation. `kept`: the numbers of all that are kept, this one too."""
 
     def __init__(
-        self,
-        keys: Keys,
-        connection: Connection,
-        *,
-        epoch: int,
-        number: int,
-        kept: Iterable[int],
-        pause_s: float = 0.0,
+        self, keys: Keys, connection: Connection, *, epoch: int, number: int, kept: Iterable[int]
     ) -> None:
         self._keys = keys
         self._connection = connection
         self._epoch = epoch
-        self._pause_s = pause_s
-        self._head = _head(number, {*kept, number})
+        self._number = number
+        self._kept = {*kept, number}
         self._with_digests: set[int] = set()
 
     async def write(self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s) -> int:
         """Write records of users: the `n` (u,) that the fit has seen of each, its row (u, user_width).
 
-        Returns how many are there now. Not there are users who were forgotten meanwhile, or whose record of
-        this generation is newer. May be repeated. Raises `StoreError`.
+        Packs them in one turn of the event loop (1.5 us each): some thousands at a time. Returns how many are
+        there now. Not there are users who were forgotten meanwhile, or whose record of this generation is
+        newer. May be repeated. Raises `StoreError`.
         """
-        taken = 0
-        for start in range(0, len(user_ids), USERS_PACKED):
-            some = slice(start, start + USERS_PACKED)
-            taken += await self._write_some(user_ids[some], n[some], vectors[some])
-        return taken
-
-    async def _write_some(self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s) -> int:
-        """Partition by partition: a call has the keys of one."""
-        partitions = self._keys.partitions
-        partition = partitions_of(user_ids, partitions)
+        partition = partitions_of(user_ids, self._keys.partitions)
+        # Partition by partition: a call has the keys of one.
         order = np.argsort(partition, kind="stable")
-        ends = np.cumsum(np.bincount(partition, minlength=partitions)).tolist()
-        data, stride = _pack_arguments(n[order], vectors[order])
         ordered = [user_ids[position] for position in order.tolist()]
+        ends = np.cumsum(np.bincount(partition, minlength=self._keys.partitions)).tolist()
+        # What all calls begin with, and the records one after the other, all of one length: as RESP.
+        known = Kept.of(self._kept)
+        before = range(max(1, self._number - LIKELY_DROPPED), self._number)
+        likely = b",".join([record_field(number) for number in before if number not in self._kept])
+        head = b"".join(map(bulk, (record_field(self._number), b"%d" % known.upto, known.fields, likely)))
+        record = codecs.record_dtype(vectors.shape[1])
+        length = b"$%d\r\n" % record.itemsize
+        table = np.empty(len(n), dtype=[("length", f"S{len(length)}"), ("record", record), ("end", "S2")])
+        table["length"], table["end"] = length, b"\r\n"
+        table["record"]["n"], table["record"]["vector"] = n[order], vectors[order]
         taken = first = 0
         for each, end in enumerate(ends):
             for start in range(first, end, RECORDS_AT_ONCE):
                 stop = min(start + RECORDS_AT_ONCE, end)
                 began = time.monotonic()
-                taken += await self._put(each, ordered[start:stop], data[start * stride : stop * stride])
+                taken += await self._put(head, each, ordered[start:stop], table[start:stop].tobytes())
                 # At least half of the time is left to lookups, on a machine that is shared with them too.
-                await asyncio.sleep(max(self._pause_s, time.monotonic() - began))
+                await asyncio.sleep(time.monotonic() - began)
             first = end
         return taken
 
-    async def _put(self, partition: int, user_ids: Sequence[bytes], records: bytes) -> int:
+    async def _put(self, head: bytes, partition: int, user_ids: Sequence[bytes], records: bytes) -> int:
         """One call: `records` of these users of one partition, as RESP."""
         prefix = self._keys.user_prefixes(self._epoch)[partition]
         a = len(prefix)
@@ -87,28 +77,10 @@ class RecordWriter:
         names += [b"$%d\r\n%b%b\r\n" % (a + len(user_id), prefix, user_id) for user_id in user_ids]
         # Digests are of use only where a user was forgotten: then the store asks for them.
         digests = b"".join(map(digest_of, user_ids)) if partition in self._with_digests else b""
-        args = [self._head, bulk(digests), records]
+        args = [head, bulk(digests), records]
         packed = encode_packed_call("put_records", len(names), names, 5 + len(user_ids), args)
         (reply,) = await call_many(self._connection, [packed])
         if reply[0] == b"DIGESTS":
             self._with_digests.add(partition)
-            return await self._put(partition, user_ids, records)
+            return await self._put(head, partition, user_ids, records)
         return int(reply[1])
-
-
-def _head(number: int, kept: set[int]) -> bytes:
-    """The first four arguments of `put_records`, as RESP."""
-    known = Kept.of(kept)
-    before = range(max(1, number - LIKELY_DROPPED), number)
-    likely = b",".join([record_field(each) for each in before if each not in kept])
-    return b"".join(map(bulk, (record_field(number), b"%d" % known.upto, known.fields, likely)))
-
-
-def _pack_arguments(n: Int64s, vectors: Float32s) -> tuple[bytes, int]:
-    """Records (see `codecs`) as RESP, one after the other, and the length that each has."""
-    record = codecs.record_dtype(vectors.shape[1])
-    head = b"$%d\r\n" % record.itemsize
-    table = np.empty(len(n), dtype=[("head", f"S{len(head)}"), ("record", record), ("end", "S2")])
-    table["head"], table["end"] = head, b"\r\n"
-    table["record"]["n"], table["record"]["vector"] = n, vectors
-    return table.tobytes(), table.itemsize

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from zlib import crc32
 
+import msgspec
 import numpy as np
 
 from factors import Float32s, Int64s, Model, all_finite_items
@@ -14,12 +15,9 @@ from featurestore.client import Client
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
 from featurestore.generations.manifest import (
     CHUNK_BYTES,
-    GenerationDraft,
     GenerationMeta,
-    chunk_count,
-    draft_summary,
+    GenerationSummary,
     encode_meta,
-    encode_summary,
 )
 from featurestore.generations.record_writer import RecordWriter
 from featurestore.keys import Keys
@@ -29,11 +27,6 @@ from featurestore.wire.functions import commands
 
 # A quarter of a megabyte a step, each awaited: lookups wait for at most one of them.
 CHUNKS_AT_ONCE = 4
-
-
-def rows_per_chunk(width: int) -> int:
-    """Whole rows of `width` float32 numbers in a chunk."""
-    return max(1, CHUNK_BYTES // (4 * width))
 
 
 class GenerationWriter:
@@ -48,27 +41,21 @@ class GenerationWriter:
         keys: Keys,
         connection: Connection,
         client: Client,
-        *,
         lease: Lease,
-        number: int,
-        epoch: int,
-        draft: GenerationDraft,
+        *,
+        summary: GenerationSummary,
+        positions: dict[int, str],
         kept: Iterable[int],
-        pause_s: float,
     ) -> None:
         self._keys = keys
         self._connection = connection
         self._client = client
         self._lease = lease
-        self.number = number
-        self._epoch = epoch
-        self._positions = dict(draft.positions)
-        self._summary = draft_summary(number, epoch, draft)
-        self.kept = frozenset({*kept, number})
-        self._records = RecordWriter(
-            keys, connection, epoch=epoch, number=number, kept=self.kept, pause_s=pause_s
-        )
-        self._pause_s = pause_s
+        self._summary = summary
+        self._positions = positions
+        self._epoch, self.number = summary.epoch, summary.generation
+        self.kept = frozenset({*kept, self.number})
+        self._records = RecordWriter(keys, connection, epoch=self._epoch, number=self.number, kept=self.kept)
         self._meta: GenerationMeta | None = None
 
     async def register(self) -> None:
@@ -89,18 +76,20 @@ class GenerationWriter:
         table = np.ascontiguousarray(items, dtype="<f4")
         if not all_finite_items(model, table):
             raise GenerationBroken("an item table that is not finite")
-        step = rows_per_chunk(model.item_width)
-        self._summary = replace(self._summary, chunks=chunk_count(len(table), step))
+        # Whole rows, one at least.
+        step = max(1, CHUNK_BYTES // (4 * model.item_width))
+        starts = range(0, len(table), step)
+        self._summary = replace(self._summary, chunks=len(starts))
         await self._put_summary()
         checksum = 0
-        for first in range(0, self._summary.chunks, CHUNKS_AT_ONCE):
+        for first in range(0, len(starts), CHUNKS_AT_ONCE):
             some = []
-            for chunk in range(first, min(first + CHUNKS_AT_ONCE, self._summary.chunks)):
-                data = table[chunk * step : (chunk + 1) * step].tobytes()
+            for start in starts[first : first + CHUNKS_AT_ONCE]:
+                data = table[start : start + step].tobytes()
                 checksum = crc32(data, checksum)
-                some.append((b"SET", self._keys.chunk(self._epoch, self.number, chunk), data))
+                some.append((b"SET", self._keys.chunk(self._epoch, self.number, start // step), data))
             await commands(self._connection, some)
-            await asyncio.sleep(self._pause_s)
+            await asyncio.sleep(0)
         self._meta = GenerationMeta(self._summary, self._positions, len(table), step, checksum, model)
 
     async def write_index(self, index: bytes) -> None:
@@ -115,7 +104,7 @@ class GenerationWriter:
             keys = [self._keys.index_chunk(self._epoch, self.number, chunk) for chunk in names]
             some = [(b"SET", key, pieces[chunk]) for key, chunk in zip(keys, names, strict=True)]
             await commands(self._connection, some)
-            await asyncio.sleep(self._pause_s)
+            await asyncio.sleep(0)
         self._meta = replace(
             self._meta, summary=self._summary, index_bytes=len(index), index_crc32=crc32(index)
         )
@@ -139,7 +128,7 @@ class GenerationWriter:
         meta = self._meta
         if meta is None:
             raise StoreError("a generation without an item table cannot go live")
-        await verify_items(self._keys, self._connection, meta, self._pause_s)
+        await verify_items(self._keys, self._connection, meta)
         self._summary = replace(self._summary, state="ready")
         self._meta = meta = replace(meta, summary=self._summary)
         await self._client.set(self._keys.meta(self._epoch, self.number), encode_meta(meta))
@@ -157,7 +146,7 @@ class GenerationWriter:
         return flipped(reply, self.number)
 
     async def _put_summary(self) -> None:
-        args = [b"%d" % self._lease.fence, b"%d" % self.number, encode_summary(self._summary)]
+        args = [b"%d" % self._lease.fence, b"%d" % self.number, msgspec.json.encode(self._summary)]
         reply = await self._client.call("put_generation", [self._keys.live, self._keys.generations], args)
         if reply[0] != b"OK":
             raise LeaseLost("another trainer leads")
@@ -175,9 +164,7 @@ def flipped(reply: list[bytes], number: int) -> bool:
     return reply[0] == b"OK"
 
 
-async def verify_items(
-    keys: Keys, connection: Connection, meta: GenerationMeta, pause_s: float = 0.0
-) -> None:
+async def verify_items(keys: Keys, connection: Connection, meta: GenerationMeta) -> None:
     """Read the item table and compare length and checksum. Raises `GenerationBroken`."""
     checksum = size = 0
     number, epoch = meta.summary.generation, meta.summary.epoch
@@ -188,6 +175,6 @@ async def verify_items(
         ):
             checksum = crc32(data or b"", checksum)
             size += len(data or b"")
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(0)
     if size != 4 * meta.item_rows * meta.model.item_width or checksum != meta.crc32:
         raise GenerationBroken(f"the item table of generation {number} is not what was written")

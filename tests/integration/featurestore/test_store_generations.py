@@ -10,8 +10,8 @@ import pytest
 from featurestore.codecs import unpack_records
 from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationWriter
+from featurestore.generations.manifest import CHUNK_BYTES
 from featurestore.generations.served import wait_until_served
-from featurestore.generations.writer import rows_per_chunk
 from featurestore.store import Store
 from featurestore.wire.functions import command
 from tests.support.factories import (
@@ -52,7 +52,7 @@ async def test_a_generation_is_written_verified_and_flipped(store: Store) -> Non
     assert (await store.generations.live()).generation == 0
     summary = (await store.generations.list())[0]
     assert (summary.state, summary.generation, summary.metrics) == ("ready", number, {"rmse": 0.9})
-    assert summary.chunks == -(-8_000 // rows_per_chunk(written.model.item_width)) > 4
+    assert summary.chunks == -(-8_000 // (CHUNK_BYTES // (4 * written.model.item_width))) > 4
     assert await loaded(store, number) == written.items.tobytes()
     assert await written.writer.flip()
     pointer = await store.generations.live()
