@@ -22,10 +22,6 @@ class HelperEndedError(Exception):
     """The helper did not start, has ended, or is too slow. It cannot be used any more."""
 
 
-def _framed(message: bytes) -> bytes:
-    return len(message).to_bytes(_LENGTH_BYTES, "little") + message
-
-
 class Helper:
     """The parent's end of a running helper, made by `helper`."""
 
@@ -47,10 +43,10 @@ class Helper:
     async def send(self, message: bytes) -> None:
         """Hand over a message; returns when the pipe has taken it. Raises `HelperEndedError`."""
         try:
-            self._writer.write(_framed(message))
+            self._writer.writelines((len(message).to_bytes(_LENGTH_BYTES, "little"), message))
             await self._writer.drain()
         except OSError as exc:
-            raise HelperEndedError(f"it cannot be talked to: {exc}") from exc
+            raise await self._ended() from exc
 
     async def receive(self) -> bytes:
         """Return its next message. Raises `HelperEndedError` where it ends before that.
@@ -61,7 +57,7 @@ class Helper:
             length = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES), "little")
             return await self._reader.readexactly(length)
         except (OSError, asyncio.IncompleteReadError) as exc:
-            raise HelperEndedError("it ended without a word") from exc
+            raise await self._ended() from exc
 
     async def ask(self, message: bytes, within_s: float) -> bytes:
         """Return the answer to a message. Raises `HelperEndedError`, also where there is none in time."""
@@ -72,9 +68,10 @@ class Helper:
         except TimeoutError as exc:
             raise HelperEndedError(f"no answer within {within_s:g} s") from exc
 
-    async def wait(self) -> int:
-        """Wait until it has ended; return its exit code, negative for a signal."""
-        return await self._process.wait()
+    async def _ended(self) -> HelperEndedError:
+        code = await self._process.wait()
+        how = f"by signal {-code}" if code < 0 else f"with code {code}"
+        return HelperEndedError(f"it ended without a word, {how}")
 
     async def end(self) -> None:
         """Kill it and wait for its end. Does nothing where it has ended."""
@@ -126,7 +123,7 @@ class Parent:
 
     def send(self, message: bytes) -> None:
         """Send a message. Raises BrokenPipeError where the parent is gone."""
-        self._output.write(_framed(message))
+        self._output.writelines((len(message).to_bytes(_LENGTH_BYTES, "little"), message))
         self._output.flush()
 
     def end_with_it(self) -> None:

@@ -7,10 +7,8 @@ held out ratings of its own, so that two ratios also differ by chance, the more 
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from factors import all_finite_items
 from trainer.fit_job.results import FitResult
@@ -67,10 +65,8 @@ def judge(evidence: Evidence, policy: Policy) -> str | None:
             f"it has {evidence.n_users} users and {evidence.n_items} items, "
             f"not {evidence.expected_users} and {evidence.expected_items}"
         )
-    return None if evidence.n_held_out < policy.enough else _judge_losses(evidence, policy)
-
-
-def _judge_losses(evidence: Evidence, policy: Policy) -> str | None:
+    if evidence.n_held_out < policy.enough:
+        return None
     # Losses of nearly nothing (all ratings equal) are not compared by their ratio.
     slack = 1e-6
     if not evidence.loss <= policy.baseline * evidence.baseline_loss + slack:
@@ -96,18 +92,25 @@ def loss_ratio(loss: float, baseline_loss: float) -> float | None:
     return loss / baseline_loss
 
 
-def gather(result: FitResult, expected_items: int, previous: dict[str, float] | None) -> Evidence:
-    """Return what there is to know of a fit as it will be published. Reads all of it: call it in a thread.
+def refusal(
+    result: FitResult, expected_items: int, previous: dict[str, float] | None, policy: Policy
+) -> str | None:
+    """Return why a fit must not go live; None if it may. Reads all of it: call it in a thread.
 
     `expected_items`: rows of the registry when its snapshot was taken. `previous`: metrics of the live
     generation.
     """
     metrics = result.metrics
     before = previous or {}
-    # Independent, so their variances add up.
-    errors = [each.get("loss_ratio_error", 0.0) for each in (metrics, before)]
-    return Evidence(
-        finite=all_finite(result.users) and all_finite_items(result.model, result.items),
+    previous_ratio = None
+    if before.get("unseen", 0) >= Policy().enough:
+        previous_ratio = loss_ratio(before.get("loss", math.nan), before.get("baseline_loss", math.nan))
+    finite = all_finite_items(result.model, result.items) and all(
+        bool(np.isfinite(result.users[start : start + _ROWS_AT_ONCE]).all())
+        for start in range(0, len(result.users), _ROWS_AT_ONCE)
+    )
+    evidence = Evidence(
+        finite=finite,
         n_users=len(result.users),
         n_items=len(result.items),
         expected_users=len(result.user_n),
@@ -115,16 +118,8 @@ def gather(result: FitResult, expected_items: int, previous: dict[str, float] | 
         n_held_out=int(metrics.get("unseen", 0)),
         loss=metrics.get("loss", math.nan),
         baseline_loss=metrics.get("baseline_loss", math.nan),
-        previous_ratio=loss_ratio(before.get("loss", math.nan), before.get("baseline_loss", math.nan))
-        if before.get("unseen", 0) >= Policy().enough
-        else None,
-        chance=math.hypot(*errors),
+        previous_ratio=previous_ratio,
+        # Independent, so their variances add up.
+        chance=math.hypot(*(each.get("loss_ratio_error", 0.0) for each in (metrics, before))),
     )
-
-
-def all_finite(table: npt.NDArray[Any]) -> bool:
-    """Say whether every number is finite, without a copy of the whole table."""
-    return all(
-        bool(np.isfinite(table[start : start + _ROWS_AT_ONCE]).all())
-        for start in range(0, len(table), _ROWS_AT_ONCE)
-    )
+    return judge(evidence, policy)

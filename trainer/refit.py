@@ -14,21 +14,20 @@ from featurestore.commands import FailureCode
 from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown
 from featurestore.leases import Lease
 from featurestore.store import Store
-from processes.backoff import Backoff
 from trainer import gate, log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.segments import Step
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.errors import FitFailedError, GateRefusedError, GaveWayError, SegmentGoneError
 from trainer.fit_job.job import FitRequest
-from trainer.fit_job.process import fit_process
+from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import LiveFit
 from trainer.publication.forgotten import ForgottenUsers
 from trainer.publication.publish import Published, Publisher
 from trainer.publication.switch import Switch
 from trainer.retry import with_retries
-from trainer.schedule import Arrivals, Decision, Reason, Situation, decide
+from trainer.schedule import Reason, Schedule
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
 
@@ -67,26 +66,6 @@ class RefitRequest:
 RefitRequests = asyncio.Queue[RefitRequest]
 
 
-@dataclass(frozen=True, slots=True)
-class FitSnapshot:
-    """What a fit learns: the archive as it was at one moment, and how many items the registry had.
-
-    `forgotten`: users, with their last `n`, of whom no rating was left in the archive.
-    """
-
-    archive: Snapshot
-    n_items: int
-    forgotten: dict[bytes, int]
-
-
-@dataclass(frozen=True, slots=True)
-class FitOutcome:
-    """A finished fit, and what it has learned."""
-
-    snapshot: FitSnapshot
-    result: FitResult
-
-
 class Refitter:
     """Fits for one term: when it is due, and when `requests` ask for it."""
 
@@ -113,32 +92,43 @@ class Refitter:
         self._threads = threads
         self._step = step
         self._clock = clock
-        self._publisher = Publisher(store, lease, step=step)
+        self._publisher = Publisher(store, lease, threads, step=step)
         self._waiting: list[RefitRequest] = []
-        self._arrivals = Arrivals()
-        self._backoff = Backoff(2.0, 300.0)
-        self._not_before = 0.0
+        self._schedule = Schedule(settings.rules)
         # After a refusal of the gate the next fit starts from nothing, not from the generation before.
         self._from_scratch = False
-        self.pid: int | None = None
 
     async def run(self) -> None:
         """Fit whenever it is due, until cancelled."""
+        wait_s = 0.0
         while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    self._waiting.append(await self._requests.get())
+            # One fit answers all that came together.
+            while not self._requests.empty():
+                self._waiting.append(self._requests.get_nowait())
+            wait_s = _LOOK_S
             pointer = await with_retries(self._store.generations.live)
             try:
                 epoch = await self._epochs.open(pointer.epoch)
             except EpochGone:
                 # Replaced since; the pointer says so soon.
-                await self._wait_for_request(_LOOK_S)
                 continue
-            # One fit answers all that came together.
-            while not self._requests.empty():
-                self._waiting.append(self._requests.get_nowait())
-            decision = self._decide(epoch, held=pointer.held)
+            live = self._switch.live
+            decision = self._schedule.look(
+                self._clock(),
+                pointer.epoch,
+                epoch.consumer.archived_events,
+                live.fitted_events if live is not None and live.epoch == pointer.epoch else 0,
+                requested=bool(self._waiting),
+                held=pointer.held,
+                files_missing=live is not None and live.files_missing,
+            )
             if decision.reason is None:
-                await self._wait_for_request(_LOOK_S if decision.wait_s is None else decision.wait_s)
+                wait_s = _LOOK_S if decision.wait_s is None else min(decision.wait_s, _LOOK_S)
                 continue
+            wait_s = 0.0
             due, self._waiting = self._waiting, []
             # A new history has the higher number, and goes first: it takes the place of the other.
             for number in sorted({each.epoch for each in due} or {pointer.epoch}, reverse=True):
@@ -149,29 +139,6 @@ class Refitter:
                     if not future.done():
                         future.set_result(ending)
 
-    async def _wait_for_request(self, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(timeout_s, _LOOK_S)):
-                self._waiting.append(await self._requests.get())
-
-    def _decide(self, epoch: OpenEpoch, *, held: bool) -> Decision:
-        live = self._switch.live_of(epoch.archive.epoch)
-        fitted = 0 if live is None else live.fitted_events
-        now, archived = self._clock(), epoch.consumer.archived_events
-        self._arrivals.look(now, epoch.archive.epoch, archived, fitted)
-        situation = Situation(
-            now=now,
-            requested=bool(self._waiting),
-            held=held,
-            new_events=archived - fitted,
-            fitted_events=fitted,
-            lately=self._arrivals.lately,
-            first_new_at=self._arrivals.first_new_at,
-            files_missing=self._switch.live is not None and self._switch.live.files_missing,
-            not_before=self._not_before,
-        )
-        return decide(situation, self._settings.rules)
-
     async def _refit(self, number: int, reason: Reason, *, automatic: bool) -> Ending:
         """Run one refit from snapshot to switch; an error that can be expected is its ending."""
         began_at = self._clock()
@@ -179,14 +146,8 @@ class Refitter:
         try:
             epoch = await self._epochs.open(number)
             try:
-                outcome = await self._fit(epoch, automatic=automatic)
-                await self._judge(outcome, epoch)
-                published, result = await self._publish(outcome, epoch, automatic=automatic)
-                if published.live:
-                    self._arrivals.fitted()
-                    await self._switch.to(LiveFit(published.meta, result, epoch.archive))
+                published = await self._fit_and_publish(epoch, automatic=automatic)
             finally:
-                self.pid = None
                 await self._threads.run(epoch.fits.end_fit)
         except (EpochGone, GaveWayError) as exc:
             code: FailureCode = "epoch_gone" if isinstance(exc, EpochGone) else "gave_way"
@@ -196,37 +157,80 @@ class Refitter:
             if isinstance(exc, GateRefusedError):
                 # Refused from nothing too: the next one may start from the live generation again.
                 self._from_scratch = not self._from_scratch
-            return self._failed(number, _failure(exc))
-        self._backoff.reset()
-        self._not_before = 0.0
+            failure, delay_s = _failure(exc), self._schedule.failed(self._clock())
+            log.warning("fit_failed", epoch=number, code=failure.code, why=failure.detail, retry_s=delay_s)
+            return failure
+        self._schedule.fitted(live=published.live)
         self._from_scratch = False
         generation = published.meta.summary.generation
         seconds = self._clock() - began_at
         log.event("fit_published", epoch=number, generation=generation, live=published.live, seconds=seconds)
         return generation if published.live else Failure("held", "an older generation is held live")
 
-    async def _take_snapshot(self, epoch: OpenEpoch, forgotten: dict[bytes, int]) -> FitSnapshot:
-        registry = self._store.items(epoch.archive.epoch)
-        await with_retries(registry.refresh)
-        # From here on the folder remembers whom the archive loses: the snapshot may still know them.
-        await self._threads.run(epoch.fits.begin_fit)
-        return FitSnapshot(epoch.archive.snapshot(), len(registry), forgotten)
-
-    async def _fit(self, epoch: OpenEpoch, *, automatic: bool) -> FitOutcome:
-        """Fit everything that was acknowledged before this call."""
+    async def _fit_and_publish(self, epoch: OpenEpoch, *, automatic: bool) -> Published:
+        """Fit everything that was acknowledged before this call, and publish it. Raises `GateRefusedError`
+        where it must not go live.
+        """
+        number = epoch.archive.epoch
         # Read before the snapshot: a user who is forgotten by now is erased when the streams' ends are
         # reached.
-        forgotten = await with_retries(self._store.ratings.forgotten, epoch.archive.epoch)
+        forgotten = await with_retries(self._store.ratings.forgotten, number)
         await epoch.consumer.reached_now()
         self._step("fit:reached")
-        for attempt in range(1, _ATTEMPTS + 1):
-            snapshot = await self._take_snapshot(epoch, forgotten)
+        snapshot, n_items, result = await self._fit(epoch, automatic=automatic)
+        self._step("fit:done")
+        await self._threads.run(epoch.fits.erase_from_new)
+        live = self._switch.live
+        # From nothing after a refusal: if that is no better, the ratings have become harder to predict, and
+        # to hold on to the generation from before would hold for ever.
+        previous = None
+        if live is not None and live.epoch == number and not self._from_scratch:
+            previous = live.meta.summary.metrics
+        why = await self._threads.run(gate.refusal, result, n_items, previous, self._settings.gate)
+        logged = {name: result.metrics[name] for name in _LOGGED_METRICS if name in result.metrics}
+        log.event("fit_judged", epoch=number, ratings=result.n_ratings, **logged)
+        if why is not None:
+            raise GateRefusedError(why)
+        published = await self._publisher.publish(
+            number,
+            replace(result, metrics={**result.metrics, "events": float(snapshot.events)}),
+            engine=self._settings.engine,
+            positions=snapshot.positions,
+            folder=epoch.fits,
+            automatic=automatic,
+        )
+        self._forgotten.unseen_by(published.meta.summary.generation, forgotten)
+        if published.live:
+            await self._switch.to(LiveFit(published.meta, published.fit, epoch.archive))
+        return published
+
+    async def _fit(self, epoch: OpenEpoch, *, automatic: bool) -> tuple[Snapshot, int, FitResult]:
+        """Fit what is archived now; return that, how many items the registry had, and the fit."""
+        low, high, scale_step = self._settings.scale
+        registry = self._store.items(epoch.archive.epoch)
+        attempt = 0
+        while True:
+            attempt += 1
+            await with_retries(registry.refresh)
+            # From here on the folder remembers whom the archive loses: the snapshot may still know them.
+            await self._threads.run(epoch.fits.begin_fit)
+            snapshot, n_items = epoch.archive.snapshot(), len(registry)
             earlier = None if self._from_scratch else await self._threads.run(epoch.fits.newest)
+            request = FitRequest(
+                paths=tuple(str(path.absolute()) for path in snapshot.paths),
+                n_items=n_items,
+                output=str(epoch.fits.new.absolute()),
+                engine=self._settings.engine,
+                low=low,
+                high=high,
+                step=scale_step,
+                threads=self._settings.fit_threads,
+                seed=epoch.archive.epoch,
+                earlier=None if earlier is None else str(earlier.path.absolute()),
+            )
+            fitting = fit_in_process(request, step=self._step)
             try:
-                async with fit_process(self._request(epoch, snapshot, earlier)) as fit:
-                    self.pid = fit.pid
-                    self._step("fit:started")
-                    result = await (self._unless_requested(fit.result()) if automatic else fit.result())
+                result = await (self._unless_requested(fitting) if automatic else fitting)
             except SegmentGoneError:
                 if attempt == _ATTEMPTS:
                     raise
@@ -239,25 +243,7 @@ class Refitter:
                 await self._threads.run(epoch.archive.set_aside, exc.damaged, exc.why)
                 await epoch.consumer.repair()
             else:
-                break
-        self._step("fit:done")
-        await self._threads.run(epoch.fits.erase_from_new)
-        return FitOutcome(snapshot, result)
-
-    def _request(self, epoch: OpenEpoch, snapshot: FitSnapshot, earlier: FitResult | None) -> FitRequest:
-        low, high, step = self._settings.scale
-        return FitRequest(
-            paths=tuple(str(path.absolute()) for path in snapshot.archive.paths),
-            n_items=snapshot.n_items,
-            output=str(epoch.fits.new.absolute()),
-            engine=self._settings.engine,
-            low=low,
-            high=high,
-            step=step,
-            threads=self._settings.fit_threads,
-            seed=epoch.archive.epoch,
-            earlier=None if earlier is None else str(earlier.path.absolute()),
-        )
+                return snapshot, n_items, result
 
     async def _unless_requested(self, fitting: Coroutine[None, None, FitResult]) -> FitResult:
         """Return the result of `fitting`. Raises `GaveWayError`, with its process ended, when a request
@@ -276,40 +262,6 @@ class Refitter:
             running.cancel()
             requested.cancel()
             await asyncio.wait({running, requested})
-
-    async def _judge(self, outcome: FitOutcome, epoch: OpenEpoch) -> None:
-        """Raise `GateRefusedError` where the fit must not go live."""
-        live = self._switch.live_of(epoch.archive.epoch)
-        # From nothing after a refusal: if that is no better, the ratings have become harder to predict, and
-        # to hold on to the generation from before would hold for ever.
-        previous = None if live is None or self._from_scratch else live.meta.summary.metrics
-        result = outcome.result
-        evidence = await self._threads.run(gate.gather, result, outcome.snapshot.n_items, previous)
-        why = gate.judge(evidence, self._settings.gate)
-        logged = {name: result.metrics[name] for name in _LOGGED_METRICS if name in result.metrics}
-        log.event("fit_judged", epoch=epoch.archive.epoch, ratings=result.n_ratings, **logged)
-        if why is not None:
-            raise GateRefusedError(why)
-
-    async def _publish(
-        self, outcome: FitOutcome, epoch: OpenEpoch, *, automatic: bool
-    ) -> tuple[Published, FitResult]:
-        archive = outcome.snapshot.archive
-        metrics = {**outcome.result.metrics, "events": float(archive.events)}
-        result = replace(outcome.result, metrics=metrics)
-        engine = self._settings.engine
-        draft = await self._publisher.begin(archive.epoch, result, archive.positions, engine)
-        # Before anything is written: a generation that is live has its files under its number.
-        result = await self._threads.run(epoch.fits.adopt, result, draft.number)
-        published = await self._publisher.write(draft, automatic=automatic)
-        self._forgotten.unseen_by(draft.number, outcome.snapshot.forgotten)
-        return published, result
-
-    def _failed(self, epoch: int, failure: Failure) -> Failure:
-        delay_s = self._backoff.next_s()
-        self._not_before = self._clock() + delay_s
-        log.warning("fit_failed", epoch=epoch, code=failure.code, why=failure.detail, retry_s=delay_s)
-        return failure
 
 
 def _failure(exc: Exception) -> Failure:

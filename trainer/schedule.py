@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
+from processes.backoff import Backoff
 from processes.settings import real, setting, whole
 
 Reason = Literal["requested", "files", "events", "seconds"]
@@ -76,46 +77,58 @@ class Decision:
     wait_s: float | None = None
 
 
-def decide(situation: Situation, rules: Rules) -> Decision:
+def decide(s: Situation, rules: Rules) -> Decision:
     """Return whether to fit now, and if not, when to look again."""
     # Before all else: a request also lifts the hold, and is not made to wait for failures before it.
-    if situation.requested:
+    if s.requested:
         return Decision("requested")
-    if situation.held:
+    if s.held or (s.new_events <= 0 and not s.files_missing):
         return Decision(None)
-    reason, due_at = _automatic(situation, rules)
-    if due_at is None:
-        return Decision(None)
-    at = max(due_at, situation.not_before)
-    if at <= situation.now:
-        return Decision(reason)
-    return Decision(None, at - situation.now)
-
-
-def _automatic(s: Situation, rules: Rules) -> tuple[Reason, float | None]:
-    if s.files_missing:
-        return "files", s.now
-    if s.new_events <= 0:
-        return "events", None
-    first = s.now if s.first_new_at is None else s.first_new_at
     # While an import pours in, a fit would be out of date before it ends, and take a core from it.
     grows = rules.growth > 0 and s.fitted_events > 0
     grown = grows and s.new_events >= max(_LEAST_GROWTH, rules.growth * s.fitted_events)
-    if (s.new_events >= rules.events or grown) and s.lately < rules.events:
-        return "events", s.now
-    return "seconds", first + rules.seconds
+    reason: Reason = "seconds"
+    due_at = (s.now if s.first_new_at is None else s.first_new_at) + rules.seconds
+    if s.files_missing:
+        reason, due_at = "files", s.now
+    elif (s.new_events >= rules.events or grown) and s.lately < rules.events:
+        reason, due_at = "events", s.now
+    at = max(due_at, s.not_before)
+    return Decision(reason) if at <= s.now else Decision(None, at - s.now)
 
 
-class Arrivals:
-    """What has been archived since the fit, as far as `look` was called. Knows one epoch at a time."""
+class Schedule:
+    """What has been archived since the fit, as far as `look` was called, and how fits went. Knows one epoch
+    at a time.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
         self._epoch = 0
         self._looks: deque[tuple[float, int]] = deque()
+        self._backoff = Backoff(2.0, 300.0)
+        self._not_before = 0.0
         self.first_new_at: float | None = None
 
-    def look(self, now: float, epoch: int, archived_events: int, fitted_events: int) -> None:
-        """Take note of how many events are archived, and how many of them the live fit had learned."""
+    @property
+    def lately(self) -> int:
+        """How many events came in the last two seconds."""
+        return self._looks[-1][1] - self._looks[0][1] if self._looks else 0
+
+    def look(
+        self,
+        now: float,
+        epoch: int,
+        archived_events: int,
+        fitted_events: int,
+        *,
+        requested: bool = False,
+        held: bool = False,
+        files_missing: bool = False,
+    ) -> Decision:
+        """Take note of how many events are archived, and how many of them the live fit had learned; return
+        whether to fit now. For the rest see `Situation`.
+        """
         if epoch != self._epoch:
             self._epoch = epoch
             self._looks.clear()
@@ -125,12 +138,28 @@ class Arrivals:
             self._looks.popleft()
         if archived_events > fitted_events and self.first_new_at is None:
             self.first_new_at = now
+        situation = Situation(
+            now=now,
+            requested=requested,
+            held=held,
+            new_events=archived_events - fitted_events,
+            fitted_events=fitted_events,
+            lately=self.lately,
+            first_new_at=self.first_new_at,
+            files_missing=files_missing,
+            not_before=self._not_before,
+        )
+        return decide(situation, self._rules)
 
-    @property
-    def lately(self) -> int:
-        """How many events came in the last two seconds."""
-        return self._looks[-1][1] - self._looks[0][1] if self._looks else 0
+    def fitted(self, *, live: bool) -> None:
+        """Take note of a fit that was published. `live`: the first new event is among what it has learned."""
+        self._backoff.reset()
+        self._not_before = 0.0
+        if live:
+            self.first_new_at = None
 
-    def fitted(self) -> None:
-        """Forget when the first new event came: a fit has learned it."""
-        self.first_new_at = None
+    def failed(self, now: float) -> float:
+        """Take note of a fit that was not published; return after how many seconds the next one may begin."""
+        delay_s = self._backoff.next_s()
+        self._not_before = now + delay_s
+        return delay_s

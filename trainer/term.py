@@ -9,13 +9,16 @@ ends, nothing of this term is still writing.
 
 import asyncio
 
-from factors import Scale
+import numpy as np
+
+from factors import FitSettings, Scale, prior_model
 from featurestore.store import Store
 from trainer import log
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
 from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
+from trainer.fit_job.results import fit_in_memory
 from trainer.item_updates.messages import ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
 from trainer.leadership import Leadership
@@ -109,11 +112,21 @@ class Term:
         store = self._store
         pointer = await with_retries(store.generations.live)
         if pointer.generation == 0:
-            publisher = Publisher(store, self._leadership.lease, step=self._step)
-            scale = Scale(*self._settings.scale)
-            draft = await publisher.begin_prior(pointer.epoch, scale, self._settings.engine)
-            await publisher.write(draft, automatic=False)
-            log.event("prior_published", generation=draft.number)
+            # What is known before any rating, so that services can answer.
+            model = prior_model(FitSettings(Scale(*self._settings.scale)))
+            users, items = (
+                np.zeros((0, width), np.float32) for width in (model.user_width, model.item_width)
+            )
+            publisher = Publisher(store, self._leadership.lease, self._threads, step=self._step)
+            prior = await publisher.publish(
+                pointer.epoch,
+                fit_in_memory(model, users, items, []),
+                engine=self._settings.engine,
+                positions={},
+                folder=None,
+                automatic=False,
+            )
+            log.event("prior_published", generation=prior.meta.summary.generation)
             pointer = await with_retries(store.generations.live)
         await with_retries(store.generations.prune, REMOVAL_PAUSE_S)
         for number in {pointer.epoch, pointer.pending} - {0}:

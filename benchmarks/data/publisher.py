@@ -4,40 +4,15 @@ records in a process of their own included."""
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.data import synthetic
-from factors import Float32s, Model
 from featurestore.leases import Lease
 from featurestore.store import Store
-from trainer.fit_job.results import FitResult
+from trainer.archive.segments import no_step
+from trainer.fit_job.results import FitResult, fit_in_memory
 from trainer.publication.publish import Publisher
-
-
-def in_memory(model: Model, users: Float32s, items: Float32s, ids: Sequence[bytes]) -> FitResult:
-    """Return a fit of one rating a user whose tables are in memory, without what publishing does not read."""
-    n_users = len(users)
-    none = np.zeros(0, dtype=np.int64)
-    return FitResult(
-        path=Path(),
-        model=model,
-        metrics={},
-        n_ratings=n_users,
-        users=users,
-        items=items,
-        user_n=np.ones(n_users, dtype=np.int64),
-        id_offsets=np.cumsum([0, *map(len, ids)]).astype(np.int64),
-        id_bytes=np.frombuffer(b"".join(ids), dtype=np.uint8),
-        hashes=none.astype(np.uint64),
-        hash_rows=none,
-        item_indptr=none,
-        item_users=none.astype(np.int32),
-        item_values=none.astype(np.float64),
-        item_times=none.astype(np.float64),
-    )
+from trainer.threads import Threads
 
 
 async def publish(url: str, result: FitResult) -> None:
@@ -49,9 +24,10 @@ async def publish(url: str, result: FitResult) -> None:
         assert lease is not None
         keeper = asyncio.create_task(_keep(lease), name="keep the lease")
         try:
-            publisher = Publisher(store, lease)
-            draft = await publisher.begin(epoch, result, {}, "variational")
-            done = await publisher.write(draft, automatic=True)
+            publisher = Publisher(store, lease, Threads(), step=no_step)
+            done = await publisher.publish(
+                epoch, result, engine="variational", positions={}, folder=None, automatic=True
+            )
             assert done.live
         finally:
             keeper.cancel()
@@ -73,7 +49,7 @@ def main() -> int:
     url, *sizes, begun = sys.argv[1:]
     n_users, n_items, rank, seed = (int(text) for text in sizes)
     made = synthetic.make(n_users, n_items, rank=rank, seed=seed)
-    result = in_memory(made.model, made.users, made.items, synthetic.ids(0, n_users))
+    result = fit_in_memory(made.model, made.users, made.items, synthetic.ids(0, n_users))
     # From here on the load is measured: making the tables takes the cores too, and is no part of a
     # publication.
     Path(begun).touch()

@@ -158,20 +158,15 @@ def _trained(name: str, label: str) -> Engine:
     def predict(question: Question, seed: int) -> Predicted:
         """Fit with an engine of the trainer, and predict as the service does."""
         from factors import FitSettings
-        from trainer.engines import ENGINES, make_engine
+        from trainer.engines import ENGINES, FitTask, make_engine
 
         if name not in ENGINES:
             raise NotInstalledError(f"this version has no engine called {name}")
         if name == "neural" and find_spec("torch") is None:
             raise NotInstalledError("needs torch: pip install foldin[neural]")
-        fitted = make_engine(name, FitSettings(question.scale())).fit(
-            question.ratings(),
-            question.n_users,
-            question.n_items,
-            rng=np.random.default_rng(seed),
-            start=None,
-            report=lambda _metrics: None,
-        )
+        rng = np.random.default_rng(seed)
+        task = FitTask(question.ratings(), question.n_users, question.n_items, rng)
+        fitted = make_engine(name, FitSettings(question.scale())).fit(task)
         predicted = answer_of(fitted, question, f"rank {fitted.model.rank}")
         # The score of implicit feedback is no rating: its error would say nothing.
         if fitted.model.feedback == "implicit":

@@ -22,7 +22,7 @@ from factors import (
     Scale,
     Scorer,
 )
-from trainer.engines import ENGINES, make_engine
+from trainer.engines import ENGINES, FitTask, make_engine
 
 FOLD_ITEMS_RATINGS = 10  # items follow within a second in the product, in which so many ratings may come
 REFIT_RATINGS = 600  # a fit takes some seconds; ratings of that time are folded in
@@ -126,14 +126,8 @@ class ModelPlayer:
             np.array(rating, dtype=np.float64),
             np.full(len(rating), np.nan),
         )
-        fitted = await asyncio.to_thread(
-            self._engine.fit,
-            ratings,
-            *self._shape,
-            rng=self._rng,
-            start=self._fitted,
-            report=lambda _metrics: None,
-        )
+        task = FitTask(ratings, *self._shape, self._rng, self._fitted)
+        fitted = await asyncio.to_thread(self._engine.fit, task)
         # Copies to write to: the tables that a fit returns may be read-only.
         self._rated.clear()
         self._fitted = Fitted(fitted.model, fitted.users.copy(), fitted.items.copy(), fitted.metrics)

@@ -22,6 +22,7 @@ from tests.support.trainers import (
     ChildTrainer,
     archived,
     fitted,
+    running_fits,
     running_trainer,
     trainer_settings,
     until_drained,
@@ -196,27 +197,13 @@ async def test_fit_ends_with_its_parent(store: Store, settings: TrainerSettings)
     await store.commands.ask("refit", epoch=1)
     child = ChildTrainer(settings, "fit:started")
 
-    def children() -> list[int]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                if b"trainer.fit_job.job" in path.read_bytes() and str(child.process.pid) in _parent(
-                    path.parent
-                ):
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue
-        return found
-
     try:
         wait_until(lambda: child.ended, 30, "the trainer killed")
     finally:
         child.end()
-    await asyncio.to_thread(wait_until, lambda: not children(), 20, "the fit gone with its trainer")
-
-
-def _parent(process: Path) -> str:
-    return (process / "status").read_text().split("PPid:")[1].splitlines()[0]
+    await asyncio.to_thread(
+        wait_until, lambda: not running_fits(child.process.pid), 20, "the fit gone with its trainer"
+    )
 
 
 def run(

@@ -21,7 +21,7 @@ from factors import (
 )
 from factors.model.layout import COUNT
 from tests.unit.factors.factors_world import STARS, histories_of, ratings_of
-from trainer.engines import make_engine
+from trainer.engines import FitTask, make_engine
 from trainer.engines.variational import bias_errors
 
 
@@ -35,8 +35,7 @@ def fitted(
     seed: int = 1,
 ) -> Fitted:
     engine = make_engine("neural", FitSettings(scale, rank=3))
-    rng = np.random.default_rng(seed)
-    return engine.fit(ratings, n_users, n_items, rng=rng, start=start, report=lambda _metrics: None)
+    return engine.fit(FitTask(ratings, n_users, n_items, np.random.default_rng(seed), start))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from featurestore.commands import CommandKind
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.blocking import BlockingChild
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import wait_until, wait_until_async
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.segments import Step, no_step, read_segment
@@ -48,6 +48,25 @@ async def running_trainer(settings: TrainerSettings, *, step: Step = no_step) ->
     finally:
         stop.set()
         await asyncio.wait_for(task, 30)
+
+
+def running_fits(parent: int) -> list[int]:
+    """The processes that fit for this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        # One may end meanwhile.
+        with suppress(OSError):
+            status = (path / "status").read_text()
+            if b"trainer.fit_job.job" in (path / "cmdline").read_bytes() and f"PPid:\t{parent}\n" in status:
+                found.append(int(path.name))
+    return found
+
+
+def started_fit() -> int:
+    """The one process that fits for this one, at the step "fit:started"."""
+    # A process has its command line only some microseconds after its parent goes on.
+    (pid,) = wait_until(lambda: running_fits(os.getpid()), 5, "the process of the fit")
+    return pid
 
 
 async def until_live(store: Store, generation: int = 1, epoch: int = 1) -> None:

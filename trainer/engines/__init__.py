@@ -7,6 +7,7 @@ An engine runs in the process of a fit only, so that what it imports stays out o
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -19,24 +20,31 @@ ENGINES: tuple[EngineName, ...] = ("variational", "implicit", "neural")
 Report = Callable[[dict[str, float]], None]
 
 
+def _report_nothing(_metrics: dict[str, float]) -> None:
+    """Let the figures of a sweep go."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitTask:
+    """What an engine fits: `ratings` of `n_users` x `n_items`.
+
+    `start`: an earlier fit to go on from, in which users and items have the same rows but there may be fewer
+    of them. `report` is called with the figures of each sweep.
+    """
+
+    ratings: Ratings
+    n_users: int
+    n_items: int
+    rng: np.random.Generator
+    start: Fitted | None = None
+    report: Report = _report_nothing
+
+
 class Engine(Protocol):
     """One way to fit."""
 
-    def fit(
-        self,
-        ratings: Ratings,
-        n_users: int,
-        n_items: int,
-        *,
-        rng: np.random.Generator,
-        start: Fitted | None,
-        report: Report,
-    ) -> Fitted:
-        """Return the fit of `ratings`.
-
-        `start`: an earlier fit to go on from, in which users and items have the same rows but there may be
-        fewer of them. Raises `FitRefused` and `FitDiverged`.
-        """
+    def fit(self, task: FitTask) -> Fitted:
+        """Return the fit of `task`. Raises `FitRefused` and `FitDiverged`."""
         ...
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from factors import FitDiverged, FitSettings, Fitted, Float32s, Float64s, Ratings
 from factors.engine_api import Weighting, confidence_of, implicit_factors, implicit_fit, weighting_of
-from trainer.engines import Report, compared
+from trainer.engines import FitTask, compared
 
 # The first grid. `alpha`: by how much more a choice at the top of the scale weighs than an item that was
 # passed over (Hu, Koren and Volinsky have 40 for counts). The ridge is that of both sides.
@@ -63,28 +63,19 @@ class ImplicitEngine:
     def __init__(self, settings: FitSettings) -> None:
         self._settings = settings
 
-    def fit(
-        self,
-        ratings: Ratings,
-        n_users: int,
-        n_items: int,
-        *,
-        rng: np.random.Generator,
-        start: Fitted | None,
-        report: Report,
-    ) -> Fitted:
+    def fit(self, task: FitTask) -> Fitted:
         """See `Engine.fit`."""
-        shape = (n_users, n_items)
+        ratings, start, shape = task.ratings, task.start, (task.n_users, task.n_items)
         # The library has threads of its own, one a user; BLAS threads under them only get in the way.
         with threadpool_limits(limits=1, user_api="blas"):
             if start is not None and self._stands(start, len(ratings.value)):
                 rank, weighting = start.model.rank, weighting_of(start.model)
             else:
-                (rank, weighting), start = self._choose(ratings, shape, rng), None
-            users, items = self._sweep(ratings, shape, rank, weighting, start=start, rng=rng, report=report)
+                (rank, weighting), start = self._choose(ratings, shape, task.rng), None
+            users, items = self._sweep(replace(task, start=start), rank, weighting)
         if not (np.isfinite(items).all() and np.isfinite(users).all()):
             raise FitDiverged("implicit ALS gave factors that are not finite")
-        return self._fitted(ratings, n_users, weighting, items)
+        return self._fitted(ratings, task.n_users, weighting, items)
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
         """See `Engine.held_out`: the mean percentile of each chosen item among all items that the user had
@@ -177,25 +168,16 @@ class ImplicitEngine:
             found.append(_ndcg(own, train, test))
         return np.concatenate(found)
 
-    def _sweep(
-        self,
-        ratings: Ratings,
-        shape: tuple[int, int],
-        rank: int,
-        weighting: Weighting,
-        *,
-        start: Fitted | None,
-        rng: np.random.Generator,
-        report: Report,
-    ) -> Factors:
-        """Return the library's users and items, from those of `start` where there is one."""
+    def _sweep(self, task: FitTask, rank: int, weighting: Weighting) -> Factors:
+        """Return the library's users and items, from those of `task.start` where there is one."""
+        start, shape, rng, report = task.start, (task.n_users, task.n_items), task.rng, task.report
         als = self._library(rank, weighting, _ITERATIONS if start is None else _WARM_ITERATIONS, rng)
         users, items = (rng.random((size, rank), dtype=np.float32) * _NEAR_ZERO for size in shape)
         if start is not None:
             for rows, earlier in zip((users, items), implicit_factors(start), strict=True):
                 known = min(len(rows), len(earlier))
                 rows[:known] = earlier[:known]
-        chosen = self._confidences(ratings, weighting, shape)
+        chosen = self._confidences(task.ratings, weighting, shape)
         if not chosen.nnz:
             return users, items
         als.user_factors, als.item_factors = users, items

@@ -23,7 +23,7 @@ from factors.engine_api import (
     prior_fit,
     scale_range,
 )
-from trainer.engines import Report
+from trainer.engines import FitTask
 from trainer.engines.variational import VariationalEngine
 
 MISSING = "the neural engine needs torch: pip install foldin[neural]"
@@ -47,47 +47,36 @@ class NeuralEngine:
             raise FitRefused(MISSING) from exc
         self._settings = settings
 
-    def fit(
-        self,
-        ratings: Ratings,
-        n_users: int,
-        n_items: int,
-        *,
-        rng: np.random.Generator,
-        start: Fitted | None,
-        report: Report,
-    ) -> Fitted:
+    def fit(self, task: FitTask) -> Fitted:
         """See `Engine.fit`."""
-        users = prepare(ratings, n_users, n_items, self._settings)
+        users = prepare(task.ratings, task.n_users, task.n_items, self._settings)
         if len(users.value) == 0:
-            return prior_fit(replace(self._settings, link="gaussian"), n_users, n_items)
+            return prior_fit(replace(self._settings, link="gaussian"), task.n_users, task.n_items)
         if len(users.value) < _LEAST_RATINGS:
             engine = VariationalEngine(replace(self._settings, link="gaussian"))
-            return engine.fit(ratings, n_users, n_items, rng=rng, start=None, report=report)
+            return engine.fit(replace(task, start=None))
         self._torch.set_num_threads(self._settings.threads)
         with threadpool_limits(limits=self._settings.threads, user_api="blas"):
-            return self._fit(users, n_items, rng, start, report)
+            return self._fit(users, task)
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
         """See `Engine.held_out`: root mean square error."""
         return VariationalEngine(self._settings).held_out(fitted, train, test)
 
-    def _fit(
-        self, users: Compressed, n_items: int, rng: np.random.Generator, start: Fitted | None, report: Report
-    ) -> Fitted:
+    def _fit(self, users: Compressed, task: FitTask) -> Fitted:
         from trainer.engines.network import train
 
-        scale, items = self._settings.scale, by_item(users, n_items)
+        scale, items, start = self._settings.scale, by_item(users, task.n_items), task.start
         rank = _RANK if self._settings.rank == "auto" else self._settings.rank
         # The network works in units of the deviation of the ratings, whatever the scale.
         unit = max(float(users.value.std()), 1e-3 * scale_range(scale))
-        begin = initial_points(rank, n_items, float(users.value.mean()), unit, rng)
+        begin = initial_points(rank, task.n_items, float(users.value.mean()), unit, task.rng)
         warm = start is not None and _continues(start, rank, self._settings)
         if warm and start is not None:
             begin = points_of(start, unit, begin)
         try:
             inputs = _item_inputs(items, begin.mean, unit)
-            points, loss = train(users, inputs, begin, warm=warm, rng=rng, report=report)
+            points, loss = train(users, inputs, begin, warm=warm, rng=task.rng, report=task.report)
         except self._torch.linalg.LinAlgError as exc:
             raise FitDiverged(f"the network gave features that cannot be solved: {exc}") from exc
         arrays = (points.vectors, points.implicit_effects, points.user_mean, points.user_covariance)

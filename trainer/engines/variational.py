@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from factors import FitSettings, Fitted, Float64s, Ratings, Scorer, fit, fit_biases, held_out_metrics
-from trainer.engines import Report, compared
+from trainer.engines import FitTask, compared
 
 # Ratings of a user or item that the bias baseline adds at 0: with fewer own ratings a mean is mostly noise.
 _SHRINKAGE = 5.0
@@ -20,23 +20,16 @@ class VariationalEngine:
     def __init__(self, settings: FitSettings) -> None:
         self._settings = settings
 
-    def fit(
-        self,
-        ratings: Ratings,
-        n_users: int,
-        n_items: int,
-        *,
-        rng: np.random.Generator,
-        start: Fitted | None,
-        report: Report,
-    ) -> Fitted:
+    def fit(self, task: FitTask) -> Fitted:
         """See `Engine.fit`."""
-
-        def progress(sweep: int, metrics: dict[str, float]) -> None:
-            report({"sweep": float(sweep), **metrics})
-
         return fit(
-            ratings, n_users, n_items, settings=self._settings, rng=rng, start=start, progress=progress
+            task.ratings,
+            task.n_users,
+            task.n_items,
+            settings=self._settings,
+            rng=task.rng,
+            start=task.start,
+            progress=lambda sweep, metrics: task.report({"sweep": float(sweep), **metrics}),
         )
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:

@@ -4,8 +4,9 @@ whatever it is doing.
 In: a `FitRequest`. Out: any number of `Progress`, then `Done` or `Failed`.
 """
 
+import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +16,10 @@ from threadpoolctl import threadpool_limits
 
 from factors import FactorsError, FitDiverged, FitSettings, Fitted, Ratings, Scale
 from processes.messages import ORPHANED, Parent
-from trainer.engines import Engine, EngineName, Report, make_engine
+from trainer.engines import EngineName, FitTask, Report, make_engine
 from trainer.errors import FitFailedError, SegmentDamagedError, SegmentGoneError
-from trainer.fit_job.ratings import FitInput, load_ratings
-from trainer.fit_job.results import FitResult, read_result, write_result
+from trainer.fit_job.ratings import load_ratings
+from trainer.fit_job.results import read_result, write_result
 
 # Every twentieth rating, at most 20,000, tells how good the fit is; the published one learns from these too.
 _HELD_OUT_FRACTION = 0.05
@@ -73,57 +74,40 @@ def run_fit(request: FitRequest, report: Report) -> None:
 
     Raises `SegmentDamagedError`, `SegmentGoneError`, `FactorsError`, `OSError`, `MemoryError`.
     """
-    earlier = _earlier(request)
-    data = load_ratings(
-        [Path(path) for path in request.paths],
-        request.n_items,
-        None if earlier is None else earlier.user_id_array(),
-    )
+    earlier = None
+    if request.earlier is not None:
+        # Without its files the fit starts from nothing: slower, not wrong.
+        with contextlib.suppress(FitFailedError):
+            earlier = read_result(Path(request.earlier))
+    known_ids = None if earlier is None else earlier.user_id_array()
+    data = load_ratings([Path(path) for path in request.paths], request.n_items, known_ids)
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     rng = np.random.default_rng(request.seed)
-    start = None if earlier is None else _start(earlier, data)
+    task = FitTask(data.ratings, data.n_users, data.n_items, rng, report=report)
+    if earlier is not None:
+        users = np.asarray(earlier.users)[data.kept]
+        task = replace(task, start=Fitted(earlier.model, users, np.asarray(earlier.items)[: data.n_items]))
     metrics: dict[str, float] = {}
-    if len(data.ratings.value) >= _HELD_OUT_FROM:
-        start, metrics = _measure(engine, data, rng, start, report)
-    fitted = engine.fit(data.ratings, data.n_users, data.n_items, rng=rng, start=start, report=report)
+    size = len(data.ratings.value)
+    if size >= _HELD_OUT_FROM:
+        held_out = np.zeros(size, dtype=bool)
+        n_held_out = min(_HELD_OUT_LIMIT, round(size * _HELD_OUT_FRACTION))
+        held_out[rng.choice(size, n_held_out, replace=False)] = True
+        r = data.ratings
+        known, tried = (
+            Ratings(r.user_row[rows], r.item_row[rows], r.value[rows], r.time[rows])
+            for rows in (~held_out, held_out)
+        )
+        trial = engine.fit(replace(task, ratings=known))
+        # "unseen": under this name in the metrics of every generation that was ever stored.
+        metrics = {**engine.held_out(trial, known, tried), "unseen": float(n_held_out)}
+        task = replace(task, start=trial)
+        # 24 bytes a rating, which the fit that follows may need.
+        del known, tried
+    fitted = engine.fit(task)
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
     write_result(Path(request.output), data, fitted, {**finite, **metrics})
-
-
-def _measure(
-    engine: Engine, data: FitInput, rng: np.random.Generator, start: Fitted | None, report: Report
-) -> tuple[Fitted, dict[str, float]]:
-    """Fit without a part of the ratings; return that fit, from which the real one starts, and how well it
-    predicts the part.
-    """
-    size = len(data.ratings.value)
-    held_out = np.zeros(size, dtype=bool)
-    held_out[rng.choice(size, min(_HELD_OUT_LIMIT, round(size * _HELD_OUT_FRACTION)), replace=False)] = True
-    known, tried = _part(data.ratings, ~held_out), _part(data.ratings, held_out)
-    trial = engine.fit(known, data.n_users, data.n_items, rng=rng, start=start, report=report)
-    metrics = engine.held_out(trial, known, tried)
-    # Under this name in the metrics of every generation that was ever stored.
-    return trial, {**metrics, "unseen": float(held_out.sum())}
-
-
-def _part(ratings: Ratings, rows: np.ndarray) -> Ratings:
-    return Ratings(ratings.user_row[rows], ratings.item_row[rows], ratings.value[rows], ratings.time[rows])
-
-
-def _earlier(request: FitRequest) -> FitResult | None:
-    if request.earlier is None:
-        return None
-    try:
-        return read_result(Path(request.earlier))
-    except FitFailedError:
-        # Without its files the fit starts from nothing: slower, not wrong.
-        return None
-
-
-def _start(earlier: FitResult, data: FitInput) -> Fitted:
-    users, items = np.asarray(earlier.users)[data.kept], np.asarray(earlier.items)[: data.n_items]
-    return Fitted(earlier.model, users, items)
 
 
 def main() -> int:
@@ -137,18 +121,14 @@ def main() -> int:
     parent.end_with_it()
     request = msgspec.msgpack.decode(message, type=FitRequest)
     os.nice(_NICENESS)
-
-    def answer(content: Answer) -> None:
-        parent.send(msgspec.msgpack.encode(content))
-
     try:
         with threadpool_limits(limits=request.threads):
-            run_fit(request, lambda metrics: answer(Progress(metrics)))
+            run_fit(request, lambda metrics: parent.send(msgspec.msgpack.encode(Progress(metrics))))
     except (SegmentDamagedError, SegmentGoneError, FactorsError, MemoryError, OSError) as exc:
         path = str(exc.path) if isinstance(exc, SegmentDamagedError) else None
-        answer(Failed(_kind(exc), str(exc) or type(exc).__name__, path))
+        parent.send(msgspec.msgpack.encode(Failed(_kind(exc), str(exc) or type(exc).__name__, path)))
         return 1
-    answer(Done())
+    parent.send(msgspec.msgpack.encode(Done()))
     return 0
 
 

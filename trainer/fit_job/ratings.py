@@ -46,19 +46,36 @@ def load_ratings(paths: Iterable[Path], n_items: int, earlier: pa.StringArray | 
     `SegmentDamagedError` and `SegmentGoneError`.
     """
     encoded: list[pa.DictionaryArray] = []
-    columns: dict[str, list[npt.NDArray[Any]]] = {"n": [], "item_row": [], "rating": [], "time": []}
+    # Each begins with nothing of its type, so that no segment at all is no special case.
+    columns: dict[str, list[npt.NDArray[Any]]] = {
+        "n": [np.zeros(0, np.int64)],
+        "item_row": [np.zeros(0, np.int64)],
+        "rating": [np.zeros(0, np.float64)],
+        "time": [np.zeros(0, np.float64)],
+    }
     for path in paths:
         table, _ = read_segment(path)
         encoded.extend(table["user_id"].dictionary_encode().chunks)
         for name, parts in columns.items():
             parts.append(table[name].to_numpy())
-    codes, user_ids = _unified(encoded)
-    n = _joined(columns["n"], np.int64)
-    item_row = _joined(columns["item_row"], np.int64)
-    rating = _joined(columns["rating"], np.float64)
-    time = _joined(columns["time"], np.float64)
-    rows, user_ids, kept = _ordered_users(user_ids, earlier)
-    user_row = rows[codes]
+    # Strings stay in Arrow: a Python object for each of millions of events would take longer than the fit.
+    codes, user_ids = np.zeros(0, np.int64), pa.array([], type=pa.string())
+    if encoded:
+        chunks = pa.chunked_array(encoded).unify_dictionaries().chunks
+        codes = np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks])
+        user_ids = chunks[-1].dictionary
+    n, item_row, rating, time = map(np.concatenate, columns.values())
+    kept = np.zeros(0, np.int64)
+    if earlier is not None and len(earlier):
+        found = pc.index_in(user_ids, value_set=earlier).fill_null(-1).to_numpy(zero_copy_only=False)
+        # Known users by their earlier rows, then the others by their first event.
+        order = np.argsort(np.where(found < 0, len(earlier), found), kind="stable")
+        user_ids = user_ids.take(pa.array(order))
+        kept = found[order][: int((found >= 0).sum())].astype(np.int64)
+        rows = np.empty(len(order), dtype=np.int64)
+        rows[order] = np.arange(len(order))
+        codes = rows[codes]
+    user_row = codes.astype(np.int64, copy=False)
     user_n = np.zeros(len(user_ids), dtype=np.int64)
     np.maximum.at(user_n, user_row, n)
     last = last_of_pairs(user_row, item_row, n)
@@ -85,34 +102,3 @@ def last_of_pairs(
     last = np.ones(len(order), dtype=bool)
     last[:-1] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
     return order[last]
-
-
-def _unified(encoded: list[pa.DictionaryArray]) -> tuple[npt.NDArray[np.int64], pa.StringArray]:
-    if not encoded:
-        return np.zeros(0, dtype=np.int64), pa.array([], type=pa.string())
-    # Strings stay in Arrow: a Python object for each of millions of events would take longer than the fit.
-    chunks = pa.chunked_array(encoded).unify_dictionaries().chunks
-    codes = np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks])
-    return codes.astype(np.int64), chunks[-1].dictionary
-
-
-def _ordered_users(
-    user_ids: pa.StringArray, earlier: pa.StringArray | None
-) -> tuple[npt.NDArray[np.int64], pa.StringArray, npt.NDArray[np.int64]]:
-    """Return the row of each of `user_ids`, the ids in the order of their rows, and the earlier rows that
-    come first.
-    """
-    if earlier is None or len(earlier) == 0:
-        return np.arange(len(user_ids)), user_ids, np.zeros(0, dtype=np.int64)
-    found = (
-        pc.index_in(user_ids, value_set=earlier).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    )
-    # Known users by their earlier rows, then the others by their first event.
-    order = np.argsort(np.where(found < 0, len(earlier), found), kind="stable")
-    rows = np.empty(len(order), dtype=np.int64)
-    rows[order] = np.arange(len(order))
-    return rows, user_ids.take(pa.array(order)), found[order][: int((found >= 0).sum())]
-
-
-def _joined(parts: list[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype=dtype)

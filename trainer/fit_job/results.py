@@ -8,6 +8,7 @@ of a fit names or describes a forgotten user.
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -119,15 +120,69 @@ _ARRAYS = (
 )
 
 
+def fit_in_memory(
+    model: Model, users: npt.NDArray[np.float32], items: npt.NDArray[np.float32], ids: Sequence[bytes]
+) -> FitResult:
+    """Return a fit of one rating a user whose tables are in memory, without what publishing does not read."""
+    n_users = len(users)
+    none = np.zeros(0, dtype=np.int64)
+    return FitResult(
+        path=Path(),
+        model=model,
+        metrics={},
+        n_ratings=n_users,
+        users=users,
+        items=items,
+        user_n=np.ones(n_users, dtype=np.int64),
+        id_offsets=np.cumsum([0, *map(len, ids)]).astype(np.int64),
+        id_bytes=np.frombuffer(b"".join(ids), dtype=np.uint8),
+        hashes=none.astype(np.uint64),
+        hash_rows=none,
+        item_indptr=none,
+        item_users=none.astype(np.int32),
+        item_values=none.astype(np.float64),
+        item_times=none.astype(np.float64),
+    )
+
+
 def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, float]) -> None:
     """Write a fit to the folder `path`, which appears only when it is complete."""
+    # Of no users at all the buffers may be missing.
+    offsets, content = np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+    if ids := len(data.user_ids):
+        _, offset_buffer, buffer = data.user_ids.buffers()
+        skipped = data.user_ids.offset
+        offsets = np.frombuffer(offset_buffer, dtype=np.int32)[skipped : skipped + ids + 1].astype(np.int64)
+        content = np.frombuffer(buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
+        offsets -= offsets[0]
+    edges = offsets.tolist()
+    raw = content.tobytes()
+    hashes = np.array([user_hash(raw[a:b]) for a, b in pairwise(edges)], dtype=np.uint64)
+    by_hash = np.argsort(hashes, kind="stable")
+    ratings = data.ratings
+    by_item = np.argsort(ratings.item_row, kind="stable")
+    indptr = np.zeros(data.n_items + 1, dtype=np.int64)
+    np.cumsum(np.bincount(ratings.item_row, minlength=data.n_items), out=indptr[1:])
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "users": fitted.users.astype(np.float32, copy=False),
+        "items": fitted.items.astype(np.float32, copy=False),
+        "user_n": data.user_n,
+        "id_offsets": offsets,
+        "id_bytes": content,
+        "hashes": hashes[by_hash],
+        "hash_rows": by_hash.astype(np.int64),
+        "item_indptr": indptr,
+        "item_users": ratings.user_row[by_item],
+        "item_values": ratings.value[by_item],
+        "item_times": ratings.time[by_item],
+    }
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name, array in _arrays(data, fitted).items():
+    for name, array in arrays.items():
         np.save(temporary / f"{name}.npy", array, allow_pickle=False)
     (temporary / "model.bin").write_bytes(to_bytes(fitted.model))
-    summary = {"metrics": metrics, "n_ratings": len(data.ratings.value)}
+    summary = {"metrics": metrics, "n_ratings": len(ratings.value)}
     (temporary / "fit.json").write_text(json.dumps(summary))
     for file in temporary.iterdir():
         with file.open("rb") as opened:
@@ -183,38 +238,3 @@ def is_erased(user_id: bytes) -> bool:
 def user_hash(user_id: bytes) -> int:
     """Return 64 bits of an id, the same in every process."""
     return int.from_bytes(blake2b(user_id, digest_size=8).digest(), "little")
-
-
-def _arrays(data: FitInput, fitted: Fitted) -> dict[str, npt.NDArray[Any]]:
-    offsets, content = _id_buffers(data.user_ids)
-    edges = offsets.tolist()
-    raw = content.tobytes()
-    hashes = np.array([user_hash(raw[a:b]) for a, b in pairwise(edges)], dtype=np.uint64)
-    by_hash = np.argsort(hashes, kind="stable")
-    ratings = data.ratings
-    by_item = np.argsort(ratings.item_row, kind="stable")
-    indptr = np.zeros(data.n_items + 1, dtype=np.int64)
-    np.cumsum(np.bincount(ratings.item_row, minlength=data.n_items), out=indptr[1:])
-    return {
-        "users": fitted.users.astype(np.float32, copy=False),
-        "items": fitted.items.astype(np.float32, copy=False),
-        "user_n": data.user_n,
-        "id_offsets": offsets,
-        "id_bytes": content,
-        "hashes": hashes[by_hash],
-        "hash_rows": by_hash.astype(np.int64),
-        "item_indptr": indptr,
-        "item_users": ratings.user_row[by_item],
-        "item_values": ratings.value[by_item],
-        "item_times": ratings.time[by_item],
-    }
-
-
-def _id_buffers(user_ids: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    if len(user_ids) == 0:
-        return np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
-    _, offset_buffer, data = user_ids.buffers()
-    offsets = np.frombuffer(offset_buffer, dtype=np.int32)
-    offsets = offsets[user_ids.offset : user_ids.offset + len(user_ids) + 1].astype(np.int64)
-    content = np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]]
-    return offsets - offsets[0], content

@@ -5,13 +5,12 @@ and after a kill at any step the next leader removes the leftover.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from factors import FitSettings, Model, Scale, build_index, index_to_bytes, prior_model
+from factors import build_index, index_to_bytes
 from featurestore.errors import LeaseLost, StoreError
 from featurestore.generations.catalog import GenerationDraft, GenerationMeta, GenerationWriter
 from featurestore.leases import Lease
@@ -19,10 +18,13 @@ from featurestore.store import Store
 from processes.messages import HelperEndedError
 from trainer import log
 from trainer.archive.events import Position, format_position
-from trainer.archive.segments import Step, no_step
+from trainer.archive.segments import Step
+from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.results import FitResult, is_erased
 from trainer.publication.record_process import RecordProcess, record_process
+from trainer.publication.recording import Task
 from trainer.retry import with_retries
+from trainer.threads import Threads
 
 # Users in one call to the writer of records, which cuts it in small ones of its own.
 _USERS_AT_ONCE = 2_000
@@ -31,117 +33,72 @@ _APART_FROM = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Tables:
-    """What a generation consists of. `users`: the fit that has them, None for a generation without users."""
-
-    model: Model
-    items: npt.NDArray[np.float32]
-    users: FitResult | None = None
-    index: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A generation that has its number, and nothing written under it yet."""
-
-    writer: GenerationWriter
-    epoch: int
-    tables: Tables
-
-    @property
-    def number(self) -> int:
-        """The number of the generation."""
-        return self.writer.number
-
-
-@dataclass(frozen=True, slots=True)
 class Published:
-    """A generation that was written and verified; `live` where it also went live."""
+    """A generation that was written and verified, with the fit that it came from; `live` where it also went
+    live.
+    """
 
     meta: GenerationMeta
+    fit: FitResult
     live: bool
 
 
 class Publisher:
-    """Publishes for one leader: `begin` gives a generation its number, `write` makes it live."""
+    """Publishes for one leader. From `apart_from` users on, a process that gives way writes their records."""
 
     def __init__(
-        self,
-        store: Store,
-        lease: Lease,
-        *,
-        step: Step = no_step,
-        wall_clock: Callable[[], float] = time.time,
-        apart_from: int = _APART_FROM,
+        self, store: Store, lease: Lease, threads: Threads, *, step: Step, apart_from: int = _APART_FROM
     ) -> None:
-        """`apart_from`: so many users and more have their records written by a process that gives way."""
-        self._apart_from = apart_from
         self._store = store
         self._lease = lease
+        self._threads = threads
         self._step = step
-        self._wall_clock = wall_clock
+        self._apart_from = apart_from
 
-    async def begin(
-        self, epoch: int, result: FitResult, positions: Mapping[int, Position], engine: str
-    ) -> Draft:
-        """Give a fit the number of its generation. `positions`: up to where it has learned the streams.
+    async def publish(
+        self,
+        epoch: int,
+        fit: FitResult,
+        *,
+        engine: str,
+        positions: Mapping[int, Position],
+        folder: FitFolder | None,
+        automatic: bool,
+    ) -> Published:
+        """Write a fit beside the live generation, verify it, flip. One that is `automatic` does not replace a
+        generation that is held live.
 
-        Raises `StoreError` of every kind.
+        `positions`: up to where it has learned the streams. `folder`: where its files are, None for a fit
+        that is in memory only. Raises `StoreError` of every kind; what was written is then removed, or by the
+        next leader.
         """
         # In a thread: 11 s of a core for a million items of rank 50. Users are drawn by a seed that the
         # ratings give: a fit has one index.
-        rng = np.random.default_rng(result.n_ratings)
-        index = await asyncio.to_thread(build_index, result.model, result.items, result.users, rng)
-        recall = {} if index is None else {"index_recall_at_10": index.recall}
-        packed = None if index is None else index_to_bytes(index)
-        description = GenerationDraft(
-            created=self._wall_clock(),
-            rank=result.model.rank,
-            link=result.model.link,
+        rng = np.random.default_rng(fit.n_ratings)
+        index = await asyncio.to_thread(build_index, fit.model, fit.items, fit.users, rng)
+        draft = GenerationDraft(
+            created=time.time(),
+            rank=fit.model.rank,
+            link=fit.model.link,
             engine=engine,
-            n_users=result.n_users,
-            n_items=len(result.items),
-            n_ratings=result.n_ratings,
-            metrics={**result.metrics, **recall},
+            n_users=fit.n_users,
+            n_items=len(fit.items),
+            n_ratings=fit.n_ratings,
+            metrics=fit.metrics if index is None else {**fit.metrics, "index_recall_at_10": index.recall},
             positions={partition: format_position(position) for partition, position in positions.items()},
         )
-        return await self._begin(epoch, description, Tables(result.model, result.items, result, packed))
-
-    async def begin_prior(self, epoch: int, scale: Scale, engine: str) -> Draft:
-        """Begin a generation of what is known before any rating, so that services can answer."""
-        model = prior_model(FitSettings(scale))
-        description = GenerationDraft(
-            created=self._wall_clock(),
-            rank=model.rank,
-            link=model.link,
-            engine=engine,
-            n_users=0,
-            n_items=0,
-            n_ratings=0,
-        )
-        no_items = np.zeros((0, model.item_width), dtype=np.float32)
-        return await self._begin(epoch, description, Tables(model, no_items))
-
-    async def _begin(self, epoch: int, description: GenerationDraft, tables: Tables) -> Draft:
         self._step("publish:begin")
-        writer = await with_retries(self._store.generations.begin, self._lease, epoch, description)
-        return Draft(writer, epoch, tables)
-
-    async def write(self, draft: Draft, *, automatic: bool) -> Published:
-        """Write a generation beside the live one, verify it, flip. One that is `automatic` does not replace a
-        generation that is held live.
-
-        Raises `StoreError` of every kind; what was written is then removed, or by the next leader.
-        """
-        writer, tables = draft.writer, draft.tables
+        writer = await with_retries(self._store.generations.begin, self._lease, epoch, draft)
+        if folder is not None:
+            # Before anything is written: a generation that is live has its files under its number.
+            fit = await self._threads.run(folder.adopt, fit, writer.number)
         try:
             self._step("publish:begun")
-            await with_retries(writer.write_items, tables.items, tables.model)
-            if tables.index is not None:
-                await with_retries(writer.write_index, tables.index)
+            await with_retries(writer.write_items, fit.items, fit.model)
+            if index is not None:
+                await with_retries(writer.write_index, index_to_bytes(index))
             self._step("publish:items")
-            if tables.users is not None:
-                await self._write_users(writer, draft.epoch, tables.users)
+            await self._write_users(writer, epoch, fit)
             self._step("publish:users")
             meta = await with_retries(writer.finish)
             self._step("publish:finished")
@@ -151,50 +108,38 @@ class Publisher:
             # The store refuses every write of this leader by now, the removal included.
             raise
         except StoreError:
-            await with_retries(self._store.generations.remove, draft.epoch, writer.number)
+            await with_retries(self._store.generations.remove, epoch, writer.number)
             raise
         self._step("publish:flipped")
-        return Published(meta, live)
+        return Published(meta, fit, live)
 
-    async def _write_users(self, writer: GenerationWriter, epoch: int, result: FitResult) -> None:
+    async def _write_users(self, writer: GenerationWriter, epoch: int, fit: FitResult) -> None:
         taken = 0
         async with contextlib.AsyncExitStack() as ends:
-            apart = await self._start_apart(writer, epoch, result, ends)
-            for start in range(0, result.n_users, _USERS_AT_ONCE):
-                stop = min(start + _USERS_AT_ONCE, result.n_users)
-                ids = result.user_ids(start, stop)
+            apart: RecordProcess | None = None
+            if fit.n_users >= self._apart_from:
+                kept, width = sorted(writer.kept), fit.model.user_width
+                task = Task(self._store.settings, epoch, writer.number, kept, width)
+                try:
+                    apart = await ends.enter_async_context(record_process(task))
+                except HelperEndedError as exc:
+                    log.warning("records_process_ended", generation=writer.number, why=str(exc))
+            for start in range(0, fit.n_users, _USERS_AT_ONCE):
+                stop = min(start + _USERS_AT_ONCE, fit.n_users)
+                ids = fit.user_ids(start, stop)
                 known = np.array([not is_erased(user_id) for user_id in ids], dtype=bool)
-                n, vectors = result.user_n[start:stop][known], result.users[start:stop][known]
-                kept = [user_id for user_id, keep in zip(ids, known.tolist(), strict=True) if keep]
+                n, vectors = fit.user_n[start:stop][known], fit.users[start:stop][known]
+                users = [user_id for user_id, keep in zip(ids, known.tolist(), strict=True) if keep]
                 if apart is not None:
                     try:
-                        taken += await apart.write(kept, n, vectors)
+                        taken += await apart.write(users, n, vectors)
                     except HelperEndedError as exc:
                         log.warning("records_process_ended", generation=writer.number, why=str(exc))
                         await apart.end()
                         apart = None
                 if apart is None:
-                    taken += await with_retries(writer.write_users, kept, n, vectors)
+                    taken += await with_retries(writer.write_users, users, n, vectors)
                 self._step("publish:some_users")
                 # Packing 2,000 records takes milliseconds: the consumer and the lease come in between.
                 await asyncio.sleep(0)
-        log.event("records_written", generation=writer.number, users=result.n_users, taken=taken)
-
-    async def _start_apart(
-        self, writer: GenerationWriter, epoch: int, result: FitResult, ends: contextlib.AsyncExitStack
-    ) -> RecordProcess | None:
-        """Return the process that writes the records; None where they are few, or where it does not start."""
-        if result.n_users < self._apart_from:
-            return None
-        starting = record_process(
-            self._store.settings,
-            epoch=epoch,
-            number=writer.number,
-            kept=sorted(writer.kept),
-            width=result.model.user_width,
-        )
-        try:
-            return await ends.enter_async_context(starting)
-        except HelperEndedError as exc:
-            log.warning("records_process_ended", generation=writer.number, why=str(exc))
-            return None
+        log.event("records_written", generation=writer.number, users=fit.n_users, taken=taken)

@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 
 from factors import Float32s, Int64s
-from featurestore.settings import StoreSettings
 from processes.messages import Helper, HelperEndedError, helper
 from trainer.publication.recording import READY, Batch, Task
 
@@ -30,12 +29,6 @@ class RecordProcess:
         self.pid = running.pid
         self.end = running.end
 
-    async def begin(self, task: Task) -> None:
-        """Hand over what all batches need. Raises `HelperEndedError`."""
-        answer = await self._running.ask(msgspec.msgpack.encode(task), START_S)
-        if answer != READY:
-            raise HelperEndedError(answer.decode(errors="replace"))
-
     async def write(self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s) -> int:
         """See `RecordWriter.write`. Raises `HelperEndedError`."""
         rows = np.ascontiguousarray(vectors, dtype=np.float32).tobytes()
@@ -47,14 +40,13 @@ class RecordProcess:
 
 
 @contextlib.asynccontextmanager
-async def record_process(
-    settings: StoreSettings, *, epoch: int, number: int, kept: Sequence[int], width: int
-) -> AsyncIterator[RecordProcess]:
+async def record_process(task: Task) -> AsyncIterator[RecordProcess]:
     """Start the process; it is ready when the block begins, and gone when it ends.
 
     Raises `HelperEndedError` where it does not start.
     """
     async with helper("trainer.publication.recording") as running:
-        recorder = RecordProcess(running)
-        await recorder.begin(Task(settings, epoch, number, list(kept), width))
-        yield recorder
+        answer = await running.ask(msgspec.msgpack.encode(task), START_S)
+        if answer != READY:
+            raise HelperEndedError(answer.decode(errors="replace"))
+        yield RecordProcess(running)

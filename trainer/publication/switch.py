@@ -21,10 +21,6 @@ class Switch:
         self._item_updates = item_updates
         self.live: LiveFit | None = None
 
-    def live_of(self, epoch: int) -> LiveFit | None:
-        """Return the live generation if it is one of this epoch."""
-        return self.live if self.live is not None and self.live.epoch == epoch else None
-
     async def to(self, live: LiveFit) -> None:
         """Fold items in for this generation from now on."""
         self.live = live

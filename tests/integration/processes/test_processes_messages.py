@@ -66,9 +66,8 @@ async def test_messages_come_back_whole_whatever_a_helper_prints() -> None:
 
 async def test_a_helper_that_ends_is_told_from_one_that_answers() -> None:
     async with helper("helper_echo") as running:
-        with pytest.raises(HelperEndedError, match="ended without a word"):
+        with pytest.raises(HelperEndedError, match="ended without a word, with code 7"):
             await running.ask(b"end", 20.0)
-        assert await running.wait() == 7
     async with helper("helper_of_no_name") as running:
         with pytest.raises(HelperEndedError):
             await running.receive()

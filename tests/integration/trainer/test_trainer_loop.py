@@ -22,7 +22,9 @@ from tests.support.trainers import (
     archived,
     fitted,
     reopened,
+    running_fits,
     running_trainer,
+    started_fit,
     trainer_settings,
     until_drained,
     until_live,
@@ -183,7 +185,9 @@ async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reade
         assert term is not None
         # It follows once as it begins, and reads nothing before it has.
         await wait_until_async(
-            lambda: term.switch.live_of(1) is not None, 20, "the first generation is followed"
+            lambda: term.switch.live is not None and term.switch.live.epoch == 1,
+            20,
+            "the first generation is followed",
         )
         follow, began = term.switch.follow, asyncio.Queue[tuple[int, str]](1)
 
@@ -372,12 +376,10 @@ async def test_killed_fit_fails_the_command_and_the_next_one_works(
 
     def step(name: str) -> None:
         if name == "fit:started" and not killed:
-            assert trainer.term is not None
-            assert trainer.term.refitter.pid is not None
-            killed.append(trainer.term.refitter.pid)
+            killed.append(started_fit())
             os.kill(killed[0], signal.SIGKILL)
 
-    async with running_trainer(settings, step=step) as trainer:
+    async with running_trainer(settings, step=step):
         await until_live(store)
         await store.ratings.append(ratings())
         command = await store.commands.ask("refit", epoch=1)
@@ -393,15 +395,11 @@ async def test_a_fit_that_nobody_asked_for_gives_way_to_one_that_somebody_did(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
     eager = trainer_settings(settings.store, tmp_path / "archive", rules=Rules(10, 10**6))
-    async with running_trainer(eager) as trainer:
+    async with running_trainer(eager):
         await until_live(store)
         await store.ratings.append(ratings())
-        await wait_until_async(
-            lambda: trainer.term is not None and trainer.term.refitter.pid is not None, 20, "a fit runs"
-        )
-        assert trainer.term is not None
-        stopped = trainer.term.refitter.pid
-        assert stopped is not None
+        await wait_until_async(lambda: running_fits(os.getpid()), 20, "a fit runs")
+        (stopped,) = running_fits(os.getpid())
         # It would never end by itself.
         os.kill(stopped, signal.SIGSTOP)
         generation = await fitted(store)

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.data.publisher import in_memory
 from featurestore.codecs import unpack_records
 from featurestore.errors import GenerationBroken
 from featurestore.keys import record_field
 from featurestore.store import Store
 from tests.support.factories import lead, make_items, make_model, rating
-from trainer.fit_job.results import FitResult
+from trainer.fit_job.results import FitResult, fit_in_memory
 from trainer.publication import publish as publisher
 from trainer.publication import record_process
 from trainer.publication.publish import Published, Publisher
+from trainer.threads import Threads
 
 USERS = 4_500
 MODEL = make_model()
@@ -44,14 +44,16 @@ def fitted(users: int = USERS) -> FitResult:
     """A fit whose tables are in memory. The last user is one who was erased from it."""
     ids = [b"u%d" % user for user in range(users - 1)] + [b"\xff\xff"]
     vectors = np.random.default_rng(1).standard_normal((users, MODEL.user_width)).astype(np.float32)
-    return in_memory(MODEL, vectors, make_items(MODEL, 3), ids)
+    return fit_in_memory(MODEL, vectors, make_items(MODEL, 3), ids)
 
 
 async def published(store: Store, result: FitResult, step: Callable[[str], None]) -> Published:
     """Publish it for users who have rated once."""
     await store.ratings.append([rating(f"u{user}", "a") for user in range(USERS - 1)])
-    writing = Publisher(store, await lead(store), step=step, apart_from=1_000)
-    return await writing.write(await writing.begin(1, result, {}, "variational"), automatic=True)
+    publishing = Publisher(store, await lead(store), Threads(), step=step, apart_from=1_000)
+    return await publishing.publish(
+        1, result, engine="variational", positions={}, folder=None, automatic=True
+    )
 
 
 async def check_records(store: Store, result: FitResult, number: int) -> None:

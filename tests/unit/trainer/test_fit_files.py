@@ -14,12 +14,13 @@ import pytest
 
 from factors import posterior_of
 from tests.support.event_tables import event_table
+from tests.support.trainers import started_fit
 from tests.support.waiting import wait_until_async
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of, string_array
 from trainer.errors import FitFailedError, SegmentGoneError
 from trainer.fit_job.job import FitRequest
-from trainer.fit_job.process import fit_process
+from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.results import FitResult, erase_user
 
@@ -68,9 +69,12 @@ def request(archive: EpochArchive, output: Path, **changes: object) -> FitReques
 
 
 async def fitted(asked: FitRequest, started: Callable[[int], None] = lambda _pid: None) -> FitResult:
-    async with asyncio.timeout(60), fit_process(asked) as running:
-        started(running.pid)
-        return await running.result()
+    def step(name: str) -> None:
+        assert name == "fit:started"
+        started(started_fit())
+
+    async with asyncio.timeout(60):
+        return await fit_in_process(asked, step=step)
 
 
 def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:

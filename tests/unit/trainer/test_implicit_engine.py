@@ -25,7 +25,7 @@ from factors import (
 )
 from factors.engine_api import confidence_of, implicit_factors, weighting_of
 from factors.model.layout import item_layout, user_layout
-from trainer.engines import make_engine
+from trainer.engines import FitTask, make_engine
 
 SCALE = Scale(1.0, 5.0)
 
@@ -54,8 +54,7 @@ def choices(n_users: int = 60, n_items: int = 40, groups: int = 4, seed: int = 0
 
 def fitted(ratings: Ratings, n_users: int = 60, n_items: int = 40, start: Fitted | None = None) -> Fitted:
     engine = make_engine("implicit", FitSettings(SCALE, rank=6))
-    rng = np.random.default_rng(1)
-    return engine.fit(ratings, n_users, n_items, rng=rng, start=start, report=lambda _metrics: None)
+    return engine.fit(FitTask(ratings, n_users, n_items, np.random.default_rng(1), start))
 
 
 def history(ratings: Ratings, user: int) -> Histories:
@@ -118,20 +117,12 @@ def test_rank_confidence_and_ridge_are_chosen_once_and_kept_by_the_fits_that_go_
     ratings = choices(n_users=120, n_items=60)
     engine = make_engine("implicit", FitSettings(SCALE))
     first, second = (
-        engine.fit(
-            ratings, 120, 60, rng=np.random.default_rng(seed), start=start, report=lambda _metrics: None
-        )
+        engine.fit(FitTask(ratings, 120, 60, np.random.default_rng(seed), start))
         for seed, start in ((1, None), (1, None))
     )
     np.testing.assert_array_equal(first.items, second.items)
-    grown = engine.fit(
-        choices(n_users=130, n_items=62),
-        130,
-        62,
-        rng=np.random.default_rng(2),
-        start=from_fit(first),
-        report=lambda _metrics: None,
-    )
+    more = choices(n_users=130, n_items=62)
+    grown = engine.fit(FitTask(more, 130, 62, np.random.default_rng(2), from_fit(first)))
     assert grown.model.rank == first.model.rank
     assert [grown.metrics[name] for name in ("alpha", "ridge", "power")] == [
         first.metrics[name] for name in ("alpha", "ridge", "power")

@@ -15,7 +15,7 @@ from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.results import read_result, write_result
 from trainer.retry import with_retries
-from trainer.schedule import Arrivals
+from trainer.schedule import Rules, Schedule
 
 
 @pytest.fixture
@@ -92,15 +92,15 @@ async def test_a_call_is_repeated_until_store_and_disk_let_it(monkeypatch: pytes
 
 
 def test_arrivals_are_those_of_one_epoch_since_its_fit() -> None:
-    arrivals = Arrivals()
-    arrivals.look(10.0, 1, 100, 100)
-    assert (arrivals.lately, arrivals.first_new_at) == (0, None)
-    arrivals.look(11.0, 1, 150, 100)
-    assert (arrivals.lately, arrivals.first_new_at) == (50, 11.0)
-    arrivals.look(12.5, 1, 160, 100)
-    assert (arrivals.lately, arrivals.first_new_at) == (10, 11.0)
-    arrivals.fitted()
-    arrivals.look(12.6, 1, 160, 160)
-    assert (arrivals.lately, arrivals.first_new_at) == (10, None)
-    arrivals.look(12.7, 2, 30, 0)
-    assert (arrivals.lately, arrivals.first_new_at) == (0, 12.7)
+    schedule = Schedule(Rules())
+    schedule.look(10.0, 1, 100, 100)
+    assert (schedule.lately, schedule.first_new_at) == (0, None)
+    schedule.look(11.0, 1, 150, 100)
+    assert (schedule.lately, schedule.first_new_at) == (50, 11.0)
+    schedule.look(12.5, 1, 160, 100)
+    assert (schedule.lately, schedule.first_new_at) == (10, 11.0)
+    schedule.fitted(live=True)
+    schedule.look(12.6, 1, 160, 160)
+    assert (schedule.lately, schedule.first_new_at) == (10, None)
+    schedule.look(12.7, 2, 30, 0)
+    assert (schedule.lately, schedule.first_new_at) == (0, 12.7)
