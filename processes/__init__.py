@@ -1,1 +1,1 @@
-"""Child processes: started, watched, restarted, stopped. Standard library only."""
+"""Child processes: started, watched, restarted, stopped; the standard library, and uvloop where installed."""

@@ -171,7 +171,8 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         try:
-            return await asyncio.wait_for(self.wait(), KILL_WAIT_S)
+            async with asyncio.timeout(KILL_WAIT_S):
+                return await self.wait()
         except TimeoutError:
             return -signal.SIGKILL
         finally:

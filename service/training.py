@@ -23,7 +23,7 @@ from service.http.problems import Problem
 
 log = logging.getLogger("foldin.service")
 
-# Ratings, or item ids, in one call: the store is busy with it for some 10 ms, in which others wait.
+# Ratings, or item ids, in one call: the store is busy with it for some 40 ms, in which others wait.
 _SLICE = 5000
 # Workers load a generation within a second or two; longer is told to the caller, who need not wait for it.
 _SERVED_WITHIN_S = 5.0

@@ -19,7 +19,7 @@ _MOST_LOG_FACTOR = math.log(4.0)
 def std_factors(parameters: Parameters, counts: FloatTable) -> Float64s:
     """Return the factor (m,) of the std of each pair; `counts` (2, m): ratings of its user and its item."""
     exponent = parameters.std_calibration @ _features(counts)
-    # For a single pair twice as fast as `np.clip`.
+    # For a single pair in two thirds of the time of `np.clip`.
     return np.asarray(np.exp(np.minimum(np.maximum(exponent, -_MOST_LOG_FACTOR), _MOST_LOG_FACTOR)))
 
 

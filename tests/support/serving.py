@@ -96,8 +96,15 @@ class Service:
     """A service of real processes: `python -m service`."""
 
     def __init__(
-        self, store: StoreSettings, folder: Path, *, workers: int = 1, port: int | None = None
+        self,
+        store: StoreSettings,
+        folder: Path,
+        *,
+        workers: int = 1,
+        port: int | None = None,
+        checkout: Path | None = None,
     ) -> None:
+        """`checkout`: where the packages are that it runs; those of these tests where None."""
         self.port = unused_port() if port is None else port
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"service-{self.port}.log"
@@ -110,6 +117,8 @@ class Service:
             "FOLDIN_STORE_TIMEOUT_S": str(store.timeout_s),
             "FOLDIN_CACHE_DIR": str(folder / "cache"),
         }
+        if checkout is not None:
+            settings["PYTHONPATH"] = str(checkout)
         self.process = BlockingChild(
             python_command("service", "--port", str(self.port), "--workers", str(workers)),
             self.log,
