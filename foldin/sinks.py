@@ -145,7 +145,8 @@ class ApiSink:
                 why = f"the API at {client.url} is not ready (status {exc.status}): try again soon"
             elif isinstance(exc, ApiBusyError):
                 reason = exc.__cause__ or exc  # the error itself names the address once more
-                why = f"no API answers at {client.url} ({reason}): start one with `foldin up`, or give --url or --data"
+                why = f"no API answers at {client.url} ({reason}): start one with `foldin up`, "
+                why += "or give --url or --data"
             else:
                 why = f"what answers at {client.url} is no Foldin API: give another --url"
             raise CannotStartError(why) from exc
