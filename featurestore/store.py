@@ -7,7 +7,7 @@ from featurestore.commands import Commands
 from featurestore.disk_sync import DiskSync
 from featurestore.errors import StoreRefused
 from featurestore.generations.catalog import Generations
-from featurestore.item_registry import ItemRegistries, ItemRegistry
+from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys
 from featurestore.leases import Leases
 from featurestore.namespace import Namespace, NamespaceConfig
@@ -30,6 +30,8 @@ class Store:
         self.hot: Connection | None = self._connection("hot") if hot else None
         self.redis = Client(settings.url, settings.timeout_s, self.bulk)
         self._registries = ItemRegistries(self.keys, self.bulk, self.redis, settings.max_items)
+        # `items(epoch)`: the item registry of an epoch.
+        self.items = self._registries.of
         namespace = Namespace(settings.namespace, self.config, self.keys, self._registries)
         self.bulk.prepare_by(namespace.prepare)
         self._disk: DiskSync | None = None
@@ -84,10 +86,6 @@ class Store:
     async def time(self) -> int:
         """Seconds since 1970 by the clock of the store."""
         return (await self.redis.time())[0]
-
-    def items(self, epoch: int) -> ItemRegistry:
-        """The item registry of an epoch."""
-        return self._registries.of(epoch)
 
     def _connection(self, name: str) -> Connection:
         return Connection(self.settings.url, self.settings.timeout_s, name)

@@ -1,8 +1,12 @@
 """What a process holds of one generation. Invariant: everything in it is of that generation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from factors import Float32s, Model, PosteriorModel, Ranker, Scorer
+from featurestore.codecs import pack_records, record_dtype
 from featurestore.generations.manifest import GenerationMeta
 
 
@@ -21,6 +25,14 @@ class LiveGeneration:
     scorer: Scorer
     ranker: Ranker
     meta: GenerationMeta
+    # Of the users' records: their layout, and the one that stands for a user without any.
+    record_dtype: np.dtype[Any] = field(init=False)
+    prior_record: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        prior = self.posterior.prior_user[None]
+        object.__setattr__(self, "record_dtype", record_dtype(self.model.user_width))
+        object.__setattr__(self, "prior_record", pack_records(np.zeros(1, np.int64), prior)[0])
 
     @property
     def model(self) -> Model:

@@ -17,7 +17,6 @@ from factors import Float64s, Int64s
 from featurestore.codecs import ENTRY, ENTRY_BYTES, ENTRY_DTYPE
 from featurestore.keys import Keys, partition_of, partitions_of
 from featurestore.wire.functions import encode_packed_call
-from featurestore.wire.resp import bulk
 
 NUMBER_DTYPE = np.dtype([("before", "<u8"), ("events", "<u4")])
 LENGTH_DTYPE = np.dtype("<u2")
@@ -112,18 +111,18 @@ def encode_rate(
     to; `fixed`: the arguments before the ids.
     """
     users, partition = share.users, share.partition
-    names = [bulk(keys.epochs(partition))]
-    args = [*map(bulk, fixed), bulk(pack_ids(users))]
+    key = keys.epochs(partition)
+    names, args = [b"$%d\r\n%b\r\n" % (len(key), key)], [*fixed, pack_ids(users)]
     for epoch, item_row in item_rows.items():
-        names.append(bulk(keys.ratings(epoch, partition)))
-        names.append(bulk(keys.counts(epoch, partition)))
-        names.append(bulk(keys.forgotten(epoch, partition)))
+        streams = (keys.ratings(epoch, partition), keys.counts(epoch, partition))
+        names += [b"$%d\r\n%b\r\n" % (len(key), key) for key in (*streams, keys.forgotten(epoch, partition))]
         user, history = keys.user_prefixes(epoch)[partition], keys.history_prefix(epoch, partition)
         a, b = len(user), len(history)
         names += [
             b"$%d\r\n%b%b\r\n$%d\r\n%b%b\r\n" % (a + len(each), user, each, b + len(each), history, each)
             for each in users
         ]
-        args += [b"$%d\r\n%b\r\n" % (len(blob), blob) for blob in pack_entries(share, item_row, columns)]
+        args += pack_entries(share, item_row, columns)
     n_keys = 1 + len(item_rows) * (3 + 2 * len(users))
-    return encode_packed_call("rate", n_keys, names, len(fixed) + 1 + len(item_rows) * len(users), args)
+    packed = [b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args]
+    return encode_packed_call("rate", n_keys, names, len(args), packed)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from factors import Float32s, Int64s
-from featurestore.codecs import COUNTER, record_dtype
+from featurestore.codecs import COUNTER
 from featurestore.generations.live import LiveGeneration
 from featurestore.wire.resp import ReplyError
 
@@ -30,9 +30,7 @@ class UserLookup(NamedTuple):
 
 def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any]) -> UserLookup:
     """Read `[n, record]` of each user; an error in its place means that the user is behind."""
-    pack = COUNTER.pack
-    # The record that stands for users without one.
-    prior = pack(0) + live.posterior.prior_user.astype("<f4", copy=False).tobytes()
+    prior, pack = live.prior_record, COUNTER.pack
     size = len(prior)
     records: list[bytes] = []
     behind: list[int] = []
@@ -51,7 +49,7 @@ def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any
         else:
             behind.append(position)
             records.append(prior)
-    table = np.frombuffer(b"".join(records), record_dtype(live.model.user_width))
+    table = np.frombuffer(b"".join(records), live.record_dtype)
     return UserLookup(table["n"].view(np.int64), table["vector"], behind, [user_ids[k] for k in behind])
 
 

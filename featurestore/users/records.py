@@ -201,7 +201,7 @@ class UserRecords:
         calls = encode_write_back(self._keys, live, users, folded, self.kept)
         for start in range(0, len(calls), CALLS_AT_ONCE):
             some = calls[start : start + CALLS_AT_ONCE]
-            self._connection.execute_unwatched(b"".join(some), len(some))
+            self._connection.execute(b"".join(some), len(some)).add_done_callback(swallow)
 
     async def _lookup_batch(self, live: LiveGeneration, users: Ids) -> tuple[UserLookup, Int64s]:
         """Look up a large batch without an object for each user: in the order in which they were asked, and
@@ -258,7 +258,7 @@ class UserRecords:
                 for user_id in user_ids[start : start + CALLS_AT_ONCE]
             ]
             found += await ask_many(self._connection, calls)
-        size = codecs.record_dtype(live.model.user_width).itemsize
+        size = live.record_dtype.itemsize
         for position, reply in enumerate(found):
             if isinstance(reply, ReplyError):
                 if error_code(reply) != "WRONGTYPE":

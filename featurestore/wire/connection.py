@@ -97,10 +97,6 @@ class Connection:
         # The transport closes its socket in the next turn.
         await asyncio.sleep(0)
 
-    def execute_unwatched(self, payload: bytes, replies: int) -> None:
-        """Send commands whose replies do not matter: where they fail, no harm is done."""
-        self.execute(payload, replies).add_done_callback(swallow)
-
     def failure(self, reply: Exception) -> StoreError:
         """What an error reply means; leaves a server that has become a replica."""
         error = store_error(reply)
