@@ -20,6 +20,10 @@ FOLDER_MODULES = 14
 MODULE_LINES = 500
 FUNCTION_LINES = 60
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
+_LAYOUT = {
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
+    *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
+}
 _DIRECTIVE = re.compile(r"#\s*(noqa|type:)")
 
 
@@ -64,6 +68,18 @@ def comment_lines(module: Module) -> set[int]:
     tokens = tokenize.generate_tokens(io.StringIO(module.text).readline)
     comments = (token for token in tokens if token.type == tokenize.COMMENT)
     return {token.start[0] for token in comments if not _DIRECTIVE.match(token.string)}
+
+
+def code_lines(module: Module) -> int:
+    """Number of lines with code: not blank, no comment alone, no docstring."""
+    found, docstrings = set[int](), set[int]()
+    for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
+        if token.type not in _LAYOUT:
+            found.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            docstrings.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(found - docstrings)
 
 
 def numeric_constants(module: Module) -> Iterator[tuple[int, str, bool]]:
@@ -166,17 +182,17 @@ def crowded_folders(root: Path) -> dict[str, int]:
 def main() -> None:
     """Print the figures of each package of a checkout, and their sums."""
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
-    print(
-        f"{'package':14}{'modules':>9}{'lines':>8}{'largest':>9}{'comments/100':>14}{'constants':>11}{'bare':>6}{'long':>6}"
-    )
+    head = f"{'package':14}{'modules':>9}{'lines':>8}{'code':>8}{'largest':>9}{'comments/100':>14}"
+    print(f"{head}{'constants':>11}{'bare':>6}{'long':>6}")
     for name in [*packages(root), ""]:
         found = modules(root, name) if name else all_modules(root)
         lines = sum(module.lines for module in found)
+        code = sum(map(code_lines, found))
         comments = sum(len(comment_lines(module)) for module in found)
         constants = [reason for module in found for _, _, reason in numeric_constants(module)]
         long = sum(1 for module in found for _ in long_functions(module))
         largest = max(module.lines for module in found)
-        row = f"{name or 'all':14}{len(found):9}{lines:8}{largest:9}{100 * comments / lines:14.1f}"
+        row = f"{name or 'all':14}{len(found):9}{lines:8}{code:8}{largest:9}{100 * comments / lines:14.1f}"
         print(f"{row}{len(constants):11}{constants.count(False):6}{long:6}")
     lua = sum(len(path.read_text("utf-8").splitlines()) for path in root.glob("featurestore/**/*.lua"))
     print(f"Lua {lua} lines; folders over {FOLDER_MODULES} modules: {crowded_folders(root) or 'none'}")

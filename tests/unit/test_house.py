@@ -165,4 +165,5 @@ def test_the_measure_finds_what_it_should(tmp_path: Path) -> None:
     assert constants == {"A": True, "B": True, "C": False, "D": False}
     assert [name for module in found for _, name, _ in house.long_functions(module)] == ["long"]
     assert set(house.cycle_of(house.imports(found))) == {"rooms.one", "rooms.two"}
+    assert [house.code_lines(module) for module in found] == [0, 7, 63]
     assert house.packages(tmp_path) == ["rooms"]
