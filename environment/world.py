@@ -21,9 +21,8 @@ import numpy.typing as npt
 
 from processes.settings import real, setting, whole
 
-# The lecture's numbers.
-DIMENSION = 3
-SCALE = (1, 2, 3, 4, 5)
+DIMENSION = 3  # of the lecture's users and items
+SCALE = (1, 2, 3, 4, 5)  # the lecture's ratings
 COURSE_STEPS = 1_000  # one run of the course's protocol; late users and items come in while it is played
 MAX_PAIRS = 4_000_000  # drawing such a world takes about a second and 300 MB for a moment
 DRIFT_EVENTS = 10_000  # the `drift` option counts in radians over so many events

@@ -17,13 +17,14 @@ from evaluation.question import Array, Predicted
 from factors import Scale, scale_levels
 
 INTERVAL = 1.6449  # standard deviations on each side of a central 90 % interval of a normal
+# Central intervals of the curve of reliability: every tenth, and the wide ones that people use.
 NOMINAL = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 # A point of the curve of the error begins at each of these numbers of ratings that a user had given before.
 COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 CURVE_POINTS = 20  # of the curve along time
 LEAST_OF_A_POINT = 20  # ratings; the RMSE of fewer is noise
 LEAST_PROBABILITY = 1e-12  # keeps one impossible rating from making the mean infinite
-LEAST_STD = 1e-12
+LEAST_STD = 1e-12  # a std of 0 would divide by 0
 RECALL_AT, NDCG_AT = 20, 100  # as in the literature, Liang et al. (2018)
 
 Rows = npt.NDArray[np.integer]

@@ -28,8 +28,9 @@ EPOCHS_KEPT = 3
 FEW_IDS = 64
 # A table of so many ids is built in 3 ms; a larger one in a thread.
 INLINE_IDS = 16_384
-# The table is built anew when so many ids, or so large a part, are not in it.
+# So many ids that are not in the table are no reason to build it anew.
 UNSEATED_IDS = 1_000
+# Nor is this part of them: all the tables of a growing epoch then cost at most nine times the last.
 UNSEATED_PART = 1 / 8
 
 

@@ -16,8 +16,9 @@ from featurestore.wire.resp import ReplyError, encode, store_error
 
 # Grows when keys or bytes change so that versions before cannot read them.
 LAYOUT = b"2"
-# `WAITAOF` came with Redis 7.2; of Valkey, 8 is the first that is supported.
+# `WAITAOF` came with it.
 OLDEST_REDIS = (7, 2)
+# The first release of its own; the one before was Redis 7.2 renamed.
 OLDEST_VALKEY = (8, 0)
 
 

@@ -19,6 +19,7 @@ from featurestore.id_columns import WORD_BYTES, Ids, Words, mixed, random_keys
 _MOST_WORDS = 5
 # Ids without a seat are a fifth after the first table, a thousandth after the fourth.
 _TABLES = 4
+# With one seat an id, more than a third would stay without after the first table.
 _SEATS_PER_ID = 2
 # Read, and made into words, between two looks of other threads at the interpreter.
 _AT_ONCE = 8_192

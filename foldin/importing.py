@@ -27,10 +27,11 @@ from foldin.sinks import Row, RowRefusedError, Sink, SinkBusyError, open_sink
 from processes.errors import CannotStartError
 
 SHOWN_ROWS = 20  # of the bad rows: what fits on a terminal
-SHOWN_KINDS = 8
+SHOWN_KINDS = 8  # on one line, the commonest
 SAVE_EVERY_S = 1.0  # what a kill costs at most
-# A store that restarts is back within seconds; a trainer that is behind archives at every moment.
+# A store that restarts is back within seconds.
 GIVE_UP_SILENT_S = 60.0
+# A trainer that is behind archives at every moment: after so long there is none.
 GIVE_UP_FULL_S = 300.0
 MAX_WAIT_S = 5.0  # between two attempts, whatever the target asks for
 # Calls side by side: while the store works for one, the next is prepared.

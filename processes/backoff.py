@@ -5,11 +5,10 @@ import signal
 from collections import deque
 
 # Five ends within a minute are a fault that another start will not cure: a broken disk, a wrong setting.
-MAX_FAILURES = 5
-FAILURE_WINDOW_S = 60.0
+MAX_FAILURES, FAILURE_WINDOW_S = 5, 60.0
+FIRST_PAUSE_S = 0.25  # an end by chance is made good at once
 # A store that reads its file back, or a service that waits for it, takes a few seconds: the pauses reach
 # that.
-FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 8.0
 # A part that worked for so long was well: its next pause is the first again.
 STEADY_S = 2.0

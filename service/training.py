@@ -29,6 +29,7 @@ _SLICE = 5000
 _SERVED_WITHIN_S = 5.0
 # A training takes seconds: the caller finds it done, or further.
 _BUSY_RETRY_S = 5
+# One that took longer than a call waits, or found no trainer, will take a while yet.
 _LATE_RETRY_S = 10
 
 

@@ -158,7 +158,8 @@ def _trained(name: str, label: str) -> Engine:
     def predict(question: Question, seed: int) -> Predicted:
         """Fit with an engine of the trainer, and predict as the service does."""
         from factors import FitSettings
-        from trainer.engines import ENGINES, FitTask, make_engine
+        from trainer.engines import ENGINES, make_engine
+        from trainer.engines.base import FitTask
 
         if name not in ENGINES:
             raise NotInstalledError(f"this version has no engine called {name}")

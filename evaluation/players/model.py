@@ -22,7 +22,8 @@ from factors import (
     Scale,
     Scorer,
 )
-from trainer.engines import ENGINES, FitTask, make_engine
+from trainer.engines import ENGINES, make_engine
+from trainer.engines.base import FitTask
 
 FOLD_ITEMS_RATINGS = 10  # items follow within a second in the product, in which so many ratings may come
 REFIT_RATINGS = 600  # a fit takes some seconds; ratings of that time are folded in

@@ -28,8 +28,7 @@ _WANTED, _AIM = 0.95, 0.965
 # Users that choose and measure, half of them each: the recall of 2,000 items is known to half a percent.
 _QUERIES = 400
 # Rounds of k-means, and points of its sample for each list: with these a million items take 20 s of one core.
-_ROUNDS = 6
-_POINTS_PER_LIST = 32
+_ROUNDS, _POINTS_PER_LIST = 6, 32
 # With more of the lists to read, the exact product is as fast.
 _LARGEST_SHARE = 1 / 6
 # Points whose products are in memory at once.

@@ -18,9 +18,9 @@ from factors.serving.ivf_index import TOP, Index
 
 # Items in a run of which the maximum is kept: a few vector registers.
 _RUN = 128
-# Scores in memory at once: these stay in the cache between the product and the maxima. Of one user 256 KB are
-# enough: more would only push the means out.
+# Scores in memory at once: these stay in the cache between the product and the maxima.
 _SCORES_AT_ONCE = 1 << 19
+# Of one user 256 KB of them are enough: more would only push the means out.
 _MOST_ITEMS_AT_ONCE = 1 << 16
 # Rows that are read at once: they stay in the cache while they are copied.
 _ROWS_AT_ONCE = 1 << 10

@@ -47,11 +47,13 @@ __all__ = [
     "Worker",
 ]
 
-# Keys that one step of a removal unlinks or looks at: lookups wait for one step at most.
+# Keys that one step of a removal unlinks: lookups wait for one step at most.
 KEYS_AT_ONCE = 64
+# Keys that one step looks at: 0.2 ms of the store.
 SCAN_COUNT = 500
-# An entry has so many rows at most, 160 KB of them at 20 numbers a row, and a read so many entries.
+# Rows of an entry at most: 160 KB at 20 numbers a row.
 ROWS_PER_DELTA = 2_000
+# Entries of one read, which bounds the reply; two reads take all that a stream keeps.
 DELTAS_AT_ONCE = 256
 # So many pushes are merged into one: a loading service reads at most this many, and the stream stays small.
 DELTAS_MERGED = 512

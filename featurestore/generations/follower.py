@@ -48,11 +48,13 @@ log = logging.getLogger(__name__)
 
 # Four beats fit into the two seconds after which a worker counts as gone.
 BEAT_S = 0.5
-# Half a millisecond of this event loop each; what is left comes with the next poll, at once.
+# Half a millisecond of this event loop; what is left comes with the next poll, at once.
 DELTAS_AT_ONCE = 64
+# New ids take half a millisecond, too.
 ITEMS_AT_ONCE = 2_000
-# Above these, following the table is work for a thread.
+# More news are work for a thread.
 INLINE_ROWS = 200
+# A larger table goes to a thread with any news: it may have to be copied to make room for an item.
 INLINE_TABLE_ROWS = 20_000
 # A load that failed costs the store the whole table: not again with each poll.
 RETRY_LOAD_S = 1.0

@@ -24,10 +24,11 @@ from featurestore.generations.manifest import GenerationMeta
 
 # Room for items that come before the next fit.
 GROWTH = 1.1
+# A small table has room as well, of which a tenth would be little.
 SPARE_ROWS = 1024
-# The lock is the kernel's: it goes with the process that held it. Waited for as long as a large table may
-# take.
+# The lock is the kernel's: it goes with the process that held it, so it is asked for again and again.
 LOCK_POLL_S = 0.02
+# As long as a large table may take.
 LOCK_WAIT_S = 120.0
 # A part that has not changed for so long is left from a process that was killed.
 STALE_FILE_S = 3_600.0

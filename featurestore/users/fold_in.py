@@ -15,8 +15,9 @@ from featurestore.generations.manifest import Kept
 from featurestore.keys import Keys, digest_of, partition_of, record_field
 from featurestore.wire.functions import encode_call
 
-# Bounds the memory of one fold-in; more users are folded in block by block.
+# Ratings of one fold-in, which take most of its memory; what is more is folded in block by block.
 BLOCK_ENTRIES = 200_000
+# Users with few ratings take memory as well: a vector and a covariance each.
 BLOCK_USERS = 4_096
 
 

@@ -21,7 +21,8 @@ from factors import (
 )
 from factors.model.layout import COUNT
 from tests.unit.factors.factors_world import STARS, histories_of, ratings_of
-from trainer.engines import FitTask, make_engine
+from trainer.engines import make_engine
+from trainer.engines.base import FitTask
 from trainer.engines.variational import bias_errors
 
 

@@ -19,30 +19,33 @@ from threadpoolctl import threadpool_limits
 
 from factors import FitDiverged, FitSettings, Fitted, Float32s, Float64s, Ratings
 from factors.engine_api import Weighting, confidence_of, implicit_factors, implicit_fit, weighting_of
-from trainer.engines import FitTask, compared
+from trainer.engines.base import FitTask, compared
 
 # The first grid. `alpha`: by how much more a choice at the top of the scale weighs than an item that was
-# passed over (Hu, Koren and Volinsky have 40 for counts). The ridge is that of both sides.
+# passed over (Hu, Koren and Volinsky have 40 for counts).
 _ALPHAS = (0.5, 2.0, 8.0, 32.0)
+# Of both sides; the moves below find what lies between.
 _RIDGES = (0.3, 3.0, 10.0, 30.0)
-# The best of the grid is moved by these factors, finer than the steps of the grid, as often as it gets better
-# but at most so many rounds: more find differences that the draws do not support.
+# The best of the grid is moved by these factors, finer than the steps of the grid, as often as it gets
+# better.
 _MOVES = (0.6, 1.0 / 0.6)
+# More rounds of moves find differences that the draws do not support.
 _ROUNDS = 3
 # The ridge then grows with this power of the number of choices, between none and in proportion.
 _POWER = 0.5
+# The library has one ridge for all rows: these sweeps give the rows theirs.
 _OWN_SWEEPS = 2
 # More dimensions make records longer, so they must be surely better.
 _RANK, _MORE_RANK = 32, 64
 # Choices are held out so many times, each time such a part: one draw leaves too much to chance.
-_DRAWS = 2
-_HELD_OUT = 0.15
-# The number of choices from which all this is decided. Of more than the first, whole users are drawn, so that
-# a decision takes minutes at most; with fewer than the second a draw holds out too few to tell.
+_DRAWS, _HELD_OUT = 2, 0.15
+# Of more choices whole users are drawn, so that a decision takes minutes at most.
 _MOST_TRIED = 100_000
+# Of fewer a draw holds out too few to tell.
 _LEAST_TRIED = 200
-# Users whose rankings decide, and the depth of these rankings.
+# Users whose rankings decide: each costs a score of every item.
 _MOST_RANKED = 5_000
+# NDCG@100 decides, as in the literature (Liang et al., 2018).
 _DEPTH = 100
 # A choice stands until there are so many times the ratings.
 _DECIDE_AGAIN = 1.5
@@ -52,6 +55,7 @@ _ITERATIONS, _WARM_ITERATIONS = 15, 5
 _NEAR_ZERO = np.float32(0.01)
 # Pairs that are ranked to judge a fit: each costs a score of every item.
 _JUDGED = 2_000
+# Recall@20, as in the literature (Liang et al., 2018).
 _TOP = 20
 
 Factors = tuple[Float32s, Float32s]

@@ -35,8 +35,8 @@ _VISITS, _MOST_EPOCHS, _LEAST_EPOCHS = 20_000_000, 40, 2
 _SHOWN_LEAST, _SHOWN_MOST = 0.6, 0.95
 # Learning rates of Adam at the top and at the end of one cycle.
 _RATE, _LAST_RATE = 1e-2, 5e-4
-_HIDDEN = 64
-_DROPOUT = 0.2
+# Hidden units, and the part of them that a step leaves out, against learning the ratings by heart.
+_HIDDEN, _DROPOUT = 64, 0.2
 # Prior deviation of embeddings, in units of what a fit starts with: without more prior the network learns the
 # ratings by heart.
 _SPREAD = 0.35

@@ -23,7 +23,7 @@ from factors.engine_api import (
     prior_fit,
     scale_range,
 )
-from trainer.engines import FitTask
+from trainer.engines.base import FitTask
 from trainer.engines.variational import VariationalEngine
 
 MISSING = "the neural engine needs torch: pip install foldin[neural]"

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from factors import FitSettings, Fitted, Float64s, Ratings, Scorer, fit, fit_biases, held_out_metrics
-from trainer.engines import FitTask, compared
+from trainer.engines.base import FitTask, compared
 
 # Ratings of a user or item that the bias baseline adds at 0: with fewer own ratings a mean is mostly noise.
 _SHRINKAGE = 5.0

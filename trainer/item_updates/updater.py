@@ -34,9 +34,11 @@ from trainer.threads import Threads
 
 # Events beyond this are left to the next fit: 40 bytes each, and a fit is overdue by then.
 MAX_EVENTS = 2_000_000
-# Bounds of one round: the work of some 20 ms in a thread, and one pipeline to the store.
+# Items of one round, which are pushed as one entry of the deltas.
 ROUND_ITEMS = 256
+# Their ratings: with these the round takes a thread some 20 ms.
 ROUND_RATINGS = 100_000
+# Users that the round reads anew: one pipeline to the store.
 ROUND_USERS = 2_000
 # Folded in without a pause: about 1 ms.
 PIECE_ITEMS = 16

@@ -25,7 +25,8 @@ from factors import (
 )
 from factors.engine_api import confidence_of, implicit_factors, weighting_of
 from factors.model.layout import item_layout, user_layout
-from trainer.engines import FitTask, make_engine
+from trainer.engines import make_engine
+from trainer.engines.base import FitTask
 
 SCALE = Scale(1.0, 5.0)
 

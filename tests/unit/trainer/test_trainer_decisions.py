@@ -18,7 +18,7 @@ from trainer import log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.events import Span, after, format_position, join_spans, make_table, parse_position
 from trainer.consume.rebuild import is_incomplete
-from trainer.engines import compared
+from trainer.engines.base import compared
 from trainer.gate import Evidence, Policy, judge, loss_ratio
 from trainer.leadership import Leadership
 from trainer.schedule import Decision, Rules, Situation, decide
