@@ -76,7 +76,7 @@ class EntryScores:
 
 
 @dataclass(frozen=True, slots=True)
-class _Interval:
+class Interval:
     """Intervals mirrored so that their mass is in the lower tail, where it keeps its digits: from `low` to
     `high`, the normal density at either end over the mass, and the mass over half of `exp(-high^2 / 2)`.
     """
@@ -103,7 +103,8 @@ class _Interval:
         return np.asarray(np.log(0.5 * self.scaled_mass) - 0.5 * self.high * self.high)
 
 
-def _interval(low: Float64s, high: Float64s) -> _Interval:
+def interval_of(low: Float64s, high: Float64s) -> Interval:
+    """Return the intervals from `low` to `high` (n,); `low < high`, infinite bounds allowed."""
     a, b = np.minimum(low, -high), np.minimum(high, -low)
     np.maximum(a, -_FAR, out=a)
     np.minimum(b, _ALL, out=b)
@@ -121,19 +122,14 @@ def _interval(low: Float64s, high: Float64s) -> _Interval:
     np.maximum(mass, near, out=mass)
     ratio_high = _TWO_DENSITIES / mass
     fall *= ratio_high
-    return _Interval(a, b, fall, ratio_high, mass)
-
-
-def log_masses(low: Float64s, high: Float64s) -> Float64s:
-    """Return `log(Phi(high) - Phi(low))`. Elementwise; `low < high`, infinite bounds allowed."""
-    return _interval(low, high).log_mass
+    return Interval(a, b, fall, ratio_high, mass)
 
 
 def interval_derivatives(low: Float64s, high: Float64s) -> tuple[Float64s, Float64s]:
     """Return minus the slope of `log(Phi(high) - Phi(low))` along a common shift of both, and minus its
     second derivative. Elementwise; `low < high`, infinite bounds allowed.
     """
-    interval = _interval(low, high)
+    interval = interval_of(low, high)
     # The density is higher at the end that is nearer to 0.
     slope = interval.ratio_high - interval.ratio_low
     return np.copysign(slope, low + high, out=slope), interval.curvature
@@ -260,7 +256,7 @@ def _likelihood(
     """Return `sum log p(level)` and its gradient in the cut points and in the log of the noise deviation."""
     scale = 1.0 / np.sqrt(noise + variance)
     low, high = ((bound - mean) * scale for bound in level_bounds(cuts, level))
-    interval = _interval(low, high)
+    interval = interval_of(low, high)
     flipped = low + high > 0
     ratio_low = np.where(flipped, interval.ratio_high, interval.ratio_low)
     ratio_high = np.where(flipped, interval.ratio_low, interval.ratio_high)

@@ -28,7 +28,7 @@ from factors.model.quantized_rows import item_codec
 from factors.model.scale import scale_levels
 from factors.model.std_calibration import calibration_features
 from factors.model.types import Float64s, Int64s
-from factors.training.cold_start import learn_cold_start
+from factors.training.priors import learn_cold_start
 from factors.training.sweep import State
 
 # So many standard deviations of a normal to either side hold this share of it.

@@ -20,11 +20,10 @@ from factors.model.quantized_rows import QuantizedTable, item_codec
 from factors.model.scale import scale_range
 from factors.model.types import Float32s, Histories, Ratings
 from factors.posterior.fitted import Fitted
-from factors.training.cold_start import learn_cold_start, without_cold_start
 from factors.training.drift import narrowed, widened
 from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank
 from factors.training.model_selection import LEAST_RATINGS, observed_scale, select_terms
-from factors.training.priors import prior_fit
+from factors.training.priors import learn_cold_start, prior_fit, without_cold_start
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
 from factors.training.terms import Terms

@@ -7,13 +7,18 @@ from scipy.stats import norm
 from factors.inference.ordinal import (
     EntryScores,
     interval_derivatives,
+    interval_of,
     learn_link,
     level_bounds,
-    log_masses,
     ordinal_sites,
 )
 from factors.model.scale import rating_levels
-from factors.model.types import Scale
+from factors.model.types import Float64s, Scale
+
+
+def log_masses(low: Float64s, high: Float64s) -> Float64s:
+    """`log(Phi(high) - Phi(low))`."""
+    return interval_of(low, high).log_mass
 
 
 @pytest.mark.parametrize(
