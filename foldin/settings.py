@@ -1,4 +1,4 @@
-"""What the `foldin` command takes: the options of its subcommands, and the reference of all settings.
+"""What the `foldin` command takes: the options of its subcommands, and what it reads in the environment.
 
 The standard library and `processes` only at import: the supervisor of a stack lives as long as the stack.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from processes.settings import choice, setting, whole
+from processes.settings import choice, setting, url, whole
 
 FILE_FORMATS = ("auto", "movielens", "recbole", "csv", "parquet")
 FORMAT_HELP = f"layout of the file: {', '.join(FILE_FORMATS)}"
@@ -35,7 +35,7 @@ def columns(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """Options of `foldin up`. `play`: always, never, or (None) only where the store holds no ratings yet."""
+    """Options of `foldin up`. Without `play` and `no_play` a player plays if the store has no ratings."""
 
     data: Path = setting(Path("data"), "folder where the data lives", Path)
     host: str = setting(
@@ -52,7 +52,20 @@ class StackOptions:
     workers: int = setting(
         1, "processes of the service", whole(1, 256), variable="FOLDIN_WORKERS", flag="--workers"
     )
-    play: bool | None = None  # --play, --no-play
+    play: bool = setting(False, "play even if the store holds ratings already")
+    no_play: bool = setting(False, "do not let a player play")
+
+    def problems(self) -> list[str]:
+        """What is contradictory in these options, one sentence each."""
+        found = []
+        if self.port == self.environment_port:
+            found.append(
+                f"the service and the environment cannot both have port {self.port}: choose another with "
+                "--environment-port"
+            )
+        if self.play and self.no_play:
+            found.append("--play and --no-play exclude each other: leave one out")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +73,16 @@ class ImportOptions:
     """Options of `foldin import`. `url`, `data`: where to, see `importing.open_sink`."""
 
     path: Path = setting(..., "file of ratings", Path, flag="FILE")
-    url: str | None = None  # --url and --data exclude each other, which argparse words
-    data: Path | None = None
+    url: str | None = setting(
+        None, "hand the ratings to the API at this address, as any client would", url, shown=""
+    )
+    data: Path | None = setting(
+        None,
+        "write to the store of the stack that runs on this directory",
+        Path,
+        shown="./data, if a stack runs there; else the store in `FOLDIN_REDIS_URL`; else the API on "
+        f"{DEFAULT_API}",
+    )
     format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS))
     columns: Mapping[str, str] | None = setting(
         None,
@@ -76,6 +97,11 @@ class ImportOptions:
         choice(("refuse", "skip")),
     )
     resume: bool = setting(False, "go on where an import of this file was stopped")
+
+    def problems(self) -> list[str]:
+        """What is contradictory in these options, one sentence each."""
+        both = self.url is not None and self.data is not None
+        return ["--url and --data exclude each other: leave one out"] if both else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,38 +132,3 @@ class FrontDoorSettings:
             state_dir=state / "foldin",
             inherited=dict(environ),
         )
-
-
-INTRODUCTION = """\
-# Settings
-
-Printed by `foldin settings`. A flag wins over an environment variable, a variable over the default. Each
-process reads its settings once, at its start, and reports all mistakes together: one line, exit code 2.
-
-The variables that only the compose file reads are in [operations.md](operations.md).
-"""
-
-
-def settings_reference() -> str:
-    """Every setting of every process as a Markdown document, from the declarations."""
-    from environment.settings import ServerSettings
-    from evaluation.course.settings import EvaluationSettings, PlaySettings
-    from featurestore.settings import StoreSettings
-    from foldin.evaluating import EvaluateOptions
-    from processes.settings import reference
-    from service.settings import ServiceSettings
-    from trainer.settings import TrainerSettings
-
-    # The store's settings once, although two processes read them.
-    tables = (
-        ("The store, as service and trainer open it", reference(StoreSettings)),
-        ("`python -m service`", reference(ServiceSettings, without=("store",))),
-        ("`python -m trainer`", reference(TrainerSettings, without=("store",))),
-        ("`python -m environment`", reference(ServerSettings)),
-        ("`python -m evaluation.course.play`", reference(PlaySettings)),
-        ("`foldin evaluate`, the course's protocol", reference(EvaluationSettings)),
-        ("`foldin evaluate FILE`", reference(EvaluateOptions)),
-        ("`foldin up`", reference(StackOptions)),
-        ("`foldin import FILE`", reference(ImportOptions)),
-    )
-    return INTRODUCTION + "".join(f"\n## {title}\n\n{table}" for title, table in tables)

@@ -56,11 +56,6 @@ def up(options: StackOptions, settings: FrontDoorSettings) -> int:
 
     Raises CannotStartError or StackFailedError, with no part left running.
     """
-    if options.port == options.environment_port:
-        raise CannotStartError(
-            f"the service and the environment cannot both have port {options.port}: choose another with "
-            "--environment-port"
-        )
     data = data_directory(options.data)
     with locked(data) as lock:
         require_free_port(options.host, options.port, "--port")
@@ -126,12 +121,12 @@ class Stack:
         await supervisor.start(*self._parts(environment))
         self._remember(environment)
         say(self._where())
-        if self._options.play is None and holds_ratings:
+        if holds_ratings and not (self._options.play or self._options.no_play):
             say(
                 "The store holds ratings from before, all still known. No player this time "
                 "(--play: play beside them)."
             )
-        elif self._options.play is not False:
+        elif not self._options.no_play:
             await self._play(supervisor, environment)
         await asyncio.shield(supervisor.failed)
 

@@ -8,6 +8,8 @@ the environment of the process by itself.
 import argparse
 import math
 import re
+import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from types import EllipsisType
@@ -51,6 +53,11 @@ class Setting:
     def switch(self) -> bool:
         """Whether the flag has no value."""
         return self.parse is switch
+
+    @property
+    def positional(self) -> bool:
+        """Whether it is told by its place."""
+        return self.flag is not None and not self.flag.startswith("-")
 
     def value_of(self, text: str) -> Any:
         """Parse the text of a flag or a variable. Raises ValueError with what it must be."""
@@ -148,22 +155,21 @@ def load(
     Raises SettingsError with every mistake found; what `cls.problems()` says, where there is such a method,
     counts too. Prints the help and exits on `--help`.
     """
-    # No abbreviations: a flag that is added later must not change what an old command line means.
-    parser = argparse.ArgumentParser(
-        prog=command,
-        description=about,
-        epilog=_variables_without_flag(cls),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    add_flags(parser, cls)
+    if not {"-h", "--help"}.isdisjoint(argv):
+        _parser(cls, command, about, shown=True).print_help()
+        sys.exit(0)
     try:
-        flags, unknown = parser.parse_known_args(argv)
+        flags, rest = _parser(cls, command, about, shown=False).parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise SettingsError(str(error)) from error
-    errors = [f"unknown argument {argument}" for argument in unknown]
-    made = _make(cls, frozenset(), vars(flags), environ, errors)
+    given = vars(flags)
+    for entry, declared in declarations(cls):
+        if declared.positional:
+            given[entry.name] = next((text for text in rest if not text.startswith("-")), None)
+            if given[entry.name] is not None:
+                rest.remove(given[entry.name])
+    errors = [f"unknown argument {argument}" for argument in rest]
+    made = _make(cls, frozenset(), given, environ, errors)
     if made is not None:
         errors.extend(getattr(made, "problems", list)())
     if errors:
@@ -171,16 +177,24 @@ def load(
     return cast("T", made)
 
 
-def add_flags(
-    parser: argparse.ArgumentParser, cls: type[Any], environ: Mapping[str, str] | None = None
-) -> None:
-    """Add the flags of a settings class to a command line.
+def _parser(cls: type[Any], command: str, about: str, *, shown: bool) -> argparse.ArgumentParser:
+    """Return the parser whose help is shown, or the one that reads.
 
-    Without `environ` flags stay text, for `load`, which reports all mistakes together. With it argparse
-    parses them and takes defaults from the variables: for a subcommand, whose errors argparse words.
+    argparse stops at its first mistake. So the one that reads knows no positional argument, takes a flag
+    without its value, and leaves every value text: `_make` finds what is wrong, all of it.
     """
+    # No abbreviations: a flag that is added later must not change what an old command line means.
+    parser = argparse.ArgumentParser(
+        prog=command,
+        description=textwrap.fill(about, 78),
+        epilog=_variables_without_flag(cls),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=shown,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     for entry, declared in declarations(cls):
-        if declared.flag is None:
+        if declared.flag is None or (declared.positional and not shown):
             continue
         words = declared.help
         if words != HIDDEN and not declared.switch and declared.shown not in {"", "none"}:
@@ -188,24 +202,17 @@ def add_flags(
         if declared.variable is not None:
             words += f" [{declared.variable}]"
         options: dict[str, Any] = {"help": words.replace("%", "%%")}
-        name = declared.flag
-        if name.startswith("-"):
-            options["dest"] = entry.name
-        else:
-            name, options["metavar"] = entry.name, name
         if declared.switch:
             options |= {"action": "store_const", "const": "1"}
-        else:
+        elif shown:
             options["nargs"] = "+" if declared.many else None
-        if environ is not None:
-            # argparse parses a default that is text as it parses a flag.
-            text = environ.get(declared.variable or "") or None
-            options["default"] = entry.default if text is None else text
-            if declared.switch:
-                options["const"] = True
-            else:
-                options["type"] = _argument(declared.parse)
-        parser.add_argument(name, **options)
+        else:
+            options |= {"nargs": "*"} if declared.many else {"nargs": "?", "const": []}
+        if declared.positional:
+            parser.add_argument(entry.name, metavar=declared.flag, **options)
+        else:
+            parser.add_argument(declared.flag, dest=entry.name, **options)
+    return parser
 
 
 def declarations(
@@ -253,17 +260,6 @@ def _shown(default: object) -> str:
             return "" if default is ... else f"`{default}`"
 
 
-def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    def parse_argument(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            # Of a ValueError argparse would show the parser's name in place of the words.
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return parse_argument
-
-
 def _variables_without_flag(cls: type[Any]) -> str | None:
     only = [declared for _, declared in declarations(cls) if declared.variable and declared.flag is None]
     lines = [f"  {declared.variable}: {declared.help} ({declared.shown})" for declared in only]
@@ -292,11 +288,12 @@ def _make(
                 text, source = environ.get(declared.variable or "") or None, declared.variable
             if text is None and entry.default is not MISSING:
                 continue
+            if not text and not isinstance(text, str):
+                errors.append(f"{declared.flag or source} needs a value")
+                continue
             try:
-                # nargs="+" gives a list; a variable holds the same as one text.
-                values[entry.name] = declared.value_of(
-                    text if isinstance(text, str) else " ".join(text or ())
-                )
+                # Several values come as a list; a variable holds the same as one text.
+                values[entry.name] = declared.value_of(text if isinstance(text, str) else " ".join(text))
             except ValueError as error:
                 errors.append(f"{source} {error}")
     return None if len(errors) > before else cls(**values)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from foldin.settings import settings_reference
+from foldin.reference import settings_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("featurestore", "service", "trainer", "evaluation", "foldin", "environment")

@@ -10,6 +10,7 @@ import pytest
 from foldin import __main__ as command
 from foldin.bench import bench
 from foldin.errors import ImportStoppedError
+from foldin.settings import StackOptions
 from processes.errors import CannotStartError, StackFailedError
 
 
@@ -28,20 +29,26 @@ def test_help_of_every_command_fits_in_a_terminal(capsys: pytest.CaptureFixture[
         assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
 
 
-def test_flags_win_over_the_environment() -> None:
-    parser = command.build_parser({"FOLDIN_PORT": "9000", "FOLDIN_WORKERS": "3"})
-    args = parser.parse_args(["up", "--port", "9001"])
+def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[StackOptions] = []
+
+    def keep(options: StackOptions, _: object) -> int:
+        read.append(options)
+        return 0
+
+    monkeypatch.setattr("foldin.up.up", keep)
+    monkeypatch.setenv("FOLDIN_PORT", "9000")
+    monkeypatch.setenv("FOLDIN_WORKERS", "3")
+    for flags in (["--port", "9001"], ["--no-play"], ["--play"]):
+        assert command.main(["up", *flags]) == 0
+    args = read[0]
     assert (args.port, args.workers, args.environment_port, args.host) == (9001, 3, 8081, "127.0.0.1")
-    assert args.play is None
-    assert parser.parse_args(["up", "--no-play"]).play is False
-    assert parser.parse_args(["up", "--play"]).play is True
+    assert [(each.play, each.no_play) for each in read] == [(False, False), (False, True), (True, False)]
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
-        ["fly"],
         ["up", "--port", "0"],
         ["up", "--port", "65536"],
         ["up", "--port", "8080.0"],
@@ -58,15 +65,33 @@ def test_flags_win_over_the_environment() -> None:
 def test_a_wrong_command_line_ends_with_code_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert command.main(arguments) == 2
+    assert re.fullmatch(r"foldin: (--|FILE )[^\n]+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"]])
+def test_a_command_that_does_not_exist_ends_with_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
         command.main(arguments)
     assert "error:" in capsys.readouterr().err
 
 
-def test_a_wrong_number_in_the_environment_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_flags_and_wrong_variables_are_refused_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FOLDIN_PORT", "http")
-    with pytest.raises(SystemExit, match="2"):
-        command.main(["up"])
+    monkeypatch.setenv("FOLDIN_ENVIRONMENT_PORT", "0")
+    assert command.main(["up", "--workers", "many", "--fly"]) == 2
+    error = capsys.readouterr().err
+    for wrong in ("FOLDIN_PORT must", "FOLDIN_ENVIRONMENT_PORT must", "--workers must", "argument --fly"):
+        assert wrong in error
+
+
+def test_both_servers_on_one_port_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["up", "--port", "9000", "--environment-port", "9000"]) == 2
+    assert "cannot both have port 9000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Declared settings: how they are read, what is reported, and the reference that is made of them."""
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from processes.settings import (
     HIDDEN,
     SettingsError,
-    add_flags,
     choice,
     load,
     nested,
@@ -82,16 +80,28 @@ def test_the_reference_has_a_row_for_each_setting_that_a_person_may_set() -> Non
     ]
 
 
-def test_a_subcommand_takes_flags_and_defaults_from_the_same_declaration(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    parser = argparse.ArgumentParser()
-    add_flags(parser, Outer, {"FOLDIN_SIZE": "5"})
-    args = parser.parse_args(["f", "--loud"])
-    assert (args.path, args.size, args.colour, args.loud) == (Path("f"), 5, "red", True)
-    with pytest.raises(SystemExit):
-        parser.parse_args(["f", "--colour", "green"])
-    assert "must be red or blue, not 'green'" in capsys.readouterr().err
+def test_what_is_missing_is_reported_with_all_else() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(Outer, ["--size", "--names", "--colour", "green"], {"FOLDIN_SHARE": "2"})
+    assert set(caught.value.problems) == {
+        "FILE needs a value",
+        "--size needs a value",
+        "--names needs a value",
+        "--colour must be red or blue, not 'green'",
+        "FOLDIN_SHARE must be a number from 0 to 1, not '2'",
+    }
+    with pytest.raises(SettingsError, match=r"^unknown argument g$"):
+        load(Outer, ["--loud", "f", "--size", "5", "g"], {})
+
+
+def test_the_help_shows_each_setting_that_a_person_may_set(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        load(Outer, ["--colour", "green", "--help"], {}, command="foldin outer", about="One of every kind.")
+    text = capsys.readouterr().out
+    assert text.startswith("usage: foldin outer [-h]")
+    for words in (" FILE", "--size SIZE", "a size (default: 12,000) [FOLDIN_SIZE]", "FOLDIN_SHARE: a share"):
+        assert words in text
+    assert "--secret-number" not in text
 
 
 @pytest.mark.parametrize("text", ["", "1_0", "1.0", "--5", "\u0661", "1" * 50])
