@@ -10,7 +10,7 @@ from featurestore.store import Store
 from trainer import log
 from trainer.archive.segments import Step
 from trainer.consume.open_epochs import OpenEpochs
-from trainer.refit import Ending, Failure, RefitRequest, RefitRequests
+from trainer.refit import Ending, Failure, RefitRequests
 from trainer.retry import with_retries
 
 # How long the store holds a blocking read: a stop waits for it at most so long.
@@ -87,7 +87,7 @@ class CommandHandler:
         one.
         """
         pointer = await with_retries(self._store.generations.live)
-        return await self._request(epoch if epoch == pointer.pending else pointer.epoch)
+        return await self._requests.ask(epoch if epoch == pointer.pending else pointer.epoch)
 
     async def _begin_history(self, epoch: int) -> Ending:
         """Fit a new epoch and let it take the place of the live one."""
@@ -98,7 +98,7 @@ class CommandHandler:
             return pointer.generation
         if pointer.pending != epoch:
             return Failure("epoch_gone", f"epoch {epoch} is not being prepared any more")
-        ending = await self._request(epoch)
+        ending = await self._requests.ask(epoch)
         if not isinstance(ending, Failure):
             await self._finish_epoch(epoch)
         return ending
@@ -111,11 +111,6 @@ class CommandHandler:
             # The mark of the user's removal is in the stream: by then what came before it has been archived.
             await epoch.consumer.reached_now()
             await epoch.consumer.erase_unknown(user_id)
-
-    async def _request(self, epoch: int) -> Ending:
-        ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        await self._requests.put(RefitRequest(epoch, ending))
-        return await ending
 
     async def _finish_epoch(self, epoch: int) -> None:
         await with_retries(self._store.epochs.finish, epoch)

@@ -53,17 +53,33 @@ Ending = int | Failure
 """The generation that went live, or why none did."""
 
 
-@dataclass(frozen=True, slots=True)
-class RefitRequest:
-    """A fit of everything that was acknowledged in an epoch before this request; `ending` says what came of
-    it.
-    """
+class RefitRequests:
+    """Fits that were asked for and have not begun. Bounded: one an epoch, shared by all that ask for it."""
 
-    epoch: int
-    ending: "asyncio.Future[Ending]"
+    def __init__(self) -> None:
+        self._endings: dict[int, asyncio.Future[Ending]] = {}
+        self._any = asyncio.Event()
 
+    async def ask(self, epoch: int) -> Ending:
+        """Return what came of a fit of everything that was acknowledged in an epoch before this call."""
+        if epoch not in self._endings:
+            self._endings[epoch] = asyncio.get_running_loop().create_future()
+        self._any.set()
+        # The others that share it still want it when this caller is cancelled.
+        return await asyncio.shield(self._endings[epoch])
 
-RefitRequests = asyncio.Queue[RefitRequest]
+    async def wait(self) -> None:
+        """Return when there is any."""
+        await self._any.wait()
+
+    def take(self) -> "dict[int, asyncio.Future[Ending]]":
+        """Return the future of each epoch; one who asks from now on asks for another fit."""
+        taken, self._endings = self._endings, {}
+        self._any.clear()
+        return taken
+
+    def __len__(self) -> int:
+        return len(self._endings)
 
 
 class Refitter:
@@ -93,7 +109,6 @@ class Refitter:
         self._step = step
         self._clock = clock
         self._publisher = Publisher(store, lease, threads, step=step)
-        self._waiting: list[RefitRequest] = []
         self._schedule = Schedule(settings.rules)
         # After a refusal of the gate the next fit starts from nothing, not from the generation before.
         self._from_scratch = False
@@ -104,16 +119,14 @@ class Refitter:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    self._waiting.append(await self._requests.get())
-            # One fit answers all that came together.
-            while not self._requests.empty():
-                self._waiting.append(self._requests.get_nowait())
-            wait_s = _LOOK_S
+                    await self._requests.wait()
             pointer = await with_retries(self._store.generations.live)
             try:
                 epoch = await self._epochs.open(pointer.epoch)
             except EpochGone:
-                # Replaced since; the pointer says so soon.
+                # Replaced since; the pointer says so soon. A request does not shorten this pause: it is not
+                # taken before.
+                await asyncio.sleep(_LOOK_S)
                 continue
             live = self._switch.live
             decision = self._schedule.look(
@@ -121,7 +134,7 @@ class Refitter:
                 pointer.epoch,
                 epoch.consumer.archived_events,
                 live.fitted_events if live is not None and live.epoch == pointer.epoch else 0,
-                requested=bool(self._waiting),
+                requested=len(self._requests) > 0,
                 held=pointer.held,
                 files_missing=live is not None and live.files_missing,
             )
@@ -129,15 +142,12 @@ class Refitter:
                 wait_s = _LOOK_S if decision.wait_s is None else min(decision.wait_s, _LOOK_S)
                 continue
             wait_s = 0.0
-            due, self._waiting = self._waiting, []
+            requested = self._requests.take()
             # A new history has the higher number, and goes first: it takes the place of the other.
-            for number in sorted({each.epoch for each in due} or {pointer.epoch}, reverse=True):
-                endings = [each.ending for each in due if each.epoch == number]
-                ending = await self._refit(number, decision.reason, automatic=not endings)
-                for future in endings:
-                    # The command's task may have been cancelled.
-                    if not future.done():
-                        future.set_result(ending)
+            for number in sorted(requested or {pointer.epoch}, reverse=True):
+                ending = await self._refit(number, decision.reason, automatic=not requested)
+                if number in requested:
+                    requested[number].set_result(ending)
 
     async def _refit(self, number: int, reason: Reason, *, automatic: bool) -> Ending:
         """Run one refit from snapshot to switch; an error that can be expected is its ending."""
@@ -250,11 +260,9 @@ class Refitter:
         comes: the fit that was requested learns the same and more.
         """
         running = asyncio.create_task(fitting, name="fit")
-        requested = asyncio.create_task(self._requests.get(), name="wait for a request")
+        requested = asyncio.create_task(self._requests.wait(), name="wait for a request")
         try:
             await asyncio.wait({running, requested}, return_when=asyncio.FIRST_COMPLETED)
-            if requested.done():
-                self._waiting.append(requested.result())
             if not running.done():
                 raise GaveWayError("one that was requested comes first")
             return running.result()

@@ -34,8 +34,6 @@ from trainer.upkeep import REMOVAL_PAUSE_S, Upkeep
 # Batches that wait to be folded in: some 40 MB at 12,800 events each. When they are full the consumer waits,
 # and the stream, which has a limit of its own, keeps the rest.
 _WAITING_UPDATES = 32
-# As many as there are commands at once.
-_WAITING_REQUESTS = 1_000
 
 
 class Term:
@@ -54,7 +52,7 @@ class Term:
         threads = Threads()
         group = asyncio.TaskGroup()
         item_updates = ItemUpdates(_WAITING_UPDATES)
-        requests = RefitRequests(_WAITING_REQUESTS)
+        requests = RefitRequests()
         forgotten = ForgottenUsers(store)
         self._settings = settings
         self._store = store
