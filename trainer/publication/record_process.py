@@ -6,6 +6,7 @@ that answer requests; the trainer, which reads ratings and renews its lease, mus
 """
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -17,8 +18,11 @@ from trainer.publication.recording import READY, Batch, Task
 
 # Imports and connecting, while other processes have the cores.
 START_S = 15.0
-# A batch of 2,000 takes 0.2 s. One that takes so long gets no core at all: the trainer does better itself.
-BATCH_S = 5.0
+# A batch of 2,000 takes 0.2 s where the cores are free. Only what goes beyond this uses up patience.
+BATCH_S = 1.0
+# With the cores taken for good each of 500 batches could be answered just in time, and a million users would
+# take the better part of an hour. Once so much is used up, over all batches, the trainer does better itself.
+PATIENCE_S = 5.0
 
 
 class RecordProcess:
@@ -26,6 +30,7 @@ class RecordProcess:
 
     def __init__(self, running: Helper) -> None:
         self._running = running
+        self._patience_s = PATIENCE_S
         self.pid = running.pid
         self.end = running.end
 
@@ -33,7 +38,9 @@ class RecordProcess:
         """See `RecordWriter.write`. Raises `HelperEndedError`."""
         rows = np.ascontiguousarray(vectors, dtype=np.float32).tobytes()
         batch = Batch(list(user_ids), np.ascontiguousarray(n, dtype=np.int64).tobytes(), rows)
-        answer = await self._running.ask(msgspec.msgpack.encode(batch), BATCH_S)
+        began_at = time.monotonic()
+        answer = await self._running.ask(msgspec.msgpack.encode(batch), BATCH_S + self._patience_s)
+        self._patience_s -= max(0.0, time.monotonic() - began_at - BATCH_S)
         if not answer.isdigit():
             raise HelperEndedError(answer.decode(errors="replace"))
         return int(answer)

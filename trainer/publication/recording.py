@@ -1,5 +1,6 @@
 """Writes records of users into the store, as the helper process `python -m trainer.publication.recording`.
-Invariant: it takes the cores only while no other process wants them, and ends when its parent does.
+Invariant: from `READY` on it takes the cores only while no other process wants them, and it ends when its
+parent does.
 
 In: a `Task`, then `Batch` after `Batch`. Out: `READY`, then for each batch how many records are there; in
 place of either, the words that say why it ends.
@@ -43,6 +44,8 @@ async def _write_all(task: Task, parent: Parent) -> None:
     store = await Store.open(task.store, hot=False)
     try:
         writer = RecordWriter(store.keys, store.bulk, epoch=task.epoch, number=task.number, kept=task.kept)
+        # Not before: connecting is little work, which on cores that are busy took more than 15 s.
+        give_way()
         parent.send(READY)
         # The store's connections must be served while this process waits for its parent.
         while (message := await asyncio.to_thread(parent.receive)) is not None:
@@ -58,7 +61,6 @@ async def _write_all(task: Task, parent: Parent) -> None:
 
 def main() -> int:
     """Write what comes in; 0 at its end, 1 when the last message says why not."""
-    give_way()
     parent = Parent()
     try:
         if (message := parent.receive()) is not None:
