@@ -92,13 +92,14 @@ class UserRecords:
         self.folded_total = 0
         self.corrupt_total = 0
 
-    def lookup(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> "asyncio.Future[list[Any]]":
-        """Read users with one write and without a task; the replies are for `counter_rule.apply`."""
+    async def lookup(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> UserLookup:
+        """Read users by the counter rule, with one write and one round trip; none is folded in."""
         field = record_field(live.generation)
         heads = [LOOKUP_HEAD % (len(key), key) for key in self._keys.users(live.epoch, user_ids)]
         # The tail ends each command.
         tail = LOOKUP_TAIL % (len(field), field)
-        return self._connection.execute(tail.join([*heads, b""]), len(heads), at_once=True)
+        asked = self._connection.execute(tail.join([*heads, b""]), len(heads), at_once=True)
+        return counter_rule.apply(live, user_ids, await asked)
 
     async def catch_up(self, live: LiveGeneration, lookup: UserLookup) -> CurrentUsers:
         """Fold in the users of `lookup` who are behind, and write them back without waiting for it.
@@ -139,8 +140,7 @@ class UserRecords:
         if len(user_ids) > LOOKUPS_AT_ONCE:
             users, index = await self.current_distinct(live, Ids.of(user_ids))
             return CurrentUsers(users.n[index], users.vectors[index], users.folded[index])
-        replies = await self.lookup(live, user_ids)
-        return await self.catch_up(live, counter_rule.apply(live, user_ids, replies))
+        return await self.catch_up(live, await self.lookup(live, user_ids))
 
     async def current_distinct(self, live: LiveGeneration, user_ids: Ids) -> tuple[CurrentUsers, Int64s]:
         """`current` of a large batch, each user once, and the row (m,) of each of `user_ids` in that."""

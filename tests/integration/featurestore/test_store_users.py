@@ -94,7 +94,7 @@ async def test_what_was_read_before_is_not_read_again(world: World) -> None:
     await store.ratings.append([rating("a", "1"), rating("b", "2", 5.0)])
     await store.users.current(world.live, [b"a"])
     await settled(world, b"a", 1)
-    found = counter_rule.apply(world.live, ids, await store.users.lookup(world.live, ids))
+    found = await store.users.lookup(world.live, ids)
     assert (found.behind, found.n.tolist()) == ([1, 3], [1, 0, 0, 0])
     # A rating that came meanwhile counts for whoever is looked at once more.
     await store.ratings.append([rating("b", "3", 1.0)])

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from featurestore.users.counter_rule import UserLookup
 from service.context import CONTEXT
 from service.http import response as answers
 from service.http.dispatch import Connection
@@ -55,27 +56,16 @@ class Gate:
 
     def __init__(self, app: web.Application, monkeypatch: pytest.MonkeyPatch) -> None:
         self._open = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
         users = app[CONTEXT].store.users
         self._lookup = users.lookup
         monkeypatch.setattr(users, "lookup", self.lookup)
 
-    def lookup(self, *args: Any, **more: Any) -> asyncio.Future[list[Any]]:
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-
-        async def later() -> None:
-            await self._open.wait()
-            future.set_result(await self._lookup(*args, **more))
-
-        self._tasks.append(asyncio.create_task(later()))
-        return future
+    async def lookup(self, *args: Any, **more: Any) -> UserLookup:
+        await self._open.wait()
+        return await self._lookup(*args, **more)
 
     def close(self) -> None:
         self._open.clear()
-
-    def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
 
     def open(self) -> None:
         self._open.set()
@@ -438,11 +428,10 @@ async def test_the_end_does_not_wait_for_ever(
         async with serving(store_settings) as (client, app):
             await serves(client, published.writer.number)
             wire = await rest.enter_async_context(wire_to(client))
-            gate = Gate(app, monkeypatch)
+            Gate(app, monkeypatch)
             wire.send(get(1))
             await in_flight(app, 1)
         assert await wire.closed()
-        gate.stop()
 
 
 @BOTH_WAYS

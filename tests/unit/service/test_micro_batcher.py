@@ -14,6 +14,7 @@ from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.id_columns import Ids
 from featurestore.store import Store
+from featurestore.users import counter_rule
 from featurestore.users.counter_rule import UserLookup
 from featurestore.users.records import CurrentUsers
 from service.http.problems import Problem
@@ -62,17 +63,15 @@ class FakeUsers:
         self.caught_up: list[list[bytes]] = []
         self.failure: Exception | None = None
 
-    def lookup(self, live: LiveGeneration, user_ids: list[bytes]) -> asyncio.Future[list[Any]]:
+    async def lookup(self, live: LiveGeneration, user_ids: list[bytes]) -> UserLookup:
         self.lookups.append(list(user_ids))
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        await asyncio.sleep(0)
         if self.failure is not None:
-            future.set_exception(self.failure)
-            return future
+            raise self.failure
         record = pack_records(np.array([3]), USERS[:1])[0]
         stored = {b"0": [b"3", record], b"1": [b"4", None]}
         replies = [stored.get(user_id, [None, None]) for user_id in user_ids]
-        asyncio.get_running_loop().call_soon(future.set_result, replies)
-        return future
+        return counter_rule.apply(live, user_ids, replies)
 
     async def catch_up(self, live: LiveGeneration, lookup: UserLookup) -> CurrentUsers:
         self.caught_up.append(lookup.behind_ids)
