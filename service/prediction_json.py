@@ -31,12 +31,9 @@ class Prediction(msgspec.Struct):
     basis: str
 
 
-class OnePrediction(msgspec.Struct, omit_defaults=True):
+class OnePrediction(Prediction, omit_defaults=True):
     """The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first."""
 
-    rating: float
-    std: float
-    basis: str
     generation: int
     distribution: list[float] | None = None
 
@@ -55,13 +52,9 @@ _WHOLE = {
 }
 
 
-def _rounds(scale: Scale) -> bool:
-    return scale.high - scale.low >= _NARROWEST
-
-
 def rounded(scores: Scores, scale: Scale) -> Scores:
     """Return `scores` as they are answered."""
-    if not _rounds(scale):
+    if scale.high - scale.low < _NARROWEST:
         return scores
     # Both at once: for a few pairs the number of calls into numpy is all that counts.
     both = np.concatenate((scores.rating, scores.std))
@@ -78,10 +71,11 @@ class PredictionWriter:
     """Writes the scores of ratings on one scale."""
 
     def __init__(self, scale: Scale) -> None:
-        self._rounds = _rounds(scale)
         width = next((width for width in _WIDTHS if max(scale.high, 1.0) < 10**width), _WIDTHS[-1])
         self._whole = _WHOLE[width]
-        self._limit = 10.0**width - 0.5 / _MILLIONTHS
+        # On a narrow scale no number has this form.
+        rounds = scale.high - scale.low >= _NARROWEST
+        self._limit = 10.0**width - 0.5 / _MILLIONTHS if rounds else 0.0
         number = b"0" * width + b".000000"
         lines = [b'{"rating":%b,"std":%b,"basis":"%b"},' % (number, number, name.encode()) for name in BASIS]
         longest = max(map(len, lines))
@@ -103,7 +97,7 @@ class PredictionWriter:
     def elements(self, scores: Scores) -> bytes:
         """Return the elements of a JSON array for scores that are `rounded`, each with a comma behind it."""
         numbers = (scores.rating, scores.std)
-        if not self._rounds or not all(_within(values, self._limit) for values in numbers):
+        if not all(_within(values, self._limit) for values in numbers):
             return b"".join([each + b"," for each in _one_by_one(scores)])
         lines = self._lines.take(scores.basis, axis=0)
         digits = lines.view(self._digits)[:, 0]

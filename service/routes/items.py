@@ -16,19 +16,11 @@ from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import MODEL, STORE, Route, query_parameter, whole
-from service.prediction_json import rounded
+from service.prediction_json import Prediction, rounded
 
 # A list for people or for a re-ranking; more items cost the choosing and the encoding alike.
 MAX_N = 1000
 QUERY_N = query_parameter("n", whole(1, MAX_N, 10), "How many")
-
-
-class Expected(msgspec.Struct):
-    """An expected rating, its standard deviation and what it rests on."""
-
-    rating: float
-    std: float
-    basis: str
 
 
 class ItemOut(msgspec.Struct):
@@ -37,7 +29,7 @@ class ItemOut(msgspec.Struct):
     item_id: str
     ratings: int
     mean: float | None
-    expected: Expected
+    expected: Prediction
     generation: int
 
 
@@ -90,11 +82,11 @@ async def item_row(registry: ItemRegistry, item_id: bytes) -> int:
     return row
 
 
-def expected(live: LiveGeneration, vectors: npt.NDArray[np.float32], user_index: int, row: int) -> Expected:
+def expected(live: LiveGeneration, vectors: npt.NDArray[np.float32], user_index: int, row: int) -> Prediction:
     """Return the score of one pair; a negative index or row stands for an unknown user or item."""
     scores = live.scorer.score(vectors, np.array([user_index]), np.array([row]))
     scores = rounded(scores, live.model.scale)
-    return Expected(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]])
+    return Prediction(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]])
 
 
 def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[tuple[int, float | None]]:

@@ -16,7 +16,8 @@ from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import STORE, Route, query_parameter, whole
-from service.routes.items import Expected, expected, item_names
+from service.prediction_json import Prediction
+from service.routes.items import expected, item_names
 
 # A page for people; a long history is read page by page.
 MAX_PAGE = 1000
@@ -33,7 +34,7 @@ class UserOut(msgspec.Struct):
     ratings: int
     mean: float | None
     events: int
-    expected: Expected
+    expected: Prediction
     generation: int
 
 
