@@ -21,17 +21,16 @@ from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, Layout, item_layout, stored_width, user_layout
 from factors.model.parameters import Parameters, from_model, to_model
 from factors.model.scale import scale_range
-from factors.model.types import Float32s, Float64s, Histories, Ratings, Scale
+from factors.model.types import Float32s, Float64s, Ratings, Scale
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.posterior.implicit_feedback import Weighting, confidence_of, implicit_model, weighting_of
-from factors.training.fit import prepare, ratings_histories
+from factors.training.fit import prepare
 from factors.training.priors import learn_side, prior_fit, start_parameters
 
 __all__ = [
     "Compressed",
     "ItemPoints",
     "Weighting",
-    "by_item",
     "confidence_of",
     "explicit_fit",
     "implicit_factors",
@@ -51,11 +50,6 @@ __all__ = [
 _SETTLING = 4
 # Preferences are known no better than this variance: a fit of few choices can meet all of them exactly.
 _IMPLICIT_NOISE_FLOOR = 1e-4
-
-
-def by_item(users: Compressed, n_items: int) -> Compressed:
-    """Return the ratings by item, from those by user (`prepare`)."""
-    return compress_pairs(users.other, users.row, users.value, users.time, n_items)
 
 
 def vector_columns(rank: int) -> slice:
@@ -118,34 +112,34 @@ def points_of(fitted: Fitted, unit: float, begin: ItemPoints) -> ItemPoints:
     )
 
 
-def explicit_fit(points: ItemPoints, users: Compressed, items: Compressed, scale: Scale) -> Fitted:
-    """Return the fit of ratings, by user and by item, with the rated items at `points`.
+def explicit_fit(points: ItemPoints, by_user: Compressed, by_item: Compressed, scale: Scale) -> Fitted:
+    """Return the fit of the same ratings by user and by item, with the rated items at `points`.
 
     Covariances of items, priors and noise are learned by half-steps between which the items return to their
     points. `metrics` has the noise. Raises `FitDiverged` where a row is not finite.
     """
     parameters = _in_rating_units(points, scale)
     layout = parameters.items.layout
-    rated = items.counts > 0
+    rated = by_item.counts > 0
     means = points.vectors[rated] * _bias_unit(layout.rank, points.unit)
     # An item without ratings is the prior: the engine has nothing to say of it.
     effects = np.where(rated[:, None], points.implicit_effects * points.unit, 0.0)
-    item_rows = prior_rows(parameters.items, items.rows)
-    item_rows[:, COUNT] = items.counts
+    item_rows = prior_rows(parameters.items, by_item.rows)
+    item_rows[:, COUNT] = by_item.counts
     item_rows[rated, layout.mean] = means
     item_rows[:, layout.implicit_effect] = effects
     parameters = replace(parameters, items=learn_side(parameters.items, item_rows))
-    shifts = np.asarray(set_matrix(users, len(effects)) @ effects)
+    shifts = np.asarray(set_matrix(by_user, len(effects)) @ effects)
     # Ratings that are all equal leave no error, and a noise of 0 has no inverse.
     noise_floor = (1e-3 * scale_range(scale)) ** 2
     # The users' covariances depend on those of the items, these on the users', and the priors on both.
     for _ in range(_SETTLING):
-        step = half_step(HalfStepInput.of(parameters, "user", item_rows, users))
-        item_rows = half_step(HalfStepInput.of(parameters, "item", step.rows, items)).rows
+        step = half_step(HalfStepInput.of(parameters, "user", item_rows, by_user))
+        item_rows = half_step(HalfStepInput.of(parameters, "item", step.rows, by_item)).rows
         item_rows[rated, layout.mean] = means
         item_rows[:, layout.implicit_effect] = effects
-        scores = entry_scores(HalfStepInput.of(parameters, "user", item_rows, users), step)
-        square = (users.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
+        scores = entry_scores(HalfStepInput.of(parameters, "user", item_rows, by_user), step)
+        square = (by_user.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
         parameters = replace(
             parameters,
             noise=max(float(square.mean()), noise_floor),
@@ -154,7 +148,7 @@ def explicit_fit(points: ItemPoints, users: Compressed, items: Compressed, scale
         )
     posterior = posterior_of(to_model(parameters))
     table = posterior.item_codec.encode(item_rows)
-    rows = posterior.fold_in_users(table, ratings_histories(users))
+    rows = posterior.fold_in_users(table, by_user.histories())
     if not (posterior.item_codec.all_finite(table) and np.isfinite(rows).all()):
         raise FitDiverged("the engine gave items whose rows are not finite")
     return Fitted(posterior.model, rows, table, {"noise": parameters.noise})
@@ -174,9 +168,10 @@ def implicit_fit(
 
     The typical counts of `weighting` become those of `ratings`. `metrics` has the noise.
     """
-    of_users = _histories(ratings.user_row, ratings.item_row, ratings, n_users)
-    of_items = _histories(ratings.item_row, ratings.user_row, ratings, len(items))
-    weighting = replace(weighting, user_count=_typical(of_users), item_count=_typical(of_items))
+    by_user = compress_pairs(ratings.user_row, ratings.item_row, ratings.value, ratings.time, n_users)
+    by_item = by_user.by_other(len(items))
+    weighting = replace(weighting, user_count=_typical(by_user), item_count=_typical(by_item))
+    of_users, of_items = by_user.histories(), by_item.histories()
     rank = items.shape[1]
     users: Float32s = np.zeros((n_users, rank), np.float32)
     item_rows: Float32s = np.zeros((len(items), item_width(rank)), np.float32)
@@ -236,14 +231,9 @@ def _in_rating_units(points: ItemPoints, scale: Scale) -> Parameters:
     )
 
 
-def _histories(row: np.ndarray, other: np.ndarray, ratings: Ratings, n_rows: int) -> Histories:
-    return ratings_histories(compress_pairs(row, other, ratings.value, ratings.time, n_rows))
-
-
-def _typical(histories: Histories) -> float:
+def _typical(choices: Compressed) -> float:
     """Return the mean count of the rows that have a choice."""
-    counts = np.diff(histories.offsets)
-    return float(counts.sum() / max((counts > 0).sum(), 1))
+    return float(choices.counts.sum() / max((choices.counts > 0).sum(), 1))
 
 
 def _preference_noise(ratings: Ratings, users: Float32s, items: Float32s) -> float:

@@ -49,6 +49,19 @@ class Compressed:
             return np.zeros(len(self.other), dtype=np.int64)
         return np.repeat(np.arange(self.rows), self.counts)
 
+    def by_other(self, n_rows: int) -> "Compressed":
+        """Return the same ratings by the rows of the other table, which has `n_rows`."""
+        return compress_pairs(self.other, self.row, self.value, self.time, n_rows)
+
+    def only(self, entries: Int64s) -> "Compressed":
+        """Return the same rows with these `entries` alone."""
+        part = self.row[entries], self.other[entries], self.value[entries], self.time[entries]
+        return compress_pairs(*part, self.rows)
+
+    def histories(self) -> Histories:
+        """Return these ratings as they are folded in."""
+        return Histories(self.indptr, self.other.astype(np.int32), self.value, self.time)
+
 
 @dataclass(frozen=True, slots=True)
 class Sessions:

@@ -50,19 +50,19 @@ _SHORT_WEIGHT = 0.5
 
 
 def calibrate(
-    state: State, users: Compressed, held_out: Int64s, rng: np.random.Generator
+    state: State, by_user: Compressed, held_out: Int64s, rng: np.random.Generator
 ) -> tuple[float, Float64s]:
     """Return `variance_scale` and `std_calibration` for `state`, which has not seen the entries `held_out` of
-    `users`.
+    `by_user`.
     """
     parameters = replace(state.parameters, variance_scale=1.0, std_calibration=np.zeros(STD_TERMS))
     if len(held_out) < _LEAST_HELD_OUT:
         return 1.0, parameters.std_calibration
-    parameters = learn_cold_start(parameters, state.user_rows, state.item_rows, state.training.users)
+    parameters = learn_cold_start(parameters, state.user_rows, state.item_rows, state.training.by_user)
     items = item_codec(parameters).encode(state.item_rows)
     pairs = PairMoments(parameters, items)
-    user, item = users.row[held_out], users.other[held_out]
-    value, time = users.value[held_out], users.time[held_out]
+    user, item = by_user.row[held_out], by_user.other[held_out]
+    value, time = by_user.value[held_out], by_user.time[held_out]
     mean, variance, _ = pairs.moments(state.user_rows, user, item, time)
     parameters = replace(parameters, variance_scale=_best_variance_scale(parameters, value, mean, variance))
     parts = [(value, mean, variance, state.user_rows[user, COUNT], items[item, COUNT])]

@@ -18,7 +18,7 @@ from factors.model.layout import COUNT
 from factors.model.parameters import to_model
 from factors.model.quantized_rows import QuantizedTable, item_codec
 from factors.model.scale import scale_range
-from factors.model.types import Float32s, Histories, Ratings
+from factors.model.types import Float32s, Ratings
 from factors.posterior.fitted import Fitted
 from factors.training.drift import narrowed, widened
 from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank
@@ -58,15 +58,15 @@ def fit(
     one. `progress(sweep, metrics)` is called after each sweep; what it raises ends the fit. Raises
     `FitRefused` where the input cannot be fitted and `FitDiverged` where the result is not finite.
     """
-    users = prepare(ratings, n_users, n_items, settings)
-    if len(users.value) == 0:
+    by_user = prepare(ratings, n_users, n_items, settings)
+    if len(by_user.value) == 0:
         return prior_fit(settings, n_users, n_items)
-    settings = replace(settings, scale=observed_scale(settings.scale, users.value))
-    backend = choose_backend(len(users.value), threads=settings.threads, block_rows=settings.block_rows)
-    training = TrainingSet.of(users, n_items, backend)
+    settings = replace(settings, scale=observed_scale(settings.scale, by_user.value))
+    backend = choose_backend(len(by_user.value), threads=settings.threads, block_rows=settings.block_rows)
+    training = TrainingSet.of(by_user, n_items, backend)
     state, found = _begin(training, settings, rng, start)
     # Measured in units of the range, between two sweeps.
-    tolerance = settings.tolerance * (_CHEAP_TOLERANCE if len(users.value) < _CHEAP_RATINGS else 1.0)
+    tolerance = settings.tolerance * (_CHEAP_TOLERANCE if len(training) < _CHEAP_RATINGS else 1.0)
     sweeps, change = 0, 0.0
     for sweeps in range(1, settings.sweeps + 1):
         change = state.sweep()
@@ -83,19 +83,18 @@ def _begin(
     """Return the state from which to sweep: that of `start`, or one whose terms are chosen, or a plain one
     for few ratings.
     """
-    n = len(training.users.value)
+    n = len(training)
     if start is not None and _continues(start, settings, n):
         items = start.posterior.item_codec.decode(start.items).astype(np.float64)
-        rows = start.users.astype(np.float64), items
         known = narrowed(without_cold_start(start.posterior.parameters))
-        return State.begin(training, known, None, *rows), {}
+        return State.of_rows(training, known, start.users.astype(np.float64), items), {}
     decides = settings.link != "gaussian" or settings.implicit_effects or settings.session_effects
     if n < LEAST_RATINGS or not decides:
         state = initial_state(training, settings, rng)
         return (state.branch(Terms("ordinal")) if settings.link == "ordinal" else state), {}
     found = select_terms(training, settings, rng)
     known = replace(found.state.parameters, decided=float(n))
-    return State.begin(training, known, None, found.state.user_rows, found.state.item_rows), found.metrics
+    return State.of_rows(training, known, found.state.user_rows, found.state.item_rows), found.metrics
 
 
 def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
@@ -136,17 +135,13 @@ def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings)
     return compress_pairs(user, item, value, time, n_users)
 
 
-def ratings_histories(users: Compressed) -> Histories:
-    """Return the ratings by user as histories to fold in."""
-    return Histories(users.indptr, users.other.astype(np.int32), users.value, users.time)
-
-
 def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """Return the tables as they are published: items as they are stored, users folded in with exactly these.
     Raises `FitDiverged`.
     """
+    training = state.training
     parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
-    parameters = learn_cold_start(widened(parameters), user_rows, item_rows, state.training.users)
+    parameters = learn_cold_start(widened(parameters), user_rows, item_rows, training.by_user)
     model = to_model(parameters)
     codec = item_codec(parameters)
     items = codec.encode(item_rows)
@@ -156,7 +151,7 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
         raise FitDiverged("the fit gave item rows or priors that are not finite")
     # Users are folded in with items as the service reads them, so that a later fold-in gives the same row.
     table = QuantizedTable(items, codec)
-    step = state.training.backend.half_step(HalfStepInput.of(parameters, "user", table, state.training.users))
+    step = training.backend.half_step(HalfStepInput.of(parameters, "user", table, training.by_user))
     users: Float32s = step.rows.astype(np.float32)
     effect = parameters.users.layout.implicit_effect
     users[:, effect] = user_rows[:, effect]

@@ -44,8 +44,9 @@ def largest_rank(settings: FitSettings, n_ratings: int) -> int:
     return _RANK_OF_MANY if n_ratings >= _MANY else _RANK
 
 
-def _parameters(training: TrainingSet, settings: FitSettings, rank: int) -> Parameters:
-    value = training.users.value
+def _parameters(training: TrainingSet, settings: FitSettings, rank: int | None) -> Parameters:
+    value = training.by_user.value
+    rank = rank or largest_rank(settings, len(value))
     return start_parameters(settings.scale, rank, float(value.mean()), start_variance(settings.scale, value))
 
 
@@ -55,27 +56,30 @@ def initial_state(
     """Return a Gaussian state without further terms, from random directions; of the rank that `settings` ask
     for unless `rank` is given.
     """
-    rank = rank or largest_rank(settings, len(training.users.value))
-    return State.begin(training, _parameters(training, settings, rank), rng)
+    state = State.of_priors(training, _parameters(training, settings, rank))
+    # The dimensions start alike: random directions, as large as the prior says, tell them apart.
+    items = state.parameters.items
+    std = np.sqrt(np.diag(items.covariance)[:-1])
+    state.item_rows[:, items.layout.latent] += rng.standard_normal((len(state.item_rows), len(std))) * std
+    return state
 
 
 def flat_state(training: TrainingSet, settings: FitSettings, rank: int | None = None) -> State:
     """Return a Gaussian state that learns biases alone: the prior of its latent dimensions is a millionth of
     the usual one, from where it does not grow.
     """
-    rank = rank or largest_rank(settings, len(training.users.value))
     parameters = _parameters(training, settings, rank)
     # The biases take over what the latent dimensions were to explain.
-    shrink = np.append(np.full(rank, 1e-3), math.sqrt(2.0))
+    shrink = np.append(np.full(parameters.users.layout.rank, 1e-3), math.sqrt(2.0))
     covariance = parameters.users.covariance * np.outer(shrink, shrink)
     precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
     side = replace(parameters.users, covariance=covariance, precision=precision)
-    return State.begin(training, replace(parameters, users=side, items=side), None)
+    return State.of_priors(training, replace(parameters, users=side, items=side))
 
 
 def best_start(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> State:
     """Return, for few ratings, the swept state of highest evidence: biases alone, or one of several ranks."""
-    most = largest_rank(settings, len(training.users.value))
+    most = largest_rank(settings, len(training))
     ranks = (most,) if settings.rank != "auto" else tuple(rank for rank in _RANKS_OF_FEW if rank <= most)
     best = flat_state(training, settings, None if settings.rank != "auto" else 1)
     _sweep(best, settings, _FLAT_SWEEPS, held=0)
@@ -100,7 +104,7 @@ def evidence(state: State) -> float:
     """Return the variational bound, in nats, of the ratings of a swept Gaussian state without further terms;
     -inf where it is not finite.
     """
-    parameters, n = state.parameters, len(state.training.users.value)
+    parameters, n = state.parameters, len(state.training)
     # The noise is the mean of the expected squares, its pseudo-rating included.
     fitted = -0.5 * (n + 1.0) * (math.log(2.0 * math.pi * parameters.noise) + 1.0)
     bound = fitted - _divergence(parameters.users, state.user_rows)

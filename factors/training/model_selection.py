@@ -91,7 +91,7 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
     training = _some_users(training, rng)
     n = len(training)
     held_out = np.sort(rng.permutation(n)[: min(max(n // 10, min(_FEW_HELD_OUT, n // 4)), _MOST_HELD_OUT)])
-    part, search = training.without(held_out), _Search(settings, HeldOut(training.users, held_out))
+    part, search = training.without(held_out), _Search(settings, HeldOut(training.by_user, held_out))
     if training.sparse:
         state = search.run(flat_state(part, settings), 10)
         if settings.link == "ordinal":
@@ -103,11 +103,11 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
     if whole is None:
         search.run(state, 6)
     else:
-        state = State.begin(part, whole.parameters, None, whole.user_rows, whole.item_rows)
+        state = State.of_rows(part, whole.parameters, whole.user_rows, whole.item_rows)
         search.run(state, _FORGETTING)
     drift = 0.0
     if may_move:
-        drift = best_drift(state.parameters, state.item_rows, part.users, state.residuals())
+        drift = best_drift(state.parameters, state.item_rows, part.by_user, state.residuals())
     state = search.with_all_effects(state)
     state = search.best_ridge(state)
     state = search.best_motion(state, drift)
@@ -138,11 +138,11 @@ class _Search:
     def with_all_effects(self, state: State) -> State:
         """Return `state` swept with the effects that the settings allow, of the sessions that its residuals
         show."""
-        settings, items, residual = self._settings, state.training.items, state.residuals()
+        settings, by_item, residual = self._settings, state.training.by_item, state.residuals()
         user_session = item_session = 0.0
         if settings.session_effects:
-            user_session = best_session_length(state.training.users, residual)
-            item_session = best_session_length(items, residual[items.source])
+            user_session = best_session_length(state.training.by_user, residual)
+            item_session = best_session_length(by_item, residual[by_item.source])
         ridge = _RIDGES[-1] if settings.implicit_effects else 0.0
         terms = Terms("gaussian", ridge, ridge, user_session, item_session)
         return self.run(state.branch(terms), 7)
@@ -205,9 +205,9 @@ class _Search:
 class HeldOut:
     """Ratings kept back, and how well a state predicts them."""
 
-    def __init__(self, users: Compressed, held_out: Int64s) -> None:
-        self._user, self._item = users.row[held_out], users.other[held_out]
-        self._time, self._value = users.time[held_out], users.value[held_out]
+    def __init__(self, by_user: Compressed, held_out: Int64s) -> None:
+        self._user, self._item = by_user.row[held_out], by_user.other[held_out]
+        self._time, self._value = by_user.time[held_out], by_user.value[held_out]
 
     def log_likelihoods(self, state: State) -> Float64s:
         """Return nats of each rating (n,); -inf for a state that is not finite."""
@@ -224,18 +224,18 @@ def _widened(state: State) -> State:
     """
     if not state.parameters.moves:
         return state
-    last = latest(state.training.users, _LATEST)
-    before, test = state.training.without(last).users, HeldOut(state.training.users, last)
+    last = latest(state.training.by_user, _LATEST)
+    before, test = state.training.without(last).by_user, HeldOut(state.training.by_user, last)
     scores = [
         float(test.log_likelihoods(_folded_in(state, widening, before)).mean()) for widening in _WIDENINGS
     ]
-    return _folded_in(state, _WIDENINGS[int(np.argmax(scores))], state.training.users)
+    return _folded_in(state, _WIDENINGS[int(np.argmax(scores))], state.training.by_user)
 
 
-def _folded_in(state: State, widening: float, users: Compressed) -> State:
-    """Return `state` with its users folded in from `users` under this widening."""
+def _folded_in(state: State, widening: float, by_user: Compressed) -> State:
+    """Return `state` with its users folded in from `by_user` under this widening."""
     parameters = widened(with_widening(state.parameters, widening))
-    inputs = HalfStepInput.of(parameters, "user", state.item_rows, users)
+    inputs = HalfStepInput.of(parameters, "user", state.item_rows, by_user)
     rows = state.training.backend.half_step(inputs).rows
     effect = parameters.users.layout.implicit_effect
     rows[:, effect] = state.user_rows[:, effect]
@@ -245,7 +245,7 @@ def _folded_in(state: State, widening: float, users: Compressed) -> State:
 def _calibrated(
     state: State, training: TrainingSet, held_out: Int64s, score: float, rng: np.random.Generator
 ) -> Selection:
-    variance_scale, std_calibration = calibrate(state, training.users, held_out, rng)
+    variance_scale, std_calibration = calibrate(state, training.by_user, held_out, rng)
     state.parameters = narrowed(
         replace(state.parameters, variance_scale=variance_scale, std_calibration=std_calibration)
     )
@@ -302,10 +302,10 @@ def best_session_length(data: Compressed, residual: Float64s) -> float:
 
 def _some_users(training: TrainingSet, rng: np.random.Generator) -> TrainingSet:
     """Return the ratings of whole users, at most `_MOST_RATINGS`; rows stay as they are."""
-    users = training.users
-    if len(users.value) <= _MOST_RATINGS:
+    by_user = training.by_user
+    if len(training) <= _MOST_RATINGS:
         return training
     # Parts of histories would look like rows of few ratings.
-    order = rng.permutation(users.rows)
-    taken = order[np.cumsum(users.counts[order]) <= _MOST_RATINGS]
-    return training.only(np.flatnonzero(np.isin(users.row, taken)))
+    order = rng.permutation(by_user.rows)
+    taken = order[np.cumsum(by_user.counts[order]) <= _MOST_RATINGS]
+    return training.only(np.flatnonzero(np.isin(by_user.row, taken)))

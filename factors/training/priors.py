@@ -106,17 +106,16 @@ def learn_cold_start(
     entries = np.arange(0, len(by_user.value), max(1, len(by_user.value) // 200_000))
     user = np.searchsorted(by_user.indptr, entries, side="right") - 1
     item = by_user.other[entries]
-    noise = parameters.noise
+    of_user, of_item = _RatedSide(users, user_rows, user), _RatedSide(items, item_rows, item)
+    new_users = None
     # Without implicit effects nothing in a user's row tells whether it is new: then all count as known.
-    of_users = None
     if items.implicit_ridge > 0:
         once = (user_rows[:, COUNT] > 0).astype(np.float64)
-        of_users = _cold_start(_Fitted(users, user_rows, user), _Fitted(items, item_rows, item), once, noise)
+        new_users = _cold_start(of_user, of_item, once, parameters.noise)
     # Each item counts as often as it was rated, for so often it will be asked for.
-    each = item_rows[:, COUNT]
-    of_items = _cold_start(_Fitted(items, item_rows, item), _Fitted(users, user_rows, user), each, noise)
+    new_items = _cold_start(of_item, of_user, item_rows[:, COUNT], parameters.noise)
     return replace(
-        parameters, users=replace(users, cold_start=of_users), items=replace(items, cold_start=of_items)
+        parameters, users=replace(users, cold_start=new_users), items=replace(items, cold_start=new_items)
     )
 
 
@@ -127,7 +126,7 @@ def without_cold_start(parameters: Parameters) -> Parameters:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fitted:
+class _RatedSide:
     """A `side` of a fit, its `rows`, and the row of each rating that is looked at, `index` (m,)."""
 
     side: Side
@@ -135,7 +134,7 @@ class _Fitted:
     index: Int64s
 
 
-def _cold_start(own: _Fitted, other: _Fitted, weight: Float64s, noise: float) -> ColdStart | None:
+def _cold_start(own: _RatedSide, other: _RatedSide, weight: Float64s, noise: float) -> ColdStart | None:
     """Return the prior of new rows of `own`, whose rows count with `weight` (n,); None without ratings."""
     side, count, other_count = own.side, own.rows[:, COUNT], other.rows[:, COUNT]
     total = count.sum()

@@ -55,28 +55,20 @@ class State:
         self._compared: Float64s | None = None
 
     @staticmethod
-    def begin(
-        training: TrainingSet,
-        parameters: Parameters,
-        rng: np.random.Generator | None,
-        user_rows: Float64s | None = None,
-        item_rows: Float64s | None = None,
+    def of_priors(training: TrainingSet, parameters: Parameters) -> "State":
+        """Return a state in which nothing is known of any row but its prior."""
+        users = prior_rows(parameters.users, training.by_user.rows)
+        return State(training, parameters, users, prior_rows(parameters.items, training.by_item.rows))
+
+    @staticmethod
+    def of_rows(
+        training: TrainingSet, parameters: Parameters, user_rows: Float64s, item_rows: Float64s
     ) -> "State":
-        """Return a state that starts from rows of another fit with these parameters, or else from random
-        directions where there is an `rng`.
-        """
-        users = prior_rows(parameters.users, training.users.rows)
-        items = prior_rows(parameters.items, training.items.rows)
-        if user_rows is not None:
-            users[: len(user_rows)] = user_rows[: len(users)]
-        if item_rows is not None:
-            items[: len(item_rows)] = item_rows[: len(items)]
-        elif rng is not None:
-            # The dimensions start alike: random directions, as large as the prior says, tell them apart.
-            layout = parameters.items.layout
-            std = np.sqrt(np.diag(parameters.items.covariance)[:-1])
-            items[:, layout.latent] += rng.standard_normal((len(items), layout.rank)) * std
-        return State(training, parameters, users, items)
+        """Return a state that goes on from another one with these parameters, of fewer or more rows."""
+        state = State.of_priors(training, parameters)
+        for rows, earlier in ((state.user_rows, user_rows), (state.item_rows, item_rows)):
+            rows[: len(earlier)] = earlier[: len(rows)]
+        return state
 
     def branch(self, terms: Terms) -> "State":
         """Return a state with these terms that starts from where this one stands."""
@@ -122,16 +114,16 @@ class State:
         return self
 
     def residuals(self) -> Float64s:
-        """Ratings less scores, by entry of `training.users`; what one sweep with the Gaussian link left. 0
+        """Ratings less scores, by entry of `training.by_user`; what one sweep with the Gaussian link left. 0
         where there are more than a million.
         """
         if self._scores is None:
             return np.zeros(len(self.training))
-        return self.training.users.value - self._scores
+        return self.training.by_user.value - self._scores
 
     def leave_one_out(self, most: int) -> tuple[Int64s, Float64s, Float64s]:
-        """Of about `most` ratings their entries in `training.users`, and mean and variance of their scores as
-        they would be without them. After a sweep; nothing before.
+        """Of about `most` ratings their entries in `training.by_user`, and mean and variance of their scores
+        as they would be without them. After a sweep; nothing before.
         """
         if self._user_step is None or self._item_step is None:
             return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
@@ -180,7 +172,7 @@ class State:
         # In units of the range, so that a change of the unit of an ordinal model's scores is no change.
         self._compare((scores - float(parameters.cuts.mean())) / score_range(parameters))
         entries, mean, variance = self.leave_one_out(_RATINGS_FOR_CUTS)
-        level = rating_levels(parameters.scale, self.training.users.value[entries])
+        level = rating_levels(parameters.scale, self.training.by_user.value[entries])
         cuts, noise = learn_link(parameters.cuts, parameters.noise, level, mean, variance)
         return replace(parameters, cuts=cuts, noise=noise)
 

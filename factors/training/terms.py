@@ -55,7 +55,7 @@ def with_terms(parameters: Parameters, terms: Terms, training: TrainingSet) -> P
     items = _with_sessions(parameters, "item", terms.item_session, training)
     drift = None
     if terms.user_drift:
-        drift = users.drift or start_drift(users, training.users.time, terms.user_drift)
+        drift = users.drift or start_drift(users, training.by_user.time, terms.user_drift)
     layout = replace(users.layout, moving=drift is not None)
     changed = replace(
         parameters,

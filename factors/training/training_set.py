@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from factors.inference.backend import HalfStepBackend, NumpyBackend
-from factors.inference.histories import Compressed, Sessions, compress_pairs, group_sessions
+from factors.inference.histories import Compressed, Sessions, group_sessions
 from factors.model.parameters import SideName
 from factors.model.types import Int64s
 from factors.training.implicit_effects import ImplicitEffects, NoImplicitEffects
@@ -16,10 +16,10 @@ from factors.training.implicit_effects import ImplicitEffects, NoImplicitEffects
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """Ratings by user and by item, and the `backend` that computes over them."""
+    """The same ratings `by_user` and `by_item`, and the `backend` that computes over them."""
 
-    users: Compressed
-    items: Compressed
+    by_user: Compressed
+    by_item: Compressed
     backend: HalfStepBackend
     # Sorting times and factorising Gram matrices take seconds on large sets: once for all states.
     _sessions: dict[tuple[SideName, float], Sessions] = field(default_factory=dict)
@@ -27,46 +27,41 @@ class TrainingSet:
     _samples: dict[int, tuple[Int64s, Int64s]] = field(default_factory=dict)
 
     @staticmethod
-    def of(users: Compressed, n_items: int, backend: HalfStepBackend | None = None) -> "TrainingSet":
+    def of(by_user: Compressed, n_items: int, backend: HalfStepBackend | None = None) -> "TrainingSet":
         """Return the training set of ratings by user, each pair once."""
-        items = compress_pairs(users.other, users.row, users.value, users.time, n_items)
-        return TrainingSet(users, items, backend or NumpyBackend())
+        return TrainingSet(by_user, by_user.by_other(n_items), backend or NumpyBackend())
 
     def __len__(self) -> int:
-        return len(self.users.value)
+        return len(self.by_user.value)
 
     def side(self, name: SideName) -> Compressed:
         """Return the ratings by the rows of this side."""
-        return self.users if name == "user" else self.items
+        return self.by_user if name == "user" else self.by_item
 
     @property
     def sparse(self) -> bool:
         """Whether there are fewer ratings than biases: no prior can be learned from them, and nothing beyond
         biases (empirical Bayes would end with items that do not differ).
         """
-        rated = np.count_nonzero(self.users.counts) + np.count_nonzero(self.items.counts)
+        rated = np.count_nonzero(self.by_user.counts) + np.count_nonzero(self.by_item.counts)
         return len(self) <= int(rated)
 
     def only(self, entries: Int64s) -> "TrainingSet":
-        """Return the same users and items with these `entries` of `users` alone."""
-        users = self.users
-        part = compress_pairs(
-            users.row[entries], users.other[entries], users.value[entries], users.time[entries], users.rows
-        )
-        return TrainingSet.of(part, self.items.rows, self.backend)
+        """Return the same users and items with these `entries` of `by_user` alone."""
+        return TrainingSet.of(self.by_user.only(entries), self.by_item.rows, self.backend)
 
     def without(self, held_out: Int64s) -> "TrainingSet":
-        """Return the same users and items without the ratings at these entries of `users`."""
+        """Return the same users and items without the ratings at these entries of `by_user`."""
         return self.only(np.delete(np.arange(len(self)), held_out))
 
     def sample(self, most: int) -> tuple[Int64s, Int64s]:
-        """Return about `most` ratings, evenly: their entries in `users` and in `items`."""
+        """Return about `most` ratings, evenly: their entries in `by_user` and in `by_item`."""
         if most not in self._samples:
             n = len(self)
             entries = np.arange(0, n, max(1, n // most))
             position = np.full(n, -1, dtype=np.int64)
             position[entries] = np.arange(len(entries))
-            position = position[self.items.source]
+            position = position[self.by_item.source]
             found = np.flatnonzero(position >= 0)
             item_entries = np.empty(len(entries), dtype=np.int64)
             item_entries[position[found]] = found
@@ -86,6 +81,6 @@ class TrainingSet:
             return NoImplicitEffects()
         key = name, ridge
         if key not in self._implicit:
-            own, other = (self.users, self.items) if name == "user" else (self.items, self.users)
+            own, other = self.side(name), self.side("item" if name == "user" else "user")
             self._implicit[key] = ImplicitEffects(own, other, ridge, self.backend.rated_sets(own, other))
         return self._implicit[key]

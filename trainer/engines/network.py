@@ -98,7 +98,7 @@ class _Network:
 
 
 def train(
-    users: Compressed,
+    by_user: Compressed,
     inputs: Float64s,
     begin: ItemPoints,
     *,
@@ -115,21 +115,21 @@ def train(
     with torch.random.fork_rng():
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         network = _Network(begin, torch.tensor(inputs, dtype=torch.float32), generator)
-        batches = _batches(users, rng)
-        epochs = int(np.clip(_VISITS // max(len(users.value), 1), _LEAST_EPOCHS, _MOST_EPOCHS))
+        batches = _batches(by_user, rng)
+        epochs = int(np.clip(_VISITS // max(len(by_user.value), 1), _LEAST_EPOCHS, _MOST_EPOCHS))
         epochs = max(_LEAST_EPOCHS, epochs // 3) if warm else epochs
         optimizer = torch.optim.Adam(network.parameters, lr=_RATE)
         steps = max(1, epochs * len(batches))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=_RATE, total_steps=steps + 1, final_div_factor=_RATE / _LAST_RATE
         )
-        item = torch.tensor(users.other)
-        target = torch.tensor((users.value - begin.mean) / begin.unit, dtype=torch.float32)
+        item = torch.tensor(by_user.other)
+        target = torch.tensor((by_user.value - begin.mean) / begin.unit, dtype=torch.float32)
         loss = math.nan
         for epoch in range(epochs):
             total, count = 0.0, 0
             for batch in rng.permutation(len(batches)):
-                rows = _padded(users, batches[batch], rng)
+                rows = _padded(by_user, batches[batch], rng)
                 found, size = _loss(network, item, target, rows, generator=generator, rng=rng)
                 if size == 0:
                     continue
@@ -159,9 +159,9 @@ def _points(network: _Network, begin: ItemPoints) -> ItemPoints:
         )
 
 
-def _batches(users: Compressed, rng: np.random.Generator) -> list[Int64s]:
+def _batches(by_user: Compressed, rng: np.random.Generator) -> list[Int64s]:
     """Return batches of users with two ratings or more, users of similar counts together."""
-    counts = np.minimum(users.counts, _LONGEST)
+    counts = np.minimum(by_user.counts, _LONGEST)
     rated = np.flatnonzero(counts >= 2)
     rated = rated[np.lexsort((rng.random(len(rated)), counts[rated]))]
     step = int(np.clip(counts.sum() / _STEPS_AN_EPOCH, _LEAST_STEP, _MOST_STEP))
@@ -176,17 +176,17 @@ def _batches(users: Compressed, rng: np.random.Generator) -> list[Int64s]:
     return batches
 
 
-def _padded(users: Compressed, rows: Int64s, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _padded(by_user: Compressed, rows: Int64s, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Return entries (b, l) of these users in random order, at most `_LONGEST` each, and which of them are
     real (1) or padding (0).
     """
-    counts = users.counts[rows]
+    counts = by_user.counts[rows]
     length = int(min(counts.max(), _LONGEST))
     entries = np.zeros((len(rows), length), dtype=np.int64)
     real = np.zeros((len(rows), length), dtype=np.float32)
     for at, (row, count) in enumerate(zip(rows.tolist(), counts.tolist(), strict=True)):
         taken = rng.permutation(count)[:length]
-        entries[at, : len(taken)] = users.indptr[row] + taken
+        entries[at, : len(taken)] = by_user.indptr[row] + taken
         real[at, : len(taken)] = 1.0
     return torch.tensor(entries), torch.tensor(real)
 

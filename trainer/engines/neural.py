@@ -15,7 +15,6 @@ from threadpoolctl import threadpool_limits
 from factors import FitDiverged, FitRefused, FitSettings, Fitted, Float64s, Ratings
 from factors.engine_api import (
     Compressed,
-    by_item,
     explicit_fit,
     initial_points,
     points_of,
@@ -49,40 +48,40 @@ class NeuralEngine:
 
     def fit(self, task: FitTask) -> Fitted:
         """See `Engine.fit`."""
-        users = prepare(task.ratings, task.n_users, task.n_items, self._settings)
-        if len(users.value) == 0:
+        by_user = prepare(task.ratings, task.n_users, task.n_items, self._settings)
+        if len(by_user.value) == 0:
             return prior_fit(replace(self._settings, link="gaussian"), task.n_users, task.n_items)
-        if len(users.value) < _LEAST_RATINGS:
+        if len(by_user.value) < _LEAST_RATINGS:
             engine = VariationalEngine(replace(self._settings, link="gaussian"))
             return engine.fit(replace(task, start=None))
         self._torch.set_num_threads(self._settings.threads)
         with threadpool_limits(limits=self._settings.threads, user_api="blas"):
-            return self._fit(users, task)
+            return self._fit(by_user, task)
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
         """See `Engine.held_out`: root mean square error."""
         return VariationalEngine(self._settings).held_out(fitted, train, test)
 
-    def _fit(self, users: Compressed, task: FitTask) -> Fitted:
+    def _fit(self, by_user: Compressed, task: FitTask) -> Fitted:
         from trainer.engines.network import train
 
-        scale, items, start = self._settings.scale, by_item(users, task.n_items), task.start
+        scale, by_item, start = self._settings.scale, by_user.by_other(task.n_items), task.start
         rank = _RANK if self._settings.rank == "auto" else self._settings.rank
         # The network works in units of the deviation of the ratings, whatever the scale.
-        unit = max(float(users.value.std()), 1e-3 * scale_range(scale))
-        begin = initial_points(rank, task.n_items, float(users.value.mean()), unit, task.rng)
+        unit = max(float(by_user.value.std()), 1e-3 * scale_range(scale))
+        begin = initial_points(rank, task.n_items, float(by_user.value.mean()), unit, task.rng)
         warm = start is not None and _continues(start, rank, self._settings)
         if warm and start is not None:
             begin = points_of(start, unit, begin)
         try:
-            inputs = _item_inputs(items, begin.mean, unit)
-            points, loss = train(users, inputs, begin, warm=warm, rng=task.rng, report=task.report)
+            inputs = _item_inputs(by_item, begin.mean, unit)
+            points, loss = train(by_user, inputs, begin, warm=warm, rng=task.rng, report=task.report)
         except self._torch.linalg.LinAlgError as exc:
             raise FitDiverged(f"the network gave features that cannot be solved: {exc}") from exc
         arrays = (points.vectors, points.implicit_effects, points.user_mean, points.user_covariance)
         if not (math.isfinite(loss) and all(np.isfinite(array).all() for array in arrays)):
             raise FitDiverged("the network gave features that are not finite")
-        fitted = explicit_fit(points, users, items, scale)
+        fitted = explicit_fit(points, by_user, by_item, scale)
         return replace(fitted, metrics={"loss": loss, **fitted.metrics})
 
 
@@ -92,14 +91,14 @@ def _continues(start: Fitted, rank: int, settings: FitSettings) -> bool:
     return kind == ("explicit", "gaussian", rank, settings.scale)
 
 
-def _item_inputs(items: Compressed, mean: float, unit: float) -> Float64s:
+def _item_inputs(by_item: Compressed, mean: float, unit: float) -> Float64s:
     """Return what the network reads of each item (n_items, 3): log count, mean and deviation of its
     ratings.
     """
-    counts = items.counts.astype(np.float64)
-    deviation = (items.value - mean) / unit
-    total = np.bincount(items.row, deviation, items.rows)
-    square = np.bincount(items.row, deviation * deviation, items.rows)
+    counts = by_item.counts.astype(np.float64)
+    deviation = (by_item.value - mean) / unit
+    total = np.bincount(by_item.row, deviation, by_item.rows)
+    square = np.bincount(by_item.row, deviation * deviation, by_item.rows)
     shrunk = total / (counts + _SHRINKAGE)
     variance = (square + _SHRINKAGE * float(np.mean(deviation**2))) / (counts + _SHRINKAGE) - shrunk**2
     # A fifth of the logarithm is about as large as the other two.

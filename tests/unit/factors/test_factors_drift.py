@@ -71,7 +71,7 @@ def state_of(
 
 
 def drift_of(state: State, residual: Float64s) -> float:
-    return best_drift(state.parameters, state.item_rows, state.training.users, residual)
+    return best_drift(state.parameters, state.item_rows, state.training.by_user, residual)
 
 
 @pytest.fixture(
@@ -153,7 +153,7 @@ def test_folding_in_gives_the_rows_of_the_fit_alone_or_together(moving: Fitted) 
 def test_items_fold_in_as_the_half_step_of_the_fit_has_them(link: Link) -> None:
     state = state_of(drifting(1.0), Terms(link, 2.0, 2.0, 0.0, 0.0, 0.3), sweeps=15)
     parameters, users = state.parameters, state.user_rows
-    step = half_step(HalfStepInput.of(parameters, "item", users, state.training.items))
+    step = half_step(HalfStepInput.of(parameters, "item", users, state.training.by_item))
     again = posterior_of(to_model(parameters)).fold_in_items(
         users.astype(np.float32), histories_of(drifting(1.0), SHAPE[1], by="item")
     )
@@ -326,12 +326,11 @@ def test_a_refit_goes_on_with_the_drift_that_was_found() -> None:
     ratings = drifting(1.0)
     # Of fewer than 5,000 ratings terms are chosen again: so the state itself goes on.
     training = TrainingSet.of(prepare(ratings, *SHAPE, settings), SHAPE[1])
-    again = State.begin(
+    again = State.of_rows(
         training,
         replace(
             start, users=replace(start.users, cold_start=None), items=replace(start.items, cold_start=None)
         ),
-        None,
         begun.users.astype(np.float64),
         begun.posterior.item_codec.decode(begun.items).astype(np.float64),
     )

@@ -48,11 +48,11 @@ def test_a_left_out_rating_is_foretold_about_as_by_a_fit_without_it(terms: Terms
     assert_allclose(entries, np.arange(300))
     assert np.isfinite(mean).all()
     assert (variance > 0).all()
-    user, item = every.users.row, every.users.other
+    user, item = every.by_user.row, every.by_user.other
     some = np.random.default_rng(5).permutation(300)[:100]
     without = []
     for part in np.array_split(some, 10):
-        rest = State.begin(every.without(part), state.parameters, None, state.user_rows, state.item_rows)
+        rest = State.of_rows(every.without(part), state.parameters, state.user_rows, state.item_rows)
         for _ in range(4):
             rest.sweep(learn_priors=False)
         without.append(scores(rest, user[part], item[part]))
@@ -65,8 +65,8 @@ def test_a_sample_names_the_same_ratings_on_both_sides() -> None:
     every = training()
     entries, item_entries = every.sample(60)
     assert len(entries) == 60
-    assert_allclose(every.users.other[entries], every.items.row[item_entries])
-    assert_allclose(every.users.row[entries], every.items.other[item_entries])
+    assert_allclose(every.by_user.other[entries], every.by_item.row[item_entries])
+    assert_allclose(every.by_user.row[entries], every.by_item.other[item_entries])
 
 
 def test_nothing_is_left_out_before_a_sweep() -> None:
