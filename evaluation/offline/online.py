@@ -3,19 +3,72 @@
 Invariant: the prediction of a rating is made of the ratings before it alone.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from evaluation.question import Array, Question
-from factors import (
-    FitSettings,
-    Histories,
-    Ratings,
-    Scorer,
-    fit,
-)
+from factors import FitSettings, Fitted, Histories, Ratings, Scorer, Scores, fit
 
 Rows = npt.NDArray[np.int64]
+
+
+class Learner:
+    """A fit that goes on learning `ratings`, in time order. `users`, `items`: its tables as of now."""
+
+    def __init__(self, ratings: Ratings, fitted: Fitted) -> None:
+        self._ratings = ratings
+        self._of_user = _positions(ratings.user_row, len(fitted.users))
+        self._of_item = _positions(ratings.item_row, len(fitted.items))
+        self.go_on_from(fitted)
+
+    def go_on_from(self, fitted: Fitted) -> None:
+        """Take the tables of a newer fit."""
+        self.fitted = fitted
+        self.users, self.items = fitted.users.copy(), fitted.items.copy()
+
+    def predict(self, events: Rows) -> Scores:
+        """Predict the ratings at these positions, all as of now."""
+        ratings = self._ratings
+        return Scorer(self.fitted.posterior, self.items).score(
+            self.users, ratings.user_row[events], ratings.item_row[events], ratings.time[events]
+        )
+
+    def learn(self, events: Rows) -> Scores:
+        """Predict each of `events` (ascending), its user folded in from all before it; then fold in the users
+        and items of `events`.
+        """
+        ratings, posterior = self._ratings, self.fitted.posterior
+        users, items = ratings.user_row[events], ratings.item_row[events]
+        # A history for each event, up to it alone: the counter rule gives the same in the service.
+        past = self._before(self._of_user, users, events, ratings.item_row)
+        now = posterior.fold_in_users(self.items, past, current=self.users[users])
+        scores = Scorer(posterior, self.items).score(now, np.arange(len(events)), items, ratings.time[events])
+        # Users first, then the rated items from all who rated them: as service and trainer do it.
+        users, items, end = np.unique(users), np.unique(items), events[-1:] + 1
+        past = self._before(self._of_user, users, np.repeat(end, len(users)), ratings.item_row)
+        self.users[users] = posterior.fold_in_users(self.items, past, current=self.users[users])
+        past = self._before(self._of_item, items, np.repeat(end, len(items)), ratings.user_row)
+        self.items[items] = posterior.fold_in_items(self.users, past, current=self.items[items])
+        return scores
+
+    def _before(
+        self, positions: list[Rows], rows: npt.NDArray[np.int32], ends: Rows, other: npt.NDArray[np.int32]
+    ) -> Histories:
+        """Return histories: the j-th holds the ratings of `rows[j]` at positions under `ends[j]`."""
+        parts = [
+            positions[row][: np.searchsorted(positions[row], end)]
+            for row, end in zip(rows.tolist(), ends.tolist(), strict=True)
+        ]
+        return histories_of(self._ratings, parts, other)
+
+
+def histories_of(ratings: Ratings, parts: Sequence[Rows], other: npt.NDArray[np.int32]) -> Histories:
+    """Return a history for each of `parts`, positions of ratings; `other`: the rows of the other side."""
+    chosen = np.concatenate(parts)
+    offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    return Histories(offsets, other[chosen], ratings.value[chosen], ratings.time[chosen])
 
 
 def predict_then_learn(
@@ -24,46 +77,27 @@ def predict_then_learn(
     """Return predictions of the training ratings, which must be in time order, their standard deviations,
     both (n,), and a note.
     """
-    n_users, n_items = question.n_users, question.n_items
+    shape = question.n_users, question.n_items
     ratings = question.ratings()
     n = len(ratings.value)
     rating, std = np.empty(n), np.empty(n)
     # Without ratings the fit is the prior: the first users and items are predicted from it.
     nothing = ratings_before(ratings, 0)
-    fitted = fit(nothing, n_users, n_items, settings=settings, rng=np.random.default_rng(seed))
-    by_user, by_item = _positions(ratings.user_row, n_users), _positions(ratings.item_row, n_items)
-    items, users = fitted.items.copy(), fitted.users.copy()
+    learner = Learner(ratings, fit(nothing, *shape, settings=settings, rng=np.random.default_rng(seed)))
     refits = 0
     # In steps of `fold_events`: within one the items stand still, as they do for a second in the product.
     for begin in range(0, n, fold_events):
         if begin and begin % refit_events < fold_events:
             known = ratings_before(ratings, begin)
             # The first fit that has ratings starts afresh: there is nothing to be warm from.
+            start = learner.fitted if refits else None
             # A seed for each refit: what is drawn does not depend on the number of refits before.
             rng = np.random.default_rng([seed, begin])
-            fitted = fit(
-                known, n_users, n_items, settings=settings, rng=rng, start=fitted if refits else None
-            )
-            items, users = fitted.items.copy(), fitted.users.copy()
+            learner.go_on_from(fit(known, *shape, settings=settings, rng=rng, start=start))
             refits += 1
         events = np.arange(begin, min(begin + fold_events, n))
-        # A history for each event, up to it alone: the counter rule gives the same in the service.
-        histories = _histories_before(ratings, by_user, ratings.user_row[events], events, ratings.item_row)
-        folded = fitted.posterior.fold_in_users(items, histories, current=users[ratings.user_row[events]])
-        scores = Scorer(fitted.posterior, items).score(
-            folded, np.arange(len(events)), ratings.item_row[events], ratings.time[events]
-        )
+        scores = learner.learn(events)
         rating[events], std[events] = scores.rating, scores.std
-        # Learn: the users as they are now, then the items that were rated, from all who rated them.
-        end = np.full(1, events[-1] + 1)
-        changed = np.unique(ratings.user_row[events])
-        histories = _histories_before(
-            ratings, by_user, changed, np.repeat(end, len(changed)), ratings.item_row
-        )
-        users[changed] = fitted.posterior.fold_in_users(items, histories, current=users[changed])
-        rated = np.unique(ratings.item_row[events])
-        histories = _histories_before(ratings, by_item, rated, np.repeat(end, len(rated)), ratings.user_row)
-        items[rated] = fitted.posterior.fold_in_items(users, histories, current=items[rated])
     return rating, std, f"{refits} warm refits"
 
 
@@ -77,20 +111,3 @@ def _positions(rows: npt.NDArray[np.int32], size: int) -> list[Rows]:
     order = np.argsort(rows, kind="stable")
     bounds = np.searchsorted(rows[order], np.arange(size + 1))
     return [order[bounds[row] : bounds[row + 1]] for row in range(size)]
-
-
-def _histories_before(
-    ratings: Ratings,
-    positions: list[Rows],
-    rows: npt.NDArray[np.int32],
-    before: Rows,
-    other: npt.NDArray[np.int32],
-) -> Histories:
-    """Return histories: the j-th holds the ratings of `rows[j]` at positions under `before[j]`."""
-    parts = [
-        positions[row][: np.searchsorted(positions[row], end)]
-        for row, end in zip(rows.tolist(), before.tolist(), strict=True)
-    ]
-    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-    chosen = np.concatenate(parts).astype(np.int64) if parts else np.empty(0, dtype=np.int64)
-    return Histories(offsets, other[chosen], ratings.value[chosen], ratings.time[chosen])
