@@ -326,7 +326,7 @@ local function register_items(keys, args)
   return { 'OK', rows }
 end
 
--- keys: config. args: field, value, ... Fixed by whoever comes first; answers what holds.
+-- keys: config. args: field, value, ... The first caller fixes them; answers what holds.
 local function create_namespace(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     redis.call('HSET', keys[1], unpack(args))
@@ -348,7 +348,7 @@ local function acquire_lease(keys, args)
   return { 'OK', fence }
 end
 
--- keys: lease, live. args: token, ttl in ms, fence. An expired lease that nobody took goes on.
+-- keys: lease, live. args: token, ttl in ms, fence. An expired lease that no other trainer took goes on.
 local function renew_lease(keys, args)
   local holder = redis.call('GET', keys[1])
   if (holder and holder ~= args[1]) or redis.call('HGET', keys[2], 'fence') ~= args[3] then
