@@ -10,7 +10,7 @@ import re
 import sys
 import tokenize
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -165,8 +165,8 @@ def imported(module: Module) -> Iterator[Import]:
             case ast.Import():
                 yield from (Import(alias.name, node.lineno, when) for alias in node.names)
             case ast.ImportFrom():
-                origin = "." * node.level + (node.module or "")
-                yield from (Import(f"{origin}.{alias.name}", node.lineno, when) for alias in node.names)
+                origin = "." * node.level + (f"{node.module}." if node.module else "")
+                yield from (Import(origin + alias.name, node.lineno, when) for alias in node.names)
             case ast.Call(
                 func=ast.Name(id="import_module") | ast.Attribute(attr="import_module"),
                 args=[ast.Constant(value=str(name)), *_],
@@ -274,6 +274,14 @@ def private_words(root: Path) -> list[str]:
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
         if (match := PRIVATE_WORDS.search(line))
     ]
+
+
+def write_tree(root: Path, files: Mapping[str, str]) -> None:
+    """Write a small checkout, for a rule to be tried on."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
 
 
 def main() -> None:

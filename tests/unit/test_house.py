@@ -208,10 +208,7 @@ def test_the_house_keeps_the_rule(rule: Rule) -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_rule_finds_what_breaks_it(rule: Rule, tmp_path: Path) -> None:
     files, expected = RULES[rule]
-    for name, text in {"rooms/__init__.py": "", "README.md": "", "CONTRIBUTING.md": "", **files}.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    house.write_tree(tmp_path, {"rooms/__init__.py": "", "README.md": "", "CONTRIBUTING.md": "", **files})
     assert rule(tmp_path) == expected
 
 
@@ -225,21 +222,14 @@ def test_an_exception_from_a_rule_is_one_that_is_needed() -> None:
 
 
 def test_what_the_type_checker_alone_imports_is_no_cycle(tmp_path: Path) -> None:
-    (tmp_path / "one.py").write_text(
-        "if TYPE_CHECKING:\n    from rooms import two\nelse:\n    import rooms.three\n"
-    )
-    found = [house.Module("rooms.one", Path("one.py"), "", ast.parse((tmp_path / "one.py").read_text()))]
-    assert {(entry.name, entry.when) for entry in house.imported(found[0])} == {
-        ("rooms.two", "typing"),
-        ("rooms.three", "load"),
-    }
+    text = "if TYPE_CHECKING:\n    from rooms import two\nelse:\n    import rooms.two\n"
+    house.write_tree(tmp_path, {"rooms/__init__.py": "", "rooms/one.py": text, "rooms/two.py": ""})
+    one = next(module for module in house.modules(tmp_path, "rooms") if module.name == "rooms.one")
+    assert {(entry.line, entry.when) for entry in house.imported(one)} == {(2, "typing"), (4, "load")}
 
 
 def test_lines_of_code_are_counted_without_comments_and_docstrings(tmp_path: Path) -> None:
-    (tmp_path / "rooms").mkdir()
-    (tmp_path / "rooms/__init__.py").write_text("")
-    (tmp_path / "rooms/one.py").write_text(
-        '"""It\n\nhas.\n"""\n\n# Why so.\nA = 1\n\nB = (\n    2,\n)  # two\n'
-    )
+    text = '"""It\n\nhas.\n"""\n\n# Why so.\nA = 1\n\nB = (\n    2,\n)  # two\n'
+    house.write_tree(tmp_path, {"rooms/__init__.py": "", "rooms/one.py": text})
     assert house.packages(tmp_path) == ["rooms"]
     assert [house.code_lines(module) for module in house.modules(tmp_path, "rooms")] == [0, 4]
