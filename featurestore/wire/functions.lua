@@ -3,12 +3,15 @@
 -- type, leaves nothing half done.
 -- An answer is a list whose first element says how it went.
 
-local ENTRY = 20 -- bytes of a history entry
+-- Bytes of a history entry: `ENTRY` of featurestore/codecs.py.
+local ENTRY = 20
 
+-- The `n` that a record has seen. Lua's numbers are doubles: exact up to 2^53 ratings of a user.
 local function counter(record)
   return (struct.unpack('<I8', record))
 end
 
+-- A number as an id or a field has it: `tostring` writes those from 1e14 on with an exponent.
 local function whole(number)
   return string.format('%.0f', number)
 end
@@ -27,6 +30,7 @@ local function of_new_items(history, blob)
   return table.concat(kept)
 end
 
+-- Whether `pcall` gave an error, such as WRONGTYPE or OOM, in place of a reply.
 local function refused(reply)
   return type(reply) == 'table' and reply.err ~= nil
 end
@@ -130,6 +134,7 @@ local function rate(keys, args)
       bytes = bytes + #args[arg + u]
     end
     counts[e] = bytes / ENTRY
+    -- Raises now, before any write, where the key is no stream.
     redis.call('XLEN', keys[key - 2])
     local added, done = progress(keys[key - 1])
     if added - done + counts[e] > limit then
@@ -143,6 +148,7 @@ local function rate(keys, args)
       return refusal
     end
     if counts[e] > 0 and not bootstrap then
+      -- Live ratings; stored data has them under this name.
       redis.call('HINCRBY', keys[key - 1], 'loose', counts[e])
     end
   end
@@ -159,6 +165,7 @@ local function forget(keys, args)
   end
   local found = {}
   for at = 2, #keys, 5 do
+    -- These two raise before any write where a key has the wrong type.
     redis.call('XLEN', keys[at])
     progress(keys[at + 1])
     found[#found + 1] = {
@@ -302,6 +309,7 @@ local function register_items(keys, args)
   end
   local rows, new, fresh = {}, {}, {}
   local next_row = redis.call('LLEN', keys[2])
+  -- `unpack` puts its list on Lua's stack, which takes 8,000 values.
   for start = 2, #args, 1000 do
     local stop = math.min(start + 999, #args)
     local found = redis.call('HMGET', keys[1], unpack(args, start, stop))
@@ -326,7 +334,7 @@ local function register_items(keys, args)
   return { 'OK', rows }
 end
 
--- keys: config. args: field, value, ... The first caller fixes them; answers what holds.
+-- keys: config. args: field, value, ... The first process fixes it; answers what holds.
 local function create_namespace(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     redis.call('HSET', keys[1], unpack(args))
@@ -392,6 +400,7 @@ local function retire_generation(keys, args)
   if redis.call('HGET', keys[1], 'generation') == args[1] then
     return { 'LIVE' }
   end
+  -- As text: cjson would write an empty list as an object, and times with 14 digits.
   summary = string.gsub(summary, '"state":"%a+"', '"state":"removing"', 1)
   redis.call('HSET', keys[2], args[1], summary)
   if redis.call('HGET', keys[1], 'previous') == args[1] then
