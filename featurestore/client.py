@@ -6,7 +6,7 @@ a few times a second at most is written as every user of redis-py would write it
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,35 +20,40 @@ from redis.exceptions import TimeoutError as LateReply
 
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import function_name, is_missing, load_library
-from featurestore.wire.resp import ReplyError
+from featurestore.wire.functions import LIBRARY, LIBRARY_TEXT, function_name, is_missing
+from featurestore.wire.resp import ReplyError, store_error
 
 # A process has a leader's loop, a stream of commands and a few requests at a time: calls beyond wait here.
 POOL_SOCKETS = 8
 
+# Keys and arguments of one call of a function.
+Call = tuple[Sequence[bytes], Sequence[bytes]]
+
 
 class Client(Redis):
-    """`redis.asyncio.Redis` whose calls raise `StoreError`. `main`: the connection that mends the store.
-
-    redis-py 8 retries ten times unless told otherwise, and a write whose reply was lost would be applied
-    twice. Here nothing is retried: the caller knows whether its call may be repeated. A pooled socket that
-    the store has closed is noticed and replaced before it is used.
+    """`redis.asyncio.Redis` whose calls raise `StoreError`. `main`: while that connection is away nothing is
+    asked; `block_s`: how long a command may block beyond the timeout.
     """
 
-    def __init__(self, url: str, timeout_s: float, main: Connection) -> None:
+    def __init__(
+        self, url: str, timeout_s: float, main: Connection | None = None, *, block_s: float = 0.0
+    ) -> None:
         super().__init__(
             connection_pool=BlockingConnectionPool.from_url(
                 url,
                 max_connections=POOL_SOCKETS,
                 timeout=timeout_s,
-                socket_timeout=timeout_s,
+                socket_timeout=timeout_s + block_s,
                 socket_connect_timeout=timeout_s,
+                # redis-py 8 retries ten times unless told otherwise, and a write whose reply was lost would
+                # be applied twice: the caller knows whether its call may be repeated. A pooled socket that
+                # the store has closed needs no retry: it is noticed and replaced before it is used.
                 retry=Retry(NoBackoff(), 0),
                 # Replies of RESP2 are what the wire and the functions speak too.
                 protocol=2,
             )
         )
-        self._main = main
+        self.main = main
         self._main_sockets = 0
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -61,45 +66,48 @@ class Client(Redis):
         """Commands for one round trip, without a transaction: what must happen in one step is a function."""
         return StorePipeline(self, transaction, shard_hint)
 
-    async def call(self, function: str, keys: Sequence[bytes], args: Sequence[bytes] = ()) -> Any:
-        """The reply of one server-side function."""
-        return (await self.call_many([(function, keys, args)]))[0]
-
-    async def call_many(self, calls: Sequence[tuple[str, Sequence[bytes], Sequence[bytes]]]) -> list[Any]:
-        """Replies of several function calls, in one round trip. After all are answered an error raises.
-
-        A store that has lost the library (restarted without it, failed over, flushed) gets it again, and
-        those calls are repeated: a function that was not found has done nothing.
+    async def call(self, function: str, *calls: Call) -> list[Any]:
+        """Replies of calls of one server-side function, in one round trip. After all are answered an error
+        raises.
         """
-        replies = await self._call_each(calls)
-        missing = [position for position, reply in enumerate(replies) if is_missing(reply)]
-        if missing:
-            await load_library(self._main.execute)
-            again = await self._call_each([calls[position] for position in missing])
-            for position, reply in zip(missing, again, strict=True):
-                replies[position] = reply
-        self.raise_first(replies)
-        return replies
+        name, replies = function_name(function), dict[int, Any]()
+        left = list(range(len(calls)))
+        for last in (False, True):
+            pipe = self.pipeline()
+            for position in left:
+                keys, args = calls[position]
+                pipe.fcall(name, len(keys), *keys, *args)
+            replies |= zip(left, await pipe.execute(raise_on_error=False), strict=True)
+            # A store may have lost the library: restarted without it, failed over, flushed. Only these calls
+            # are repeated: a function that was not found has done nothing.
+            left = [position for position in left if is_missing(replies[position])]
+            if last or not left:
+                break
+            await self.load_library()
+        self.raise_first(replies.values())
+        return list(replies.values())
 
-    async def _call_each(self, calls: Sequence[tuple[str, Sequence[bytes], Sequence[bytes]]]) -> list[Any]:
-        pipe = self.pipeline()
-        for function, keys, args in calls:
-            pipe.fcall(function_name(function), len(keys), *keys, *args)
-        return await pipe.execute(raise_on_error=False)
-
-    async def mend(self) -> None:
-        """Bring back what a store that was wiped has lost."""
-        await self._main.prepare()
+    async def load_library(self) -> None:
+        """Give the store this version's functions, unless it has them."""
+        if not await self.function_list(LIBRARY):
+            try:
+                await self.function_load(LIBRARY_TEXT)
+            except StoreError as exc:
+                # Another process may have been faster.
+                if "already exists" not in str(exc):
+                    raise
 
     async def check(self) -> None:
         """Raise `StoreUnavailable` while the main connection is away.
 
         That one refuses replicas, and brings back what a store has lost before anything else reaches it.
         """
-        self._main.require()
-        if self._main.reconnects_total != self._main_sockets:
+        if self.main is None:
+            return
+        self.main.require()
+        if self.main.reconnects_total != self._main_sockets:
             # The sockets here may lead to a server that is no longer the one to ask.
-            self._main_sockets = self._main.reconnects_total
+            self._main_sockets = self.main.reconnects_total
             await self.connection_pool.disconnect(inuse_connections=False)
 
     @contextmanager
@@ -123,9 +131,10 @@ class Client(Redis):
     def failure(self, exc: RedisError) -> StoreError:
         """What an error reply means. redis-py takes the code off the text of those that it knows."""
         code = getattr(exc, "status_code", None)
-        return self._main.failure(ReplyError(f"{code} {exc}" if code else str(exc)))
+        reply = ReplyError(f"{code} {exc}" if code else str(exc))
+        return store_error(reply) if self.main is None else self.main.failure(reply)
 
-    def raise_first(self, replies: Sequence[Any]) -> None:
+    def raise_first(self, replies: Iterable[Any]) -> None:
         """Raise the first error among replies."""
         for reply in replies:
             if isinstance(reply, RedisError):

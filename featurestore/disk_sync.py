@@ -2,34 +2,32 @@
 
 import asyncio
 
+from featurestore.client import Client
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 from featurestore.wire.connection import Connection
-from featurestore.wire.resp import ReplyError, encode
 
 # `appendfsync everysec` syncs once a second, and up to another second late when the disk is busy.
 EVERYSEC_S = 2.0
+# Nothing reads the key: it goes by itself when its process no longer writes it.
+KEY_KEPT_S = 60
 
 
 class DiskSync:
     """Group commit: one `WAITAOF` at a time, each for all calls that came before it was sent.
 
-    `connection` is its own, so that lookups never wait behind `WAITAOF`.
+    `main`: the connection that says whether the store is there; `key` is written by each commit.
     """
 
-    def __init__(self, connection: Connection, key: bytes, timeout_s: float) -> None:
-        self._connection = connection
+    def __init__(self, url: str, timeout_s: float, main: Connection, key: bytes) -> None:
         self._wait_s = timeout_s + EVERYSEC_S
-        # `WAITAOF` covers what its own connection has written, hence the small write before it: that comes
-        # after every write that was acknowledged to this process.
-        self._payload = encode(b"SET", key, b"1", b"EX", b"60") + encode(
-            b"WAITAOF", b"1", b"0", b"%d" % (1000 * self._wait_s)
-        )
+        # Of its own: others would give up a socket that is silent for so long.
+        self._client = Client(url, timeout_s, main, block_s=self._wait_s)
+        self._key = key
         self._waiting: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Connect. Raises `StoreRefused` where the store keeps no append-only file."""
-        await self._connection.open()
+        """Sync once. Raises `StoreRefused` where the store keeps no append-only file."""
         try:
             await self._sync()
         except StoreUnavailable:
@@ -57,7 +55,7 @@ class DiskSync:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._fail(self._waiting, StoreUnavailable("this process is closing"))
-        await self._connection.close()
+        await self._client.aclose(close_connection_pool=True)
 
     async def _run(self) -> None:
         while self._waiting:
@@ -75,11 +73,13 @@ class DiskSync:
                         future.set_result(None)
 
     async def _sync(self) -> None:
-        replies = await self._connection.execute(self._payload, 2, wait_s=self._wait_s)
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise self._connection.failure(reply)
-        if replies[1][0] < 1:
+        # `WAITAOF` covers what its own connection has written, hence the small write before it: a pipeline
+        # goes over one connection, and comes after every write that was acknowledged to this process.
+        pipe = self._client.pipeline()
+        pipe.set(self._key, 1, ex=KEY_KEPT_S)
+        pipe.waitaof(1, 0, int(1000 * self._wait_s))
+        _, (synced, _) = await pipe.execute()
+        if synced < 1:
             raise StoreUnavailable("the store's disk did not confirm the write in time")
 
     def _fail(self, futures: list[asyncio.Future[None]], exc: StoreError) -> None:

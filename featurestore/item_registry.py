@@ -5,20 +5,19 @@ The store gives rows in one function call; the registry of an epoch that was rem
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from factors import Int64s
 from featurestore.client import Client
-from featurestore.errors import EpochGone, RegistryFull
+from featurestore.errors import EpochGone, RegistryFull, StoreError, StoreUnavailable
 from featurestore.id_columns import Ids
 from featurestore.keys import Keys
 from featurestore.row_table import RowTable
-from featurestore.wire.connection import Connection, Execute
-from featurestore.wire.functions import call_many, commands, encode_call
-from featurestore.wire.resp import ReplyError, encode
+from featurestore.wire.connection import Connection
+from featurestore.wire.functions import commands
 
 # Bounds how long one call keeps the store, and one reply this event loop, to about 2 ms.
 IDS_AT_ONCE = 2_000
@@ -50,18 +49,19 @@ class ItemRegistry:
         self._max_items = max_items
         self._rows: dict[bytes, int] = {}
         self.row = self._rows.get
-        self._ids: list[bytes | None] = []
-        self._known = 0
+        # Ids of the rows from 0 on, and of rows behind the first that is not known here.
+        self._ids: list[bytes] = []
+        self._ahead: dict[int, bytes] = {}
         self._table = RowTable([])
         self._building: asyncio.Future[RowTable] | None = None
 
     def __len__(self) -> int:
         """Rows from 0 on whose ids are all known here."""
-        return self._known
+        return len(self._ids)
 
     @property
-    def ids(self) -> Sequence[bytes | None]:
-        """The id of each row, None where it is not known here. It only grows: any thread may read it."""
+    def ids(self) -> Sequence[bytes]:
+        """The ids of these rows. It only grows: any thread may read it."""
         return self._ids
 
     def find(self, item_ids: Ids) -> Int64s:
@@ -79,17 +79,17 @@ class ItemRegistry:
 
     def _keep_table(self) -> None:
         """See that the table has nearly all items; it may have them a little later."""
-        known, seated = self._known, len(self._table)
+        known, seated = len(self._ids), len(self._table)
         if (
             known - seated <= max(UNSEATED_IDS * (seated > 0), UNSEATED_PART * seated)
             or self._building is not None
         ):
             return
-        ids = [item_id for item_id in self._ids[:known] if item_id is not None]
         if known <= INLINE_IDS:
-            self._table = RowTable(ids)
+            self._table = RowTable(self._ids)
             return
-        self._building = asyncio.get_running_loop().run_in_executor(None, RowTable, ids)
+        # A copy: the list grows meanwhile, and the table counts it more than once.
+        self._building = asyncio.get_running_loop().run_in_executor(None, RowTable, self._ids[:])
         self._building.add_done_callback(self._built)
 
     def _built(self, table: "asyncio.Future[RowTable]") -> None:
@@ -99,88 +99,79 @@ class ItemRegistry:
 
     def id(self, row: int) -> str:
         """The id of a row. Raises `KeyError` for one that is not known here; `refresh` reads new ones."""
-        item_id = self._ids[row] if 0 <= row < len(self._ids) else None
-        if item_id is None:
-            raise KeyError(row)
+        item_id = self._ids[row] if 0 <= row < len(self._ids) else self._ahead[row]
         return item_id.decode("utf-8")
 
     async def rows(self, item_ids: Sequence[bytes]) -> list[int | None]:
         """Return the row of each item, None where it is not registered; one round trip for unknown ones."""
-        unknown = [item_id for item_id in dict.fromkeys(item_ids) if item_id not in self._rows]
-        blocks = [unknown[start : start + IDS_AT_ONCE] for start in range(0, len(unknown), IDS_AT_ONCE)]
+        blocks = self._unknown(item_ids)
         replies = await commands(self._connection, [(b"HMGET", self._items, *block) for block in blocks])
         for block, rows in zip(blocks, replies, strict=True):
-            for item_id, row in zip(block, rows, strict=True):
-                # The empty id is the mark of the registry itself.
-                if row:
-                    self._learn(item_id, int(row))
+            # The empty id is the mark of the registry itself.
+            found = {int(row): item_id for item_id, row in zip(block, rows, strict=True) if row}
+            self.learn(found.keys(), found.values())
         return [self._rows.get(item_id) for item_id in item_ids]
 
     async def register(self, item_ids: Sequence[bytes]) -> list[int]:
-        """Return the row of each item; new ones get theirs. One round trip, none when all are known here.
+        """Return the row of each item; new ones get theirs. A round trip for each 2,000 that are not known
+        here.
 
         Safe to repeat. Raises `RegistryFull` (nothing was registered, or only whole blocks of 2,000),
         `EpochGone`.
         """
-        unknown = [item_id for item_id in dict.fromkeys(item_ids) if item_id not in self._rows]
-        if unknown:
-            limit = b"%d" % self._max_items
-            blocks = [unknown[start : start + IDS_AT_ONCE] for start in range(0, len(unknown), IDS_AT_ONCE)]
-            calls = [
-                encode_call("register_items", [self._items, self._order], [limit, *block]) for block in blocks
-            ]
-            for block, reply in zip(blocks, await call_many(self._connection, calls), strict=True):
-                if reply[0] == b"GONE":
-                    raise EpochGone(self._epoch)
-                if reply[0] == b"FULL":
-                    raise RegistryFull(f"there are {self._max_items} items already, no more may be added")
-                for item_id, row in zip(block, reply[1], strict=True):
-                    self._learn(item_id, int(row))
+        for block in self._unknown(item_ids):
+            args = [b"%d" % self._max_items, *block]
+            (reply,) = await self._client.call("register_items", ([self._items, self._order], args))
+            if reply[0] == b"GONE":
+                raise EpochGone(self._epoch)
+            if reply[0] == b"FULL":
+                raise RegistryFull(f"there are {self._max_items} items already, no more may be added")
+            self.learn(list(map(int, reply[1])), block)
         return [self._rows[item_id] for item_id in item_ids]
+
+    def _unknown(self, item_ids: Sequence[bytes]) -> list[list[bytes]]:
+        """Those that are not known here, each once, in blocks."""
+        unknown = [item_id for item_id in dict.fromkeys(item_ids) if item_id not in self._rows]
+        return [unknown[start : start + IDS_AT_ONCE] for start in range(0, len(unknown), IDS_AT_ONCE)]
 
     async def refresh(self) -> None:
         """Read the rows that others registered, in small steps."""
         while True:
-            known = self._known
+            known = len(self)
             ids: Any = await self._client.lrange(self._order, known, known + IDS_AT_ONCE - 1)
-            self.take(known, ids)
+            self.learn(range(known, known + len(ids)), ids)
             if len(ids) < IDS_AT_ONCE:
                 return
 
-    def take(self, start: int, ids: Sequence[bytes]) -> None:
-        """Learn ids that were read from the store, of the rows from `start` on."""
-        if start == self._known == len(self._ids):
-            self._ids += ids
-            self._rows.update(zip(ids, range(start, start + len(ids)), strict=True))
-            self._known += len(ids)
-            return
-        for row, item_id in enumerate(ids, start):
-            self._learn(item_id, row)
+    def learn(self, rows: Collection[int], ids: Collection[bytes]) -> None:
+        """Take in rows of items, as the store has them."""
+        self._rows.update(zip(ids, rows, strict=True))
+        known = len(self._ids)
+        self._ahead.update((row, item_id) for row, item_id in zip(rows, ids, strict=True) if row >= known)
+        while (item_id := self._ahead.pop(len(self._ids), None)) is not None:
+            self._ids.append(item_id)
 
-    async def verify(self, execute: Execute) -> None:
+    async def verify(self, client: Client) -> None:
         """Forget everything if the store no longer says the same: it lost its end in a failover, or all."""
-        if not self._ids:
+        last = max(self._ahead, default=len(self._ids) - 1)
+        if last < 0:
             return
-        last = len(self._ids) - 1
-        (reply,) = await execute(encode(b"LINDEX", self._order, b"%d" % last), 1)
-        if isinstance(reply, ReplyError) or reply != self._ids[last]:
+        try:
+            same = await client.lindex(self._order, last) == (self._ahead.get(last) or self._ids[last])
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            # What has taken the list's place is of another type.
+            same = False
+        if not same:
             self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
         self._rows.clear()
-        self._ids = []
-        self._known = 0
+        # Anew, because a thread may read the list.
+        self._ids, self._ahead = [], {}
         self._table, self._building = RowTable([]), None
-
-    def _learn(self, item_id: bytes, row: int) -> None:
-        ids = self._ids
-        if row >= len(ids):
-            ids.extend([None] * (row + 1 - len(ids)))
-        ids[row] = item_id
-        self._rows[item_id] = row
-        while self._known < len(ids) and ids[self._known] is not None:
-            self._known += 1
 
 
 class ItemRegistries:
@@ -204,7 +195,7 @@ class ItemRegistries:
             del self._by_epoch[next(iter(self._by_epoch))]
         return registry
 
-    async def verify(self, execute: Execute) -> None:
+    async def verify(self, client: Client) -> None:
         """Forget what the store no longer says."""
         for registry in list(self._by_epoch.values()):
-            await registry.verify(execute)
+            await registry.verify(client)

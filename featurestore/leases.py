@@ -26,13 +26,13 @@ class Lease:
         Raises `LeaseLost`, `StoreUnavailable` (try again).
         """
         args = [self.token.encode(), b"%d" % self.ttl_ms, b"%d" % self.fence]
-        reply = await self._client.call("renew_lease", [self._keys.lease, self._keys.live], args)
+        (reply,) = await self._client.call("renew_lease", ([self._keys.lease, self._keys.live], args))
         if reply[0] != b"OK":
             raise LeaseLost("another trainer leads")
 
     async def release(self) -> None:
         """Let the next one lead at once."""
-        await self._client.call("release_lease", [self._keys.lease], [self.token.encode()])
+        await self._client.call("release_lease", ([self._keys.lease], [self.token.encode()]))
 
 
 class Leases:
@@ -47,7 +47,7 @@ class Leases:
         the same lease.
         """
         args = [token.encode(), b"%d" % ttl_ms]
-        reply = await self._client.call("acquire_lease", [self._keys.lease, self._keys.live], args)
+        (reply,) = await self._client.call("acquire_lease", ([self._keys.lease, self._keys.live], args))
         if reply[0] != b"OK":
             return None
         return Lease(self._keys, self._client, token, ttl_ms, int(reply[1]))

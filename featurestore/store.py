@@ -10,13 +10,13 @@ from featurestore.generations.catalog import Generations
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys
 from featurestore.leases import Leases
-from featurestore.namespace import Namespace, NamespaceConfig
+from featurestore.namespace import NamespaceConfig, prepare
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.log import RatingsLog
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
 from featurestore.users.records import UserRecords
-from featurestore.wire.connection import Connection
+from featurestore.wire.connection import Connection, Prepare
 
 
 class Store:
@@ -26,20 +26,20 @@ class Store:
         self.settings = settings
         self.config = NamespaceConfig(settings.partitions, parse_scale(settings.scale))
         self.keys = Keys(settings.namespace, settings.partitions)
-        self.bulk = self._connection("bulk")
+        self.redis = Client(settings.url, settings.timeout_s)
+        self.bulk = self._connection("bulk", self._prepare)
+        self.redis.main = self.bulk
+        # The bulk connection is open before this one, and what it has prepared serves both.
         self.hot: Connection | None = self._connection("hot") if hot else None
-        self.redis = Client(settings.url, settings.timeout_s, self.bulk)
         self._registries = ItemRegistries(self.keys, self.bulk, self.redis, settings.max_items)
         # `items(epoch)`: the item registry of an epoch.
         self.items = self._registries.of
-        namespace = Namespace(settings.namespace, self.config, self.keys, self._registries)
-        self.bulk.prepare_by(namespace.prepare)
         self._disk: DiskSync | None = None
         if settings.durability == "fsync":
-            self._disk = DiskSync(self._connection("fsync"), self.keys.synced, settings.timeout_s)
+            self._disk = DiskSync(settings.url, settings.timeout_s, self.bulk, self.keys.synced)
         self.users = UserRecords(self.keys, self.hot or self.bulk, self.redis)
         self.generations = Generations(self.keys, self.bulk, self.redis)
-        self.epochs = Epochs(self.keys, self.redis, self.generations)
+        self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
         self.ratings = RatingsLog(
             self.keys,
             self.bulk,
@@ -87,5 +87,16 @@ class Store:
         """Seconds since 1970 by the clock of the store."""
         return (await self.redis.time())[0]
 
-    def _connection(self, name: str) -> Connection:
-        return Connection(self.settings.url, self.settings.timeout_s, name)
+    def _connection(self, name: str, prepare: Prepare | None = None) -> Connection:
+        url, timeout_s = self.settings.url, self.settings.timeout_s
+        return Connection(url, timeout_s, name, prepare=prepare, load_library=self.redis.load_library)
+
+    async def _prepare(self) -> None:
+        # A client of its own, closed each time: `redis` asks nothing while the bulk connection is away, and
+        # its sockets may lead to a server that is no longer the one to ask.
+        client = Client(self.settings.url, self.settings.timeout_s)
+        try:
+            await prepare(client, self.settings.namespace, self.config, self.keys)
+            await self._registries.verify(client)
+        finally:
+            await client.aclose(close_connection_pool=True)

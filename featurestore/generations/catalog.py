@@ -93,7 +93,7 @@ class Generations:
 
         Raises `LeaseLost`.
         """
-        reply = await self._client.call("allot_generation", [self._keys.live], [b"%d" % lease.fence])
+        (reply,) = await self._client.call("allot_generation", ([self._keys.live], [b"%d" % lease.fence]))
         if reply[0] != b"OK":
             raise LeaseLost("another trainer leads")
         kept = await self.prune()
@@ -125,7 +125,7 @@ class Generations:
         Raises `GenerationUnknown`.
         """
         args = [b"%d" % generation, b"", b"0", b"1" if hold else b"0"]
-        reply = await self._client.call("flip", [self._keys.live, self._keys.generations], args)
+        (reply,) = await self._client.call("flip", ([self._keys.live, self._keys.generations], args))
         flipped(reply, generation)
 
     def load_items(self, meta: GenerationMeta) -> AsyncIterator[bytes | memoryview]:
@@ -192,7 +192,7 @@ class Generations:
         Raises `StoreError` if live.
         """
         names = [self._keys.live, self._keys.generations]
-        reply = await self._client.call("retire_generation", names, [b"%d" % generation])
+        (reply,) = await self._client.call("retire_generation", (names, [b"%d" % generation]))
         if reply[0] == b"LIVE":
             raise StoreError(f"generation {generation} is live and is not removed")
         if reply[0] == b"GONE":

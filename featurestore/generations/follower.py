@@ -106,7 +106,9 @@ class Follower:
                     failing = True
                 if not more:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(stop.wait(), self._poll_s)
+                        # `wait_for` of Python 3.11 drops a cancellation that comes as `stop` is set.
+                        async with asyncio.timeout(self._poll_s):
+                            await stop.wait()
         finally:
             if self._loading is not None:
                 self._loading.cancel()
@@ -139,7 +141,7 @@ class Follower:
         more = False
         if live is not None and items is not None and live is self.live:
             entries, ids = rest[:2]
-            items.take(known, ids)
+            items.learn(range(known, known + len(ids)), ids)
             if entries:
                 await self._apply(live, decode_deltas(entries, live.model.item_width, self._after))
             more = len(entries) == DELTAS_AT_ONCE or len(ids) == ITEMS_AT_ONCE

@@ -142,12 +142,13 @@ class GenerationWriter:
         not finished, or its epoch was abandoned.
         """
         args = [b"%d" % self.number, b"%d" % self._lease.fence, b"1" if automatic else b"0", b"0"]
-        reply = await self._client.call("flip", [self._keys.live, self._keys.generations], args)
+        (reply,) = await self._client.call("flip", ([self._keys.live, self._keys.generations], args))
         return flipped(reply, self.number)
 
     async def _put_summary(self) -> None:
         args = [b"%d" % self._lease.fence, b"%d" % self.number, msgspec.json.encode(self._summary)]
-        reply = await self._client.call("put_generation", [self._keys.live, self._keys.generations], args)
+        names = [self._keys.live, self._keys.generations]
+        (reply,) = await self._client.call("put_generation", (names, args))
         if reply[0] != b"OK":
             raise LeaseLost("another trainer leads")
 

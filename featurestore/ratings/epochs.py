@@ -10,6 +10,7 @@ from featurestore.errors import EpochBusy, StoreError
 from featurestore.generations.catalog import Generations
 from featurestore.generations.served import wait_until_served
 from featurestore.keys import Keys
+from featurestore.wire.connection import Prepare
 
 # A worker that beats polls ten times a second; one that serves the old epoch longer than this is stuck.
 HANDOVER_S = 5.0
@@ -21,17 +22,19 @@ class Epochs:
     `expected`: those of a partition, like `1` or `1,2`; empty before the first `refresh`.
     """
 
-    def __init__(self, keys: Keys, client: Client, generations: Generations) -> None:
+    def __init__(self, keys: Keys, client: Client, generations: Generations, prepare: Prepare) -> None:
+        """`prepare` sets a store up again that was wiped."""
         self._keys = keys
         self._client = client
         self._generations = generations
+        self._prepare = prepare
         self.expected: dict[int, bytes] = {}
 
     async def refresh(self) -> None:
         """Read the epochs of all partitions."""
         found = await self._read()
         if None in found:
-            await self._client.mend()
+            await self._prepare()
             found = await self._read()
         if None in found:
             raise StoreError("the store does not keep what is written to it")
@@ -50,7 +53,7 @@ class Epochs:
         Raises `EpochBusy`.
         """
         keys = self._keys
-        reply = await self._client.call("begin_epoch", [keys.live, keys.stored])
+        (reply,) = await self._client.call("begin_epoch", ([keys.live, keys.stored], []))
         if reply[0] == b"BUSY":
             raise EpochBusy("another new history is being prepared")
         epoch = int(reply[1])
@@ -64,7 +67,7 @@ class Epochs:
 
         Raises `StoreError` if it is live.
         """
-        reply = await self._client.call("abandon_epoch", [self._keys.live], [b"%d" % epoch])
+        (reply,) = await self._client.call("abandon_epoch", ([self._keys.live], [b"%d" % epoch]))
         if reply[0] == b"LIVE":
             raise StoreError(f"epoch {epoch} is live")
         tail = b",%d" % epoch
@@ -77,7 +80,7 @@ class Epochs:
             }
         )
         await self._generations.remove_epoch(epoch)
-        await self._client.call("end_epoch", [self._keys.live], [b"%d" % epoch])
+        await self._client.call("end_epoch", ([self._keys.live], [b"%d" % epoch]))
 
     async def finish(self, epoch: int) -> None:
         """Let the epoch that has gone live be the only one, once no worker serves another. Safe to repeat.
@@ -94,7 +97,7 @@ class Epochs:
         await self._switch(
             {p: (text, b"%d" % epoch) for p, text in enumerate(found) if text and text.endswith(tail)}
         )
-        await self._client.call("end_epoch", [self._keys.live], [b"%d" % epoch])
+        await self._client.call("end_epoch", ([self._keys.live], [b"%d" % epoch]))
 
     async def _read(self) -> list[bytes | None]:
         pipe = self._client.pipeline()
@@ -105,11 +108,8 @@ class Epochs:
     async def _switch(self, changes: dict[int, tuple[bytes, bytes]]) -> None:
         if not changes:
             return
-        calls = [
-            ("switch_epochs", [self._keys.epochs(p)], [before, after])
-            for p, (before, after) in changes.items()
-        ]
-        replies = await self._client.call_many(calls)
+        calls = [([self._keys.epochs(p)], [before, after]) for p, (before, after) in changes.items()]
+        replies = await self._client.call("switch_epochs", *calls)
         for (partition, (_, after)), reply in zip(changes.items(), replies, strict=True):
             if reply[0] != b"OK":
                 raise StoreError(

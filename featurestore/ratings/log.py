@@ -176,7 +176,8 @@ class RatingsLog:
                     keys.user(epoch, user_id),
                     keys.history(epoch, user_id),
                 ]
-            reply = await self._client.call("forget", names, [expected, pack_ids([user_id]), digest, mark])
+            args = [expected, pack_ids([user_id]), digest, mark]
+            (reply,) = await self._client.call("forget", (names, args))
             if reply[0] == b"OK":
                 if self._disk is not None:
                     await self._disk.wait()
@@ -204,11 +205,8 @@ class RatingsLog:
         if not args:
             return 0
         # A digest does not tell the partition; where it is not, nothing happens.
-        calls = [
-            ("release_forgotten", [self._keys.forgotten(epoch, p)], args)
-            for p in range(self._keys.partitions)
-        ]
-        return sum([int(reply[1]) for reply in await self._client.call_many(calls)])
+        calls = [([self._keys.forgotten(epoch, p)], args) for p in range(self._keys.partitions)]
+        return sum([int(reply[1]) for reply in await self._client.call("release_forgotten", *calls)])
 
     async def count_live(self, epoch: int) -> int:
         """How many ratings came into an epoch live: not with the call that began it."""

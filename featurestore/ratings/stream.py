@@ -23,7 +23,7 @@ from featurestore.keys import Keys
 from featurestore.leases import Lease
 from featurestore.ratings.batches import LENGTH_DTYPE, NUMBER_DTYPE
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import call_many, commands, encode_call
+from featurestore.wire.functions import commands
 
 START = b"0-0"
 # An entry holds one event or thousands: how many are asked for follows from those that came.
@@ -186,14 +186,13 @@ class RatingsStream:
         Raises `LeaseLost` when a later leader has attached.
         """
         calls = [
-            encode_call(
-                "trim",
+            (
                 [self._keys.ratings(epoch, partition), self._keys.counts(epoch, partition)],
                 [b"%d" % lease.fence, b"%d-%d" % (ms, number + 1), b"%d" % number],
             )
             for partition, (ms, number) in last.items()
         ]
-        for reply in await call_many(self._connection, calls):
+        for reply in await self._client.call("trim", *calls):
             if reply[0] != b"OK":
                 raise LeaseLost("another trainer reads the stream")
 
@@ -204,14 +203,13 @@ class RatingsStream:
 
     async def _attach(self, epoch: int, term: _Term) -> None:
         calls = [
-            encode_call(
-                "attach",
+            (
                 [self._keys.ratings(epoch, partition), self._keys.epochs(partition)],
                 [b"%d" % epoch, b"%d" % term.fence, position],
             )
             for partition, position in term.positions.items()
         ]
-        for reply in await call_many(self._connection, calls):
+        for reply in await self._client.call("attach", *calls):
             if reply[0] == b"GONE":
                 raise EpochGone(epoch)
             if reply[0] != b"OK":

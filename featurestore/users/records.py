@@ -25,7 +25,7 @@ from featurestore.users.batch_lookup import LookupReader, write_lookups
 from featurestore.users.counter_rule import UserLookup
 from featurestore.users.fold_in import FoldedUsers, StaleUser, blocks, encode_write_back, fold_in
 from featurestore.wire.connection import Connection, swallow
-from featurestore.wire.functions import ask_many, call, encode_call
+from featurestore.wire.functions import ask_many, call_many, encode_call
 from featurestore.wire.resp import ReplyError, error_code
 
 # A fold-in of so many ratings takes about as long as the hand-over to a thread costs.
@@ -242,7 +242,7 @@ class UserRecords:
 
     async def _look_once(self, epoch: int, field: bytes, user_id: bytes) -> Any:
         keys = [self._keys.user(epoch, user_id), self._keys.history(epoch, user_id)]
-        return await call(self._connection, "look", keys, [field])
+        return (await call_many(self._connection, [encode_call("look", keys, [field])]))[0]
 
     async def _look(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> list[Any]:
         """`[n, record, history]` of each user, all of one moment."""

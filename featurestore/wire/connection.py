@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 # With at most half a second between attempts a store that is back is noticed well within two seconds.
 BACKOFF_S = (0.02, 0.5)
 
-Execute = Callable[[bytes, int], "asyncio.Future[list[Any]]"]
-Prepare = Callable[[Execute], Awaitable[None]]
+# Makes sure of the store, or brings back what it has lost.
+Prepare = Callable[[], Awaitable[None]]
 
 
 def swallow(future: "asyncio.Future[Any]") -> None:
@@ -43,15 +43,25 @@ class Connection:
     """A connection that lasts as long as its owner, over as many sockets as that takes.
 
     `execute` is that of the present socket (`StoreSocket.execute`). `reconnects_total` counts sockets after
-    the first.
+    the first. `prepare` makes sure of the store at each new socket, before any call is taken; `load_library`
+    gives it the functions that a call did not find.
     """
 
-    def __init__(self, url: str, timeout_s: float, name: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float,
+        name: str,
+        *,
+        prepare: Prepare | None = None,
+        load_library: Prepare | None = None,
+    ) -> None:
         self._address: Mapping[str, Any] = parse_url(url)
         self._shown = redacted(url)
         self._timeout_s = timeout_s
         self._name = name
-        self._prepare: Prepare | None = None
+        self._prepare = prepare or _nothing
+        self.load_library = load_library or _nothing
         self._away = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self.reconnects_total = 0
@@ -64,15 +74,6 @@ class Connection:
     def connected(self) -> bool:
         """Whether calls are taken now."""
         return self._socket.why is None
-
-    def prepare_by(self, prepare: Prepare) -> None:
-        """Let `prepare` make sure of the store over each new socket, before any call is taken."""
-        self._prepare = prepare
-
-    async def prepare(self) -> None:
-        """Make sure of the store now. Raises `StoreError`."""
-        if self._prepare is not None:
-            await self._prepare(self.execute)
 
     def require(self) -> None:
         """Raise `StoreUnavailable` while the store is away."""
@@ -135,8 +136,7 @@ class Connection:
             async with asyncio.timeout(self._timeout_s):
                 socket = await self._dial()
                 await self._greet(socket)
-                if self._prepare is not None:
-                    await self._prepare(socket.execute)
+                await self._prepare()
         except TimeoutError as exc:
             raise StoreUnavailable(f"the store at {self._shown} did not answer in time") from exc
         except OSError as exc:
@@ -186,6 +186,10 @@ class Connection:
         role = replies[-1]
         if isinstance(role, list) and role and role[0] in {b"slave", b"replica"}:
             raise StoreUnavailable(f"the store at {self._shown} is a read-only replica")
+
+
+async def _nothing() -> None:
+    """For a connection whose store others prepare."""
 
 
 def _ssl_context(address: Mapping[str, Any]) -> ssl.SSLContext | None:

@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from featurestore.wire.connection import Connection, Execute
-from featurestore.wire.resp import ReplyError, bulk, encode, store_error
+from featurestore.wire.connection import Connection
+from featurestore.wire.resp import ReplyError, bulk, encode
 
 # Functions that write nothing: `FCALL_RO` runs where a user may only read.
 REPLICA_SAFE = frozenset({"look"})
 
 
-_TEXT = resources.files("featurestore.wire").joinpath("functions.lua").read_bytes()
+_TEXT = resources.files("featurestore.wire").joinpath("functions.lua").read_text("utf-8")
 # The name carries a hash of the text, so that two versions live side by side during a rolling update.
-LIBRARY = b"foldin_" + hashlib.sha256(_TEXT).hexdigest()[:12].encode()
-LIBRARY_TEXT = b"#!lua name=" + LIBRARY + b"\n" + _TEXT.replace(b"@LIBRARY@", LIBRARY)
+LIBRARY = f"foldin_{hashlib.sha256(_TEXT.encode()).hexdigest()[:12]}"
+LIBRARY_TEXT = f"#!lua name={LIBRARY}\n{_TEXT.replace('@LIBRARY@', LIBRARY)}"
 
 
 def function_name(function: str) -> bytes:
     """The name of a function in this version's library."""
-    return b"%b_%b" % (LIBRARY, function.encode())
+    return f"{LIBRARY}_{function}".encode()
 
 
 def encode_call(function: str, keys: Sequence[bytes], args: Sequence[bytes]) -> bytes:
@@ -45,17 +45,6 @@ def encode_packed_call(
     return b"".join((head, *keys, *args))
 
 
-async def load_library(execute: Execute) -> None:
-    """Give the store this version's functions, unless it has them."""
-    (found,) = await execute(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", LIBRARY), 1)
-    if isinstance(found, list) and found:
-        return
-    (reply,) = await execute(encode(b"FUNCTION", b"LOAD", LIBRARY_TEXT), 1)
-    # Another process may have been faster.
-    if isinstance(reply, ReplyError) and "already exists" not in str(reply):
-        raise store_error(reply)
-
-
 def is_missing(reply: object) -> bool:
     """Whether a reply says that the store does not have the function."""
     return isinstance(reply, Exception) and "Function not found" in str(reply)
@@ -66,7 +55,7 @@ async def ask_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
     replies: list[Any] = await connection.execute(b"".join(calls), len(calls))
     missing = [position for position, reply in enumerate(replies) if is_missing(reply)]
     if missing:
-        await load_library(connection.execute)
+        await connection.load_library()
         again = await connection.execute(b"".join([calls[position] for position in missing]), len(missing))
         for position, reply in zip(missing, again, strict=True):
             replies[position] = reply
@@ -80,18 +69,6 @@ async def call_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]
         if isinstance(reply, ReplyError):
             raise connection.failure(reply)
     return replies
-
-
-async def call(
-    connection: Connection, function: str, keys: Sequence[bytes], args: Sequence[bytes] = ()
-) -> Any:
-    """The reply of one call."""
-    return (await call_many(connection, [encode_call(function, keys, args)]))[0]
-
-
-async def command(connection: Connection, *args: bytes) -> Any:
-    """The reply of one plain command."""
-    return (await commands(connection, [args]))[0]
 
 
 async def commands(connection: Connection, many: Sequence[Sequence[bytes]]) -> list[Any]:

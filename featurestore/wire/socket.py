@@ -24,13 +24,12 @@ IN_FLIGHT_BYTES = 64 * 1024 * 1024
 
 
 class _Call(NamedTuple):
-    """A call in flight. `asked_at`: by the clock of the loop; `wait_s`: how long the store may block."""
+    """A call in flight. `asked_at`: by the clock of the loop."""
 
     future: "asyncio.Future[list[Any]]"
     replies: int
     payload_bytes: int
     asked_at: float
-    wait_s: float
     reader: RepliesReader | None
 
 
@@ -62,7 +61,6 @@ class StoreSocket(asyncio.BufferedProtocol):
         self,
         payload: bytes,
         replies: int,
-        wait_s: float = 0.0,
         *,
         at_once: bool = False,
         reader: RepliesReader | None = None,
@@ -70,10 +68,10 @@ class StoreSocket(asyncio.BufferedProtocol):
         """Send commands, encoded by `encode`; the future gets their `replies` in order, error replies as
         values.
 
-        `wait_s`: how long the store itself may block on them (`BLOCK`, `WAITAOF`). `at_once`: nothing else is
-        about to be asked that could go with them, so that nothing is won by waiting for it. `reader`: may
-        take the replies instead, then the list is empty. Fails with `StoreUnavailable`, at once when not
-        connected; whether the commands were carried out is then unknown. Never raises by itself.
+        `at_once`: nothing else is about to be asked that could go with them, so that nothing is won by
+        waiting for it. `reader`: may take the replies instead, then the list is empty. Fails with
+        `StoreUnavailable`, at once when not connected; whether the commands were carried out is then unknown.
+        Never raises by itself.
         """
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         if self.why is not None:
@@ -93,7 +91,7 @@ class StoreSocket(asyncio.BufferedProtocol):
             self._loop.call_soon(self._flush)
         self._out.append(payload)
         self._bytes += size
-        self._waiting.append(_Call(future, replies, size, self._loop.time(), wait_s, reader))
+        self._waiting.append(_Call(future, replies, size, self._loop.time(), reader))
         # One timer for all: it watches the oldest call, and when that is late all behind it are late too.
         if self._watch is None:
             self._arm(self._timeout_s)
@@ -187,10 +185,10 @@ class StoreSocket(asyncio.BufferedProtocol):
         if not self._waiting:
             return
         now = self._loop.time()
-        asked_at, wait_s = self._waiting[0].asked_at, self._waiting[0].wait_s
+        asked_at = self._waiting[0].asked_at
         # Given up when the store has been silent for the timeout, or has not come to the oldest call in five.
-        silence = max(asked_at, self._heard_at) + self._timeout_s + wait_s - now
-        left = min(silence, asked_at + PATIENCE * self._timeout_s + wait_s - now)
+        silence = max(asked_at, self._heard_at) + self._timeout_s - now
+        left = min(silence, asked_at + PATIENCE * self._timeout_s - now)
         if now - due > 0.25 * self._timeout_s:
             # This process was held up, not the store: the reply may be in the socket.
             self._arm(0.25 * self._timeout_s)

@@ -1,5 +1,5 @@
-"""From one history to the next: nothing acknowledged is lost or shown in the wrong one, whichever
-process dies half-way.
+"""From one history to the next: nothing acknowledged is lost or shown in the wrong one, whoever dies
+half-way.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import pytest
 
 from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown, StoreError
 from featurestore.store import Store
-from featurestore.wire.functions import command
 from tests.support.factories import lead, publish, rating, write_generation
 
 
@@ -114,11 +113,9 @@ async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
 async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store) -> None:
     """The epoch was allotted, one partition was switched, then nothing came."""
     keys = store.keys
-    from featurestore.wire.functions import call
-
-    assert await call(store.bulk, "begin_epoch", [keys.live, keys.stored]) == [b"OK", 2]
-    await command(store.bulk, b"HSET", keys.items(2), b"", b"")
-    await call(store.bulk, "switch_epochs", [keys.epochs(0)], [b"1", b"1,2"])
+    assert await store.redis.call("begin_epoch", ([keys.live, keys.stored], [])) == [[b"OK", 2]]
+    await store.redis.hset(keys.items(2), b"", b"")
+    await store.redis.call("switch_epochs", ([keys.epochs(0)], [b"1", b"1,2"]))
     await store.ratings.append([rating(f"u{n}", "a") for n in range(20)])
     other = await Store.open(store.settings)
     await other.epochs.abandon(2)
@@ -143,7 +140,7 @@ async def test_the_live_epoch_cannot_be_abandoned_or_removed(store: Store) -> No
         await store.epochs.finish(epoch)
     with pytest.raises(StoreError, match="in use"):
         await store.generations.remove_epoch(epoch)
-    assert await command(store.bulk, b"GET", store.keys.epochs(0)) == b"2"
+    assert await store.redis.get(store.keys.epochs(0)) == b"2"
 
 
 async def test_a_generation_of_the_history_before_cannot_come_back(store: Store) -> None:

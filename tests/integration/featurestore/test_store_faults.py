@@ -62,13 +62,13 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
             assert BACKOFF_S[1] <= 0.5
 
             async def answers() -> bool:
-                # A connection may not have noticed yet that its server is gone.
+                # A connection may not have noticed yet that its server is gone, or notice it during the call.
                 try:
                     await store.items(1).refresh()
                     await store.users.history(1, b"u0")
                 except StoreUnavailable:
                     return False
-                return True
+                return store.bulk.connected
 
             await wait_until_async(answers, 20.0, "both connections answer")
         stop.set()

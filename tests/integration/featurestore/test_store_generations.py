@@ -13,7 +13,6 @@ from featurestore.generations.catalog import GenerationWriter
 from featurestore.generations.manifest import CHUNK_BYTES
 from featurestore.generations.served import wait_until_served
 from featurestore.store import Store
-from featurestore.wire.functions import command
 from tests.support.factories import (
     as_live,
     lead,
@@ -161,7 +160,7 @@ async def test_back_and_forward_and_held(store: Store) -> None:
     await store.generations.activate(second.writer.number, hold=False)
     assert not (await store.generations.live()).held
     await store.generations.activate(first.writer.number, hold=True)
-    # A person asked for this one.
+    # Somebody asked for this one.
     assert await fourth.writer.flip(automatic=False)
     assert not (await store.generations.live()).held
 
@@ -229,7 +228,7 @@ async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(store:
             require()
 
         # Fails once, at a chosen step: on the wire, or where a call of the client begins.
-        store.bulk.execute = failing  # type: ignore[assignment]  # for a while
+        store.bulk.execute = failing
         store.bulk.require = refused  # type: ignore[method-assign]  # for a while
         number = 0
         try:
@@ -337,7 +336,7 @@ def beat(at: int, generation: int = 1) -> str:
 
 
 async def test_workers_that_beat_are_waited_for(store: Store) -> None:
-    seconds, _ = await command(store.bulk, b"TIME")
+    seconds, _ = await store.redis.time()
     now = int(seconds)
     for name, at in (("fresh", 30), ("late", -60), ("dead", -9_999)):
         await store.redis.hset(store.keys.workers, name, beat(now + at))

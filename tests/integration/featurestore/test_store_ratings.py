@@ -14,7 +14,6 @@ from featurestore import codecs
 from featurestore.errors import EpochGone, StoreError, StreamFull
 from featurestore.keys import digest_of, partition_of
 from featurestore.store import Store
-from featurestore.wire.functions import call, command
 from tests.support.factories import lead, make_draft, make_items, make_model, rating
 
 
@@ -152,9 +151,9 @@ async def test_a_forgotten_user_is_gone_and_the_trainer_is_told(store: Store) ->
     assert await store.ratings.forgotten(1) == {digest_of(b"u"): 3}
 
 
-async def test_forgetting_twice_or_an_unknown_user_is_harmless(store: Store) -> None:
+async def test_forgetting_twice_or_nobody_is_harmless(store: Store) -> None:
     lease = await lead(store)
-    assert (await store.ratings.forget(b"unknown")).ratings == 0
+    assert (await store.ratings.forget(b"nobody")).ratings == 0
     await store.ratings.append([rating("u", "a")])
     first = await store.ratings.forget(b"u")
     second = await store.ratings.forget(b"u")
@@ -186,10 +185,10 @@ async def test_a_reader_that_still_knew_a_user_cannot_bring_it_back(store: Store
     names = [keys.user(1, b"u"), keys.history(1, b"u"), keys.forgotten(1, p)]
     args = [b"g1", record, digest_of(b"u"), b"1", b"g1", b"3", b"compacted"]
     await store.ratings.forget(b"u")
-    assert await call(store.bulk, "put_record", names, args) == [b"OK", 0]
+    assert await store.redis.call("put_record", (names, args)) == [[b"OK", 0]]
     assert not await store.redis.exists(*names[:2])
     await store.ratings.append([rating("u", "b")])
-    assert await call(store.bulk, "put_record", names, args) == [b"OK", 0]
+    assert await store.redis.call("put_record", (names, args)) == [[b"OK", 0]]
     assert await held(store, "u") == {"b": 3.0}
 
 
@@ -200,7 +199,7 @@ async def test_an_older_record_does_not_replace_a_newer_one(store: Store) -> Non
     old, new, future = codecs.pack_records(np.array([2, 3, 4]), np.ones((3, 4), dtype=np.float32))
     for record, taken in ((new, 1), (old, 0), (future, 0), (new, 1)):
         args = [b"g1", record, digest_of(b"u"), b"1", b"g1"]
-        assert await call(store.bulk, "put_record", names, args) == [b"OK", taken]
+        assert await store.redis.call("put_record", (names, args)) == [[b"OK", taken]]
     assert await store.redis.hget(keys.user(1, b"u"), "g1") == new
 
 
@@ -250,4 +249,4 @@ async def test_a_flushed_store_is_set_up_again(store: Store) -> None:
     await store.redis.delete(*names)
     await store.ratings.append([rating("u", "b", 2.0)])
     assert await held(store, "u") == {"b": 2.0}
-    assert await command(store.bulk, b"LRANGE", store.keys.order(1), b"0", b"-1") == [b"b"]
+    assert await store.redis.lrange(store.keys.order(1), 0, -1) == [b"b"]

@@ -167,15 +167,6 @@ async def test_a_store_that_trickles_is_not_waited_for_without_end() -> None:
             await connection.execute(b"x", 100)
 
 
-async def test_the_store_may_block_as_long_as_it_was_told() -> None:
-    async def slow(_: bytes, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.4)
-        writer.write(b"+late\r\n")
-
-    async with opened(Script(slow), timeout_s=0.2) as connection:
-        assert await connection.execute(b"x", 1, wait_s=2.0) == [b"late"]
-
-
 async def test_calls_that_read_their_own_replies_go_between_others() -> None:
     lookup = b"*2\r\n$1\r\n5\r\n$12\r\n\5\0\0\0\0\0\0\0\0\0\x80\x3f\r\n"
 
@@ -282,7 +273,7 @@ async def test_more_than_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch
         first.cancel()
 
 
-async def test_no_store_is_unavailable() -> None:
+async def test_nobody_there_is_unavailable() -> None:
     async with Script(nothing).running() as script:
         url = script.url
     with pytest.raises(StoreUnavailable, match="cannot reach"):
