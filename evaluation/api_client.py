@@ -86,6 +86,7 @@ class Prediction(msgspec.Struct, frozen=True):
     """An answer of `GET /predict`. `distribution`: probability of each step of the scale, where asked for."""
 
     rating: float
+    generation: int = 0
     std: float | None = None
     distribution: list[float] | None = None
 
@@ -102,6 +103,15 @@ class Status(msgspec.Struct, frozen=True):
     """The part of `GET /status` that a client needs: low end, high end and step of the scale."""
 
     scale: tuple[float, float, float | None]
+
+
+class _Ratings(msgspec.Struct, frozen=True):
+    ratings: list["_Rated"]
+
+
+class _Rated(msgspec.Struct, frozen=True):
+    item_id: str
+    rating: float
 
 
 class _Generations(msgspec.Struct, frozen=True):
@@ -138,6 +148,11 @@ class ApiClient:
         # Lines, not an array: one form for one rating and for many.
         body = msgspec.json.Encoder().encode_lines(ratings)
         await self._call("POST", "/ratings", body, "application/x-ndjson", retry=retry)
+
+    async def ratings(self, user_id: str) -> dict[str, float]:
+        """`GET /users/ID/ratings`: what the user rated, by item, the latest 1,000."""
+        body = await self._call("GET", f"/users/{user_id}/ratings", query={"limit": "1000"})
+        return {row.item_id: row.rating for row in self._decode(body, _Ratings).ratings}
 
     async def train(self, history: History | None = None, *, retry: bool = True) -> None:
         """`POST /train`: begin a new history, or (None) refit on all that is known.

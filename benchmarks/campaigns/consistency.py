@@ -8,19 +8,18 @@ if any is not.
 
 import asyncio
 import itertools
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 
-from benchmarks.campaigns.local_stack import LocalStack, local_stack
+from benchmarks.campaigns.local_stack import local_stack
 from benchmarks.harness.command import bare_parser, carry_out_campaign
 from benchmarks.harness.stack import NO_REFITS
+from evaluation.api_client import ApiClient, ApiError, History, Rating
 from factors import Float32s, Histories, Model, Scorer, posterior_of
 from featurestore.errors import StoreError
 from featurestore.settings import StoreSettings
@@ -56,6 +55,7 @@ class Report:
     unknown_generation: int = 0
     generations: Counter[int] = field(default_factory=Counter)
     failed: int = 0
+    refits: int = 0
 
     @property
     def wrong(self) -> int:
@@ -95,20 +95,19 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
     """
     report = Report()
     async with local_stack(data, workers=2, settings=NO_REFITS) as stack:
-        await _seed(stack, random.Random(seed))
+        await _seed(stack.api, random.Random(seed))
         store = await Store.open(StoreSettings(url=stack.redis_url), hot=False)
         try:
             seen: dict[int, Seen] = {}
             await _observe(store, seen)
             done = asyncio.Event()
             observer = asyncio.create_task(_observing(store, seen, done), name="observer")
-            live: list[int] = []
-            refitting = asyncio.create_task(_refits(stack, live, done), name="refits")
+            refitting = asyncio.create_task(_refits(stack.api, report, done), name="refits")
             gathered: list[tuple[list[Answered], int]] = []
-            while len(gathered) < users or (len(live) < refits and len(gathered) < MOST_USERS):
+            while len(gathered) < users or (report.refits < refits and len(gathered) < MOST_USERS):
                 first = len(gathered)
                 wave = [
-                    _rater(stack, f"new-{k}", rounds, random.Random(f"{seed}-{k}"))
+                    _rater(stack.api, f"new-{k}", rounds, random.Random(f"{seed}-{k}"))
                     for k in range(first, first + WAVE)
                 ]
                 gathered += await asyncio.gather(*wave)
@@ -129,18 +128,10 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
     return report
 
 
-async def _seed(stack: LocalStack, rng: random.Random) -> None:
+async def _seed(api: ApiClient, rng: random.Random) -> None:
     pairs = [(u, i) for u in range(SEEDERS) for i in range(ITEMS) if rng.random() < 0.5]
-    body = {
-        "nb_users": SEEDERS,
-        "nb_items": ITEMS,
-        "user_history": [u for u, _ in pairs],
-        "item_history": [i for _, i in pairs],
-        "rating_history": [_rating(u, i, rng) for u, i in pairs],
-    }
-    async with aiohttp.ClientSession() as session, session.post(f"{stack.url}/train", json=body) as answer:
-        if answer.status != 200:
-            raise RuntimeError(f"POST /train: {answer.status} {await answer.text()}")
+    users, items = [u for u, _ in pairs], [i for _, i in pairs]
+    await api.train(History(SEEDERS, ITEMS, users, items, [_rating(u, i, rng) for u, i in pairs]))
 
 
 def _rating(taste: int, item: int, rng: random.Random) -> float:
@@ -182,16 +173,19 @@ async def _rows(store: Store) -> list[int]:
     return [row for row in rows if row is not None]
 
 
-async def _refits(stack: LocalStack, live: list[int], done: asyncio.Event) -> None:
-    async with aiohttp.ClientSession() as session:
-        while not done.is_set():
-            async with session.post(f"{stack.url}/train") as answer:
-                if answer.status == 200:
-                    live.append((await answer.json())["generation"])
+async def _refits(api: ApiClient, report: Report, done: asyncio.Event) -> None:
+    while not done.is_set():
+        try:
+            await api.train(retry=False)
+        except ApiError as exc:
+            if exc.status == 0:
+                raise
+        else:
+            report.refits += 1
 
 
-async def _rater(stack: LocalStack, user: str, rounds: int, rng: random.Random) -> tuple[list[Answered], int]:
-    """Be a new user, `rounds` times: rate, then ask at once over a new connection, perhaps another worker."""
+async def _rater(api: ApiClient, user: str, rounds: int, rng: random.Random) -> tuple[list[Answered], int]:
+    """Be a new user, `rounds` times: rate, then ask at once."""
     answers: list[Answered] = []
     rated: dict[int, tuple[float, float]] = {}
     failed, taste = 0, rng.randrange(5)
@@ -199,32 +193,21 @@ async def _rater(stack: LocalStack, user: str, rounds: int, rng: random.Random) 
         # The third rating of a user is one that is changed.
         item = next(iter(rated)) if turn == 2 else rng.randrange(RATED)
         rating, time = _rating(taste, item, rng), 1.7e9 + turn
-        row = {"user_id": user, "item_id": str(item), "rating": rating, "timestamp": time}
-        if await _call(stack, "POST", "/ratings", json.dumps(row)) is None:
+        try:
+            await api.rate([Rating(user, str(item), rating, time)])
+        except ApiError:
             return answers, failed + 1
         rated.pop(item, None)
         rated[item] = (rating, time)
         for asked in rng.sample(ASKED, 2):
-            answer = await _call(stack, "GET", f"/predict?user_id={user}&item_id={asked}", None)
-            if answer is None:
+            try:
+                answer = await api.predict(user, str(asked))
+            except ApiError:
                 failed += 1
                 continue
             facts = tuple((i, r, t) for i, (r, t) in rated.items())
-            answers.append(Answered(facts, asked, answer["rating"], answer["generation"]))
+            answers.append(Answered(facts, asked, answer.rating, answer.generation))
     return answers, failed
-
-
-async def _call(stack: LocalStack, method: str, path: str, body: str | None) -> "dict[str, int] | None":
-    headers = {"content-type": "application/json"} if body else {}
-    try:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.request(method, stack.url + path, data=body, headers=headers) as answer,
-        ):
-            parsed: dict[str, int] = await answer.json(content_type=None)
-            return parsed if answer.status < 300 else None
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-        return None
 
 
 def _check(answer: Answered, seen: dict[int, Seen], rows: list[int], report: Report) -> None:

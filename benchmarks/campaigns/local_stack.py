@@ -3,6 +3,7 @@
 Invariant: when the context ends, no process of the stack is left, whatever happened in between.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
+
+from evaluation.api_client import ApiClient
 from processes.blocking import plain_environment, python_command
 from processes.child import Child, ChildSpec
 from processes.probes import unused_port
@@ -18,12 +22,19 @@ from processes.probes import unused_port
 # What a part's command line holds, by its name.
 PARTS = {"store": "valkey-server", "trainer": "trainer", "service": "service"}
 
+# Past the minute in which the service answers a POST /train that has not ended.
+CALL_S = 70.0
+
 
 @dataclass(frozen=True, slots=True)
 class LocalStack:
-    """A running stack: where it answers, its store, its data, and the process id of its supervisor."""
+    """A running stack: where it answers, its store, its data, and the process id of its supervisor.
+
+    `api`: a client whose calls each have a connection of their own, perhaps to another worker.
+    """
 
     url: str
+    api: ApiClient
     redis_url: str
     data: Path
     supervisor: int
@@ -48,16 +59,10 @@ class LocalStack:
 def _children(parent: int) -> list[tuple[int, list[str]]]:
     found = []
     # Looked up each time: a part that was restarted has another process id.
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            status = (entry / "stat").read_text("utf-8", "replace")
-            command = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-        except OSError:  # it ended meanwhile
-            continue
-        if int(status.rpartition(")")[2].split()[1]) == parent:
-            found.append((int(entry.name), command))
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split():
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
+            found.append((int(pid), command.split("\0")))
     return found
 
 
@@ -83,6 +88,10 @@ async def local_stack(
         await child.wait_ready()
         known = json.loads(where.read_text("utf-8"))
         assert child.pid is not None
-        yield LocalStack(known["url"], known["store"]["FOLDIN_REDIS_URL"], data, child.pid)
+        # Without a limit: all users of a campaign ask at once.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            api = ApiClient(session, known["url"], timeout_s=CALL_S)
+            yield LocalStack(known["url"], api, known["store"]["FOLDIN_REDIS_URL"], data, child.pid)
     finally:
         await child.stop()
