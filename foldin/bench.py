@@ -54,4 +54,6 @@ def bench(arguments: Sequence[str], root: Path = ROOT) -> int:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in found:
         raise CannotStartError(f"no benchmark is called {arguments[0]!r}: choose one of {', '.join(found)}")
     command = [sys.executable, "-m", FOLDER, *arguments]
+    # Not by `processes`, whose children have a process group of their own: this one stands in for the command
+    # that the user runs, so Ctrl-C must reach it, and it ends what it has started.
     return subprocess.run(command, cwd=root, check=False).returncode  # noqa: S603 - ours

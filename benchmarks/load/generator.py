@@ -14,7 +14,6 @@ import json
 import os
 import select
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from processes.blocking import BlockingChild, python_command
 
 # Lists of as many answers take 1 GB.
 MAX_REQUESTS = 20_000_000
@@ -131,25 +132,19 @@ def read_requests(path: Path) -> list[bytes]:
 def run(plan: Plan, *, cpus: Sequence[int] = ()) -> Load:
     """Carry the plan out in a process of its own, on the cores `cpus` when given. Raises `LoadError`."""
     with tempfile.TemporaryDirectory(prefix="foldin-load-") as folder:
-        out = Path(folder) / "answers.npy"
-        command = [sys.executable, "-m", "benchmarks.load.generator", json.dumps(asdict(plan)), str(out)]
-        command.append(",".join(map(str, cpus)))
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=2 * (plan.seconds + plan.drain_s) + plan.warm_up_s + 60,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as exc:
-            raise LoadError("the load generator did not end in time") from exc
-        if done.returncode != 0:
-            raise LoadError(
-                done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given"
-            )
-        result = json.loads(done.stdout)
-        codes, nanoseconds = np.load(out)
+        answers, result_file = Path(folder) / "answers.npy", Path(folder) / "result.json"
+        command = python_command(
+            "benchmarks.load.generator", json.dumps(asdict(plan)), str(answers), str(result_file)
+        )
+        with BlockingChild(command, Path(folder) / "log", cpus=cpus) as child:
+            try:
+                code = child.wait(2 * (plan.seconds + plan.drain_s) + plan.warm_up_s + 60)
+            except TimeoutError as exc:
+                raise LoadError("the load generator did not end in time") from exc
+        if code != 0:
+            raise LoadError(child.last_line)
+        result = json.loads(result_file.read_text())
+        codes, nanoseconds = np.load(answers)
         return Load(
             seconds=result["seconds"],
             latencies_ms=nanoseconds / 1e6,
@@ -394,32 +389,26 @@ def _fine_timers() -> None:
         prctl(PR_SET_TIMERSLACK, 1_000, 0, 0, 0)
 
 
-def _generate(plan: Plan, out: Path) -> dict[str, object]:
-    generator = _Generator(plan, read_requests(Path(plan.requests)))
-    cpu = time.process_time()
-    began = time.perf_counter()
-    seconds = generator.closed_loop() if plan.rate is None else generator.open_loop(plan.rate)
-    busy = (time.process_time() - cpu) / (time.perf_counter() - began)
-    np.save(out, np.array([generator.codes, generator.latencies], dtype=np.int64))
-    return {
+def main(argv: Sequence[str]) -> int:
+    """Be the process that `run` starts; arguments: plan as JSON, files for the latencies and for the rest."""
+    text, answers, result = argv
+    plan = Plan(**json.loads(text))
+    try:
+        generator = _Generator(plan, read_requests(Path(plan.requests)))
+        cpu, began = time.process_time(), time.perf_counter()
+        seconds = generator.closed_loop() if plan.rate is None else generator.open_loop(plan.rate)
+        busy = (time.process_time() - cpu) / (time.perf_counter() - began)
+    except (LoadError, OSError) as exc:
+        print(f"load: {exc}", file=sys.stderr)
+        return 1
+    np.save(answers, np.array([generator.codes, generator.latencies], dtype=np.int64))
+    found = {
         "seconds": seconds,
         "statuses": dict(generator.statuses),
         "unanswered": generator.under_way,
         "generator_busy": busy,
     }
-
-
-def main(argv: Sequence[str]) -> int:
-    """Be the process that `run` starts; arguments: plan as JSON, file for the latencies, cores."""
-    text, out, cpus = argv
-    if cpus:
-        os.sched_setaffinity(0, [int(cpu) for cpu in cpus.split(",")])
-    try:
-        result = _generate(Plan(**json.loads(text)), Path(out))
-    except (LoadError, OSError) as exc:
-        print(f"load: {exc}", file=sys.stderr)
-        return 1
-    print(json.dumps(result))
+    Path(result).write_text(json.dumps(found))
     return 0
 
 

@@ -5,18 +5,22 @@ no log line.
 """
 
 import argparse
-import os
-import signal
+import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import uvloop
 from aiohttp import web
 
+from processes.blocking import BlockingChild, python_command
 from processes.loop import stop_event
+from processes.probes import http_ok
 
 BODY = b'{"rating":3.5721,"std":0.6113,"basis":"user+item","gen":420}'
 assert len(BODY) == 60
+# An import of aiohttp takes 0.3 s of a quiet core.
+START_S = 30.0
 
 
 async def constant(_: web.Request) -> web.Response:
@@ -44,21 +48,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--shared", action="store_true", help="other processes serve on this port, too")
     options = parser.parse_args(argv)
-    children: list[int] = []
-    for _ in range(options.processes - 1):
-        # Forked before there is an event loop; each binds the port by itself.
-        child = os.fork()
-        if child == 0:
-            children = []
-            break
-        children.append(child)
-    try:
-        uvloop.run(serve(options.port, shared=options.processes > 1))
-    finally:
-        for child in children:
-            os.kill(child, signal.SIGTERM)
-            os.waitpid(child, 0)
+    command = python_command("benchmarks.yardsticks.bare", "--port", str(options.port), "--shared")
+    with contextlib.ExitStack() as ends:
+        for _ in range(options.processes - 1):
+            child = ends.enter_context(BlockingChild(command, None))
+            # Before this process listens: a run that began with it alone would measure it alone.
+            child.wait_ready(partial(http_ok, "127.0.0.1", options.port, "/predict"), START_S)
+        uvloop.run(serve(options.port, shared=options.shared or options.processes > 1))
     return 0
 
 

@@ -6,7 +6,6 @@ Invariant: the process never sees the held-out ratings, and ends with the proces
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from evaluation.errors import EngineFailedError, NotInstalledError
 from evaluation.question import Answer, Predicted, Question
-from processes.parent import die_with_parent
+from processes.blocking import BlockingChild
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Seconds of one core compare engines whatever the machine; BLAS reads these when it is loaded.
@@ -76,25 +75,18 @@ def run_apart(
         task = {"target": target, "kind": f"{kind.__module__}:{kind.__qualname__}", "seed": seed}
         (folder / "task.json").write_text(json.dumps({**task, "options": dict(options)}))
         command = [python, "-m", "evaluation.offline.jobs", str(folder)]
-        try:
-            done = subprocess.run(  # noqa: S603 - ours; the hook makes one system call
-                command,
-                env=_environment(),
-                capture_output=True,
-                text=True,
-                timeout=limit_s,
-                check=False,
-                # SIGKILL: a library in the middle of its loops would not see another signal.
-                preexec_fn=die_with_parent(signal.SIGKILL),
-            )
-        except subprocess.TimeoutExpired as exc:
-            raise EngineFailedError(f"{what} did not end within {limit_s:.0f} s") from exc
-        # The last line of a traceback is the error itself.
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        if done.returncode == NOT_INSTALLED:
-            raise NotInstalledError(last)
-        if done.returncode != 0:
-            raise EngineFailedError(f"{what} failed with code {done.returncode}: {last}")
+        # SIGKILL with the parent: a library in the middle of its loops would not see another signal.
+        with BlockingChild(
+            command, folder / "log", environment=_environment(), dies_by=signal.SIGKILL
+        ) as child:
+            try:
+                code = child.wait(limit_s)
+            except TimeoutError as exc:
+                raise EngineFailedError(f"{what} did not end within {limit_s:.0f} s") from exc
+        if code == NOT_INSTALLED:
+            raise NotInstalledError(child.last_line)
+        if code != 0:
+            raise EngineFailedError(f"{what} failed with code {code}: {child.last_line}")
         with np.load(folder / "answer.npz") as arrays:
             answered = {key: arrays[key] for key in arrays.files}
         return answered, json.loads((folder / "answer.json").read_text())
@@ -103,7 +95,8 @@ def run_apart(
 def _environment() -> dict[str, str]:
     """Return this process's environment, with our packages to import and one core to use."""
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path, **ONE_CORE}
+    # Unbuffered: what a library has printed must not come behind the error, which is the last line.
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **ONE_CORE}
 
 
 def peak_mb() -> float:

@@ -334,7 +334,7 @@ local function register_items(keys, args)
   return { 'OK', rows }
 end
 
--- keys: config. args: field, value, ... The first process fixes it; answers what holds.
+-- keys: config. args: field, value, ... The first caller fixes them; answers what holds.
 local function create_namespace(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     redis.call('HSET', keys[1], unpack(args))

@@ -79,7 +79,7 @@ async def test_the_page_tells_what_is_live_and_follows_it(client: Client, watche
     assert watched.asked_only(client.url)
 
 
-async def test_the_page_says_when_nobody_answers(client: Client, watched: Watched) -> None:
+async def test_the_page_says_when_no_service_answers(client: Client, watched: Watched) -> None:
     page = watched.page
     await page.goto(f"{client.url}/")
     await expect(page.locator("#state")).to_have_text("live")

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
 
 def without_engine(reason: str) -> None:
-    """Skip; where nobody would see it, fail."""
+    """Skip; in CI, where a skip is not seen, fail."""
     if os.environ.get("CI"):
         pytest.fail(f"no container engine: {reason}")
     pytest.skip(f"no container engine: {reason}")
@@ -77,7 +77,7 @@ def engine() -> Iterator[tuple[list[str], dict[str, str]]]:
                 without_engine("none answers, FOLDIN_CONTAINER_ENGINE is not set, and no tool starts one")
             if os.geteuid() != 0:
                 without_engine("the tool that starts one needs root")
-            # A socket of its own: an engine that somebody else started stays as it is.
+            # A socket of its own: an engine that was running before stays as it is.
             state = environ["CONTAINER_ENGINE_STATE"] = tempfile.mkdtemp(prefix="foldin-engine-")
             with (Path(tempfile.gettempdir()) / "foldin-engine.lock").open("w") as lock:
                 # It may have to install packages, which two at once cannot.
@@ -165,7 +165,7 @@ class Stack:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Ports that no process listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for sock in sockets:
@@ -241,7 +241,7 @@ def in_service(stack: Stack, program: str) -> str:
     return stack.run("exec", "-T", "service", "python", "-c", program).strip()
 
 
-def test_the_image_runs_as_nobody_in_particular_and_cannot_be_written(stack: Stack) -> None:
+def test_the_image_runs_without_privileges_and_cannot_be_written(stack: Stack) -> None:
     assert in_service(stack, "import os; print(os.getuid(), os.getgid())") == "10001 10001"
     folders = "('/', '/opt/foldin', '/usr', '/etc', '/data')"
     program = f"import os; print([path for path in {folders} if os.access(path, os.W_OK)])"
@@ -268,7 +268,7 @@ async def test_answers_through_nginx_carry_the_callers_request_id_and_problems_a
 
 
 async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
-    """Each client rates as somebody new and asks at once, of whichever replica nginx takes."""
+    """Each client rates as a new user and asks at once, of whichever replica nginx takes."""
     failures: list[str] = []
     asked = 0
     stop = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Whatever the options: each pair once, nobody before he exists, the same again from the same seed."""
+"""Whatever the options: each pair once, no user before it exists, the same again from the same seed."""
 
 import numpy as np
 from hypothesis import event, given

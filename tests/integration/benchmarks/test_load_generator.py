@@ -123,7 +123,7 @@ def test_large_bodies_go_out_and_come_in_whole(tmp_path: Path) -> None:
     assert server.bodies == {body}
 
 
-def test_nobody_there_is_an_error(tmp_path: Path) -> None:
+def test_no_server_is_an_error(tmp_path: Path) -> None:
     file = str(write_requests(tmp_path / "requests", [get("/")]))
     with pytest.raises(LoadError):
         run(Plan(unused_port(), file, seconds=0.1))

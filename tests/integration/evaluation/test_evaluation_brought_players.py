@@ -26,7 +26,7 @@ async def test_model_players_play_beside_the_others_and_say_how_sure_they_are() 
     assert "rank" in by_name["ordinal"].note
 
 
-async def test_a_rating_counts_at_once_also_of_somebody_new() -> None:
+async def test_a_rating_counts_at_once_also_of_a_new_user() -> None:
     player = model_players()["variational"](1)
     rng = np.random.default_rng(1)
     pairs = rng.permutation(300)[:200]
@@ -42,7 +42,7 @@ async def test_a_rating_counts_at_once_also_of_somebody_new() -> None:
     await player.close()
 
 
-async def test_a_player_that_nobody_brings_is_refused_with_what_to_do(
+async def test_a_player_that_is_not_there_is_refused_with_what_to_do(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = EvaluationSettings(players=("ordinal",), steps=5, runs=1, known=(50,), world=WORLD)

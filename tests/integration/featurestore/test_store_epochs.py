@@ -1,5 +1,5 @@
-"""From one history to the next: nothing acknowledged is lost or shown in the wrong one, whoever dies
-half-way.
+"""From one history to the next: nothing acknowledged is lost or shown in the wrong one, whichever
+process dies half-way.
 """
 
 import asyncio

@@ -92,7 +92,7 @@ async def test_rolling_back_is_followed(store: Store, tmp_path: Path) -> None:
         await store.generations.activate(first.writer.number, hold=True)
         assert await wait_until_served(store.generations, 1, first.writer.number, 10.0, here=follower)
         np.testing.assert_array_equal(live_of(follower).items[:8], first.items)
-        # Whoever still holds the one before has it whole.
+        # A caller that still holds the one before has it whole.
         np.testing.assert_array_equal(before.items[:8], second.items)
 
 

@@ -160,7 +160,7 @@ async def test_back_and_forward_and_held(store: Store) -> None:
     await store.generations.activate(second.writer.number, hold=False)
     assert not (await store.generations.live()).held
     await store.generations.activate(first.writer.number, hold=True)
-    # Somebody asked for this one.
+    # A person asked for this one.
     assert await fourth.writer.flip(automatic=False)
     assert not (await store.generations.live()).held
 

@@ -1,4 +1,4 @@
-"""The item registry: rows are given once, to one item each, whoever asks."""
+"""The item registry: rows are given once, to one item each, whichever process asks."""
 
 import asyncio
 from dataclasses import replace
@@ -37,7 +37,7 @@ async def test_lookups_do_not_register(store: Store) -> None:
     await other.items(1).register([b"a", b"b"])
     items = store.items(1)
     assert items.row(b"b") is None
-    assert await items.rows([b"b", b"nobody", b"a", b""]) == [1, None, 0, None]
+    assert await items.rows([b"b", b"unknown", b"a", b""]) == [1, None, 0, None]
     assert items.row(b"b") == 1
     assert await store.redis.llen(store.keys.order(1)) == 2
     await other.close()

@@ -44,7 +44,7 @@ async def test_a_store_without_its_hot_connection_works(store_settings: StoreSet
     await store.close()
 
 
-async def test_nobody_there_is_unavailable() -> None:
+async def test_no_store_is_unavailable() -> None:
     with pytest.raises(StoreUnavailable):
         await Store.open(StoreSettings(url=f"redis://127.0.0.1:{unused_port()}", timeout_s=0.5))
 

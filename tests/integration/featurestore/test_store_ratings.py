@@ -151,9 +151,9 @@ async def test_a_forgotten_user_is_gone_and_the_trainer_is_told(store: Store) ->
     assert await store.ratings.forgotten(1) == {digest_of(b"u"): 3}
 
 
-async def test_forgetting_twice_or_nobody_is_harmless(store: Store) -> None:
+async def test_forgetting_twice_or_an_unknown_user_is_harmless(store: Store) -> None:
     lease = await lead(store)
-    assert (await store.ratings.forget(b"nobody")).ratings == 0
+    assert (await store.ratings.forget(b"unknown")).ratings == 0
     await store.ratings.append([rating("u", "a")])
     first = await store.ratings.forget(b"u")
     second = await store.ratings.forget(b"u")

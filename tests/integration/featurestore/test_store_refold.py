@@ -95,7 +95,7 @@ async def test_the_error_does_not_jump_when_everybody_rates_once_more(store: Sto
     first = error(fitted, fitted.users, fitted.items, test)
     assert error(fitted, after.vectors, items, test) < first + 0.002
 
-    # It is in what was handed back, too: whoever reads next, here or elsewhere, has the same.
+    # It is in what was handed back, too: the next reader, here or elsewhere, has the same.
     async def settled() -> bool:
         return not (await store.users.current(live, ids)).folded.any()
 

@@ -62,14 +62,14 @@ async def settled(world: World, user: bytes, n: int) -> None:
 
 
 async def test_an_unknown_user_is_the_prior_and_leaves_nothing_behind(world: World) -> None:
-    current = await world.store.users.current(world.live, [b"nobody"])
+    current = await world.store.users.current(world.live, [b"unknown"])
     assert current.n.tolist() == [0]
     assert not current.folded.any()
     np.testing.assert_array_equal(current.vectors[0], world.live.posterior.prior_user)
-    assert not await world.store.redis.exists(world.store.keys.user(1, b"nobody"))
+    assert not await world.store.redis.exists(world.store.keys.user(1, b"unknown"))
 
 
-async def test_nobody_asked_is_nobody_answered(world: World) -> None:
+async def test_no_user_asked_is_no_user_answered(world: World) -> None:
     current = await world.store.users.current(world.live, [])
     assert current.vectors.shape == (0, world.live.model.user_width)
 
@@ -90,13 +90,13 @@ async def test_a_rating_counts_at_once_and_the_record_is_handed_back(world: Worl
 
 
 async def test_what_was_read_before_is_not_read_again(world: World) -> None:
-    store, ids = world.store, [b"a", b"b", b"nobody", b"b"]
+    store, ids = world.store, [b"a", b"b", b"unknown", b"b"]
     await store.ratings.append([rating("a", "1"), rating("b", "2", 5.0)])
     await store.users.current(world.live, [b"a"])
     await settled(world, b"a", 1)
     found = await store.users.lookup(world.live, ids)
     assert (found.behind, found.n.tolist()) == ([1, 3], [1, 0, 0, 0])
-    # A rating that came meanwhile counts for whoever is looked at once more.
+    # A rating that came meanwhile counts for a user who is looked at once more.
     await store.ratings.append([rating("b", "3", 1.0)])
     current = await store.users.catch_up(world.live, found)
     assert current.n.tolist() == [1, 2, 0, 2]
@@ -109,7 +109,7 @@ async def test_a_batch_mixes_known_behind_unknown_and_repeated_users(world: Worl
     await store.ratings.append([rating("a", "1"), rating("b", "2"), rating("c", "3")])
     await store.users.current(world.live, [b"a"])
     await settled(world, b"a", 1)
-    current = await store.users.current(world.live, [b"b", b"a", b"nobody", b"b", b"c"])
+    current = await store.users.current(world.live, [b"b", b"a", b"unknown", b"b", b"c"])
     assert current.n.tolist() == [1, 1, 0, 1, 1]
     assert current.folded.tolist() == [True, False, False, True, True]
     for position, user in enumerate([b"b", b"a"]):
@@ -139,7 +139,7 @@ async def test_a_large_batch_is_what_its_users_are_one_by_one(
     monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
     monkeypatch.setattr(users_module, "FEW_LOOKUPS", 8)
     await store.ratings.append([rating("u3", "5")])
-    mixed = await store.users.current(world.live, [b"nobody", *users])
+    mixed = await store.users.current(world.live, [b"unknown", *users])
     assert mixed.n.tolist() == [0, *[{3: 2, 7: 13}.get(k, 1) for k in range(40)]]
     assert np.flatnonzero(mixed.folded).tolist() == [4]
     for position, alone in enumerate(one_by_one):
@@ -173,7 +173,7 @@ async def test_a_record_from_the_future_is_folded_in_again(world: World) -> None
     await settled(world, b"u", 1)
 
 
-async def test_a_key_of_the_wrong_type_harms_nobody_else(world: World) -> None:
+async def test_a_key_of_the_wrong_type_harms_no_other_user(world: World) -> None:
     store = world.store
     await store.ratings.append([rating("ok", "1"), rating("broken", "1")])
     await store.redis.set(store.keys.user(1, b"bad"), b"a string")
@@ -236,8 +236,8 @@ async def test_a_profile_has_the_history_that_its_record_rests_on(world: World) 
     await settled(world, b"u", 2)
     second = await world.store.users.profile(world.live, b"u")
     assert (second.n, second.folded, second.history.item_row.tolist()) == (2, False, [3])
-    nobody = await world.store.users.profile(world.live, b"nobody")
-    assert (nobody.n, len(nobody.history)) == (0, 0)
+    unknown = await world.store.users.profile(world.live, b"unknown")
+    assert (unknown.n, len(unknown.history)) == (0, 0)
 
 
 async def test_fields_of_generations_that_are_gone_are_dropped(world: World) -> None:

@@ -277,7 +277,7 @@ async def test_both_ways_take_turns_on_a_connection(
                     wire.send(byte)
                     await asyncio.sleep(0)
                 assert (await wire.heard()).rating == rating_
-            # A body that nobody reads, a query in another form, pipelining, and an address that is not there.
+            # A body that no handler reads, a query in another form, pipelining, and an unknown address.
             for request, count in (
                 (get(1, "Content-Length: 3") + b"abc", 1),
                 (get(1, "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n\r\n", 1),
@@ -454,7 +454,7 @@ async def test_only_idle_connections_are_closed_and_only_when_time_is_up(
 
 
 @BOTH_WAYS
-async def test_clients_that_vanish_harm_nobody(
+async def test_clients_that_vanish_harm_no_other(
     served: tuple[Client, web.Application], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, app = served

@@ -69,16 +69,16 @@ async def test_predict_is_what_the_generation_gives(client: Client, store: Store
 
 
 @BOTH_WAYS
-async def test_nobody_is_refused_for_being_unknown(client: Client) -> None:
+async def test_no_user_is_refused_for_being_unknown(client: Client) -> None:
     for path, basis in (
-        ("/predict?user_id=nobody&item_id=item-1", "item"),
-        ("/predict?user_id=nobody&item_id=nothing", "prior"),
+        ("/predict?user_id=unknown&item_id=item-1", "item"),
+        ("/predict?user_id=unknown&item_id=nothing", "prior"),
         ("/predict?user_id=ann&item_id=nothing", "user"),
     ):
         reply = await client.get(path)
         assert (reply.status, reply.json["basis"]) == (200, basis)
-    assert (await client.get("/recommend/nobody")).status == 200
-    assert (await client.get("/explain/nobody/nothing")).json["parts"] == []
+    assert (await client.get("/recommend/unknown")).status == 200
+    assert (await client.get("/explain/unknown/nothing")).json["parts"] == []
 
 
 @BOTH_WAYS
@@ -122,7 +122,7 @@ async def test_taking_a_rating_back_undoes_it(client: Client) -> None:
     after = (await client.get("/predict?user_id=ann&item_id=item-7")).json["rating"]
     assert after == pytest.approx(before, abs=1e-5)
     is_problem(await client.ask("DELETE", "/ratings/ann/item-3"), 404, "unknown_rating")
-    is_problem(await client.ask("DELETE", "/ratings/nobody/item-3"), 404, "unknown_rating")
+    is_problem(await client.ask("DELETE", "/ratings/unknown/item-3"), 404, "unknown_rating")
 
 
 async def test_recommendations(client: Client) -> None:
@@ -182,8 +182,8 @@ async def test_users(client: Client) -> None:
     user = (await client.get("/users/ann")).json
     assert (user["ratings"], user["events"]) == (3, 3)
     assert user["mean"] == pytest.approx(10 / 3)
-    is_problem(await client.get("/users/nobody"), 404, "unknown_user")
-    is_problem(await client.get("/users/nobody/ratings"), 404, "unknown_user")
+    is_problem(await client.get("/users/unknown"), 404, "unknown_user")
+    is_problem(await client.get("/users/unknown/ratings"), 404, "unknown_user")
 
 
 async def test_forgetting_is_complete_at_once(store_settings: StoreSettings, published: Written) -> None:

@@ -1,4 +1,4 @@
-"""Five thousand connections that say nothing, or never end what they say, harm nobody."""
+"""Five thousand connections that say nothing, or never end what they say, harm no other client."""
 
 import resource
 import socket

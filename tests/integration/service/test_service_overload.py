@@ -106,7 +106,7 @@ async def test_a_large_body_that_comes_slowly_keeps_no_turn_from_others(
 
 
 @BOTH_WAYS
-async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_nobody(
+async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_no_other(
     store_settings: StoreSettings, published: Written
 ) -> None:
     async with serving(store_settings, connections=300) as (client, _):

@@ -48,7 +48,7 @@ async def test_a_new_history_replaces_the_old_one(client: Client, store: Store, 
     page = (await client.get("/users/0/ratings")).json
     assert {each["item_id"]: each["rating"] for each in page["ratings"]} == {"0": 1, "3": 2}
     assert {each["timestamp"] for each in page["ratings"]} == {None}
-    # The whole catalogue can be recommended, also what nobody has rated.
+    # The whole catalogue can be recommended, also what no user has rated.
     known = (await client.get("/recommend/new?n=100")).json["items"]
     assert {each["item_id"] for each in known} == {"0", "1", "2", "3"}
     is_problem(await client.get("/items/old"), 404, "unknown_item")

@@ -345,7 +345,7 @@ async def test_implicit_engine_goes_live_and_users_are_folded_in(
         await store.ratings.append(
             [NewRating(b"late", b"i1", 5.0, 1e9), NewRating(b"late", b"fresh", 5.0, 1e9)]
         )
-        current = await store.users.current(live, [b"late", b"u1", b"nobody"])
+        current = await store.users.current(live, [b"late", b"u1", b"unknown"])
         assert current.n.tolist() == [2, 9, 0]
         assert current.folded.tolist() == [True, False, False]
         row = store.items(1).row(b"i1")
@@ -391,7 +391,7 @@ async def test_killed_fit_fails_the_command_and_the_next_one_works(
         await fitted(store)
 
 
-async def test_a_fit_that_nobody_asked_for_gives_way_to_one_that_somebody_did(
+async def test_a_fit_that_was_due_gives_way_to_one_that_was_asked_for(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
     eager = trainer_settings(settings.store, tmp_path / "archive", rules=Rules(10, 10**6))

@@ -1,4 +1,4 @@
-"""The simulated world: each pair once, seeded, distributed as derived, nobody rated before he exists."""
+"""The simulated world: each pair once, seeded, distributed as derived, no user rated before it exists."""
 
 from dataclasses import replace
 
@@ -78,7 +78,7 @@ def test_coming_late_changes_the_order_and_nothing_else() -> None:
     assert np.array_equal(matrix(make_world(4, LECTURE), LECTURE), matrix(make_world(4, late), late))
 
 
-def test_nobody_is_rated_before_he_exists() -> None:
+def test_no_user_is_rated_before_it_exists() -> None:
     options = WorldOptions(late_users=0.4, late_items=0.3)
     world = make_world(8, options)
     time = np.arange(world.user.size)

@@ -130,7 +130,7 @@ def test_engines_have_names_and_options(name: str, title: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nobody", "auto:rank=0", "auto:rank=x", "auto:link=probit", "bias:rank=2", ""]
+    "name", ["unknown", "auto:rank=0", "auto:rank=x", "auto:link=probit", "bias:rank=2", ""]
 )
 def test_an_engine_that_does_not_exist_is_refused_with_those_that_do(name: str) -> None:
     with pytest.raises(ValueError, match="rank=N"):

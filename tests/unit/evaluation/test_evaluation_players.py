@@ -11,8 +11,8 @@ from evaluation.players.baselines import BiasPlayer
 from evaluation.players.neighbours import similarities
 from evaluation.players.table import RatingTable
 
-NOBODY = np.zeros(0, dtype=np.int64)
-EMPTY = History(4, 6, NOBODY, NOBODY, np.zeros(0))
+NO_ROWS = np.zeros(0, dtype=np.int64)
+EMPTY = History(4, 6, NO_ROWS, NO_ROWS, np.zeros(0))
 
 
 def local(name: str) -> Player:
@@ -143,9 +143,9 @@ async def test_a_world_that_is_too_large_is_refused() -> None:
 
 def test_an_unknown_player_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="neighbours"):
-        player_name("nobody")
+        player_name("unknown")
     with pytest.raises(PlayerFailedError):
-        local("nobody")
+        local("unknown")
     with pytest.raises(PlayerFailedError, match="API"):
         local("deployed")
 

@@ -75,7 +75,7 @@ def test_the_figure_is_the_mean_of_the_runs() -> None:
     assert later.known == 900
     assert REPORT.mse("constant") == 2.0
     with pytest.raises(KeyError):
-        REPORT.mse("nobody")
+        REPORT.mse("unknown")
 
 
 def test_the_table_shows_every_player_and_run() -> None:

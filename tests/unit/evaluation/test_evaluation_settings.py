@@ -16,7 +16,7 @@ def test_play_takes_players_and_addresses() -> None:
     assert (settings.api, settings.environment, settings.steps) == ("http://127.0.0.1:1", "http://h:2", 7)
     assert settings.replace
     assert not PlaySettings.load([], {}).replace
-    for wrong in (["--players", "nobody"], ["--api", "127.0.0.1:8080"], ["--steps", "0"]):
+    for wrong in (["--players", "unknown"], ["--api", "127.0.0.1:8080"], ["--steps", "0"]):
         with pytest.raises(SettingsError):
             PlaySettings.load(wrong, {})
     with pytest.raises(SettingsError):

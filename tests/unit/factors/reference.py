@@ -33,7 +33,7 @@ def matrix_of(side: Side, row: Float64s) -> Float64s:
 
 
 def prior_row(side: Side) -> Float64s:
-    """The row of nobody known."""
+    """The row of an unknown user or item."""
     layout = side.layout
     row = np.zeros(layout.width)
     prior = side.cold_start or side

@@ -80,7 +80,7 @@ def test_cut_points_and_noise_are_found_again() -> None:
     assert noise == pytest.approx(0.16, rel=0.15)
 
 
-def test_a_level_that_nobody_gave_keeps_its_place() -> None:
+def test_a_level_that_was_never_given_keeps_its_place() -> None:
     rng = np.random.default_rng(0)
     score = rng.normal(0, 1.0, 500)
     level = np.where(score > 0, 3, 0)

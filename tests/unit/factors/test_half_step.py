@@ -145,12 +145,12 @@ def test_the_last_rating_counts_and_nan_takes_back(fitted: Fitted) -> None:
 
 
 def test_nothing_known_is_the_prior(fitted: Fitted) -> None:
-    nobody = fitted.posterior.fold_in_users(fitted.items, history([], []))
-    np.testing.assert_allclose(nobody[0], fitted.posterior.prior_user, atol=1e-6)
+    unrated = fitted.posterior.fold_in_users(fitted.items, history([], []))
+    np.testing.assert_allclose(unrated[0], fitted.posterior.prior_user, atol=1e-6)
     nothing = fitted.posterior.fold_in_items(fitted.users, history([], []))
     np.testing.assert_allclose(nothing[0], fitted.posterior.prior_item, atol=1e-6)
     taken_back = fitted.posterior.fold_in_users(fitted.items, history([2], [np.nan]))
-    np.testing.assert_array_equal(taken_back, nobody)
+    np.testing.assert_array_equal(taken_back, unrated)
     none = fitted.posterior.fold_in_users(
         fitted.items,
         Histories(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0)),

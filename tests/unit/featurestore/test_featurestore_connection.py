@@ -273,7 +273,7 @@ async def test_more_than_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch
         first.cancel()
 
 
-async def test_nobody_there_is_unavailable() -> None:
+async def test_no_store_is_unavailable() -> None:
     async with Script(nothing).running() as script:
         url = script.url
     with pytest.raises(StoreUnavailable, match="cannot reach"):

@@ -126,7 +126,7 @@ def expected(user: int, item: int) -> float:
 
 async def test_what_arrives_in_one_turn_is_asked_in_one_read() -> None:
     batcher, store, _ = make_batcher(live_generation())
-    pairs = [(user, item) for user in (b"0", b"1", b"nobody") for item in (b"2", b"new", b"none")]
+    pairs = [(user, item) for user in (b"0", b"1", b"unknown") for item in (b"2", b"new", b"none")]
     answers = await asyncio.gather(*(batcher.submit(*pair) for pair in pairs))
     assert len(store.users.lookups) == 1
     assert len(store.users.lookups[0]) == 9

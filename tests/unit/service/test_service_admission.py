@@ -48,7 +48,7 @@ async def test_so_many_work_so_many_wait_and_one_more_is_refused() -> None:
         pass
 
 
-async def test_two_work_however_large_and_one_may_wait_whom_nobody_overtakes() -> None:
+async def test_two_work_however_large_and_one_may_wait_and_is_not_overtaken() -> None:
     desk, _ = admission(2, 1)
     first, second = asyncio.Event(), asyncio.Event()
     working = [asyncio.create_task(holds(desk, first, 100 * CALL)) for _ in range(2)]

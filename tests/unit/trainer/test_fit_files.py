@@ -109,7 +109,7 @@ async def test_fit_leaves_complete_files_that_a_next_fit_starts_from(tmp_path: P
     assert first.items.shape == (16, first.model.item_width)
     assert first.metrics["unseen"] == 24
     assert first.metrics["loss"] < first.metrics["baseline_loss"] * 1.2
-    assert first.rows_of([b"u3", b"nobody", b"u39"]).tolist() == [3, -1, 39]
+    assert first.rows_of([b"u3", b"unknown", b"u39"]).tolist() == [3, -1, 39]
     assert first.user_ids(3, 5) == [b"u3", b"u4"]
     ratings = [first.item_history(row) for row in (0, 15, 99)]
     assert ratings[0].stop > ratings[0].start

@@ -169,9 +169,9 @@ def test_model_survives_its_bytes_and_explains_its_scores() -> None:
 
 def test_unknown_items_and_empty_histories_are_the_prior() -> None:
     fit = fitted(choices())
-    nobody = Histories(np.array([0, 0]), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
+    unrated = Histories(np.array([0, 0]), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
     strange = Histories(np.array([0, 1]), np.array([999], np.int32), np.array([5.0]), np.array([np.nan]))
-    rows = [fit.posterior.fold_in_users(fit.items, given)[0] for given in (nobody, strange)]
+    rows = [fit.posterior.fold_in_users(fit.items, given)[0] for given in (unrated, strange)]
     layout = user_layout(fit.model)
     for row in rows:
         np.testing.assert_allclose(row[layout.latent], 0, atol=1e-6)
