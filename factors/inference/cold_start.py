@@ -54,22 +54,20 @@ def row_priors(own: Side, counts: Float64s, new: Bools | None, effect_sums: Floa
     `effect_sums` (b, d). `new` (b,): the rows that came after the fit; None for none but those without
     ratings.
     """
-    base, shown, cold, cold_precision = own.mean[None], np.maximum(counts, 1.0), None, own.precision
-    pull = np.zeros_like(base)
-    if own.cold_start is not None:
-        # A row without ratings is new to the fit as well, whatever its age.
-        cold = counts == 0 if new is None else new | (counts == 0)
-    if own.cold_start is not None and cold is not None and cold.any():
-        base = np.where(cold[:, None], own.cold_start.mean, base)
-        pull = np.where(cold[:, None], own.cold_start.effect, pull)
-        # The ratings at hand are a sample of as many as an average rating has behind it.
-        shown[cold] = np.maximum(counts[cold], own.cold_start.count)
-        cold_precision = own.cold_start.precision
-    else:
-        cold = None
+    base, shown, cold_start = own.mean[None], np.maximum(counts, 1.0), own.cold_start
+    # A row without ratings is new to the fit as well, whatever its age.
+    cold = counts == 0 if new is None else new | (counts == 0)
+    if cold_start is None or not cold.any():
+        share = 1.0 / np.sqrt(shown)
+        mean = base + share[:, None] * effect_sums
+        return RowPriors(mean, own.precision, own.precision, None, share, np.zeros_like(base))
+    pull = np.where(cold[:, None], cold_start.effect, 0.0)
+    # The ratings at hand are a sample of as many as an average rating has behind it.
+    shown[cold] = np.maximum(counts[cold], cold_start.count)
     share = 1.0 / np.sqrt(shown)
-    mean = base + share[:, None] * (effect_sums - counts[:, None] * pull)
-    return RowPriors(mean, own.precision, cold_precision, cold, share, pull)
+    mean = np.where(cold[:, None], cold_start.mean, base)
+    mean = mean + share[:, None] * (effect_sums - counts[:, None] * pull)
+    return RowPriors(mean, own.precision, cold_start.precision, cold, share, pull)
 
 
 def known_effects(own: Side, implicit_effect: Float64s) -> Float64s:

@@ -10,7 +10,7 @@ import numpy as np
 from factors.inference.histories import NO_SESSIONS, Compressed, Sessions, group_sessions
 from factors.inference.motion import Motion, motion_of
 from factors.inference.ordinal import EntryScores
-from factors.inference.segments import FEW, entry_products
+from factors.inference.segments import entry_products, gathered
 from factors.inference.session_effects import (
     NO_EFFECTS,
     NoSessionBlock,
@@ -82,14 +82,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class EntryMoments:
-    """The entries (n,) of a half-step. `row`: their row; `columns` as for `segment_sums`: where they find
-    their other row in `other`; `offset`: the part of a score that no posterior changes.
+    """The entries (n,) of a half-step. `row`: their row; `other`: the rows of the other side; `offset`: the
+    part of a score that no posterior changes.
     """
 
     inputs: HalfStepInput
     other: SideMoments
     row: Int64s
-    columns: Int64s | None
     offset: Float64s
     motion: Motion
     blocks: tuple[Block, ...]
@@ -98,27 +97,21 @@ class EntryMoments:
     def of(inputs: HalfStepInput, block_rows: int) -> "EntryMoments":
         """Return the entries of `inputs`, in blocks of `block_rows` rows."""
         data = inputs.data
-        other, index = gather_side_moments(inputs.other, inputs.table, data)
-        columns: Int64s | None = index
-        if len(index) <= FEW:
-            # Of few entries each has its own row: sums over them need no indirection.
-            if len(other.bias) > len(index) or not np.array_equal(index, np.arange(len(index))):
-                other = other.taken(index)
-            columns = None
+        other = gather_side_moments(inputs.other, inputs.table, data)
         motion = motion_of(inputs.own, data)
         blocks = []
         for start in range(0, data.rows, block_rows):
             rows = slice(start, min(start + block_rows, data.rows))
             indptr = data.indptr[start : rows.stop + 1]
             entries = slice(int(indptr[0]), int(indptr[-1]))
-            of_rows = session_block(inputs.sessions, other, columns, motion, rows)
+            of_rows = session_block(inputs.sessions, other, motion, rows)
             blocks.append(Block(rows, entries, indptr - entries.start, of_rows))
         offset = inputs.parameters.mean + other.session_effect
-        return EntryMoments(inputs, other, data.row, columns, offset, motion, tuple(blocks))
+        return EntryMoments(inputs, other, data.row, offset, motion, tuple(blocks))
 
     def scores(self, at: Posterior) -> EntryScores:
         """Return the moments of the score of each entry under the posterior `at`."""
-        other, columns, motion, layout = self.other, self.columns, self.motion, self.inputs.own.layout
+        other, motion, layout = self.other, self.motion, self.inputs.own.layout
         multiplicity = triangle(layout.dim)[2]
         latent_packed = layout.rank * (layout.rank + 1) // 2
         several = (len(at.mean), motion.parts, layout.packed)
@@ -129,8 +122,9 @@ class EntryMoments:
         by_part *= multiplicity
         own_weights = (covariance * multiplicity).reshape(second.shape)
         # The feature of the bias is 1.
+        columns = other.columns
         mean = entry_products(self.row, columns, motion.linear_powers, at.mean, other.features)
-        mean += other.bias if columns is None else other.bias[columns]
+        mean += gathered(other.bias, columns)
         mean += self.offset
         own_variance = entry_products(self.row, columns, motion.powers, own_weights, other.direct)
         other_variance = entry_products(self.row, columns, motion.powers, second, other.covariance)

@@ -134,7 +134,7 @@ class _Solver:
     def of(entries: EntryMoments) -> "_Solver":
         own, data, motion = entries.inputs.own, entries.inputs.data, entries.motion
         effects = known_effects(own, entries.other.implicit_effect)
-        sums = segment_sums(data.indptr, entries.columns, np.ones(len(data.other)), effects)
+        sums = segment_sums(data.indptr, entries.other.columns, np.ones(len(data.other)), effects)
         priors = row_priors(own, data.counts.astype(np.float64), entries.inputs.new, sums)
         precision, cold = (motion.state_precision(p) for p in (priors.precision, priors.cold_precision))
         return _Solver(entries, priors, motion.states(priors.linear), precision, cold)
@@ -172,7 +172,7 @@ class _Solver:
         and the sums over these.
         """
         part, indptr, motion = block.entries, block.indptr, self.entries.motion
-        other, columns = self.entries.other, self.entries.columns
+        other, columns = self.entries.other, self.entries.other.columns
         second, cross, features = other.second, other.cross, other.features
         if columns is None:
             second, cross, features = second[part], cross[part], features[part]
@@ -235,7 +235,7 @@ def entry_terms(inputs: HalfStepInput) -> tuple[Float64s, Float64s]:
     solver, (block,) = _Solver.of(entries), entries.blocks
     _, sites = _POSTERIOR_OF[inputs.parameters.link](solver, TO_THE_END)
     other, priors, motion, own = entries.other, solver.priors, entries.motion, inputs.own
-    index = np.arange(len(entries.row)) if entries.columns is None else entries.columns
+    index = other.rows_of(np.arange(len(entries.row)))
     implicit_terms = priors.share * (known_effects(own, other.implicit_effect)[index] - priors.pull)
     prior_mean, weight, features = priors.mean[0], sites.weight[:, None], other.features[index]
     second = unpack(other.second[index], own.layout.dim)

@@ -144,15 +144,15 @@ def compress(histories: Histories, n_other: int) -> Compressed:
     return compressed
 
 
-def group_sessions(compressed: Compressed, session_length: float) -> Sessions:
+def group_sessions(data: Compressed, session_length: float) -> Sessions:
     """Return the entries grouped by session; no groups where `session_length` is 0 or no time is known."""
     if session_length <= 0:
         return NO_SESSIONS
-    key = session_keys(compressed.time, session_length)
+    key = session_keys(data.time, session_length)
     entry = np.flatnonzero(np.isfinite(key))
     if len(entry) == 0:
         return NO_SESSIONS
-    row, key = compressed.row[entry], key[entry]
+    row, key = data.row[entry], key[entry]
     order = np.lexsort((key, row))
     entry, row, key = entry[order], row[order], key[order]
     first = np.ones(len(entry), dtype=bool)

@@ -18,6 +18,11 @@ FEW = 2048
 _ENTRIES_AT_ONCE = 1 << 12
 
 
+def gathered(table: Float64s, columns: Int64s | None) -> Float64s:
+    """Return of each entry its row of `table`, (n, ...)."""
+    return table if columns is None else table[columns]
+
+
 def segment_sums(indptr: Int64s, columns: Int64s | None, weight: Float64s, table: Float64s) -> Float64s:
     """For each row `j` the sum of `weight[e] * table[columns[e]]` over `e` from `indptr[j]` to `indptr[j +
     1]`.
@@ -27,7 +32,7 @@ def segment_sums(indptr: Int64s, columns: Int64s | None, weight: Float64s, table
     """
     rows, n = len(indptr) - 1, weight.shape[-1]
     if rows == 1 and (columns is None or n <= FEW):
-        sums = weight @ (table if columns is None else table[columns])
+        sums = weight @ gathered(table, columns)
         return np.asarray(sums.reshape(1, -1))
     if weight.ndim == 2:
         return np.hstack([segment_sums(indptr, columns, part, table) for part in weight])
@@ -35,7 +40,7 @@ def segment_sums(indptr: Int64s, columns: Int64s | None, weight: Float64s, table
         where = np.arange(n) if columns is None else columns
         matrix = sp.csr_array((weight, where, indptr), shape=(rows, len(table)))
         return np.asarray(matrix @ table)
-    terms = weight[:, None] * (table if columns is None else table[columns])
+    terms = weight[:, None] * gathered(table, columns)
     sums = np.zeros((rows, table.shape[1]))
     # `reduceat` gives an empty segment the entry that it begins at.
     filled = np.flatnonzero(indptr[1:] > indptr[:-1])
@@ -55,11 +60,8 @@ def entry_products(
     length = table.shape[1]
     if len(own) == 1:
         if powers is None:
-            products = table @ own[0]
-            return np.asarray(products if columns is None else products[columns])
-        products = table @ own.reshape(-1, length).T
-        if columns is not None:
-            products = products[columns]
+            return gathered(np.asarray(table @ own[0]), columns)
+        products = gathered(table @ own.reshape(-1, length).T, columns)
         return np.asarray(np.einsum("nk,kn->n", products, powers))
     result = np.empty(len(row))
     for start in range(0, len(row), _ENTRIES_AT_ONCE):

@@ -114,9 +114,9 @@ class SessionBlock:
 
 
 def session_block(
-    sessions: Sessions, other: SideMoments, columns: Int64s | None, motion: Motion, rows: slice
+    sessions: Sessions, other: SideMoments, motion: Motion, rows: slice
 ) -> SessionBlock | NoSessionBlock:
-    """Return the sessions of these `rows`. `columns` (n,) as for `segment_sums`."""
+    """Return the sessions of these `rows`."""
     if len(sessions) == 0:
         return NoSessionBlock()
     first, last = np.searchsorted(sessions.row, [rows.start, rows.stop]).tolist()
@@ -124,8 +124,7 @@ def session_block(
         return NoSessionBlock()
     low, high = np.searchsorted(sessions.group, [first, last]).tolist()
     entry, row = sessions.entry[low:high], sessions.row[first:last] - rows.start
-    where = entry if columns is None else columns[entry]
-    session = sessions.group[low:high]
+    where, session = other.rows_of(entry), sessions.group[low:high]
     indptr = np.searchsorted(session, np.arange(first, last + 1))
     of_row = np.searchsorted(row, np.arange(rows.stop - rows.start + 1))
     features = motion.features(other.features[where], entry)

@@ -3,12 +3,13 @@
 Invariant: an unknown row is read as the prior of its side.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from factors.inference.histories import Compressed
 from factors.inference.motion import means_at
+from factors.inference.segments import FEW
 from factors.model.layout import NO_SESSION, FloatTable, outer, pack, session_keys
 from factors.model.parameters import Side
 from factors.model.quantized_rows import QuantizedTable, Table
@@ -21,7 +22,8 @@ class SideMoments:
     `direct` (n, packed) = outer product of that mean, `second` (n, packed) = E[f f^T], `cross` (n, d) = E[f
     b], packed `covariance` (n, packed), `implicit_effect` (n, d).
 
-    Of each entry of the histories: `session_effect` and its `session_variance` (entries,).
+    Of each entry of the histories: `columns` (entries,), the row here that it has, None where entry `e` has
+    row `e`; `session_effect` and its `session_variance` (entries,).
     """
 
     features: Float64s
@@ -31,21 +33,13 @@ class SideMoments:
     cross: Float64s
     covariance: Float64s
     implicit_effect: Float64s
+    columns: Int64s | None
     session_effect: Float64s
     session_variance: Float64s
 
-    def taken(self, index: Int64s) -> "SideMoments":
-        """Return the same with a row for each entry: those at `index` (entries,)."""
-        return replace(
-            self,
-            features=self.features[index],
-            bias=self.bias[index],
-            direct=self.direct[index],
-            second=self.second[index],
-            cross=self.cross[index],
-            covariance=self.covariance[index],
-            implicit_effect=self.implicit_effect[index],
-        )
+    def rows_of(self, entry: Int64s) -> Int64s:
+        """Return the row here of each `entry` (m,)."""
+        return entry if self.columns is None else self.columns[entry]
 
 
 def prior_rows(side: Side, n_rows: int) -> Float64s:
@@ -76,26 +70,25 @@ def match_sessions(side: Side, rows: FloatTable, index: Int64s, time: Float64s) 
     return effect, variance
 
 
-def gather_side_moments(side: Side, table: Table, data: Compressed) -> tuple[SideMoments, Int64s]:
-    """Return the moments of the rows of `side` in `data`, and the position of the row of each entry there."""
-    known = np.flatnonzero(data.other >= 0)
-    # Few entries of a large table: read these alone. Otherwise each row once, however often it is rated. A
-    # row that moves is another one at each of its entries.
-    if len(data.other) < len(table) or len(table) == 0 or side.layout.moving:
+def gather_side_moments(side: Side, table: Table, data: Compressed) -> SideMoments:
+    """Return the moments of the rows of `side` in `data`."""
+    n, known = len(data.other), np.flatnonzero(data.other >= 0)
+    columns: Int64s | None = None
+    # Few entries, or few for the size of the table: a row for each, so that sums need no indirection.
+    # Otherwise each row once, however often it is rated. A row that moves is another one at each entry.
+    if n <= max(FEW, len(table) - 1) or side.layout.moving:
         rows = _rows_at(side, table, data.other, known)
-        index = np.arange(len(data.other))
         mean = means_at(side, rows, data.time)
     else:
-        rows, index = table.expanded() if isinstance(table, QuantizedTable) else table, data.other
-        if len(known) < len(index):
+        rows, columns = table.expanded() if isinstance(table, QuantizedTable) else table, data.other
+        if len(known) < n:
             rows = np.concatenate([rows, _prior_of(side, table)])
-            index = np.where(index < 0, len(table), index)
+            columns = np.where(columns < 0, len(table), columns)
         mean = rows[:, side.layout.mean].astype(np.float64)
+    effect, variance = np.zeros(n), np.zeros(n)
     if side.has_sessions:
-        effect, variance = match_sessions(side, rows, index, data.time)
-    else:
-        effect, variance = np.zeros(len(index)), np.zeros(len(index))
-    return _read(side, rows, mean, effect, variance), index
+        effect, variance = match_sessions(side, rows, np.arange(n) if columns is None else columns, data.time)
+    return _read(side, rows, mean, columns, (effect, variance))
 
 
 def _rows_at(side: Side, table: Table, index: Int64s, known: Int64s) -> FloatTable:
@@ -116,7 +109,11 @@ def _prior_of(side: Side, table: Table) -> FloatTable:
 
 
 def _read(
-    side: Side, rows: FloatTable, features: Float64s, effect: Float64s, variance: Float64s
+    side: Side,
+    rows: FloatTable,
+    features: Float64s,
+    columns: Int64s | None,
+    sessions: tuple[Float64s, Float64s],
 ) -> SideMoments:
     layout = side.layout
     rank = layout.rank
@@ -132,4 +129,5 @@ def _read(
     cross = features * bias[:, None]
     cross[:, :rank] += covariance[:, latent_packed : latent_packed + rank]
     implicit_effect = rows[:, layout.implicit_effect].astype(np.float64)
-    return SideMoments(features, bias, direct, second, cross, covariance, implicit_effect, effect, variance)
+    moments = (features, bias, direct, second, cross, covariance, implicit_effect)
+    return SideMoments(*moments, columns, *sessions)

@@ -4,7 +4,8 @@ Invariant: `to_model` and `from_model` undo each other exactly. The names in a `
 published format, so that a generation that was stored before is read.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,10 @@ class Drift:
     precision: Float64s
     widening: float = 1.0
 
+    def scaled(self, factor: Float64s | float) -> "Drift":
+        """Return this drift with the covariance times `factor`, entry by entry."""
+        return replace(self, covariance=self.covariance * factor, precision=self.precision / factor)
+
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -71,6 +76,10 @@ class Side:
     def has_sessions(self) -> bool:
         """Whether rows of this side keep effects of their sessions."""
         return self.layout.slots > 0 and self.session_variance > 0
+
+    def with_drift(self, change: Callable[[Drift], Drift]) -> "Side":
+        """Return this side with its drift changed; itself where its rows stand still."""
+        return self if self.drift is None else replace(self, drift=change(self.drift))
 
 
 @dataclass(frozen=True, slots=True)

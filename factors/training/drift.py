@@ -50,27 +50,26 @@ def start_drift(side: Side, time: Float64s, ratio: float = 1.0) -> Drift | None:
     return Drift(float(low), unit, ratio * side.covariance, side.precision / ratio)
 
 
-def best_drift(parameters: Parameters, item_rows: Float64s, data: Compressed, residual: Float64s) -> float:
+def best_drift(parameters: Parameters, item_rows: Float64s, by_user: Compressed, residual: Float64s) -> float:
     """Return the variance of velocities, relative to that of positions, which explains `residual` (n,) best;
-    0 where none does enough. `residual`: what items with `item_rows` left over of each entry of `data`, by
-    user.
+    0 where none does enough. `residual`: what items with `item_rows` left over of each entry of `by_user`.
 
     With `s` the variance of the residuals, `a` the ages less their mean of each user (the mean position is
     fitted already), `A = sum a^2 E[f f^T] / s` and `b = sum a f r / s`, velocities N(0, V) have over none the
     evidence `b^T (V^-1 + A)^-1 b / 2 - log det(1 + V A) / 2`, a sum over users.
     """
     variance = float(np.mean(residual * residual)) if len(residual) else 0.0
-    drift = start_drift(parameters.users, data.time)
+    drift = start_drift(parameters.users, by_user.time)
     if drift is None or variance <= 0.0:
         return 0.0
-    row = data.row
-    age = ages(drift, anchor_times(drift, data)[row], data.time)
+    row = by_user.row
+    age = ages(drift, anchor_times(drift, by_user)[row], by_user.time)
     # The mean position is fitted already.
-    age = age - (np.bincount(row, age, data.rows) / np.maximum(data.counts, 1))[row]
-    items, index = gather_side_moments(parameters.items, item_rows, data)
+    age = age - (np.bincount(row, age, by_user.rows) / np.maximum(by_user.counts, 1))[row]
+    items = gather_side_moments(parameters.items, item_rows, by_user)
     dim = parameters.users.layout.dim
-    precision = unpack(segment_sums(data.indptr, index, age * age / variance, items.second), dim)
-    pull = segment_sums(data.indptr, index, age * residual / variance, items.features)
+    precision = unpack(segment_sums(by_user.indptr, items.columns, age * age / variance, items.second), dim)
+    pull = segment_sums(by_user.indptr, items.columns, age * residual / variance, items.features)
     least = max(_LEAST_EVIDENCE, _LEAST_A_RATING * len(residual))
     best, best_evidence = 0.0, least
     for ratio in _RATIOS:
@@ -85,26 +84,26 @@ def best_drift(parameters: Parameters, item_rows: Float64s, data: Compressed, re
     return best
 
 
-def latest(data: Compressed, share: float) -> Int64s:
-    """Return the entries of `data` that are the latest `share` of their row, ascending; the time of all of
+def latest(by_user: Compressed, share: float) -> Int64s:
+    """Return the entries of `by_user` that are the latest `share` of their row, ascending; the time of all of
     them is known.
     """
-    time = np.where(np.isfinite(data.time), data.time, -np.inf)
-    order = np.lexsort((time, data.row))
-    position = np.arange(len(order)) - np.repeat(data.indptr[:-1], data.counts)
-    last = order[position >= np.repeat(data.counts - np.floor(share * data.counts), data.counts)]
-    return np.sort(last[np.isfinite(data.time[last])])
+    time = np.where(np.isfinite(by_user.time), by_user.time, -np.inf)
+    order = np.lexsort((time, by_user.row))
+    position = np.arange(len(order)) - np.repeat(by_user.indptr[:-1], by_user.counts)
+    last = order[position >= np.repeat(by_user.counts - np.floor(share * by_user.counts), by_user.counts)]
+    return np.sort(last[np.isfinite(by_user.time[last])])
 
 
 def widened(parameters: Parameters) -> Parameters:
     """Return `parameters` to fold in with: the variance of velocities `widening` times what the sweeps
     learned."""
-    return _with_drift(parameters, lambda drift: _scaled(drift, drift.widening))
+    return _with_drift(parameters, lambda drift: drift.scaled(drift.widening))
 
 
 def narrowed(parameters: Parameters) -> Parameters:
     """Return `parameters` to sweep with: `widened` undone."""
-    return _with_drift(parameters, lambda drift: _scaled(drift, 1.0 / drift.widening))
+    return _with_drift(parameters, lambda drift: drift.scaled(1.0 / drift.widening))
 
 
 def with_widening(parameters: Parameters, widening: float) -> Parameters:
@@ -113,28 +112,22 @@ def with_widening(parameters: Parameters, widening: float) -> Parameters:
 
 
 def _with_drift(parameters: Parameters, change: Callable[[Drift], Drift]) -> Parameters:
-    """Return `parameters` with the drift of users changed; the same where users stand still."""
-    users = parameters.users
-    if users.drift is None:
-        return parameters
-    return replace(parameters, users=replace(users, drift=change(users.drift)))
-
-
-def _scaled(drift: Drift, factor: float) -> Drift:
-    return replace(drift, covariance=drift.covariance * factor, precision=drift.precision / factor)
+    return replace(parameters, users=parameters.users.with_drift(change))
 
 
 def learn_drift(side: Side, step: HalfStep) -> Side:
     """Return `side` with the prior of velocities that its posteriors in `step` speak for; itself where it
     stands still.
     """
-    if side.drift is None:
-        return side
-    # A single rating says nothing of a velocity.
-    rated, layout = step.rows[:, COUNT] > 1, side.layout
-    velocity = step.rows[rated][:, layout.velocity]
-    variance = unpack(step.posterior.covariance[rated][:, 2 * layout.packed :], layout.dim)
-    return replace(side, drift=learn_velocities(side.drift, velocity, variance))
+
+    def learned(drift: Drift) -> Drift:
+        # A single rating says nothing of a velocity.
+        rated, layout = step.rows[:, COUNT] > 1, side.layout
+        velocity = step.rows[rated][:, layout.velocity]
+        variance = unpack(step.posterior.covariance[rated][:, 2 * layout.packed :], layout.dim)
+        return learn_velocities(drift, velocity, variance)
+
+    return side.with_drift(learned)
 
 
 def learn_velocities(drift: Drift, mean: Float64s, covariance: Float64s) -> Drift:

@@ -48,16 +48,13 @@ def in_rating_units(
 
 
 def _scaled_side(side: Side, vector: Float64s) -> Side:
-    squares, factor, drift = np.outer(vector, vector), float(vector[-1]), side.drift
-    if drift is not None:
-        drift = replace(drift, covariance=drift.covariance * squares, precision=drift.precision / squares)
+    squares, factor = np.outer(vector, vector), float(vector[-1])
     return replace(
-        side,
+        side.with_drift(lambda drift: drift.scaled(squares)),
         mean=side.mean * vector,
         covariance=side.covariance * squares,
         precision=side.precision / squares,
         session_variance=side.session_variance * factor * factor,
-        drift=drift,
     )
 
 
