@@ -112,7 +112,9 @@ def with_widening(parameters: Parameters, widening: float) -> Parameters:
 
 
 def _with_drift(parameters: Parameters, change: Callable[[Drift], Drift]) -> Parameters:
-    return replace(parameters, users=parameters.users.with_drift(change))
+    """Return `parameters` with the drift of users changed; the same where users stand still."""
+    users = parameters.users.with_drift(change)
+    return parameters if users is parameters.users else replace(parameters, users=users)
 
 
 def learn_drift(side: Side, step: HalfStep) -> Side:
