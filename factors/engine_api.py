@@ -46,11 +46,6 @@ __all__ = [
     "weighting_of",
 ]
 
-# Half-steps after which priors and noise have settled round given items.
-_SETTLING = 4
-# Preferences are known no better than this variance: a fit of few choices can meet all of them exactly.
-_IMPLICIT_NOISE_FLOOR = 1e-4
-
 
 def vector_columns(rank: int) -> slice:
     """Return the columns of `[latent, bias]` in a user row and in a stored item row."""
@@ -132,8 +127,9 @@ def explicit_fit(points: ItemPoints, by_user: Compressed, by_item: Compressed, s
     shifts = np.asarray(set_matrix(by_user, len(effects)) @ effects)
     # Ratings that are all equal leave no error, and a noise of 0 has no inverse.
     noise_floor = (1e-3 * scale_range(scale)) ** 2
-    # The users' covariances depend on those of the items, these on the users', and the priors on both.
-    for _ in range(_SETTLING):
+    # The users' covariances depend on those of the items, these on the users', and the priors on both: after
+    # four rounds they have settled.
+    for _ in range(4):
         step = half_step(HalfStepInput.of(parameters, "user", item_rows, by_user))
         item_rows = half_step(HalfStepInput.of(parameters, "item", step.rows, by_item)).rows
         item_rows[rated, layout.mean] = means
@@ -239,4 +235,5 @@ def _typical(choices: Compressed) -> float:
 def _preference_noise(ratings: Ratings, users: Float32s, items: Float32s) -> float:
     """Return the mean squared error of the preference 1 of what was chosen."""
     error = 1.0 - np.einsum("ij,ij->i", users[ratings.user_row], items[ratings.item_row])
-    return max(float(np.mean(error * error)) if len(error) else 1.0, _IMPLICIT_NOISE_FLOOR)
+    # A fit of few choices can meet all of them exactly, and a noise of 0 has no inverse.
+    return max(float(np.mean(error * error)) if len(error) else 1.0, 1e-4)

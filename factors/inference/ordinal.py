@@ -22,20 +22,8 @@ from factors.model.types import Float64s, Int64s, Scale
 _ROOT_HALF = math.sqrt(0.5)
 # Twice the normal density at 0.
 _TWO_DENSITIES = math.sqrt(2.0 / math.pi)
-# From 38 deviations on the scaled mass of an interval is no float64 number.
-_ALL = 37.0
-# Larger numbers have no square in float64.
-_FAR = 1e100
-# Intervals so narrow that their mass is lost in rounding have this part of what lies below them.
-_LEAST_MASS = 1e-14
-# Undamped steps towards the fixed point swing where the noise is small against the intervals (MovieLens,
-# where it is not: 12 steps to the last digit; a world without noise: none at all). So the damping follows the
-# noise.
-_LEAST_DAMPING, _DAMPING_SLOPE = 0.65, 0.5
 # Approximate cavities can come out negative; no rating may hold more than all but this part of a posterior.
-_LEAST_CAVITY = 0.02
-# Smallest noise deviation, in mean distances of cut points: without noise each site would be a wall.
-_LEAST_NOISE = 0.02
+LEAST_CAVITY = 0.02
 
 
 _NOTHING: Float64s = np.zeros(0)
@@ -106,8 +94,9 @@ class Interval:
 def interval_of(low: Float64s, high: Float64s) -> Interval:
     """Return the intervals from `low` to `high` (n,); `low < high`, infinite bounds allowed."""
     a, b = np.minimum(low, -high), np.minimum(high, -low)
-    np.maximum(a, -_FAR, out=a)
-    np.minimum(b, _ALL, out=b)
+    # Larger numbers have no square in float64, and from 38 deviations on the scaled mass is no number.
+    np.maximum(a, -1e100, out=a)
+    np.minimum(b, 37.0, out=b)
     # How far the density falls from the near end to the far one. Everything is counted in units of the
     # density at the near end, so that nothing vanishes that is not nothing.
     fall = b - a
@@ -118,7 +107,8 @@ def interval_of(low: Float64s, high: Float64s) -> Interval:
     a_mass = erfcx(a * -_ROOT_HALF)
     a_mass *= fall
     mass = near - a_mass
-    near *= _LEAST_MASS
+    # Intervals so narrow that their mass is lost in rounding have this part of what lies below them.
+    near *= 1e-14
     np.maximum(mass, near, out=mass)
     ratio_high = _TWO_DENSITIES / mass
     fall *= ratio_high
@@ -158,7 +148,7 @@ def ordinal_sites(
         # The cavity: each site is taken out of the posterior again.
         shrink = before.weight * own
         np.subtract(1.0, shrink, out=shrink)
-        np.maximum(shrink, _LEAST_CAVITY, out=shrink)
+        np.maximum(shrink, LEAST_CAVITY, out=shrink)
         taken = before.weight * scores.offset
         taken += before.linear
         taken *= own
@@ -176,7 +166,7 @@ def ordinal_sites(
     # The site has the curvature that is left when the part of this side's own variance is taken out.
     weight = curvature * own
     np.subtract(1.0, weight, out=weight)
-    np.maximum(weight, _LEAST_CAVITY, out=weight)
+    np.maximum(weight, LEAST_CAVITY, out=weight)
     np.divide(curvature, weight, out=weight)
     np.maximum(weight, 1e-9 / noise, out=weight)
     np.minimum(weight, 1.0 / noise, out=weight)
@@ -237,12 +227,17 @@ def learn_link(
         if np.abs(moved - point).max() < unit and bound(moved)[0] > start:
             cuts, noise = moved[:-1], math.exp(2.0 * moved[-1] / unit)
             break
-    return cuts, max(noise, (_LEAST_NOISE * _distance(cuts, noise)) ** 2)
+    # Without noise each site would be a wall: its deviation is at least a fiftieth of an interval.
+    return cuts, max(noise, (0.02 * _distance(cuts, noise)) ** 2)
 
 
 def fold_in_damping(cuts: Float64s, noise: float) -> float:
-    """Return the damping of a fold-in that runs to the end."""
-    return min(_LEAST_DAMPING + _DAMPING_SLOPE * math.sqrt(noise) / _distance(cuts, noise), 1.0)
+    """Return the damping of a fold-in that runs to the end.
+
+    Undamped steps swing where the noise is small against the intervals: a world without noise has no fixed
+    point then, while MovieLens is there in 12 steps, to the last digit.
+    """
+    return min(0.65 + 0.5 * math.sqrt(noise) / _distance(cuts, noise), 1.0)
 
 
 def _distance(cuts: Float64s, noise: float) -> float:

@@ -25,8 +25,6 @@ from factors.model.types import Float32s, Float64s
 
 Rows = npt.NDArray[np.integer]
 
-# Numbers of one packed intermediate result: some of them fit the second-level cache of a core together.
-_BLOCK_NUMBERS = 1 << 15
 # Pairs in a block, however wide: with fewer the calls into numpy cost more than the work.
 _FEWEST = 64
 
@@ -60,7 +58,8 @@ class PairMoments:
             np.dtype(np.float64): weights,
         }
         self._latent_packed = layout.rank * (layout.rank + 1) // 2
-        self._block = max(_FEWEST, _BLOCK_NUMBERS // layout.packed)
+        # Some packed intermediate results of this size fit the second-level cache of a core together.
+        self._block = max(_FEWEST, (1 << 15) // layout.packed)
         self._sides = (parameters.users, parameters.items)
         self._has_sessions = any(side.has_sessions for side in self._sides)
         self._moves = parameters.moves

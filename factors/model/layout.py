@@ -36,8 +36,6 @@ NO_SESSION = -1.0
 # key.
 SESSION_KEYS = 2.0**22
 
-# So many vectors make indexing by columns slower than a product for each row of the triangle.
-_FEW = 64
 
 FloatTable = npt.NDArray[np.floating[Any]]
 
@@ -200,7 +198,8 @@ def unpack(packed: FloatTable, dim: int) -> Float64s:
 def outer(vectors: Float64s) -> Float64s:
     """Return packed outer products (b, d(d+1)/2) of vectors (b, d) with themselves."""
     dim = vectors.shape[-1]
-    if len(vectors) < _FEW:
+    # From so many vectors on a product for each row of the triangle is faster than indexing by columns.
+    if len(vectors) < 64:
         rows, columns, _ = triangle(dim)
         return np.asarray(vectors[:, rows] * vectors[:, columns])
     products = np.empty((len(vectors), dim * (dim + 1) // 2))

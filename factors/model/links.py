@@ -18,12 +18,6 @@ from factors.model.parameters import Parameters
 from factors.model.scale import rating_levels, scale_levels, scale_range
 from factors.model.types import Float64s
 
-# A rating is known no better than this fraction of the range (or of 1, on a scale with one value), so that a
-# standard deviation is above 0.
-MIN_STD = 1e-6
-# A level that a model takes for impossible costs no more than this, 14 nats: one such rating decides nothing.
-_LEAST_CHANCE = 1e-6
-
 
 class RatingLink(ABC):
     """The link of a model with these `parameters`. Scores have `mean` and `variance` (m,), without noise.
@@ -37,7 +31,8 @@ class RatingLink(ABC):
         self._scale, self._noise = parameters.scale, parameters.noise
         self._variance_scale = parameters.variance_scale
         self._levels = scale_levels(parameters.scale)
-        self._min_std = MIN_STD * scale_range(parameters.scale)
+        # Relative to the range, so that a standard deviation is above 0 on any scale.
+        self._min_std = 1e-6 * scale_range(parameters.scale)
 
     @abstractmethod
     def rating_moments(self, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
@@ -68,7 +63,8 @@ class RatingLink(ABC):
         if self._levels > 1:
             level = rating_levels(self._scale, value)
             chance = self.rating_distribution(mean, variance)[np.arange(len(value)), level]
-            return np.asarray(np.log(np.maximum(chance, _LEAST_CHANCE)))
+            # An impossible level costs 14 nats at most: one such rating decides nothing.
+            return np.asarray(np.log(np.maximum(chance, 1e-6)))
         rating, std = self.rating_moments(mean, variance)
         return np.asarray(-0.5 * ((value - rating) / std) ** 2 - np.log(std))
 

@@ -32,16 +32,6 @@ Codes = npt.NDArray[np.int16]
 # The largest code.
 _TOP = 32_767
 _LARGEST = float(np.finfo(np.float32).max)
-# By the priors each dimension counts as if it gave at least such a part of the largest variance: its codes
-# then have 8 bits, and items whose other variances are a thousand times smaller lose none of theirs.
-_LEAST_SHARE = 1.0 / 256.0
-# A dimension of no variance must not divide by zero.
-_LEAST_VARIANCE = 1e-12
-# A variance is rounded up, or else one far below the largest could become 0; by less than this it is not, so
-# that a row that was decoded gets its codes again.
-_UP = 0.01
-# Rounding that an inverse may leave.
-_SLACK = 1.01
 # Numbers that are worked on at once: in the caches of a core.
 _NUMBERS_AT_ONCE = 1 << 18
 
@@ -100,7 +90,8 @@ class RowCodec:
         diagonal = np.flatnonzero(rows == columns)
         # No entry of a covariance is larger than all variances; this is False for what is not a number, too.
         largest = np.abs(worth).max(axis=1)
-        broken = ~(largest <= _SLACK * worth[:, diagonal].max(axis=1)) | np.isinf(largest)
+        # An inverse may leave a hundredth by rounding.
+        broken = ~(largest <= 1.01 * worth[:, diagonal].max(axis=1)) | np.isinf(largest)
         worth[broken] = 0.0
         top = worth[:, diagonal].max(axis=1)
         with np.errstate(over="ignore", under="ignore"):
@@ -108,7 +99,9 @@ class RowCodec:
         known = (scale > 0) & np.isfinite(scale)
         worth *= np.divide(1.0, scale, out=np.zeros(len(scale)), where=known)[:, None]
         variances = worth[:, diagonal]
-        worth[:, diagonal] = np.maximum(np.ceil(variances - _UP), variances > 0)
+        # Rounded up, or else one far below the largest could become 0; by less than a hundredth it is not, so
+        # that a row that was decoded gets its codes again.
+        worth[:, diagonal] = np.maximum(np.ceil(variances - 0.01), variances > 0)
         scale[broken] = np.nan
         return scale, np.clip(np.rint(worth), -_TOP, _TOP).astype(np.int16)
 
@@ -183,12 +176,14 @@ def item_codec(parameters: Parameters) -> RowCodec:
     features = np.sqrt(users.mean**2 + np.maximum(np.diag(users.covariance), 0.0))
     features[-1] = 1.0
     variance = np.diag(items.covariance)
-    variance = np.maximum(variance, _LEAST_VARIANCE * variance.max())
+    # A dimension of no variance must not divide by zero.
+    variance = np.maximum(variance, 1e-12 * variance.max())
     largest = float((variance * features**2).max())
     if not largest > 0:
         return RowCodec(items.layout, np.ones(items.layout.dim))
-    # A dimension that takes part in no score is not to be lost beside the others.
-    return RowCodec(items.layout, np.maximum(features, np.sqrt(_LEAST_SHARE * largest / variance)))
+    # By the priors each dimension counts as if it gave at least 1/256 of the largest variance: its codes then
+    # have 8 bits, and items whose other variances are a thousand times smaller lose none of theirs.
+    return RowCodec(items.layout, np.maximum(features, np.sqrt(largest / 256.0 / variance)))
 
 
 def all_finite_items(model: Model, items: Float32s) -> bool:

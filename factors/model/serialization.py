@@ -14,8 +14,6 @@ from factors.model.scale import check_scale
 from factors.model.types import Float64s, Link, Model, Scale
 
 _FORMAT = "foldin-model-2"
-# Every parameter is a number, a vector or a matrix.
-_MAX_DIMENSIONS = 2
 
 
 class _Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,7 +81,8 @@ def _array(name: str, array: _Array) -> Float64s:
     size = 1
     for length in array.shape:
         size *= length
-    if len(array.shape) > _MAX_DIMENSIONS or min(array.shape, default=0) < 0 or size * 8 != len(array.data):
+    # Every parameter is a number, a vector or a matrix.
+    if len(array.shape) > 2 or min(array.shape, default=0) < 0 or size * 8 != len(array.data):
         raise ModelUnreadable(
             f"parameter {name!r}: {len(array.data)} bytes do not have the shape {array.shape}"
         )

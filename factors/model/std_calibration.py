@@ -7,11 +7,14 @@ Invariant: the same pair has the same factor, alone or among thousands.
 import math
 
 import numpy as np
+from scipy.special import ndtri
 
 from factors.model.layout import FloatTable
 from factors.model.parameters import STD_TERMS, Parameters
 from factors.model.types import Float64s
 
+# Standard deviations to either side that hold 90 % of a normal.
+NINETY = float(ndtri(0.95))
 # No correction goes beyond a factor of 4, either way: counts far outside those of the fit stay harmless.
 _MOST_LOG_FACTOR = math.log(4.0)
 

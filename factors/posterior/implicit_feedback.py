@@ -32,8 +32,6 @@ from factors.posterior.posterior_model import PosteriorModel
 
 # Rows whose normal matrices are in memory at once: 70 MB at rank 64.
 _BLOCK_ROWS = 2048
-# Biases are known to be 0: a variance that no score notices, and whose inverse is finite.
-_BIAS_VARIANCE = 1e-12
 # A stored name: models that are live keep it.
 _DECIDED = "implicit_choice"
 
@@ -205,7 +203,8 @@ def _side(layout: Layout, gram: Float64s, noise: float, unit: float) -> Side:
     covariance = np.zeros((layout.dim, layout.dim))
     latent = np.linalg.inv(gram) * noise * unit**2
     covariance[:-1, :-1] = 0.5 * (latent + latent.T)
-    covariance[-1, -1] = _BIAS_VARIANCE * unit**2
+    # Biases are known to be 0: a variance that no score notices, and whose inverse is finite.
+    covariance[-1, -1] = 1e-12 * unit**2
     precision = np.zeros_like(covariance)
     precision[:-1, :-1] = gram / (noise * unit**2)
     precision[-1, -1] = 1.0 / covariance[-1, -1]

@@ -6,9 +6,6 @@ import numpy as np
 
 from factors.model.types import Float64s, Int32s, Ratings
 
-# Effects alternate; after three rounds they move by less than 1e-3 of a rating.
-_ROUNDS = 10
-
 
 @dataclass(frozen=True, slots=True)
 class BiasBaseline:
@@ -30,11 +27,12 @@ def fit_biases(
     *,
     user_ridge: float,
     item_ridge: float,
-    rounds: int = _ROUNDS,
+    rounds: int = 10,
 ) -> BiasBaseline:
     """Fit the effects by ridge regression of each side in turn, items first.
 
     A ridge counts in ratings: so many of 0 effect are added to each row; an infinite one keeps a side at 0.
+    After three `rounds` effects move by less than 1e-3 of a rating.
     """
     mean = float(ratings.value.mean()) if len(ratings.value) else 0.0
     user, item = np.zeros(n_users), np.zeros(n_items)

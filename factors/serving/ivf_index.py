@@ -18,19 +18,8 @@ from factors.errors import ModelUnreadable
 from factors.model.layout import FloatTable, item_layout, user_layout
 from factors.model.types import Float32s, Int64s, Model
 
-# The exact product over fewer takes a few milliseconds.
-LEAST_ITEMS = 100_000
 # Depth of the rankings by which an index is measured: what a client sees first.
 TOP = 10
-# Recall that makes an index worth its errors. The users that choose the number of lists aim a little higher,
-# so that the users that measure find this much.
-_WANTED, _AIM = 0.95, 0.965
-# Users that choose and measure, half of them each: the recall of 2,000 items is known to half a percent.
-_QUERIES = 400
-# Rounds of k-means, and points of its sample for each list: with these a million items take 20 s of one core.
-_ROUNDS, _POINTS_PER_LIST = 6, 32
-# With more of the lists to read, the exact product is as fast.
-_LARGEST_SHARE = 1 / 6
 # Points whose products are in memory at once.
 _BLOCK = 16_384
 
@@ -94,18 +83,20 @@ def build_index(
     users: FloatTable,
     rng: np.random.Generator,
     *,
-    least_items: int = LEAST_ITEMS,
+    least_items: int = 100_000,
 ) -> Index | None:
     """Return an index of `items` (n, item_width) for users like `users` (u, user_width), or None where it
     would not pay.
 
-    None for fewer than `least_items` items, for no users, and where a search would have to read so many lists
-    that the exact product is as fast. About 20 s of one core for a million items of rank 50.
+    None for fewer than `least_items` items, of which the exact product takes a few milliseconds, for no
+    users, and where a search would have to read so many lists that the exact product is as fast. About 20 s
+    of one core for a million items of rank 50.
     """
     if len(items) < least_items or len(users) == 0:
         return None
     points = np.ascontiguousarray(items[:, item_layout(model).mean], dtype=np.float32)
-    chosen = rng.choice(len(users), min(_QUERIES, len(users)), replace=False)
+    # Half of these users choose and half measure: the recall of 2,000 items is known to half a percent.
+    chosen = rng.choice(len(users), min(400, len(users)), replace=False)
     queries = query_features(model, users[np.sort(chosen)])
     # Twice the root balances the product with the centres and the products in the lists that are read. The
     # number of a list is stored in 16 bits.
@@ -115,9 +106,11 @@ def build_index(
     needed = _lists_needed(points, centres, lists, queries)
     choose, measure = needed[::2], needed[1::2] if len(needed) > 1 else needed
     found = np.array([np.mean(choose <= probes) for probes in range(1, count + 1)])
-    probes = int(np.argmax(found >= _AIM)) + 1
+    # The users that choose aim above 95 %, so that those that measure find that much.
+    probes = int(np.argmax(found >= 0.965)) + 1
     recall = float(np.mean(measure <= probes))
-    if probes > _LARGEST_SHARE * count or recall < _WANTED:
+    # With more than a sixth of the lists to read, the exact product is as fast.
+    if probes > 1 / 6 * count or recall < 0.95:
         return None
     return Index(centres, lists, probes, recall)
 
@@ -133,10 +126,11 @@ def query_features(model: Model, users: FloatTable) -> Float32s:
 
 def _centres(points: Float32s, count: int, rng: np.random.Generator) -> Float32s:
     """Return the centres of Lloyd's algorithm on a sample."""
-    size = min(len(points), _POINTS_PER_LIST * count)
+    # With 32 points for each list and six rounds a million items take 20 s of one core.
+    size = min(len(points), 32 * count)
     sample = points[np.sort(rng.choice(len(points), size, replace=False))]
     centres = sample[rng.choice(size, count, replace=False)].copy()
-    for _ in range(_ROUNDS):
+    for _ in range(6):
         nearest = _nearest(sample, centres)
         order = np.argsort(nearest, kind="stable")
         held, starts = np.unique(nearest[order], return_index=True)

@@ -18,14 +18,8 @@ from factors.serving.ivf_index import TOP, Index
 
 # Items in a run of which the maximum is kept: a few vector registers.
 _RUN = 128
-# Scores in memory at once: these stay in the cache between the product and the maxima.
-_SCORES_AT_ONCE = 1 << 19
-# Of one user 256 KB of them are enough: more would only push the means out.
-_MOST_ITEMS_AT_ONCE = 1 << 16
 # Rows that are read at once: they stay in the cache while they are copied.
 _ROWS_AT_ONCE = 1 << 10
-# Scores of one item differ in their last bits between products of different shape.
-_SLACK = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +119,9 @@ class MeanTable:
         if b == 0:
             return []
         maxima: Float32s = np.empty((b, -(-count // _RUN)), dtype=np.float32)
-        step = max(_RUN, min(_MOST_ITEMS_AT_ONCE, _SCORES_AT_ONCE // b) // _RUN * _RUN)
+        # So many scores stay in the cache between the product and the maxima. Of one user 256 KB are enough:
+        # more would only push the means out.
+        step = max(_RUN, min(1 << 16, (1 << 19) // b) // _RUN * _RUN)
         for start in range(0, count, step):
             stop = min(start + step, count)
             scores = features @ self.means[start:stop].T
@@ -141,7 +137,8 @@ class MeanTable:
         found = []
         for user, most, positions in zip(features, maxima, exclude, strict=True):
             bound = float(_nth_largest(most, n))
-            again = np.flatnonzero(most >= bound - _SLACK * max(1.0, abs(bound))) * _RUN
+            # Scores of one item differ in their last bits between products of different shape.
+            again = np.flatnonzero(most >= bound - 1e-5 * max(1.0, abs(bound))) * _RUN
             segments = [(start, min(start + _RUN, count)) for start in again.tolist()]
             found.append(self._best_of(user, n, segments, positions))
         return found

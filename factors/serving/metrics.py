@@ -3,15 +3,13 @@
 import math
 
 import numpy as np
-from scipy.special import ndtri
 
 from factors.model.scale import scale_levels
+from factors.model.std_calibration import NINETY
 from factors.model.types import Float64s, Ratings
 from factors.posterior.fitted import Fitted
 from factors.serving.scoring import Scorer
 
-# Standard deviations to each side of a central 90 % interval of a normal.
-_NINETY = float(ndtri(0.95))
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 # Ratings that are scored at once: each has a row of probabilities, long on a scale with many steps.
 _AT_ONCE = 65_536
@@ -50,6 +48,6 @@ def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
         "rmse": float(np.sqrt(np.mean(error * error))),
         "mae": float(np.mean(np.abs(error))),
         "log_likelihood": float(np.mean(likelihood)),
-        "coverage": float(np.mean(np.abs(error) <= _NINETY * std)),
+        "coverage": float(np.mean(np.abs(error) <= NINETY * std)),
         "count": float(len(value)),
     }

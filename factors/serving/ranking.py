@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors.model.layout import COUNT, FloatTable, outer, triangle, unpack
+from factors.model.std_calibration import NINETY
 from factors.model.types import Float32s, Float64s, Int64s, Ranked
 from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.ivf_index import Index, query_features
@@ -19,11 +20,6 @@ from factors.serving.scoring import Scorer
 
 # Rows that are read at once: their covariances stay in the cache while they become floats.
 _ROWS_AT_ONCE = 1 << 10
-# Numbers of a table that are read at once for `similar` and `popular`: 12 ms. Of a larger table they are read
-# when one of these is first called, so that it can be ranked for users at once.
-_READ_AT_ONCE = 2_000_000
-# One-sided 95 % of a normal.
-_LOWER_BOUND = 1.6449
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,9 @@ class Ranker:
         self._summaries: _Summaries | None = None
         means = MeanTable.of(items, self._layout.mean, index)
         self._state = _State(items, Scorer(posterior, items), means)
-        if items.size <= _READ_AT_ONCE:
+        # So many numbers are read in 12 ms. Of a larger table that waits for the first call of `similar` or
+        # `popular`, so that it can be ranked for users at once.
+        if items.size <= 2_000_000:
             self._prepared()
 
     @property
@@ -202,7 +200,8 @@ class Ranker:
             # An item whose score is the same for every user has no direction.
             summaries.directions[some] = (latent @ user.root) / np.sqrt(np.maximum(norm, 1e-30))[:, None]
             score = user.offset + mean[:, -1] + latent @ user.latent
-            lower = score - _LOWER_BOUND * np.sqrt(self._codec.quadratic(words, user.pairs))
+            # Above it with 95 %, as the upper end of a central 90 %.
+            lower = score - NINETY * np.sqrt(self._codec.quadratic(words, user.pairs))
             rated = words[:, COUNT] > 0
             summaries.rated[some] = rated
             summaries.lower[some] = np.where(rated, lower, -np.inf)

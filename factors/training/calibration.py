@@ -26,27 +26,14 @@ from factors.model.links import link_of
 from factors.model.parameters import STD_TERMS, Parameters, SideName
 from factors.model.quantized_rows import item_codec
 from factors.model.scale import scale_levels
-from factors.model.std_calibration import calibration_features
+from factors.model.std_calibration import NINETY, calibration_features
 from factors.model.types import Float64s, Int64s
 from factors.training.priors import learn_cold_start
 from factors.training.sweep import State
 
-# So many standard deviations of a normal to either side hold this share of it.
-NINETY, _SHARE = 1.6448536269514722, 0.9
-# With fewer held-out ratings the deviations stay as they are.
-_LEAST_HELD_OUT = 50
 _VARIANCE_SCALES = np.exp(np.linspace(math.log(0.5), math.log(2.5), 17))
 # Prior deviation of the numbers `c`, in units of log deviations: counts matter little unless ratings say so.
 _PRIOR = np.array([1.0, 0.2, 0.2, 0.5, 0.5])
-# The loss of a quantile has a kink, which a Newton step cannot take: rounded over a twentieth of a log
-# deviation.
-_SMOOTHING = 0.05
-# Ratings of rows that are made to look new: as many at each step of a doubling, more or less.
-_SHORT = (0, 1, 2, 3, 5, 8, 13, 20, 40)
-# Held-out ratings whose rows are shortened: each costs one or two fold-ins.
-_MOST_SHORTENED = 1_500
-# Weight of all of these together, relative to the others.
-_SHORT_WEIGHT = 0.5
 
 
 def calibrate(
@@ -56,7 +43,8 @@ def calibrate(
     `by_user`.
     """
     parameters = replace(state.parameters, variance_scale=1.0, std_calibration=np.zeros(STD_TERMS))
-    if len(held_out) < _LEAST_HELD_OUT:
+    # So few ratings say nothing of a quantile: deviations stay as they are.
+    if len(held_out) < 50:
         return 1.0, parameters.std_calibration
     parameters = learn_cold_start(parameters, state.user_rows, state.item_rows, state.training.by_user)
     items = item_codec(parameters).encode(state.item_rows)
@@ -68,7 +56,8 @@ def calibrate(
     parts = [(value, mean, variance, state.user_rows[user, COUNT], items[item, COUNT])]
     # Few rows of a fit have few ratings, but new ones will: histories are cut short and folded in.
     for short_users, short_items in ((True, False), (False, True), (True, True)):
-        some = rng.permutation(len(held_out))[:_MOST_SHORTENED]
+        # Each costs one or two fold-ins.
+        some = rng.permutation(len(held_out))[:1_500]
         own, own_index = state.user_rows, user[some]
         others, other_index = items, item[some]
         if short_users:
@@ -85,9 +74,9 @@ def calibrate(
     )
     rating, std = link_of(parameters).rating_moments(mean, variance)
     ratio = np.abs(value - rating) / (NINETY * std)
-    # Rows as they are count more than rows made short.
+    # All rows made short together count half as much as rows as they are, at most.
     weight = np.ones(len(ratio))
-    weight[len(held_out) :] = min(1.0, _SHORT_WEIGHT * len(held_out) / (len(ratio) - len(held_out)))
+    weight[len(held_out) :] = min(1.0, 0.5 * len(held_out) / (len(ratio) - len(held_out)))
     features, target = calibration_features(user_count, item_count), np.log(np.maximum(ratio, 1e-4))
     std_calibration = _quantile_regression(features, target, weight)
     return parameters.variance_scale, std_calibration
@@ -112,7 +101,8 @@ def _shortened(
 ) -> Float64s:
     """Return `rows` (m,) folded in from random parts of their histories, as if they were new: (m, width)."""
     data, table = state.training.side(name), state.item_rows if name == "user" else state.user_rows
-    wanted = np.minimum(rng.choice(_SHORT, len(rows)), data.counts[rows])
+    # As many rows at each step of a doubling, more or less.
+    wanted = np.minimum(rng.choice((0, 1, 2, 3, 5, 8, 13, 20, 40), len(rows)), data.counts[rows])
     entry = np.concatenate(
         [
             data.indptr[row] + rng.permutation(int(data.counts[row]))[:n]
@@ -134,22 +124,25 @@ def _quantile_regression(features: Float64s, target: Float64s, weight: Float64s)
     """Return the `c` (f,) for which `features @ c` is the 0.9 quantile of `target` (n,), whose entries have
     the `weight` (n,), by Newton steps.
     """
+    # The loss of a quantile has a kink, which a Newton step cannot take: rounded over a twentieth of a log
+    # deviation.
+    share, smoothing = 0.9, 0.05
     found = np.zeros(features.shape[1])
-    found[0] = float(np.quantile(target, _SHARE))
+    found[0] = float(np.quantile(target, share))
 
     def loss(at: Float64s) -> float:
         rest = target - features @ at
-        check = _SHARE * rest + _SMOOTHING * np.logaddexp(0.0, -rest / _SMOOTHING)
+        check = share * rest + smoothing * np.logaddexp(0.0, -rest / smoothing)
         return float(weight @ check) / width + 0.5 * float(np.sum((at / _PRIOR) ** 2))
 
     rest = target - found[0]
-    width = max(float(np.average(np.where(rest > 0, _SHARE, _SHARE - 1.0) * rest, weights=weight)), 1e-3)
+    width = max(float(np.average(np.where(rest > 0, share, share - 1.0) * rest, weights=weight)), 1e-3)
     for _ in range(50):
         rest = target - features @ found
-        below = 1.0 / (1.0 + np.exp(np.clip(rest / _SMOOTHING, -500.0, 500.0)))
-        gradient = features.T @ (weight * (below - _SHARE)) / width + found / _PRIOR**2
+        below = 1.0 / (1.0 + np.exp(np.clip(rest / smoothing, -500.0, 500.0)))
+        gradient = features.T @ (weight * (below - share)) / width + found / _PRIOR**2
         # The floor keeps the steps finite where no rating is near the quantile.
-        curvature = weight * np.maximum(below * (1.0 - below), 0.01) / (_SMOOTHING * width)
+        curvature = weight * np.maximum(below * (1.0 - below), 0.01) / (smoothing * width)
         hessian = (features * curvature[:, None]).T @ features + np.diag(1.0 / _PRIOR**2)
         step = -np.linalg.solve(hessian, gradient)
         before, size = loss(found), 1.0

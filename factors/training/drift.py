@@ -23,17 +23,6 @@ from factors.model.parameters import Drift, Parameters, Side
 from factors.model.types import Float64s, Int64s
 from factors.training.priors import shrunk_covariance
 
-# This share of the times at both ends does not count for the span: a few may be nonsense.
-_ENDS = 0.02
-# Variances of a velocity, in those of a position: how far rows move within the span of the ratings.
-_RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0)
-# Evidence in nats below which users stay where they are: odds of 22,000 to 1.
-_LEAST_EVIDENCE = 10.0
-# The same for each rating. A sweep over users that move takes two to three times as long: 0.0012 nats
-# (MovieLens 100K) are not worth that, the 0.014 of the rating environment whose tastes turn by half a radian
-# cut its squared error in half.
-_LEAST_A_RATING = 0.0025
-
 
 def start_drift(side: Side, time: Float64s, ratio: float = 1.0) -> Drift | None:
     """Return a drift to begin to learn from, for ratings at these times (n,): the prior of velocities is that
@@ -42,9 +31,11 @@ def start_drift(side: Side, time: Float64s, ratio: float = 1.0) -> Drift | None:
     known = time[np.isfinite(time)]
     if len(known) == 0:
         return None
-    low, high = np.quantile(known, [_ENDS, 1.0 - _ENDS])
+    # A few times may be nonsense: the outermost do not count for the span.
+    ends = 0.02
+    low, high = np.quantile(known, [ends, 1.0 - ends])
     with np.errstate(over="ignore"):
-        unit = float((high - low) / (1.0 - 2.0 * _ENDS))
+        unit = float((high - low) / (1.0 - 2.0 * ends))
     if not 0.0 < unit < np.inf:
         return None
     return Drift(float(low), unit, ratio * side.covariance, side.precision / ratio)
@@ -70,9 +61,12 @@ def best_drift(parameters: Parameters, item_rows: Float64s, by_user: Compressed,
     dim = parameters.users.layout.dim
     precision = unpack(segment_sums(by_user.indptr, items.columns, age * age / variance, items.second), dim)
     pull = segment_sums(by_user.indptr, items.columns, age * residual / variance, items.features)
-    least = max(_LEAST_EVIDENCE, _LEAST_A_RATING * len(residual))
-    best, best_evidence = 0.0, least
-    for ratio in _RATIOS:
+    # A sweep over users that move takes two to three times as long: 0.0012 nats a rating (MovieLens 100K) are
+    # not worth that, the 0.014 of the rating environment whose tastes turn by half a radian cut its squared
+    # error in half.
+    best, best_evidence = 0.0, max(10.0, 0.0025 * len(residual))
+    # Variances of a velocity, in those of a position: how far rows move within the span of the ratings.
+    for ratio in (0.01, 0.03, 0.1, 0.3, 1.0):
         # With V = R R^T everything is symmetric, and V^-1 is not needed.
         root = np.linalg.cholesky(ratio * parameters.users.covariance)
         inner = np.eye(dim) + root.T @ precision @ root

@@ -31,13 +31,6 @@ from factors.training.training_set import TrainingSet
 from factors.training.units import in_rating_units
 
 Progress = Callable[[int, dict[str, float]], None]
-# A fit goes on from an earlier one until there are so many times the ratings from which its terms were
-# chosen.
-_DECIDE_AGAIN = 1.5
-# With fewer ratings a sweep costs next to nothing, and a fit goes on until it is more settled.
-_CHEAP_RATINGS, _CHEAP_TOLERANCE = 50_000, 0.2
-# Of few ratings terms are chosen again when there are so many times the ratings: that takes a second.
-_DECIDE_FEW_AGAIN = 1.1
 
 
 def fit(
@@ -65,8 +58,8 @@ def fit(
     backend = choose_backend(len(by_user.value), threads=settings.threads, block_rows=settings.block_rows)
     training = TrainingSet.of(by_user, n_items, backend)
     state, found = _begin(training, settings, rng, start)
-    # Measured in units of the range, between two sweeps.
-    tolerance = settings.tolerance * (_CHEAP_TOLERANCE if len(training) < _CHEAP_RATINGS else 1.0)
+    # With fewer ratings a sweep costs next to nothing, and the fit goes on until it is more settled.
+    tolerance = settings.tolerance * (0.2 if len(training) < 50_000 else 1.0)
     sweeps, change = 0, 0.0
     for sweeps in range(1, settings.sweeps + 1):
         change = state.sweep()
@@ -103,7 +96,8 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
     """
     model, few = start.model, n_ratings < FEW_RATINGS
     same_rank = (few and settings.rank == "auto") or model.rank == largest_rank(settings, n_ratings)
-    again = _DECIDE_FEW_AGAIN if few else _DECIDE_AGAIN
+    # When there are so many times the ratings terms are chosen again: of few ratings that takes a second.
+    again = 1.1 if few else 1.5
     return (
         model.scale == settings.scale
         and same_rank

@@ -16,14 +16,6 @@ from factors.inference.backend import RatedSets, set_matrix
 from factors.inference.histories import Compressed
 from factors.model.types import Float64s
 
-# Up to here a dense factor of the smaller Gram matrix takes under a second and 70 MB; beyond, conjugate
-# gradients.
-_DENSE = 3000
-# From one sweep to the next effects move little, and the gradients go on from there.
-_CG_STEPS = 20
-# Of the target.
-_CG_TOLERANCE = 1e-3
-
 
 class NoImplicitEffects:
     """A model without these effects."""
@@ -50,7 +42,8 @@ class ImplicitEffects:
         self._diagonal = np.bincount(data.other, share, others.rows) + ridge
         self._by_rows = data.rows <= others.rows
         self._factor: tuple[Float64s, bool] | None = None
-        if min(data.rows, others.rows) <= _DENSE:
+        # A dense factor of this size takes under a second and 70 MB; beyond, conjugate gradients.
+        if min(data.rows, others.rows) <= 3000:
             matrix = set_matrix(data, others.rows)
             transposed = matrix.T.tocsr()
             gram = (matrix @ transposed if self._by_rows else transposed @ matrix).toarray()
@@ -76,10 +69,12 @@ class ImplicitEffects:
         target = self._sets.transposed_times(deviations)
         residual = target - self._normal(effects)
         inverse = 1.0 / self._diagonal[:, None]
-        limit = _CG_TOLERANCE**2 * (target * inverse * target).sum(axis=0)
+        # A thousandth of the target, as a norm.
+        limit = 1e-6 * (target * inverse * target).sum(axis=0)
         direction = inverse * residual
         square = (residual * direction).sum(axis=0)
-        for _ in range(_CG_STEPS):
+        # From one sweep to the next effects move little, and the steps go on from there.
+        for _ in range(20):
             if (square <= limit).all():
                 break
             product = self._normal(direction)

@@ -25,23 +25,14 @@ from factors.training.training_set import TrainingSet
 
 # With fewer ratings several starts cost little: a second for all of them.
 FEW_RATINGS = 5_000
-# Unneeded dimensions are pruned by their prior; a large set of ratings carries more.
-_RANK, _RANK_OF_MANY, _MANY = 8, 16, 1_000_000
-# Each is a start of its own, so that the steps between them grow.
-_RANKS_OF_FEW = (1, 2, 3, 4, 6, 8)
-# Sweeps with priors as they are, and the most after them.
-_HELD_SWEEPS, _FREE_SWEEPS = 20, 20
-# Biases alone settle sooner.
-_FLAT_SWEEPS = 10
-# Change of a sweep, in units of the range, from which on a start is judged.
-_SETTLED = 1e-4
 
 
 def largest_rank(settings: FitSettings, n_ratings: int) -> int:
     """Return the largest rank that `settings` ask for."""
     if settings.rank != "auto":
         return settings.rank
-    return _RANK_OF_MANY if n_ratings >= _MANY else _RANK
+    # Unneeded dimensions are pruned by their prior; a large set of ratings carries more.
+    return 16 if n_ratings >= 1_000_000 else 8
 
 
 def _parameters(training: TrainingSet, settings: FitSettings, rank: int | None) -> Parameters:
@@ -79,14 +70,15 @@ def flat_state(training: TrainingSet, settings: FitSettings, rank: int | None = 
 
 def best_start(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> State:
     """Return, for few ratings, the swept state of highest evidence: biases alone, or one of several ranks."""
-    most = largest_rank(settings, len(training))
-    ranks = (most,) if settings.rank != "auto" else tuple(rank for rank in _RANKS_OF_FEW if rank <= most)
-    best = flat_state(training, settings, None if settings.rank != "auto" else 1)
-    _sweep(best, settings, _FLAT_SWEEPS, held=0)
+    # Each is a start of its own, so that the steps between them grow.
+    ranks = (1, 2, 3, 4, 6, 8) if settings.rank == "auto" else (settings.rank,)
+    best = flat_state(training, settings, ranks[0])
+    # Biases alone settle sooner.
+    _sweep(best, settings, 10, held=0)
     highest = evidence(best)
     for rank in ranks:
         state = initial_state(training, settings, rng, rank)
-        _sweep(state, settings, _HELD_SWEEPS + _FREE_SWEEPS, held=_HELD_SWEEPS)
+        _sweep(state, settings, 40, held=20)
         found = evidence(state)
         if found > highest:
             best, highest = state, found
@@ -94,9 +86,11 @@ def best_start(training: TrainingSet, settings: FitSettings, rng: np.random.Gene
 
 
 def _sweep(state: State, settings: FitSettings, sweeps: int, *, held: int) -> None:
+    """Sweep until `state` can be judged: at most so often, `held` times with the priors as they are."""
     for sweep in range(min(sweeps, settings.sweeps)):
         change = state.sweep(learn_priors=sweep >= held)
-        if sweep > held and change < _SETTLED:
+        # In units of the range.
+        if sweep > held and change < 1e-4:
             break
 
 

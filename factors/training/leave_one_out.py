@@ -16,11 +16,9 @@ import numpy as np
 from factors.inference.half_step import HalfStep
 from factors.inference.histories import Sessions
 from factors.inference.motion import Motion
+from factors.inference.ordinal import LEAST_CAVITY
 from factors.model.layout import Layout, outer, triangle
 from factors.model.types import Float64s, Int64s
-
-# A site never holds more than all but this part of a posterior, as in `ordinal`.
-_LEAST_CAVITY = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ def leave_one_out_scores(users: StepEntries, items: StepEntries) -> tuple[Float6
         sites = side.step.sites
         weight = sites.weight[side.entries].astype(np.float64)
         linear = sites.linear[side.entries].astype(np.float64)
-        shrink = np.maximum(1.0 - weight * own_variance, _LEAST_CAVITY)
+        shrink = np.maximum(1.0 - weight * own_variance, LEAST_CAVITY)
         mean += effect
         mean += own_variance * (weight * (base + effect) - linear) / shrink
         variance += own_variance / shrink

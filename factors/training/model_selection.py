@@ -30,31 +30,12 @@ from factors.training.training_set import TrainingSet
 LEAST_RATINGS = 100
 # Enough ratings to tell terms apart; of a larger set, so many of whole users are looked at.
 _MOST_RATINGS = 300_000
-# The standard error of a mean over so many is under a hundredth of a nat.
-_MOST_HELD_OUT = 20_000
-# Of few ratings a larger part is held out, so that chance does not decide.
-_FEW_HELD_OUT = 300
 # The ordinal link learns a cut point for each step: beyond this a scale is continuous for every practical
 # purpose.
 _MOST_LEVELS = 25
 # Ridges of the implicit effects, in units of (noise of a row round its set's prediction / variance of an
 # effect).
 _RIDGES = (0.0, 20.0, 6.0, 2.0)
-# How many times wider the prior of velocities may be than the sweeps take it to be.
-_WIDENINGS = (1.0, 2.0, 4.0, 8.0, 16.0)
-# The part of each user's ratings that tells. (In drifting environments a tenth says 1 to 4 by chance, a fifth
-# 2 to 4.)
-_LATEST = 0.2
-# Evidence in nats below which sessions are not worth their place in a row.
-_LEAST_EVIDENCE = 10.0
-# Variances of an effect, in those of the residuals.
-_EFFECT_RATIOS = (0.01, 0.03, 0.1, 0.3)
-# Sweeps in which a state that has seen the held-out ratings loses what it knows of them.
-_FORGETTING = 10
-# Sweeps until the deviations of a state can be learned from.
-_SETTLING = 12
-# 4^20 units are 35,000 years of seconds.
-_LENGTHS = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +71,10 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
     may_move = settings.session_effects and len(training) < MANY_RATINGS
     training = _some_users(training, rng)
     n = len(training)
-    held_out = np.sort(rng.permutation(n)[: min(max(n // 10, min(_FEW_HELD_OUT, n // 4)), _MOST_HELD_OUT)])
+    # Of few ratings a larger part, so that chance does not decide; the standard error of a mean over 20,000
+    # is under a hundredth of a nat.
+    size = min(max(n // 10, min(300, n // 4)), 20_000)
+    held_out = np.sort(rng.permutation(n)[:size])
     part, search = training.without(held_out), _Search(settings, HeldOut(training.by_user, held_out))
     if training.sparse:
         state = search.run(flat_state(part, settings), 10)
@@ -104,7 +88,8 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
         search.run(state, 6)
     else:
         state = State.of_rows(part, whole.parameters, whole.user_rows, whole.item_rows)
-        search.run(state, _FORGETTING)
+        # Sweeps in which it loses what it knows of the ratings held out.
+        search.run(state, 10)
     drift = 0.0
     if may_move:
         drift = best_drift(state.parameters, state.item_rows, part.by_user, state.residuals())
@@ -114,8 +99,8 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
     state = search.best_sessions(state)
     state = search.best_link(state, in_doubt_ordinal=n < FEW_RATINGS)
     score = search.score(state)
-    # A state on its way is off otherwise than the fit will be.
-    state.run(min(_SETTLING, settings.sweeps), until=settings.tolerance)
+    # Deviations are learned from a settled state: one on its way is off otherwise than the fit will be.
+    state.run(min(12, settings.sweeps), until=settings.tolerance)
     found = _calibrated(_widened(state), training, held_out, score, rng)
     return found if whole is None else _with_all(found, search.run(whole.branch(found.terms), 8))
 
@@ -224,12 +209,12 @@ def _widened(state: State) -> State:
     """
     if not state.parameters.moves:
         return state
-    last = latest(state.training.by_user, _LATEST)
+    # In drifting environments a tenth says 1 to 4 by chance, a fifth 2 to 4.
+    last = latest(state.training.by_user, 0.2)
     before, test = state.training.without(last).by_user, HeldOut(state.training.by_user, last)
-    scores = [
-        float(test.log_likelihoods(_folded_in(state, widening, before)).mean()) for widening in _WIDENINGS
-    ]
-    return _folded_in(state, _WIDENINGS[int(np.argmax(scores))], state.training.by_user)
+    widenings = (1.0, 2.0, 4.0, 8.0, 16.0)
+    scores = [test.log_likelihoods(_folded_in(state, wider, before)).mean() for wider in widenings]
+    return _folded_in(state, widenings[int(np.argmax(scores))], state.training.by_user)
 
 
 def _folded_in(state: State, widening: float, by_user: Compressed) -> State:
@@ -281,8 +266,10 @@ def best_session_length(data: Compressed, residual: Float64s) -> float:
     span = float(time.max() - time.min())
     if span <= 0 or variance <= 0 or not math.isfinite(span):
         return 0.0
-    best, best_evidence = 0.0, _LEAST_EVIDENCE
-    for exponent in range(_LENGTHS):
+    # With less evidence, in nats, sessions are not worth their place in a row.
+    best, best_evidence = 0.0, 10.0
+    # 4^20 units are 35,000 years of seconds.
+    for exponent in range(21):
         session_length = 4.0**exponent
         if session_length > span:
             break
@@ -292,7 +279,8 @@ def best_session_length(data: Compressed, residual: Float64s) -> float:
         group = np.cumsum(first) - 1
         count = np.bincount(group)
         total = np.bincount(group, residual[order])
-        for ratio in _EFFECT_RATIOS:
+        # Variances of an effect, in those of the residuals.
+        for ratio in (0.01, 0.03, 0.1, 0.3):
             gain = ratio * total * total / (variance * (1.0 + ratio * count)) - np.log1p(ratio * count)
             evidence = 0.5 * float(gain.sum())
             if evidence > best_evidence:

@@ -25,16 +25,6 @@ from factors.training.terms import Terms, relayout, with_terms
 from factors.training.training_set import TrainingSet
 from factors.training.units import score_range
 
-# Ordinal sites move along with the posteriors, one step of the fixed point in each sweep, once they are
-# there.
-_FIRST_STEPS = 6
-# Users and items step in turn on each other's sites: undamped, MovieLens 100K swings.
-_SWEEP_DAMPING = 0.6
-# So many ratings show how far a sweep moved the scores.
-_SCORES_COMPARED = 1_000_000
-# Ratings from which the cut points are learned in one sweep: more do not move them.
-_RATINGS_FOR_CUTS = 10_000
-
 
 class State:
     """A fit between two sweeps: `parameters`, `user_rows`, `item_rows` (float64), and `change`: the root mean
@@ -141,8 +131,10 @@ class State:
         return HalfStepInput.of(self.parameters, name, table, training.side(name), sessions=sessions)
 
     def _half_step(self, name: SideName, begin: HalfStep | None) -> HalfStep:
-        steps = _FIRST_STEPS if begin is None else 1
-        return self.training.backend.half_step(self._input(name), Iteration(steps, _SWEEP_DAMPING, begin))
+        # Ordinal sites move along with the posteriors, one step of the fixed point in each sweep, once they
+        # are there. Users and items step in turn on each other's sites: undamped, MovieLens 100K swings.
+        iteration = Iteration(6 if begin is None else 1, 0.6, begin)
+        return self.training.backend.half_step(self._input(name), iteration)
 
     def _learn_side(self, name: SideName, step: HalfStep, effects: Float64s) -> tuple[Side, Float64s]:
         """Return the side of this name with the prior that `step` speaks for, and the `effects` (n_others, d)
@@ -171,7 +163,8 @@ class State:
         scores = user_step.sites.mean[:: self._compared_each].astype(np.float64)
         # In units of the range, so that a change of the unit of an ordinal model's scores is no change.
         self._compare((scores - float(parameters.cuts.mean())) / score_range(parameters))
-        entries, mean, variance = self.leave_one_out(_RATINGS_FOR_CUTS)
+        # More ratings do not move the cut points.
+        entries, mean, variance = self.leave_one_out(10_000)
         level = rating_levels(parameters.scale, self.training.by_user.value[entries])
         cuts, noise = learn_link(parameters.cuts, parameters.noise, level, mean, variance)
         return replace(parameters, cuts=cuts, noise=noise)
@@ -184,7 +177,8 @@ class State:
 
     @property
     def _compared_each(self) -> int:
-        return max(1, len(self.training) // _SCORES_COMPARED)
+        # So many ratings show how far a sweep moved the scores.
+        return max(1, len(self.training) // 1_000_000)
 
     def _compare(self, scores: Float64s) -> None:
         if self._compared is not None and len(scores):

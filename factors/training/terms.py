@@ -15,10 +15,6 @@ from factors.model.types import Float64s, Link
 from factors.training.drift import start_drift
 from factors.training.training_set import TrainingSet
 
-# More sessions than this a row does not keep: 16 by size of their effect predict as well as 100 (MovieLens
-# 100K).
-MAX_SLOTS = 16
-
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -78,8 +74,9 @@ def _with_sessions(
         layout = replace(side.layout, slots=0)
         return replace(side, layout=layout, session_length=0.0, session_variance=0.0)
     per_row = np.bincount(sessions.row)
-    # Enough for all but one row in a hundred.
-    slots = int(np.clip(np.percentile(per_row[per_row > 0], 99), 1, MAX_SLOTS))
+    # Enough for all but one row in a hundred; 16 by size of their effect predict as well as 100 (MovieLens
+    # 100K).
+    slots = int(np.clip(np.percentile(per_row[per_row > 0], 99), 1, 16))
     layout = replace(side.layout, slots=slots)
     # Small against the noise: the sweeps raise it where the ratings speak for it.
     return replace(

@@ -29,34 +29,14 @@ _RIDGES = (0.3, 3.0, 10.0, 30.0)
 # The best of the grid is moved by these factors, finer than the steps of the grid, as often as it gets
 # better.
 _MOVES = (0.6, 1.0 / 0.6)
-# More rounds of moves find differences that the draws do not support.
-_ROUNDS = 3
 # The ridge then grows with this power of the number of choices, between none and in proportion.
 _POWER = 0.5
-# The library has one ridge for all rows: these sweeps give the rows theirs.
-_OWN_SWEEPS = 2
 # More dimensions make records longer, so they must be surely better.
 _RANK, _MORE_RANK = 32, 64
-# Choices are held out so many times, each time such a part: one draw leaves too much to chance.
-_DRAWS, _HELD_OUT = 2, 0.15
 # Of more choices whole users are drawn, so that a decision takes minutes at most.
 _MOST_TRIED = 100_000
-# Of fewer a draw holds out too few to tell.
-_LEAST_TRIED = 200
-# Users whose rankings decide: each costs a score of every item.
-_MOST_RANKED = 5_000
 # NDCG@100 decides, as in the literature (Liang et al., 2018).
 _DEPTH = 100
-# A choice stands until there are so many times the ratings.
-_DECIDE_AGAIN = 1.5
-# Sweeps of the library. From an earlier fit a few take in what is new.
-_ITERATIONS, _WARM_ITERATIONS = 15, 5
-# Factors of users and items that no earlier fit knows are below this.
-_NEAR_ZERO = np.float32(0.01)
-# Pairs that are ranked to judge a fit: each costs a score of every item.
-_JUDGED = 2_000
-# Recall@20, as in the literature (Liang et al., 2018).
-_TOP = 20
 
 Factors = tuple[Float32s, Float32s]
 
@@ -85,7 +65,8 @@ class ImplicitEngine:
         """See `Engine.held_out`: the mean percentile of each chosen item among all items that the user had
         not chosen, against that of popularity.
         """
-        user_row, item_row = test.user_row[:_JUDGED], test.item_row[:_JUDGED]
+        # Each pair costs a score of every item.
+        user_row, item_row = test.user_row[:2_000], test.item_row[:2_000]
         n_items = len(fitted.items)
         popularity = np.bincount(train.item_row, minlength=n_items).astype(np.float64)
         seen = _matrix(train, np.ones(len(train.value), np.float32), (len(fitted.users), n_items))
@@ -100,7 +81,8 @@ class ImplicitEngine:
                 ties = (scores == scores[item])[passed].sum() - 1
                 above = (scores > scores[item])[passed].sum() + 0.5 * ties
                 percentiles[position, column] = above / max(passed.sum() - 1, 1)
-                hits += column == 0 and above < _TOP
+                # Recall@20, as in the literature (Liang et al., 2018).
+                hits += column == 0 and above < 20
         losses = compared(percentiles[:, 0], percentiles[:, 1], root=False)
         return {**losses, "held_out_recall_at_20": hits / max(len(percentiles), 1)}
 
@@ -109,7 +91,7 @@ class ImplicitEngine:
         return (
             start.model.feedback == "implicit"
             and self._settings.rank in ("auto", start.model.rank)
-            and n_ratings < _DECIDE_AGAIN * weighting_of(start.model).decided
+            and n_ratings < 1.5 * weighting_of(start.model).decided
         )
 
     def _choose(
@@ -120,9 +102,11 @@ class ImplicitEngine:
         rank = min(_RANK if wanted == "auto" else wanted, most)
         default = Weighting(_ALPHAS[1], _RIDGES[0], _POWER, decided=float(len(ratings.value)))
         part = _some_users(ratings, shape[0], rng)
-        if len(part.user_row) < _LEAST_TRIED:
+        # So few hold out too few to tell.
+        if len(part.user_row) < 200:
             return rank, default
-        draws = [rng.random(len(part.user_row)) < _HELD_OUT for _ in range(_DRAWS)]
+        # Twice: one draw leaves too much to chance.
+        draws = [rng.random(len(part.user_row)) < 0.15 for _ in range(2)]
         parts = [(_rows(part, ~held), _rows(part, held)) for held in draws]
         # Of all that are tried only the factors to go on from are kept: they are as many as users and items.
         highest = -np.inf
@@ -132,7 +116,8 @@ class ImplicitEngine:
             if (found := self._ndcg(parts, plain, factors).mean()) > highest:
                 highest, best, begin = found, replace(plain, power=_POWER), factors
         tried = {best: self._ndcg(parts, best, begin)}
-        for _ in range(_ROUNDS):
+        # More rounds of moves find differences that the draws do not support.
+        for _ in range(3):
             centre = best
             for alpha, ridge in product((1.0, *_MOVES), repeat=2):
                 moved = replace(centre, alpha=centre.alpha * alpha, ridge=centre.ridge * ridge)
@@ -155,7 +140,7 @@ class ImplicitEngine:
         """Return the library's users and items for the ratings to learn of each part."""
         found = []
         for train, _ in parts:
-            als = self._library(rank, weighting, _ITERATIONS, np.random.default_rng(1))
+            als = self._library(rank, weighting, 15, np.random.default_rng(1))
             als.fit(self._confidences(train, weighting, shape), show_progress=False)
             found.append((als.user_factors, als.item_factors))
         return found
@@ -175,8 +160,9 @@ class ImplicitEngine:
     def _sweep(self, task: FitTask, rank: int, weighting: Weighting) -> Factors:
         """Return the library's users and items, from those of `task.start` where there is one."""
         start, shape, rng, report = task.start, (task.n_users, task.n_items), task.rng, task.report
-        als = self._library(rank, weighting, _ITERATIONS if start is None else _WARM_ITERATIONS, rng)
-        users, items = (rng.random((size, rank), dtype=np.float32) * _NEAR_ZERO for size in shape)
+        # From an earlier fit a few sweeps take in what is new, and rows that are new begin near 0.
+        als = self._library(rank, weighting, 15 if start is None else 5, rng)
+        users, items = (rng.random((size, rank), dtype=np.float32) * np.float32(0.01) for size in shape)
         if start is not None:
             for rows, earlier in zip((users, items), implicit_factors(start), strict=True):
                 known = min(len(rows), len(earlier))
@@ -205,7 +191,8 @@ class ImplicitEngine:
 
     def _fitted(self, ratings: Ratings, n_users: int, weighting: Weighting, items: Float32s) -> Fitted:
         """Return what is published, from the library's `items` (n_items, k)."""
-        fitted = implicit_fit(ratings, n_users, self._settings.scale, weighting, items, sweeps=_OWN_SWEEPS)
+        # The library has one ridge for all rows: two sweeps give the rows theirs.
+        fitted = implicit_fit(ratings, n_users, self._settings.scale, weighting, items, sweeps=2)
         chosen = {"alpha": weighting.alpha, "ridge": weighting.ridge, "power": weighting.power}
         return replace(fitted, metrics={**fitted.metrics, **chosen})
 
@@ -242,7 +229,8 @@ def _ndcg(factors: Factors, train: Ratings, test: Ratings) -> Float64s:
     n_items = len(factors[1])
     chosen = _matrix(train, np.ones(len(train.value)), (len(factors[0]), n_items))
     users, counts = np.unique(test.user_row, return_counts=True)
-    users, counts = users[:_MOST_RANKED], counts[:_MOST_RANKED]
+    # Each user costs a score of every item.
+    users, counts = users[:5_000], counts[:5_000]
     top, _ = als.recommend(users, chosen[users], N=_DEPTH)
     # The library pads a short ranking with -1; a stride of n_items + 1 keeps that apart from every item.
     wanted = np.unique(test.user_row.astype(np.int64) * (n_items + 1) + test.item_row)

@@ -27,23 +27,6 @@ Tensor = Any
 
 # Ratings of one user that one step reads: the normal matrices of a batch are padded to its longest user.
 _LONGEST = 256
-# A step reads about this part of all ratings, within bounds: few steps learn little, long ones fill memory.
-_STEPS_AN_EPOCH, _LEAST_STEP, _MOST_STEP = 20, 512, 8192
-# A fit reads so many ratings in all, which bounds its time, and each of them at most so often.
-_VISITS, _MOST_EPOCHS, _LEAST_EPOCHS = 20_000_000, 40, 2
-# Part of a user's ratings that the posterior is made from, drawn for each user; the loss is of the others.
-_SHOWN_LEAST, _SHOWN_MOST = 0.6, 0.95
-# Learning rates of Adam at the top and at the end of one cycle.
-_RATE, _LAST_RATE = 1e-2, 5e-4
-# Hidden units, and the part of them that a step leaves out, against learning the ratings by heart.
-_HIDDEN, _DROPOUT = 64, 0.2
-# Prior deviation of embeddings, in units of what a fit starts with: without more prior the network learns the
-# ratings by heart.
-_SPREAD = 0.35
-# Prior precision of implicit effects, in units of that of the embeddings.
-_RIDGE = 20.0
-# Norm of a gradient step: a first batch of unlucky users must not throw the embeddings away.
-_CLIP = 10.0
 
 
 class _Network:
@@ -55,12 +38,13 @@ class _Network:
         self.embedding = torch.nn.Parameter(torch.tensor(begin.vectors, dtype=torch.float32))
         self.effects = torch.nn.Parameter(torch.tensor(begin.implicit_effects, dtype=torch.float32))
         self.inputs = inputs
-        self.spread = _SPREAD * torch.tensor(initial_std(dim - 1), dtype=torch.float32)
-        width = 2 * dim + inputs.shape[1]
-        self.first = torch.nn.Parameter(torch.randn(width, _HIDDEN, generator=generator) / math.sqrt(width))
-        self.shift = torch.nn.Parameter(torch.zeros(_HIDDEN))
+        # Without more prior than a fit starts with the network learns the ratings by heart.
+        self.spread = 0.35 * torch.tensor(initial_std(dim - 1), dtype=torch.float32)
+        width, hidden = 2 * dim + inputs.shape[1], 64
+        self.first = torch.nn.Parameter(torch.randn(width, hidden, generator=generator) / math.sqrt(width))
+        self.shift = torch.nn.Parameter(torch.zeros(hidden))
         # Zeros: the network starts as the points that it begins from.
-        self.last = torch.nn.Parameter(torch.zeros(_HIDDEN, 2 * dim))
+        self.last = torch.nn.Parameter(torch.zeros(hidden, 2 * dim))
         self.mean = torch.nn.Parameter(torch.tensor(begin.user_mean, dtype=torch.float32))
         factor = np.linalg.cholesky(np.linalg.inv(begin.user_covariance))
         self.factor = torch.nn.Parameter(torch.tensor(factor, dtype=torch.float32))
@@ -81,8 +65,9 @@ class _Network:
         hidden = torch.cat([self.embedding, self.effects, self.inputs], dim=1) @ self.first + self.shift
         hidden = torch.nn.functional.silu(hidden)
         if generator is not None:
-            kept = torch.rand(hidden.shape, generator=generator) >= _DROPOUT
-            hidden = hidden * kept / (1.0 - _DROPOUT)
+            dropout = 0.2
+            kept = torch.rand(hidden.shape, generator=generator) >= dropout
+            hidden = hidden * kept / (1.0 - dropout)
         change = hidden @ self.last
         return self.embedding + change[:, : self._dim], self.effects + change[:, self._dim :]
 
@@ -116,12 +101,14 @@ def train(
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         network = _Network(begin, torch.tensor(inputs, dtype=torch.float32), generator)
         batches = _batches(by_user, rng)
-        epochs = int(np.clip(_VISITS // max(len(by_user.value), 1), _LEAST_EPOCHS, _MOST_EPOCHS))
-        epochs = max(_LEAST_EPOCHS, epochs // 3) if warm else epochs
-        optimizer = torch.optim.Adam(network.parameters, lr=_RATE)
+        # So many looks at ratings in all bound the time of a fit.
+        epochs = int(np.clip(20_000_000 // max(len(by_user.value), 1), 2, 40))
+        epochs = max(2, epochs // 3) if warm else epochs
+        rate, last_rate = 1e-2, 5e-4
+        optimizer = torch.optim.Adam(network.parameters, lr=rate)
         steps = max(1, epochs * len(batches))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=_RATE, total_steps=steps + 1, final_div_factor=_RATE / _LAST_RATE
+            optimizer, max_lr=rate, total_steps=steps + 1, final_div_factor=rate / last_rate
         )
         item = torch.tensor(by_user.other)
         target = torch.tensor((by_user.value - begin.mean) / begin.unit, dtype=torch.float32)
@@ -135,7 +122,8 @@ def train(
                     continue
                 optimizer.zero_grad()
                 (found / size).backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters, _CLIP)
+                # A first batch of unlucky users must not throw the embeddings away.
+                torch.nn.utils.clip_grad_norm_(network.parameters, 10.0)
                 optimizer.step()
                 schedule.step()
                 total, count = total + float(found.detach()), count + size
@@ -164,7 +152,8 @@ def _batches(by_user: Compressed, rng: np.random.Generator) -> list[Int64s]:
     counts = np.minimum(by_user.counts, _LONGEST)
     rated = np.flatnonzero(counts >= 2)
     rated = rated[np.lexsort((rng.random(len(rated)), counts[rated]))]
-    step = int(np.clip(counts.sum() / _STEPS_AN_EPOCH, _LEAST_STEP, _MOST_STEP))
+    # 20 steps an epoch, within bounds: few steps learn little, long ones fill memory.
+    step = int(np.clip(counts.sum() / 20, 512, 8192))
     batches, start = [], 0
     while start < len(rated):
         # Ascending, so that the last of a batch is its longest.
@@ -206,7 +195,8 @@ def _loss(
     entries, real = rows
     items, effects = network.items(generator)
     count = real.sum(dim=1, keepdim=True)
-    share = torch.tensor(rng.uniform(_SHOWN_LEAST, _SHOWN_MOST, (len(real), 1)), dtype=torch.float32)
+    # This part of a user's ratings makes the posterior; the loss is of the others.
+    share = torch.tensor(rng.uniform(0.6, 0.95, (len(real), 1)), dtype=torch.float32)
     # The order is random, so the first ones are a random part; at least one rating is held out.
     n_shown = torch.minimum(torch.floor(share * count), count - 1.0)
     position = torch.arange(real.shape[1])[None, :]
@@ -234,5 +224,6 @@ def _loss(
     total = (loss * held_out).sum()
     # The prior of the embeddings counts once for each time that all ratings have been held out.
     penalty = ((network.embedding / network.spread) ** 2).sum()
-    penalty = penalty + _RIDGE * ((network.effects / network.spread) ** 2).sum()
+    # Implicit effects have 20 times the prior precision of the embeddings.
+    penalty = penalty + 20.0 * ((network.effects / network.spread) ** 2).sum()
     return total + 0.5 * penalty * size / max(len(target), 1), size

@@ -26,13 +26,6 @@ from trainer.engines.base import FitTask
 from trainer.engines.variational import VariationalEngine
 
 MISSING = "the neural engine needs torch: pip install foldin[neural]"
-# As the default engine has it below a million ratings.
-_RANK = 8
-# With fewer ratings there is nothing for a network to learn.
-_LEAST_RATINGS = 100
-# Ratings at the mean that an item has besides its own, in what the network reads of it: as in the bias
-# baseline.
-_SHRINKAGE = 5.0
 
 
 class NeuralEngine:
@@ -51,7 +44,8 @@ class NeuralEngine:
         by_user = prepare(task.ratings, task.n_users, task.n_items, self._settings)
         if len(by_user.value) == 0:
             return prior_fit(replace(self._settings, link="gaussian"), task.n_users, task.n_items)
-        if len(by_user.value) < _LEAST_RATINGS:
+        # So few leave nothing for a network to learn.
+        if len(by_user.value) < 100:
             engine = VariationalEngine(replace(self._settings, link="gaussian"))
             return engine.fit(replace(task, start=None))
         self._torch.set_num_threads(self._settings.threads)
@@ -66,7 +60,8 @@ class NeuralEngine:
         from trainer.engines.network import train
 
         scale, by_item, start = self._settings.scale, by_user.by_other(task.n_items), task.start
-        rank = _RANK if self._settings.rank == "auto" else self._settings.rank
+        # As the default engine has it below a million ratings.
+        rank = 8 if self._settings.rank == "auto" else self._settings.rank
         # The network works in units of the deviation of the ratings, whatever the scale.
         unit = max(float(by_user.value.std()), 1e-3 * scale_range(scale))
         begin = initial_points(rank, task.n_items, float(by_user.value.mean()), unit, task.rng)
@@ -99,7 +94,8 @@ def _item_inputs(by_item: Compressed, mean: float, unit: float) -> Float64s:
     deviation = (by_item.value - mean) / unit
     total = np.bincount(by_item.row, deviation, by_item.rows)
     square = np.bincount(by_item.row, deviation * deviation, by_item.rows)
-    shrunk = total / (counts + _SHRINKAGE)
-    variance = (square + _SHRINKAGE * float(np.mean(deviation**2))) / (counts + _SHRINKAGE) - shrunk**2
+    # Five ratings at the mean besides an item's own, as in the bias baseline.
+    shrunk = total / (counts + 5.0)
+    variance = (square + 5.0 * float(np.mean(deviation**2))) / (counts + 5.0) - shrunk**2
     # A fifth of the logarithm is about as large as the other two.
     return np.column_stack([np.log1p(counts) / 5.0, shrunk, np.sqrt(np.maximum(variance, 0.0))])

@@ -10,9 +10,6 @@ import numpy as np
 from factors import FitSettings, Fitted, Float64s, Ratings, Scorer, fit, fit_biases, held_out_metrics
 from trainer.engines.base import FitTask, compared
 
-# Ratings of a user or item that the bias baseline adds at 0: with fewer own ratings a mean is mostly noise.
-_SHRINKAGE = 5.0
-
 
 class VariationalEngine:
     """`factors.fit`."""
@@ -46,5 +43,6 @@ def bias_errors(train: Ratings, test: Ratings) -> Float64s:
     """Return the errors (n,) on `test` of mean + item bias + user bias, each shrunk, learned from `train`."""
     n_items = 1 + max(int(train.item_row.max(initial=0)), int(test.item_row.max(initial=0)))
     n_users = 1 + max(int(train.user_row.max(initial=0)), int(test.user_row.max(initial=0)))
-    biases = fit_biases(train, n_users, n_items, user_ridge=_SHRINKAGE, item_ridge=_SHRINKAGE, rounds=1)
+    # With fewer than about five ratings of its own a mean is mostly noise.
+    biases = fit_biases(train, n_users, n_items, user_ridge=5.0, item_ridge=5.0, rounds=1)
     return np.asarray(test.value - biases.predict(test.user_row, test.item_row))

@@ -29,8 +29,6 @@ from factors.model.quantized_rows import QuantizedTable
 from factors.model.scale import scale_levels
 from factors.model.types import Float32s, Float64s, Int64s
 
-# Parts of equal numbers of entries: many enough that no thread waits long for the last one.
-_PARTS_A_THREAD = 16
 _NOTHING: Float64s = np.zeros(0)
 _NOTHING32: Float32s = np.zeros(0, dtype=np.float32)
 
@@ -106,7 +104,8 @@ class LoopBackend:
         loop, rows = self._loops[kernel], len(indptr) - 1
         # Rows cost something without entries too.
         work = indptr + np.arange(rows + 1)
-        edges = np.searchsorted(work, np.linspace(0, work[-1], _PARTS_A_THREAD * self._threads + 1))
+        # So many parts that no thread waits long for the last one.
+        edges = np.searchsorted(work, np.linspace(0, work[-1], 16 * self._threads + 1))
         edges = np.unique(np.clip(edges, 0, rows))
         parts = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
         if self._threads == 1 or len(parts) == 1:

@@ -14,8 +14,6 @@ import numpy as np
 WIDE = 16
 # No rating may hold more than all but this part of a posterior (`ordinal`).
 _LEAST_CAVITY = 0.02
-# Far out the curvature underflows: a site needs a weight above 0.
-_LEAST_CURVATURE = 1e-9
 _ROOT_HALF = math.sqrt(0.5)
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -202,7 +200,8 @@ def score_entries(
                 curvature += above * of_above
             if math.isfinite(below):
                 curvature -= below * of_below
-            curvature = min(max(curvature, _LEAST_CURVATURE), 1.0) * per * per
+            # As in `ordinal`: rounding must not leave a site without weight.
+            curvature = min(max(curvature, 1e-9), 1.0) * per * per
             slope = (-slope if flip else slope) * per
             # The site has the curvature that the own variance does not account for.
             new = curvature / max(1.0 - curvature * own_variance, _LEAST_CAVITY)
