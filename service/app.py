@@ -19,8 +19,7 @@ from featurestore.generations.follower import Follower
 from featurestore.settings import redacted
 from featurestore.store import Store
 from service.context import CONTEXT, ServiceContext
-from service.http.admission import Admission
-from service.http.bodies import BodyReader
+from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
 from service.metrics import RECENT_S, Snapshot, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher

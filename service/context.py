@@ -14,8 +14,7 @@ from aiohttp import web
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
-from service.http.admission import Admission
-from service.http.bodies import BodyReader
+from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
 from service.metrics import Snapshot, SnapshotFiles
 from service.micro_batcher import MicroBatcher

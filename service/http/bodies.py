@@ -1,40 +1,143 @@
-"""Reads request bodies.
+"""Takes request bodies in: reads them, and bounds how many large ones are worked on.
 
-Invariant: the bytes of all bodies that a worker holds at once are bounded, and so is the wait.
+Invariant: the bytes of all bodies that a worker holds at once are bounded, and so is the wait for each. Of
+large ones, so many are worked on and so many bytes wait; one more is refused at once.
+
+A call of 10,000 pairs takes as long as a thousand of one pair, and holds thirty times its body while it is
+worked on. Were they bounded by the limit of requests in flight alone, a few clients that send more than a
+worker can carry would make all others wait for seconds.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from typing import NamedTuple
 
 from aiohttp import web
 
 from service.http.problems import Problem
+from service.metrics import Snapshot
 
 _JSON_TYPES = ("", "application/json", "application/octet-stream")
 _LINES_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
+# A body that is worked on in less than half a millisecond: some 100 pairs.
+SMALL_BYTES = 2_048
+# While one waits for the store, another is worked on; each more makes the turns of the event loop longer.
+AT_ONCE = 2
+
+
+class Admission:
+    """Calls of one kind: two are worked on at a time, or more if their bodies have up to `at_once_bytes`
+    together; others wait, with bodies of up to `waiting_bytes`, or one of any size.
+    """
+
+    def __init__(self, counts: Snapshot, *, at_once_bytes: int, waiting_bytes: int) -> None:
+        self._counts = counts
+        self._at_once_bytes = at_once_bytes
+        self._most_waiting_bytes = waiting_bytes
+        self._calls = self._working = 0
+        self._waiting = 0
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def admit(self, size: int) -> AsyncIterator[None]:
+        """Work on a body of `size` bytes in the block, in the order of arrival; on a small one at once.
+
+        Raises `overloaded` where too much waits already.
+        """
+        # A small call does not queue behind large calls.
+        if size <= SMALL_BYTES:
+            yield
+            return
+        # A call that would fit waits too while others do: else large ones would never have their turn.
+        if self._queue or not self._fits(size):
+            await self._wait(size)
+        else:
+            self._begin(size)
+        try:
+            yield
+        finally:
+            self._end(size)
+
+    def _fits(self, size: int) -> bool:
+        return self._calls < AT_ONCE or self._working + size <= self._at_once_bytes
+
+    def _begin(self, size: int) -> None:
+        self._calls += 1
+        self._working += size
+
+    def _end(self, size: int) -> None:
+        self._calls -= 1
+        self._working -= size
+        self._admit()
+
+    async def _wait(self, size: int) -> None:
+        if self._queue and self._waiting + size > self._most_waiting_bytes:
+            self._counts.overloads += 1
+            detail = f"{len(self._queue)} such calls of {self._waiting} bytes wait already"
+            raise Problem("overloaded", detail, retry_after_s=1)
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (size, admitted)
+        self._queue.append(entry)
+        self._waiting += size
+        try:
+            await admitted
+        except asyncio.CancelledError:
+            # A call that gives up leaves no trace, whether it waited or had just been let in.
+            if entry in self._queue:
+                self._queue.remove(entry)
+                self._waiting -= size
+                self._admit()
+            else:
+                self._end(size)
+            raise
+
+    def _admit(self) -> None:
+        while self._queue and self._fits(self._queue[0][0]):
+            size, admitted = self._queue.popleft()
+            self._waiting -= size
+            self._begin(size)
+            admitted.set_result(None)
+
+
+class Received(NamedTuple):
+    """A body, and whether it is declared as one JSON value a line."""
+
+    raw: bytearray
+    lines: bool
 
 
 class BodyReader:
     """Reads whole bodies of at most `limit_bytes`; all that are held at once stay under `budget_bytes`."""
 
     def __init__(self, *, limit_bytes: int, budget_bytes: int, timeout_s: float) -> None:
-        self.limit_bytes = limit_bytes
+        self._limit_bytes = limit_bytes
         self._budget_bytes = budget_bytes
         self._held_bytes = 0
         self._timeout_s = timeout_s
 
     @asynccontextmanager
     async def read(
-        self, request: web.BaseRequest, limit_bytes: int | None = None
-    ) -> AsyncIterator[bytearray]:
-        """Read the body; it counts as held until the block ends.
+        self,
+        request: web.BaseRequest,
+        admission: Admission | None,
+        *,
+        takes_lines: bool = False,
+        limit_bytes: int | None = None,
+    ) -> AsyncIterator[Received]:
+        """Read the body and wait until `admission` lets it in; it counts as held until the block ends.
 
-        Raises `body_too_large`, `request_timeout`, or `overloaded` where the budget is spent.
+        Raises `unsupported_media_type`, `body_too_large`, `request_timeout`, or `overloaded` where the budget
+        is spent.
         """
-        limit = self.limit_bytes if limit_bytes is None else limit_bytes
+        # Before the body is read: one of a wrong type need not come.
+        lines = _declares_lines(request)
+        if lines and not takes_lines:
+            raise Problem("unsupported_media_type", "send application/json")
+        limit = self._limit_bytes if limit_bytes is None else limit_bytes
         if (request.content_length or 0) > limit:
-            raise too_large(limit)
+            raise _too_large(limit)
         # Bytes count as they come, not as they are announced: a client that only promises takes no room.
         body = bytearray()
         try:
@@ -42,7 +145,7 @@ class BodyReader:
                 async with asyncio.timeout(self._timeout_s):
                     async for chunk in request.content.iter_any():
                         if len(body) + len(chunk) > limit:
-                            raise too_large(limit)
+                            raise _too_large(limit)
                         if self._held_bytes + len(chunk) > self._budget_bytes:
                             raise Problem("overloaded", "too many large bodies at once", retry_after_s=1)
                         body += chunk
@@ -51,18 +154,17 @@ class BodyReader:
                 raise Problem("request_timeout", f"no whole body in {self._timeout_s:g} s") from None
             except web.RequestPayloadError as exc:
                 raise Problem("malformed_request", f"the body cannot be read: {exc}") from exc
-            yield body
+            async with admission.admit(len(body)) if admission else nullcontext():
+                yield Received(body, lines)
         finally:
             self._held_bytes -= len(body)
 
 
-def too_large(limit_bytes: int) -> Problem:
-    """Return the problem of a body above `limit_bytes`."""
+def _too_large(limit_bytes: int) -> Problem:
     return Problem("body_too_large", f"one call takes {limit_bytes} bytes")
 
 
-def is_lines(request: web.BaseRequest) -> bool:
-    """Whether the body is declared as one JSON value a line. Raises `unsupported_media_type`."""
+def _declares_lines(request: web.BaseRequest) -> bool:
     # Forms and plain text, which a web page of any origin may send, are refused: there is no login that would
     # tell the page's author from its visitor.
     kind = request.content_type if "Content-Type" in request.headers else ""
@@ -74,9 +176,3 @@ def is_lines(request: web.BaseRequest) -> bool:
     if kind in _JSON_TYPES or kind.endswith("+json"):
         return False
     raise Problem("unsupported_media_type", f"send application/json, not {kind}")
-
-
-def require_json(request: web.Request) -> None:
-    """Raise `unsupported_media_type` unless the body is declared as one JSON value."""
-    if is_lines(request):
-        raise Problem("unsupported_media_type", "send application/json")

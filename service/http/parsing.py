@@ -186,6 +186,10 @@ def check_rows(count: int, limit: int, field: str | None = None) -> None:
         raise Problem("too_many_rows", f"one call takes {limit} rows, not {count}", field=field)
 
 
+# What msgspec raises of a body that is not what it should be; `problem_of` tells what is wrong.
+NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 class Body(Generic[T]):
     """Decodes bodies of one type; the problem names what is wrong by field and row."""
 
@@ -196,19 +200,12 @@ class Body(Generic[T]):
         """Return the value. Raises `invalid_body` or `malformed_json`."""
         try:
             return self._decoder.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        except NOT_DECODED as exc:
             raise problem_of(exc, body, lines=False) from None
 
     async def decode_off_loop(self, body: bytes | bytearray) -> T:
         """Return the value, decoded in a thread where that would hold up the event loop."""
         return self.decode(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(self.decode, body)
-
-    def decode_lines(self, body: bytes | bytearray) -> list[T]:
-        """Return the value of each line that is not empty."""
-        try:
-            return self._decoder.decode_lines(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise problem_of(exc, body, lines=True) from None
 
 
 _PATH = re.compile(r" - at `\$(?P<path>.*)`$", re.DOTALL)

@@ -7,7 +7,6 @@ from aiohttp import web
 
 from featurestore.id_columns import Ids
 from service.context import CONTEXT, ServiceContext
-from service.http.bodies import require_json
 from service.http.fast_pairs import plain_pairs
 from service.http.parsing import (
     ID_SCHEMA,
@@ -152,10 +151,9 @@ async def get_predict(request: web.Request) -> web.StreamResponse:
 )
 async def post_predict(request: web.Request) -> web.StreamResponse:
     """The expected ratings of one pair, or of up to 10,000."""
-    require_json(request)
     context = request.app[CONTEXT]
-    async with context.bodies.read(request) as raw, context.predictions.admit(len(raw)):
-        return await _answer_body(context, raw)
+    async with context.bodies.read(request, context.predictions) as body:
+        return await _answer_body(context, body.raw)
 
 
 async def _answer_body(context: ServiceContext, raw: bytearray) -> Answer:

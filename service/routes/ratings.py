@@ -8,7 +8,6 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,19 +15,19 @@ from aiohttp import web
 
 from factors import Float64s, Scale
 from featurestore.generations.live import LiveGeneration
-from featurestore.ratings.batches import Columns as RatingColumns
+from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
 from service.context import CONTEXT
-from service.http.bodies import is_lines
 from service.http.parsing import (
     INLINE_BYTES,
     MAX_TIMESTAMP,
-    Body,
+    NOT_DECODED,
     DescribedId,
     Timestamp,
     body_ids,
     check_rows,
     path_id,
+    problem_of,
 )
 from service.http.problems import Problem
 from service.http.response import json_answer
@@ -40,8 +39,6 @@ MAX_RATINGS = 10_000
 # So many ratings of a call are predicted before they are learned, of a larger call an even sample:
 # enough for the error of a minute, at a small part of what storing 10,000 takes.
 _PREDICTED = 256
-
-
 # Where one object ends and the next begins on a later line.
 _NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 
@@ -69,17 +66,8 @@ class Deleted(msgspec.Struct):
     generation: int | None
 
 
-class Columns(NamedTuple):
-    """Ratings that were checked, in the order of the call."""
-
-    user_ids: list[bytes]
-    item_ids: list[bytes]
-    values: list[float]
-    times: list[float]
-
-
-_ONE: Body[RatingIn] = Body(RatingIn)
-_MANY: Body[list[RatingIn]] = Body(list[RatingIn])
+_ONE = msgspec.json.Decoder(RatingIn)
+_MANY = msgspec.json.Decoder(list[RatingIn])
 
 
 def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: bool) -> Columns:
@@ -90,25 +78,29 @@ def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: b
     is_object = body[:64].lstrip()[:1] == b"{"
     rows: Sequence[RatingIn]
     # Between two members of one object there would be a comma, and in a string no newline stands as it is.
-    if lines or (is_object and _NEXT_LINE.search(body) is not None):
-        rows, is_object = _ONE.decode_lines(body), False
-    else:
-        rows = [_ONE.decode(body)] if is_object else _MANY.decode(body)
+    lines = lines or (is_object and _NEXT_LINE.search(body) is not None)
+    try:
+        if lines:
+            rows, is_object = _ONE.decode_lines(body), False
+        else:
+            rows = [_ONE.decode(body)] if is_object else _MANY.decode(body)
+    except NOT_DECODED as exc:
+        raise problem_of(exc, body, lines=lines) from None
     check_rows(len(rows), MAX_RATINGS)
     try:
         user_ids = body_ids([row.user_id for row in rows], "user_id")
         item_ids = body_ids([row.item_id for row in rows], "item_id")
-        values = [row.rating for row in rows]
-        check_scale(values, scale, "rating")
+        ratings = np.array([row.rating for row in rows], dtype=np.float64)
+        check_scale(ratings, scale, "rating")
         times = checked_times([row.timestamp for row in rows], now, "timestamp")
     except Problem as problem:
         if is_object:
             problem.row = None
         raise
-    return Columns(user_ids, item_ids, values, times)
+    return Columns(user_ids, item_ids, ratings, np.array(times, dtype=np.float64))
 
 
-def check_scale(values: Sequence[float], scale: Scale, field: str) -> None:
+def check_scale(values: Sequence[float] | Float64s, scale: Scale, field: str) -> None:
     """Raise `invalid_body` for the first of `values` off the scale. Those between its steps are taken."""
     array = np.asarray(values, dtype=np.float64)
     outside = np.flatnonzero(~((array >= scale.low) & (array <= scale.high)))
@@ -132,14 +124,12 @@ async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Colu
     """Return the squared errors of the live generation on ratings that it has not learned yet; of a large
     call, on a sample.
     """
-    count = len(columns.values)
-    chosen = range(count) if count <= _PREDICTED else range(0, count, -(-count // _PREDICTED))
+    sample = slice(None, None, -(-len(columns) // _PREDICTED))
     positions: dict[bytes, int] = {}
-    index = [positions.setdefault(columns.user_ids[row], len(positions)) for row in chosen]
-    item_ids = [columns.item_ids[row] for row in chosen]
-    vectors, item_rows = await scorer.look_up(live, list(positions), item_ids)
+    index = [positions.setdefault(user_id, len(positions)) for user_id in columns.user_id[sample]]
+    vectors, item_rows = await scorer.look_up(live, list(positions), columns.item_id[sample])
     predicted = live.scorer.score(vectors, np.array(index, dtype=np.int64), item_rows).rating
-    return np.square(np.array([columns.values[row] for row in chosen]) - predicted)
+    return np.square(columns.rating[sample] - predicted)
 
 
 @Route(
@@ -156,9 +146,7 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     """Learn ratings: one, an array, or one a line. All or nothing; every later read knows them."""
     context = request.app[CONTEXT]
     store, counts, live = context.store, context.counts, context.follower.live
-    # Before the body is read: one of a wrong type need not come.
-    lines = is_lines(request)
-    async with context.bodies.read(request) as raw, context.imports.admit(len(raw)):
+    async with context.bodies.read(request, context.imports, takes_lines=True) as (raw, lines):
         # One moment for the whole call: its ratings keep their order.
         now, scale = time.time(), store.config.scale
         if len(raw) <= INLINE_BYTES:
@@ -167,15 +155,11 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
             columns = await asyncio.to_thread(parse_ratings, raw, scale, now, lines=lines)
         errors = np.zeros(0)
         # Before they are stored: the error on what the model has not learned is the honest one.
-        if live is not None and columns.values:
+        if live is not None and len(columns):
             errors = await squared_errors(context.scorer, live, columns)
-        if columns.values:
-            rating, moment = np.array(columns.values), np.array(columns.times, dtype=np.float64)
-            await store.ratings.append_columns(
-                RatingColumns(columns.user_ids, columns.item_ids, rating, moment)
-            )
-    counts.rated(errors, len(columns.values))
-    return json_answer(Accepted(len(columns.values), live.generation if live else None))
+        await store.ratings.append_columns(columns)
+    counts.rated(errors, len(columns))
+    return json_answer(Accepted(len(columns), live.generation if live else None))
 
 
 @Route(

@@ -1,6 +1,6 @@
 """Top-N and explanations.
 
-Invariant: what a user has rated is not recommended unless body for, however short ago it was stored.
+Invariant: what a user has rated is not recommended unless that is asked for, however short ago it was stored.
 """
 
 import asyncio
@@ -19,7 +19,6 @@ from factors import Float32s, explain
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
 from service.context import CONTEXT, ServiceContext
-from service.http.bodies import require_json
 from service.http.parsing import (
     Body,
     DescribedId,
@@ -157,9 +156,8 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
 async def post_recommend(request: web.Request) -> web.StreamResponse:
     """The best items for someone who is not stored."""
     context = request.app[CONTEXT]
-    require_json(request)
-    async with context.bodies.read(request) as raw, context.predictions.admit(len(raw)):
-        body = await _BODY.decode_off_loop(raw)
+    async with context.bodies.read(request, context.predictions) as received:
+        body = await _BODY.decode_off_loop(received.raw)
         check_rows(len(body.ratings), MAX_RATINGS, "ratings")
         wanted = checked_wanted(body)
         item_ids = body_ids([rating.item_id for rating in body.ratings], "ratings.item_id")

@@ -13,7 +13,6 @@ from msgspec import Meta
 from factors import Scale
 from featurestore.ratings.log import NewRating
 from service.context import CONTEXT
-from service.http.bodies import is_lines
 from service.http.parsing import Body, Id, body_ids, check_rows
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
@@ -85,9 +84,9 @@ async def post_train(request: web.Request) -> web.StreamResponse:
     """
     context = request.app[CONTEXT]
     training = context.training
-    # Before the body is read: one of a wrong type need not come.
-    lines = is_lines(request)
-    async with context.bodies.read(request, context.settings.train_body_bytes) as raw:
+    limit_bytes = context.settings.train_body_bytes
+    async with context.bodies.read(request, None, takes_lines=True, limit_bytes=limit_bytes) as (raw, lines):
+        # No body is of no type.
         if not raw.strip():
             return _answer(await training.refit())
         if lines:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from service.http.admission import SMALL_BYTES, Admission
+from service.http.bodies import SMALL_BYTES, Admission
 from service.http.problems import Problem
 from service.metrics import Snapshot
 

@@ -1,5 +1,6 @@
 """Ids, queries and bodies at the edge: what passes, and what is named where something does not."""
 
+import numpy as np
 import pytest
 
 from factors import Scale
@@ -66,14 +67,16 @@ def test_numbers_of_queries_are_finite(text: str) -> None:
 def test_one_object_an_array_and_lines_are_the_same() -> None:
     one, other = row('"u"', "7"), row("12", '"i"', "4.5", ', "timestamp": 5')
     array = parse_ratings(f" [{one}, {other}]".encode(), SCALE, 1e9, lines=False)
-    assert array.user_ids == [b"u", b"12"]
-    assert array.item_ids == [b"7", b"i"]
-    assert (array.values, array.times) == ([3.0, 4.5], [1e9, 5.0])
+    assert array.user_id == [b"u", b"12"]
+    assert array.item_id == [b"7", b"i"]
+    assert (array.rating.tolist(), array.time.tolist()) == ([3.0, 4.5], [1e9, 5.0])
     for text in (f"{one}\n{other}", f"{one}\r\n\r\n{other}\n"):
-        assert parse_ratings(text.encode(), SCALE, 1e9, lines=True) == array
-        assert parse_ratings(text.encode(), SCALE, 1e9, lines=False) == array
-    assert parse_ratings(one.encode(), SCALE, 1e9, lines=False).user_ids == [b"u"]
-    assert parse_ratings(b"[]", SCALE, 1e9, lines=False).values == []
+        for lines in (True, False):
+            found = parse_ratings(text.encode(), SCALE, 1e9, lines=lines)
+            assert (found.user_id, found.item_id) == (array.user_id, array.item_id)
+            np.testing.assert_array_equal([found.rating, found.time], [array.rating, array.time])
+    assert parse_ratings(one.encode(), SCALE, 1e9, lines=False).user_id == [b"u"]
+    assert parse_ratings(b"[]", SCALE, 1e9, lines=False).rating.tolist() == []
 
 
 WRONG = {
