@@ -30,21 +30,21 @@ class UserLookup(NamedTuple):
 
 def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any]) -> UserLookup:
     """Read `[n, record]` of each user; an error in its place means that the user is behind."""
-    prior, pack = live.prior_record, COUNTER.pack
+    prior, seen = live.prior_record, COUNTER.unpack_from
     size = len(prior)
     records: list[bytes] = []
     behind: list[int] = []
     for position, reply in enumerate(replies):
         if isinstance(reply, ReplyError):
+            # A key of another type, or a store that is going away: `catch_up` asks again and tells which.
             behind.append(position)
             records.append(prior)
             continue
         n, record = reply
         if n is None:
             records.append(prior)
-        # The store keeps `n` as decimal text, a record as a little endian number. Both as bytes: half the
-        # time of reading a number out of the record.
-        elif record is not None and len(record) == size and record[:8] == pack(int(n)):
+        # A record of another length is damaged. `n` is decimal text, as HINCRBY writes it.
+        elif record is not None and len(record) == size and seen(record)[0] == int(n):
             records.append(record)
         else:
             behind.append(position)

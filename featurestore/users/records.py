@@ -19,11 +19,11 @@ from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Kept
 from featurestore.id_columns import Ids, distinct
-from featurestore.keys import Keys, record_field
+from featurestore.keys import Keys, digest_of, partition_of, record_field
 from featurestore.users import counter_rule
 from featurestore.users.batch_lookup import LookupReader, write_lookups
 from featurestore.users.counter_rule import UserLookup
-from featurestore.users.fold_in import FoldedUsers, StaleUser, blocks, encode_write_back, fold_in
+from featurestore.users.fold_in import FoldedUsers, StaleUser, blocks, fold_in
 from featurestore.wire.connection import Connection, swallow
 from featurestore.wire.functions import ask_many, call_many, encode_call
 from featurestore.wire.resp import ReplyError, error_code
@@ -195,10 +195,26 @@ class UserRecords:
         return cursor, users
 
     def write_back(self, live: LiveGeneration, users: Sequence[StaleUser], folded: FoldedUsers) -> None:
-        """Store the records of users who were folded in, without waiting for it: where it fails, the next
-        reader folds in again.
+        """Store the records of users who were folded in, unless newer ones are there or the users were
+        forgotten, without waiting for it: where it fails, the next reader folds in again.
         """
-        calls = encode_write_back(self._keys, live, users, folded, self.kept)
+        keys, calls = self._keys, []
+        n = np.array([user.n for user in users], dtype=np.int64)
+        records = codecs.pack_records(n, folded.vectors)
+        for user, record, history in zip(users, records, folded.histories, strict=True):
+            names = [
+                keys.user(live.epoch, user.user_id),
+                keys.history(live.epoch, user.user_id),
+                keys.forgotten(live.epoch, partition_of(user.user_id, keys.partitions)),
+            ]
+            args = [
+                *(record_field(live.generation), record, digest_of(user.user_id)),
+                *(b"%d" % self.kept.upto, self.kept.fields),
+            ]
+            # Of a history that is mostly superseded only what holds is kept, unless a rating came in since.
+            if codecs.worth_compacting(user.history, history):
+                args += [b"%d" % user.n, codecs.pack_history(history)]
+            calls.append(encode_call("put_record", names, args))
         for start in range(0, len(calls), CALLS_AT_ONCE):
             some = calls[start : start + CALLS_AT_ONCE]
             self._connection.execute(b"".join(some), len(some)).add_done_callback(swallow)

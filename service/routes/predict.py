@@ -157,7 +157,7 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
 
 
 async def _answer_body(context: ServiceContext, raw: bytearray) -> Answer:
-    # A body in the usual form: 10,000 pairs are read in 0.3 ms, and decoded in 2.5.
+    # 10,000 pairs in the usual form are read in 0.3 ms; to decode and check an object for each takes 2.4.
     plain = plain_pairs(raw)
     body = PredictBody() if plain is not None else await _BODY.decode_off_loop(raw)
     live = context.live()
