@@ -12,7 +12,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -20,13 +20,11 @@ import numpy as np
 from factors import (
     Float32s,
     ModelUnreadable,
-    PosteriorModel,
     Ranker,
     Scorer,
     index_from_bytes,
     posterior_of,
 )
-from featurestore.client import StorePipeline
 from featurestore.errors import StoreError
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import LiveGeneration
@@ -50,6 +48,8 @@ log = logging.getLogger(__name__)
 BEAT_S = 0.5
 # Half a millisecond of this event loop; what is left comes with the next poll, at once.
 DELTAS_AT_ONCE = 64
+# Nothing waits for a load, and each read of deltas costs it a new state of the ranker.
+DELTAS_AT_LOAD = 256
 # New ids take half a millisecond, too.
 ITEMS_AT_ONCE = 2_000
 # More news are work for a thread.
@@ -80,9 +80,6 @@ class Follower:
         self.loads_total = 0
         self.failures_total = 0
         self.polled_at = float("-inf")
-        self._after = "0"
-        # The table that the items of `live` are the first rows of.
-        self._room: Float32s | None = None
         self._numbers: frozenset[int] = frozenset()
         self._clock_offset = 0.0
         self._beaten_at = float("-inf")
@@ -113,7 +110,9 @@ class Follower:
             if self._loading is not None:
                 self._loading.cancel()
                 await asyncio.gather(self._loading, return_exceptions=True)
-        await self._say_goodbye()
+        with contextlib.suppress(StoreError):
+            # A worker that says so is not waited for.
+            await self._client.hdel(self._keys.workers, self._worker_id)
 
     async def _poll(self) -> bool:
         """Poll once; return whether there is more to be read at once."""
@@ -128,9 +127,13 @@ class Follower:
             items = self._store.items(live.epoch)
             known = len(items)
             deltas = self._keys.deltas(live.epoch, live.generation)
-            pipe.xrange(deltas, f"({self._after}", "+", DELTAS_AT_ONCE)
+            pipe.xrange(deltas, f"({live.after}", "+", DELTAS_AT_ONCE)
             pipe.lrange(self._keys.order(live.epoch), known, known + ITEMS_AT_ONCE - 1)
-            self._add_beat(pipe, live)
+            serves = (live.epoch, live.generation)
+            # At once after a change: a switch of generations waits for this.
+            if serves != self._beaten or time.monotonic() - self._beaten_at >= BEAT_S:
+                self._beaten, self._beaten_at = serves, time.monotonic()
+                pipe.hset(self._keys.workers, self._worker_id, self._encode_beat(*serves))
         (seconds, microseconds), pointer_fields, numbers, *rest = await pipe.execute()
         now = time.monotonic()
         self._clock_offset = seconds + microseconds / 1e6 - now
@@ -143,7 +146,10 @@ class Follower:
             entries, ids = rest[:2]
             items.learn(range(known, known + len(ids)), ids)
             if entries:
-                await self._apply(live, decode_deltas(entries, live.model.item_width, self._after))
+                followed = await self._with_deltas(live, entries)
+                # A load that ended meanwhile has read these deltas, or does not need them.
+                if self.live is live:
+                    self.live = followed
             more = len(entries) == DELTAS_AT_ONCE or len(ids) == ITEMS_AT_ONCE
         # What the pointer names is loaded, unless it is here or being loaded.
         live = self.live
@@ -164,12 +170,14 @@ class Follower:
         try:
             meta = await generations.meta(epoch, generation)
             table = await self._cache.table(meta, generations.load_items(meta))
-            deltas = latest(await generations.read_deltas(meta))
-            await self._store.items(epoch).refresh()
             index = await generations.load_index(meta) if meta.index_bytes else b""
-            live, room = await asyncio.to_thread(_live_generation, meta, table, deltas, index)
+            live = await asyncio.to_thread(_live_generation, meta, table, index)
+            deltas = self._keys.deltas(epoch, generation)
+            while entries := await self._client.xrange(deltas, f"({live.after}", "+", DELTAS_AT_LOAD):
+                live = await self._with_deltas(live, entries)
+            await self._store.items(epoch).refresh()
             if self.live is not None or await self._announce(epoch, generation):
-                self.live, self._after, self._room = live, deltas.after, room
+                self.live = live
                 self.loads_total += 1
                 shown = {"epoch": epoch, "generation": generation, "items": live.n_items}
                 log.info("generation live", extra=shown)
@@ -193,40 +201,19 @@ class Follower:
         self.pointer = read_pointer(fields)
         return (self.pointer.epoch, self.pointer.generation) == (epoch, generation)
 
-    async def _apply(self, live: LiveGeneration, deltas: Deltas) -> None:
-        news = latest(deltas)
-        n_items = max(live.n_items, int(news.rows.max(initial=-1)) + 1)
-        room = live.items if self._room is None else self._room
-        if len(news.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS:
-            room, scorer = await asyncio.to_thread(_update, live, room, news, n_items)
-        else:
-            room, scorer = _update(live, room, news, n_items)
-        # A load that ended meanwhile has read these deltas, or does not need them.
-        if self.live is live:
-            self._after, self._room = deltas.after, room
-            self.live = replace(live, items=scorer.items, scorer=scorer, n_items=n_items)
-
-    def _add_beat(self, pipe: StorePipeline, live: LiveGeneration) -> None:
-        """Tell twice a second, and at once after a change, what this worker serves."""
-        now = time.monotonic()
-        serves = (live.epoch, live.generation)
-        if serves != self._beaten or now - self._beaten_at >= BEAT_S:
-            self._beaten, self._beaten_at = serves, now
-            pipe.hset(self._keys.workers, self._worker_id, self._encode_beat(*serves))
+    async def _with_deltas(self, live: LiveGeneration, entries: Any) -> LiveGeneration:
+        deltas = latest(decode_deltas(entries, live.model.item_width, live.after))
+        if len(deltas.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS:
+            return await asyncio.to_thread(_updated, live, deltas)
+        return _updated(live, deltas)
 
     def _encode_beat(self, epoch: int, generation: int) -> bytes:
         at = time.monotonic() + self._clock_offset
         return msgspec.json.encode(Beat(epoch=epoch, generation=generation, at=at, pid=os.getpid()))
 
-    async def _say_goodbye(self) -> None:
-        with contextlib.suppress(StoreError):
-            await self._client.hdel(self._keys.workers, self._worker_id)
 
-
-def _live_generation(
-    meta: GenerationMeta, table: Float32s, deltas: Deltas, index_bytes: bytes
-) -> tuple[LiveGeneration, Float32s]:
-    """What is served of a generation, and the table that its items are the first rows of."""
+def _live_generation(meta: GenerationMeta, table: Float32s, index_bytes: bytes) -> LiveGeneration:
+    """What is served of a generation, as it was fitted. `table` may have spare rows."""
     index = None
     if index_bytes:
         try:
@@ -235,42 +222,33 @@ def _live_generation(
             # Without it the answers are exact, and later.
             log.warning("the index of a generation cannot be used", extra={"why": str(exc)})
     posterior = posterior_of(meta.model)
-    n_items = max(meta.item_rows, int(deltas.rows.max(initial=-1)) + 1)
-    room = _with_rows(posterior, table, meta.item_rows, deltas)
-    items = room[:n_items]
-    live = LiveGeneration(
+    items = table[: meta.item_rows]
+    return LiveGeneration(
         epoch=meta.summary.epoch,
         generation=meta.summary.generation,
         posterior=posterior,
         items=items,
-        n_items=n_items,
+        n_items=len(items),
         scorer=Scorer(posterior, items),
         ranker=Ranker(posterior, items, index),
         meta=meta,
+        table=table,
     )
-    return live, room
 
 
-def _update(live: LiveGeneration, room: Float32s, news: Deltas, n_items: int) -> tuple[Float32s, Scorer]:
-    """The table with the `news`, and a scorer of its first `n_items` rows."""
-    room = _with_rows(live.posterior, room, live.n_items, news)
-    if n_items == live.n_items:
-        live.ranker.update(news.rows, live.items)
-        return room, live.scorer
-    items = room[:n_items]
+def _updated(live: LiveGeneration, news: Deltas) -> LiveGeneration:
+    """The generation with the `news` in its table; rows between those and its items are the prior."""
+    table = live.items if live.table is None else live.table
+    n_items = max(live.n_items, int(news.rows.max(initial=-1)) + 1)
+    if n_items > len(table):
+        # An eighth more, so that a table that grows row by row is copied a few times, not each time.
+        table = np.empty((n_items + n_items // 8 + 1024, table.shape[1]), dtype=table.dtype)
+        table[: live.n_items] = live.items
+    table[live.n_items : n_items] = live.posterior.prior_item
+    table[news.rows] = news.vectors
+    items, scorer = live.items, live.scorer
+    if n_items > live.n_items:
+        items = table[:n_items]
+        scorer = Scorer(live.posterior, items)
     live.ranker.update(news.rows, items)
-    return room, Scorer(live.posterior, items)
-
-
-def _with_rows(posterior: PosteriorModel, room: Float32s, n_items: int, news: Deltas) -> Float32s:
-    """The table of `n_items` rows and spare ones with the `news`; rows between are the prior. A copy, with an
-    eighth more rows, where it was too small.
-    """
-    needed = max(n_items, int(news.rows.max(initial=-1)) + 1)
-    if needed > len(room):
-        larger = np.empty((needed + needed // 8 + 1024, room.shape[1]), dtype=room.dtype)
-        larger[:n_items] = room[:n_items]
-        room = larger
-    room[n_items:needed] = posterior.prior_item
-    room[news.rows] = news.vectors
-    return room
+    return replace(live, items=items, n_items=n_items, scorer=scorer, table=table, after=news.after)

@@ -45,11 +45,6 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Piece = bytes | memoryview
 
 
-def capacity_of(rows: int) -> int:
-    """Rows of the mapped table for a generation of so many items."""
-    return int(rows * GROWTH) + SPARE_ROWS
-
-
 class TableCache:
     """The folder of one namespace's tables."""
 
@@ -155,7 +150,7 @@ async def _write(part: Path, meta: GenerationMeta, pieces: AsyncIterator[Piece])
             number = meta.summary.generation
             raise GenerationBroken(f"the item table of generation {number} is not what was written")
         # A hole: no spare row is read before it is written.
-        file.truncate(4 * capacity_of(meta.item_rows) * meta.model.item_width)
+        file.truncate(4 * (int(meta.item_rows * GROWTH) + SPARE_ROWS) * meta.model.item_width)
 
 
 def _append(file: IO[bytes], pieces: Sequence[Piece], checksum: int) -> int:
@@ -200,9 +195,10 @@ def _is_marked(path: Path) -> bool:
 
 def _map(path: Path, meta: GenerationMeta) -> Float32s | None:
     """The file mapped copy-on-write; None where there is none that holds this table."""
-    rows, width = capacity_of(meta.item_rows), meta.model.item_width
+    width = meta.model.item_width
     try:
-        if path.stat().st_size != 4 * rows * width:
+        rows, rest = divmod(path.stat().st_size, 4 * width)
+        if rest or rows <= meta.item_rows:
             return None
         marked = _is_marked(path)
         table = np.memmap(path, dtype="<f4", mode="c", shape=(rows, width))

@@ -25,6 +25,10 @@ class LiveGeneration:
     scorer: Scorer
     ranker: Ranker
     meta: GenerationMeta
+    # What the follower goes on from: the table whose first rows are `items`, None where it has no others, and
+    # the stream id of the last delta in it.
+    table: Float32s | None = None
+    after: str = "0"
     # Of the users' records: their layout, and the one that stands for a user without any.
     record_dtype: np.dtype[Any] = field(init=False)
     prior_record: bytes = field(init=False)

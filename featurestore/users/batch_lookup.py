@@ -114,6 +114,7 @@ class LookupReader:
         self._starts: list[_Places] = []
         self._next = 0
 
+    @property
     def room(self) -> memoryview:
         """Where the bytes that come next belong."""
         if not self._data:

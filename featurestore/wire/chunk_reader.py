@@ -35,6 +35,7 @@ class ChunkReader:
         self._filled = self._at = 0
         self.pieces: list[memoryview] = []
 
+    @property
     def room(self) -> memoryview:
         """Where the bytes that come next belong."""
         return self._data[self._filled :]

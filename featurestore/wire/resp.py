@@ -32,6 +32,7 @@ class RepliesReader(Protocol):
     is to come.
     """
 
+    @property
     def room(self) -> memoryview:
         """Where the bytes that come next belong; never empty."""
 

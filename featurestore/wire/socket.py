@@ -106,25 +106,34 @@ class StoreSocket(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         self._reading = self._waiting[0].reader if self._waiting else None
-        return self._common if self._reading is None else self._reading.room()
+        return self._common if self._reading is None else self._reading.room
 
     def buffer_updated(self, nbytes: int) -> None:
         self._heard_at = self._loop.time()
-        if self._reading is None:
+        waiting, reader, data = self._waiting, self._reading, b""
+        if reader is None:
             data = bytes(self._common[:nbytes])
-        elif self._waiting and self._waiting[0].reader is self._reading:
-            data = self._took(self._reading, nbytes)
-        else:
+        elif not waiting or waiting[0].reader is not reader:
             return
         try:
-            while data and self.why is None:
-                if self._waiting and (own := self._waiting[0].reader) is not None:
-                    room = own.room()
-                    size = min(len(room), len(data))
-                    room[:size] = data[:size]
-                    data = self._took(own, size) + data[size:]
+            while (data or reader is not None) and self.why is None:
+                if reader is None:
+                    reader = waiting[0].reader if waiting else None
+                    if reader is None:
+                        data = self._read(data)
+                        continue
+                    # These bytes came together with the replies to a call before it.
+                    nbytes = min(len(reader.room), len(data))
+                    reader.room[:nbytes], data = data[:nbytes], data[nbytes:]
+                try:
+                    rest = reader.took(nbytes)
+                except UnusualReplies as exc:
+                    waiting[0] = waiting[0]._replace(reader=None)
+                    rest = exc.data
                 else:
-                    data = self._read(data)
+                    if rest is not None:
+                        self._hand_out([])
+                reader, data = None, (rest or b"") + data
         except hiredis.ProtocolError as exc:
             self.give_up(StoreUnavailable(f"the store does not speak RESP: {exc}"))
 
@@ -156,20 +165,6 @@ class StoreSocket(asyncio.BufferedProtocol):
             if not waiting and reader.gets() is not False:
                 raise hiredis.ProtocolError("a reply to no question")
         return data[stop:]
-
-    def _took(self, reader: RepliesReader, size: int) -> bytes:
-        """`size` bytes have come to the `reader` of the call at the front: what is left of them for others,
-        or for the usual reader.
-        """
-        try:
-            rest = reader.took(size)
-        except UnusualReplies as exc:
-            self._waiting[0] = self._waiting[0]._replace(reader=None)
-            return exc.data
-        if rest is None:
-            return b""
-        self._hand_out([])
-        return rest
 
     def _hand_out(self, replies: list[Any]) -> None:
         call = self._waiting.popleft()

@@ -15,7 +15,6 @@ from factors import posterior_of
 from featurestore.errors import StoreRefused
 from featurestore.generations import item_table_file as itemtable
 from featurestore.generations.follower import Follower
-from featurestore.generations.item_table_file import capacity_of
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.served import wait_until_served
 from featurestore.settings import StoreSettings
@@ -35,6 +34,11 @@ async def following(store: Store, folder: Path, name: str = "w") -> AsyncIterato
     finally:
         stop.set()
         await task
+
+
+def capacity_of(rows: int) -> int:
+    """Rows of the file for a generation of so many items."""
+    return int(rows * itemtable.GROWTH) + itemtable.SPARE_ROWS
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -14,7 +14,7 @@ def feed(reader: ChunkReader, data: bytes, step: int) -> bytes | None:
     rest: bytes | None = None
     while data:
         assert rest is None
-        room = reader.room()
+        room = reader.room
         size = min(step, len(room), len(data))
         room[:size] = data[:size]
         rest, data = reader.took(size), data[size:]
