@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 from foldin.bench import benchmarks_in
+from processes.settings import SettingsError
 
 
 def main(argv: list[str]) -> int:
@@ -16,6 +17,9 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         code: int = import_module(found[name].module).main(rest)
+    except SettingsError as exc:
+        print(f"foldin bench {name}: {exc}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return code

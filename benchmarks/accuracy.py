@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmarks.data import datasets
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import kept
-from benchmarks.harness.command import end_in_order, parser
+from benchmarks.harness.command import Options, end_in_order, read
 from benchmarks.harness.machine import Watch
 from benchmarks.quality.goals import ALS, IMPLICIT, SVDPP, Found
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
@@ -34,6 +34,7 @@ from evaluation.offline.splits import Split, given_folds, in_time_order, random_
 from evaluation.report import new_console, write_lines
 from evaluation.results.course import Summary
 from evaluation.results.lines import LineStore
+from processes.settings import choice, setting, whole
 
 NAME = "accuracy"
 BASELINES = ("global-mean", "item-mean", "bias")
@@ -68,24 +69,37 @@ WORLDS, STEPS, KNOWN = 5, 1000, (200, 1_000, 3_000, 10_000)
 RANDOM_SPLITS = 3
 # For a look in two minutes.
 QUICK_SPLITS, QUICK_STEPS, QUICK_KNOWN = 1, 200, (200, 10_000)
+QUICK_SECTIONS = ("environment", "ml-100k", "ml-latest-small", "ablation")
+
+
+def _engine(text: str) -> str:
+    if text != DEPLOYED:
+        title(text)
+    return text
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What is to be run, after the flags. `engines`: None for those that belong to each section."""
+class Choice(Options):
+    """What is to be run. `sets`, `engines`: empty for all sections, and for the engines of each."""
 
-    sections: Sequence[str]
-    engines: Sequence[str] | None
-    folds: Sequence[int]
-    scale: float
-    seed: int
-    quick: bool
-    api: bool
-    slow: bool
-    peers: str
-    output: Path
-    resume: bool
-    picture: Path | None
+    sets: tuple[str, ...] = setting(
+        (), "sections to run", choice((*SECTIONS, "synthetic")), many=True, shown="all"
+    )
+    folds: tuple[int, ...] = setting((1, 2, 3, 4, 5), "of ml-100k", whole(1, 5), many=True)
+    engines: tuple[str, ...] = setting(
+        (), "engines to run", _engine, many=True, shown="those of each section"
+    )
+    quick: bool = setting(False, "a smaller table, in about two minutes")
+    no_api: bool = setting(False, "start no deployment of ml-100k")
+    slow: bool = setting(False, "also myFM with dates and implicit terms: 300 s")
+    resume: bool = setting(False, "keep the lines that were finished before")
+    picture: Path | None = setting(None, "also write the learning curves there (SVG)", Path)
+    peers: str = setting(sys.executable, "interpreter that has the peers", shown="this one")
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """What is run, in order."""
+        return self.sets or (QUICK_SECTIONS if self.quick else SECTIONS)
 
 
 def thinned(data: DataSet, scale: float, seed: int) -> DataSet:
@@ -107,21 +121,21 @@ def load(name: str, *, scale: float, seed: int) -> DataSet:
     return thinned(loaders.get(name, datasets.ml_100k)(), scale, seed)
 
 
-def plans(section: str, data: DataSet, choice: Choice) -> Iterator[Plan]:
+def plans(section: str, data: DataSet, options: Choice) -> Iterator[Plan]:
     """Yield what is run in a section."""
-    peers = ("surprise-svd",) if choice.quick else PEERS
+    peers = ("surprise-svd",) if options.quick else PEERS
 
     def plan(splits: Sequence[Split], engines: Sequence[str], *, ranking: bool = False) -> Plan:
         others = {DEPLOYED: answer_over_http}
-        chosen = choice.engines or engines
-        return Plan(splits, chosen, choice.seed, ranking=ranking, python=choice.peers, others=others)
+        chosen = options.engines or engines
+        return Plan(splits, chosen, options.seed, ranking=ranking, python=options.peers, others=others)
 
     match section:
         case "ml-100k":
-            slow = (SLOW_PEER,) if choice.slow else ()
-            api = (DEPLOYED,) if choice.api else ()
+            slow = (SLOW_PEER,) if options.slow else ()
+            api = () if options.no_api or options.quick else (DEPLOYED,)
             # Slow peers and the deployment for the first fold alone: it is the one that others publish.
-            first, *rest = choice.folds
+            first, *rest = (1,) if options.quick else options.folds
             yield plan(given_folds(data, [first]), (AUTO, *api, "neural", *BASELINES, *peers, *slow))
             if rest:
                 yield plan(
@@ -130,36 +144,38 @@ def plans(section: str, data: DataSet, choice: Choice) -> Iterator[Plan]:
         case "prequential":
             yield plan([in_time_order(data)], (AUTO, "item-mean", "bias"))
         case "ablation":
-            yield plan(given_folds(data, [1]), ABLATION[:4] if choice.quick else ABLATION)
+            yield plan(given_folds(data, [1]), ABLATION[:4] if options.quick else ABLATION)
         case "ranking":
-            yield plan(random_splits(data, 3, choice.seed), (IMPLICIT, ALS, "popularity", AUTO), ranking=True)
+            yield plan(
+                random_splits(data, 3, options.seed), (IMPLICIT, ALS, "popularity", AUTO), ranking=True
+            )
         case _:
-            count = QUICK_SPLITS if choice.quick else RANDOM_SPLITS
+            count = QUICK_SPLITS if options.quick else RANDOM_SPLITS
             engines = (
                 AUTO,
                 *BASELINES,
-                *(("surprise-svd",) if choice.quick else ("surprise-svd", SVDPP, "surprise-knn")),
+                *(("surprise-svd",) if options.quick else ("surprise-svd", SVDPP, "surprise-knn")),
             )
-            yield plan(random_splits(data, count, choice.seed), engines)
+            yield plan(random_splits(data, count, options.seed), engines)
 
 
-def run(choice: Choice, console: Console) -> Found:
+def run(options: Choice, console: Console) -> Found:
     """Run every section. Raises `BenchmarkError` where data or a deployment is missing."""
     found = Found()
-    store = LineStore(choice.output / NAME)
-    done = store.load() if choice.resume else {}
+    store = LineStore(options.output / NAME)
+    done = store.load() if options.resume else {}
     # A line that another version has measured must not stand beside those of this one.
-    if not choice.resume:
+    if not options.resume:
         store.clear()
-    for section in choice.sections:
+    for section in options.sections:
         if section == "environment":
-            found.played = _played(choice)
+            found.played = _played(options)
         elif section == "cold":
-            found.cold = _cold(choice, console)
+            found.cold = _cold(options, console)
         else:
             lines = found.lines.setdefault(section, [])
-            data = load(section, scale=choice.scale, seed=choice.seed)
-            for plan in plans(section, data, choice):
+            data = load(section, scale=options.scale, seed=options.seed)
+            for plan in plans(section, data, options):
                 for line, _ in measure(plan, store, done):
                     lines.append(line)
                     text = f"{line.data} {line.split}, {line.summary()}"
@@ -167,23 +183,23 @@ def run(choice: Choice, console: Console) -> Found:
     return found
 
 
-def _played(choice: Choice) -> list[Summary]:
-    steps = max(10, round((QUICK_STEPS if choice.quick else STEPS) * min(choice.scale, 1)))
-    folder = choice.output / "environment"
-    worlds, known = (1, QUICK_KNOWN) if choice.quick else (WORLDS, KNOWN)
-    settings = {"worlds": worlds, "steps": steps, "known": known, "seed": choice.seed}
-    kept_rows = kept.load(folder / "played.json", settings, Summary) if choice.resume else None
+def _played(options: Choice) -> list[Summary]:
+    steps = max(10, round((QUICK_STEPS if options.quick else STEPS) * min(options.scale, 1)))
+    folder = options.output / "environment"
+    worlds, known = (1, QUICK_KNOWN) if options.quick else (WORLDS, KNOWN)
+    settings = {"worlds": worlds, "steps": steps, "known": known, "seed": options.seed}
+    kept_rows = kept.load(folder / "played.json", settings, Summary) if options.resume else None
     if kept_rows is not None:
         return kept_rows
-    played = play(EvaluationSettings(runs=worlds, steps=steps, known=known, seed=choice.seed, output=folder))
+    played = play(EvaluationSettings(runs=worlds, steps=steps, known=known, seed=options.seed, output=folder))
     kept.save(folder / "played.json", settings, played)
     return played
 
 
-def _cold(choice: Choice, console: Console) -> list[ColdCurve]:
-    data = load("cold", scale=choice.scale, seed=choice.seed)
-    path, settings = choice.output / NAME / "cold.json", {"data": data.digest(), "seed": choice.seed}
-    curves = kept.load(path, settings, ColdCurve) if choice.resume else None
+def _cold(options: Choice, console: Console) -> list[ColdCurve]:
+    data = load("cold", scale=options.scale, seed=options.seed)
+    path, settings = options.output / NAME / "cold.json", {"data": data.digest(), "seed": options.seed}
+    curves = kept.load(path, settings, ColdCurve) if options.resume else None
     if curves is not None:
         return curves
     curves = []
@@ -191,7 +207,7 @@ def _cold(choice: Choice, console: Console) -> list[ColdCurve]:
     for side in sides:
         for engine in coldstart.ENGINES:
             try:
-                curves.append(coldstart.curve(data, side, engine, choice.seed))
+                curves.append(coldstart.curve(data, side, engine, options.seed))
             # One engine that fails costs its own lines, not the table.
             except EngineFailedError as exc:
                 console.print(f"cold start, new {side}s: {exc}", style="red", markup=False)
@@ -201,65 +217,25 @@ def _cold(choice: Choice, console: Console) -> list[ColdCurve]:
 
 def main(argv: Sequence[str]) -> int:
     """Print the tables of docs/accuracy.md; return 0, or 2 where what cannot be skipped is missing."""
-    choice = _choice(argv)
+    options = read(Choice, NAME, __doc__, argv)
     console = new_console()
     end_in_order()
     watch = Watch()
     try:
-        found = run(choice, console)
+        found = run(options, console)
     except BenchmarkError as exc:
         print(f"foldin bench {NAME}: {exc}", file=sys.stderr)
         return 2
-    show(found, console, full=choice.scale == 1 and not choice.quick)
+    show(found, console, full=options.scale == 1 and not options.quick)
     watched = watch.since()
     # Errors do not depend on the load: a busy machine is named, not refused as for figures of speed.
     if watched.others is not None and watched.others > 0.1:
         console.print(
             f"others used {watched.others:.0%} of the cores: errors are right, seconds are a bit long"
         )
-    written = write_lines(found.all_lines(), choice.output / f"{NAME}.csv")
+    written = write_lines(found.all_lines(), options.output / f"{NAME}.csv")
     console.print(f"{watched.seconds:.0f} s in all; written to {written}")
-    if choice.picture is not None and found.played:
-        shutil.copyfile(choice.output / "environment" / "learning-curve.svg", choice.picture)
-        console.print(f"wrote {choice.picture}")
+    if options.picture is not None and found.played:
+        shutil.copyfile(options.output / "environment" / "learning-curve.svg", options.picture)
+        console.print(f"wrote {options.picture}")
     return 1 if any(line.failed for line in found.all_lines()) else 0
-
-
-def _choice(argv: Sequence[str]) -> Choice:
-    flags = parser(NAME, __doc__)
-    flags.add_argument("--sets", nargs="+", default=None, choices=[*SECTIONS, "synthetic"], metavar="SET")
-    folds = [1, 2, 3, 4, 5]
-    flags.add_argument("--folds", nargs="+", type=int, default=folds, choices=folds, metavar="J")
-    flags.add_argument("--engines", nargs="+", type=_engine, default=None, metavar="ENGINE")
-    flags.add_argument("--quick", action="store_true", help="a smaller table, in about two minutes")
-    flags.add_argument("--no-api", dest="api", action="store_false", help="start no deployment of ml-100k")
-    flags.add_argument("--slow", action="store_true", help="also myFM with dates and implicit terms: 300 s")
-    flags.add_argument("--resume", action="store_true", help="keep the lines that were finished before")
-    flags.add_argument(
-        "--picture", type=Path, metavar="FILE", help="also write the learning curves there (SVG)"
-    )
-    flags.add_argument(
-        "--peers", default=sys.executable, metavar="PYTHON", help="interpreter that has the peers"
-    )
-    options = flags.parse_args(argv)
-    quick = [section for section in SECTIONS if section not in ("prequential", "lectures", "ranking", "cold")]
-    return Choice(
-        sections=options.sets or (quick if options.quick else SECTIONS),
-        engines=options.engines,
-        folds=[1] if options.quick else options.folds,
-        scale=options.scale,
-        seed=options.seed,
-        quick=options.quick,
-        api=options.api and not options.quick,
-        slow=options.slow,
-        peers=options.peers,
-        output=options.output,
-        resume=options.resume,
-        picture=options.picture,
-    )
-
-
-def _engine(text: str) -> str:
-    if text != DEPLOYED:
-        title(text)
-    return text

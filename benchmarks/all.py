@@ -6,11 +6,13 @@ Invariant: one that fails, or finds the machine too busy, does not keep the othe
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.command import end_in_order, parser
+from benchmarks.harness.command import Options, end_in_order, read
 from evaluation.report import new_console, new_table
 from processes.blocking import BlockingChild, python_command
+from processes.settings import setting
 
 SPEED = ("predict", "batch", "recommend", "ratings", "fit", "publish", "growth", "start", "overload")
 # Past what the longest of them takes: one that hangs must not keep the others from running.
@@ -19,16 +21,21 @@ VERDICTS = ("met", "floor", "missed", "skipped")
 OUTCOMES = {0: "reported", 1: "failed", 2: "cannot run here", 3: "too busy to tell"}
 
 
+@dataclass(frozen=True, slots=True)
+class AllOptions(Options):
+    """What each benchmark is given, and whether errors are measured, too."""
+
+    no_accuracy: bool = setting(False, "leave the errors out")
+
+
 def main(argv: Sequence[str]) -> int:
     """Pass the flags on to each benchmark; return the worst of their exit codes."""
-    flags = parser("all", __doc__)
-    flags.add_argument("--no-accuracy", dest="accuracy", action="store_false", help="leave the errors out")
-    options = flags.parse_args(argv)
+    options = read(AllOptions, "all", __doc__, argv)
     passed = [argument for argument in argv if argument != "--no-accuracy"]
     console = new_console()
     end_in_order()
     codes: dict[str, int] = {}
-    for name in (*SPEED, *(("accuracy",) if options.accuracy else ())):
+    for name in (*SPEED, *(("accuracy",) if not options.no_accuracy else ())):
         codes[name] = _run(name, passed)
     headings = ("benchmark", "outcome", *VERDICTS)
     shown = new_table("all benchmarks", headings, left=headings[:2])

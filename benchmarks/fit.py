@@ -10,8 +10,7 @@ import importlib.util
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
@@ -19,16 +18,28 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from benchmarks.data.datasets import synthetic
-from benchmarks.harness.command import Options, carry_out, options_from, parser
-from benchmarks.harness.report import Row, Target, number, ratios
+from benchmarks.harness.command import Options, carry_out, read
+from benchmarks.harness.report import Row, at_most, compared, ratios
 from evaluation.offline.data import DataSet
 from evaluation.offline.jobs import peak_mb
 from factors import FitSettings, fit
+from processes.settings import setting, whole
 
 # Of the shape of MovieLens 20M, some of whose ratings are held out.
 USERS, ITEMS, RATINGS, RANK, THREADS = 138_000, 27_000, 18_400_000, 16, 2
 # Both sides shrink alike (see `measure`), so that the ratio still says something.
 QUICK_SCALE, QUICK_ROUNDS = 0.05, 3
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOptions(Options):
+    """Those of every benchmark, and of the fit."""
+
+    rank: int = setting(RANK, "of the model", whole(1, 1000))
+    threads: int = setting(THREADS, "of each of the two", whole(1, 1000))
+    quick: bool = setting(
+        False, f"{QUICK_SCALE:.0%} of the ratings and {QUICK_ROUNDS} rounds: 20 seconds instead of 3 minutes"
+    )
 
 
 class _EnoughError(Exception):
@@ -71,10 +82,10 @@ class Turns:
         self._began = time.perf_counter()
 
 
-def measure(options: Options, console: Console, *, rank: int = RANK, threads: int = THREADS) -> list[Row]:
+def measure(options: SweepOptions, console: Console) -> list[Row]:
     """Measure the seconds of a sweep on both sides."""
     # As sparse as the full one: both sides shrink with the root of the scale.
-    root = options.scale**0.5
+    root, rank, threads = options.scale**0.5, options.rank, options.threads
     n_users, n_items = max(200, round(USERS * root)), max(100, round(ITEMS * root))
     n_ratings = options.size(RATINGS, 2000)
     # Drawing pairs gives some twice; a tenth more makes up for it.
@@ -100,9 +111,7 @@ def measure(options: Options, console: Console, *, rank: int = RANK, threads: in
                 rng=np.random.default_rng(options.seed),
                 progress=turns,
             )
-    detail = (
-        f"{number(float(np.median(turns.sweeps)))} against {number(float(np.median(turns.peer_sweeps)))} s"
-    )
+    detail = f"{compared(turns.sweeps, turns.peer_sweeps)} s"
     if importlib.util.find_spec("numba") is None:
         detail += "; numba is not installed"
     per_rating = peak_mb() * 1e6 / n_ratings
@@ -112,7 +121,7 @@ def measure(options: Options, console: Console, *, rank: int = RANK, threads: in
             f"a sweep, {n_ratings:,} ratings, rank {rank}, {threads} threads",
             "x",
             ratios(turns.sweeps, turns.peer_sweeps),
-            Target(1.0, 1.5, higher_is_better=False),
+            at_most(1.0, 1.5),
             "implicit, conjugate gradient",
             detail,
         ),
@@ -122,16 +131,7 @@ def measure(options: Options, console: Console, *, rank: int = RANK, threads: in
 
 def main(argv: Sequence[str]) -> int:
     """As `harness.command.benchmark`, with a short form."""
-    flags = parser("fit", __doc__)
-    flags.add_argument("--rank", type=int, default=RANK)
-    flags.add_argument("--threads", type=int, default=THREADS)
-    flags.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"{QUICK_SCALE:.0%} of the ratings and {QUICK_ROUNDS} rounds: 20 seconds instead of 3 minutes",
-    )
-    found = flags.parse_args(argv)
-    options = options_from(found)
-    if found.quick:
+    options = read(SweepOptions, "fit", __doc__, argv)
+    if options.quick:
         options = replace(options, scale=QUICK_SCALE, rounds=QUICK_ROUNDS)
-    return carry_out("fit", partial(measure, rank=found.rank, threads=found.threads), options)
+    return carry_out("fit", measure, options)

@@ -19,7 +19,7 @@ from benchmarks.data import synthetic
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
-from benchmarks.harness.report import Row, Target, number
+from benchmarks.harness.report import Row, Target, at_most, number
 from benchmarks.load.generator import Load, LoadError, Plan, write_requests
 from benchmarks.load.generator import run as ask
 from benchmarks.load.requests import drive, predict_requests, warm
@@ -65,9 +65,9 @@ class Kind:
                 "",
                 detail,
             ),
-            Row("GET /predict of others, p99", "ms", tuple(self.others_ms), _at_most(50, 100)),
-            Row("a refusal, p99", "ms", tuple(self.refusal_ms), _at_most(100, 250), skipped=nothing),
-            Row("resident memory beyond that before", "MB", tuple(self.megabytes), _at_most(256, 512)),
+            Row("GET /predict of others, p99", "ms", tuple(self.others_ms), at_most(50, 100)),
+            Row("a refusal, p99", "ms", tuple(self.refusal_ms), at_most(100, 250), skipped=nothing),
+            Row("resident memory beyond that before", "MB", tuple(self.megabytes), at_most(256, 512)),
         ]
 
 
@@ -150,10 +150,6 @@ def _ask(plan: Plan, cpus: Sequence[int]) -> Load:
     if load.unanswered or not ALLOWED.issuperset(load.statuses):
         raise BenchmarkError(f"answers by status {load.statuses}, {load.unanswered} requests without one")
     return load
-
-
-def _at_most(goal: float, floor: float) -> Target:
-    return Target(goal, floor, higher_is_better=False)
 
 
 main = benchmark("overload", __doc__, measure)

@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks.data import synthetic
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
-from benchmarks.harness.report import Row, Target, interleave, number, ratios
+from benchmarks.harness.report import Row, Target, at_most, compared, interleave, number, ratios
 from benchmarks.load.generator import Load
 from benchmarks.load.requests import drive, plan_for, predict_requests, warm
 from benchmarks.load.scrape import buckets, metrics_text, quantile
@@ -66,8 +66,7 @@ def peak_rows(work: str, loads: dict[str, list[Load]], against: str) -> list[Row
     """Return the yardstick and the ratio."""
     rates = {name: tuple(load.per_second for load in each) for name, each in loads.items()}
     busiest = max(load.generator_busy for each in loads.values() for load in each)
-    foldin, yardstick = (number(float(np.median(rates[name]))) for name in ("foldin", "bare"))
-    detail = f"{foldin} against {yardstick} a second"
+    detail = f"{compared(rates['foldin'], rates['bare'])} a second"
     # Then the figure is the generator's, not the server's.
     if busiest > 0.9:
         detail += f"; the generator used {busiest:.0%} of its core"
@@ -99,14 +98,16 @@ def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus:
         {"bare": lambda: drive(plan_for(options, requests, bare_port, half), cpus=cpus), "foldin": product},
     )
     p99 = {name: tuple(load.percentile_ms(99) for load in each) for name, each in open_loads.items()}
-    detail = f"{number(float(np.median(p99['foldin'])))} against {number(float(np.median(p99['bare'])))} ms"
-    target = Target(1.5, 2.0, higher_is_better=False)
+    detail = f"{compared(p99['foldin'], p99['bare'])} ms"
     work = f"p99 at half of peak, open loop, {number(half)} a second"
-    rows.append(Row(work, "x", ratios(p99["foldin"], p99["bare"]), target, "bare handler, same rate", detail))
-    rows.append(Row("p50 there", "ms", tuple(load.percentile_ms(50) for load in open_loads["foldin"])))
-    target = Target(0.5, 1.0, higher_is_better=False)
-    rows.append(Row("lookup in the service there, p99", "ms", tuple(lookups), target, detail="from /metrics"))
-    return rows
+    times = ratios(p99["foldin"], p99["bare"])
+    inside = "lookup in the service there, p99"
+    return [
+        *rows,
+        Row(work, "x", times, at_most(1.5, 2.0), "bare handler, same rate", detail),
+        Row("p50 there", "ms", tuple(load.percentile_ms(50) for load in open_loads["foldin"])),
+        Row(inside, "ms", tuple(lookups), at_most(0.5, 1.0), detail="from /metrics"),
+    ]
 
 
 def two_workers(options: Options, requests: str, port: int, bare_port: int) -> list[Row]:

@@ -21,29 +21,29 @@ from benchmarks.data import synthetic
 from benchmarks.data.synthetic import Generation
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
-from benchmarks.harness.command import Options, benchmark
-from benchmarks.harness.machine import available_bytes
-from benchmarks.harness.report import Row, Target, interleave, number, ratios
+from benchmarks.harness.command import CatalogueOptions, benchmark
+from benchmarks.harness.machine import lacking_memory
+from benchmarks.harness.report import Row, Target, compared, interleave, ratios
 from benchmarks.load.generator import Plan, get, write_requests
 from benchmarks.load.requests import drive
 from factors import Ranker, build_index, posterior_of
 from factors.engine_api import item_width, vector_columns
 
-# The largest catalogue that the goals name, at the rank that others quote; 16 users wait at a time, as many
-# as the ranking takes together.
-ITEMS, USERS, RANK, WAITING, TOP = 1_000_000, 10_000, 50, 16, 10
+# The largest catalogue that the goals name; 16 users wait at a time, as many as the ranking takes together.
+ITEMS, USERS, WAITING, TOP = 1_000_000, 10_000, 16, 10
 TARGET = Target(200, 100)
 SEARCH_TARGET = Target(2_000, 1_000)
 RECALL_TARGET = Target(0.95, 0.95)
 
 
-def measure(options: Options, console: Console, *, rank: int) -> list[Row]:
+def measure(options: CatalogueOptions, console: Console) -> list[Row]:
     """Measure the users answered a second: by the ranking alone, by faiss, and by the service."""
-    n_items, n_users = options.size(ITEMS, 500), options.size(USERS, 100)
+    n_items, n_users, rank = options.size(ITEMS, 500), options.size(USERS, 100), options.rank
     width = item_width(rank)
     table_bytes = 4.0 * n_items * width
     # The table, and the means that the ranker, the index and faiss keep of it.
-    _need(1.3 * table_bytes)
+    if reason := lacking_memory(1.3 * table_bytes):
+        raise BenchmarkError(f"{reason}: use --scale or --rank")
     generation = synthetic.make(n_users, n_items, rank=rank, seed=options.seed)
     console.print(f"{n_items:,} items of rank {rank} made, {table_bytes / 1e9:.1f} GB", style="dim")
     with threadpool_limits(1):
@@ -57,22 +57,12 @@ def measure(options: Options, console: Console, *, rank: int) -> list[Row]:
     rows.append(Row("building the index, one core", "s", (built_s,)))
     what = f"GET /recommend, {WAITING} connections"
     # The store, this process, the mapped file and what the service keeps of it.
-    wanted = 3.4 * table_bytes
-    if wanted > available_bytes():
-        reason = f"needs {wanted / 1e9:.0f} GB of memory, there are {available_bytes() / 1e9:.0f}"
+    if reason := lacking_memory(3.4 * table_bytes):
         return [*rows, Row(what, "1/s", skipped=reason)]
     return [*rows, Row(what, "1/s", deployed(options, generation))]
 
 
-def _need(size: float) -> None:
-    if size > available_bytes():
-        raise BenchmarkError(
-            f"needs {size / 1e9:.0f} GB of memory, there are {available_bytes() / 1e9:.0f}: "
-            "use --scale or --rank"
-        )
-
-
-def ranking(options: Options, generation: Generation) -> list[Row]:
+def ranking(options: CatalogueOptions, generation: Generation) -> list[Row]:
     """Measure the ranking itself, in this process, and faiss."""
     ranker = Ranker(posterior_of(generation.model), generation.items)
     indexed = Ranker(posterior_of(generation.model), generation.items, generation.index)
@@ -104,7 +94,7 @@ def ranking(options: Options, generation: Generation) -> list[Row]:
     if faiss is None:
         reason = "faiss-cpu is not installed"
         return [Row(what, "1/s", skipped=reason), Row(work, "1/s", found, TARGET), *by_index]
-    detail = f"{number(float(np.median(found)))} against {number(float(np.median(rates['faiss'])))} a second"
+    detail = f"{compared(found, rates['faiss'])} a second"
     return [
         Row(what, "1/s", tuple(rates["faiss"]), guards=True),
         Row(work, "1/s", found, TARGET),
@@ -162,7 +152,7 @@ def _rate(seconds: float, answer: Callable[[], object]) -> float:
             return WAITING * answers / elapsed
 
 
-def deployed(options: Options, generation: Generation) -> tuple[float, ...]:
+def deployed(options: CatalogueOptions, generation: Generation) -> tuple[float, ...]:
     """Return the users a second of the service, one figure a round."""
     cores = stack.cores(options)
     n_users = len(generation.users)
@@ -183,4 +173,4 @@ def deployed(options: Options, generation: Generation) -> tuple[float, ...]:
             return tuple(arm(options.seconds) for _ in range(options.rounds))
 
 
-main = benchmark("recommend", __doc__, measure, rank=RANK)
+main = benchmark("recommend", __doc__, measure, CatalogueOptions)

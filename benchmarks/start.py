@@ -12,27 +12,25 @@ from rich.console import Console
 
 from benchmarks.data import synthetic
 from benchmarks.harness import stack
-from benchmarks.harness.command import Options, benchmark
-from benchmarks.harness.machine import available_bytes
-from benchmarks.harness.report import Row, Target
+from benchmarks.harness.command import CatalogueOptions, benchmark
+from benchmarks.harness.machine import lacking_memory
+from benchmarks.harness.report import Row, at_most
 from factors.engine_api import item_width
 
 # The largest catalogue that the goals name; users play no part in a start.
-ITEMS, USERS, RANK = 1_000_000, 1_000, 50
+ITEMS, USERS = 1_000_000, 1_000
 SHARED = Path("/dev/shm")
-TARGET = Target(3, 10, higher_is_better=False)
+TARGET = at_most(3, 10)
 
 
-def measure(options: Options, console: Console, *, rank: int) -> list[Row]:
+def measure(options: CatalogueOptions, console: Console) -> list[Row]:
     """Measure the seconds until ready."""
-    n_items, n_users = options.size(ITEMS, 100), options.size(USERS, 50)
+    n_items, n_users, rank = options.size(ITEMS, 100), options.size(USERS, 50), options.rank
     first = f"worker ready with {n_items:,} items of rank {rank}, the first of a host"
     memory = "the same, the cache folder in memory, as in docker-compose.yml"
     later = "the same, the table already in the cache folder"
     # The store, the table made here, the mapped file and what the service keeps of it.
-    wanted = 3.4 * 4 * n_items * item_width(rank)
-    if wanted > available_bytes():
-        reason = f"needs {wanted / 1e9:.0f} GB of memory, there are {available_bytes() / 1e9:.0f}"
+    if reason := lacking_memory(3.4 * 4 * n_items * item_width(rank)):
         return [Row(work, "s", target=TARGET, skipped=reason) for work in (first, memory, later)]
     nowhere = "" if SHARED.is_dir() else f"there is no {SHARED} here"
     generation = synthetic.make(n_users, n_items, rank=rank, seed=options.seed)
@@ -60,4 +58,4 @@ def _start(url: str, cache: Path) -> float:
         return time.perf_counter() - began
 
 
-main = benchmark("start", __doc__, measure, rank=RANK)
+main = benchmark("start", __doc__, measure, CatalogueOptions)

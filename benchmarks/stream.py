@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.data import datasets
-from benchmarks.harness.command import end_in_order, parser
+from benchmarks.harness.command import Options, end_in_order, read
 from environment.world import WorldOptions, make_world
 from evaluation.offline.online import Learner, ratings_before
 from evaluation.report import new_console
@@ -49,7 +49,7 @@ def compare(ratings: Ratings, shape: tuple[int, int], scale: Scale, seed: int) -
 
 def main(argv: Sequence[str]) -> int:
     """Print both errors of each data set; return 0."""
-    options = parser("stream", __doc__).parse_args(argv)
+    options = read(Options, "stream", __doc__, argv)
     console = new_console()
     end_in_order()
     data = datasets.ml_100k()

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.campaigns.local_stack import local_stack
-from benchmarks.harness.command import bare_parser, carry_out_campaign
+from benchmarks.harness.command import carry_out_campaign, read
 from benchmarks.harness.stack import NO_REFITS
 from evaluation.api_client import ApiClient, ApiError, History, Rating
 from factors import Float32s, Histories, Model, Scorer, posterior_of
 from featurestore.errors import StoreError
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from processes.settings import setting, whole
 
 # A world so small that many refits fall into one campaign.
 SEEDERS, ITEMS = 150, 60
@@ -256,11 +257,16 @@ def _explained(
     return pairs > 0 and bool(np.min(np.abs(np.concatenate(found) - answer.rating)) < TOLERANCE)
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a campaign takes."""
+
+    users: int = setting(500, "new users, at least", whole(1, MOST_USERS))
+    rounds: int = setting(3, "ratings of each user", whole(1))
+    refits: int = setting(5, "refits that must have gone live", whole(0))
+    seed: int = setting(1, "of all that is random", whole(0))
+
+
 def main(argv: Sequence[str]) -> int:
     """Run a campaign; 1 where an answer was wrong."""
-    flags = bare_parser("consistency", __doc__)
-    flags.add_argument("--users", type=int, default=500)
-    flags.add_argument("--rounds", type=int, default=3, help="ratings of each user (default 3)")
-    flags.add_argument("--refits", type=int, default=5, help="refits that must have gone live (default 5)")
-    flags.add_argument("--seed", type=int, default=1)
-    return carry_out_campaign(campaign, flags.parse_args(argv))
+    return carry_out_campaign(campaign, read(Options, "consistency", __doc__, argv))

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.campaigns.local_stack import LocalStack, local_stack
-from benchmarks.harness.command import bare_parser, carry_out_campaign
+from benchmarks.harness.command import carry_out_campaign, read
 from evaluation.api_client import ApiClient, ApiError, Rating
 from factors import Ranker, Scorer, posterior_of
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Pointer
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from processes.settings import choice, real, setting, whole
 from trainer.archive.segments import SegmentName, read_segment
 
 VICTIMS = ("trainer", "store", "service")
@@ -242,17 +243,16 @@ async def _behind(store: Store, pointer: Pointer, acknowledged: dict[Pair, float
     return sum(ratings_of[users[position]] for position in lost)
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a campaign takes."""
+
+    seconds: float = setting(120.0, "length of the load", real(1, 1e6))
+    every_s: float = setting(9.0, "seconds between kills, on average", real(0.1, 1e6), flag="--every")
+    seed: int = setting(1, "of all that is random", whole(0))
+    victims: tuple[str, ...] = setting(("trainer", "store"), "what is killed", choice(VICTIMS), many=True)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run a campaign; 1 where anything acknowledged was lost."""
-    flags = bare_parser("durability", __doc__)
-    flags.add_argument("--seconds", type=float, default=120.0, help="length of the load (default 120)")
-    flags.add_argument(
-        "--every",
-        dest="every_s",
-        type=float,
-        default=9.0,
-        help="seconds between kills, on average (default 9)",
-    )
-    flags.add_argument("--seed", type=int, default=1)
-    flags.add_argument("--victims", nargs="+", choices=VICTIMS, default=["trainer", "store"])
-    return carry_out_campaign(campaign, flags.parse_args(argv))
+    return carry_out_campaign(campaign, read(Options, "durability", __doc__, argv))

@@ -4,105 +4,69 @@ Invariant: exit code 0 only when figures were reported; 3 when the machine was t
 nothing is written; 2 when the benchmark could not run, with one line that says why.
 """
 
-import argparse
 import asyncio
-import functools
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, overload
+
+from rich.console import Console
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.report import Report, Row
 from evaluation.report import new_console
+from processes.settings import load, real, setting, whole
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`seconds`: of one measurement; `scale`: fraction of the full sizes; `pin`: give each process cores of
-    its own."""
+    """What every benchmark takes."""
 
-    seconds: float = 5.0
-    rounds: int = 5
-    scale: float = 1.0
-    seed: int = 1
-    force: bool = False
-    pin: bool = True
-    output: Path = Path("results/bench")
+    seconds: float = setting(5.0, "seconds of one measurement", real(1e-6, 1e6))
+    rounds: int = setting(5, "interleaved rounds", whole(1, 1000))
+    scale: float = setting(1.0, "fraction of the full sizes", real(1e-6, 1e6))
+    seed: int = setting(1, "of all that is random", whole(0))
+    force: bool = setting(False, "report even when the machine is busy")
+    no_pin: bool = setting(False, "give no process cores of its own")
+    output: Path = setting(Path("results/bench"), "folder for the JSON", Path)
 
     def size(self, full: int, least: int = 1) -> int:
         """Return `full` at this scale, never under `least`."""
         return max(least, round(full * self.scale))
 
 
-Measure = Callable[..., Sequence[Row]]
+@dataclass(frozen=True, slots=True)
+class CatalogueOptions(Options):
+    """Those of a benchmark with a large catalogue."""
+
+    # The rank that others quote for a million items.
+    rank: int = setting(50, "of the model", whole(1, 1000))
+
+
+Chosen = TypeVar("Chosen", bound=Options)
+Measure = Callable[[Chosen, Console], Sequence[Row]]
 Main = Callable[[Sequence[str]], int]
 
 
-def bare_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser without flags, described by the first line of `doc`."""
-    return argparse.ArgumentParser(prog=f"foldin bench {name}", description=(doc or "").partition("\n")[0])
+def read(kind: type[T], name: str, doc: str | None, argv: Sequence[str]) -> T:
+    """Read the flags of a benchmark, described by the first paragraph of `doc`. Raises SettingsError."""
+    return load(kind, argv, {}, command=f"foldin bench {name}", about=(doc or "").partition("\n\n")[0])
 
 
-def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser of the flags that every benchmark has."""
-    flags = bare_parser(name, doc)
-    defaults = Options()
-    flags.add_argument(
-        "--seconds", type=_positive, default=defaults.seconds, help="of one measurement (%(default)s)"
-    )
-    flags.add_argument(
-        "--rounds", type=_count, default=defaults.rounds, help="interleaved rounds (%(default)s)"
-    )
-    flags.add_argument("--scale", type=_positive, default=defaults.scale, help="fraction of the full sizes")
-    flags.add_argument("--seed", type=int, default=defaults.seed, help="of all that is random (%(default)s)")
-    flags.add_argument("--force", action="store_true", help="report even when the machine is busy")
-    flags.add_argument("--no-pin", dest="pin", action="store_false", help="leave the cores to the system")
-    flags.add_argument(
-        "--output", type=Path, default=defaults.output, help="folder for the JSON (%(default)s)"
-    )
-    return flags
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise ValueError(text)
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1000:
-        raise ValueError(text)
-    return value
-
-
-def options_from(flags: argparse.Namespace) -> Options:
-    """Return the shared part of parsed flags."""
-    return Options(**{field.name: getattr(flags, field.name) for field in fields(Options)})
-
-
-def benchmark(name: str, doc: str | None, measure: Measure, **sizes: int) -> Main:
-    """Return the `main` of a benchmark: parse the flags, measure, report.
-
-    `sizes`: arguments of `measure` that have a flag of their own, with their defaults.
-    """
-
-    def main(argv: Sequence[str]) -> int:
-        flags = parser(name, doc)
-        for size, default in sizes.items():
-            flags.add_argument(f"--{size}", type=_count, default=default)
-        found = flags.parse_args(argv)
-        chosen = {size: getattr(found, size) for size in sizes}
-        return carry_out(name, functools.partial(measure, **chosen), options_from(found))
-
-    return main
+@overload
+def benchmark(name: str, doc: str | None, measure: Measure[Options]) -> Main: ...
+@overload
+def benchmark(name: str, doc: str | None, measure: Measure[Chosen], kind: type[Chosen]) -> Main: ...
+def benchmark(name: str, doc: str | None, measure: Measure[Any], kind: type[Any] = Options) -> Main:
+    """Return the `main` of a benchmark: read the flags, measure, report."""
+    return lambda argv: carry_out(name, measure, read(kind, name, doc, argv))
 
 
 class Findings(Protocol):
@@ -114,18 +78,16 @@ class Findings(Protocol):
     def lines(self) -> list[str]: ...
 
 
-def carry_out_campaign(
-    campaign: Callable[..., Coroutine[Any, Any, Findings]], flags: argparse.Namespace
-) -> int:
-    """Run a campaign, given the values of its flags and a folder for its data; 1 where anything was wrong."""
+def carry_out_campaign(campaign: Callable[..., Coroutine[Any, Any, Findings]], options: Any) -> int:
+    """Run a campaign, given its options and a folder for its data; 1 where anything was wrong."""
     end_in_order()
     with tempfile.TemporaryDirectory(prefix="foldin-campaign-") as folder:
-        found = asyncio.run(campaign(**vars(flags), data=Path(folder)))
+        found = asyncio.run(campaign(**asdict(options), data=Path(folder)))
     print("\n".join(found.lines()))
     return 1 if found.wrong else 0
 
 
-def carry_out(name: str, measure: Measure, options: Options) -> int:
+def carry_out(name: str, measure: Measure[Chosen], options: Chosen) -> int:
     """Measure and report; return the exit code."""
     console = new_console()
     end_in_order()
@@ -135,11 +97,11 @@ def carry_out(name: str, measure: Measure, options: Options) -> int:
     except BenchmarkError as exc:
         print(f"foldin bench {name}: {exc}", file=sys.stderr)
         return 2
-    settings = {name: getattr(options, name) for name in ("seconds", "rounds", "scale", "seed", "pin")}
+    settings = {name: getattr(options, name) for name in ("seconds", "rounds", "scale", "seed")}
     if options.scale != 1:
         # The goals are for the full sizes.
         rows = [replace(row, target=None) for row in rows]
-    report = Report(name, tuple(rows), watch.since(), settings)
+    report = Report(name, tuple(rows), watch.since(), {**settings, "pin": not options.no_pin})
     if report.complaints and not options.force:
         for complaint in report.complaints:
             print(f"foldin bench {name}: {complaint}", file=sys.stderr)

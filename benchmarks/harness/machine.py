@@ -121,28 +121,29 @@ def complaints(watched: Watched, middle_range: float | None) -> list[str]:
 
 def describe() -> dict[str, str | int]:
     """Return the machine in a few words, for the record."""
-    model = ""
-    try:
-        for line in (PROC / "cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        model = platform.processor()
     return {
-        "cpu": model,
+        "cpu": _said("cpuinfo", "model name") or platform.processor(),
         "cores": os.cpu_count() or 0,
         "system": platform.system(),
         "python": platform.python_version(),
     }
 
 
-def available_bytes() -> float:
-    """Return the bytes that can be had without swapping; infinite where the system does not tell."""
+def lacking_memory(needed: float) -> str:
+    """Return why there is too little memory for so many bytes, empty where there is enough.
+
+    What can be had without swapping counts; a system that does not tell has enough.
+    """
+    available = _said("meminfo", "MemAvailable").partition(" ")[0]
+    if not available or needed <= 1024 * int(available):
+        return ""
+    return f"needs {needed / 1e9:.0f} GB of memory, there are {1024 * int(available) / 1e9:.0f}"
+
+
+def _said(file: str, name: str) -> str:
+    """Return what a file of /proc says of `name`, in its first line about it; empty where it does not."""
     try:
-        for line in (PROC / "meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024.0
+        lines = (PROC / file).read_text().splitlines()
     except OSError:
-        pass
-    return float("inf")
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

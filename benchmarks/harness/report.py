@@ -43,6 +43,11 @@ class Target:
         return f"{sign} {number(self.goal)}", f"{sign} {number(self.floor)}"
 
 
+def at_most(goal: float, floor: float) -> Target:
+    """Return the target of a figure that should be small."""
+    return Target(goal, floor, higher_is_better=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of the table. `values`: one figure a round, in `unit`; `skipped`: why there are none.
@@ -174,6 +179,11 @@ def number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+def compared(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Return both medians, for the detail of a ratio."""
+    return f"{number(float(np.median(ours)))} against {number(float(np.median(theirs)))}"
 
 
 def _finite(value: float) -> float | None:

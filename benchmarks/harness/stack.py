@@ -41,7 +41,7 @@ class Cores:
 
 def cores(options: Options) -> Cores:
     """Return one core for the server, the others for store and generator, where there are two at least."""
-    if not options.pin or not hasattr(os, "sched_getaffinity"):
+    if options.no_pin or not hasattr(os, "sched_getaffinity"):
         return Cores()
     # A generator on the core of the server would take away what it measures.
     first, *others = sorted(os.sched_getaffinity(0))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks.__main__ import main
 from benchmarks.data import datasets
 from benchmarks.data.datasets import Shipped, cache_folder, fetch, synthetic
 from benchmarks.errors import BenchmarkError
@@ -91,6 +92,13 @@ def test_what_cannot_run_says_so_in_one_line(tmp_path: Path, capsys: pytest.Capt
 
     assert carry_out("name", measure, Options(output=tmp_path)) == 2
     assert capsys.readouterr().err == "foldin bench name: do this\n"
+
+
+def test_all_wrong_flags_of_a_benchmark_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--rounds", "0", "--scale", "big", "--rank"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("foldin bench fit: ")
+    assert all(f"{flag} " in error for flag in ("--rounds", "--scale", "--rank"))
 
 
 def test_own_work_is_not_taken_for_that_of_others() -> None:
