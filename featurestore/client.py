@@ -20,7 +20,7 @@ from redis.exceptions import TimeoutError as LateReply
 
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import LIBRARY, LIBRARY_TEXT, function_name, is_missing
+from featurestore.wire.functions import LIBRARY, LIBRARY_TEXT, is_missing
 from featurestore.wire.resp import ReplyError, store_error
 
 # A process has a leader's loop, a stream of commands and a few requests at a time: calls beyond wait here.
@@ -70,7 +70,7 @@ class Client(Redis):
         """Replies of calls of one server-side function, in one round trip. After all are answered an error
         raises.
         """
-        name, replies = function_name(function), dict[int, Any]()
+        name, replies = f"{LIBRARY}_{function}", dict[int, Any]()
         left = list(range(len(calls)))
         for last in (False, True):
             pipe = self.pipeline()

@@ -56,8 +56,8 @@ def shares_of(user_ids: Sequence[bytes], partitions: int) -> list[Share]:
     `STEP_RATINGS`.
     """
     if len(user_ids) == 1:
-        partition = partition_of(user_ids[0], partitions)
-        return [Share(partition, list(user_ids), np.zeros(1, dtype=np.int64), [0, 1])]
+        one = np.zeros(1, dtype=np.int64)
+        return [Share(partition_of(user_ids[0], partitions), list(user_ids), one, [0, 1])]
     codes: dict[bytes, int] = {}
     code = np.array([codes.setdefault(user_id, len(codes)) for user_id in user_ids], dtype=np.int64)
     users = list(codes)

@@ -49,6 +49,7 @@ def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any
         else:
             behind.append(position)
             records.append(prior)
+    # A row for each user, whatever is known of it: vectors stay beside the pairs that asked for them.
     table = np.frombuffer(b"".join(records), live.record_dtype)
     return UserLookup(table["n"].view(np.int64), table["vector"], behind, [user_ids[k] for k in behind])
 

@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 
 from featurestore.wire.connection import Connection
-from featurestore.wire.resp import ReplyError, bulk, encode
+from featurestore.wire.resp import ReplyError, encode
 
 # Functions that write nothing: `FCALL_RO` runs where a user may only read.
 REPLICA_SAFE = frozenset({"look"})
@@ -23,15 +23,10 @@ LIBRARY = f"foldin_{hashlib.sha256(_TEXT.encode()).hexdigest()[:12]}"
 LIBRARY_TEXT = f"#!lua name={LIBRARY}\n{_TEXT.replace('@LIBRARY@', LIBRARY)}"
 
 
-def function_name(function: str) -> bytes:
-    """The name of a function in this version's library."""
-    return f"{LIBRARY}_{function}".encode()
-
-
 def encode_call(function: str, keys: Sequence[bytes], args: Sequence[bytes]) -> bytes:
     """A call of a function, as RESP."""
     command = b"FCALL_RO" if function in REPLICA_SAFE else b"FCALL"
-    return encode(command, function_name(function), b"%d" % len(keys), *keys, *args)
+    return encode(command, f"{LIBRARY}_{function}".encode(), b"%d" % len(keys), *keys, *args)
 
 
 def encode_packed_call(
@@ -40,9 +35,9 @@ def encode_packed_call(
     """The same for keys and arguments that are RESP already, several in one piece perhaps. For calls with
     thousands of both, and functions that write.
     """
-    name = bulk(function_name(function))
-    head = b"*%d\r\n%b%b%b" % (3 + n_keys + n_args, bulk(b"FCALL"), name, bulk(b"%d" % n_keys))
-    return b"".join((head, *keys, *args))
+    head = (b"FCALL", f"{LIBRARY}_{function}".encode(), b"%d" % n_keys)
+    packed = [b"$%d\r\n%b\r\n" % (len(part), part) for part in head]
+    return b"".join((b"*%d\r\n" % (3 + n_keys + n_args), *packed, *keys, *args))
 
 
 def is_missing(reply: object) -> bool:

@@ -1,1 +1,1 @@
-"""HTTP at the edge: dispatch, bodies, parsing, responses, problems, and the fast path of GET /predict."""
+"""What every endpoint shares of HTTP: dispatch, bodies, parsing, responses and problems."""

@@ -30,6 +30,7 @@ class Kind:
     title: str
 
 
+# A test holds the codes against docs/api.md, and the page /docs lists them from the description of the API.
 KINDS: Mapping[str, Kind] = {
     "missing_parameter": Kind(400, "A required parameter is missing"),
     "invalid_parameter": Kind(400, "A parameter has a value that is not allowed"),
@@ -83,6 +84,7 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's own word; most are the cal
         self.detail = detail
         self.field = field
         self.row = row
+        # A copy: a mapping that is a constant of the caller must not get the line below.
         self.headers = dict(headers or {})
         if retry_after_s is not None:
             # Whole seconds by RFC 9110; never 0, which clients take as "at once".
@@ -97,6 +99,7 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's own word; most are the cal
     def document(self, request_id: str) -> bytes:
         """The JSON body."""
         members: dict[str, Any] = {
+            # Relative: behind a proxy the service does not know by which address a client reaches it.
             "type": f"/docs#{self.code}",
             "title": self.kind.title,
             "status": self.kind.status,
@@ -121,6 +124,7 @@ def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a t
         case StreamFull():
             return Problem("stream_full", str(exc), retry_after_s=exc.retry_after_s)
         case StoreUnavailable():
+            # Its text names the address of the store, which is no client's business.
             return Problem("store_unavailable", "try again", retry_after_s=exc.retry_after_s)
         case EpochBusy():
             return Problem("train_in_progress", str(exc), retry_after_s=5)
@@ -130,5 +134,6 @@ def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a t
             return Problem("unknown_generation", str(exc))
         case RegistryFull():
             return Problem("too_many_items", str(exc))
+        # Anything else is no state of the store that a client could wait for.
         case _:
             return None

@@ -41,6 +41,7 @@ MAX_PAIRS = 10_000
 class PredictBody(msgspec.Struct):
     """One pair, one user with several items, or pairs: exactly one of the three."""
 
+    # Unset rather than None: a null is no id, and is refused.
     user_id: Id | msgspec.UnsetType = msgspec.UNSET
     item_id: Id | msgspec.UnsetType = msgspec.UNSET
     item_ids: list[Id] | msgspec.UnsetType = msgspec.UNSET
@@ -94,6 +95,7 @@ _BODY: Body[PredictBody] = Body(PredictBody)
 def parse_pair_query(raw_path: str) -> PairQuery:
     """Return the query of `raw_path`; raises `Problem`."""
     query = Query(raw_path)
+    # A problem names the first of two synonyms, which is the one that is described.
     return PairQuery(
         query.id("user_id", "user"),
         query.id("item_id", "item"),
@@ -125,6 +127,7 @@ async def get_predict(request: web.Request) -> web.StreamResponse:
     """The expected rating of one pair. `user` and `item` are synonyms of the parameters."""
     context = request.app[CONTEXT]
     user_id, item_id, time, distribution = parse_pair_query(request.raw_path)
+    # The rest is asked rarely: a time may need the history, a distribution the steps of the scale.
     if time is None and not distribution:
         prediction = await context.batcher.submit(user_id, item_id)
     else:
@@ -160,9 +163,11 @@ async def _answer_body(context: ServiceContext, raw: bytearray) -> Answer:
     # 10,000 pairs in the usual form are read in 0.3 ms; to decode and check an object for each takes 2.4.
     plain = plain_pairs(raw)
     body = PredictBody() if plain is not None else await _BODY.decode_off_loop(raw)
+    # Once the body is there, which may have taken its sender seconds: the answer is of the newest generation.
     live = context.live()
     if plain is None:
         pairs = checked_pairs(body)
+        # In the batch of what arrived with it, like GET /predict.
         if isinstance(pairs, Pair):
             return json_answer(await context.batcher.submit(*pairs))
     else:
@@ -182,6 +187,7 @@ def checked_pairs(body: PredictBody) -> Pair | Pairs:
             raise Problem("invalid_body", "user_id does not go with pairs", field="user_id")
         check_rows(len(body.pairs), MAX_PAIRS, "pairs")
         user_ids = body_ids([pair[0] for pair in body.pairs], "pairs")
+        # Two columns in place of pairs: the lookup asks for each user once, the registry for items.
         return Pairs(Ids.of(user_ids), Ids.of(body_ids([pair[1] for pair in body.pairs], "pairs")))
     if isinstance(body.user_id, msgspec.UnsetType):
         raise Problem("invalid_body", "user_id is missing", field="user_id")

@@ -45,7 +45,7 @@ _SWITCH_S = 0.0005
 _LAST_WORD_S = 0.2
 
 
-class EdgeRunner(web.AppRunner):
+class ServiceRunner(web.AppRunner):
     """Serves an application on connections of this service."""
 
     __slots__ = ("_connections", "_limits")
@@ -82,7 +82,7 @@ async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket
     if slot.supervised:
         _watch_supervisor(stop)
     app = build_app(settings, slot)
-    runner = EdgeRunner(
+    runner = ServiceRunner(
         app,
         keepalive_s=settings.keepalive_s,
         grace_s=settings.grace_s,
@@ -129,7 +129,7 @@ def _watch_supervisor(stop: asyncio.Event) -> None:
     loop.add_reader(fd, readable)
 
 
-async def _drain(runner: EdgeRunner, traffic: Traffic, grace_s: float) -> None:
+async def _drain(runner: ServiceRunner, traffic: Traffic, grace_s: float) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     traffic.draining = True

@@ -20,7 +20,7 @@ from processes.blocking import BlockingChild, python_command
 from processes.probes import http_ok, unused_port
 from service.app import build_app
 from service.server.supervisor import bind
-from service.server.worker import EdgeRunner
+from service.server.worker import ServiceRunner
 from service.settings import ServiceSettings, WorkerSlot
 from tests.support.waiting import wait_until_async
 
@@ -80,7 +80,7 @@ async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[C
         settings = replace(ServiceSettings(store=store, cache_dir=Path(cache), keepalive_s=5.0), **changes)
         sock = bind("127.0.0.1", 0, 1)[0]
         app = build_app(settings, WorkerSlot())
-        runner = EdgeRunner(
+        runner = ServiceRunner(
             app, keepalive_s=settings.keepalive_s, grace_s=2.0, connections=settings.connections
         )
         await runner.setup()
