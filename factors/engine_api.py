@@ -15,7 +15,7 @@ import numpy as np
 from factors.errors import FitDiverged
 from factors.inference.backend import set_matrix
 from factors.inference.entry_moments import HalfStepInput
-from factors.inference.half_step import entry_scores, half_step
+from factors.inference.half_step import entry_errors, half_step
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, Layout, item_layout, stored_width, user_layout
@@ -78,6 +78,7 @@ class ItemPoints:
 def initial_points(rank: int, n_items: int, mean: float, unit: float, rng: np.random.Generator) -> ItemPoints:
     """Return items in random directions with bias 0, and a broad prior."""
     broad = _broad(rank)
+    # The dimensions start alike, and only random directions tell them apart; the bias is one of a kind.
     vectors = rng.standard_normal((n_items, rank + 1)) * initial_std(rank)
     vectors[:, -1] = 0.0
     return ItemPoints(
@@ -96,6 +97,7 @@ def points_of(fitted: Fitted, unit: float, begin: ItemPoints) -> ItemPoints:
     """
     parameters, layout = from_model(fitted.model), item_layout(fitted.model)
     rows = fitted.posterior.item_codec.decode(fitted.items[: len(begin.vectors)]).astype(np.float64)
+    # Items without ratings are the prior there, all alike: no directions to go on from.
     rated = np.flatnonzero(rows[:, COUNT] > 0)
     vectors, effects = begin.vectors.copy(), begin.implicit_effects.copy()
     vectors[rated] = rows[rated, layout.mean] / _bias_unit(layout.rank, unit)
@@ -124,6 +126,7 @@ def explicit_fit(points: ItemPoints, by_user: Compressed, by_item: Compressed, s
     item_rows[rated, layout.mean] = means
     item_rows[:, layout.implicit_effect] = effects
     parameters = replace(parameters, items=learn_side(parameters.items, item_rows))
+    # The effects stay as the engine has them, and so does what they add to each user's prior mean.
     shifts = np.asarray(set_matrix(by_user, len(effects)) @ effects)
     # Ratings that are all equal leave no error, and a noise of 0 has no inverse.
     noise_floor = (1e-3 * scale_range(scale)) ** 2
@@ -133,9 +136,9 @@ def explicit_fit(points: ItemPoints, by_user: Compressed, by_item: Compressed, s
         step = half_step(HalfStepInput.of(parameters, "user", item_rows, by_user))
         item_rows = half_step(HalfStepInput.of(parameters, "item", step.rows, by_item)).rows
         item_rows[rated, layout.mean] = means
+        # A half-step leaves the effects of its own rows 0.
         item_rows[:, layout.implicit_effect] = effects
-        scores = entry_scores(HalfStepInput.of(parameters, "user", item_rows, by_user), step)
-        square = (by_user.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
+        square, _ = entry_errors(HalfStepInput.of(parameters, "user", item_rows, by_user), step)
         parameters = replace(
             parameters,
             noise=max(float(square.mean()), noise_floor),
@@ -143,6 +146,7 @@ def explicit_fit(points: ItemPoints, by_user: Compressed, by_item: Compressed, s
             items=learn_side(parameters.items, item_rows),
         )
     posterior = posterior_of(to_model(parameters))
+    # With the items as they are stored, which is what every later fold-in has of them.
     table = posterior.item_codec.encode(item_rows)
     rows = posterior.fold_in_users(table, by_user.histories())
     if not (posterior.item_codec.all_finite(table) and np.isfinite(rows).all()):
@@ -170,6 +174,7 @@ def implicit_fit(
     of_users, of_items = by_user.histories(), by_item.histories()
     rank = items.shape[1]
     users: Float32s = np.zeros((n_users, rank), np.float32)
+    # A fold-in of implicit feedback reads the factors of the other side alone: the rest may be 0 at first.
     item_rows: Float32s = np.zeros((len(items), item_width(rank)), np.float32)
     item_rows[:, Layout(rank, 0).latent] = items
     noise = 1.0
@@ -181,6 +186,7 @@ def implicit_fit(
         model = implicit_model(scale, weighting, noise=noise, users=users, items=items)
         item_rows = posterior_of(model).fold_in_items(fitted.users, of_items)
         _, items = implicit_factors(replace(fitted, items=item_rows))
+    # The Gram matrix of a model is that of its items: users are folded in once more, with the last ones.
     model = implicit_model(scale, weighting, noise=noise, users=users, items=items)
     return Fitted(model, posterior_of(model).fold_in_users(item_rows, of_users), item_rows, {"noise": noise})
 

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from factors.inference.entry_moments import HalfStepInput
-from factors.inference.half_step import TO_THE_END, HalfStep, Iteration, entry_scores, half_step
+from factors.inference.half_step import TO_THE_END, HalfStep, Iteration, entry_errors, half_step
 from factors.inference.histories import Compressed
 from factors.model.types import Float64s
 
@@ -62,9 +62,8 @@ class NumpyBackend:
     ) -> tuple[float, Float64s]:
         """See `HalfStepBackend`."""
         _ = other_step
-        scores = entry_scores(inputs, step)
-        square = (inputs.data.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
-        return float(square.sum()), scores.mean[::every]
+        square, mean = entry_errors(inputs, step)
+        return float(square.sum()), mean[::every]
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
         """See `HalfStepBackend`."""

@@ -25,7 +25,6 @@ from factors.inference.cold_start import RowPriors, known_effects, row_priors
 from factors.inference.entry_moments import Block, EntryMoments, HalfStepInput, Posterior
 from factors.inference.ordinal import (
     NO_SITES,
-    EntryScores,
     Sites,
     fold_in_damping,
     level_bounds,
@@ -113,9 +112,13 @@ def half_step(
     return HalfStep(rows, Posterior(mean, covariance, posterior.effects), sites)
 
 
-def entry_scores(inputs: HalfStepInput, step: HalfStep) -> EntryScores:
-    """Return the moments of the score of each entry of `inputs` under the posteriors of `step`."""
-    return EntryMoments.of(inputs, max(inputs.data.rows, 1)).scores(step.posterior)
+def entry_errors(inputs: HalfStepInput, step: HalfStep) -> tuple[Float64s, Float64s]:
+    """Return of each entry of `inputs` the expected square of rating less score, and the mean of the score,
+    under the posteriors of `step`.
+    """
+    scores = EntryMoments.of(inputs, max(inputs.data.rows, 1)).scores(step.posterior)
+    square = (inputs.data.value - scores.mean) ** 2 + scores.own_variance + scores.other_variance
+    return square, scores.mean
 
 
 @dataclass(frozen=True, slots=True)

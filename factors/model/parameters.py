@@ -30,6 +30,8 @@ class ColdStart:
     mean: Float64s
     effect: Float64s
     count: float
+    # Both are kept, here and below: rows have the covariance, half-steps the precision, and to invert one
+    # takes 10 us (rank 8).
     covariance: Float64s
     precision: Float64s
 
@@ -98,6 +100,7 @@ class Parameters:
     noise: float
     users: Side
     items: Side
+    # Arrays are made for each: dataclasses refuse a default that could be written to.
     cuts: Float64s = field(default_factory=lambda: np.zeros(0))
     decided: float = 0.0
     variance_scale: float = 1.0
@@ -106,6 +109,7 @@ class Parameters:
     @property
     def moves(self) -> bool:
         """Whether rows of either side have a velocity."""
+        # A fit lets users alone move; a half-step takes either side.
         return self.users.drift is not None or self.items.drift is not None
 
     def side(self, name: SideName) -> tuple[Side, Side]:
@@ -121,6 +125,7 @@ def to_model(parameters: Parameters) -> Model:
         "noise": np.array([parameters.noise]),
         "cuts": parameters.cuts,
         "decided": np.array([parameters.decided]),
+        # As these two, and `unseen` for the cold start, were called when the first generations were stored.
         "spread": np.array([parameters.variance_scale]),
         "stretch": parameters.std_calibration,
     }
@@ -130,6 +135,7 @@ def to_model(parameters: Parameters) -> Model:
         arrays[f"{prefix}_precision"] = side.precision
         terms = [side.session_length, side.session_variance, side.implicit_ridge]
         arrays[f"{prefix}_terms"] = np.array(terms)
+        # The format has no empty value: what a side has not is absent.
         if side.cold_start is not None:
             cold = side.cold_start
             arrays[f"{prefix}_unseen"] = np.concatenate([cold.mean, cold.effect, [cold.count]])
@@ -152,6 +158,7 @@ def to_model(parameters: Parameters) -> Model:
 def from_model(model: Model) -> Parameters:
     """Return the parameters of `model`. Raises `ModelUnreadable` where a name or a shape is not as it must
     be."""
+    # Stored levels and cut points must belong together: a kernel indexes one with the other.
     cuts = scale_levels(model.scale) - 1 if model.link == "ordinal" else 0
     mean, noise, decided, variance_scale = (
         float(_array(model, name, 1)[0]) for name in ("mean", "noise", "decided", "spread")
@@ -178,6 +185,7 @@ def _side(model: Model, name: SideName) -> Side:
         matrices = _array(model, f"{name}_unseen_matrices", 2 * dim, dim)
         mean, effect, count = vectors[:dim], vectors[dim:-1], float(vectors[-1])
         cold_start = ColdStart(mean, effect, count, matrices[:dim], matrices[dim:])
+    # The layout has looked whether there is one: it makes the rows wider.
     if layout.moving:
         origin, unit, widening = _array(model, f"{name}_drift", 3).tolist()
         covariance, precision = (

@@ -77,7 +77,8 @@ def calibrate(
     # All rows made short together count half as much as rows as they are, at most.
     weight = np.ones(len(ratio))
     weight[len(held_out) :] = min(1.0, 0.5 * len(held_out) / (len(ratio) - len(held_out)))
-    features, target = calibration_features(user_count, item_count), np.log(np.maximum(ratio, 1e-4))
+    features = calibration_features(np.stack([user_count, item_count])).T
+    target = np.log(np.maximum(ratio, 1e-4))
     std_calibration = _quantile_regression(features, target, weight)
     return parameters.variance_scale, std_calibration
 
