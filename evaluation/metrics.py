@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
 from evaluation.question import Array, Predicted
-from factors import Scale, scale_levels
+from factors import Scale, log_density, scale_levels, step_log_likelihood
 
 INTERVAL = 1.6449  # standard deviations on each side of a central 90 % interval of a normal
 # Central intervals of the curve of reliability: every tenth, and the wide ones that people use.
@@ -42,15 +42,18 @@ class Deciles:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Figures of one answer; NaN where the engine lacks what is needed. `curve`: (ratings known, RMSE)
-    points; `reliability`: share inside the central interval of each of `NOMINAL`.
+    """Figures of one answer, under the names that a `Line` has; NaN where the engine lacks what is needed.
+
+    `curve`: (ratings known, RMSE) points; `reliability`: share inside the central interval of each of
+    `NOMINAL`.
     """
 
     rmse: float
     mae: float
     log_likelihood: float
     coverage: float
-    deciles: Deciles
+    deciles: tuple[float, ...]
+    decile_known: tuple[float, ...]
     reliability: tuple[float, ...]
     curve: tuple[tuple[float, float], ...]
 
@@ -82,7 +85,8 @@ def figures(
         mae=float(np.mean(np.abs(error))),
         log_likelihood=log_likelihood(predicted, truth, scale),
         coverage=coverage,
-        deciles=deciles,
+        deciles=deciles.coverage,
+        decile_known=deciles.known,
         reliability=reliability,
         curve=curve,
     )
@@ -103,27 +107,18 @@ def log_likelihood(predicted: Predicted, truth: Array, scale: Scale) -> float:
     """
     levels = scale_levels(scale)
     if levels > 1 and predicted.probabilities.size:
-        level = np.clip(np.rint((truth - scale.low) / _step(scale)), 0, levels - 1).astype(np.int64)
-        probability = np.take_along_axis(predicted.probabilities, level[:, None], axis=1)[:, 0].astype(
-            np.float64
-        )
-        return float(np.log(np.maximum(probability, LEAST_PROBABILITY)).mean())
+        return float(step_log_likelihood(truth, predicted.probabilities, scale).mean())
     if not len(predicted.std):
         return float("nan")
     std = np.maximum(predicted.std, LEAST_STD)
-    if levels > 1:
-        # Rating and std alone stand for a normal: its mass around the step counts, at the ends all beyond it.
-        half = 0.5 * _step(scale)
-        upper = np.where(truth >= scale.high - half, np.inf, truth + half)
-        lower = np.where(truth <= scale.low + half, -np.inf, truth - half)
-        probability = ndtr((upper - predicted.rating) / std) - ndtr((lower - predicted.rating) / std)
-        return float(np.log(np.maximum(probability, LEAST_PROBABILITY)).mean())
-    distance = (truth - predicted.rating) / std
-    return float((-0.5 * distance**2 - np.log(std) - 0.5 * np.log(2 * np.pi)).mean())
-
-
-def _step(scale: Scale) -> float:
-    return (scale.high - scale.low) / (scale_levels(scale) - 1)
+    if levels < 2:
+        return float(log_density(truth - predicted.rating, std).mean())
+    # Rating and std alone stand for a normal: its mass around the step counts, at the ends all beyond it.
+    half = 0.5 * (scale.high - scale.low) / (levels - 1)
+    upper = np.where(truth >= scale.high - half, np.inf, truth + half)
+    lower = np.where(truth <= scale.low + half, -np.inf, truth - half)
+    probability = ndtr((upper - predicted.rating) / std) - ndtr((lower - predicted.rating) / std)
+    return float(np.log(np.maximum(probability, LEAST_PROBABILITY)).mean())
 
 
 def _curve_by_count(error: Array, known: npt.NDArray[np.int64]) -> tuple[tuple[float, float], ...]:

@@ -30,7 +30,7 @@ from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.explain import explain
 from factors.serving.ivf_index import Index, build_index, index_from_bytes, index_to_bytes
-from factors.serving.metrics import held_out_metrics
+from factors.serving.metrics import held_out_metrics, log_density, step_log_likelihood
 from factors.serving.ranking import Ranker
 from factors.serving.scoring import Scorer, item_statistics
 from factors.training.fit import fit
@@ -74,8 +74,10 @@ __all__ = [
     "index_from_bytes",
     "index_to_bytes",
     "item_statistics",
+    "log_density",
     "posterior_of",
     "prior_model",
     "scale_levels",
+    "step_log_likelihood",
     "to_bytes",
 ]

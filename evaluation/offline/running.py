@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -116,17 +116,7 @@ def judge(split: Split, engine: str, name: str, question: Question, answered: An
             raise EngineFailedError(f"{name}: predictions are missing or not finite")
         known, scale = split.known_of_user(), split.data.scale
         found = figures(predicted, truth, known, scale, sequential=split.sequential)
-        line = replace(
-            line,
-            rmse=found.rmse,
-            mae=found.mae,
-            log_likelihood=found.log_likelihood,
-            coverage=found.coverage,
-            deciles=found.deciles.coverage,
-            decile_known=found.deciles.known,
-            reliability=found.reliability,
-            curve=found.curve,
-        )
+        line = replace(line, **asdict(found))
     if predicted.top.size:
         ranked = (predicted.top, question.ranked_users(), question.test_user, question.test_item)
         line = replace(line, recall_20=recall(*ranked), ndcg_100=ndcg(*ranked))

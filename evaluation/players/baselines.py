@@ -6,7 +6,6 @@ import numpy as np
 
 from environment.client import History
 from environment.world import SCALE
-from evaluation.players.base import PlayerFailedError
 from evaluation.players.table import Floats, RatingTable
 from factors import Ratings, fit_biases
 
@@ -20,10 +19,18 @@ def clip(rating: float) -> float:
 
 
 class LocalPlayer:
-    """Base of the players without a connection: no note, no standard deviation, nothing to close."""
+    """Base of the players without a connection: no note, no standard deviation, nothing to close. It knows
+    and learns nothing.
+    """
 
     note = ""
     std = math.nan
+
+    async def prepare(self, history: History) -> None:
+        """Needs no history."""
+
+    async def learn(self, user: int, item: int, rating: float) -> None:
+        """Learns nothing."""
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -35,29 +42,17 @@ class RandomPlayer(LocalPlayer):
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
 
-    async def prepare(self, history: History) -> None:
-        """Needs no history."""
-
     async def predict(self, user: int, item: int) -> float:
         """Return any rating of the scale."""
         return float(self._random.choice(SCALE))
-
-    async def learn(self, user: int, item: int, rating: float) -> None:
-        """Learns nothing."""
 
 
 class ConstantPlayer(LocalPlayer):
     """Answers the middle of the scale."""
 
-    async def prepare(self, history: History) -> None:
-        """Needs no history."""
-
     async def predict(self, user: int, item: int) -> float:
         """Return the middle of the scale."""
         return float(np.mean(SCALE))
-
-    async def learn(self, user: int, item: int, rating: float) -> None:
-        """Learns nothing."""
 
 
 class BiasPlayer(LocalPlayer):
@@ -101,6 +96,3 @@ class BiasPlayer(LocalPlayer):
         row = seen[user]
         residual = values[user].sum() - row @ (self.mean + self._item_bias)
         self._user_bias[user] = residual / (row.sum() + DAMPING)
-
-
-__all__ = ["BiasPlayer", "ConstantPlayer", "LocalPlayer", "PlayerFailedError", "RandomPlayer", "clip"]

@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from factors.model.scale import scale_levels
 from factors.model.std_calibration import NINETY
-from factors.model.types import Float64s, Ratings
+from factors.model.types import Float64s, Ratings, Scale
 from factors.posterior.fitted import Fitted
 from factors.serving.scoring import Scorer
 
@@ -28,22 +29,17 @@ def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
         return {"rmse": np.nan, "mae": np.nan, "log_likelihood": np.nan, "coverage": np.nan, "count": 0.0}
     scorer, scale = Scorer(fitted.posterior, fitted.items), fitted.model.scale
     levels = scale_levels(scale)
-    rating, std, chance = np.empty(len(value)), np.empty(len(value)), np.empty(len(value))
+    rating, std, likelihood = np.empty(len(value)), np.empty(len(value)), np.empty(len(value))
     for start in range(0, len(value), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         pairs = (fitted.users, user[part], item[part], time[part])
         scores = scorer.score(*pairs)
         rating[part], std[part] = scores.rating, scores.std
         if levels > 1:
-            step = (scale.high - scale.low) / (levels - 1)
-            level = np.clip(np.rint((value[part] - scale.low) / step), 0, levels - 1).astype(np.int64)
-            chance[part] = scorer.distribution(*pairs)[np.arange(len(level)), level]
+            likelihood[part] = step_log_likelihood(value[part], scorer.distribution(*pairs), scale)
+        else:
+            likelihood[part] = log_density(value[part] - scores.rating, scores.std)
     error = value - rating
-    if levels > 1:
-        # A step that is all but ruled out still costs a finite number of nats.
-        likelihood: Float64s = np.log(np.maximum(chance, 1e-12))
-    else:
-        likelihood = np.asarray(-0.5 * (error / std) ** 2 - np.log(std) - _LOG_ROOT_TWO_PI)
     return {
         "rmse": float(np.sqrt(np.mean(error * error))),
         "mae": float(np.mean(np.abs(error))),
@@ -51,3 +47,17 @@ def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
         "coverage": float(np.mean(np.abs(error) <= NINETY * std)),
         "count": float(len(value)),
     }
+
+
+def step_log_likelihood(value: Float64s, probabilities: npt.NDArray[np.floating], scale: Scale) -> Float64s:
+    """Return the log-likelihood of the step of each of `value` (m,), given those of all steps (m, levels)."""
+    last = probabilities.shape[1] - 1
+    level = np.clip(np.rint((value - scale.low) / ((scale.high - scale.low) / last)), 0, last)
+    chance = np.take_along_axis(probabilities, level.astype(np.int64)[:, None], axis=1)[:, 0]
+    # A step that is all but ruled out still costs a finite number of nats.
+    return np.asarray(np.log(np.maximum(chance.astype(np.float64), 1e-12)))
+
+
+def log_density(error: Float64s, std: Float64s) -> Float64s:
+    """Return the log-density of each error (m,) of a normal with that standard deviation."""
+    return np.asarray(-0.5 * (error / std) ** 2 - np.log(std) - _LOG_ROOT_TWO_PI)
