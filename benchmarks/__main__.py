@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         code: int = import_module(found[name].module).main(rest)
+    # Here for all of them: each declares its flags, and the loader finds all that is wrong.
     except SettingsError as exc:
         print(f"foldin bench {name}: {exc}", file=sys.stderr)
         return 2

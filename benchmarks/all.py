@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
         cells = [str(counts.get(verdict, "")) for verdict in VERDICTS]
         shown.add_row(name, OUTCOMES.get(code, f"exit code {code}"), *cells)
     console.print(shown)
+    # Of one that a signal has ended the code is negative, and no better for that.
     return max(codes.values(), key=abs)
 
 

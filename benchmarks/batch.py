@@ -49,6 +49,7 @@ def measure(options: Options, console: Console) -> list[Row]:
         ):
 
             def arm(port: int) -> float:
+                # Few calls, all of them large: none is spent on warming up, and the last are waited for.
                 plan = Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=60.0)
                 return n_pairs * drive(plan, cpus=cores.others).per_second
 

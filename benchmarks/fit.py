@@ -50,6 +50,7 @@ class Turns:
     """Called after each sweep of the fit: times it, then lets `implicit` do one."""
 
     def __init__(self, data: DataSet, rounds: int, rank: int, threads: int, seed: int) -> None:
+        # Here, so that the help and a wrong flag do not load it.
         from implicit.als import AlternatingLeastSquares
 
         ratings = data.ratings
@@ -94,7 +95,8 @@ def measure(options: SweepOptions, console: Console) -> list[Row]:
     kept = np.arange(n_ratings)
     data = DataSet(data.name, data.part(kept), data.n_users, data.n_items, data.scale)
     console.print(f"{n_ratings:,} ratings of {n_users:,} users and {n_items:,} items made", style="dim")
-    # More sweeps than rounds: the first does not count, and the last turn ends the fit by an error.
+    # More sweeps than rounds: the first does not count, and the last turn ends the fit by an error. Without a
+    # tolerance it does not stop by itself before.
     settings = FitSettings(
         data.scale, rank=rank, link="gaussian", sweeps=options.rounds + 2, tolerance=0.0, threads=threads
     )

@@ -40,6 +40,7 @@ def measure(options: Options, console: Console) -> list[Row]:
             generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
             url = ends.enter_context(stack.store_with(generation, cpus=cores.others))
             port = ends.enter_context(stack.service(url, cpus=cores.server))
+            # Known pairs differ by size, and so do the requests.
             own = folder / str(i)
             own.mkdir()
             requests = str(predict_requests(own, n_users, n_items, seed=options.seed))

@@ -110,6 +110,7 @@ def measure(options: Options, console: Console) -> list[Row]:
                     flood = replace(large, connections=CONNECTIONS, rate=TIMES * peak)
                     _under(kind, flood, peak, replace(few, rate=OTHERS_RATE), cpus=cores.others)
                     ratings.until_archived(port)
+    # The crowd itself asks GET /predict: there are no others beside it.
     of_crowd = single.rows()
     return [*pairs.rows(), *rated.rows(), of_crowd[0], *of_crowd[2:]]
 

@@ -72,6 +72,7 @@ def archived(options: Options, port: int, requests: str, a_call: int) -> float:
     """Return the ratings a second of one round."""
     plan = Plan(port, requests, CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=60.0)
     load = drive(plan)
+    # The wait counts: what is acknowledged fast and archived slowly is not carried.
     return a_call * load.answered / (load.seconds + until_archived(port))
 
 

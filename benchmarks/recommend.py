@@ -160,6 +160,7 @@ def deployed(options: CatalogueOptions, generation: Generation) -> tuple[float, 
         tempfile.TemporaryDirectory(prefix="foldin-bench-") as name,
         stack.store_with(generation, cpus=cores.others) as url,
     ):
+        # As for GET /predict: so many that no cache of answers could give the figure.
         users = np.random.default_rng(options.seed).integers(0, n_users, 5000).tolist()
         requests = [get(f"/recommend/{user}?n={TOP}") for user in users]
         file = str(write_requests(Path(name) / "recommend", requests))

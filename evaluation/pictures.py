@@ -143,6 +143,7 @@ def _new_figure(
     n_panels: int, size: tuple[float, float] | None = None, *, sharey: bool = False
 ) -> tuple[Any, Sequence[Any]]:
     """A figure with panels side by side, and the panels. `size`: inches."""
+    # An extra that may not be installed: without it an evaluation has its tables all the same.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

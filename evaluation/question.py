@@ -50,13 +50,13 @@ class Question:
 
     def scale(self) -> "Scale":
         """The scale as `factors` has it."""
-        from factors import Scale
+        from factors import Scale  # as above
 
         return Scale(self.low, self.high, self.step or None)
 
     def ratings(self) -> "Ratings":
         """The training ratings as `factors` has them."""
-        from factors import Ratings
+        from factors import Ratings  # as above
 
         return Ratings(self.train_user, self.train_item, self.train_value, self.train_time)
 

@@ -58,6 +58,7 @@ def _import(argv: Sequence[str]) -> int:
 def _evaluate(argv: Sequence[str]) -> int:
     from foldin.evaluating import evaluate_file
 
+    # FILE comes first: neither form knows the flags of the other.
     if argv and not argv[0].startswith("-"):
         return evaluate_file(argv)
     from evaluation.course.protocol import main as evaluate_in_environment

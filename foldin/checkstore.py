@@ -16,6 +16,7 @@ from processes.settings import SettingsError, load
 
 async def _holds_ratings(settings: StoreSettings) -> bool:
     store = await Store.open(settings, hot=False)
+    # Items, not generations: ratings that no fit has learned yet are ratings.
     try:
         live = await store.generations.live()
         return bool(await store.redis.exists(store.keys.order(live.epoch)))

@@ -143,6 +143,7 @@ def _rating(taste: int, item: int, rng: random.Random) -> float:
 async def _observing(store: Store, seen: dict[int, Seen], done: asyncio.Event) -> None:
     while not done.is_set():
         await _observe(store, seen)
+        # Many times a refit: a generation is removed when the second one after it begins.
         await asyncio.sleep(0.05)
 
 

@@ -101,6 +101,7 @@ async def _load(url: str, generation: Generation) -> int:
         for start in range(0, n_items, BATCH):
             rows = await registry.register(ids(start, min(start + BATCH, n_items)))
             assert rows[0] == start
+        # One rating each: of a user without any the counter rule takes the prior, not the record.
         n_users = len(generation.users)
         now = time.time()
         for start in range(0, n_users, BATCH):

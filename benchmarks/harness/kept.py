@@ -26,6 +26,7 @@ def load(path: Path, settings: Mapping[str, Any], make: Callable[..., T]) -> lis
 
 def save(path: Path, settings: Mapping[str, Any], rows: Sequence[Any]) -> None:
     """Write dataclasses of numbers, texts and tuples, whole or not at all."""
+    # Renamed when it is whole: torn by a kill it would count as no rows, and all be measured again.
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     document = {"settings": _stamped(settings), "rows": [asdict(row) for row in rows]}

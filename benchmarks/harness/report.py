@@ -130,6 +130,7 @@ class Report:
 
     def write(self, folder: Path) -> Path:
         """Write `folder`/NAME.json, whole or not at all."""
+        # Renamed when it is whole: `all` reads the file of a benchmark that may have been killed.
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
         unfinished = path.with_suffix(".part")
@@ -176,6 +177,7 @@ def number(value: float) -> str:
     """Return four significant digits, thousands set apart."""
     if not math.isfinite(value):
         return "-"
+    # Four digits of a large number would be powers of ten: all before the point are shown.
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"

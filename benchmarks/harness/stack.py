@@ -129,6 +129,7 @@ def service(
     """Run the service on that store; its port. `cache`: folder of item tables; else its own."""
     port = unused_port()
     with contextlib.ExitStack() as ends:
+        # Its own, unless a start is measured: the table of an earlier service would be found there.
         folder = cache or ends.enter_context(tempfile.TemporaryDirectory(prefix="foldin-bench-cache-"))
         environment = {
             "FOLDIN_REDIS_URL": url,
@@ -156,6 +157,7 @@ def trainer(
             "FOLDIN_LOG_LEVEL": "WARNING",
             **(settings or {}),
         }
+        # It serves nothing that could be asked.
         with running(python_command("trainer"), lambda: True, environment=environment):
             yield Path(folder)
 

@@ -31,6 +31,7 @@ class Client:
         """
         try:
             self._socket.sendall(request)
+            # As the load generator: an answer to thousands of pairs comes in a few reads.
             data = self._socket.recv(262_144)
             while (end := data.find(b"\r\n\r\n")) < 0:
                 data += self._more()
@@ -47,6 +48,7 @@ class Client:
         except OSError as exc:
             raise BenchmarkError(f"the connection broke: {exc}") from exc
         body = b"".join(parts)
+        # Behind "HTTP/1.1 ": nothing else of the line is needed, and nothing is split that would be timed.
         if data[9:10] != b"2":
             raise BenchmarkError(f"answered {data[9:12].decode()}: {body[:300].decode(errors='replace')}")
         return body

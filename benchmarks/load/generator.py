@@ -310,6 +310,7 @@ class _Generator:
         for connection in list(self.connections.values()):
             self.send(connection, time.perf_counter_ns())
         while now < end and self.sent < plan.max_requests:
+            # Wakes without an answer, too: a server that stalls must not keep the run from its end.
             for file, event in self.poll.poll(0.05):
                 free = self.answered(file, event)
                 if free is not None:

@@ -87,7 +87,7 @@ async def _refit(api: ApiClient, n_ratings: int) -> int:
         for generation in await api.generations():
             if generation.live and generation.n_ratings == n_ratings:
                 return generation.generation
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # a refit takes ten seconds: at most a fiftieth is added
     raise BenchmarkError(f"no generation of {n_ratings} ratings was live within {REFIT_S:.0f} s")
 
 

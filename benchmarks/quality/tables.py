@@ -29,6 +29,7 @@ def show(found: Found, console: Console, *, full: bool) -> None:
         console.print(play_table(found.played))
     for section, lines in found.lines.items():
         name = _NAMES.get(section, section)
+        # Slow peers run on the first fold alone: their figures stand beside others of that fold, not of five.
         first = [line for line in lines if line.split == "u1"]
         if section == "ml-100k" and len(first) < len(lines):
             console.print(engines_table(first, f"{name} u1"))
@@ -61,6 +62,7 @@ def play_table(played: Sequence[Summary]) -> Table:
     )
     for player in dict.fromkeys(one.player for one in played):
         by_length = {one.known: one for one in played if one.player == player}
+        # Coverage and seconds of the longest history alone: that is the course's own.
         longest = by_length[max(by_length)]
         shown.add_row(
             player,

@@ -75,6 +75,8 @@ def fit_options(name: str) -> dict[str, Any]:
                 found["rank"] = int(value)
             case "link", "gaussian" | "ordinal":
                 found["link"] = value
+            # Set effects and periods are the names that users know, and that kept lines carry; the code says
+            # implicit effects and session effects, as the field does.
             case "no-set-effects", "":
                 found["implicit_effects"] = False
             case "no-periods", "":

@@ -4,6 +4,9 @@ Invariant: settings are the documented defaults, or those of the authors' own Mo
 is tuned on ratings held out of the training set.
 """
 
+# What only some peers need is imported in their functions: it may not be installed, and the memory of an
+# engine is measured with all libraries that its process has loaded.
+
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any

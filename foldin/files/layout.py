@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from processes.errors import CannotStartError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -180,9 +183,6 @@ def _parquet_layout(
             f"{path} is {'' if is_parquet else 'not '}a Parquet file{' in gzip' * compressed}: "
             f"give another --format{', or unpack it first (Parquet packs by itself)' if compressed else ''}"
         )
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         names = tuple(pq.read_schema(path).names)
     except (OSError, pa.ArrowException) as exc:

@@ -24,7 +24,7 @@ DERIVED = {"ServiceSettings.cache_dir"}
 
 def settings_classes() -> Iterator[type[Any]]:
     """Every class of the product with a field made by `setting(...)`, wherever it stands."""
-    for module in house.all_modules(ROOT):
+    for module in (module for package in PACKAGES for module in house.modules(ROOT, package)):
         for node in module.tree.body:
             if isinstance(node, ast.ClassDef) and any(
                 isinstance(field, ast.AnnAssign)
