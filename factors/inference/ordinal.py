@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import erfcx
 
-from factors.model.scale import scale_levels
-from factors.model.types import Float64s, Int64s, Scale
+from factors.model.types import Float64s, Int64s
 
 _ROOT_HALF = math.sqrt(0.5)
 # Twice the normal density at 0.
@@ -185,12 +184,6 @@ def _damp(new: Float64s, old: Float64s, damping: float) -> None:
     new -= old
     new *= damping
     new += old
-
-
-def start_cuts(scale: Scale) -> Float64s:
-    """Return cut points for scores in units of the ratings: half-way between the levels."""
-    levels = np.linspace(scale.low, scale.high, scale_levels(scale))
-    return np.asarray(0.5 * (levels[1:] + levels[:-1]))
 
 
 def learn_link(

@@ -23,7 +23,7 @@ from factors.posterior.fitted import Fitted
 from factors.training.drift import narrowed, widened
 from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank
 from factors.training.model_selection import LEAST_RATINGS, observed_scale, select_terms
-from factors.training.priors import learn_cold_start, prior_fit, without_cold_start
+from factors.training.priors import learn_cold_start, prior_fit
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
 from factors.training.terms import Terms
@@ -78,9 +78,12 @@ def _begin(
     """
     n = len(training)
     if start is not None and _continues(start, settings, n):
-        items = start.posterior.item_codec.decode(start.items).astype(np.float64)
-        known = narrowed(without_cold_start(start.posterior.parameters))
-        return State.of_rows(training, known, start.users.astype(np.float64), items), {}
+        known = narrowed(start.posterior.parameters)
+        # The priors of rows that come after a fit are learned when it ends: to the sweeps every row is known.
+        users, items = (replace(side, cold_start=None) for side in (known.users, known.items))
+        known = replace(known, users=users, items=items)
+        item_rows = start.posterior.item_codec.decode(start.items).astype(np.float64)
+        return State.of_rows(training, known, start.users.astype(np.float64), item_rows), {}
     decides = settings.link != "gaussian" or settings.implicit_effects or settings.session_effects
     if n < LEAST_RATINGS or not decides:
         state = initial_state(training, settings, rng)

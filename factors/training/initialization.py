@@ -18,7 +18,7 @@ import numpy as np
 from factors.model.layout import COUNT, unpack
 from factors.model.parameters import Parameters, Side
 from factors.model.types import Float64s
-from factors.training.priors import start_parameters, start_variance
+from factors.training.priors import start_parameters, uniform_variance
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
 from factors.training.training_set import TrainingSet
@@ -38,7 +38,9 @@ def largest_rank(settings: FitSettings, n_ratings: int) -> int:
 def _parameters(training: TrainingSet, settings: FitSettings, rank: int | None) -> Parameters:
     value = training.by_user.value
     rank = rank or largest_rank(settings, len(value))
-    return start_parameters(settings.scale, rank, float(value.mean()), start_variance(settings.scale, value))
+    # With two pseudo-ratings: a few ratings that agree prove little.
+    square = len(value) * value.var() + 2.0 * uniform_variance(settings.scale)
+    return start_parameters(settings.scale, rank, float(value.mean()), float(square / (len(value) + 2.0)))
 
 
 def initial_state(

@@ -24,12 +24,6 @@ def uniform_variance(scale: Scale) -> float:
     return (scale.high - scale.low) ** 2 / 12.0
 
 
-def start_variance(scale: Scale, value: Float64s) -> float:
-    """Return the variance of these ratings (n,), n > 0, and two pseudo-ratings: a few that agree prove
-    little."""
-    return float((len(value) * value.var() + 2.0 * uniform_variance(scale)) / (len(value) + 2.0))
-
-
 def start_parameters(scale: Scale, rank: int, mean: float, variance: float) -> Parameters:
     """Return Gaussian priors for ratings of this `mean` and `variance`: a half of it noise, a quarter biases,
     a quarter latent.
@@ -117,12 +111,6 @@ def learn_cold_start(
     return replace(
         parameters, users=replace(users, cold_start=new_users), items=replace(items, cold_start=new_items)
     )
-
-
-def without_cold_start(parameters: Parameters) -> Parameters:
-    """Return `parameters` for a fit, in which every row is seen."""
-    users, items = replace(parameters.users, cold_start=None), replace(parameters.items, cold_start=None)
-    return replace(parameters, users=users, items=items)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from factors.inference.ordinal import start_cuts
 from factors.inference.side_moments import prior_rows
 from factors.model.parameters import Parameters, Side, SideName
+from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Link
 from factors.training.drift import start_drift
 from factors.training.training_set import TrainingSet
@@ -59,7 +59,9 @@ def with_terms(parameters: Parameters, terms: Terms, training: TrainingSet) -> P
         items=replace(items, implicit_ridge=terms.item_ridge),
     )
     if terms.link == "ordinal" and parameters.link == "gaussian":
-        return replace(changed, link="ordinal", cuts=start_cuts(parameters.scale))
+        # Scores are in units of the ratings so far: half-way between the levels.
+        levels = np.linspace(parameters.scale.low, parameters.scale.high, scale_levels(parameters.scale))
+        return replace(changed, link="ordinal", cuts=0.5 * (levels[1:] + levels[:-1]))
     return changed
 
 
