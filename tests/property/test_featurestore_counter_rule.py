@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from factors import Float32s, Model, Ranker, Scorer, posterior_of
+from factors import Float32s, posterior_of
 from featurestore import codecs
 from featurestore.codecs import History
 from featurestore.generations.live import LiveGeneration
@@ -33,7 +33,7 @@ from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.users.fold_in import StaleUser, fold_in
-from tests.support.factories import lead, make_draft, make_items, make_model, rating
+from tests.support.factories import Written, as_live, lead, make_draft, make_items, make_model, rating
 from tests.support.servers import StoreServer
 
 USERS = ("u0", "u1")
@@ -167,7 +167,7 @@ class CounterRule(RuleBasedStateMachine):
             self.do(fit.writer.write_users([user.encode() for user in users], n, vectors))
         meta = self.do(fit.writer.finish())
         assert self.do(fit.writer.flip(automatic=False))
-        self.serve(as_live(fit.writer.number, MODEL, fit.items, meta))
+        self.serve(as_live(Written(fit.writer, MODEL, fit.items, meta)))
 
     @precondition(lambda self: len(self.whole) > 1)
     @rule(data=st.data())
@@ -252,21 +252,6 @@ class CounterRule(RuleBasedStateMachine):
             for store in self.stores:
                 self.do(store.close())
             self.loop.close()
-
-
-def as_live(number: int, model: Model, items: Float32s, meta: GenerationMeta) -> LiveGeneration:
-    """A generation as a service holds it."""
-    posterior = posterior_of(model)
-    return LiveGeneration(
-        epoch=1,
-        generation=number,
-        posterior=posterior,
-        items=items,
-        n_items=len(items),
-        scorer=Scorer(posterior, items),
-        ranker=Ranker(posterior, items),
-        meta=meta,
-    )
 
 
 @pytest.fixture

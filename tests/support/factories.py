@@ -1,9 +1,10 @@
 """Small whole things for tests: models, tables, ratings, generations that a test can publish in one line."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -122,6 +123,23 @@ class Written:
     items: Float32s
     meta: GenerationMeta
 
+    def rating_of(self, history: Histories, row: int) -> float:
+        """The rating of an item row that this generation gives a user with this history."""
+        posterior = posterior_of(self.model)
+        user = posterior.fold_in_users(self.items, history)
+        scores = Scorer(posterior, self.items).score(user, np.zeros(1, dtype=np.int64), np.array([row]))
+        return float(scores.rating[0])
+
+
+class Options(TypedDict, total=False):
+    """How a generation is to be that a test publishes; see `write_generation`."""
+
+    epoch: int
+    n_items: int
+    users: Sequence[bytes]
+    seed: int
+    model: Model | None
+
 
 def as_live(written: Written, epoch: int = 1) -> LiveGeneration:
     """A generation as a service holds it."""
@@ -161,22 +179,18 @@ async def write_generation(
     return Written(writer, model, items, await writer.finish())
 
 
-async def publish(
-    store: Store,
-    lease: Lease,
-    *,
-    epoch: int = 1,
-    n_items: int = 8,
-    users: Sequence[bytes] = (),
-    seed: int = 0,
-    model: Model | None = None,
-) -> Written:
+async def publish(store: Store, lease: Lease, **options: Unpack[Options]) -> Written:
     """A generation that is live."""
-    written = await write_generation(
-        store, lease, epoch=epoch, n_items=n_items, users=users, seed=seed, model=model
-    )
+    written = await write_generation(store, lease, **options)
     assert await written.writer.flip(automatic=False)
     return written
+
+
+async def publish_for_ann(store: Store, ratings: Mapping[str, float], n_items: int = 8) -> Written:
+    """A live generation of `item-0`, `item-1` and so on, that knows user `ann` by these ratings."""
+    await store.items(1).register([b"item-%d" % row for row in range(n_items)])
+    await store.ratings.append([rating("ann", item, value) for item, value in ratings.items()])
+    return await publish(store, await lead(store), n_items=n_items, users=[b"ann"])
 
 
 @asynccontextmanager

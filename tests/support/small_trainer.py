@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from featurestore.commands import Command, Outcome
 from featurestore.leases import Lease
+from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import write_generation
+from tests.support.factories import lead, publish, write_generation
+from tests.support.serving import Client, serves, serving
 
 Decide = Callable[[Command], Outcome | None]
 
@@ -52,3 +55,17 @@ async def running(trainer: Trainer) -> AsyncIterator[Trainer]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@contextlib.asynccontextmanager
+async def serving_with_trainer(
+    settings: StoreSettings, store: Store, ratings: Sequence[NewRating], users: Sequence[bytes]
+) -> AsyncIterator[Client]:
+    """A service beside a trainer, with items `dune`, `emma` and `0`, and a fit that knows `users`."""
+    lease = await lead(store, ttl_ms=600_000)
+    await store.items(1).register([b"dune", b"emma", b"0"])
+    await store.ratings.append(ratings)
+    await publish(store, lease, n_items=3, users=users)
+    async with running(Trainer(store, lease)), serving(settings) as (client, _):
+        await serves(client, 1)
+        yield client

@@ -15,6 +15,7 @@ from featurestore.commands import CommandKind
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.blocking import BlockingChild
+from tests.support.event_tables import free
 from tests.support.waiting import wait_until, wait_until_async
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
@@ -123,7 +124,7 @@ def _uncovered(folder: Path) -> list[Path]:
 
 def reopened(settings: TrainerSettings, epoch: int = 1) -> EpochArchive:
     """The archive of an epoch when no trainer holds it."""
-    return EpochArchive(settings.archive_folder / f"epoch-{epoch:06d}", epoch, guard=lambda: None)
+    return EpochArchive(settings.archive_folder / f"epoch-{epoch:06d}", epoch, guard=free)
 
 
 CHILD = """

@@ -2,8 +2,10 @@
 
 import pytest
 
+from featurestore.store import Store
 from service.http.dispatch import Connection
 from service.server import connections
+from tests.support.factories import Written, publish_for_ann
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +15,9 @@ def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
     if not is_fast:
         monkeypatch.setattr(connections, "fast_connections", lambda context: Connection)
     return is_fast
+
+
+@pytest.fixture
+async def published(store: Store) -> Written:
+    """A generation of eight items that knows user `ann`."""
+    return await publish_for_ann(store, {"item-0": 5.0})

@@ -20,7 +20,7 @@ from service.http import response as answers
 from service.http.dispatch import Connection
 from service.server import connections, fast_predict
 from service.server.fast_predict import FastConnection
-from tests.support.factories import Written, lead, publish, rating
+from tests.support.factories import Written, rating
 from tests.support.serving import BOTH_WAYS, Client, serves, serving
 from tests.support.waiting import wait_until_async
 
@@ -28,14 +28,6 @@ ITEMS = 8
 ROUTE = "/predict"
 # Nothing here depends on the kind of store.
 pytestmark = pytest.mark.parametrize("store_server", ["valkey"], indirect=True)
-
-
-@pytest.fixture
-async def published(store: Store) -> Written:
-    """A generation that knows user `ann`."""
-    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
-    await store.ratings.append([rating("ann", "item-0", 5.0)])
-    return await publish(store, await lead(store), n_items=ITEMS, users=[b"ann"])
 
 
 @dataclass

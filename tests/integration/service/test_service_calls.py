@@ -7,15 +7,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from factors import Scorer, posterior_of
 from featurestore.codecs import pack_histories
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
-from tests.support.factories import Written, lead, publish, rating
+from tests.support.factories import Written, lead, publish, publish_for_ann
 from tests.support.serving import BOTH_WAYS, JSON, LINES, Client, is_problem, send_raw, serves, serving
 from tests.support.waiting import wait_until_async
 
@@ -25,10 +23,7 @@ ITEMS = 12
 @pytest.fixture
 async def published(store: Store) -> Written:
     """A generation that knows user `ann`."""
-    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
-    values = {"item-0": 5.0, "item-1": 1.0, "item-2": 4.0}
-    await store.ratings.append([rating("ann", item, value) for item, value in values.items()])
-    return await publish(store, await lead(store), n_items=ITEMS, users=[b"ann"])
+    return await publish_for_ann(store, {"item-0": 5.0, "item-1": 1.0, "item-2": 4.0}, ITEMS)
 
 
 @pytest.fixture
@@ -41,9 +36,7 @@ async def client(store_settings: StoreSettings, published: Written) -> AsyncIter
 async def expected(store: Store, written: Written, user: str, row: int) -> float:
     """The rating that the generation gives by folding in the history as it is."""
     _, history = await store.users.history(1, user.encode())
-    vectors = posterior_of(written.model).fold_in_users(written.items, pack_histories([history]))
-    scorer = Scorer(posterior_of(written.model), written.items)
-    return float(scorer.score(vectors, np.zeros(1, dtype=np.int64), np.array([row])).rating[0])
+    return written.rating_of(pack_histories([history]), row)
 
 
 @BOTH_WAYS

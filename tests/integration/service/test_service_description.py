@@ -9,9 +9,9 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import lead, publish, rating
-from tests.support.serving import Client, serves, serving
-from tests.support.small_trainer import Trainer, running
+from tests.support.factories import rating
+from tests.support.serving import Client
+from tests.support.small_trainer import serving_with_trainer
 
 # A description cannot say that a whole number written as 7.0 is no id, nor that lists are parallel: for
 # bodies the check that all it allows is accepted is left out.
@@ -23,12 +23,8 @@ RUNS = {
 
 @pytest.fixture
 async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
-    lease = await lead(store, ttl_ms=600_000)
-    await store.items(1).register([b"dune", b"emma", b"0"])
-    await store.ratings.append([rating("ann", "dune", 5.0), rating("0", "0", 2.0)])
-    await publish(store, lease, n_items=3, users=[b"ann"])
-    async with running(Trainer(store, lease)), serving(store_settings) as (client, _):
-        await serves(client, 1)
+    ratings = [rating("ann", "dune", 5.0), rating("0", "0", 2.0)]
+    async with serving_with_trainer(store_settings, store, ratings, users=[b"ann"]) as client:
         yield client
 
 

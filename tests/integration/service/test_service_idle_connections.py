@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
-from tests.support.factories import Written, lead, publish, rating
+from tests.support.factories import Written
 from tests.support.servers import missing
 from tests.support.serving import processes, send_raw
 
@@ -19,13 +18,6 @@ CONNECTIONS = 5_000
 # A connection costs the worker its protocol, a task and a parser; what it sent is at most one half of a head.
 _BYTES_A_CONNECTION = 64 * 1024
 _OTHER_FILES = 300
-
-
-@pytest.fixture
-async def published(store: Store) -> Written:
-    await store.items(1).register([b"item-0", b"item-1"])
-    await store.ratings.append([rating("ann", "item-0", 5.0)])
-    return await publish(store, await lead(store), n_items=2, users=[b"ann"])
 
 
 @pytest.fixture

@@ -14,19 +14,11 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
 from service.http import response as answers
-from tests.support.factories import Written, lead, publish, rating
+from tests.support.factories import Written
 from tests.support.serving import BOTH_WAYS, Client, Reply, is_problem, serves, serving
 from tests.support.waiting import wait_until_async
 
 ONE = "/predict?user_id=ann&item_id=item-1"
-
-
-@pytest.fixture
-async def published(store: Store) -> Written:
-    """A generation that knows user `ann`."""
-    await store.items(1).register([b"item-%d" % row for row in range(8)])
-    await store.ratings.append([rating("ann", "item-0", 5.0)])
-    return await publish(store, await lead(store), n_items=8, users=[b"ann"])
 
 
 def port_of(client: Client) -> int:

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import Histories, Scorer, posterior_of
+from factors import Histories
 from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.wire.connection import BACKOFF_S
 from processes.probes import unused_port
-from tests.support.factories import Written, lead, publish, rating, write_generation
+from tests.support.factories import Written, lead, publish, publish_for_ann, write_generation
 from tests.support.servers import StoreServer
 from tests.support.serving import Client, Service, client_of, is_problem, processes, serves
 from tests.support.waiting import wait_until, wait_until_async
@@ -35,9 +35,7 @@ own_kind = pytest.mark.parametrize("own_server", ["valkey"], indirect=True)
 
 @pytest.fixture
 async def published(store: Store) -> Written:
-    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
-    await store.ratings.append([rating("ann", f"item-{row}", 1.0 + row) for row in range(3)])
-    return await publish(store, await lead(store), n_items=ITEMS, users=[b"ann"])
+    return await publish_for_ann(store, {f"item-{row}": 1.0 + row for row in range(3)}, ITEMS)
 
 
 def by_hand(written: Written, history: dict[int, float], row: int) -> float:
@@ -48,9 +46,7 @@ def by_hand(written: Written, history: dict[int, float], row: int) -> float:
         np.array(list(history.values()), dtype=np.float64),
         np.full(len(history), np.nan),
     )
-    vectors = posterior_of(written.model).fold_in_users(written.items, packed)
-    scorer = Scorer(posterior_of(written.model), written.items)
-    return float(scorer.score(vectors, np.zeros(1, dtype=np.int64), np.array([row])).rating[0])
+    return written.rating_of(packed, row)
 
 
 @one_kind

@@ -1,6 +1,7 @@
 """Small worlds of ratings for the tests of `factors`."""
 
 import numpy as np
+import numpy.typing as npt
 
 from factors import FitSettings, Fitted, Histories, Ratings, Scale, fit
 
@@ -24,6 +25,15 @@ def ratings_of(
     if not timed:
         time = np.full(n, np.nan)
     return Ratings(user.astype(np.int32), item.astype(np.int32), value, np.asarray(time, dtype=np.float64))
+
+
+def ratings(
+    user: npt.ArrayLike, item: npt.ArrayLike, value: npt.ArrayLike, time: npt.ArrayLike = np.nan
+) -> Ratings:
+    """Ratings of these columns; one `time` for all is spread out."""
+    values = np.array(value, dtype=np.float64)
+    times = np.broadcast_to(np.asarray(time, dtype=np.float64), values.shape).copy()
+    return Ratings(np.array(user, dtype=np.int32), np.array(item, dtype=np.int32), values, times)
 
 
 def fitted_of(ratings: Ratings, *, n_users: int = 40, n_items: int = 30, **settings: object) -> Fitted:

@@ -16,20 +16,10 @@ from factors import (
     fit,
 )
 from factors.model.types import Float64s, Int64s
-from tests.unit.factors.factors_world import STARS, histories_of, history
+from tests.unit.factors.factors_world import STARS, histories_of, history, ratings
 
 NAN = math.nan
 DAY = 86_400.0
-
-
-def ratings(user: Int64s, item: Int64s, value: Float64s, time: Float64s | float = NAN) -> Ratings:
-    """Ratings; one `time` for all is spread out."""
-    return Ratings(
-        user.astype(np.int32),
-        item.astype(np.int32),
-        value.astype(np.float64),
-        np.broadcast_to(np.asarray(time, dtype=np.float64), value.shape).copy(),
-    )
 
 
 def pairs(seed: int, n_users: int, n_items: int, n: int) -> tuple[Int64s, Int64s, Float64s]:

@@ -19,19 +19,7 @@ from factors import (
     posterior_of,
     prior_model,
 )
-from tests.unit.factors.factors_world import STARS, fitted_of, histories_of, history, ratings_of
-
-
-def ratings(
-    user: list[int], item: list[int], value: list[float], time: float | list[float] = np.nan
-) -> Ratings:
-    """Ratings from lists."""
-    return Ratings(
-        np.array(user, dtype=np.int32),
-        np.array(item, dtype=np.int32),
-        np.array(value, dtype=np.float64),
-        np.broadcast_to(np.asarray(time, dtype=np.float64), (len(user),)).copy(),
-    )
+from tests.unit.factors.factors_world import STARS, fitted_of, histories_of, history, ratings, ratings_of
 
 
 def fitted(given: Ratings, n_users: int, n_items: int, scale: Scale = STARS, **settings: object) -> Fitted:

@@ -160,6 +160,8 @@ async def test_a_store_that_trickles_is_not_waited_for_without_end() -> None:
     async def trickle(_: bytes, writer: asyncio.StreamWriter) -> None:
         for _part in range(100):
             await asyncio.sleep(0.05)
+            if writer.is_closing():
+                return
             writer.write(b"+part\r\n")
 
     async with opened(Script(trickle), timeout_s=0.15) as connection:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from factors import posterior_of
-from tests.support.event_tables import event_table
+from tests.support.event_tables import event_table, free
 from tests.support.trainers import started_fit
 from tests.support.waiting import wait_until_async
 from trainer.archive.epoch_archive import EpochArchive
@@ -26,10 +26,6 @@ from trainer.fit_job.results import FitResult, erase_user
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
-
-
-def free() -> None:
-    """A guard that lets everything pass."""
 
 
 def archived(folder: Path, events: list[Event], first_ms: int = 1) -> EpochArchive:

@@ -3,14 +3,14 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.support.event_tables import event_table
+from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import Span, spans_of
 from trainer.archive.merging import MERGED_ROWS, choose_merge
@@ -24,10 +24,6 @@ REPLACE_STEPS = (*STEPS, "replace:unlink", "replace:unlinked")
 
 class Crash(BaseException):
     """Stands for the process ending here: nothing after it runs."""
-
-
-def free() -> None:
-    """A guard that lets everything pass."""
 
 
 def events(
@@ -314,6 +310,7 @@ def test_names_say_what_they_cover() -> None:
     assert not SegmentName(3, 7, 9).covers(SegmentName(3, 8))
 
 
+# Loads the archive once, and forks a process for each kill: a process of its own loads for two seconds.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -321,18 +318,41 @@ sys.path.insert(0, sys.argv[1])
 import test_trainer_archive as t
 from trainer.archive.epoch_archive import EpochArchive
 
-operation, step, folder = sys.argv[2:5]
-def stop(at: str) -> None:
-    if at == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-archive = EpochArchive(Path(folder), 1, guard=t.free, step=stop)
-if operation == "append":
-    archive.append(*t.events(91, 10))
-elif operation == "merge":
-    archive.merge()
-else:
-    archive.erase(b"user-1", 10**9)
+for line in sys.stdin:
+    operation, step, folder = line.split(maxsplit=2)
+    child = os.fork()
+    if child == 0:
+        def stop(at: str) -> None:
+            if at == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+        archive = EpochArchive(Path(folder.strip()), 1, guard=t.free, step=stop)
+        if operation == "append":
+            archive.append(*t.events(91, 10))
+        elif operation == "merge":
+            archive.merge()
+        else:
+            archive.erase(b"user-1", 10**9)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+@pytest.fixture(scope="session")
+def killed() -> Iterator[Callable[[str, str, Path], int]]:
+    """Kills an operation on an archive at a step; the exit code of its process."""
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        stdin, stdout = parent.stdin, parent.stdout
+
+        def kill(operation: str, step: str, folder: Path) -> int:
+            stdin.write(f"{operation} {step} {folder}\n")
+            stdin.flush()
+            return int(stdout.readline())
+
+        yield kill
+        stdin.close()
 
 
 @pytest.mark.parametrize(
@@ -340,16 +360,11 @@ else:
     [("append", step) for step in STEPS]
     + [(operation, step) for operation in ("merge", "erase") for step in REPLACE_STEPS],
 )
-def test_sigkill_at_each_step(tmp_path: Path, operation: str, step: str) -> None:
+def test_sigkill_at_each_step(
+    tmp_path: Path, killed: Callable[[str, str, Path], int], operation: str, step: str
+) -> None:
     filled(tmp_path)
-    here = str(Path(__file__).parent)
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED, here, operation, step, str(tmp_path)],
-        check=False,
-        timeout=60,
-        cwd=Path.cwd(),
-    )
-    assert child.returncode == -signal.SIGKILL
+    assert killed(operation, step, tmp_path) == -signal.SIGKILL
     after = reopened(tmp_path)
     if operation == "append":
         assert contents(after) in (list(range(1, 91)), list(range(1, 101)))
