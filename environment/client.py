@@ -20,7 +20,7 @@ class EnvironmentFailedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class KnownRatings:
     """Known ratings in time order: `user`, `item` int64 (n,), `rating` float64 (n,).
 
     `n_users`, `n_items`: sizes of the world; users and items that appear later are counted.
@@ -32,7 +32,7 @@ class History:
     item: npt.NDArray[np.int64]
     rating: npt.NDArray[np.float64]
 
-    def latest(self, count: int) -> "History":
+    def latest(self, count: int) -> "KnownRatings":
         """The last `count` ratings of this history."""
         first = max(self.user.size - count, 0)
         return replace(self, user=self.user[first:], item=self.item[first:], rating=self.rating[first:])
@@ -64,7 +64,7 @@ class EnvironmentClient:
         self._token = token
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
-    async def reset(self, seed: int | None = None) -> tuple[History, Pair]:
+    async def reset(self, seed: int | None = None) -> tuple[KnownRatings, Pair]:
         """Begin a new game; return what is known and the first pair. `seed` asks for a certain world.
 
         An environment that does not know the parameter ignores it: compare the histories where it matters.
@@ -81,7 +81,7 @@ class EnvironmentClient:
             raise EnvironmentFailedError(
                 f"{self._url}/reset returned histories of different lengths: {sorted(lengths)}"
             )
-        history = History(
+        history = KnownRatings(
             n_users=document.nb_users,
             n_items=document.nb_items,
             user=np.array(document.user_history, dtype=np.int64),

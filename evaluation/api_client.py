@@ -71,7 +71,7 @@ class Rating(msgspec.Struct, frozen=True, omit_defaults=True):
     timestamp: float | None = None
 
 
-class History(msgspec.Struct, frozen=True, omit_defaults=True):
+class TrainBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """A new history as `POST /train` takes it: parallel lists. `replace`: what is known is thrown away."""
 
     nb_users: int
@@ -154,7 +154,7 @@ class ApiClient:
         body = await self._call("GET", f"/users/{user_id}/ratings", query={"limit": "1000"})
         return {row.item_id: row.rating for row in self._decode(body, _Ratings).ratings}
 
-    async def train(self, history: History | None = None, *, retry: bool = True) -> None:
+    async def train(self, history: TrainBody | None = None, *, retry: bool = True) -> None:
         """`POST /train`: begin a new history, or (None) refit on all that is known.
 
         Returns when a generation that has learned it is live. The API refuses with the code

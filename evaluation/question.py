@@ -108,7 +108,7 @@ Predict = Callable[[Question, int], Predicted]
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class ComparedEngine:
     """One that is compared. `online` answers questions without held-out pairs, None where the engine learns
     from whole sets only.
     """

@@ -21,7 +21,7 @@ from featurestore.store import Store
 from service.context import CONTEXT, ServiceContext
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
-from service.metrics import RECENT_S, Snapshot, SnapshotFiles, error_bounds
+from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher
 from service.ranking_queue import RankingDesk
 from service.routes import add_routes
@@ -71,7 +71,7 @@ async def _service_context(settings: ServiceSettings, slot: WorkerSlot) -> Async
         async with _opened(settings) as store, _following(store, settings) as follower:
             scale = store.config.scale
             snapshot_files = SnapshotFiles(slot.folder, slot.worker)
-            counts = Snapshot(slot.worker, time.time(), error_bounds(scale.low, scale.high))
+            counts = Counts(slot.worker, time.time(), error_bounds(scale.low, scale.high))
             # The counters of the worker that had this slot before: a counter never falls.
             if (earlier := snapshot_files.earlier()) is not None:
                 counts.carry(earlier)

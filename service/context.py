@@ -16,7 +16,7 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
-from service.metrics import Snapshot, SnapshotFiles
+from service.metrics import Counts, SnapshotFiles
 from service.micro_batcher import MicroBatcher
 from service.ranking_queue import RankingDesk
 from service.scoring import PairScorer, require_live
@@ -32,7 +32,7 @@ class ServiceContext:
     slot: WorkerSlot
     store: Store
     follower: Follower
-    counts: Snapshot
+    counts: Counts
     snapshot_files: SnapshotFiles
     traffic: Traffic
     bodies: BodyReader
@@ -52,7 +52,7 @@ class ServiceContext:
         live = self.follower.live
         return live.epoch if live else (await self.store.generations.live()).epoch
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> Counts:
         """Return the counts with what this worker is at this moment."""
         counts, live = self.counts, self.follower.live
         counts.at = time.time()

@@ -40,7 +40,7 @@ ERROR_SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0
 # Rates on the page and the newest error are over about this long: a change is seen within a minute.
 RECENT_S = 60.0
 
-# Counters of a `Snapshot` by field: the name and the help of the metric.
+# Counters of a `Counts` by field: the name and the help of the metric.
 _COUNTERS = {
     "predictions": ("foldin_predictions", "Pairs that were scored."),
     "folds": ("foldin_folds", "Users folded in by the service because their record was behind."),
@@ -102,7 +102,7 @@ class Histogram(msgspec.Struct):
         return sum(self.counts)
 
 
-class Snapshot(msgspec.Struct):
+class Counts(msgspec.Struct):
     """Everything that one worker counted, or several together. `requests`: route -> status -> count."""
 
     worker: int
@@ -156,7 +156,7 @@ class Snapshot(msgspec.Struct):
             self.recent_errors += len(squared_errors)
             self.recent_squared_error += float(squared_errors.sum())
 
-    def carry(self, earlier: "Snapshot") -> None:
+    def carry(self, earlier: "Counts") -> None:
         """Add the counters of `earlier`; what the worker is now stays."""
         for route, by_status in earlier.requests.items():
             mine = self.requests.setdefault(route, {})
@@ -185,11 +185,11 @@ class SnapshotFiles:
     def _path(self, folder: Path) -> Path:
         return folder / f"worker-{self._worker}.metrics"
 
-    def earlier(self) -> Snapshot | None:
+    def earlier(self) -> Counts | None:
         """Return what the worker counted that had this slot before."""
         return None if self._folder is None else _load(self._path(self._folder))
 
-    def write(self, snapshot: Snapshot) -> None:
+    def write(self, snapshot: Counts) -> None:
         """Write `snapshot` where the other workers find it."""
         if self._folder is None:
             return
@@ -201,7 +201,7 @@ class SnapshotFiles:
             fresh.write_bytes(msgspec.json.encode(snapshot))
             fresh.replace(path)
 
-    def all(self, own: Snapshot) -> list[Snapshot]:
+    def all(self, own: Counts) -> list[Counts]:
         """Return the snapshots of all workers, in their order, with `own` as it is now."""
         found = {own.worker: own}
         if self._folder is not None:
@@ -212,17 +212,17 @@ class SnapshotFiles:
         return [found[worker] for worker in sorted(found)]
 
 
-def _load(path: Path) -> Snapshot | None:
+def _load(path: Path) -> Counts | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Snapshot)
+        return msgspec.json.decode(path.read_bytes(), type=Counts)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def together(snapshots: Iterable[Snapshot]) -> Snapshot:
+def together(snapshots: Iterable[Counts]) -> Counts:
     """Return the sum of `snapshots`, which are at least one."""
     found = list(snapshots)
-    total = Snapshot(-1, time.time(), found[0].error_bounds)
+    total = Counts(-1, time.time(), found[0].error_bounds)
     for snapshot in found:
         total.carry(snapshot)
         for name in _SUMMED:
@@ -230,7 +230,7 @@ def together(snapshots: Iterable[Snapshot]) -> Snapshot:
     return total
 
 
-def expose(snapshots: list[Snapshot], lag: Mapping[int, int] | None, store_up: bool) -> bytes:
+def expose(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: bool) -> bytes:
     """Return the text that Prometheus scrapes.
 
     `lag`: events of each partition that are not archived yet, None where it is not known.
@@ -246,7 +246,7 @@ def expose(snapshots: list[Snapshot], lag: Mapping[int, int] | None, store_up: b
     return generate_latest(registry)
 
 
-def _families(snapshots: list[Snapshot], lag: Mapping[int, int] | None, store_up: bool) -> Iterable[Metric]:
+def _families(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: bool) -> Iterable[Metric]:
     total = together(snapshots)
     requests = CounterMetricFamily(
         "foldin_http_requests", "Requests by route and status.", labels=["route", "status"]

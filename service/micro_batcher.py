@@ -20,7 +20,7 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
 from featurestore.users.counter_rule import UserLookup
 from service.http.problems import Problem, problem_of_store
-from service.metrics import Snapshot
+from service.metrics import Counts
 from service.prediction_json import OnePrediction, rounded
 from service.scoring import require_live
 
@@ -58,7 +58,7 @@ class MicroBatch:
 class MicroBatcher:
     """Predicts pairs in batches, one batch after the other. `submit` is the way of one prediction."""
 
-    def __init__(self, store: Store, follower: Follower, counts: Snapshot) -> None:
+    def __init__(self, store: Store, follower: Follower, counts: Counts) -> None:
         self._store = store
         self._follower = follower
         self._counts = counts

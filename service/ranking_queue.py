@@ -12,7 +12,7 @@ import numpy as np
 from factors import Float32s, Int64s, Ranked
 from featurestore.generations.live import LiveGeneration
 from service.http.problems import Problem
-from service.metrics import Snapshot
+from service.metrics import Counts
 
 # Multiplications of a product that numpy does on one core in about half a millisecond; choosing the best
 # takes as long again.
@@ -43,7 +43,7 @@ class RankingRequest:
 class RankingDesk:
     """Ranks items for users; at most `most_waiting` requests wait for the thread."""
 
-    def __init__(self, counts: Snapshot, *, most_waiting: int) -> None:
+    def __init__(self, counts: Counts, *, most_waiting: int) -> None:
         self._counts = counts
         self._most_waiting = most_waiting
         self._waiting: list[RankingRequest] = []

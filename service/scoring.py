@@ -17,7 +17,7 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.id_columns import Ids
 from featurestore.store import Store
 from service.http.problems import Problem
-from service.metrics import Snapshot
+from service.metrics import Counts
 from service.prediction_json import OnePrediction, rounded, writer
 
 # Pairs that are scored and encoded between two looks at the event loop: about 2 ms.
@@ -34,7 +34,7 @@ def require_live(follower: Follower) -> LiveGeneration:
 class PairScorer:
     """Looks pairs up and scores them, for calls that do not go through the `MicroBatcher`."""
 
-    def __init__(self, store: Store, counts: Snapshot) -> None:
+    def __init__(self, store: Store, counts: Counts) -> None:
         self._store = store
         self._counts = counts
         # Batches are scored one after the other: side by side all would end late, and then all wait for the

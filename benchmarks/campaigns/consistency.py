@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.campaigns.local_stack import local_stack
 from benchmarks.harness.command import carry_out_campaign, read
 from benchmarks.harness.stack import NO_REFITS
-from evaluation.api_client import ApiClient, ApiError, History, Rating
+from evaluation.api_client import ApiClient, ApiError, Rating, TrainBody
 from factors import Float32s, Histories, Model, Scorer, posterior_of
 from featurestore.errors import StoreError
 from featurestore.settings import StoreSettings
@@ -132,7 +132,7 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
 async def _seed(api: ApiClient, rng: random.Random) -> None:
     pairs = [(u, i) for u in range(SEEDERS) for i in range(ITEMS) if rng.random() < 0.5]
     users, items = [u for u, _ in pairs], [i for _, i in pairs]
-    await api.train(History(SEEDERS, ITEMS, users, items, [_rating(u, i, rng) for u, i in pairs]))
+    await api.train(TrainBody(SEEDERS, ITEMS, users, items, [_rating(u, i, rng) for u, i in pairs]))
 
 
 def _rating(taste: int, item: int, rng: random.Random) -> float:

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from environment.client import EnvironmentClient, History, Pair
+from environment.client import EnvironmentClient, KnownRatings, Pair
 from evaluation.players import Player, PlayerFailedError
 from evaluation.results.course import Tally
 
@@ -40,12 +40,12 @@ class Seat:
         self.prepare_s = 0.0
         self.lost_ratings = 0
 
-    async def reset(self, seed: int) -> History:
+    async def reset(self, seed: int) -> KnownRatings:
         """Begin the game; return the history of its world. Raises EnvironmentFailedError."""
         history, self._pending = await self._client.reset(seed)
         return history
 
-    async def prepare(self, history: History, *, timeout_s: float) -> None:
+    async def prepare(self, history: KnownRatings, *, timeout_s: float) -> None:
         """Let the player learn. Raises PlayerFailedError; if play goes on all the same, its answers are
         missing.
         """

@@ -17,7 +17,7 @@ from evaluation.errors import NotInstalledError
 from evaluation.offline.peers import PEERS
 from evaluation.question import (
     Array,
-    Engine,
+    ComparedEngine,
     Predict,
     Predicted,
     Question,
@@ -47,7 +47,7 @@ def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict
     return {name: getattr(predicted, name) for name in names}, predicted.note
 
 
-def find(name: str) -> Engine:
+def find(name: str) -> ComparedEngine:
     """Return the engine of this name. Raises ValueError, naming all, for one that does not exist."""
     base, *options = name.split(":")
     if base == AUTO:
@@ -86,7 +86,7 @@ def fit_options(name: str) -> dict[str, Any]:
     return found
 
 
-def _foldin(name: str, options: dict[str, Any]) -> Engine:
+def _foldin(name: str, options: dict[str, Any]) -> ComparedEngine:
     def predict(question: Question, seed: int) -> Predicted:
         """Fit, and predict as the service does."""
         # Imported where it is used, here and below: the memory of an engine counts the libraries it loads.
@@ -120,7 +120,7 @@ def _foldin(name: str, options: dict[str, Any]) -> Engine:
         )
         return Predicted(rating, std, note=note)
 
-    return Engine(name.replace(AUTO, "Foldin", 1).replace(":", ", "), predict, online)
+    return ComparedEngine(name.replace(AUTO, "Foldin", 1).replace(":", ", "), predict, online)
 
 
 def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
@@ -156,7 +156,7 @@ def seen_by(question: Question, users: Rows) -> list[Rows]:
     return [question.train_item[order[start:end]] for start, end in bounds.T.tolist()]
 
 
-def _trained(name: str, label: str) -> Engine:
+def _trained(name: str, label: str) -> ComparedEngine:
     def predict(question: Question, seed: int) -> Predicted:
         """Fit with an engine of the trainer, and predict as the service does."""
         from factors import FitSettings
@@ -176,7 +176,7 @@ def _trained(name: str, label: str) -> Engine:
             return Predicted(top=predicted.top, note=predicted.note)
         return predicted
 
-    return Engine(label, predict)
+    return ComparedEngine(label, predict)
 
 
 def top_by_score(question: Question, score: Callable[[Rows], Array]) -> Rows:
@@ -199,7 +199,7 @@ def top_by_score(question: Question, score: Callable[[Rows], Array]) -> Rows:
     return top
 
 
-def _baseline(label: str, *, user_ridge: float, item_ridge: float) -> Engine:
+def _baseline(label: str, *, user_ridge: float, item_ridge: float) -> ComparedEngine:
     """Make the bias baseline with these ridges; an infinite one leaves that side's effects out."""
 
     def predict(question: Question, _: int) -> Predicted:
@@ -213,7 +213,7 @@ def _baseline(label: str, *, user_ridge: float, item_ridge: float) -> Engine:
         top = top_by_score(question, lambda users: found.mean + found.user[users, None] + found.item[None, :])
         return Predicted(rating, np.full(len(rating), max(float(residual.std()), 1e-9)), top=top)
 
-    return Engine(label, predict, _running(users=user_ridge < np.inf, items=item_ridge < np.inf))
+    return ComparedEngine(label, predict, _running(users=user_ridge < np.inf, items=item_ridge < np.inf))
 
 
 def _popularity(question: Question, _: int) -> Predicted:
@@ -251,14 +251,14 @@ def _running(*, users: bool, items: bool) -> Predict:
     return predict
 
 
-BASELINES: dict[str, Engine] = {
+BASELINES: dict[str, ComparedEngine] = {
     "global-mean": _baseline("global mean", user_ridge=np.inf, item_ridge=np.inf),
     "user-mean": _baseline("user mean", user_ridge=0.0, item_ridge=np.inf),
     "item-mean": _baseline("item mean", user_ridge=np.inf, item_ridge=0.0),
     "bias": _baseline("bias", user_ridge=USER_RIDGE, item_ridge=ITEM_RIDGE),
-    "popularity": Engine("popularity", _popularity),
+    "popularity": ComparedEngine("popularity", _popularity),
 }
-TRAINED: dict[str, Engine] = {
+TRAINED: dict[str, ComparedEngine] = {
     "implicit": _trained("implicit", "Foldin, implicit engine"),
     "neural": _trained("neural", "Foldin, neural engine"),
 }

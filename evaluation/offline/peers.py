@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.question import Engine, Predict, Predicted, Question, Rows
+from evaluation.question import ComparedEngine, Predict, Predicted, Question, Rows
 
 DAY_S = 86_400  # seconds
 MYFM_RANK = 10  # as in its authors' example for MovieLens
@@ -168,11 +168,11 @@ def _knn(surprise: Any, _seed: int) -> Any:
     return surprise.KNNBaseline(verbose=False)
 
 
-PEERS: dict[str, Engine] = {
-    "surprise-svd": Engine("Surprise SVD", _surprise(lambda s, seed: s.SVD(random_state=seed))),
-    "surprise-svd++": Engine("Surprise SVD++", _surprise(lambda s, seed: s.SVDpp(random_state=seed))),
-    "surprise-knn": Engine("Surprise KNNBaseline", _surprise(_knn)),
-    "myfm": Engine("myFM", _myfm),
-    "myfm-full": Engine("myFM, dates and implicit terms", _myfm_full),
-    "implicit-als": Engine("implicit's ALS, tuned", _implicit_als),
+PEERS: dict[str, ComparedEngine] = {
+    "surprise-svd": ComparedEngine("Surprise SVD", _surprise(lambda s, seed: s.SVD(random_state=seed))),
+    "surprise-svd++": ComparedEngine("Surprise SVD++", _surprise(lambda s, seed: s.SVDpp(random_state=seed))),
+    "surprise-knn": ComparedEngine("Surprise KNNBaseline", _surprise(_knn)),
+    "myfm": ComparedEngine("myFM", _myfm),
+    "myfm-full": ComparedEngine("myFM, dates and implicit terms", _myfm_full),
+    "implicit-als": ComparedEngine("implicit's ALS, tuned", _implicit_als),
 }

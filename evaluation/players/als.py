@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from environment.client import History
+from environment.client import KnownRatings
 from evaluation.players.baselines import LocalPlayer, clip
 from evaluation.players.table import Floats, RatingTable
 
@@ -96,7 +96,7 @@ class AlsPlayer(LocalPlayer):
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    async def prepare(self, history: History) -> None:
+    async def prepare(self, history: KnownRatings) -> None:
         """Fit to the history, in a thread."""
         self._table = RatingTable(history)
         self._new_ratings = 0

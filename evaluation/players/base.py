@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from environment.client import History
+from environment.client import KnownRatings
 
 
 class PlayerFailedError(Exception):
@@ -22,7 +22,7 @@ class Player(Protocol):
     @property
     def std(self) -> float: ...
 
-    async def prepare(self, history: History) -> None:
+    async def prepare(self, history: KnownRatings) -> None:
         """Learn the history. Raises PlayerFailedError."""
 
     async def predict(self, user: int, item: int) -> float:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from environment.client import History
+from environment.client import KnownRatings
 from environment.world import SCALE
 from evaluation.players.table import Floats, RatingTable
 from factors import Ratings, fit_biases
@@ -26,7 +26,7 @@ class LocalPlayer:
     note = ""
     std = math.nan
 
-    async def prepare(self, history: History) -> None:
+    async def prepare(self, history: KnownRatings) -> None:
         """Needs no history."""
 
     async def learn(self, user: int, item: int, rating: float) -> None:
@@ -63,7 +63,7 @@ class BiasPlayer(LocalPlayer):
     _item_bias: Floats
     mean: float
 
-    async def prepare(self, history: History) -> None:
+    async def prepare(self, history: KnownRatings) -> None:
         """Fit the biases of all users and items."""
         self._table = RatingTable(history)
         n_users, n_items = self._table.values.shape

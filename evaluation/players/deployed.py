@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from environment.client import History
+from environment.client import KnownRatings
 from evaluation import api_client
 from evaluation.api_client import ApiClient, ApiError, Rating
 from evaluation.players.base import PlayerFailedError
@@ -47,7 +47,7 @@ class DeployedPlayer:
         self.note = ""
         self.std = math.nan
 
-    async def prepare(self, history: History) -> None:
+    async def prepare(self, history: KnownRatings) -> None:
         """Teach the API the history; returns when a generation that knows it answers."""
         with _failures_of_the_player():
             if not await self._trained(history):
@@ -70,14 +70,14 @@ class DeployedPlayer:
     async def close(self) -> None:
         """The connection is the caller's."""
 
-    async def _trained(self, history: History) -> bool:
+    async def _trained(self, history: KnownRatings) -> bool:
         """Train the API on the history; False where that would lose ratings of others."""
         # An empty history cannot be trained on, and needs no training.
         if self._own_ids or history.rating.size == 0:
             return False
         if not (self._replace or self._api.trained_here or await self._is_empty()):
             return False
-        document = api_client.History(
+        document = api_client.TrainBody(
             history.n_users,
             history.n_items,
             history.user.tolist(),
@@ -102,7 +102,7 @@ class DeployedPlayer:
         except ApiError:
             return False
 
-    async def _add_beside(self, history: History) -> None:
+    async def _add_beside(self, history: KnownRatings) -> None:
         self._own_ids = True
         self.note = f"ids world-{self._tag}-* beside other ratings"
         columns = (history.user.tolist(), history.item.tolist(), history.rating.tolist())

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from environment.client import History
+from environment.client import KnownRatings
 from environment.world import SCALE
 from evaluation.offline.online import histories_of
 from evaluation.players import MakePlayer, PlayerFailedError
@@ -37,7 +37,7 @@ class ModelPlayer:
         self.note = ""
         self.std = float("nan")
 
-    async def prepare(self, history: History) -> None:
+    async def prepare(self, history: KnownRatings) -> None:
         """Fit to the history, in a thread."""
         unknown = np.full(history.rating.size, np.nan)  # the environment counts events, not time
         self._ratings = Ratings(

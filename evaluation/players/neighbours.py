@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 
-from environment.client import History
+from environment.client import KnownRatings
 from evaluation.players.baselines import LocalPlayer, clip
 from evaluation.players.table import Floats, RatingTable
 
@@ -24,7 +24,7 @@ class NeighboursPlayer(LocalPlayer):
     _table: RatingTable
     _similarity: Floats
 
-    async def prepare(self, history: History) -> None:
+    async def prepare(self, history: KnownRatings) -> None:
         """Compute all similarities."""
         self._table = RatingTable(history)
         self._new_ratings = 0

@@ -6,7 +6,7 @@ Invariant: `values` is 0 wherever `seen` is 0, so a matrix product sums over the
 import numpy as np
 import numpy.typing as npt
 
-from environment.client import History
+from environment.client import KnownRatings
 from evaluation.players.base import PlayerFailedError
 
 Floats = npt.NDArray[np.float64]
@@ -19,7 +19,7 @@ class RatingTable:
     table grows.
     """
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: KnownRatings) -> None:
         n_users = max(history.n_users, int(history.user.max(initial=-1)) + 1)
         n_items = max(history.n_items, int(history.item.max(initial=-1)) + 1)
         self._refuse_too_large(n_users, n_items)

@@ -23,8 +23,8 @@ _ROWS_AT_ONCE = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
-    """One state of the table `items` (n, item_width)."""
+class _View:
+    """What one call ranks: a table `items` (n, item_width) as it was at one moment."""
 
     items: Float32s
     scorer: Scorer
@@ -63,7 +63,7 @@ class Ranker:
         self._preparing = threading.Lock()
         self._summaries: _Summaries | None = None
         means = MeanTable.of(items, self._layout.mean, index)
-        self._state = _State(items, Scorer(posterior, items), means)
+        self._state = _View(items, Scorer(posterior, items), means)
         # So many numbers are read in 12 ms. Of a larger table that waits for the first call of `similar` or
         # `popular`, so that it can be ranked for users at once.
         if items.size <= 2_000_000:
@@ -104,7 +104,7 @@ class Ranker:
                     summaries = _Summaries(*(grown(array, n) for array in arrays))
                 self._summarize(summaries, items, changed)
             self._summaries = summaries
-            self._state = _State(items, Scorer(self._posterior, items), means)
+            self._state = _View(items, Scorer(self._posterior, items), means)
 
     def top(
         self,

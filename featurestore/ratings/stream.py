@@ -98,7 +98,7 @@ async def progress(keys: Keys, connection: Connection, epoch: int) -> dict[int, 
 
 
 @dataclass(slots=True)
-class _Term:
+class _Reading:
     """Where this reader is in the streams of an epoch, as the holder of one lease."""
 
     fence: int
@@ -116,7 +116,7 @@ class RatingsStream:
         self._keys = keys
         self._connection = connection
         self._client = client
-        self._terms: dict[int, _Term] = {}
+        self._terms: dict[int, _Reading] = {}
 
     async def read(self, epoch: int, lease: Lease, count: int, block_ms: int) -> Events:
         """Events after those read before under this lease, about `count` a partition; none after `block_ms`.
@@ -129,7 +129,7 @@ class RatingsStream:
         term = self._terms.get(epoch)
         if term is None or term.fence != lease.fence:
             positions = dict.fromkeys(range(self._keys.partitions), START)
-            term = self._terms[epoch] = _Term(lease.fence, positions)
+            term = self._terms[epoch] = _Reading(lease.fence, positions)
         if not term.attached:
             await self._attach(epoch, term)
         # Until the reply is here it is not known how far the store believes this reader is.
@@ -201,7 +201,7 @@ class RatingsStream:
         found = await progress(self._keys, self._connection, epoch)
         return {partition: each.waiting for partition, each in found.items()}
 
-    async def _attach(self, epoch: int, term: _Term) -> None:
+    async def _attach(self, epoch: int, term: _Reading) -> None:
         calls = [
             (
                 [self._keys.ratings(epoch, partition), self._keys.epochs(partition)],

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from service.http.problems import Problem
-from service.metrics import Snapshot
+from service.metrics import Counts
 
 _JSON_TYPES = ("", "application/json", "application/octet-stream")
 _LINES_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
@@ -32,7 +32,7 @@ class Admission:
     together; others wait, with bodies of up to `waiting_bytes`, or one of any size.
     """
 
-    def __init__(self, counts: Snapshot, *, at_once_bytes: int, waiting_bytes: int) -> None:
+    def __init__(self, counts: Counts, *, at_once_bytes: int, waiting_bytes: int) -> None:
         self._counts = counts
         self._at_once_bytes = at_once_bytes
         self._most_waiting_bytes = waiting_bytes

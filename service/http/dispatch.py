@@ -16,7 +16,7 @@ from aiohttp.http import HttpProcessingError
 from featurestore.errors import StoreError
 from service.http.problems import CONTENT_TYPE, Problem, problem_of_store
 from service.http.response import Answer, header_lines, no_content
-from service.metrics import Snapshot
+from service.metrics import Counts
 
 log = logging.getLogger("foldin.service")
 
@@ -51,9 +51,7 @@ class Dispatcher:
     It stands in place of middlewares, of which each would cost every request a frame.
     """
 
-    def __init__(
-        self, handler: Handler, addresses: Iterable[str], counts: Snapshot, traffic: Traffic
-    ) -> None:
+    def __init__(self, handler: Handler, addresses: Iterable[str], counts: Counts, traffic: Traffic) -> None:
         self._handler = handler
         self._addresses = frozenset(addresses)
         self._counts = counts
@@ -89,7 +87,7 @@ class Dispatcher:
         return answer
 
 
-def failure_answer(exc: Exception, headers: Headers, route: str, counts: Snapshot) -> Answer:
+def failure_answer(exc: Exception, headers: Headers, route: str, counts: Counts) -> Answer:
     """Return the answer to a request of `route` with `headers` that failed with `exc`."""
     if isinstance(exc, StoreError) and (problem := problem_of_store(exc)) is not None:
         log.debug("the store could not route=%s reason=%s", route, exc)

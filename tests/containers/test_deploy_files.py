@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.metrics import Snapshot, error_bounds, expose
+from service.metrics import Counts, error_bounds, expose
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
@@ -17,7 +17,7 @@ OURS = ("service", "trainer", "environment", "player")
 
 def exposed() -> set[str]:
     """The names that a scrape of the service has."""
-    counts = Snapshot(0, 0.0, error_bounds(1, 5))
+    counts = Counts(0, 0.0, error_bounds(1, 5))
     counts.request("/predict", 200, 0.001)
     text = expose([counts], {0: 0}, store_up=True).decode()
     return set(re.findall(r"^(foldin_\w+)", text, re.MULTILINE))

@@ -79,6 +79,17 @@ def broken_glossary(root: Path) -> list[str]:
     return found + missing_names(root, text)
 
 
+def ambiguous_classes(root: Path) -> list[str]:
+    """Classes that have the name of one in the glossary and are another thing."""
+    named = set(re.findall(r"`[\w/]+\.py:([A-Z]\w+)", section(root, "Words")))
+    places: dict[str, list[str]] = {}
+    for module in house.all_modules(root):
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), []).append(str(module.path))
+    return [f"{name}: {', '.join(places[name])}" for name in sorted(named) if len(places.get(name, ())) > 1]
+
+
 def dangling_references(root: Path) -> list[str]:
     """Files and modules that a document names and that are not there, and links that lead nowhere."""
     found = []
@@ -186,6 +197,15 @@ RULES: dict[Rule, tuple[dict[str, str], list[str]]] = {
             "| **c** | d | there |\n",
         },
         ["3 terms", "a stands twice", "c has no place", "rooms/one.lua:there"],
+    ),
+    ambiguous_classes: (
+        {
+            "rooms/one.py": "class Term: ...\n",
+            "rooms/two.py": "class _Term: ...\nclass Other: ...\n",
+            "rooms/three.py": "class Other: ...\n",
+            "docs/architecture.md": "\n## Words\n\n| **term** | t | `rooms/one.py:Term.run` |\n",
+        },
+        ["Term: rooms/one.py, rooms/two.py"],
     ),
     dangling_references: (
         {

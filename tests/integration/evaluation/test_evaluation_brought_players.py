@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from environment.client import History
+from environment.client import KnownRatings
 from environment.world import WorldOptions
 from evaluation.course.protocol import evaluate, main
 from evaluation.course.settings import EvaluationSettings
@@ -30,7 +30,7 @@ async def test_a_rating_counts_at_once_also_of_a_new_user() -> None:
     player = model_players()["variational"](1)
     rng = np.random.default_rng(1)
     pairs = rng.permutation(300)[:200]
-    history = History(15, 20, pairs // 20, pairs % 20, rng.integers(1, 6, 200).astype(float))
+    history = KnownRatings(15, 20, pairs // 20, pairs % 20, rng.integers(1, 6, 200).astype(float))
     await player.prepare(history)
     before = await player.predict(3, 4)
     assert player.std > 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from environment.client import History
+from environment.client import KnownRatings
 from environment.world import WorldOptions, make_world
 from evaluation.players import LOCAL_PLAYERS, Player, PlayerFailedError, make_player, player_name
 from evaluation.players.als import RANK, AlsPlayer, initial, solve
@@ -12,7 +12,7 @@ from evaluation.players.neighbours import similarities
 from evaluation.players.table import RatingTable
 
 NO_ROWS = np.zeros(0, dtype=np.int64)
-EMPTY = History(4, 6, NO_ROWS, NO_ROWS, np.zeros(0))
+EMPTY = KnownRatings(4, 6, NO_ROWS, NO_ROWS, np.zeros(0))
 
 
 def local(name: str) -> Player:
@@ -22,7 +22,7 @@ def local(name: str) -> Player:
 async def error_of(name: str, seed: int, steps: int = 600) -> float:
     world = make_world(seed, WorldOptions())
     known = slice(0, 10_000)
-    history = History(
+    history = KnownRatings(
         100,
         300,
         world.user[known].astype(np.int64),
@@ -62,7 +62,7 @@ async def test_a_player_without_any_history_answers_on_the_scale_and_grows(name:
 async def test_a_rating_counts_in_the_next_answer(name: str) -> None:
     random = np.random.default_rng(1)
     users, items = np.divmod(random.permutation(400)[:200], 20)
-    history = History(20, 20, users, items, random.integers(1, 6, 200).astype(float))
+    history = KnownRatings(20, 20, users, items, random.integers(1, 6, 200).astype(float))
     player = local(name)
     await player.prepare(history)
     seen = set(zip(users.tolist(), items.tolist(), strict=True))
@@ -76,7 +76,7 @@ async def test_a_rating_counts_in_the_next_answer(name: str) -> None:
 
 async def test_the_online_biases_are_those_of_a_fit_when_they_have_settled() -> None:
     world = make_world(2, WorldOptions(n_users=12, n_items=15, n_known=100))
-    history = History(
+    history = KnownRatings(
         12, 15, world.user.astype(np.int64), world.item.astype(np.int64), world.rating.astype(float)
     )
     batch, online = BiasPlayer(), BiasPlayer()
@@ -128,14 +128,14 @@ async def test_als_chooses_a_strong_ridge_for_few_ratings_and_a_weak_one_for_man
         world = make_world(5, WorldOptions())
         columns = world.user[:n_known].astype(np.int64), world.item[:n_known].astype(np.int64)
         player = AlsPlayer(0)
-        await player.prepare(History(100, 300, *columns, world.rating[:n_known].astype(float)))
+        await player.prepare(KnownRatings(100, 300, *columns, world.rating[:n_known].astype(float)))
         ridges.append(player.ridge)
     assert ridges[0] > ridges[1]
 
 
 async def test_a_world_that_is_too_large_is_refused() -> None:
     with pytest.raises(PlayerFailedError):
-        RatingTable(History(10_000, 10_000, EMPTY.user, EMPTY.item, EMPTY.rating))
+        RatingTable(KnownRatings(10_000, 10_000, EMPTY.user, EMPTY.item, EMPTY.rating))
     table = RatingTable(EMPTY)
     with pytest.raises(PlayerFailedError):
         table.add(10**9, 10**9, 3.0)
@@ -151,7 +151,7 @@ def test_an_unknown_player_is_refused_with_the_known_ones() -> None:
 
 
 def test_the_latest_part_of_a_history() -> None:
-    history = History(9, 9, np.arange(5), np.arange(5), np.arange(5.0))
+    history = KnownRatings(9, 9, np.arange(5), np.arange(5), np.arange(5.0))
     assert history.latest(2).rating.tolist() == [3.0, 4.0]
     assert history.latest(0).rating.size == 0
     assert history.latest(99).digest() == history.digest()

@@ -18,7 +18,7 @@ from featurestore.users import counter_rule
 from featurestore.users.counter_rule import UserLookup
 from featurestore.users.records import CurrentUsers
 from service.http.problems import Problem
-from service.metrics import Snapshot, error_bounds
+from service.metrics import Counts, error_bounds
 from service.micro_batcher import MicroBatcher
 from service.scoring import PairScorer
 from tests.support.factories import make_items, make_model
@@ -116,7 +116,7 @@ def live_generation(number: int = 42) -> LiveGeneration:
 
 def make_batcher(live: LiveGeneration | None = None) -> tuple[MicroBatcher, FakeStore, FakeFollower]:
     store, follower = FakeStore(), FakeFollower(live)
-    counts = Snapshot(0, 0.0, error_bounds(1, 5))
+    counts = Counts(0, 0.0, error_bounds(1, 5))
     return MicroBatcher(cast("Store", store), cast("Follower", follower), counts), store, follower
 
 
@@ -184,7 +184,7 @@ async def test_one_that_gave_up_does_not_harm_the_others() -> None:
 async def test_many_pairs_equal_single_ones() -> None:
     live = live_generation()
     batcher, store, _ = make_batcher(live)
-    scorer = PairScorer(cast("Store", store), Snapshot(0, 0.0, error_bounds(1, 5)))
+    scorer = PairScorer(cast("Store", store), Counts(0, 0.0, error_bounds(1, 5)))
     body = await scorer.predict_batch(
         live, Ids.of([b"0", b"1", b"1", b"0"]), Ids.of([b"3", b"3", b"none", b"3"])
     )
@@ -202,7 +202,7 @@ async def test_many_pairs_equal_single_ones() -> None:
 
 async def test_slices_of_a_large_call_are_one_array() -> None:
     live = live_generation()
-    scorer = PairScorer(cast("Store", FakeStore()), Snapshot(0, 0.0, error_bounds(1, 5)))
+    scorer = PairScorer(cast("Store", FakeStore()), Counts(0, 0.0, error_bounds(1, 5)))
     count = 5000
     body = await scorer.predict_batch(live, Ids.of([b"0", b"1"] * (count // 2)), Ids.of([b"3"] * count))
     ratings = [each["rating"] for each in msgspec.json.decode(body)["predictions"]]

@@ -10,13 +10,13 @@ import pytest
 
 from service.http.bodies import SMALL_BYTES, Admission
 from service.http.problems import Problem
-from service.metrics import Snapshot
+from service.metrics import Counts
 
 CALL = 10 * SMALL_BYTES
 
 
-def admission(at_once: int, waiting: int) -> tuple[Admission, Snapshot]:
-    counts = Snapshot(0, time.time(), ())
+def admission(at_once: int, waiting: int) -> tuple[Admission, Counts]:
+    counts = Counts(0, time.time(), ())
     return Admission(counts, at_once_bytes=at_once * CALL, waiting_bytes=waiting * CALL), counts
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import Histogram, Snapshot, SnapshotFiles, error_bounds, expose, together
+from service.metrics import Counts, Histogram, SnapshotFiles, error_bounds, expose, together
 
 
-def snapshot(worker: int = 0) -> Snapshot:
-    return Snapshot(worker, 1.0, error_bounds(1.0, 5.0))
+def snapshot(worker: int = 0) -> Counts:
+    return Counts(worker, 1.0, error_bounds(1.0, 5.0))
 
 
 def test_histograms_count_at_their_upper_bounds() -> None:
