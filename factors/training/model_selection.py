@@ -30,8 +30,7 @@ from factors.training.training_set import TrainingSet
 LEAST_RATINGS = 100
 # Enough ratings to tell terms apart; of a larger set, so many of whole users are looked at.
 _MOST_RATINGS = 300_000
-# The ordinal link learns a cut point for each step: beyond this a scale is continuous for every practical
-# purpose.
+# The ordinal link learns a cut point for each step: a bound on its work, chosen and not measured.
 _MOST_LEVELS = 25
 # Ridges of the implicit effects, in units of (noise of a row round its set's prediction / variance of an
 # effect).
