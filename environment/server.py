@@ -139,31 +139,30 @@ def _query(request: web.Request) -> dict[str, str]:
             max_num_fields=MAX_PARAMETERS,
         )
     except UnicodeDecodeError as error:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, "invalid_query", "The query is not UTF-8.") from error
+        raise _refused("invalid_query", "The query is not UTF-8.") from error
     except ValueError as error:
-        raise ProblemError(
-            HTTPStatus.BAD_REQUEST, "invalid_query", f"The query has more than {MAX_PARAMETERS} parameters."
-        ) from error
+        raise _refused("invalid_query", f"The query has more than {MAX_PARAMETERS} parameters.") from error
     query = dict(pairs)  # of a repeated name the last: those that count are refused below
     for name in ("user_id", "predicted_score", "seed"):
         if sum(key == name for key, _ in pairs) > 1:
-            raise ProblemError(
-                HTTPStatus.BAD_REQUEST, "repeated_parameter", f"`{name}` is given more than once."
-            )
+            raise _refused("repeated_parameter", f"`{name}` is given more than once.")
     return query
+
+
+def _refused(code: str, detail: str) -> ProblemError:
+    return ProblemError(HTTPStatus.BAD_REQUEST, code, detail)
 
 
 def _required(query: dict[str, str], name: str, example: str) -> str:
     if name not in query:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, "missing_parameter", f"`{name}` is missing: {example}")
+        raise _refused("missing_parameter", f"`{name}` is missing: {example}")
     return query[name]
 
 
 def _token(query: dict[str, str]) -> str:
     token = _required(query, "user_id", "choose a token of your own, as ?user_id=aaaa")
     if not 1 <= len(token.encode()) <= MAX_TOKEN_BYTES:
-        raise ProblemError(
-            HTTPStatus.BAD_REQUEST,
+        raise _refused(
             "invalid_user_id",
             f"`user_id` must be 1 to {MAX_TOKEN_BYTES} bytes long, not {len(token.encode())}.",
         )
@@ -174,10 +173,8 @@ def _predicted_score(query: dict[str, str]) -> float:
     text = _required(query, "predicted_score", "the rating of the pending pair, as &predicted_score=0.761")
     score = float(text) if NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(score):
-        raise ProblemError(
-            HTTPStatus.BAD_REQUEST,
-            "invalid_predicted_score",
-            f"`predicted_score` must be a finite number, not {text[:40]!r}.",
+        raise _refused(
+            "invalid_predicted_score", f"`predicted_score` must be a finite number, not {text[:40]!r}."
         )
     return score
 
@@ -187,9 +184,7 @@ def _world_seed(query: dict[str, str]) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= MAX_SEED):
-        raise ProblemError(
-            HTTPStatus.BAD_REQUEST,
-            "invalid_seed",
-            f"`seed` must be a whole number from 0 to {MAX_SEED}, not {text[:40]!r}.",
+        raise _refused(
+            "invalid_seed", f"`seed` must be a whole number from 0 to {MAX_SEED}, not {text[:40]!r}."
         )
     return int(text)

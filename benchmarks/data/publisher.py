@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from benchmarks.data import synthetic
-from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer.archive.segments import no_step
 from trainer.fit_job.results import FitResult, fit_in_memory
@@ -20,28 +19,14 @@ async def publish(url: str, result: FitResult) -> None:
     store = await Store.open(synthetic.store_settings(url), hot=False)
     try:
         epoch = (await store.generations.live()).epoch
-        lease = await store.leases.acquire("benchmark", synthetic.LEASE_MS)
-        assert lease is not None
-        keeper = asyncio.create_task(_keep(lease), name="keep the lease")
-        try:
+        async with synthetic.leading(store) as lease:
             publisher = Publisher(store, lease, Threads(), step=no_step)
             done = await publisher.publish(
                 epoch, result, engine="variational", positions={}, folder=None, automatic=True
             )
             assert done.live
-        finally:
-            keeper.cancel()
-            await asyncio.wait({keeper})
-            await lease.release()
     finally:
         await store.close()
-
-
-async def _keep(lease: Lease) -> None:
-    while True:
-        # Four times before it runs out: a renewal may be late by all but one of them.
-        await asyncio.sleep(synthetic.LEASE_MS / 4000)
-        await lease.renew()
 
 
 def main() -> int:

@@ -6,6 +6,8 @@ one: rows are drawn from it and moved a little, so that no two are alike.
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,40 +116,47 @@ async def _load(url: str, generation: Generation) -> int:
         await store.close()
 
 
-async def _publish(store: Store, epoch: int, generation: Generation) -> int:
+@asynccontextmanager
+async def leading(store: Store) -> AsyncIterator[Lease]:
+    """Hold the lease of the store: a million users take longer to write than it lasts by itself."""
     lease = await store.leases.acquire("benchmark", LEASE_MS)
     assert lease is not None
+
+    async def keep() -> None:
+        while True:
+            # Four times before it runs out: a renewal may be late by all but one of them.
+            await asyncio.sleep(LEASE_MS / 4000)
+            await lease.renew()
+
+    keeper = asyncio.create_task(keep(), name="keep the lease")
     try:
-        n_users = len(generation.users)
-        draft = GenerationDraft(
-            created=time.time(),
-            rank=generation.model.rank,
-            link=generation.model.link,
-            engine="variational",
-            n_users=n_users,
-            n_items=len(generation.items),
-            n_ratings=n_users,
-        )
+        yield lease
+    finally:
+        keeper.cancel()
+        await asyncio.wait({keeper})
+        await lease.release()
+
+
+async def _publish(store: Store, epoch: int, generation: Generation) -> int:
+    n_users = len(generation.users)
+    draft = GenerationDraft(
+        created=time.time(),
+        rank=generation.model.rank,
+        link=generation.model.link,
+        engine="variational",
+        n_users=n_users,
+        n_items=len(generation.items),
+        n_ratings=n_users,
+    )
+    async with leading(store) as lease:
         writer = await store.generations.begin(lease, epoch, draft)
         await writer.write_items(generation.items, generation.model)
         if generation.index is not None:
             await writer.write_index(index_to_bytes(generation.index))
-        renewed = time.monotonic()
         for start in range(0, n_users, BATCH):
             users = slice(start, min(start + BATCH, n_users))
             count = np.ones(users.stop - users.start, dtype=np.int64)
             await writer.write_users(ids(users.start, users.stop), count, generation.users[users])
-            # A million users take longer to write than the lease lasts.
-            renewed = await _renew(lease, renewed)
         await writer.finish()
         assert await writer.flip()
         return writer.number
-    finally:
-        await lease.release()
-
-
-async def _renew(lease: Lease, renewed: float) -> float:
-    if time.monotonic() - renewed < LEASE_MS / 4000:
-        return renewed
-    await lease.renew()
-    return time.monotonic()
