@@ -5,7 +5,9 @@ one block of users against one item table at a time. So many wait; one more is r
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -75,15 +77,11 @@ class RankingDesk:
 
     async def similar(self, live: LiveGeneration, item_row: int, n: int) -> Ranked:
         """Return the `n` items most like `item_row`."""
-        if live.ranker.prepared and live.ranker.multiplications() <= _QUICK:
-            return live.ranker.similar(item_row, n)
-        return await asyncio.to_thread(live.ranker.similar, item_row, n)
+        return await _computed(live, partial(live.ranker.similar, item_row, n))
 
     async def popular(self, live: LiveGeneration, n: int) -> Ranked:
         """Return the `n` most loved items."""
-        if live.ranker.prepared and live.ranker.multiplications() <= _QUICK:
-            return live.ranker.popular(n)
-        return await asyncio.to_thread(live.ranker.popular, n)
+        return await _computed(live, partial(live.ranker.popular, n))
 
     async def close(self) -> None:
         """Cancel the requests that wait."""
@@ -114,6 +112,11 @@ class RankingDesk:
             for request in self._waiting:
                 request.ranked.cancel()
             self._waiting.clear()
+
+
+async def _computed(live: LiveGeneration, rank: Callable[[], Ranked]) -> Ranked:
+    quick = live.ranker.prepared and live.ranker.multiplications() <= _QUICK
+    return rank() if quick else await asyncio.to_thread(rank)
 
 
 def _rank(block: list[RankingRequest]) -> list[Ranked]:

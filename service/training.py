@@ -17,7 +17,7 @@ from featurestore.errors import StoreError
 from featurestore.generations.catalog import GenerationSummary
 from featurestore.generations.follower import Follower
 from featurestore.generations.served import wait_until_served
-from featurestore.ratings.log import NewRating
+from featurestore.ratings.batches import Columns
 from featurestore.store import Store
 from service.http.problems import Problem
 
@@ -26,7 +26,7 @@ log = logging.getLogger("foldin.service")
 # Ratings, or item ids, in one call: the store is busy with it for some 40 ms, in which others wait.
 _SLICE = 5000
 # Workers load a generation within a second or two; longer is told to the caller, who need not wait for it.
-_SERVED_WITHIN_S = 5.0
+SERVED_WITHIN_S = 5.0
 # A training takes seconds: the caller finds it done, or further.
 _BUSY_RETRY_S = 5
 # One that took longer than a call waits, or found no trainer, will take a while yet.
@@ -58,9 +58,7 @@ class Training:
             pointer = await self._store.generations.live()
             return await self._train("refit", pointer.epoch)
 
-    async def begin_history(
-        self, ratings: Sequence[NewRating], item_ids: Sequence[bytes], *, replace: bool
-    ) -> Trained:
+    async def begin_history(self, ratings: Columns, item_ids: Sequence[bytes], *, replace: bool) -> Trained:
         """Replace what is known by `ratings`, with a catalogue of `item_ids` and the items that they name.
 
         Raises `ratings_would_be_lost` unless `replace`, where ratings came in by other ways.
@@ -86,7 +84,8 @@ class Training:
                 for start in range(0, len(item_ids), _SLICE):
                     await registry.register(item_ids[start : start + _SLICE])
                 for start in range(0, len(ratings), _SLICE):
-                    await self._store.ratings.append(ratings[start : start + _SLICE], epoch=epoch)
+                    part = ratings.part(slice(start, start + _SLICE))
+                    await self._store.ratings.append_columns(part, epoch=epoch)
                 return await self._train("epoch", epoch)
             except _StillRunning:
                 raise
@@ -97,7 +96,7 @@ class Training:
     async def _abandon(self, epoch: int) -> None:
         # The trainer abandons it where the store cannot be reached.
         with contextlib.suppress(StoreError, TimeoutError):
-            async with asyncio.timeout(_SERVED_WITHIN_S):
+            async with asyncio.timeout(SERVED_WITHIN_S):
                 await self._store.epochs.abandon(epoch)
 
     async def _train(self, kind: CommandKind, epoch: int) -> Trained:
@@ -125,7 +124,7 @@ class Training:
                 extra={"cause": outcome.code} if outcome.code else None,
             )
         served = await wait_until_served(
-            self._store.generations, epoch, outcome.generation, _SERVED_WITHIN_S, here=self._follower
+            self._store.generations, epoch, outcome.generation, SERVED_WITHIN_S, here=self._follower
         )
         summaries = await self._store.generations.list()
         summary = next((each for each in summaries if each.generation == outcome.generation), None)

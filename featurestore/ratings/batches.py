@@ -38,6 +38,10 @@ class Columns:
     def __len__(self) -> int:
         return len(self.user_id)
 
+    def part(self, rows: slice) -> "Columns":
+        """Some of the ratings."""
+        return Columns(self.user_id[rows], self.item_id[rows], self.rating[rows], self.time[rows])
+
 
 @dataclass(frozen=True, slots=True)
 class Share:

@@ -212,9 +212,8 @@ class RatingsLog:
         """How many ratings came into an epoch live: not with the call that began it."""
         pipe = self._client.pipeline()
         for partition in range(self._keys.partitions):
-            pipe.hget(
-                self._keys.counts(epoch, partition), "loose"
-            )  # the name of live ones in the store, kept for ever
+            # What is stored keeps the name that live ratings had.
+            pipe.hget(self._keys.counts(epoch, partition), "loose")
         return sum([int(count or 0) for count in await pipe.execute()])
 
     async def tails(self, epoch: int) -> dict[int, Progress]:

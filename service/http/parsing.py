@@ -115,9 +115,7 @@ class Query:
     def integer(self, name: str, default: int, low: int, high: int) -> int:
         """Return a whole number from `low` to `high`."""
         text = self.text(name)
-        if text is None:
-            return default
-        return whole_number(text, name, low, high)
+        return default if text is None else whole_number(text, name, low, high)
 
     def number(self, name: str) -> float | None:
         """Return a finite number, or None."""
@@ -131,20 +129,16 @@ class Query:
     def flag(self, name: str, default: bool) -> bool:
         """Return what is written as `true` or `false` (also `1`, `0`)."""
         text = self.text(name)
-        if text is None:
-            return default
-        if text.lower() not in ("true", "false", "1", "0"):
+        if text is not None and text.lower() not in ("true", "false", "1", "0"):
             raise Problem("invalid_parameter", f"{name} must be true or false", field=name)
-        return text.lower() in ("true", "1")
+        return default if text is None else text.lower() in ("true", "1")
 
     def choice(self, name: str, default: str, allowed: Sequence[str]) -> str:
         """Return one of `allowed`."""
         text = self.text(name)
-        if text is None:
-            return default
-        if text not in allowed:
+        if text is not None and text not in allowed:
             raise Problem("invalid_parameter", f"{name} must be one of {', '.join(allowed)}", field=name)
-        return text
+        return default if text is None else text
 
 
 def whole_number(text: str, field: str, low: int, high: int) -> int:

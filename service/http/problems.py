@@ -4,8 +4,7 @@ Invariant: a client can decide by `code` alone. A code, once released, keeps its
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,8 +21,7 @@ from featurestore.errors import (
 CONTENT_TYPE = "application/problem+json"
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """One code: the status it is answered with and its title."""
 
     status: int
@@ -80,7 +78,7 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's own word; most are the cal
     ) -> None:
         super().__init__(detail)
         self.code = code
-        self.kind = KINDS[code]
+        self.status, self.title = KINDS[code]
         self.detail = detail
         self.field = field
         self.row = row
@@ -91,18 +89,13 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's own word; most are the cal
             self.headers["Retry-After"] = str(max(1, round(retry_after_s)))
         self.extra = dict(extra or {})
 
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return self.kind.status
-
     def document(self, request_id: str) -> bytes:
         """The JSON body."""
         members: dict[str, Any] = {
             # Relative: behind a proxy the service does not know by which address a client reaches it.
             "type": f"/docs#{self.code}",
-            "title": self.kind.title,
-            "status": self.kind.status,
+            "title": self.title,
+            "status": self.status,
             "detail": self.detail,
             "code": self.code,
             "request_id": request_id,

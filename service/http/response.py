@@ -145,9 +145,6 @@ class Answer(web.StreamResponse):
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to write."""
 
-    def __repr__(self) -> str:
-        return f"<Answer {self._status} {len(self.payload)} bytes>"
-
 
 _ENCODE = msgspec.json.Encoder().encode
 

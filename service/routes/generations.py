@@ -11,9 +11,8 @@ from service.http.parsing import whole_number
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import STORE, Route, parameter, whole
+from service.training import SERVED_WITHIN_S
 
-# The answer does not wait longer for a slow worker: `served` then says that it is not everywhere yet.
-_SERVED_WITHIN_S = 5.0
 # What a JSON number holds exactly.
 MAX_NUMBER = 2**53
 
@@ -91,6 +90,6 @@ async def post_activate(request: web.Request) -> web.StreamResponse:
     hold = number < max(each.generation for each in summaries)
     await store.generations.activate(number, hold=hold)
     served = await wait_until_served(
-        store.generations, chosen.epoch, number, _SERVED_WITHIN_S, here=context.follower, exactly=True
+        store.generations, chosen.epoch, number, SERVED_WITHIN_S, here=context.follower, exactly=True
     )
     return json_answer(Activated(number, chosen.epoch, hold, served))

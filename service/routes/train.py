@@ -1,17 +1,15 @@
 """POST /train. Invariant: a history is checked as a whole before anything is replaced."""
 
-import asyncio
-import math
 from collections.abc import Sequence
-from itertools import repeat
 from typing import Annotated
 
 import msgspec
+import numpy as np
 from aiohttp import web
 from msgspec import Meta
 
 from factors import Scale
-from featurestore.ratings.log import NewRating
+from featurestore.ratings.batches import Columns
 from service.context import CONTEXT
 from service.http.parsing import Body, Id, body_ids, check_rows
 from service.http.problems import Problem
@@ -24,8 +22,6 @@ from service.training import Trained
 MAX_EVENTS = 1_000_000
 # Each row of the catalogue is registered, and an item table has a row for each.
 MAX_ENTITIES = 1_000_000
-# Rows that become values between two looks at the event loop: about 2 ms.
-_SLICE = 1000
 
 _EVENTS = {"maxItems": MAX_EVENTS}
 Entities = Annotated[int, Meta(extra_json_schema=whole(1, MAX_ENTITIES))]
@@ -93,7 +89,7 @@ async def post_train(request: web.Request) -> web.StreamResponse:
             raise Problem("unsupported_media_type", "send application/json")
         body = await _BODY.decode_off_loop(raw)
     # The bytes of the body are let go of before the wait for the trainer.
-    item_ids, ratings = await checked_history(body, context.store.config.scale)
+    item_ids, ratings = checked_history(body, context.store.config.scale)
     trained = await training.begin_history(ratings, item_ids, replace=body.replace)
     context.counts.ratings += len(ratings)
     return _answer(trained)
@@ -105,7 +101,7 @@ def _answer(trained: Trained) -> Answer:
     return json_answer(TrainedOut(trained.generation, trained.epoch, ratings, metrics, trained.served))
 
 
-async def checked_history(body: TrainBody, scale: Scale) -> tuple[list[bytes], list[NewRating]]:
+def checked_history(body: TrainBody, scale: Scale) -> tuple[list[bytes], Columns]:
     """Return the catalogue and the ratings of `body`. Raises a `Problem` that names field and row."""
     count = len(body.rating_history)
     check_rows(count, MAX_EVENTS, "rating_history")
@@ -120,17 +116,12 @@ async def checked_history(body: TrainBody, scale: Scale) -> tuple[list[bytes], l
             detail = f"{name} has {length} entries, rating_history {count}: they are parallel lists"
             raise Problem("invalid_body", detail, field=name)
     # After the lengths: a row that is named is then the same row in all three lists.
-    check_scale(body.rating_history, scale, "rating_history")
+    values = np.array(body.rating_history, dtype=np.float64)
+    check_scale(values, scale, "rating_history")
     users = _ids(body.user_history, body.nb_users, "user_history", "nb_users")
     items = _ids(body.item_history, body.nb_items, "item_history", "nb_items")
-    ratings: list[NewRating] = []
-    for start in range(0, count, _SLICE):
-        if start:
-            await asyncio.sleep(0)
-        part = slice(start, start + _SLICE)
-        # The times are not known; histories keep the order.
-        values = body.rating_history[part]
-        ratings += map(NewRating, users[part], items[part], values, repeat(math.nan))
+    # The times are not known; histories keep the order.
+    ratings = Columns(users, items, values, np.full(count, np.nan))
     return [b"%d" % row for row in range(body.nb_items)], ratings
 
 
