@@ -94,7 +94,7 @@ class MicroBatcher:
             try:
                 await self._predict(batch)
             except asyncio.CancelledError:
-                _fail(batch.waiters, Problem("store_unavailable", "the service ends", retry_after_s=1))
+                _fail(batch.waiters, _ending())
                 raise
             except Exception as exc:  # noqa: BLE001 -- each waiter gets it; the dispatcher tells what it is
                 _fail(batch.waiters, exc)
@@ -135,8 +135,7 @@ class MicroBatcher:
                 batch.item_rows[k] = -1 if row is None else row
             self._answer(batch, late, current.vectors)
         except asyncio.CancelledError:
-            ending = Problem("store_unavailable", "the service ends", retry_after_s=1)
-            _fail([batch.waiters[k] for k in late], ending)
+            _fail([batch.waiters[k] for k in late], _ending())
             raise
         except Exception as exc:  # noqa: BLE001 -- each waiter gets it; the dispatcher tells what it is
             _fail([batch.waiters[k] for k in late], exc)
@@ -165,6 +164,12 @@ class MicroBatcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # What came while the last batch was looked up.
+        _fail(self._batch.waiters, _ending())
+
+
+def _ending() -> Problem:
+    return Problem("store_unavailable", "the service ends", retry_after_s=1)
 
 
 def _fail(waiters: Sequence[Waiter], exc: Exception) -> None:

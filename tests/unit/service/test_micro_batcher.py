@@ -174,6 +174,17 @@ async def test_before_the_first_generation_there_is_a_problem() -> None:
     assert caught.value.code == "no_generation"
 
 
+async def test_the_end_fails_what_waits() -> None:
+    batcher, _, _ = make_batcher(live_generation())
+    looked_up = batcher.submit(b"0", b"1")
+    await asyncio.sleep(0)
+    comes_meanwhile = batcher.submit(b"0", b"2")
+    await batcher.close()
+    for each in (looked_up, comes_meanwhile):
+        with pytest.raises(Problem, match="the service ends"):
+            await each
+
+
 async def test_one_that_gave_up_does_not_harm_the_others() -> None:
     batcher, _, _ = make_batcher(live_generation())
     gone, stays = batcher.submit(b"0", b"1"), batcher.submit(b"0", b"2")
