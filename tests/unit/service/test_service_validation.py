@@ -7,6 +7,7 @@ from factors import Scale
 from service.http.parsing import Body, Query, body_ids, checked_id, path_id, whole_number
 from service.http.problems import KINDS, Problem
 from service.routes.ratings import RatingIn, check_scale, parse_ratings
+from service.routes.train import TrainBody, checked_history
 
 SCALE = Scale(1.0, 5.0)
 
@@ -169,3 +170,14 @@ def test_every_code_is_a_client_or_server_error() -> None:
 
 def test_retry_after_is_never_zero() -> None:
     assert Problem("stream_full", "x", retry_after_s=0.01).headers["Retry-After"] == "1"
+
+
+def test_a_history_is_columns_in_its_order() -> None:
+    body = TrainBody(2, 3, ["ann", 1, 0], [2, 0, 1], [5.0, 1.0, 4.0])
+    item_ids, ratings = checked_history(body, SCALE)
+    assert item_ids == [b"0", b"1", b"2"]
+    assert (ratings.user_id, ratings.item_id) == ([b"ann", b"1", b"0"], [b"2", b"0", b"1"])
+    assert np.isnan(ratings.time).all()
+    last = ratings.part(slice(1, 5))
+    assert (last.user_id, last.item_id, last.rating.tolist()) == ([b"1", b"0"], [b"0", b"1"], [1.0, 4.0])
+    assert len(last) == len(last.time) == 2
