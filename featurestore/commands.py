@@ -122,6 +122,7 @@ class Commands:
 
     async def drop(self, upto: str) -> None:
         """Remove commands up to and including stream id `upto`: they have their outcome."""
+        # `MINID` keeps the entry that it names.
         ms, _, seq = upto.partition("-")
         first = f"{ms}-{int(seq or 0) + 1}"
         await self._client.xtrim(self._keys.commands, minid=first, approximate=False)

@@ -59,6 +59,7 @@ class DiskSync:
 
     async def _run(self) -> None:
         while self._waiting:
+            # A call that comes from here on may have written after `WAITAOF`: it waits for the next one.
             batch, self._waiting = self._waiting, []
             try:
                 await self._sync()

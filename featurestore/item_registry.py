@@ -17,7 +17,8 @@ from featurestore.id_columns import Ids
 from featurestore.keys import Keys
 from featurestore.row_table import RowTable
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import commands
+from featurestore.wire.functions import call_many
+from featurestore.wire.resp import encode
 
 # Bounds how long one call keeps the store, and one reply this event loop, to about 2 ms.
 IDS_AT_ONCE = 2_000
@@ -48,6 +49,7 @@ class ItemRegistry:
         self._epoch = epoch
         self._max_items = max_items
         self._rows: dict[bytes, int] = {}
+        # Bound once: it is asked for each pair of a prediction.
         self.row = self._rows.get
         # Ids of the rows from 0 on, and of rows behind the first that is not known here.
         self._ids: list[bytes] = []
@@ -105,7 +107,9 @@ class ItemRegistry:
     async def rows(self, item_ids: Sequence[bytes]) -> list[int | None]:
         """Return the row of each item, None where it is not registered; one round trip for unknown ones."""
         blocks = self._unknown(item_ids)
-        replies = await commands(self._connection, [(b"HMGET", self._items, *block) for block in blocks])
+        # On the wire: a prediction of an item that is not known here asks for it each time.
+        calls = [encode(b"HMGET", self._items, *block) for block in blocks]
+        replies = await call_many(self._connection, calls)
         for block, rows in zip(blocks, replies, strict=True):
             # The empty id is the mark of the registry itself.
             found = {int(row): item_id for item_id, row in zip(block, rows, strict=True) if row}
@@ -145,6 +149,7 @@ class ItemRegistry:
 
     def learn(self, rows: Collection[int], ids: Collection[bytes]) -> None:
         """Take in rows of items, as the store has them."""
+        # Not always the next ones: another process may have registered those between.
         self._rows.update(zip(ids, rows, strict=True))
         known = len(self._ids)
         self._ahead.update((row, item_id) for row, item_id in zip(rows, ids, strict=True) if row >= known)

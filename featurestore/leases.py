@@ -25,6 +25,7 @@ class Lease:
 
         Raises `LeaseLost`, `StoreUnavailable` (try again).
         """
+        # A function, because another trainer could take the lease between a read and a write.
         args = [self.token.encode(), b"%d" % self.ttl_ms, b"%d" % self.fence]
         (reply,) = await self._client.call("renew_lease", ([self._keys.lease, self._keys.live], args))
         if reply[0] != b"OK":

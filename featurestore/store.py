@@ -29,7 +29,6 @@ class Store:
         self.redis = Client(settings.url, settings.timeout_s)
         self.bulk = self._connection("bulk", self._prepare)
         self.redis.main = self.bulk
-        # The bulk connection is open before this one, and what it has prepared serves both.
         self.hot: Connection | None = self._connection("hot") if hot else None
         self._registries = ItemRegistries(self.keys, self.bulk, self.redis, settings.max_items)
         # `items(epoch)`: the item registry of an epoch.
@@ -64,6 +63,7 @@ class Store:
         except ValueError as exc:
             raise StoreRefused(f"the scale {exc} (it is {settings.scale!r})") from exc
         try:
+            # This one first: it prepares the store for the others.
             await store.bulk.open()
             if store.hot is not None:
                 await store.hot.open()

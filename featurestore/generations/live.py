@@ -34,6 +34,7 @@ class LiveGeneration:
     prior_record: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        # Once for all lookups of the generation.
         prior = self.posterior.prior_user[None]
         object.__setattr__(self, "record_dtype", record_dtype(self.model.user_width))
         object.__setattr__(self, "prior_record", pack_records(np.zeros(1, np.int64), prior)[0])

@@ -23,7 +23,8 @@ from featurestore.generations.record_writer import RecordWriter
 from featurestore.keys import Keys
 from featurestore.leases import Lease
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import commands
+from featurestore.wire.functions import call_many
+from featurestore.wire.resp import encode
 
 # A quarter of a megabyte a step, each awaited: lookups wait for at most one of them.
 CHUNKS_AT_ONCE = 4
@@ -87,8 +88,8 @@ class GenerationWriter:
             for start in starts[first : first + CHUNKS_AT_ONCE]:
                 data = table[start : start + step].tobytes()
                 checksum = crc32(data, checksum)
-                some.append((b"SET", self._keys.chunk(self._epoch, self.number, start // step), data))
-            await commands(self._connection, some)
+                some.append(encode(b"SET", self._keys.chunk(self._epoch, self.number, start // step), data))
+            await call_many(self._connection, some)
             await asyncio.sleep(0)
         self._meta = GenerationMeta(self._summary, self._positions, len(table), step, checksum, model)
 
@@ -102,8 +103,8 @@ class GenerationWriter:
         for first in range(0, len(pieces), CHUNKS_AT_ONCE):
             names = range(first, min(first + CHUNKS_AT_ONCE, len(pieces)))
             keys = [self._keys.index_chunk(self._epoch, self.number, chunk) for chunk in names]
-            some = [(b"SET", key, pieces[chunk]) for key, chunk in zip(keys, names, strict=True)]
-            await commands(self._connection, some)
+            some = [encode(b"SET", key, pieces[chunk]) for key, chunk in zip(keys, names, strict=True)]
+            await call_many(self._connection, some)
             await asyncio.sleep(0)
         self._meta = replace(
             self._meta, summary=self._summary, index_bytes=len(index), index_crc32=crc32(index)
@@ -171,9 +172,8 @@ async def verify_items(keys: Keys, connection: Connection, meta: GenerationMeta)
     number, epoch = meta.summary.generation, meta.summary.epoch
     for first in range(0, meta.summary.chunks, CHUNKS_AT_ONCE):
         names = range(first, min(first + CHUNKS_AT_ONCE, meta.summary.chunks))
-        for data in await commands(
-            connection, [(b"GET", keys.chunk(epoch, number, chunk)) for chunk in names]
-        ):
+        calls = [encode(b"GET", keys.chunk(epoch, number, chunk)) for chunk in names]
+        for data in await call_many(connection, calls):
             checksum = crc32(data or b"", checksum)
             size += len(data or b"")
         await asyncio.sleep(0)

@@ -23,7 +23,8 @@ from featurestore.keys import Keys
 from featurestore.leases import Lease
 from featurestore.ratings.batches import LENGTH_DTYPE, NUMBER_DTYPE
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import commands
+from featurestore.wire.functions import call_many
+from featurestore.wire.resp import encode
 
 START = b"0-0"
 # An entry holds one event or thousands: how many are asked for follows from those that came.
@@ -92,8 +93,8 @@ def parse_progress(last: bytes | None, done: bytes | None) -> Progress:
 
 async def progress(keys: Keys, connection: Connection, epoch: int) -> dict[int, Progress]:
     """The progress of each stream of an epoch, in one round trip."""
-    calls = [(b"HMGET", keys.counts(epoch, p), b"last", b"done") for p in range(keys.partitions)]
-    replies = await commands(connection, calls)
+    calls = [encode(b"HMGET", keys.counts(epoch, p), b"last", b"done") for p in range(keys.partitions)]
+    replies = await call_many(connection, calls)
     return {p: parse_progress(*reply) for p, reply in enumerate(replies)}
 
 

@@ -15,13 +15,7 @@ from redis.asyncio.connection import parse_url
 
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import redacted
-from featurestore.wire.resp import (
-    ELSEWHERE,
-    ReplyError,
-    encode,
-    error_code,
-    store_error,
-)
+from featurestore.wire.resp import ELSEWHERE, ReplyError, encode, error_code, store_error
 from featurestore.wire.socket import StoreSocket
 
 log = logging.getLogger(__name__)
@@ -68,6 +62,7 @@ class Connection:
         # One that was given up takes the place of the next until there is one: calls fail at once.
         self._socket = self._new_socket()
         self._socket.why = StoreUnavailable(f"not connected to the store at {self._shown}", BACKOFF_S[1])
+        # Bound to the present socket, so that a hot call takes no step through this class.
         self.execute = self._socket.execute
 
     @property
@@ -107,6 +102,7 @@ class Connection:
 
     def _socket_lost(self, socket: StoreSocket) -> None:
         if socket is self._socket:
+            # The next attempt comes within this time: a caller who waits longer waits for nothing.
             socket.why = StoreUnavailable(str(socket.why), BACKOFF_S[1])
             self._away.set()
 
@@ -122,7 +118,8 @@ class Connection:
                     await self._connect()
                 except StoreError as exc:
                     self._socket.why = StoreUnavailable(str(exc), BACKOFF_S[1])
-                    await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                    # Jittered, so that the workers of all hosts do not knock at the same moment.
+                    await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
                     delay_s = min(2 * delay_s, longest_s)
                 else:
                     self.reconnects_total += 1
@@ -130,6 +127,7 @@ class Connection:
                     break
 
     async def _connect(self) -> None:
+        # Before all else: a socket that is lost as soon as it is the present one sets it again.
         self._away.clear()
         socket: StoreSocket | None = None
         try:
@@ -142,6 +140,7 @@ class Connection:
         except OSError as exc:
             raise StoreUnavailable(f"cannot reach the store at {self._shown}: {exc}") from exc
         else:
+            # The store was prepared over other sockets; this one may have been lost meanwhile.
             if socket.why is not None:
                 raise socket.why
             self._socket, self.execute, socket = socket, socket.execute, None
@@ -174,6 +173,7 @@ class Connection:
             commands.append(encode(b"AUTH", *user, address["password"].encode()))
         if address.get("db"):
             commands.append(encode(b"SELECT", b"%d" % address["db"]))
+        # Where no password is given nothing else says that the server wants one, or is still loading.
         commands.append(encode(b"PING"))
         count = len(commands)
         # Naming the connection and asking for the role may be forbidden to this user; both are a help, not a
@@ -193,12 +193,14 @@ async def _nothing() -> None:
 
 
 def _ssl_context(address: Mapping[str, Any]) -> ssl.SSLContext | None:
+    # `parse_url` tells TLS only by the class of connection that redis-py would make.
     if not str(getattr(address.get("connection_class"), "__name__", "")).startswith("SSL"):
         return None
     context = ssl.create_default_context(cafile=address.get("ssl_ca_certs"))
     if address.get("ssl_certfile"):
         context.load_cert_chain(address["ssl_certfile"], address.get("ssl_keyfile"))
     if str(address.get("ssl_cert_reqs", "required")).lower() in {"none", "cert_none"}:
+        # In this order: Python refuses CERT_NONE as long as the host's name is checked.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context

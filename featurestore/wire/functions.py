@@ -1,8 +1,5 @@
 """The server-side functions as calls. Invariant: a call is answered by the functions of this version of the
 package.
-
-A store that has lost the library (restarted without it, failed over, flushed) gets it again and the call is
-repeated: a function that was not found has done nothing.
 """
 
 import hashlib
@@ -13,10 +10,6 @@ from typing import Any
 from featurestore.wire.connection import Connection
 from featurestore.wire.resp import ReplyError, encode
 
-# Functions that write nothing: `FCALL_RO` runs where a user may only read.
-REPLICA_SAFE = frozenset({"look"})
-
-
 _TEXT = resources.files("featurestore.wire").joinpath("functions.lua").read_text("utf-8")
 # The name carries a hash of the text, so that two versions live side by side during a rolling update.
 LIBRARY = f"foldin_{hashlib.sha256(_TEXT.encode()).hexdigest()[:12]}"
@@ -25,7 +18,8 @@ LIBRARY_TEXT = f"#!lua name={LIBRARY}\n{_TEXT.replace('@LIBRARY@', LIBRARY)}"
 
 def encode_call(function: str, keys: Sequence[bytes], args: Sequence[bytes]) -> bytes:
     """A call of a function, as RESP."""
-    command = b"FCALL_RO" if function in REPLICA_SAFE else b"FCALL"
+    # `look` writes nothing: `FCALL_RO` runs where a user may only read.
+    command = b"FCALL_RO" if function == "look" else b"FCALL"
     return encode(command, f"{LIBRARY}_{function}".encode(), b"%d" % len(keys), *keys, *args)
 
 
@@ -42,14 +36,17 @@ def encode_packed_call(
 
 def is_missing(reply: object) -> bool:
     """Whether a reply says that the store does not have the function."""
+    # The code is ERR, as of any other mistake: Redis and Valkey tell this one by its text alone.
     return isinstance(reply, Exception) and "Function not found" in str(reply)
 
 
 async def ask_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
-    """Replies of calls made by `encode_call`, sent in one write; errors as values."""
+    """Replies of commands, each as RESP, sent in one write; errors as values."""
     replies: list[Any] = await connection.execute(b"".join(calls), len(calls))
     missing = [position for position, reply in enumerate(replies) if is_missing(reply)]
     if missing:
+        # A store may have lost the library: restarted without it, failed over, flushed. The calls are
+        # repeated, because a function that was not found has done nothing.
         await connection.load_library()
         again = await connection.execute(b"".join([calls[position] for position in missing]), len(missing))
         for position, reply in zip(missing, again, strict=True):
@@ -60,17 +57,6 @@ async def ask_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
 async def call_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
     """The same; after all are answered an error reply raises."""
     replies = await ask_many(connection, calls)
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            raise connection.failure(reply)
-    return replies
-
-
-async def commands(connection: Connection, many: Sequence[Sequence[bytes]]) -> list[Any]:
-    """Replies of plain commands sent in one write. Error replies raise."""
-    if not many:
-        return []
-    replies: list[Any] = await connection.execute(b"".join([encode(*args) for args in many]), len(many))
     for reply in replies:
         if isinstance(reply, ReplyError):
             raise connection.failure(reply)

@@ -11,9 +11,12 @@ from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 
 ReplyError = hiredis.ReplyError
 
+# What the store cannot do now it may do later: it loads, has no memory or a full disk, runs a script, or is a
+# replica whose master is away.
 _UNAVAILABLE = frozenset(
     {"LOADING", "MASTERDOWN", "READONLY", "MISCONF", "OOM", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"}
 )
+# For a person to change: a password, a permission, or the address, which is that of a cluster.
 _REFUSED = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "MOVED", "ASK", "CROSSSLOT"})
 # The server on the other end may have become a replica, or is not the one to ask: look for it anew.
 ELSEWHERE = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
@@ -50,6 +53,7 @@ def encode(*args: bytes) -> bytes:
 
 def end_of_replies(data: bytes, count: int) -> int:
     """Where the first `count` replies in `data` end; its length where they do not, or are no RESP2."""
+    # Only so far is the usual reader fed where another reads what follows: hiredis gives nothing back.
     at = 0
     while count and (stop := data.find(b"\r\n", at)) >= 0:
         kind, text = data[at : at + 1], data[at + 1 : stop]
