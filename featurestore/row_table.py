@@ -43,8 +43,8 @@ class RowTable:
         for start in range(0, len(ids), _AT_ONCE):
             some = Ids.of(ids[start : start + _AT_ONCE])
             part = slice(start, start + len(some))
-            words, seated[part] = self._fitted(some)
-            self._words[:, part] = words
+            words = self._words[:, part] = some.words(longest)
+            seated[part] = some.lengths <= longest * WORD_BYTES
             hashes[part] = mixed(words, self._keys)
         self._tables: list[_Seats] = []
         left = np.flatnonzero(seated)
@@ -58,19 +58,13 @@ class RowTable:
     def __len__(self) -> int:
         return self._count
 
-    def _fitted(self, ids: Ids) -> tuple[Words, npt.NDArray[np.bool_]]:
-        """The words of `ids` as many as there are here, and which ids have no more."""
-        longest = len(self._words)
-        fits = ids.lengths <= longest * WORD_BYTES
-        words = ids.words(longest)
-        return words, fits
-
     def find(self, ids: Ids) -> Int64s:
         """The row of each (m,), -1 where it is not found."""
         rows = np.full(len(ids), -1, dtype=np.int64)
         if not self._count:
             return rows
-        words, fits = self._fitted(ids)
+        words = ids.words(len(self._words))
+        fits = ids.lengths <= len(words) * WORD_BYTES
         hashes = mixed(words, self._keys)
         left: Int64s | None = None if fits.all() else np.flatnonzero(fits)
         for number, seats in enumerate(self._tables):

@@ -161,34 +161,33 @@ def _append(file: IO[bytes], pieces: Sequence[Piece], checksum: int) -> int:
 
 
 def _mark_of(path: Path) -> tuple[Path, str] | None:
-    """Where the mark of a file is, and what it must say; None where this system cannot tell its boots
-    apart.
+    """Where the mark of a file is, and what it must say; None for a small file, and where this system cannot
+    tell its boots apart.
     """
+    found = path.stat()
     try:
         boot = BOOT_ID.read_text("ascii").strip()
     except OSError:
         return None
-    found = path.stat()
+    if found.st_size < MARKED_BYTES:
+        return None
     stamp = f"{boot} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
     return path.with_name(f".{path.name}.checked"), stamp
 
 
 def _mark(path: Path) -> None:
-    """Say of a large file that it was checked. Renamed into place, so that a mark is whole."""
-    if path.stat().st_size < MARKED_BYTES or (mark := _mark_of(path)) is None:
-        return
-    mark_path, stamp = mark
-    part = mark_path.with_name(f"{mark_path.name}.{os.getpid()}.part")
-    part.write_text(stamp, "ascii")
-    part.replace(mark_path)
+    """Say of a large file that it was checked."""
+    if mark := _mark_of(path):
+        part = mark[0].with_name(f"{mark[0].name}.{os.getpid()}.part")
+        part.write_text(mark[1], "ascii")
+        # Renamed into place, so that a mark is whole.
+        part.replace(mark[0])
 
 
 def _is_marked(path: Path) -> bool:
-    if path.stat().st_size < MARKED_BYTES or (mark := _mark_of(path)) is None:
-        return False
-    mark_path, stamp = mark
+    mark = _mark_of(path)
     try:
-        return mark_path.read_text("ascii") == stamp
+        return mark is not None and mark[0].read_text("ascii") == mark[1]
     except FileNotFoundError:
         return False
 
