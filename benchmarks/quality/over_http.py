@@ -22,7 +22,7 @@ from evaluation.course.protocol import evaluate, write_files
 from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
 from evaluation.question import Answer, Predicted, Question, no_probabilities
-from evaluation.results.course import Summary
+from evaluation.results.course import EvaluationReport, Summary
 from factors import Scale
 from featurestore.settings import format_scale
 
@@ -129,9 +129,14 @@ def play(settings: EvaluationSettings) -> list[Summary]:
     """
     assert settings.output is not None
     with deployment(Scale(1, 5), {}) as port:
-        playing = evaluate(replace(settings, api=f"http://127.0.0.1:{port}", replace=True, delay_ms=DELAY_MS))
+        played = replace(settings, api=f"http://127.0.0.1:{port}", replace=True, delay_ms=DELAY_MS)
+
+        async def playing() -> EvaluationReport:
+            async with asyncio.timeout(EVALUATE_S):
+                return await evaluate(played)
+
         try:
-            report = asyncio.run(asyncio.wait_for(playing, EVALUATE_S))
+            report = asyncio.run(playing())
             write_files(report, settings.output)
         except TimeoutError as exc:
             raise BenchmarkError(f"the environment was not played within {EVALUATE_S:.0f} s") from exc
