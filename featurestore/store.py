@@ -39,17 +39,18 @@ class Store:
         self.users = UserRecords(self.keys, self.hot or self.bulk, self.redis)
         self.generations = Generations(self.keys, self.bulk, self.redis)
         self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
+        self.stream = RatingsStream(self.keys, self.bulk, self.redis)
         self.ratings = RatingsLog(
             self.keys,
             self.bulk,
             self.redis,
             epochs=self.epochs,
             registries=self._registries,
+            stream=self.stream,
             stream_limit=settings.stream_limit,
             disk=self._disk,
         )
         self.commands = Commands(self.keys, self.redis, block_s=settings.timeout_s / 2)
-        self.stream = RatingsStream(self.keys, self.bulk, self.redis)
         self.leases = Leases(self.keys, self.redis)
 
     @classmethod

@@ -158,7 +158,9 @@ async def _observe(store: Store, seen: dict[int, Seen]) -> None:
                 base = np.frombuffer(table, np.float32).reshape(-1, meta.model.item_width)
                 seen[summary.generation] = Seen(meta.model, base)
             known = seen[summary.generation]
-            deltas = await store.generations.read_deltas(meta, known.after)
+            deltas = await store.generations.read_deltas(
+                meta.summary.epoch, meta.summary.generation, meta.model.item_width, known.after
+            )
         except StoreError:  # removed between the list and the reading
             continue
         known.after = deltas.after

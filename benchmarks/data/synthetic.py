@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.data.datasets import synthetic
 from factors import FitSettings, Index, Model, Scale, fit, index_to_bytes
 from factors.engine_api import vector_columns
-from featurestore.generations.catalog import GenerationDraft
+from featurestore.generations.catalog import GenerationSummary
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
@@ -139,7 +139,10 @@ async def leading(store: Store) -> AsyncIterator[Lease]:
 
 async def _publish(store: Store, epoch: int, generation: Generation) -> int:
     n_users = len(generation.users)
-    draft = GenerationDraft(
+    draft = GenerationSummary(
+        generation=0,
+        epoch=epoch,
+        state="writing",
         created=time.time(),
         rank=generation.model.rank,
         link=generation.model.link,
@@ -147,9 +150,10 @@ async def _publish(store: Store, epoch: int, generation: Generation) -> int:
         n_users=n_users,
         n_items=len(generation.items),
         n_ratings=n_users,
+        metrics={},
     )
     async with leading(store) as lease:
-        writer = await store.generations.begin(lease, epoch, draft)
+        writer = await store.generations.begin(lease, draft, {})
         await writer.write_items(generation.items, generation.model)
         if generation.index is not None:
             await writer.write_index(index_to_bytes(generation.index))

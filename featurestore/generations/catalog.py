@@ -4,7 +4,9 @@ Invariant: what is live is never removed, and a removal that stopped half way is
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -13,11 +15,10 @@ import numpy as np
 
 from factors import Float32s, Int32s
 from featurestore.client import Client
-from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
+from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError
 from featurestore.generations.manifest import (
     CHUNK_BYTES,
     Deltas,
-    GenerationDraft,
     GenerationMeta,
     GenerationSummary,
     Pointer,
@@ -26,8 +27,6 @@ from featurestore.generations.manifest import (
     decode_deltas,
     decode_meta,
     decode_summary,
-    draft_summary,
-    latest,
     read_pointer,
 )
 from featurestore.generations.writer import GenerationWriter, flipped
@@ -38,7 +37,6 @@ from featurestore.wire.connection import Connection
 
 __all__ = [
     "Deltas",
-    "GenerationDraft",
     "GenerationMeta",
     "GenerationSummary",
     "GenerationWriter",
@@ -88,22 +86,26 @@ class Generations:
             raise GenerationUnknown(generation)
         return decode_meta(text)
 
-    async def begin(self, lease: Lease, epoch: int, draft: GenerationDraft) -> GenerationWriter:
+    async def begin(
+        self, lease: Lease, draft: GenerationSummary, positions: Mapping[int, str]
+    ) -> GenerationWriter:
         """Begin to write a generation, after removing all but the live one and the one to roll back to.
 
-        Raises `LeaseLost`.
+        `draft`: what is known of it, all but its number. Metrics that are not finite are left out, JSON has
+        no such numbers. `positions`: partition -> last stream id that the fit has seen. Raises `LeaseLost`.
         """
-        (reply,) = await self._client.call("allot_generation", ([self._keys.live], [b"%d" % lease.fence]))
-        if reply[0] != b"OK":
-            raise LeaseLost("another trainer leads")
+        ((_, number),) = await self._client.call(
+            "allot_generation", ([self._keys.live], [b"%d" % lease.fence])
+        )
         kept = await self.prune()
+        metrics = {name: float(value) for name, value in draft.metrics.items() if math.isfinite(value)}
         writer = GenerationWriter(
             self._keys,
             self._connection,
             self._client,
             lease,
-            summary=draft_summary(int(reply[1]), epoch, draft),
-            positions=dict(draft.positions),
+            summary=replace(draft, generation=int(number), metrics=metrics),
+            positions=dict(positions),
             kept=kept,
         )
         await writer.register()
@@ -160,12 +162,18 @@ class Generations:
             if await self._client.xadd(name, delta, nomkstream=True) is None:
                 raise GenerationUnknown(generation)
         if await self._client.xlen(name) > DELTAS_MERGED:
-            await self._merge_deltas(name, vectors.shape[1])
+            await self._merge_deltas(epoch, generation, vectors.shape[1])
 
-    async def read_deltas(self, meta: GenerationMeta, after: str = "0") -> Deltas:
-        """Return all deltas after a stream id. Raises `GenerationBroken`."""
-        name = self._keys.deltas(meta.summary.epoch, meta.summary.generation)
-        return decode_deltas(await self._delta_entries(name, after), meta.model.item_width, after)
+    async def read_deltas(self, epoch: int, generation: int, width: int, after: str = "0") -> Deltas:
+        """Return what came after a stream id. `width`: of an item row. Raises `GenerationBroken`."""
+        name, start = self._keys.deltas(epoch, generation), after
+        entries: list[Any] = []
+        while True:
+            some: Any = await self._client.xrange(name, f"({start}", "+", DELTAS_AT_ONCE)
+            entries += some
+            if len(some) < DELTAS_AT_ONCE:
+                return decode_deltas(entries, width, after)
+            start = some[-1][0].decode()
 
     async def workers(self) -> Workers:
         """Return the service processes that have beaten within the last hour; older ones are dropped."""
@@ -243,22 +251,12 @@ class Generations:
             if epoch not in {pointer.epoch, pointer.pending}:
                 await self.remove_epoch(epoch, pause_s)
 
-    async def _delta_entries(self, name: bytes, after: str) -> Any:
-        entries: list[Any] = []
-        start = after
-        while True:
-            some: Any = await self._client.xrange(name, f"({start}", "+", DELTAS_AT_ONCE)
-            entries += some
-            if len(some) < DELTAS_AT_ONCE:
-                return entries
-            start = some[-1][0].decode()
-
-    async def _merge_deltas(self, name: bytes, width: int) -> None:
+    async def _merge_deltas(self, epoch: int, generation: int, width: int) -> None:
         """Put the latest of all rows at the end of the stream, then drop what was before.
 
         A reader between the two steps gets the same vectors twice, which changes nothing.
         """
-        merged = latest(decode_deltas(await self._delta_entries(name, "0"), width, "0"))
+        name, merged = self._keys.deltas(epoch, generation), await self.read_deltas(epoch, generation, width)
         first: Any = None
         for start in range(0, len(merged.rows), ROWS_PER_DELTA):
             part = slice(start, start + ROWS_PER_DELTA)

@@ -35,7 +35,6 @@ from featurestore.generations.manifest import (
     Kept,
     Pointer,
     decode_deltas,
-    latest,
     read_pointer,
 )
 
@@ -139,7 +138,7 @@ class Follower:
         self._clock_offset = seconds + microseconds / 1e6 - now
         self.pointer = pointer = read_pointer(pointer_fields)
         self._numbers = frozenset(map(int, numbers))
-        self._store.users.kept = Kept.of(self._numbers)
+        self._store.users.kept = Kept(self._numbers)
         self.polled_at = now
         more = False
         if live is not None and items is not None and live is self.live:
@@ -202,7 +201,7 @@ class Follower:
         return (self.pointer.epoch, self.pointer.generation) == (epoch, generation)
 
     async def _with_deltas(self, live: LiveGeneration, entries: Any) -> LiveGeneration:
-        deltas = latest(decode_deltas(entries, live.model.item_width, live.after))
+        deltas = decode_deltas(entries, live.model.item_width, live.after)
         if len(deltas.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS:
             return await asyncio.to_thread(_updated, live, deltas)
         return _updated(live, deltas)

@@ -2,9 +2,9 @@
 read as written is `GenerationBroken`, never a guess.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -37,24 +37,6 @@ class Pointer:
     previous: int
     pending: int
     pending_since: float
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationDraft:
-    """What the trainer knows of a generation before it is written. `created`: seconds since 1970.
-
-    `positions`: partition -> last stream id that the fit has seen. Metrics that are not finite are left out.
-    """
-
-    created: float
-    rank: int
-    link: Link
-    engine: str
-    n_users: int
-    n_items: int
-    n_ratings: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    positions: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +78,7 @@ class GenerationMeta:
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """Item rows folded in since the fit: `rows` int32 (m,), `vectors` float32 (m, item_width), later ones
-    win.
+    """Item rows folded in since the fit, each once: `rows` int32 (m,), `vectors` float32 (m, item_width).
 
     `after`: the stream id to go on from.
     """
@@ -118,18 +99,21 @@ class Worker:
     age_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kept:
-    """Which generations there are: `fields` of those up to number `upto` that are kept. Numbers only grow."""
+    """Which generations there are."""
 
-    upto: int
-    fields: bytes
+    numbers: frozenset[int]
 
-    @classmethod
-    def of(cls, numbers: Iterable[int]) -> "Kept":
-        """What the numbers of all registered generations say."""
-        numbers = sorted(numbers)
-        return cls(numbers[-1] if numbers else 0, b",".join(map(record_field, numbers)))
+    @cached_property
+    def upto(self) -> int:
+        """The highest number. Numbers only grow: a higher one is newer than this."""
+        return max(self.numbers, default=0)
+
+    @cached_property
+    def fields(self) -> bytes:
+        """The fields of their records."""
+        return b",".join(map(record_field, sorted(self.numbers)))
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -169,23 +153,6 @@ def read_pointer(fields: Mapping[Text, Text]) -> Pointer:
     )
 
 
-def draft_summary(number: int, epoch: int, draft: GenerationDraft) -> GenerationSummary:
-    """The summary of a generation that is about to be written."""
-    return GenerationSummary(
-        generation=number,
-        epoch=epoch,
-        state="writing",
-        created=draft.created,
-        rank=draft.rank,
-        link=draft.link,
-        engine=draft.engine,
-        n_users=draft.n_users,
-        n_items=draft.n_items,
-        n_ratings=draft.n_ratings,
-        metrics={name: float(value) for name, value in draft.metrics.items() if math.isfinite(value)},
-    )
-
-
 def decode_summary(text: Text) -> GenerationSummary:
     """A summary from JSON. Raises `GenerationBroken`."""
     try:
@@ -196,18 +163,8 @@ def decode_summary(text: Text) -> GenerationSummary:
 
 def encode_meta(meta: GenerationMeta) -> bytes:
     """What a generation is, as JSON."""
-    return msgspec.json.encode(
-        _Meta(
-            meta.summary,
-            meta.positions,
-            meta.item_rows,
-            meta.rows_per_chunk,
-            meta.crc32,
-            to_bytes(meta.model),
-            meta.index_bytes,
-            meta.index_crc32,
-        )
-    )
+    stored = {each.name: getattr(meta, each.name) for each in fields(meta)}
+    return msgspec.json.encode(stored | {"model": to_bytes(meta.model)})
 
 
 def decode_meta(text: Text) -> GenerationMeta:
@@ -220,25 +177,11 @@ def decode_meta(text: Text) -> GenerationMeta:
     if (
         read.item_rows < 0
         or read.rows_per_chunk < 1
-        or read.summary.chunks != chunk_count(read.item_rows, read.rows_per_chunk)
-        or read.summary.index_chunks != chunk_count(read.index_bytes, CHUNK_BYTES)
+        or read.summary.chunks != len(range(0, read.item_rows, read.rows_per_chunk))
+        or read.summary.index_chunks != len(range(0, read.index_bytes, CHUNK_BYTES))
     ):
         raise GenerationBroken(f"generation {read.summary.generation} does not count its chunks right")
-    return GenerationMeta(
-        summary=read.summary,
-        positions=read.positions,
-        item_rows=read.item_rows,
-        rows_per_chunk=read.rows_per_chunk,
-        crc32=read.crc32,
-        model=model,
-        index_bytes=read.index_bytes,
-        index_crc32=read.index_crc32,
-    )
-
-
-def chunk_count(rows: int, rows_per_chunk: int) -> int:
-    """How many chunks so many rows fill."""
-    return -(-rows // rows_per_chunk)
+    return GenerationMeta(**(msgspec.structs.asdict(read) | {"model": model}))
 
 
 def decode_beat(worker_id: bytes, text: Text, now: float) -> Worker | None:
@@ -251,11 +194,14 @@ def decode_beat(worker_id: bytes, text: Text, now: float) -> Worker | None:
 
 
 def decode_deltas(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]], width: int, after: str) -> Deltas:
-    """Stream entries as deltas. Raises `GenerationBroken` where rows and vectors do not fit."""
+    """Stream entries as deltas: of a row that came more than once the last.
+
+    Raises `GenerationBroken` where rows and vectors do not fit.
+    """
     rows: list[Int32s] = []
     vectors: list[Float32s] = []
-    for _, fields in entries:
-        some_rows, some_vectors = fields.get(b"r", b""), fields.get(b"v", b"")
+    for _, delta in entries:
+        some_rows, some_vectors = delta.get(b"r", b""), delta.get(b"v", b"")
         count = len(some_rows) // 4
         if len(some_rows) != 4 * count or len(some_vectors) != 4 * count * width:
             raise GenerationBroken("a delta of the item table has the wrong length")
@@ -265,12 +211,7 @@ def decode_deltas(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]], width:
         after = entries[-1][0].decode()
     if not rows:
         return Deltas(np.empty(0, np.int32), np.empty((0, width), np.float32), after)
-    return Deltas(np.concatenate(rows), np.concatenate(vectors), after)
-
-
-def latest(deltas: Deltas) -> Deltas:
-    """Each row once, with its last vector."""
-    count = len(deltas.rows)
-    _, last = np.unique(deltas.rows[::-1], return_index=True)
-    keep = np.sort(count - 1 - last)
-    return replace(deltas, rows=deltas.rows[keep], vectors=deltas.vectors[keep])
+    every, vector = np.concatenate(rows), np.concatenate(vectors)
+    # Of a row that came more than once `unique` finds the first from behind: the last.
+    kept, last = np.unique(every[::-1], return_index=True)
+    return Deltas(kept, vector[len(every) - 1 - last], after)

@@ -33,7 +33,7 @@ class RecordWriter:
         self._connection = connection
         self._epoch = epoch
         self._number = number
-        self._kept = {*kept, number}
+        self._kept = Kept(frozenset({*kept, number}))
         self._with_digests: set[int] = set()
 
     async def write(self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s) -> int:
@@ -49,10 +49,10 @@ class RecordWriter:
         ordered = [user_ids[position] for position in order.tolist()]
         ends = np.cumsum(np.bincount(partition, minlength=self._keys.partitions)).tolist()
         # What all calls begin with, and the records one after the other, all of one length: as RESP.
-        known = Kept.of(self._kept)
         before = range(max(1, self._number - LIKELY_DROPPED), self._number)
-        likely = b",".join([record_field(number) for number in before if number not in self._kept])
-        head = b"".join(map(bulk, (record_field(self._number), b"%d" % known.upto, known.fields, likely)))
+        likely = b",".join([record_field(number) for number in before if number not in self._kept.numbers])
+        kept = self._kept
+        head = b"".join(map(bulk, (record_field(self._number), b"%d" % kept.upto, kept.fields, likely)))
         record = codecs.record_dtype(vectors.shape[1])
         length = b"$%d\r\n" % record.itemsize
         table = np.empty(len(n), dtype=[("length", f"S{len(length)}"), ("record", record), ("end", "S2")])

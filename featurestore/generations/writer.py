@@ -12,7 +12,7 @@ import numpy as np
 
 from factors import Float32s, Int64s, Model, all_finite_items
 from featurestore.client import Client
-from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
+from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError
 from featurestore.generations.manifest import (
     CHUNK_BYTES,
     GenerationMeta,
@@ -129,7 +129,16 @@ class GenerationWriter:
         meta = self._meta
         if meta is None:
             raise StoreError("a generation without an item table cannot go live")
-        await verify_items(self._keys, self._connection, meta)
+        checksum = size = 0
+        for first in range(0, meta.summary.chunks, CHUNKS_AT_ONCE):
+            some = range(first, min(first + CHUNKS_AT_ONCE, meta.summary.chunks))
+            gets = [encode(b"GET", self._keys.chunk(self._epoch, self.number, chunk)) for chunk in some]
+            for data in await call_many(self._connection, gets):
+                checksum = crc32(data or b"", checksum)
+                size += len(data or b"")
+            await asyncio.sleep(0)
+        if size != 4 * meta.item_rows * meta.model.item_width or checksum != meta.crc32:
+            raise GenerationBroken(f"the item table of generation {self.number} is not what was written")
         self._summary = replace(self._summary, state="ready")
         self._meta = meta = replace(meta, summary=self._summary)
         await self._client.set(self._keys.meta(self._epoch, self.number), encode_meta(meta))
@@ -148,34 +157,14 @@ class GenerationWriter:
 
     async def _put_summary(self) -> None:
         args = [b"%d" % self._lease.fence, b"%d" % self.number, msgspec.json.encode(self._summary)]
-        names = [self._keys.live, self._keys.generations]
-        (reply,) = await self._client.call("put_generation", (names, args))
-        if reply[0] != b"OK":
-            raise LeaseLost("another trainer leads")
+        await self._client.call("put_generation", ([self._keys.live, self._keys.generations], args))
 
 
 def flipped(reply: list[bytes], number: int) -> bool:
     """What the store said to a flip: True when live, False when held.
 
-    Raises `LeaseLost`, `GenerationUnknown`.
+    Raises `GenerationUnknown`.
     """
-    if reply[0] == b"LOST":
-        raise LeaseLost("another trainer leads")
     if reply[0] == b"UNKNOWN":
         raise GenerationUnknown(number, reply[1].decode())
     return reply[0] == b"OK"
-
-
-async def verify_items(keys: Keys, connection: Connection, meta: GenerationMeta) -> None:
-    """Read the item table and compare length and checksum. Raises `GenerationBroken`."""
-    checksum = size = 0
-    number, epoch = meta.summary.generation, meta.summary.epoch
-    for first in range(0, meta.summary.chunks, CHUNKS_AT_ONCE):
-        names = range(first, min(first + CHUNKS_AT_ONCE, meta.summary.chunks))
-        calls = [encode(b"GET", keys.chunk(epoch, number, chunk)) for chunk in names]
-        for data in await call_many(connection, calls):
-            checksum = crc32(data or b"", checksum)
-            size += len(data or b"")
-        await asyncio.sleep(0)
-    if size != 4 * meta.item_rows * meta.model.item_width or checksum != meta.crc32:
-        raise GenerationBroken(f"the item table of generation {number} is not what was written")

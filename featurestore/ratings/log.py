@@ -23,7 +23,7 @@ from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys, digest_of, partition_of
 from featurestore.ratings.batches import Columns, Share, encode_rate, pack_ids, shares_of
 from featurestore.ratings.epochs import Epochs
-from featurestore.ratings.stream import Progress, progress
+from featurestore.ratings.stream import RatingsStream
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import ask_many
 from featurestore.wire.resp import ReplyError
@@ -71,6 +71,7 @@ class RatingsLog:
         *,
         epochs: Epochs,
         registries: ItemRegistries,
+        stream: RatingsStream,
         stream_limit: int,
         disk: DiskSync | None,
     ) -> None:
@@ -79,6 +80,7 @@ class RatingsLog:
         self._client = client
         self._epochs = epochs
         self._registries = registries
+        self._stream = stream
         self._stream_limit = stream_limit
         self._disk = disk
         # Partitions that had forgotten users: only there the store wants a digest with each user.
@@ -216,17 +218,12 @@ class RatingsLog:
             pipe.hget(self._keys.counts(epoch, partition), "loose")
         return sum([int(count or 0) for count in await pipe.execute()])
 
-    async def tails(self, epoch: int) -> dict[int, Progress]:
-        """How far each stream of an epoch is, by partition; one without events is left out."""
-        found = await progress(self._keys, self._connection, epoch)
-        return {partition: tail for partition, tail in found.items() if tail.last > (0, 0)}
-
     async def _check_room(self, todo: Iterable[Share], targets: Mapping[int, Sequence[int]]) -> None:
         size = Counter[int]()
         for share in todo:
             size[share.partition] += len(share.rows)
         for epoch in sorted({epoch for several in targets.values() for epoch in several}):
-            found = await progress(self._keys, self._connection, epoch)
+            found = await self._stream.progress(epoch)
             for partition, ratings in size.items():
                 room = self._stream_limit - found[partition].waiting
                 if epoch in targets[partition] and ratings > room:

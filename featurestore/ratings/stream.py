@@ -85,19 +85,6 @@ class Progress:
         return max(0, self.last[1] - self.done)
 
 
-def parse_progress(last: bytes | None, done: bytes | None) -> Progress:
-    """Progress from the fields of a stream's counts."""
-    ms, _, number = (last or b"0-0").partition(b"-")
-    return Progress((int(ms), int(number)), int(done or 0))
-
-
-async def progress(keys: Keys, connection: Connection, epoch: int) -> dict[int, Progress]:
-    """The progress of each stream of an epoch, in one round trip."""
-    calls = [encode(b"HMGET", keys.counts(epoch, p), b"last", b"done") for p in range(keys.partitions)]
-    replies = await call_many(connection, calls)
-    return {p: parse_progress(*reply) for p, reply in enumerate(replies)}
-
-
 @dataclass(slots=True)
 class _Reading:
     """Where this reader is in the streams of an epoch, as the holder of one lease."""
@@ -147,7 +134,7 @@ class RatingsStream:
         except StoreError as exc:
             # The group of this term was destroyed by the next one, while this read waited or before.
             if "NOGROUP" in str(exc) or "UNBLOCKED" in str(exc):
-                raise LeaseLost("another trainer reads the stream") from exc
+                raise LeaseLost("another trainer leads") from exc
             raise
         partition_of = dict(zip(names, term.positions, strict=True))
         streams = [(partition_of[name], entries) for name, entries in reply or () if entries]
@@ -193,14 +180,23 @@ class RatingsStream:
             )
             for partition, (ms, number) in last.items()
         ]
-        for reply in await self._client.call("trim", *calls):
-            if reply[0] != b"OK":
-                raise LeaseLost("another trainer reads the stream")
+        await self._client.call("trim", *calls)
+
+    async def progress(self, epoch: int) -> dict[int, Progress]:
+        """How far the stream of each partition is, in one round trip."""
+        calls = [
+            encode(b"HMGET", self._keys.counts(epoch, p), b"last", b"done")
+            for p in range(self._keys.partitions)
+        ]
+        found: dict[int, Progress] = {}
+        for partition, (last, done) in enumerate(await call_many(self._connection, calls)):
+            ms, _, number = (last or b"0-0").partition(b"-")
+            found[partition] = Progress((int(ms), int(number)), int(done or 0))
+        return found
 
     async def lag(self, epoch: int) -> dict[int, int]:
         """Events that are not `done`, by partition."""
-        found = await progress(self._keys, self._connection, epoch)
-        return {partition: each.waiting for partition, each in found.items()}
+        return {partition: each.waiting for partition, each in (await self.progress(epoch)).items()}
 
     async def _attach(self, epoch: int, term: _Reading) -> None:
         calls = [
@@ -210,11 +206,8 @@ class RatingsStream:
             )
             for partition, position in term.positions.items()
         ]
-        for reply in await self._client.call("attach", *calls):
-            if reply[0] == b"GONE":
-                raise EpochGone(epoch)
-            if reply[0] != b"OK":
-                raise LeaseLost("another trainer reads the stream")
+        if [b"GONE"] in await self._client.call("attach", *calls):
+            raise EpochGone(epoch)
 
 
 @dataclass(frozen=True, slots=True)

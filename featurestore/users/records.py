@@ -86,7 +86,7 @@ class UserRecords:
         self._keys = keys
         self._connection = connection
         self._client = client
-        self.kept = Kept(0, b"")
+        self.kept = Kept(frozenset())
         # The blocks of one batch leave before those of the next, so that its answers come first.
         self._one_batch = asyncio.Lock()
         self.folded_total = 0

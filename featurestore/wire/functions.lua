@@ -5,6 +5,8 @@
 
 -- Bytes of a history entry: `ENTRY` of featurestore/codecs.py.
 local ENTRY = 20
+-- What a leader is told that was replaced: an error, so that no caller has to look for it.
+local LOST = { err = 'LOST another trainer leads' }
 
 -- The `n` that a record has seen. Lua's numbers are doubles: exact up to 2^53 ratings of a user.
 local function counter(record)
@@ -360,7 +362,7 @@ end
 local function renew_lease(keys, args)
   local holder = redis.call('GET', keys[1])
   if (holder and holder ~= args[1]) or redis.call('HGET', keys[2], 'fence') ~= args[3] then
-    return { 'LOST' }
+    return LOST
   end
   redis.call('SET', keys[1], args[1], 'PX', args[2])
   return { 'OK' }
@@ -377,7 +379,7 @@ end
 -- keys: live. args: fence. Answers the number of a new generation; a number is given once.
 local function allot_generation(keys, args)
   if redis.call('HGET', keys[1], 'fence') ~= args[1] then
-    return { 'LOST' }
+    return LOST
   end
   return { 'OK', redis.call('HINCRBY', keys[1], 'next', 1) }
 end
@@ -385,7 +387,7 @@ end
 -- keys: live, generations. args: fence, number, summary.
 local function put_generation(keys, args)
   if redis.call('HGET', keys[1], 'fence') ~= args[1] then
-    return { 'LOST' }
+    return LOST
   end
   redis.call('HSET', keys[2], args[2], args[3])
   return { 'OK' }
@@ -413,7 +415,7 @@ end
 local function flip(keys, args)
   local live = redis.call('HMGET', keys[1], 'epoch', 'generation', 'fence', 'held', 'pending', 'abandoned')
   if args[2] ~= '' and live[3] ~= args[2] then
-    return { 'LOST' }
+    return LOST
   end
   local text = redis.call('HGET', keys[2], args[1])
   if not text then
@@ -505,7 +507,7 @@ local function attach(keys, args)
   local name, fence, groups = 'trainer-' .. args[2], tonumber(args[2]), fences(keys[1])
   for _, other in pairs(groups) do
     if other > fence then
-      return { 'LOST' }
+      return LOST
     end
   end
   for other, _ in pairs(groups) do
@@ -524,7 +526,7 @@ end
 -- keys: ratings, counts. args: fence, first stream id that stays, number of the last event that is done.
 local function trim(keys, args)
   if not fences(keys[1])['trainer-' .. args[1]] then
-    return { 'LOST' }
+    return LOST
   end
   local _, done = progress(keys[2])
   redis.call('XTRIM', keys[1], 'MINID', '=', args[2])

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import hiredis
 
-from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
+from featurestore.errors import LeaseLost, StoreError, StoreRefused, StoreUnavailable
 
 ReplyError = hiredis.ReplyError
 
@@ -87,6 +87,8 @@ def error_code(reply: Exception) -> str:
 def store_error(reply: Exception) -> StoreError:
     """What an error reply means for the caller."""
     text, code = str(reply), error_code(reply)
+    if code == "LOST":
+        return LeaseLost(text.removeprefix("LOST "))
     if code in _UNAVAILABLE or "max number of clients" in text:
         return StoreUnavailable(f"the store cannot do this now: {text}")
     if code in _REFUSED:

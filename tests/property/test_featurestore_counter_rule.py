@@ -145,7 +145,9 @@ class CounterRule(RuleBasedStateMachine):
         """
         store = self.store(False)
         seen = {user: self.do(store.users.history(1, user.encode())) for user in USERS}
-        writer = self.do(store.generations.begin(self.lease, 1, make_draft(MODEL, len(USERS), len(ITEMS))))
+        writer = self.do(
+            store.generations.begin(self.lease, make_draft(MODEL, len(USERS), len(ITEMS)), {0: "1-1"})
+        )
         items = make_items(MODEL, len(ITEMS), seed)
         self.do(writer.write_items(items, MODEL))
         self.fits = [Fit(writer, items, seen)]
@@ -180,7 +182,8 @@ class CounterRule(RuleBasedStateMachine):
     def serve(self, live: LiveGeneration) -> None:
         """Both processes follow at once."""
         self.live = self.whole[live.generation] = live
-        kept = Kept.of([summary.generation for summary in self.do(self.store(False).generations.list())])
+        numbers = [summary.generation for summary in self.do(self.store(False).generations.list())]
+        kept = Kept(frozenset(numbers))
         for store in self.stores:
             store.users.kept = kept
 

@@ -23,7 +23,7 @@ from factors import (
 from factors.model.layout import Layout
 from factors.model.parameters import Drift, from_model, to_model
 from featurestore.codecs import pack_histories
-from featurestore.generations.catalog import GenerationDraft, GenerationMeta, GenerationWriter
+from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
 from featurestore.generations.live import LiveGeneration
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
@@ -92,9 +92,14 @@ def low_rank_ratings(users: int = 30, items: int = 12, seed: int = 0, prefix: st
     ]
 
 
-def make_draft(model: Model, n_users: int = 0, n_items: int = 0, n_ratings: int = 0) -> GenerationDraft:
+def make_draft(
+    model: Model, n_users: int = 0, n_items: int = 0, n_ratings: int = 0, *, epoch: int = 1
+) -> GenerationSummary:
     """What a trainer would say of a fit."""
-    return GenerationDraft(
+    return GenerationSummary(
+        generation=0,
+        epoch=epoch,
+        state="writing",
         created=time.time(),
         rank=model.rank,
         link=model.link,
@@ -102,8 +107,7 @@ def make_draft(model: Model, n_users: int = 0, n_items: int = 0, n_ratings: int 
         n_users=n_users,
         n_items=n_items,
         n_ratings=n_ratings,
-        metrics={"rmse": 0.9},
-        positions={0: "1-1"},
+        metrics={"rmse": 0.9, "nan": float("nan")},
     )
 
 
@@ -169,7 +173,9 @@ async def write_generation(
     """A finished generation with the records of `users` as of now, not live yet."""
     model = model or make_model()
     items = make_items(model, n_items, seed)
-    writer = await store.generations.begin(lease, epoch, make_draft(model, len(users), n_items))
+    writer = await store.generations.begin(
+        lease, make_draft(model, len(users), n_items, epoch=epoch), {0: "1-1"}
+    )
     await writer.write_items(items, model)
     if users:
         seen = [await store.users.history(epoch, user) for user in users]

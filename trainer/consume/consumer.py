@@ -82,7 +82,7 @@ class EpochConsumer:
             async with self._exclusive:
                 self._store.stream.restart(self.epoch)
                 self._take_stock()
-                ends = await with_retries(self._store.ratings.tails, self.epoch)
+                ends = await with_retries(self._store.stream.progress, self.epoch)
                 if is_incomplete(self._archive.snapshot(), ends, holes=self._archive.has_holes()):
                     await self._rebuild()
                 await self._enter("consuming")
@@ -103,7 +103,7 @@ class EpochConsumer:
 
     async def reached_now(self) -> None:
         """Return when all that was acknowledged before this call is archived. Raises `EpochGone`."""
-        ends = await with_retries(self._store.ratings.tails, self.epoch)
+        ends = await with_retries(self._store.stream.progress, self.epoch)
         await self._until(lambda: all(self.positions.get(p, START) >= end.last for p, end in ends.items()))
 
     async def repair(self) -> None:

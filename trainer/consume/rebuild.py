@@ -19,7 +19,7 @@ from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive, Snapshot
-from trainer.archive.events import Span, make_table
+from trainer.archive.events import START, Span, make_table
 from trainer.retry import with_retries
 from trainer.threads import Threads
 
@@ -42,14 +42,18 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None
     epoch = archive.epoch
     log.warning("archive_rebuild", epoch=epoch)
     # Before the histories are read: what comes later is not covered, so that it is archived from the stream.
-    ends = await with_retries(store.ratings.tails, epoch)
+    ends = await with_retries(store.stream.progress, epoch)
     old = await threads.run(archive.begin_rebuild)
     rows = 0
     async for users in _parts(store, epoch):
         part = await _table(store, epoch, users, threads)
         rows += part.num_rows
         await threads.run(archive.append, part, {})
-    spans = {partition: Span(end.last, end.last, end.last[1]) for partition, end in ends.items()}
+    spans = {
+        partition: Span(end.last, end.last, end.last[1])
+        for partition, end in ends.items()
+        if end.last > START
+    }
     await threads.run(archive.finish_rebuild, old, spans)
     log.event("archive_rebuilt", epoch=epoch, ratings=rows)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from factors import build_index, index_to_bytes
 from featurestore.errors import LeaseLost, StoreError
-from featurestore.generations.catalog import GenerationDraft, GenerationMeta, GenerationWriter
+from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
 from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.messages import HelperEndedError
@@ -76,7 +76,10 @@ class Publisher:
         # ratings give: a fit has one index.
         rng = np.random.default_rng(fit.n_ratings)
         index = await asyncio.to_thread(build_index, fit.model, fit.items, fit.users, rng)
-        draft = GenerationDraft(
+        draft = GenerationSummary(
+            generation=0,
+            epoch=epoch,
+            state="writing",
             created=time.time(),
             rank=fit.model.rank,
             link=fit.model.link,
@@ -85,10 +88,10 @@ class Publisher:
             n_items=len(fit.items),
             n_ratings=fit.n_ratings,
             metrics=fit.metrics if index is None else {**fit.metrics, "index_recall_at_10": index.recall},
-            positions={partition: format_position(position) for partition, position in positions.items()},
         )
+        learned = {partition: format_position(position) for partition, position in positions.items()}
         self._step("publish:begin")
-        writer = await with_retries(self._store.generations.begin, self._lease, epoch, draft)
+        writer = await with_retries(self._store.generations.begin, self._lease, draft, learned)
         if folder is not None:
             # Before anything is written: a generation that is live has its files under its number.
             fit = await self._threads.run(folder.adopt, fit, writer.number)

@@ -76,7 +76,7 @@ async def test_each_chunk_holds_whole_rows_of_at_most_64_kib(store: Store) -> No
 async def test_what_was_not_finished_cannot_go_live(store: Store) -> None:
     lease = await lead(store)
     model = make_model()
-    writer = await store.generations.begin(lease, 1, make_draft(model))
+    writer = await store.generations.begin(lease, make_draft(model), {0: "1-1"})
     with pytest.raises(StoreError, match="item table"):
         await writer.finish()
     with pytest.raises(StoreError, match="after the items"):
@@ -95,7 +95,7 @@ async def test_what_was_not_finished_cannot_go_live(store: Store) -> None:
 @pytest.mark.parametrize("damage", ["flipped", "short", "gone"])
 async def test_a_table_that_was_damaged_is_not_finished(store: Store, damage: str) -> None:
     model = make_model()
-    writer = await store.generations.begin(await lead(store), 1, make_draft(model))
+    writer = await store.generations.begin(await lead(store), make_draft(model), {0: "1-1"})
     await writer.write_items(make_items(model, 2_000), model)
     name = store.keys.chunk(1, writer.number, 1)
     data = await store.redis.get(name)
@@ -110,7 +110,7 @@ async def test_a_table_that_was_damaged_is_not_finished(store: Store, damage: st
 
 async def test_rows_that_do_not_fit_or_are_not_finite_are_refused(store: Store) -> None:
     model = make_model()
-    writer = await store.generations.begin(await lead(store), 1, make_draft(model))
+    writer = await store.generations.begin(await lead(store), make_draft(model), {0: "1-1"})
     items = make_items(model, 3)
     with pytest.raises(GenerationBroken):
         await writer.write_items(items[:, 1:], model)
@@ -232,7 +232,7 @@ async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(store:
         store.bulk.require = refused  # type: ignore[method-assign]  # for a while
         number = 0
         try:
-            writer = await store.generations.begin(lease, 1, make_draft(make_model()))
+            writer = await store.generations.begin(lease, make_draft(make_model()), {0: "1-1"})
             number = writer.number
             await steps(writer, store)
         except StoreUnavailable:
@@ -277,10 +277,10 @@ async def test_deltas_reach_readers_and_the_later_wins(store: Store) -> None:
     rows = np.array([3, 1], dtype=np.int32)
     await store.generations.push_delta(1, number, rows, np.ones((2, width), np.float32))
     await store.generations.push_delta(1, number, rows[:1], np.full((1, width), 2.0, np.float32))
-    deltas = await store.generations.read_deltas(written.meta)
-    assert deltas.rows.tolist() == [3, 1, 3]
-    assert deltas.vectors[:, 0].tolist() == [1.0, 1.0, 2.0]
-    assert len((await store.generations.read_deltas(written.meta, deltas.after)).rows) == 0
+    deltas = await store.generations.read_deltas(1, number, width)
+    assert deltas.rows.tolist() == [1, 3]
+    assert deltas.vectors[:, 0].tolist() == [1.0, 2.0]
+    assert len((await store.generations.read_deltas(1, number, width, deltas.after)).rows) == 0
     with pytest.raises(GenerationUnknown):
         await store.generations.push_delta(1, 99, rows, np.ones((2, width), np.float32))
     assert not await store.redis.exists(store.keys.deltas(1, 99))
@@ -294,17 +294,17 @@ async def test_many_deltas_are_merged(store: Store, monkeypatch: pytest.MonkeyPa
         row = np.array([value % 7], dtype=np.int32)
         await store.generations.push_delta(1, number, row, np.full((1, width), value, np.float32))
     assert await store.redis.xlen(store.keys.deltas(1, number)) <= 11
-    deltas = await store.generations.read_deltas(written.meta)
+    deltas = await store.generations.read_deltas(1, number, width)
     last = dict(zip(deltas.rows.tolist(), deltas.vectors[:, 0].tolist(), strict=True))
     assert last == {row: float(max(v for v in range(95) if v % 7 == row)) for row in range(7)}
 
 
 async def test_damaged_bytes_are_a_broken_generation(store: Store) -> None:
     written = await publish(store, await lead(store))
-    number = written.writer.number
+    number, width = written.writer.number, written.model.item_width
     await store.redis.xadd(store.keys.deltas(1, number), {b"r": b"123", b"v": b""})
     with pytest.raises(GenerationBroken):
-        await store.generations.read_deltas(written.meta)
+        await store.generations.read_deltas(1, number, width)
     await store.redis.set(store.keys.meta(1, number), b"{}")
     with pytest.raises(GenerationBroken):
         await store.generations.meta(1, number)
@@ -354,7 +354,7 @@ async def test_an_index_goes_with_its_generation(store: Store) -> None:
     lease = await lead(store)
     model = make_model()
     items = make_items(model, 50)
-    writer = await store.generations.begin(lease, 1, make_draft(model, 0, 50))
+    writer = await store.generations.begin(lease, make_draft(model, 0, 50), {0: "1-1"})
     with pytest.raises(StoreError):
         await writer.write_index(b"too early")
     await writer.write_items(items, model)

@@ -47,7 +47,7 @@ async def test_an_expired_lease_goes_on_unless_it_was_taken(store: Store) -> Non
 async def test_a_leader_that_was_replaced_publishes_nothing(store: Store) -> None:
     first = await lead(store, "one")
     model = make_model()
-    writer = await store.generations.begin(first, 1, make_draft(model))
+    writer = await store.generations.begin(first, make_draft(model), {0: "1-1"})
     await writer.write_items(make_items(model, 2), model)
     await writer.finish()
     await first.release()
@@ -56,7 +56,7 @@ async def test_a_leader_that_was_replaced_publishes_nothing(store: Store) -> Non
         writer.flip,
         writer.finish,
         lambda: writer.write_items(make_items(model, 2), model),
-        lambda: store.generations.begin(first, 1, make_draft(model)),
+        lambda: store.generations.begin(first, make_draft(model), {0: "1-1"}),
     ):
         with pytest.raises(LeaseLost):
             await attempt()

@@ -164,7 +164,7 @@ async def test_forgetting_twice_or_an_unknown_user_is_harmless(store: Store) -> 
 async def test_who_comes_back_counts_on_and_old_records_stay_out(store: Store) -> None:
     lease = await lead(store)
     model = make_model()
-    writer = await store.generations.begin(lease, 1, make_draft(model, 1))
+    writer = await store.generations.begin(lease, make_draft(model, 1), {0: "1-1"})
     await writer.write_items(make_items(model, 2), model)
     vectors = np.ones((1, model.user_width), dtype=np.float32)
     await store.ratings.append([rating("u", "a")] * 5)

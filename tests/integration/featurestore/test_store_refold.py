@@ -15,7 +15,7 @@ from factors import (
     fit,
 )
 from factors.model.layout import user_layout
-from featurestore.generations.catalog import GenerationDraft
+from featurestore.generations.catalog import GenerationSummary
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
@@ -107,7 +107,10 @@ async def test_the_error_does_not_jump_when_everybody_rates_once_more(store: Sto
 
 
 async def _published(store: Store, fitted: Fitted, ids: list[bytes], known: Ratings) -> LiveGeneration:
-    draft = GenerationDraft(
+    draft = GenerationSummary(
+        generation=0,
+        epoch=1,
+        state="writing",
         created=0.0,
         rank=fitted.model.rank,
         link=fitted.model.link,
@@ -115,8 +118,9 @@ async def _published(store: Store, fitted: Fitted, ids: list[bytes], known: Rati
         n_users=N_USERS,
         n_items=N_ITEMS,
         n_ratings=len(known.value),
+        metrics={},
     )
-    writer = await store.generations.begin(await lead(store), 1, draft)
+    writer = await store.generations.begin(await lead(store), draft, {})
     await writer.write_items(fitted.items, fitted.model)
     n = np.bincount(known.user_row, minlength=N_USERS).astype(np.int64)
     await writer.write_users(ids, n, fitted.users)

@@ -249,7 +249,7 @@ async def test_fields_of_generations_that_are_gone_are_dropped(world: World) -> 
     )
     from featurestore.generations.manifest import Kept
 
-    store.users.kept = Kept.of([world.live.generation])
+    store.users.kept = Kept(frozenset({world.live.generation}))
     await store.users.current(world.live, [b"u"])
     await settled(world, b"u", 1)
     assert set(await store.redis.hkeys(key)) == {b"n", b"g%d" % world.live.generation, b"g999"}
