@@ -40,14 +40,6 @@ class Helper:
         """The process id."""
         return self._process.pid
 
-    async def send(self, message: bytes) -> None:
-        """Hand over a message; returns when the pipe has taken it. Raises `HelperEndedError`."""
-        try:
-            self._writer.writelines((len(message).to_bytes(_LENGTH_BYTES, "little"), message))
-            await self._writer.drain()
-        except OSError as exc:
-            raise await self._ended() from exc
-
     async def receive(self) -> bytes:
         """Return its next message. Raises `HelperEndedError` where it ends before that.
 
@@ -59,14 +51,19 @@ class Helper:
         except (OSError, asyncio.IncompleteReadError) as exc:
             raise await self._ended() from exc
 
-    async def ask(self, message: bytes, within_s: float) -> bytes:
-        """Return the answer to a message. Raises `HelperEndedError`, also where there is none in time."""
+    async def ask(self, message: bytes, within_s: float | None = None) -> bytes:
+        """Hand over a message; return the one that comes next. Raises `HelperEndedError`, also where none
+        comes in time.
+        """
         try:
             async with asyncio.timeout(within_s):
-                await self.send(message)
+                self._writer.writelines((len(message).to_bytes(_LENGTH_BYTES, "little"), message))
+                await self._writer.drain()
                 return await self.receive()
         except TimeoutError as exc:
             raise HelperEndedError(f"no answer within {within_s:g} s") from exc
+        except OSError as exc:
+            raise await self._ended() from exc
 
     async def _ended(self) -> HelperEndedError:
         code = await self._process.wait()
@@ -105,14 +102,20 @@ async def helper(module: str) -> AsyncIterator[Helper]:
 
 
 class Parent:
-    """The helper's end: messages of the process that started it."""
+    """The helper's end: messages of the process that started it. `request`: the first, which says what to
+    do.
+    """
 
     def __init__(self) -> None:
+        """Wait for the request. Ends this process where the parent is gone before it."""
         self._input = sys.stdin.buffer
         # What a library prints must not break into a message: from here on it goes to the standard error.
         sys.stdout.flush()
         self._output = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
+        if (request := self.receive()) is None:
+            sys.exit(ORPHANED)
+        self.request = request
 
     def receive(self) -> bytes | None:
         """Wait for the next message; None when the parent has closed its end, or is gone."""

@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from factors import FactorsError, FitDiverged, FitSettings, Fitted, Ratings, Scale
-from processes.messages import ORPHANED, Parent
+from processes.messages import Parent
 from trainer.engines import EngineName, make_engine
 from trainer.engines.base import FitTask, Report
 from trainer.errors import FitFailedError, SegmentDamagedError, SegmentGoneError
@@ -117,11 +117,8 @@ def main() -> int:
     none.
     """
     parent = Parent()
-    message = parent.receive()
-    if message is None:
-        return ORPHANED
     parent.end_with_it()
-    request = msgspec.msgpack.decode(message, type=FitRequest)
+    request = msgspec.msgpack.decode(parent.request, type=FitRequest)
     os.nice(_NICENESS)
     try:
         with threadpool_limits(limits=request.threads):

@@ -20,15 +20,14 @@ async def fit_in_process(request: FitRequest, *, step: Step = no_step) -> FitRes
     Raises `FitFailedError` where it gave none, `SegmentGoneError` where a new snapshot is wanted.
     """
     output = Path(request.output)
-    answer: Answer
+    decode = msgspec.msgpack.Decoder(Answer).decode
     try:
         async with helper("trainer.fit_job.job") as running:
             step("fit:started")
-            await running.send(msgspec.msgpack.encode(request))
-            while isinstance(
-                answer := msgspec.msgpack.decode(await running.receive(), type=Answer), Progress
-            ):
+            answer = decode(await running.ask(msgspec.msgpack.encode(request)))
+            while isinstance(answer, Progress):
                 log.LOGGER.debug("%s", log.line("fit_progress", dict(answer.metrics)))
+                answer = decode(await running.receive())
     except HelperEndedError as exc:
         raise FitFailedError(str(exc)) from exc
     finally:

@@ -63,8 +63,7 @@ def main() -> int:
     """Write what comes in; 0 at its end, 1 when the last message says why not."""
     parent = Parent()
     try:
-        if (message := parent.receive()) is not None:
-            asyncio.run(_write_all(msgspec.msgpack.decode(message, type=Task), parent))
+        asyncio.run(_write_all(msgspec.msgpack.decode(parent.request, type=Task), parent))
     except BrokenPipeError:
         return 0
     except (StoreError, ValueError) as exc:

@@ -19,18 +19,20 @@ ECHO = """
     parent = Parent()
     print("not a message")
     os.system("echo nor is this")
-    while (message := parent.receive()) is not None:
+    message = parent.request
+    while message is not None:
         if message == b"end":
             sys.exit(7)
         if message != b"be silent":
             parent.send(message)
+        message = parent.receive()
 """
 # It is busy and never asks for a message again.
 BUSY = """
     import os, pathlib, time
     from processes.messages import Parent
     parent = Parent()
-    mark = parent.receive().decode()
+    mark = parent.request.decode()
     parent.end_with_it()
     pathlib.Path(mark).write_text(str(os.getpid()))
     while True:
@@ -113,8 +115,7 @@ def test_a_busy_helper_ends_with_its_parent(tmp_path: Path) -> None:
     from processes.messages import helper
     async def main():
         async with helper("helper_busy") as running:
-            await running.send({str(mark).encode()!r})
-            await running.receive()
+            await running.ask({str(mark).encode()!r})
     asyncio.run(main())
     """
     parent = BlockingChild([sys.executable, "-c", textwrap.dedent(code)], tmp_path / "log")
