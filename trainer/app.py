@@ -57,7 +57,7 @@ class Trainer:
             raise CannotStartError(str(exc)) from exc
         try:
             # Before the lease: a trainer that waits for the archive must not keep another host from leading.
-            root = await self._hold_archive()
+            root = await self._open_archive()
             try:
                 await self._lead_again_and_again(store, root)
             finally:
@@ -65,7 +65,7 @@ class Trainer:
         finally:
             await store.close()
 
-    async def _hold_archive(self) -> ArchiveRoot:
+    async def _open_archive(self) -> ArchiveRoot:
         waiting = False
         while True:
             try:

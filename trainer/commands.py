@@ -68,7 +68,7 @@ class CommandHandler:
             if kind == "refit":
                 ending = await self._refit(command.epoch)
             elif kind == "epoch":
-                ending = await self._begin_history(command.epoch)
+                ending = await self._begin_epoch(command.epoch)
             elif kind == "erase":
                 await self._erase(command.user or b"")
             else:
@@ -89,7 +89,7 @@ class CommandHandler:
         pointer = await with_retries(self._store.generations.live)
         return await self._requests.ask(epoch if epoch == pointer.pending else pointer.epoch)
 
-    async def _begin_history(self, epoch: int) -> Ending:
+    async def _begin_epoch(self, epoch: int) -> Ending:
         """Fit a new epoch and let it take the place of the live one."""
         pointer = await with_retries(self._store.generations.live)
         if pointer.epoch == epoch:

@@ -143,7 +143,7 @@ class Refitter:
                 continue
             wait_s = 0.0
             requested = self._requests.take()
-            # A new history has the higher number, and goes first: it takes the place of the other.
+            # A new epoch has the higher number, and goes first: it takes the place of the other.
             for number in sorted(requested or {pointer.epoch}, reverse=True):
                 ending = await self._refit(number, decision.reason, automatic=not requested)
                 if number in requested:

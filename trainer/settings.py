@@ -25,7 +25,7 @@ class TrainerSettings:
 
     `rules`: when to refit unasked. `batch_events`: at most so many events in a batch; `linger_s`: smaller
     batches follow each other no faster. `lease_ttl_s`: how long a leader that is gone keeps others waiting.
-    `grace_s`: what a stop may take. `abandon_s`: how long a new history may be prepared unasked.
+    `grace_s`: what a stop may take. `abandon_s`: how long a new epoch may be prepared unasked.
     """
 
     store: StoreSettings = nested(StoreSettings)

@@ -132,6 +132,6 @@ class Term:
             await self._threads.run(epoch.fits.end_fit)
         await self.switch.follow(pointer)
         if pointer.pending == pointer.epoch:
-            # Killed after the flip to a new history, before the old one was closed.
+            # Killed after the flip to a new epoch, before the old one was closed.
             await with_retries(store.epochs.finish, pointer.epoch)
             self._step("epoch:finished")

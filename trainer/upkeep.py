@@ -50,7 +50,7 @@ class Upkeep:
     async def run(self) -> None:
         """Do a round a second until cancelled."""
         while True:
-            # First of all, so that the commands that wait are taken before a new history is given up for lack
+            # First of all, so that the commands that wait are taken before a new epoch is given up for lack
             # of one.
             await asyncio.sleep(_ROUND_S)
             try:
@@ -97,7 +97,7 @@ class Upkeep:
         return pointer
 
     async def _abandon(self, pointer: Pointer) -> None:
-        """Give up a new history that no command has asked for in `abandon_s`."""
+        """Give up a new epoch that no command has asked for in `abandon_s`."""
         pending = pointer.pending
         if pending in {0, pointer.epoch} or self._epochs.is_claimed(pending):
             return

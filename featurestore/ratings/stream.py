@@ -104,7 +104,7 @@ class RatingsStream:
         self._keys = keys
         self._connection = connection
         self._client = client
-        self._terms: dict[int, _Reading] = {}
+        self._readings: dict[int, _Reading] = {}
 
     async def read(self, epoch: int, lease: Lease, count: int, block_ms: int) -> Events:
         """Events after those read before under this lease, about `count` a partition; none after `block_ms`.
@@ -114,18 +114,18 @@ class RatingsStream:
         oldest entry that was not `done` as a whole. Raises `LeaseLost`, `EpochGone`, `StoreUnavailable`
         (nothing is lost, read again).
         """
-        term = self._terms.get(epoch)
-        if term is None or term.fence != lease.fence:
+        reading = self._readings.get(epoch)
+        if reading is None or reading.fence != lease.fence:
             positions = dict.fromkeys(range(self._keys.partitions), START)
-            term = self._terms[epoch] = _Reading(lease.fence, positions)
-        if not term.attached:
-            await self._attach(epoch, term)
+            reading = self._readings[epoch] = _Reading(lease.fence, positions)
+        if not reading.attached:
+            await self._attach(epoch, reading)
         # Until the reply is here it is not known how far the store believes this reader is.
-        term.attached = False
-        ask = min(term.ask, count)
-        names = [self._keys.ratings(epoch, partition) for partition in term.positions]
+        reading.attached = False
+        ask = min(reading.ask, count)
+        names = [self._keys.ratings(epoch, partition) for partition in reading.positions]
         block = ("BLOCK", block_ms) if block_ms > 0 else ()
-        group = ("GROUP", b"trainer-%d" % term.fence, "trainer", "COUNT", ask, *block, "NOACK")
+        group = ("GROUP", b"trainer-%d" % reading.fence, "trainer", "COUNT", ask, *block, "NOACK")
         try:
             # The name as bytes, which redis-py does not know: it would make a dictionary of each entry.
             reply = await self._client.execute_command(
@@ -136,16 +136,16 @@ class RatingsStream:
             if "NOGROUP" in str(exc) or "UNBLOCKED" in str(exc):
                 raise LeaseLost("another trainer leads") from exc
             raise
-        partition_of = dict(zip(names, term.positions, strict=True))
+        partition_of = dict(zip(names, reading.positions, strict=True))
         streams = [(partition_of[name], entries) for name, entries in reply or () if entries]
-        term.positions |= {partition: entries[-1][0] for partition, entries in streams}
-        term.attached = True
+        reading.positions |= {partition: entries[-1][0] for partition, entries in streams}
+        reading.attached = True
         ids = [stream_id.split(b"-") for _, entries in streams for stream_id, _ in entries]
         fields = [entry_fields for _, entries in streams for _, entry_fields in entries]
         found, damaged = unpack(fields, np.array([int(number) for _, number in ids], dtype=np.int64))
-        term.damaged += len(damaged)
+        reading.damaged += len(damaged)
         if len(found.entry):
-            term.ask = max(1, min(2 * term.ask, count // int(np.bincount(found.entry).max())))
+            reading.ask = max(1, min(2 * reading.ask, count // int(np.bincount(found.entry).max())))
         sizes = [len(entries) for _, entries in streams]
         partition = np.repeat(np.array([number for number, _ in streams], dtype=np.int32), sizes)
         return Events(
@@ -163,9 +163,9 @@ class RatingsStream:
 
     def restart(self, epoch: int) -> None:
         """Read again from the oldest event that is not `done`: the reader has lost what it read."""
-        term = self._terms.get(epoch)
-        if term is not None:
-            term.positions, term.attached = dict.fromkeys(term.positions, START), False
+        reading = self._readings.get(epoch)
+        if reading is not None:
+            reading.positions, reading.attached = dict.fromkeys(reading.positions, START), False
 
     async def done(self, epoch: int, lease: Lease, last: Mapping[int, tuple[int, int]]) -> None:
         """Trim each partition up to and including its event at `last` (ms, number): these are archived. Safe
@@ -198,13 +198,13 @@ class RatingsStream:
         """Events that are not `done`, by partition."""
         return {partition: each.waiting for partition, each in (await self.progress(epoch)).items()}
 
-    async def _attach(self, epoch: int, term: _Reading) -> None:
+    async def _attach(self, epoch: int, reading: _Reading) -> None:
         calls = [
             (
                 [self._keys.ratings(epoch, partition), self._keys.epochs(partition)],
-                [b"%d" % epoch, b"%d" % term.fence, position],
+                [b"%d" % epoch, b"%d" % reading.fence, position],
             )
-            for partition, position in term.positions.items()
+            for partition, position in reading.positions.items()
         ]
         if [b"GONE"] in await self._client.call("attach", *calls):
             raise EpochGone(epoch)

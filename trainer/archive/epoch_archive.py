@@ -79,9 +79,8 @@ class EpochArchive:
     def snapshot(self) -> Snapshot:
         """Return what is archived now."""
         segments = self._listed()
-        spans = join_spans(segment.spans for segment in segments)
-        rows = sum(segment.rows for segment in segments)
-        return Snapshot(self.epoch, tuple(segment.path for segment in segments), spans, rows)
+        paths, rows = tuple(each.path for each in segments), sum(each.rows for each in segments)
+        return Snapshot(self.epoch, paths, join_spans(each.spans for each in segments), rows)
 
     def has_holes(self) -> bool:
         """Say whether segments are missing between others."""

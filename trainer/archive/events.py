@@ -57,10 +57,6 @@ class Span:
     last: Position
     events: int
 
-    def joined(self, later: "Span") -> "Span":
-        """Return this span and one that follows it as one."""
-        return Span(min(self.first, later.first), max(self.last, later.last), self.events + later.events)
-
 
 Spans = Mapping[int, Span]
 
@@ -70,8 +66,10 @@ def join_spans(spans: Iterable[Spans]) -> dict[int, Span]:
     joined: dict[int, Span] = {}
     for each in spans:
         for partition, span in each.items():
-            before = joined.get(partition)
-            joined[partition] = span if before is None else before.joined(span)
+            before = joined.setdefault(partition, span)
+            if before is not span:
+                first, last = min(before.first, span.first), max(before.last, span.last)
+                joined[partition] = Span(first, last, before.events + span.events)
     return joined
 
 

@@ -25,7 +25,7 @@ class ArchiveRoot:
         self._step = step
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._lock = _hold(root / "lock")
+            self._lock = _locked(root / "lock")
             # A full disk and a read-only one are found here, before this trainer takes the lease from another
             # host.
             probe = root / f"probe{TEMPORARY}"
@@ -75,7 +75,7 @@ class ArchiveRoot:
         self._lock.close()
 
 
-def _hold(path: Path) -> BinaryIO:
+def _locked(path: Path) -> BinaryIO:
     """Lock `path` for as long as the returned file is open. Raises `ArchiveBusyError`."""
     file = path.open("ab")
     try:

@@ -57,7 +57,7 @@ class OpenEpochs:
         self._opening = asyncio.Lock()
         self._open: dict[int, OpenEpoch] = {}
         self._consuming: dict[int, asyncio.Task[None]] = {}
-        # Counted: a service that got no answer may have asked twice for the same new history.
+        # Counted: a service that got no answer may have asked twice for the same new epoch.
         self._claims: Counter[int] = Counter()
 
     def numbers(self) -> set[int]:

@@ -235,14 +235,14 @@ class RatingsSinceFit:
 
 @dataclass(slots=True)
 class _Target:
-    """The generation that rows are folded in for. `snapshot`: up to where `ratings` has been read from the
-    archive.
+    """The generation that rows are folded in for. `positions`: up to where `ratings` has been read from
+    the archive.
     """
 
     meta: GenerationMeta
     ratings: RatingsSinceFit
     items: npt.NDArray[np.float32]
-    snapshot: dict[int, Position]
+    positions: dict[int, Position]
 
 
 class ItemUpdater:
@@ -275,7 +275,7 @@ class ItemUpdater:
                     self._target = None if opening is None else await opening
                 elif target is not None and update.epoch == target.meta.summary.epoch:
                     if isinstance(update, ArchivedBatch):
-                        newer = after(update.table, target.snapshot)
+                        newer = after(update.table, target.positions)
                         await self._threads.run(target.ratings.add, newer)
                     elif isinstance(update, ErasedUser):
                         await self._threads.run(target.ratings.forget, update.user_id)
