@@ -45,6 +45,7 @@ class GenerationSummary:
 
     generation: int
     epoch: int
+    # A function that retires a generation replaces this in the text: a word, behind `"state":`.
     state: Literal["writing", "ready", "removing"]
     created: float
     rank: int
@@ -103,6 +104,7 @@ class Worker:
 class Kept:
     """Which generations there are."""
 
+    # The two texts are made once, not for each record that is written back.
     numbers: frozenset[int]
 
     @cached_property
@@ -122,6 +124,7 @@ class _Meta(msgspec.Struct, frozen=True):
     item_rows: int
     rows_per_chunk: int
     crc32: int
+    # Base64 in JSON. Only `factors` knows what is in it.
     model: bytes
     index_bytes: int = 0
     index_crc32: int = 0
@@ -139,6 +142,7 @@ class Beat(msgspec.Struct, frozen=True):
 def read_pointer(fields: Mapping[Text, Text]) -> Pointer:
     """The pointer from the fields of its hash."""
 
+    # A new namespace has an epoch only; each other field comes with what it says.
     def number(name: bytes) -> int:
         return int(fields.get(name) or 0)
 
@@ -174,6 +178,7 @@ def decode_meta(text: Text) -> GenerationMeta:
         model = from_bytes(read.model)
     except (msgspec.MsgspecError, ModelUnreadable) as exc:
         raise GenerationBroken(f"what a generation is cannot be read: {exc}") from exc
+    # Before any chunk is asked for: a reader makes as many names as these numbers say.
     if (
         read.item_rows < 0
         or read.rows_per_chunk < 1
@@ -189,6 +194,7 @@ def decode_beat(worker_id: bytes, text: Text, now: float) -> Worker | None:
     try:
         beat = msgspec.json.decode(text, type=Beat)
     except msgspec.MsgspecError:
+        # One worker that writes it otherwise must not hide the others.
         return None
     return Worker(worker_id.decode("utf-8", "replace"), beat.epoch, beat.generation, beat.pid, now - beat.at)
 

@@ -63,6 +63,7 @@ class Events:
     @property
     def last(self) -> dict[int, tuple[int, int]]:
         """Where the last event of each partition is (ms, number)."""
+        # Events of a partition stand together.
         ends = np.flatnonzero(np.diff(self.partition, append=-1)).tolist()
         return {int(self.partition[k]): (int(self.stream_ms[k]), int(self.stream_seq[k])) for k in ends}
 
@@ -92,7 +93,6 @@ class _Reading:
     fence: int
     positions: dict[int, bytes]
     attached: bool = False
-    damaged: int = 0
     # Entries to ask for, of each partition.
     ask: int = FIRST_ENTRIES
 
@@ -124,6 +124,7 @@ class RatingsStream:
         reading.attached = False
         ask = min(reading.ask, count)
         names = [self._keys.ratings(epoch, partition) for partition in reading.positions]
+        # Without NOACK the store would keep a list of all that is not acknowledged, which is never done here.
         block = ("BLOCK", block_ms) if block_ms > 0 else ()
         group = ("GROUP", b"trainer-%d" % reading.fence, "trainer", "COUNT", ask, *block, "NOACK")
         try:
@@ -142,8 +143,7 @@ class RatingsStream:
         reading.attached = True
         ids = [stream_id.split(b"-") for _, entries in streams for stream_id, _ in entries]
         fields = [entry_fields for _, entries in streams for _, entry_fields in entries]
-        found, damaged = unpack(fields, np.array([int(number) for _, number in ids], dtype=np.int64))
-        reading.damaged += len(damaged)
+        found, _ = unpack(fields, np.array([int(number) for _, number in ids], dtype=np.int64))
         if len(found.entry):
             reading.ask = max(1, min(2 * reading.ask, count // int(np.bincount(found.entry).max())))
         sizes = [len(entries) for _, entries in streams]
@@ -165,6 +165,7 @@ class RatingsStream:
         """Read again from the oldest event that is not `done`: the reader has lost what it read."""
         reading = self._readings.get(epoch)
         if reading is not None:
+            # The group in the store goes on behind what it gave last: attaching sets it back.
             reading.positions, reading.attached = dict.fromkeys(reading.positions, START), False
 
     async def done(self, epoch: int, lease: Lease, last: Mapping[int, tuple[int, int]]) -> None:
@@ -180,10 +181,12 @@ class RatingsStream:
             )
             for partition, (ms, number) in last.items()
         ]
+        # A call for each partition: on a cluster each has a slot of its own.
         await self._client.call("trim", *calls)
 
     async def progress(self, epoch: int) -> dict[int, Progress]:
         """How far the stream of each partition is, in one round trip."""
+        # By the wire: POST /ratings of several partitions asks for it before it writes.
         calls = [
             encode(b"HMGET", self._keys.counts(epoch, p), b"last", b"done")
             for p in range(self._keys.partitions)
@@ -234,6 +237,7 @@ def unpack(fields: Sequence[Sequence[bytes]], last: Int64s) -> tuple[Unpacked, l
     users: list[bytes] = []
     for k in sound:
         ids = fields[k][3]
+        # Of one user, as in a rating that comes by itself, without the arrays.
         first = len(fields[k][1]) // NUMBER_DTYPE.itemsize * LENGTH_DTYPE.itemsize
         if first == LENGTH_DTYPE.itemsize:
             users.append(ids[first:])
