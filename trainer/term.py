@@ -78,14 +78,7 @@ class Term:
             step=step,
         )
         self.upkeep = Upkeep(
-            store,
-            root,
-            self.epochs,
-            self.switch,
-            forgotten,
-            abandon_s=settings.abandon_s,
-            threads=threads,
-            step=step,
+            store, root, self.epochs, self.switch, forgotten, settings.abandon_s, threads, step
         )
 
     async def run(self) -> None:

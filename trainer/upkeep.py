@@ -3,6 +3,7 @@ Invariant: nothing is removed that is live, is being prepared, or may become liv
 """
 
 import asyncio
+from dataclasses import dataclass
 
 from featurestore.errors import LeaseLost, StoreError, StoreUnavailable
 from featurestore.generations.manifest import Pointer
@@ -23,29 +24,18 @@ _ROUND_S = 1.0
 REMOVAL_PAUSE_S = 0.002
 
 
+@dataclass
 class Upkeep:
     """Tidies up once a second for one term."""
 
-    def __init__(
-        self,
-        store: Store,
-        root: ArchiveRoot,
-        epochs: OpenEpochs,
-        switch: Switch,
-        forgotten: ForgottenUsers,
-        *,
-        abandon_s: float,
-        threads: Threads,
-        step: Step,
-    ) -> None:
-        self._store = store
-        self._root = root
-        self._epochs = epochs
-        self._switch = switch
-        self._forgotten = forgotten
-        self._abandon_s = abandon_s
-        self._threads = threads
-        self._step = step
+    store: Store
+    root: ArchiveRoot
+    epochs: OpenEpochs
+    switch: Switch
+    forgotten: ForgottenUsers
+    abandon_s: float
+    threads: Threads
+    step: Step
 
     async def run(self) -> None:
         """Do a round a second until cancelled."""
@@ -54,7 +44,7 @@ class Upkeep:
             # of one.
             await asyncio.sleep(_ROUND_S)
             try:
-                await self._switch.follow(await self._store.generations.live())
+                await self.switch.follow(await self.store.generations.live())
                 await self._merge(await self._remove_unused())
             except LeaseLost:
                 raise
@@ -66,9 +56,9 @@ class Upkeep:
 
     async def _merge(self, pointer: Pointer) -> None:
         for number in {pointer.epoch, pointer.pending} - {0}:
-            epoch = await self._epochs.open(number)
-            if await self._threads.run(epoch.archive.merge):
-                self._step("tend:merged")
+            epoch = await self.epochs.open(number)
+            if await self.threads.run(epoch.archive.merge):
+                self.step("tend:merged")
             if epoch.archive.damaged and not epoch.archive.rebuilding:
                 for damage in epoch.archive.damaged:
                     log.warning("segment_damaged", epoch=number, segment=damage.path.name, why=damage.why)
@@ -78,30 +68,30 @@ class Upkeep:
         """Remove what is no longer needed by the pointer that is returned."""
         # What is known here before the pointer is read, and by it is neither live nor pending, never will be.
         # The other way round an epoch that begins in between would lose its reader and its archive.
-        opened, archived = self._epochs.numbers(), await self._threads.run(self._root.epochs)
-        pointer = await self._store.generations.live()
+        opened, archived = self.epochs.numbers(), await self.threads.run(self.root.epochs)
+        pointer = await self.store.generations.live()
         await self._abandon(pointer)
         needed = {pointer.epoch, pointer.pending}
         for number in opened - needed:
-            await self._epochs.close(number)
+            await self.epochs.close(number)
         if pointer.pending == 0:
             # While partitions may still write to what was live, nothing of it is removed.
-            await self._store.generations.remove_leftovers(REMOVAL_PAUSE_S)
+            await self.store.generations.remove_leftovers(REMOVAL_PAUSE_S)
             for number in set(archived) - needed:
-                await self._threads.run(self._root.remove_epoch, number)
+                await self.threads.run(self.root.remove_epoch, number)
                 log.event("epoch_removed", epoch=number)
         generations = {pointer.generation, pointer.previous} - {0}
-        epoch = await self._epochs.open(pointer.epoch)
-        await self._threads.run(epoch.fits.keep, generations)
-        await self._forgotten.release(pointer.epoch, generations)
+        epoch = await self.epochs.open(pointer.epoch)
+        await self.threads.run(epoch.fits.keep, generations)
+        await self.forgotten.release(pointer.epoch, generations)
         return pointer
 
     async def _abandon(self, pointer: Pointer) -> None:
         """Give up a new epoch that no command has asked for in `abandon_s`."""
         pending = pointer.pending
-        if pending in {0, pointer.epoch} or self._epochs.is_claimed(pending):
+        if pending in {0, pointer.epoch} or self.epochs.is_claimed(pending):
             return
-        now = await self._store.time()
-        if now - pointer.pending_since >= self._abandon_s:
+        now = await self.store.time()
+        if now - pointer.pending_since >= self.abandon_s:
             log.warning("epoch_abandoned", epoch=pending)
-            await with_retries(self._store.epochs.abandon, pending)
+            await with_retries(self.store.epochs.abandon, pending)

@@ -4,7 +4,7 @@ consumer.
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from featurestore.errors import EpochGone
 from featurestore.leases import Lease
@@ -29,36 +29,24 @@ class OpenEpoch:
     consumer: EpochConsumer
 
 
+@dataclass
 class OpenEpochs:
     """Opens epochs on first use. Their consumers are tasks of `group`, which is the term's."""
 
-    def __init__(
-        self,
-        settings: TrainerSettings,
-        store: Store,
-        lease: Lease,
-        root: ArchiveRoot,
-        *,
-        item_updates: ItemUpdates,
-        threads: Threads,
-        group: asyncio.TaskGroup,
-        step: Step,
-    ) -> None:
-        self._settings = settings
-        self._store = store
-        self._lease = lease
-        self._root = root
-        self._item_updates = item_updates
-        self._threads = threads
-        self._group = group
-        self._step = step
-        # Several stages ask for an epoch at once: one of them opens it, and it is not opened while it is
-        # closed.
-        self._opening = asyncio.Lock()
-        self._open: dict[int, OpenEpoch] = {}
-        self._consuming: dict[int, asyncio.Task[None]] = {}
-        # Counted: a service that got no answer may have asked twice for the same new epoch.
-        self._claims: Counter[int] = Counter()
+    settings: TrainerSettings
+    store: Store
+    lease: Lease
+    root: ArchiveRoot
+    item_updates: ItemUpdates
+    threads: Threads
+    group: asyncio.TaskGroup
+    step: Step
+    # Several stages ask for an epoch at once: one of them opens it, and it is not opened while it is closed.
+    _opening: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    _open: dict[int, OpenEpoch] = field(init=False, default_factory=dict)
+    _consuming: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
+    # Counted: a service that got no answer may have asked twice for the same new epoch.
+    _claims: Counter[int] = field(init=False, default_factory=Counter)
 
     def numbers(self) -> set[int]:
         """Return the epochs that are open now."""
@@ -76,22 +64,22 @@ class OpenEpochs:
         """Return the epoch, its consumer started, its archive perhaps not complete yet."""
         async with self._opening:
             if number not in self._open:
-                archive = await self._threads.run(self._root.epoch, number)
+                archive = await self.threads.run(self.root.epoch, number)
                 for damage in archive.damaged:
                     log.warning("segment_damaged", epoch=number, segment=damage.path.name, why=damage.why)
                 fits = FitFolder(archive.directory)
                 consumer = EpochConsumer(
-                    self._settings,
-                    self._store,
-                    self._lease,
+                    self.settings,
+                    self.store,
+                    self.lease,
                     archive,
                     fits=fits,
-                    item_updates=self._item_updates,
-                    threads=self._threads,
-                    step=self._step,
+                    item_updates=self.item_updates,
+                    threads=self.threads,
+                    step=self.step,
                 )
                 self._open[number] = OpenEpoch(archive, fits, consumer)
-                self._consuming[number] = self._group.create_task(
+                self._consuming[number] = self.group.create_task(
                     self._consume(consumer), name=f"consume epoch {number}"
                 )
             return self._open[number]

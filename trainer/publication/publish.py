@@ -43,17 +43,15 @@ class Published:
     live: bool
 
 
+@dataclass
 class Publisher:
     """Publishes for one leader. From `apart_from` users on, a process that gives way writes their records."""
 
-    def __init__(
-        self, store: Store, lease: Lease, threads: Threads, *, step: Step, apart_from: int = _APART_FROM
-    ) -> None:
-        self._store = store
-        self._lease = lease
-        self._threads = threads
-        self._step = step
-        self._apart_from = apart_from
+    store: Store
+    lease: Lease
+    threads: Threads
+    step: Step
+    apart_from: int = _APART_FROM
 
     async def publish(
         self,
@@ -90,39 +88,39 @@ class Publisher:
             metrics=fit.metrics if index is None else {**fit.metrics, "index_recall_at_10": index.recall},
         )
         learned = {partition: format_position(position) for partition, position in positions.items()}
-        self._step("publish:begin")
-        writer = await with_retries(self._store.generations.begin, self._lease, draft, learned)
+        self.step("publish:begin")
+        writer = await with_retries(self.store.generations.begin, self.lease, draft, learned)
         if folder is not None:
             # Before anything is written: a generation that is live has its files under its number.
-            fit = await self._threads.run(folder.adopt, fit, writer.number)
+            fit = await self.threads.run(folder.adopt, fit, writer.number)
         try:
-            self._step("publish:begun")
+            self.step("publish:begun")
             await with_retries(writer.write_items, fit.items, fit.model)
             if index is not None:
                 await with_retries(writer.write_index, index_to_bytes(index))
-            self._step("publish:items")
+            self.step("publish:items")
             await self._write_users(writer, epoch, fit)
-            self._step("publish:users")
+            self.step("publish:users")
             meta = await with_retries(writer.finish)
-            self._step("publish:finished")
+            self.step("publish:finished")
             # Repeated after a lost answer it finds the generation live and says so again.
             live = await with_retries(writer.flip, automatic=automatic)
         except LeaseLost:
             # The store refuses every write of this leader by now, the removal included.
             raise
         except StoreError:
-            await with_retries(self._store.generations.remove, epoch, writer.number)
+            await with_retries(self.store.generations.remove, epoch, writer.number)
             raise
-        self._step("publish:flipped")
+        self.step("publish:flipped")
         return Published(meta, fit, live)
 
     async def _write_users(self, writer: GenerationWriter, epoch: int, fit: FitResult) -> None:
         taken = 0
         async with contextlib.AsyncExitStack() as ends:
             apart: RecordProcess | None = None
-            if fit.n_users >= self._apart_from:
+            if fit.n_users >= self.apart_from:
                 kept, width = sorted(writer.kept), fit.model.user_width
-                task = Task(self._store.settings, epoch, writer.number, kept, width)
+                task = Task(self.store.settings, epoch, writer.number, kept, width)
                 try:
                     apart = await ends.enter_async_context(record_process(task))
                 except HelperEndedError as exc:
@@ -142,7 +140,7 @@ class Publisher:
                         apart = None
                 if apart is None:
                     taken += await with_retries(writer.write_users, users, n, vectors)
-                self._step("publish:some_users")
+                self.step("publish:some_users")
                 # Packing 2,000 records takes milliseconds: the consumer and the lease come in between.
                 await asyncio.sleep(0)
         log.event("records_written", generation=writer.number, users=fit.n_users, taken=taken)

@@ -2,6 +2,8 @@
 what the item updater was told last.
 """
 
+from dataclasses import dataclass
+
 from featurestore.errors import GenerationUnknown
 from featurestore.generations.manifest import Pointer
 from featurestore.store import Store
@@ -11,22 +13,22 @@ from trainer.retry import with_retries
 from trainer.threads import Threads
 
 
+@dataclass
 class Switch:
     """Knows the live generation of a term, and hands a new one on to the item updater."""
 
-    def __init__(self, store: Store, epochs: OpenEpochs, threads: Threads, item_updates: ItemUpdates) -> None:
-        self._store = store
-        self._epochs = epochs
-        self._threads = threads
-        self._item_updates = item_updates
-        self.live: LiveFit | None = None
+    store: Store
+    epochs: OpenEpochs
+    threads: Threads
+    item_updates: ItemUpdates
+    live: LiveFit | None = None
 
     async def to(self, live: LiveFit) -> None:
         """Fold items in for this generation from now on."""
         self.live = live
         # In the queue of the batches: what is archived before the switch is in its snapshot, what is archived
         # after it comes behind it.
-        await self._item_updates.put(live)
+        await self.item_updates.put(live)
 
     async def follow(self, pointer: Pointer) -> None:
         """Fold items in for the generation that the pointer names, whichever process made it live."""
@@ -37,11 +39,11 @@ class Switch:
             pointer.generation,
         ):
             return
-        epoch = await self._epochs.open(pointer.epoch)
+        epoch = await self.epochs.open(pointer.epoch)
         try:
-            meta = await with_retries(self._store.generations.meta, pointer.epoch, pointer.generation)
+            meta = await with_retries(self.store.generations.meta, pointer.epoch, pointer.generation)
         except GenerationUnknown:
             # It was replaced and removed since the pointer was read: the next look finds the newer one.
             return
-        result = await self._threads.run(epoch.fits.read, pointer.generation)
+        result = await self.threads.run(epoch.fits.read, pointer.generation)
         await self.to(LiveFit(meta, result, epoch.archive))
