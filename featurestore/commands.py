@@ -21,6 +21,7 @@ FailureCode = Literal[
     "gate_refused",
     "fit_failed",
     "publish_failed",
+    "store_full",
     "epoch_gone",
     "gave_way",
     "held",
@@ -76,8 +77,9 @@ class Commands:
     async def ask(self, kind: CommandKind, *, epoch: int, user: bytes | None = None) -> str:
         """Ask, and return the id under which the outcome will be. Asking twice does it twice."""
         command_id = uuid.uuid4().hex
-        fields = {b"id": command_id, b"kind": kind, b"epoch": epoch, b"user": user or b""}
-        await self._client.xadd(self._keys.commands, fields, maxlen=MOST_COMMANDS)  # type: ignore[arg-type]  # the stubs want str keys
+        fields = [b"id", command_id.encode(), b"kind", kind.encode(), b"epoch", b"%d" % epoch]
+        args = [b"%d" % MOST_COMMANDS, *fields, b"user", user or b""]
+        await self._client.call("ask", ([self._keys.commands], args))
         return command_id
 
     async def outcome(self, command_id: str) -> Outcome | None:
@@ -117,8 +119,8 @@ class Commands:
 
     async def report(self, command_id: str, outcome: Outcome) -> None:
         """Store how far a command has come."""
-        text = msgspec.json.encode(outcome)
-        await self._client.set(self._keys.command(command_id), text, ex=OUTCOME_S)
+        args = [msgspec.json.encode(outcome), b"%d" % OUTCOME_S]
+        await self._client.call("keep_for", ([self._keys.command(command_id)], args))
 
     async def drop(self, upto: str) -> None:
         """Remove commands up to and including stream id `upto`: they have their outcome."""

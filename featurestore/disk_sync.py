@@ -5,6 +5,7 @@ import asyncio
 from featurestore.client import Client
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 from featurestore.wire.connection import Connection
+from featurestore.wire.functions import LIBRARY, is_missing
 
 # `appendfsync everysec` syncs once a second, and up to another second late when the disk is busy.
 EVERYSEC_S = 2.0
@@ -76,10 +77,17 @@ class DiskSync:
     async def _sync(self) -> None:
         # `WAITAOF` covers what its own connection has written, hence the small write before it: a pipeline
         # goes over one connection, and comes after every write that was acknowledged to this process.
-        pipe = self._client.pipeline()
-        pipe.set(self._key, 1, ex=KEY_KEPT_S)
-        pipe.waitaof(1, 0, int(1000 * self._wait_s))
-        _, (synced, _) = await pipe.execute()
+        for last in (False, True):
+            pipe = self._client.pipeline()
+            # A function, which a store without memory takes too: so a removal is known to be on the disk.
+            pipe.fcall(f"{LIBRARY}_keep_for", 1, self._key, 1, KEY_KEPT_S)
+            pipe.waitaof(1, 0, int(1000 * self._wait_s))
+            replies = await pipe.execute(raise_on_error=False)
+            if last or not is_missing(replies[0]):
+                break
+            await self._client.load_library()
+        self._client.raise_first(replies)
+        synced, _ = replies[1]
         if synced < 1:
             raise StoreUnavailable("the store's disk did not confirm the write in time")
 

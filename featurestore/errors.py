@@ -1,6 +1,13 @@
 # ruff: noqa: N818 - the names say what happened, as in the interfaces of docs/architecture.md
 """What can go wrong between a process and the store, split by what the caller should do about it."""
 
+from typing import Literal
+
+FullReason = Literal["memory", "disk"]
+
+# Room comes back by what a person does; a client that asks this often is served soon after.
+RETRY_WHEN_FULL_S = 5.0
+
 
 class StoreError(Exception):
     """Anything that the feature store refuses or cannot do.
@@ -10,8 +17,7 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be reached or cannot take this now (lost, timed out, loading, read-only, out of
-    memory, disk full).
+    """The store cannot be reached or cannot take this now (lost, timed out, loading, read-only).
 
     Retry after `retry_after_s`. A write in flight may or may not have been done; each write may be repeated.
     """
@@ -19,6 +25,17 @@ class StoreUnavailable(StoreError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class StoreFull(StoreUnavailable):
+    """There is no room for what would grow: `reason` says where. What frees room goes on, and reads.
+
+    Retry later (507); nothing was written.
+    """
+
+    def __init__(self, message: str, reason: FullReason, retry_after_s: float = RETRY_WHEN_FULL_S) -> None:
+        super().__init__(message, retry_after_s)
+        self.reason = reason
 
 
 class StreamFull(StoreUnavailable):

@@ -52,7 +52,15 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
                 f"the namespace {name!r} was created with {called} {found.get(field, b'').decode()}, "
                 f"not {wanted[field].decode()}: use that, or another FOLDIN_NAMESPACE"
             )
-    epoch = await client.hget(keys.live, "epoch")
+    pipe = client.pipeline()
+    pipe.hget(keys.live, "epoch")
+    for partition in range(keys.partitions):
+        pipe.get(keys.epochs(partition))
+    epoch, *epochs = await pipe.execute()
+    # Only what is missing: a store without memory takes no command that writes, and is read all the same.
+    missing = [partition for partition, found in enumerate(epochs) if found is None]
+    if epoch is not None and not missing:
+        return
     pipe = client.pipeline()
     if epoch is None:
         # Only then: the mark of an epoch that was removed must not come back.
@@ -61,7 +69,7 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
         # What says that this was done comes last: cut off before, it is done again.
         pipe.hsetnx(keys.live, "last_epoch", 1)
         pipe.hsetnx(keys.live, "epoch", 1)
-    for partition in range(keys.partitions):
+    for partition in missing:
         pipe.set(keys.epochs(partition), epoch or 1, nx=True)
     await pipe.execute()
 

@@ -23,6 +23,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # The problems of each call that asks the store, or the store and the model, or that has a body; of any call.
 STORE = ("store_unavailable",)
+WRITES = ("store_unavailable", "store_full", "disk_full")
 MODEL = ("store_unavailable", "no_generation")
 BODY = ("malformed_json", "body_too_large", "unsupported_media_type", "invalid_body", "request_timeout")
 _ANYWHERE = ("malformed_request", "method_not_allowed", "internal_error", "overloaded")

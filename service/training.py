@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from featurestore.commands import REFUSALS, CommandKind
-from featurestore.errors import StoreError
+from featurestore.errors import RETRY_WHEN_FULL_S, StoreError
 from featurestore.generations.catalog import GenerationSummary
 from featurestore.generations.follower import Follower
 from featurestore.generations.served import wait_until_served
@@ -29,6 +29,7 @@ _SLICE = 5000
 SERVED_WITHIN_S = 5.0
 # A training takes seconds: the caller finds it done, or further.
 _BUSY_RETRY_S = 5
+_NO_ROOM = "there is no room for another generation; the live one goes on"
 # One that took longer than a call waits, or found no trainer, will take a while yet.
 _LATE_RETRY_S = 10
 
@@ -117,6 +118,8 @@ class Training:
                 retry_after_s=_LATE_RETRY_S,
                 extra={"command": command},
             )
+        if outcome.code == "store_full":
+            raise Problem("store_full", _NO_ROOM, retry_after_s=RETRY_WHEN_FULL_S)
         if outcome.state == "failed" or outcome.generation is None:
             raise Problem(
                 "training_refused" if outcome.code in REFUSALS else "training_failed",

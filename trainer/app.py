@@ -15,7 +15,7 @@ from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step, no_step
-from trainer.errors import ArchiveBusyError, ArchiveFailedError, CannotStartError
+from trainer.errors import ArchiveBusyError, ArchiveFailedError, CannotStartError, NoRoomError
 from trainer.leadership import Leadership
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
@@ -139,7 +139,9 @@ def _explain(group: BaseExceptionGroup) -> None:
             raise CannotStartError(str(exc)) from exc
         if not isinstance(exc, Exception):
             raise exc
-        if not isinstance(exc, LeaseLost):
+        if isinstance(exc, NoRoomError):
+            log.warning("store_full", error=str(exc))
+        elif not isinstance(exc, LeaseLost):
             log.unexpected("term_ended", exc)
 
 

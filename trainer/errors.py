@@ -48,5 +48,9 @@ class GateRefusedError(TrainerError):
     """The gate refused a fit; the generation before stays."""
 
 
+class NoRoomError(TrainerError):
+    """The store has no room for another generation; the live one stays. Try again later."""
+
+
 class GaveWayError(TrainerError):
     """An automatic fit was ended for one that was requested; nothing is wrong."""

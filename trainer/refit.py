@@ -18,7 +18,7 @@ from trainer import gate, log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.segments import Step
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
-from trainer.errors import FitFailedError, GateRefusedError, GaveWayError, SegmentGoneError
+from trainer.errors import FitFailedError, GateRefusedError, GaveWayError, NoRoomError, SegmentGoneError
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.results import FitResult
@@ -37,7 +37,10 @@ _ATTEMPTS = 4
 # trip each.
 _LOOK_S = 0.25
 # What may come of a fit without anything being wrong with the trainer.
-_EXPECTED = (FitFailedError, SegmentGoneError, GateRefusedError, GenerationBroken, GenerationUnknown)
+_EXPECTED = (
+    *(FitFailedError, SegmentGoneError, GateRefusedError, NoRoomError),
+    *(GenerationBroken, GenerationUnknown),
+)
 _LOGGED_METRICS = ("unseen", "loss", "baseline_loss", "sweeps")
 
 
@@ -277,4 +280,6 @@ def _failure(exc: Exception) -> Failure:
         return Failure("fit_refused" if exc.permanent else "fit_failed", str(exc))
     if isinstance(exc, SegmentGoneError):
         return Failure("fit_failed", f"the archive changed under it: {exc}")
+    if isinstance(exc, NoRoomError):
+        return Failure("store_full", str(exc))
     return Failure("gate_refused" if isinstance(exc, GateRefusedError) else "publish_failed", str(exc))

@@ -25,7 +25,7 @@ from factors import (
     index_from_bytes,
     posterior_of,
 )
-from featurestore.errors import StoreError
+from featurestore.errors import StoreError, StoreFull
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import (
@@ -117,6 +117,14 @@ class Follower:
         """Poll once; return whether there is more to be read at once."""
         live = self.live
         # One round trip, ten times a second: 0.13 ms of this event loop.
+        if live is not None:
+            serves = (live.epoch, live.generation)
+            # At once after a change: a switch of generations waits for this.
+            if serves != self._beaten or time.monotonic() - self._beaten_at >= BEAT_S:
+                self._beaten, self._beaten_at = serves, time.monotonic()
+                # A store whose disk is full takes none, and is followed all the same.
+                with contextlib.suppress(StoreFull):
+                    await self._beat(*serves)
         pipe = self._client.pipeline()
         pipe.time()
         pipe.hgetall(self._keys.live)
@@ -128,11 +136,6 @@ class Follower:
             deltas = self._keys.deltas(live.epoch, live.generation)
             pipe.xrange(deltas, f"({live.after}", "+", DELTAS_AT_ONCE)
             pipe.lrange(self._keys.order(live.epoch), known, known + ITEMS_AT_ONCE - 1)
-            serves = (live.epoch, live.generation)
-            # At once after a change: a switch of generations waits for this.
-            if serves != self._beaten or time.monotonic() - self._beaten_at >= BEAT_S:
-                self._beaten, self._beaten_at = serves, time.monotonic()
-                pipe.hset(self._keys.workers, self._worker_id, self._encode_beat(*serves))
         (seconds, microseconds), pointer_fields, numbers, *rest = await pipe.execute()
         now = time.monotonic()
         self._clock_offset = seconds + microseconds / 1e6 - now
@@ -193,11 +196,8 @@ class Follower:
         """Say what this worker is about to serve; return whether that is still the live generation."""
         # Said first, asked second: a process that switches epochs either sees this worker and waits for it,
         # or had switched before.
-        pipe = self._client.pipeline()
-        pipe.hset(self._keys.workers, self._worker_id, self._encode_beat(epoch, generation))
-        pipe.hgetall(self._keys.live)
-        _, fields = await pipe.execute()
-        self.pointer = read_pointer(fields)
+        await self._beat(epoch, generation)
+        self.pointer = await self._store.generations.live()
         return (self.pointer.epoch, self.pointer.generation) == (epoch, generation)
 
     async def _with_deltas(self, live: LiveGeneration, entries: Any) -> LiveGeneration:
@@ -206,9 +206,12 @@ class Follower:
             return await asyncio.to_thread(_updated, live, deltas)
         return _updated(live, deltas)
 
-    def _encode_beat(self, epoch: int, generation: int) -> bytes:
+    async def _beat(self, epoch: int, generation: int) -> None:
         at = time.monotonic() + self._clock_offset
-        return msgspec.json.encode(Beat(epoch=epoch, generation=generation, at=at, pid=os.getpid()))
+        beat = Beat(epoch=epoch, generation=generation, at=at, pid=os.getpid())
+        args = [self._worker_id.encode(), msgspec.json.encode(beat)]
+        # By a function, which a store without memory takes: a switch of generations waits for workers.
+        await self._client.call("beat", ([self._keys.workers], args))
 
 
 def _live_generation(meta: GenerationMeta, table: Float32s, index_bytes: bytes) -> LiveGeneration:

@@ -536,28 +536,54 @@ local function trim(keys, args)
   return { 'OK' }
 end
 
+-- keys: workers. args: worker id, beat.
+local function beat(keys, args)
+  redis.call('HSET', keys[1], args[1], args[2])
+  return { 'OK' }
+end
+
+-- keys: commands. args: most that wait, field, value, ...
+local function ask(keys, args)
+  redis.call('XADD', keys[1], 'MAXLEN', '~', args[1], '*', unpack(args, 2))
+  return { 'OK' }
+end
+
+-- keys: any. args: value, seconds that it stays.
+local function keep_for(keys, args)
+  redis.call('SET', keys[1], args[1], 'EX', args[2])
+  return { 'OK' }
+end
+
+-- A store that has reached its `maxmemory` refuses functions and commands that may write, and this would refuse also
+-- what makes room, or what the process that makes room needs to be heard. What has this flag writes a few bytes at
+-- most beside what it frees; ratings, items, records and new generations go without.
+local ALWAYS = { 'allow-oom' }
+
 local function register(name, callback, flags)
   redis.register_function({ function_name = '@LIBRARY@_' .. name, callback = callback, flags = flags })
 end
 
 register('rate', rate, {})
-register('forget', forget, {})
-register('release_forgotten', release_forgotten, {})
+register('forget', forget, ALWAYS)
+register('release_forgotten', release_forgotten, ALWAYS)
 register('put_record', put_record, {})
 register('put_records', put_records, {})
 register('look', look, { 'no-writes' })
 register('register_items', register_items, {})
-register('create_namespace', create_namespace, {})
-register('acquire_lease', acquire_lease, {})
-register('renew_lease', renew_lease, {})
-register('release_lease', release_lease, {})
+register('create_namespace', create_namespace, ALWAYS)
+register('acquire_lease', acquire_lease, ALWAYS)
+register('renew_lease', renew_lease, ALWAYS)
+register('release_lease', release_lease, ALWAYS)
 register('allot_generation', allot_generation, {})
 register('put_generation', put_generation, {})
-register('retire_generation', retire_generation, {})
-register('flip', flip, {})
+register('retire_generation', retire_generation, ALWAYS)
+register('flip', flip, ALWAYS)
 register('begin_epoch', begin_epoch, {})
-register('abandon_epoch', abandon_epoch, {})
-register('end_epoch', end_epoch, {})
-register('switch_epochs', switch_epochs, {})
-register('attach', attach, {})
-register('trim', trim, {})
+register('abandon_epoch', abandon_epoch, ALWAYS)
+register('end_epoch', end_epoch, ALWAYS)
+register('switch_epochs', switch_epochs, ALWAYS)
+register('attach', attach, ALWAYS)
+register('trim', trim, ALWAYS)
+register('beat', beat, ALWAYS)
+register('ask', ask, ALWAYS)
+register('keep_for', keep_for, ALWAYS)

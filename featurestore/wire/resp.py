@@ -7,15 +7,16 @@ from typing import Protocol
 
 import hiredis
 
-from featurestore.errors import LeaseLost, StoreError, StoreRefused, StoreUnavailable
+from featurestore.errors import FullReason, LeaseLost, StoreError, StoreFull, StoreRefused, StoreUnavailable
 
 ReplyError = hiredis.ReplyError
 
-# What the store cannot do now it may do later: it loads, has no memory or a full disk, runs a script, or is a
-# replica whose master is away.
+# What the store cannot do now it may do later: it loads, runs a script, or is a replica whose master is away.
 _UNAVAILABLE = frozenset(
-    {"LOADING", "MASTERDOWN", "READONLY", "MISCONF", "OOM", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"}
+    {"LOADING", "MASTERDOWN", "READONLY", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"}
 )
+# MISCONF: its last write to its files failed, for lack of room in nearly all cases.
+_FULL: dict[str, FullReason] = {"OOM": "memory", "MISCONF": "disk"}
 # For a person to change: a password, a permission, or the address, which is that of a cluster.
 _REFUSED = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "MOVED", "ASK", "CROSSSLOT"})
 # The server on the other end may have become a replica, or is not the one to ask: look for it anew.
@@ -89,6 +90,8 @@ def store_error(reply: Exception) -> StoreError:
     text, code = str(reply), error_code(reply)
     if code == "LOST":
         return LeaseLost(text.removeprefix("LOST "))
+    if code in _FULL:
+        return StoreFull(f"the store cannot do this now: {text}", _FULL[code])
     if code in _UNAVAILABLE or "max number of clients" in text:
         return StoreUnavailable(f"the store cannot do this now: {text}")
     if code in _REFUSED:

@@ -14,6 +14,7 @@ from featurestore.errors import (
     GenerationUnknown,
     RegistryFull,
     StoreError,
+    StoreFull,
     StoreUnavailable,
     StreamFull,
 )
@@ -57,6 +58,8 @@ KINDS: Mapping[str, Kind] = {
     "no_generation": Kind(503, "No model is live yet"),
     "overloaded": Kind(503, "More requests are in flight than this worker takes"),
     "training_timeout": Kind(504, "The training did not end in time"),
+    "store_full": Kind(507, "The feature store has no memory left"),
+    "disk_full": Kind(507, "A disk has no room left"),
 }
 
 
@@ -116,6 +119,10 @@ def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a t
     match exc:
         case StreamFull():
             return Problem("stream_full", str(exc), retry_after_s=exc.retry_after_s)
+        case StoreFull(reason="memory"):
+            return Problem("store_full", "nothing was stored; try again", retry_after_s=exc.retry_after_s)
+        case StoreFull():
+            return Problem("disk_full", "nothing was stored; try again", retry_after_s=exc.retry_after_s)
         case StoreUnavailable():
             # Its text names the address of the store, which is no client's business.
             return Problem("store_unavailable", "try again", retry_after_s=exc.retry_after_s)

@@ -10,7 +10,7 @@ from service.context import CONTEXT
 from service.http.parsing import whole_number
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import STORE, Route, parameter, whole
+from service.openapi import STORE, WRITES, Route, parameter, whole
 from service.training import SERVED_WITHIN_S
 
 # What a JSON number holds exactly.
@@ -70,7 +70,7 @@ async def get_generations(request: web.Request) -> web.StreamResponse:
 
 @Route(
     *("POST", "/generations/{generation}/activate", "Training", Activated),
-    ("invalid_parameter", "not_found", "unknown_generation", *STORE),
+    ("invalid_parameter", "not_found", "unknown_generation", *WRITES),
     operation_id="activate",
     parameters=(parameter("generation", "path", whole(1, MAX_NUMBER), "Its number", required=True),),
 )

@@ -31,7 +31,7 @@ from service.http.parsing import (
 )
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import BODY, STORE, Route, list_of, request_body
+from service.openapi import BODY, WRITES, Route, list_of, request_body
 from service.scoring import PairScorer
 
 # So many ratings take the store about 75 ms (7.5 us each), in small steps.
@@ -134,7 +134,7 @@ async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Colu
 
 @Route(
     *("POST", "/ratings", "Ratings", Accepted),
-    (*BODY, "too_many_rows", "too_many_items", "stream_full", *STORE),
+    (*BODY, "too_many_rows", "too_many_items", "stream_full", *WRITES),
     operation_id="rate",
     body=request_body(
         {"anyOf": [RatingIn, list_of(RatingIn, MAX_RATINGS)]},
@@ -164,7 +164,7 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
 
 @Route(
     *("DELETE", "/ratings/{user_id}/{item_id}", "Ratings", Deleted),
-    ("invalid_parameter", "unknown_rating", "not_found", "stream_full", *STORE),
+    ("invalid_parameter", "unknown_rating", "not_found", "stream_full", *WRITES),
     operation_id="unrate",
 )
 async def delete_rating(request: web.Request) -> web.StreamResponse:

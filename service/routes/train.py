@@ -15,7 +15,7 @@ from service.context import CONTEXT
 from service.http.parsing import Body, Id, body_ids, check_rows
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
-from service.openapi import BODY, STORE, Route, request_body, whole
+from service.openapi import BODY, WRITES, Route, request_body, whole
 from service.routes.ratings import check_scale
 from service.training import Trained
 
@@ -58,7 +58,7 @@ _BODY: Body[TrainBody] = Body(TrainBody)
     *("POST", "/train", "Training", TrainedOut),
     (
         *BODY,
-        *("train_in_progress", "training_refused", "training_failed", "training_timeout", *STORE),
+        *("train_in_progress", "training_refused", "training_failed", "training_timeout", *WRITES),
         *("ratings_would_be_lost", "too_many_rows", "too_many_items", "stream_full"),
     ),
     operation_id="train",

@@ -15,7 +15,7 @@ from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import STORE, Route, query_parameter, whole
+from service.openapi import STORE, WRITES, Route, query_parameter, whole
 from service.prediction_json import Prediction
 from service.routes.items import expected, item_names
 
@@ -118,7 +118,7 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
 
 @Route(
     *("DELETE", "/users/{user_id}", "Users and items", Receipt),
-    ("invalid_parameter", "not_found", *STORE),
+    ("invalid_parameter", "not_found", *WRITES),
     operation_id="forgetUser",
 )
 async def delete_user(request: web.Request) -> web.StreamResponse:

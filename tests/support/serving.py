@@ -185,7 +185,7 @@ def is_problem(reply: Reply, status: int, code: str) -> bool:
     assert document["status"] == status
     assert document["code"] == code, document
     assert document["request_id"] == reply.headers["X-Request-ID"]
-    if status in (429, 503):
+    if status in (429, 503, 507):
         assert int(reply.headers["Retry-After"]) >= 1
     return True
 

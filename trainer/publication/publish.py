@@ -5,13 +5,14 @@ and after a kill at any step the next leader removes the leftover.
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
 from factors import build_index, index_to_bytes
-from featurestore.errors import LeaseLost, StoreError
+from featurestore.errors import LeaseLost, StoreError, StoreFull
 from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
 from featurestore.leases import Lease
 from featurestore.store import Store
@@ -19,12 +20,16 @@ from processes.messages import HelperEndedError
 from trainer import log
 from trainer.archive.events import Position, format_position
 from trainer.archive.segments import Step
+from trainer.errors import NoRoomError
 from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.results import FitResult, is_erased
 from trainer.publication.record_process import RecordProcess, record_process
 from trainer.publication.recording import Task
 from trainer.retry import with_retries
 from trainer.threads import Threads
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Users in one call to the writer of records, which cuts it in small ones of its own.
 _USERS_AT_ONCE = 2_000
@@ -67,8 +72,8 @@ class Publisher:
         generation that is held live.
 
         `positions`: up to where it has learned the streams. `folder`: where its files are, None for a fit
-        that is in memory only. Raises `StoreError` of every kind; what was written is then removed, or by the
-        next leader.
+        that is in memory only. Raises `StoreError` of every kind, `NoRoomError`; what was written is then
+        removed, or by the next leader.
         """
         # In a thread: 11 s of a core for a million items of rank 50. Users are drawn by a seed that the
         # ratings give: a fit has one index.
@@ -89,26 +94,26 @@ class Publisher:
         )
         learned = {partition: format_position(position) for partition, position in positions.items()}
         self.step("publish:begin")
-        writer = await with_retries(self.store.generations.begin, self.lease, draft, learned)
+        writer = await _with_room(self.store.generations.begin, self.lease, draft, learned)
         if folder is not None:
             # Before anything is written: a generation that is live has its files under its number.
             fit = await self.threads.run(folder.adopt, fit, writer.number)
         try:
             self.step("publish:begun")
-            await with_retries(writer.write_items, fit.items, fit.model)
+            await _with_room(writer.write_items, fit.items, fit.model)
             if index is not None:
-                await with_retries(writer.write_index, index_to_bytes(index))
+                await _with_room(writer.write_index, index_to_bytes(index))
             self.step("publish:items")
             await self._write_users(writer, epoch, fit)
             self.step("publish:users")
-            meta = await with_retries(writer.finish)
+            meta = await _with_room(writer.finish)
             self.step("publish:finished")
             # Repeated after a lost answer it finds the generation live and says so again.
             live = await with_retries(writer.flip, automatic=automatic)
         except LeaseLost:
             # The store refuses every write of this leader by now, the removal included.
             raise
-        except StoreError:
+        except (StoreError, NoRoomError):
             await with_retries(self.store.generations.remove, epoch, writer.number)
             raise
         self.step("publish:flipped")
@@ -139,8 +144,24 @@ class Publisher:
                         await apart.end()
                         apart = None
                 if apart is None:
-                    taken += await with_retries(writer.write_users, users, n, vectors)
+                    taken += await _with_room(writer.write_users, users, n, vectors)
                 self.step("publish:some_users")
                 # Packing 2,000 records takes milliseconds: the consumer and the lease come in between.
                 await asyncio.sleep(0)
         log.event("records_written", generation=writer.number, users=fit.n_users, taken=taken)
+
+
+async def _with_room(write: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Await `write` as `with_retries` does, but not until there is room: half a generation takes some itself.
+
+    Raises `NoRoomError`.
+    """
+
+    async def once() -> T:
+        try:
+            return await write(*args, **kwargs)
+        except StoreFull as exc:
+            raise NoRoomError(str(exc)) from exc
+
+    once.__qualname__ = getattr(write, "__qualname__", str(write))
+    return await with_retries(once)

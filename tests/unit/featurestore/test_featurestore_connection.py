@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import numpy as np
 import pytest
 
-from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
+from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
 from featurestore.users.batch_lookup import LookupReader
 from featurestore.wire import socket as socket_module
 from featurestore.wire.connection import Connection
@@ -80,8 +80,8 @@ def test_encode_makes_resp() -> None:
     [
         ("LOADING Redis is loading", StoreUnavailable),
         ("READONLY You can't write", StoreUnavailable),
-        ("MISCONF disk", StoreUnavailable),
-        ("OOM command not allowed", StoreUnavailable),
+        ("MISCONF disk", StoreFull),
+        ("OOM command not allowed", StoreFull),
         ("BUSY Redis is busy", StoreUnavailable),
         ("ERR max number of clients reached", StoreUnavailable),
         ("NOAUTH Authentication required.", StoreRefused),
