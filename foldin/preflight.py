@@ -18,6 +18,8 @@ from processes.errors import CannotStartError
 # An append-only file is rewritten beside the old one when it has doubled, from 64 MB on: less room than that
 # and the first rewrite fails.
 ROOM_BYTES = 64 * 1024 * 1024
+# A store that found no room ends. It starts again when there is enough to go on for a while.
+RESTART_BYTES = 16 * 1024 * 1024
 # The parts of a supervisor that was killed stop by themselves, within their grace: the trainer's is 10 s.
 ORPHANS_GONE_S = 12.0
 
@@ -28,7 +30,7 @@ def data_directory(path: Path) -> Path:
     try:
         for folder in (resolved, resolved / "logs", resolved / "store"):
             folder.mkdir(parents=True, exist_ok=True)
-        _room(resolved / f".room-{os.getpid()}")
+        _room(resolved / f".room-{os.getpid()}", ROOM_BYTES)
     except OSError as exc:
         if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise CannotStartError(
@@ -41,13 +43,24 @@ def data_directory(path: Path) -> Path:
     return resolved
 
 
-def _room(probe: Path) -> None:
-    """Reserve ROOM_BYTES for a moment: unlike a look at free blocks this sees quotas, too."""
+def full_disk(folder: Path) -> str | None:
+    """Return one line about a disk without RESTART_BYTES of room; None where there is that much."""
+    try:
+        _room(folder / f".room-{os.getpid()}", RESTART_BYTES)
+    except OSError as exc:
+        if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return f"the disk under {folder} is full; make room, it starts again by itself"
+        return f"{folder} cannot be written ({exc.strerror}); it starts again by itself"
+    return None
+
+
+def _room(probe: Path, size: int) -> None:
+    """Reserve `size` bytes for a moment: unlike a look at free blocks this sees quotas, too."""
     descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, ROOM_BYTES)
-        elif os.fstatvfs(descriptor).f_bavail * os.fstatvfs(descriptor).f_frsize < ROOM_BYTES:
+            os.posix_fallocate(descriptor, 0, size)
+        elif os.fstatvfs(descriptor).f_bavail * os.fstatvfs(descriptor).f_frsize < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from foldin.preflight import full_disk
 from processes.child import ChildSpec
 from processes.errors import CannotStartError
 from processes.probes import redis_pong
@@ -105,6 +106,9 @@ class EmbeddedStore:
             ready_within_s=READY_WITHIN_S,
             grace_s=GRACE_S,
             forks_give_way=True,
+            obstacle=partial(full_disk, directory),
+            # The other parts wait for it; without them nothing would come back by itself.
+            lasting=True,
         )
 
     def clean(self) -> None:

@@ -28,6 +28,7 @@ KILL_WAIT_S = 5.0
 
 Probe = Callable[[], bool]
 Sink = Callable[[str], None]
+Obstacle = Callable[[], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class ChildSpec:
 
     `environment`: None for the parent's own. `probe` may block, for a second at most, and does not raise.
     `captured`: what of its output the parent reads; the rest goes where the parent's own goes. `show` gets
-    each line that is read. `forks_give_way`: see `Forks`.
+    each line that is read. `forks_give_way`: see `Forks`. `obstacle` may block: what keeps it from another
+    start, in a line, None where nothing does. `lasting`: however often it ends it is started again.
     """
 
     name: str
@@ -48,6 +50,8 @@ class ChildSpec:
     captured: Literal["all", "stdout", "stderr"] = "all"
     show: Sink | None = None
     forks_give_way: bool = False
+    obstacle: Obstacle | None = None
+    lasting: bool = False
 
 
 class Child:

@@ -2,23 +2,37 @@
 opposite order.
 
 Invariant: whatever way a run ends, `close` leaves no process behind. A part that keeps failing ends the whole
-stack.
+stack, unless it is one that the others wait for.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from processes.backoff import FAILURE_WINDOW_S, MAX_FAILURES, FailureRecord
+from processes.backoff import FAILURE_WINDOW_S, MAX_FAILURES, MAX_PAUSE_S, FailureRecord
 from processes.child import Child, ChildSpec
 from processes.errors import CannotStartError, ChildEndedError, StackFailedError
 
 Say = Callable[[str], None]
 
+# A part that waits for room on a disk is back within seconds of there being some, and a look costs next to
+# nothing.
+LOOK_AGAIN_S = 1.0
+
 
 def describe_end(code: int) -> str:
     """Return an exit code in words: `code 3`, or `signal 9`."""
     return f"signal {-code}" if code < 0 else f"code {code}"
+
+
+def _again(child: Child, code: int, pause: float | None) -> str:
+    words = f"  {child.spec.name} ended ({describe_end(code)}): "
+    if pause is not None:
+        return f"{words}starting it again in {pause:g} s"
+    # What a person reads who looks at the terminal hours later.
+    return (
+        f"{words}{child.last_line or 'no word'}; trying on every {MAX_PAUSE_S:g} s, its log: {child.log_path}"
+    )
 
 
 class Supervisor:
@@ -118,12 +132,13 @@ class Supervisor:
             code = await child.wait()
             if self._closing:
                 return
-            pause = record.ended(loop.time(), code, ready_at)
-            if pause is None:
-                self._fail(child, code)
-                return
-            self._say(f"  {child.spec.name} ended ({describe_end(code)}): starting it again in {pause:g} s")
-            await asyncio.sleep(pause)
+            if not await self._waited(child, code):
+                pause = record.ended(loop.time(), code, ready_at)
+                if pause is None and not child.spec.lasting:
+                    self._fail(child, code)
+                    return
+                self._say(_again(child, code, pause))
+                await asyncio.sleep(MAX_PAUSE_S if pause is None else pause)
             ready_at = None
             try:
                 await child.stop()  # what the ended process may have left in its group
@@ -138,6 +153,17 @@ class Supervisor:
                 continue
             ready_at = loop.time()
             self._say(f"  {child.spec.name} is back")
+
+    async def _waited(self, child: Child, code: int) -> bool:
+        """Wait while something keeps a part that has ended from another start; say whether anything did."""
+        obstacle = child.spec.obstacle
+        why = None if obstacle is None else await asyncio.to_thread(obstacle)
+        if obstacle is None or why is None:
+            return False
+        self._say(f"  {child.spec.name} ended ({describe_end(code)}): {why}")
+        while await asyncio.to_thread(obstacle) is not None:  # noqa: ASYNC110 -- of room there is no event
+            await asyncio.sleep(LOOK_AGAIN_S)
+        return True
 
     def _fail(self, child: Child, code: int) -> None:
         if self.failed.done():

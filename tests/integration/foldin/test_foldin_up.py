@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as LostConnection
 
+from processes import backoff
 from processes.blocking import BlockingChild, plain_environment, python_command
 from processes.probes import unused_port
 from tests.support.servers import running_server
@@ -27,6 +31,8 @@ pytestmark = pytest.mark.timeout(240)
 
 UP_S = 90.0
 DOWN_S = 40.0
+# By promise: within this time of there being room.
+BACK_WITHIN_S = 10.0
 
 
 def processes(data: Path) -> list[int]:
@@ -189,6 +195,68 @@ def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tm
         wait_until(lambda: not processes(data), 30, "the end of all parts of a killed supervisor")
     with stack(data, "--no-play") as again:
         assert known_ratings(again, "ann") == 10
+
+
+@contextmanager
+def small_disk(folder: Path, size_mb: int) -> Iterator[Path]:
+    """A file system of its own at `folder`; skips where this user may not mount one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"no small file system can be mounted: {exc}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def status_of(running: Stack, method: str, path: str, body: object = None) -> int:
+    """The status of a call, 0 without an answer."""
+    try:
+        running.call(method, path, body)
+    except urllib.error.HTTPError as exc:
+        return exc.code
+    except OSError:
+        return 0
+    return 200
+
+
+def overfill(store: Redis) -> None:
+    """Write until the server ends, past the service, which would refuse."""
+    for n in range(100):
+        store.set(f"other:{n}", b"x" * 2**16)
+
+
+def test_a_full_disk_ends_the_store_and_not_the_stack(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 192) as disk, stack(disk / "data", "--no-play") as running:
+        parts = {name: running.part(name) for name in ("service", "trainer")}
+        rated = [{"user_id": "ann", "item_id": f"i{n}", "rating": 4} for n in range(20)]
+        assert running.call("POST", "/ratings", rated)["accepted"] == 20
+        filler = disk / "filler"
+        room = os.statvfs(disk)
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - 2**20)
+        store = Redis(unix_socket_path=str(running.data / "store/store.sock"))
+        with pytest.raises(LostConnection):
+            overfill(store)
+        running.says(r"store ended \(code 1\): the disk under .* is full; make room")
+        for _ in range(3 * backoff.MAX_FAILURES):
+            assert status_of(running, "GET", "/predict?user_id=ann&item_id=i1") == 503
+            assert status_of(running, "POST", "/ratings", rated[:1]) == 503
+            assert status_of(running, "GET", "/livez") == 200
+            time.sleep(0.2)
+        filler.unlink()
+        wait_until(
+            lambda: status_of(running, "POST", "/ratings", rated[:1]) == 200, BACK_WITHIN_S, "ratings again"
+        )
+        assert "store is back" in running.text
+        assert running.text.count("store ended") == 1
+        assert {name: running.part(name) for name in parts} == parts
+        assert known_ratings(running, "ann") == 20
+        store.close()
+        assert running.interrupt() == 0
 
 
 def test_import_reaches_a_running_stack_by_its_data_and_by_its_api(tmp_path: Path) -> None:

@@ -143,6 +143,54 @@ async def test_a_part_that_keeps_failing_ends_the_stack(
         await asyncio.wait_for(asyncio.shield(keeper.failed), 20)
 
 
+FAILS_WHILE = (
+    "import os, sys\n"
+    "if os.path.exists(sys.argv[2]):\n"
+    "    open(sys.argv[3], 'a').write('x'); print('it is broken'); sys.exit(1)\n"
+)
+
+
+@pytest.mark.parametrize("with_obstacle", [True, False])
+async def test_a_part_that_others_wait_for_is_tried_until_it_starts(
+    keeper: Supervisor,
+    tmp_path: Path,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    with_obstacle: bool,
+) -> None:
+    monkeypatch.setattr(backoff, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("processes.supervisor.MAX_PAUSE_S", 0.1)
+    mark, broken, tries = tmp_path / "a", tmp_path / "broken", tmp_path / "tries"
+    looks: list[bool] = []
+
+    def obstacle() -> str | None:
+        looks.append(broken.exists())
+        return "the disk is full" if looks[-1] else None
+
+    await keeper.start(
+        spec(
+            *("one", FAILS_WHILE + READY, mark, broken, tries),
+            mark=mark,
+            lasting=True,
+            obstacle=obstacle if with_obstacle else None,
+        )
+    )
+    broken.touch()
+    mark.unlink()
+    os.kill(keeper.running()["one"], signal.SIGKILL)
+    if with_obstacle:
+        await wait_until_async(lambda: len(looks) > 2, 20, "the disk is looked at again")
+        assert said[-1] == "  one ended (signal 9): the disk is full"
+        assert not tries.exists()
+    else:
+        often = 2 * backoff.MAX_FAILURES
+        await wait_until_async(lambda: written(tries) and len(tries.read_text()) > often, 20, "many tries")
+        assert "it is broken; trying on every 0.1 s" in said[-1]
+    assert not keeper.failed.done()
+    broken.unlink()
+    await wait_until_async(lambda: "  one is back" in said, 10, "its return")
+
+
 @pytest.mark.parametrize(("code", "error"), [(1, StackFailedError), (2, CannotStartError)])
 async def test_a_part_that_does_not_start_says_why(
     keeper: Supervisor, tmp_path: Path, code: int, error: type[Exception]
