@@ -25,7 +25,7 @@ LOOKUP = "foldin_lookup_seconds"
 
 
 def measure(options: Options, console: Console) -> list[Row]:
-    """Measure one worker, then two, over one store."""
+    """Measure one worker, then two, then one that asks for an API key, over one store."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
     cores = stack.cores(options)
     with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name:
@@ -44,6 +44,15 @@ def measure(options: Options, console: Console) -> list[Row]:
                 stack.yardstick("bare", "/predict", "--processes", "2") as bare_port,
             ):
                 rows += two_workers(options, requests, port, bare_port)
+            key = stack.add_key(url)
+            keyed = str(predict_requests(Path(name), n_users, n_items, seed=options.seed, key=key))
+            with (
+                stack.service(url, cpus=cores.server) as port,
+                stack.yardstick("bare", "/predict", cpus=cores.server) as bare_port,
+            ):
+                loads = peaks(options, keyed, port, bare_port, cores.others)
+                work = "GET /predict with an API key, 1 worker, 64 connections"
+                rows += peak_rows(work, loads, "bare handler, the same requests")
     return rows
 
 

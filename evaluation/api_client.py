@@ -125,11 +125,16 @@ class _Problem(msgspec.Struct, frozen=True):
 
 
 class ApiClient:
-    """The API at `url`. A call takes `timeout_s` at most; the session is the caller's."""
+    """The API at `url`, asked with `key` where there is one. A call takes `timeout_s` at most; the session is
+    the caller's.
+    """
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, *, key: str | None = None, timeout_s: float = 30.0
+    ) -> None:
         self.url = url.rstrip("/")
         self._session = session
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def predict(
@@ -195,10 +200,15 @@ class ApiClient:
     async def _call_once(
         self, method: str, path: str, body: bytes, content_type: str, query: dict[str, str] | None
     ) -> bytes:
-        headers = {"Content-Type": content_type} if body else {}
+        headers = {**self._headers, "Content-Type": content_type} if body else self._headers
         try:
             async with self._session.request(
-                method, self.url + path, params=query, data=body, headers=headers, timeout=self._timeout
+                method,
+                self.url + path,
+                params=query,
+                data=body or None,
+                headers=headers,
+                timeout=self._timeout,
             ) as response:
                 answer = await response.read()
         except TimeoutError as error:

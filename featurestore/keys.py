@@ -51,6 +51,7 @@ class Keys:
         self.workers = b"{%b}:workers" % self.live
         self.stored = b"{%b}:epochs" % self.live
         self.synced = self._ns + b":synced"
+        self.access = self._ns + b":access"
         # Made once an epoch: the key of a lookup is then one concatenation.
         self.user_prefixes = lru_cache(maxsize=8)(self._user_prefixes)
 

@@ -3,11 +3,12 @@
 import math
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from factors import Scale
-from processes.settings import choice, real, setting, whole
+from processes.settings import choice, real, secret_of, setting, whole
 
 # Each step of a scale is a cut point that the ordinal link learns; hundredths of 0 to 10 still fit.
 MAX_STEPS = 1000
@@ -80,6 +81,12 @@ class StoreSettings:
     url: str = setting(
         "redis://127.0.0.1:6379", "address of the store", _address, variable="FOLDIN_REDIS_URL"
     )
+    password_file: Path | None = setting(
+        None,
+        "file with the password of the user that the address of the store names without one",
+        Path,
+        variable="FOLDIN_REDIS_PASSWORD_FILE",
+    )
     namespace: str = setting(
         "foldin", "begins every key; several may share a store", _namespace, variable="FOLDIN_NAMESPACE"
     )
@@ -117,6 +124,18 @@ class StoreSettings:
     max_items: int = setting(
         10_000_000, "item rows that an epoch may give", whole(1, 2**31 - 2), variable="FOLDIN_MAX_ITEMS"
     )
+
+    def address(self) -> str:
+        """Return `url` with the password of its file, where it names a user without one.
+
+        Raises SettingsError where the file cannot be read.
+        """
+        parts = urlsplit(self.url)
+        if not parts.username or parts.password is not None or self.password_file is None:
+            return self.url
+        password = quote(secret_of(None, self.password_file) or "", safe="")
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}:{password}@{host}"))
 
     def __repr__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self)}

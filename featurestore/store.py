@@ -2,6 +2,7 @@
 enough, has this version's functions, keeps what it stores, and agrees on what was fixed at creation.
 """
 
+from featurestore.access import AccessKeys
 from featurestore.client import Client
 from featurestore.commands import Commands
 from featurestore.disk_sync import DiskSync
@@ -17,6 +18,7 @@ from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
 from featurestore.users.records import UserRecords
 from featurestore.wire.connection import Connection, Prepare
+from processes.errors import CannotStartError
 
 
 class Store:
@@ -26,7 +28,9 @@ class Store:
         self.settings = settings
         self.config = NamespaceConfig(settings.partitions, parse_scale(settings.scale))
         self.keys = Keys(settings.namespace, settings.partitions)
-        self.redis = Client(settings.url, settings.timeout_s)
+        # `settings.url`, with its password, is for connections alone.
+        self._url = settings.address()
+        self.redis = Client(self._url, settings.timeout_s)
         self.bulk = self._connection("bulk", self._prepare)
         self.redis.main = self.bulk
         self.hot: Connection | None = self._connection("hot") if hot else None
@@ -35,7 +39,7 @@ class Store:
         self.items = self._registries.of
         self._disk: DiskSync | None = None
         if settings.durability == "fsync":
-            self._disk = DiskSync(settings.url, settings.timeout_s, self.bulk, self.keys.synced)
+            self._disk = DiskSync(self._url, settings.timeout_s, self.bulk, self.keys.synced)
         self.users = UserRecords(self.keys, self.hot or self.bulk, self.redis)
         self.generations = Generations(self.keys, self.bulk, self.redis)
         self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
@@ -52,6 +56,7 @@ class Store:
         )
         self.commands = Commands(self.keys, self.redis, block_s=settings.timeout_s / 2)
         self.leases = Leases(self.keys, self.redis)
+        self.access = AccessKeys(self.keys, self.redis)
 
     @classmethod
     async def open(cls, settings: StoreSettings, *, hot: bool = True) -> "Store":
@@ -63,6 +68,8 @@ class Store:
             store = cls(settings, hot=hot)
         except ValueError as exc:
             raise StoreRefused(f"the scale {exc} (it is {settings.scale!r})") from exc
+        except CannotStartError as exc:
+            raise StoreRefused(f"the password of the store: {exc}") from exc
         try:
             # This one first: it prepares the store for the others.
             await store.bulk.open()
@@ -89,13 +96,13 @@ class Store:
         return (await self.redis.time())[0]
 
     def _connection(self, name: str, prepare: Prepare | None = None) -> Connection:
-        url, timeout_s = self.settings.url, self.settings.timeout_s
-        return Connection(url, timeout_s, name, prepare=prepare, load_library=self.redis.load_library)
+        timeout_s = self.settings.timeout_s
+        return Connection(self._url, timeout_s, name, prepare=prepare, load_library=self.redis.load_library)
 
     async def _prepare(self) -> None:
         # A client of its own, closed each time: `redis` asks nothing while the bulk connection is away, and
         # its sockets may lead to a server that is no longer the one to ask.
-        client = Client(self.settings.url, self.settings.timeout_s)
+        client = Client(self._url, self.settings.timeout_s)
         try:
             await prepare(client, self.settings.namespace, self.config, self.keys)
             await self._registries.verify(client)

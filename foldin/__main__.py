@@ -77,6 +77,12 @@ def _bench(argv: Sequence[str]) -> int:
     return bench(argv)
 
 
+def _keys(argv: Sequence[str]) -> int:
+    from foldin.keys import keys
+
+    return keys(argv, os.environ)
+
+
 @dataclass(frozen=True, slots=True)
 class NoOptions:
     """Those of a command that takes none: any argument is refused."""
@@ -104,6 +110,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "import": (_import, "give a running Foldin the ratings of a file"),
     "evaluate": (_evaluate, "compare engines on a file of ratings, or players in the environment"),
     "bench": (_bench, "measure speed and accuracy (from a checkout)"),
+    "keys": (_keys, "make, list and remove keys of the API"),
     "settings": (_settings, "print every setting"),
     "version": (_version, "print the version"),
 }

@@ -7,6 +7,7 @@ running.
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import os
 import socket
 import time
@@ -93,6 +94,12 @@ def require_free_port(host: str, port: int, flag: str) -> None:
         raise CannotStartError(
             f"cannot listen on {host}:{port} ({exc.strerror}): choose an address of this machine with --host"
         ) from exc
+
+
+def reaches_beyond(host: str) -> bool:
+    """Whether other machines can reach what listens on `host`: by the address that it will be bound to."""
+    found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return not ipaddress.ip_address(str(found[0][4][0]).partition("%")[0]).is_loopback
 
 
 @contextlib.contextmanager

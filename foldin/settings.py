@@ -97,6 +97,16 @@ class ImportOptions:
         choice(("refuse", "skip")),
     )
     resume: bool = setting(False, "go on where an import of this file was stopped")
+    key: str | None = setting(
+        None,
+        "API key, where the API asks for one; in the variable or a file others cannot see it",
+        variable="FOLDIN_API_KEY",
+        flag="--key",
+        secret=True,
+    )
+    key_file: Path | None = setting(
+        None, "file that holds the API key", Path, variable="FOLDIN_API_KEY_FILE", flag="--key-file"
+    )
 
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""
@@ -109,11 +119,13 @@ class FrontDoorSettings:
     """What the command takes from the environment.
 
     `redis_url`: a store that is already there, or None for an embedded one. `state_dir`: folder of the
-    positions of imports. `inherited` is handed to every process of the stack, which reads its settings there.
+    positions of imports. `open_access`: the API is to ask for no keys. `inherited` is handed to every
+    process of the stack, which reads its settings there.
     """
 
     redis_url: str | None
     state_dir: Path
+    open_access: bool
     inherited: Mapping[str, str]
 
     @classmethod
@@ -130,5 +142,6 @@ class FrontDoorSettings:
         return cls(
             redis_url=environ.get("FOLDIN_REDIS_URL") or None,
             state_dir=state / "foldin",
+            open_access=environ.get("FOLDIN_ACCESS") == "open",
             inherited=dict(environ),
         )

@@ -23,7 +23,7 @@ from featurestore.store import Store
 from foldin.errors import ImportStoppedError
 from foldin.settings import DEFAULT_API, FrontDoorSettings, ImportOptions
 from processes.errors import CannotStartError
-from processes.settings import load
+from processes.settings import load, secret_of
 
 # A call of 5,000 ratings is answered in about 50 ms, but it may wait behind those of others.
 API_TIMEOUT_S = 30.0
@@ -133,15 +133,20 @@ class ApiSink:
         self.scale = scale
 
     @classmethod
-    async def open(cls, url: str) -> "ApiSink":
+    async def open(cls, url: str, key: str | None) -> "ApiSink":
         """Connect to the API at `url`. Raises CannotStartError where none answers."""
         session = aiohttp.ClientSession()
-        client = ApiClient(session, url, timeout_s=API_TIMEOUT_S)
+        client = ApiClient(session, url, key=key, timeout_s=API_TIMEOUT_S)
         try:
             status = await client.status()
         except ApiError as exc:
             await session.close()
-            if exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            if exc.status == HTTPStatus.UNAUTHORIZED:
+                why = (
+                    f"the API at {client.url} asks for a key: give one with the role rate in FOLDIN_API_KEY, "
+                )
+                why += "or by --key-file"
+            elif exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 why = f"the API at {client.url} is not ready (status {exc.status}): try again soon"
             elif isinstance(exc, ApiBusyError):
                 reason = exc.__cause__ or exc  # the error itself names the address once more
@@ -175,8 +180,9 @@ async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink
     """Connect to `--url`, else the stack on `--data` (or ./data), else the store of the environment, else the
     API on this machine. Raises CannotStartError.
     """
+    key = secret_of(options.key, options.key_file)
     if options.url is not None:
-        return await ApiSink.open(options.url)
+        return await ApiSink.open(options.url, key)
     data = options.data or DEFAULT_DATA
     stack = running_stack(data)
     if stack is not None:
@@ -187,7 +193,7 @@ async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink
         )
     if settings.redis_url is not None:
         return await StoreSink.open(settings.inherited, "the store in FOLDIN_REDIS_URL")
-    return await ApiSink.open(DEFAULT_API)
+    return await ApiSink.open(DEFAULT_API, key)
 
 
 def running_stack(data: Path) -> dict[str, str] | None:

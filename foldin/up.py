@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from foldin.preflight import data_directory, locked, require_free_port
+from foldin.preflight import data_directory, locked, reaches_beyond, require_free_port
 from foldin.settings import FrontDoorSettings, StackOptions
 from foldin.store import EmbeddedStore
 from processes.child import ChildSpec
@@ -34,6 +34,8 @@ STORE_SETTINGS = {
 PROBE_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 # Seconds on a quiet machine; code that is not compiled yet and busy cores take several times that.
 READY_WITHIN_S = 60.0
+# In the data directory: the first key, where the API asks for one.
+KEY_FILE = "operator.key"
 # So few that the error of the players that learn while they play is seen to fall.
 KNOWN_RATINGS = 1_000
 # The player and the environment have nothing to save; the service finishes its requests, the trainer its
@@ -56,6 +58,10 @@ def up(options: StackOptions, settings: FrontDoorSettings) -> int:
 
     Raises CannotStartError or StackFailedError, with no part left running.
     """
+    if settings.inherited.get("FOLDIN_TLS_CERT"):
+        raise CannotStartError(
+            "this stack speaks plain HTTP: unset FOLDIN_TLS_CERT, or run `python -m service` by itself"
+        )
     data = data_directory(options.data)
     with locked(data) as lock:
         require_free_port(options.host, options.port, "--port")
@@ -104,6 +110,8 @@ class Stack:
         self._settings = settings
         self._file = data / "stack.json"
         self._store: EmbeddedStore | None = None
+        # Of a key that may operate, where the API asks for one.
+        self._key_file: Path | None = None
         self._probe_host = PROBE_HOSTS.get(options.host, options.host)
         in_url = f"[{self._probe_host}]" if ":" in self._probe_host else self._probe_host
         self.api_url = f"http://{in_url}:{options.port}"
@@ -117,7 +125,9 @@ class Stack:
         say(f"Foldin starts; its data is in {self.data}")
         url = self._settings.redis_url or await self._start_store(supervisor)
         environment = self._environment(url)
-        holds_ratings = await self._check_store(supervisor, environment)
+        holds_ratings, has_key = await self._check_store(supervisor, environment)
+        if has_key:
+            self._key_file = self.data / KEY_FILE
         await supervisor.start(*self._parts(environment))
         self._remember(environment)
         say(self._where())
@@ -135,9 +145,13 @@ class Stack:
         await supervisor.start(self._store.spec)
         return self._store.url
 
-    async def _check_store(self, supervisor: Supervisor, environment: Mapping[str, str]) -> bool:
+    async def _check_store(self, supervisor: Supervisor, environment: Mapping[str, str]) -> tuple[bool, bool]:
+        """Return whether the store holds ratings, and whether the API is asked with a key."""
         lines: list[str] = []
-        check = ChildSpec("check", _python("foldin.checkstore"), environment, show=lines.append)
+        command = (*_python("foldin.checkstore"), str(self.data / KEY_FILE))
+        if not self._settings.open_access and reaches_beyond(self._options.host):
+            command = (*command, "needed")
+        check = ChildSpec("check", command, environment, show=lines.append)
         code = await supervisor.once(check)
         if code != 0:
             raise StackFailedError(
@@ -145,7 +159,7 @@ class Stack:
             )
         if self._settings.redis_url:
             say(f"  store: ready at {redacted(self._settings.redis_url)}")
-        return "ratings" in lines
+        return "ratings" in lines, "key" in lines
 
     def _environment(self, redis_url: str) -> dict[str, str]:
         options = self._options
@@ -184,7 +198,7 @@ class Stack:
         player = ChildSpec(
             "player",
             (*_python("evaluation.course.play"), *addresses, "--known", str(KNOWN_RATINGS)),
-            environment,
+            {**environment, **({"FOLDIN_API_KEY_FILE": str(self._key_file)} if self._key_file else {})},
             grace_s=GRACE_S["player"],
             # On a terminal it draws: then only its errors go to its log.
             captured="stderr" if sys.stdout.isatty() else "all",
@@ -209,21 +223,25 @@ class Stack:
             "environment": self.environment_url,
             "logs": str(self.data / "logs"),
         }
-        lines = [f"  {name + ':':<15}{value}" for name, value in rows.items()]
+        if self._key_file is not None:
+            rows["operator's key"] = f"{self._key_file}: the API asks for a key, see `foldin keys --help`"
+        lines = [f"  {name + ':':<16}{value}" for name, value in rows.items()]
         return "\n".join(["", "Everything runs. Ctrl-C stops it.", *lines, ""])
 
     def _next(self) -> str:
         # From a checkout the command is not on the path.
+        key = "" if self._key_file is None else f" -H \"Authorization: Bearer $(cat '{self._key_file}')\""
+        key_file = "" if self._key_file is None else f" --key-file {self._key_file}"
         foldin = "foldin" if shutil.which("foldin") else sys.argv[0].removeprefix(f"{Path.cwd()}/")
         return "\n".join(
             [
                 "",
                 "The stack keeps serving until Ctrl-C. Where to look next:",
-                f"  a prediction:     curl '{self.api_url}/predict?user_id=25&item_id=158'",
-                f"  recommendations:  curl '{self.api_url}/recommend/25?n=5'",
+                f"  a prediction:     curl '{self.api_url}/predict?user_id=25&item_id=158'{key}",
+                f"  recommendations:  curl '{self.api_url}/recommend/25?n=5'{key}",
                 f"  what is live:     {self.api_url}/",
                 f"  your own data:    {foldin} import ratings.csv --data {self.data}",
-                f"  the whole course: {foldin} evaluate --api {self.api_url}",
+                f"  the whole course: {foldin} evaluate --api {self.api_url}{key_file}",
                 "",
             ]
         )

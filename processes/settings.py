@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from pathlib import Path
 from types import EllipsisType
 from typing import Any, TypeVar, cast
 
@@ -75,14 +76,18 @@ def setting(
     flag: str | None = None,
     many: bool = False,
     shown: str | None = None,
+    secret: bool = False,
 ) -> T:
-    """Declare a field of a settings class. `default`: `...` where a value is needed, False for a switch."""
+    """Declare a field of a settings class. `default`: `...` where a value is needed, False for a switch.
+
+    `secret`: its value is in no `repr`, and so in no log.
+    """
     if default is False:
         parse = switch
     declared = Setting(help, parse, variable, flag, many, _shown(default) if shown is None else shown)
     kept: Any = MISSING if default is ... else default
     # Typed as the value, as `dataclasses.field` is: the decorator puts the value in the field's place.
-    found: T = field(default=kept, metadata={"setting": declared})
+    found: T = field(default=kept, repr=not secret, metadata={"setting": declared})
     return found
 
 
@@ -175,6 +180,19 @@ def load(
     if errors:
         raise SettingsError(*errors)
     return cast("T", made)
+
+
+def secret_of(value: str | None, file: Path | None) -> str | None:
+    """Return a secret that is given itself or by a file, None for neither.
+
+    Raises SettingsError where the file cannot be read.
+    """
+    if value is not None or file is None:
+        return value
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _parser(cls: type[Any], command: str, about: str, *, shown: bool) -> argparse.ArgumentParser:

@@ -37,6 +37,8 @@ def main() -> int:
         print(f"service: {exc}", file=sys.stderr)
         return CANNOT_START
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # The record of who operated is kept whatever else is logged.
+    logging.getLogger("foldin.audit").setLevel(logging.INFO)
     if slot.socket is not None:
         return _work(settings, slot, socket.socket(fileno=slot.socket))
     try:

@@ -19,12 +19,14 @@ from featurestore.generations.follower import Follower
 from featurestore.settings import redacted
 from featurestore.store import Store
 from service.context import CONTEXT, ServiceContext
+from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
+from service.key_copy import following_keys
 from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher
 from service.ranking_queue import RankingDesk
-from service.routes import add_routes
+from service.routes import OPERATIONS, add_routes
 from service.scoring import PairScorer
 from service.settings import ServiceSettings, WorkerSlot
 from service.training import Training
@@ -42,13 +44,13 @@ _FIRST_LOAD_S = 20.0
 _FIRST_POLL_S = 0.01  # by so much a start may be late; a look costs next to nothing
 
 
-def build_app(settings: ServiceSettings, slot: WorkerSlot) -> web.Application:
-    """Build the application, not started. Starting it raises `StoreRefused`, or `StoreUnavailable` after a
-    bounded wait.
+def build_app(settings: ServiceSettings, slot: WorkerSlot, *, loopback: bool) -> web.Application:
+    """Build the application, not started; `loopback`: only this machine can reach it. Starting it raises
+    `StoreRefused`, CannotStartError, or `StoreUnavailable` after a bounded wait.
     """
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        async with _service_context(settings, slot) as context:
+        async with _service_context(settings, slot, loopback=loopback) as context:
             app[CONTEXT] = context
             yield
 
@@ -65,10 +67,16 @@ def build_app(settings: ServiceSettings, slot: WorkerSlot) -> web.Application:
 
 
 @asynccontextmanager
-async def _service_context(settings: ServiceSettings, slot: WorkerSlot) -> AsyncIterator[ServiceContext]:
+async def _service_context(
+    settings: ServiceSettings, slot: WorkerSlot, *, loopback: bool
+) -> AsyncIterator[ServiceContext]:
     # One BLAS thread: the products of one answer are small, and the other cores belong to other workers.
     with threadpool_limits(limits=1):
-        async with _opened(settings) as store, _following(store, settings) as follower:
+        async with (
+            _opened(settings) as store,
+            following_keys(store, settings, loopback=loopback) as access,
+            _following(store, settings) as follower,
+        ):
             scale = store.config.scale
             snapshot_files = SnapshotFiles(slot.folder, slot.worker)
             counts = Counts(slot.worker, time.time(), error_bounds(scale.low, scale.high))
@@ -98,6 +106,8 @@ async def _service_context(settings: ServiceSettings, slot: WorkerSlot) -> Async
                 scorer=PairScorer(store, counts),
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
                 training=Training(store, follower, settings.train_wait_s),
+                access=access,
+                audit=Audit(OPERATIONS, settings.proxies),
             )
             async with _sampled(context):
                 yield context

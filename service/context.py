@@ -14,6 +14,8 @@ from aiohttp import web
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
+from service.http.access import Access
+from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
 from service.metrics import Counts, SnapshotFiles
@@ -42,6 +44,8 @@ class ServiceContext:
     scorer: PairScorer
     rankings: RankingDesk
     training: Training
+    access: Access
+    audit: Audit
 
     def live(self) -> LiveGeneration:
         """Return the generation that is served; raises `no_generation` before the first."""

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from service.http.access import LEVELS, Need
 from service.http.parsing import TEXT_ID_SCHEMA
 from service.http.problems import CONTENT_TYPE as PROBLEM_TYPE
 from service.http.problems import KINDS
@@ -26,7 +27,13 @@ STORE = ("store_unavailable",)
 WRITES = ("store_unavailable", "store_full", "disk_full")
 MODEL = ("store_unavailable", "no_generation")
 BODY = ("malformed_json", "body_too_large", "unsupported_media_type", "invalid_body", "request_timeout")
-_ANYWHERE = ("malformed_request", "method_not_allowed", "internal_error", "overloaded")
+_ANYWHERE = ("malformed_request", "method_not_allowed", "internal_error", "overloaded", "cross_site")
+_WITH_KEY = ("unauthorized", "forbidden")
+# Either of these.
+_KEYS: Mapping[str, Schema] = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
 
 class ProblemOut(msgspec.Struct, omit_defaults=True):
@@ -54,7 +61,8 @@ class Route:
     """An address, what the description says of it, and its handler, which it decorates.
 
     `answer`: the struct of a 200, or its content by media type. `problems`: the codes that this call may be
-    answered with. `parameters`: those of the query; of the path, those that are no ids.
+    answered with. `needs`: the role of a key that may ask. `parameters`: those of the query; of the path,
+    those that are no ids.
     """
 
     method: str
@@ -63,6 +71,8 @@ class Route:
     answer: type | Schema
     problems: Sequence[str] = ()
     _: KW_ONLY
+    # Without a default: a new route cannot be open because its role was forgotten.
+    needs: Need
     operation_id: str | None = None
     parameters: Sequence[Schema] = ()
     body: Schema | None = None
@@ -77,10 +87,21 @@ class Route:
         named = {parameter["name"] for parameter in self.parameters}
         return [name for name in re.findall(r"\{(\w+)\}", self.path) if name not in named]
 
-    def description(self) -> Schema:
-        """Return the Operation Object. The summary is the first paragraph of the handler's docstring."""
+    @property
+    def level(self) -> int:
+        """What `Access.admit` asks of a request of this route."""
+        return LEVELS[self.needs]
+
+    def description(self, *, with_keys: bool) -> Schema:
+        """Return the Operation Object, with or without what it says of keys. The summary is the first
+        paragraph of the handler's docstring.
+        """
         summary = " ".join(cleandoc(self.handler.__doc__ or "").partition("\n\n")[0].split())
-        described: Schema = {"summary": summary, "tags": [self.tag], "responses": self._responses()}
+        described: Schema = {
+            "summary": summary,
+            "tags": [self.tag],
+            "responses": self._responses(with_keys=with_keys),
+        }
         if self.operation_id is not None:
             described["operationId"] = self.operation_id
         text = "1 to 256 bytes of UTF-8, percent-encoded"
@@ -89,13 +110,17 @@ class Route:
             described["parameters"] = parameters
         if self.body is not None:
             described["requestBody"] = self.body
+        if with_keys:
+            described["x-role"] = self.needs
+            described["security"] = [] if self.needs == "public" else [{name: []} for name in _KEYS]
         return described
 
-    def _responses(self) -> Schema:
+    def _responses(self, *, with_keys: bool) -> Schema:
         answer = content(self.answer) if isinstance(self.answer, type) else self.answer
         responses: Schema = {"200": {"description": "Done", "content": answer}}
         by_status: dict[int, list[str]] = {}
-        for code in (*self.problems, *_ANYWHERE):
+        keys = _WITH_KEY if with_keys and self.needs != "public" else ()
+        for code in (*self.problems, *_ANYWHERE, *keys):
             by_status.setdefault(KINDS[code].status, []).append(code)
         for status, codes in sorted(by_status.items()):
             response = responses[str(status)] = {
@@ -144,9 +169,11 @@ def list_of(schema: type | Schema, at_most: int) -> Schema:
     return {"type": "array", "items": schema, "maxItems": at_most}
 
 
-def document(routes: Iterable[Route], low: float, high: float, *, has_steps: bool = True) -> bytes:
+def document(
+    routes: Iterable[Route], low: float, high: float, *, has_steps: bool = True, with_keys: bool = False
+) -> bytes:
     """Return the description of `routes`, for a service whose ratings are from `low` to `high`, in steps or
-    not.
+    not, and that asks for keys or not.
     """
     structs: dict[str, type] = {}
 
@@ -162,7 +189,7 @@ def document(routes: Iterable[Route], low: float, high: float, *, has_steps: boo
     # In the order of the routes, which is that of the page.
     paths: dict[str, Schema] = {}
     for route in routes:
-        described = referring(route.description())
+        described = referring(route.description(with_keys=with_keys))
         if not has_steps and "parameters" in described:
             # There is no distribution without steps.
             described["parameters"] = [
@@ -186,7 +213,7 @@ def document(routes: Iterable[Route], low: float, high: float, *, has_steps: boo
                 "Errors are `application/problem+json` with a stable `code`.",
             },
             "paths": paths,
-            "components": {"schemas": schemas},
+            "components": {"schemas": schemas, **({"securitySchemes": _KEYS} if with_keys else {})},
             # An extension of this service, for the page that lists the codes.
             "x-problems": {
                 code: {"status": kind.status, "title": kind.title} for code, kind in KINDS.items()

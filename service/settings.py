@@ -1,13 +1,35 @@
 """Settings of the service. Invariant: read once at the start, frozen, every error reported together."""
 
+import ipaddress
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from featurestore.settings import StoreSettings
 from processes.settings import HIDDEN, LOG_LEVELS, choice, load, nested, setting, whole
+
+
+def _host(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?", text) is None:
+        raise ValueError(f"must be names like foldin.example.com, not {text!r}")
+    return text
+
+
+def _origin(text: str) -> str:
+    if re.fullmatch(r"https?://[^/\s]+", text) is None:
+        raise ValueError(f"must be origins like https://shop.example, without a path, not {text!r}")
+    return text
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError(f"must be addresses or networks like 10.0.0.0/8, not {text!r}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +63,46 @@ class ServiceSettings:
     )
     log_level: str = setting(
         "INFO", "the least grave lines that are logged", choice(LOG_LEVELS), variable="FOLDIN_LOG_LEVEL"
+    )
+    access: Literal["keys", "open"] = setting(
+        "keys",
+        "`keys`: asks for API keys once there is one, and does not start without where other machines can "
+        "reach it; `open`: asks for none",
+        choice(("keys", "open")),
+        variable="FOLDIN_ACCESS",
+    )
+    hosts: tuple[str, ...] = setting(
+        (),
+        "names under which the service is asked (`Host`), besides those of this machine",
+        _host,
+        variable="FOLDIN_HOSTS",
+        many=True,
+        shown="any, where keys are asked for",
+    )
+    origins: tuple[str, ...] = setting(
+        (),
+        "origins whose web pages may ask, like `https://shop.example`, besides its own",
+        _origin,
+        variable="FOLDIN_ORIGINS",
+        many=True,
+        shown="none",
+    )
+    proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = setting(
+        (),
+        "addresses or networks of proxies whose `X-Forwarded-For` is believed",
+        _network,
+        variable="FOLDIN_PROXIES",
+        many=True,
+        shown="none",
+    )
+    tls_cert: Path | None = setting(
+        None,
+        "file with the certificate and its chain (PEM): the service then speaks HTTPS",
+        Path,
+        variable="FOLDIN_TLS_CERT",
+    )
+    tls_key: Path | None = setting(
+        None, "file with its key", Path, variable="FOLDIN_TLS_KEY", shown="that of the certificate"
     )
     in_flight: int = 1024
     connections: int = 8192

@@ -3,6 +3,7 @@
 Invariant: each is the program that users run, with its defaults, except for what a parameter here says.
 """
 
+import asyncio
 import contextlib
 import os
 import tempfile
@@ -16,6 +17,9 @@ from pathlib import Path
 from benchmarks.data import synthetic
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness.command import Options
+from featurestore.access import new_secret
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
 from foldin.store import ALLOCATOR, binary
 from processes.blocking import BlockingChild, plain_environment, python_command
 from processes.errors import CannotStartError, ChildEndedError
@@ -115,6 +119,21 @@ def store_with(generation: synthetic.Generation, *, cpus: Sequence[int] = ()) ->
     with store(cpus=cpus) as url:
         synthetic.load(url, generation)
         yield url
+
+
+def add_key(url: str) -> str:
+    """Make a key that may read, so that services on that store ask for one; return it."""
+
+    async def make() -> str:
+        opened = await Store.open(StoreSettings(url=url, scale=synthetic.SCALE_TEXT), hot=False)
+        try:
+            secret = new_secret()
+            await opened.access.add(secret, "benchmark", "read")
+            return secret
+        finally:
+            await opened.close()
+
+    return asyncio.run(make())
 
 
 @contextlib.contextmanager

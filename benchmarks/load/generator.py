@@ -97,9 +97,10 @@ class LoadError(RuntimeError):
     """The generator could not connect, or did not end in time."""
 
 
-def get(path: str, host: str = "localhost") -> bytes:
-    """Return the bytes of a GET request that asks for nothing special."""
-    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+def get(path: str, host: str = "localhost", key: str | None = None) -> bytes:
+    """Return the bytes of a GET request that asks for nothing special, with an API key where there is one."""
+    more = "" if key is None else f"Authorization: Bearer {key}\r\n"
+    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode()
 
 
 def post(path: str, body: bytes, host: str = "localhost") -> bytes:

@@ -16,14 +16,15 @@ DISTINCT = 20_000
 CONNECTIONS = 64
 
 
-def predict_requests(folder: Path, n_users: int, n_items: int, *, seed: int) -> Path:
-    """Write GET /predict for random known pairs; return the file."""
+def predict_requests(folder: Path, n_users: int, n_items: int, *, seed: int, key: str | None = None) -> Path:
+    """Write GET /predict for random known pairs, with an API key or without; return the file."""
     # Uniform: popular users would stay in the caches of store and processor.
     rng = np.random.default_rng(seed)
     users, items = rng.integers(0, n_users, DISTINCT), rng.integers(0, n_items, DISTINCT)
     pairs = zip(users.tolist(), items.tolist(), strict=True)
     return write_requests(
-        folder / "predict", [get(f"/predict?user_id={user}&item_id={item}") for user, item in pairs]
+        folder / ("predict" if key is None else "predict-with-key"),
+        [get(f"/predict?user_id={user}&item_id={item}", key=key) for user, item in pairs],
     )
 
 

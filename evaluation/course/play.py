@@ -35,7 +35,10 @@ async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
     seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
     timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        api = SharedApi(ApiClient(session, settings.api, timeout_s=settings.prepare_timeout_s))
+        client = ApiClient(
+            session, settings.api, key=settings.api_key(), timeout_s=settings.prepare_timeout_s
+        )
+        api = SharedApi(client)
         seats = [_seat(settings, position, session, api, tag) for position in range(len(settings.players))]
         try:
             histories = [await seat.reset(seed) for seat in seats]

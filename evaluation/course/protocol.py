@@ -67,7 +67,10 @@ async def evaluate(
     async with _environment(settings) as address, aiohttp.ClientSession(timeout=timeout) as session:
         api = None
         if settings.api is not None:
-            api = SharedApi(ApiClient(session, settings.api, timeout_s=settings.prepare_timeout_s))
+            client = ApiClient(
+                session, settings.api, key=settings.api_key(), timeout_s=settings.prepare_timeout_s
+            )
+            api = SharedApi(client)
         tag = secrets.token_hex(4)
         evaluation = _Evaluation(settings, session, address, api, tag, on_progress, brought)
         for known in settings.known:

@@ -7,18 +7,32 @@ from pathlib import Path
 from environment.settings import MAX_SEED, ServerSettings
 from environment.world import COURSE_STEPS, MAX_PAIRS, WorldOptions
 from evaluation.players import API_PLAYERS, LOCAL_PLAYERS, player_name
-from processes.settings import load, nested, real, setting, url, whole
+from processes.settings import load, nested, real, secret_of, setting, url, whole
 
 
 @dataclass(frozen=True, slots=True)
 class PlayerLimits:
     """What players may take and do, in a play and in an evaluation."""
 
+    key: str | None = setting(
+        None,
+        "API key, where the API asks for one; in the variable or a file others cannot see it",
+        variable="FOLDIN_API_KEY",
+        flag="--key",
+        secret=True,
+    )
+    key_file: Path | None = setting(
+        None, "file that holds the API key", Path, variable="FOLDIN_API_KEY_FILE", flag="--key-file"
+    )
     replace: bool = setting(False, "let the API forget all that it knows")
     answer_timeout_s: float = setting(
         2.0, "an answer that takes longer is missing, in seconds", real(0.001, 60)
     )
     prepare_timeout_s: float = setting(120.0, "seconds to learn the history", real(0.1, 3600))
+
+    def api_key(self) -> str | None:
+        """Return the key of the API, None without one. Raises SettingsError."""
+        return secret_of(self.key, self.key_file)
 
 
 @dataclass(frozen=True, slots=True)

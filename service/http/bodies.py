@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import NamedTuple
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from service.http.problems import Problem
 from service.metrics import Counts
 
-_JSON_TYPES = ("", "application/json", "application/octet-stream")
+_JSON_TYPE = "application/json"
 _LINES_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 # A body that is worked on in less than half a millisecond: some 100 pairs.
 SMALL_BYTES = 2_048
@@ -131,8 +131,8 @@ class BodyReader:
         Raises `unsupported_media_type`, `body_too_large`, `request_timeout`, or `overloaded` where the budget
         is spent.
         """
-        # Before the body is read: one of a wrong type need not come.
-        lines = _declares_lines(request)
+        # Before the body is read: one of a wrong type need not come. No body is of no type.
+        lines = request.body_exists and _declares_lines(request)
         if lines and not takes_lines:
             raise Problem("unsupported_media_type", "send application/json")
         limit = self._limit_bytes if limit_bytes is None else limit_bytes
@@ -165,14 +165,16 @@ def _too_large(limit_bytes: int) -> Problem:
 
 
 def _declares_lines(request: web.BaseRequest) -> bool:
-    # Forms and plain text, which a web page of any origin may send, are refused: there is no login that would
-    # tell the page's author from its visitor.
-    kind = request.content_type if "Content-Type" in request.headers else ""
+    # Forms, plain text and bodies without a type are what a web page of any origin can make a browser send
+    # without asking the service first.
+    if hdrs.CONTENT_TYPE not in request.headers:
+        raise Problem("unsupported_media_type", "say what the body is: Content-Type: application/json")
+    kind = request.content_type
     charset = request.charset
     if charset is not None and charset.lower() not in ("utf-8", "utf8"):
         raise Problem("unsupported_media_type", f"the body must be UTF-8, not {charset}")
     if kind in _LINES_TYPES:
         return True
-    if kind in _JSON_TYPES or kind.endswith("+json"):
+    if kind == _JSON_TYPE or kind.endswith("+json"):
         return False
     raise Problem("unsupported_media_type", f"send application/json, not {kind}")

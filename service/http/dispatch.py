@@ -3,6 +3,7 @@
 Invariant: whatever happens inside, the client gets one whole answer, and it is counted.
 """
 
+import asyncio
 import logging
 import re
 import secrets
@@ -14,6 +15,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from featurestore.errors import StoreError
+from service.http.audit import Audit
 from service.http.problems import CONTENT_TYPE, Problem, problem_of_store
 from service.http.response import Answer, header_lines, no_content
 from service.metrics import Counts
@@ -51,11 +53,14 @@ class Dispatcher:
     It stands in place of middlewares, of which each would cost every request a frame.
     """
 
-    def __init__(self, handler: Handler, addresses: Iterable[str], counts: Counts, traffic: Traffic) -> None:
+    def __init__(
+        self, handler: Handler, addresses: Iterable[str], counts: Counts, traffic: Traffic, audit: Audit
+    ) -> None:
         self._handler = handler
         self._addresses = frozenset(addresses)
         self._counts = counts
         self._traffic = traffic
+        self._audit = audit
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer `request`. Raises nothing but `CancelledError`."""
@@ -78,10 +83,15 @@ class Dispatcher:
             answer = http_answer(exc, request)
         except Exception as exc:  # noqa: BLE001 -- the outermost layer: the client gets an answer
             answer = failure_answer(exc, request.headers, route or route_of(request), self._counts)
+        except asyncio.CancelledError:
+            self._audit.record(request, route or route_of(request), None)
+            raise
         finally:
             # The end of the grace period cancels what still runs.
             traffic.in_flight -= 1
-        self._counts.request(route or route_of(request), answer.status, perf_counter() - began)
+        route = route or route_of(request)
+        self._counts.request(route, answer.status, perf_counter() - began)
+        self._audit.record(request, route, answer)
         if traffic.draining and isinstance(answer, Answer):
             answer.close_connection()
         return answer

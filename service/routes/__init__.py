@@ -3,24 +3,28 @@
 Invariant: what stands here, and nothing else, is Route in /openapi.json.
 """
 
+from collections.abc import Awaitable, Callable
 from functools import cache
 
-from aiohttp import web
+from aiohttp import HttpVersion11, hdrs, web
 
 from service.context import CONTEXT
+from service.http.access import LEVELS
+from service.http.audit import CALLER, Operation
 from service.http.response import Answer
-from service.openapi import Route, content, document
+from service.openapi import Handler, Route, content, document
 from service.routes import generations, items, operations, page, predict, ratings, recommend, train, users
 
 
-@Route("GET", "/openapi.json", "Operations", content({"type": "object"}))
+@Route("GET", "/openapi.json", "Operations", content({"type": "object"}), needs="public")
 async def get_openapi(request: web.Request) -> web.StreamResponse:
     """This description."""
     context = request.app[CONTEXT]
     scale, live = context.store.config.scale, context.follower.live
     # A fit finds the step that the ratings keep where the scale names none.
     step = scale.step if live is None else live.model.scale.step
-    return Answer(describe(scale.low, scale.high, has_steps=step is not None))
+    asks = context.access.asks
+    return Answer(describe(scale.low, scale.high, has_steps=step is not None, with_keys=asks))
 
 
 ROUTES: tuple[Route, ...] = (
@@ -35,23 +39,54 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
+# Recorded by `Audit`.
+OPERATIONS = tuple(Operation(route.method, route.path) for route in ROUTES if route.needs == "operate")
+
+
 @cache
-def describe(low: float, high: float, *, has_steps: bool = True) -> bytes:
+def describe(low: float, high: float, *, has_steps: bool = True, with_keys: bool = False) -> bytes:
     """Return the description of the API; see `document`."""
-    return document(ROUTES, low, high, has_steps=has_steps)
+    return document(ROUTES, low, high, has_steps=has_steps, with_keys=with_keys)
 
 
-async def _continue_unasked(request: web.Request) -> None:
-    """Send no `100 Continue`: a GET has no body that would wait for it."""
+def _checked(route: Route) -> tuple[Handler, Callable[[web.Request], Awaitable[None]]]:
+    """Return the handler of `route` behind the check of keys, and what answers a client that asks whether
+    to send its body (`Expect: 100-continue`): the same check. Only here is it known what a request needs.
+    """
+    level, handler = route.level, route.handler
+    operates = level == LEVELS["operate"]
+
+    async def checked(request: web.Request) -> web.StreamResponse:
+        access = request.app[CONTEXT].access
+        if operates:
+            request[CALLER] = access.name_of(request.headers)
+        access.admit(request.headers, level)
+        return await handler(request)
+
+    async def expected(request: web.Request) -> None:
+        # A GET /predict has no body that would wait for it.
+        if handler is not predict.get_predict.handler:
+            request.app[CONTEXT].access.admit(request.headers, level)
+            await _continue(request)
+
+    return checked, expected
+
+
+async def _continue(request: web.Request) -> None:
+    if request.version != HttpVersion11 or request.transport is None:
+        return
+    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+        raise web.HTTPExpectationFailed
+    request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def add_routes(app: web.Application) -> None:
     """Register every address."""
     for route in ROUTES:
-        expect = _continue_unasked if route is predict.get_predict else None
+        handler, expect = _checked(route)
         pattern = route.path
         for name in route.ids():
             # An id may be empty: the check of ids then names the field, where the router would find nothing.
             pattern = pattern.replace(f"{{{name}}}", f"{{{name}:[^/]*}}")
         # Registered so, HEAD is answered beside GET.
-        web.route(route.method, pattern, route.handler, expect_handler=expect).register(app.router)
+        web.route(route.method, pattern, handler, expect_handler=expect).register(app.router)

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from featurestore.generations.served import wait_until_served
 from service.context import CONTEXT
+from service.http.audit import WHAT
 from service.http.parsing import whole_number
 from service.http.problems import Problem
 from service.http.response import json_answer
@@ -52,7 +53,7 @@ class Activated(msgspec.Struct):
     served: bool
 
 
-@Route("GET", "/generations", "Training", GenerationsOut, STORE, operation_id="getGenerations")
+@Route("GET", "/generations", "Training", GenerationsOut, STORE, operation_id="getGenerations", needs="read")
 async def get_generations(request: web.Request) -> web.StreamResponse:
     """The generations that are kept."""
     context = request.app[CONTEXT]
@@ -71,6 +72,7 @@ async def get_generations(request: web.Request) -> web.StreamResponse:
 @Route(
     *("POST", "/generations/{generation}/activate", "Training", Activated),
     ("invalid_parameter", "not_found", "unknown_generation", *WRITES),
+    needs="operate",
     operation_id="activate",
     parameters=(parameter("generation", "path", whole(1, MAX_NUMBER), "Its number", required=True),),
 )
@@ -81,6 +83,7 @@ async def post_activate(request: web.Request) -> web.StreamResponse:
     """
     context = request.app[CONTEXT]
     number = whole_number(request.match_info["generation"], "generation", 1, MAX_NUMBER)
+    request[WHAT] = f"generation={number}"
     store = context.store
     summaries = [each for each in await store.generations.list() if each.state == "ready"]
     chosen = next((each for each in summaries if each.generation == number), None)

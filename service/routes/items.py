@@ -102,6 +102,7 @@ def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[t
 @Route(
     *("GET", "/items/{item_id}", "Users and items", ItemOut),
     ("invalid_parameter", "not_found", *STORE, "unknown_item", "no_generation"),
+    needs="read",
     operation_id="getItem",
 )
 async def get_item(request: web.Request) -> web.StreamResponse:
@@ -118,6 +119,7 @@ async def get_item(request: web.Request) -> web.StreamResponse:
 @Route(
     *("GET", "/similar/{item_id}", "Recommend", Similar),
     ("unknown_item", "invalid_parameter", "not_found", *MODEL),
+    needs="read",
     operation_id="similar",
     parameters=(QUERY_N,),
 )
@@ -141,6 +143,7 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
 @Route(
     *("GET", "/popular", "Recommend", Popular),
     ("invalid_parameter", *MODEL),
+    needs="read",
     operation_id="popular",
     parameters=(QUERY_N,),
 )

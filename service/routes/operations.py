@@ -74,13 +74,13 @@ class Status(msgspec.Struct):
     workers: list[WorkerOut]
 
 
-@Route("GET", "/livez", "Operations", Alive)
+@Route("GET", "/livez", "Operations", Alive, needs="public")
 async def get_livez(request: web.Request) -> web.StreamResponse:
     """Whether the process runs."""
     return json_answer(Alive(alive=True))
 
 
-@Route("GET", "/readyz", "Operations", Ready, MODEL)
+@Route("GET", "/readyz", "Operations", Ready, MODEL, needs="public")
 async def get_readyz(request: web.Request) -> web.StreamResponse:
     """Whether to send requests here."""
     context = request.app[CONTEXT]
@@ -106,7 +106,7 @@ async def _lag(store: Store, epoch: int) -> dict[int, int] | None:
         return None
 
 
-@Route("GET", "/metrics", "Operations", content({"type": "string"}, CONTENT_TYPE))
+@Route("GET", "/metrics", "Operations", content({"type": "string"}, CONTENT_TYPE), needs="read")
 async def get_metrics(request: web.Request) -> web.StreamResponse:
     """For Prometheus.
 
@@ -120,7 +120,7 @@ async def get_metrics(request: web.Request) -> web.StreamResponse:
     return Answer(expose(snapshots, lag, lag is not None), content_type=CONTENT_TYPE)
 
 
-@Route("GET", "/status", "Operations", Status)
+@Route("GET", "/status", "Operations", Status, needs="read")
 async def get_status(request: web.Request) -> web.StreamResponse:
     """What is live, in numbers."""
     context = request.app[CONTEXT]

@@ -43,13 +43,13 @@ def _file(name: str) -> Answer:
 _HTML = content({"type": "string"}, _TYPES[".html"])
 
 
-@Route("GET", "/", "Operations", _HTML)
+@Route("GET", "/", "Operations", _HTML, needs="public")
 async def get_page(request: web.Request) -> web.StreamResponse:
     """What is live, shown."""
     return _file("index.html")
 
 
-@Route("GET", "/docs", "Operations", _HTML)
+@Route("GET", "/docs", "Operations", _HTML, needs="public")
 async def get_docs(request: web.Request) -> web.StreamResponse:
     """This description, shown."""
     return _file("docs.html")
@@ -59,6 +59,7 @@ async def get_docs(request: web.Request) -> web.StreamResponse:
     *("GET", "/static/{name}", "Operations"),
     {kind: {"schema": {"type": "string"}} for kind in sorted({kind for _, kind in FILES.values()})},
     ("not_found",),
+    needs="public",
     parameters=(
         parameter("name", "path", {"type": "string", "enum": sorted(FILES)}, "The file", required=True),
     ),

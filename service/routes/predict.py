@@ -107,6 +107,7 @@ def parse_pair_query(raw_path: str) -> PairQuery:
 @Route(
     *("GET", "/predict", "Predict", OnePrediction),
     ("missing_parameter", "invalid_parameter", *MODEL),
+    needs="read",
     operation_id="predict",
     parameters=(
         parameter("user_id", "query", TEXT_ID_SCHEMA, "Who", required=True),
@@ -140,6 +141,7 @@ async def get_predict(request: web.Request) -> web.StreamResponse:
 @Route(
     *("POST", "/predict", "Predict", content({"anyOf": [OnePrediction, Predictions]})),
     (*BODY, "too_many_rows", *MODEL),
+    needs="read",
     operation_id="predictMany",
     body=request_body(
         {

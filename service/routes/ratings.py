@@ -135,6 +135,7 @@ async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Colu
 @Route(
     *("POST", "/ratings", "Ratings", Accepted),
     (*BODY, "too_many_rows", "too_many_items", "stream_full", *WRITES),
+    needs="rate",
     operation_id="rate",
     body=request_body(
         {"anyOf": [RatingIn, list_of(RatingIn, MAX_RATINGS)]},
@@ -165,6 +166,7 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
 @Route(
     *("DELETE", "/ratings/{user_id}/{item_id}", "Ratings", Deleted),
     ("invalid_parameter", "unknown_rating", "not_found", "stream_full", *WRITES),
+    needs="rate",
     operation_id="unrate",
 )
 async def delete_rating(request: web.Request) -> web.StreamResponse:

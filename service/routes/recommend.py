@@ -117,6 +117,7 @@ _BODY: Body[RecommendBody] = Body(RecommendBody)
 @Route(
     *("GET", "/recommend/{user_id}", "Recommend", Recommendations),
     ("invalid_parameter", "not_found", *MODEL),
+    needs="read",
     operation_id="recommend",
     parameters=(
         QUERY_N,
@@ -150,6 +151,7 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
 @Route(
     *("POST", "/recommend", "Recommend", Recommendations),
     (*BODY, "too_many_rows", *MODEL),
+    needs="read",
     operation_id="recommendAnonymous",
     body=request_body(RecommendBody, {"ratings": [{"item_id": "dune", "rating": 5}], "n": 5}),
 )
@@ -225,6 +227,7 @@ async def _computed(history: History, compute: Callable[[], T]) -> T:
 @Route(
     *("GET", "/explain/{user_id}/{item_id}", "Recommend", Explained),
     ("invalid_parameter", "not_found", *MODEL),
+    needs="read",
     operation_id="explain",
 )
 async def get_explain(request: web.Request) -> web.StreamResponse:

@@ -12,6 +12,7 @@ from msgspec import Meta
 from factors import Scale
 from featurestore.ratings.batches import Columns
 from service.context import CONTEXT
+from service.http.audit import WHAT
 from service.http.parsing import Body, Id, body_ids, check_rows
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
@@ -61,6 +62,7 @@ _BODY: Body[TrainBody] = Body(TrainBody)
         *("train_in_progress", "training_refused", "training_failed", "training_timeout", *WRITES),
         *("ratings_would_be_lost", "too_many_rows", "too_many_items", "stream_full"),
     ),
+    needs="operate",
     operation_id="train",
     body=request_body(
         TrainBody,
@@ -82,13 +84,12 @@ async def post_train(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     training = context.training
     limit_bytes = context.settings.train_body_bytes
-    async with context.bodies.read(request, None, takes_lines=True, limit_bytes=limit_bytes) as (raw, lines):
-        # No body is of no type.
+    request[WHAT] = "refit"
+    async with context.bodies.read(request, None, limit_bytes=limit_bytes) as (raw, _):
         if not raw.strip():
             return _answer(await training.refit())
-        if lines:
-            raise Problem("unsupported_media_type", "send application/json")
         body = await _BODY.decode_off_loop(raw)
+    request[WHAT] = f"replace={str(body.replace).lower()} ratings={len(body.rating_history)}"
     # The bytes of the body are let go of before the wait for the trainer.
     # Checking a million ratings takes some 0.5 s: in a thread the event loop goes on every 5 ms.
     item_ids, ratings = await asyncio.to_thread(checked_history, body, context.store.config.scale)

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from featurestore.commands import OUTCOME_S
 from service.context import CONTEXT
+from service.http.audit import WHAT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
@@ -69,6 +70,7 @@ class Receipt(msgspec.Struct, omit_defaults=True):
 @Route(
     *("GET", "/users/{user_id}", "Users and items", UserOut),
     ("invalid_parameter", "not_found", *STORE, "unknown_user", "no_generation"),
+    needs="read",
     operation_id="getUser",
 )
 async def get_user(request: web.Request) -> web.StreamResponse:
@@ -88,6 +90,7 @@ async def get_user(request: web.Request) -> web.StreamResponse:
 @Route(
     *("GET", "/users/{user_id}/ratings", "Users and items", RatingsPage),
     ("invalid_parameter", "not_found", *STORE, "unknown_user"),
+    needs="read",
     operation_id="getUserRatings",
     parameters=(
         query_parameter("limit", whole(1, MAX_PAGE, 100), "How many"),
@@ -119,6 +122,7 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
 @Route(
     *("DELETE", "/users/{user_id}", "Users and items", Receipt),
     ("invalid_parameter", "not_found", *WRITES),
+    needs="operate",
     operation_id="forgetUser",
 )
 async def delete_user(request: web.Request) -> web.StreamResponse:
@@ -134,6 +138,8 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     context.counts.users_forgotten += 1
     epoch = (await store.generations.live()).epoch
     receipt = await store.commands.ask("erase", epoch=epoch, user=user_id)
+    # Not the user: a log would know what is to be forgotten.
+    request[WHAT] = f"receipt={receipt}"
     outcome = await store.commands.wait(receipt, context.settings.erase_wait_s)
     archive = "erased" if outcome is not None and outcome.state == "done" else "pending"
     # Outcomes expire: by the time of the call, an old receipt is told from one of work to be done.
@@ -144,6 +150,7 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
 @Route(
     *("GET", "/receipts/{receipt}", "Users and items", Receipt),
     ("invalid_parameter", "not_found", *STORE, "unknown_receipt"),
+    needs="read",
     operation_id="getReceipt",
 )
 async def get_receipt(request: web.Request) -> web.StreamResponse:

@@ -40,7 +40,9 @@ class Server(web.Server):
     ) -> None:
         self._context = context = app[CONTEXT]
         addresses = [resource.canonical for resource in app.router.resources()]
-        dispatcher = Dispatcher(template.request_handler, addresses, context.counts, context.traffic)
+        dispatcher = Dispatcher(
+            template.request_handler, addresses, context.counts, context.traffic, context.audit
+        )
         super().__init__(dispatcher, request_factory=template.request_factory)
         # For each connection: aiohttp's server would give them to its own class.
         self._settings = settings

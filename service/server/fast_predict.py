@@ -21,6 +21,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from service.context import ServiceContext
+from service.http.access import READ
 from service.http.dispatch import ID_HEADER, Connection, Headers, echoed_id, failure_answer
 from service.http.parsing import MAX_ID_BYTES
 from service.http.problems import Problem
@@ -57,10 +58,19 @@ class FastPredict:
         self.traffic = context.traffic
         self._counts = context.counts
         self.batcher = context.batcher
+        self._admit = context.access.admit
         self._loop = asyncio.get_running_loop()
         # Answers of this turn of the event loop, and the arrival of the first of them.
         self._answers = 0
         self._began = 0.0
+
+    def admits(self, headers: Headers) -> bool:
+        """Whether a request with `headers` may ask; the handler tells a client that may not why."""
+        try:
+            self._admit(headers, READ)
+        except Problem:
+            return False
+        return True
 
     def answered(self, began: float) -> None:
         """Account for a request that was answered with 200."""
@@ -188,7 +198,7 @@ class FastConnection(Connection):
                 ):
                     plain = _PLAIN.fullmatch(message.path)
                     pair = (plain[1].encode(), plain[2].encode()) if plain else _unusual_pair(message.path)
-                    if pair is not None:
+                    if pair is not None and fast.admits(message.headers):
                         self.waiting = True
                         self._request_count += 1
                         if self._manager is not None:

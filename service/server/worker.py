@@ -9,16 +9,20 @@ for what is in flight within the grace period; close.
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import logging
 import os
 import resource
 import socket
+import ssl
 import sys
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from featurestore.errors import StoreRefused, StoreUnavailable
+from processes.errors import CannotStartError
 from processes.loop import first_of, stop_event
 from service.app import build_app
 from service.context import CONTEXT
@@ -76,12 +80,36 @@ def connections_within(wanted: int) -> int:
     return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
 
 
+def is_loopback(sock: socket.socket) -> bool:
+    """Whether only this machine can reach `sock`: by the address that it is bound to, whatever name gave
+    it.
+    """
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return False
+    return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """Return by what connections speak TLS; None for plain HTTP. Raises CannotStartError."""
+    if certificate is None and key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate or "", key)
+    except OSError as exc:
+        reason = exc.strerror or exc
+        raise CannotStartError(
+            f"the certificate in FOLDIN_TLS_CERT cannot be used with its key: {reason}"
+        ) from exc
+    return context
+
+
 async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket) -> int:
     """Serve on `sock` until SIGTERM, SIGINT or the end of the supervisor; return the exit code."""
     stop = stop_event()
     if slot.supervised:
         _watch_supervisor(stop)
-    app = build_app(settings, slot)
+    app = build_app(settings, slot, loopback=is_loopback(sock))
     runner = ServiceRunner(
         app,
         keepalive_s=settings.keepalive_s,
@@ -94,9 +122,10 @@ async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket
         if stop.is_set():
             return 0
         try:
+            tls = tls_context(settings.tls_cert, settings.tls_key)
             await starting
-            await web.SockSite(runner, sock, backlog=_BACKLOG).start()
-        except (StoreRefused, StoreUnavailable) as exc:
+            await web.SockSite(runner, sock, backlog=_BACKLOG, ssl_context=tls).start()
+        except (StoreRefused, StoreUnavailable, CannotStartError) as exc:
             _say(str(exc))
             return CANNOT_START
         except OSError as exc:
@@ -108,7 +137,8 @@ async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket
         gc.set_threshold(_GARBAGE)
         sys.setswitchinterval(_SWITCH_S)
         # The supervisor shows the first of these lines to people.
-        print(f"service listens on {address_of(sock)}", flush=True)
+        where = address_of(sock) if tls is None else address_of(sock).replace("http:", "https:")
+        print(f"service listens on {where}", flush=True)
         await stop.wait()
         await _drain(runner, app[CONTEXT].traffic, settings.grace_s)
     finally:

@@ -1,5 +1,12 @@
 "use strict";
 // Shows /status every two seconds. Text only ever becomes text: nothing from the service is read as HTML.
+// A key that is typed in stays in this tab and is sent to this service alone; sessionStorage ends with the tab.
+const login = document.getElementById("login");
+const ask = (path) => {
+  const key = sessionStorage.getItem("key");
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  return fetch(path, { headers, signal: AbortSignal.timeout(5000) });
+};
 const number = (value, digits = 0) =>
   value === null || value === undefined ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
 const ago = (seconds) =>
@@ -55,9 +62,19 @@ function show(status) {
   if (!metrics.childElementCount) add(add(metrics, "tr"), "td", "none yet", "soft");
 }
 
+let next;
 async function look() {
+  clearTimeout(next);
   try {
-    const answer = await fetch("/status", { signal: AbortSignal.timeout(5000) });
+    const answer = await ask("/status");
+    login.hidden = answer.status !== 401;
+    if (answer.status === 401) {
+      const refused = sessionStorage.getItem("key") !== null;
+      sessionStorage.removeItem("key");
+      document.getElementById("refused").textContent = refused ? "This key is not known." : "";
+      document.getElementById("state").textContent = "a key is needed";
+      return; // Until there is one, asking again would only be refused again.
+    }
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     show(await answer.json());
   } catch (error) {
@@ -65,7 +82,35 @@ async function look() {
     state.textContent = `no answer (${error.message})`;
     state.className = "bad";
   }
-  setTimeout(look, 2000);
+  next = setTimeout(look, 2000);
+}
+
+login.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const field = document.getElementById("key");
+  // Anything else than these could not be sent in a header.
+  const key = field.value.replace(/[^\x21-\x7e]/g, "");
+  field.value = "";
+  if (key) sessionStorage.setItem("key", key);
+  look();
+});
+
+// A link cannot carry a key: what it leads to is shown here.
+for (const link of document.querySelectorAll("nav a[data-keyed]")) {
+  link.addEventListener("click", async (event) => {
+    if (!sessionStorage.getItem("key")) return;
+    event.preventDefault();
+    const path = link.getAttribute("href");
+    document.getElementById("answer").hidden = false;
+    document.getElementById("asked").textContent = path;
+    const shown = document.getElementById("shown");
+    try {
+      const text = await (await ask(path)).text();
+      shown.textContent = path === "/metrics" ? text : JSON.stringify(JSON.parse(text), null, 2);
+    } catch (error) {
+      shown.textContent = `no answer (${error.message})`;
+    }
+  });
 }
 
 document.getElementById("ask").textContent = [

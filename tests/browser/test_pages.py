@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
+from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import rating
-from tests.support.serving import Client
+from tests.support.serving import Client, serving
 from tests.support.small_trainer import serving_with_trainer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -96,3 +97,31 @@ async def test_the_documentation_shows_every_call_and_every_code(client: Client,
     await expect(page.locator("details[open]").first).to_contain_text("user_id")
     assert watched.complaints == []
     assert watched.asked_only(client.url)
+
+
+async def test_the_page_asks_for_a_key_where_the_api_does(
+    store_settings: StoreSettings, store: Store, client: Client, watched: Watched
+) -> None:
+    secret, page = new_secret(), watched.page
+    await store.access.add(secret, "viewer", "read")
+    async with serving(store_settings) as (closed, _):
+        await page.goto(f"{closed.url}/")
+        await expect(page.locator("#state")).to_have_text("a key is needed")
+        await page.fill("#key", new_secret())
+        await page.click("#login button")
+        await expect(page.locator("#refused")).to_have_text("This key is not known.")
+        await page.fill("#key", f" {secret}\n")
+        await page.click("#login button")
+        await expect(page.locator("#state")).to_have_text("live")
+        await expect(page.locator("#login")).to_be_hidden()
+        await page.click("nav a[href='/generations']")
+        await expect(page.locator("#shown")).to_contain_text('"live": 1')
+        # It is there after a reload, and kept by nothing that outlives the tab.
+        await page.reload()
+        await expect(page.locator("#state")).to_have_text("live")
+        assert await page.evaluate("localStorage.length") == 0
+        assert await page.context.cookies() == []
+        assert watched.asked_only(closed.url)
+        assert not any(secret in url for url in watched.asked)
+        # What the browser says of each answer of 401, and nothing else.
+        assert all("401" in complaint for complaint in watched.complaints)

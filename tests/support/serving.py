@@ -20,7 +20,7 @@ from processes.blocking import BlockingChild, python_command
 from processes.probes import http_ok, unused_port
 from service.app import build_app
 from service.server.supervisor import bind
-from service.server.worker import ServiceRunner
+from service.server.worker import ServiceRunner, is_loopback
 from service.settings import ServiceSettings, WorkerSlot
 from tests.support.waiting import wait_until_async
 
@@ -79,7 +79,7 @@ async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[C
     with tempfile.TemporaryDirectory(prefix="foldin-test-") as cache:
         settings = replace(ServiceSettings(store=store, cache_dir=Path(cache), keepalive_s=5.0), **changes)
         sock = bind("127.0.0.1", 0, 1)[0]
-        app = build_app(settings, WorkerSlot())
+        app = build_app(settings, WorkerSlot(), loopback=is_loopback(sock))
         runner = ServiceRunner(
             app, keepalive_s=settings.keepalive_s, grace_s=2.0, connections=settings.connections
         )
@@ -103,6 +103,8 @@ class Service:
         workers: int = 1,
         port: int | None = None,
         checkout: Path | None = None,
+        host: str = "127.0.0.1",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """`checkout`: where the packages are that it runs; those of these tests where None."""
         self.port = unused_port() if port is None else port
@@ -117,10 +119,11 @@ class Service:
             "FOLDIN_STORE_TIMEOUT_S": str(store.timeout_s),
             "FOLDIN_CACHE_DIR": str(folder / "cache"),
         }
+        settings |= environment or {}
         if checkout is not None:
             settings["PYTHONPATH"] = str(checkout)
         self.process = BlockingChild(
-            python_command("service", "--port", str(self.port), "--workers", str(workers)),
+            python_command(*("service", "--host", host, "--port", str(self.port), "--workers", str(workers))),
             self.log,
             environment={**os.environ, **settings},
         )

@@ -44,7 +44,7 @@ def test_a_signal_ends_it_though_clients_are_connected() -> None:
     with environment() as (process, address):
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=WAIT_S) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"Hello World!" in client.recv(1_000)
             client.sendall(b"GET /reset?user_id=a HT")
             process.terminate()

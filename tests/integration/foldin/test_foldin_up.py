@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -97,12 +98,14 @@ class Stack:
             f"ended with {self.process.code} before it said {words!r}:\n{self.text}"
         )
 
-    def call(self, method: str, path: str, body: object = None) -> Any:
+    def call(self, method: str, path: str, body: object = None, key: str | None = None) -> Any:
         """A call of the API."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json"}, method=method
         )
+        if key is not None:
+            request.add_header("Authorization", f"Bearer {key}")
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.loads(answer.read())
 
@@ -163,6 +166,37 @@ def test_up_play_ctrl_c_and_up_again(tmp_path: Path) -> None:
     assert processes(data) == []
     for name in ("store", "trainer", "service", "environment", "player"):
         assert (data / "logs" / f"{name}.log").exists()
+
+
+def test_where_others_can_reach_it_a_key_is_made_and_asked_for(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    file = data / "operator.key"
+    with stack(data, "--host", "0.0.0.0", FOLDIN_PLAY_STEPS="20") as running:
+        # The player has the key: it trains.
+        running.says("Where to look next")
+        assert re.search(r"step 10 of 20, mean squared error: random .* deployed", running.text)
+        assert str(file) in running.text
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        key = file.read_text().strip()
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            running.call("GET", "/generations")
+        assert running.call("GET", "/generations", key=key)["live"] >= 1
+        listed = foldin("keys", "list", "--data", data)
+        assert re.match(r"operator +operate ", listed.stdout)
+        said = running.text + "".join(path.read_text() for path in (data / "logs").iterdir())
+        assert key not in said
+        assert running.interrupt() == 0
+    # There are keys: they are asked for on loopback too, and the first one is the same.
+    with stack(data, "--no-play") as again:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            again.call("GET", "/generations")
+        assert again.call("GET", "/generations", key=file.read_text().strip())["live"] >= 1
+        assert file.read_text().strip() == key
+        assert again.interrupt() == 0
+    open_data = tmp_path / "open"
+    with stack(open_data, "--host", "0.0.0.0", "--no-play", FOLDIN_ACCESS="open") as running:
+        assert running.call("GET", "/generations")
+        assert not (open_data / "operator.key").exists()
 
 
 def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def port_of(client: Client) -> int:
 def get(
     item: int | str = 1, *headers: str, user: str = "ann", method: str = "GET", http: str = "1.1"
 ) -> bytes:
-    lines = [f"{method} /predict?user_id={user}&item_id=item-{item} HTTP/{http}", "Host: x", *headers]
+    lines = [f"{method} /predict?user_id={user}&item_id=item-{item} HTTP/{http}", "Host: localhost", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
@@ -198,7 +198,7 @@ async def test_what_comes_meanwhile_is_answered_after_it_in_order(
     async with wire_to(client) as wire:
         wire.send(get(0, named(0)))
         await in_flight(app, 1)
-        wire.send(get(1, named(1)) + b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: r2\r\n\r\n")
+        wire.send(get(1, named(1)) + b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: r2\r\n\r\n")
         rest = get(3, named(3)) + get(4, named(4), method="HEAD") + get(5, named(5))
         wire.send(rest[:40])
         if ways.fast:
@@ -251,9 +251,8 @@ async def test_both_ways_take_turns_on_a_connection(
 ) -> None:
     client, app = served
     body = b'{"user_id":"ann","item_id":"item-1"}'
-    post = (
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-    )
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    post = head + b"Content-Length: %d\r\n\r\n%b"
     async with wire_to(client) as wire:
         for split in (False, True):
             wire.send(get(1))
@@ -273,13 +272,13 @@ async def test_both_ways_take_turns_on_a_connection(
             for request, count in (
                 (get(1, "Content-Length: 3") + b"abc", 1),
                 (get(1, "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n\r\n", 1),
-                (b"GET /predict?item=item-1&user=a%6en HTTP/1.1\r\nHost: x\r\n\r\n", 1),
+                (b"GET /predict?item=item-1&user=a%6en HTTP/1.1\r\nHost: localhost\r\n\r\n", 1),
                 (get(1) * 20, 20),
                 (get(1, "Expect: 100-continue"), 1),
             ):
                 wire.send(request)
                 assert {(await wire.heard()).rating for _ in range(count)} == {rating_}
-            wire.send(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" + get(1))
+            wire.send(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n" + get(1))
             assert [(await wire.heard()).status for _ in range(2)] == [404, 200]
     assert ways.took(8, 10)
     assert app[CONTEXT].traffic.in_flight == 0

@@ -351,7 +351,7 @@ async def test_a_body_that_does_not_come_is_given_up(
 ) -> None:
     async with serving(store_settings, body_timeout_s=0.2) as (client, _):
         port = int(client.url.rpartition(":")[2])
-        head = b"POST /ratings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = b"POST /ratings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += b"Content-Length: 9\r\n\r\n[{"
         assert b"HTTP/1.1 408" in await asyncio.to_thread(send_raw, port, head, 2.0)
 
@@ -382,15 +382,16 @@ async def test_answers_are_whole_for_every_kind_of_client(client: Client) -> Non
     )
     assert b"Connection: keep-alive" in kept
     head = await asyncio.to_thread(
-        send_raw, port, b"HEAD " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        send_raw, port, b"HEAD " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
     assert head.endswith(b"\r\n\r\n")
     assert b"Content-Length: 0" not in head
     two = b"".join(
-        b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (path, last) for last in (b"", b"Connection: close\r\n")
+        b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (path, last)
+        for last in (b"", b"Connection: close\r\n")
     )
     assert (await asyncio.to_thread(send_raw, port, two)).count(b"HTTP/1.1 200 OK") == 2
-    absolute = b"GET http://x%b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path
+    absolute = b"GET http://x%b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path
     assert b"200 OK" in await asyncio.to_thread(send_raw, port, absolute)
 
 

@@ -41,7 +41,7 @@ def resident_bytes(pid: int) -> int:
 def test_others_are_served_and_memory_is_bounded(
     store_settings: StoreSettings, published: Written, tmp_path: Path, many_files: None
 ) -> None:
-    ask = b"GET /predict?user_id=ann&item_id=item-1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    ask = b"GET /predict?user_id=ann&item_id=item-1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with processes(store_settings, tmp_path) as service, ExitStack() as held:
         service.wait_for()
         before = resident_bytes(service.process.pid)

@@ -89,7 +89,7 @@ async def test_a_large_body_that_comes_slowly_keeps_no_turn_from_others(
         await serves(client, published.writer.number)
         slow = [await opened(client) for _ in range(8)]
         for _, writer in slow:
-            writer.write(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+            writer.write(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
             writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(PAIRS), PAIRS[:-1]))
             await writer.drain()
         assert (await client.post("/predict", PAIRS)).status == 200
@@ -126,7 +126,7 @@ async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_no_other
 
         async def there_is_room() -> bool:
             reader, writer = await opened(client)
-            writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % ONE.encode())
+            writer.write(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % ONE.encode())
             text = await reader.read()
             writer.close()
             return b" 200 OK" in text
@@ -141,7 +141,7 @@ async def test_a_connection_that_never_asks_is_closed(
     async with serving(store_settings, keepalive_s=0.2) as (client, _):
         await serves(client, published.writer.number)
         silent, half = await opened(client), await opened(client)
-        half[1].write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: a")
+        half[1].write(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: a")
         for reader, writer in (silent, half):
             assert await asyncio.wait_for(reader.read(), 5.0) == b""
             writer.close()
@@ -153,7 +153,7 @@ async def test_headers_without_end_are_refused(store_settings: StoreSettings, pu
         await serves(client, published.writer.number)
         for line in (b"X-%d: " + b"v" * 1000 + b"\r\n", b"X%d" + b"n" * 1000):
             reader, writer = await opened(client)
-            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
             sent = 0
             try:
                 while not reader.at_eof() and sent < 2000:
@@ -175,9 +175,8 @@ async def test_a_client_that_does_not_read_is_dropped(
 ) -> None:
     monkeypatch.setattr(answers, "READ_WITHIN_S", 0.3)
     body = json.dumps({"user_id": "ann", "item_ids": ["item-1"] * 10_000}).encode()
-    asking = (
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-    )
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    asking = head + b"Content-Length: %d\r\n\r\n%b"
     async with serving(store_settings) as (client, _):
         await serves(client, published.writer.number)
         slow = socket.socket()

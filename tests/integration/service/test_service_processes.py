@@ -75,7 +75,7 @@ def test_a_request_in_flight_is_answered(
         socket.create_connection(("127.0.0.1", service.port)) as sent,
     ):
         sent.settimeout(10.0)
-        head = b"POST /ratings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = b"POST /ratings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         sent.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:20])
         wait_until(
             lambda: b'"in_flight":2' in raw_get(service.port, "/status"), 5.0, "the request is in flight"
@@ -92,7 +92,7 @@ def test_a_request_in_flight_is_answered(
 def raw_get(port: int, path: str) -> bytes:
     """On a connection of its own; as patient as a worker takes to start on a busy machine."""
     with socket.create_connection(("127.0.0.1", port), timeout=60.0) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         found = b""
         while chunk := connection.recv(65536):
             found += chunk

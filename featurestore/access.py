@@ -1,0 +1,108 @@
+"""API keys as the store holds them. Invariant: the store holds digests alone, so that a copy of it opens no
+door.
+
+A key is 256 random bits. A password needs a slow, salted hash because it can be guessed; a random key
+cannot, so that one SHA-256 is enough, and one lookup by digest finds it without a comparison whose time
+would tell how much of it was right.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from featurestore.client import Client
+from featurestore.errors import StoreRefused
+from featurestore.keys import Keys
+
+Role = Literal["read", "rate", "operate"]
+# Each may do what the ones before it may.
+ROLES: tuple[Role, ...] = get_args(Role)
+# Every worker reads all of them twice a second: 150 KB.
+MOST_KEYS = 1_000
+# A name stands in log lines.
+KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_SECRET = re.compile(r"fk_[A-Za-z0-9_-]{43}")
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    """What is stored of a key under its digest. `created`: seconds since 1970, by the clock of the store."""
+
+    name: str
+    role: Role
+    created: float
+
+
+# By digest. None: a record that this version cannot read; it lets no request in, and stays as it is. So
+# does the empty digest, which marks that there was a key once: keys go on being asked for when the last one
+# is removed, by processes that start after that, too.
+StoredKeys = Mapping[str, ApiKey | None]
+_MARK = ""
+
+
+def new_secret() -> str:
+    """Return a new key: `fk_`, so that scanners of sources find one that leaks, and 32 random bytes."""
+    return "fk_" + secrets.token_urlsafe(32)
+
+
+def is_secret(text: str) -> bool:
+    """Whether `text` has the form of a key."""
+    return _SECRET.fullmatch(text) is not None
+
+
+def digest_of_secret(secret: str) -> str:
+    """Return the SHA-256 of a key, in hexadecimal. Any text of a header has one."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def parse_keys(fields: Mapping[Any, Any]) -> StoredKeys:
+    """Return the keys that the hash of the store holds."""
+    return {digest.decode("ascii", "replace"): _parse(value) for digest, value in fields.items()}
+
+
+def _parse(value: bytes) -> ApiKey | None:
+    try:
+        return msgspec.json.decode(value, type=ApiKey)
+    except msgspec.DecodeError:
+        return None
+
+
+def count_of(keys: StoredKeys) -> int:
+    """Return how many keys there are, those that cannot be read included."""
+    return len(keys) - (_MARK in keys)
+
+
+class AccessKeys:
+    """The keys of one namespace."""
+
+    def __init__(self, keys: Keys, client: Client) -> None:
+        self._key = keys.access
+        self._client = client
+
+    async def load(self) -> StoredKeys:
+        """Return all keys. Raises `StoreError`."""
+        return parse_keys(await self._client.hgetall(self._key))
+
+    async def add(self, secret: str, name: str, role: Role) -> None:
+        """Let `secret` in from now on; repeating it changes nothing.
+
+        Raises `StoreRefused` where there are too many keys.
+        """
+        known = await self.load()
+        digest = digest_of_secret(secret)
+        if count_of(known) >= MOST_KEYS and digest not in known:
+            raise StoreRefused(f"{count_of(known)} keys are stored, as many as there may be: remove some")
+        seconds, _ = await self._client.time()
+        # First: a key that was seen without its mark could be removed without a trace.
+        await self._client.hsetnx(self._key, _MARK, "")
+        await self._client.hsetnx(self._key, digest, msgspec.json.encode(ApiKey(name, role, seconds)))
+
+    async def remove(self, name: str) -> int:
+        """Let the keys called `name` in no longer; return how many there were. Raises `StoreError`."""
+        found = [
+            digest for digest, key in (await self.load()).items() if key is not None and key.name == name
+        ]
+        return int(await self._client.hdel(self._key, *found)) if found else 0

@@ -1,0 +1,80 @@
+"""The record of every call that operates, refused ones included.
+
+Invariant: one line a call, with the name of the key and never the key; no user id.
+"""
+
+import ipaddress
+import logging
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from aiohttp import web
+
+from service.http.access import UNKNOWN, address_of
+from service.http.response import Answer
+
+log = logging.getLogger("foldin.audit")
+
+# Under these a handler says what it was asked to do, and the check of keys who asked.
+WHAT = web.RequestKey("what", str)
+CALLER = web.RequestKey("caller", str)
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_ID_SENT = re.compile(rb"X-Request-ID: ([^\r]*)\r\n")
+
+
+class Operation(NamedTuple):
+    """A route whose calls are recorded."""
+
+    method: str
+    route: str
+
+
+class Audit:
+    """Writes the lines of one worker. `proxies`: whose `X-Forwarded-For` is believed."""
+
+    def __init__(self, operations: Iterable[Operation], proxies: Iterable[Network] = ()) -> None:
+        self._operations = frozenset(operations)
+        self._proxies = tuple(proxies)
+
+    def record(self, request: web.BaseRequest, route: str, answer: web.StreamResponse | None) -> None:
+        """Record a call of `route` if it operates; an `answer` of None stands for one that was cut short.
+
+        An answer without a request id gets one, so that the line can be found from it.
+        """
+        if (request.method, route) not in self._operations:
+            return
+        request_id = UNKNOWN
+        if isinstance(answer, Answer):
+            sent = _ID_SENT.search(answer.fields)
+            request_id = sent[1].decode("ascii") if sent else secrets.token_hex(8)
+            if sent is None:
+                answer.fields += f"X-Request-ID: {request_id}\r\n".encode("ascii")
+        log.info(
+            "key=%s call=%s %s client=%s status=%s request_id=%s what=%s",
+            request.get(CALLER, UNKNOWN),
+            *(request.method, route),
+            self.client_of(request.remote, request.headers),
+            "cancelled" if answer is None else answer.status,
+            request_id,
+            request.get(WHAT, UNKNOWN),
+        )
+
+    def client_of(self, peer: str | None, headers: Mapping[str, str]) -> str:
+        """Return the address of the client: the peer of the connection or, where that is a trusted proxy,
+        the last address before the proxies.
+        """
+        hops = [hop.strip() for hop in headers.get("X-Forwarded-For", "").split(",") if hop.strip()]
+        found = peer or UNKNOWN
+        # What stands further left is the word of a client.
+        while hops and self._trusted(found):
+            hop = hops.pop()
+            if address_of(hop) is None:
+                break
+            found = hop
+        return found
+
+    def _trusted(self, text: str) -> bool:
+        address = address_of(text)
+        return address is not None and any(address in network for network in self._proxies)

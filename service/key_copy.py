@@ -1,0 +1,68 @@
+"""A worker's copy of the API keys. Invariant: a key that was removed from the store lets no request in for
+longer than two seconds, while the store answers.
+
+While it does not, the last copy holds: a restart of the store must not shut every client out.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from featurestore.errors import StoreError
+from featurestore.store import Store
+from processes.errors import CannotStartError
+from service.http.access import Access
+from service.settings import ServiceSettings
+
+log = logging.getLogger("foldin.service")
+
+# With the store's answer well within the two seconds that are promised.
+POLL_S = 0.5
+HOW_TO_START = (
+    "other machines can reach this address, and there is no API key yet: make one by `foldin keys add NAME "
+    "--role operate`, or say FOLDIN_ACCESS=open to let everyone in"
+)
+
+
+@asynccontextmanager
+async def following_keys(store: Store, settings: ServiceSettings, *, loopback: bool) -> AsyncIterator[Access]:
+    """Yield an `Access` that follows the keys of the store.
+
+    Raises CannotStartError where it would be open to other machines without having been told so;
+    `StoreError`.
+    """
+    asks = settings.access != "open"
+    access = Access(asks=asks, loopback=loopback, hosts=settings.hosts, origins=settings.origins)
+    access.update(await store.access.load())
+    if access.asks and not access.had_key:
+        raise CannotStartError(HOW_TO_START)
+    if access.asks and not access.known:
+        log.warning("asks for API keys, and all were removed: make one by `foldin keys add`")
+    elif access.asks:
+        log.info("asks for API keys known=%d", access.known)
+    elif loopback and asks:
+        log.info("asks for no API key: it listens on this machine alone, and there is none yet")
+    else:
+        log.warning("asks for no API key, as FOLDIN_ACCESS=open says")
+    task = asyncio.create_task(_follow(store, access), name="follow the keys")
+    try:
+        yield access
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _follow(store: Store, access: Access) -> None:
+    failing = False
+    while True:
+        await asyncio.sleep(POLL_S)
+        try:
+            access.update(await store.access.load())
+            failing = False
+        except StoreError as exc:
+            if not failing:
+                log.warning("the keys cannot be read, the last copy holds reason=%s", exc)
+            failing = True
+        except Exception:  # the edge of the loop: were it to end, a removed key would stay
+            log.exception("the keys cannot be read, the last copy holds")

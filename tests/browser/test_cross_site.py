@@ -1,0 +1,196 @@
+"""Pages of other origins in a real browser: none can train, rate or read, neither by the ways that need no
+leave of the service nor by a name of its own that leads to this machine.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from aiohttp import web
+from playwright.async_api import Page, async_playwright
+
+from featurestore.access import new_secret
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from processes.probes import unused_port
+from service.context import CONTEXT
+from service.http.access import Access
+from tests.browser.test_pages import CHROMIUM, QUIET, pytestmark
+from tests.support.factories import lead, publish, rating
+from tests.support.serving import serves, serving
+from tests.support.small_trainer import Trainer, running
+from tests.support.waiting import wait_until_async
+
+__all__ = ["pytestmark"]
+
+# Names of two other sites, both leading to this machine, as DNS rebinding would have it.
+RESOLVE = "--host-resolver-rules=MAP evil.example 127.0.0.1, MAP other.example 127.0.0.1"
+HISTORY = (
+    '{"nb_users":1,"nb_items":1,"user_history":[0],"item_history":[0],"rating_history":[3],"replace":true}'
+)
+POST_JSON = f"{{method: 'POST', headers: {{'Content-Type': 'application/json'}}, body: '{HISTORY}'}}"
+RATING = '{"user_id":"eve","item_id":"dune","rating":1}'
+
+# What a page may send to any address without asking it first. `URL` is the service.
+WITHOUT_LEAVE = [
+    f"fetch('URL/train', {{method: 'POST', mode: 'no-cors', body: new Blob(['{HISTORY}'])}})",
+    f"fetch('URL/train', {{method: 'POST', mode: 'no-cors', body: '{HISTORY}'}})",
+    "fetch('URL/train', {method: 'POST', mode: 'no-cors'})",
+    f"fetch('URL/train', {{method: 'POST', mode: 'no-cors', credentials: 'include', body: '{HISTORY}'}})",
+    f"fetch('URL/ratings', {{method: 'POST', mode: 'no-cors', body: new Blob(['{RATING}'])}})",
+    "fetch('URL/generations/1/activate', {method: 'POST', mode: 'no-cors'})",
+    "fetch('URL/predict?user_id=ann&item_id=dune', {mode: 'no-cors'})",
+    f"navigator.sendBeacon('URL/train', new Blob(['{HISTORY}']))",
+]
+# What it may not, so that the browser asks first (`OPTIONS`) and gets no leave.
+WITH_LEAVE = [
+    f"fetch('URL/train', {POST_JSON})",
+    "fetch('URL/users/ann', {method: 'DELETE'})",
+    "fetch('URL/predict?user_id=ann&item_id=dune')",
+]
+FORM = """<form id="f" method="post" enctype="text/plain" action="URL/train">
+<input name='{"replace":true,"nb_users":1,"nb_items":1,"user_history":[0],"item_history":[0],"x":"'
+value='","rating_history":[3]}'></form>"""
+# On a page that the service itself gave under the foreign name: of the same origin to the browser.
+REBOUND = [
+    f"fetch('/train', {POST_JSON})",
+    "fetch('/train', {method: 'POST'})",
+    "fetch('/users/ann', {method: 'DELETE'})",
+    "fetch('/predict?user_id=ann&item_id=dune')",
+]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A service, the page of another site, and what came of it."""
+
+    url: str
+    evil_url: str
+    app: web.Application
+    trainer: Trainer
+    store: Store
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """How many answers of each status there were, of all that holds data."""
+        found: dict[str, int] = {}
+        for route, by_status in self.app[CONTEXT].counts.requests.items():
+            if route not in {"/readyz", "/", "/static/{name}", "unmatched"}:
+                for status, count in by_status.items():
+                    found[status] = found.get(status, 0) + count
+        return found
+
+    async def untouched(self) -> bool:
+        return not self.trainer.taken and await self.store.stream.lag(1) == {0: 0, 1: 0, 2: 0, 3: 1}
+
+
+@asynccontextmanager
+async def serving_page(html: str) -> AsyncIterator[int]:
+    """A server of another site, on a port of its own."""
+
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(text=html, content_type="text/html")
+
+    app = web.Application()
+    app.router.add_get("/", page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    port = unused_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield port
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def scene(store_settings: StoreSettings, store: Store) -> AsyncIterator[Scene]:
+    lease = await lead(store, ttl_ms=600_000)
+    await store.items(1).register([b"dune"])
+    await store.ratings.append([rating("ann", "dune", 5.0)])
+    await publish(store, lease, n_items=1, users=[b"ann"])
+    async with running(Trainer(store, lease)) as trainer, serving(store_settings) as (client, app):
+        await serves(client, 1)
+        async with serving_page(f"<!doctype html><p>evil</p>{FORM.replace('URL', client.url)}") as port:
+            yield Scene(client.url, f"http://evil.example:{port}", app, trainer, store)
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[Page]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, RESOLVE])
+        yield await browser.new_page()
+        await browser.close()
+
+
+async def run(page: Page, calls: Sequence[str], url: str = "") -> list[str]:
+    """What the page learned of each call: a status, `opaque`, `sent`, or that the browser stopped it."""
+    found = []
+    for call in calls:
+        script = (
+            f"""{call.replace("URL", url)}"""
+            if "sendBeacon" in call
+            else f"""{call.replace("URL", url)}
+            .then((answer) => answer.type === 'opaque' ? 'opaque' : String(answer.status), () => 'stopped')"""
+        )
+        learned = await page.evaluate(script)
+        found.append("sent" if learned is True else learned)
+    return found
+
+
+async def test_a_page_of_another_site_changes_and_learns_nothing(scene: Scene, page: Page) -> None:
+    await page.goto(scene.evil_url)
+    before = scene.statuses.get("403", 0)
+    assert set(await run(page, WITHOUT_LEAVE, scene.url)) <= {"opaque", "sent", "stopped"}
+    assert set(await run(page, WITH_LEAVE, scene.url)) == {"stopped"}
+    # They did come: it is the service that refused them.
+    await wait_until_async(lambda: scene.statuses.get("403", 0) >= before + 8, 10.0, "all calls came")
+    assert set(scene.statuses) <= {"403", "204", "405"}
+    async with page.expect_navigation():
+        await page.evaluate("document.getElementById('f').submit()")
+    assert "cross_site" in await page.content()
+    assert await scene.untouched()
+
+
+async def test_a_name_that_leads_here_opens_nothing(scene: Scene, page: Page) -> None:
+    rebound = scene.url.replace("127.0.0.1", "other.example")
+    await page.goto(f"{rebound}/")
+    assert "cross_site" in await page.content()
+    assert await run(page, REBOUND) == ["403"] * len(REBOUND)
+    assert set(scene.statuses) == {"403"}
+    assert await scene.untouched()
+
+
+async def test_the_pages_own_calls_pass(scene: Scene, page: Page) -> None:
+    await page.goto(f"{scene.url}/")
+    assert await run(page, REBOUND[:1]) == ["200"]
+    assert {command.kind for command in scene.trainer.taken} == {"epoch"}
+    # A link from elsewhere to the page is no harm.
+    await page.goto(scene.evil_url)
+    await page.evaluate(f"location.href = '{scene.url}/'")
+    await page.wait_for_url(f"{scene.url}/")
+    await page.wait_for_selector("#cards")
+
+
+async def test_without_the_check_both_ways_would_be_open(
+    scene: Scene, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: what refused them above was the check of the service, not the browser."""
+    monkeypatch.setattr(Access, "admit", lambda *_: None)
+    await page.goto(scene.evil_url)
+    await run(page, ["fetch('URL/train', {method: 'POST', mode: 'no-cors'})"], scene.url)
+    assert {command.kind for command in scene.trainer.taken} == {"refit"}
+    await page.goto(scene.url.replace("127.0.0.1", "other.example"))
+    assert await run(page, REBOUND[:1]) == ["200"]
+    assert {command.kind for command in scene.trainer.taken} == {"refit", "epoch"}
+
+
+async def test_with_keys_a_page_that_knows_none_is_refused_under_any_name(
+    store_settings: StoreSettings, store: Store, scene: Scene, page: Page
+) -> None:
+    await store.access.add(new_secret(), "first", "operate")
+    async with serving(store_settings) as (client, _):
+        await page.goto(f"{client.url.replace('127.0.0.1', 'other.example')}/")
+        assert await run(page, REBOUND) == ["401"] * len(REBOUND)
+    assert await scene.untouched()

@@ -1,0 +1,58 @@
+"""`rediss://`: both ways to the store, the shared socket and redis-py, over TLS of a real server, and only
+with one whose certificate is known.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from featurestore.access import count_of, new_secret
+from featurestore.errors import StoreUnavailable
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from processes.errors import ChildEndedError
+from processes.probes import unused_port
+from tests.support.certificates import certificate
+from tests.support.factories import rating
+from tests.support.servers import missing, running_server
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[StoreSettings]:
+    """A store that speaks TLS, on a port beside the plain one by which tests see that it runs."""
+    known, port = certificate(tmp_path, "server"), unused_port()
+    options = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(known)]
+    options += ["--tls-cert-file", str(known), "--tls-key-file", str(known.with_suffix(".key"))]
+    try:
+        with running_server("redis", tmp_path, *options):
+            url = f"rediss://localhost:{port}?ssl_ca_certs={known}"
+            yield StoreSettings(url=url, partitions=2, timeout_s=5.0)
+    except ChildEndedError:
+        missing("a redis-server with TLS")
+
+
+async def test_a_store_is_used_over_tls(settings: StoreSettings) -> None:
+    store = await Store.open(settings)
+    await store.ratings.append([rating("ann", "dune", 5.0)])
+    assert (await store.users.history(1, b"ann"))[0] == 1
+    await store.access.add(new_secret(), "one", "read")
+    assert count_of(await store.access.load()) == 1
+    # Bulk and hot connection, and the pool of redis-py: none of them is plain.
+    listed = (await store.redis.info("clients"))["connected_clients"]
+    assert listed >= 3
+    await store.close()
+
+
+async def test_a_server_that_is_not_known_is_refused(settings: StoreSettings, tmp_path: Path) -> None:
+    other = certificate(tmp_path, "other")
+    for url in (
+        settings.url.partition("?")[0],
+        f"{settings.url.partition('?')[0]}?ssl_ca_certs={other}",
+        settings.url.replace("rediss://localhost", "rediss://127.0.0.2"),
+        # Plain speech to a port of TLS.
+        settings.url.partition("?")[0].replace("rediss", "redis"),
+    ):
+        with pytest.raises(StoreUnavailable):
+            await Store.open(replace(settings, url=url, timeout_s=1.0))

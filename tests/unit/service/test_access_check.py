@@ -1,0 +1,210 @@
+"""The check of a request, with values: keys, roles, pages of other origins, names of the service."""
+
+import ipaddress
+import re
+
+import pytest
+from multidict import CIMultiDict
+
+from featurestore.access import ROLES, ApiKey, StoredKeys, digest_of_secret, is_secret, new_secret, parse_keys
+from service.http.access import LEVELS, PUBLIC, READ, UNKNOWN, Access
+from service.http.audit import Audit
+from service.http.problems import Problem
+from service.routes import ROUTES
+
+SECRETS: dict[str, str] = {role: new_secret() for role in ROLES}
+STORED: StoredKeys = {digest_of_secret(SECRETS[role]): ApiKey(f"the-{role}", role, 0.0) for role in ROLES}
+OWN = {"Host": "foldin.example"}
+
+
+def with_keys(**more: object) -> Access:
+    access = Access(loopback=False, **more)  # type: ignore[arg-type]  # as the test says
+    access.update(STORED)
+    return access
+
+
+def outcome(access: Access, headers: dict[str, str], level: int = READ) -> str:
+    """The code of the refusal, or `ok`."""
+    try:
+        access.admit(CIMultiDict(headers), level)
+    except Problem as problem:
+        return problem.code
+    return "ok"
+
+
+def bearer(role: str) -> dict[str, str]:
+    return {**OWN, "Authorization": f"Bearer {SECRETS[role]}"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("needed", LEVELS)
+def test_a_role_includes_the_smaller_ones(role: str, needed: str) -> None:
+    allowed = needed == "public" or LEVELS[role] >= LEVELS[needed]  # type: ignore[index]  # a role
+    for headers in (bearer(role), {**OWN, "x-api-key": SECRETS[role]}):
+        access = with_keys()
+        # The second time it is known by the text of the header.
+        for _ in range(2):
+            assert outcome(access, headers, LEVELS[needed]) == ("ok" if allowed else "forbidden")  # type: ignore[index]  # a role
+
+
+def test_what_is_no_key_is_refused_and_what_is_public_needs_none() -> None:
+    access = with_keys()
+    good = SECRETS["read"]
+    for headers in (
+        {},
+        {"Authorization": good},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Basic {good}"},
+        {"Authorization": f"Bearer {good[:-1]}"},
+        {"Authorization": f"Bearer {good} {good}"},
+        {"Authorization": f"Bearer {digest_of_secret(good)}"},
+        {"Authorization": "Bearer \udcff"},
+        {"X-API-Key": ""},
+        {"X-API-Key": f"Bearer {good}"},
+        {"Cookie": f"key={good}"},
+    ):
+        assert outcome(access, {**OWN, **headers}) == "unauthorized", headers
+        assert outcome(access, {**OWN, **headers}, PUBLIC) == "ok"
+        assert access.name_of(CIMultiDict(headers)) == UNKNOWN
+    # A proxy's own use of Authorization leaves the other header.
+    assert outcome(access, {**OWN, "Authorization": "Basic eA==", "X-API-Key": good}) == "ok"
+    assert outcome(access, {**OWN, "Authorization": f"bearer  {good}"}) == "ok"
+    assert access.name_of(CIMultiDict(bearer("rate"))) == "the-rate"
+
+
+def test_a_removed_key_is_forgotten_and_the_last_one_leaves_the_door_shut() -> None:
+    access = with_keys()
+    assert outcome(access, bearer("operate")) == "ok"
+    access.update({digest: key for digest, key in STORED.items() if key and key.role != "operate"})
+    assert outcome(access, bearer("operate")) == "unauthorized"
+    assert outcome(access, bearer("read")) == "ok"
+    access.update({})
+    assert outcome(access, bearer("read")) == "unauthorized"
+    assert outcome(access, OWN) == "unauthorized"
+
+
+def test_what_was_verified_is_bounded() -> None:
+    access = with_keys()
+    for spaces in range(1, 3_000):
+        headers = {"Authorization": f"Bearer{' ' * spaces}{SECRETS['read']}"}
+        assert outcome(access, headers) == "ok"
+    assert len(access._verified) <= 1_024
+
+
+def test_on_loopback_a_first_key_closes_an_open_service() -> None:
+    access = Access(loopback=True)
+    local = {"Host": "localhost:8080"}
+    assert outcome(access, local, LEVELS["operate"]) == "ok"
+    access.update(STORED)
+    assert outcome(access, local) == "unauthorized"
+    said_so = Access(asks=False, loopback=True)
+    said_so.update(STORED)
+    assert outcome(said_so, local, LEVELS["operate"]) == "ok"
+
+
+def test_a_record_that_cannot_be_read_opens_nothing_and_counts_as_a_key() -> None:
+    secret = new_secret()
+    digest = digest_of_secret(secret)
+    for value in (b"", b"{", b'{"name": "x", "role": "all", "created": 1}', b'{"name": "x"}', b"\xff"):
+        stored = parse_keys({digest.encode(): value})
+        assert stored == {digest: None}
+        access = Access(loopback=True)
+        access.update(stored)
+        assert outcome(access, {"Host": "localhost", "X-API-Key": secret}) == "unauthorized"
+    # One with more in it than this version knows is read.
+    assert parse_keys({b"d": b'{"name": "x", "role": "read", "created": 1, "quota": 5}'})["d"] is not None
+
+
+ORIGINS = [
+    ({"Origin": "http://foldin.example"}, "ok"),
+    ({"Origin": "https://foldin.example"}, "ok"),
+    ({"Origin": "HTTPS://Foldin.Example"}, "ok"),
+    ({"Origin": "https://shop.example"}, "ok"),
+    ({"Origin": "http://shop.example"}, "cross_site"),
+    ({"Origin": "https://evil.example"}, "cross_site"),
+    ({"Origin": "https://foldin.example.evil.example"}, "cross_site"),
+    ({"Origin": "https://foldin.example:444"}, "cross_site"),
+    ({"Origin": "ftp://foldin.example"}, "cross_site"),
+    ({"Origin": "null"}, "cross_site"),
+    ({"Origin": ""}, "cross_site"),
+    ({"Sec-Fetch-Site": "same-origin"}, "ok"),
+    ({"Sec-Fetch-Site": "none"}, "ok"),
+    ({"Sec-Fetch-Site": "cross-site"}, "cross_site"),
+    ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, "cross_site"),
+    ({"Sec-Fetch-Site": "cross-site", "Origin": "https://shop.example"}, "ok"),
+]
+
+
+@pytest.mark.parametrize(("headers", "expected"), ORIGINS)
+@pytest.mark.parametrize("level", LEVELS.values())
+def test_a_page_of_another_origin_is_refused(headers: dict[str, str], expected: str, level: int) -> None:
+    access = with_keys(origins=["https://shop.example"])
+    link = level == PUBLIC and headers.get("Sec-Fetch-Mode") == "navigate"
+    assert outcome(access, {**bearer("operate"), **headers}, level) == ("ok" if link else expected)
+
+
+LOCAL = ("localhost", "LOCALHOST:8080", "127.0.0.1", "127.1.2.3:80", "[::1]", "[::1]:8080")
+FOREIGN = ("evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "", ":80")
+ADDRESSES = ("10.0.0.7:8080", "[fe80::1]:8080", "8.8.8.8")
+
+
+def test_open_on_loopback_it_answers_to_names_of_this_machine_alone() -> None:
+    access = Access(loopback=True, hosts=["foldin.test", "here:81"])
+    for _ in range(2):
+        for host in (*LOCAL, "foldin.test", "Foldin.Test:9", "here:81"):
+            assert outcome(access, {"Host": host}) == "ok", host
+        for host in (*FOREIGN, *ADDRESSES, "here:82", "here"):
+            assert outcome(access, {"Host": host}) == "cross_site", host
+            assert outcome(access, {"Host": host}, PUBLIC) == "cross_site", host
+
+
+def test_with_keys_any_name_passes_unless_there_is_a_list() -> None:
+    for host in (*LOCAL, *FOREIGN, *ADDRESSES):
+        assert outcome(with_keys(), {**bearer("read"), "Host": host}) == "ok"
+    listed = with_keys(hosts=["foldin.test"])
+    # Probes and scrapes ask by address.
+    for host in (*LOCAL, *ADDRESSES, "foldin.test:443"):
+        assert outcome(listed, {**bearer("read"), "Host": host}) == "ok", host
+    for host in FOREIGN:
+        assert outcome(listed, {**bearer("read"), "Host": host}) == "cross_site", host
+    for _ in range(3_000):
+        outcome(listed, {**bearer("read"), "Host": f"10.0.{_ % 256}.{_ // 256}"})
+    assert len(listed._hosts_passed) <= 1_024
+
+
+def test_every_route_needs_a_role_and_few_are_public() -> None:
+    assert {route.path for route in ROUTES if route.needs == "public"} == {
+        *("/livez", "/readyz", "/", "/docs", "/openapi.json", "/static/{name}")
+    }
+    assert {(route.method, route.path) for route in ROUTES if route.needs == "operate"} == {
+        ("POST", "/train"),
+        ("POST", "/generations/{generation}/activate"),
+        ("DELETE", "/users/{user_id}"),
+    }
+    # Negative control: what writes is no read.
+    reads = {(route.method, route.path) for route in ROUTES if route.needs == "read"}
+    assert {pair for pair in reads if pair[0] != "GET"} == {("POST", "/predict"), ("POST", "/recommend")}
+
+
+def test_keys_are_long_differ_and_have_a_form() -> None:
+    some = {new_secret() for _ in range(100)}
+    assert len(some) == 100
+    assert all(is_secret(secret) and re.fullmatch(r"fk_[\w-]{43}", secret, re.A) for secret in some)
+    assert not any(map(is_secret, ("", "fk_", "fk_" + "x" * 42, "x" * 46, "fk_" + "x" * 43 + "\n")))
+
+
+FORWARDED = [
+    ("10.0.0.2", "203.0.113.9", "203.0.113.9"),
+    ("10.0.0.2", "6.6.6.6, 203.0.113.9", "203.0.113.9"),
+    ("10.0.0.2", "6.6.6.6, 203.0.113.9, 10.0.0.3", "203.0.113.9"),
+    ("10.0.0.2", "made up", "10.0.0.2"),
+    ("10.0.0.2", "", "10.0.0.2"),
+    ("203.0.113.7", "6.6.6.6", "203.0.113.7"),
+]
+
+
+@pytest.mark.parametrize(("peer", "forwarded", "client"), FORWARDED)
+def test_only_a_trusted_proxy_is_believed(peer: str, forwarded: str, client: str) -> None:
+    audit = Audit((), [ipaddress.ip_network("10.0.0.0/8")])
+    assert audit.client_of(peer, CIMultiDict({"X-Forwarded-For": forwarded})) == client
+    assert Audit(()).client_of(peer, CIMultiDict({"X-Forwarded-For": forwarded})) == peer
