@@ -46,7 +46,9 @@ RUN apt-get update -qq \
 # A fixed uid, so that volumes keep their owner across images. A named volume takes over the owner of what it covers.
 RUN groupadd --gid 10001 foldin \
  && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin foldin \
- && install -d -o foldin -g foldin -m 0750 /data /data/archive /data/results
+ && install -d -o foldin -g foldin -m 0750 /data /data/archive /data/results \
+ && install -d -o foldin -g foldin -m 0700 /data/keys \
+ && install -d -o foldin -g foldin -m 0755 /data/scrape-key
 # A change of code is a new layer of 3 MB; the one of the libraries stays.
 COPY --from=libraries /opt/foldin /opt/foldin
 COPY --from=package /package/opt/foldin /opt/foldin

@@ -23,6 +23,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -103,6 +104,7 @@ class Stack:
         self.project = f"foldin-test-{secrets.token_hex(4)}"
         self.port, self.environment_port, self.prometheus_port = free_ports(3)
         self.url = f"http://127.0.0.1:{self.port}"
+        self.key = ""
         self._command = [
             *command,
             "--project-name",
@@ -119,6 +121,8 @@ class Stack:
             "FOLDIN_PUBLISH_ENVIRONMENT": f"127.0.0.1:{self.environment_port}",
             "FOLDIN_PUBLISH_PROMETHEUS": f"127.0.0.1:{self.prometheus_port}",
             "FOLDIN_PLAY_STEPS": "40",
+            # What a busy disk takes is not what these tests are about.
+            "FOLDIN_STORE_TIMEOUT_S": "5",
         }
 
     def run(self, *arguments: str, timeout_s: float = 120.0) -> str:
@@ -153,15 +157,23 @@ class Stack:
 
     def process(self, service: str) -> int:
         """The process id, on this machine, of the service's first process; 0 while there is none."""
-        container = self.run("ps", "--quiet", service).split()[0]
-        path = self.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+        return int(self.inspected(service)["State"]["Pid"])
+
+    def inspected(self, service: str) -> dict[str, Any]:
+        """What the engine tells of the service's first container."""
+        container = self.run("ps", "--all", "--quiet", service).split()[0]
+        return dict(json.loads(self.engine("GET", f"/containers/{container}/json")))
+
+    def engine(self, method: str, path: str) -> bytes:
+        """The body of an answer of the engine's API."""
+        socket_path = self.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)
-            connection.connect(path)
-            request = f"GET /v1.41/containers/{container}/json HTTP/1.0\r\nHost: engine\r\n\r\n"
+            connection.connect(socket_path)
+            request = f"{method} /v1.41{path} HTTP/1.0\r\nHost: engine\r\n\r\n"
             connection.sendall(request.encode())
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
-        return int(json.loads(answer.partition(b"\r\n\r\n")[2])["State"]["Pid"])
+        return answer.partition(b"\r\n\r\n")[2]
 
 
 def free_ports(count: int) -> list[int]:
@@ -181,7 +193,10 @@ def stack(engine: tuple[list[str], dict[str, str]]) -> Iterator[Stack]:
         stack.run("build", "service", timeout_s=600)
         stack.run("up", "--detach", "--no-build", "redis", "service", "nginx", "trainer")
         wait_until(lambda: stack.healthy("service"), 90, "the service is healthy")
-        asyncio.run(train(stack.url))
+        # As the file itself says.
+        show = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "keys", "/data/keys/operator.key")
+        stack.key = stack.run(*show).strip()
+        asyncio.run(train(stack))
         yield stack
     except BaseException:
         with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
@@ -191,6 +206,9 @@ def stack(engine: tuple[list[str], dict[str, str]]) -> Iterator[Stack]:
         stack.run("down", "--volumes", "--remove-orphans", "--timeout", "5", timeout_s=120)
 
 
+PROMETHEUS = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"][
+    "image"
+].partition(":")[2]
 USERS, ITEMS = 40, 30
 WORLD = {
     "nb_users": USERS,
@@ -201,18 +219,22 @@ WORLD = {
 }
 
 
-async def train(url: str) -> dict[str, Any]:
+async def train(stack: Stack) -> dict[str, Any]:
     """Begin a new history with `WORLD`; what the API answers when it is live."""
-    async with asking() as client, client.post(f"{url}/train", json={**WORLD, "replace": True}) as answer:
+    async with (
+        asking(stack) as client,
+        client.post(f"{stack.url}/train", json={**WORLD, "replace": True}) as answer,
+    ):
         document = await answer.json(content_type=None)
         assert answer.status == 200, document
         return dict(document)
 
 
 @contextlib.asynccontextmanager
-async def asking() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client like any other: its connections are kept open, and every call is bounded."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=90)) as client:
+async def asking(stack: Stack) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client with the operator's key: its connections are kept open, and every call is bounded."""
+    headers = {"Authorization": f"Bearer {stack.key}"}
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=90)) as client:
         yield client
 
 
@@ -253,7 +275,7 @@ def test_the_image_runs_without_privileges_and_cannot_be_written(stack: Stack) -
 async def test_answers_through_nginx_carry_the_callers_request_id_and_problems_are_documents(
     stack: Stack,
 ) -> None:
-    async with asking() as client:
+    async with asking(stack) as client:
         headers = {"X-Request-ID": "test-1"}
         url = f"{stack.url}/predict"
         async with client.get(url, params={"user_id": "1", "item_id": "2"}, headers=headers) as answer:
@@ -261,7 +283,8 @@ async def test_answers_through_nginx_carry_the_callers_request_id_and_problems_a
             assert answer.headers["X-Request-ID"] == "test-1"
             assert 1 <= (await answer.json())["rating"] <= 5
         for payload_bytes in (11_000_000, 12_000_000):  # refused by the service, and by nginx before it
-            async with client.post(f"{stack.url}/ratings", data=io.BytesIO(bytes(payload_bytes))) as answer:
+            body, kind = io.BytesIO(bytes(payload_bytes)), {"Content-Type": "application/json"}
+            async with client.post(f"{stack.url}/ratings", data=body, headers=kind) as answer:
                 assert answer.status == 413
                 assert answer.content_type == "application/problem+json"
                 assert (await answer.json(content_type=None))["code"] == "body_too_large"
@@ -295,7 +318,7 @@ async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
         before = asked
         await wait_until_async(lambda: reached(lambda: asked > before + 400), 60, "400 more were asked")
 
-    async with asking() as client:
+    async with asking(stack) as client:
         clients = [
             asyncio.create_task(client_of(client, number), name=f"client {number}") for number in range(8)
         ]
@@ -337,7 +360,7 @@ async def test_a_restart_of_the_store_loses_nothing(stack: Stack) -> None:
         rated, _ = await rate(client, stack.url, f"{user_id}-after", "1", 3)
         return asked == rated == 200
 
-    async with asking() as client:
+    async with asking(stack) as client:
         restart = asyncio.create_task(
             asyncio.to_thread(stack.run, "restart", "redis"), name="restart the store"
         )
@@ -353,10 +376,10 @@ async def test_a_restart_of_the_store_loses_nothing(stack: Stack) -> None:
 async def test_a_trainer_that_is_killed_comes_back_and_learns_what_was_rated_meanwhile(stack: Stack) -> None:
     user_id = f"trainer-{secrets.token_hex(4)}"
     # What other tests rated is of no kind: the gate would rightly compare the next fit with the one before.
-    await train(stack.url)
+    await train(stack)
     killed = stack.process("trainer")
     os.kill(killed, signal.SIGKILL)
-    async with asking() as client:
+    async with asking(stack) as client:
         status, document = await rate(client, stack.url, user_id, "1", 5)
         assert status < 300, document
         await asyncio.to_thread(
@@ -384,11 +407,15 @@ async def test_the_player_plays_the_environment_against_the_api(stack: Stack) ->
     said = stack.run("logs", "--no-color", "player")
     assert [container["ExitCode"] for container in stack.containers("player")] == [0], said
     assert "deployed" in said
-    async with asking() as client, client.get(f"http://127.0.0.1:{stack.environment_port}/") as answer:
+    async with asking(stack) as client, client.get(f"http://127.0.0.1:{stack.environment_port}/") as answer:
         assert "Hello World!" in await answer.text()
 
 
 async def test_prometheus_finds_the_replicas(stack: Stack) -> None:
+    # The engine of the tool has no registry, and a stand-in for whatever version.
+    stack.engine(
+        "POST", f"/images/prom/prometheus:latest/tag?repo=docker.io/prom/prometheus&tag={PROMETHEUS}"
+    )
     stack.run("up", "--detach", "--no-build", "prometheus")
     url = f"http://127.0.0.1:{stack.prometheus_port}/api/v1/query"
 
@@ -399,5 +426,67 @@ async def test_prometheus_finds_the_replicas(stack: Stack) -> None:
             return False
         return status == 200 and len(document["data"]["result"]) == 1
 
-    async with asking() as client:
+    async with asking(stack) as client:
         await wait_until_async(lambda: scraped(client), 60, "Prometheus has scraped the service")
+
+
+async def test_without_a_key_nothing_is_answered_and_nothing_else_is_new(stack: Stack) -> None:
+    async with aiohttp.ClientSession() as client:
+        for method, path in (
+            ("GET", "/predict?user_id=1&item_id=2"),
+            ("POST", "/train"),
+            ("GET", "/metrics"),
+        ):
+            status, document = await call(client, method, stack.url + path)
+            assert (status, document["code"]) == (401, "unauthorized"), path
+        assert (await call(client, "GET", f"{stack.url}/livez"))[0] == 200
+        headers = {"Authorization": f"Bearer {stack.key}", "Origin": "http://evil.example"}
+        status, document = await call(client, "POST", f"{stack.url}/train", headers=headers)
+        assert (status, document["code"]) == (403, "cross_site")
+    # The record of it: by whom, and from where, which is the machine and not nginx.
+    lines = [
+        line for line in stack.run("logs", "--no-color", "service").splitlines() if "foldin.audit" in line
+    ]
+    assert any("key=operator call=POST /train" in line and "status=403" in line for line in lines)
+    assert not any(stack.key in line for line in lines)
+    assert stack.key not in stack.run("logs", "--no-color")
+
+
+def test_the_first_keys_are_made_once(stack: Stack) -> None:
+    stack.run("up", "--detach", "--no-build", "keys")
+    show = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "keys", "/data/keys/operator.key")
+    assert stack.run(*show).strip() == stack.key
+    assert "operator.key" in stack.run("logs", "--no-color", "keys")
+
+
+def test_nginx_does_not_reach_the_store_and_the_store_reaches_nothing(stack: Stack) -> None:
+    assert {name.rpartition("_")[2] for name in stack.inspected("nginx")["NetworkSettings"]["Networks"]} == {
+        "front"
+    }
+    assert {name.rpartition("_")[2] for name in stack.inspected("redis")["NetworkSettings"]["Networks"]} == {
+        "store"
+    }
+    with pytest.raises(AssertionError):
+        stack.run("exec", "-T", "nginx", "sh", "-c", "getent hosts redis")
+    # The control: the service finds both.
+    assert in_service(stack, "import socket; print(socket.gethostbyname('redis') != '')") == "True"
+
+
+def test_only_those_with_a_password_use_the_store(stack: Stack) -> None:
+    ask = ("exec", "-T", "redis", "redis-cli")
+    assert "NOAUTH" in stack.run(*ask, "GET", "foldin:config")
+    assert "NOPERM" in stack.run(*ask, "--user", "health", "--pass", "x", "--no-auth-warning", "DBSIZE")
+    admin = ("exec", "-T", "redis", "sh", "/etc/foldin/cli.sh")
+    assert "aof_enabled:1" in stack.run(*admin, "INFO", "persistence")
+    # Nothing that service, trainer and the other containers asked was refused, but what this test asked
+    # itself.
+    refused = stack.run(*admin, "ACL", "LOG")
+    assert "foldin" not in {line.strip() for line in refused.splitlines()}
+
+
+def test_memory_and_processes_are_limited(stack: Stack) -> None:
+    for name in ("redis", "service", "nginx", "trainer"):
+        limits = stack.inspected(name)["HostConfig"]
+        assert limits["Memory"] > 0, name
+        assert limits["PidsLimit"] > 0, name
+        assert limits["ReadonlyRootfs"], name

@@ -12,7 +12,6 @@ from service.metrics import Counts, error_bounds, expose
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
-OURS = ("service", "trainer", "environment", "player")
 
 
 def exposed() -> set[str]:
@@ -48,12 +47,42 @@ def test_the_board_has_no_two_panels_in_one_place() -> None:
         taken |= cells
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_our_containers_have_no_rights(name: str) -> None:
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_every_container_has_no_rights_and_is_bounded(name: str) -> None:
     container = COMPOSE["services"][name]
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
+    assert name == "secrets" or "cap_add" not in container
     assert "no-new-privileges:true" in container["security_opt"]
+    assert container["mem_limit"]
+    assert container["pids_limit"] > 0
+    assert container.get("network_mode") == "none" or container["networks"]
+
+
+def test_no_image_is_whatever_is_newest() -> None:
+    images = [each["image"] for each in COMPOSE["services"].values()]
+    assert [image for image in images if image.endswith(":latest")] == []
+    assert [image for image in images if ":" not in image] == []
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    assert all(":" in image for image in re.findall(r"^FROM (\S+/\S+|python\S*)", dockerfile, re.M))
+
+
+def test_the_store_is_on_a_network_of_its_own() -> None:
+    assert COMPOSE["networks"]["store"]["internal"] is True
+    on_it = {name for name, each in COMPOSE["services"].items() if "store" in each.get("networks", ())}
+    assert on_it == {"redis", "keys", "service", "trainer"}
+    assert {name for name, each in COMPOSE["services"].items() if "ports" in each}.isdisjoint(on_it)
+
+
+def test_secrets_are_in_files_that_few_mount() -> None:
+    mounted: dict[str, set[str]] = {}
+    for name, each in COMPOSE["services"].items():
+        for volume in each.get("volumes", ()):
+            mounted.setdefault(volume.partition(":")[0], set()).add(name)
+    assert mounted["redis-acl"] == {"secrets", "redis"}
+    assert mounted["redis-password"] == {"secrets", "keys", "service", "trainer"}
+    assert mounted["keys"] == {"keys", "player"}
+    assert mounted["scrape-key"] == {"keys", "prometheus"}
 
 
 def test_the_service_can_be_scaled() -> None:

@@ -1,0 +1,191 @@
+"""The store's user of the compose file, made by its own script: it may do all that service and trainer
+need, on a real server of each kind, and nothing that administers the server or reaches other keys.
+"""
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+from featurestore.access import new_secret
+from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import rating
+from tests.support.servers import KINDS, StoreServer, running_server
+from tests.support.serving import Client, serves, serving
+from tests.support.trainers import running_trainer, trainer_settings
+
+SCRIPT = Path(__file__).resolve().parents[3] / "deploy/redis/secrets.sh"
+NAMESPACE = "acl-test"
+
+
+def make_secrets(folder: Path) -> tuple[Path, Path]:
+    """Run the script; the folders of the list and of the password."""
+    acl, password = folder / "acl", folder / "password"
+    for each in (acl, password):
+        each.mkdir(exist_ok=True)
+    environment = {"PATH": os.environ["PATH"], "FOLDIN_NAMESPACE": NAMESPACE}
+    command = ["sh", str(SCRIPT), str(acl), str(password), str(folder), str(os.getuid())]
+    subprocess.run(command, env=environment, check=True, timeout=30)
+    return acl, password
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return make_secrets(tmp_path)
+
+
+@pytest.fixture(params=KINDS)
+def server(
+    request: pytest.FixtureRequest, tmp_path: Path, folders: tuple[Path, Path]
+) -> Iterator[StoreServer]:
+    with running_server(request.param, tmp_path, "--aclfile", str(folders[0] / "users.acl")) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(server: StoreServer, folders: tuple[Path, Path]) -> StoreSettings:
+    return StoreSettings(
+        url=server.url.replace("//", "//foldin@"),
+        password_file=folders[1] / "redis",
+        namespace=NAMESPACE,
+        partitions=4,
+        scale="1:5:1",
+        timeout_s=5.0,
+    )
+
+
+def logged_in(server: StoreServer, user: str, file: Path) -> Any:
+    return Redis(host="127.0.0.1", port=server.port, username=user, password=file.read_text(), protocol=2)
+
+
+def test_the_passwords_are_made_once_and_only_hashes_are_in_the_list(tmp_path: Path) -> None:
+    acl, password = make_secrets(tmp_path)
+    before = {path: path.read_text() for path in (acl / "admin", password / "redis", acl / "users.acl")}
+    make_secrets(tmp_path)
+    assert {path: path.read_text() for path in before} == before
+    secrets = {before[acl / "admin"], before[password / "redis"]}
+    assert all(len(secret) == 64 for secret in secrets)
+    assert len(secrets) == 2
+    assert not any(secret in before[acl / "users.acl"] for secret in secrets)
+    assert stat.S_IMODE((acl / "admin").stat().st_mode) == 0o440
+
+
+async def test_service_and_trainer_do_all_they_do(
+    server: StoreServer, settings: StoreSettings, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    admin = logged_in(server, "admin", folders[0] / "admin")
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    async with running_trainer(trainer_settings(settings, archive)), serving(settings) as (client, _):
+        await every_call(client)
+    store = await Store.open(settings)
+    await store.access.add(new_secret(), "one", "read")
+    assert await store.access.remove("one") == 1
+    await store.close()
+    assert admin.acl_log() == []
+    assert admin.dbsize() > 0
+    assert all(key.startswith((b"acl-test", b"{acl-test")) for key in admin.scan_iter())
+
+
+async def test_what_was_written_is_there_after_a_restart(
+    server: StoreServer, settings: StoreSettings, folders: tuple[Path, Path]
+) -> None:
+    """A server reads its own file as its user `default`, who is off: what that one may not do would be left
+    out, without an error. It happened: every call of a function is a transaction there.
+    """
+    store = await Store.open(settings)
+    await store.ratings.append([rating(f"user-{n}", "dune") for n in range(20)])
+    await store.access.add(new_secret(), "one", "read")
+    await store.close()
+    admin = logged_in(server, "admin", folders[0] / "admin")
+    before = digest(admin)
+    assert len(before) > 20
+    for how in (server.stop, server.kill):
+        how()
+        server.start()
+        assert digest(admin) == before
+
+
+def digest(admin: Any) -> dict[bytes, bytes]:
+    """Every key with its value, as the server would dump it."""
+    return {key: admin.dump(key) for key in admin.scan_iter()}
+
+
+async def every_call(client: Client) -> None:
+    """All that changes something or reads in an own way."""
+    history = {
+        "nb_users": 6,
+        "nb_items": 5,
+        "user_history": [user for user in range(6) for _ in range(5)],
+        "item_history": [item for _ in range(6) for item in range(5)],
+        "rating_history": [1 + (user * item) % 5 for user in range(6) for item in range(5)],
+    }
+    trained = await client.post("/train", history)
+    assert trained.status == 200
+    await serves(client, trained.json["generation"])
+    rows = [{"user_id": f"new-{n}", "item_id": n % 7, "rating": 1 + n % 5} for n in range(40)]
+    assert (await client.post("/ratings", rows)).status == 200
+    assert (await client.get("/predict?user_id=new-1&item_id=2")).json["basis"].startswith("user")
+    assert (await client.ask("DELETE", "/ratings/new-1/1")).status == 200
+    assert (await client.ask("DELETE", "/users/new-2")).json["archive"] == "erased"
+    assert (await client.ask("POST", "/train")).status == 200
+    generations = (await client.get("/generations")).json["generations"]
+    assert (await client.ask("POST", f"/generations/{generations[-1]['generation']}/activate")).status == 200
+    assert (await client.post("/train", {**history, "replace": True})).status == 200
+    for path in ("/recommend/0", "/users/0", "/users/0/ratings", "/items/0", "/explain/0/1", "/status"):
+        assert (await client.get(path)).status == 200, path
+    assert (await client.get("/readyz")).status == 200
+
+
+FORBIDDEN = [
+    *("FLUSHALL", "FLUSHDB", "CONFIG GET *", "CONFIG SET maxmemory 1", "KEYS *", "ACL LIST", "ACL WHOAMI"),
+    *("SHUTDOWN NOSAVE", "REPLICAOF NO ONE", "SAVE", "BGREWRITEAOF", "MONITOR"),
+    *("FUNCTION FLUSH", "FUNCTION DELETE foldin", "MODULE LIST", "CLIENT LIST", "CLIENT KILL ID 1"),
+    *("GET other", "SET other 1", "HGETALL other:config", "DEL acl-tests:live", "SCRIPT FLUSH"),
+]
+
+
+def test_the_user_may_not_do_anything_else(
+    server: StoreServer, settings: StoreSettings, folders: tuple[Path, Path]
+) -> None:
+    with pytest.raises(AuthenticationError):
+        Redis(host="127.0.0.1", port=server.port).ping()
+    ours = logged_in(server, "foldin", folders[1] / "redis")
+    # The control: its own keys it may read and write.
+    assert ours.set("acl-test:x", 1)
+    assert ours.get("acl-test:x") == b"1"
+    for command in FORBIDDEN:
+        with pytest.raises(NoPermissionError):
+            ours.execute_command(*command.split())
+    health = logged_in(server, "health", folders[1] / "redis")
+    assert health.ping()
+    with pytest.raises(NoPermissionError):
+        health.get("acl-test:x")
+    assert len(logged_in(server, "admin", folders[0] / "admin").acl_log()) > 0
+
+
+async def test_without_the_password_nothing_opens_and_it_is_told_nowhere(
+    settings: StoreSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError) as refused:
+        await Store.open(replace(settings, url=settings.url.replace("foldin@", "")))
+    assert not isinstance(refused.value, StoreUnavailable)
+    with pytest.raises(StoreRefused, match="cannot be read"):
+        await Store.open(replace(settings, password_file=tmp_path / "none"))
+    password = settings.password_file.read_text() if settings.password_file else ""
+    store = await Store.open(settings)
+    await store.close()
+    assert password not in repr(settings)
+    assert password in settings.address()
+    # An address that has a password, or names no user, is taken as it stands.
+    for url in ("redis://foldin:other@h:1", "redis://h:1", "unix:///x/y"):
+        assert replace(settings, url=url).address() == url
