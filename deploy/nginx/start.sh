@@ -37,4 +37,19 @@ map "" \$replicas_by_name { default http://$service; }
 CONF
 rm -f /tmp/probe.conf
 
+# HTTPS where there is a certificate: a chain that begins with the server's own, and its key.
+: >/tmp/tls.conf
+if [ -e /run/tls/tls.crt ]; then
+  cat >/tmp/tls.conf <<'CONF'
+listen 8443 ssl;
+ssl_certificate     /run/tls/tls.crt;
+ssl_certificate_key /run/tls/tls.key;
+ssl_protocols       TLSv1.2 TLSv1.3;
+ssl_session_cache   shared:tls:1m;
+CONF
+elif [ -e /run/tls ]; then
+  echo 'nginx: no tls.crt and tls.key in FOLDIN_TLS_FOLDER: put them there, readable by user 101' >&2
+  exit 2
+fi
+
 exec nginx -e stderr -c /etc/foldin/nginx.conf -g 'daemon off;'

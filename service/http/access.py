@@ -149,9 +149,9 @@ class Access:
         name = re.sub(r":\d*$", "", host).lower()
         if name == "localhost" or name in self._hosts or host.lower() in self._hosts:
             return True
-        # An address is no name that a page could make lead elsewhere.
+        # An address is no name that a page could make lead elsewhere: probes and scrapes ask by one.
         address = address_of(name)
-        return address is not None and (address.is_loopback or self.asks)
+        return address is not None and (address.is_loopback or self.asks or not self._loopback)
 
 
 def address_of(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -92,6 +92,7 @@ login.addEventListener("submit", (event) => {
   const key = field.value.replace(/[^\x21-\x7e]/g, "");
   field.value = "";
   if (key) sessionStorage.setItem("key", key);
+  showCommands();
   look();
 });
 
@@ -113,9 +114,14 @@ for (const link of document.querySelectorAll("nav a[data-keyed]")) {
   });
 }
 
-document.getElementById("ask").textContent = [
-  `curl '${location.origin}/predict?user_id=ann&item_id=dune'`,
-  `curl '${location.origin}/ratings' -H 'Content-Type: application/json' -d '{"user_id": "ann", "item_id": "dune", "rating": 5}'`,
-  `curl '${location.origin}/recommend/ann?n=5'`,
-].join("\n");
+// With a key its place in a command is shown, and not the key itself.
+function showCommands() {
+  const curl = sessionStorage.getItem("key") ? 'curl -H "Authorization: Bearer $KEY"' : "curl";
+  document.getElementById("ask").textContent = [
+    `${curl} '${location.origin}/predict?user_id=ann&item_id=dune'`,
+    `${curl} '${location.origin}/ratings' -H 'Content-Type: application/json' -d '{"user_id": "ann", "item_id": "dune", "rating": 5}'`,
+    `${curl} '${location.origin}/recommend/ann?n=5'`,
+  ].join("\n");
+}
+showCommands();
 look();

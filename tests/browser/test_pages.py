@@ -114,6 +114,8 @@ async def test_the_page_asks_for_a_key_where_the_api_does(
         await page.click("#login button")
         await expect(page.locator("#state")).to_have_text("live")
         await expect(page.locator("#login")).to_be_hidden()
+        await expect(page.locator("#ask")).to_contain_text("Bearer $KEY")
+        assert secret not in await page.content()
         await page.click("nav a[href='/generations']")
         await expect(page.locator("#shown")).to_contain_text('"live": 1')
         # It is there after a reload, and kept by nothing that outlives the tab.

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ import aiohttp
 import pytest
 import yaml
 
+from tests.support.certificates import certificate
 from tests.support.waiting import wait_until, wait_until_async
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +104,7 @@ class Stack:
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self.project = f"foldin-test-{secrets.token_hex(4)}"
-        self.port, self.environment_port, self.prometheus_port = free_ports(3)
+        self.port, self.environment_port, self.prometheus_port, self.tls_port = free_ports(4)
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = ""
         self._command = [
@@ -113,6 +115,8 @@ class Stack:
             "play",
             "--profile",
             "observe",
+            "--profile",
+            "tls",
         ]
         self.environ = {
             **{name: text for name, text in environ.items() if not name.startswith("FOLDIN_")},
@@ -120,6 +124,7 @@ class Stack:
             "FOLDIN_PUBLISH": f"127.0.0.1:{self.port}",
             "FOLDIN_PUBLISH_ENVIRONMENT": f"127.0.0.1:{self.environment_port}",
             "FOLDIN_PUBLISH_PROMETHEUS": f"127.0.0.1:{self.prometheus_port}",
+            "FOLDIN_PUBLISH_TLS": f"127.0.0.1:{self.tls_port}",
             "FOLDIN_PLAY_STEPS": "40",
             # What a busy disk takes is not what these tests are about.
             "FOLDIN_STORE_TIMEOUT_S": "5",
@@ -490,3 +495,32 @@ def test_memory_and_processes_are_limited(stack: Stack) -> None:
         assert limits["Memory"] > 0, name
         assert limits["PidsLimit"] > 0, name
         assert limits["ReadonlyRootfs"], name
+
+
+async def test_the_api_is_reached_over_https(stack: Stack, tmp_path: Path) -> None:
+    known = certificate(tmp_path, "tls")
+    # nginx is user 101.
+    for path in (tmp_path, known, known.with_suffix(".key")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    stack.environ["FOLDIN_TLS_FOLDER"] = str(tmp_path)
+    stack.run("up", "--detach", "--no-build", "--no-deps", "nginx-tls")
+    url = f"https://localhost:{stack.tls_port}"
+    trusted = ssl.create_default_context(cafile=known)
+
+    async def answers() -> bool:
+        try:
+            return (await call(client, "GET", f"{url}/livez", ssl=trusted))[0] == 200
+        except aiohttp.ClientError:
+            return False
+
+    async with asking(stack) as client:
+        await wait_until_async(answers, 30, "nginx answers over HTTPS")
+        status, document = await call(client, "GET", f"{url}/predict?user_id=1&item_id=2", ssl=trusted)
+        assert (status, 1 <= document["rating"] <= 5) == (200, True)
+        # A page that this very address served may ask, though the service behind speaks plain HTTP.
+        own = {"Origin": url}
+        assert (await call(client, "GET", f"{url}/generations", ssl=trusted, headers=own))[0] == 200
+        other = {"Origin": f"https://evil.example:{stack.tls_port}"}
+        assert (await call(client, "GET", f"{url}/generations", ssl=trusted, headers=other))[0] == 403
+        with pytest.raises(aiohttp.ClientSSLError):
+            await call(client, "GET", f"{url}/livez")

@@ -158,6 +158,16 @@ def test_open_on_loopback_it_answers_to_names_of_this_machine_alone() -> None:
             assert outcome(access, {"Host": host}, PUBLIC) == "cross_site", host
 
 
+def test_open_to_others_any_name_passes_unless_there_is_a_list() -> None:
+    for host in (*LOCAL, *FOREIGN, *ADDRESSES):
+        assert outcome(Access(asks=False, loopback=False), {"Host": host}) == "ok"
+    listed = Access(asks=False, loopback=False, hosts=["foldin.test"])
+    for host in (*LOCAL, *ADDRESSES, "foldin.test"):
+        assert outcome(listed, {"Host": host}) == "ok", host
+    for host in FOREIGN:
+        assert outcome(listed, {"Host": host}) == "cross_site", host
+
+
 def test_with_keys_any_name_passes_unless_there_is_a_list() -> None:
     for host in (*LOCAL, *FOREIGN, *ADDRESSES):
         assert outcome(with_keys(), {**bearer("read"), "Host": host}) == "ok"
