@@ -21,6 +21,7 @@ T = TypeVar("T")
 # What a proxy answers whose service is not up yet counts as busy, too.
 BUSY = {
     HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.INSUFFICIENT_STORAGE,
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.BAD_GATEWAY,
     HTTPStatus.GATEWAY_TIMEOUT,

@@ -1,9 +1,11 @@
 # ruff: noqa: N818 - the names say what happened, as in the interfaces of docs/architecture.md
 """What can go wrong between a process and the store, split by what the caller should do about it."""
 
-from typing import Literal
+from typing import Literal, get_args
 
-FullReason = Literal["memory", "disk"]
+FullReason = Literal["store_memory", "store_disk", "archive_disk"]
+"""What has no room left."""
+FULL_REASONS: tuple[FullReason, ...] = get_args(FullReason)
 
 # Room comes back by what a person does; a client that asks this often is served soon after.
 RETRY_WHEN_FULL_S = 5.0

@@ -14,6 +14,7 @@ from featurestore.leases import Leases
 from featurestore.namespace import NamespaceConfig, prepare
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.log import RatingsLog
+from featurestore.ratings.room import Room
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
 from featurestore.users.records import UserRecords
@@ -57,6 +58,7 @@ class Store:
         self.commands = Commands(self.keys, self.redis, block_s=settings.timeout_s / 2)
         self.leases = Leases(self.keys, self.redis)
         self.access = AccessKeys(self.keys, self.redis)
+        self.room = Room(self.keys, self.redis)
 
     @classmethod
     async def open(cls, settings: StoreSettings, *, hot: bool = True) -> "Store":

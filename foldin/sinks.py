@@ -16,7 +16,7 @@ import numpy as np
 
 from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Rating
 from factors import Scale
-from featurestore.errors import StoreError, StoreRefused, StoreUnavailable, StreamFull
+from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable, StreamFull
 from featurestore.ratings.batches import Columns
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -36,7 +36,7 @@ Row = tuple[bytes, bytes, float, float]  # user id, item id, rating, seconds sin
 class SinkBusyError(Exception):
     """The target takes nothing now: the same call may be made after `retry_after_s`.
 
-    `full`: ratings arrive faster than they are archived; otherwise it does not answer.
+    `full`: ratings arrive faster than they are archived, or there is no room; otherwise it does not answer.
     """
 
     def __init__(self, reason: str, retry_after_s: float, *, full: bool) -> None:
@@ -104,12 +104,17 @@ class StoreSink:
     async def write(self, rows: Sequence[Row]) -> None:
         """As in Sink."""
         try:
+            # As a service does: past it the disk would fill up all the same.
+            if (reason := await self._store.room.lacking()) is not None:
+                raise StoreFull(f"{reason} has no room", reason)
             users, items, values, times = zip(*rows, strict=True)
             await self._store.ratings.append_columns(
                 Columns(users, items, np.array(values, dtype=np.float64), np.array(times, dtype=np.float64))
             )
         except StreamFull as exc:
             raise SinkBusyError("the trainer archives what it has", exc.retry_after_s, full=True) from exc
+        except StoreFull as exc:
+            raise SinkBusyError(f"ratings are refused ({exc})", exc.retry_after_s, full=True) from exc
         except StoreUnavailable as exc:
             raise SinkBusyError(f"the store does not answer ({exc})", exc.retry_after_s, full=False) from exc
         except StoreError as exc:

@@ -173,6 +173,8 @@ class Stack:
             "FOLDIN_WORKERS": str(options.workers),
             "FOLDIN_CACHE_DIR": str(self.data / "cache"),
             "FOLDIN_ARCHIVE_DIR": str(self.data / "archive"),
+            # Its own store is on this disk; of another nothing is known here.
+            **({} if self._store is None else {"FOLDIN_STORE_DIR": str(self.data / "store")}),
             "FOLDIN_ENVIRONMENT_HOST": options.host,
             "FOLDIN_ENVIRONMENT_PORT": str(options.environment_port),
         }

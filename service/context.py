@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from featurestore.errors import StoreFull
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
@@ -50,6 +51,11 @@ class ServiceContext:
     def live(self) -> LiveGeneration:
         """Return the generation that is served; raises `no_generation` before the first."""
         return require_live(self.follower)
+
+    def require_room(self) -> None:
+        """Raise `StoreFull` while the leader says that there is no room for ratings."""
+        if (reason := self.follower.full) is not None:
+            raise StoreFull("ratings are refused", reason)
 
     async def epoch(self) -> int:
         """Return the epoch that is served; before the first generation, the one that takes ratings."""

@@ -24,6 +24,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from featurestore.errors import FULL_REASONS, FullReason
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 # Seconds: a prediction takes 1 to 10 ms under load, POST /train up to a minute.
@@ -230,15 +232,29 @@ def together(snapshots: Iterable[Counts]) -> Counts:
     return total
 
 
-def expose(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: bool) -> bytes:
+def expose(
+    snapshots: list[Counts],
+    lag: Mapping[int, int] | None,
+    store_up: bool,
+    refusing: FullReason | None = None,
+) -> bytes:
     """Return the text that Prometheus scrapes.
 
-    `lag`: events of each partition that are not archived yet, None where it is not known.
+    `lag`: events of each partition that are not archived yet, None where it is not known. `refusing`: what
+    has no room left for ratings.
     """
 
     class Families(Collector):
         def collect(self) -> Iterable[Metric]:
-            return _families(snapshots, lag, store_up)
+            yield from _families(snapshots, lag, store_up)
+            full = GaugeMetricFamily(
+                "foldin_refusing",
+                "Whether ratings are refused for lack of room, by what is full.",
+                labels=["reason"],
+            )
+            for reason in FULL_REASONS:
+                full.add_metric([reason], float(reason == refusing))
+            yield full
 
     # A registry for this text alone: the one of the process has metrics of its own.
     registry = CollectorRegistry(auto_describe=False)

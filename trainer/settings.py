@@ -32,6 +32,12 @@ class TrainerSettings:
     archive_dir: Path = setting(
         Path("data/archive"), "folder of the archive of ratings", Path, variable="FOLDIN_ARCHIVE_DIR"
     )
+    store_dir: Path | None = setting(
+        None,
+        "folder on the store's disk, where that is one of this host: ratings are refused before it is full",
+        Path,
+        variable="FOLDIN_STORE_DIR",
+    )
     engine: EngineName = setting(
         "variational",
         "how to fit: `variational`, `implicit`, or `neural`, which needs the extra of that name",

@@ -16,6 +16,7 @@ from featurestore.store import Store
 from trainer import log
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
+from trainer.capacity.watch import RoomWatch
 from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.fit_job.results import fit_in_memory
@@ -77,6 +78,7 @@ class Term:
             threads=threads,
             step=step,
         )
+        self.room = RoomWatch(store, lease, root.root, settings.store_dir, threads)
         self.upkeep = Upkeep(
             store, root, self.epochs, self.switch, forgotten, settings.abandon_s, threads, step
         )
@@ -90,6 +92,8 @@ class Term:
                 group.create_task(self._leadership.keep(), name="keep the lease")
                 # First: what `_begin` hands on to it would else fill the queue.
                 group.create_task(self.items.run(), name="fold items in")
+                # Before the term can be kept waiting by a disk that is full.
+                group.create_task(self.room.run(), name="watch the room")
                 await self._begin()
                 group.create_task(self.commands.run(), name="take commands")
                 group.create_task(self.refitter.run(), name="refit")

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from factors import Float32s, Int32s, Link, Model, ModelUnreadable, from_bytes, to_bytes
-from featurestore.errors import GenerationBroken
+from featurestore.errors import FULL_REASONS, FullReason, GenerationBroken
 from featurestore.keys import record_field
 
 # A lookup waits for one chunk at most: 64 KB take the store about 20 us, a quarter of a millisecond a
@@ -27,7 +27,8 @@ class Pointer:
     """What is live. `generation` 0: none yet. `previous`: the one to roll back to (0: none).
 
     `held`: automatic refits do not go live. `pending`: the epoch that is being prepared (0: none), since
-    `pending_since` by the store's clock, seconds since 1970.
+    `pending_since` by the store's clock, seconds since 1970. `full`: what has no room left, as the leader
+    believes until `full_until` by the same clock.
     """
 
     epoch: int
@@ -37,6 +38,12 @@ class Pointer:
     previous: int
     pending: int
     pending_since: float
+    full: FullReason | None = None
+    full_until: float = 0.0
+
+    def full_at(self, now: float) -> FullReason | None:
+        """Return what has no room left at `now`, by the store's clock."""
+        return self.full if now < self.full_until else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +153,7 @@ def read_pointer(fields: Mapping[Text, Text]) -> Pointer:
     def number(name: bytes) -> int:
         return int(fields.get(name) or 0)
 
+    full, _, until = _text(fields.get(b"full")).partition(":")
     return Pointer(
         epoch=number(b"epoch"),
         generation=number(b"generation"),
@@ -154,7 +162,14 @@ def read_pointer(fields: Mapping[Text, Text]) -> Pointer:
         previous=number(b"previous"),
         pending=number(b"pending"),
         pending_since=float(fields.get(b"pending_since") or 0.0),
+        # A leader of another version may know of more that can be full.
+        full=next((reason for reason in FULL_REASONS if reason == full), "store_disk") if full else None,
+        full_until=float(until) if until.isdigit() else 0.0,
     )
+
+
+def _text(value: Text | None) -> str:
+    return value.decode() if isinstance(value, bytes) else value or ""
 
 
 def decode_summary(text: Text) -> GenerationSummary:

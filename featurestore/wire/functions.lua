@@ -554,6 +554,19 @@ local function keep_for(keys, args)
   return { 'OK' }
 end
 
+-- keys: live. args: fence, what has no room left and until when that is believed, or ''.
+local function say_full(keys, args)
+  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
+    return LOST
+  end
+  if args[2] == '' then
+    redis.call('HDEL', keys[1], 'full')
+  else
+    redis.call('HSET', keys[1], 'full', args[2])
+  end
+  return { 'OK' }
+end
+
 -- A store that has reached its `maxmemory` refuses functions and commands that may write, and this would refuse also
 -- what makes room, or what the process that makes room needs to be heard. What has this flag writes a few bytes at
 -- most beside what it frees; ratings, items, records and new generations go without.
@@ -584,6 +597,7 @@ register('end_epoch', end_epoch, ALWAYS)
 register('switch_epochs', switch_epochs, ALWAYS)
 register('attach', attach, ALWAYS)
 register('trim', trim, ALWAYS)
+register('say_full', say_full, ALWAYS)
 register('beat', beat, ALWAYS)
 register('ask', ask, ALWAYS)
 register('keep_for', keep_for, ALWAYS)

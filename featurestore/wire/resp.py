@@ -16,7 +16,7 @@ _UNAVAILABLE = frozenset(
     {"LOADING", "MASTERDOWN", "READONLY", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"}
 )
 # MISCONF: its last write to its files failed, for lack of room in nearly all cases.
-_FULL: dict[str, FullReason] = {"OOM": "memory", "MISCONF": "disk"}
+_FULL: dict[str, FullReason] = {"OOM": "store_memory", "MISCONF": "store_disk"}
 # For a person to change: a password, a permission, or the address, which is that of a cluster.
 _REFUSED = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "MOVED", "ASK", "CROSSSLOT"})
 # The server on the other end may have become a replica, or is not the one to ask: look for it anew.

@@ -11,6 +11,7 @@ import msgspec
 from featurestore.errors import (
     EpochBusy,
     EpochGone,
+    FullReason,
     GenerationUnknown,
     RegistryFull,
     StoreError,
@@ -63,6 +64,13 @@ KINDS: Mapping[str, Kind] = {
     "training_timeout": Kind(504, "The training did not end in time"),
     "store_full": Kind(507, "The feature store has no memory left"),
     "disk_full": Kind(507, "A disk has no room left"),
+}
+
+
+FULL: Mapping[FullReason, str] = {
+    "store_memory": "the store has no memory left; nothing was stored, try again",
+    "store_disk": "the disk of the store is full; nothing was stored, try again",
+    "archive_disk": "the disk of the archive is full; nothing was stored, try again",
 }
 
 
@@ -122,10 +130,9 @@ def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a t
     match exc:
         case StreamFull():
             return Problem("stream_full", str(exc), retry_after_s=exc.retry_after_s)
-        case StoreFull(reason="memory"):
-            return Problem("store_full", "nothing was stored; try again", retry_after_s=exc.retry_after_s)
         case StoreFull():
-            return Problem("disk_full", "nothing was stored; try again", retry_after_s=exc.retry_after_s)
+            code = "store_full" if exc.reason == "store_memory" else "disk_full"
+            return Problem(code, FULL[exc.reason], retry_after_s=exc.retry_after_s)
         case StoreUnavailable():
             # Its text names the address of the store, which is no client's business.
             return Problem("store_unavailable", "try again", retry_after_s=exc.retry_after_s)

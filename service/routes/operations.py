@@ -117,7 +117,8 @@ async def get_metrics(request: web.Request) -> web.StreamResponse:
     lag = await _lag(context.store, live.epoch if live else 1)
     # Reading files waits for the disk.
     snapshots = await asyncio.to_thread(context.snapshot_files.all, context.snapshot())
-    return Answer(expose(snapshots, lag, lag is not None), content_type=CONTENT_TYPE)
+    text = expose(snapshots, lag, lag is not None, context.follower.full)
+    return Answer(text, content_type=CONTENT_TYPE)
 
 
 @Route("GET", "/status", "Operations", Status, needs="read")

@@ -147,6 +147,7 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     """Learn ratings: one, an array, or one a line. All or nothing; every later read knows them."""
     context = request.app[CONTEXT]
     store, counts, live = context.store, context.counts, context.follower.live
+    context.require_room()
     async with context.bodies.read(request, context.imports, takes_lines=True) as (raw, lines):
         # One moment for the whole call: its ratings keep their order.
         now, scale = time.time(), store.config.scale

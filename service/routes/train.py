@@ -88,6 +88,7 @@ async def post_train(request: web.Request) -> web.StreamResponse:
     async with context.bodies.read(request, None, limit_bytes=limit_bytes) as (raw, _):
         if not raw.strip():
             return _answer(await training.refit())
+        context.require_room()
         body = await _BODY.decode_off_loop(raw)
     request[WHAT] = f"replace={str(body.replace).lower()} ratings={len(body.rating_history)}"
     # The bytes of the body are let go of before the wait for the trainer.

@@ -7,12 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from featurestore.errors import LeaseLost
+from featurestore.ratings.room import SAID_FOR_S
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import low_rank_ratings
+from service.context import CONTEXT
+from tests.support.disks import leave_free, small_disk
+from tests.support.factories import lead, low_rank_ratings, publish, rating
 from tests.support.servers import StoreServer
 from tests.support.serving import Client, is_problem, serving
-from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained, until_live
+from tests.support.trainers import (
+    archived,
+    fitted,
+    running_trainer,
+    trainer_settings,
+    until_drained,
+    until_live,
+)
 from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.fault
@@ -86,6 +97,87 @@ async def test_a_store_without_memory_refuses_ratings_and_comes_back(
                 await until_drained(store)
     finally:
         await store.close()
+
+
+async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(
+    own_server: StoreServer, tmp_path: Path
+) -> None:
+    settings = StoreSettings(url=own_server.url, partitions=4, timeout_s=5.0)
+    store = await Store.open(settings)
+    try:
+        with small_disk(tmp_path / "disk", 192) as disk:
+            trainer = trainer_settings(settings, disk / "archive")
+            async with serving(settings) as (client, app), running_trainer(trainer) as running:
+                await store.ratings.append(low_rank_ratings())
+                await fitted(store)
+                live = await store.generations.live()
+                # To the watermark: most of what is left is free.
+                leave_free(disk, 48)
+                await until_refused(client, "disk_full")
+                assert app[CONTEXT].follower.full == "archive_disk"
+                assert b'foldin_refusing{reason="archive_disk"} 1.0' in await scraped(client)
+                body = {"nb_users": 1, "nb_items": 1, "user_history": [0], "item_history": [0]}
+                replaced = await client.post("/train", {**body, "rating_history": [3], "replace": True})
+                is_problem(replaced, 507, "disk_full")
+                await reads_go_on(client)
+                await is_forgotten(client, "u0")
+                # To the last byte, with events that wait: past the service, which refuses them.
+                leave_free(disk, 0)
+                late = [rating("late", f"i{n}") for n in range(200)]
+                await store.ratings.append(late)
+                await wait_until_async(lambda: waits_for_room(store), 20, "events wait in the stream")
+                assert running.term is not None
+                await reads_go_on(client)
+                (disk / "filler").unlink()
+                await wait_until_async(
+                    lambda: takes_ratings(client), BACK_WITHIN_S, "ratings are taken again"
+                )
+                assert app[CONTEXT].follower.full is None
+                assert b'foldin_refusing{reason="archive_disk"} 0.0' in await scraped(client)
+                await until_drained(store)
+                # One leader, all along.
+                assert (await store.generations.live()).fence == live.fence
+            kept = [(user, item) for user, _, item, _ in archived(trainer) if user == "late"]
+            assert sorted(kept) == sorted((each.user_id.decode(), each.item_id.decode()) for each in late)
+    finally:
+        await store.close()
+
+
+async def test_a_mark_ends_with_the_leader_that_left_it(own_server: StoreServer, tmp_path: Path) -> None:
+    settings = StoreSettings(url=own_server.url, partitions=4, timeout_s=5.0)
+    store = await Store.open(settings)
+    try:
+        lease = await lead(store, ttl_ms=100)
+        await publish(store, lease)
+        now = await store.time()
+        await store.room.say(lease, "store_disk", now - SAID_FOR_S + 2.0)
+        assert await store.room.lacking() == "store_disk"
+        async with serving(settings) as (client, _):
+            await until_refused(client, "disk_full")
+            await wait_until_async(lambda: takes_ratings(client), BACK_WITHIN_S, "the mark ends")
+        await lead(store, "the next one")
+        with pytest.raises(LeaseLost):
+            await store.room.say(lease, "store_disk", now)
+    finally:
+        await store.close()
+
+
+async def waits_for_room(store: Store) -> bool:
+    return sum((await store.stream.lag(1)).values()) >= 200
+
+
+async def until_refused(client: Client, code: str) -> None:
+    """Rate until it is refused for this reason."""
+
+    async def refused() -> bool:
+        reply = await client.post(RATINGS, call_of("still", 1))
+        return reply.status != 200 and is_problem(reply, 507, code)
+
+    await wait_until_async(refused, 10, "ratings are refused")
+
+
+async def scraped(client: Client) -> bytes:
+    return (await client.get("/metrics")).text.encode()
 
 
 async def reads_go_on(client: Client) -> None:

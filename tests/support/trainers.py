@@ -144,6 +144,7 @@ given["store"] = StoreSettings(**given["store"])
 given["gate"] = Policy(**given["gate"])
 given["rules"] = Rules(**given["rules"])
 given["archive_dir"] = Path(given["archive_dir"])
+given["store_dir"] = given["store_dir"] and Path(given["store_dir"])
 seen = 0
 
 def step(name):
@@ -166,6 +167,7 @@ class ChildTrainer:
     def __init__(self, settings: TrainerSettings, step: str = "never", occurrence: int = 1) -> None:
         given = asdict(settings)
         given["archive_dir"] = str(settings.archive_dir)
+        given["store_dir"] = settings.store_dir and str(settings.store_dir)
         self.process = BlockingChild(
             [sys.executable, "-c", CHILD, json.dumps(given), step, str(occurrence)],
             settings.archive_dir.with_name("trainer.log"),

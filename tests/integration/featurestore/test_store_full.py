@@ -58,7 +58,7 @@ async def test_what_would_grow_is_refused_whole(own_server: StoreServer) -> None
             for attempt in growing:
                 with pytest.raises(StoreFull, match="OOM") as refused:
                     await attempt()
-                assert refused.value.reason == "memory"
+                assert refused.value.reason == "store_memory"
             n, history = await store.users.history(1, b"ann")
             assert (n, history.rating.tolist()) == (1, [5.0])
             assert (await store.generations.live()).pending == 0

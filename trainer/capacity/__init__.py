@@ -1,0 +1,1 @@
+"""Room on disks and in the store's memory, watched before it runs out."""
