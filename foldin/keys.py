@@ -121,40 +121,54 @@ async def _add(store: Store, name: str, role: str, file: Path | None) -> None:
 
 
 async def ensure_key(store: Store, name: str, role: str, file: Path) -> None:
-    """Make `file` hold a key that the store knows. A key in it that the store does not know is stored
-    again: a store that was wiped or restored goes on with the keys that people hold.
+    """Make `file` hold a key that the store knows.
+
+    A store that never had a key takes the one in the file: it is new, or was wiped, and people hold that
+    key. In any other store an unknown key was removed, and must not come back: the file gets a new one.
     """
+    stored = await store.access.load()
     try:
         secret = (await asyncio.to_thread(file.read_text, "ascii", "replace")).strip()
     except FileNotFoundError:
         secret = new_secret()
         write_secret(file, secret)
+        stored = {}
     except OSError as exc:
         raise CannotStartError(f"the key in {file} cannot be read: {exc.strerror}") from exc
     if not is_secret(secret):
         raise CannotStartError(f"{file} holds no key: remove it, and a new key is made")
-    known = (await store.access.load()).get(digest_of_secret(secret))
-    if known is None:
+    if digest_of_secret(secret) not in stored:
+        if stored:
+            secret = new_secret()
+            write_secret(file, secret, replace=True)
         await store.access.add(secret, name, role)  # type: ignore[arg-type]  # one of ROLES, by the parser
-    elif known.role != role:
+        return
+    known = stored[digest_of_secret(secret)]
+    if known is not None and known.role != role:
         raise CannotStartError(
             f"the key in {file} has the role {known.role}, not {role}: remove it by `foldin keys remove "
             f"{known.name}`, and the file"
         )
 
 
-def write_secret(file: Path, secret: str) -> None:
-    """Write a new file with mode 0600, whole or not at all. Raises CannotStartError where there is one."""
+def write_secret(file: Path, secret: str, *, replace: bool = False) -> None:
+    """Write a file with mode 0600, whole or not at all.
+
+    Raises CannotStartError where there is one and it is not to `replace` it.
+    """
     beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
             with os.fdopen(descriptor, "w") as opened:
                 opened.write(secret + "\n")
-            # A link, unlike a rename, replaces no file that is there.
-            os.link(beside, file)
+            if replace:
+                beside.replace(file)
+            else:
+                # A link, unlike a rename, replaces no file that is there.
+                os.link(beside, file)
         finally:
-            beside.unlink()
+            beside.unlink(missing_ok=True)
     except FileExistsError as exc:
         raise CannotStartError(f"{file} is there already: remove it, or choose another file") from exc
     except OSError as exc:

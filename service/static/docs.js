@@ -55,6 +55,7 @@ function showCall(parent, path, method, call, document_) {
   add(summary, "code", path);
   add(summary, "span", ` ${call.summary.replaceAll("`", "")}`, "soft");
   const inside = add(details, "div");
+  if (call["x-role"]) add(inside, "p", call["x-role"] === "public" ? "Needs no key." : `Needs a key with the role ${call["x-role"]}, or one that includes it.`, "soft");
   if (call.parameters) {
     add(inside, "h2", "Parameters");
     table(inside, call.parameters.map((each) => [each.name + (each.required ? "" : " (optional)"), each.in, kindOf(each.schema), each.description]));

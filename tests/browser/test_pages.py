@@ -107,6 +107,10 @@ async def test_the_page_asks_for_a_key_where_the_api_does(
     async with serving(store_settings) as (closed, _):
         await page.goto(f"{closed.url}/")
         await expect(page.locator("#state")).to_have_text("a key is needed")
+        await page.goto(f"{closed.url}/docs")
+        await page.locator("summary", has_text="/train").first.click()
+        await expect(page.locator("details[open]").first).to_contain_text("a key with the role operate")
+        await page.goto(f"{closed.url}/")
         await page.fill("#key", new_secret())
         await page.click("#login button")
         await expect(page.locator("#refused")).to_have_text("This key is not known.")

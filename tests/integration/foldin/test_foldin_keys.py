@@ -103,6 +103,14 @@ async def test_ensure_makes_a_key_once_and_brings_it_back(keys: Keys, store: Sto
     assert keys("ensure", "operator", "--role", "operate", "--file", file).returncode == 0
     assert digest_of_secret(secret.strip()) in await store.access.load()
     assert file.read_text() == secret
+    # One that was removed stays removed, and the file gets another.
+    keys("remove", "operator")
+    assert keys("ensure", "operator", "--role", "operate", "--file", file).returncode == 0
+    assert file.read_text() != secret
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    stored = await store.access.load()
+    assert digest_of_secret(secret.strip()) not in stored
+    assert digest_of_secret(file.read_text().strip()) in stored
     assert "role operate, not read" in keys.refuses("ensure", "operator", "--role", "read", "--file", file)
     file.write_text("not a key\n")
     assert "holds no key" in keys.refuses("ensure", "operator", "--role", "operate", "--file", file)
