@@ -121,7 +121,8 @@ class Service:
         }
         settings |= environment or {}
         if checkout is not None:
-            settings["PYTHONPATH"] = str(checkout)
+            # Without PYTHONSAFEPATH, `-m` would look in the working folder first: in this checkout.
+            settings |= {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
         self.process = BlockingChild(
             python_command(*("service", "--host", host, "--port", str(self.port), "--workers", str(workers))),
             self.log,

@@ -12,6 +12,8 @@ from tests.support.factories import lead, publish, rating
 from tests.support.serving import Service, client_of
 
 FAST = Path("service/server/fast_predict.py")
+# Says in the log that it is the copy which runs: the ordinary service would answer the same.
+MARK = "no fast path here"
 # The line that imports it, and the one that uses it.
 LINES = {
     "service.server.fast_predict import fast_connections\n": "service.http.dispatch import Connection\n",
@@ -29,7 +31,7 @@ def without_fast_path(folder: Path) -> Path:
     for line, instead in LINES.items():
         assert line in text
         text = text.replace(line, instead)
-    connections.write_text(text, "utf-8")
+    connections.write_text(f"{text}\nprint({MARK!r}, flush=True)\n", "utf-8")
     return folder
 
 
@@ -58,5 +60,6 @@ async def test_the_service_runs_with_the_fast_path_deleted(
     finally:
         for service in services:
             assert service.end() == 0
+    assert [MARK in service.log.read_text("utf-8") for service in services] == [False, True]
     assert heard[0] == heard[1]
     assert [status for status, _, _ in heard[0]] == [200] * len(pairs) + [400] * len(wrong)

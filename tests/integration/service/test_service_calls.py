@@ -3,6 +3,7 @@
 import asyncio
 import io
 import math
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from featurestore.codecs import pack_histories
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service import app as service_app
 from service.context import CONTEXT
 from tests.support.factories import Written, lead, publish, publish_for_ann
 from tests.support.serving import BOTH_WAYS, JSON, LINES, Client, is_problem, send_raw, serves, serving
@@ -529,5 +531,29 @@ async def test_each_request_is_counted_once_by_its_route(
         assert context.counts.predictions == 6
         assert context.traffic.in_flight == 0
         assert context.traffic.connections >= 1
-        assert "foldin_connections" in (await client.get("/metrics")).text
+        exposed = (await client.get("/metrics")).text
+        connections = re.search(r"^foldin_connections\{.*\} (\S+)$", exposed, re.M)
+        assert connections is not None
+        assert float(connections[1]) >= 1
     assert context.traffic.connections == 0
+
+
+async def test_counts_are_sampled_after_a_first_load_that_took_long(
+    store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_first = vars(service_app)["_load_first"]
+
+    async def slow(*args: Any) -> None:
+        # Ten samples would fall into it.
+        await asyncio.sleep(0.1)
+        await load_first(*args)
+
+    monkeypatch.setattr(service_app, "_SAMPLE_S", 0.01)
+    monkeypatch.setattr(service_app, "_load_first", slow)
+    async with serving(store_settings) as (client, app):
+        assert app[CONTEXT].follower.live is not None
+        await client.post("/ratings", {"user_id": "eve", "item_id": "item-1", "rating": 3})
+        assert (await client.get("/predict?user_id=eve&item_id=item-2")).status == 200
+        counts = app[CONTEXT].counts
+        # Only a sample takes this number over from the store.
+        await wait_until_async(lambda: counts.folds == 1, 10.0, "a sample is taken")
