@@ -54,6 +54,14 @@ def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any
     return UserLookup(table["n"].view(np.int64), table["vector"], behind, [user_ids[k] for k in behind])
 
 
+def may_continue(live: LiveGeneration, record: bytes, n: int) -> bool:
+    """Whether a fold-in of a history of `n` events may go on from `record`.
+
+    Not from one that is missing, damaged, or has seen more than there is: that belongs to a lost history.
+    """
+    return len(record) == len(live.prior_record) and COUNTER.unpack_from(record)[0] <= n
+
+
 def behind(n: Int64s, seen: Int64s) -> Int64s:
     """The positions at which a record that has `seen` so much is not current; the same rule, for arrays."""
     return np.flatnonzero(n != seen)

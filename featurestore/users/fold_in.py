@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from factors import Float32s
 from featurestore import codecs
-from featurestore.codecs import COUNTER, ENTRY_BYTES, History
+from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.generations.live import LiveGeneration
+from featurestore.users.counter_rule import may_continue
 
 # Ratings of one fold-in, which take most of its memory; what is more is folded in block by block.
 BLOCK_ENTRIES = 200_000
@@ -38,13 +39,9 @@ class FoldedUsers:
 
 def fold_in(live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
     """Fold users in with the item table of `live`."""
-    # A fold-in takes over from the record so far what only a fit learns. The prior stands for one that is
-    # missing, damaged, or has seen more than there is: that one belongs to a history that was lost.
-    size = len(live.prior_record)
+    # A fold-in takes over from the record so far what only a fit learns, or from the prior.
     records = [
-        user.record
-        if user.record and len(user.record) == size and COUNTER.unpack_from(user.record)[0] <= user.n
-        else live.prior_record
+        user.record if user.record and may_continue(live, user.record, user.n) else live.prior_record
         for user in users
     ]
     _, current = codecs.unpack_records(records, live.model.user_width)

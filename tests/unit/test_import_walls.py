@@ -36,6 +36,7 @@ LIGHT = (
     *("foldin.__main__", "foldin.settings", "foldin.up", "foldin.store", "foldin.preflight"),
     *("processes.settings", "processes.supervisor", "processes.child"),
 )
+COUNTER_RULE = "featurestore.users.counter_rule"
 
 Rule = Callable[[Path], list[str]]
 
@@ -111,6 +112,15 @@ def heavy_loads(root: Path) -> list[str]:
     return found
 
 
+def counter_readers(root: Path) -> list[str]:
+    """Modules beside the counter rule that read the `n` which a record has seen."""
+    return [
+        str(module.path)
+        for module in house.all_modules(root)
+        if module.name != COUNTER_RULE and re.search(r"\bCOUNTER\.(iter_)?unpack", module.text)
+    ]
+
+
 def is_in(module: str, room: str) -> bool:
     """Whether a module is this room or stands in it."""
     return module == room or module.startswith(f"{room}.")
@@ -169,6 +179,14 @@ RULES: dict[Rule, tuple[dict[str, str], list[str]]] = {
             "foldin/page.py": "import aiohttp.web\n",
         },
         ["foldin.page loads aiohttp.web"],
+    ),
+    counter_readers: (
+        {
+            "featurestore/__init__.py": "from featurestore.codecs import COUNTER\n",
+            "featurestore/users/counter_rule.py": "COUNTER.unpack_from(record)[0] == n\n",
+            "featurestore/users/records.py": "COUNTER.unpack_from(record)[0] > n\n",
+        },
+        ["featurestore/users/records.py"],
     ),
 }
 
