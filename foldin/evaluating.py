@@ -57,8 +57,11 @@ class EvaluateOptions:
         "is learned",
         choice(SPLITS),
         shown="`random`",
+        excludes="test",
     )
-    test: Path | None = setting(None, "hold out the ratings of this second file, in place of a split", Path)
+    test: Path | None = setting(
+        None, "hold out the ratings of this second file, in place of a split", Path, metavar="FILE"
+    )
     folds: tuple[int, ...] = setting(
         tuple(range(1, splits.FOLDS + 1)), "of given-fold", whole(1, splits.FOLDS), many=True
     )
@@ -75,14 +78,22 @@ class EvaluateOptions:
     )
     ranking: bool = setting(False, "also Recall@20 and NDCG@100")
     seed: int = setting(1, "seed of splits and engines", whole(0))
-    out: Path = setting(Path("results/evaluate"), "folder for table and pictures", Path)
+    out: Path = setting(Path("results/evaluate"), "folder for table and pictures", Path, metavar="DIR")
     resume: bool = setting(False, "keep what was finished in the folder before")
     scale: Scale | None = setting(
-        None, "LOW:HIGH[:STEP] of the ratings", parse_scale, shown="as the ratings have it"
+        None,
+        "LOW:HIGH[:STEP] of the ratings",
+        parse_scale,
+        shown="as the ratings have it",
+        metavar="LOW:HIGH[:STEP]",
     )
     format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS))
     columns: Mapping[str, str] | None = setting(
-        None, "names of the columns, as for import", columns, shown="by their names"
+        None,
+        "names of the columns, as for import",
+        columns,
+        shown="by their names",
+        metavar="user=..,item=..,rating=..,timestamp=..",
     )
     on_bad: Literal["refuse", "skip"] = setting(
         "refuse", "bad rows: refuse the file, or skip them", choice(("refuse", "skip"))
@@ -96,8 +107,6 @@ class EvaluateOptions:
             found.append("--engines must name at least one engine")
         if not self.folds:
             found.append("--folds must name at least one fold")
-        if self.test is not None and self.split is not None:
-            found.append("--test is a split of its own: leave --split out")
         return found
 
 

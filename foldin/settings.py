@@ -37,7 +37,7 @@ def columns(text: str) -> dict[str, str]:
 class StackOptions:
     """Options of `foldin up`. Without `play` and `no_play` a player plays if the store has no ratings."""
 
-    data: Path = setting(Path("data"), "folder where the data lives", Path)
+    data: Path = setting(Path("data"), "folder where the data lives", Path, metavar="DIR")
     host: str = setting(
         "127.0.0.1", "address to listen on; this machine only", variable="FOLDIN_HOST", flag="--host"
     )
@@ -52,20 +52,15 @@ class StackOptions:
     workers: int = setting(
         1, "processes of the service", whole(1, 256), variable="FOLDIN_WORKERS", flag="--workers"
     )
-    play: bool = setting(False, "play even if the store holds ratings already")
+    play: bool = setting(False, "play even if the store holds ratings already", excludes="no_play")
     no_play: bool = setting(False, "do not let a player play")
 
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""
-        found = []
-        if self.port == self.environment_port:
-            found.append(
-                f"the service and the environment cannot both have port {self.port}: choose another with "
-                "--environment-port"
-            )
-        if self.play and self.no_play:
-            found.append("--play and --no-play exclude each other: leave one out")
-        return found
+        if self.port != self.environment_port:
+            return []
+        both = f"the service and the environment cannot both have port {self.port}"
+        return [f"{both}: choose another with --environment-port"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +69,17 @@ class ImportOptions:
 
     path: Path = setting(..., "file of ratings", Path, flag="FILE")
     url: str | None = setting(
-        None, "hand the ratings to the API at this address, as any client would", url, shown=""
+        None,
+        "hand the ratings to the API at this address, as any client would",
+        url,
+        shown="",
+        excludes="data",
     )
     data: Path | None = setting(
         None,
         "write to the store of the stack that runs on this directory",
         Path,
+        metavar="DIR",
         shown="./data, if a stack runs there; else the store in `FOLDIN_REDIS_URL`; else the API on "
         f"{DEFAULT_API}",
     )
@@ -90,6 +90,7 @@ class ImportOptions:
         "positions in a CSV file without a header",
         columns,
         shown="by their names",
+        metavar="user=..,item=..,rating=..,timestamp=..",
     )
     on_bad: Literal["refuse", "skip"] = setting(
         "refuse",
@@ -107,11 +108,6 @@ class ImportOptions:
     key_file: Path | None = setting(
         None, "file that holds the API key", Path, variable="FOLDIN_API_KEY_FILE", flag="--key-file"
     )
-
-    def problems(self) -> list[str]:
-        """What is contradictory in these options, one sentence each."""
-        both = self.url is not None and self.data is not None
-        return ["--url and --data exclude each other: leave one out"] if both else []
 
 
 @dataclass(frozen=True, slots=True)

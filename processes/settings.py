@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from processes.errors import CannotStartError
 
@@ -41,6 +41,8 @@ class Setting:
     both it has the flag of its field's name. A flag without dashes is a positional argument.
 
     `many`: several values, separated by commas or spaces. `shown`: the default as the reference shows it.
+    `metavar`: its value in the help. `excludes`: the field, declared below this one, of a flag that cannot be
+    given beside this one.
     """
 
     help: str
@@ -49,6 +51,8 @@ class Setting:
     flag: str | None
     many: bool
     shown: str
+    metavar: str | None
+    excludes: str | None
 
     @property
     def switch(self) -> bool:
@@ -77,6 +81,8 @@ def setting(
     many: bool = False,
     shown: str | None = None,
     secret: bool = False,
+    metavar: str | None = None,
+    excludes: str | None = None,
 ) -> T:
     """Declare a field of a settings class. `default`: `...` where a value is needed, False for a switch.
 
@@ -84,7 +90,10 @@ def setting(
     """
     if default is False:
         parse = switch
-    declared = Setting(help, parse, variable, flag, many, _shown(default) if shown is None else shown)
+    if metavar is None:
+        metavar = _metavar(parse, default)
+    shown = _shown(default) if shown is None else shown
+    declared = Setting(help, parse, variable, flag, many, shown, metavar, excludes)
     kept: Any = MISSING if default is ... else default
     # Typed as the value, as `dataclasses.field` is: the decorator puts the value in the field's place.
     found: T = field(default=kept, repr=not secret, metadata={"setting": declared})
@@ -125,17 +134,21 @@ def real(low: float, high: float, what: str = "a number") -> Callable[[str], flo
     return parse
 
 
-def choice(options: Sequence[C]) -> Callable[[str], C]:
-    """Make a parser of one of `options`."""
+@dataclass(frozen=True, slots=True)
+class _OneOf(Generic[C]):
+    options: Sequence[C]
 
-    def parse(text: str) -> C:
-        # The option itself, not the text: it keeps its literal type.
-        for option in options:
+    def __call__(self, text: str) -> C:
+        """Return the option itself, not the text: it keeps its literal type."""
+        for option in self.options:
             if text == option:
                 return option
-        raise ValueError(f"must be {' or '.join(options)}, not {text!r}")
+        raise ValueError(f"must be {' or '.join(self.options)}, not {text!r}")
 
-    return parse
+
+def choice(options: Sequence[C]) -> Callable[[str], C]:
+    """Make a parser of one of `options`, which the help shows."""
+    return _OneOf(options)
 
 
 def switch(text: str) -> bool:
@@ -168,12 +181,16 @@ def load(
     except argparse.ArgumentError as error:
         raise SettingsError(str(error)) from error
     given = vars(flags)
+    errors = []
     for entry, declared in declarations(cls):
+        if declared.excludes and None not in (given[entry.name], given[declared.excludes]):
+            other = "--" + declared.excludes.replace("_", "-")
+            errors.append(f"{declared.flag} and {other} exclude each other: leave one out")
         if declared.positional:
             given[entry.name] = next((text for text in rest if not text.startswith("-")), None)
             if given[entry.name] is not None:
                 rest.remove(given[entry.name])
-    errors = [f"unknown argument {argument}" for argument in rest]
+    errors += [f"unknown argument {argument}" for argument in rest]
     made = _make(cls, frozenset(), given, environ, errors)
     if made is not None:
         errors.extend(getattr(made, "problems", list)())
@@ -211,6 +228,7 @@ def _parser(cls: type[Any], command: str, about: str, *, shown: bool) -> argpars
         exit_on_error=False,
         allow_abbrev=False,
     )
+    groups: dict[str, argparse._MutuallyExclusiveGroup] = {}
     for entry, declared in declarations(cls):
         if declared.flag is None or (declared.positional and not shown):
             continue
@@ -223,13 +241,16 @@ def _parser(cls: type[Any], command: str, about: str, *, shown: bool) -> argpars
         if declared.switch:
             options |= {"action": "store_const", "const": "1"}
         elif shown:
-            options["nargs"] = "+" if declared.many else None
+            options |= {"nargs": "+" if declared.many else None, "metavar": declared.metavar}
         else:
             options |= {"nargs": "*"} if declared.many else {"nargs": "?", "const": []}
+        target: argparse._ActionsContainer = groups.get(entry.name, parser)
+        if shown and declared.excludes is not None:
+            target = groups[declared.excludes] = parser.add_mutually_exclusive_group()
         if declared.positional:
-            parser.add_argument(entry.name, metavar=declared.flag, **options)
+            target.add_argument(entry.name, **{**options, "metavar": declared.flag})
         else:
-            parser.add_argument(declared.flag, dest=entry.name, **options)
+            target.add_argument(declared.flag, dest=entry.name, **options)
     return parser
 
 
@@ -276,6 +297,14 @@ def _shown(default: object) -> str:
             return " ".join(map(_shown, default))
         case _:
             return "" if default is ... else f"`{default}`"
+
+
+def _metavar(parse: Callable[[str], Any], default: object) -> str | None:
+    if isinstance(parse, _OneOf):
+        return f"{{{','.join(parse.options)}}}"
+    if parse is Path:
+        return "PATH"
+    return "URL" if parse is url else "N" if isinstance(default, int | float) else None
 
 
 def _variables_without_flag(cls: type[Any]) -> str | None:

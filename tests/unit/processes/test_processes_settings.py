@@ -35,7 +35,8 @@ class Outer:
     size: int = setting(12_000, "a size", whole(1), variable="FOLDIN_SIZE", flag="--size")
     colour: str = setting("red", "a colour", choice(("red", "blue")))
     names: tuple[str, ...] = setting(("a", "b"), "some names", many=True)
-    loud: bool = setting(False, "whether it is loud")
+    loud: bool = setting(False, "whether it is loud", excludes="quiet")
+    quiet: bool = setting(False, "whether it is quiet")
     secret_number: int = setting(0, HIDDEN, int)
     inner: Inner = nested(Inner, without=("left_out",))
     computed: int = 7
@@ -67,6 +68,8 @@ def test_every_mistake_is_reported_with_its_source_and_what_it_must_be() -> None
     assert "\n" not in str(caught.value)
     with pytest.raises(SettingsError, match="blue cannot be loud"):
         load(Outer, ["f", "--loud", "--colour", "blue"], {})
+    with pytest.raises(SettingsError, match=r"^--loud and --quiet exclude each other: leave one out$"):
+        load(Outer, ["f", "--loud", "--quiet"], {})
 
 
 def test_the_reference_has_a_row_for_each_setting_that_a_person_may_set() -> None:
@@ -76,6 +79,7 @@ def test_the_reference_has_a_row_for_each_setting_that_a_person_may_set() -> Non
         "| `--colour` | `red` | a colour |",
         "| `--names` | `a` `b` | some names |",
         "| `--loud` | off | whether it is loud |",
+        "| `--quiet` | off | whether it is quiet |",
         "| `FOLDIN_SHARE` | 0.5 | a share |",
     ]
 
@@ -99,7 +103,9 @@ def test_the_help_shows_each_setting_that_a_person_may_set(capsys: pytest.Captur
         load(Outer, ["--colour", "green", "--help"], {}, command="foldin outer", about="One of every kind.")
     text = capsys.readouterr().out
     assert text.startswith("usage: foldin outer [-h]")
-    for words in (" FILE", "--size SIZE", "a size (default: 12,000) [FOLDIN_SIZE]", "FOLDIN_SHARE: a share"):
+    assert "[--colour {red,blue}]" in text
+    assert "[--loud | --quiet]" in text
+    for words in (" FILE", "--size N", "a size (default: 12,000) [FOLDIN_SIZE]", "FOLDIN_SHARE: a share"):
         assert words in text
     assert "--secret-number" not in text
 
