@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER_MODULES = 14
 MODULE_LINES = 500
 FUNCTION_LINES = 60
+SETTING_VARIABLES = 45
+COMMENTS_IN_100 = 4
 # Loop nests that numba compiles whole: what is read of a row stays in registers for all that is done with it.
 LOOP_NESTS = {
     "factors/inference/compiled/solve_kernels.py:solve_rows",
@@ -30,13 +32,15 @@ LOOP_NESTS = {
 # Each has a term of the field, or the subject itself, in its place.
 PRIVATE_WORDS = re.compile(
     r"(?<![a-z])"
-    r"(nobody|whoever|somebody|patiently|leftout|seteffects?|periodgroups?|shortway|storedrows|duties)"
+    r"(nobody|whoever|somebody|patiently|leftout|seteffects?|periodgroups?|shortway|storedrows|duties"
+    # A field of the store has the name `loose`, in quotes: it is stored.
+    r"|askers?|wish(?:es)?|(?<![\"'`])loose)"
     r"(?![a-z])",
     re.I,
 )
 # They have the words as a rule and as an example.
 _ABOUT_WORDS = {"tests/support/house.py", "tests/unit/test_house.py"}
-_READ_BY_PEOPLE = {".py", ".lua", ".js", ".html", ".css", ".md"}
+_READ_BY_PEOPLE = {".py", ".lua", ".js", ".html", ".css", ".md", ".svg", ".yml"}
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 _LAYOUT = {
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
@@ -261,15 +265,39 @@ def bare_constants(root: Path) -> list[str]:
     ]
 
 
+def too_many_variables(root: Path) -> list[str]:
+    """Variables that settings declare, where they are more than `SETTING_VARIABLES`."""
+    found = {
+        keyword.value.value
+        for module in all_modules(root)
+        for call in ast.walk(module.tree)
+        if isinstance(call, ast.Call)
+        for keyword in call.keywords
+        if keyword.arg == "variable" and isinstance(keyword.value, ast.Constant)
+    }
+    return [f"{len(found)} variables"] if len(found) > SETTING_VARIABLES else []
+
+
+def uncommented_packages(root: Path) -> list[str]:
+    """Packages with fewer than `COMMENTS_IN_100` comment lines in 100."""
+    found = []
+    for name in packages(root):
+        lines = sum(module.lines for module in modules(root, name))
+        comments = sum(len(comment_lines(module)) for module in modules(root, name))
+        if 100 * comments < COMMENTS_IN_100 * lines:
+            found.append(f"{name}: {comments} comments in {lines} lines")
+    return found
+
+
 def private_words(root: Path) -> list[str]:
     """Words that only this project has: in code of any language, tests, and documents for people of today."""
-    folders = [*packages(root), "tests", "docs"]
-    files = [root / "README.md", root / "CONTRIBUTING.md"]
+    folders = [*packages(root), "tests", "docs", "deploy"]
+    files = [root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")]
     files += [path for folder in folders for path in sorted((root / folder).rglob("*"))]
     return [
         f"{path.relative_to(root)}:{number} {match.group()}"
         for path in files
-        if path.suffix in _READ_BY_PEOPLE and path.is_file()
+        if (path.suffix in _READ_BY_PEOPLE or path.name == "Makefile") and path.is_file()
         if str(path.relative_to(root)) not in _ABOUT_WORDS
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
         if (match := PRIVATE_WORDS.search(line))

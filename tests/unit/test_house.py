@@ -16,6 +16,9 @@ WALKS = ("Follow one rating", "Follow one prediction")
 # A step or a term says where in the code it is.
 PLACE = re.compile(r"`([\w/]+\.(?:py|lua)):([\w.]+)`")
 
+# What a rule reads of any checkout.
+DOCUMENTS = dict.fromkeys(("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"), "")
+
 Rule = Callable[[Path], list[str]]
 
 
@@ -163,6 +166,21 @@ RULES: dict[Rule, tuple[dict[str, str], list[str]]] = {
             "rooms/one.py:11 J",
         ],
     ),
+    house.too_many_variables: (
+        {
+            "rooms/one.py": "# Why so.\n"
+            + "".join(f"setting(1, variable='V{number}')\n" for number in range(46))
+            + "setting(1, variable='V1')\n"
+        },
+        ["46 variables"],
+    ),
+    house.uncommented_packages: (
+        {
+            "rooms/one.py": "# Why so.\n" + "pass\n" * 25,
+            "halls/__init__.py": "# Why so.\n" + "pass\n" * 24,
+        },
+        ["rooms: 1 comments in 26 lines"],
+    ),
     house.private_words: (
         {
             "rooms/one.py": "def wait_patiently(): ...\n",
@@ -171,10 +189,13 @@ RULES: dict[Rule, tuple[dict[str, str], list[str]]] = {
             "docs/words.md": "The duties.\n",
             "README.md": "somebody\n",
             "CONTRIBUTING.md": "Somebodys.\n",
+            "Makefile": "# Wishes\n",
+            "deploy/one.yml": "# what is 'loose'\n# is loose\n",
         },
         [
-            *("README.md:1 somebody", "rooms/one.py:1 patiently", "rooms/two.lua:1 Whoever"),
-            *("tests/test_one.py:1 nobody", "docs/words.md:1 duties"),
+            *("README.md:1 somebody", "Makefile:1 Wishes"),
+            *("rooms/one.py:1 patiently", "rooms/two.lua:1 Whoever"),
+            *("tests/test_one.py:1 nobody", "docs/words.md:1 duties", "deploy/one.yml:2 loose"),
         ],
     ),
     broken_walks: (
@@ -228,7 +249,7 @@ def test_the_house_keeps_the_rule(rule: Rule) -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_rule_finds_what_breaks_it(rule: Rule, tmp_path: Path) -> None:
     files, expected = RULES[rule]
-    house.write_tree(tmp_path, {"rooms/__init__.py": "", "README.md": "", "CONTRIBUTING.md": "", **files})
+    house.write_tree(tmp_path, {"rooms/__init__.py": "", **DOCUMENTS, **files})
     assert rule(tmp_path) == expected
 
 

@@ -11,11 +11,13 @@ from aiohttp import web
 
 
 class FakeApi:
-    """`ratings`: (user id, item id) -> rating. `loose`: ratings came in by other ways than `POST /train`."""
+    """`ratings`: (user id, item id) -> rating. `live_ratings`: whether some came in by other ways than
+    `POST /train`.
+    """
 
     def __init__(self) -> None:
         self.ratings: dict[tuple[str, str], float] = {}
-        self.loose = False
+        self.live_ratings = False
         self.generation = 0
         self.fitted = 0
         self.trains: list[dict[str, Any] | None] = []
@@ -41,12 +43,12 @@ class FakeApi:
         document = await request.json() if request.can_read_body else None
         self.trains.append(document)
         if document is not None:
-            if self.loose and not document.get("replace"):
+            if self.live_ratings and not document.get("replace"):
                 return problem(409, "ratings_would_be_lost")
             columns = (document["user_history"], document["item_history"], document["rating_history"])
             assert len(document) - ("replace" in document) == 5
             self.ratings = {(str(u), str(i)): float(r) for u, i, r in zip(*columns, strict=True)}
-            self.loose = False
+            self.live_ratings = False
         self.generation += 1
         self.fitted = len(self.ratings)
         return web.json_response({"generation": self.generation})
@@ -60,7 +62,7 @@ class FakeApi:
             assert set(row) == {"user_id", "item_id", "rating"}
             assert isinstance(row["user_id"], str)
             self.ratings[row["user_id"], row["item_id"]] = row["rating"]
-        self.loose = True
+        self.live_ratings = True
         return web.json_response({"accepted": 1})
 
     async def _predict(self, request: web.Request) -> web.Response:

@@ -121,11 +121,11 @@ async def test_a_second_play_keeps_what_is_there(environment: str, api: tuple[Fa
     assert last.standings[0].note.startswith("ids world-")
 
 
-@pytest.mark.parametrize("loose", [False, True])
-async def test_ratings_of_others_are_kept(environment: str, api: tuple[FakeApi, str], loose: bool) -> None:
+@pytest.mark.parametrize("live", [False, True])
+async def test_ratings_of_others_are_kept(environment: str, api: tuple[FakeApi, str], live: bool) -> None:
     """Also those that came by a `POST /train`, which another one would replace without asking."""
     fake, address = api
-    fake.ratings, fake.loose, fake.generation, fake.fitted = {("ann", "film"): 4.0}, loose, 1, 1
+    fake.ratings, fake.live_ratings, fake.generation, fake.fitted = {("ann", "film"): 4.0}, live, 1, 1
     await played(PlaySettings(environment=environment, api=address, players=("deployed",), steps=3))
     assert fake.ratings["ann", "film"] == 4.0
     assert len(fake.ratings) == 1 + 123
@@ -133,7 +133,7 @@ async def test_ratings_of_others_are_kept(environment: str, api: tuple[FakeApi, 
 
 async def test_with_replace_the_api_forgets(environment: str, api: tuple[FakeApi, str]) -> None:
     fake, address = api
-    fake.ratings, fake.loose, fake.generation, fake.fitted = {("ann", "film"): 4.0}, True, 1, 1
+    fake.ratings, fake.live_ratings, fake.generation, fake.fitted = {("ann", "film"): 4.0}, True, 1, 1
     await played(
         PlaySettings(environment=environment, api=address, players=("deployed",), steps=3, replace=True)
     )

@@ -215,7 +215,7 @@ async def test_entries_of_forgotten_users_are_dropped_only_as_they_were_seen(sto
     assert await store.ratings.release_forgotten(1, {}) == 0
 
 
-async def test_loose_ratings_are_counted(store: Store) -> None:
+async def test_ratings_that_came_in_live_are_counted(store: Store) -> None:
     await store.ratings.append([rating(f"u{n}", "a") for n in range(7)])
     assert await store.ratings.count_live(1) == 7
 

@@ -30,8 +30,8 @@ def chosen_ratings(seed: int) -> Ratings:
     rng = np.random.default_rng(seed)
     taste, trait = rng.normal(0, 0.8, (N_USERS, 3)), rng.normal(0, 0.8, (N_ITEMS, 3))
     score = taste @ trait.T + rng.normal(0, 0.4, N_USERS)[:, None] + rng.normal(0, 0.5, N_ITEMS)
-    wish = score + rng.gumbel(0, 0.7, score.shape)
-    order = np.argsort(-wish, axis=None)[: N_FIT + N_TEST]
+    utility = score + rng.gumbel(0, 0.7, score.shape)
+    order = np.argsort(-utility, axis=None)[: N_FIT + N_TEST]
     order = rng.permutation(order)
     user, item = np.divmod(order, N_ITEMS)
     value = np.clip(np.rint(3.0 + score[user, item] + rng.normal(0, 0.6, len(user))), 1, 5)

@@ -52,7 +52,7 @@ async def test_a_new_history_replaces_the_old_one(client: Client, store: Store, 
     known = (await client.get("/recommend/new?n=100")).json["items"]
     assert {each["item_id"] for each in known} == {"0", "1", "2", "3"}
     is_problem(await client.get("/items/old"), 404, "unknown_item")
-    # Given ratings are not loose ones: the next history may replace them unasked.
+    # Ratings that came with the call are not live ones: the next history may replace them unasked.
     assert (await client.post("/train", HISTORY)).status in (200, 409)
 
 
