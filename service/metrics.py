@@ -275,7 +275,7 @@ def _families(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: 
         "foldin_http_request_seconds", "Time from a request's arrival to its answer.", total.latency
     )
     yield _histogram(
-        "foldin_lookup_seconds", "Time of one lookup of records, of a whole turn.", {"": total.lookup}
+        "foldin_lookup_seconds", "Time of one lookup of the records of a batch.", {"": total.lookup}
     )
     yield _histogram("foldin_lookup_users", "Requests that shared one lookup.", {"": total.batch})
     yield _histogram(

@@ -212,7 +212,7 @@ class Refitter:
             folder=epoch.fits,
             automatic=automatic,
         )
-        self._forgotten.unseen_by(published.meta.summary.generation, forgotten)
+        self._forgotten.none_left(published.meta.summary.generation, forgotten)
         if published.live:
             await self._switch.to(LiveFit(published.meta, published.fit, epoch.archive))
         return published

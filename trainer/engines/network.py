@@ -39,7 +39,7 @@ class _Network:
         self.effects = torch.nn.Parameter(torch.tensor(begin.implicit_effects, dtype=torch.float32))
         self.inputs = inputs
         # Without more prior than a fit starts with the network learns the ratings by heart.
-        self.spread = 0.35 * torch.tensor(initial_std(dim - 1), dtype=torch.float32)
+        self.prior_std = 0.35 * torch.tensor(initial_std(dim - 1), dtype=torch.float32)
         width, hidden = 2 * dim + inputs.shape[1], 64
         self.first = torch.nn.Parameter(torch.randn(width, hidden, generator=generator) / math.sqrt(width))
         self.shift = torch.nn.Parameter(torch.zeros(hidden))
@@ -223,7 +223,7 @@ def _loss(
     size = int(held_out.sum())
     total = (loss * held_out).sum()
     # The prior of the embeddings counts once for each time that all ratings have been held out.
-    penalty = ((network.embedding / network.spread) ** 2).sum()
+    penalty = ((network.embedding / network.prior_std) ** 2).sum()
     # Implicit effects have 20 times the prior precision of the embeddings.
-    penalty = penalty + 20.0 * ((network.effects / network.spread) ** 2).sum()
+    penalty = penalty + 20.0 * ((network.effects / network.prior_std) ** 2).sum()
     return total + 0.5 * penalty * size / max(len(target), 1), size

@@ -217,14 +217,14 @@ async def test_the_restart_of_a_worker_loses_no_request(
         stop, failures = threading.Event(), list[str]()
         counts = [0] * 4
 
-        def ask(place: int) -> None:
+        def ask(client: int) -> None:
             while not stop.is_set():
                 found = raw_get(service.port, "/predict?user_id=ann&item_id=item-5")
                 if not found.startswith(b"HTTP/1.1 200"):
                     failures.append(found.decode())
-                counts[place] += 1
+                counts[client] += 1
 
-        askers = [asyncio.create_task(asyncio.to_thread(ask, place)) for place in range(4)]
+        asking = [asyncio.create_task(asyncio.to_thread(ask, client)) for client in range(4)]
         try:
             for _ in range(2):
                 victim = service.worker_pids()[0]
@@ -239,7 +239,7 @@ async def test_the_restart_of_a_worker_loses_no_request(
                 await asyncio.to_thread(wait_until, lambda b=before: sum(counts) > b + 20, 60.0, "it goes on")
         finally:
             stop.set()
-            await asyncio.gather(*askers)
+            await asyncio.gather(*asking)
         assert failures == []
 
 

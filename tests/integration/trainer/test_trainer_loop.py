@@ -1,4 +1,4 @@
-"""The trainer on real stores: every rating archived once, fits published, orders carried out, nothing
+"""The trainer on real stores: every rating archived once, fits published, commands carried out, nothing
 lost on a restart.
 """
 
