@@ -74,6 +74,14 @@ class EpochBusy(StoreError):
     """Another new history is being prepared. Try again when it has gone live or was abandoned."""
 
 
+class RatingsLeftOut(StoreError):
+    """A new epoch would not have `ratings` that came in by other ways. Ask the person; nothing changed."""
+
+    def __init__(self, ratings: int) -> None:
+        super().__init__(f"{ratings} ratings would not be in the new epoch")
+        self.ratings = ratings
+
+
 class EpochGone(StoreError):
     """The epoch takes no ratings (any more): it was abandoned or replaced. Begin again."""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from featurestore.commands import REFUSALS, CommandKind
-from featurestore.errors import RETRY_WHEN_FULL_S, StoreError
+from featurestore.errors import RETRY_WHEN_FULL_S, RatingsLeftOut, StoreError
 from featurestore.generations.catalog import GenerationSummary
 from featurestore.generations.follower import Follower
 from featurestore.generations.served import wait_until_served
@@ -74,12 +74,13 @@ class Training:
                 )
             live_ratings = await self._store.ratings.count_live(pointer.epoch)
             if live_ratings and not replace:
-                detail = (
-                    f'{live_ratings} ratings came in by other ways; send "replace": true to throw them away'
-                )
-                raise Problem("ratings_would_be_lost", detail, extra={"ratings": live_ratings})
-            # What comes in from here on belongs to the new history.
-            epoch = await self._store.epochs.begin()
+                raise _would_be_lost(live_ratings)
+            try:
+                # What comes in from here on belongs to the new epoch.
+                epoch = await self._store.epochs.begin(None if replace else 0)
+            except RatingsLeftOut as exc:
+                # Acknowledged since they were counted.
+                raise _would_be_lost(exc.ratings) from exc
             try:
                 registry = self._store.items(epoch)
                 for start in range(0, len(item_ids), _SLICE):
@@ -148,6 +149,11 @@ class Training:
             yield
         finally:
             self._busy = False
+
+
+def _would_be_lost(ratings: int) -> Problem:
+    detail = f'{ratings} ratings came in by other ways; send "replace": true to throw them away'
+    return Problem("ratings_would_be_lost", detail, extra={"ratings": ratings})
 
 
 class _StillRunning(Problem):

@@ -243,10 +243,13 @@ class Generations:
             await self._client.unlink(*keys[start : start + KEYS_AT_ONCE])
             await asyncio.sleep(pause_s)
 
+    async def epochs(self) -> set[int]:
+        """Return the epochs of which something is stored."""
+        return set(map(int, await self._client.smembers(self._keys.stored)))
+
     async def remove_leftovers(self, pause_s: float = 0.0) -> None:
         """Remove every epoch that is neither live nor being prepared, as a crash may have left them."""
-        stored = await self._client.smembers(self._keys.stored)
-        for epoch in sorted(map(int, stored)):
+        for epoch in sorted(await self.epochs()):
             pointer = await self.live()
             if epoch not in {pointer.epoch, pointer.pending}:
                 await self.remove_epoch(epoch, pause_s)

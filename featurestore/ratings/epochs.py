@@ -6,7 +6,7 @@ comparing first.
 """
 
 from featurestore.client import Client
-from featurestore.errors import EpochBusy, StoreError
+from featurestore.errors import EpochBusy, RatingsLeftOut, StoreError
 from featurestore.generations.catalog import Generations
 from featurestore.generations.served import wait_until_served
 from featurestore.keys import Keys
@@ -47,10 +47,11 @@ class Epochs:
         else:
             await self.refresh()
 
-    async def begin(self) -> int:
+    async def begin(self, most_live: int | None = None) -> int:
         """Begin a new history beside the live one; each rating goes to both from now on.
 
-        Raises `EpochBusy`.
+        Raises `EpochBusy`, and `RatingsLeftOut` where more than `most_live` ratings had come in live and
+        would not be in the new epoch: counted in the step from which each goes to both.
         """
         keys = self._keys
         (reply,) = await self._client.call("begin_epoch", ([keys.live, keys.stored], []))
@@ -59,7 +60,11 @@ class Epochs:
         epoch = int(reply[1])
         await self._client.hset(keys.items(epoch), b"", b"")
         live = (await self._generations.live()).epoch
-        await self._switch(dict.fromkeys(range(keys.partitions), (b"%d" % live, b"%d,%d" % (live, epoch))))
+        change = (b"%d" % live, b"%d,%d" % (live, epoch))
+        left_out = await self._switch(dict.fromkeys(range(keys.partitions), change))
+        if most_live is not None and left_out > most_live:
+            await self.abandon(epoch)
+            raise RatingsLeftOut(left_out)
         return epoch
 
     async def abandon(self, epoch: int) -> None:
@@ -105,14 +110,23 @@ class Epochs:
             pipe.get(self._keys.epochs(partition))
         return await pipe.execute()
 
-    async def _switch(self, changes: dict[int, tuple[bytes, bytes]]) -> None:
+    async def _switch(self, changes: dict[int, tuple[bytes, bytes]]) -> int:
+        """Change what partitions write to; return how many ratings had come live into the first of their
+        epochs.
+        """
         if not changes:
-            return
-        calls = [([self._keys.epochs(p)], [before, after]) for p, (before, after) in changes.items()]
+            return 0
+        live = 0
+        calls = [
+            ([self._keys.epochs(p), self._keys.counts(int(before.split(b",")[0]), p)], [before, after])
+            for p, (before, after) in changes.items()
+        ]
         replies = await self._client.call("switch_epochs", *calls)
         for (partition, (_, after)), reply in zip(changes.items(), replies, strict=True):
             if reply[0] != b"OK":
                 raise StoreError(
                     f"partition {partition} is at epochs {reply[1]!r}, changed by another process"
                 )
+            live += int(reply[1])
             self.expected[partition] = after
+        return live

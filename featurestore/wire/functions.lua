@@ -474,17 +474,18 @@ local function end_epoch(keys, args)
   return { 'OK' }
 end
 
--- keys: epochs. args: what it must be, what it becomes. Done already is done.
+-- keys: epochs, counts of the live epoch. args: what it must be, what it becomes. Done already is done. Answers how many
+-- ratings had come in live: after this step each goes to the new epoch, too.
 local function switch_epochs(keys, args)
-  local epochs = redis.call('GET', keys[1]) or ''
+  local epochs, live = redis.call('GET', keys[1]) or '', redis.call('HGET', keys[2], 'loose') or '0'
   if epochs == args[2] then
-    return { 'OK' }
+    return { 'OK', live }
   end
   if epochs ~= args[1] then
     return { 'EPOCHS', epochs }
   end
   redis.call('SET', keys[1], args[2])
-  return { 'OK' }
+  return { 'OK', live }
 end
 
 -- The fences of the groups on a stream, by name.

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown, StoreError
+from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown, RatingsLeftOut, StoreError
+from featurestore.generations.manifest import Pointer
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating, write_generation
 
@@ -110,12 +111,39 @@ async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
     assert await store.epochs.begin() == epoch + 1
 
 
+async def test_a_rating_that_comes_in_before_the_switch_is_counted_in_the_step_that_switches(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is acknowledged, and would not be in the new history: neither in it, nor told, before."""
+    live = store.generations.live
+
+    async def rated_before_the_switch() -> Pointer:
+        monkeypatch.undo()
+        await store.ratings.append([rating("late", "a")])
+        return await live()
+
+    assert await store.ratings.count_live(1) == 0
+    monkeypatch.setattr(store.generations, "live", rated_before_the_switch)
+    with pytest.raises(RatingsLeftOut) as caught:
+        await store.epochs.begin(0)
+    assert caught.value.ratings == 1
+    pointer = await store.generations.live()
+    assert (pointer.epoch, pointer.pending) == (1, 0)
+    assert await store.generations.epochs() == {1}
+    assert (await store.users.history(1, b"late"))[0] == 1
+    epoch = await store.epochs.begin()
+    await store.ratings.append([rating("both", "a")])
+    assert (await store.users.history(epoch, b"both"))[0] == 1
+    await store.epochs.abandon(epoch)
+    assert await store.epochs.begin(2) == epoch + 1
+
+
 async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store) -> None:
     """The epoch was allotted, one partition was switched, then nothing came."""
     keys = store.keys
     assert await store.redis.call("begin_epoch", ([keys.live, keys.stored], [])) == [[b"OK", 2]]
     await store.redis.hset(keys.items(2), b"", b"")
-    await store.redis.call("switch_epochs", ([keys.epochs(0)], [b"1", b"1,2"]))
+    await store.redis.call("switch_epochs", ([keys.epochs(0), keys.counts(1, 0)], [b"1", b"1,2"]))
     await store.ratings.append([rating(f"u{n}", "a") for n in range(20)])
     other = await Store.open(store.settings)
     await other.epochs.abandon(2)

@@ -9,6 +9,7 @@ import pytest
 from featurestore.commands import Outcome
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service.context import CONTEXT
 from tests.support.factories import lead, publish, rating
 from tests.support.serving import Client, is_problem, serves, serving
 from tests.support.small_trainer import Trainer, running
@@ -64,6 +65,29 @@ async def test_ratings_that_came_by_other_ways_are_not_lost_unasked(client: Clie
     assert (await client.get("/users/u")).status == 200
     assert (await client.post("/train", {**HISTORY, "replace": True})).status == 200
     is_problem(await client.get("/users/u"), 404, "unknown_user")
+
+
+async def test_a_rating_acknowledged_after_the_count_is_not_lost_unasked(
+    store_settings: StoreSettings, trainer: Trainer
+) -> None:
+    async with serving(store_settings, train_wait_s=3.0) as (client, app):
+        await serves(client, 1)
+        log = app[CONTEXT].store.ratings
+        count = log.count_live
+
+        async def counted(epoch: int) -> int:
+            found = await count(epoch)
+            reply = await client.post("/ratings", {"user_id": "u", "item_id": "old", "rating": 3})
+            assert reply.status == 200, reply.text
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(log, "count_live", counted)
+            reply = await client.post("/train", HISTORY)
+        is_problem(reply, 409, "ratings_would_be_lost")
+        assert reply.json["ratings"] == 1
+        assert (await client.get("/users/u")).status == 200
+        assert (await client.post("/train", {**HISTORY, "replace": True})).status == 200
 
 
 async def test_without_a_body_it_is_a_refit(client: Client, trainer: Trainer) -> None:
