@@ -58,6 +58,12 @@ class LeaseLost(StoreError):
     """Another trainer leads. Stop acting as the leader at once."""
 
 
+class StoreChanged(StoreError):
+    """Behind the address is another store, or one that lost what it had acknowledged. End what rests on it,
+    and look again.
+    """
+
+
 class GenerationUnknown(StoreError):
     """There is no such generation that could go live. Refuse the input."""
 

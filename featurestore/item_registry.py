@@ -204,3 +204,8 @@ class ItemRegistries:
         """Forget what the store no longer says."""
         for registry in list(self._by_epoch.values()):
             await registry.verify(client)
+
+    def clear(self) -> None:
+        """Forget everything, in every registry that is in use."""
+        for registry in self._by_epoch.values():
+            registry.clear()

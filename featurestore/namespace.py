@@ -2,6 +2,7 @@
 all others on what was fixed when the namespace was created.
 """
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +31,11 @@ class NamespaceConfig:
     scale: Scale
 
 
-async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys) -> None:
+async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys) -> str:
     """Make sure of the store for the namespace called `name`, at the start and whenever the store was away:
     it may be another one, restarted without its data, failed over, flushed. May be repeated.
+
+    Returns its identity: 32 hex digits, given with the namespace. Another one is another store.
 
     Raises `StoreRefused`, `StoreUnavailable`.
     """
@@ -44,7 +47,9 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
         b"scale": format_scale(config.scale).encode(),
     }
     fields = [part for pair in wanted.items() for part in pair]
-    ((_, flat),) = await client.call("create_namespace", ([keys.config], fields))
+    ((_, flat),) = await client.call(
+        "create_namespace", ([keys.config], [secrets.token_hex(16).encode(), *fields])
+    )
     found = dict(zip(flat[::2], flat[1::2], strict=True))
     for field, called in SETTINGS.items():
         if found.get(field) != wanted[field]:
@@ -52,6 +57,7 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
                 f"the namespace {name!r} was created with {called} {found.get(field, b'').decode()}, "
                 f"not {wanted[field].decode()}: use that, or another FOLDIN_NAMESPACE"
             )
+    identity = str(found[b"identity"].decode())
     pipe = client.pipeline()
     pipe.hget(keys.live, "epoch")
     for partition in range(keys.partitions):
@@ -60,7 +66,7 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
     # Only what is missing: a store without memory takes no command that writes, and is read all the same.
     missing = [partition for partition, found in enumerate(epochs) if found is None]
     if epoch is not None and not missing:
-        return
+        return identity
     pipe = client.pipeline()
     if epoch is None:
         # Only then: the mark of an epoch that was removed must not come back.
@@ -72,6 +78,7 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
     for partition in missing:
         pipe.set(keys.epochs(partition), epoch or 1, nx=True)
     await pipe.execute()
+    return identity
 
 
 def check_server(info: Mapping[str, Any]) -> None:

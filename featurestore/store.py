@@ -6,7 +6,7 @@ from featurestore.access import AccessKeys
 from featurestore.client import Client
 from featurestore.commands import Commands
 from featurestore.disk_sync import DiskSync
-from featurestore.errors import StoreRefused
+from featurestore.errors import StoreChanged, StoreRefused
 from featurestore.generations.catalog import Generations
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys
@@ -35,6 +35,8 @@ class Store:
         self.bulk = self._connection("bulk", self._prepare)
         self.redis.main = self.bulk
         self.hot: Connection | None = self._connection("hot") if hot else None
+        # Which store this is, as last seen: another one behind the same address was emptied, or is another.
+        self.identity = ""
         self._registries = ItemRegistries(self.keys, self.bulk, self.redis, settings.max_items)
         # `items(epoch)`: the item registry of an epoch.
         self.items = self._registries.of
@@ -93,6 +95,16 @@ class Store:
                 await connection.close()
         await self.redis.aclose(close_connection_pool=True)
 
+    async def look_again(self) -> None:
+        """Make sure of the store, which may be another one: read its identity, bring back what it lost."""
+        await self._prepare()
+
+    async def require_same(self) -> None:
+        """Raise `StoreChanged` where the store no longer says that it is the one that was opened."""
+        found = await self.redis.hget(self.keys.config, "identity")
+        if not isinstance(found, bytes) or found.decode() != self.identity:
+            raise StoreChanged("the store was emptied, or another one has taken its place")
+
     async def time(self) -> int:
         """Seconds since 1970 by the clock of the store."""
         return (await self.redis.time())[0]
@@ -106,7 +118,12 @@ class Store:
         # its sockets may lead to a server that is no longer the one to ask.
         client = Client(self._url, self.settings.timeout_s)
         try:
-            await prepare(client, self.settings.namespace, self.config, self.keys)
-            await self._registries.verify(client)
+            identity = await prepare(client, self.settings.namespace, self.config, self.keys)
+            if self.identity in {"", identity}:
+                await self._registries.verify(client)
+            else:
+                # Rows of items here may be those of others there.
+                self._registries.clear()
+            self.identity = identity
         finally:
             await client.aclose(close_connection_pool=True)

@@ -54,6 +54,9 @@ class StackOptions:
     )
     play: bool = setting(False, "play even if the store holds ratings already", excludes="no_play")
     no_play: bool = setting(False, "do not let a player play")
+    adopt: bool = setting(
+        False, "keep the store as it is when the archive is not its own: that goes to its trash"
+    )
 
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""

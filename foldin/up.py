@@ -20,7 +20,7 @@ from foldin.preflight import data_directory, locked, reaches_beyond, require_fre
 from foldin.settings import FrontDoorSettings, StackOptions
 from foldin.store import EmbeddedStore
 from processes.child import ChildSpec
-from processes.errors import CannotStartError, StackFailedError
+from processes.errors import DATA_REFUSED, CannotStartError, StackFailedError
 from processes.loop import first_of
 from processes.probes import http_ok
 from processes.supervisor import Supervisor, describe_end
@@ -112,6 +112,8 @@ class Stack:
         self._store: EmbeddedStore | None = None
         # Of a key that may operate, where the API asks for one.
         self._key_file: Path | None = None
+        # The trainer leaves an archive that is not the store's, or newer, to a person to decide about.
+        self._without_trainer = False
         self._probe_host = PROBE_HOSTS.get(options.host, options.host)
         in_url = f"[{self._probe_host}]" if ":" in self._probe_host else self._probe_host
         self.api_url = f"http://{in_url}:{options.port}"
@@ -131,7 +133,9 @@ class Stack:
         await supervisor.start(*self._parts(environment))
         self._remember(environment)
         say(self._where())
-        if holds_ratings and not (self._options.play or self._options.no_play):
+        if self._without_trainer:
+            pass  # the supervisor has told what to do
+        elif holds_ratings and not (self._options.play or self._options.no_play):
             say(
                 "The store holds ratings from before, all still known. No player this time "
                 "(--play: play beside them)."
@@ -180,16 +184,31 @@ class Stack:
         }
 
     def _parts(self, environment: Mapping[str, str]) -> list[ChildSpec]:
-        probes = {
-            # It serves nothing; what it does shows in what the service answers.
-            "trainer": None,
-            "service": partial(http_ok, self._probe_host, self._options.port, "/readyz"),
-            "environment": partial(http_ok, self._probe_host, self._options.environment_port, "/"),
-        }
+        trainer = (*_python("trainer"), *(("--adopt",) if self._options.adopt else ()))
+        answers = partial(http_ok, self._probe_host, self._options.environment_port, "/")
         return [
-            ChildSpec(name, _python(name), environment, probe, READY_WITHIN_S, GRACE_S[name])
-            for name, probe in probes.items()
+            # Without a probe: it serves nothing; what it does shows in what the service answers.
+            ChildSpec(
+                "trainer",
+                trainer,
+                environment,
+                grace_s=GRACE_S["trainer"],
+                spared=self._goes_on_without_trainer,
+            ),
+            *(
+                ChildSpec(name, _python(name), environment, probe, READY_WITHIN_S, GRACE_S[name])
+                for name, probe in (("service", self._service_is_ready), ("environment", answers))
+            ),
         ]
+
+    def _goes_on_without_trainer(self, last_line: str) -> bool:
+        self._without_trainer = self._without_trainer or DATA_REFUSED in last_line
+        return DATA_REFUSED in last_line
+
+    def _service_is_ready(self) -> bool:
+        # Without a trainer a store that has nothing gets no first generation.
+        path = "/livez" if self._without_trainer else "/readyz"
+        return http_ok(self._probe_host, self._options.port, path)
 
     async def _play(self, supervisor: Supervisor, environment: Mapping[str, str]) -> None:
         say(
@@ -228,7 +247,8 @@ class Stack:
         if self._key_file is not None:
             rows["operator's key"] = f"{self._key_file}: the API asks for a key, see `foldin keys --help`"
         lines = [f"  {name + ':':<16}{value}" for name, value in rows.items()]
-        return "\n".join(["", "Everything runs. Ctrl-C stops it.", *lines, ""])
+        runs = "Everything but the trainer runs" if self._without_trainer else "Everything runs"
+        return "\n".join(["", f"{runs}. Ctrl-C stops it.", *lines, ""])
 
     def _next(self) -> str:
         # From a checkout the command is not on the path.

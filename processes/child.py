@@ -39,6 +39,8 @@ class ChildSpec:
     `captured`: what of its output the parent reads; the rest goes where the parent's own goes. `show` gets
     each line that is read. `forks_give_way`: see `Forks`. `obstacle` may block: what keeps it from another
     start, in a line, None where nothing does. `lasting`: however often it ends it is started again.
+    `spared`: asked with its last line when it ends with code 2, whether the rest of a stack goes on without
+    it.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ChildSpec:
     forks_give_way: bool = False
     obstacle: Obstacle | None = None
     lasting: bool = False
+    spared: Callable[[str], bool] | None = None
 
 
 class Child:

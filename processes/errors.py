@@ -1,5 +1,9 @@
 """What can go wrong with a child, and what ends a command early, split by what the person should do."""
 
+# The trainer's line begins so when a person must decide about stored data: the rest of a stack goes on
+# without it.
+DATA_REFUSED = "the archive is left as it is"
+
 
 class ChildEndedError(Exception):
     """The child ended, or was not ready in time, before it was of use. `code` is None for the latter."""

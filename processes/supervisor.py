@@ -2,7 +2,7 @@
 opposite order.
 
 Invariant: whatever way a run ends, `close` leaves no process behind. A part that keeps failing ends the whole
-stack, unless it is one that the others wait for.
+stack, unless it is one that the others wait for, or can do without while a person decides.
 """
 
 import asyncio
@@ -33,6 +33,10 @@ def _again(child: Child, code: int, pause: float | None) -> str:
     return (
         f"{words}{child.last_line or 'no word'}; trying on every {MAX_PAUSE_S:g} s, its log: {child.log_path}"
     )
+
+
+def _is_spared(child: Child, code: int) -> bool:
+    return code == 2 and child.spec.spared is not None and child.spec.spared(child.last_line)
 
 
 class Supervisor:
@@ -74,23 +78,23 @@ class Supervisor:
     async def _all_ready(self, children: Sequence[Child]) -> None:
         """Return when every part with a probe is ready.
 
-        Raise as soon as any part, with a probe or without, has ended.
+        Raise as soon as any part, with a probe or without, has ended; but for one that is spared.
         """
         ready = {asyncio.create_task(self._ready(child)) for child in children if child.spec.probe}
         ended = {asyncio.create_task(self._ended(child)) for child in children if not child.spec.probe}
+        problems: list[BaseException] = []
         try:
-            while ready and not any(task.done() and task.exception() for task in ready | ended):
-                await asyncio.wait(ready | ended, return_when=asyncio.FIRST_COMPLETED)
-                ready = {task for task in ready if not task.done() or task.exception()}
-            problems = [task.exception() for task in ready | ended if task.done()]
+            while ready and not problems:
+                done, _ = await asyncio.wait(ready | ended, return_when=asyncio.FIRST_COMPLETED)
+                ready, ended = ready - done, ended - done
+                problems = [exc for task in done if (exc := task.exception()) is not None]
         finally:
             for task in ready | ended:
                 task.cancel()
             await asyncio.gather(*ready, *ended, return_exceptions=True)
         # A part that needs a person says more than one that waited for it in vain.
-        problems.sort(key=lambda problem: not isinstance(problem, CannotStartError))
-        if problems and problems[0] is not None:
-            raise problems[0]
+        for problem in sorted(problems, key=lambda problem: not isinstance(problem, CannotStartError)):
+            raise problem
 
     async def _ready(self, child: Child) -> None:
         loop = asyncio.get_running_loop()
@@ -103,7 +107,8 @@ class Supervisor:
 
     async def _ended(self, child: Child) -> None:
         code = await child.wait()
-        raise self._reason(ChildEndedError(child.spec.name, code, child.last_line), child)
+        if not _is_spared(child, code):
+            raise self._reason(ChildEndedError(child.spec.name, code, child.last_line), child)
 
     @staticmethod
     def _reason(ended: ChildEndedError, child: Child) -> Exception:
@@ -131,6 +136,10 @@ class Supervisor:
         while True:
             code = await child.wait()
             if self._closing:
+                return
+            if _is_spared(child, code):
+                self._say(f"  {child.last_line}")
+                self._say(f"  {child.spec.name} has stopped; the rest goes on without it")
                 return
             if not await self._waited(child, code):
                 pause = record.ended(loop.time(), code, ready_at)

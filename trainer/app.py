@@ -8,13 +8,14 @@ import random
 import time
 import uuid
 
-from featurestore.errors import LeaseLost, StoreError, StoreRefused
+from featurestore.errors import LeaseLost, StoreChanged, StoreError, StoreRefused
 from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step, no_step
+from trainer.consume.matching import match
 from trainer.errors import ArchiveBusyError, ArchiveFailedError, CannotStartError, NoRoomError
 from trainer.leadership import Leadership
 from trainer.retry import with_retries
@@ -82,16 +83,20 @@ class Trainer:
 
     async def _lead_again_and_again(self, store: Store, root: ArchiveRoot) -> None:
         backoff = Backoff(0.5, 15.0)
+        # For what the person saw who said it, not for what may happen later.
+        adopt = self._settings.adopt
         while True:
             lease, began_at = await self._acquire(store)
             leadership = self._leadership = Leadership(lease, self._settings.lease_ttl_s, began_at)
             log.event("leading", fence=lease.fence)
             try:
+                await match(store, root, adopt=adopt)
+                adopt = False
                 root.forget_opened()
                 self.term = Term(self._settings, store, leadership, root, step=self._step)
                 await self.term.run()
-            except BaseExceptionGroup as group:
-                _explain(group)
+            except (BaseExceptionGroup, StoreError) as exc:
+                _explain(exc)
                 # What failed at once fails again: not in a tight loop.
                 if time.monotonic() - began_at > _LASTING_S:
                     backoff.reset()
@@ -129,18 +134,23 @@ class Trainer:
         self._leadership.check()
 
 
-def _explain(group: BaseExceptionGroup) -> None:
+def _explain(ended: BaseException) -> None:
     """Log why a term ended. Raises `CannotStartError`, or the first error that is not an `Exception`."""
-    leaves = _leaves(group)
+    leaves = _leaves(ended)
     if any(isinstance(exc, LeaseLost) for exc in leaves):
         log.warning("lease_lost")
     for exc in leaves:
+        if isinstance(exc, CannotStartError):
+            raise exc
         if isinstance(exc, StoreRefused):
             raise CannotStartError(str(exc)) from exc
         if not isinstance(exc, Exception):
             raise exc
         if isinstance(exc, NoRoomError):
             log.warning("store_full", error=str(exc))
+        elif isinstance(exc, StoreChanged):
+            # The next term looks whether the archive is still the store's.
+            log.warning("store_changed", why=str(exc))
         elif not isinstance(exc, LeaseLost):
             log.unexpected("term_ended", exc)
 

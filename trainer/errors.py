@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from processes.errors import DATA_REFUSED
+
 
 class TrainerError(Exception):
     """Anything that this package raises on purpose."""
@@ -9,6 +11,13 @@ class TrainerError(Exception):
 
 class CannotStartError(TrainerError):
     """A person must change something; the message is the one line that says what. Exit code 2."""
+
+
+class ArchiveRefusedError(CannotStartError):
+    """The archive is not the store's, or newer than this version: a person decides, nothing is touched."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{DATA_REFUSED}: {why}")
 
 
 class ArchiveBusyError(TrainerError):

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from featurestore.settings import StoreSettings, parse_scale
-from processes.settings import LOG_LEVELS, choice, load, nested, setting, whole
+from processes.settings import LOG_LEVELS, choice, load, nested, real, setting, whole
 from trainer.engines import ENGINES, EngineName
 from trainer.gate import Policy
 from trainer.schedule import Rules
@@ -46,6 +46,21 @@ class TrainerSettings:
     )
     rules: Rules = nested(Rules)
     fit_threads: int = setting(1, "threads of a fit", whole(1, 1024), variable="FOLDIN_FIT_THREADS")
+    trash_days: float = setting(
+        7.0,
+        "days for which replaced epochs stay in the trash of the archive",
+        real(0.0, 36_500.0, "days"),
+        variable="FOLDIN_TRASH_DAYS",
+    )
+    trash_bytes: int = setting(
+        10_000_000_000,  # 700 million ratings, on a disk that has room for the archive and its merges
+        "bytes of the trash: beyond, the oldest entries go before their time; the newest stays",
+        whole(0, 2**53),
+        variable="FOLDIN_TRASH_BYTES",
+    )
+    adopt: bool = setting(
+        False, "go on with the store as it is when the archive is not its own: that goes to the trash"
+    )
     log_level: str = setting(
         "INFO", "the least grave lines that are logged", choice(LOG_LEVELS), variable="FOLDIN_LOG_LEVEL"
     )

@@ -79,9 +79,7 @@ class Term:
             step=step,
         )
         self.room = RoomWatch(store, lease, root.root, settings.store_dir, threads)
-        self.upkeep = Upkeep(
-            store, root, self.epochs, self.switch, forgotten, settings.abandon_s, threads, step
-        )
+        self.upkeep = Upkeep(store, root, self.epochs, self.switch, forgotten, settings, threads, step)
 
     async def run(self) -> None:
         """Lead until cancelled. Raises an exception group with `LeaseLost`, or with an error that was not

@@ -79,6 +79,8 @@ class Follower:
         self.loads_total = 0
         self.failures_total = 0
         self.polled_at = float("-inf")
+        # Of the store that `live` came from.
+        self._identity = store.identity
         self._numbers: frozenset[int] = frozenset()
         self._clock_offset = 0.0
         self._beaten_at = float("-inf")
@@ -120,6 +122,8 @@ class Follower:
 
     async def _poll(self) -> bool:
         """Poll once; return whether there is more to be read at once."""
+        if self._store.identity != self._identity:
+            self._drop()
         live = self.live
         if live is not None:
             serves = (live.epoch, live.generation)
@@ -134,6 +138,7 @@ class Follower:
         pipe.time()
         pipe.hgetall(self._keys.live)
         pipe.hkeys(self._keys.generations)
+        pipe.hget(self._keys.config, "identity")
         items = None
         if live is not None:
             items = self._store.items(live.epoch)
@@ -141,7 +146,11 @@ class Follower:
             deltas = self._keys.deltas(live.epoch, live.generation)
             pipe.xrange(deltas, f"({live.after}", "+", DELTAS_AT_ONCE)
             pipe.lrange(self._keys.order(live.epoch), known, known + ITEMS_AT_ONCE - 1)
-        (seconds, microseconds), pointer_fields, numbers, *rest = await pipe.execute()
+        (seconds, microseconds), pointer_fields, numbers, identity, *rest = await pipe.execute()
+        if identity is None or identity.decode() != self._identity:
+            # Emptied while it was connected; where the connection was lost, this has been done.
+            await self._store.look_again()
+            return True
         now = time.monotonic()
         self._clock_offset = seconds + microseconds / 1e6 - now
         self.pointer = pointer = read_pointer(pointer_fields)
@@ -170,6 +179,13 @@ class Follower:
             name = f"load-generation-{pointer.generation}"
             self._loading = asyncio.create_task(self._load(pointer.epoch, pointer.generation), name=name)
         return more
+
+    def _drop(self) -> None:
+        """Serve nothing of a store that has been replaced: its item rows mean other items in the new one."""
+        log.warning("the store is another one", extra={"was": self._identity, "now": self._store.identity})
+        self._identity = self._store.identity
+        self.live = self.pointer = None
+        self._load_at = float("-inf")
 
     async def _load(self, epoch: int, generation: int) -> None:
         """Load a generation and serve it."""

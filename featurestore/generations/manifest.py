@@ -28,7 +28,7 @@ class Pointer:
 
     `held`: automatic refits do not go live. `pending`: the epoch that is being prepared (0: none), since
     `pending_since` by the store's clock, seconds since 1970. `full`: what has no room left, as the leader
-    believes until `full_until` by the same clock.
+    believes until `full_until` by the same clock. `last_epoch`: the highest that was given.
     """
 
     epoch: int
@@ -40,6 +40,7 @@ class Pointer:
     pending_since: float
     full: FullReason | None = None
     full_until: float = 0.0
+    last_epoch: int = 0
 
     def full_at(self, now: float) -> FullReason | None:
         """Return what has no room left at `now`, by the store's clock."""
@@ -165,6 +166,7 @@ def read_pointer(fields: Mapping[Text, Text]) -> Pointer:
         # A leader of another version may know of more that can be full.
         full=next((reason for reason in FULL_REASONS if reason == full), "store_disk") if full else None,
         full_until=float(until) if until.isdigit() else 0.0,
+        last_epoch=number(b"last_epoch"),
     )
 
 

@@ -7,9 +7,9 @@ place of events, and its `done` is refused. Nothing is acknowledged one by one: 
 until `done` trims them, and after any error the group is set back to where this reader was.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from factors import Float64s, Int32s, Int64s
 from featurestore.client import Client
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW
-from featurestore.errors import EpochGone, LeaseLost, StoreError
+from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError
 from featurestore.keys import Keys
 from featurestore.leases import Lease
 from featurestore.ratings.batches import LENGTH_DTYPE, NUMBER_DTYPE
@@ -141,25 +141,46 @@ class RatingsStream:
         streams = [(partition_of[name], entries) for name, entries in reply or () if entries]
         reading.positions |= {partition: entries[-1][0] for partition, entries in streams}
         reading.attached = True
-        ids = [stream_id.split(b"-") for _, entries in streams for stream_id, _ in entries]
-        fields = [entry_fields for _, entries in streams for _, entry_fields in entries]
-        found, _ = unpack(fields, np.array([int(number) for _, number in ids], dtype=np.int64))
-        if len(found.entry):
-            reading.ask = max(1, min(2 * reading.ask, count // int(np.bincount(found.entry).max())))
-        sizes = [len(entries) for _, entries in streams]
-        partition = np.repeat(np.array([number for number, _ in streams], dtype=np.int32), sizes)
-        return Events(
-            partition=partition[found.entry],
-            stream_ms=np.array([int(ms) for ms, _ in ids], dtype=np.int64)[found.entry],
-            stream_seq=found.number,
-            users=found.users,
-            user=found.user,
-            n=found.n,
-            item_row=found.table["item_row"].astype(np.int64),
-            rating=found.table["rating"].astype(np.float64),
-            time=found.table["time"].astype(np.float64),
-            more=any(size >= ask for size in sizes),
-        )
+        events, largest = _decode(streams, ask)
+        if largest:
+            reading.ask = max(1, min(2 * reading.ask, count // largest))
+        return events
+
+    async def rest(
+        self, epoch: int, after: Mapping[int, tuple[int, int]], count: int
+    ) -> AsyncIterator[Events]:
+        """Yield the events of an epoch that takes no more, after the positions `after` (ms, number); of up to
+        `count` entries a partition at a time. Nothing is marked as read.
+        """
+        places = {p: b"%d-%d" % after.get(p, (0, 0)) for p in range(self._keys.partitions)}
+        while True:
+            pipe = self._client.pipeline()
+            for partition, place in places.items():
+                pipe.xrange(self._keys.ratings(epoch, partition), b"(" + place, b"+", count)
+            replies = zip(places, await pipe.execute(), strict=True)
+            # redis-py makes a dictionary of the fields; here they are as the wire has them.
+            streams = [
+                (partition, [(entry, list(chain.from_iterable(fields.items()))) for entry, fields in entries])
+                for partition, entries in replies
+                if entries
+            ]
+            if not streams:
+                return
+            places |= {partition: entries[-1][0] for partition, entries in streams}
+            yield _decode(streams, count)[0]
+
+    async def entries_at(
+        self, epoch: int, positions: Mapping[int, tuple[int, int]]
+    ) -> dict[int, tuple[int, int]]:
+        """Where the first entry at or after each position (ms, number) ends; a partition without one is left
+        out.
+        """
+        pipe = self._client.pipeline()
+        for partition, (ms, number) in positions.items():
+            pipe.xrange(self._keys.ratings(epoch, partition), b"%d-%d" % (ms, number), b"+", 1)
+        found = zip(positions, await pipe.execute(), strict=True)
+        ids = {partition: entries[0][0].split(b"-") for partition, entries in found if entries}
+        return {partition: (int(ms), int(number)) for partition, (ms, number) in ids.items()}
 
     def restart(self, epoch: int) -> None:
         """Read again from the oldest event that is not `done`: the reader has lost what it read."""
@@ -172,7 +193,8 @@ class RatingsStream:
         """Trim each partition up to and including its event at `last` (ms, number): these are archived. Safe
         to repeat. An entry goes with its last event.
 
-        Raises `LeaseLost` when a later leader has attached.
+        Raises `LeaseLost` when a later leader has attached, `StoreChanged` when the store does not know these
+        events.
         """
         calls = [
             (
@@ -182,7 +204,8 @@ class RatingsStream:
             for partition, (ms, number) in last.items()
         ]
         # A call for each partition: on a cluster each has a slot of its own.
-        await self._client.call("trim", *calls)
+        if [b"AHEAD"] in await self._client.call("trim", *calls):
+            raise StoreChanged("the store has lost events that were archived")
 
     async def progress(self, epoch: int) -> dict[int, Progress]:
         """How far the stream of each partition is, in one round trip."""
@@ -211,6 +234,32 @@ class RatingsStream:
         ]
         if [b"GONE"] in await self._client.call("attach", *calls):
             raise EpochGone(epoch)
+
+
+def _decode(
+    streams: Sequence[tuple[int, Sequence[tuple[bytes, Sequence[bytes]]]]], ask: int
+) -> tuple[Events, int]:
+    """Return the events of entries (id, fields) by partition, of which `ask` each were asked for, and how
+    many the largest entry had.
+    """
+    ids = [stream_id.split(b"-") for _, entries in streams for stream_id, _ in entries]
+    fields = [entry_fields for _, entries in streams for _, entry_fields in entries]
+    found, _ = unpack(fields, np.array([int(number) for _, number in ids], dtype=np.int64))
+    sizes = [len(entries) for _, entries in streams]
+    partition = np.repeat(np.array([number for number, _ in streams], dtype=np.int32), sizes)
+    events = Events(
+        partition=partition[found.entry],
+        stream_ms=np.array([int(ms) for ms, _ in ids], dtype=np.int64)[found.entry],
+        stream_seq=found.number,
+        users=found.users,
+        user=found.user,
+        n=found.n,
+        item_row=found.table["item_row"].astype(np.int64),
+        rating=found.table["rating"].astype(np.float64),
+        time=found.table["time"].astype(np.float64),
+        more=any(size >= ask for size in sizes),
+    )
+    return events, int(np.bincount(found.entry).max(initial=0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -336,11 +336,13 @@ local function register_items(keys, args)
   return { 'OK', rows }
 end
 
--- keys: config. args: field, value, ... The first caller fixes them; answers what holds.
+-- keys: config. args: identity, then field, value, ... The first caller fixes them; answers what holds. A namespace
+-- from before there were identities gets one.
 local function create_namespace(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
-    redis.call('HSET', keys[1], unpack(args))
+    redis.call('HSET', keys[1], unpack(args, 2))
   end
+  redis.call('HSETNX', keys[1], 'identity', args[1])
   return { 'OK', redis.call('HGETALL', keys[1]) }
 end
 
@@ -524,12 +526,16 @@ local function attach(keys, args)
   return { 'OK' }
 end
 
--- keys: ratings, counts. args: fence, first stream id that stays, number of the last event that is done.
+-- keys: ratings, counts. args: fence, first stream id that stays, number of the last event that is done. A number that was
+-- never given was read before the store lost its end.
 local function trim(keys, args)
   if not fences(keys[1])['trainer-' .. args[1]] then
     return LOST
   end
-  local _, done = progress(keys[2])
+  local added, done = progress(keys[2])
+  if tonumber(args[3]) > added then
+    return { 'AHEAD' }
+  end
   redis.call('XTRIM', keys[1], 'MINID', '=', args[2])
   if tonumber(args[3]) > done then
     redis.call('HSET', keys[2], 'done', args[3])

@@ -7,7 +7,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.ratings.stream import Events
-from trainer.archive.events import make_table
+from trainer.archive.events import make_table, string_array
+
+
+def item_ids(count: int) -> pa.StringArray:
+    """The registry that `event_table` has its items from: the item with row 7 is `i7`."""
+    return string_array(b"i%d" % row for row in range(count))
 
 
 def event_table(

@@ -161,6 +161,39 @@ asyncio.run(main())
 """
 
 
+def trainer_environment(settings: TrainerSettings) -> dict[str, str]:
+    """What `python -m trainer` must be told to work with these settings."""
+    return {
+        **os.environ,
+        "FOLDIN_REDIS_URL": settings.store.url,
+        "FOLDIN_NAMESPACE": settings.store.namespace,
+        "FOLDIN_PARTITIONS": str(settings.store.partitions),
+        "FOLDIN_ARCHIVE_DIR": str(settings.archive_dir),
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+async def refused(settings: TrainerSettings, *flags: str) -> str:
+    """The one line with which `python -m trainer` ends, by itself and with code 2."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "trainer", *flags),
+        env=trainer_environment(settings),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(40):
+            _, output = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    text = output.decode()
+    assert process.returncode == 2, text
+    assert "Traceback" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("trainer: ")]
+    return line
+
+
 class ChildTrainer:
     """A trainer as a child process that kills itself at the `occurrence`th time of a step."""
 

@@ -6,15 +6,17 @@ erasure) makes the files that it covers superfluous from the moment of its renam
 afterwards.
 """
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.archive.events import SCHEMA, Position, Spans, join_spans, string_array, without_user
+from featurestore.keys import digest_of
+from trainer.archive.events import SCHEMA, Position, Span, Spans, join_spans, string_array, without_user
 from trainer.archive.merging import choose_merge
 from trainer.archive.segments import (
     DAMAGED,
@@ -30,6 +32,12 @@ from trainer.archive.segments import (
     write_segment,
 )
 from trainer.errors import ArchiveFailedError, SegmentDamagedError
+
+# No user has rated so often: an erasure up to this `n` takes all that there is of a user.
+ALL_OF_A_USER = 2**62
+
+Keep = Callable[[Sequence[Path]], object]
+"""Called with files that are about to be removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +158,17 @@ class EpochArchive:
                 path.unlink()
         return erased
 
+    def erase_digests(self, digests: Collection[bytes]) -> int:
+        """Take out all of the users whose ids have these digests; return how many events there were."""
+        if not digests:
+            return 0
+        ids: set[bytes] = set()
+        for segment in self._listed():
+            with contextlib.suppress(SegmentDamagedError):
+                ids.update(pc.unique(read_segment(segment.path)[0]["user_id"]).cast(pa.binary()).to_pylist())
+        wanted = [user_id for user_id in ids if digest_of(user_id) in digests]
+        return sum(self.erase(user_id, ALL_OF_A_USER) for user_id in wanted)
+
     def begin_rebuild(self) -> list[Segment]:
         """Return the segments that are to be replaced by those appended from now on, which cover no span.
 
@@ -162,11 +181,14 @@ class EpochArchive:
             self.rebuilding = True
             return self._listed()
 
-    def finish_rebuild(self, old: Sequence[Segment], spans: Spans) -> None:
+    def finish_rebuild(self, old: Sequence[Segment], spans: Spans, keep: Keep) -> None:
         """Replace the `old` segments in one commit: those appended after them are the archive, and cover
-        `spans`.
+        `spans`. What is replaced is given to `keep` first: it may have what the store does not.
         """
         with self._maintenance:
+            if any(segment.rows for segment in old):
+                self._guard()
+                keep([segment.path for segment in old])
             if old:
                 revision = max(segment.name.revision for segment in old) + 1
                 name = SegmentName(1, old[-1].name.last, revision)
@@ -211,8 +233,7 @@ class EpochArchive:
         # covers.
         for leftover in self.directory.glob(f"*{TEMPORARY}"):
             leftover.unlink()
-        named = [(SegmentName.parse(path.name), path) for path in self.directory.iterdir()]
-        files = sorted((name, path) for name, path in named if name is not None)
+        files = _segment_files(self.directory)
         for name, path in files:
             if any(other.covers(name) for other, _ in files):
                 self._step("recover:unlink")
@@ -224,3 +245,26 @@ class EpochArchive:
                 self.damaged.append(exc)
                 path.rename(path.with_name(path.name + DAMAGED))
         sync_directory(self.directory)
+
+
+def uncovered(directory: Path) -> list[tuple[SegmentName, Path]]:
+    """Return the files that make up the log of an epoch, in its order; nothing is changed."""
+    files = _segment_files(directory)
+    return [(name, path) for name, path in files if not any(other.covers(name) for other, _ in files)]
+
+
+def read_spans(directory: Path) -> dict[int, Span]:
+    """Return what an epoch's log covers, as its footers say; a damaged segment covers nothing here.
+
+    Raises `ArchiveRefusedError` for a segment of a newer format. Changes nothing.
+    """
+    found = []
+    for name, path in uncovered(directory):
+        with contextlib.suppress(SegmentDamagedError):
+            found.append(inspect_segment(path, name).spans)
+    return join_spans(found)
+
+
+def _segment_files(directory: Path) -> list[tuple[SegmentName, Path]]:
+    named = [(SegmentName.parse(path.name), path) for path in directory.iterdir()]
+    return sorted((name, path) for name, path in named if name is not None)

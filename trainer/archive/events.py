@@ -132,6 +132,21 @@ def spans_of(table: pa.Table) -> dict[int, Span]:
     return spans
 
 
+def in_registry(table: pa.Table, item_ids: pa.StringArray) -> pa.Table:
+    """Return the events of items that the registry has, with their rows there. `item_ids`: by item row.
+
+    An archived row is that of the registry when the event came in: where a store has lost its end and gone
+    on, it may have been given to another item since.
+    """
+    encoded = table["item_id"].combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    rows = pc.index_in(encoded.dictionary, value_set=item_ids).take(encoded.indices)
+    position = table.schema.get_field_index("item_row")
+    table = table.set_column(position, SCHEMA.field("item_row"), rows.fill_null(0).cast(pa.uint32()))
+    return table.filter(rows.is_valid()) if rows.null_count else table
+
+
 def without_user(table: pa.Table, user_id: bytes, up_to_n: int) -> pa.Table:
     """Return `table` without the events of a user up to and including `up_to_n`."""
     wanted = string_array([user_id])[0]

@@ -4,12 +4,13 @@ when that process ends, however it ends.
 
 import fcntl
 import os
-import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.segments import TEMPORARY, Guard, Step, no_step, sync_directory
+from trainer.archive.epoch_archive import EpochArchive, read_spans
+from trainer.archive.identity import ArchiveState, read_identity, write_identity
+from trainer.archive.segments import TEMPORARY, Guard, Step, no_step
+from trainer.archive.trash import Trash, TrashEntry, Why
 from trainer.errors import ArchiveBusyError, ArchiveFailedError
 
 
@@ -31,6 +32,8 @@ class ArchiveRoot:
             probe = root / f"probe{TEMPORARY}"
             probe.write_bytes(b"\0" * 4096)
             probe.unlink()
+            self.trash = Trash(root / "trash", guard=guard)
+            self.trash.clean()
         except OSError as exc:
             raise ArchiveFailedError(f"cannot write {root}: {exc.strerror or exc}") from exc
         self._epochs: dict[int, EpochArchive] = {}
@@ -56,19 +59,34 @@ class ArchiveRoot:
         """Return where an epoch is kept."""
         return self.root / f"epoch-{number:06d}"
 
-    def remove_epoch(self, number: int) -> None:
-        """Remove all of an epoch. The folder is renamed first, so that a killed removal is finished later."""
+    def discard(self, number: int, why: Why) -> TrashEntry | None:
+        """Move all of an epoch to the trash; return the entry, None where it never held a rating. Killed at
+        any step it is to be called again.
+        """
         self._epochs.pop(number, None)
         folder = self.folder(number)
+        return self.trash.move(folder, number, self.identity() or "", why) if folder.exists() else None
+
+    def identity(self) -> str | None:
+        """Return which store this archive says that it belongs to. Raises `ArchiveRefusedError`."""
+        return read_identity(self.root)
+
+    def belong_to(self, identity: str) -> None:
+        """Say from now on that this is the archive of the store with this identity."""
         try:
             self._guard()
-            if folder.exists():
-                folder.rename(folder.with_name(folder.name + ".removed"))
-            for removed in self.root.glob("epoch-*.removed"):
-                shutil.rmtree(removed)
-            sync_directory(self.root)
+            write_identity(self.root, identity)
         except OSError as exc:
-            raise ArchiveFailedError(f"cannot remove {folder}: {exc.strerror or exc}") from exc
+            raise ArchiveFailedError(f"cannot write {self.root}: {exc.strerror or exc}") from exc
+
+    def state(self) -> ArchiveState:
+        """Return what the archive says of itself. Opens no epoch and changes nothing.
+
+        Raises `ArchiveRefusedError` where something in it is newer than this version.
+        """
+        spans = {number: read_spans(self.folder(number)) for number in self.epochs()}
+        ends = {number: {p: span.last for p, span in of.items()} for number, of in spans.items()}
+        return ArchiveState(self.identity(), ends)
 
     def close(self) -> None:
         """Let another process have the folder."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.archive.events import SCHEMA, Span, Spans
-from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
+from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
 
 METADATA_KEY = b"foldin"
 # Grows when a segment of today could not be read by an older trainer.
@@ -127,18 +127,30 @@ def write_segment(
     return Segment(path, name, dict(spans), table.num_rows)
 
 
-def read_segment(path: Path) -> tuple[pa.Table, dict[int, Span]]:
-    """Return the verified events of a segment and its spans.
+def open_segment(path: Path) -> pa.NativeFile:
+    """Return a segment's open file, which can be read to its end even when it is replaced meanwhile.
 
-    Raises `SegmentDamagedError`, or `SegmentGoneError` where there is no file.
+    Raises `SegmentGoneError` where there is none, `SegmentDamagedError`.
     """
     try:
-        with pa.OSFile(str(path), "rb") as file:
-            table = pq.read_table(file, page_checksum_verification=True)
+        return pa.OSFile(str(path), "rb")
     except FileNotFoundError as exc:
         raise SegmentGoneError(path.name) from exc
-    except (OSError, pa.ArrowException, ValueError) as exc:
+    except OSError as exc:
         raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
+
+
+def read_segment(path: Path, file: pa.NativeFile | None = None) -> tuple[pa.Table, dict[int, Span]]:
+    """Return the verified events of a segment and its spans. `file`: as `open_segment` returned it.
+
+    Raises `SegmentDamagedError`, `SegmentGoneError` where there is no file, or `ArchiveRefusedError` for a
+    format newer than this version's.
+    """
+    with open_segment(path) if file is None else file as opened:
+        try:
+            table = pq.read_table(opened, page_checksum_verification=True)
+        except (OSError, pa.ArrowException, ValueError) as exc:
+            raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
     # Parquet has checked its pages, not that all rows and the right spans are there.
     header = _header(path, table.schema.metadata)
     table = table.replace_schema_metadata(None)
@@ -198,10 +210,14 @@ def sync_directory(path: Path) -> None:
 def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, object]:
     try:
         header = json.loads((metadata or {})[METADATA_KEY])
-        known = isinstance(header, dict) and header["format"] == FORMAT
+        number = header["format"] if isinstance(header, dict) else None
     except (KeyError, ValueError) as exc:
         raise SegmentDamagedError(path, "has no header") from exc
-    if not known:
+    if isinstance(number, int) and number > FORMAT:
+        raise ArchiveRefusedError(
+            f"{path} has format {number}, this version reads up to {FORMAT}: use the version that wrote it"
+        )
+    if number != FORMAT:
         raise SegmentDamagedError(path, "has a header of another format")
     return header  # type: ignore[no-any-return]  # json gives Any; the fields are checked where they are read
 

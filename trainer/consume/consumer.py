@@ -6,23 +6,27 @@ archived again.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.codecs import FORGOTTEN_ROW
-from featurestore.errors import EpochGone, StoreUnavailable
+from featurestore.errors import EpochGone, StoreChanged, StoreUnavailable
 from featurestore.keys import digest_of
 from featurestore.leases import Lease
 from featurestore.ratings.stream import Events
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
-from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
 from trainer.archive.events import START, Position, new_events, without_user
+from trainer.archive.identity import ArchiveState
 from trainer.archive.segments import Step
+from trainer.archive.trash import Trash
+from trainer.consume.matching import difference
 from trainer.consume.rebuild import is_incomplete, rebuild
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates
@@ -32,8 +36,6 @@ from trainer.threads import Threads
 
 # How long the store holds a blocking read: a stop and an erasure wait for it at most so long.
 _BLOCK_MS = 100
-# No user has rated so often: an erasure up to this `n` takes all that the archive has of a user.
-_ALL_OF_A_USER = 2**62
 # Users erased last. The mark in the stream has erased a user already when the command that asks for the same
 # comes, and a search of the whole archive takes seconds. Bounds the memory: 16 bytes each.
 _REMEMBERED_ERASURES = 1_000
@@ -50,21 +52,29 @@ class EpochConsumer:
         archive: EpochArchive,
         *,
         fits: FitFolder,
+        trash: Trash,
+        moving: asyncio.Lock,
         item_updates: ItemUpdates,
         threads: Threads,
         step: Step,
     ) -> None:
+        """`moving` is held while the trash is searched, and by whatever moves an epoch there."""
         self.epoch = archive.epoch
         self._archive = archive
         self._store = store
         self._lease = lease
         self._fits = fits
+        self._trash = trash
+        self._moving = moving
         self._item_updates = item_updates
         self._threads = threads
         self._count = max(1, settings.batch_events // store.config.partitions)
         # A reply that the store holds back longer than its time-out would count as lost.
         self._block_ms = min(_BLOCK_MS, round(500 * store.settings.timeout_s))
         self._linger_s = settings.linger_s
+        self._identity = store.identity
+        # Sockets of the store so far: behind a new one it may have lost its end.
+        self._sockets = store.bulk.reconnects_total
         self._step = step
         self.positions: dict[int, Position] = {}
         self.archived_events = 0
@@ -75,22 +85,28 @@ class EpochConsumer:
         self._erased: OrderedDict[bytes, None] = OrderedDict()
 
     async def run(self) -> None:
-        """Consume until cancelled. Raises `LeaseLost`, `EpochGone`; waits out an unreachable store and a full
-        disk.
+        """Consume until cancelled. Raises `LeaseLost`, `EpochGone`, `StoreChanged`; waits out an unreachable
+        store and a full disk.
         """
         try:
             async with self._exclusive:
                 self._store.stream.restart(self.epoch)
-                self._take_stock()
-                ends = await with_retries(self._store.stream.progress, self.epoch)
-                if is_incomplete(self._archive.snapshot(), ends, holes=self._archive.has_holes()):
-                    await self._rebuild()
+                await self._complete()
                 await self._enter("consuming")
             await self._consume()
         finally:
             # After a cancelled consumer its files are removed: a repair or an erasure in them ends first.
             async with self._exclusive:
                 await self._enter("ended")
+
+    async def drain(self) -> None:
+        """Archive what is left of the streams of an epoch that takes no more ratings, which `run` does not
+        read any more. Leaves the streams as they are.
+        """
+        async with self._exclusive:
+            await self._complete()
+            async for events in self._store.stream.rest(self.epoch, self.positions, self._count):
+                await self._archive_new(events)
 
     @property
     def consuming(self) -> bool:
@@ -131,6 +147,7 @@ class EpochConsumer:
             began_at = time.monotonic()
             try:
                 async with self._exclusive:
+                    await self._require_same_store()
                     events = await self._store.stream.read(
                         self.epoch, self._lease, self._count, self._block_ms
                     )
@@ -148,9 +165,26 @@ class EpochConsumer:
                 # Batches far apart enough that a slow stream does not make a file of each event.
                 await asyncio.sleep(max(0.0, self._linger_s - (time.monotonic() - began_at)))
 
+    async def _require_same_store(self) -> None:
+        """Raise `StoreChanged` where the store, since it was connected anew, is not what it was."""
+        if self._store.identity != self._identity:
+            raise StoreChanged("the store was emptied, or another one has taken its place")
+        sockets = self._store.bulk.reconnects_total
+        if sockets != self._sockets:
+            archive = ArchiveState(self._identity, {self.epoch: self.positions})
+            if why := await difference(self._store, archive):
+                raise StoreChanged(why)
+            self._sockets = sockets
+
     async def _take(self, events: Events) -> None:
         """Archive the events that are new, then acknowledge all of them."""
         self._step("consume:read")
+        await self._archive_new(events)
+        self._step("consume:archived")
+        await self._store.stream.done(self.epoch, self._lease, events.last)
+        self._step("consume:done")
+
+    async def _archive_new(self, events: Events) -> None:
         registry = self._store.items(self.epoch)
         if events.n_items > len(registry):
             # Another process has registered items.
@@ -173,22 +207,32 @@ class EpochConsumer:
                 self._progress.notify_all()
             if table.num_rows:
                 await self._item_updates.put(ArchivedBatch(self.epoch, table))
-        self._step("consume:archived")
-        await self._store.stream.done(self.epoch, self._lease, events.last)
-        self._step("consume:done")
 
     async def _erase(self, user_id: bytes) -> None:
-        erased = await with_retries(self._threads.run, self._archive.erase, user_id, _ALL_OF_A_USER)
+        erased = await with_retries(self._threads.run, self._archive.erase, user_id, ALL_OF_A_USER)
         # After the archive: a fit whose snapshot still had the user has begun by now, and is told.
         await self._threads.run(self._fits.erase, user_id)
         await self._item_updates.put(ErasedUser(self.epoch, user_id))
+        async with self._moving:
+            erased += await with_retries(self._threads.run, self._trash.erase, user_id)
         self._erased[digest_of(user_id)] = None
         while len(self._erased) > _REMEMBERED_ERASURES:
             self._erased.popitem(last=False)
         log.event("user_erased", epoch=self.epoch, events=erased)
 
+    async def _complete(self) -> None:
+        """Rebuild the archive where it lacks what was trimmed from the streams."""
+        self._take_stock()
+        ends = await with_retries(self._store.stream.progress, self.epoch)
+        if is_incomplete(self._archive.snapshot(), ends, holes=self._archive.has_holes()):
+            await self._rebuild()
+
     async def _rebuild(self) -> None:
-        await with_retries(rebuild, self._store, self._archive, self._threads)
+        def keep(paths: Sequence[Path]) -> None:
+            entry = self._trash.keep(paths, self.epoch, self._identity, "rebuilt")
+            log.event("epoch_to_trash", epoch=self.epoch, why="rebuilt", entry=entry.path.name)
+
+        await with_retries(rebuild, self._store, self._archive, self._threads, keep)
         self._take_stock()
 
     def _take_stock(self) -> None:

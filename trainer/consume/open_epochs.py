@@ -6,16 +6,18 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 
-from featurestore.errors import EpochGone
+from featurestore.errors import EpochGone, StoreChanged
 from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.item_list import write_items
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
 from trainer.consume.consumer import EpochConsumer
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ItemUpdates
+from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
 
@@ -45,6 +47,9 @@ class OpenEpochs:
     _opening: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _open: dict[int, OpenEpoch] = field(init=False, default_factory=dict)
     _consuming: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
+    # Held while the trash is searched for a user, and while an epoch is moved there: else one that is moved
+    # just then would be missed.
+    moving: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     # Counted: a service that got no answer may have asked twice for the same new epoch.
     _claims: Counter[int] = field(init=False, default_factory=Counter)
 
@@ -53,7 +58,7 @@ class OpenEpochs:
         return set(self._open)
 
     async def open(self, number: int) -> OpenEpoch:
-        """Return the epoch once its archive is known to be complete. Raises `EpochGone`."""
+        """Return the epoch once its archive is known to be complete. Raises `EpochGone`, `StoreChanged`."""
         epoch = self._open.get(number)
         if epoch is None or not epoch.consumer.consuming:
             epoch = await self.begin(number)
@@ -62,27 +67,46 @@ class OpenEpochs:
 
     async def begin(self, number: int) -> OpenEpoch:
         """Return the epoch, its consumer started, its archive perhaps not complete yet."""
+        if number == 0:
+            raise StoreChanged("the store was emptied: it names no epoch")
         async with self._opening:
             if number not in self._open:
-                archive = await self.threads.run(self.root.epoch, number)
-                for damage in archive.damaged:
-                    log.warning("segment_damaged", epoch=number, segment=damage.path.name, why=damage.why)
-                fits = FitFolder(archive.directory)
-                consumer = EpochConsumer(
-                    self.settings,
-                    self.store,
-                    self.lease,
-                    archive,
-                    fits=fits,
-                    item_updates=self.item_updates,
-                    threads=self.threads,
-                    step=self.step,
-                )
-                self._open[number] = OpenEpoch(archive, fits, consumer)
+                epoch = self._open[number] = await self._make(number)
                 self._consuming[number] = self.group.create_task(
-                    self._consume(consumer), name=f"consume epoch {number}"
+                    self._consume(epoch.consumer), name=f"consume epoch {number}"
                 )
             return self._open[number]
+
+    async def _make(self, number: int) -> OpenEpoch:
+        archive = await self.threads.run(self.root.epoch, number)
+        for damage in archive.damaged:
+            log.warning("segment_damaged", epoch=number, segment=damage.path.name, why=damage.why)
+        fits = FitFolder(archive.directory)
+        consumer = EpochConsumer(
+            self.settings,
+            self.store,
+            self.lease,
+            archive,
+            fits=fits,
+            trash=self.root.trash,
+            moving=self.moving,
+            item_updates=self.item_updates,
+            threads=self.threads,
+            step=self.step,
+        )
+        return OpenEpoch(archive, fits, consumer)
+
+    async def finish(self, number: int) -> None:
+        """Archive all that was acknowledged in an epoch that takes no more ratings, and its items."""
+        await self.close(number)
+        epoch = await self._make(number)
+        await epoch.consumer.drain()
+        self.step("epoch:drained")
+        registry = self.store.items(number)
+        await with_retries(registry.refresh)
+        # None where a removal that was cut off has taken the registry: the list is from before.
+        if len(registry):
+            await with_retries(self.threads.run, write_items, epoch.archive.directory, registry.ids)
 
     async def _consume(self, consumer: EpochConsumer) -> None:
         try:

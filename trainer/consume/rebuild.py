@@ -18,7 +18,7 @@ from featurestore.ratings.stream import Events, Progress
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer import log
-from trainer.archive.epoch_archive import EpochArchive, Snapshot
+from trainer.archive.epoch_archive import EpochArchive, Keep, Snapshot
 from trainer.archive.events import START, Span, make_table
 from trainer.retry import with_retries
 from trainer.threads import Threads
@@ -33,9 +33,9 @@ def is_incomplete(snapshot: Snapshot, ends: dict[int, Progress], *, holes: bool)
     return holes or any(end.done > archived.get(partition, 0) for partition, end in ends.items())
 
 
-async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None:
+async def rebuild(store: Store, archive: EpochArchive, threads: Threads, keep: Keep) -> None:
     """Replace the archive of an epoch by what the store's histories say. Killed at any step it is begun
-    again.
+    again. What is replaced goes to `keep` first.
 
     Raises `ArchiveFailedError` and what the lease's guard raises; waits for a store that cannot be reached.
     """
@@ -54,7 +54,7 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads) -> None
         for partition, end in ends.items()
         if end.last > START
     }
-    await threads.run(archive.finish_rebuild, old, spans)
+    await threads.run(archive.finish_rebuild, old, spans, keep)
     log.event("archive_rebuilt", epoch=epoch, ratings=rows)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -278,6 +279,36 @@ def test_a_full_disk_ends_the_store_and_not_the_stack(tmp_path: Path) -> None:
         assert known_ratings(running, "ann") == 20
         store.close()
         assert running.interrupt() == 0
+
+
+def test_a_store_that_was_emptied_is_said_and_everything_else_goes_on(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    rating = {"user_id": "ann", "item_id": "12", "rating": 5}
+    segments = "archive/foldin/epoch-000001/*.parquet"
+    with stack(data, "--no-play") as running:
+        running.call("POST", "/ratings", rating)
+        wait_until(lambda: any(data.glob(segments)), 30, "the rating archived")
+        assert running.interrupt() == 0
+    archived = {path: path.read_bytes() for path in data.glob(segments)}
+    shutil.rmtree(data / "store")
+    without = Stack(data)
+    try:
+        without.says("Everything but the trainer runs")
+        without.says(r"the archive is left as it is: .*another store.*`foldin restore`.*--adopt")
+        without.says("trainer has stopped; the rest goes on without it")
+        assert without.call("POST", "/ratings", rating)["accepted"] == 1
+        assert known_ratings(without, "ann") == 1
+        assert without.part("trainer") == 0
+        assert without.interrupt() == 0
+    finally:
+        without.process.end(grace_s=DOWN_S)
+    assert {path: path.read_bytes() for path in data.glob(segments)} == archived
+    with stack(data, "--no-play", "--adopt") as running:
+        assert known_ratings(running, "ann") == 1
+        wait_until(lambda: any(data.glob(segments)), 30, "the archive made anew")
+        assert running.interrupt() == 0
+    (kept,) = data.glob("archive/foldin/trash/epoch-000001.*/*.parquet")
+    assert kept.read_bytes() in archived.values()
 
 
 def test_import_reaches_a_running_stack_by_its_data_and_by_its_api(tmp_path: Path) -> None:

@@ -214,6 +214,34 @@ async def test_a_part_without_a_probe_that_ends_at_once_is_noticed_while_others_
         )
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["at the start", "later"])
+async def test_the_rest_goes_on_without_a_part_that_is_spared(
+    keeper: Supervisor, tmp_path: Path, said: list[str], later: bool
+) -> None:
+    """Once it needs a person it is not started again, and nothing else ends."""
+    waits = "import os, sys, time\nwhile not os.path.exists(sys.argv[2]): time.sleep(0.02)\n"
+    command = (sys.executable, "-c", waits + CRASHES, "2", str(tmp_path / "go"))
+    if not later:
+        (tmp_path / "go").touch()
+    refusing = ChildSpec("quiet", command, dict(os.environ), spared=lambda line: line == "it is broken")
+    await keeper.start(refusing, spec("one", READY, tmp_path / "a", mark=tmp_path / "a"))
+    (tmp_path / "go").touch()
+    await wait_until_async(lambda: any("quiet has stopped" in line for line in said), 10, "it is told")
+    assert [line for line in said if "it is broken" in line]
+    assert list(keeper.running()) == ["one"]
+    assert not keeper.failed.done()
+
+
+async def test_a_part_is_spared_for_nothing_else(keeper: Supervisor, tmp_path: Path) -> None:
+    other = ChildSpec(
+        "quiet", (sys.executable, "-c", CRASHES, "2"), dict(os.environ), spared=lambda line: "archive" in line
+    )
+    with pytest.raises(CannotStartError, match="quiet: it is broken"):
+        await asyncio.wait_for(
+            keeper.start(other, spec("slow", READY, tmp_path / "a", mark=tmp_path / "never")), 20
+        )
+
+
 async def test_a_part_that_is_never_ready_is_not_waited_for_for_ever(
     keeper: Supervisor, tmp_path: Path
 ) -> None:

@@ -59,7 +59,7 @@ def rebuild(archive: EpochArchive, table: pa.Table, spans: dict[int, Span]) -> N
     old = archive.begin_rebuild()
     archive.append(table.slice(0, 2), {})
     archive.append(table.slice(2), {})
-    archive.finish_rebuild(old, spans)
+    archive.finish_rebuild(old, spans, lambda _paths: None)
 
 
 def crash_at(name: str, occurrence: int = 1) -> Callable[[str], None]:
@@ -262,18 +262,6 @@ def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ArchiveFailedError, match="cannot write") as caught:
         ArchiveRoot(file / "archive", guard=free)
     assert "\n" not in str(caught.value)
-
-
-def test_removed_epoch_is_gone_and_a_half_removed_one_is_finished(tmp_path: Path) -> None:
-    archive = ArchiveRoot(tmp_path, guard=free)
-    for epoch in (1, 2, 3):
-        archive.epoch(epoch).append(*events(1, 5))
-    archive.folder(1).rename(tmp_path / "epoch-000001.removed")
-    assert archive.epochs() == [2, 3]
-    archive.remove_epoch(2)
-    assert archive.epochs() == [3]
-    assert not list(tmp_path.glob("*.removed"))
-    archive.close()
 
 
 def test_merge_choices() -> None:

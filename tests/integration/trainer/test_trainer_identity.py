@@ -1,0 +1,470 @@
+"""Ordinary accidents with a store or an archive: the trainer stops and says what to do, the service goes on,
+and no rating is lost.
+"""
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from featurestore.errors import StoreChanged
+from featurestore.generations.follower import Follower
+from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import low_rank_ratings, rating
+from tests.support.servers import StoreServer, running_server
+from tests.support.trainers import (
+    ChildTrainer,
+    archived,
+    fitted,
+    refused,
+    running_trainer,
+    trainer_settings,
+    until_drained,
+    until_live,
+)
+from tests.support.waiting import wait_until_async
+from trainer.archive.root import ArchiveRoot
+from trainer.archive.segments import read_segment
+from trainer.archive.trash import TrashEntry
+from trainer.settings import TrainerSettings
+
+GIVEN = low_rank_ratings(users=10, items=12)
+LATER = low_rank_ratings(users=10, items=12, seed=1, prefix="late")
+
+# A trainer of the release before cleared or mixed up the archive in each of these.
+pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
+
+
+@pytest.fixture
+def settings(own_server: StoreServer, tmp_path: Path) -> TrainerSettings:
+    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=2.0)
+    return trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
+
+
+@asynccontextmanager
+async def opened(settings: TrainerSettings) -> AsyncIterator[Store]:
+    store = await Store.open(settings.store)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def archive_ratings(settings: TrainerSettings, given: list[NewRating] = GIVEN) -> None:
+    """A trainer archives `given`, learns it, and ends."""
+    async with opened(settings) as store, running_trainer(settings):
+        await store.ratings.append(given)
+        await fitted(store)
+        await until_drained(store)
+
+
+def files(settings: TrainerSettings) -> dict[str, bytes]:
+    """All that the archive holds."""
+    root = settings.archive_folder
+    paths = [path for path in root.rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+def pairs(of: list[NewRating]) -> set[tuple[str, str, float]]:
+    return {(r.user_id.decode(), r.item_id.decode(), r.rating) for r in of}
+
+
+def in_trash(settings: TrainerSettings) -> list[TrashEntry]:
+    root = ArchiveRoot(settings.archive_folder, guard=lambda: None)
+    try:
+        return root.trash.entries()
+    finally:
+        root.close()
+
+
+def ratings_of(folder: Path) -> set[tuple[str, str, float]]:
+    found = set()
+    for path in folder.glob("*.parquet"):
+        table, _ = read_segment(path)
+        columns = [table[name].to_pylist() for name in ("user_id", "item_id", "rating")]
+        found |= set(zip(*columns, strict=True))
+    return found
+
+
+async def takes_ratings(settings: TrainerSettings) -> None:
+    async with opened(settings) as store:
+        await store.ratings.append([rating("meanwhile", "i1")])
+        assert (await store.users.history(1, b"meanwhile"))[0] >= 1
+
+
+def empty(server: StoreServer) -> None:
+    """As a disk that was swapped."""
+    server.kill()
+    shutil.rmtree(server.folder / "appendonlydir")
+    server.start()
+
+
+def what_to_do(line: str) -> bool:
+    return "`foldin restore`" in line and "--adopt" in line and "the archive is left as it is" in line
+
+
+async def test_emptied_store(own_server: StoreServer, settings: TrainerSettings) -> None:
+    await archive_ratings(settings)
+    before = files(settings)
+    empty(own_server)
+    await takes_ratings(settings)
+    line = await refused(settings)
+    assert "another store" in line
+    assert what_to_do(line)
+    assert files(settings) == before
+    await takes_ratings(settings)
+    assert await refused(settings) == line, "it does not change its mind"
+    assert files(settings) == before
+
+
+async def test_emptied_store_whose_epochs_began_anew(
+    own_server: StoreServer, settings: TrainerSettings
+) -> None:
+    """The release before removed the archive of every epoch that the store did not name."""
+    await archive_ratings(settings)
+    async with opened(settings) as store, running_trainer(settings):
+        epoch = await store.epochs.begin()
+        await store.ratings.append(LATER, epoch=epoch)
+        await fitted(store, "epoch", epoch)
+        await wait_until_async(lambda: in_trash_now(settings), 20, "the first epoch in the trash")
+    before = files(settings)
+    empty(own_server)
+    assert what_to_do(await refused(settings))
+    assert files(settings) == before
+    assert pairs(LATER) <= {(u, i, r) for u, _, i, r in archived(settings, epoch)}
+
+
+def in_trash_now(settings: TrainerSettings) -> bool:
+    return any((settings.archive_folder / "trash").glob("epoch-*/trash.json"))
+
+
+async def test_another_redis_in_the_address(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    await archive_ratings(settings)
+    before = files(settings)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    with running_server("redis", folder) as other:
+        elsewhere = replace(settings, store=replace(settings.store, url=other.url))
+        # It has a life of its own, with more ratings than the archive.
+        await archive_ratings(replace(elsewhere, archive_dir=tmp_path / "its own"), [*GIVEN, *LATER])
+        line = await refused(elsewhere)
+        assert "another store" in line
+        assert what_to_do(line)
+        assert files(settings) == before
+    await archive_ratings(settings, LATER)
+    assert pairs([*GIVEN, *LATER]) == {(u, i, r) for u, _, i, r in archived(settings)}
+
+
+async def test_older_store_put_back(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    await archive_ratings(settings)
+    own_server.stop()
+    data, backup = own_server.folder / "appendonlydir", tmp_path / "backup"
+    shutil.copytree(data, backup)
+    own_server.start()
+    await archive_ratings(settings, LATER)
+    before = files(settings)
+    own_server.stop()
+    shutil.rmtree(data)
+    shutil.copytree(backup, data)
+    own_server.start()
+    line = await refused(settings)
+    assert "the archive goes on to event" in line
+    assert what_to_do(line)
+    assert files(settings) == before
+    # Ratings that came since take the numbers of those that were lost: that is seen, too.
+    async with opened(settings) as store:
+        for k in range(40):
+            await store.ratings.append([rating(f"new{k}", f"fresh{k % 20}", 1.0) for _ in range(3)])
+    line = await refused(settings)
+    assert "is another one in the store" in line or "goes on to event" in line
+    assert files(settings) == before
+
+
+def lose_tail(server: StoreServer, mark: int) -> None:
+    """As a power cut does with `appendfsync everysec`: the end of the file was never written."""
+    server.kill()
+    (file,) = (server.folder / "appendonlydir").glob("*.incr.aof")
+    with file.open("rb+") as log:
+        log.truncate(mark)
+    server.start()
+
+
+def logged_bytes(server: StoreServer) -> int:
+    (file,) = (server.folder / "appendonlydir").glob("*.incr.aof")
+    return file.stat().st_size
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["at rest", "and goes on"])
+async def test_tail_lost_with_everysec(
+    own_server: StoreServer, settings: TrainerSettings, goes_on: bool
+) -> None:
+    await archive_ratings(settings)
+    mark = logged_bytes(own_server)
+    await archive_ratings(settings, LATER)
+    before = files(settings)
+    lose_tail(own_server, mark)
+    if goes_on:
+        async with opened(settings) as store:
+            # More than was lost: items get the rows of items that the archive knows by other names.
+            for k in range(30):
+                await store.ratings.append([rating(f"v{k}", f"other{k}", 2.0), rating(f"w{k}", "i1", 2.0)])
+                await store.ratings.append([rating(f"x{k}", f"i{k % 12}", 3.0)] * 3)
+    line = await refused(settings)
+    assert ("is another one in the store" in line) if goes_on else ("the archive goes on to event" in line)
+    assert what_to_do(line)
+    assert files(settings) == before
+
+
+async def test_tail_lost_under_a_trainer_that_runs(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    await archive_ratings(settings)
+    child = ChildTrainer(settings)
+    try:
+        async with opened(settings) as store:
+            mark = logged_bytes(own_server)
+            await store.ratings.append(LATER)
+            await until_drained(store)
+            lose_tail(own_server, mark)
+            await wait_until_async(lambda: child.ended, 30, "the trainer ended")
+    finally:
+        child.end()
+    log = (tmp_path / "trainer.log").read_text()
+    assert "store_changed" in log
+    assert "the archive goes on to event" in log
+    assert pairs([*GIVEN, *LATER]) == {(u, i, r) for u, _, i, r in archived(settings)}
+
+
+async def test_store_emptied_under_a_trainer_that_runs(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    child = ChildTrainer(settings)
+    try:
+        async with opened(settings) as store:
+            await store.ratings.append(GIVEN)
+            await fitted(store)
+            await until_drained(store)
+            await store.redis.flushall()
+            # The service finds the store as new, and goes on.
+            await store.ratings.append(LATER)
+            await wait_until_async(lambda: child.ended, 30, "the trainer ended")
+    finally:
+        child.end()
+    assert "another store" in (tmp_path / "trainer.log").read_text().splitlines()[-1]
+    assert pairs(GIVEN) == {(u, i, r) for u, _, i, r in archived(settings)}
+    assert not in_trash_now(settings)
+
+
+async def test_adopt_goes_on_and_keeps_the_archive_in_the_trash(
+    own_server: StoreServer, settings: TrainerSettings
+) -> None:
+    await archive_ratings(settings)
+    was = json.loads((settings.archive_folder / "identity.json").read_text())["identity"]
+    empty(own_server)
+    async with opened(settings) as store:
+        await store.ratings.append(LATER)
+    async with opened(settings) as store, running_trainer(replace(settings, adopt=True)):
+        await fitted(store)
+        await until_drained(store)
+        assert json.loads((settings.archive_folder / "identity.json").read_text())["identity"] == (
+            store.identity
+        )
+    (entry,) = in_trash(settings)
+    assert (entry.why, entry.epoch, entry.identity, entry.ratings) == ("adopted", 1, was, len(GIVEN))
+    assert entry.path.name.startswith(f"epoch-000001.{was[:8]}.")
+    assert ratings_of(entry.path) == pairs(GIVEN)
+    assert pairs(LATER) == {(u, i, r) for u, _, i, r in archived(settings)}
+    # What was said once does not hold for what happens later.
+    await archive_ratings(settings)
+
+
+async def test_archive_from_before_there_were_identities(
+    own_server: StoreServer, settings: TrainerSettings
+) -> None:
+    await archive_ratings(settings)
+    (settings.archive_folder / "identity.json").unlink()
+    await archive_ratings(settings, LATER)
+    assert (settings.archive_folder / "identity.json").exists()
+    assert in_trash(settings) == []
+    (settings.archive_folder / "identity.json").unlink()
+    before = files(settings)
+    empty(own_server)
+    assert "the archive goes on to event" in await refused(settings)
+    assert files(settings) == before
+
+
+async def test_newer_archive_is_refused_untouched(own_server: StoreServer, settings: TrainerSettings) -> None:
+    await archive_ratings(settings)
+    file = settings.archive_folder / "identity.json"
+    file.write_text('{"format": 2}')
+    before = files(settings)
+    for flags in ([], ["--adopt"]):
+        line = await refused(settings, *flags)
+        assert "has format 2, this version reads up to 1" in line
+        assert files(settings) == before
+
+
+async def test_replaced_history_is_whole_in_the_trash(
+    own_server: StoreServer, settings: TrainerSettings
+) -> None:
+    """Ratings that were acknowledged right before the flip, and a trainer that reads seldom."""
+    slow = replace(settings, linger_s=3.0)
+    acknowledged: list[NewRating] = []
+    async with opened(settings) as store, running_trainer(slow):
+        await store.ratings.append(GIVEN)
+        await store.items(1).register([b"never rated"])
+        await fitted(store)
+        epoch = await store.epochs.begin()
+        await store.ratings.append(LATER, epoch=epoch)
+        replacing = asyncio.create_task(fitted(store, "epoch", epoch))
+        while not replacing.done():
+            now = [rating(f"late{len(acknowledged)}", f"i{len(acknowledged) % 12}", 4.0)]
+            await store.ratings.append(now)
+            acknowledged += now
+            await asyncio.sleep(0.01)
+        await replacing
+        await wait_until_async(lambda: in_trash_now(settings), 30, "the first epoch in the trash")
+
+        async def gone() -> bool:
+            return await store.generations.epochs() == {epoch}
+
+        await wait_until_async(gone, 20, "the first epoch gone from the store")
+        told = [r for r in acknowledged if (await store.users.history(epoch, r.user_id))[0]]
+        assert told == acknowledged, "what came in after the call began is in the new history"
+    (entry,) = in_trash(settings)
+    assert (entry.why, entry.epoch) == ("replaced", 1)
+    missing = pairs([*GIVEN, *acknowledged]) - ratings_of(entry.path)
+    # Those of the last moments went to the new history only.
+    last = pairs(acknowledged[-5:])
+    assert missing <= last, f"{len(missing)} acknowledged ratings are not in the trash"
+    assert "never rated" in items_of(entry.path)
+
+
+def items_of(folder: Path) -> list[str]:
+    from trainer.archive.item_list import read_items
+
+    return list(read_items(folder / "items.list").to_pylist())
+
+
+async def test_forgotten_user_is_in_no_entry_of_the_trash(
+    own_server: StoreServer, settings: TrainerSettings
+) -> None:
+    async with opened(settings) as store, running_trainer(settings):
+        await store.ratings.append([*GIVEN, rating("secret-one", "i1"), rating("secret-two", "i1")])
+        await fitted(store)
+        epoch = await store.epochs.begin()
+        await store.ratings.append([*LATER, rating("secret-one", "i2")], epoch=epoch)
+        await fitted(store, "epoch", epoch)
+        # Just now the old one may be on its way, or in the trash.
+        await store.ratings.forget(b"secret-two")
+        await wait_until_async(lambda: in_trash_now(settings), 20, "the first epoch in the trash")
+        await store.ratings.forget(b"secret-one")
+        for user in (b"secret-one", b"secret-two"):
+            command = await store.commands.ask("erase", epoch=epoch, user=user)
+            outcome = await store.commands.wait(command, 30)
+            assert outcome is not None
+            assert outcome.state == "done", outcome
+    left = [name for name, data in files(settings).items() if b"secret-" in data]
+    assert left == []
+    (entry,) = in_trash(settings)
+    assert ratings_of(entry.path) == pairs(GIVEN)
+
+
+async def test_user_forgotten_while_an_epoch_is_on_its_way_to_the_trash(
+    own_server: StoreServer, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark is in the streams of the new epoch only, and the trash does not have the old one yet."""
+    async with opened(settings) as store, running_trainer(settings) as trainer:
+        await store.ratings.append([*GIVEN, rating("secret-one", "i1")])
+        await fitted(store)
+        assert trainer.term is not None
+        finish, forgotten = trainer.term.epochs.finish, asyncio.Event()
+
+        async def finish_then_forget(number: int) -> None:
+            await finish(number)
+            assert "secret-one" in {user for user, *_ in archived(settings, number)}
+            await store.ratings.forget(b"secret-one")
+            command = await store.commands.ask("erase", epoch=epoch, user=b"secret-one")
+            outcome = await store.commands.wait(command, 30)
+            assert outcome is not None
+            assert outcome.state == "done", outcome
+            forgotten.set()
+
+        monkeypatch.setattr(trainer.term.epochs, "finish", finish_then_forget)
+        epoch = await store.epochs.begin()
+        await store.ratings.append([*LATER, rating("secret-one", "i2")], epoch=epoch)
+        await fitted(store, "epoch", epoch)
+        await asyncio.wait_for(forgotten.wait(), 30)
+        await wait_until_async(lambda: in_trash_now(settings), 20, "the first epoch in the trash")
+    assert [name for name, data in files(settings).items() if b"secret-one" in data] == []
+    (entry,) = in_trash(settings)
+    assert ratings_of(entry.path) == pairs(GIVEN)
+
+
+async def test_epoch_that_the_store_never_began_is_not_moved_but_told(
+    own_server: StoreServer, settings: TrainerSettings
+) -> None:
+    """An empty folder of one is no reason to stop."""
+    (settings.archive_folder / "epoch-000009").mkdir(parents=True)
+    await archive_ratings(settings)
+    assert not (settings.archive_folder / "epoch-000009").exists()
+    (settings.archive_folder / "epoch-000001").rename(settings.archive_folder / "epoch-000009")
+    before = files(settings)
+    assert "epoch 9, and the store has begun no more than 1" in await refused(settings)
+    assert files(settings) == before
+
+
+async def test_worker_drops_what_it_holds_of_a_store_that_was_emptied(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    async with opened(settings) as store:
+        async with running_trainer(settings):
+            await store.ratings.append(GIVEN)
+            generation = await fitted(store)
+        was = store.identity
+        follower, stop = Follower(store, tmp_path / "cache", "w1"), asyncio.Event()
+        following = asyncio.create_task(follower.run(stop))
+        await wait_until_async(lambda: follower.live is not None, 10, f"generation {generation}")
+        assert store.items(1).row(b"i3") is not None
+        other = await Store.open(settings.store)
+        await other.redis.flushall()
+        await wait_until_async(lambda: follower.live is None, 10, "the old generation dropped")
+        assert store.identity != was
+        assert store.items(1).row(b"i3") is None
+        with pytest.raises(StoreChanged):
+            await other.require_same()
+        # The rows are given anew, to other items.
+        await other.look_again()
+        await other.ratings.append([rating("u", "first")])
+        await store.ratings.append([rating("u", "second")])
+        assert await store.items(1).rows([b"first", b"second"]) == [0, 1]
+        assert store.identity == other.identity
+        await other.close()
+        stop.set()
+        await following
+
+
+async def test_trash_is_emptied_by_the_clock(own_server: StoreServer, settings: TrainerSettings) -> None:
+    short = replace(settings, trash_days=0.0)
+    async with opened(settings) as store:
+        async with running_trainer(settings):
+            await store.ratings.append(GIVEN)
+            epoch = await store.epochs.begin()
+            await store.ratings.append(LATER, epoch=epoch)
+            await fitted(store, "epoch", epoch)
+            await wait_until_async(lambda: in_trash_now(settings), 20, "the first epoch in the trash")
+        async with running_trainer(short):
+            await until_live(store)
+            await wait_until_async(lambda: not in_trash_now(settings), 20, "the trash emptied")
+    assert in_trash(settings) == []

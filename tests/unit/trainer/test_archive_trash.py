@@ -1,0 +1,233 @@
+"""The trash of an archive: whole entries in, out by age or size, and no forgotten user in it."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from featurestore.keys import digest_of
+from tests.support.event_tables import event_table, free
+from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.events import spans_of
+from trainer.archive.item_list import read_items, write_items
+from trainer.archive.root import ArchiveRoot
+from trainer.archive.segments import METADATA_KEY, read_segment
+from trainer.archive.trash import Trash, TrashEntry, surplus
+from trainer.errors import ArchiveFailedError, ArchiveRefusedError
+
+AT = datetime(2026, 11, 26, 6, 30, 0, 125_000, tzinfo=UTC)
+DAY_S = 86_400.0
+
+
+def fill(directory: Path, *, segments: int = 2) -> EpochArchive:
+    archive = EpochArchive(directory, 1, guard=free)
+    for k in range(segments):
+        table = event_table(
+            ["ann", "bob"], [k + 1, k + 1], [0, 1], [3.0, 4.0], stream_ms=[10 * k + 1, 10 * k + 2]
+        )
+        archive.append(table, spans_of(table))
+    return archive
+
+
+def events_of(folder: Path) -> list[tuple[str, float]]:
+    found = []
+    for path in sorted(folder.glob("*.parquet")):
+        table, _ = read_segment(path)
+        found += list(zip(table["user_id"].to_pylist(), table["rating"].to_pylist(), strict=True))
+    return found
+
+
+@pytest.fixture
+def trash(tmp_path: Path) -> Trash:
+    return Trash(tmp_path / "trash", guard=free, clock=lambda: AT)
+
+
+def test_moved_epoch_is_whole_and_says_why(tmp_path: Path, trash: Trash) -> None:
+    folder = tmp_path / "epoch-000003"
+    fill(folder)
+    write_items(folder, [b"i0", b"i1", b"never rated"])
+    (folder / "fits" / "generation-000001").mkdir(parents=True)
+    (folder / "0000000009-0000000009.r0.parquet.damaged").write_bytes(b"kept for a person")
+    before = events_of(folder)
+    entry = trash.move(folder, 3, "abcdef0123456789" * 2, "replaced")
+    assert entry is not None
+    assert entry.path == tmp_path / "trash" / "epoch-000003.abcdef01.20261126T063000125000Z"
+    assert not folder.exists()
+    assert events_of(entry.path) == before
+    assert read_items(entry.path / "items.list").to_pylist() == ["i0", "i1", "never rated"]
+    assert not (entry.path / "fits").exists()
+    assert (entry.path / "0000000009-0000000009.r0.parquet.damaged").exists()
+    assert json.loads((entry.path / "trash.json").read_text()) == {
+        "format": 1,
+        "epoch": 3,
+        "identity": "abcdef0123456789" * 2,
+        "why": "replaced",
+        "at": AT.timestamp(),
+        "ratings": 4,
+        "users": 2,
+    }
+    assert trash.entries() == [entry]
+    assert entry.size_bytes > 1_000
+
+
+def test_epoch_that_never_held_a_rating_is_removed(tmp_path: Path) -> None:
+    root = ArchiveRoot(tmp_path, guard=free)
+    root.epoch(4)
+    assert root.discard(4, "abandoned") is None
+    assert root.discard(5, "abandoned") is None
+    assert root.epochs() == []
+    assert root.trash.entries() == []
+    root.close()
+
+
+def test_no_lease_no_move(tmp_path: Path) -> None:
+    def lost() -> None:
+        raise RuntimeError("the lease is lost")
+
+    folder = tmp_path / "epoch-000001"
+    fill(folder)
+    with pytest.raises(RuntimeError):
+        Trash(tmp_path / "trash", guard=lost).move(folder, 1, "x", "replaced")
+    assert len(events_of(folder)) == 4
+
+
+def test_disk_in_the_way_leaves_the_epoch(tmp_path: Path, trash: Trash) -> None:
+    folder = tmp_path / "epoch-000001"
+    fill(folder)
+    (tmp_path / "trash").write_text("a file")
+    with pytest.raises(ArchiveFailedError, match="cannot move") as caught:
+        trash.move(folder, 1, "x", "replaced")
+    assert "\n" not in str(caught.value)
+    assert len(events_of(folder)) == 4
+
+
+def test_replaced_segments_of_a_rebuild_are_kept(tmp_path: Path, trash: Trash) -> None:
+    archive = fill(tmp_path / "epoch-000001")
+    old = archive.begin_rebuild()
+    table = event_table(["ann"], [9], [0], [5.0], stream_ms=[0])
+    archive.append(table, {})
+    spans = spans_of(event_table(["ann"], [9], [0], [5.0], stream_ms=[99]))
+    archive.finish_rebuild(old, spans, lambda paths: trash.keep(paths, 1, "x" * 32, "rebuilt"))
+    (entry,) = trash.entries()
+    assert (entry.why, entry.ratings, entry.users) == ("rebuilt", 4, 2)
+    assert len(events_of(entry.path)) == 4
+    assert events_of(archive.directory)[-1:] == [("ann", 5.0)]
+
+
+def test_forgotten_user_leaves_every_entry(tmp_path: Path, trash: Trash) -> None:
+    for epoch in (1, 2):
+        folder = tmp_path / f"epoch-{epoch:06d}"
+        fill(folder)
+        if epoch == 2:
+            damaged = folder / "0000000009-0000000009.r0.parquet.damaged"
+            damaged.write_bytes(b"ann is in here")
+        Trash(tmp_path / "trash", guard=free).move(folder, epoch, "x" * 32, "replaced")
+    kept = fill(tmp_path / "epoch-000003")
+    trash.keep(kept.snapshot().paths, 3, "x" * 32, "rebuilt")
+    assert trash.erase(b"ann") == 6
+    assert trash.erase(b"ann") == 0
+    files = [path for path in (tmp_path / "trash").rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"ann" in path.read_bytes() for path in files)
+    assert [len(events_of(entry.path)) for entry in trash.entries()] == [2, 2, 2]
+    assert len(events_of(kept.directory)) == 4, "the files that a rebuild goes on with are its own"
+
+
+def test_torn_segment_in_the_trash_is_removed_by_an_erasure(tmp_path: Path, trash: Trash) -> None:
+    folder = tmp_path / "epoch-000001"
+    archive = fill(folder)
+    victim = archive.snapshot().paths[0]
+    victim.write_bytes(victim.read_bytes()[:-40])
+    entry = trash.move(folder, 1, "x" * 32, "replaced")
+    assert entry is not None
+    trash.erase(b"carol")
+    assert len(list(entry.path.glob("*.parquet*"))) == 1
+
+
+def test_users_are_erased_by_digest(tmp_path: Path) -> None:
+    archive = fill(tmp_path / "epoch-000001")
+    assert archive.erase_digests({digest_of(b"bob"), digest_of(b"unknown")}) == 2
+    assert {user for user, _ in events_of(archive.directory)} == {"ann"}
+    assert archive.erase_digests(set()) == 0
+
+
+def entry(at_days: float, size: int) -> TrashEntry:
+    return TrashEntry(Path(f"e{at_days}"), 1, "x", "replaced", at_days * DAY_S, 1, 1, size)
+
+
+@pytest.mark.parametrize(
+    ("entries", "removed"),
+    [
+        ([], []),
+        ([entry(9, 10), entry(9.5, 10)], []),
+        ([entry(1, 10), entry(9, 10)], [(1, "age")]),
+        ([entry(9, 60), entry(9.2, 60), entry(9.5, 30)], [(9, "size")]),
+        ([entry(2.9, 60), entry(9.2, 80), entry(9.5, 30)], [(2.9, "age"), (9.2, "size")]),
+        # One that alone is too much stays for its time, and what came before it goes.
+        ([entry(8, 10), entry(9, 500)], [(8, "size")]),
+        ([entry(9, 500)], []),
+        ([entry(2, 500)], [(2, "age")]),
+    ],
+)
+def test_what_leaves_the_trash(entries: list[TrashEntry], removed: list[tuple[float, str]]) -> None:
+    found = surplus(entries, now=10 * DAY_S, keep_s=7 * DAY_S, most_bytes=100)
+    assert [(each.at / DAY_S, why) for each, why in found] == removed
+
+
+def test_removed_entry_is_gone_and_a_half_removed_one_too(tmp_path: Path, trash: Trash) -> None:
+    entries = []
+    for epoch in (1, 2):
+        fill(tmp_path / f"epoch-{epoch:06d}")
+        entries.append(trash.move(tmp_path / f"epoch-{epoch:06d}", epoch, "x" * 32, "replaced"))
+    first, second = entries
+    assert first is not None
+    assert second is not None
+    first.path.rename(first.path.with_name(first.path.name + ".removing"))
+    assert trash.entries() == [second]
+    trash.remove(second)
+    assert list((tmp_path / "trash").iterdir()) == []
+
+
+def test_what_a_kill_left_half_made_is_gone_at_the_next_start(tmp_path: Path, trash: Trash) -> None:
+    """No erasure looks into it."""
+    kept = fill(tmp_path / "epoch-000001")
+    entry = trash.keep(kept.snapshot().paths, 1, "x" * 32, "rebuilt")
+    for name in ("epoch-000002.unfinished", "epoch-000003.xxxxxxxx.20261126T063000000000Z.removing"):
+        (tmp_path / "trash" / name).mkdir()
+        (tmp_path / "trash" / name / "0000000001-0000000001.r0.parquet").write_bytes(b"ann")
+    ArchiveRoot(tmp_path, guard=free).close()
+    assert list((tmp_path / "trash").iterdir()) == [entry.path]
+    assert len(events_of(kept.directory)) == 4
+
+
+def test_entry_of_a_newer_version_is_left_alone(tmp_path: Path, trash: Trash) -> None:
+    folder = tmp_path / "epoch-000001"
+    fill(folder)
+    entry = trash.move(folder, 1, "x" * 32, "replaced")
+    assert entry is not None
+    (entry.path / "trash.json").write_text('{"format": 2}')
+    assert trash.entries() == []
+    (entry.path / "trash.json").write_text("{")
+    (unknown,) = trash.entries()
+    assert (unknown.epoch, unknown.why, unknown.identity) == (1, "unknown", "")
+    assert unknown.at == pytest.approx(entry.path.stat().st_mtime)
+
+
+def test_segment_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> None:
+    archive = fill(tmp_path / "epoch-000001")
+    victim = archive.snapshot().paths[1]
+    table = pq.read_table(victim)
+    header = json.loads(table.schema.metadata[METADATA_KEY]) | {"format": 2}
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(header).encode()}), victim)
+    before = {path.name: path.read_bytes() for path in archive.directory.iterdir()}
+    root = ArchiveRoot(tmp_path, guard=free)
+    for look in (root.state, lambda: root.epoch(1)):
+        with pytest.raises(ArchiveRefusedError, match="has format 2, this version reads up to 1"):
+            look()
+    root.close()
+    assert {path.name: path.read_bytes() for path in archive.directory.iterdir()} == before
+    with pytest.raises(ArchiveRefusedError):
+        archive.erase(b"ann", 10)
+    assert victim.read_bytes() == before[victim.name]

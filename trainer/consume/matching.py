@@ -1,0 +1,60 @@
+"""See that the archive is the store's before a term begins. Invariant: nothing was removed or replaced when
+it is not; only a person who says so lets the archive go to the trash.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from featurestore.ratings.stream import Progress
+from featurestore.store import Store
+from trainer import log
+from trainer.archive.events import Position
+from trainer.archive.identity import ArchiveState, StoreState, StreamState, compare, to_look_up
+from trainer.archive.root import ArchiveRoot
+from trainer.errors import ArchiveRefusedError
+from trainer.retry import with_retries
+
+_WHAT_TO_DO = (
+    "`foldin restore` brings the ratings of the archive into this store; "
+    "--adopt goes on with the store as it is, and moves the archive to its trash"
+)
+
+
+async def match(store: Store, root: ArchiveRoot, *, adopt: bool) -> None:
+    """Return when the archive belongs to the store. `adopt`: one that does not is moved to its trash.
+
+    Raises `ArchiveRefusedError`.
+    """
+    # The connection may have stood while the store was emptied.
+    await with_retries(store.look_again)
+    archive = await asyncio.to_thread(root.state)
+    why = await with_retries(difference, store, archive)
+    if why is not None:
+        if not adopt:
+            raise ArchiveRefusedError(f"{why}; {_WHAT_TO_DO}")
+        log.warning("archive_adopted", why=why, store=store.identity)
+        for number in archive.ends:
+            entry = await with_retries(asyncio.to_thread, root.discard, number, "adopted")
+            log.event("epoch_to_trash", epoch=number, why="adopted", entry=entry and entry.path.name)
+    # Last: an adoption that was cut off is found again by the identity from before.
+    if archive.identity != store.identity:
+        await with_retries(asyncio.to_thread, root.belong_to, store.identity)
+
+
+async def difference(store: Store, archive: ArchiveState) -> str | None:
+    """Return in what the archive is not the store's, if it is not."""
+    pointer = await store.generations.live()
+    streams = {}
+    for epoch in sorted({pointer.epoch, pointer.pending} - {0}):
+        ends = archive.ends.get(epoch, {})
+        streams[epoch] = await _streams(store, epoch, ends)
+    return compare(archive, StoreState(store.identity, pointer.last_epoch, streams))
+
+
+async def _streams(store: Store, epoch: int, ends: Mapping[int, Position]) -> dict[int, StreamState]:
+    progress = await store.stream.progress(epoch)
+    found = await store.stream.entries_at(epoch, to_look_up(ends, progress))
+    return {
+        partition: StreamState(progress.get(partition, Progress()), found.get(partition))
+        for partition in {*progress, *ends}
+    }
