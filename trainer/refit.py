@@ -16,6 +16,7 @@ from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import gate, log
 from trainer.archive.epoch_archive import Snapshot
+from trainer.archive.item_list import write_items
 from trainer.archive.segments import Step
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.errors import FitFailedError, GateRefusedError, GaveWayError, NoRoomError, SegmentGoneError
@@ -202,6 +203,8 @@ class Refitter:
         why = await self._threads.run(gate.refusal, result, n_items, previous, self._settings.gate)
         logged = {name: result.metrics[name] for name in _LOGGED_METRICS if name in result.metrics}
         log.event("fit_judged", epoch=number, ratings=result.n_ratings, **logged)
+        if unknown := result.metrics.get("unknown_items"):
+            log.warning("events_of_unknown_items", epoch=number, events=int(unknown))
         if why is not None:
             raise GateRefusedError(why)
         published = await self._publisher.publish(
@@ -224,14 +227,17 @@ class Refitter:
         attempt = 0
         while True:
             attempt += 1
-            await with_retries(registry.refresh)
             # From here on the folder remembers whom the archive loses: the snapshot may still know them.
             await self._threads.run(epoch.fits.begin_fit)
-            snapshot, n_items = epoch.archive.snapshot(), len(registry)
+            snapshot = epoch.archive.snapshot()
+            # After the snapshot: the registry has every item that is in it.
+            await with_retries(registry.refresh)
+            item_ids = registry.ids[:]
+            items = await with_retries(self._threads.run, write_items, epoch.archive.directory, item_ids)
             earlier = None if self._from_scratch else await self._threads.run(epoch.fits.newest)
             request = FitRequest(
                 paths=tuple(str(path.absolute()) for path in snapshot.paths),
-                n_items=n_items,
+                items=str(items.absolute()),
                 output=str(epoch.fits.new.absolute()),
                 engine=self._settings.engine,
                 low=low,
@@ -256,7 +262,7 @@ class Refitter:
                 await self._threads.run(epoch.archive.set_aside, exc.damaged, exc.why)
                 await epoch.consumer.repair()
             else:
-                return snapshot, n_items, result
+                return snapshot, len(item_ids), result
 
     async def _unless_requested(self, fitting: Coroutine[None, None, FitResult]) -> FitResult:
         """Return the result of `fitting`. Raises `GaveWayError`, with its process ended, when a request

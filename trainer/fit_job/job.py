@@ -16,9 +16,16 @@ from threadpoolctl import threadpool_limits
 
 from factors import FactorsError, FitDiverged, FitSettings, Fitted, Ratings, Scale
 from processes.messages import Parent
+from trainer.archive.item_list import read_items
 from trainer.engines import EngineName, make_engine
 from trainer.engines.base import FitTask, Report
-from trainer.errors import FitFailedError, SegmentDamagedError, SegmentGoneError
+from trainer.errors import (
+    ArchiveFailedError,
+    ArchiveRefusedError,
+    FitFailedError,
+    SegmentDamagedError,
+    SegmentGoneError,
+)
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.results import read_result, write_result
 
@@ -31,15 +38,23 @@ _HELD_OUT_FROM = 200
 # Workers that answer users on the same cores go first, but POST /train has a minute: no idle priority.
 _NICENESS = 5
 
+# What may come of a fit without a mistake in it.
+_EXPECTED = (
+    *(SegmentDamagedError, SegmentGoneError, ArchiveFailedError, ArchiveRefusedError),
+    *(FactorsError, MemoryError, OSError),
+)
+
 FailureKind = Literal["damaged", "gone", "refused", "diverged", "memory", "disk"]
 
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """What to fit and where to leave it. `earlier`: the folder of the fit to start from."""
+    """What to fit and where to leave it. `items`: the file of the registry's item ids; `earlier`: the folder
+    of the fit to start from.
+    """
 
     paths: tuple[str, ...]
-    n_items: int
+    items: str
     output: str
     engine: EngineName
     low: float
@@ -74,7 +89,8 @@ Answer = Progress | Done | Failed
 def run_fit(request: FitRequest, report: Report) -> None:
     """Load the ratings, measure a trial fit on a part of them, fit all, write the result.
 
-    Raises `SegmentDamagedError`, `SegmentGoneError`, `FactorsError`, `OSError`, `MemoryError`.
+    Raises `SegmentDamagedError`, `SegmentGoneError`, `ArchiveFailedError`, `ArchiveRefusedError`,
+    `FactorsError`, `OSError`, `MemoryError`.
     """
     earlier = None
     if request.earlier is not None:
@@ -82,7 +98,8 @@ def run_fit(request: FitRequest, report: Report) -> None:
         with contextlib.suppress(FitFailedError):
             earlier = read_result(Path(request.earlier))
     known_ids = None if earlier is None else earlier.user_id_array()
-    data = load_ratings([Path(path) for path in request.paths], request.n_items, known_ids)
+    item_ids = read_items(Path(request.items))
+    data = load_ratings([Path(path) for path in request.paths], item_ids, known_ids)
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     rng = np.random.default_rng(request.seed)
@@ -109,6 +126,8 @@ def run_fit(request: FitRequest, report: Report) -> None:
         del known, tried
     fitted = engine.fit(task)
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
+    if data.unknown:
+        metrics["unknown_items"] = float(data.unknown)
     write_result(Path(request.output), data, fitted, {**finite, **metrics})
 
 
@@ -123,7 +142,7 @@ def main() -> int:
     try:
         with threadpool_limits(limits=request.threads):
             run_fit(request, lambda metrics: parent.send(msgspec.msgpack.encode(Progress(metrics))))
-    except (SegmentDamagedError, SegmentGoneError, FactorsError, MemoryError, OSError) as exc:
+    except _EXPECTED as exc:
         path = str(exc.path) if isinstance(exc, SegmentDamagedError) else None
         parent.send(msgspec.msgpack.encode(Failed(_kind(exc), str(exc) or type(exc).__name__, path)))
         return 1
@@ -137,6 +156,7 @@ def _kind(exc: Exception) -> FailureKind:
         (SegmentGoneError, "gone"),
         (FitDiverged, "diverged"),
         (FactorsError, "refused"),
+        (ArchiveRefusedError, "refused"),
         (MemoryError, "memory"),
     )
     return next((kind for type_, kind in kinds if isinstance(exc, type_)), "disk")

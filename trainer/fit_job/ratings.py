@@ -1,7 +1,7 @@
 """Read an archive snapshot as the arrays of a fit. Invariant: each pair stands once, with its last value.
 
 User rows are numbered here: users of the earlier fit keep their order, new ones follow. Item rows are the
-registry's.
+registry's, found by item id: the row that an event was archived with may be another item's by now.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Ratings
-from trainer.archive.segments import read_segment
+from trainer.archive.segments import open_segment, read_segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class FitInput:
 
     `user_ids`: string array (u,); `user_n` int64 (u,): up to which count of the user the snapshot goes;
     `ratings`: ordered by user, each pair once, nothing that was taken back. `kept` int64 (k,): user row in
-    the earlier fit of each of the first k users.
+    the earlier fit of each of the first k users. `unknown`: events of items that the registry does not have,
+    which are left out.
     """
 
     user_ids: pa.StringArray
@@ -32,6 +33,7 @@ class FitInput:
     ratings: Ratings
     n_items: int
     kept: npt.NDArray[np.int64]
+    unknown: int = 0
 
     @property
     def n_users(self) -> int:
@@ -39,32 +41,33 @@ class FitInput:
         return len(self.user_ids)
 
 
-def load_ratings(paths: Iterable[Path], n_items: int, earlier: pa.StringArray | None = None) -> FitInput:
-    """Read the segments `paths`, each verified. `n_items`: rows of the registry so far.
+def load_ratings(
+    paths: Iterable[Path], item_ids: pa.StringArray, earlier: pa.StringArray | None = None
+) -> FitInput:
+    """Read the segments `paths`, each verified. `item_ids`: by item row of the registry.
 
     `earlier`: user ids of an earlier fit. An erased one is no valid text, so no event has it. Raises
     `SegmentDamagedError` and `SegmentGoneError`.
     """
-    encoded: list[pa.DictionaryArray] = []
+    users, items = _Dictionary(), _Dictionary()
     # Each begins with nothing of its type, so that no segment at all is no special case.
     columns: dict[str, list[npt.NDArray[Any]]] = {
         "n": [np.zeros(0, np.int64)],
-        "item_row": [np.zeros(0, np.int64)],
         "rating": [np.zeros(0, np.float64)],
         "time": [np.zeros(0, np.float64)],
     }
-    for path in paths:
-        table, _ = read_segment(path)
-        encoded.extend(table["user_id"].dictionary_encode().chunks)
+    # All at once: a merge every few seconds takes files away, and to read the first of many takes longer.
+    for path, file in [(path, open_segment(path)) for path in paths]:
+        table, _ = read_segment(path, file)
+        users.add(table["user_id"])
+        items.add(table["item_id"])
         for name, parts in columns.items():
             parts.append(table[name].to_numpy())
-    # Strings stay in Arrow: a Python object for each of millions of events would take longer than the fit.
-    codes, user_ids = np.zeros(0, np.int64), pa.array([], type=pa.string())
-    if encoded:
-        chunks = pa.chunked_array(encoded).unify_dictionaries().chunks
-        codes = np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks])
-        user_ids = chunks[-1].dictionary
-    n, item_row, rating, time = map(np.concatenate, columns.values())
+    codes, user_ids = users.joined()
+    item_codes, distinct = items.joined()
+    n, rating, time = map(np.concatenate, columns.values())
+    found_rows = pc.index_in(distinct, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False)
+    item_row = found_rows.astype(np.int64)[item_codes]
     kept = np.zeros(0, np.int64)
     if earlier is not None and len(earlier):
         found = pc.index_in(user_ids, value_set=earlier).fill_null(-1).to_numpy(zero_copy_only=False)
@@ -79,13 +82,30 @@ def load_ratings(paths: Iterable[Path], n_items: int, earlier: pa.StringArray | 
     user_n = np.zeros(len(user_ids), dtype=np.int64)
     np.maximum.at(user_n, user_row, n)
     last = last_of_pairs(user_row, item_row, n)
-    last = last[~np.isnan(rating[last])]
+    last = last[~np.isnan(rating[last]) & (item_row[last] >= 0)]
     ratings = Ratings(
         user_row[last].astype(np.int32), item_row[last].astype(np.int32), rating[last], time[last]
     )
-    # Items may have been registered since the registry was read.
-    highest = int(item_row.max()) + 1 if len(item_row) else 0
-    return FitInput(user_ids, user_n, ratings, max(n_items, highest), kept)
+    return FitInput(user_ids, user_n, ratings, len(item_ids), kept, int((item_row < 0).sum()))
+
+
+class _Dictionary:
+    """A column of strings as codes: a Python object for each of millions would take longer than the fit."""
+
+    def __init__(self) -> None:
+        self._chunks: list[pa.DictionaryArray] = []
+
+    def add(self, column: pa.ChunkedArray) -> None:
+        """Add what a segment has of it."""
+        self._chunks.extend(column.dictionary_encode().chunks)
+
+    def joined(self) -> tuple[npt.NDArray[np.int64], pa.StringArray]:
+        """Return the code of each row, and the strings by code."""
+        if not self._chunks:
+            return np.zeros(0, np.int64), pa.array([], type=pa.string())
+        chunks = pa.chunked_array(self._chunks).unify_dictionaries().chunks
+        codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
+        return np.concatenate(codes), chunks[-1].dictionary
 
 
 def last_of_pairs(

@@ -25,11 +25,13 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
-from trainer.archive.events import START, Position, after, parse_position
+from trainer.archive.epoch_archive import Snapshot
+from trainer.archive.events import START, Position, after, in_registry, parse_position, string_array
 from trainer.archive.segments import Step, read_segment
 from trainer.errors import SegmentDamagedError, SegmentGoneError
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates, LiveFit
+from trainer.retry import with_retries
 from trainer.threads import Threads
 
 # Events beyond this are left to the next fit: 40 bytes each, and a fit is overdue by then.
@@ -271,8 +273,7 @@ class ItemUpdater:
                     continue
                 # Outside of the timeout, which would leave a thread behind that still adds.
                 if isinstance(update, LiveFit):
-                    opening = None if update.files_missing else self._threads.run(_open_target, update)
-                    self._target = None if opening is None else await opening
+                    self._target = None if update.files_missing else await self._open(update)
                 elif target is not None and update.epoch == target.meta.summary.epoch:
                     if isinstance(update, ArchivedBatch):
                         newer = after(update.table, target.positions)
@@ -291,6 +292,15 @@ class ItemUpdater:
             except StoreUnavailable as exc:
                 log.warning("items_wait", failures=backoff.failures + 1, error=str(exc))
                 next_round_at = time.monotonic() + backoff.next_s()
+
+    async def _open(self, live: LiveFit) -> _Target:
+        # Taken here, after the updates before the switch: a batch that is archived later comes as an update,
+        # and one that lies behind the switch in the queue and is in the snapshot already is known by its
+        # position.
+        snapshot = live.archive.snapshot()
+        registry = self._store.items(live.epoch)
+        await with_retries(registry.refresh)
+        return await self._threads.run(_open_target, live, snapshot, registry.ids[:])
 
     async def _push_round(self, target: _Target) -> None:
         ratings, summary = target.ratings, target.meta.summary
@@ -326,11 +336,9 @@ class ItemUpdater:
         target.items[rows] = vectors
 
 
-def _open_target(live: LiveFit) -> _Target:
-    """Add up what was archived since the fit of a generation."""
-    # Taken here, after the updates before the switch: a batch that is archived later comes as an update, and
-    # one that lies behind the switch in the queue and is in the snapshot already is known by its position.
-    snapshot = live.archive.snapshot()
+def _open_target(live: LiveFit, snapshot: Snapshot, ids: Sequence[bytes]) -> _Target:
+    """Add up what was archived since the fit of a generation. `ids`: of the items, by row."""
+    item_ids = string_array(ids)
     ratings = RatingsSinceFit(live.meta.model, live.result)
     items = np.zeros((0, live.meta.model.item_width), dtype=np.float32)
     if live.result is not None:
@@ -344,5 +352,5 @@ def _open_target(live: LiveFit) -> _Target:
             log.warning("items_incomplete", segment=path.name, error=str(exc))
             continue
         if not spans or any(span.last > fitted.get(p, START) for p, span in spans.items()):
-            ratings.add(after(table, fitted))
+            ratings.add(in_registry(after(table, fitted), item_ids))
     return _Target(live.meta, ratings, items, snapshot.positions)

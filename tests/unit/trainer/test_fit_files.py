@@ -10,15 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from factors import posterior_of
-from tests.support.event_tables import event_table, free
+from tests.support.event_tables import event_table, free, item_ids
 from tests.support.trainers import started_fit
 from tests.support.waiting import wait_until_async
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import spans_of, string_array
-from trainer.errors import FitFailedError, SegmentGoneError
+from trainer.archive.events import Span, in_registry, spans_of, string_array
+from trainer.archive.item_list import read_items, write_items
+from trainer.archive.segments import METADATA_KEY, read_segment
+from trainer.errors import ArchiveFailedError, ArchiveRefusedError, FitFailedError, SegmentGoneError
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.ratings import load_ratings
@@ -49,10 +53,11 @@ def world(n_users: int = 40, n_items: int = 15, seed: int = 0) -> list[Event]:
     return events
 
 
-def request(archive: EpochArchive, output: Path, **changes: object) -> FitRequest:
+def request(archive: EpochArchive, output: Path, n_items: int = 16, **changes: object) -> FitRequest:
+    ids = [b"i%d" % row for row in range(n_items)]
     base = FitRequest(
         paths=tuple(str(path) for path in archive.snapshot().paths),
-        n_items=16,
+        items=str(write_items(archive.directory, ids)),
         output=str(output),
         engine="variational",
         low=1.0,
@@ -76,7 +81,7 @@ async def fitted(asked: FitRequest, started: Callable[[int], None] = lambda _pid
 def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:
     archived(tmp_path, [("a", 1, 0, 1.0), ("a", 2, 1, 2.0), ("b", 1, 0, 5.0)])
     archive = archived(tmp_path, [("a", 3, 0, 4.0), ("a", 4, 1, NAN), ("c", 1, 2, NAN)], first_ms=10)
-    given = load_ratings(archive.snapshot().paths, 2)
+    given = load_ratings(archive.snapshot().paths, item_ids(3))
     assert given.user_ids.to_pylist() == ["a", "b", "c"]
     assert given.user_n.tolist() == [4, 1, 1]
     ratings = given.ratings
@@ -87,14 +92,77 @@ def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:
 
 def test_users_of_the_earlier_fit_come_first_and_the_erased_are_gone(tmp_path: Path) -> None:
     archive = archived(tmp_path, [("new", 1, 0, 1.0), ("b", 1, 0, 5.0), ("a", 1, 0, 3.0)])
-    given = load_ratings(archive.snapshot().paths, 1, string_array([b"a", b"\xff\xff", b"b"]))
+    given = load_ratings(archive.snapshot().paths, item_ids(1), string_array([b"a", b"\xff\xff", b"b"]))
     assert given.user_ids.to_pylist() == ["a", "b", "new"]
     assert given.kept.tolist() == [0, 2]
     assert given.ratings.value.tolist() == [3.0, 5.0, 1.0]
 
 
+def test_events_are_joined_with_the_registry_by_item_id(tmp_path: Path) -> None:
+    """A store that lost its end has given the rows of lost items to others since: the ids tell."""
+    archive = archived(tmp_path, [("a", 1, 0, 1.0), ("a", 2, 1, 2.0), ("b", 1, 2, 3.0)])
+    archive = archived(tmp_path, [("b", 2, 1, NAN), ("a", 3, 0, 5.0), ("c", 1, 1, 4.0)], first_ms=10)
+    # Row 1 is another item's by now, `i1` came again later, `i2` never did.
+    given = load_ratings(archive.snapshot().paths, string_array([b"i0", b"taken", b"rest", b"i1"]))
+    ratings = given.ratings
+    assert (given.n_items, given.unknown) == (4, 1)
+    assert given.user_ids.to_pylist() == ["a", "b", "c"]
+    assert given.user_n.tolist() == [3, 2, 1]
+    pairs = zip(ratings.user_row.tolist(), ratings.item_row.tolist(), ratings.value.tolist(), strict=True)
+    assert list(pairs) == [(0, 0, 5.0), (0, 3, 2.0), (2, 3, 4.0)]
+    table, _ = read_segment(archive.snapshot().paths[0])
+    joined = in_registry(table, string_array([b"i2", b"i1"]))
+    assert joined["item_id"].to_pylist() == ["i1", "i2"]
+    assert joined["item_row"].to_pylist() == [1, 0]
+    assert joined.schema == table.schema
+    assert in_registry(table.slice(0, 0), string_array([])).num_rows == 0
+    assert in_registry(table, string_array([])).num_rows == 0
+
+
+def test_segments_that_are_merged_while_others_are_read_do_not_go_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large archive under a steady stream each fit would fail: new segments are merged every few
+    seconds.
+    """
+    for k in range(9):
+        archive = archived(tmp_path, [(f"u{k}", 1, 0, 3.0)], first_ms=1 + k)
+    paths = archive.snapshot().paths
+
+    def merged_meanwhile(path: Path, file: pa.NativeFile) -> tuple[pa.Table, dict[int, Span]]:
+        if path == paths[0]:
+            assert archive.merge()
+            assert not paths[-1].exists()
+        return read_segment(path, file)
+
+    monkeypatch.setattr("trainer.fit_job.ratings.read_segment", merged_meanwhile)
+    assert load_ratings(paths, item_ids(1)).n_users == 9
+    with pytest.raises(SegmentGoneError):
+        load_ratings(paths, item_ids(1))
+
+
+def test_item_list_is_what_was_written(tmp_path: Path) -> None:
+    ids = [b"a", "\u00e9".encode(), b"x" * 256]
+    path = write_items(tmp_path, ids)
+    assert read_items(path).cast("binary").to_pylist() == ids
+    assert len(read_items(write_items(tmp_path, []))) == 0
+    assert len(read_items(tmp_path / "none")) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["items.list"]
+    path = write_items(tmp_path, ids)
+    for damage in (path.read_bytes()[:-30], b"", b"PAR1" * 10):
+        path.write_bytes(damage)
+        with pytest.raises(ArchiveFailedError, match="damaged"):
+            read_items(path)
+    newer = pa.table({"item_id": string_array(ids)}).replace_schema_metadata(
+        {METADATA_KEY: b'{"format": 2, "rows": 3}'}
+    )
+    pq.write_table(newer, path)
+    with pytest.raises(ArchiveRefusedError, match="newer than 1"):
+        read_items(path)
+
+
 def test_nothing_archived_is_an_empty_input() -> None:
-    given = load_ratings([], 0)
+    given = load_ratings([], item_ids(0))
     assert (given.n_users, given.n_items, len(given.ratings.value)) == (0, 0, 0)
 
 
@@ -112,7 +180,7 @@ async def test_fit_leaves_complete_files_that_a_next_fit_starts_from(tmp_path: P
     assert all(part.stop == part.start for part in ratings[1:])
     archived(tmp_path / "archive", [("late", 1, 17, 5.0), ("late", 2, 0, 5.0)], first_ms=10_000)
     archive = EpochArchive(tmp_path / "archive", 1, guard=free)
-    second = await fitted(request(archive, tmp_path / "second", earlier=str(first.path)))
+    second = await fitted(request(archive, tmp_path / "second", n_items=18, earlier=str(first.path)))
     assert second.n_users == 41
     assert len(second.items) == 18
     assert second.user_ids(0, 3) == [b"u0", b"u1", b"u2"]
@@ -129,7 +197,7 @@ async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
     assert np.isnan(result.item_values).sum() == rated > 0
     assert result.rows_of([b"u7", b"u8"]).tolist() == [-1, 8]
     assert result.user_ids(7, 8) == [b"\xff\xff"]
-    again = load_ratings(archive.snapshot().paths, 16, result.user_id_array())
+    again = load_ratings(archive.snapshot().paths, item_ids(16), result.user_id_array())
     assert again.user_ids.to_pylist()[-1] == "u7", "who comes back is a new user"
 
 
