@@ -16,6 +16,8 @@ WALKS = ("Follow one rating", "Follow one prediction")
 # A step or a term says where in the code it is.
 PLACE = re.compile(r"`([\w/]+\.(?:py|lua)):([\w.]+)`")
 
+# Of Redis, of Docker, and volumes with the name that Compose gives them.
+NAMES_OF_OTHERS = {"aof_rewrite_in_progress", "cpu_shares", "foldin_archive", "foldin_redis"}
 # What a rule reads of any checkout.
 DOCUMENTS = dict.fromkeys(("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"), "")
 
@@ -111,6 +113,27 @@ def dangling_references(root: Path) -> list[str]:
             elif heading and heading not in map(slug, linked.read_text("utf-8").splitlines()):
                 missing.append(f"{target}#{heading}")
         found += [f"{document.relative_to(root)}: {name}" for name in missing]
+    return found
+
+
+def unknown_names(root: Path) -> list[str]:
+    """Names with an underscore, in a document's code or picture, that are nowhere in the code."""
+    suffixes = {".py", ".lua", ".js", ".html", ".yml", ".toml"}
+    folders = [*house.packages(root), "tests", "deploy"]
+    files = [*root.glob("*"), *(path for folder in folders for path in (root / folder).rglob("*"))]
+    known = set(NAMES_OF_OTHERS)
+    for path in files:
+        if path.suffix in suffixes:
+            known.update((path.stem, *re.findall(r"\w+", path.read_text("utf-8"))))
+    found = []
+    for document in (root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))):
+        text = document.read_text("utf-8")
+        spans = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^```\n(.*?)^```", text, re.S | re.M)
+        # In lower case, of two letters and more: mathematics has the others.
+        names = {name for span in spans for name in re.findall(r"\b[a-z]{2,}(?:_[a-z]{2,})+\b", span)}
+        # Counters get the suffix when they are written out.
+        unknown = [name for name in sorted(names - known) if name.removesuffix("_total") not in known]
+        found += [f"{document.relative_to(root)}: {name}" for name in unknown]
     return found
 
 
@@ -236,6 +259,13 @@ RULES: dict[Rule, tuple[dict[str, str], list[str]]] = {
             "[a](one.md#its-own-head) [b](#head) [c](../gone.md) [d](../README.md)\n",
         },
         ["docs/one.md: rooms/gone.py", "docs/one.md: gone", "docs/one.md: #head", "docs/one.md: ../gone.md"],
+    ),
+    unknown_names: (
+        {
+            "rooms/one.py": "take_it = 1\n",
+            "docs/one.md": "`take_it(x_i)` gone_there `Gone.gone_here`\n```\ntake_it ─► gone_far\n```\n",
+        },
+        ["docs/one.md: gone_far", "docs/one.md: gone_here"],
     ),
 }
 
