@@ -47,7 +47,7 @@ class Server(web.Server):
         # For each connection: aiohttp's server would give them to its own class.
         self._settings = settings
         self._most = most
-        # A plain `Connection` serves every request; these answer GET /predict in half the time.
+        # A plain `Connection` serves every request; these answer GET /predict faster.
         self._connect = fast_connections(context)
 
     def __call__(self) -> web.RequestHandler:

@@ -1,6 +1,6 @@
 """GET /predict past aiohttp's tasks: from the parser into the batch and back, without a task or a request
-object, in half the time. Two lines of `connections`, its import and its use, name it: with a plain
-`Connection` in these, this file can be deleted.
+object. Two lines of `connections`, its import and its use, name it: with a plain `Connection` in these, this
+file can be deleted.
 
 Invariant: a client sees no difference but the time. A connection has one such request at a time; what comes
 meanwhile is held back until it is answered, so that answers leave in the order of the requests.
