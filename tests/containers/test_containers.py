@@ -11,6 +11,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -462,6 +463,13 @@ def test_the_first_keys_are_made_once(stack: Stack) -> None:
     show = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "keys", "/data/keys/operator.key")
     assert stack.run(*show).strip() == stack.key
     assert "operator.key" in stack.run("logs", "--no-color", "keys")
+    # As docs/operations.md has it.
+    command = ("run", "--rm", "--no-deps", "--entrypoint", "foldin", "keys", "keys")
+    assert stack.run(*command, "add", "shop", "--role", "rate").startswith("fk_")
+    assert set(re.findall(r"^(\w+) +(\w+) ", stack.run(*command, "list"), re.M)) == {
+        *(("operator", "operate"), ("player", "operate"), ("prometheus", "read"), ("shop", "rate"))
+    }
+    stack.run(*command, "remove", "shop")
 
 
 def test_nginx_does_not_reach_the_store_and_the_store_reaches_nothing(stack: Stack) -> None:
