@@ -29,7 +29,7 @@ HOW_TO_START = (
 async def following_keys(store: Store, settings: ServiceSettings, *, loopback: bool) -> AsyncIterator[Access]:
     """Yield an `Access` that follows the keys of the store.
 
-    Raises CannotStartError where it would be open to other machines without having been told so;
+    Raises CannotStartError where other machines could ask without a key, which nothing has said;
     `StoreError`.
     """
     asks = settings.access != "open"

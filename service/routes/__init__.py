@@ -56,17 +56,20 @@ def _checked(route: Route) -> tuple[Handler, Callable[[web.Request], Awaitable[N
     level, handler = route.level, route.handler
     operates = level == LEVELS["operate"]
 
-    async def checked(request: web.Request) -> web.StreamResponse:
+    def check(request: web.Request) -> None:
         access = request.app[CONTEXT].access
         if operates:
             request[CALLER] = access.name_of(request.headers)
         access.admit(request.headers, level)
+
+    async def checked(request: web.Request) -> web.StreamResponse:
+        check(request)
         return await handler(request)
 
     async def expected(request: web.Request) -> None:
         # A GET /predict has no body that would wait for it.
         if handler is not predict.get_predict.handler:
-            request.app[CONTEXT].access.admit(request.headers, level)
+            check(request)
             await _continue(request)
 
     return checked, expected

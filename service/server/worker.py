@@ -81,9 +81,7 @@ def connections_within(wanted: int) -> int:
 
 
 def is_loopback(sock: socket.socket) -> bool:
-    """Whether only this machine can reach `sock`: by the address that it is bound to, whatever name gave
-    it.
-    """
+    """Whether only this machine can reach `sock`, by the address that it is bound to."""
     if sock.family not in {socket.AF_INET, socket.AF_INET6}:
         return False
     return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback

@@ -447,6 +447,7 @@ async def test_without_a_key_nothing_is_answered_and_nothing_else_is_new(stack: 
             assert (status, document["code"]) == (401, "unauthorized"), path
         assert (await call(client, "GET", f"{stack.url}/livez"))[0] == 200
         headers = {"Authorization": f"Bearer {stack.key}", "Origin": "http://evil.example"}
+        headers["X-Forwarded-For"] = "6.6.6.6"
         status, document = await call(client, "POST", f"{stack.url}/train", headers=headers)
         assert (status, document["code"]) == (403, "cross_site")
     # The record of it: by whom, and from where, which is the machine and not nginx.
@@ -454,6 +455,7 @@ async def test_without_a_key_nothing_is_answered_and_nothing_else_is_new(stack: 
         line for line in stack.run("logs", "--no-color", "service").splitlines() if "foldin.audit" in line
     ]
     assert any("key=operator call=POST /train" in line and "status=403" in line for line in lines)
+    assert not any("client=6.6.6.6" in line for line in lines)
     assert not any(stack.key in line for line in lines)
     assert stack.key not in stack.run("logs", "--no-color")
 

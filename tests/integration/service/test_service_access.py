@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from featurestore.access import ROLES, digest_of_secret, new_secret
+from featurestore.access import ROLES, StoredKeys, digest_of_secret, new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service.context import CONTEXT
 from service.http.access import LEVELS
 from service.openapi import Route
 from service.routes import ROUTES
@@ -345,8 +346,9 @@ async def test_what_operates_is_recorded_and_nothing_else(
     missing = await client.ask("POST", "/generations/999/activate", headers=operator)
     await client.get("/predict?user_id=ann&item_id=dune", headers=operator)
     await client.post("/ratings", {"user_id": "ann", "item_id": "dune", "rating": 3}, headers=operator)
+    body_asked_for = {**bearer(keys["rate"]), "Expect": "100-continue"}
+    asked = await client.ask("POST", "/train", data=b"{}", headers=body_asked_for)
     lines = [record.getMessage() for record in caplog.records if record.name == "foldin.audit"]
-    assert len(lines) == 6
 
     def line(reply: Any, name: str, call: str, what: str) -> str:
         request_id = reply.headers["X-Request-ID"]
@@ -361,9 +363,58 @@ async def test_what_operates_is_recorded_and_nothing_else(
         line(foreign, "the-operate", "POST /train", "-"),
         line(erased, "the-operate", "DELETE /users/{user_id}", f"receipt={receipt}"),
         line(missing, "the-operate", "POST /generations/{generation}/activate", "generation=999"),
+        line(asked, "the-rate", "POST /train", "-"),
     ]
     assert [trained.status, refused.status, forbidden.status, foreign.status] == [200, 401, 403, 403]
     assert erased.headers["X-Request-ID"] == "my-own"
+
+
+@one_kind
+async def test_what_is_cut_short_is_recorded_too(
+    store_settings: StoreSettings, trainer: Trainer, tmp_path: Path
+) -> None:
+    trainer.hold.clear()
+    service = Service(store_settings, tmp_path)
+    try:
+        service.wait_for()
+        async with client_of(service.url) as client:
+            asking = asyncio.create_task(client.ask("POST", "/train"))
+            await wait_until_async(lambda: trainer.taken, 10.0, "the trainer is asked")
+            # It ends when its grace period does, and with it the call.
+            assert await asyncio.to_thread(service.end, signal.SIGTERM) == 0
+            await asyncio.gather(asking, return_exceptions=True)
+    finally:
+        service.end()
+    lines = [line for line in service.process.text.splitlines() if "foldin.audit" in line]
+    assert [line.partition(" call=")[2] for line in lines] == [
+        "POST /train client=127.0.0.1 status=cancelled request_id=- what=refit"
+    ]
+
+
+@one_kind
+async def test_the_keys_are_followed_whatever_a_poll_ends_with(
+    store_settings: StoreSettings, store: Store, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polled: list[Exception] = []
+
+    async with serving(store_settings) as (client, app):
+        access = app[CONTEXT].store.access
+        load = access.load
+
+        async def failing() -> StoredKeys:
+            polled.append(RuntimeError("a mistake of this program"))
+            raise polled[-1]
+
+        monkeypatch.setattr(access, "load", failing)
+        await wait_until_async(lambda: len(polled) >= 2, 10.0, "a poll after one that failed")
+        assert (await client.get("/generations", headers=bearer(keys["read"]))).status == 200
+        monkeypatch.setattr(access, "load", load)
+        await store.access.remove("the-read")
+
+        async def refused() -> bool:
+            return (await client.get("/generations", headers=bearer(keys["read"]))).status == 401
+
+        await wait_until_async(refused, 10.0, "it follows again")
 
 
 @one_kind
