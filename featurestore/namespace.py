@@ -47,10 +47,13 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
         b"scale": format_scale(config.scale).encode(),
     }
     fields = [part for pair in wanted.items() for part in pair]
-    ((_, flat),) = await client.call(
-        "create_namespace", ([keys.config], [secrets.token_hex(16).encode(), *fields])
-    )
-    found = dict(zip(flat[::2], flat[1::2], strict=True))
+    found: dict[Any, Any] = await client.hgetall(keys.config)
+    # Read first: a store whose disk is full takes no function that may write, and is read all the same.
+    if b"identity" not in found:
+        ((_, flat),) = await client.call(
+            "create_namespace", ([keys.config], [secrets.token_hex(16).encode(), *fields])
+        )
+        found = dict(zip(flat[::2], flat[1::2], strict=True))
     for field, called in SETTINGS.items():
         if found.get(field) != wanted[field]:
             raise StoreRefused(

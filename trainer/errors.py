@@ -21,7 +21,7 @@ class ArchiveRefusedError(CannotStartError):
 
 
 class ArchiveBusyError(TrainerError):
-    """Another process of this host holds the archive: wait and try again."""
+    """Another process of this host holds the archive, or its disk is full: wait and try again."""
 
 
 class ArchiveFailedError(TrainerError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from redis.asyncio.connection import parse_url
 
-from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.errors import StoreError, StoreFull, StoreUnavailable
 from featurestore.settings import redacted
 from featurestore.wire.resp import ELSEWHERE, ReplyError, encode, error_code, store_error
 from featurestore.wire.socket import StoreSocket
@@ -181,7 +181,8 @@ class Connection:
         commands += [encode(b"CLIENT", b"SETNAME", b"foldin-" + self._name.encode()), encode(b"ROLE")]
         replies = await socket.execute(b"".join(commands), len(commands))
         for reply in replies[:count]:
-            if isinstance(reply, ReplyError):
+            # A store whose disk is full says so to PING too, and is read all the same.
+            if isinstance(reply, ReplyError) and not isinstance(store_error(reply), StoreFull):
                 raise store_error(reply)
         role = replies[-1]
         if isinstance(role, list) and role and role[0] in {b"slave", b"replica"}:

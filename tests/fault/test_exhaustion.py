@@ -13,8 +13,8 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
 from tests.support.disks import leave_free, small_disk
-from tests.support.factories import lead, low_rank_ratings, publish, rating
-from tests.support.servers import StoreServer
+from tests.support.factories import lead, low_rank_ratings, publish, publish_for_ann, rating
+from tests.support.servers import KINDS, ServerKind, StoreServer, running_server
 from tests.support.serving import Client, is_problem, serving
 from tests.support.trainers import (
     archived,
@@ -162,6 +162,11 @@ async def test_a_mark_ends_with_the_leader_that_left_it(own_server: StoreServer,
         await store.close()
 
 
+async def answers_of_ann(client: Client) -> bool:
+    paths = ("/predict?user_id=ann&item_id=item-1", "/users/ann", "/readyz")
+    return all([(await client.get(path)).status == 200 for path in paths])
+
+
 async def waits_for_room(store: Store) -> bool:
     return sum((await store.stream.lag(1)).values()) >= 200
 
@@ -197,3 +202,44 @@ async def is_forgotten(client: Client, user: str) -> None:
         return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == "erased")
 
     await wait_until_async(erased, 20, f"{user} is erased")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_store_that_syncs_later_answers_reads_while_its_disk_is_full(
+    kind: ServerKind, tmp_path: Path
+) -> None:
+    with (
+        small_disk(tmp_path / "disk", 64) as disk,
+        running_server(kind, disk, "--appendfsync", "everysec") as server,
+    ):
+        settings = StoreSettings(url=server.url, partitions=4, timeout_s=5.0)
+        store = await Store.open(settings)
+        try:
+            await publish_for_ann(store, {"item-0": 5.0})
+            async with serving(settings) as (client, _):
+                leave_free(disk, 0)
+                await until_refused(client, "disk_full")
+                await wait_until_async(lambda: answers_of_ann(client), 5, "reads go on")
+                # And after each connection was cut.
+                assert await store.redis.client_kill_filter(_type="normal", skipme=True) >= 4
+                await wait_until_async(lambda: answers_of_ann(client), 5, "reads go on again")
+                (disk / "filler").unlink()
+                await wait_until_async(lambda: takes_ratings(client), BACK_WITHIN_S, "ratings again")
+        finally:
+            await store.close()
+
+
+async def test_a_trainer_that_starts_on_a_full_disk_waits_for_room(
+    store: Store, store_settings: StoreSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "disk", 192) as disk:
+        leave_free(disk, 0)
+        settings = trainer_settings(store_settings, disk / "archive")
+        with caplog.at_level("INFO", "trainer"):
+            async with running_trainer(settings) as trainer:
+                await wait_until_async(lambda: "waiting reason=archive " in caplog.text, 10, "it waits")
+                # Another host may have room.
+                assert await store.leases.acquire("another", 100) is not None
+                (disk / "filler").unlink()
+                await wait_until_async(lambda: trainer.term is not None, BACK_WITHIN_S, "it leads")
+        assert caplog.text.count("waiting reason=archive ") == 1

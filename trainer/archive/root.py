@@ -2,6 +2,7 @@
 when that process ends, however it ends.
 """
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -17,16 +18,18 @@ from trainer.errors import ArchiveBusyError, ArchiveFailedError
 class ArchiveRoot:
     """The archive folder of one namespace, held until `close`.
 
-    Raises `ArchiveBusyError` where another process holds it, `ArchiveFailedError` where it cannot be written.
+    Raises `ArchiveBusyError` where another process holds it, or its disk has no room for now;
+    `ArchiveFailedError` where it cannot be written.
     """
 
     def __init__(self, root: Path, *, guard: Guard, step: Step = no_step) -> None:
         self.root = root
         self._guard = guard
         self._step = step
+        lock: BinaryIO | None = None
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(root / "lock")
+            self._lock = lock = _locked(root / "lock")
             # A full disk and a read-only one are found here, before this trainer takes the lease from another
             # host.
             probe = root / f"probe{TEMPORARY}"
@@ -35,6 +38,12 @@ class ArchiveRoot:
             self.trash = Trash(root / "trash", guard=guard)
             self.trash.clean()
         except OSError as exc:
+            if lock is not None:
+                lock.close()
+            if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise ArchiveBusyError(
+                    f"the disk under {root} is full: make room, it goes on by itself"
+                ) from exc
             raise ArchiveFailedError(f"cannot write {root}: {exc.strerror or exc}") from exc
         self._epochs: dict[int, EpochArchive] = {}
 
