@@ -11,6 +11,7 @@ from featurestore.errors import LeaseLost
 from featurestore.ratings.room import SAID_FOR_S
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from foldin.sinks import SinkBusyError, StoreSink
 from service.context import CONTEXT
 from tests.support.disks import leave_free, small_disk
 from tests.support.factories import lead, low_rank_ratings, publish, publish_for_ann, rating
@@ -243,3 +244,24 @@ async def test_a_trainer_that_starts_on_a_full_disk_waits_for_room(
                 (disk / "filler").unlink()
                 await wait_until_async(lambda: trainer.term is not None, BACK_WITHIN_S, "it leads")
         assert caplog.text.count("waiting reason=archive ") == 1
+
+
+async def test_an_import_past_the_service_is_refused_too(store: Store, store_settings: StoreSettings) -> None:
+    environ = {
+        "FOLDIN_REDIS_URL": store_settings.url,
+        "FOLDIN_NAMESPACE": store_settings.namespace,
+        "FOLDIN_PARTITIONS": str(store_settings.partitions),
+    }
+    sink = await StoreSink.open(environ, "the store")
+    try:
+        lease = await lead(store)
+        await store.room.say(lease, "archive_disk", await store.time())
+        with pytest.raises(SinkBusyError, match="archive_disk has no room") as refused:
+            await sink.write([(b"ann", b"dune", 4.0, 0.0)])
+        # It waits as long as for a trainer that is behind, and goes on by itself.
+        assert refused.value.full
+        await store.room.say(lease, None, 0.0)
+        await sink.write([(b"ann", b"dune", 4.0, 0.0)])
+        assert (await store.users.history(1, b"ann"))[0] == 1
+    finally:
+        await sink.close()
