@@ -49,3 +49,7 @@ class Leases:
         if reply[0] != b"OK":
             return None
         return Lease(self._keys, self._client, token, ttl_ms, int(reply[1]))
+
+    async def held(self) -> bool:
+        """Say whether a trainer leads."""
+        return bool(await self._client.exists(self._keys.lease))

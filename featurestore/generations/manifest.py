@@ -27,8 +27,9 @@ class Pointer:
     """What is live. `generation` 0: none yet. `previous`: the one to roll back to (0: none).
 
     `held`: automatic refits do not go live. `pending`: the epoch that is being prepared (0: none), since
-    `pending_since` by the store's clock, seconds since 1970. `full`: what has no room left, as the leader
-    believes until `full_until` by the same clock. `last_epoch`: the highest that was given.
+    `pending_since` by the store's clock, seconds since 1970, by `pending_by` ("" for a call that is over with
+    its process). `full`: what has no room left, as the leader believes until `full_until` by the same clock.
+    `last_epoch`: the highest that was given.
     """
 
     epoch: int
@@ -41,6 +42,7 @@ class Pointer:
     full: FullReason | None = None
     full_until: float = 0.0
     last_epoch: int = 0
+    pending_by: str = ""
 
     def full_at(self, now: float) -> FullReason | None:
         """Return what has no room left at `now`, by the store's clock."""
@@ -167,6 +169,7 @@ def read_pointer(fields: Mapping[Text, Text]) -> Pointer:
         full=next((reason for reason in FULL_REASONS if reason == full), "store_disk") if full else None,
         full_until=float(until) if until.isdigit() else 0.0,
         last_epoch=number(b"last_epoch"),
+        pending_by=_text(fields.get(b"pending_by")),
     )
 
 

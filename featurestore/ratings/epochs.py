@@ -6,7 +6,7 @@ comparing first.
 """
 
 from featurestore.client import Client
-from featurestore.errors import EpochBusy, RatingsLeftOut, StoreError
+from featurestore.errors import EpochBusy, EpochGone, RatingsLeftOut, StoreError
 from featurestore.generations.catalog import Generations
 from featurestore.generations.served import wait_until_served
 from featurestore.keys import Keys
@@ -47,14 +47,15 @@ class Epochs:
         else:
             await self.refresh()
 
-    async def begin(self, most_live: int | None = None) -> int:
-        """Begin a new history beside the live one; each rating goes to both from now on.
+    async def begin(self, most_live: int | None = None, *, by: str = "") -> int:
+        """Begin a new history beside the live one; each rating goes to both from now on. `by`: what prepares
+        it, in the pointer from then on (see `hold`).
 
         Raises `EpochBusy`, and `RatingsLeftOut` where more than `most_live` ratings had come in live and
         would not be in the new epoch: counted in the step from which each goes to both.
         """
         keys = self._keys
-        (reply,) = await self._client.call("begin_epoch", ([keys.live, keys.stored], []))
+        (reply,) = await self._client.call("begin_epoch", ([keys.live, keys.stored], [by.encode()]))
         if reply[0] == b"BUSY":
             raise EpochBusy("another new history is being prepared")
         epoch = int(reply[1])
@@ -66,6 +67,16 @@ class Epochs:
             await self.abandon(epoch)
             raise RatingsLeftOut(left_out)
         return epoch
+
+    async def hold(self, epoch: int, by: str) -> None:
+        """Say that an epoch is being prepared: a trainer gives it up a minute after this was last said.
+
+        Raises `EpochGone` where it is not being prepared any more.
+        """
+        args = [b"%d" % epoch, by.encode()]
+        (reply,) = await self._client.call("hold_epoch", ([self._keys.live], args))
+        if reply[0] != b"OK":
+            raise EpochGone(epoch)
 
     async def abandon(self, epoch: int) -> None:
         """Give up an epoch that is being prepared, and remove it. Safe to repeat.

@@ -197,6 +197,20 @@ class RatingsLog:
             found.update({digest: int(n) for digest, n in fields.items()})
         return found
 
+    async def stay_forgotten(self, epoch: int, before: int) -> None:
+        """Have an epoch that is being prepared remember the forgotten users of the one before."""
+        keys, partitions = self._keys, range(self._keys.partitions)
+        pipe = self._client.pipeline()
+        for partition in partitions:
+            pipe.hkeys(keys.forgotten(before, partition))
+        found = await pipe.execute()
+        pipe = self._client.pipeline()
+        for partition, digests in zip(partitions, found, strict=True):
+            for digest in digests:
+                # A count of its own begins there.
+                pipe.hsetnx(keys.forgotten(epoch, partition), digest, 0)
+        await pipe.execute()
+
     async def release_forgotten(self, epoch: int, settled: Mapping[bytes, int]) -> int:
         """Drop entries of `forgotten` that still say the same: no generation that is kept has seen these
         users.

@@ -68,12 +68,13 @@ local function rate_epoch(keys, args, key, arg, count)
   local numbers, fresh, lengths, refusal = {}, {}, {}, nil
   for u = 1, users do
     local user, new = keys[key + 2 * u - 1], #args[arg + u] / ENTRY
-    local n = try('HINCRBY', user, 'n', new)
+    -- Of none the key must not come into being.
+    local n = new > 0 and try('HINCRBY', user, 'n', new) or tonumber(call('HGET', user, 'n') or '0')
     if refused(n) then
       refusal = n
       break
     end
-    fresh[u] = n == new
+    fresh[u] = new > 0 and n == new
     if any_forgotten and fresh[u] then
       local before = call('HGET', keys[key], string.sub(args[5], 16 * u - 15, 16 * u))
       if before then
@@ -83,7 +84,7 @@ local function rate_epoch(keys, args, key, arg, count)
     numbers[u] = pack('<I8I4', n - new, new)
   end
   for u = 1, refusal and 0 or users do
-    local length = try('APPEND', keys[key + 2 * u], args[arg + u])
+    local length = args[arg + u] ~= '' and try('APPEND', keys[key + 2 * u], args[arg + u])
     if refused(length) then
       refusal = length
       break
@@ -99,7 +100,7 @@ local function rate_epoch(keys, args, key, arg, count)
       local user, history, blob = keys[key + 2 * u - 1], keys[key + 2 * u], args[arg + u]
       if fresh[u] then
         call('HDEL', user, 'n')
-      else
+      elseif blob ~= '' then
         call('HINCRBY', user, 'n', -#blob / ENTRY)
       end
       if lengths[u] == #blob then
@@ -130,7 +131,10 @@ local function rate(keys, args)
     end
     for u = 1, users do
       local history = bootstrap and redis.call('GET', keys[key + 2 * u])
-      if history then
+      if bootstrap and args[5] ~= '' and redis.call('HEXISTS', keys[key], string.sub(args[5], 16 * u - 15, 16 * u)) == 1 then
+        -- Forgotten since this history began.
+        args[arg + u] = ''
+      elseif history then
         args[arg + u] = of_new_items(history, args[arg + u])
       end
       bytes = bytes + #args[arg + u]
@@ -186,6 +190,9 @@ local function forget(keys, args)
       end
       redis.call('HSET', keys[at + 2], args[3], state.n)
       redis.call('UNLINK', keys[at + 3], keys[at + 4])
+    elseif i > 1 and not state.before then
+      -- It is being prepared: what is still to be written there of this user is from before, and is left out.
+      redis.call('HSET', keys[at + 2], args[3], '0')
     end
   end
   return { 'OK', found[1].n or found[1].before or '0', found[1].history }
@@ -446,15 +453,26 @@ local function flip(keys, args)
   return { 'OK' }
 end
 
--- keys: live, stored. Answers the number of a new epoch; one at a time is prepared.
-local function begin_epoch(keys)
+-- keys: live, stored. args: what prepares it, '' for a call that is over when its process is. Answers the number of a new
+-- epoch; one at a time is prepared.
+local function begin_epoch(keys, args)
   if redis.call('HEXISTS', keys[1], 'pending') == 1 then
     return { 'BUSY' }
   end
   local epoch = redis.call('HINCRBY', keys[1], 'last_epoch', 1)
   redis.call('SADD', keys[2], whole(epoch))
-  redis.call('HSET', keys[1], 'pending', whole(epoch), 'pending_since', redis.call('TIME')[1])
+  redis.call('HSET', keys[1], 'pending', whole(epoch), 'pending_since', redis.call('TIME')[1], 'pending_by', args[1] or '')
   return { 'OK', epoch }
+end
+
+-- keys: live. args: epoch, what prepares it. It is still being prepared, and not yet to be given up.
+local function hold_epoch(keys, args)
+  local live = redis.call('HMGET', keys[1], 'pending', 'abandoned')
+  if live[1] ~= args[1] or live[2] == args[1] then
+    return { 'GONE' }
+  end
+  redis.call('HSET', keys[1], 'pending_since', redis.call('TIME')[1], 'pending_by', args[2])
+  return { 'OK' }
 end
 
 -- keys: live. args: epoch. From here on it cannot go live.
@@ -471,7 +489,7 @@ end
 -- keys: live. args: epoch. It is no longer being prepared: it is live, or there is nothing left of it.
 local function end_epoch(keys, args)
   if redis.call('HGET', keys[1], 'pending') == args[1] then
-    redis.call('HDEL', keys[1], 'pending', 'pending_since', 'abandoned')
+    redis.call('HDEL', keys[1], 'pending', 'pending_since', 'pending_by', 'abandoned')
   end
   return { 'OK' }
 end
@@ -599,6 +617,7 @@ register('put_generation', put_generation, {})
 register('retire_generation', retire_generation, ALWAYS)
 register('flip', flip, ALWAYS)
 register('begin_epoch', begin_epoch, {})
+register('hold_epoch', hold_epoch, ALWAYS)
 register('abandon_epoch', abandon_epoch, ALWAYS)
 register('end_epoch', end_epoch, ALWAYS)
 register('switch_epochs', switch_epochs, ALWAYS)

@@ -216,3 +216,56 @@ async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
     assert len(acknowledged) > 2
     assert await leftovers(store, 1) == []
     await other.close()
+
+
+async def test_an_epoch_says_who_prepares_it_and_since_when(store: Store) -> None:
+    epoch = await store.epochs.begin(by="restore")
+    pointer = await store.generations.live()
+    assert (pointer.pending, pointer.pending_by) == (epoch, "restore")
+    await store.redis.hset(store.keys.live, "pending_since", "1")
+    await store.epochs.hold(epoch, "restored")
+    pointer = await store.generations.live()
+    assert pointer.pending_by == "restored"
+    assert pointer.pending_since > 1.6e9
+    await store.epochs.abandon(epoch)
+    assert (await store.generations.live()).pending_by == ""
+    with pytest.raises(EpochGone):
+        await store.epochs.hold(epoch, "restore")
+    # What is left of it when it is given up does not hold it either.
+    epoch = await store.epochs.begin()
+    await store.redis.call("abandon_epoch", ([store.keys.live], [b"%d" % epoch]))
+    with pytest.raises(EpochGone):
+        await store.epochs.hold(epoch, "restore")
+    assert (await store.generations.live()).pending_by == ""
+
+
+async def test_users_who_are_forgotten_meanwhile_are_not_given_to_the_new_history(store: Store) -> None:
+    await store.ratings.append([rating("ann", "a", 1.0), rating("bob", "a", 1.0), rating("cy", "a", 1.0)])
+    epoch = await store.epochs.begin()
+    await store.ratings.append([rating("bob", "a", 2.0)], epoch=epoch)
+    for user in (b"ann", b"bob", b"never seen"):
+        await store.ratings.forget(user)
+    # One comes back: what is rated from now on counts, what was before does not.
+    await store.ratings.append([rating("ann", "b", 4.0)])
+    given = ["ann", "bob", "cy", "never seen"]
+    await store.ratings.append([rating(user, item, 5.0) for user in given for item in "abc"], epoch=epoch)
+    assert await held(store, "ann", epoch) == {"b": 4.0}
+    assert await held(store, "bob", epoch) == await held(store, "never seen", epoch) == {}
+    assert await held(store, "cy", epoch) == {"a": 5.0, "b": 5.0, "c": 5.0}
+    for name, n in (("ann", 1), ("bob", 0), ("cy", 3), ("never seen", 0)):
+        assert (await store.users.history(epoch, name.encode()))[0] == n
+    # No key came into being for a user without ratings.
+    assert await store.redis.exists(store.keys.user(epoch, b"never seen")) == 0
+    assert await store.redis.exists(store.keys.history(epoch, b"never seen")) == 0
+    # The live history remembers those who were there.
+    assert len(await store.ratings.forgotten(1)) == 2
+
+
+async def test_a_new_history_remembers_the_users_forgotten_before(store: Store) -> None:
+    await store.ratings.append([rating("ann", "a", 1.0), rating("bob", "a", 1.0)])
+    await store.ratings.forget(b"ann")
+    epoch = await store.epochs.begin()
+    await store.ratings.stay_forgotten(epoch, 1)
+    await store.ratings.append([rating("ann", "a", 1.0), rating("bob", "a", 1.0)], epoch=epoch)
+    assert await held(store, "ann", epoch) == {}
+    assert await held(store, "bob", epoch) == {"a": 1.0}
