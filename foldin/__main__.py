@@ -12,7 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from foldin.errors import ImportStoppedError
-from foldin.settings import FrontDoorSettings, ImportOptions, StackOptions
+from foldin.recovery.errors import RecoveryStoppedError
+from foldin.settings import (
+    BackupOptions,
+    FrontDoorSettings,
+    ImportOptions,
+    RestoreOptions,
+    StackOptions,
+    UndoOptions,
+    VerifyOptions,
+)
 from processes.errors import CannotStartError, StackFailedError
 from processes.settings import load
 
@@ -71,6 +80,51 @@ def _evaluate(argv: Sequence[str]) -> int:
     return evaluate_in_environment(argv, model_players())
 
 
+def _backup(argv: Sequence[str]) -> int:
+    about = (
+        "Back up all ratings and items, as of now, into a folder, while everything runs. Again into the same "
+        "folder only what is new is copied. `foldin restore DIR` makes a whole store of it."
+    )
+    options = load(BackupOptions, argv, os.environ, command="foldin backup", about=about)
+    from foldin.recovering import run_backup
+
+    return run_backup(options, FrontDoorSettings.from_environment(os.environ))
+
+
+def _restore(argv: Sequence[str]) -> int:
+    about = (
+        "Bring the ratings of an archive, a backup or an entry of the trash into the store: they become the "
+        "live history, with the ratings that only the store knows on top. The history that was live answers "
+        "until then, and goes to the trash. Stopped at any point, run it again."
+    )
+    options = load(RestoreOptions, argv, os.environ, command="foldin restore", about=about)
+    from foldin.recovering import run_restore
+
+    return run_restore(options, FrontDoorSettings.from_environment(os.environ))
+
+
+def _undo(argv: Sequence[str]) -> int:
+    about = (
+        "Without a name: list the histories in the trash. With one: make that history live again, with the "
+        "ratings on top that came in since by other ways than POST /train."
+    )
+    options = load(UndoOptions, argv, os.environ, command="foldin undo", about=about)
+    from foldin.recovering import run_undo
+
+    return run_undo(options, FrontDoorSettings.from_environment(os.environ))
+
+
+def _verify(argv: Sequence[str]) -> int:
+    about = (
+        "Compare the store with its archive, user by user, while everything runs; exit code 1 where they "
+        "differ. Users who rate meanwhile are counted, not compared."
+    )
+    options = load(VerifyOptions, argv, os.environ, command="foldin verify", about=about)
+    from foldin.recovering import run_verify
+
+    return run_verify(options, FrontDoorSettings.from_environment(os.environ))
+
+
 def _bench(argv: Sequence[str]) -> int:
     from foldin.bench import bench
 
@@ -108,6 +162,10 @@ def _version(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "up": (_up, "run everything on this machine"),
     "import": (_import, "give a running Foldin the ratings of a file"),
+    "backup": (_backup, "copy all ratings into a folder, while everything runs"),
+    "restore": (_restore, "bring the ratings of an archive or a backup back"),
+    "undo": (_undo, "bring a history back that was replaced"),
+    "verify": (_verify, "compare the store with its archive"),
     "evaluate": (_evaluate, "compare engines on a file of ratings, or players in the environment"),
     "bench": (_bench, "measure speed and accuracy (from a checkout)"),
     "keys": (_keys, "make, list and remove keys of the API"),
@@ -135,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CannotStartError as exc:
         print(f"foldin: {exc}", file=sys.stderr)
         return 2
-    except (StackFailedError, ImportStoppedError) as exc:
+    except (StackFailedError, ImportStoppedError, RecoveryStoppedError) as exc:
         print(f"foldin: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -4,7 +4,14 @@ from environment.settings import ServerSettings
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from featurestore.settings import StoreSettings
 from foldin.evaluating import EvaluateOptions
-from foldin.settings import ImportOptions, StackOptions
+from foldin.settings import (
+    BackupOptions,
+    ImportOptions,
+    RestoreOptions,
+    StackOptions,
+    UndoOptions,
+    VerifyOptions,
+)
 from processes.settings import reference
 from service.settings import ServiceSettings
 from trainer.settings import TrainerSettings
@@ -32,5 +39,9 @@ def settings_reference() -> str:
         ("`foldin evaluate FILE`", reference(EvaluateOptions)),
         ("`foldin up`", reference(StackOptions)),
         ("`foldin import FILE`", reference(ImportOptions)),
+        ("`foldin backup DIR`", reference(BackupOptions)),
+        ("`foldin restore SOURCE`", reference(RestoreOptions)),
+        ("`foldin undo NAME`", reference(UndoOptions)),
+        ("`foldin verify`", reference(VerifyOptions)),
     )
     return INTRODUCTION + "".join(f"\n## {title}\n\n{table}" for title, table in tables)

@@ -4,8 +4,10 @@ The standard library and `processes` only at import: the supervisor of a stack l
 """
 
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +113,82 @@ class ImportOptions:
     key_file: Path | None = setting(
         None, "file that holds the API key", Path, variable="FOLDIN_API_KEY_FILE", flag="--key-file"
     )
+
+
+_STACK = (
+    "the stack that runs on this directory",
+    "./data, if a stack runs there; else what `FOLDIN_REDIS_URL` and `FOLDIN_ARCHIVE_DIR` name",
+)
+
+
+def moment(text: str) -> float:
+    """Parse a time, ISO 8601 or seconds since 1970, as seconds since 1970."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            found = datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError(
+                f"must be a time like 2026-11-26T08:30:00Z, or seconds since 1970, not {text!r}"
+            ) from None
+        seconds = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    if not 0 < seconds <= time.time():
+        raise ValueError(f"must be a time in the past, not {text!r}")
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOptions:
+    """Options of `foldin backup`."""
+
+    path: Path = setting(
+        ..., "folder of the backup; what it has already is not copied again", Path, flag="DIR"
+    )
+    data: Path | None = setting(None, _STACK[0], Path, shown=_STACK[1])
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOptions:
+    """Options of `foldin restore`. `path`: where from; None for the archive."""
+
+    path: Path | None = setting(
+        None,
+        "where the ratings come from: an archive, a backup, an entry of the trash",
+        Path,
+        flag="SOURCE",
+        shown="the archive itself",
+    )
+    data: Path | None = setting(None, _STACK[0], Path, shown=_STACK[1])
+    to: float | None = setting(
+        None,
+        "leave out what arrived after this time (2026-11-26T08:30:00Z, or seconds since 1970), and what only "
+        "the store knows",
+        moment,
+        shown="",
+    )
+    dry_run: bool = setting(False, "say what would change, and change nothing")
+    skip_damaged: bool = setting(
+        False, "leave out what cannot be read of the source, in place of refusing it"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class UndoOptions:
+    """Options of `foldin undo`. `name`: of an entry, or `last`; None lists them."""
+
+    name: str | None = setting(
+        None, "entry of the trash to bring back, or `last`", flag="NAME", shown="list the trash"
+    )
+    data: Path | None = setting(None, _STACK[0], Path, shown=_STACK[1])
+    dry_run: bool = setting(False, "say what would change, and change nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """Options of `foldin verify`."""
+
+    data: Path | None = setting(None, _STACK[0], Path, shown=_STACK[1])
 
 
 @dataclass(frozen=True, slots=True)

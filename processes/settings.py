@@ -241,7 +241,9 @@ def _parser(cls: type[Any], command: str, about: str, *, shown: bool) -> argpars
         if declared.switch:
             options |= {"action": "store_const", "const": "1"}
         elif shown:
-            options |= {"nargs": "+" if declared.many else None, "metavar": declared.metavar}
+            optional = declared.positional and entry.default is not MISSING
+            nargs = "+" if declared.many else "?" if optional else None
+            options |= {"nargs": nargs, "metavar": declared.metavar}
         else:
             options |= {"nargs": "*"} if declared.many else {"nargs": "?", "const": []}
         target: argparse._ActionsContainer = groups.get(entry.name, parser)

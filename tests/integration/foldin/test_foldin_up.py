@@ -428,3 +428,47 @@ def test_a_redis_that_is_already_there_is_used_and_left_running(tmp_path: Path) 
             assert running.interrupt() == 0
         assert server.answers()
         assert processes(tmp_path / "data") == []
+
+
+def test_everything_comes_back_from_a_backup_alone(tmp_path: Path) -> None:
+    """What docs/operations.md says to do when the machine is gone; and `curl -X POST /train`, undone."""
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    given = [
+        {"user_id": f"u{user}", "item_id": f"i{item}", "rating": 1 + (user * item) % 5}
+        for user in range(20)
+        for item in range(20)
+        if (user + item) % 3
+    ]
+    pairs = {"pairs": [[f"u{user}", f"i{item}"] for user in range(20) for item in range(20)]}
+    with stack(data, "--no-play") as first:
+        first.call("POST", "/ratings", given)
+        first.call("POST", "/train")
+        before = first.call("POST", "/predict", pairs)["predictions"]
+        assert foldin("verify", "--data", data).returncode == 0
+        made = foldin("backup", "--data", data, backup)
+        assert made.returncode == 0, made.stderr
+        # A replaced history comes back, with what came in since.
+        junk = {"nb_users": 1, "nb_items": 1, "user_history": [0], "item_history": [0], "rating_history": [1]}
+        first.call("POST", "/train", junk | {"replace": True})
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            known_ratings(first, "u1")
+        first.call("POST", "/ratings", {"user_id": "u1", "item_id": "since", "rating": 2})
+        wait_until(
+            lambda: "replaced" in foldin("undo", "--data", data).stdout, 30, "the history in the trash"
+        )
+        undone = foldin("undo", "--data", data, "last")
+        assert undone.returncode == 0, undone.stderr + undone.stdout
+        assert known_ratings(first, "u1") == 1 + sum(each["user_id"] == "u1" for each in given)
+        assert first.interrupt() == 0
+    shutil.rmtree(data)
+    with stack(data, "--no-play") as second:
+        restored = foldin("restore", "--data", data, backup)
+        assert restored.returncode == 0, restored.stderr
+        verified = foldin("verify", "--data", data)
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        after = second.call("POST", "/predict", pairs)["predictions"]
+        assert all(
+            abs(one["rating"] - other["rating"]) < 0.05 and one["basis"] == other["basis"]
+            for one, other in zip(before, after, strict=True)
+        )
+        assert second.interrupt() == 0

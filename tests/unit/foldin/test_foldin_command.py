@@ -18,7 +18,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         command.main(["--help"])
     text = capsys.readouterr().out
-    for name in ("up", "import", "evaluate", "bench", "version"):
+    for name in ("up", "import", "backup", "restore", "undo", "verify", "evaluate", "bench", "version"):
         assert f"\n    {name} " in text
 
 

@@ -1,0 +1,1 @@
+"""Ratings brought back, kept elsewhere, compared: restore, undo, backup, verify."""

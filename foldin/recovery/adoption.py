@@ -1,0 +1,89 @@
+"""The archive follows a store that was filled from it. Invariant: it is moved to the trash only when all its
+ratings are in the store, and no trainer leads.
+
+A trainer stops beside a store that is not its archive's. After a restore the archive is the older of the two.
+"""
+
+import asyncio
+import time
+import uuid
+
+from featurestore.errors import StoreUnavailable
+from featurestore.store import Store
+from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.recovery.retries import Say, has_leader, retried
+from trainer.archive.epoch_archive import read_spans
+from trainer.archive.identity import ArchiveState, read_identity
+from trainer.archive.root import ArchiveRoot
+from trainer.consume.matching import difference, match
+from trainer.errors import ArchiveBusyError, ArchiveFailedError, ArchiveRefusedError
+from trainer.leadership import Leadership
+from trainer.settings import TrainerSettings
+
+# To read the ids of 100 million archived ratings takes less; nothing waits for this lease.
+_LEASE_S = 120.0
+# A trainer that starts, looks, and ends again is gone after a second or two.
+_PATIENCE_S = 20.0
+
+
+async def must_adopt(store: Store, settings: TrainerSettings) -> bool:
+    """Say whether the archive here keeps trainers from leading in this store.
+
+    Raises `RecoveryRefusedError` for an archive of a newer version.
+    """
+    # It has compared the two itself, and would have stopped.
+    if await has_leader(store):
+        return False
+    state = await asyncio.to_thread(_state, settings)
+    return await retried(difference, store, state) is not None
+
+
+async def adopt(store: Store, settings: TrainerSettings, say: Say) -> None:
+    """Move what the archive has to its trash, and say whose it is from now on. Safe to repeat.
+
+    Raises `RecoveryStoppedError`.
+    """
+    say("The archive was another store's: it goes to the trash, and this store's takes its place.")
+    began = time.monotonic()
+    while True:
+        try:
+            await _adopt_once(store, settings)
+            return
+        except (ArchiveBusyError, StoreUnavailable) as exc:
+            if time.monotonic() - began > _PATIENCE_S:
+                raise RecoveryStoppedError(f"{exc}: stop the trainer, and run this again") from exc
+            await asyncio.sleep(0.2)
+        except ArchiveFailedError as exc:
+            raise RecoveryStoppedError(f"{exc}: free it, and run this again") from exc
+
+
+async def _adopt_once(store: Store, settings: TrainerSettings) -> None:
+    began_at = time.monotonic()
+    lease = await store.leases.acquire(uuid.uuid4().hex, round(1000 * _LEASE_S))
+    if lease is None:
+        # A trainer leads: it has found the archive to be the store's.
+        return
+    try:
+        # As a trainer that leads does it: none begins while files are moved.
+        leadership = Leadership(lease, _LEASE_S, began_at)
+        root = await asyncio.to_thread(ArchiveRoot, settings.archive_folder, guard=leadership.check)
+        try:
+            await match(store, root, adopt=True)
+        finally:
+            root.close()
+    finally:
+        await lease.release()
+
+
+def _state(settings: TrainerSettings) -> ArchiveState:
+    """What the archive says of itself, read beside the process that holds it."""
+    root = settings.archive_folder
+    ends = {}
+    for folder in root.glob("epoch-*") if root.is_dir() else ():
+        number = folder.name.removeprefix("epoch-")
+        if number.isdigit() and folder.is_dir():
+            ends[int(number)] = {p: span.last for p, span in read_spans(folder).items()}
+    try:
+        return ArchiveState(read_identity(root), ends)
+    except ArchiveRefusedError as exc:
+        raise RecoveryRefusedError(str(exc)) from exc

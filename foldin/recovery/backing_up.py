@@ -1,0 +1,154 @@
+"""Back up: the live history, as of one moment, into a folder of its own, while everything runs.
+
+Invariant: a folder with a manifest has every rating that was acknowledged before the backup began. The
+manifest is written last; a backup that was cut off leaves the one before as it was, or is made again.
+"""
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from featurestore.settings import format_scale
+from featurestore.store import Store
+from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.recovery.manifest import ITEMS_END, File, Manifest, file_of, items_name, read_manifest
+from foldin.recovery.reaching import reach
+from foldin.recovery.retries import Say, Step, no_step, retried
+from trainer.archive.events import format_position
+from trainer.archive.item_list import write_items
+from trainer.archive.segments import TEMPORARY, Segment, SegmentName, read_segment, sync_directory
+from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
+from trainer.settings import TrainerSettings
+
+# Merges take files away while others are copied; each listing finds most of them in place.
+_LISTINGS = 20
+
+
+async def back_up(
+    store: Store, settings: TrainerSettings, target: Path, say: Say, *, step: Step = no_step
+) -> Manifest:
+    """Back the live history up into `target`; what an earlier backup there has is not copied again.
+
+    Raises `RecoveryRefusedError` (nothing was changed), `RecoveryStoppedError`.
+    """
+    epoch = (await retried(store.generations.live)).epoch
+    name = f"epoch-{epoch:06d}"
+    folder = target / name
+    await asyncio.to_thread(_require_own, target, store, settings)
+    for _ in range(_LISTINGS):
+        reached = await reach(store, epoch, settings.archive_folder / name, say)
+        step("reached")
+        try:
+            files = await asyncio.to_thread(_copy, reached.segments, folder, step)
+            break
+        except SegmentGoneError:
+            continue
+        except SegmentDamagedError as exc:
+            raise RecoveryStoppedError(
+                f"{settings.archive_folder / name / str(exc)}: the trainer rebuilds it from the store within "
+                "a minute; run this again then"
+            ) from exc
+        except OSError as exc:
+            raise RecoveryStoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc
+    else:
+        raise RecoveryStoppedError("the archive changes all the time: run this again")
+    # After the segments: it has every item that they name.
+    registry = store.items(epoch)
+    await retried(registry.refresh)
+    ids = list(registry.ids)
+    manifest = Manifest(
+        identity=store.identity,
+        namespace=settings.store.namespace,
+        partitions=store.config.partitions,
+        scale=format_scale(store.config.scale),
+        epoch=epoch,
+        cut={str(p): format_position(progress.last) for p, progress in reached.cut.items()},
+        files=files,
+        events=sum(segment.rows for segment in reached.segments),
+        items=len(ids),
+        created=time.time(),
+    )
+    try:
+        await asyncio.to_thread(_finish, folder, manifest, ids, step)
+    except (OSError, ArchiveFailedError) as exc:
+        raise RecoveryStoppedError(f"cannot write {folder}: {exc}") from exc
+    say(f"{folder}: {manifest.events:,} events, {manifest.items:,} items, {len(files)} segments")
+    return manifest
+
+
+def _require_own(target: Path, store: Store, settings: TrainerSettings) -> None:
+    """Raise `RecoveryRefusedError` where the folder is the archive's, or has the backup of another store."""
+    # The trainer would take the copies for its own, or move them to its trash.
+    archive = settings.archive_dir.resolve()
+    if target.resolve().is_relative_to(archive) or archive.is_relative_to(target.resolve()):
+        raise RecoveryRefusedError(f"{target} is where the archive is: name another folder")
+    own = store.identity, settings.store.namespace
+    for folder in sorted(target.glob("epoch-*")):
+        manifest = read_manifest(folder)
+        if manifest is not None and (manifest.identity, manifest.namespace) != own:
+            raise RecoveryRefusedError(f"{folder} is the backup of another store: name another folder")
+
+
+def _copy(segments: Sequence[Segment], folder: Path, step: Step) -> dict[str, File]:
+    """Copy the segments that the folder does not have; return all by name. Raises OSError, and what reading
+    a segment raises.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for segment in segments:
+        name = segment.path.name
+        try:
+            files[name] = file_of(segment.path)
+            if not _has(folder / name, files[name]):
+                _copy_one(segment.path, folder / name, step)
+        except FileNotFoundError as exc:
+            raise SegmentGoneError(name) from exc
+    sync_directory(folder)
+    sync_directory(folder.parent)
+    return files
+
+
+def _has(path: Path, file: File) -> bool:
+    return path.exists() and file_of(path) == file
+
+
+def _copy_one(path: Path, copy: Path, step: Step) -> None:
+    # A copy, not a link: a block that goes bad must not be in both.
+    beside = copy.with_name(copy.name + TEMPORARY)
+    shutil.copyfile(path, beside)
+    try:
+        # What was damaged in the archive, or on the way, is found now, not when it is needed.
+        read_segment(beside)
+    except SegmentDamagedError as exc:
+        raise SegmentDamagedError(path, exc.why) from exc
+    with beside.open("rb+") as written:
+        os.fsync(written.fileno())
+    step("copied")
+    beside.rename(copy)
+
+
+def _finish(folder: Path, manifest: Manifest, ids: Sequence[bytes], step: Step) -> None:
+    """Write the items and the manifest, then remove what that makes superfluous."""
+    beside = folder / f"items{TEMPORARY}"
+    beside.mkdir(exist_ok=True)
+    written = write_items(beside, ids)
+    found = file_of(written)
+    # A name of its own: until the new manifest is there the backup before must have its list.
+    name = items_name(found)
+    written.rename(folder / name)
+    beside.rmdir()
+    sync_directory(folder)
+    files = manifest.files | {name: found}
+    step("listed")
+    replace(manifest, files=files).write(folder)
+    step("manifest")
+    # Merged or rewritten since the backup before: all that they have is in other files of this one.
+    for path in folder.iterdir():
+        old = path.name.endswith((TEMPORARY, ITEMS_END)) or SegmentName.parse(path.name) is not None
+        if old and path.is_file() and path.name not in files:
+            path.unlink()
+    sync_directory(folder)

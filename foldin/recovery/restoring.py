@@ -1,0 +1,360 @@
+"""Restore: what a source holds, and what only the live store knows on top, becomes the live history.
+
+Invariant: nothing that was acknowledged is lost. The history that is live answers until the new one is
+fitted, takes every rating meanwhile, as the new one does, and goes to the trash. Killed at any step, the
+restore is run again: what was half written is given up, what was written whole is gone on with.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from factors import Int64s
+from featurestore.errors import EpochBusy, EpochGone, StoreError
+from featurestore.generations.manifest import Pointer
+from featurestore.keys import digest_of
+from featurestore.ratings.batches import Columns
+from featurestore.store import Store
+from foldin.recovery.adoption import adopt, must_adopt
+from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.recovery.events import RatingEvents, as_bytes, joined, with_codes_of
+from foldin.recovery.merging import Change, change, holding, merge
+from foldin.recovery.reaching import reach
+from foldin.recovery.retries import Say, Step, has_leader, no_step, retried
+from foldin.recovery.sources import (
+    Archived,
+    Source,
+    find_source,
+    is_live_archive,
+    read_source,
+    require_scale,
+)
+from foldin.recovery.stored import read_histories
+from trainer.settings import TrainerSettings
+
+# What `Pointer.pending_by` says: ratings are being written; all are, and the trainer was asked.
+LOADING, LOADED = "restore", "restored"
+# How often a restore says that it is alive, and after how long of silence it is not.
+_HOLD_S, _SILENT_S = 2.0, 8.0
+# As long as a trainer leaves a new history to a call that never asks for its fit.
+_UNASKED_S = 60.0
+# Ratings of one call: a few milliseconds of the store, in which others wait; calls side by side.
+_AT_ONCE, _LANES = 5_000, 2
+# A line of progress.
+_TOLD_S = 5.0
+
+Live = Literal["all", "timed", "none"]
+"""Which live ratings lie on top: all that the source has not seen; only those with a time, which came in by
+other ways than `POST /train`; none but those that come in during the restore."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """What to restore. `path`: an archive, a backup, an entry of the trash; `until_ms`: only what arrived by
+    then, by the store's clock.
+    """
+
+    path: Path
+    live: Live = "all"
+    until_ms: int | None = None
+    skip_damaged: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The new history: events in the order in which they are written, and items in that of their rows.
+
+    `kept_out`: ratings of users who were forgotten; `on_top`: live events that the source has not seen;
+    `change`: from what holds now.
+    """
+
+    events: RatingEvents
+    items: list[bytes]
+    kept_out: int
+    on_top: int
+    change: Change
+
+
+class Restore:
+    """One restore into an open store."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: TrainerSettings,
+        request: RestoreRequest,
+        say: Say,
+        *,
+        step: Step = no_step,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._request = request
+        self._say = say
+        self._step = step
+
+    async def run(self) -> int | None:
+        """Restore; return the generation that is live then, None where nothing had to be done.
+
+        Raises `RecoveryRefusedError` (nothing was changed), `RecoveryStoppedError`.
+        """
+        pointer = await self._settled()
+        if pointer.pending:
+            self._say(
+                f"Going on with a restore that was cut off: all its ratings are in epoch {pointer.pending}."
+            )
+            return await self._conclude(pointer.pending)
+        # Only now: the archive that a restore was begun from may be in the trash when it is gone on with.
+        live = self._store.identity, pointer.epoch
+        source = find_source(self._request.path, live, self._settings.store.namespace)
+        if self._request.until_ms is not None and is_live_archive(
+            source, live, self._settings.archive_folder
+        ):
+            # Nothing but the archive counts then: it must have what still waits in the streams.
+            await reach(self._store, pointer.epoch, source.folder, self._say)
+        archived = await asyncio.to_thread(self._read, source)
+        require_scale(archived, source, self._store)
+        # Without a new history: what comes in meanwhile may be missing in what is told.
+        if self._request.dry_run:
+            self._tell(await self._plan(archived, pointer.epoch), would=True)
+            return None
+        try:
+            epoch = await retried(self._store.epochs.begin, by=LOADING)
+        except EpochBusy as exc:
+            raise RecoveryRefusedError(f"{exc}: run this again in a minute") from exc
+        self._step("begun")
+        try:
+            if not await self._prepare(epoch, archived):
+                await retried(self._store.epochs.abandon, epoch)
+                return None
+            command = await retried(self._store.commands.ask, "epoch", epoch=epoch)
+            self._step("asked")
+            await retried(self._store.epochs.hold, epoch, LOADED)
+        except EpochGone as exc:
+            raise RecoveryStoppedError(f"epoch {epoch} was given up meanwhile: run this again") from exc
+        except BaseException:
+            await self._give_up(epoch)
+            raise
+        self._step("marked")
+        return await self._conclude(epoch, command)
+
+    async def _prepare(self, epoch: int, archived: Archived) -> bool:
+        """Write the new history; return False where that would change nothing."""
+        async with self._held(epoch):
+            # Anew: which one is live cannot change from here on.
+            live_epoch = (await retried(self._store.generations.live)).epoch
+            plan = await self._plan(archived, live_epoch)
+            self._tell(plan)
+            if not plan.change and not await must_adopt(self._store, self._settings):
+                return False
+            self._step("planned")
+            await self._load(epoch, plan)
+            # After the ratings: those of a user who came back would be left out.
+            await retried(self._store.ratings.stay_forgotten, epoch, live_epoch)
+            self._step("loaded")
+        return True
+
+    def _read(self, source: Source) -> Archived:
+        """Read what is wanted of the source. Raises `RecoveryRefusedError`."""
+        request = self._request
+        self._say(f"Reading {source.folder}")
+        archived = read_source(source, skip_damaged=request.skip_damaged)
+        events = archived.events
+        if request.until_ms is not None and len(events):
+            # By arrival, not by the time of the rating, which a client gives.
+            in_time = events.arrived_ms <= request.until_ms
+            unknown = int((events.arrived_ms == 0).sum())
+            if unknown:
+                self._say(
+                    f"  {unknown:,} ratings do not say when they arrived (a rebuilt archive): they stay"
+                )
+            if not in_time.any():
+                raise RecoveryRefusedError(
+                    f"{source.folder} begins after that time: `foldin undo` lists what was live before"
+                )
+            events = events.take(in_time)
+        if not len(events):
+            raise RecoveryRefusedError(f"{source.folder} has no ratings")
+        return replace(archived, events=events)
+
+    async def _plan(self, archived: Archived, live_epoch: int) -> Plan:
+        """Decide what the new history has. Once each rating goes to it too, none is missed."""
+        forgotten = set(await retried(self._store.ratings.forgotten, live_epoch))
+        live = (await read_histories(self._store, live_epoch)).events
+        return await asyncio.to_thread(self._merged, archived, live, forgotten)
+
+    def _merged(self, archived: Archived, live: RatingEvents, forgotten: set[bytes]) -> Plan:
+        source = archived.events
+        if forgotten:
+            gone = np.array(
+                [digest_of(user_id) in forgotten for user_id in as_bytes(source.user_ids)], dtype=np.bool_
+            )
+            source = source.take(~gone[source.user])
+        kept_out = len(archived.events) - len(source)
+        live = with_codes_of(live, source)
+        # What may lie on top; what changes is told by all that is live.
+        offered = live
+        if self._request.live != "all":
+            timed = ~np.isnan(live.time) if self._request.live == "timed" else np.zeros(len(live), np.bool_)
+            offered = live.take(timed)
+        found = merge(source, offered)
+        above = offered.take(found.live)
+        events = joined(source.take(found.source), above)
+        after, before = events.take(holding(events)), live.take(holding(live))
+        items = as_bytes(archived.items)
+        if self._request.live == "all":
+            # Items without ratings, too; of another history only those that its ratings name.
+            items += as_bytes(live.item_ids)
+        items = [item_id for item_id in dict.fromkeys(items) if item_id]
+        return Plan(_in_order(events), items, kept_out, len(above), change(before, after))
+
+    def _tell(self, plan: Plan, *, would: bool = False) -> None:
+        new, gone, other = plan.change.new, plan.change.gone, plan.change.other
+        ratings = int((~np.isnan(plan.events.rating)).sum())
+        self._say(
+            f"  {ratings:,} ratings, {len(plan.items):,} items; {plan.on_top:,} from the live store on top"
+        )
+        if plan.kept_out:
+            self._say(f"  {plan.kept_out:,} ratings of users who were forgotten since stay away")
+        if plan.change:
+            verb = "would be" if would else "are"
+            self._say(f"  {new:,} pairs {verb} rated again, {gone:,} no more, {other:,} otherwise")
+        else:
+            self._say("  the live history has all of it: nothing to do")
+
+    async def _load(self, epoch: int, plan: Plan) -> None:
+        """Write the new history. What came in meanwhile stays as it is."""
+        registry = self._store.items(epoch)
+        for start in range(0, len(plan.items), _AT_ONCE):
+            await retried(registry.register, plan.items[start : start + _AT_ONCE])
+        self._step("items")
+        # Where no trainer takes them out of the streams, these are the only place that they are in.
+        limit = None if await has_leader(self._store) else 2**53
+        settings = (
+            self._settings.store if limit is None else replace(self._settings.store, stream_limit=limit)
+        )
+        writer = await Store.open(settings, hot=False)
+        try:
+            await self._write(writer, epoch, plan.events)
+        finally:
+            await writer.close()
+
+    async def _write(self, writer: Store, epoch: int, events: RatingEvents) -> None:
+        users, items = as_bytes(events.user_ids), as_bytes(events.item_ids)
+        # Shared by the lanes: each takes the next part when it is done with one.
+        starts = iter(range(0, len(events), _AT_ONCE))
+        written, told = 0, time.monotonic()
+
+        async def lane() -> None:
+            nonlocal written, told
+            for start in starts:
+                rows = slice(start, start + _AT_ONCE)
+                columns = Columns(
+                    [users[code] for code in events.user[rows].tolist()],
+                    [items[code] for code in events.item[rows].tolist()],
+                    events.rating[rows],
+                    events.time[rows],
+                )
+                await retried(writer.ratings.append_columns, columns, epoch=epoch)
+                written += len(columns)
+                self._step("written")
+                if time.monotonic() - told > _TOLD_S:
+                    told = time.monotonic()
+                    self._say(f"  {written:,} of {len(events):,} written")
+
+        # All have ended before an error is told: nothing is written after that.
+        for result in await asyncio.gather(*[lane() for _ in range(_LANES)], return_exceptions=True):
+            if result is not None:
+                raise result
+
+    async def _conclude(self, epoch: int, command: str | None = None) -> int:
+        """See that a trainer fits the new history, which then goes live."""
+        if command is None:
+            command = await retried(self._store.commands.ask, "epoch", epoch=epoch)
+        self._say(f"All ratings are in. A trainer fits epoch {epoch}; the history before answers until then.")
+        told, wait_s = False, 0.0
+        while True:
+            outcome = await retried(self._store.commands.wait, command, wait_s)
+            wait_s = _TOLD_S
+            if outcome is not None and outcome.state == "failed":
+                await self._give_up(epoch)
+                why = outcome.detail or outcome.code
+                raise RecoveryStoppedError(f"the trainer refused it ({why}): the history before is live")
+            if outcome is not None and outcome.state == "done":
+                self._say(f"Generation {outcome.generation} is live. `foldin undo last` goes back.")
+                return int(outcome.generation or 0)
+            # Each time: a trainer that starts leads until it has looked at the archive.
+            if await must_adopt(self._store, self._settings):
+                await adopt(self._store, self._settings, self._say)
+            self._step("adopted")
+            if not told and not await has_leader(self._store):
+                told = True
+                self._say(
+                    "No trainer leads: start one (`foldin up`: stop it, and start it again). This waits, and "
+                    "need not: the trainer goes on without it."
+                )
+
+    async def _settled(self) -> Pointer:
+        """Return the pointer once nothing is being prepared, or a restore that was written whole."""
+        waiting_since = time.monotonic()
+        while True:
+            pointer = await retried(self._store.generations.live)
+            if not pointer.pending or (pointer.pending_by == LOADED and pointer.pending != pointer.epoch):
+                return pointer
+            silent_s = await retried(self._store.time) - pointer.pending_since
+            if pointer.pending_by == LOADING and silent_s > _SILENT_S:
+                self._say(f"Giving up epoch {pointer.pending}, of a restore that was cut off")
+                await retried(self._store.epochs.abandon, pointer.pending)
+            elif not pointer.pending_by and silent_s > _UNASKED_S and not await self._is_expected(pointer):
+                await retried(self._store.epochs.abandon, pointer.pending)
+            if time.monotonic() - waiting_since > 2 * _SILENT_S:
+                raise RecoveryRefusedError(
+                    f"epoch {pointer.pending} is being prepared (by a restore, or POST /train): run this "
+                    "again when that has ended"
+                )
+            await asyncio.sleep(0.5)
+
+    async def _is_expected(self, pointer: Pointer) -> bool:
+        """Say whether the new history of a call may go live, or be given up by a trainer."""
+        if pointer.pending == pointer.epoch or await has_leader(self._store):
+            return True
+        commands = await retried(self._store.commands.take, "0", 0)
+        return any(command.kind == "epoch" and command.epoch == pointer.pending for command in commands)
+
+    async def _give_up(self, epoch: int) -> None:
+        # Where the store cannot be reached the next restore, or the trainer, gives it up.
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(_SILENT_S):
+                await self._store.epochs.abandon(epoch)
+
+    @contextlib.asynccontextmanager
+    async def _held(self, epoch: int) -> AsyncIterator[None]:
+        """Keep the trainer from giving the epoch up, which it does with one that no command asks for."""
+
+        async def hold() -> None:
+            while True:
+                await asyncio.sleep(_HOLD_S)
+                # Where it is gone the next write says so.
+                with contextlib.suppress(StoreError):
+                    await self._store.epochs.hold(epoch, LOADING)
+
+        holding_on = asyncio.create_task(hold(), name="hold")
+        try:
+            yield
+        finally:
+            holding_on.cancel()
+            await asyncio.wait([holding_on])
+
+
+def _in_order(events: RatingEvents) -> RatingEvents:
+    """Each user's events together, in the order in which they were made."""
+    # Together, so that a call has few users: the store takes ten times as many ratings of one in a step.
+    order: Int64s = np.lexsort((events.n, events.user))
+    return events.take(order)

@@ -1,0 +1,48 @@
+"""A person waits in front of these commands: a store that is away is waited for, within reason."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar
+
+from featurestore.errors import StoreUnavailable, StreamFull
+from featurestore.store import Store
+from foldin.recovery.errors import RecoveryStoppedError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# A store that restarts is back within seconds.
+GIVE_UP_SILENT_S = 60.0
+# A trainer that is behind archives at every moment: after so long there is none.
+GIVE_UP_FULL_S = 300.0
+# A person who waits sees that it goes on soon after the store is back.
+_LONGEST_PAUSE_S = 2.0
+
+Say = Callable[[str], None]
+"""Shows a line to the person."""
+
+Step = Callable[[str], None]
+"""Called with the name of each step before it is done. Tests kill the process there."""
+
+
+def no_step(_name: str) -> None:
+    """Do nothing between steps."""
+
+
+async def retried(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Await `call`, which may be repeated, until the store takes it. Raises `RecoveryStoppedError`."""
+    began = time.monotonic()
+    while True:
+        try:
+            return await call(*args, **kwargs)
+        except StoreUnavailable as exc:
+            limit_s = GIVE_UP_FULL_S if isinstance(exc, StreamFull) else GIVE_UP_SILENT_S
+            if time.monotonic() - began > limit_s:
+                raise RecoveryStoppedError(f"{exc}: run this again later") from exc
+            await asyncio.sleep(min(max(exc.retry_after_s, 0.05), _LONGEST_PAUSE_S))
+
+
+async def has_leader(store: Store) -> bool:
+    """Say whether a trainer leads."""
+    return bool(await retried(store.leases.held))

@@ -1,0 +1,190 @@
+"""Where ratings are restored from: an archive, a backup, an entry of the trash. Invariant: nothing there is
+changed, and what is damaged or newer than this version is refused, naming the file.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.settings import format_scale
+from featurestore.store import Store
+from foldin.recovery.errors import RecoveryRefusedError
+from foldin.recovery.events import RatingEvents, of_tables
+from foldin.recovery.manifest import Manifest, read_manifest
+from trainer.archive.epoch_archive import uncovered
+from trainer.archive.identity import read_identity
+from trainer.archive.item_list import NAME as ITEMS
+from trainer.archive.item_list import read_items
+from trainer.archive.segments import DAMAGED, SegmentName, open_segment, read_segment
+from trainer.archive.trash import NOTE
+from trainer.errors import (
+    ArchiveFailedError,
+    ArchiveRefusedError,
+    SegmentDamagedError,
+    SegmentGoneError,
+)
+
+# The trainer merges segments while they are read: the next listing has what came of them.
+_LISTINGS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The folder of one epoch. `manifest`: of a backup."""
+
+    folder: Path
+    manifest: Manifest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """What a source has: all its events, and its items in the order of their rows."""
+
+    events: RatingEvents
+    items: pa.StringArray
+
+
+def find_source(path: Path, live: tuple[str, int], namespace: str) -> Source:
+    """Return the epoch that a folder stands for. `live`: identity and live epoch of the store.
+
+    Raises `RecoveryRefusedError` where there is none, or more than one that could be meant.
+    """
+    if not path.is_dir():
+        raise RecoveryRefusedError(f"there is no folder {path}")
+    if (manifest := read_manifest(path)) is not None:
+        return Source(path, manifest)
+    if (path / NOTE).exists() or uncovered(path):
+        return Source(path)
+    # The root of an archive or of backups: an epoch's folder each.
+    folders = sorted(folder for folder in path.glob("epoch-*") if folder.is_dir())
+    backups = [(found, folder) for folder in folders if (found := read_manifest(folder)) is not None]
+    if backups:
+        newest, folder = max(backups, key=lambda each: each[0].created)
+        return Source(folder, newest)
+    with_events = [folder for folder in folders if uncovered(folder)]
+    # Which one is live is written in the store alone: another store cannot tell.
+    if len(with_events) > 1 and _identity(path) == live[0]:
+        with_events = [folder for folder in with_events if folder.name == f"epoch-{live[1]:06d}"]
+    if len(with_events) == 1:
+        return Source(with_events[0])
+    if len(with_events) > 1:
+        names = ", ".join(str(folder) for folder in with_events)
+        raise RecoveryRefusedError(f"{path} has several histories: name the one to restore ({names})")
+    # What `FOLDIN_ARCHIVE_DIR` names: it may have archives of several namespaces.
+    if (path / namespace).is_dir():
+        return find_source(path / namespace, live, namespace)
+    raise RecoveryRefusedError(f"{path} has no ratings: name an archive, a backup, or an entry of the trash")
+
+
+def is_live_archive(source: Source, live: tuple[str, int], root: Path) -> bool:
+    """Say whether a source is what the trainer of this store archives into. `root`: its archive."""
+    folder = root / f"epoch-{live[1]:06d}"
+    return source.folder.resolve() == folder.resolve() and _identity(root) == live[0]
+
+
+def _identity(root: Path) -> str | None:
+    try:
+        return read_identity(root)
+    except ArchiveRefusedError as exc:
+        raise RecoveryRefusedError(str(exc)) from exc
+
+
+def read_source(source: Source, *, skip_damaged: bool = False) -> Archived:
+    """Read all of a source, each file verified. `skip_damaged`: leave out what cannot be read.
+
+    Raises `RecoveryRefusedError`.
+    """
+    # First: the name of a file that is missing is in no other place.
+    if source.manifest is not None and not skip_damaged:
+        source.manifest.check(source.folder)
+    for _ in range(_LISTINGS):
+        with contextlib.suppress(SegmentGoneError):
+            events = of_tables(_tables(source, skip_damaged=skip_damaged))
+            items = source.folder / (source.manifest.items_file if source.manifest else ITEMS)
+            return Archived(events, _items(items, events, skip_damaged=skip_damaged))
+    raise RecoveryRefusedError(f"{source.folder} changes all the time: run this again")
+
+
+def require_scale(archived: Archived, source: Source, store: Store) -> None:
+    """Raise `RecoveryRefusedError` where the store does not take such ratings."""
+    rating, scale = archived.events.rating, store.config.scale
+    valid = rating[~np.isnan(rating)]
+    if len(valid) and (valid.min() < scale.low or valid.max() > scale.high):
+        told = source.manifest.scale if source.manifest else f"{valid.min():g}:{valid.max():g}"
+        raise RecoveryRefusedError(
+            f"the ratings of {source.folder} are of the scale {told}, the store's is {format_scale(scale)}: "
+            f"use a namespace with FOLDIN_SCALE={told}"
+        )
+
+
+def _tables(source: Source, *, skip_damaged: bool) -> list[pa.Table]:
+    folder, manifest = source.folder, source.manifest
+    listed = uncovered(folder)
+    if manifest is not None:
+        # A backup after this one that was cut off may have left files of its own.
+        listed = [each for each in _segment_files(folder) if each[1].name in manifest.files]
+    elif not skip_damaged:
+        _require_whole(folder)
+    tables = []
+    try:
+        # Opened at once: a merge takes files away meanwhile.
+        files = [(path, open_segment(path)) for _, path in listed]
+        for path, file in files:
+            try:
+                tables.append(read_segment(path, file)[0])
+            except SegmentDamagedError as exc:
+                if not skip_damaged:
+                    raise RecoveryRefusedError(
+                        f"{path} is damaged ({exc.why}): restore from a backup, or leave it out with "
+                        "--skip-damaged"
+                    ) from exc
+    except ArchiveRefusedError as exc:
+        raise RecoveryRefusedError(str(exc)) from exc
+    return tables
+
+
+def _segment_files(folder: Path) -> list[tuple[SegmentName, Path]]:
+    named = [(SegmentName.parse(path.name), path) for path in folder.iterdir()]
+    return sorted((name, path) for name, path in named if name is not None)
+
+
+def _require_whole(folder: Path) -> None:
+    """Refuse a folder of which a part was set aside or is missing."""
+    damaged = sorted(folder.glob(f"*{DAMAGED}"))
+    if damaged:
+        raise RecoveryRefusedError(
+            f"{damaged[0]} was damaged and set aside: restore from a backup, or leave it out with "
+            "--skip-damaged"
+        )
+    # Numbers begin at 1 and have no holes, whatever was merged or rewritten.
+    expected = 1
+    for name, path in uncovered(folder):
+        if name.first != expected:
+            raise RecoveryRefusedError(
+                f"{folder} lacks what came before {path.name}: restore from a backup, or from what is there "
+                "with --skip-damaged"
+            )
+        expected = name.last + 1
+
+
+def _items(path: Path, events: RatingEvents, *, skip_damaged: bool) -> pa.StringArray:
+    """The listed items by row, then those that events name besides, in the order of the events."""
+    try:
+        listed = read_items(path)
+    except ArchiveFailedError as exc:
+        if not skip_damaged:
+            raise RecoveryRefusedError(f"{exc}: leave it out with --skip-damaged") from exc
+        listed = pa.array([], type=pa.string())
+    except ArchiveRefusedError as exc:
+        raise RecoveryRefusedError(str(exc)) from exc
+    return together(listed, events.item_ids)
+
+
+def together(first: pa.StringArray, second: pa.StringArray) -> pa.StringArray:
+    """Ids of both, each once, those of `first` in front. The empty id, of an unknown item, is left out."""
+    ids = pa.chunked_array([first, second]).unique()
+    return ids.filter(pc.not_equal(ids, ""))

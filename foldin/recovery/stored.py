@@ -1,0 +1,70 @@
+"""The histories of the store as columns. Invariant: what was acknowledged before the call is there, each
+user's entries in their order.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from factors import Int64s
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE
+from featurestore.store import Store
+from featurestore.users.records import StoredUser
+from foldin.recovery.events import RatingEvents
+from foldin.recovery.retries import retried
+from trainer.archive.events import string_array
+
+
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """All users of an epoch. `events`: their entries, `n` being the place in the history; `n` int64 (u,): the
+    count of each of the users, in the order of `events.user_ids`.
+    """
+
+    events: RatingEvents
+    n: Int64s
+
+
+async def read_histories(
+    store: Store, epoch: int, keep: Callable[[bytes], bool] = lambda _user_id: True
+) -> Histories:
+    """Read the users for whom `keep` says so. Raises `RecoveryStoppedError`."""
+    # By id: a scan may give a user twice, later with more ratings.
+    users: dict[bytes, StoredUser] = {}
+    for partition in range(store.config.partitions):
+        cursor, more = 0, True
+        while more:
+            cursor, found = await retried(store.users.scan, epoch, partition, cursor)
+            more = cursor != 0
+            users |= {user.user_id: user for user in found if keep(user.user_id)}
+    registry = store.items(epoch)
+    # After the histories: it has all the items that they name.
+    await retried(registry.refresh)
+    return _columns(list(users.values()), string_array(registry.ids))
+
+
+def _columns(users: list[StoredUser], item_ids: pa.StringArray) -> Histories:
+    counts = np.array([len(user.history) // ENTRY_BYTES for user in users], dtype=np.int64)
+    data = b"".join(
+        [user.history[: count * ENTRY_BYTES] for user, count in zip(users, counts.tolist(), strict=True)]
+    )
+    # One buffer for all: an array for each of a hundred thousand users costs more than their ratings.
+    entries = np.frombuffer(data, dtype=ENTRY_DTYPE)
+    owner = np.repeat(np.arange(len(users)), counts)
+    events = RatingEvents(
+        user_ids=string_array(user.user_id for user in users),
+        item_ids=item_ids,
+        user=owner,
+        item=entries["item_row"].astype(np.int64),
+        n=np.arange(len(entries)) - np.repeat(np.cumsum(counts) - counts, counts),
+        rating=entries["rating"].astype(np.float64),
+        time=entries["time"].astype(np.float64),
+        arrived_ms=np.zeros(len(entries), dtype=np.int64),
+    )
+    # A row beyond the registry is of no item; the store has lost it.
+    known = events.item < len(item_ids)
+    return Histories(
+        events if known.all() else events.take(known), np.array([user.n for user in users], dtype=np.int64)
+    )

@@ -1,0 +1,279 @@
+"""Backup and verify while everything runs: nothing acknowledged is missing, and what differs is named."""
+
+import asyncio
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from featurestore.codecs import pack_entry
+from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
+from foldin.recovery.backing_up import back_up
+from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.recovery.manifest import Manifest, read_manifest
+from foldin.recovery.verifying import Verified, verify
+from tests.support.factories import low_rank_ratings, rating
+from tests.support.recovering import Held, held, opened, restored
+from tests.support.servers import StoreServer
+from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained
+from trainer.archive.json_files import FORMAT
+from trainer.settings import TrainerSettings
+
+GIVEN = low_rank_ratings(users=10, items=12)
+LATER = low_rank_ratings(users=10, items=12, seed=1, prefix="late")
+
+pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
+
+
+@pytest.fixture
+def settings(own_server: StoreServer, tmp_path: Path) -> TrainerSettings:
+    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=2.0)
+    return trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
+
+
+async def backed_up(settings: TrainerSettings, target: Path) -> Manifest:
+    async with opened(settings.store) as store:
+        return await back_up(store, settings, target, lambda _line: None)
+
+
+async def verified(settings: TrainerSettings) -> Verified:
+    async with opened(settings.store) as store:
+        return await verify(store, settings, lambda _line: None)
+
+
+def wipe(server: StoreServer, settings: TrainerSettings) -> None:
+    """The machine is gone."""
+    server.kill()
+    shutil.rmtree(server.folder / "appendonlydir")
+    shutil.rmtree(settings.archive_dir)
+    server.start()
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+
+
+async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    """The store, the archive and every merge go on while it is made."""
+    target = tmp_path / "backup"
+    acknowledged: Held = {}
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        number = 0
+        async with opened(settings.store) as store:
+            while not stop.is_set():
+                given = [
+                    rating(f"w{number % 7}", f"i{k}", 1.0 + number % 5, float(number)) for k in range(12)
+                ]
+                await store.ratings.append(given)
+                acknowledged.update(
+                    {(g.user_id.decode(), g.item_id.decode()): (g.rating, g.time) for g in given}
+                )
+                number += 1
+
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.items(1).register([b"unrated"])
+        await store.ratings.append(GIVEN)
+        await store.ratings.append([NewRating(b"u1", GIVEN[9].item_id, math.nan, 3e9)])
+        await fitted(store)
+        loading = asyncio.create_task(load())
+        for _ in range(3):
+            await asyncio.sleep(0.3)
+            before = dict(acknowledged)
+            manifest = await backed_up(settings, target)
+        stop.set()
+        await loading
+        await store.items(1).refresh()
+        items = list(store.items(1).ids)
+    assert (manifest.epoch, manifest.namespace, manifest.partitions) == (1, "t", 4)
+    wipe(own_server, settings)
+    async with running_trainer(settings), opened(settings.store) as store:
+        await restored(settings, target)
+        now = await held(store)
+        await store.items(2).refresh()
+        assert list(store.items(2).ids) == items
+        await until_drained(store, 2)
+        found = await verified(settings)
+    # Of those that rated on during the backup it may have more.
+    assert now.keys() >= before.keys()
+    assert all(now[pair][1] >= entry[1] for pair, entry in before.items())  # type: ignore[operator]  # all have one
+    assert ("u1", GIVEN[9].item_id.decode()) not in now
+    assert found.count == found.moved == 0, found
+    assert found.ratings == len(now)
+
+
+async def test_again_only_what_is_new_is_copied(settings: TrainerSettings, tmp_path: Path) -> None:
+    target = tmp_path / "backup"
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append(GIVEN)
+        await backed_up(settings, target)
+        first = files(target)
+        await store.ratings.append(LATER)
+        await backed_up(settings, target)
+    second = files(target)
+    kept = [name for name in first if name.endswith(".parquet") and second.get(name) == first[name]]
+    assert kept
+    assert len(second) > len(first)
+
+
+async def test_forgotten_users_leave_the_backup_with_the_next_one(
+    settings: TrainerSettings, tmp_path: Path
+) -> None:
+    target = tmp_path / "backup"
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append(GIVEN)
+        await backed_up(settings, target)
+        await store.ratings.forget(b"u3")
+        await backed_up(settings, target)
+    assert not any(b"u3" in path.read_bytes() for path in target.rglob("*.parquet"))
+
+
+async def test_a_backup_without_a_trainer_ends(
+    settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foldin.recovery.reaching._PATIENCE_S", 0.5)
+    async with opened(settings.store) as store:
+        await store.ratings.append(GIVEN)
+    with pytest.raises(RecoveryStoppedError, match="no trainer leads"):
+        await backed_up(settings, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
+
+
+async def test_what_is_missing_damaged_or_newer_is_refused(settings: TrainerSettings, tmp_path: Path) -> None:
+    target = tmp_path / "backup"
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append(GIVEN)
+        await backed_up(settings, target)
+    (folder,) = target.iterdir()
+    (segment,) = folder.glob("*.parquet")
+    manifest = folder / "manifest.json"
+    (items,) = folder.glob("items-*.list")
+    for path in (segment, items):
+        sound = path.read_bytes()
+        damaged = bytearray(sound)
+        damaged[len(damaged) // 2] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(RecoveryRefusedError, match=path.name):
+            await restored(settings, target)
+        path.unlink()
+        with pytest.raises(RecoveryRefusedError, match=path.name):
+            await restored(settings, target)
+        path.write_bytes(sound)
+    said = manifest.read_text()
+    for text in (said[:20], "{}", said.replace('"files"', '"other"')):
+        manifest.write_text(text)
+        with pytest.raises(RecoveryRefusedError, match=r"manifest\.json"):
+            await restored(settings, target)
+    newer = said.replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}')
+    manifest.write_text(newer)
+    for refused in (restored(settings, target), backed_up(settings, target)):
+        with pytest.raises(RecoveryRefusedError, match="use the version that wrote it"):
+            await refused
+    assert manifest.read_text() == newer
+    manifest.write_text(said)
+    assert read_manifest(folder) is not None
+    async with opened(settings.store) as store:
+        assert (await store.generations.live()).last_epoch == 1
+
+
+async def test_the_folder_of_another_store_or_of_the_archive_is_refused(
+    settings: TrainerSettings, own_server: StoreServer, tmp_path: Path
+) -> None:
+    target = tmp_path / "backup"
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append(GIVEN)
+        await backed_up(settings, target)
+        for folder in (settings.archive_dir, settings.archive_folder / "backup", tmp_path):
+            with pytest.raises(RecoveryRefusedError, match="where the archive is"):
+                await backed_up(settings, folder)
+    before = files(target)
+    wipe(own_server, settings)
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append(LATER)
+        with pytest.raises(RecoveryRefusedError, match="another store"):
+            await backed_up(settings, target)
+    assert files(target) == before
+
+
+async def test_killed_backups_leave_the_one_before(settings: TrainerSettings, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        """As by a signal: nothing after it is done."""
+
+    target = tmp_path / "backup"
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append(GIVEN)
+        await backed_up(settings, target)
+        first = await held(store)
+        await store.ratings.append([*LATER, rating("u1", "an item of its own")])
+        for victim in ("reached", "copied", "listed", "manifest"):
+
+            def step(name: str, victim: str = victim) -> None:
+                if name == victim:
+                    raise Killed
+
+            with pytest.raises(Killed):
+                await back_up(store, settings, target, lambda _line: None, step=step)
+            _, lines = await restored(settings, target)
+            assert any("nothing to do" in line for line in lines), victim
+            assert any(f"{len(first):,} ratings" in line or "on top" in line for line in lines)
+        await backed_up(settings, target)
+
+
+async def test_verify_names_what_differs(settings: TrainerSettings) -> None:
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append([*GIVEN, *LATER])
+        await until_drained(store)
+        same = await verified(settings)
+        assert (same.users, same.ratings, same.moved, same.count) == (20, 180, 0, 0)
+        keys = store.keys
+        # Other bytes in a history, a rating that the store has lost, one that only it has.
+        changed, lost = (min(g.item_id for g in GIVEN if g.user_id == user) for user in (b"u1", b"u2"))
+        ids = store.items(1).ids
+        more = next(
+            k
+            for k, item_id in enumerate(ids)
+            if not any((g.user_id, g.item_id) == (b"u3", item_id) for g in GIVEN)
+        )
+        await store.redis.append(keys.history(1, b"u1"), pack_entry(ids.index(changed), 1.25, 7.0))
+        await store.redis.append(keys.history(1, b"u2"), pack_entry(ids.index(lost), math.nan, 7.0))
+        await store.redis.append(keys.history(1, b"u3"), pack_entry(more, 2.0, 7.0))
+        # A count of its own, and a user who is gone from the store.
+        await store.redis.hincrby(keys.user(1, b"u4"), "n", 2)
+        await store.redis.delete(keys.user(1, b"u5"), keys.history(1, b"u5"))
+        found = await verified(settings)
+    text = "\n".join(found.differences)
+    assert found.count == 5, text
+    assert f"user u1, item {changed.decode()}: has another rating" in text
+    assert f"user u2, item {lost.decode()}: is in the archive only" in text
+    assert f"user u3, item {ids[more].decode()}: is in the store only" in text
+    assert "user u4: the store has 11 events, the archive 9" in text
+    assert "user u5: the archive has 9 events, the store 0" in text
+
+
+async def test_verify_counts_those_who_rate_meanwhile(settings: TrainerSettings) -> None:
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        async with opened(settings.store) as store:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                await store.ratings.append([rating(f"u{number % 5}", f"i{number % 12}", 1.0 + number % 5)])
+                if number % 20 == 0:
+                    await store.ratings.forget(b"u4")
+
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append(GIVEN)
+        loading = asyncio.create_task(load())
+        for _ in range(5):
+            found = await verified(settings)
+            assert found.count == 0, found.differences
+            # u5 to u9 stand still.
+            assert found.users >= 5
+        stop.set()
+        await loading

@@ -1,0 +1,136 @@
+"""The rule by which a restore merges, against a dictionary that does one event after the other."""
+
+import struct
+from collections import Counter
+from math import isnan, nan
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foldin.recovery.events import RatingEvents, with_codes_of
+from foldin.recovery.merging import change, differences, holding, merge
+from trainer.archive.events import string_array
+
+Event = tuple[str, str, int, float, float]  # user, item, n, rating, time
+Pair = tuple[str, str]
+
+# Few values, so that ratings repeat: that is what the rule turns on.
+events_ = st.lists(
+    st.tuples(
+        st.sampled_from(["ann", "bob", "cy"]),
+        st.sampled_from(["x", "y", "z"]),
+        st.integers(1, 6),
+        st.sampled_from([1.0, 2.0, nan]),
+        st.sampled_from([10.0, 20.0, nan, struct.unpack("<d", struct.pack("<Q", 0x7FF8000000000123))[0]]),
+    ),
+    max_size=25,
+)
+
+
+def columns(events: list[Event]) -> RatingEvents:
+    users = sorted({event[0] for event in events}, reverse=True)
+    items = sorted({event[1] for event in events}, reverse=True)
+    return RatingEvents(
+        string_array(user.encode() for user in users),
+        string_array(item.encode() for item in items),
+        np.array([users.index(event[0]) for event in events], dtype=np.int64),
+        np.array([items.index(event[1]) for event in events], dtype=np.int64),
+        np.array([event[2] for event in events], dtype=np.int64),
+        np.array([event[3] for event in events], dtype=np.float64),
+        np.array([event[4] for event in events], dtype=np.float64),
+        np.zeros(len(events), dtype=np.int64),
+    )
+
+
+def by_pair(events: list[Event]) -> dict[Pair, list[tuple[float | None, float | None]]]:
+    """Ratings and times of each pair, the last one last; None for NaN, which is not equal to itself."""
+    found: dict[Pair, list[tuple[float | None, float | None]]] = {}
+    for user, item, _, value, time in sorted(events, key=lambda event: event[2]):
+        entry = (None if isnan(value) else value, None if isnan(time) else time)
+        found.setdefault((user, item), []).append(entry)
+    return found
+
+
+def slow_merge(source: list[Event], live: list[Event]) -> dict[Pair, tuple[float | None, float | None]]:
+    archived, stored = by_pair(source), by_pair(live)
+    merged = {pair: entries[-1] for pair, entries in archived.items()}
+    for pair, entries in stored.items():
+        last = entries[-1]
+        if Counter(entries)[last] > Counter(archived.get(pair, []))[last]:
+            merged[pair] = last
+    return merged
+
+
+def as_dict(*parts: RatingEvents) -> dict[Pair, tuple[float | None, float | None]]:
+    found = {}
+    for part in parts:
+        for k in range(len(part)):
+            pair = part.user_ids[part.user[k]].as_py(), part.item_ids[part.item[k]].as_py()
+            assert pair not in found, "each pair once"
+            time = float(part.time[k])
+            value = float(part.rating[k])
+            found[pair] = (None if isnan(value) else value, None if isnan(time) else time)
+    return found
+
+
+def merged(source: list[Event], live: list[Event]) -> dict[Pair, tuple[float | None, float | None]]:
+    archived = columns(source)
+    stored = with_codes_of(columns(live), archived)
+    result = merge(archived, stored)
+    return as_dict(archived.take(result.source), stored.take(result.live))
+
+
+@given(events_, events_)
+def test_merge_is_what_a_dictionary_says(source: list[Event], live: list[Event]) -> None:
+    assert merged(source, live) == slow_merge(source, live)
+
+
+@given(events_)
+def test_what_the_source_has_seen_changes_nothing(source: list[Event]) -> None:
+    last = {pair: entry for pair, (*_, entry) in by_pair(source).items()}
+    assert merged(source, source) == merged(source, []) == last
+    # A compacted history has only what held when it was compacted.
+    archived = columns(source)
+    assert merged(source, [event for k, event in enumerate(source) if k in set(holding(archived))]) == last
+
+
+@given(events_, events_)
+def test_restoring_twice_is_restoring_once(source: list[Event], live: list[Event]) -> None:
+    first = merged(source, live)
+    again = [
+        (user, item, 1, nan if value is None else value, nan if time is None else time)
+        for (user, item), (value, time) in first.items()
+    ]
+    known = by_pair(source)
+    # A rating that was given again, bit by bit, after others is new only as long as both are there.
+    plain = {p for p, e in first.items() if e == known.get(p, [e])[-1] or e not in known[p]}
+    result = merged(source, again)
+    assert {pair: result[pair] for pair in plain} == {pair: first[pair] for pair in plain}
+
+
+@given(events_, events_)
+def test_differences_are_those_of_dictionaries(one: list[Event], two: list[Event]) -> None:
+    before = columns(one)
+    after = with_codes_of(columns(two), before)
+    was, now = before.take(holding(before)), after.take(holding(after))
+    old, fresh = as_dict(was), as_dict(now)
+    new, gone, other = differences(was, now)
+    assert as_dict(now.take(new)).keys() == fresh.keys() - old.keys()
+    assert as_dict(was.take(gone)).keys() == old.keys() - fresh.keys()
+    assert as_dict(now.take(other)).keys() == {p for p in old.keys() & fresh.keys() if old[p] != fresh[p]}
+    assert bool(change(was, now)) == (old != fresh)
+
+
+def test_rated_as_before_after_something_else() -> None:
+    """The source has [2, 1] of the pair, the store [2, 1, 2]: the last is as the first, and yet later."""
+    source = [("ann", "x", 1, 2.0, nan), ("ann", "x", 2, 1.0, nan)]
+    assert merged(source, [*source, ("ann", "x", 3, 2.0, nan)]) == {("ann", "x"): (2.0, None)}
+
+
+def test_a_live_deletion_lies_on_top() -> None:
+    source = [("ann", "x", 1, 2.0, 10.0), ("ann", "y", 2, 1.0, 10.0)]
+    assert merged(source, [*source, ("ann", "x", 3, nan, 30.0)]) == {
+        ("ann", "x"): (None, 30.0),
+        ("ann", "y"): (1.0, 10.0),
+    }

@@ -1,0 +1,96 @@
+"""What a store holds, and restores to be killed, for tests of recovery."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+from math import isnan
+from pathlib import Path
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from foldin.recovery.merging import holding
+from foldin.recovery.restoring import Restore, RestoreRequest
+from foldin.recovery.retries import Step, no_step
+from foldin.recovery.stored import read_histories
+from processes.blocking import BlockingChild
+from trainer.settings import TrainerSettings
+
+Held = dict[tuple[str, str], tuple[float, float | None]]
+"""By user and item: rating and time, None where that is unknown."""
+
+
+@asynccontextmanager
+async def opened(settings: StoreSettings) -> AsyncIterator[Store]:
+    """A store for the length of a `with`."""
+    store = await Store.open(settings)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def held(store: Store, epoch: int | None = None) -> Held:
+    """All ratings that hold in an epoch of the store, by default the live one."""
+    if epoch is None:
+        epoch = (await store.generations.live()).epoch
+    events = (await read_histories(store, epoch)).events
+    found: Held = {}
+    for k in holding(events).tolist():
+        time = float(events.time[k])
+        pair = events.user_ids[int(events.user[k])].as_py(), events.item_ids[int(events.item[k])].as_py()
+        found[pair] = (float(events.rating[k]), None if isnan(time) else time)
+    return found
+
+
+async def restored(
+    settings: TrainerSettings, path: Path, *, step: Step = no_step, request: RestoreRequest | None = None
+) -> tuple[int | None, list[str]]:
+    """Restore what is at `path`; the generation that is live then, and the lines that were shown. `request`:
+    all but its path.
+    """
+    lines: list[str] = []
+    async with opened(settings.store) as store:
+        given = replace(request or RestoreRequest(path), path=path)
+        generation = await Restore(store, settings, given, lines.append, step=step).run()
+    return generation, lines
+
+
+CHILD = """
+import asyncio, json, os, signal, sys
+from pathlib import Path
+from featurestore.settings import StoreSettings
+from tests.support.recovering import restored
+from tests.support.trainers import trainer_settings
+
+given, victim = json.loads(sys.argv[1]), sys.argv[2]
+
+def step(name):
+    if name == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store = StoreSettings(**given["store"])
+settings = trainer_settings(store, Path(given["archive"]), lease_ttl_s=2.0)
+asyncio.run(restored(settings, Path(given["source"]), step=step))
+"""
+
+
+def killed_restore(settings: TrainerSettings, source: Path, step: str) -> int | None:
+    """Restore in a process of its own that kills itself at a step; its exit code."""
+    given = {
+        "store": asdict(settings.store),
+        "archive": str(settings.archive_dir),
+        "source": str(source),
+    }
+    log = settings.archive_dir.with_name("restore.log")
+    child = BlockingChild(
+        [sys.executable, "-c", CHILD, json.dumps(given), step], log, environment=dict(os.environ)
+    )
+    try:
+        return child.wait(60)
+    finally:
+        if child.code is None:
+            child.end(signal.SIGKILL, 10)
