@@ -4,6 +4,7 @@ import asyncio
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.recovery.restoring import RestoreRequest
+from foldin.recovery.restoring import Plan, Restore, RestoreRequest
 from tests.support.factories import low_rank_ratings, rating
 from tests.support.recovering import Held, held, killed_restore, opened, restored
 from tests.support.servers import StoreServer
@@ -350,6 +351,56 @@ async def test_a_call_that_prepares_a_history_is_not_disturbed(settings: Trainer
             await restored(settings, settings.archive_folder)
         assert (await store.generations.live()).pending == epoch
         await store.epochs.abandon(epoch)
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """A restore of so many ratings that it takes longer than a trainer leaves a history to a call."""
+    load = Restore._load
+
+    async def late(self: Restore, epoch: int, plan: Plan) -> None:
+        await asyncio.sleep(seconds)
+        await load(self, epoch, plan)
+
+    monkeypatch.setattr(Restore, "_load", late)
+
+
+@pytest.mark.parametrize("held_on", [True, False], ids=["held", "not held"])
+async def test_a_trainer_leaves_a_long_restore_alone(
+    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch, held_on: bool
+) -> None:
+    await archive_ratings(settings)
+    copy = settings.archive_dir.with_name("copy")
+    shutil.copytree(settings.archive_folder, copy)
+    slow(monkeypatch, 7.0)
+    if not held_on:
+        monkeypatch.setattr("foldin.recovery.restoring._HOLD_S", 1000.0)
+    async with running_trainer(replace(settings, abandon_s=4.0)), opened(settings.store) as store:
+        await store.ratings.append(LATER)
+        restoring = restored(settings, copy, request=RestoreRequest(copy, live="none"))
+        if held_on:
+            assert (await restoring)[0] is not None
+            assert (await store.generations.live()).epoch == 2
+        else:
+            with pytest.raises(RecoveryStoppedError, match="given up meanwhile"):
+                await restoring
+            assert (await store.generations.live()).epoch == 1
+
+
+async def test_of_two_restores_one_goes_on(
+    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await archive_ratings(settings)
+    copy = settings.archive_dir.with_name("copy")
+    shutil.copytree(settings.archive_folder, copy)
+    slow(monkeypatch, 12.0)
+    monkeypatch.setattr("foldin.recovery.restoring._SILENT_S", 4.0)
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append(LATER)
+        first = asyncio.create_task(restored(settings, copy, request=RestoreRequest(copy, live="none")))
+        await asyncio.sleep(0.5)
+        with pytest.raises(RecoveryRefusedError, match="is being prepared"):
+            await restored(settings, copy)
+        assert (await first)[0] is not None
 
 
 async def test_refused_by_the_trainer(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
