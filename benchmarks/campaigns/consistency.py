@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from benchmarks.harness.stack import NO_REFITS
 from evaluation.api_client import ApiClient, ApiError, Rating, TrainBody
 from factors import Float32s, Histories, Model, Scorer, posterior_of
 from featurestore.errors import StoreError
+from featurestore.generations.manifest import decode_deltas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.settings import setting, whole
@@ -158,14 +160,17 @@ async def _observe(store: Store, seen: dict[int, Seen]) -> None:
                 base = np.frombuffer(table, np.float32).reshape(-1, meta.model.item_width)
                 seen[summary.generation] = Seen(meta.model, base)
             known = seen[summary.generation]
-            deltas = await store.generations.read_deltas(
-                meta.summary.epoch, meta.summary.generation, meta.model.item_width, known.after
-            )
+            name = store.keys.deltas(summary.epoch, summary.generation)
+            entries: Any = await store.redis.xrange(name, f"({known.after}")
         except StoreError:  # removed between the list and the reading
             continue
-        known.after = deltas.after
-        for row, vector in zip(deltas.rows.tolist(), deltas.vectors, strict=True):
-            known.versions[row].append(vector)
+        # One by one: of several together only the last value of a row would be seen, and answers may rest on
+        # those between.
+        for entry in entries:
+            deltas = decode_deltas([entry], meta.model.item_width, known.after)
+            known.after = deltas.after
+            for row, vector in zip(deltas.rows.tolist(), deltas.vectors, strict=True):
+                known.versions[row].append(vector)
 
 
 async def _rows(store: Store) -> list[int]:
