@@ -32,7 +32,8 @@ class StoreUnavailable(StoreError):
 class StoreFull(StoreUnavailable):
     """There is no room for what would grow: `reason` says where. What frees room goes on, and reads.
 
-    Retry later (507); nothing was written.
+    Retry later (507). Of a call that spans partitions some may be written; the whole may be sent again, as
+    the last rating of a pair counts.
     """
 
     def __init__(self, message: str, reason: FullReason, retry_after_s: float = RETRY_WHEN_FULL_S) -> None:

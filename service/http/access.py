@@ -156,6 +156,9 @@ class Access:
 
 def address_of(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Return the IP address that `name` is, with or without brackets; None for any other text."""
+    # What follows a `%`, the zone of an address, may be any text.
+    if "%" in name:
+        return None
     try:
         return ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
     except ValueError:

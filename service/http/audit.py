@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from aiohttp import web
@@ -55,17 +55,18 @@ class Audit:
             "key=%s call=%s %s client=%s status=%s request_id=%s what=%s",
             request.get(CALLER, UNKNOWN),
             *(request.method, route),
-            self.client_of(request.remote, request.headers),
+            self.client_of(request.remote, request.headers.getall("X-Forwarded-For", ())),
             "cancelled" if answer is None else answer.status,
             request_id,
             request.get(WHAT, UNKNOWN),
         )
 
-    def client_of(self, peer: str | None, headers: Mapping[str, str]) -> str:
+    def client_of(self, peer: str | None, forwarded: Iterable[str]) -> str:
         """Return the address of the client: the peer of the connection or, where that is a trusted proxy,
-        the last address before the proxies.
+        the last address before the proxies. `forwarded`: the lines of `X-Forwarded-For`.
         """
-        hops = [hop.strip() for hop in headers.get("X-Forwarded-For", "").split(",") if hop.strip()]
+        # A proxy may add a line of its own behind that of the client.
+        hops = [hop.strip() for hop in ",".join(forwarded).split(",") if hop.strip()]
         found = peer or UNKNOWN
         # What stands further left is the word of a client.
         while hops and self._trusted(found):

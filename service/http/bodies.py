@@ -169,6 +169,10 @@ def _declares_lines(request: web.BaseRequest) -> bool:
     # without asking the service first.
     if hdrs.CONTENT_TYPE not in request.headers:
         raise Problem("unsupported_media_type", "say what the body is: Content-Type: application/json")
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
+    if encoding.lower() != "identity":
+        # It is not echoed: any text may stand there.
+        raise Problem("unsupported_media_type", "send the body without Content-Encoding")
     kind = request.content_type
     charset = request.charset
     if charset is not None and charset.lower() not in ("utf-8", "utf8"):

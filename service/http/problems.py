@@ -68,9 +68,9 @@ KINDS: Mapping[str, Kind] = {
 
 
 FULL: Mapping[FullReason, str] = {
-    "store_memory": "the store has no memory left; nothing was stored, try again",
-    "store_disk": "the disk of the store is full; nothing was stored, try again",
-    "archive_disk": "the disk of the archive is full; nothing was stored, try again",
+    "store_memory": "the store has no memory left; send the whole call again later",
+    "store_disk": "the disk of the store is full; send the whole call again later",
+    "archive_disk": "the disk of the archive is full; send the whole call again later",
 }
 
 

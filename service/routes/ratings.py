@@ -1,6 +1,6 @@
 """POST and DELETE of ratings.
 
-Invariant: a call is learned as a whole or not at all, and acknowledged when it is stored.
+Invariant: a call is valid as a whole or refused, and acknowledged when all of it is stored.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """Every call against a real store with a published generation: what is right, and what is wrong."""
 
 import asyncio
+import gzip
 import io
 import math
 import re
@@ -325,6 +326,13 @@ async def test_wrong_addresses_methods_and_types(client: Client) -> None:
         )
     for path in ("/predict", "/recommend", "/train"):
         is_problem(await client.post(path, b"{}\n", headers=LINES), 415, "unsupported_media_type")
+    # Nothing is inflated: a few hundred bytes would be work of seconds.
+    for path in ("/ratings", "/predict", "/train"):
+        for encoding in ("gzip", "deflate", "br"):
+            headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+            reply = await client.post(path, gzip.compress(body), headers=headers)
+            is_problem(reply, 415, "unsupported_media_type")
+            assert "Content-Encoding" in reply.json["detail"]
 
 
 async def test_bodies_are_bounded(client: Client) -> None:

@@ -208,6 +208,7 @@ FORWARDED = [
     ("10.0.0.2", "6.6.6.6, 203.0.113.9", "203.0.113.9"),
     ("10.0.0.2", "6.6.6.6, 203.0.113.9, 10.0.0.3", "203.0.113.9"),
     ("10.0.0.2", "made up", "10.0.0.2"),
+    ("10.0.0.2", "::1%x key=operator status=200", "10.0.0.2"),
     ("10.0.0.2", "", "10.0.0.2"),
     ("203.0.113.7", "6.6.6.6", "203.0.113.7"),
 ]
@@ -216,5 +217,10 @@ FORWARDED = [
 @pytest.mark.parametrize(("peer", "forwarded", "client"), FORWARDED)
 def test_only_a_trusted_proxy_is_believed(peer: str, forwarded: str, client: str) -> None:
     audit = Audit((), [ipaddress.ip_network("10.0.0.0/8")])
-    assert audit.client_of(peer, CIMultiDict({"X-Forwarded-For": forwarded})) == client
-    assert Audit(()).client_of(peer, CIMultiDict({"X-Forwarded-For": forwarded})) == peer
+    assert audit.client_of(peer, [forwarded]) == client
+    assert Audit(()).client_of(peer, [forwarded]) == peer
+
+
+def test_the_line_that_a_proxy_added_counts_not_that_of_the_client() -> None:
+    audit = Audit((), [ipaddress.ip_network("10.0.0.0/8")])
+    assert audit.client_of("10.0.0.2", ["6.6.6.6", "203.0.113.9"]) == "203.0.113.9"
