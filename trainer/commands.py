@@ -15,6 +15,8 @@ from trainer.retry import with_retries
 
 # How long the store holds a blocking read: a stop waits for it at most so long.
 _BLOCK_MS = 250
+# Upkeep moves an epoch within a second or two.
+_LOOK_S = 0.25
 # More commands than services have open; those beyond wait in the stream, not as tasks.
 _AT_ONCE = 1_000
 
@@ -106,6 +108,11 @@ class CommandHandler:
     async def _erase(self, user_id: bytes) -> None:
         """Return when no archive and no fit has anything of a forgotten user."""
         pointer = await with_retries(self._store.generations.live)
+        # What was replaced is archived to its end on its way to the trash, and searched there: a user whom
+        # the live epoch never knew has left no mark by which to find those ratings later.
+        while await self._epochs.leaving({pointer.epoch, pointer.pending}):
+            await asyncio.sleep(_LOOK_S)
+            pointer = await with_retries(self._store.generations.live)
         for number in {pointer.epoch, pointer.pending} - {0}:
             epoch = await self._epochs.open(number)
             # The mark of the user's removal is in the stream: by then what came before it has been archived.

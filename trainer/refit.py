@@ -32,8 +32,11 @@ from trainer.schedule import Reason, Schedule
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
 
-# Merges may take away the files of a snapshot before a fit has opened them; a damaged one is rebuilt.
+# A damaged file of a snapshot is rebuilt.
 _ATTEMPTS = 4
+# Merges and erasures may take files away before the fit's process has opened them, which is 1 to 4 s: at one
+# erasure a second 4 attempts were used up in half of the fits.
+_MOST_SNAPSHOTS = 20
 # How often the refitter looks at the pointer, which a person may move, and at what has arrived. One round
 # trip each.
 _LOOK_S = 0.25
@@ -251,10 +254,10 @@ class Refitter:
             try:
                 result = await (self._unless_requested(fitting) if automatic else fitting)
             except SegmentGoneError:
-                if attempt == _ATTEMPTS:
+                if attempt >= _MOST_SNAPSHOTS:
                     raise
             except FitFailedError as exc:
-                if exc.damaged is None or attempt == _ATTEMPTS:
+                if exc.damaged is None or attempt >= _ATTEMPTS:
                     raise
                 log.warning(
                     "segment_damaged", epoch=epoch.archive.epoch, segment=exc.damaged.name, why=exc.why

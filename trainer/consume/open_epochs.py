@@ -57,6 +57,10 @@ class OpenEpochs:
         """Return the epochs that are open now."""
         return set(self._open)
 
+    async def leaving(self, needed: set[int]) -> set[int]:
+        """Return the archived epochs that are not `needed`: upkeep moves them to the trash."""
+        return set(await self.threads.run(self.root.epochs)) - needed
+
     async def open(self, number: int) -> OpenEpoch:
         """Return the epoch once its archive is known to be complete. Raises `EpochGone`, `StoreChanged`."""
         epoch = self._open.get(number)

@@ -28,4 +28,5 @@ class ForgottenUsers:
         settled = set.intersection(*[set(self._not_seen[number].items()) for number in kept])
         if settled:
             released = await self._store.ratings.release_forgotten(epoch, dict(settled))
-            log.event("forgotten_released", epoch=epoch, users=released)
+            if released:
+                log.event("forgotten_released", epoch=epoch, users=released)
