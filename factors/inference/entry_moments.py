@@ -128,6 +128,8 @@ class EntryMoments:
         mean += self.offset
         own_variance = entry_products(self.row, columns, motion.powers, own_weights, other.direct)
         other_variance = entry_products(self.row, columns, motion.powers, second, other.covariance)
+        # Rows of an earlier fit come with rounded covariances, of which some have a negative direction.
+        np.maximum(other_variance, 0.0, out=other_variance)
         # The session of the other side is one number: all of its variance counts.
         other_variance += other.session_variance
         for block in self.blocks:

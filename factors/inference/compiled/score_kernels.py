@@ -143,7 +143,8 @@ def score_entries(
                 own_variance += part
             for a in range(rank):
                 score += vector[a] * view[j, packed + a]
-            other_variance = np.float64(other)
+            # Rows of an earlier fit come with rounded covariances.
+            other_variance = max(np.float64(other), 0.0)
             fixed = 0.0
             if len(offset) > 0:
                 fixed = offset[e]

@@ -9,12 +9,12 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from factors import FitSettings, Ratings, fit
+from factors import FitSettings, Float64s, Ratings, fit
 from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend
 from factors.inference.compiled.backend import LOOPS, LoopBackend, choose_backend, load_loops
 from factors.inference.compiled.score_kernels import score_entries
 from factors.inference.histories import compress_pairs
-from factors.inference.ordinal import EntryScores, level_bounds, ordinal_sites
+from factors.inference.ordinal import EntryScores, Sites, level_bounds, ordinal_sites
 from factors.training.fit import prepare
 from factors.training.initialization import initial_state
 from factors.training.sweep import State
@@ -59,6 +59,34 @@ def assert_same(one: State, other: State) -> None:
 def test_plain_loops_give_what_numpy_gives(terms: Terms) -> None:
     ratings = ratings_of(5, n_users=16, n_items=11, n=90)
     assert_same(swept(ratings, terms, NumpyBackend()), swept(ratings, terms, plain()))
+
+
+def test_rounded_covariances_make_no_variance_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they come from stored rows of an earlier fit."""
+    states = [
+        swept(ratings_of(5, n_users=16, n_items=11, n=90), Terms("ordinal", 2.0, 0.0), backend)
+        for backend in (NumpyBackend(), plain())
+    ]
+    lowest: list[float] = []
+
+    def seen(
+        bounds: tuple[Float64s, Float64s],
+        noise: float,
+        scores: EntryScores,
+        before: Sites | None,
+        *,
+        damping: float,
+    ) -> Sites:
+        lowest.append(float(scores.other_variance.min()))
+        return ordinal_sites(bounds, noise, scores, before, damping=damping)
+
+    monkeypatch.setattr("factors.inference.half_step.ordinal_sites", seen)
+    for state in states:
+        state.item_rows[:, state.parameters.items.layout.covariance] *= -0.05
+        state.sweep()
+    assert lowest
+    assert min(lowest) == 0.0
+    assert_same(*states)
 
 
 @pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
