@@ -43,12 +43,20 @@ async def match(store: Store, root: ArchiveRoot, *, adopt: bool) -> None:
 
 async def difference(store: Store, archive: ArchiveState) -> str | None:
     """Return in what the archive is not the store's, if it is not."""
+    while True:
+        last_epoch, epochs = await _epochs(store)
+        streams = {epoch: await _streams(store, epoch, archive.ends.get(epoch, {})) for epoch in epochs}
+        why = compare(archive, StoreState(store.identity, last_epoch, streams))
+        # The streams of an epoch that was given up meanwhile are gone, which says nothing.
+        if why is None or await _epochs(store) == (last_epoch, epochs):
+            return why
+
+
+async def _epochs(store: Store) -> tuple[int, list[int]]:
+    """Return the highest epoch that was given, and those that take ratings and will go on to."""
     pointer = await store.generations.live()
-    streams = {}
-    for epoch in sorted({pointer.epoch, pointer.pending} - {0}):
-        ends = archive.ends.get(epoch, {})
-        streams[epoch] = await _streams(store, epoch, ends)
-    return compare(archive, StoreState(store.identity, pointer.last_epoch, streams))
+    abandoned = int(await store.redis.hget(store.keys.live, "abandoned") or 0)
+    return pointer.last_epoch, sorted({pointer.epoch, pointer.pending} - {0, abandoned})
 
 
 async def _streams(store: Store, epoch: int, ends: Mapping[int, Position]) -> dict[int, StreamState]:
