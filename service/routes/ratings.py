@@ -144,7 +144,7 @@ async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Colu
     ),
 )
 async def post_ratings(request: web.Request) -> web.StreamResponse:
-    """Learn ratings: one, an array, or one a line. All or nothing; every later read knows them."""
+    """Learn ratings: one, an array, or one a line. One bad row refuses all; reads after a 2xx know them."""
     context = request.app[CONTEXT]
     store, counts, live = context.store, context.counts, context.follower.live
     context.require_room()
