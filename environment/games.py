@@ -22,8 +22,14 @@ from environment.world import World, WorldOptions, make_world
 
 R = TypeVar("R")
 
-# 4.5 kB a game, some tens of megabytes for ten thousand. Drawing a world takes a few ms: 10 us a step.
+# Drawing a world takes a few ms: 10 us a step. A large world takes longer, so it is drawn less often.
 WINDOW_STEPS = 512
+# Of the windows of all games: 26,843 steps of one at a thousand tokens, 2,684 at ten thousand.
+WINDOWS_BYTES = 1 << 28
+# User and item take four bytes each, the rating one.
+STEP_BYTES = 9
+# Below that drawing would be all that is done: at most a million tokens, so 0.6 GB.
+LEAST_STEPS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,13 @@ class _Game:
         self.window: Window | None = None
 
 
-def open_game(seed: int, options: WorldOptions) -> tuple[bytes, Window]:
+def window_steps(n_pairs: int, max_tokens: int) -> int:
+    """Return how many steps a window has, so that those of all tokens are bounded."""
+    wanted = max(WINDOW_STEPS, n_pairs // 64)
+    return max(LEAST_STEPS, min(wanted, WINDOWS_BYTES // (STEP_BYTES * max_tokens)))
+
+
+def open_game(seed: int, options: WorldOptions, steps: int) -> tuple[bytes, Window]:
     """Draw a world; return the JSON answer to the reset and the first window. Pure, for a thread."""
     world = make_world(seed, options)
     known = slice(0, options.n_known)
@@ -83,20 +95,20 @@ def open_game(seed: int, options: WorldOptions) -> tuple[bytes, Window]:
         next_user=int(world.user[options.n_known]),
         next_item=int(world.item[options.n_known]),
     )
-    return msgspec.json.encode(answer), _window(world, options.n_known)
+    return msgspec.json.encode(answer), _window(world, options.n_known, steps)
 
 
-def draw_window(seed: int, options: WorldOptions, start: int) -> Window:
+def draw_window(seed: int, options: WorldOptions, start: int, steps: int) -> Window:
     """Draw the window of a world that begins at event `start`. Pure, for a thread."""
-    return _window(make_world(seed, options), start)
+    return _window(make_world(seed, options), start, steps)
 
 
-def _window(world: World, start: int) -> Window:
-    n_pairs = world.user.size
-    # A large world takes longer to draw, so it is drawn less often.
-    cut = slice(start, start + max(WINDOW_STEPS, n_pairs // 64))
+def _window(world: World, start: int, steps: int) -> Window:
+    cut = slice(start, start + steps)
     # Copies: a view would keep the whole world alive.
-    return Window(start, n_pairs, world.user[cut].copy(), world.item[cut].copy(), world.rating[cut].copy())
+    return Window(
+        start, world.user.size, world.user[cut].copy(), world.item[cut].copy(), world.rating[cut].copy()
+    )
 
 
 class Games:
@@ -108,6 +120,7 @@ class Games:
         self._options = options
         self._seed = seed
         self._max_tokens = max_tokens
+        self._steps = window_steps(options.n_users * options.n_items, max_tokens)
         self._executor = executor
         # In the order of the last request: the token that was silent longest comes first.
         self._games: OrderedDict[str, _Game] = OrderedDict()
@@ -127,7 +140,7 @@ class Games:
             while len(self._games) > self._max_tokens:
                 self._games.popitem(last=False)
             try:
-                answer, window = await self._in_executor(lambda: open_game(seed, self._options))
+                answer, window = await self._in_executor(lambda: open_game(seed, self._options, self._steps))
             except BaseException:
                 # Cancelled or out of memory: a game without a window must not stay, and a newer one must.
                 if self._games.get(token) is game:
@@ -158,8 +171,8 @@ class Games:
             game.position = following
             return Rated(rating, None, None)
         if following - window.start == window.user.size:
-            seed, options = game.seed, self._options
-            window = await self._in_executor(lambda: draw_window(seed, options, following))
+            seed, options, steps = game.seed, self._options, self._steps
+            window = await self._in_executor(lambda: draw_window(seed, options, following, steps))
             game.window = window
         game.position = following
         index = following - window.start

@@ -22,6 +22,8 @@ FORGOTTEN_ROW = 0xFFFFFFFF
 """The `item_row` of an event that says: this user was forgotten."""
 
 ENTRY_DTYPE = np.dtype([("item_row", "<u4"), ("rating", "<f8"), ("time", "<f8")])
+# Seconds since 1970 beyond which a timestamp is no time: milliseconds by mistake pass, nanoseconds do not.
+MAX_TIMESTAMP = 1e15
 
 # A history is rewritten without what was superseded when that is more than half of it and worth the write.
 COMPACT_ENTRIES = 64

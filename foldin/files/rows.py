@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Scale
+from featurestore.codecs import MAX_TIMESTAMP
 from featurestore.settings import format_scale
 from foldin.files.layout import NUMBER
 
@@ -25,7 +26,6 @@ Values = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 MAX_ID_BYTES = 256  # as the API has it
-MAX_TIMESTAMP = 1e16  # as the API has it: microseconds of today still pass
 SHOWN_CHARACTERS = 40  # of a bad value
 STEP_TOLERANCE = 1e-6  # of a step: 0.1 + 0.2 is on a scale in tenths
 MAX_DISTINCT = 1000  # more are as good as continuous

@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from featurestore.codecs import MAX_TIMESTAMP
 from service.http.problems import Problem
 
 # Decoded and checked in about 2 ms: 10,000 pairs or ratings with ids of usual length. A broken body takes
@@ -23,8 +24,6 @@ from service.http.problems import Problem
 INLINE_BYTES = 262_144
 # The keys of the store and the head of a request stay small; longer ids are texts, which can be hashed.
 MAX_ID_BYTES = 256
-# Seconds since 1970 beyond which a timestamp is no time: milliseconds by mistake pass, nanoseconds do not.
-MAX_TIMESTAMP = 1e15
 
 # As JSON writes numbers: float() alone would take nan, infinity, underscores and the digits of other scripts.
 _NUMBER = re.compile(r"-?[0-9]{1,25}(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?")

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import msgspec
 from aiohttp import web
 
+from featurestore.codecs import MAX_TIMESTAMP
 from featurestore.id_columns import Ids
 from service.context import CONTEXT, ServiceContext
 from service.http.fast_pairs import plain_pairs
 from service.http.parsing import (
     ID_SCHEMA,
-    MAX_TIMESTAMP,
     TEXT_ID_SCHEMA,
     Body,
     Id,

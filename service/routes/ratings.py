@@ -14,13 +14,13 @@ import numpy as np
 from aiohttp import web
 
 from factors import Float64s, Scale
+from featurestore.codecs import MAX_TIMESTAMP
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
 from service.context import CONTEXT
 from service.http.parsing import (
     INLINE_BYTES,
-    MAX_TIMESTAMP,
     NOT_DECODED,
     DescribedId,
     Timestamp,

@@ -213,12 +213,12 @@ def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, object
         number = header["format"] if isinstance(header, dict) else None
     except (KeyError, ValueError) as exc:
         raise SegmentDamagedError(path, "has no header") from exc
-    if isinstance(number, int) and number > FORMAT:
-        raise ArchiveRefusedError(
-            f"{path} has format {number}, this version reads up to {FORMAT}: use the version that wrote it"
-        )
     if number != FORMAT:
-        raise SegmentDamagedError(path, "has a header of another format")
+        # Whole, and of another version or program: not ours to set aside.
+        raise ArchiveRefusedError(
+            f"{path} has format {str(number)[:20]}, this version reads up to {FORMAT}: "
+            "use the version that wrote it"
+        )
     return header  # type: ignore[no-any-return]  # json gives Any; the fields are checked where they are read
 
 

@@ -8,8 +8,19 @@ import msgspec
 import numpy as np
 import pytest
 
-from environment.games import WINDOW_STEPS, Games, NoPairLeftError, Rated, UnknownTokenError, open_game
-from environment.world import WorldOptions, make_world
+from environment.games import (
+    LEAST_STEPS,
+    STEP_BYTES,
+    WINDOW_STEPS,
+    WINDOWS_BYTES,
+    Games,
+    NoPairLeftError,
+    Rated,
+    UnknownTokenError,
+    open_game,
+    window_steps,
+)
+from environment.world import MAX_PAIRS, WorldOptions, make_world
 
 SMALL = WorldOptions(n_users=5, n_items=8, n_known=10)
 
@@ -93,6 +104,25 @@ async def test_the_longest_silent_token_makes_room(executor: Executor) -> None:
         await games.rate(token)
 
 
+@pytest.mark.parametrize("pairs", [1, 30_000, MAX_PAIRS])
+@pytest.mark.parametrize("tokens", [1, 10_000, 1_000_000])
+def test_the_windows_of_all_tokens_are_bounded(pairs: int, tokens: int) -> None:
+    steps = window_steps(pairs, tokens)
+    assert steps >= LEAST_STEPS
+    assert steps == LEAST_STEPS or steps * STEP_BYTES * tokens <= WINDOWS_BYTES
+
+
+async def test_small_windows_give_the_same_events(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The options of many tokens change how often a world is drawn, and nothing else."""
+    few, many = make_games(executor), make_games(executor)
+    monkeypatch.setattr(many, "_steps", 3)
+    assert await few.reset("a") == await many.reset("a")
+    for _ in range(29):
+        assert await few.rate("a") == await many.rate("a")
+
+
 async def test_a_prediction_waits_for_the_reset_before_it(executor: Executor) -> None:
     games = make_games(executor)
     reset = asyncio.create_task(games.reset("a"))
@@ -117,7 +147,7 @@ async def test_a_world_that_cannot_be_drawn_leaves_no_game(
 ) -> None:
     games = make_games(executor)
 
-    def fail(_seed: int, _options: WorldOptions) -> None:
+    def fail(_seed: int, _options: WorldOptions, _steps: int) -> None:
         raise MemoryError
 
     monkeypatch.setattr("environment.games.open_game", fail)
@@ -129,7 +159,7 @@ async def test_a_world_that_cannot_be_drawn_leaves_no_game(
 
 
 def test_a_window_holds_its_own_copy() -> None:
-    _, window = open_game(1, WorldOptions())
+    _, window = open_game(1, WorldOptions(), WINDOW_STEPS)
     assert window.user.base is None
     assert window.user.nbytes + window.item.nbytes + window.rating.nbytes <= 9 * WINDOW_STEPS
     assert window.rating.dtype == np.uint8

@@ -215,16 +215,17 @@ def test_entry_of_a_newer_version_is_left_alone(tmp_path: Path, trash: Trash) ->
     assert unknown.at == pytest.approx(entry.path.stat().st_mtime)
 
 
-def test_segment_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [2, 0, "1", "another program", None])
+def test_segment_of_another_format_is_refused_untouched(tmp_path: Path, number: object) -> None:
     archive = fill(tmp_path / "epoch-000001")
     victim = archive.snapshot().paths[1]
     table = pq.read_table(victim)
-    header = json.loads(table.schema.metadata[METADATA_KEY]) | {"format": 2}
+    header = json.loads(table.schema.metadata[METADATA_KEY]) | {"format": number}
     pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(header).encode()}), victim)
     before = {path.name: path.read_bytes() for path in archive.directory.iterdir()}
     root = ArchiveRoot(tmp_path, guard=free)
     for look in (root.state, lambda: root.epoch(1)):
-        with pytest.raises(ArchiveRefusedError, match="has format 2, this version reads up to 1"):
+        with pytest.raises(ArchiveRefusedError, match=f"has format {number}, this version reads up to 1"):
             look()
     root.close()
     assert {path.name: path.read_bytes() for path in archive.directory.iterdir()} == before
