@@ -13,6 +13,7 @@ import msgspec
 from featurestore.client import Client
 from featurestore.errors import StoreError
 from featurestore.keys import Keys
+from featurestore.leases import Lease
 
 CommandKind = Literal["refit", "epoch", "erase"]
 
@@ -117,10 +118,10 @@ class Commands:
             if found or block is None:
                 return [_command(stream_id, fields) for _, entries in found for stream_id, fields in entries]
 
-    async def report(self, command_id: str, outcome: Outcome) -> None:
-        """Store how far a command has come."""
-        args = [msgspec.json.encode(outcome), b"%d" % OUTCOME_S]
-        await self._client.call("keep_for", ([self._keys.command(command_id)], args))
+    async def report(self, lease: Lease, command_id: str, outcome: Outcome) -> None:
+        """Store how far a command has come. Raises `LeaseLost`: what the next leader says stays."""
+        args = [b"%d" % lease.fence, msgspec.json.encode(outcome), b"%d" % OUTCOME_S]
+        await self._client.call("report", ([self._keys.live, self._keys.command(command_id)], args))
 
     async def drop(self, upto: str) -> None:
         """Remove commands up to and including stream id `upto`: they have their outcome."""

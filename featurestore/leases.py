@@ -1,8 +1,9 @@
 """Which trainer leads. Invariant: of two that believe to lead, only the one with the newest fence changes
 anything.
 
-The fence is a number that grows with each lease. Every function that publishes compares it, so that a leader
-that was paused for longer than its lease does no harm when it wakes up.
+The fence is a number that grows with each lease. Every function by which a leader changes something compares
+it, so that a leader that was paused for longer than its lease does no harm when it wakes up. docs/trainer.md
+lists the writes, and what needs no comparison.
 """
 
 from featurestore.client import Client
@@ -31,6 +32,11 @@ class Lease:
     async def release(self) -> None:
         """Let the next one lead at once."""
         await self._client.call("release_lease", ([self._keys.lease], [self.token.encode()]))
+
+
+def fence_of(lease: Lease | None) -> bytes:
+    """Return the fence as the functions take it; empty for a caller that leads nothing."""
+    return b"" if lease is None else b"%d" % lease.fence
 
 
 class Leases:

@@ -6,6 +6,7 @@ import asyncio
 
 from featurestore.commands import Command, Outcome
 from featurestore.errors import LeaseLost, StoreError, StoreUnavailable
+from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
 from trainer.archive.segments import Step
@@ -24,8 +25,11 @@ _AT_ONCE = 1_000
 class CommandHandler:
     """Takes commands and sees them through, several at a time; fits are `requests` to the refitter."""
 
-    def __init__(self, store: Store, epochs: OpenEpochs, requests: RefitRequests, *, step: Step) -> None:
+    def __init__(
+        self, store: Store, lease: Lease, epochs: OpenEpochs, requests: RefitRequests, *, step: Step
+    ) -> None:
         self._store = store
+        self._lease = lease
         self._epochs = epochs
         self._requests = requests
         self._step = step
@@ -51,12 +55,15 @@ class CommandHandler:
     async def _handle(self, command: Command, slots: asyncio.Semaphore) -> None:
         outcome = await with_retries(self._store.commands.outcome, command.id)
         if outcome is None or outcome.state == "running":
-            await with_retries(self._store.commands.report, command.id, Outcome("running"))
+            await with_retries(self._store.commands.report, self._lease, command.id, Outcome("running"))
+            self._step("command:running")
             outcome = await self._outcome(command)
             log.event(
                 "command", kind=command.kind, epoch=command.epoch, state=outcome.state, code=outcome.code
             )
-            await with_retries(self._store.commands.report, command.id, outcome)
+            self._step("command:done")
+            await with_retries(self._store.commands.report, self._lease, command.id, outcome)
+            self._step("command:reported")
         if command.kind == "epoch":
             self._epochs.release(command.epoch)
         await self._settle(command.stream_id)

@@ -65,8 +65,8 @@ class Term:
             settings, store, lease, root, item_updates=item_updates, threads=threads, group=group, step=step
         )
         self.switch = Switch(store, self.epochs, threads, item_updates)
-        self.items = ItemUpdater(store, item_updates, threads, step=step)
-        self.commands = CommandHandler(store, self.epochs, requests, step=step)
+        self.items = ItemUpdater(store, lease, item_updates, threads, step=step)
+        self.commands = CommandHandler(store, lease, self.epochs, requests, step=step)
         self.refitter = Refitter(
             settings,
             store,
@@ -79,7 +79,7 @@ class Term:
             step=step,
         )
         self.room = RoomWatch(store, lease, root.root, settings.store_dir, threads)
-        self.upkeep = Upkeep(store, root, self.epochs, self.switch, forgotten, settings, threads, step)
+        self.upkeep = Upkeep(store, lease, root, self.epochs, self.switch, forgotten, settings, threads, step)
 
     async def run(self) -> None:
         """Lead until cancelled. Raises an exception group with `LeaseLost`, or with an error that was not
@@ -121,7 +121,7 @@ class Term:
             )
             log.event("prior_published", generation=prior.meta.summary.generation)
             pointer = await with_retries(store.generations.live)
-        await with_retries(store.generations.prune, REMOVAL_PAUSE_S)
+        await with_retries(store.generations.prune, self._leadership.lease, REMOVAL_PAUSE_S)
         for number in {pointer.epoch, pointer.pending} - {0}:
             epoch = await self.epochs.begin(number)
             await self._threads.run(epoch.fits.end_fit)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from featurestore.errors import LeaseLost, StoreChanged, StoreError, StoreUnavailable
 from featurestore.generations.manifest import Pointer
+from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
 from trainer.archive.root import ArchiveRoot
@@ -35,6 +36,7 @@ class Upkeep:
     """Tidies up once a second for one term."""
 
     store: Store
+    lease: Lease
     root: ArchiveRoot
     epochs: OpenEpochs
     switch: Switch
@@ -92,7 +94,8 @@ class Upkeep:
                     await self.epochs.finish(number)
                     archived.append(number)
                 await self.epochs.close(number)
-                await self.store.generations.remove_epoch(number, REMOVAL_PAUSE_S)
+                self.step("epoch:archived")
+                await self.store.generations.remove_epoch(number, REMOVAL_PAUSE_S, lease=self.lease)
                 self.step("epoch:removed")
             for number in sorted((opened | set(archived)) - needed):
                 await self.epochs.close(number)
@@ -143,4 +146,5 @@ class Upkeep:
         now = await self.store.time()
         if now - pointer.pending_since >= self.settings.abandon_s:
             log.warning("epoch_abandoned", epoch=pending)
-            await with_retries(self.store.epochs.abandon, pending)
+            self.step("epoch:abandon")
+            await with_retries(self.store.epochs.abandon, pending, lease=self.lease)

@@ -15,7 +15,7 @@ import numpy as np
 
 from factors import Float32s, Int32s
 from featurestore.client import Client
-from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError
+from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
 from featurestore.generations.manifest import (
     CHUNK_BYTES,
     Deltas,
@@ -31,7 +31,7 @@ from featurestore.generations.manifest import (
 )
 from featurestore.generations.writer import GenerationWriter, flipped
 from featurestore.keys import Keys
-from featurestore.leases import Lease
+from featurestore.leases import Lease, fence_of
 from featurestore.wire.chunk_reader import read_chunks
 from featurestore.wire.connection import Connection
 
@@ -97,7 +97,7 @@ class Generations:
         ((_, number),) = await self._client.call(
             "allot_generation", ([self._keys.live], [b"%d" % lease.fence])
         )
-        kept = await self.prune()
+        kept = await self.prune(lease)
         metrics = {name: float(value) for name, value in draft.metrics.items() if math.isfinite(value)}
         writer = GenerationWriter(
             self._keys,
@@ -111,13 +111,16 @@ class Generations:
         await writer.register()
         return writer
 
-    async def prune(self, pause_s: float = 0.0) -> set[int]:
-        """Remove all but the live generation and the one to roll back to; return the numbers that stay."""
+    async def prune(self, lease: Lease, pause_s: float = 0.0) -> set[int]:
+        """Remove all but the live generation and the one to roll back to; return the numbers that stay.
+
+        Raises `LeaseLost`.
+        """
         pointer = await self.live()
         kept = {pointer.generation, pointer.previous} - {0}
         for summary in await self.list():
             if summary.generation not in kept:
-                await self.remove(summary.epoch, summary.generation, pause_s)
+                await self.remove(summary.epoch, summary.generation, pause_s, lease=lease)
         return kept
 
     async def activate(self, generation: int, *, hold: bool) -> None:
@@ -149,20 +152,42 @@ class Generations:
             raise GenerationBroken(f"the index of generation {number} is not what was written")
         return index
 
-    async def push_delta(self, epoch: int, generation: int, rows: Int32s, vectors: Float32s) -> None:
-        """Hand item rows (m,) with their vectors (m, item_width) to the services.
+    async def claim_deltas(self, lease: Lease, epoch: int, generation: int) -> None:
+        """Let this leader alone push deltas of a generation from now on.
 
-        Raises `GenerationUnknown`.
+        Raises `GenerationUnknown`, `LeaseLost`.
         """
-        name = self._keys.deltas(epoch, generation)
+        args = [b"%d" % lease.fence]
+        (reply,) = await self._client.call("claim_deltas", ([self._keys.deltas(epoch, generation)], args))
+        if reply[0] != b"OK":
+            raise GenerationUnknown(generation)
+
+    async def push_delta(
+        self, lease: Lease, epoch: int, generation: int, rows: Int32s, vectors: Float32s
+    ) -> None:
+        """Hand item rows (m,) with their vectors (m, item_width) to the services, after `claim_deltas`.
+
+        Raises `GenerationUnknown`, `LeaseLost`.
+        """
+        _, entries = await self._add_deltas(lease, epoch, generation, rows, vectors)
+        if entries > DELTAS_MERGED:
+            await self._merge_deltas(lease, epoch, generation, vectors.shape[1])
+
+    async def _add_deltas(
+        self, lease: Lease, epoch: int, generation: int, rows: Int32s, vectors: Float32s
+    ) -> tuple[bytes | None, int]:
+        """Return the stream id of the first entry, and how many there are."""
+        name, fence = self._keys.deltas(epoch, generation), b"%d" % lease.fence
         rows, vectors = np.asarray(rows, dtype="<i4"), np.asarray(vectors, dtype="<f4")
+        first, entries = None, 0
         for start in range(0, len(rows), ROWS_PER_DELTA):
             part = slice(start, start + ROWS_PER_DELTA)
-            delta: Any = {b"r": rows[part].tobytes(), b"v": vectors[part].tobytes()}
-            if await self._client.xadd(name, delta, nomkstream=True) is None:
+            args = [fence, rows[part].tobytes(), vectors[part].tobytes()]
+            (reply,) = await self._client.call("push_delta", ([name], args))
+            if reply[0] != b"OK":
                 raise GenerationUnknown(generation)
-        if await self._client.xlen(name) > DELTAS_MERGED:
-            await self._merge_deltas(epoch, generation, vectors.shape[1])
+            first, entries = first or reply[1], reply[2]
+        return first, entries
 
     async def read_deltas(self, epoch: int, generation: int, width: int, after: str = "0") -> Deltas:
         """Return what came after a stream id. `width`: of an item row. Raises `GenerationBroken`."""
@@ -194,13 +219,17 @@ class Generations:
             await self._client.hdel(self._keys.workers, *dead)
         return found
 
-    async def remove(self, epoch: int, generation: int, pause_s: float = 0.0) -> None:
-        """Remove a generation in small steps; the records go with the next ones written.
+    async def remove(
+        self, epoch: int, generation: int, pause_s: float = 0.0, *, lease: Lease | None = None
+    ) -> None:
+        """Remove a generation in small steps; the records go with the next ones written. `lease`: of a
+        leader; None where its epoch is given up.
 
-        Raises `StoreError` if live.
+        Raises `StoreError` if live, `LeaseLost`.
         """
         names = [self._keys.live, self._keys.generations]
-        (reply,) = await self._client.call("retire_generation", (names, [b"%d" % generation]))
+        args = [b"%d" % generation, fence_of(lease)]
+        (reply,) = await self._client.call("retire_generation", (names, args))
         if reply[0] == b"LIVE":
             raise StoreError(f"generation {generation} is live and is not removed")
         if reply[0] == b"GONE":
@@ -215,12 +244,16 @@ class Generations:
         pipe.hdel(self._keys.generations, str(generation))
         await pipe.execute()
 
-    async def remove_epoch(self, epoch: int, pause_s: float = 0.0) -> None:
-        """Remove all that belongs to an epoch, in small steps.
+    async def remove_epoch(self, epoch: int, pause_s: float = 0.0, *, lease: Lease | None = None) -> None:
+        """Remove all that belongs to an epoch, in small steps. `lease`: of a leader that has archived it
+        to its end; None where it is given up.
 
-        Raises `StoreError` if it is live or being prepared.
+        Raises `StoreError` if it is live or being prepared, `LeaseLost`.
         """
-        live, pending, abandoned = await self._client.hmget(self._keys.live, "epoch", "pending", "abandoned")
+        fields = "epoch", "pending", "abandoned", "fence"
+        live, pending, abandoned, fence = await self._client.hmget(self._keys.live, *fields)
+        if lease is not None and fence != fence_of(lease):
+            raise LeaseLost("another trainer leads")
         name = b"%d" % epoch
         if name == live or (name == pending and name != abandoned):
             raise StoreError(f"epoch {epoch} is in use and is not removed")
@@ -254,17 +287,14 @@ class Generations:
             if epoch not in {pointer.epoch, pointer.pending}:
                 await self.remove_epoch(epoch, pause_s)
 
-    async def _merge_deltas(self, epoch: int, generation: int, width: int) -> None:
+    async def _merge_deltas(self, lease: Lease, epoch: int, generation: int, width: int) -> None:
         """Put the latest of all rows at the end of the stream, then drop what was before.
 
         A reader between the two steps gets the same vectors twice, which changes nothing.
         """
-        name, merged = self._keys.deltas(epoch, generation), await self.read_deltas(epoch, generation, width)
-        first: Any = None
-        for start in range(0, len(merged.rows), ROWS_PER_DELTA):
-            part = slice(start, start + ROWS_PER_DELTA)
-            delta: Any = {b"r": merged.rows[part].tobytes(), b"v": merged.vectors[part].tobytes()}
-            added = await self._client.xadd(name, delta, nomkstream=True)
-            first = first or added
+        merged = await self.read_deltas(epoch, generation, width)
+        first, _ = await self._add_deltas(lease, epoch, generation, merged.rows, merged.vectors)
         if first is not None:
-            await self._client.xtrim(name, minid=first, approximate=False)
+            # However late this comes: all that was before the first of these is in them.
+            name = self._keys.deltas(epoch, generation)
+            await self._client.xtrim(name, minid=first.decode(), approximate=False)

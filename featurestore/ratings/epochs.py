@@ -10,6 +10,7 @@ from featurestore.errors import EpochBusy, EpochGone, RatingsLeftOut, StoreError
 from featurestore.generations.catalog import Generations
 from featurestore.generations.served import wait_until_served
 from featurestore.keys import Keys
+from featurestore.leases import Lease, fence_of
 from featurestore.wire.connection import Prepare
 
 # A worker that beats polls ten times a second; one that serves the old epoch longer than this is stuck.
@@ -78,12 +79,14 @@ class Epochs:
         if reply[0] != b"OK":
             raise EpochGone(epoch)
 
-    async def abandon(self, epoch: int) -> None:
-        """Give up an epoch that is being prepared, and remove it. Safe to repeat.
+    async def abandon(self, epoch: int, *, lease: Lease | None = None) -> None:
+        """Give up an epoch that is being prepared, and remove it. Safe to repeat. `lease`: of a leader that
+        decides so; None where whatever began it does.
 
-        Raises `StoreError` if it is live.
+        Raises `StoreError` if it is live, `LeaseLost`.
         """
-        (reply,) = await self._client.call("abandon_epoch", ([self._keys.live], [b"%d" % epoch]))
+        args = [b"%d" % epoch, fence_of(lease)]
+        (reply,) = await self._client.call("abandon_epoch", ([self._keys.live], args))
         if reply[0] == b"LIVE":
             raise StoreError(f"epoch {epoch} is live")
         tail = b",%d" % epoch

@@ -402,8 +402,16 @@ local function put_generation(keys, args)
   return { 'OK' }
 end
 
--- keys: live, generations. args: number. From here on it cannot go live.
+-- Whether a later leader has come than that with this fence; '' is said by callers that lead nothing.
+local function replaced(live, fence)
+  return fence ~= '' and redis.call('HGET', live, 'fence') ~= fence
+end
+
+-- keys: live, generations. args: number, fence or ''. From here on it cannot go live.
 local function retire_generation(keys, args)
+  if replaced(keys[1], args[2]) then
+    return LOST
+  end
   local summary = redis.call('HGET', keys[2], args[1])
   if not summary then
     return { 'GONE' }
@@ -422,8 +430,8 @@ end
 
 -- keys: live, generations. args: number, fence ('' when a person asks), automatic '1' or '0', hold '1' or '0'.
 local function flip(keys, args)
-  local live = redis.call('HMGET', keys[1], 'epoch', 'generation', 'fence', 'held', 'pending', 'abandoned')
-  if args[2] ~= '' and live[3] ~= args[2] then
+  local live = redis.call('HMGET', keys[1], 'epoch', 'generation', 'held', 'pending', 'abandoned')
+  if replaced(keys[1], args[2]) then
     return LOST
   end
   local text = redis.call('HGET', keys[2], args[1])
@@ -438,10 +446,10 @@ local function flip(keys, args)
   if new_epoch < epoch or (new_epoch > epoch and args[2] == '') then
     return { 'UNKNOWN', 'belongs to another history' }
   end
-  if new_epoch > epoch and (live[5] ~= whole(new_epoch) or live[6] == live[5]) then
+  if new_epoch > epoch and (live[4] ~= whole(new_epoch) or live[5] == live[4]) then
     return { 'UNKNOWN', 'belongs to an abandoned history' }
   end
-  if new_epoch == epoch and args[3] == '1' and live[4] == '1' then
+  if new_epoch == epoch and args[3] == '1' and live[3] == '1' then
     return { 'HELD' }
   end
   if new_epoch ~= epoch then
@@ -475,8 +483,11 @@ local function hold_epoch(keys, args)
   return { 'OK' }
 end
 
--- keys: live. args: epoch. From here on it cannot go live.
+-- keys: live. args: epoch, fence or ''. From here on it cannot go live.
 local function abandon_epoch(keys, args)
+  if replaced(keys[1], args[2]) then
+    return LOST
+  end
   if redis.call('HGET', keys[1], 'epoch') == args[1] then
     return { 'LIVE' }
   end
@@ -519,29 +530,34 @@ local function fences(stream)
   return found
 end
 
+-- Leaves one group on a stream, that of this fence, at this position; returns the refusal, or nil.
+local function take_group(stream, fence, position)
+  local name, groups = 'trainer-' .. fence, fences(stream)
+  for _, other in pairs(groups) do
+    if other > tonumber(fence) then
+      return LOST
+    end
+  end
+  for other, _ in pairs(groups) do
+    if other ~= name then
+      redis.call('XGROUP', 'DESTROY', stream, other)
+    end
+  end
+  if groups[name] then
+    redis.call('XGROUP', 'SETID', stream, name, position)
+  else
+    redis.call('XGROUP', 'CREATE', stream, name, position, 'MKSTREAM')
+  end
+  return nil
+end
+
 -- keys: ratings, epochs. args: epoch, fence, position. From here on only this leader reads, from that position on.
 local function attach(keys, args)
   local epochs = redis.call('GET', keys[2]) or ''
   if not string.find(',' .. epochs .. ',', ',' .. args[1] .. ',', 1, true) then
     return { 'GONE' }
   end
-  local name, fence, groups = 'trainer-' .. args[2], tonumber(args[2]), fences(keys[1])
-  for _, other in pairs(groups) do
-    if other > fence then
-      return LOST
-    end
-  end
-  for other, _ in pairs(groups) do
-    if other ~= name then
-      redis.call('XGROUP', 'DESTROY', keys[1], other)
-    end
-  end
-  if groups[name] then
-    redis.call('XGROUP', 'SETID', keys[1], name, args[3])
-  else
-    redis.call('XGROUP', 'CREATE', keys[1], name, args[3], 'MKSTREAM')
-  end
-  return { 'OK' }
+  return take_group(keys[1], args[2], args[3]) or { 'OK' }
 end
 
 -- keys: ratings, counts. args: fence, first stream id that stays, number of the last event that is done. A number that was
@@ -561,6 +577,26 @@ local function trim(keys, args)
   return { 'OK' }
 end
 
+-- keys: deltas. args: fence. From here on only this leader adds to them. The group is a mark in the slot of the deltas,
+-- which may not be that of the pointer: nothing is read with it.
+local function claim_deltas(keys, args)
+  if redis.call('EXISTS', keys[1]) == 0 then
+    return { 'GONE' }
+  end
+  return take_group(keys[1], args[1], '$') or { 'OK' }
+end
+
+-- keys: deltas. args: fence, rows, vectors. Answers its stream id and how many entries there are.
+local function push_delta(keys, args)
+  if redis.call('EXISTS', keys[1]) == 0 then
+    return { 'GONE' }
+  end
+  if not fences(keys[1])['trainer-' .. args[1]] then
+    return LOST
+  end
+  return { 'OK', redis.call('XADD', keys[1], '*', 'r', args[2], 'v', args[3]), redis.call('XLEN', keys[1]) }
+end
+
 -- keys: workers. args: worker id, beat.
 local function beat(keys, args)
   redis.call('HSET', keys[1], args[1], args[2])
@@ -570,6 +606,15 @@ end
 -- keys: commands. args: most that wait, field, value, ...
 local function ask(keys, args)
   redis.call('XADD', keys[1], 'MAXLEN', '~', args[1], '*', unpack(args, 2))
+  return { 'OK' }
+end
+
+-- keys: live, command. args: fence, outcome, seconds that it stays.
+local function report(keys, args)
+  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
+    return LOST
+  end
+  redis.call('SET', keys[2], args[2], 'EX', args[3])
   return { 'OK' }
 end
 
@@ -624,6 +669,9 @@ register('switch_epochs', switch_epochs, ALWAYS)
 register('attach', attach, ALWAYS)
 register('trim', trim, ALWAYS)
 register('say_full', say_full, ALWAYS)
+register('claim_deltas', claim_deltas, ALWAYS)
+register('push_delta', push_delta, {})
 register('beat', beat, ALWAYS)
 register('ask', ask, ALWAYS)
+register('report', report, ALWAYS)
 register('keep_for', keep_for, ALWAYS)

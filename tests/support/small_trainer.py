@@ -32,10 +32,10 @@ class Trainer:
             for command in await self._store.commands.take(after, 50):
                 after = command.stream_id
                 self.taken.append(command)
-                await self._store.commands.report(command.id, Outcome("running"))
+                await self._store.commands.report(self._lease, command.id, Outcome("running"))
                 await self.hold.wait()
                 outcome = self.decide(command) or await self._do(command)
-                await self._store.commands.report(command.id, outcome)
+                await self._store.commands.report(self._lease, command.id, outcome)
 
     async def _do(self, command: Command) -> Outcome:
         if command.kind == "erase":

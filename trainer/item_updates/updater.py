@@ -22,6 +22,7 @@ from factors import Histories, Model, Ranker, Scorer, posterior_of
 from featurestore.errors import GenerationUnknown, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationMeta
 from featurestore.generations.live import LiveGeneration
+from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
@@ -250,8 +251,11 @@ class _Target:
 class ItemUpdater:
     """Folds items in for one term, as told by `updates`."""
 
-    def __init__(self, store: Store, updates: ItemUpdates, threads: Threads, *, step: Step) -> None:
+    def __init__(
+        self, store: Store, lease: Lease, updates: ItemUpdates, threads: Threads, *, step: Step
+    ) -> None:
         self._store = store
+        self._lease = lease
         self._updates = updates
         self._threads = threads
         self._step = step
@@ -293,7 +297,13 @@ class ItemUpdater:
                 log.warning("items_wait", failures=backoff.failures + 1, error=str(exc))
                 next_round_at = time.monotonic() + backoff.next_s()
 
-    async def _open(self, live: LiveFit) -> _Target:
+    async def _open(self, live: LiveFit) -> _Target | None:
+        # Before anything is read: what the leader before pushes from now on is refused.
+        claim = self._store.generations.claim_deltas
+        try:
+            await with_retries(claim, self._lease, live.epoch, live.generation)
+        except GenerationUnknown:
+            return None
         # Taken here, after the updates before the switch: a batch that is archived later comes as an update,
         # and one that lies behind the switch in the queue and is in the snapshot already is known by its
         # position.
@@ -325,7 +335,9 @@ class ItemUpdater:
         rows = np.array(chosen.items, dtype=np.int32)
         self._step("items:push")
         try:
-            await self._store.generations.push_delta(summary.epoch, summary.generation, rows, vectors)
+            await self._store.generations.push_delta(
+                self._lease, summary.epoch, summary.generation, rows, vectors
+            )
         except StoreError:
             ratings.put_back(chosen)
             raise

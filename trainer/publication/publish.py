@@ -114,7 +114,7 @@ class Publisher:
             # The store refuses every write of this leader by now, the removal included.
             raise
         except (StoreError, NoRoomError):
-            await with_retries(self.store.generations.remove, epoch, writer.number)
+            await with_retries(self.store.generations.remove, epoch, writer.number, lease=self.lease)
             raise
         self.step("publish:flipped")
         return Published(meta, fit, live)

@@ -233,7 +233,7 @@ async def test_an_epoch_says_who_prepares_it_and_since_when(store: Store) -> Non
         await store.epochs.hold(epoch, "restore")
     # What is left of it when it is given up does not hold it either.
     epoch = await store.epochs.begin()
-    await store.redis.call("abandon_epoch", ([store.keys.live], [b"%d" % epoch]))
+    await store.redis.call("abandon_epoch", ([store.keys.live], [b"%d" % epoch, b""]))
     with pytest.raises(EpochGone):
         await store.epochs.hold(epoch, "restore")
     assert (await store.generations.live()).pending_by == ""

@@ -101,17 +101,19 @@ async def test_rolling_back_is_followed(store: Store, tmp_path: Path) -> None:
 
 
 async def test_deltas_arrive_in_place_and_new_items_grow_the_table(store: Store, tmp_path: Path) -> None:
-    written = await publish(store, await lead(store))
+    lease = await lead(store)
+    written = await publish(store, lease)
     number, width = written.writer.number, written.model.item_width
+    await store.generations.claim_deltas(lease, 1, number)
     codec = posterior_of(written.model).item_codec
     vector = codec.encode(codec.decode(written.items[:1]) + 1.0)
-    await store.generations.push_delta(1, number, np.array([2], dtype=np.int32), vector)
+    await store.generations.push_delta(lease, 1, number, np.array([2], dtype=np.int32), vector)
     async with following(store, tmp_path) as follower, following(store, tmp_path, "v") as other:
         assert await wait_until_served(store.generations, 1, number, 10.0, here=follower)
         assert await wait_until_served(store.generations, 1, number, 10.0, here=other)
         np.testing.assert_array_equal(live_of(follower).items[2], vector[0])
         rows = np.array([1, 9, capacity_of(8) + 5], dtype=np.int32)
-        await store.generations.push_delta(1, number, rows, np.repeat(vector, 3, axis=0))
+        await store.generations.push_delta(lease, 1, number, rows, np.repeat(vector, 3, axis=0))
         await until(lambda: live_of(follower).n_items == capacity_of(8) + 6, "the table grows")
         await until(lambda: live_of(other).n_items == capacity_of(8) + 6, "the other's too")
         live = live_of(follower)

@@ -79,10 +79,11 @@ async def test_what_leads_goes_on(own_server: StoreServer, tmp_path: Path) -> No
             await lease.release()
             second = await lead(store, "two")
             assert second.fence > lease.fence
+            await store.generations.claim_deltas(second, 1, before.writer.number)
             await store.generations.activate(before.writer.number, hold=True)
             await store.generations.activate(ready.writer.number, hold=False)
             command = await store.commands.ask("erase", epoch=1, user=b"ann")
-            await store.commands.report(command, Outcome("done"))
+            await store.commands.report(second, command, Outcome("done"))
             assert await store.commands.outcome(command) == Outcome("done")
             (taken,) = await store.commands.take("0", 0)
             await store.commands.drop(taken.stream_id)
@@ -120,7 +121,7 @@ async def test_what_frees_goes_on(own_server: StoreServer) -> None:
             forgotten = await store.ratings.forget(b"ann")
             assert forgotten.ratings == 2
             assert (await store.users.history(1, b"ann"))[0] == 0
-            assert await store.generations.prune() == {written.writer.number}
+            assert await store.generations.prune(lease) == {written.writer.number}
             assert older.writer.number not in [each.generation for each in await store.generations.list()]
             await store.epochs.abandon(epoch)
             assert (await store.generations.live()).pending == 0

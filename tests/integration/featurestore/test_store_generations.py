@@ -134,7 +134,7 @@ async def test_the_one_before_stays_and_older_ones_go(store: Store) -> None:
     second = await publish(store, lease)
     assert await numbers(store) == [first.writer.number, second.writer.number]
     third = await publish(store, lease)
-    await store.generations.prune()
+    await store.generations.prune(lease)
     assert await keys_of(store, first.writer.number) == []
     pointer = await store.generations.live()
     assert (pointer.generation, pointer.previous) == (third.writer.number, second.writer.number)
@@ -246,7 +246,7 @@ async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(store:
             break
         pointer = await store.generations.live()
         assert pointer.generation == live
-        await store.generations.prune()
+        await store.generations.prune(lease)
         assert set(await numbers(store)) <= {pointer.generation, pointer.previous}
         if number:
             assert await keys_of(store, number) == []
@@ -272,27 +272,33 @@ async def test_old_record_fields_go_with_the_next_records(store: Store) -> None:
 
 
 async def test_deltas_reach_readers_and_the_later_wins(store: Store) -> None:
-    written = await publish(store, await lead(store))
+    lease = await lead(store)
+    written = await publish(store, lease)
     number, width = written.writer.number, written.model.item_width
     rows = np.array([3, 1], dtype=np.int32)
-    await store.generations.push_delta(1, number, rows, np.ones((2, width), np.float32))
-    await store.generations.push_delta(1, number, rows[:1], np.full((1, width), 2.0, np.float32))
+    await store.generations.claim_deltas(lease, 1, number)
+    await store.generations.push_delta(lease, 1, number, rows, np.ones((2, width), np.float32))
+    await store.generations.push_delta(lease, 1, number, rows[:1], np.full((1, width), 2.0, np.float32))
     deltas = await store.generations.read_deltas(1, number, width)
     assert deltas.rows.tolist() == [1, 3]
     assert deltas.vectors[:, 0].tolist() == [1.0, 2.0]
     assert len((await store.generations.read_deltas(1, number, width, deltas.after)).rows) == 0
     with pytest.raises(GenerationUnknown):
-        await store.generations.push_delta(1, 99, rows, np.ones((2, width), np.float32))
+        await store.generations.push_delta(lease, 1, 99, rows, np.ones((2, width), np.float32))
+    with pytest.raises(GenerationUnknown):
+        await store.generations.claim_deltas(lease, 1, 99)
     assert not await store.redis.exists(store.keys.deltas(1, 99))
 
 
 async def test_many_deltas_are_merged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featurestore.generations.catalog.DELTAS_MERGED", 10)
-    written = await publish(store, await lead(store))
+    lease = await lead(store)
+    written = await publish(store, lease)
     number, width = written.writer.number, written.model.item_width
+    await store.generations.claim_deltas(lease, 1, number)
     for value in range(95):
         row = np.array([value % 7], dtype=np.int32)
-        await store.generations.push_delta(1, number, row, np.full((1, width), value, np.float32))
+        await store.generations.push_delta(lease, 1, number, row, np.full((1, width), value, np.float32))
     assert await store.redis.xlen(store.keys.deltas(1, number)) <= 11
     deltas = await store.generations.read_deltas(1, number, width)
     last = dict(zip(deltas.rows.tolist(), deltas.vectors[:, 0].tolist(), strict=True))
