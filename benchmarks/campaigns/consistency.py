@@ -9,6 +9,7 @@ if any is not.
 import asyncio
 import itertools
 import random
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,8 +35,11 @@ SEEDERS, ITEMS = 150, 60
 RATED, ASKED = 40, range(50, 60)
 # Records are float32; the fold-in of the check adds in another order.
 TOLERANCE = 2e-4
-# Users at once, and how many at most, however long refits take.
+# Users at once, and how many may be asked for.
 WAVE, MOST_USERS = 100, 1_000
+# Seconds between waves, for the fits, which give way to the service: while users are wanted, and while only
+# refits are; and how long those are waited for, on however busy a machine.
+REST_S, LONG_REST_S, MOST_S = 0.25, 2.0, 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +111,15 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
             observer = asyncio.create_task(_observing(store, seen, done), name="observer")
             refitting = asyncio.create_task(_refits(stack.api, report, done), name="refits")
             gathered: list[tuple[list[Answered], int]] = []
-            while len(gathered) < users or (report.refits < refits and len(gathered) < MOST_USERS):
+            ends = time.monotonic() + MOST_S
+            while len(gathered) < users or (report.refits < refits and time.monotonic() < ends):
                 first = len(gathered)
                 wave = [
                     _rater(stack.api, f"new-{k}", rounds, random.Random(f"{seed}-{k}"))
                     for k in range(first, first + WAVE)
                 ]
                 gathered += await asyncio.gather(*wave)
-                # Room for the fits, which give way to the service.
-                await asyncio.sleep(0.25)
+                await asyncio.sleep(REST_S if len(gathered) < users else LONG_REST_S)
             done.set()
             await refitting
             await observer
@@ -201,13 +205,13 @@ async def _rater(api: ApiClient, user: str, rounds: int, rng: random.Random) -> 
     for turn in range(rounds):
         # The third rating of a user is one that is changed.
         item = next(iter(rated)) if turn == 2 else rng.randrange(RATED)
-        rating, time = _rating(taste, item, rng), 1.7e9 + turn
+        rating, at = _rating(taste, item, rng), 1.7e9 + turn
         try:
-            await api.rate([Rating(user, str(item), rating, time)])
+            await api.rate([Rating(user, str(item), rating, at)])
         except ApiError:
             return answers, failed + 1
         rated.pop(item, None)
-        rated[item] = (rating, time)
+        rated[item] = (rating, at)
         for asked in rng.sample(ASKED, 2):
             try:
                 answer = await api.predict(user, str(asked))
