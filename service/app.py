@@ -74,7 +74,7 @@ async def _service_context(
     with threadpool_limits(limits=1):
         async with (
             _opened(settings) as store,
-            following_keys(store, settings, loopback=loopback) as access,
+            following_keys(store, settings, slot, loopback=loopback) as access,
             _following(store, settings) as follower,
         ):
             scale = store.config.scale

@@ -1,19 +1,22 @@
 """A worker's copy of the API keys. Invariant: a key that was removed from the store lets no request in for
 longer than two seconds, while the store answers.
 
-While it does not, the last copy holds: a restart of the store must not shut every client out.
+While it does not, the last copy holds: a restart of the store must not shut every client out. That keys are
+asked for is besides marked by a file in the folder of the workers: one that starts when the store was emptied
+asks for keys as its siblings do.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from featurestore.errors import StoreError
 from featurestore.store import Store
 from processes.errors import CannotStartError
 from service.http.access import Access
-from service.settings import ServiceSettings
+from service.settings import ServiceSettings, WorkerSlot
 
 log = logging.getLogger("foldin.service")
 
@@ -23,10 +26,13 @@ HOW_TO_START = (
     "other machines can reach this address, and there is no API key yet: make one by `foldin keys add NAME "
     "--role operate`, or say FOLDIN_ACCESS=open to let everyone in"
 )
+MARK = "keys-asked-for"
 
 
 @asynccontextmanager
-async def following_keys(store: Store, settings: ServiceSettings, *, loopback: bool) -> AsyncIterator[Access]:
+async def following_keys(
+    store: Store, settings: ServiceSettings, slot: WorkerSlot, *, loopback: bool
+) -> AsyncIterator[Access]:
     """Yield an `Access` that follows the keys of the store.
 
     Raises CannotStartError where other machines could ask without a key, which nothing has said;
@@ -34,9 +40,13 @@ async def following_keys(store: Store, settings: ServiceSettings, *, loopback: b
     """
     asks = settings.access != "open"
     access = Access(asks=asks, loopback=loopback, hosts=settings.hosts, origins=settings.origins)
+    mark = None if slot.folder is None else slot.folder / MARK
+    if mark is not None and mark.exists():
+        access.close()
     access.update(await store.access.load())
     if access.asks and not access.had_key:
         raise CannotStartError(HOW_TO_START)
+    _leave(mark, access)
     if access.asks and not access.known:
         log.warning("asks for API keys, and all were removed: make one by `foldin keys add`")
     elif access.asks:
@@ -45,7 +55,7 @@ async def following_keys(store: Store, settings: ServiceSettings, *, loopback: b
         log.info("asks for no API key: it listens on this machine alone, and there is none yet")
     else:
         log.warning("asks for no API key, as FOLDIN_ACCESS=open says")
-    task = asyncio.create_task(_follow(store, access), name="follow the keys")
+    task = asyncio.create_task(_follow(store, access, mark), name="follow the keys")
     try:
         yield access
     finally:
@@ -53,12 +63,18 @@ async def following_keys(store: Store, settings: ServiceSettings, *, loopback: b
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _follow(store: Store, access: Access) -> None:
+def _leave(mark: Path | None, access: Access) -> None:
+    if mark is not None and access.had_key and not mark.exists():
+        mark.touch()
+
+
+async def _follow(store: Store, access: Access, mark: Path | None) -> None:
     failing = False
     while True:
         await asyncio.sleep(POLL_S)
         try:
             access.update(await store.access.load())
+            _leave(mark, access)
             failing = False
         except StoreError as exc:
             if not failing:

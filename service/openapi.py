@@ -127,7 +127,7 @@ class Route:
                 "description": ", ".join(f"`{code}`" for code in codes),
                 "content": content(ProblemOut, PROBLEM_TYPE),
             }
-            if status in (429, 503):
+            if status in (429, 503, 507):
                 retry_after = {"schema": {"type": "integer"}, "description": "Seconds to wait"}
                 response["headers"] = {"Retry-After": retry_after}
         return responses

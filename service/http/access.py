@@ -46,6 +46,7 @@ class Access:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._origins = frozenset(origin.lower() for origin in origins)
         self._keys: StoredKeys = {}
+        self._had_key = False
         # `Authorization` as it was sent -> the key: to hash it for each request costs more than the rest.
         self._verified: dict[str, ApiKey] = {}
         self._hosts_passed: set[str | None] = set()
@@ -59,16 +60,22 @@ class Access:
     @property
     def had_key(self) -> bool:
         """Whether there is a key, or was one."""
-        return bool(self._keys)
+        return self._had_key
+
+    def close(self) -> None:
+        """Ask for keys from now on, be there none: there was one."""
+        self._had_key = True
+        if self._may_ask and not self.asks:
+            self.asks = True
+            self._hosts_passed = set()
 
     def update(self, keys: StoredKeys) -> None:
         """Take these keys from now on. Once there was one the service stays closed, were all removed."""
         if keys != self._keys:
             self._keys = dict(keys)
             self._verified = {}
-        if keys and self._may_ask and not self.asks:
-            self.asks = True
-            self._hosts_passed = set()
+        if keys:
+            self.close()
 
     def admit(self, headers: Mapping[str, str], level: int) -> None:
         """Let a request of a route that needs `level` pass.

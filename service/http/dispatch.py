@@ -9,9 +9,10 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from time import perf_counter
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
 from featurestore.errors import StoreError
@@ -92,7 +93,10 @@ class Dispatcher:
         route = route or route_of(request)
         self._counts.request(route, answer.status, perf_counter() - began)
         self._audit.record(request, route, answer)
-        if traffic.draining and isinstance(answer, Answer):
+        # A client that was told no in place of `100 Continue` may send its body all the same, or the next
+        # request: what comes cannot be told apart.
+        told_no = answer.status >= HTTPStatus.BAD_REQUEST and hdrs.EXPECT in request.headers
+        if (traffic.draining or told_no) and isinstance(answer, Answer):
             answer.close_connection()
         return answer
 

@@ -37,6 +37,8 @@ log = logging.getLogger("foldin.service")
 _BACKLOG = 1024
 # Of at most 8 KB each; browsers send about 20.
 _MOST_HEADERS = 64
+# What a client still sends of a body after its answer is read for so long, then the connection is closed.
+_LINGERING_S = 2.0
 # Files of a worker that are no connections: the store, tables, logs, the libraries.
 _OTHER_FILES = 128
 # New containers between two looks of the collector: a request leaves few cycles; a batch of 10,000 pairs is
@@ -59,6 +61,7 @@ class ServiceRunner(web.AppRunner):
         self._connections = connections
         self._limits: dict[str, Any] = {
             "keepalive_timeout": keepalive_s,
+            "lingering_time": _LINGERING_S,
             "max_headers": _MOST_HEADERS,
             # aiohttp inflates on the event loop, even what follows a 401: 10 bodies of 195 KB, each 200 MB of
             # zeros, stopped a worker for 15 s.

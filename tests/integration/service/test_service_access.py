@@ -4,6 +4,7 @@ operated, and that no key is ever in a log.
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
@@ -133,6 +134,9 @@ async def test_a_body_is_not_read_before_the_key(client: Client, keys: dict[str,
         writer.write(f"{head}{more}Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n".encode())
         line = await asyncio.wait_for(reader.readline(), 10.0)
         assert line.split()[1] == answer
+        if answer == b"401":
+            # Neither this body nor a request can follow.
+            assert b"Connection: close" in await asyncio.wait_for(reader.read(), 5.0)
         writer.close()
 
 
@@ -322,6 +326,41 @@ async def test_what_starts_when_all_keys_were_removed_is_closed_too(
             is_problem(await client.get("/generations"), 401, "unauthorized")
     finally:
         service.end()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
+async def test_a_worker_that_starts_on_an_emptied_store_is_as_closed_as_its_siblings(
+    own_server: StoreServer, tmp_path: Path, host: str
+) -> None:
+    settings = StoreSettings(url=own_server.url)
+    store = await Store.open(settings, hot=False)
+    await store.access.add(new_secret(), "first", "operate")
+    service = Service(settings, tmp_path, workers=2, host=host)
+    try:
+        service.wait_for("/livez")
+        await store.redis.execute_command("FLUSHALL")
+        before = service.worker_pids()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+            await wait_until_async(lambda: len(service.worker_pids()) == 2, 20.0, "a worker in its place")
+        await wait_until_async(lambda: service.answers("/livez"), 20.0, "they answer")
+        for _ in range(20):
+            # Each on a connection of its own, and so to either worker.
+            async with client_of(service.url) as client:
+                is_problem(await client.get("/generations"), 401, "unauthorized")
+        assert not set(before) & set(service.worker_pids())
+        secret = new_secret()
+        await store.access.add(secret, "second", "read")
+        async with client_of(service.url) as client:
+
+            async def let_in() -> bool:
+                return (await client.get("/generations", headers=bearer(secret))).status == 200
+
+            await wait_until_async(let_in, 10.0, "a new key lets in")
+    finally:
+        service.end()
+        await store.close()
 
 
 @one_kind
