@@ -1,8 +1,7 @@
 """Judge whether a fit may go live. Invariant: nothing passes that is not finite, complete and of use.
 
-The loss of a fit is measured on held-out ratings, and divided by the loss of a baseline without factors on
-the same ratings: that ratio, unlike the loss, can be compared between fits of different days. Each fit has
-held out ratings of its own, so that two ratios also differ by chance, the more the fewer ratings there were.
+A fit is tried on ratings that it has not learned: against a baseline without factors, and against the live
+generation on the newest ratings, which that one has not learned either.
 """
 
 import math
@@ -19,20 +18,20 @@ _ROWS_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How much worse a fit may be, as factors: `baseline` than the baseline's loss, `previous` than the live
-    generation's ratio, but for a difference of less than `sure` standard errors. With fewer held-out ratings
-    than `enough` the losses say nothing and do not count.
+    """How much worse a fit may be, as factors: `baseline` than the baseline's loss, `live` than the mean loss
+    of the live generation, but for a difference of less than `sure` standard errors. With fewer held-out
+    ratings than `enough` the losses say nothing and do not count.
     """
 
     # Above 1: where ratings follow no pattern, factors can only come out a little worse than biases.
     baseline: float = 1.05
-    # Of many ratings chance explains next to nothing; but people may come to rate less predictably.
-    previous: float = 1.15
+    # Of a mean squared error, so 1 % of its root: two fits of the same ratings that began differently are
+    # that far apart, and a newer one knows more users and items.
+    live: float = 1.02
     # By chance alone at most one good fit in 700 is refused (one side of a normal), and that one is done
     # again.
     sure: float = 3.0
-    # Of 100 ratings the standard error of a ratio is 13 % in the environment: 1.5 times as much may be
-    # chance.
+    # Of fewer the standard error of a loss is more than a tenth.
     enough: int = 100
 
 
@@ -40,8 +39,8 @@ class Policy:
 class Evidence:
     """What the gate looks at. Losses are NaN where there was nothing to measure on.
 
-    `n_held_out`: how many ratings they were measured on. `chance`: the standard error of the difference
-    between the logarithms of the two ratios.
+    `n_held_out`: how many ratings they were measured on. `live_ratio`: the mean loss over that of the live
+    generation on the same `n_newest` of them; `live_ratio_error`: the standard error of its logarithm.
     """
 
     finite: bool
@@ -52,59 +51,44 @@ class Evidence:
     n_held_out: int
     loss: float
     baseline_loss: float
-    previous_ratio: float | None
-    chance: float
+    n_newest: int = 0
+    live_ratio: float = 1.0
+    live_ratio_error: float = 0.0
 
 
-def judge(evidence: Evidence, policy: Policy) -> str | None:
+def judge(e: Evidence, policy: Policy) -> str | None:
     """Return why this fit must not go live; None if it may."""
-    if not evidence.finite:
+    if not e.finite:
         return "some of its numbers are not finite"
-    if evidence.n_users != evidence.expected_users or evidence.n_items < evidence.expected_items:
+    if e.n_users != e.expected_users or e.n_items < e.expected_items:
         return (
-            f"it has {evidence.n_users} users and {evidence.n_items} items, "
-            f"not {evidence.expected_users} and {evidence.expected_items}"
+            f"it has {e.n_users} users and {e.n_items} items, not {e.expected_users} and {e.expected_items}"
         )
-    if evidence.n_held_out < policy.enough:
+    if e.n_held_out < policy.enough:
         return None
     # Losses of nearly nothing (all ratings equal) are not compared by their ratio.
     slack = 1e-6
-    if not evidence.loss <= policy.baseline * evidence.baseline_loss + slack:
+    if not e.loss <= policy.baseline * e.baseline_loss + slack:
         return (
-            f"its loss on {evidence.n_held_out} unseen ratings is {evidence.loss:.4f}, "
-            f"that of the baseline {evidence.baseline_loss:.4f}"
+            f"its loss on {e.n_held_out} unseen ratings is {e.loss:.4f}, "
+            f"that of the baseline {e.baseline_loss:.4f}"
         )
-    before, ratio = evidence.previous_ratio, loss_ratio(evidence.loss, evidence.baseline_loss)
-    if before is not None and ratio is not None:
-        worse = max(policy.previous, math.exp(policy.sure * evidence.chance))
-        if ratio > worse * before + slack:
+    if e.n_newest >= policy.enough and e.live_ratio > policy.live:
+        chance = math.exp(policy.sure * e.live_ratio_error)
+        if e.live_ratio > chance:
             return (
-                f"its loss is {ratio:.3f} of the baseline's, that of the live generation was {before:.3f}: "
-                f"more than {worse:.2f} times as much"
+                f"its mean loss on the {e.n_newest} newest ratings, which neither has learned, is "
+                f"{e.live_ratio:.3f} times that of the live generation; by chance {chance:.3f} times at most"
             )
     return None
 
 
-def loss_ratio(loss: float, baseline_loss: float) -> float | None:
-    """Return the loss relative to the baseline's; None where that says nothing."""
-    if not (math.isfinite(loss) and math.isfinite(baseline_loss)) or baseline_loss <= 0:
-        return None
-    return loss / baseline_loss
-
-
-def refusal(
-    result: FitResult, expected_items: int, previous: dict[str, float] | None, policy: Policy
-) -> str | None:
+def refusal(result: FitResult, expected_items: int, policy: Policy) -> str | None:
     """Return why a fit must not go live; None if it may. Reads all of it: call it in a thread.
 
-    `expected_items`: rows of the registry when its snapshot was taken. `previous`: metrics of the live
-    generation.
+    `expected_items`: rows of the registry when its snapshot was taken.
     """
     metrics = result.metrics
-    before = previous or {}
-    previous_ratio = None
-    if before.get("unseen", 0) >= Policy().enough:
-        previous_ratio = loss_ratio(before.get("loss", math.nan), before.get("baseline_loss", math.nan))
     finite = all_finite_items(result.model, result.items) and all(
         bool(np.isfinite(result.users[start : start + _ROWS_AT_ONCE]).all())
         for start in range(0, len(result.users), _ROWS_AT_ONCE)
@@ -118,8 +102,8 @@ def refusal(
         n_held_out=int(metrics.get("unseen", 0)),
         loss=metrics.get("loss", math.nan),
         baseline_loss=metrics.get("baseline_loss", math.nan),
-        previous_ratio=previous_ratio,
-        # Independent, so their variances add up.
-        chance=math.hypot(*(each.get("loss_ratio_error", 0.0) for each in (metrics, before))),
+        n_newest=int(metrics.get("newest", 0)),
+        live_ratio=metrics.get("live_ratio", 1.0),
+        live_ratio_error=metrics.get("live_ratio_error", 0.0),
     )
     return judge(evidence, policy)

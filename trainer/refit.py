@@ -45,7 +45,7 @@ _EXPECTED = (
     *(FitFailedError, SegmentGoneError, GateRefusedError, NoRoomError),
     *(GenerationBroken, GenerationUnknown),
 )
-_LOGGED_METRICS = ("unseen", "loss", "baseline_loss", "sweeps")
+_LOGGED_METRICS = ("unseen", "loss", "baseline_loss", "newest", "live_ratio", "sweeps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +197,7 @@ class Refitter:
         snapshot, n_items, result = await self._fit(epoch, automatic=automatic)
         self._step("fit:done")
         await self._threads.run(epoch.fits.erase_from_new)
-        live = self._switch.live
-        # From nothing after a refusal: if that is no better, the ratings have become harder to predict, and
-        # to hold on to the generation from before would hold for ever.
-        previous = None
-        if live is not None and live.epoch == number and not self._from_scratch:
-            previous = live.meta.summary.metrics
-        why = await self._threads.run(gate.refusal, result, n_items, previous, self._settings.gate)
+        why = await self._threads.run(gate.refusal, result, n_items, self._settings.gate)
         logged = {name: result.metrics[name] for name in _LOGGED_METRICS if name in result.metrics}
         log.event("fit_judged", epoch=number, ratings=result.n_ratings, **logged)
         if unknown := result.metrics.get("unknown_items"):
@@ -237,7 +231,8 @@ class Refitter:
             await with_retries(registry.refresh)
             item_ids = registry.ids[:]
             items = await with_retries(self._threads.run, write_items, epoch.archive.directory, item_ids)
-            earlier = None if self._from_scratch else await self._threads.run(epoch.fits.newest)
+            live = self._switch.live
+            fit = live.result if live is not None and live.epoch == epoch.archive.epoch else None
             request = FitRequest(
                 paths=tuple(str(path.absolute()) for path in snapshot.paths),
                 items=str(items.absolute()),
@@ -248,7 +243,8 @@ class Refitter:
                 step=scale_step,
                 threads=self._settings.fit_threads,
                 seed=epoch.archive.epoch,
-                earlier=None if earlier is None else str(earlier.path.absolute()),
+                live=None if fit is None else str(fit.path.absolute()),
+                from_scratch=self._from_scratch,
             )
             fitting = fit_in_process(request, step=self._step)
             try:

@@ -44,6 +44,10 @@ class Ratings:
     value: Float64s
     time: Float64s
 
+    def take(self, rows: Int64s | Bools) -> "Ratings":
+        """Return those at `rows` (positions, or a mask) alone."""
+        return Ratings(self.user_row[rows], self.item_row[rows], self.value[rows], self.time[rows])
+
 
 @dataclass(frozen=True, slots=True)
 class Histories:

@@ -1,4 +1,4 @@
-"""What every engine has: the task that it is given, its two methods, and how its loss is told."""
+"""What every engine has: the task that it is given, its methods, and how two fits are compared by them."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from factors import Fitted, Float64s, Ratings
+from factors import Fitted, Float64s, Int32s, Ratings
 
 Report = Callable[[dict[str, float]], None]
 
@@ -40,26 +40,24 @@ class Engine(Protocol):
         ...
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
-        """Return how good `fitted`, which learned `train`, is on `test`.
-
-        The figures of `compared`, where the baseline needs no factors; further figures are for people to
-        read.
+        """Return how good `fitted`, which learned `train`, is on `test`: `loss`, `baseline_loss` (that of a
+        baseline without factors), and further figures for people to read.
         """
         ...
 
+    def losses(self, fitted: Fitted, train: Ratings, test: Ratings) -> Float64s:
+        """Return the loss of each rating of `test`, or of as many of the first as can be afforded."""
+        ...
 
-def compared(own: Float64s, baseline: Float64s, *, root: bool) -> dict[str, float]:
-    """Return `loss` and `baseline_loss`, the means (`root`: their square roots) of the losses (n,) of each
-    test rating, and `loss_ratio_error`, the standard error of the logarithm of their ratio (delta method).
+
+def compared(own: Float64s, other: Float64s, user_row: Int32s) -> dict[str, float]:
+    """Return `live_ratio`, the mean of the losses `own` (n,) over that of `other` (n,), of the same ratings
+    by the users `user_row` (n,), and `live_ratio_error`, the standard error of its logarithm (delta method).
     """
-    if len(own) == 0:
-        return {"loss": math.nan, "baseline_loss": math.nan}
-    means = float(own.mean()), float(baseline.mean())
-    # Both are losses of the same ratings: what makes a rating hard for both cancels out.
-    parts = own / (means[0] or 1.0) - baseline / (means[1] or 1.0)
-    error = float(parts.std()) / math.sqrt(len(own))
-    if not root:
-        return {"loss": means[0], "baseline_loss": means[1], "loss_ratio_error": error}
-    loss, baseline_loss = map(math.sqrt, means)
-    # The logarithm of a root is half the logarithm.
-    return {"loss": loss, "baseline_loss": baseline_loss, "loss_ratio_error": 0.5 * error}
+    # Of ratings that are all equal a fit may have no loss at all.
+    means = max(float(own.mean()), 1e-12), max(float(other.mean()), 1e-12)
+    # What makes a rating hard for both cancels out. Errors of one user are alike, so each user counts as one
+    # draw: a single account with many ratings makes the ratio uncertain, not certain.
+    parts = np.bincount(user_row, own / means[0] - other / means[1])
+    error = math.sqrt(float(parts @ parts)) / len(own)
+    return {"live_ratio": means[0] / means[1], "live_ratio_error": error}

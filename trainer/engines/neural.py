@@ -56,6 +56,10 @@ class NeuralEngine:
         """See `Engine.held_out`: root mean square error."""
         return VariationalEngine(self._settings).held_out(fitted, train, test)
 
+    def losses(self, fitted: Fitted, train: Ratings, test: Ratings) -> Float64s:
+        """See `Engine.losses`: squared errors."""
+        return VariationalEngine(self._settings).losses(fitted, train, test)
+
     def _fit(self, by_user: Compressed, task: FitTask) -> Fitted:
         from trainer.engines.network import train
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from factors import FitSettings, Fitted, Float64s, Ratings, Scorer, fit, fit_biases, held_out_metrics
-from trainer.engines.base import FitTask, compared
+from trainer.engines.base import FitTask
 
 
 class VariationalEngine:
@@ -32,11 +32,16 @@ class VariationalEngine:
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
         """See `Engine.held_out`: root mean square errors."""
         metrics = held_out_metrics(fitted, test)
+        own, baseline = self.losses(fitted, train, test), bias_errors(train, test) ** 2
+        losses = {"loss": math.sqrt(own.mean()), "baseline_loss": math.sqrt(baseline.mean())}
+        kept = {f"held_out_{name}": value for name, value in metrics.items() if math.isfinite(value)}
+        return {**kept, **losses}
+
+    def losses(self, fitted: Fitted, train: Ratings, test: Ratings) -> Float64s:
+        """See `Engine.losses`: squared errors."""
         scorer = Scorer(fitted.posterior, fitted.items)
         scores = scorer.score(fitted.users, test.user_row, test.item_row, test.time)
-        own, baseline = test.value - scores.rating, bias_errors(train, test)
-        kept = {f"held_out_{name}": value for name, value in metrics.items() if math.isfinite(value)}
-        return {**kept, **compared(own * own, baseline * baseline, root=True)}
+        return np.asarray((test.value - scores.rating) ** 2)
 
 
 def bias_errors(train: Ratings, test: Ratings) -> Float64s:

@@ -73,15 +73,6 @@ class FitFolder:
         except FitFailedError:
             return None
 
-    def newest(self) -> FitResult | None:
-        """Return the fit of the highest generation, for the next one to start from."""
-        # A number that has outgrown its six digits is longer.
-        found = self._path.glob("generation-*")
-        for path in sorted(found, key=lambda path: (len(path.name), path.name), reverse=True):
-            with contextlib.suppress(FitFailedError):
-                return read_result(path)
-        return None
-
     def keep(self, generations: Collection[int]) -> None:
         """Remove the fits of all other generations."""
         with self._lock:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from factors import FactorsError, FitDiverged, FitSettings, Fitted, Ratings, Scale
+from factors import FactorsError, FitDiverged, FitSettings, Fitted, Scale
 from processes.messages import Parent
 from trainer.archive.item_list import read_items
 from trainer.engines import EngineName, make_engine
@@ -28,13 +28,8 @@ from trainer.errors import (
 )
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.results import read_result, write_result
+from trainer.fit_job.trial import try_out
 
-# Every twentieth rating tells how good the fit is; the published one learns from these too.
-_HELD_OUT_FRACTION = 0.05
-# By so many the root mean square of normal errors is known to half a per cent.
-_HELD_OUT_LIMIT = 20_000
-# Of fewer ratings less than ten would be held out, which says nothing.
-_HELD_OUT_FROM = 200
 # Workers that answer users on the same cores go first, but POST /train has a minute: no idle priority.
 _NICENESS = 5
 
@@ -49,8 +44,8 @@ FailureKind = Literal["damaged", "gone", "refused", "diverged", "memory", "disk"
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """What to fit and where to leave it. `items`: the file of the registry's item ids; `earlier`: the folder
-    of the fit to start from.
+    """What to fit and where to leave it. `items`: the file of the registry's item ids; `live`: the folder of
+    the live generation's fit, to be compared with, and to start from unless `from_scratch`.
     """
 
     paths: tuple[str, ...]
@@ -62,7 +57,8 @@ class FitRequest:
     step: float | None
     threads: int
     seed: int
-    earlier: str | None = None
+    live: str | None = None
+    from_scratch: bool = False
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -92,39 +88,23 @@ def run_fit(request: FitRequest, report: Report) -> None:
     Raises `SegmentDamagedError`, `SegmentGoneError`, `ArchiveFailedError`, `ArchiveRefusedError`,
     `FactorsError`, `OSError`, `MemoryError`.
     """
-    earlier = None
-    if request.earlier is not None:
+    live = None
+    if request.live is not None:
         # Without its files the fit starts from nothing: slower, not wrong.
         with contextlib.suppress(FitFailedError):
-            earlier = read_result(Path(request.earlier))
-    known_ids = None if earlier is None else earlier.user_id_array()
+            live = read_result(Path(request.live))
+    known_ids, learned = (None, None) if live is None else (live.user_id_array(), np.asarray(live.user_n))
     item_ids = read_items(Path(request.items))
-    data = load_ratings([Path(path) for path in request.paths], item_ids, known_ids)
+    data = load_ratings([Path(path) for path in request.paths], item_ids, known_ids, learned)
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     rng = np.random.default_rng(request.seed)
     task = FitTask(data.ratings, data.n_users, data.n_items, rng, report=report)
-    if earlier is not None:
-        users = np.asarray(earlier.users)[data.kept]
-        task = replace(task, start=Fitted(earlier.model, users, np.asarray(earlier.items)[: data.n_items]))
-    metrics: dict[str, float] = {}
-    size = len(data.ratings.value)
-    if size >= _HELD_OUT_FROM:
-        held_out = np.zeros(size, dtype=bool)
-        n_held_out = min(_HELD_OUT_LIMIT, round(size * _HELD_OUT_FRACTION))
-        held_out[rng.choice(size, n_held_out, replace=False)] = True
-        r = data.ratings
-        known, tried = (
-            Ratings(r.user_row[rows], r.item_row[rows], r.value[rows], r.time[rows])
-            for rows in (~held_out, held_out)
-        )
-        trial = engine.fit(replace(task, ratings=known))
-        # "unseen": under this name in the metrics of every generation that was ever stored.
-        metrics = {**engine.held_out(trial, known, tried), "unseen": float(n_held_out)}
-        task = replace(task, start=trial)
-        # 24 bytes a rating, which the fit that follows may need.
-        del known, tried
-    fitted = engine.fit(task)
+    if live is not None and not request.from_scratch:
+        users = np.asarray(live.users)[data.kept]
+        task = replace(task, start=Fitted(live.model, users, np.asarray(live.items)[: data.n_items]))
+    trial, metrics = try_out(engine, task, data, live)
+    fitted = engine.fit(task if trial is None else replace(task, start=trial))
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
     if data.unknown:
         metrics["unknown_items"] = float(data.unknown)

@@ -25,7 +25,8 @@ class FitInput:
     `user_ids`: string array (u,); `user_n` int64 (u,): up to which count of the user the snapshot goes;
     `ratings`: ordered by user, each pair once, nothing that was taken back. `kept` int64 (k,): user row in
     the earlier fit of each of the first k users. `unknown`: events of items that the registry does not have,
-    which are left out.
+    which are left out. `unlearned` int64: positions of the ratings that the earlier fit has not learned, in
+    the order in which they arrived; all of them where there was none.
     """
 
     user_ids: pa.StringArray
@@ -33,6 +34,7 @@ class FitInput:
     ratings: Ratings
     n_items: int
     kept: npt.NDArray[np.int64]
+    unlearned: npt.NDArray[np.int64]
     unknown: int = 0
 
     @property
@@ -42,12 +44,15 @@ class FitInput:
 
 
 def load_ratings(
-    paths: Iterable[Path], item_ids: pa.StringArray, earlier: pa.StringArray | None = None
+    paths: Iterable[Path],
+    item_ids: pa.StringArray,
+    earlier: pa.StringArray | None = None,
+    learned: npt.NDArray[np.int64] | None = None,
 ) -> FitInput:
     """Read the segments `paths`, each verified. `item_ids`: by item row of the registry.
 
-    `earlier`: user ids of an earlier fit. An erased one is no valid text, so no event has it. Raises
-    `SegmentDamagedError` and `SegmentGoneError`.
+    `earlier`: user ids of an earlier fit, which has `learned` these users up to that `n`. An erased one is no
+    valid text, so no event has it. Raises `SegmentDamagedError` and `SegmentGoneError`.
     """
     users, items = _Dictionary(), _Dictionary()
     # Each begins with nothing of its type, so that no segment at all is no special case.
@@ -86,7 +91,12 @@ def load_ratings(
     ratings = Ratings(
         user_row[last].astype(np.int32), item_row[last].astype(np.int32), rating[last], time[last]
     )
-    return FitInput(user_ids, user_n, ratings, len(item_ids), kept, int((item_row < 0).sum()))
+    learned_n = np.zeros(len(user_ids), dtype=np.int64)
+    if learned is not None:
+        learned_n[: len(kept)] = learned[kept]
+    new = np.flatnonzero(n[last] > learned_n[ratings.user_row])
+    unlearned = new[np.argsort(last[new])]
+    return FitInput(user_ids, user_n, ratings, len(item_ids), kept, unlearned, int((item_row < 0).sum()))
 
 
 class _Dictionary:

@@ -30,6 +30,7 @@ from tests.support.trainers import (
     until_live,
 )
 from tests.support.waiting import wait_until_async
+from trainer.gate import Policy
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
@@ -409,7 +410,7 @@ async def test_a_fit_that_was_due_gives_way_to_one_that_was_asked_for(
         os.kill(stopped, 0)
 
 
-async def test_ratings_that_become_harder_to_foretell_do_not_hold_the_old_generation_for_ever(
+async def test_ratings_that_become_harder_to_foretell_do_not_hold_the_old_generation(
     store: Store, settings: TrainerSettings
 ) -> None:
     rng = np.random.default_rng(3)
@@ -427,9 +428,33 @@ async def test_ratings_that_become_harder_to_foretell_do_not_hold_the_old_genera
         await store.ratings.append(wave(0.02, 0))
         await fitted(store)
         await store.ratings.append(wave(0.8, 1000))
-        command = await store.commands.ask("refit", epoch=1)
-        outcome = await store.commands.wait(command, 60)
+        meta = await store.generations.meta(1, await fitted(store))
+    # Harder for the generation before as well, on the same ratings.
+    assert meta.summary.metrics["newest"] == 270
+    assert meta.summary.metrics["live_ratio"] < 1.0
+
+
+async def test_a_fit_that_a_flood_of_accounts_has_spoiled_does_not_go_live(
+    store: Store, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    flood = [NewRating(b"bot%d" % bot, b"i%d" % item, 5.0, 1e9) for bot in range(150) for item in range(24)]
+
+    async def refit() -> str | None:
+        outcome = await store.commands.wait(await store.commands.ask("refit", epoch=1), 60)
         assert outcome is not None
-        # Perhaps the fit is bad: it is done once more, from scratch.
-        assert (outcome.state, outcome.code) == ("failed", "gate_refused")
-        await fitted(store)
+        return outcome.code
+
+    async with running_trainer(settings):
+        await until_live(store)
+        await store.ratings.append(ratings(users=150, items=24, prefix="u"))
+        generation = await fitted(store)
+        await store.ratings.append(flood)
+        await until_drained(store)
+        await store.ratings.append(ratings(users=150, items=24, prefix="new")[::3])
+        # The second one begins from nothing, and is no better.
+        assert [await refit(), await refit()] == ["gate_refused", "gate_refused"]
+        assert (await store.generations.live()).generation == generation
+    # Without the comparison it would go live.
+    lax = trainer_settings(settings.store, tmp_path / "archive", gate=Policy(baseline=9.0, live=9.0))
+    async with running_trainer(lax):
+        assert await fitted(store) > generation

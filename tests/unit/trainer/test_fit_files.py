@@ -180,7 +180,7 @@ async def test_fit_leaves_complete_files_that_a_next_fit_starts_from(tmp_path: P
     assert all(part.stop == part.start for part in ratings[1:])
     archived(tmp_path / "archive", [("late", 1, 17, 5.0), ("late", 2, 0, 5.0)], first_ms=10_000)
     archive = EpochArchive(tmp_path / "archive", 1, guard=free)
-    second = await fitted(request(archive, tmp_path / "second", n_items=18, earlier=str(first.path)))
+    second = await fitted(request(archive, tmp_path / "second", n_items=18, live=str(first.path)))
     assert second.n_users == 41
     assert len(second.items) == 18
     assert second.user_ids(0, 3) == [b"u0", b"u1", b"u2"]

@@ -18,8 +18,7 @@ from trainer import log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.events import Span, after, format_position, join_spans, make_table, parse_position
 from trainer.consume.rebuild import is_incomplete
-from trainer.engines.base import compared
-from trainer.gate import Evidence, Policy, judge, loss_ratio
+from trainer.gate import Evidence, Policy, judge
 from trainer.leadership import Leadership
 from trainer.schedule import Decision, Rules, Situation, decide
 from trainer.settings import TrainerSettings
@@ -44,8 +43,9 @@ GOOD = Evidence(
     n_held_out=1000,
     loss=0.9,
     baseline_loss=1.0,
-    previous_ratio=0.85,
-    chance=0.01,
+    n_newest=500,
+    live_ratio=1.0,
+    live_ratio_error=0.01,
 )
 
 
@@ -100,46 +100,19 @@ def test_ratings_that_have_grown_are_fitted_again(fitted: int, new: int, growth:
         ({"loss": 1.06}, "baseline"),
         ({"loss": math.nan}, "baseline"),
         ({"loss": 1.06, "n_held_out": 99}, None),
-        ({"loss": 1.0}, "live generation"),
-        # 1.0 against 0.85 is 0.163 apart in logarithms: three times a chance of 0.06 would be more.
-        ({"loss": 1.0, "chance": 0.053}, "live generation"),
-        ({"loss": 1.0, "chance": 0.06}, None),
-        ({"loss": 1.06, "previous_ratio": None, "chance": 0.5}, "baseline"),
-        ({"loss": 0.97, "chance": 0.0}, None),
-        ({"loss": 1.0, "previous_ratio": None}, None),
-        ({"loss": 0.0, "baseline_loss": 0.0, "previous_ratio": None}, None),
+        ({"live_ratio": 1.05}, "live generation"),
+        # 0.0488 apart in logarithms: three times an error of 0.0163 would be more.
+        ({"live_ratio": 1.05, "live_ratio_error": 0.016}, "live generation"),
+        ({"live_ratio": 1.05, "live_ratio_error": 0.017}, None),
+        ({"live_ratio": 1.05, "n_newest": 99}, None),
+        ({"live_ratio": 1.019, "live_ratio_error": 0.0}, None),
+        ({"loss": 1.06, "live_ratio": 0.5}, "baseline"),
+        ({"loss": 0.0, "baseline_loss": 0.0}, None),
     ],
 )
 def test_what_may_go_live(changes: dict[str, float], reason: str | None) -> None:
     why = judge(replace(GOOD, **changes), Policy())  # type: ignore[arg-type]
     assert (why is None) if reason is None else (why is not None and reason in why)
-
-
-def test_a_ratio_is_known_as_well_as_its_spread_over_fresh_ratings_says() -> None:
-    rng = np.random.default_rng(1)
-    level = rng.gamma(2.0, 1.0, size=(2_000, 300))
-    own, baseline = level * rng.gamma(4.0, 0.2, level.shape), level * rng.gamma(4.0, 0.25, level.shape)
-    found = [compared(*pair, root=True) for pair in zip(own, baseline, strict=True)]
-    ratios = np.log([each["loss"] / each["baseline_loss"] for each in found])
-    said = np.mean([each["loss_ratio_error"] for each in found])
-    assert said == pytest.approx(ratios.std(), rel=0.1)
-    assert compared(own[0], baseline[0], root=False)["loss"] == pytest.approx(own[0].mean())
-
-
-def test_losses_of_nothing_have_no_error() -> None:
-    nothing = np.zeros(0)
-    assert math.isnan(compared(nothing, nothing, root=True)["loss"])
-    assert compared(np.zeros(5), np.zeros(5), root=True) == {
-        "loss": 0.0,
-        "baseline_loss": 0.0,
-        "loss_ratio_error": 0.0,
-    }
-
-
-def test_ratio_that_says_nothing() -> None:
-    assert loss_ratio(1.0, 2.0) == 0.5
-    assert loss_ratio(1.0, 0.0) is None
-    assert loss_ratio(math.nan, 1.0) is None
 
 
 def test_leadership_ends_before_the_lease_does() -> None:

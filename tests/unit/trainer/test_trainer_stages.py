@@ -71,9 +71,6 @@ def test_the_newest_fit_stays_before_it_is_known_to_be_live(tmp_path: Path, data
         folder.end_fit()
     folder.keep({2})
     assert [folder.read(generation) is not None for generation in (1, 2, 3)] == [False, True, True]
-    newest = folder.newest()
-    assert newest is not None
-    assert newest.path.name == "generation-000003"
 
 
 async def test_a_call_is_repeated_until_store_and_disk_let_it(monkeypatch: pytest.MonkeyPatch) -> None:

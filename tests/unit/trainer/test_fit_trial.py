@@ -1,0 +1,179 @@
+"""The trial of a fit: which ratings it is held to, and that one which is worse on what comes is refused."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factors import Int64s, Ratings, item_statistics, posterior_of
+from tests.support.event_tables import event_table, free, item_ids
+from trainer import gate
+from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.events import spans_of, string_array
+from trainer.archive.item_list import write_items
+from trainer.engines.base import compared
+from trainer.fit_job import trial
+from trainer.fit_job.job import FitRequest, run_fit
+from trainer.fit_job.ratings import FitInput, load_ratings
+from trainer.fit_job.results import FitResult, read_result
+from trainer.fit_job.trial import as_served, newest
+from trainer.gate import Policy
+
+N_ITEMS = 40
+Rated = Sequence[tuple[str, int, float]]
+
+
+def honest(prefix: str, n_users: int, each: int, seed: int) -> Rated:
+    """Ratings by users with a taste, round the middle of the scale."""
+    rng, kind = np.random.default_rng(seed), np.random.default_rng(0).normal(size=N_ITEMS)
+    return [
+        (f"{prefix}{user}", int(item), float(np.clip(round(3 + taste * kind[item]), 1, 5)))
+        for user, taste in enumerate(rng.normal(size=n_users))
+        for item in rng.permutation(N_ITEMS)[:each]
+    ]
+
+
+def flood(n_users: int, each: int) -> Rated:
+    """Accounts that give everything a 5."""
+    rng = np.random.default_rng(7)
+    items = [rng.permutation(N_ITEMS)[:each] for _ in range(n_users)]
+    return [(f"bot{user}", int(item), 5.0) for user, of_user in enumerate(items) for item in of_user]
+
+
+def archived(folder: Path, rated: Rated, before: Rated = ()) -> EpochArchive:
+    """The ratings as one more segment, behind those `before`."""
+    archive = EpochArchive(folder, 1, guard=free)
+    counts = Counter(user for user, _, _ in before)
+    n = []
+    for user, _, _ in rated:
+        counts[user] += 1
+        n.append(counts[user])
+    users, rows, values = zip(*rated, strict=True)
+    ms = 1 + len(before) + np.arange(len(rated))
+    table = event_table(users, n, rows, values, stream_ms=ms)
+    archive.append(table, spans_of(table))
+    return archive
+
+
+def fit_of(archive: EpochArchive, output: Path, live: Path | None = None) -> FitResult:
+    request = FitRequest(
+        paths=tuple(map(str, archive.snapshot().paths)),
+        items=str(write_items(archive.directory, [b"i%d" % row for row in range(N_ITEMS)])),
+        output=str(output),
+        engine="variational",
+        low=1.0,
+        high=5.0,
+        step=1.0,
+        threads=1,
+        seed=1,
+        live=None if live is None else str(live),
+    )
+    run_fit(request, lambda _metrics: None)
+    return read_result(output)
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, FitResult, FitResult]:
+    """A live fit of honest users; then come many accounts that give everything a 5, and new honest users. The
+    fit of all that, held to the newest ratings, and the same held to any of its own.
+    """
+
+    def any_of_all(data: FitInput, wanted: int) -> Int64s:
+        return np.random.default_rng(1).choice(len(data.ratings.value), wanted, replace=False)
+
+    folder = tmp_path_factory.mktemp("poisoned")
+    first, bots = honest("u", 150, 15, seed=1), flood(200, 15)
+    live = fit_of(archived(folder / "archive", first), folder / "live")
+    archived(folder / "archive", bots, before=first)
+    archive = archived(folder / "archive", honest("new", 100, 4, seed=2), before=[*first, *bots])
+    fit = fit_of(archive, folder / "newest", live.path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "newest", any_of_all)
+        return live, fit, fit_of(archive, folder / "own", live.path)
+
+
+def test_a_fit_that_is_worse_on_what_comes_is_refused(
+    poisoned: tuple[FitResult, FitResult, FitResult],
+) -> None:
+    _, fit, _ = poisoned
+    why = gate.refusal(fit, N_ITEMS, Policy(baseline=math.inf))
+    assert why is not None
+    assert "newest ratings, which neither has learned" in why
+    assert gate.refusal(fit, N_ITEMS, Policy()) is not None
+
+
+def test_held_to_a_part_of_its_own_ratings_it_would_look_better_and_go_live(
+    poisoned: tuple[FitResult, FitResult, FitResult],
+) -> None:
+    _, _, own = poisoned
+    assert own.metrics["live_ratio"] < 1.0
+    assert gate.refusal(own, N_ITEMS, Policy()) is None
+
+
+def test_a_fit_that_learned_more_of_the_same_goes_live(tmp_path: Path) -> None:
+    first, more, few = (honest(f"u{k}-", users, 15, seed=k) for k, users in ((1, 150), (2, 60), (3, 6)))
+    live = fit_of(archived(tmp_path / "archive", first), tmp_path / "live")
+    archive = archived(tmp_path / "archive", more, before=first)
+    fit = fit_of(archive, tmp_path / "fit", live.path)
+    # A twentieth of 3,150.
+    assert (fit.metrics["newest"], fit.metrics["unseen"]) == (158.0, 158.0)
+    assert gate.refusal(fit, N_ITEMS, Policy()) is None
+    archive = archived(tmp_path / "archive", few, before=[*first, *more])
+    again = fit_of(archive, tmp_path / "again", fit.path)
+    assert again.metrics["newest"] == 0.0, "45 of 90 are too few"
+    assert again.metrics["unseen"] == 162.0
+
+
+def test_the_newest_are_not_learned_yet_and_of_no_account_more_than_its_share() -> None:
+    user, item = np.divmod(np.arange(8_000), 80)
+    ratings = Ratings(user.astype(np.int32), item.astype(np.int32), np.full(8_000, 3.0), np.full(8_000, 1e9))
+    ids = string_array(b"u%d" % k for k in range(100))
+    # The ratings of the last user came last.
+    unlearned = np.concatenate(
+        [np.random.default_rng(0).permutation(np.arange(4_000, 7_920)), np.arange(7_920, 8_000)]
+    )
+    data = FitInput(ids, np.full(100, 80), ratings, 80, np.arange(100), unlearned)
+    chosen = newest(data, 400)
+    assert len(np.unique(chosen)) == 400
+    assert np.isin(chosen, unlearned[len(unlearned) // 2 :]).all()
+    assert (chosen >= 7_920).sum() == 20 == np.bincount(ratings.user_row[chosen]).max()
+    assert set(newest(data, 10**6)) == set(unlearned[len(unlearned) // 2 :])
+    assert len(newest(replace(data, unlearned=unlearned[:0]), 400)) == 0
+
+
+def test_a_live_fit_is_judged_as_it_answers_with_what_came_since(tmp_path: Path) -> None:
+    rated = honest("u", 60, 15, seed=1)
+    early = [each for each in rated if each[1] != 7 and each[0] != "u3"]
+    live = fit_of(archived(tmp_path, early), tmp_path / "live")
+    late = [each for each in rated if each[1] == 7 or each[0] == "u3"]
+    paths = archived(tmp_path, late, before=early).snapshot().paths
+    data = load_ratings(paths, item_ids(N_ITEMS), live.user_id_array(), np.asarray(live.user_n))
+    assert len(data.unlearned) == len(late)
+    served = as_served(live, data, data.ratings)
+    again = as_served(live, data, data.ratings.take(np.zeros(len(rated), dtype=bool)))
+    count = item_statistics(served.items).count
+    assert count[7] == sum(item == 7 for _, item, _ in rated)
+    assert item_statistics(again.items).count.sum() == 0
+    prior = posterior_of(live.model).prior_user
+    u3 = data.user_ids.to_pylist().index("u3")
+    np.testing.assert_array_equal(again.users[u3], prior)
+    assert np.abs(served.users[u3] - prior).max() > 0.1
+
+
+def test_a_ratio_of_losses_is_known_as_well_as_its_spread_over_fresh_users_says() -> None:
+    rng = np.random.default_rng(1)
+    user = np.repeat(np.arange(100, dtype=np.int32), 5)
+    level = rng.gamma(2.0, 1.0, size=(2_000, 100))[:, user]
+    own, other = (level * rng.gamma(4.0, scale, (2_000, 100))[:, user] for scale in (0.2, 0.25))
+    found = [compared(*pair, user) for pair in zip(own, other, strict=True)]
+    ratios = np.log([each["live_ratio"] for each in found])
+    assert np.mean([each["live_ratio_error"] for each in found]) == pytest.approx(ratios.std(), rel=0.1)
+    nothing, users = np.zeros(5), np.arange(5, dtype=np.int32)
+    assert compared(nothing, nothing, users) == {
+        "live_ratio": 1.0,
+        "live_ratio_error": 0.0,
+    }
