@@ -48,13 +48,14 @@ class NewRating:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """Receipt: how many ratings held, the user's last `n`, and the digest by which the store remembers to
-    forget.
+    """Receipt: how many ratings held, the user's last `n`, the digest by which the store remembers to forget,
+    and when that was, in milliseconds by the store's clock: later than every event of the user before.
     """
 
     ratings: int
     n: int
     digest: bytes
+    at_ms: int
 
 
 class RatingsLog:
@@ -183,7 +184,7 @@ class RatingsLog:
             if reply[0] == b"OK":
                 if self._disk is not None:
                     await self._disk.wait()
-                return Forgotten(len(codecs.unpack_history(reply[2])), int(reply[1]), digest)
+                return Forgotten(len(codecs.unpack_history(reply[2])), int(reply[1]), digest, int(reply[3]))
             await self._epochs.learn(partition, reply[1])
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 
