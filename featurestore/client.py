@@ -12,6 +12,8 @@ from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import Connection as PlainSocket
+from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LostConnection
@@ -21,6 +23,7 @@ from redis.exceptions import TimeoutError as LateReply
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import LIBRARY, LIBRARY_TEXT, is_missing
+from featurestore.wire.primary import Primary
 from featurestore.wire.resp import ReplyError, store_error
 
 # A process has a leader's loop, a stream of commands and a few requests at a time: calls beyond wait here.
@@ -30,28 +33,48 @@ POOL_SOCKETS = 8
 Call = tuple[Sequence[bytes], Sequence[bytes]]
 
 
+class _Following(PlainSocket):
+    """Goes to where the primary is at that moment."""
+
+    def __init__(self, *, primary: Primary, **options: Any) -> None:
+        super().__init__(**options)
+        self._primary = primary
+
+    async def connect(self) -> None:
+        """Connect there."""
+        self.host, self.port = self._primary.address
+        await super().connect()  # type: ignore[no-untyped-call]  # redis-py
+
+
+class _FollowingOverTls(_Following, SSLConnection):
+    pass
+
+
 class Client(Redis):
     """`redis.asyncio.Redis` whose calls raise `StoreError`. `main`: while that connection is away nothing is
-    asked; `block_s`: how long a command may block beyond the timeout.
+    asked.
     """
 
-    def __init__(
-        self, url: str, timeout_s: float, main: Connection | None = None, *, block_s: float = 0.0
-    ) -> None:
+    def __init__(self, primary: Primary, timeout_s: float, main: Connection | None = None) -> None:
+        options: dict[str, Any] = {**primary.options}
+        kind = options.pop("connection_class", PlainSocket)
+        if kind is not UnixDomainSocketConnection:
+            kind = _FollowingOverTls if kind is SSLConnection else _Following
+            options["primary"] = primary
+        defaults: dict[str, Any] = {
+            "max_connections": POOL_SOCKETS,
+            "timeout": timeout_s,
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            # redis-py 8 retries ten times unless told otherwise, and a write whose reply was lost would be
+            # applied twice: the caller knows whether its call may be repeated. A pooled socket that the store
+            # has closed needs no retry: it is noticed and replaced before it is used.
+            "retry": Retry(NoBackoff(), 0),
+            # Replies of RESP2 are what the wire and the functions speak too.
+            "protocol": 2,
+        }
         super().__init__(
-            connection_pool=BlockingConnectionPool.from_url(
-                url,
-                max_connections=POOL_SOCKETS,
-                timeout=timeout_s,
-                socket_timeout=timeout_s + block_s,
-                socket_connect_timeout=timeout_s,
-                # redis-py 8 retries ten times unless told otherwise, and a write whose reply was lost would
-                # be applied twice: the caller knows whether its call may be repeated. A pooled socket that
-                # the store has closed needs no retry: it is noticed and replaced before it is used.
-                retry=Retry(NoBackoff(), 0),
-                # Replies of RESP2 are what the wire and the functions speak too.
-                protocol=2,
-            )
+            connection_pool=BlockingConnectionPool(connection_class=kind, **{**defaults, **options})
         )
         self.main = main
         self._main_sockets = 0

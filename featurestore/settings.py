@@ -59,10 +59,18 @@ def _scale_text(text: str) -> str:
 
 
 def _address(text: str) -> str:
-    if re.fullmatch(r"(redis|rediss|unix)://\S+", text) is None:
+    if not text.startswith(("redis+sentinel:", "rediss+sentinel:")):
+        known = re.fullmatch(r"(redis|rediss|unix)://\S+", text)
+    else:
+        host = r"[A-Za-z0-9._-]+(:\d{1,5})?"
+        known = re.fullmatch(
+            rf"rediss?\+sentinel://([^@/\s]+@)?{host}(,{host})*/[A-Za-z0-9._-]+(/\d+)?(\?\S*)?", text
+        )
+    if known is None:
         # What was given is not repeated: it may hold a password.
         raise ValueError(
-            "must be an address like redis://host:6379, rediss://host:6379 or unix:///path/to/socket"
+            "must be an address like redis://host:6379, rediss://host:6379, unix:///path/to/socket or "
+            "redis+sentinel://host:26379,host:26379/NAME"
         )
     return text
 
@@ -114,10 +122,11 @@ class StoreSettings:
         whole(1),
         variable="FOLDIN_STREAM_LIMIT",
     )
-    durability: Literal["store", "fsync"] = setting(
+    durability: Literal["store", "fsync", "replicated"] = setting(
         "store",
-        "a rating is answered when the store has it as it is configured (`store`), or its disk (`fsync`)",
-        choice(("store", "fsync")),
+        "a rating is answered when the store has it as it is configured (`store`), its disk (`fsync`), or "
+        "its replicas (`replicated`)",
+        choice(("store", "fsync", "replicated")),
         variable="FOLDIN_DURABILITY",
     )
     # Rows are int32, and -1 stands for none.

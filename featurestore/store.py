@@ -2,10 +2,12 @@
 enough, has this version's functions, keeps what it stores, and agrees on what was fixed at creation.
 """
 
+import asyncio
+
 from featurestore.access import AccessKeys
 from featurestore.client import Client
 from featurestore.commands import Commands
-from featurestore.disk_sync import DiskSync
+from featurestore.confirmation import EVERYSEC_S, Confirmation
 from featurestore.errors import StoreChanged, StoreRefused
 from featurestore.generations.catalog import Generations
 from featurestore.item_registry import ItemRegistries
@@ -19,6 +21,7 @@ from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
 from featurestore.users.records import UserRecords
 from featurestore.wire.connection import Connection, Prepare
+from featurestore.wire.primary import Primary
 from processes.errors import CannotStartError
 
 
@@ -29,10 +32,11 @@ class Store:
         self.settings = settings
         self.config = NamespaceConfig(settings.partitions, parse_scale(settings.scale))
         self.keys = Keys(settings.namespace, settings.partitions)
-        # `settings.url`, with its password, is for connections alone.
-        self._url = settings.address()
-        self.redis = Client(self._url, settings.timeout_s)
-        self.bulk = self._connection("bulk", self._prepare)
+        # The address with its password is for connections alone.
+        self._primary = Primary(settings.address())
+        self._following: asyncio.Task[None] | None = None
+        self.redis = Client(self._primary, settings.timeout_s)
+        self.bulk = self._connection("bulk", self._prepare, finds=True)
         self.redis.main = self.bulk
         self.hot: Connection | None = self._connection("hot") if hot else None
         # Which store this is, as last seen: another one behind the same address was emptied, or is another.
@@ -40,9 +44,15 @@ class Store:
         self._registries = ItemRegistries(self.keys, self.bulk, self.redis, settings.max_items)
         # `items(epoch)`: the item registry of an epoch.
         self.items = self._registries.of
-        self._disk: DiskSync | None = None
-        if settings.durability == "fsync":
-            self._disk = DiskSync(self._url, settings.timeout_s, self.bulk, self.keys.synced)
+        wait_s = settings.timeout_s + EVERYSEC_S * (settings.durability == "fsync")
+        self.confirmation = Confirmation(
+            settings.durability,
+            self._primary,
+            self.bulk,
+            self._connection("confirm", block_s=wait_s),
+            key=self.keys.synced,
+            wait_s=wait_s,
+        )
         self.users = UserRecords(self.keys, self.hot or self.bulk, self.redis)
         self.generations = Generations(self.keys, self.bulk, self.redis)
         self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
@@ -55,7 +65,7 @@ class Store:
             registries=self._registries,
             stream=self.stream,
             stream_limit=settings.stream_limit,
-            disk=self._disk,
+            confirmation=self.confirmation,
         )
         self.commands = Commands(self.keys, self.redis, block_s=settings.timeout_s / 2)
         self.leases = Leases(self.keys, self.redis)
@@ -79,8 +89,9 @@ class Store:
             await store.bulk.open()
             if store.hot is not None:
                 await store.hot.open()
-            if store._disk is not None:
-                await store._disk.open()
+            await store.confirmation.open()
+            if store._primary.followed:
+                store._following = asyncio.create_task(store._primary.follow(), name="follow the primary")
         except BaseException:
             await store.close()
             raise
@@ -88,12 +99,15 @@ class Store:
 
     async def close(self) -> None:
         """Close every connection; calls in flight fail with `StoreUnavailable`."""
-        if self._disk is not None:
-            await self._disk.close()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await self.confirmation.close()
         for connection in (self.hot, self.bulk):
             if connection is not None:
                 await connection.close()
         await self.redis.aclose(close_connection_pool=True)
+        self._primary.close()
 
     async def look_again(self) -> None:
         """Make sure of the store, which may be another one: read its identity, bring back what it lost."""
@@ -105,23 +119,25 @@ class Store:
         if not isinstance(found, bytes) or found.decode() != self.identity:
             raise StoreChanged("the store was emptied, or another one has taken its place")
 
-    async def time_ms(self) -> int:
-        """Return the store's time in milliseconds, as the entries of the streams have it."""
-        seconds, micros = await self.redis.time()
-        return int(1000 * seconds + micros // 1000)
-
     async def time(self) -> int:
         """Seconds since 1970 by the clock of the store."""
         return (await self.redis.time())[0]
 
-    def _connection(self, name: str, prepare: Prepare | None = None) -> Connection:
-        timeout_s = self.settings.timeout_s
-        return Connection(self._url, timeout_s, name, prepare=prepare, load_library=self.redis.load_library)
+    def _connection(
+        self, name: str, prepare: Prepare | None = None, *, finds: bool = False, block_s: float = 0.0
+    ) -> Connection:
+        return Connection(
+            *(self._primary, self.settings.timeout_s, name),
+            prepare=prepare,
+            load_library=self.redis.load_library,
+            finds=finds,
+            block_s=block_s,
+        )
 
     async def _prepare(self) -> None:
         # A client of its own, closed each time: `redis` asks nothing while the bulk connection is away, and
         # its sockets may lead to a server that is no longer the one to ask.
-        client = Client(self._url, self.settings.timeout_s)
+        client = Client(self._primary, self.settings.timeout_s)
         try:
             identity = await prepare(client, self.settings.namespace, self.config, self.keys)
             if self.identity in {"", identity}:

@@ -102,6 +102,7 @@ class Training:
                 await self._store.epochs.abandon(epoch)
 
     async def _train(self, kind: CommandKind, epoch: int) -> Trained:
+        since = self._store.confirmation.begin()
         command = await self._store.commands.ask(kind, epoch=epoch)
         outcome = await self._store.commands.wait(command, self._wait_s)
         # The id of the command lets an operator find it in the trainer's log.
@@ -127,6 +128,7 @@ class Training:
                 outcome.detail or "the trainer's log has the cause",
                 extra={"cause": outcome.code} if outcome.code else None,
             )
+        await self._store.confirmation.wait(since)
         served = await wait_until_served(
             self._store.generations, epoch, outcome.generation, SERVED_WITHIN_S, here=self._follower
         )

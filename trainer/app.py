@@ -125,8 +125,12 @@ class Trainer:
     async def _ask_for_lease(self, store: Store, token: str) -> tuple[Lease | None, float]:
         # Before the request: the lease of the store begins later, so it ends no earlier than this one
         # believes.
-        began_at = time.monotonic()
-        return await store.leases.acquire(token, round(self._settings.lease_ttl_s * 1000)), began_at
+        began_at, since = time.monotonic(), store.confirmation.begin()
+        lease = await store.leases.acquire(token, round(self._settings.lease_ttl_s * 1000))
+        if lease is not None:
+            # A fence that a promoted replica does not know would be given again, to another trainer.
+            await store.confirmation.wait(since)
+        return lease, began_at
 
     def _may_write(self) -> None:
         if self._leadership is None:

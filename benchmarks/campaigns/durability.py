@@ -6,36 +6,19 @@ Exit code 1 if any is.
 """
 
 import asyncio
-import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
+from benchmarks.campaigns.acknowledged import Books, refit
 from benchmarks.campaigns.local_stack import LocalStack, local_stack
 from benchmarks.harness.command import carry_out_campaign, read
-from evaluation.api_client import ApiClient, ApiError, Rating
-from factors import Ranker, Scorer, posterior_of
-from featurestore.generations.live import LiveGeneration
-from featurestore.generations.manifest import Pointer
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
 from processes.settings import choice, real, setting, whole
-from trainer.archive.segments import SegmentName, read_segment
 
 VICTIMS = ("trainer", "store", "service")
-# A world so small that refits end between two kills, and others are hit by them.
-USERS, ITEMS = 400, 120
-# What a user rates an item: something that can be learned, so that the trainer's gate lets the refits pass...
-LEVELS = 7
-# ... and a little more each time, so that each acknowledged rating of a pair can be told from any other.
-TICK, TICKS = 1e-6, 400_000
-# A call that a kill leaves without an answer must not keep its part of the load away for long.
-CALL_S = 15.0
 
 
 @dataclass(slots=True)
@@ -66,84 +49,32 @@ class Report:
         return [*rows, "nothing acknowledged is lost" if self.wrong == 0 else "LOST: see above"]
 
 
-Pair = tuple[str, str]
-
-
 async def campaign(
     *, seconds: float, seed: int, every_s: float, victims: Sequence[str], data: Path
 ) -> Report:
     """Run a campaign of `seconds` with a kill about every `every_s`, on a stack of its own in `data`."""
-    report = Report()
+    report, books = Report(), Books()
     rng = random.Random(seed)
     # A small refit threshold, so that kills meet fits, publishes and archive writes.
     settings = {"FOLDIN_REFIT_EVENTS": "2000", "FOLDIN_REFIT_SECONDS": "5"}
     async with local_stack(data, workers=2, settings=settings) as stack:
-        numbers = itertools.count()
-        # What may stand as the last rating of a pair: the last one acknowledged, or one sent after it.
-        allowed: dict[Pair, set[float]] = {}
-        acknowledged: dict[Pair, float] = {}
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         async with asyncio.TaskGroup() as group:
             for part in range(4):
-                group.create_task(
-                    _load(
-                        stack,
-                        part,
-                        numbers=numbers,
-                        books=(allowed, acknowledged),
-                        until=until,
-                        report=report,
-                        rng=random.Random(seed + part + 1),
-                    )
-                )
+                raters = random.Random(seed + part + 1)
+                group.create_task(books.rate(stack.api, part, lambda: loop.time() >= until, raters))
             group.create_task(
                 _killer(stack, rng, until=until, every_s=every_s, victims=victims, report=report)
             )
-        await _refit(stack.api)
-        await _check_histories(stack.api, allowed, acknowledged, report)
-        await _check_archive_and_generation(stack, allowed, acknowledged, report)
+        report.acknowledged, report.refused = books.ratings, books.refused
+        await refit(stack.api)
+        report.missing["histories"] = await books.missing_from_histories(stack.api)
+        archive, generation, report.doubled = await books.missing_from_archive_and_generation(
+            StoreSettings(url=stack.redis_url), data / "archive"
+        )
+        report.missing |= {"archive": archive, "generation": generation}
     return report
-
-
-async def _load(
-    stack: LocalStack,
-    part: int,
-    *,
-    numbers: "itertools.count[int]",
-    books: tuple[dict[Pair, set[float]], dict[Pair, float]],
-    until: float,
-    report: Report,
-    rng: random.Random,
-) -> None:
-    """Rate in small and larger calls until the time is up; note what was acknowledged.
-
-    Each part has users of its own, so that of one pair no two calls are under way.
-    """
-    allowed, acknowledged = books
-    loop = asyncio.get_running_loop()
-    while loop.time() < until:
-        rows = {}
-        # One rating and many take different ways through the service and in the store.
-        for _ in range(rng.choice((1, 3, 50))):
-            user, item = rng.randrange(USERS), rng.randrange(ITEMS)
-            value = 1.0 + 0.5 * ((user + item) % LEVELS) + (next(numbers) % TICKS) * TICK
-            rows[f"u{part}-{user}", f"i{item}"] = value
-        for pair, value in rows.items():
-            allowed.setdefault(pair, set()).add(value)
-        try:
-            async with asyncio.timeout(CALL_S):
-                await stack.api.rate([Rating(*pair, value) for pair, value in rows.items()])
-        except (ApiError, TimeoutError):
-            report.refused += 1
-            # The service is away, or waits for its store: asked at once again it would only refuse more.
-            await asyncio.sleep(0.05)
-            continue
-        report.acknowledged += len(rows)
-        for pair, value in rows.items():
-            # An earlier call that was cut off may have been taken, but not after this one.
-            allowed[pair] = {value}
-            acknowledged[pair] = value
 
 
 async def _killer(
@@ -165,82 +96,6 @@ async def _killer(
         turn += 1
         if stack.kill(victim):
             report.kills[victim] += 1
-
-
-async def _refit(api: ApiClient) -> None:
-    """Ask for a refit until one succeeds."""
-    last = ""
-    for _ in range(60):
-        try:
-            return await api.train(retry=False)
-        except ApiError as exc:
-            last = str(exc)
-        await asyncio.sleep(0.5)
-    raise RuntimeError(f"no refit after the campaign: {last}")
-
-
-async def _check_histories(
-    api: ApiClient, allowed: dict[Pair, set[float]], acknowledged: dict[Pair, float], report: Report
-) -> None:
-    held = {
-        (user, item): rating
-        for user in sorted({user for user, _ in acknowledged})
-        for item, rating in (await api.ratings(user)).items()
-    }
-    report.missing["histories"] = _missing(held, allowed, acknowledged)
-
-
-def _missing(
-    held: dict[Pair, float], allowed: dict[Pair, set[float]], acknowledged: dict[Pair, float]
-) -> int:
-    return sum(held.get(pair) not in allowed[pair] for pair in acknowledged)
-
-
-async def _check_archive_and_generation(
-    stack: LocalStack, allowed: dict[Pair, set[float]], acknowledged: dict[Pair, float], report: Report
-) -> None:
-    store = await Store.open(StoreSettings(url=stack.redis_url), hot=False)
-    try:
-        pointer = await store.generations.live()
-        events = pa.concat_tables([read_segment(path)[0] for path in _segments(stack.data, pointer.epoch)])
-        users, items = events["user_id"].to_pylist(), events["item_id"].to_pylist()
-        counters, values = events["n"].to_pylist(), events["rating"].to_pylist()
-        # A user's counter names an event: the same twice is one event archived twice.
-        report.doubled = len(users) - len(set(zip(users, counters, strict=True)))
-        held: dict[Pair, float] = {}
-        for _, user, item, value in sorted(zip(counters, users, items, values, strict=True)):
-            held[user, item] = value
-        report.missing["archive"] = _missing(held, allowed, acknowledged)
-        report.missing["generation"] = await _behind(store, pointer, acknowledged)
-    finally:
-        await store.close()
-
-
-def _segments(data: Path, epoch: int) -> list[Path]:
-    """Return the segments that count: a merge that was just made may still lie beside what it covers."""
-    folder = data / "archive" / StoreSettings().namespace / f"epoch-{epoch:06d}"
-    named = [(name, path) for path in sorted(folder.iterdir()) if (name := SegmentName.parse(path.name))]
-    return [path for name, path in named if not any(other.covers(name) for other, _ in named)]
-
-
-async def _behind(store: Store, pointer: Pointer, acknowledged: dict[Pair, float]) -> int:
-    """Count the acknowledged ratings of users whose record in the generation has not seen all that they
-    rated.
-    """
-    meta = await store.generations.meta(pointer.epoch, pointer.generation)
-    posterior = posterior_of(meta.model)
-    # The counter rule alone is asked, which needs no item.
-    items = np.empty((0, meta.model.item_width), dtype=np.float32)
-    scorer, ranker = Scorer(posterior, items), Ranker(posterior, items)
-    live = LiveGeneration(
-        pointer.epoch, pointer.generation, posterior, items, 0, scorer=scorer, ranker=ranker, meta=meta
-    )
-    ratings_of = Counter(user for user, _ in acknowledged)
-    users = list(ratings_of)
-    found = await store.users.lookup(live, [user.encode() for user in users])
-    # An unknown user is not behind for the rule, but has lost all here.
-    lost = {*found.behind, *np.flatnonzero(found.n == 0).tolist()}
-    return sum(ratings_of[users[position]] for position in lost)
 
 
 @dataclass(frozen=True, slots=True)

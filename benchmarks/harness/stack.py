@@ -144,6 +144,7 @@ def service(
     cpus: Sequence[int] = (),
     scale: str = synthetic.SCALE_TEXT,
     cache: Path | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[int]:
     """Run the service on that store; its port. `cache`: folder of item tables; else its own."""
     port = unused_port()
@@ -157,6 +158,7 @@ def service(
             "FOLDIN_WORKERS": str(workers),
             "FOLDIN_CACHE_DIR": str(folder),
             "FOLDIN_LOG_LEVEL": "WARNING",
+            **(settings or {}),
         }
         ready = partial(http_ok, HOST, port, "/readyz")
         with running(python_command("service"), ready, environment=environment, cpus=cpus):

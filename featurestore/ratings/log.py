@@ -17,7 +17,7 @@ import numpy as np
 from factors import Int64s
 from featurestore import codecs
 from featurestore.client import Client
-from featurestore.disk_sync import DiskSync
+from featurestore.confirmation import Confirmation
 from featurestore.errors import EpochGone, StoreUnavailable, StreamFull
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys, digest_of, partition_of
@@ -48,14 +48,13 @@ class NewRating:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """Receipt: how many ratings held, the user's last `n`, the digest by which the store remembers to forget,
-    and when that was, in milliseconds by the store's clock: later than every event of the user before.
+    """Receipt: how many ratings held, the user's last `n`, and the digest by which the store remembers to
+    forget.
     """
 
     ratings: int
     n: int
     digest: bytes
-    at_ms: int
 
 
 class RatingsLog:
@@ -74,7 +73,7 @@ class RatingsLog:
         registries: ItemRegistries,
         stream: RatingsStream,
         stream_limit: int,
-        disk: DiskSync | None,
+        confirmation: Confirmation,
     ) -> None:
         self._keys = keys
         self._connection = connection
@@ -83,7 +82,7 @@ class RatingsLog:
         self._registries = registries
         self._stream = stream
         self._stream_limit = stream_limit
-        self._disk = disk
+        self._confirmation = confirmation
         # Partitions that had forgotten users: only there the store wants a digest with each user.
         self._digests: set[int] = set()
 
@@ -107,11 +106,11 @@ class RatingsLog:
         if not len(columns):
             return
         left = shares_of(columns.user_id, self._keys.partitions)
+        since = self._confirmation.begin()
         for _ in range(ATTEMPTS):
             left = await self._append(left, columns, epoch)
             if not left:
-                if self._disk is not None:
-                    await self._disk.wait()
+                await self._confirmation.wait(since)
                 return
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 
@@ -166,6 +165,7 @@ class RatingsLog:
         keys, digest = self._keys, digest_of(user_id)
         partition = partition_of(user_id, keys.partitions)
         mark = codecs.pack_entry(codecs.FORGOTTEN_ROW, nan, 0.0)
+        since = self._confirmation.begin()
         for _ in range(ATTEMPTS):
             if not self._epochs.expected:
                 await self._epochs.refresh()
@@ -182,9 +182,8 @@ class RatingsLog:
             args = [expected, pack_ids([user_id]), digest, mark]
             (reply,) = await self._client.call("forget", (names, args))
             if reply[0] == b"OK":
-                if self._disk is not None:
-                    await self._disk.wait()
-                return Forgotten(len(codecs.unpack_history(reply[2])), int(reply[1]), digest, int(reply[3]))
+                await self._confirmation.wait(since)
+                return Forgotten(len(codecs.unpack_history(reply[2])), int(reply[1]), digest)
             await self._epochs.learn(partition, reply[1])
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 

@@ -7,14 +7,11 @@ It outlasts its sockets: while the store is away calls fail at once, and it come
 import asyncio
 import logging
 import random
-import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redis.asyncio.connection import parse_url
-
 from featurestore.errors import StoreError, StoreFull, StoreUnavailable
-from featurestore.settings import redacted
+from featurestore.wire.primary import SETTLE_S, Address, Primary, login_command, ssl_context
 from featurestore.wire.resp import ELSEWHERE, ReplyError, encode, error_code, store_error
 from featurestore.wire.socket import StoreSocket
 
@@ -38,22 +35,27 @@ class Connection:
 
     `execute` is that of the present socket (`StoreSocket.execute`). `reconnects_total` counts sockets after
     the first. `prepare` makes sure of the store at each new socket, before any call is taken; `load_library`
-    gives it the functions that a call did not find.
+    gives it the functions that a call did not find. `finds`: this connection asks where the primary is;
+    others follow. `block_s`: how long a command may block beyond the timeout.
     """
 
     def __init__(
         self,
-        url: str,
+        primary: Primary,
         timeout_s: float,
         name: str,
         *,
         prepare: Prepare | None = None,
         load_library: Prepare | None = None,
+        finds: bool = True,
+        block_s: float = 0.0,
     ) -> None:
-        self._address: Mapping[str, Any] = parse_url(url)
-        self._shown = redacted(url)
+        self._primary = primary
+        self._shown = primary.shown
         self._timeout_s = timeout_s
+        self._block_s = block_s
         self._name = name
+        self._finds = finds
         self._prepare = prepare or _nothing
         self.load_library = load_library or _nothing
         self._away = asyncio.Event()
@@ -64,6 +66,9 @@ class Connection:
         self._socket.why = StoreUnavailable(f"not connected to the store at {self._shown}", BACKOFF_S[1])
         # Bound to the present socket, so that a hot call takes no step through this class.
         self.execute = self._socket.execute
+        # Of the primary that was last connected: None before the first.
+        self._last: Address | None = None
+        primary.on_move(self._leave)
 
     @property
     def connected(self) -> bool:
@@ -100,6 +105,9 @@ class Connection:
             self._socket.give_up(StoreUnavailable(str(error)))
         return error
 
+    def _leave(self) -> None:
+        self._socket.give_up(StoreUnavailable("the primary of the store is elsewhere now"))
+
     def _socket_lost(self, socket: StoreSocket) -> None:
         if socket is self._socket:
             # The next attempt comes within this time: a caller who waits longer waits for nothing.
@@ -129,10 +137,16 @@ class Connection:
     async def _connect(self) -> None:
         # Before all else: a socket that is lost as soon as it is the present one sets it again.
         self._away.clear()
+        primary = self._primary
+        if self._finds:
+            await primary.find()
+            if self._last not in {None, primary.address}:
+                await asyncio.sleep(SETTLE_S)
+        address = primary.address
         socket: StoreSocket | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
-                socket = await self._dial()
+                socket = await self._dial(address)
                 await self._greet(socket)
                 await self._prepare()
         except TimeoutError as exc:
@@ -143,36 +157,33 @@ class Connection:
             # The store was prepared over other sockets; this one may have been lost meanwhile.
             if socket.why is not None:
                 raise socket.why
+            if address != primary.address:
+                raise StoreUnavailable("the primary of the store has moved meanwhile")
+            self._last = address
             self._socket, self.execute, socket = socket, socket.execute, None
         finally:
             if socket is not None:
                 socket.give_up(StoreUnavailable("the store did not get ready"))
 
-    async def _dial(self) -> StoreSocket:
+    async def _dial(self, address: Address) -> StoreSocket:
         loop = asyncio.get_running_loop()
-        address = self._address
-        if "path" in address:
-            _, socket = await loop.create_unix_connection(self._new_socket, address["path"])
+        options = self._primary.options
+        if "path" in options:
+            _, socket = await loop.create_unix_connection(self._new_socket, options["path"])
         else:
-            _, socket = await loop.create_connection(
-                self._new_socket,
-                address.get("host", "127.0.0.1"),
-                address.get("port", 6379),
-                ssl=_ssl_context(address),
-            )
+            host, port = address
+            _, socket = await loop.create_connection(self._new_socket, host, port, ssl=ssl_context(options))
         return socket
 
     def _new_socket(self) -> StoreSocket:
-        return StoreSocket(self._timeout_s, self._socket_lost)
+        return StoreSocket(self._timeout_s + self._block_s, self._socket_lost)
 
     async def _greet(self, socket: StoreSocket) -> None:
-        address = self._address
-        commands = []
-        if address.get("password"):
-            user = [address["username"].encode()] if address.get("username") else []
-            commands.append(encode(b"AUTH", *user, address["password"].encode()))
-        if address.get("db"):
-            commands.append(encode(b"SELECT", b"%d" % address["db"]))
+        options = self._primary.options
+        login = login_command(options)
+        commands = [] if login is None else [login]
+        if options.get("db"):
+            commands.append(encode(b"SELECT", b"%d" % options["db"]))
         # Where no password is given nothing else says that the server wants one, or is still loading.
         commands.append(encode(b"PING"))
         count = len(commands)
@@ -191,17 +202,3 @@ class Connection:
 
 async def _nothing() -> None:
     """For a connection whose store others prepare."""
-
-
-def _ssl_context(address: Mapping[str, Any]) -> ssl.SSLContext | None:
-    # `parse_url` tells TLS only by the class of connection that redis-py would make.
-    if not str(getattr(address.get("connection_class"), "__name__", "")).startswith("SSL"):
-        return None
-    context = ssl.create_default_context(cafile=address.get("ssl_ca_certs"))
-    if address.get("ssl_certfile"):
-        context.load_cert_chain(address["ssl_certfile"], address.get("ssl_keyfile"))
-    if str(address.get("ssl_cert_reqs", "required")).lower() in {"none", "cert_none"}:
-        # In this order: Python refuses CERT_NONE as long as the host's name is checked.
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

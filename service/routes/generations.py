@@ -91,7 +91,9 @@ async def post_activate(request: web.Request) -> web.StreamResponse:
         raise Problem("unknown_generation", f"generation {number} is not kept; see GET /generations")
     # The next automatic refit would undo a step back.
     hold = number < max(each.generation for each in summaries)
+    since = store.confirmation.begin()
     await store.generations.activate(number, hold=hold)
+    await store.confirmation.wait(since)
     served = await wait_until_served(
         store.generations, chosen.epoch, number, SERVED_WITHIN_S, here=context.follower, exactly=True
     )

@@ -1,6 +1,7 @@
 """Short campaigns on a whole stack: kills lose nothing, and refits make no answer stale or mixed.
 
-`foldin bench durability` and `foldin bench consistency` run the same for longer.
+`foldin bench durability` and `foldin bench consistency` run the same for longer. `test_failover.py` has the
+campaign of promotions.
 """
 
 from pathlib import Path

@@ -22,7 +22,6 @@ from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
-from trainer.archive.erasures import Erasures
 from trainer.archive.events import START, Position, new_events, without_user
 from trainer.archive.identity import ArchiveState
 from trainer.archive.segments import Step
@@ -54,7 +53,6 @@ class EpochConsumer:
         *,
         fits: FitFolder,
         trash: Trash,
-        erasures: Erasures,
         moving: asyncio.Lock,
         item_updates: ItemUpdates,
         threads: Threads,
@@ -67,7 +65,6 @@ class EpochConsumer:
         self._lease = lease
         self._fits = fits
         self._trash = trash
-        self._erasures = erasures
         self._moving = moving
         self._item_updates = item_updates
         self._threads = threads
@@ -108,7 +105,10 @@ class EpochConsumer:
         """
         async with self._exclusive:
             await self._complete()
+            # As in `_consume`: what the store has not confirmed may be lost with its primary.
+            since = self._store.confirmation.begin()
             async for events in self._store.stream.rest(self.epoch, self.positions, self._count):
+                await self._store.confirmation.wait(since)
                 await self._archive_new(events)
 
     @property
@@ -131,10 +131,6 @@ class EpochConsumer:
             self._raise_if_ended()
             await self._rebuild()
 
-    async def note_erased(self, erased: Sequence[tuple[bytes, int]]) -> None:
-        """Have users in the ledger of erasures, each with the store's time of it in milliseconds."""
-        await with_retries(self._threads.run, self._erasures.add, erased)
-
     async def erase_unknown(self, user_id: bytes) -> None:
         """Make sure that no file of the epoch has anything of a user whom the store does not know (any more).
 
@@ -155,10 +151,13 @@ class EpochConsumer:
             try:
                 async with self._exclusive:
                     await self._require_same_store()
+                    since = self._store.confirmation.begin()
                     events = await self._store.stream.read(
                         self.epoch, self._lease, self._count, self._block_ms
                     )
                     if len(events):
+                        # An archive that has what a promoted replica lacks would be ahead of the store.
+                        await self._store.confirmation.wait(since)
                         await self._take(events)
                 backoff.reset()
             except StoreUnavailable as exc:
@@ -203,8 +202,6 @@ class EpochConsumer:
             if marks.num_rows:
                 table = table.filter(pc.invert(forgotten))
                 user_ids = marks["user_id"].cast(pa.binary()).to_pylist()
-                # Before anything is gone: from here on no older copy brings these users back.
-                await self.note_erased(list(zip(user_ids, marks["stream_ms"].to_pylist(), strict=True)))
                 # Before the mark is acknowledged: a mark whose erasure was cut off comes again.
                 for user_id, n in zip(user_ids, marks["n"].to_pylist(), strict=True):
                     table = without_user(table, user_id, n)

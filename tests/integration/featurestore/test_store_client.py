@@ -6,7 +6,6 @@ import contextlib
 import pytest
 from redis.asyncio import Redis
 
-from featurestore.client import Client
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 from featurestore.store import Store
 from tests.support.factories import lead, opened
@@ -49,12 +48,6 @@ async def test_a_call_whose_reply_is_late_is_not_sent_again(own_server: StoreSer
 
         await wait_until_async(back, 10.0, "the store has answered")
         assert await store.redis.get("counted") == b"1"
-
-
-async def test_the_store_may_block_as_long_as_it_was_told(store: Store) -> None:
-    async with Client(store.settings.url, 0.2, store.bulk, block_s=2.0) as client:
-        assert await client.blpop([store.keys.synced], timeout=0.4) is None
-        await client.aclose(close_connection_pool=True)
 
 
 async def test_while_the_store_is_away_calls_fail_at_once(own_server: StoreServer) -> None:

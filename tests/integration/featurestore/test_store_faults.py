@@ -3,12 +3,14 @@ back.
 """
 
 import asyncio
+import contextlib
 import time
 
 import pytest
 from redis.asyncio import Redis
 
 from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.wire.connection import BACKOFF_S
 from tests.support.factories import opened, rating
@@ -86,6 +88,27 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
         # Each acknowledged rating is an event for the trainer too.
         events = sum((await store.stream.lag(1)).values())
         assert events >= len(acknowledged)
+
+
+async def test_a_store_that_was_started_again_confirms_nothing_of_before(own_server: StoreServer) -> None:
+    """It would say that its disk has all, whether or not it lost what it had not synced."""
+    settings = StoreSettings(url=own_server.url, partitions=4, timeout_s=5.0, durability="fsync")
+    store = await Store.open(settings)
+    since = store.confirmation.begin()
+    await store.confirmation.wait(since)
+    own_server.kill()
+    own_server.start()
+
+    async def back() -> bool:
+        with contextlib.suppress(StoreUnavailable):
+            await store.confirmation.wait(store.confirmation.begin())
+            return True
+        return False
+
+    await wait_until_async(back, 10.0, "the store confirms again")
+    with pytest.raises(StoreUnavailable, match="went away"):
+        await store.confirmation.wait(since)
+    await store.close()
 
 
 async def test_a_store_that_hangs_is_unavailable_within_the_timeout(own_server: StoreServer) -> None:

@@ -2,6 +2,8 @@
 with one whose certificate is known.
 """
 
+import contextlib
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +14,13 @@ from featurestore.access import count_of, new_secret
 from featurestore.errors import StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from processes.blocking import BlockingChild
 from processes.errors import ChildEndedError
 from processes.probes import unused_port
 from tests.support.certificates import certificate
 from tests.support.factories import rating
-from tests.support.servers import missing, running_server
+from tests.support.servers import missing, running_server, server_binary
+from tests.support.waiting import wait_until_async
 
 
 @pytest.fixture
@@ -56,3 +60,36 @@ async def test_a_server_that_is_not_known_is_refused(settings: StoreSettings, tm
     ):
         with pytest.raises(StoreUnavailable):
             await Store.open(replace(settings, url=url, timeout_s=1.0))
+
+
+async def test_sentinels_are_asked_over_tls_by_name_and_password(tmp_path: Path) -> None:
+    """As the store is: one certificate authority, one password."""
+    known, ports = certificate(tmp_path, "server"), (unused_port(), unused_port())
+    tls = ["--tls-replication", "yes", "--tls-auth-clients", "no", "--tls-ca-cert-file", str(known)]
+    tls += ["--tls-cert-file", str(known), "--tls-key-file", str(known.with_suffix(".key"))]
+    config = tmp_path / "sentinel.conf"
+    config.write_text(
+        "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n"
+        f"sentinel monitor main localhost {ports[0]} 1\nsentinel auth-pass main hunter2\n",
+        "utf-8",
+    )
+    tls += ["--requirepass", "hunter2"]
+    try:
+        with running_server("redis", tmp_path, "--tls-port", str(ports[0]), *tls):
+            command = [str(server_binary("redis")), str(config), "--sentinel", "--port", "0"]
+            command += ["--tls-port", str(ports[1]), "--dir", str(tmp_path), *tls]
+            with BlockingChild(command, tmp_path / "sentinel.log", dies_by=signal.SIGKILL):
+                url = f"rediss+sentinel://:hunter2@localhost:{ports[1]}/main?ssl_ca_certs={known}"
+                settings = StoreSettings(url=url, partitions=2, timeout_s=5.0)
+
+                async def opened() -> Store | None:
+                    with contextlib.suppress(StoreUnavailable):
+                        return await Store.open(settings)
+                    return None
+
+                store: Store = await wait_until_async(opened, 10.0, "the sentinel tells the address")
+                await store.ratings.append([rating("ann", "dune", 5.0)])
+                assert await store.time() > 0
+                await store.close()
+    except ChildEndedError:
+        missing("a redis-server with TLS")

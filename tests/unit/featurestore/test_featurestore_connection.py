@@ -11,6 +11,7 @@ from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavai
 from featurestore.users.batch_lookup import LookupReader
 from featurestore.wire import socket as socket_module
 from featurestore.wire.connection import Connection
+from featurestore.wire.primary import Primary
 from featurestore.wire.resp import ReplyError, encode, end_of_replies, store_error
 from tests.support.waiting import wait_until_async
 
@@ -59,7 +60,7 @@ class Script:
 @contextlib.asynccontextmanager
 async def opened(script: Script, timeout_s: float = 2.0) -> AsyncIterator[Connection]:
     async with script.running():
-        connection = Connection(script.url, timeout_s, "test")
+        connection = Connection(Primary(script.url), timeout_s, "test")
         await connection.open()
         try:
             yield connection
@@ -279,7 +280,7 @@ async def test_no_store_is_unavailable() -> None:
     async with Script(nothing).running() as script:
         url = script.url
     with pytest.raises(StoreUnavailable, match="cannot reach"):
-        await Connection(url, 0.5, "test").open()
+        await Connection(Primary(url), 0.5, "test").open()
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ async def test_a_server_is_taken_only_when_it_is_ready(
     greeting: bytes, kind: type[StoreError] | None
 ) -> None:
     async with Script(nothing, greeting).running() as script:
-        connection = Connection(script.url, 1.0, "test")
+        connection = Connection(Primary(script.url), 1.0, "test")
         if kind is None:
             await connection.open()
             await connection.close()

@@ -93,6 +93,28 @@ def test_a_password_is_not_shown() -> None:
     assert "hunter2" not in repr(StoreSettings(url=url))
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel://one:26379,two:26379,three/foldin",
+        "rediss+sentinel://foldin:hunter2@one/foldin/0?ssl_ca_certs=/ca.crt",
+    ],
+)
+def test_an_address_may_name_sentinels(url: str) -> None:
+    settings = read({"FOLDIN_REDIS_URL": url, "FOLDIN_DURABILITY": "replicated"})
+    assert (settings.url, settings.durability) == (url, "replicated")
+    assert "hunter2" not in repr(settings)
+    assert redacted(url).replace("***", "hunter2") == url
+
+
+@pytest.mark.parametrize(
+    "url", ["redis+sentinel://one:26379", "redis+sentinel:///foldin", "unix+sentinel://one/foldin"]
+)
+def test_an_address_of_sentinels_names_a_primary(url: str) -> None:
+    with pytest.raises(SettingsError, match="redis\\+sentinel://host:26379,host:26379/NAME"):
+        read({"FOLDIN_REDIS_URL": url})
+
+
 def test_a_password_in_an_address_that_cannot_be_used_is_not_repeated() -> None:
     with pytest.raises(SettingsError, match="FOLDIN_REDIS_URL must be an address like") as caught:
         read({"FOLDIN_REDIS_URL": "http://user:hunter2@store"})

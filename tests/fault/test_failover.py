@@ -1,0 +1,148 @@
+"""A replica is promoted: nothing acknowledged is lost under `replicated`, and what leads and answers goes on.
+
+`foldin bench failover` runs the first of these for longer.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.campaigns import failover
+from benchmarks.harness.replica_set import WAYS, ReplicaSet, replica_set
+from featurestore.confirmation import Durability
+from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import lead, publish, rating
+from tests.support.servers import KINDS, ServerKind, missing, server_binary
+from tests.support.waiting import wait_until_async
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> ServerKind:
+    """Each kind of server that is installed."""
+    if server_binary(request.param) is None:
+        missing(f"{request.param}-server")
+    found: ServerKind = request.param
+    return found
+
+
+@pytest.fixture
+def servers(kind: ServerKind, tmp_path: Path) -> Iterator[ReplicaSet]:
+    with replica_set(kind, tmp_path) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def opened(servers: ReplicaSet, durability: Durability = "replicated") -> AsyncIterator[Store]:
+    settings = StoreSettings(url=servers.url, partitions=4, timeout_s=1.0, durability=durability)
+    store = await Store.open(settings)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def test_promotions_under_load_lose_nothing(kind: ServerKind, tmp_path: Path) -> None:
+    report = await failover.campaign(
+        promotions=len(WAYS), seed=7, ways=WAYS, server=kind, durability="replicated", data=tmp_path
+    )
+    assert report.acknowledged > 0
+    assert all(report.gaps[way] for way in WAYS), report.lines()
+    assert report.wrong == 0, report.lines()
+
+
+@pytest.mark.parametrize("durability", ["replicated", "store"])
+async def test_a_primary_that_is_cut_off_from_its_replicas_acknowledges_nothing(
+    servers: ReplicaSet, durability: Durability
+) -> None:
+    """The control is `store`: by the same steps it loses what it has acknowledged."""
+    primary, replicas = servers.primary(), servers.replicas()
+    async with opened(servers, durability) as store:
+        await store.ratings.append([rating("ann", "before")])
+        for replica in replicas:
+            replica.signal(signal.SIGSTOP)
+        # Without this the system would hand on to them what the primary has sent before its end.
+        primary.client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]  # redis-py
+        acknowledged = 0
+        for n in range(5):
+            with contextlib.suppress(StoreUnavailable):
+                await store.ratings.append([rating("ann", f"cut-off-{n}")])
+                acknowledged += 1
+        primary.kill()
+        for replica in replicas:
+            replica.signal(signal.SIGCONT)
+
+        async def reads() -> list[str]:
+            with contextlib.suppress(StoreError):
+                await store.items(1).refresh()
+                _, history = await store.users.history(1, b"ann")
+                return [store.items(1).id(row) for row in history.item_row]
+            return []
+
+        items = await wait_until_async(reads, 30.0, "a replica answers")
+        assert items == ["before"]
+        assert acknowledged == (5 if durability == "store" else 0)
+
+
+async def test_what_leads_and_what_is_live_outlast_a_promotion(servers: ReplicaSet) -> None:
+    async with opened(servers) as store:
+        lease = await lead(store)
+        since = store.confirmation.begin()
+        written = await publish(store, lease)
+        await store.confirmation.wait(since)
+        await asyncio.to_thread(servers.replace_primary, "kill")
+
+        async def goes_on() -> bool:
+            with contextlib.suppress(StoreUnavailable):
+                # The functions have come with the data, as the keys have.
+                await lease.renew()
+                await store.ratings.append([rating("ann", "dune")])
+                return True
+            return False
+
+        await wait_until_async(goes_on, 30.0, "the new primary takes writes")
+        pointer = await store.generations.live()
+        assert (pointer.epoch, pointer.generation) == (1, written.writer.number)
+        assert await store.leases.acquire("another", 5_000) is None
+        n, history = await store.users.history(1, b"ann")
+        assert n >= len(history) == 1
+
+
+async def test_a_primary_without_its_replicas_is_read_and_takes_ratings_again_when_one_is_back(
+    servers: ReplicaSet,
+) -> None:
+    replicas = servers.replicas()
+    async with opened(servers) as store:
+        for replica in replicas:
+            replica.kill()
+        with pytest.raises(StoreUnavailable, match="confirm"):
+            await store.ratings.append([rating("ann", "dune")])
+        # It stands in the store: it was not acknowledged, and may be sent again.
+        assert (await store.users.history(1, b"ann"))[0] == 1
+        replicas[0].start()
+
+        async def taken() -> bool:
+            with contextlib.suppress(StoreUnavailable):
+                await store.ratings.append([rating("ann", "dune")])
+                return True
+            return False
+
+        # The sentinels have to notice that nothing else is down.
+        await wait_until_async(taken, 30.0, "one replica is enough where the other is known to be gone")
+
+
+async def test_a_store_that_does_not_need_replicas_is_not_asked_for_them(servers: ReplicaSet) -> None:
+    for replica in servers.replicas():
+        replica.kill()
+    async with opened(servers, "store") as store:
+        await store.ratings.append([rating("ann", "dune")])
+        with pytest.raises(StoreUnavailable, match="no sentinel"):
+            await Store.open(replace(store.settings, url="redis+sentinel://127.0.0.1:1/foldin"))

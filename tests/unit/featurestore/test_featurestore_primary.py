@@ -1,0 +1,167 @@
+"""Where the primary is, by scripted sentinels: the newest failover counts; silence is no answer."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from featurestore.confirmation import SILENT_S, online
+from featurestore.errors import StoreRefused, StoreUnavailable
+from featurestore.wire.primary import Primary
+from featurestore.wire.resp import encode
+
+MASTER = encode(b"SENTINEL", b"MASTER", b"main")
+
+
+def says(port: int, version: int, flags: str = "master") -> bytes:
+    """The reply of a sentinel to whom the primary is at this port."""
+    fields = {"ip": "10.0.0.1", "port": str(port), "flags": flags, "config-epoch": str(version)}
+    return encode(*[part.encode() for pair in fields.items() for part in pair])
+
+
+@dataclass
+class Sentinel:
+    """Answers PING, AUTH and what it is asked of the primary; silent with `reply` None."""
+
+    reply: bytes | None
+    password: bytes | None = None
+    port: int = 0
+    seen: list[bytes] = field(default_factory=list)
+    open: list[tuple[asyncio.StreamWriter, "asyncio.Task[None] | None"]] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        known = self.password is None
+        self.open.append((writer, asyncio.current_task()))
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                self.seen.append(data)
+                if data.endswith(MASTER):
+                    if self.reply is not None:
+                        writer.write(self.reply)
+                elif b"AUTH" in data:
+                    known = self.password is not None and self.password in data
+                    writer.write(b"+OK\r\n" if known else b"-WRONGPASS no\r\n")
+                else:
+                    writer.write(b"+PONG\r\n" if known else b"-NOAUTH Authentication required.\r\n")
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def asked(*sentinels: Sentinel, login: str = "") -> AsyncIterator[Primary]:
+    """A primary that these sentinels know."""
+    servers = [await asyncio.start_server(each.serve, "127.0.0.1", 0) for each in sentinels]
+    for each, server in zip(sentinels, servers, strict=True):
+        each.port = server.sockets[0].getsockname()[1]
+    hosts = ",".join(f"127.0.0.1:{each.port}" for each in sentinels)
+    primary = Primary(f"redis+sentinel://{login}{hosts}/main/3")
+    try:
+        yield primary
+    finally:
+        primary.close()
+        for server in servers:
+            server.close()
+        connections = [each for sentinel in sentinels for each in sentinel.open]
+        for writer, _ in connections:
+            writer.transport.abort()
+        await asyncio.gather(*[task for _, task in connections if task], return_exceptions=True)
+
+
+async def test_the_newest_failover_counts() -> None:
+    sentinels = [Sentinel(says(1, 4)), Sentinel(says(2, 5)), Sentinel(says(1, 4))]
+    async with asked(*sentinels) as primary:
+        assert primary.options["db"] == 3
+        await primary.find()
+        assert primary.address == ("10.0.0.1", 2)
+        # One that was away says what was: nothing goes back.
+        moves: list[int] = []
+        primary.on_move(lambda: moves.append(1))
+        sentinels[1].reply = None
+        sentinels[0].reply = None
+        await primary.find()
+        assert (primary.address, moves) == (("10.0.0.1", 2), [])
+        sentinels[1].reply = says(3, 6)
+        await primary.find()
+        assert (primary.address, moves) == (("10.0.0.1", 3), [1])
+
+
+async def test_sentinels_that_were_set_up_anew_are_believed_when_they_are_most() -> None:
+    sentinels = [Sentinel(says(1, 9)) for _ in range(3)]
+    async with asked(*sentinels) as primary:
+        await primary.find()
+        sentinels[0].reply = says(2, 0)
+        sentinels[1].reply = sentinels[2].reply = None
+        await primary.find()
+        assert primary.address == ("10.0.0.1", 1)
+        sentinels[1].reply = says(2, 0)
+        await primary.find()
+        assert primary.address == ("10.0.0.1", 2)
+
+
+@pytest.mark.parametrize(
+    ("replies", "sure"),
+    [
+        ([says(1, 1)] * 3, True),
+        ([says(1, 1), says(1, 1), None], True),
+        ([says(1, 1), None, None], False),
+        ([says(1, 1), says(1, 1), says(1, 1, "master,failover_in_progress")], False),
+        ([says(1, 1), says(1, 1, "s_down,master"), None], False),
+        ([says(1, 1), says(1, 1, "s_down,o_down,master"), says(1, 1)], False),
+        # One of them has not heard of the newest failover yet: the others may be about to change.
+        ([says(1, 1), says(2, 2), says(2, 2)], False),
+        ([None] * 3, False),
+    ],
+)
+async def test_only_most_sentinels_without_a_doubt_are_sure(replies: list[bytes | None], sure: bool) -> None:
+    async with asked(*[Sentinel(reply) for reply in replies]) as primary:
+        assert await primary.is_sure() is sure
+
+
+async def test_a_store_without_sentinels_is_always_sure_of_itself() -> None:
+    primary = Primary("rediss://u:p@store:6380/2")
+    await primary.find()
+    assert await primary.is_sure()
+    assert (primary.address, primary.followed, primary.shown) == (
+        ("store", 6380),
+        False,
+        "rediss://u:***@store:6380/2",
+    )
+
+
+async def test_a_sentinel_that_asks_for_a_password_gets_that_of_the_store() -> None:
+    sentinel = Sentinel(says(7, 1), password=b"hunter2")
+    async with asked(sentinel, login="foldin:hunter2@") as primary:
+        await primary.find()
+        assert primary.address == ("10.0.0.1", 7)
+    # One that does not ask for it does not hear it.
+    sentinel = Sentinel(says(7, 1))
+    async with asked(sentinel, login="foldin:hunter2@") as primary:
+        await primary.find()
+        assert not any(b"hunter2" in data for data in sentinel.seen)
+
+
+async def test_what_a_person_must_change_is_told() -> None:
+    async with asked(Sentinel(b"-ERR No such master with that name\r\n")) as primary:
+        with pytest.raises(StoreRefused, match="knows no primary 'main'"):
+            await primary.find()
+    async with asked(Sentinel(says(1, 1), password=b"x"), login="u:y@") as primary:
+        with pytest.raises(StoreRefused, match="WRONGPASS"):
+            await primary.find()
+    async with asked(Sentinel(None)) as primary:
+        with pytest.raises(StoreUnavailable, match="no sentinel of 127"):
+            await primary.find()
+
+
+def test_replicas_that_follow_are_counted() -> None:
+    lines = [
+        "role:master",
+        "connected_slaves:4",
+        "slave0:ip=10.0.0.2,port=6379,state=online,offset=9,lag=0",
+        f"slave1:ip=10.0.0.3,port=6379,state=online,offset=9,lag={SILENT_S},type=replica",
+        f"slave2:ip=10.0.0.4,port=6379,state=online,offset=2,lag={SILENT_S + 1}",
+        "slave3:ip=10.0.0.5,port=6379,state=wait_bgsave,offset=0,lag=0",
+        "master_failover_state:no-failover",
+    ]
+    assert online("\r\n".join(lines).encode()) == 2
+    assert online(b"role:master\r\nconnected_slaves:0\r\n") == 0
