@@ -42,6 +42,7 @@ __all__ = [
     "prepare",
     "prior_fit",
     "scale_range",
+    "thinned",
     "vector_columns",
     "weighting_of",
 ]
@@ -84,6 +85,12 @@ def initial_points(rank: int, n_items: int, mean: float, unit: float, rng: np.ra
     return ItemPoints(
         mean, unit, vectors, np.zeros_like(vectors), broad.users.mean, broad.users.covariance, broad.noise
     )
+
+
+def thinned(ratings: Ratings, n_users: int, most: int) -> Ratings:
+    """Return the ratings, of a user with more than `most` a sample of so many, each pair once."""
+    columns = (ratings.user_row, ratings.item_row, ratings.value, ratings.time)
+    return ratings.take(compress_pairs(*columns, n_users).thinned(0, most).source)
 
 
 def initial_std(rank: int) -> Float64s:
@@ -148,7 +155,7 @@ def explicit_fit(points: ItemPoints, by_user: Compressed, by_item: Compressed, s
     posterior = posterior_of(to_model(parameters))
     # With the items as they are stored, which is what every later fold-in has of them.
     table = posterior.item_codec.encode(item_rows)
-    rows = posterior.fold_in_users(table, by_user.histories())
+    rows = posterior.fold_in_users(table, by_user.thinned().histories())
     if not (posterior.item_codec.all_finite(table) and np.isfinite(rows).all()):
         raise FitDiverged("the engine gave items whose rows are not finite")
     return Fitted(posterior.model, rows, table, {"noise": parameters.noise})
@@ -171,7 +178,7 @@ def implicit_fit(
     by_user = compress_pairs(ratings.user_row, ratings.item_row, ratings.value, ratings.time, n_users)
     by_item = by_user.by_other(len(items))
     weighting = replace(weighting, user_count=_typical(by_user), item_count=_typical(by_item))
-    of_users, of_items = by_user.histories(), by_item.histories()
+    of_users, of_items = by_user.thinned().histories(), by_item.histories()
     rank = items.shape[1]
     users: Float32s = np.zeros((n_users, rank), np.float32)
     # A fold-in of implicit feedback reads the factors of the other side alone: the rest may be 0 at first.

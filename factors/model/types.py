@@ -33,7 +33,8 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Ratings:
-    """Ratings in coordinate form, any order; where a pair stands twice the later position wins.
+    """Ratings in coordinate form, each user's in the order in which they were made (or in any, where that is
+    not known); where a pair stands twice the later position wins.
 
     `user_row`, `item_row`: int32 (n,); `value`: float64 (n,); `time`: float64 (n,), seconds since 1970, NaN
     if unknown.

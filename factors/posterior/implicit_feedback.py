@@ -144,7 +144,7 @@ class ImplicitPosterior(PosteriorModel):
         del current, at
         own, _ = self.parameters.side(name)
         rank, unit = own.layout.rank, self._range if name == "user" else 1.0
-        data = compress(histories, len(table))
+        data = compress(histories, len(table), whole=name == "item")
         factors, index, confidence = self._choices(name, table, data)
         known = np.bincount(data.row[data.other >= 0], minlength=data.rows)
         ridges = self.weighting.ridges(name, known)

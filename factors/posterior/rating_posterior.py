@@ -50,7 +50,8 @@ class RatingPosterior(PosteriorModel):
         own, _ = self.parameters.side(name)
         read = QuantizedTable(table, self.item_codec) if name == "user" else table
         keep = math.nan if at is None else float(session_keys(np.array([at]), own.session_length)[0])
-        data, new = compress(histories, len(table)), self._came_after(name, current)
+        data = compress(histories, len(table), whole=name == "item")
+        new = self._came_after(name, current)
         rows = half_step(HalfStepInput.of(self.parameters, name, read, data, new=new), keep_session=keep).rows
         # A half-step knows no implicit effects of its own rows.
         if current is not None:

@@ -37,7 +37,7 @@ def explain(
     scorer = Scorer(posterior, items)
     mean, variance, _ = scorer.latent(user, np.zeros(1, dtype=np.int64), np.array([item_row]))
     rating = float(link.rating_moments(mean, variance)[0][0])
-    data = compress(history, len(items))
+    data = compress(history, len(items), whole=False)
     item = items[item_row] if 0 <= item_row < len(items) else posterior.prior_item
     direction = np.append(item[layout.latent].astype(np.float64), 1.0)
     terms, implicit_terms = posterior.entry_terms(items, data, current)

@@ -89,8 +89,8 @@ def _begin(
         state = initial_state(training, settings, rng)
         return (state.branch(Terms("ordinal")) if settings.link == "ordinal" else state), {}
     found = select_terms(training, settings, rng)
-    known = replace(found.state.parameters, decided=float(n))
-    return State.of_rows(training, known, found.state.user_rows, found.state.item_rows), found.metrics
+    found.state.parameters = replace(found.state.parameters, decided=float(n))
+    return found.state, found.metrics
 
 
 def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
@@ -148,7 +148,8 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
         raise FitDiverged("the fit gave item rows or priors that are not finite")
     # Users are folded in with items as the service reads them, so that a later fold-in gives the same row.
     table = QuantizedTable(items, codec)
-    step = training.backend.half_step(HalfStepInput.of(parameters, "user", table, training.by_user))
+    by_user = training.by_user.thinned()
+    step = training.backend.half_step(HalfStepInput.of(parameters, "user", table, by_user))
     users: Float32s = step.rows.astype(np.float32)
     effect = parameters.users.layout.implicit_effect
     users[:, effect] = user_rows[:, effect]

@@ -1,7 +1,7 @@
 """The terms of a fit, chosen one after the other by held-out ratings and by evidence.
 
 Invariant: a choice sees the training ratings only, and costs no more on millions of ratings than on some
-hundred thousand.
+hundred thousand, even if one user made them all, and on however many items.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 
 from factors.inference.backend import MANY_RATINGS
 from factors.inference.entry_moments import HalfStepInput
-from factors.inference.histories import Compressed
+from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.pair_moments import PairMoments
 from factors.model.layout import session_keys
 from factors.model.links import link_of
@@ -28,8 +28,10 @@ from factors.training.training_set import TrainingSet
 
 # With fewer ratings a held-out slice decides by chance.
 LEAST_RATINGS = 100
-# Enough ratings to tell terms apart; of a larger set, so many of whole users are looked at.
+# Enough ratings to tell terms apart; of a larger set, so many are looked at.
 _MOST_RATINGS = 300_000
+# Of these so many of one user: what a hundredth of the sample says is not what one user is like.
+_MOST_OF_USER = _MOST_RATINGS // 100
 # The ordinal link learns a cut point for each step: a bound on its work, chosen and not measured.
 _MOST_LEVELS = 25
 # Ridges of the implicit effects, in units of (noise of a row round its set's prediction / variance of an
@@ -39,9 +41,7 @@ _RIDGES = (0.0, 20.0, 6.0, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The chosen terms, the state that they were found with (of a part of the ratings), and how well it
-    predicted.
-    """
+    """The chosen terms, the state that they were found with, and how well it predicted."""
 
     terms: Terms
     state: State
@@ -65,10 +65,22 @@ def observed_scale(scale: Scale, value: Float64s) -> Scale:
 
 
 def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> Selection:
-    """Choose terms for these ratings, from sweeps that go on from each other."""
+    """Choose terms for these ratings, from sweeps that go on from each other. The state has all rows of
+    `training`: those without a rating among the ones that were looked at are the prior.
+    """
+    sample, users, items = _sample(training, rng)
     # Velocities are known to no compiled loop, and each rating takes 2 KB where users move.
     may_move = settings.session_effects and len(training) < MANY_RATINGS
-    training = _some_users(training, rng)
+    found = _select(sample, settings, rng, may_move=may_move)
+    state = State.of_priors(training, found.state.parameters)
+    state.user_rows[users], state.item_rows[items] = found.state.user_rows, found.state.item_rows
+    return replace(found, state=state)
+
+
+def _select(
+    training: TrainingSet, settings: FitSettings, rng: np.random.Generator, *, may_move: bool
+) -> Selection:
+    """`select_terms` by all of these ratings; the state is of a part of them."""
     n = len(training)
     # Of few ratings a larger part, so that chance does not decide; the standard error of a mean over 20,000
     # is under a hundredth of a nat.
@@ -287,12 +299,20 @@ def best_session_length(data: Compressed, residual: Float64s) -> float:
     return best
 
 
-def _some_users(training: TrainingSet, rng: np.random.Generator) -> TrainingSet:
-    """Return the ratings of whole users, at most `_MOST_RATINGS`; rows stay as they are."""
-    by_user = training.by_user
-    if len(training) <= _MOST_RATINGS:
-        return training
-    # Parts of histories would look like rows of few ratings.
+def _sample(training: TrainingSet, rng: np.random.Generator) -> tuple[TrainingSet, Int64s, Int64s]:
+    """Return at most `_MOST_RATINGS` ratings, and which user rows and item rows of `training` theirs are.
+
+    Users are taken whole, as parts of histories would look like rows of few ratings; only of a user with more
+    than `_MOST_OF_USER` a sample is.
+    """
+    by_user, rows = training.by_user.thinned(0, _MOST_OF_USER), training.by_item.rows
+    if by_user is training.by_user and len(training) <= _MOST_RATINGS:
+        return training, np.arange(by_user.rows), np.arange(rows)
     order = rng.permutation(by_user.rows)
-    taken = order[np.cumsum(by_user.counts[order]) <= _MOST_RATINGS]
-    return training.only(np.flatnonzero(np.isin(by_user.row, taken)))
+    users = np.sort(order[np.cumsum(by_user.counts[order]) <= _MOST_RATINGS])
+    entries = np.flatnonzero(np.isin(by_user.row, users))
+    # Without the rows that no rating is left of: each would be solved anew in every half-step.
+    users, user_row = np.unique(by_user.row[entries], return_inverse=True)
+    items, item_row = np.unique(by_user.other[entries], return_inverse=True)
+    found = compress_pairs(user_row, item_row, by_user.value[entries], by_user.time[entries], len(users))
+    return TrainingSet.of(found, len(items), training.backend), users, items

@@ -19,7 +19,14 @@ from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits
 
 from factors import FitDiverged, FitSettings, Fitted, Float32s, Float64s, Ratings
-from factors.engine_api import Weighting, confidence_of, implicit_factors, implicit_fit, weighting_of
+from factors.engine_api import (
+    Weighting,
+    confidence_of,
+    implicit_factors,
+    implicit_fit,
+    thinned,
+    weighting_of,
+)
 from trainer.engines.base import FitTask
 
 # The first grid. `alpha`: by how much more a choice at the top of the scale weighs than an item that was
@@ -219,9 +226,12 @@ def _same(one: Weighting, other: Weighting) -> bool:
 
 
 def _some_users(ratings: Ratings, n_users: int, rng: np.random.Generator) -> Ratings:
-    """Return all ratings of so many random users as together have at most `_MOST_TRIED`."""
+    """Return all ratings of so many random users as together have at most `_MOST_TRIED`; of a user with more
+    than a hundredth of that, a sample.
+    """
     if len(ratings.value) <= _MOST_TRIED:
         return ratings
+    ratings = thinned(ratings, n_users, _MOST_TRIED // 100)
     counts = np.bincount(ratings.user_row, minlength=n_users)
     order = rng.permutation(n_users)
     taken = np.zeros(n_users, dtype=bool)

@@ -23,10 +23,10 @@ class FitInput:
     """What a fit learns from.
 
     `user_ids`: string array (u,); `user_n` int64 (u,): up to which count of the user the snapshot goes;
-    `ratings`: ordered by user, each pair once, nothing that was taken back. `kept` int64 (k,): user row in
-    the earlier fit of each of the first k users. `unknown`: events of items that the registry does not have,
-    which are left out. `unlearned` int64: positions of the ratings that the earlier fit has not learned, in
-    the order in which they arrived; all of them where there was none.
+    `ratings`: ordered by user, then as they were made, each pair once, nothing that was taken back. `kept`
+    int64 (k,): user row in the earlier fit of each of the first k users. `unknown`: events of items that the
+    registry does not have, which are left out. `unlearned` int64: positions of the ratings that the earlier
+    fit has not learned, in the order in which they arrived; all of them where there was none.
     """
 
     user_ids: pa.StringArray
@@ -88,6 +88,7 @@ def load_ratings(
     np.maximum.at(user_n, user_row, n)
     last = last_of_pairs(user_row, item_row, n)
     last = last[~np.isnan(rating[last]) & (item_row[last] >= 0)]
+    last = last[np.lexsort((n[last], user_row[last]))]
     ratings = Ratings(
         user_row[last].astype(np.int32), item_row[last].astype(np.int32), rating[last], time[last]
     )

@@ -25,7 +25,7 @@ from factors import (
 )
 from factors.engine_api import confidence_of, implicit_factors, weighting_of
 from factors.model.layout import item_layout, user_layout
-from trainer.engines import make_engine
+from trainer.engines import implicit_als, make_engine
 from trainer.engines.base import FitTask
 
 SCALE = Scale(1.0, 5.0)
@@ -176,3 +176,13 @@ def test_unknown_items_and_empty_histories_are_the_prior() -> None:
     for row in rows:
         np.testing.assert_allclose(row[layout.latent], 0, atol=1e-6)
     np.testing.assert_allclose(rows[0][layout.covariance], rows[1][layout.covariance], rtol=1e-5, atol=1e-9)
+
+
+def test_one_user_of_very_many_choices_leaves_room_for_the_others() -> None:
+    each, heavy = 100, 110_000
+    user = np.concatenate([np.repeat(np.arange(100), each), np.full(heavy, 100)]).astype(np.int32)
+    item = np.concatenate([np.tile(np.arange(each), 100), np.arange(heavy)]).astype(np.int32)
+    ratings = Ratings(user, item, np.full(len(user), 5.0), np.full(len(user), np.nan))
+    for seed in range(5):
+        part = implicit_als._some_users(ratings, 101, np.random.default_rng(seed))
+        assert np.bincount(part.user_row).tolist() == [each] * 100 + [1_000]
