@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from factors_world import fitted_of, histories_of, ratings_of
 
 from factors import FitSettings, Histories, Ratings, Scale, fit
 from factors.inference.backend import NumpyBackend
@@ -13,6 +12,7 @@ from factors.training import model_selection
 from factors.training.fit import prepare
 from factors.training.model_selection import select_terms
 from factors.training.training_set import TrainingSet
+from tests.unit.factors.factors_world import fitted_of, histories_of, ratings_of
 
 SCALE = Scale(1, 5, 1)
 HEAVY = 300_000
