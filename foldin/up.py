@@ -187,7 +187,7 @@ class Stack:
         trainer = (*_python("trainer"), *(("--adopt",) if self._options.adopt else ()))
         answers = partial(http_ok, self._probe_host, self._options.environment_port, "/")
         return [
-            # Without a probe: it serves nothing; what it does shows in what the service answers.
+            # Without a probe: what it does shows in what the service answers.
             ChildSpec(
                 "trainer",
                 trainer,
@@ -244,6 +244,8 @@ class Stack:
             "environment": self.environment_url,
             "logs": str(self.data / "logs"),
         }
+        if address := self._settings.inherited.get("FOLDIN_TRAINER_ADDRESS"):
+            rows["trainer"] = f"http://{address}/livez, /metrics"
         if self._key_file is not None:
             rows["operator's key"] = f"{self._key_file}: the API asks for a key, see `foldin keys --help`"
         lines = [f"  {name + ':':<16}{value}" for name, value in rows.items()]

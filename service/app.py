@@ -79,7 +79,7 @@ async def _service_context(
         ):
             scale = store.config.scale
             snapshot_files = SnapshotFiles(slot.folder, slot.worker)
-            counts = Counts(slot.worker, time.time(), error_bounds(scale.low, scale.high))
+            counts = Counts(slot.worker, time.time(), error_bounds(scale.low, scale.high), starts=1)
             # The counters of the worker that had this slot before: a counter never falls.
             if (earlier := snapshot_files.earlier()) is not None:
                 counts.carry(earlier)

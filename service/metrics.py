@@ -54,6 +54,7 @@ _COUNTERS = {
         "foldin_overloads",
         "Requests and connections that were refused because there were too many.",
     ),
+    "starts": ("foldin_worker_starts", "Workers that were started, first and again."),
     "reconnects": ("foldin_store_reconnects", "Connections to the store that were made anew."),
 }
 # What a worker is now, by field.
@@ -123,6 +124,7 @@ class Counts(msgspec.Struct):
     exceptions: int = 0
     overloads: int = 0
     reconnects: int = 0
+    starts: int = 0
     # From here on: what the worker is now.
     generation: int = 0
     epoch: int = 0
@@ -290,6 +292,12 @@ def _families(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: 
         for snapshot in snapshots:
             gauge.add_metric([str(snapshot.worker)], getattr(snapshot, field))
         yield gauge
+    silent = GaugeMetricFamily(
+        "foldin_worker_silent_seconds", "Since when a worker has said nothing of itself.", labels=["worker"]
+    )
+    for snapshot in snapshots:
+        silent.add_metric([str(snapshot.worker)], max(0.0, time.time() - snapshot.at))
+    yield silent
     yield GaugeMetricFamily("foldin_workers", "Worker processes of this host.", value=len(snapshots))
     yield GaugeMetricFamily(
         "foldin_store_up", "Whether the store answered this scrape.", value=float(store_up)

@@ -32,7 +32,7 @@ class Trainer:
     def __init__(self, settings: TrainerSettings, *, step: Step = no_step) -> None:
         self._settings = settings
         self._step = step
-        self._leadership: Leadership | None = None
+        self.leadership: Leadership | None = None
         self._rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
         self.term: Term | None = None
 
@@ -87,7 +87,7 @@ class Trainer:
         adopt = self._settings.adopt
         while True:
             lease, began_at = await self._acquire(store)
-            leadership = self._leadership = Leadership(lease, self._settings.lease_ttl_s, began_at)
+            leadership = self.leadership = Leadership(lease, self._settings.lease_ttl_s, began_at)
             log.event("leading", fence=lease.fence)
             try:
                 await match(store, root, adopt=adopt)
@@ -133,9 +133,9 @@ class Trainer:
         return lease, began_at
 
     def _may_write(self) -> None:
-        if self._leadership is None:
+        if self.leadership is None:
             raise LeaseLost("this trainer does not lead")
-        self._leadership.check()
+        self.leadership.check()
 
 
 def _explain(ended: BaseException) -> None:

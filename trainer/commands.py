@@ -36,6 +36,13 @@ class CommandHandler:
         # Taken commands in the order of the stream, by stream id: whether their outcome is stored.
         self._settled: dict[str, bool] = {}
 
+    @property
+    def oldest_open_ms(self) -> int | None:
+        """When the oldest command was asked for that is taken and not settled, by the store's clock."""
+        open_ids = (stream_id for stream_id, settled in self._settled.items() if not settled)
+        oldest = next(open_ids, None)
+        return None if oldest is None else int(oldest.partition("-")[0])
+
     async def run(self) -> None:
         """Take commands until cancelled."""
         after, slots = "0", asyncio.Semaphore(_AT_ONCE)

@@ -29,6 +29,11 @@ class Leadership:
         if self._clock() >= self._until:
             raise LeaseLost("the lease ran out before it could be renewed")
 
+    @property
+    def left_s(self) -> float:
+        """For how many seconds more this process may act; 0 or less where it may not."""
+        return self._until - self._clock()
+
     def end(self) -> None:
         """Act no more, whatever the lease says."""
         self._until = float("-inf")
@@ -43,7 +48,7 @@ class Leadership:
                 async with asyncio.timeout(self._ttl_s):
                     await self.lease.renew()
             except (StoreUnavailable, TimeoutError) as exc:
-                log.warning("lease_not_renewed", error=str(exc), left_s=round(self._until - self._clock(), 2))
+                log.warning("lease_not_renewed", error=str(exc), left_s=round(self.left_s, 2))
             else:
                 self._until = began_at + self._ttl_s
             self.check()

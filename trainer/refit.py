@@ -116,7 +116,10 @@ class Refitter:
         self._step = step
         self._clock = clock
         self._publisher = Publisher(store, lease, threads, step=step)
-        self._schedule = Schedule(settings.rules)
+        self.schedule = Schedule(settings.rules)
+        # Since when a fit runs, by `clock`, and how many seconds the last one took.
+        self.fitting_since: float | None = None
+        self.last_fit_s: float | None = None
         # After a refusal of the gate the next fit starts from nothing, not from the generation before.
         self._from_scratch = False
 
@@ -136,7 +139,7 @@ class Refitter:
                 await asyncio.sleep(_LOOK_S)
                 continue
             live = self._switch.live
-            decision = self._schedule.look(
+            decision = self.schedule.look(
                 self._clock(),
                 pointer.epoch,
                 epoch.consumer.archived_events,
@@ -152,7 +155,9 @@ class Refitter:
             requested = self._requests.take()
             # A new epoch has the higher number, and goes first: it takes the place of the other.
             for number in sorted(requested or {pointer.epoch}, reverse=True):
+                self.fitting_since = self._clock()
                 ending = await self._refit(number, decision.reason, automatic=not requested)
+                self.fitting_since = None
                 if number in requested:
                     requested[number].set_result(ending)
 
@@ -174,13 +179,13 @@ class Refitter:
             if isinstance(exc, GateRefusedError):
                 # Refused from nothing too: the next one may start from the live generation again.
                 self._from_scratch = not self._from_scratch
-            failure, delay_s = _failure(exc), self._schedule.failed(self._clock())
+            failure, delay_s = _failure(exc), self.schedule.failed(self._clock())
             log.warning("fit_failed", epoch=number, code=failure.code, why=failure.detail, retry_s=delay_s)
             return failure
-        self._schedule.fitted(live=published.live)
+        self.schedule.fitted(live=published.live)
         self._from_scratch = False
         generation = published.meta.summary.generation
-        seconds = self._clock() - began_at
+        seconds = self.last_fit_s = self._clock() - began_at
         log.event("fit_published", epoch=number, generation=generation, live=published.live, seconds=seconds)
         return generation if published.live else Failure("held", "an older generation is held live")
 

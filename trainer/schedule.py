@@ -111,6 +111,11 @@ class Schedule:
         self.first_new_at: float | None = None
 
     @property
+    def failures(self) -> int:
+        """How many fits in a row were not published."""
+        return self._backoff.failures
+
+    @property
     def lately(self) -> int:
         """How many events came in the last two seconds."""
         return self._looks[-1][1] - self._looks[0][1] if self._looks else 0

@@ -12,6 +12,24 @@ from trainer.gate import Policy
 from trainer.schedule import Rules
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def _address(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:  # ports have 16 bits
+        raise ValueError(f"must be an address and a port like 127.0.0.1:9108, not {text!r}")
+    return Address(host.strip("[]"), int(port))
+
+
 def _engine(text: str) -> EngineName:
     name = choice(ENGINES)(text)
     if name == "neural" and find_spec("torch") is None:
@@ -57,6 +75,13 @@ class TrainerSettings:
         "bytes of the trash: beyond, the oldest entries go before their time; the newest stays",
         whole(0, 2**53),
         variable="FOLDIN_TRASH_BYTES",
+    )
+    address: Address | None = setting(
+        None,
+        "address and port of the trainer's own `/livez` and `/metrics`, like `127.0.0.1:9108`",
+        _address,
+        variable="FOLDIN_TRAINER_ADDRESS",
+        shown="none: not served",
     )
     adopt: bool = setting(
         False, "go on with the store as it is when the archive is not its own: that goes to the trash"

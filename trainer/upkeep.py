@@ -44,6 +44,8 @@ class Upkeep:
     settings: TrainerSettings
     threads: Threads
     step: Step
+    # What the trash holds, as of the last look.
+    trash_bytes: int = field(init=False, default=0)
     _emptied_at: float = field(init=False, default=-math.inf)
 
     async def run(self) -> None:
@@ -137,6 +139,8 @@ class Upkeep:
                 bytes=entry.size_bytes,
             )
             await self.threads.run(self.root.trash.remove, entry)
+            entries.remove(entry)
+        self.trash_bytes = sum(entry.size_bytes for entry in entries)
 
     async def _abandon(self, pointer: Pointer) -> None:
         """Give up a new epoch that no command has asked for in `abandon_s`."""

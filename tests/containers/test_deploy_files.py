@@ -15,11 +15,15 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 
 
 def exposed() -> set[str]:
-    """The names that a scrape of the service has."""
+    """The names that scrapes of service and trainer have."""
     counts = Counts(0, 0.0, error_bounds(1, 5))
     counts.request("/predict", 200, 0.001)
     text = expose([counts], {0: 0}, store_up=True).decode()
-    return set(re.findall(r"^(foldin_\w+)", text, re.MULTILINE))
+    of_service = set(re.findall(r"^(foldin_\w+)", text, re.MULTILINE))
+    # What a trainer says depends on its state; tests/fault/test_alerts.py has one that says all of it.
+    source = (ROOT / "trainer/health/metrics.py").read_text("utf-8")
+    gauges = {f"foldin_trainer_{name}" for name in re.findall(r'_gauge\(\s*"(\w+)"', source)}
+    return of_service | gauges | set(re.findall(r'"(foldin_trainer_\w+)"', source))
 
 
 @pytest.mark.parametrize("name", ["prometheus/alerts.yml", "grafana/dashboards/foldin.json"])
@@ -35,6 +39,14 @@ def test_every_alert_is_explained() -> None:
     names = [rule["alert"] for group in rules["groups"] for rule in group["rules"]]
     operations = (ROOT / "docs/operations.md").read_text("utf-8")
     assert [name for name in names if f"`{name}`" not in operations] == []
+
+
+def test_lines_of_the_log_that_raise_an_alert_are_lines_of_the_trainer() -> None:
+    text = (ROOT / "deploy/prometheus/alerts.yml").read_text("utf-8")
+    (names,) = re.findall(r'event=~"([\w|]+)"', text)
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "trainer").rglob("*.py"))
+    logged = set(re.findall(r'log\.(?:event|warning|unexpected)\(\s*"(\w+)"', sources))
+    assert set(names.split("|")) <= logged
 
 
 def test_the_board_has_no_two_panels_in_one_place() -> None:

@@ -5,6 +5,7 @@ before a disk is full, and taken again by themselves, also when this trainer is 
 import asyncio
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from featurestore.errors import FullReason, StoreUnavailable
@@ -32,6 +33,9 @@ class RoomWatch:
         self._threads = threads
         self._unreadable: set[FullReason] = set()
         self.refusing: FullReason | None = None
+        # What was seen last: the room by place, and by how many seconds this host's clock is ahead.
+        self.spaces: list[Space] = []
+        self.clock_ahead_s = 0.0
 
     async def run(self) -> None:
         """Look until cancelled. Raises `LeaseLost`."""
@@ -44,9 +48,11 @@ class RoomWatch:
     async def look(self) -> None:
         """Look once, and say what was found. Raises `LeaseLost`, `StoreUnavailable`."""
         load = await self._store.room.load()
+        self.clock_ahead_s = time.time() - load.time
         spaces = await self._threads.run(self._disk_spaces, load.used_bytes)
         if (in_memory := memory(load.used_bytes, load.limit_bytes)) is not None:
             spaces.append(in_memory)
+        self.spaces = spaces
         found = fullest(spaces, self.refusing)
         reason = None if found is None else found.reason
         if found is not None and reason != self.refusing:

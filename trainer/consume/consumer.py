@@ -78,6 +78,8 @@ class EpochConsumer:
         self._step = step
         self.positions: dict[int, Position] = {}
         self.archived_events = 0
+        # When the streams were last found read to their ends, by the monotonic clock.
+        self.caught_up_at = time.monotonic()
         self._state: Literal["new", "consuming", "ended"] = "new"
         self._progress = asyncio.Condition()
         # Held for a batch, a repair or an erasure: each begins when the one before is whole.
@@ -160,6 +162,8 @@ class EpochConsumer:
                         await self._store.confirmation.wait(since)
                         await self._take(events)
                 backoff.reset()
+                if not events.more:
+                    self.caught_up_at = time.monotonic()
             except StoreUnavailable as exc:
                 log.warning("consume_waits", epoch=self.epoch, failures=backoff.failures + 1, error=str(exc))
                 # What was read may not be archived: the next read begins at the oldest event that is not

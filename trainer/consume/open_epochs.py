@@ -57,6 +57,10 @@ class OpenEpochs:
         """Return the epochs that are open now."""
         return set(self._open)
 
+    def opened(self, number: int) -> OpenEpoch | None:
+        """Return the epoch where it is open now."""
+        return self._open.get(number)
+
     async def leaving(self, needed: set[int]) -> set[int]:
         """Return the archived epochs that are not `needed`: upkeep moves them to the trash."""
         return set(await self.threads.run(self.root.epochs)) - needed

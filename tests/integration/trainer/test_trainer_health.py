@@ -1,0 +1,106 @@
+"""What a trainer says of itself while it leads, waits and loses its store."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from featurestore.settings import StoreSettings
+from processes.probes import unused_port
+from processes.settings import SettingsError
+from tests.support.factories import low_rank_ratings
+from tests.support.recovering import opened
+from tests.support.servers import StoreServer
+from tests.support.serving import Client, client_of
+from tests.support.trainers import fitted, trainer_settings, until_drained, until_live
+from tests.support.waiting import wait_until_async
+from trainer.app import Trainer
+from trainer.errors import CannotStartError
+from trainer.health.listener import serving_health
+from trainer.settings import Address, TrainerSettings
+
+pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
+
+
+@contextlib.asynccontextmanager
+async def trainer_that_answers(settings: TrainerSettings) -> AsyncIterator[Client]:
+    """As `python -m trainer` does, in this process."""
+    address = Address("127.0.0.1", unused_port())
+    trainer, stop = Trainer(settings), asyncio.Event()
+    async with serving_health(trainer, address), client_of(f"http://{address}") as client:
+        running = asyncio.create_task(trainer.run(stop))
+        try:
+            yield client
+        finally:
+            stop.set()
+            await asyncio.wait_for(running, 30)
+
+
+async def metrics(client: Client) -> dict[tuple[str, str], float]:
+    """Values by name and label."""
+    text = (await client.get("/metrics")).text
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_leader_and_one_who_waits(own_server: StoreServer, tmp_path: Path) -> None:
+    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=1.0)
+    settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
+    ratings = low_rank_ratings(users=10, items=12)
+    async with trainer_that_answers(settings) as leader, opened(at) as store:
+        await until_live(store)
+        await store.ratings.append(ratings)
+        generation = await fitted(store)
+        await until_drained(store)
+        live = (await leader.get("/livez")).json
+        assert live["role"] == "leader"
+        found = await metrics(leader)
+        assert found["foldin_trainer_leading", ""] == 1
+        assert found["foldin_trainer_fence", ""] == live["fence"] >= 1
+        assert found["foldin_trainer_live_generation", ""] == generation
+        assert found["foldin_trainer_live_ratings", ""] == len(ratings)
+        assert found["foldin_trainer_archived_events", ""] == len(ratings)
+        assert found["foldin_trainer_unfitted_events", ""] == 0
+        assert found["foldin_trainer_archive_bytes", ""] > 0
+        assert found["foldin_trainer_events_total", "fit_published"] >= 1
+        positions = [value for (name, _), value in found.items() if name.endswith("archive_position_seconds")]
+        now = await store.time()
+        assert len(positions) == at.partitions
+        assert all(now - 60 < position <= now for position in positions)
+        elsewhere = replace(settings, archive_dir=tmp_path / "other")
+        async with trainer_that_answers(elsewhere) as waiting:
+            assert (await waiting.get("/livez")).json == {"status": "ok", "role": "waiting", "fence": None}
+            assert (await metrics(waiting))["foldin_trainer_leading", ""] == 0
+        # Without its store it still answers, and says how long it has heard nothing.
+        own_server.pause()
+        try:
+
+            async def behind() -> bool:
+                found = await metrics(leader)
+                return found.get(("foldin_trainer_behind_seconds", ""), 0.0) > 1.0 or (
+                    found["foldin_trainer_leading", ""] == 0
+                )
+
+            await wait_until_async(behind, 10, "the trainer says that it is behind")
+        finally:
+            own_server.resume()
+
+
+async def test_an_address_that_is_taken(own_server: StoreServer, tmp_path: Path) -> None:
+    trainer = Trainer(trainer_settings(StoreSettings(url=own_server.url), tmp_path))
+    with pytest.raises(CannotStartError, match="FOLDIN_TRAINER_ADDRESS"):
+        async with serving_health(trainer, Address("127.0.0.1", own_server.port)):
+            pass
+
+
+@pytest.mark.parametrize("text", ["9108", "host:", ":9108", "host:0", "host:65536", "host:x"])
+def test_an_address_that_is_none(own_server: StoreServer, text: str) -> None:
+    with pytest.raises(SettingsError, match="FOLDIN_TRAINER_ADDRESS must be an address and a port"):
+        TrainerSettings.load([], {"FOLDIN_TRAINER_ADDRESS": text})

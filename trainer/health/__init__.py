@@ -1,0 +1,1 @@
+"""Whether a trainer is alive, and its metrics, over HTTP."""
