@@ -24,7 +24,7 @@ from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import LIBRARY, LIBRARY_TEXT, is_missing
 from featurestore.wire.primary import Primary
-from featurestore.wire.resp import ReplyError, store_error
+from featurestore.wire.resp import ReplyError, note_keys, store_error
 
 # A process has a leader's loop, a stream of commands and a few requests at a time: calls beyond wait here.
 POOL_SOCKETS = 8
@@ -82,7 +82,7 @@ class Client(Redis):
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Execute one command."""
         await self.check()
-        with self.errors():
+        with self.errors(args):
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py
 
     def pipeline(self, transaction: bool = False, shard_hint: str | None = None) -> "StorePipeline":
@@ -107,7 +107,7 @@ class Client(Redis):
             if last or not left:
                 break
             await self.load_library()
-        self.raise_first(replies.values())
+        self.raise_first([replies[position] for position in range(len(calls))], [keys for keys, _ in calls])
         return list(replies.values())
 
     async def load_library(self) -> None:
@@ -134,7 +134,7 @@ class Client(Redis):
             await self.connection_pool.disconnect(inuse_connections=False)
 
     @contextmanager
-    def errors(self) -> Iterator[None]:
+    def errors(self, command: Sequence[Any] = ()) -> Iterator[None]:
         """Raise errors of redis-py as `StoreError`, and a cancellation that it has swallowed."""
         task = asyncio.current_task()
         cancels = 0 if task is None else task.cancelling()
@@ -149,19 +149,31 @@ class Client(Redis):
                 raise StoreUnavailable(f"cannot reach the store: {exc}") from exc
             raise self.failure(exc) from exc
         except RedisError as exc:
+            note_keys(exc, _keys(command))
             raise self.failure(exc) from exc
 
     def failure(self, exc: RedisError) -> StoreError:
         """What an error reply means. redis-py takes the code off the text of those that it knows."""
         code = getattr(exc, "status_code", None)
         reply = ReplyError(f"{code} {exc}" if code else str(exc))
+        reply.__notes__ = getattr(exc, "__notes__", [])
         return store_error(reply) if self.main is None else self.main.failure(reply)
 
-    def raise_first(self, replies: Iterable[Any]) -> None:
-        """Raise the first error among replies."""
-        for reply in replies:
+    def raise_first(self, replies: Iterable[Any], keys: Iterable[Sequence[bytes]]) -> None:
+        """Raise the first error among replies to commands with these `keys`."""
+        for reply, of in zip(replies, keys, strict=True):
             if isinstance(reply, RedisError):
+                note_keys(reply, of)
                 raise self.failure(reply)
+
+
+def _keys(command: Sequence[Any]) -> list[bytes]:
+    """The first argument, or of a command that reads several streams those."""
+    texts = [arg.encode() if isinstance(arg, str) else arg for arg in command if isinstance(arg, str | bytes)]
+    if b"STREAMS" not in texts:
+        return texts[1:2]
+    behind = texts[texts.index(b"STREAMS") + 1 :]
+    return behind[: len(behind) // 2]
 
 
 class StorePipeline(Pipeline):
@@ -174,9 +186,11 @@ class StorePipeline(Pipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Execute all commands. With `raise_on_error` the first error raises, after all were answered."""
         await self._client.check()
+        # By then the stack is empty.
+        keys = [_keys(command) for command, _ in self.command_stack]
         with self._client.errors():
             # redis-py would put the command into the message, and with it the ids of users.
             replies: list[Any] = await super().execute(raise_on_error=False)
         if raise_on_error:
-            self._client.raise_first(replies)
+            self._client.raise_first(replies, keys)
         return replies

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float32s, Float64s, Histories, Int32s, Int64s
+from factors import Float32s, Float64s, Histories, Int32s, Int64s, Scale
 
 ENTRY = struct.Struct("<Idd")
 COUNTER = struct.Struct("<Q")
@@ -24,6 +24,11 @@ FORGOTTEN_ROW = 0xFFFFFFFF
 ENTRY_DTYPE = np.dtype([("item_row", "<u4"), ("rating", "<f8"), ("time", "<f8")])
 # Seconds since 1970 beyond which a timestamp is no time: milliseconds by mistake pass, nanoseconds do not.
 MAX_TIMESTAMP = 1e15
+# An import of version 0.1.0 or before took as much.
+MAX_STORED_TIME = 1e16
+
+# A row is an int32 wherever it is counted with.
+MAX_ITEM_ROW = 2**31 - 1
 
 # A history is rewritten without what was superseded when that is more than half of it and worth the write.
 COMPACT_ENTRIES = 64
@@ -86,12 +91,15 @@ def pack_history(history: History) -> bytes:
     return table.tobytes()
 
 
-def unpack_history(data: bytes) -> History:
+def unpack_history(data: bytes, scale: Scale) -> History:
     """The effective history of stored bytes: the last entry of an item wins, one with NaN takes it away.
+    `scale`: of the ratings.
 
-    In the order of the entries that survive. A torn tail (never written by this package) is ignored.
+    In the order of the entries that survive. Raises `RecordCorrupt` for bytes that are no entries.
     """
-    whole = len(data) // ENTRY_BYTES
+    whole, rest = divmod(len(data), ENTRY_BYTES)
+    if rest:
+        raise RecordCorrupt(f"{len(data)} bytes are no entries of {ENTRY_BYTES}")
     table = np.frombuffer(data, dtype=ENTRY_DTYPE, count=whole)
     items = table["item_row"]
     # Stable, so that of the entries of an item the last written stands last.
@@ -103,11 +111,22 @@ def unpack_history(data: bytes) -> History:
     order.sort()
     kept = table[order]
     kept = kept[~np.isnan(kept["rating"])]
+    if impossible(kept, scale).any():
+        raise RecordCorrupt("an entry that no rating has")
     return History(
         kept["item_row"].astype(np.int32),
         np.ascontiguousarray(kept["rating"]),
         np.ascontiguousarray(kept["time"]),
     )
+
+
+def impossible(entries: npt.NDArray[Any], scale: Scale) -> npt.NDArray[np.bool_]:
+    """Say of each of `entries` (m,) whether no rating of `scale` can have it."""
+    rating, time = entries["rating"], entries["time"]
+    # NaN is a rating that was taken back, and a time that is not known: no comparison holds for it.
+    found: npt.NDArray[np.bool_] = (rating < scale.low) | (rating > scale.high)
+    found |= (entries["item_row"] > MAX_ITEM_ROW) | (np.abs(time) > MAX_STORED_TIME)
+    return found
 
 
 def pack_histories(histories: Sequence[History]) -> Histories:

@@ -55,6 +55,16 @@ class StoreRefused(StoreError):
     """
 
 
+class StoreDamaged(StoreRefused):
+    """What a key holds is not what was written there: truncated, foreign, of another type. Answer 503, and
+    leave it as it is: docs/operations.md says what a person can do. `key` is shown without a user id.
+    """
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(f"the store is damaged at {key}: {why}")
+        self.key = key
+
+
 class LeaseLost(StoreError):
     """Another trainer leads. Stop acting as the leader at once."""
 
@@ -73,8 +83,16 @@ class GenerationUnknown(StoreError):
         self.generation = generation
 
 
-class GenerationBroken(StoreError):
-    """Checksum, count or layout of a stored generation does not fit. Keep the one that is live."""
+class GenerationBroken(StoreDamaged):
+    """Checksum, count or layout of a generation does not fit. Keep the one that is live; a fit makes another.
+
+    `key`: where it is stored, if it is.
+    """
+
+    def __init__(self, why: str, key: str = "") -> None:
+        super().__init__(key, why)
+        if not key:
+            self.args = (why,)
 
 
 class EpochBusy(StoreError):

@@ -5,16 +5,16 @@ The store gives rows in one function call; the registry of an epoch that was rem
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from factors import Int64s
 from featurestore.client import Client
-from featurestore.errors import EpochGone, RegistryFull, StoreError, StoreUnavailable
+from featurestore.errors import EpochGone, RegistryFull, StoreDamaged, StoreError, StoreUnavailable
 from featurestore.id_columns import Ids
-from featurestore.keys import Keys
+from featurestore.keys import Keys, shown_key, whole
 from featurestore.row_table import RowTable
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many
@@ -112,7 +112,10 @@ class ItemRegistry:
         replies = await call_many(self._connection, calls)
         for block, rows in zip(blocks, replies, strict=True):
             # The empty id is the mark of the registry itself.
-            found = {int(row): item_id for item_id, row in zip(block, rows, strict=True) if row}
+            found = {
+                whole(row, self._items): item_id for item_id, row in zip(block, rows, strict=True) if row
+            }
+            self._require_one_row_each(found)
             self.learn(found.keys(), found.values())
         return [self._rows.get(item_id) for item_id in item_ids]
 
@@ -130,8 +133,17 @@ class ItemRegistry:
                 raise EpochGone(self._epoch)
             if reply[0] == b"FULL":
                 raise RegistryFull(f"there are {self._max_items} items already, no more may be added")
-            self.learn(list(map(int, reply[1])), block)
+            rows = [whole(row, self._items) for row in reply[1]]
+            self._require_one_row_each(dict(zip(rows, block, strict=True)))
+            self.learn(rows, block)
         return [self._rows[item_id] for item_id in item_ids]
+
+    def _require_one_row_each(self, found: Mapping[int, bytes]) -> None:
+        """Raise `StoreDamaged` where a row is that of another item."""
+        for row, item_id in found.items():
+            if row < len(self._ids) and self._ids[row] != item_id:
+                why = f"it gives row {row} to two items"
+                raise StoreDamaged(f"{shown_key(self._items)} or {shown_key(self._order)}", why)
 
     def _unknown(self, item_ids: Sequence[bytes]) -> list[list[bytes]]:
         """Those that are not known here, each once, in blocks."""
@@ -143,9 +155,29 @@ class ItemRegistry:
         while True:
             known = len(self)
             ids: Any = await self._client.lrange(self._order, known, known + IDS_AT_ONCE - 1)
-            self.learn(range(known, known + len(ids)), ids)
+            self.follow(known, ids)
             if len(ids) < IDS_AT_ONCE:
                 return
+
+    def follow(self, first: int, ids: Sequence[bytes]) -> None:
+        """Take in the ids of the rows from `first` on, from the list of the store. Raises `StoreDamaged`."""
+        try:
+            b"\n".join(ids).decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise StoreDamaged(shown_key(self._order), "an item id is not UTF-8") from exc
+        self.learn(range(first, first + len(ids)), ids)
+
+    async def require_whole(self) -> None:
+        """Raise `StoreDamaged` where the list by row lacks items that have a row."""
+        pipe = self._client.pipeline()
+        # In this order: an item that comes in between is in the list.
+        pipe.hlen(self._items)
+        pipe.llen(self._order)
+        given, listed = await pipe.execute()
+        # One field of the hash is the mark of the registry itself.
+        if listed < given - 1:
+            why = f"it lists {listed} items, and {given - 1} have a row"
+            raise StoreDamaged(shown_key(self._order), why)
 
     def learn(self, rows: Collection[int], ids: Collection[bytes]) -> None:
         """Take in rows of items, as the store has them."""

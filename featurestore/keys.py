@@ -5,6 +5,7 @@ that of `{p}`. Braces in a user id do no harm: the first pair in a key counts, a
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from zlib import crc32
@@ -12,7 +13,15 @@ from zlib import crc32
 import numpy as np
 
 from factors import Int64s
+from featurestore.errors import StoreDamaged
 from featurestore.id_columns import Ids, checksums
+
+# A user id ends these two.
+_OF_A_USER = re.compile(rb"(.*\{\d+\}:(?:user|history):)(.*)", re.DOTALL)
+# Of the keys of one call: its partition's and those of the first user.
+_SHOWN_KEYS = 6
+# Enough to see what kind of bytes stand there.
+_SHOWN_BYTES = 20
 
 
 def partition_of(user_id: bytes, partitions: int) -> int:
@@ -35,6 +44,28 @@ def digest_of(user_id: bytes) -> bytes:
 def record_field(generation: int) -> bytes:
     """The field of a user's hash that holds the record of a generation."""
     return b"g%d" % generation
+
+
+def shown_key(key: bytes) -> str:
+    """Return a key as a log line may have it: in place of a user id its blake2b-128, in hexadecimal."""
+    match = _OF_A_USER.fullmatch(key)
+    if match is None:
+        return key.decode("utf-8", "backslashreplace")
+    return f"{match[1].decode('ascii', 'backslashreplace')}<blake2b {digest_of(match[2]).hex()}>"
+
+
+def shown_keys(keys: Sequence[bytes]) -> str:
+    """Return the keys of a call, one of which is damaged."""
+    shown = ", ".join(map(shown_key, keys[:_SHOWN_KEYS]))
+    return shown if len(keys) <= _SHOWN_KEYS else f"{shown} and {len(keys) - _SHOWN_KEYS} more"
+
+
+def whole(text: bytes | str, key: bytes) -> int:
+    """Return a whole number as the store keeps it, from 0 on. Raises `StoreDamaged` for any other text."""
+    # int() alone would take signs, spaces and underscores.
+    if not text.isdigit():
+        raise StoreDamaged(shown_key(key), f"{text[:_SHOWN_BYTES]!r} is no number")
+    return int(text)
 
 
 class Keys:

@@ -2,6 +2,7 @@
 all others on what was fixed when the namespace was created.
 """
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from typing import Any
 
 from factors import Scale
 from featurestore.client import Client
-from featurestore.errors import StoreError, StoreRefused
-from featurestore.keys import Keys
+from featurestore.errors import StoreDamaged, StoreError, StoreRefused
+from featurestore.keys import Keys, shown_key
 from featurestore.settings import format_scale
 
 # Grows when keys or bytes change so that versions before cannot read them.
@@ -20,7 +21,14 @@ OLDEST_REDIS = (7, 2)
 # The first release of its own; the one before was Redis 7.2 renamed.
 OLDEST_VALKEY = (8, 0)
 # What a person calls the fields of the configuration.
-SETTINGS = {b"partitions": "FOLDIN_PARTITIONS", b"scale": "FOLDIN_SCALE", b"layout": "the layout"}
+SETTINGS = {b"partitions": "FOLDIN_PARTITIONS", b"scale": "FOLDIN_SCALE"}
+# What any version writes there.
+SIGNS = {
+    b"layout": re.compile(rb"\d+"),
+    b"partitions": re.compile(rb"\d+"),
+    b"scale": re.compile(rb"[-+.:e\d]+"),
+    b"identity": re.compile(rb"[0-9a-f]{32}"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +62,7 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
             "create_namespace", ([keys.config], [secrets.token_hex(16).encode(), *fields])
         )
         found = dict(zip(flat[::2], flat[1::2], strict=True))
-    for field, called in SETTINGS.items():
-        if found.get(field) != wanted[field]:
-            raise StoreRefused(
-                f"the namespace {name!r} was created with {called} {found.get(field, b'').decode()}, "
-                f"not {wanted[field].decode()}: use that, or another FOLDIN_NAMESPACE"
-            )
+    _require_same(name, keys.config, found, wanted)
     identity = str(found[b"identity"].decode())
     pipe = client.pipeline()
     pipe.hget(keys.live, "epoch")
@@ -82,6 +85,26 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
         pipe.set(keys.epochs(partition), epoch or 1, nx=True)
     await pipe.execute()
     return identity
+
+
+def _require_same(name: str, key: bytes, found: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> None:
+    """Raises `StoreRefused` where a namespace is not the `wanted` one, or of another layout."""
+    for field, sign in SIGNS.items():
+        text = found.get(field, b"")
+        if not sign.fullmatch(text):
+            raise StoreDamaged(shown_key(key), f"{field.decode()} is {text[:40]!r}")
+    layout = int(found[b"layout"])
+    if layout != int(LAYOUT):
+        raise StoreRefused(
+            f"the namespace {name!r} has layout {layout}, this version reads {LAYOUT.decode()}: "
+            "use the version that wrote it, or another FOLDIN_NAMESPACE"
+        )
+    for field, called in SETTINGS.items():
+        if found[field] != wanted[field]:
+            raise StoreRefused(
+                f"the namespace {name!r} was created with {called} {found[field].decode()}, "
+                f"not {wanted[field].decode()}: use that, or another FOLDIN_NAMESPACE"
+            )
 
 
 def check_server(info: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ class Store:
             key=self.keys.synced,
             wait_s=wait_s,
         )
-        self.users = UserRecords(self.keys, self.hot or self.bulk, self.redis)
+        self.users = UserRecords(self.keys, self.hot or self.bulk, self.redis, self.config.scale)
         self.generations = Generations(self.keys, self.bulk, self.redis)
         self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
         self.stream = RatingsStream(self.keys, self.bulk, self.redis)
@@ -66,6 +66,7 @@ class Store:
             stream=self.stream,
             stream_limit=settings.stream_limit,
             confirmation=self.confirmation,
+            scale=self.config.scale,
         )
         self.commands = Commands(self.keys, self.redis, block_s=settings.timeout_s / 2)
         self.leases = Leases(self.keys, self.redis)

@@ -7,6 +7,7 @@ had arrived.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Protocol
@@ -14,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from factors import BASIS, Float32s
-from featurestore.errors import StoreError
+from featurestore.errors import StoreDamaged, StoreError
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
@@ -23,6 +24,8 @@ from service.http.problems import Problem, problem_of_store
 from service.metrics import Counts
 from service.prediction_json import OnePrediction, rounded
 from service.scoring import require_live
+
+log = logging.getLogger("foldin.service")
 
 
 class Waiter(Protocol):
@@ -137,6 +140,19 @@ class MicroBatcher:
         except asyncio.CancelledError:
             _fail([batch.waiters[k] for k in late], _ending())
             raise
+        except StoreDamaged as exc:
+            of_user: dict[bytes, list[int]] = {}
+            for k in late:
+                of_user.setdefault(batch.user_ids[k], []).append(k)
+            if len(of_user) == 1:
+                log.error("a prediction failed: %s", exc)
+                _fail([batch.waiters[k] for k in late], exc)
+                return
+            # What is damaged harms its own user alone.
+            for user_id, some in of_user.items():
+                behind = [k for k in users.behind if batch.user_ids[k] == user_id]
+                alone = users._replace(behind=behind, behind_ids=[user_id] * len(behind))
+                await self._catch_up(batch, alone, some)
         except Exception as exc:  # noqa: BLE001 -- each waiter gets it; the dispatcher tells what it is
             _fail([batch.waiters[k] for k in late], exc)
 

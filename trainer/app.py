@@ -8,7 +8,7 @@ import random
 import time
 import uuid
 
-from featurestore.errors import LeaseLost, StoreChanged, StoreError, StoreRefused
+from featurestore.errors import LeaseLost, StoreChanged, StoreDamaged, StoreError, StoreRefused
 from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.backoff import Backoff
@@ -16,7 +16,13 @@ from trainer import log
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step, no_step
 from trainer.consume.matching import match
-from trainer.errors import ArchiveBusyError, ArchiveFailedError, CannotStartError, NoRoomError
+from trainer.errors import (
+    ArchiveBusyError,
+    ArchiveFailedError,
+    ArchiveRefusedError,
+    CannotStartError,
+    NoRoomError,
+)
 from trainer.leadership import Leadership
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
@@ -49,13 +55,13 @@ class Trainer:
             # once.
             await asyncio.wait([working, stopping], timeout=self._settings.grace_s)
         if working.done() and not working.cancelled():
-            working.result()
+            try:
+                working.result()
+            except StoreRefused as exc:
+                raise _refused(exc) from exc
 
     async def _work(self) -> None:
-        try:
-            store = await with_retries(Store.open, self._settings.store)
-        except StoreRefused as exc:
-            raise CannotStartError(str(exc)) from exc
+        store = await with_retries(Store.open, self._settings.store)
         try:
             # Before the lease: a trainer that waits for the archive must not keep another host from leading.
             root = await self._open_archive()
@@ -138,6 +144,14 @@ class Trainer:
         self.leadership.check()
 
 
+def _refused(exc: StoreRefused) -> CannotStartError:
+    """Return why a person must do something first."""
+    if isinstance(exc, StoreDamaged):
+        # The archive may have what the store has lost, so that nothing is done that could rest on it.
+        return ArchiveRefusedError(f'{exc}; see "When stored data is damaged" in docs/operations.md')
+    return CannotStartError(str(exc))
+
+
 def _explain(ended: BaseException) -> None:
     """Log why a term ended. Raises `CannotStartError`, or the first error that is not an `Exception`."""
     leaves = _leaves(ended)
@@ -147,7 +161,7 @@ def _explain(ended: BaseException) -> None:
         if isinstance(exc, CannotStartError):
             raise exc
         if isinstance(exc, StoreRefused):
-            raise CannotStartError(str(exc)) from exc
+            raise _refused(exc) from exc
         if not isinstance(exc, Exception):
             raise exc
         if isinstance(exc, NoRoomError):

@@ -67,11 +67,15 @@ class RefitRequests:
         self._endings: dict[int, asyncio.Future[Ending]] = {}
         self._any = asyncio.Event()
 
-    async def ask(self, epoch: int) -> Ending:
-        """Return what came of a fit of everything that was acknowledged in an epoch before this call."""
+    def want(self, epoch: int) -> None:
+        """Ask for a fit of everything that was acknowledged in an epoch before this call."""
         if epoch not in self._endings:
             self._endings[epoch] = asyncio.get_running_loop().create_future()
         self._any.set()
+
+    async def ask(self, epoch: int) -> Ending:
+        """Ask for such a fit; return what came of it."""
+        self.want(epoch)
         # The others that share it still want it when this caller is cancelled.
         return await asyncio.shield(self._endings[epoch])
 

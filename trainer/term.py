@@ -64,7 +64,7 @@ class Term:
         self.epochs = OpenEpochs(
             settings, store, lease, root, item_updates=item_updates, threads=threads, group=group, step=step
         )
-        self.switch = Switch(store, self.epochs, threads, item_updates)
+        self.switch = Switch(store, self.epochs, threads, item_updates, requests.want)
         self.items = ItemUpdater(store, lease, item_updates, threads, step=step)
         self.commands = CommandHandler(store, lease, self.epochs, requests, step=step)
         self.refitter = Refitter(

@@ -171,7 +171,7 @@ async def _observe(store: Store, seen: dict[int, Seen]) -> None:
         # One by one: of several together only the last value of a row would be seen, and answers may rest on
         # those between.
         for entry in entries:
-            deltas = decode_deltas([entry], meta.model.item_width, known.after)
+            deltas = decode_deltas([entry], meta.model.item_width, known.after, b"deltas")
             known.after = deltas.after
             for row, vector in zip(deltas.rows.tolist(), deltas.vectors, strict=True):
                 known.versions[row].append(vector)

@@ -11,11 +11,9 @@ from functools import partial
 from typing import Any
 from zlib import crc32
 
-import numpy as np
-
 from factors import Float32s, Int32s
 from featurestore.client import Client
-from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
+from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreDamaged, StoreError
 from featurestore.generations.manifest import (
     CHUNK_BYTES,
     Deltas,
@@ -27,10 +25,11 @@ from featurestore.generations.manifest import (
     decode_deltas,
     decode_meta,
     decode_summary,
+    encode_delta,
     read_pointer,
 )
 from featurestore.generations.writer import GenerationWriter, flipped
-from featurestore.keys import Keys
+from featurestore.keys import Keys, shown_key, whole
 from featurestore.leases import Lease, fence_of
 from featurestore.wire.chunk_reader import read_chunks
 from featurestore.wire.connection import Connection
@@ -72,19 +71,21 @@ class Generations:
 
     async def live(self) -> Pointer:
         """Return what is live now."""
-        return read_pointer(await self._client.hgetall(self._keys.live))
+        return read_pointer(await self._client.hgetall(self._keys.live), self._keys.live)
 
     async def list(self) -> Summaries:
         """Return all generations, oldest first, whole or not. Raises `GenerationBroken`."""
-        texts = await self._client.hvals(self._keys.generations)
-        return sorted(map(decode_summary, texts), key=lambda summary: summary.generation)
+        key = self._keys.generations
+        summaries = [decode_summary(text, key) for text in await self._client.hvals(key)]
+        return sorted(summaries, key=lambda summary: summary.generation)
 
     async def meta(self, epoch: int, generation: int) -> GenerationMeta:
         """Return what a finished generation is. Raises `GenerationUnknown`, `GenerationBroken`."""
-        text = await self._client.get(self._keys.meta(epoch, generation))
+        key = self._keys.meta(epoch, generation)
+        text = await self._client.get(key)
         if text is None:
             raise GenerationUnknown(generation)
-        return decode_meta(text)
+        return decode_meta(text, key)
 
     async def begin(
         self, lease: Lease, draft: GenerationSummary, positions: Mapping[int, str]
@@ -118,10 +119,19 @@ class Generations:
         """
         pointer = await self.live()
         kept = {pointer.generation, pointer.previous} - {0}
-        for summary in await self.list():
+        summaries = await self.list()
+        self._require_named(pointer, summaries)
+        for summary in summaries:
             if summary.generation not in kept:
                 await self.remove(summary.epoch, summary.generation, pause_s, lease=lease)
         return kept
+
+    def _require_named(self, pointer: Pointer, summaries: Sequence[GenerationSummary]) -> None:
+        """Raise `StoreDamaged` where the pointer names what there is not: then nothing is removed by it."""
+        named = {(each.epoch, each.generation) for each in summaries} | {(pointer.epoch, 0)}
+        if (pointer.epoch, pointer.generation) not in named:
+            why = f"it names generation {pointer.generation} of epoch {pointer.epoch}, which is not there"
+            raise StoreDamaged(shown_key(self._keys.live), why)
 
     async def activate(self, generation: int, *, hold: bool) -> None:
         """Make a whole generation of the live epoch the live one. `hold`: automatic refits then do not go
@@ -149,7 +159,8 @@ class Generations:
         chunks = read_chunks(self._connection, partial(self._keys.index_chunk, epoch, number), sizes)
         index = b"".join([piece async for piece in chunks])
         if len(index) != meta.index_bytes or crc32(index) != meta.index_crc32:
-            raise GenerationBroken(f"the index of generation {number} is not what was written")
+            key = shown_key(self._keys.index_chunk(epoch, number, 0))
+            raise GenerationBroken("the index that begins there is not what was written", key)
         return index
 
     async def claim_deltas(self, lease: Lease, epoch: int, generation: int) -> None:
@@ -178,11 +189,10 @@ class Generations:
     ) -> tuple[bytes | None, int]:
         """Return the stream id of the first entry, and how many there are."""
         name, fence = self._keys.deltas(epoch, generation), b"%d" % lease.fence
-        rows, vectors = np.asarray(rows, dtype="<i4"), np.asarray(vectors, dtype="<f4")
         first, entries = None, 0
         for start in range(0, len(rows), ROWS_PER_DELTA):
             part = slice(start, start + ROWS_PER_DELTA)
-            args = [fence, rows[part].tobytes(), vectors[part].tobytes()]
+            args = [fence, *encode_delta(rows[part], vectors[part])]
             (reply,) = await self._client.call("push_delta", ([name], args))
             if reply[0] != b"OK":
                 raise GenerationUnknown(generation)
@@ -197,7 +207,7 @@ class Generations:
             some: Any = await self._client.xrange(name, f"({start}", "+", DELTAS_AT_ONCE)
             entries += some
             if len(some) < DELTAS_AT_ONCE:
-                return decode_deltas(entries, width, after)
+                return decode_deltas(entries, width, after, name)
             start = some[-1][0].decode()
 
     async def workers(self) -> Workers:
@@ -234,7 +244,7 @@ class Generations:
             raise StoreError(f"generation {generation} is live and is not removed")
         if reply[0] == b"GONE":
             return
-        summary = decode_summary(reply[1])
+        summary = decode_summary(reply[1], self._keys.generations)
         chunks = [self._keys.chunk(epoch, generation, chunk) for chunk in range(summary.chunks)]
         chunks += [self._keys.index_chunk(epoch, generation, chunk) for chunk in range(summary.index_chunks)]
         await self._unlink(chunks, pause_s)
@@ -254,6 +264,7 @@ class Generations:
         live, pending, abandoned, fence = await self._client.hmget(self._keys.live, *fields)
         if lease is not None and fence != fence_of(lease):
             raise LeaseLost("another trainer leads")
+        self._require_named(await self.live(), await self.list())
         name = b"%d" % epoch
         if name == live or (name == pending and name != abandoned):
             raise StoreError(f"epoch {epoch} is in use and is not removed")
@@ -278,7 +289,8 @@ class Generations:
 
     async def epochs(self) -> set[int]:
         """Return the epochs of which something is stored."""
-        return set(map(int, await self._client.smembers(self._keys.stored)))
+        key = self._keys.stored
+        return {whole(number, key) for number in await self._client.smembers(key)}
 
     async def remove_leftovers(self, pause_s: float = 0.0) -> None:
         """Remove every epoch that is neither live nor being prepared, as a crash may have left them."""

@@ -37,6 +37,7 @@ from featurestore.generations.manifest import (
     decode_deltas,
     read_pointer,
 )
+from featurestore.keys import whole
 
 if TYPE_CHECKING:
     from featurestore.store import Store
@@ -87,6 +88,7 @@ class Follower:
         self._beaten: tuple[int, int] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._load_at = float("-inf")
+        self._load_failure = ""
 
     @property
     def full(self) -> FullReason | None:
@@ -95,18 +97,18 @@ class Follower:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow until `stop` is set. Errors of the store are logged and tried again."""
-        failing = False
+        failure = ""
         try:
             while not stop.is_set():
                 try:
                     more = await self._poll()
-                    failing = False
+                    failure = ""
                 except StoreError as exc:
                     more = False
                     self.failures_total += 1
-                    if not failing:
-                        log.warning("polling the store failed", extra={"why": str(exc)})
-                    failing = True
+                    if str(exc) != failure:
+                        log.warning("polling the store failed: %s", exc)
+                    failure = str(exc)
                 if not more:
                     with contextlib.suppress(TimeoutError):
                         # `wait_for` of Python 3.11 drops a cancellation that comes as `stop` is set.
@@ -153,14 +155,14 @@ class Follower:
             return True
         now = time.monotonic()
         self._clock_offset = seconds + microseconds / 1e6 - now
-        self.pointer = pointer = read_pointer(pointer_fields)
-        self._numbers = frozenset(map(int, numbers))
+        self.pointer = pointer = read_pointer(pointer_fields, self._keys.live)
+        self._numbers = frozenset(whole(number, self._keys.generations) for number in numbers)
         self._store.users.kept = Kept(self._numbers)
         self.polled_at = now
         more = False
         if live is not None and items is not None and live is self.live:
             entries, ids = rest[:2]
-            items.learn(range(known, known + len(ids)), ids)
+            items.follow(known, ids)
             if entries:
                 followed = await self._with_deltas(live, entries)
                 # A load that ended meanwhile has read these deltas, or does not need them.
@@ -198,7 +200,9 @@ class Follower:
             deltas = self._keys.deltas(epoch, generation)
             while entries := await self._client.xrange(deltas, f"({live.after}", "+", DELTAS_AT_LOAD):
                 live = await self._with_deltas(live, entries)
-            await self._store.items(epoch).refresh()
+            items = self._store.items(epoch)
+            await items.refresh()
+            await items.require_whole()
             if self.live is not None or await self._announce(epoch, generation):
                 self.live = live
                 self.loads_total += 1
@@ -206,12 +210,15 @@ class Follower:
                 log.info("generation live", extra=shown)
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(self._cache.remove_unused, self._numbers, generation)
-            self._load_at = float("-inf")
+            self._load_at, self._load_failure = float("-inf"), ""
         except StoreError as exc:
             # Keep the one that serves; the next poll tries again, or finds that the pointer has moved on.
             self._load_at = time.monotonic()
             self.failures_total += 1
-            log.warning("loading a generation failed", extra={"generation": generation, "why": str(exc)})
+            if self._load_failure != str(exc):
+                log.warning("loading generation %d failed: %s", generation, exc)
+            # Tried again and again, said once.
+            self._load_failure = str(exc)
 
     async def _announce(self, epoch: int, generation: int) -> bool:
         """Say what this worker is about to serve; return whether that is still the live generation."""
@@ -222,7 +229,8 @@ class Follower:
         return (self.pointer.epoch, self.pointer.generation) == (epoch, generation)
 
     async def _with_deltas(self, live: LiveGeneration, entries: Any) -> LiveGeneration:
-        deltas = decode_deltas(entries, live.model.item_width, live.after)
+        key = self._keys.deltas(live.epoch, live.generation)
+        deltas = decode_deltas(entries, live.model.item_width, live.after, key)
         if len(deltas.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS:
             return await asyncio.to_thread(_updated, live, deltas)
         return _updated(live, deltas)

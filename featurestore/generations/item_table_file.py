@@ -83,7 +83,7 @@ class TableCache:
                 mapped = await asyncio.to_thread(_map, path, meta)
                 if mapped is None:
                     try:
-                        await _write(part, meta, pieces)
+                        await _write(part, meta, pieces, f"{self._namespace}.{summary.epoch}")
                         part.replace(path)
                         _mark(path)
                     finally:
@@ -124,8 +124,11 @@ class TableCache:
             yield
 
 
-async def _write(part: Path, meta: GenerationMeta, pieces: AsyncIterator[Piece]) -> None:
-    """Write a table and its spare rows. Raises `GenerationBroken` where it is not what was published."""
+async def _write(part: Path, meta: GenerationMeta, pieces: AsyncIterator[Piece], prefix: str) -> None:
+    """Write a table and its spare rows; `prefix`: of its keys.
+
+    Raises `GenerationBroken` where it is not what was published.
+    """
     some: list[Piece] = []
     size = some_bytes = checksum = 0
     # Written and added up in a thread while the next pieces come from the store.
@@ -147,8 +150,8 @@ async def _write(part: Path, meta: GenerationMeta, pieces: AsyncIterator[Piece])
                 checksum = await writing
         checksum = await asyncio.to_thread(_append, file, some, checksum)
         if checksum != meta.crc32 or size != 4 * meta.item_rows * meta.model.item_width:
-            number = meta.summary.generation
-            raise GenerationBroken(f"the item table of generation {number} is not what was written")
+            key = f"{prefix}:generation:{meta.summary.generation}:items:0"
+            raise GenerationBroken("the item table that begins there is not what was written", key)
         # A hole: no spare row is read before it is written.
         file.truncate(4 * (int(meta.item_rows * GROWTH) + SPARE_ROWS) * meta.model.item_width)
 

@@ -6,17 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
+from zlib import crc32
 
 import msgspec
 import numpy as np
 
 from factors import Float32s, Int32s, Link, Model, ModelUnreadable, from_bytes, to_bytes
 from featurestore.errors import FULL_REASONS, FullReason, GenerationBroken
-from featurestore.keys import record_field
+from featurestore.keys import record_field, shown_key, whole
 
 # A lookup waits for one chunk at most: 64 KB take the store about 20 us, a quarter of a millisecond a
 # megabyte.
 CHUNK_BYTES = 65_536
+
+# Of summary, meta, tables and records. Grows when an older version could not read them.
+FORMAT = 1
 
 Text = bytes | str
 """What redis-py's types say that it returns. Without `decode_responses` it is bytes."""
@@ -67,6 +71,7 @@ class GenerationSummary:
     metrics: dict[str, float]
     chunks: int = 0
     index_chunks: int = 0
+    format: int = FORMAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,10 @@ class Kept:
         return b",".join(map(record_field, sorted(self.numbers)))
 
 
+# The last field: the checksum of the text without it.
+_CHECK = b',"check":'
+
+
 class _Meta(msgspec.Struct, frozen=True):
     summary: GenerationSummary
     positions: dict[int, str]
@@ -140,6 +149,15 @@ class _Meta(msgspec.Struct, frozen=True):
     index_crc32: int = 0
 
 
+class _Format(msgspec.Struct, frozen=True):
+    # Version 0.1.0 and before did not say.
+    format: int = 1
+
+
+class _Summary(msgspec.Struct, frozen=True):
+    summary: msgspec.Raw
+
+
 class Beat(msgspec.Struct, frozen=True):
     """A heartbeat as it is stored; `at`: seconds since 1970 by the store's clock."""
 
@@ -149,12 +167,13 @@ class Beat(msgspec.Struct, frozen=True):
     pid: int
 
 
-def read_pointer(fields: Mapping[Text, Text]) -> Pointer:
-    """The pointer from the fields of its hash."""
+def read_pointer(fields: Mapping[Text, Text], key: bytes) -> Pointer:
+    """The pointer from the fields of its hash, which is at `key`. Raises `StoreDamaged`."""
 
     # A new namespace has an epoch only; each other field comes with what it says.
     def number(name: bytes) -> int:
-        return int(fields.get(name) or 0)
+        text = fields.get(name, b"0")
+        return whole(text if isinstance(text, bytes) else text.encode(), key)
 
     full, _, until = _text(fields.get(b"full")).partition(":")
     return Pointer(
@@ -164,7 +183,8 @@ def read_pointer(fields: Mapping[Text, Text]) -> Pointer:
         held=fields.get(b"held") == b"1",
         previous=number(b"previous"),
         pending=number(b"pending"),
-        pending_since=float(fields.get(b"pending_since") or 0.0),
+        # Seconds of the store's clock, as `TIME` has them.
+        pending_since=float(number(b"pending_since")),
         # A leader of another version may know of more that can be full.
         full=next((reason for reason in FULL_REASONS if reason == full), "store_disk") if full else None,
         full_until=float(until) if until.isdigit() else 0.0,
@@ -174,30 +194,56 @@ def read_pointer(fields: Mapping[Text, Text]) -> Pointer:
 
 
 def _text(value: Text | None) -> str:
-    return value.decode() if isinstance(value, bytes) else value or ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
 
 
-def decode_summary(text: Text) -> GenerationSummary:
-    """A summary from JSON. Raises `GenerationBroken`."""
+def decode_summary(text: Text, key: bytes) -> GenerationSummary:
+    """A summary from JSON, which is at `key`. Raises `GenerationBroken`."""
+    _require_format(text, key)
     try:
         return msgspec.json.decode(text, type=GenerationSummary)
-    except msgspec.MsgspecError as exc:
-        raise GenerationBroken(f"the summary of a generation cannot be read: {exc}") from exc
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise GenerationBroken(f"the summary of a generation cannot be read: {exc}", shown_key(key)) from exc
+
+
+def _require_format(summary: Text, key: bytes) -> None:
+    """Raises `GenerationBroken` for the summary of a newer version, whatever else is in it."""
+    try:
+        number = msgspec.json.decode(summary, type=_Format).format
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise GenerationBroken(f"it cannot be read: {exc}", shown_key(key)) from exc
+    if number > FORMAT:
+        raise GenerationBroken(
+            f"a generation has format {number}, this version reads up to {FORMAT}: "
+            "use the version that wrote it",
+            shown_key(key),
+        )
 
 
 def encode_meta(meta: GenerationMeta) -> bytes:
     """What a generation is, as JSON."""
     stored = {each.name: getattr(meta, each.name) for each in fields(meta)}
-    return msgspec.json.encode(stored | {"model": to_bytes(meta.model)})
+    text = msgspec.json.encode(stored | {"model": to_bytes(meta.model)})
+    return b"%b%b%d}" % (text[:-1], _CHECK, crc32(text))
 
 
-def decode_meta(text: Text) -> GenerationMeta:
-    """What a generation is. Raises `GenerationBroken`."""
+def decode_meta(text: Text, key: bytes) -> GenerationMeta:
+    """What a generation is, from what is at `key`. Raises `GenerationBroken`."""
+    data = text.encode() if isinstance(text, str) else text
+    # Version 0.1.0 wrote none.
+    body, found, check = data.rpartition(_CHECK)
+    if found and check != b"%d}" % crc32(body + b"}"):
+        raise GenerationBroken("it does not have its checksum", shown_key(key))
     try:
-        read = msgspec.json.decode(text, type=_Meta)
+        summary = bytes(msgspec.json.decode(data, type=_Summary).summary)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise GenerationBroken(f"it cannot be read: {exc}", shown_key(key)) from exc
+    _require_format(summary, key)
+    try:
+        read = msgspec.json.decode(data, type=_Meta)
         model = from_bytes(read.model)
-    except (msgspec.MsgspecError, ModelUnreadable) as exc:
-        raise GenerationBroken(f"what a generation is cannot be read: {exc}") from exc
+    except (msgspec.MsgspecError, UnicodeDecodeError, ModelUnreadable) as exc:
+        raise GenerationBroken(f"it cannot be read: {exc}", shown_key(key)) from exc
     # Before any chunk is asked for: a reader makes as many names as these numbers say.
     if (
         read.item_rows < 0
@@ -205,7 +251,7 @@ def decode_meta(text: Text) -> GenerationMeta:
         or read.summary.chunks != len(range(0, read.item_rows, read.rows_per_chunk))
         or read.summary.index_chunks != len(range(0, read.index_bytes, CHUNK_BYTES))
     ):
-        raise GenerationBroken(f"generation {read.summary.generation} does not count its chunks right")
+        raise GenerationBroken("it does not count its chunks right", shown_key(key))
     return GenerationMeta(**(msgspec.structs.asdict(read) | {"model": model}))
 
 
@@ -219,18 +265,34 @@ def decode_beat(worker_id: bytes, text: Text, now: float) -> Worker | None:
     return Worker(worker_id.decode("utf-8", "replace"), beat.epoch, beat.generation, beat.pid, now - beat.at)
 
 
-def decode_deltas(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]], width: int, after: str) -> Deltas:
-    """Stream entries as deltas: of a row that came more than once the last.
+def encode_delta(rows: Int32s, vectors: Float32s) -> tuple[bytes, bytes, bytes]:
+    """The values of an entry of deltas: rows, vectors, and their checksum."""
+    some_rows, some_vectors = rows.astype("<i4").tobytes(), vectors.astype("<f4").tobytes()
+    checksum = crc32(some_vectors, crc32(some_rows))
+    return some_rows, some_vectors, b"%d" % checksum
 
-    Raises `GenerationBroken` where rows and vectors do not fit.
+
+def decode_deltas(
+    entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]], width: int, after: str, key: bytes
+) -> Deltas:
+    """Stream entries of `key` as deltas: of a row that came more than once the last.
+
+    Raises `GenerationBroken` where one is not what was written.
     """
     rows: list[Int32s] = []
     vectors: list[Float32s] = []
-    for _, delta in entries:
+    for entry, delta in entries:
         some_rows, some_vectors = delta.get(b"r", b""), delta.get(b"v", b"")
         count = len(some_rows) // 4
-        if len(some_rows) != 4 * count or len(some_vectors) != 4 * count * width:
-            raise GenerationBroken("a delta of the item table has the wrong length")
+        # Version 0.1.0 wrote no checksum.
+        checksum = delta.get(b"c", b"%d" % crc32(some_vectors, crc32(some_rows)))
+        if (
+            not count
+            or len(some_rows) != 4 * count
+            or len(some_vectors) != 4 * count * width
+            or checksum != b"%d" % crc32(some_vectors, crc32(some_rows))
+        ):
+            raise GenerationBroken(f"entry {entry.decode()} is not what was written", shown_key(key))
         rows.append(np.frombuffer(some_rows, dtype="<i4"))
         vectors.append(np.frombuffer(some_vectors, dtype="<f4").reshape(count, width))
     if entries:

@@ -20,7 +20,7 @@ from featurestore.generations.manifest import (
     encode_meta,
 )
 from featurestore.generations.record_writer import RecordWriter
-from featurestore.keys import Keys
+from featurestore.keys import Keys, shown_key
 from featurestore.leases import Lease
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many
@@ -138,7 +138,8 @@ class GenerationWriter:
                 size += len(data or b"")
             await asyncio.sleep(0)
         if size != 4 * meta.item_rows * meta.model.item_width or checksum != meta.crc32:
-            raise GenerationBroken(f"the item table of generation {self.number} is not what was written")
+            key = self._keys.chunk(self._epoch, self.number, 0)
+            raise GenerationBroken("the item table that begins there is not what was written", shown_key(key))
         self._summary = replace(self._summary, state="ready")
         self._meta = meta = replace(meta, summary=self._summary)
         await self._client.set(self._keys.meta(self._epoch, self.number), encode_meta(meta))

@@ -5,16 +5,20 @@ Every step may be repeated, by another process too: numbers are given once, part
 comparing first.
 """
 
+import re
+
 from featurestore.client import Client
-from featurestore.errors import EpochBusy, EpochGone, RatingsLeftOut, StoreError
+from featurestore.errors import EpochBusy, EpochGone, RatingsLeftOut, StoreDamaged, StoreError
 from featurestore.generations.catalog import Generations
 from featurestore.generations.served import wait_until_served
-from featurestore.keys import Keys
+from featurestore.keys import Keys, shown_key
 from featurestore.leases import Lease, fence_of
 from featurestore.wire.connection import Prepare
 
 # A worker that beats polls ten times a second; one that serves the old epoch longer than this is stuck.
 HANDOVER_S = 5.0
+# The live one, and perhaps one that is being prepared.
+_EPOCHS = re.compile(rb"[1-9]\d*(?:,[1-9]\d*)?")
 
 
 class Epochs:
@@ -39,12 +43,17 @@ class Epochs:
             found = await self._read()
         if None in found:
             raise StoreError("the store does not keep what is written to it")
-        self.expected = {p: epochs for p, epochs in enumerate(found) if epochs is not None}
+        self.expected = {p: self._checked(p, epochs) for p, epochs in enumerate(found) if epochs is not None}
+
+    def _checked(self, partition: int, epochs: bytes) -> bytes:
+        if _EPOCHS.fullmatch(epochs) is None:
+            raise StoreDamaged(shown_key(self._keys.epochs(partition)), f"{epochs[:20]!r} names no epochs")
+        return epochs
 
     async def learn(self, partition: int, epochs: bytes) -> None:
         """Take what a function said; nothing at all means that the store was wiped."""
         if epochs:
-            self.expected[partition] = epochs
+            self.expected[partition] = self._checked(partition, epochs)
         else:
             await self.refresh()
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from factors import Int64s
+from factors import Int64s, Scale
 from featurestore import codecs
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
 from featurestore.errors import EpochGone, StoreUnavailable, StreamFull
 from featurestore.item_registry import ItemRegistries
-from featurestore.keys import Keys, digest_of, partition_of
+from featurestore.keys import Keys, digest_of, partition_of, whole
 from featurestore.ratings.batches import Columns, Share, encode_rate, pack_ids, shares_of
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.stream import RatingsStream
@@ -74,6 +74,7 @@ class RatingsLog:
         stream: RatingsStream,
         stream_limit: int,
         confirmation: Confirmation,
+        scale: Scale,
     ) -> None:
         self._keys = keys
         self._connection = connection
@@ -83,6 +84,7 @@ class RatingsLog:
         self._stream = stream
         self._stream_limit = stream_limit
         self._confirmation = confirmation
+        self._scale = scale
         # Partitions that had forgotten users: only there the store wants a digest with each user.
         self._digests: set[int] = set()
 
@@ -183,18 +185,26 @@ class RatingsLog:
             (reply,) = await self._client.call("forget", (names, args))
             if reply[0] == b"OK":
                 await self._confirmation.wait(since)
-                return Forgotten(len(codecs.unpack_history(reply[2])), int(reply[1]), digest)
+                return Forgotten(self._count(reply[2]), int(reply[1]), digest)
             await self._epochs.learn(partition, reply[1])
         raise StoreUnavailable("the history is being replaced just now", 0.1)
+
+    def _count(self, history: bytes) -> int:
+        """Return how many ratings a history had; of a damaged one, which is gone now, its entries."""
+        try:
+            return len(codecs.unpack_history(history, self._scale))
+        except codecs.RecordCorrupt:
+            return len(history) // codecs.ENTRY_BYTES
 
     async def forgotten(self, epoch: int) -> dict[bytes, int]:
         """Digest -> last `n` of every user that is to stay forgotten."""
         found: dict[bytes, int] = {}
+        keys = [self._keys.forgotten(epoch, partition) for partition in range(self._keys.partitions)]
         pipe = self._client.pipeline()
-        for partition in range(self._keys.partitions):
-            pipe.hgetall(self._keys.forgotten(epoch, partition))
-        for fields in await pipe.execute():
-            found.update({digest: int(n) for digest, n in fields.items()})
+        for key in keys:
+            pipe.hgetall(key)
+        for partition, fields in enumerate(await pipe.execute()):
+            found.update({digest: whole(n, keys[partition]) for digest, n in fields.items()})
         return found
 
     async def stay_forgotten(self, epoch: int, before: int) -> None:
@@ -226,11 +236,13 @@ class RatingsLog:
 
     async def count_live(self, epoch: int) -> int:
         """How many ratings came into an epoch live: not with the call that began it."""
+        keys = [self._keys.counts(epoch, partition) for partition in range(self._keys.partitions)]
         pipe = self._client.pipeline()
-        for partition in range(self._keys.partitions):
+        for key in keys:
             # What is stored keeps the name that live ratings had.
-            pipe.hget(self._keys.counts(epoch, partition), "loose")
-        return sum([int(count or 0) for count in await pipe.execute()])
+            pipe.hget(key, "loose")
+        counts = zip(await pipe.execute(), keys, strict=True)
+        return sum([0 if count is None else whole(count, key) for count, key in counts])
 
     async def _check_room(self, todo: Iterable[Share], targets: Mapping[int, Sequence[int]]) -> None:
         size = Counter[int]()

@@ -56,4 +56,4 @@ class Room:
         pipe.time()
         pipe.hgetall(self._keys.live)
         (seconds, microseconds), fields = await pipe.execute()
-        return read_pointer(fields).full_at(seconds + microseconds / 1e6)
+        return read_pointer(fields, self._keys.live).full_at(seconds + microseconds / 1e6)

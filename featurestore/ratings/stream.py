@@ -18,8 +18,8 @@ import numpy.typing as npt
 from factors import Float64s, Int32s, Int64s
 from featurestore.client import Client
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW
-from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError
-from featurestore.keys import Keys
+from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreDamaged, StoreError
+from featurestore.keys import Keys, shown_key, whole
 from featurestore.leases import Lease
 from featurestore.ratings.batches import LENGTH_DTYPE, NUMBER_DTYPE
 from featurestore.wire.connection import Connection
@@ -141,7 +141,7 @@ class RatingsStream:
         streams = [(partition_of[name], entries) for name, entries in reply or () if entries]
         reading.positions |= {partition: entries[-1][0] for partition, entries in streams}
         reading.attached = True
-        events, largest = _decode(streams, ask)
+        events, largest = self._decode(epoch, streams, ask)
         if largest:
             reading.ask = max(1, min(2 * reading.ask, count // largest))
         return events
@@ -167,7 +167,7 @@ class RatingsStream:
             if not streams:
                 return
             places |= {partition: entries[-1][0] for partition, entries in streams}
-            yield _decode(streams, count)[0]
+            yield self._decode(epoch, streams, count)[0]
 
     async def entries_at(
         self, epoch: int, positions: Mapping[int, tuple[int, int]]
@@ -210,14 +210,15 @@ class RatingsStream:
     async def progress(self, epoch: int) -> dict[int, Progress]:
         """How far the stream of each partition is, in one round trip."""
         # By the wire: POST /ratings of several partitions asks for it before it writes.
-        calls = [
-            encode(b"HMGET", self._keys.counts(epoch, p), b"last", b"done")
-            for p in range(self._keys.partitions)
-        ]
+        keys = [self._keys.counts(epoch, partition) for partition in range(self._keys.partitions)]
+        calls = [encode(b"HMGET", key, b"last", b"done") for key in keys]
         found: dict[int, Progress] = {}
         for partition, (last, done) in enumerate(await call_many(self._connection, calls)):
-            ms, _, number = (last or b"0-0").partition(b"-")
-            found[partition] = Progress((int(ms), int(number)), int(done or 0))
+            key = keys[partition]
+            ms, _, number = (START if last is None else last).partition(b"-")
+            found[partition] = Progress(
+                (whole(ms, key), whole(number, key)), 0 if done is None else whole(done, key)
+            )
         return found
 
     async def lag(self, epoch: int) -> dict[int, int]:
@@ -235,31 +236,35 @@ class RatingsStream:
         if [b"GONE"] in await self._client.call("attach", *calls):
             raise EpochGone(epoch)
 
-
-def _decode(
-    streams: Sequence[tuple[int, Sequence[tuple[bytes, Sequence[bytes]]]]], ask: int
-) -> tuple[Events, int]:
-    """Return the events of entries (id, fields) by partition, of which `ask` each were asked for, and how
-    many the largest entry had.
-    """
-    ids = [stream_id.split(b"-") for _, entries in streams for stream_id, _ in entries]
-    fields = [entry_fields for _, entries in streams for _, entry_fields in entries]
-    found, _ = unpack(fields, np.array([int(number) for _, number in ids], dtype=np.int64))
-    sizes = [len(entries) for _, entries in streams]
-    partition = np.repeat(np.array([number for number, _ in streams], dtype=np.int32), sizes)
-    events = Events(
-        partition=partition[found.entry],
-        stream_ms=np.array([int(ms) for ms, _ in ids], dtype=np.int64)[found.entry],
-        stream_seq=found.number,
-        users=found.users,
-        user=found.user,
-        n=found.n,
-        item_row=found.table["item_row"].astype(np.int64),
-        rating=found.table["rating"].astype(np.float64),
-        time=found.table["time"].astype(np.float64),
-        more=any(size >= ask for size in sizes),
-    )
-    return events, int(np.bincount(found.entry).max(initial=0))
+    def _decode(
+        self, epoch: int, streams: Sequence[tuple[int, Sequence[tuple[bytes, Sequence[bytes]]]]], ask: int
+    ) -> tuple[Events, int]:
+        """Return the events of entries (id, fields) by partition, of which `ask` each were asked for, and how
+        many the largest entry had. Raises `StoreDamaged`.
+        """
+        entries = [(partition, *entry) for partition, some in streams for entry in some]
+        ids = [stream_id.split(b"-") for _, stream_id, _ in entries]
+        numbers = np.array([int(number) for _, number in ids], dtype=np.int64)
+        found, damaged = unpack([fields for _, _, fields in entries], numbers)
+        for k in damaged:
+            # Left out here it would be trimmed with those after it.
+            number, stream_id, _ = entries[k]
+            key = shown_key(self._keys.ratings(epoch, number))
+            raise StoreDamaged(key, f"entry {stream_id.decode()} is not what was written")
+        partition = np.array([number for number, _, _ in entries], dtype=np.int32)
+        events = Events(
+            partition=partition[found.entry],
+            stream_ms=np.array([int(ms) for ms, _ in ids], dtype=np.int64)[found.entry],
+            stream_seq=found.number,
+            users=found.users,
+            user=found.user,
+            n=found.n,
+            item_row=found.table["item_row"].astype(np.int64),
+            rating=found.table["rating"].astype(np.float64),
+            time=found.table["time"].astype(np.float64),
+            more=any(len(some) >= ask for _, some in streams),
+        )
+        return events, int(np.bincount(found.entry).max(initial=0))
 
 
 @dataclass(frozen=True, slots=True)

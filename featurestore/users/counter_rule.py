@@ -43,8 +43,9 @@ def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any
         n, record = reply
         if n is None:
             records.append(prior)
-        # A record of another length is damaged. `n` is decimal text, as HINCRBY writes it.
-        elif record is not None and len(record) == size and seen(record)[0] == int(n):
+        # A record of another length is damaged. `n` is decimal text, as HINCRBY writes it: of any other
+        # `catch_up` tells.
+        elif record is not None and len(record) == size and n.isdigit() and seen(record)[0] == int(n):
             records.append(record)
         else:
             behind.append(position)

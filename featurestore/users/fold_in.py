@@ -37,15 +37,14 @@ class FoldedUsers:
     histories: list[History]
 
 
-def fold_in(live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
-    """Fold users in with the item table of `live`."""
+def fold_in(live: LiveGeneration, users: Sequence[StaleUser], histories: list[History]) -> FoldedUsers:
+    """Fold users in with the item table of `live`. `histories`: the effective one of each."""
     # A fold-in takes over from the record so far what only a fit learns, or from the prior.
     records = [
         user.record if user.record and may_continue(live, user.record, user.n) else live.prior_record
         for user in users
     ]
     _, current = codecs.unpack_records(records, live.model.user_width)
-    histories = [codecs.unpack_history(user.history) for user in users]
     rows = live.posterior.fold_in_users(live.items, codecs.pack_histories(histories), current=current)
     return FoldedUsers(rows, histories)
 

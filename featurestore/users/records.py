@@ -12,21 +12,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float32s, Int64s
+from factors import Float32s, Int64s, Scale
 from featurestore import codecs
 from featurestore.client import Client
-from featurestore.codecs import ENTRY_BYTES, History
+from featurestore.codecs import ENTRY_BYTES, History, RecordCorrupt
+from featurestore.errors import StoreDamaged
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Kept
 from featurestore.id_columns import Ids, distinct
-from featurestore.keys import Keys, digest_of, partition_of, record_field
+from featurestore.keys import Keys, digest_of, partition_of, record_field, shown_key, whole
 from featurestore.users import counter_rule
 from featurestore.users.batch_lookup import LookupReader, write_lookups
 from featurestore.users.counter_rule import UserLookup
 from featurestore.users.fold_in import FoldedUsers, StaleUser, blocks, fold_in
 from featurestore.wire.connection import Connection, swallow
 from featurestore.wire.functions import ask_many, call_many, encode_call
-from featurestore.wire.resp import ReplyError, error_code
+from featurestore.wire.resp import ReplyError
 
 # A fold-in of so many ratings takes about as long as the hand-over to a thread costs.
 INLINE_ENTRIES = 2_000
@@ -79,11 +80,12 @@ class StoredUser:
 
 class UserRecords:
     """Reads user records. Safe for any number of tasks of one event loop; every method may raise
-    `StoreUnavailable`.
+    `StoreUnavailable`, and `StoreDamaged` of what is stored of a user. `scale`: of the ratings.
     """
 
-    def __init__(self, keys: Keys, connection: Connection, client: Client) -> None:
+    def __init__(self, keys: Keys, connection: Connection, client: Client, scale: Scale) -> None:
         self._keys = keys
+        self._scale = scale
         self._connection = connection
         self._client = client
         self.kept = Kept(frozenset())
@@ -104,8 +106,8 @@ class UserRecords:
     async def catch_up(self, live: LiveGeneration, lookup: UserLookup) -> CurrentUsers:
         """Fold in the users of `lookup` who are behind, and write them back without waiting for it.
 
-        One round trip when there are any, none otherwise. A user whose key has the wrong type counts as
-        unknown: that harms this user, not the batch.
+        One round trip when there are any, none otherwise. Raises `StoreDamaged` for the first user of whom
+        that cannot be done.
         """
         folded = np.zeros(len(lookup.n), dtype=np.bool_)
         if not lookup.behind:
@@ -120,10 +122,7 @@ class UserRecords:
         n, vectors = lookup.n.copy(), lookup.vectors.copy()
         for k, user_id in enumerate(user_ids):
             n[positions[user_id]], vectors[positions[user_id]] = again.n[k], again.vectors[k]
-        stale = [
-            StaleUser(user_ids[k], int(replies[k][0]), replies[k][2] or b"", replies[k][1])
-            for k in again.behind
-        ]
+        stale = [self._stale(live.epoch, user_ids[k], *replies[k]) for k in again.behind]
         for block in blocks(stale):
             result = await self._fold_in(live, block)
             for user, vector in zip(block, result.vectors, strict=True):
@@ -158,20 +157,34 @@ class UserRecords:
         n, record, data = await self._look_once(live.epoch, record_field(live.generation), user_id)
         lookup = counter_rule.apply(live, [user_id], [(n, record)])
         if lookup.behind:
-            folded = await self._fold_in(live, [StaleUser(user_id, int(n), data or b"", record)])
-            return Profile(int(n), folded.vectors[0], folded.histories[0], True)
+            user = self._stale(live.epoch, user_id, n, record, data)
+            folded = await self._fold_in(live, [user])
+            return Profile(user.n, folded.vectors[0], folded.histories[0], True)
         if n is None:
             data = b""
         if len(data or b"") > INLINE_ENTRIES * ENTRY_BYTES:
-            history = await asyncio.to_thread(codecs.unpack_history, data)
+            history = await asyncio.to_thread(self._history, live.epoch, user_id, data)
         else:
-            history = codecs.unpack_history(data or b"")
+            history = self._history(live.epoch, user_id, data)
         return Profile(int(lookup.n[0]), lookup.vectors[0], history, False)
 
     async def history(self, epoch: int, user_id: bytes) -> tuple[int, History]:
         """`n` and the effective history, as of one moment; 0 and nothing for an unknown user."""
         n, _, data = await self._look_once(epoch, b"n", user_id)
-        return int(n or 0), codecs.unpack_history(data or b"")
+        count = 0 if n is None else whole(n, self._keys.user(epoch, user_id))
+        return count, self._history(epoch, user_id, data)
+
+    def _stale(
+        self, epoch: int, user_id: bytes, n: bytes | None, record: bytes | None, data: bytes | None
+    ) -> StaleUser:
+        """A user who is behind, from `n`, record and history of one moment."""
+        return StaleUser(user_id, whole(n or b"", self._keys.user(epoch, user_id)), data or b"", record)
+
+    def _history(self, epoch: int, user_id: bytes, data: bytes | None) -> History:
+        try:
+            return codecs.unpack_history(data or b"", self._scale)
+        except RecordCorrupt as exc:
+            raise StoreDamaged(shown_key(self._keys.history(epoch, user_id)), str(exc)) from exc
 
     async def scan(self, epoch: int, partition: int, cursor: int = 0) -> tuple[int, list[StoredUser]]:
         """The cursor of the next users of a partition, 0 at the end, and what is stored of these.
@@ -187,8 +200,12 @@ class UserRecords:
             pipe.hget(self._keys.user(epoch, user_id), "n")
             pipe.get(self._keys.history(epoch, user_id))
         replies = await pipe.execute()
+        for user_id, history in zip(user_ids, replies[1::2], strict=True):
+            if len(history or b"") % ENTRY_BYTES:
+                key = shown_key(self._keys.history(epoch, user_id))
+                raise StoreDamaged(key, f"{len(history)} bytes are no entries of {ENTRY_BYTES}")
         users = [
-            StoredUser(user_id, partition, int(n), history or b"")
+            StoredUser(user_id, partition, whole(n, self._keys.user(epoch, user_id)), history or b"")
             for user_id, n, history in zip(user_ids, replies[::2], replies[1::2], strict=True)
             if n is not None
         ]
@@ -275,22 +292,22 @@ class UserRecords:
             ]
             found += await ask_many(self._connection, calls)
         size = live.record_dtype.itemsize
-        for position, reply in enumerate(found):
+        for reply in found:
             if isinstance(reply, ReplyError):
-                if error_code(reply) != "WRONGTYPE":
-                    raise self._connection.failure(reply)
-                found[position] = [None, None, None]
-                self.corrupt_total += 1
-            elif reply[1] is not None and len(reply[1]) != size:
+                raise self._connection.failure(reply)
+            if reply[1] is not None and len(reply[1]) != size:
                 self.corrupt_total += 1
         return found
 
     async def _fold_in(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
         if sum([len(user.history) for user in users]) > INLINE_ENTRIES * ENTRY_BYTES:
-            folded = await asyncio.to_thread(fold_in, live, users)
+            folded = await asyncio.to_thread(self._fold, live, users)
         else:
-            folded = fold_in(live, users)
+            folded = self._fold(live, users)
         self.folded_total += len(users)
         # Requests that wait for these users are answered first.
         asyncio.get_running_loop().call_soon(self.write_back, live, users, folded)
         return folded
+
+    def _fold(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
+        return fold_in(live, users, [self._history(live.epoch, user.user_id, user.history) for user in users])

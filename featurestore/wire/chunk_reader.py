@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from featurestore.errors import GenerationBroken
+from featurestore.keys import shown_key
 from featurestore.wire.connection import Connection, swallow
-from featurestore.wire.resp import ReplyError, UnusualReplies, encode
+from featurestore.wire.resp import ReplyError, UnusualReplies, encode, note_keys
 
 # A megabyte, which keeps the store for a quarter of a millisecond.
 CHUNKS_AT_ONCE = 16
@@ -62,7 +63,7 @@ async def read_chunks(
     """The values of `name(0)`, `name(1)`, ..., which are `sizes` long. Raises `GenerationBroken` where one is
     gone, and what a connection raises.
     """
-    pending: deque[tuple[asyncio.Future[list[Any]], ChunkReader]] = deque()
+    pending: deque[tuple[range, asyncio.Future[list[Any]], ChunkReader]] = deque()
     starts = iter(range(0, len(sizes), CHUNKS_AT_ONCE))
     try:
         while True:
@@ -70,16 +71,19 @@ async def read_chunks(
                 some = range(start, min(start + CHUNKS_AT_ONCE, len(sizes)))
                 reader = ChunkReader([sizes[chunk] for chunk in some])
                 payload = b"".join([encode(b"GET", name(chunk)) for chunk in some])
-                pending.append((connection.execute(payload, len(some), reader=reader), reader))
+                pending.append((some, connection.execute(payload, len(some), reader=reader), reader))
             if not pending:
                 return
-            future, reader = pending.popleft()
-            for reply in await future or reader.pieces:
+            some, future, reader = pending.popleft()
+            for chunk, reply in zip(some, await future or reader.pieces, strict=True):
                 if isinstance(reply, ReplyError):
+                    note_keys(reply, [name(chunk)])
                     raise connection.failure(reply)
-                if reply is None:
-                    raise GenerationBroken("a chunk of a generation is gone")
+                size = 0 if reply is None else len(reply)
+                if size != sizes[chunk]:
+                    why = f"it has {size} bytes, not {sizes[chunk]}"
+                    raise GenerationBroken(why, shown_key(name(chunk)))
                 yield reply
     finally:
-        for future, _ in pending:
+        for _, future, _ in pending:
             future.add_done_callback(swallow)

@@ -586,7 +586,7 @@ local function claim_deltas(keys, args)
   return take_group(keys[1], args[1], '$') or { 'OK' }
 end
 
--- keys: deltas. args: fence, rows, vectors. Answers its stream id and how many entries there are.
+-- keys: deltas. args: fence, rows, vectors, their checksum. Answers its stream id and how many entries there are.
 local function push_delta(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     return { 'GONE' }
@@ -594,7 +594,8 @@ local function push_delta(keys, args)
   if not fences(keys[1])['trainer-' .. args[1]] then
     return LOST
   end
-  return { 'OK', redis.call('XADD', keys[1], '*', 'r', args[2], 'v', args[3]), redis.call('XLEN', keys[1]) }
+  local id = redis.call('XADD', keys[1], '*', 'r', args[2], 'v', args[3], 'c', args[4])
+  return { 'OK', id, redis.call('XLEN', keys[1]) }
 end
 
 -- keys: workers. args: worker id, beat.

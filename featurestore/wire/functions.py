@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from featurestore.wire.connection import Connection
-from featurestore.wire.resp import ReplyError, encode
+from featurestore.wire.resp import ReplyError, encode, keys_of, note_keys
 
 _TEXT = resources.files("featurestore.wire").joinpath("functions.lua").read_text("utf-8")
 # The name carries a hash of the text, so that two versions live side by side during a rolling update.
@@ -51,6 +51,9 @@ async def ask_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
         again = await connection.execute(b"".join([calls[position] for position in missing]), len(missing))
         for position, reply in zip(missing, again, strict=True):
             replies[position] = reply
+    for call, reply in zip(calls, replies, strict=True):
+        if isinstance(reply, ReplyError):
+            note_keys(reply, keys_of(call))
     return replies
 
 

@@ -3,11 +3,21 @@
 Invariant: nothing here reads or writes a socket.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import hiredis
 
-from featurestore.errors import FullReason, LeaseLost, StoreError, StoreFull, StoreRefused, StoreUnavailable
+from featurestore.errors import (
+    FullReason,
+    LeaseLost,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+)
+from featurestore.keys import shown_keys
 
 ReplyError = hiredis.ReplyError
 
@@ -19,6 +29,8 @@ _UNAVAILABLE = frozenset(
 _FULL: dict[str, FullReason] = {"OOM": "store_memory", "MISCONF": "store_disk"}
 # For a person to change: a password, a permission, or the address, which is that of a cluster.
 _REFUSED = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "MOVED", "ASK", "CROSSSLOT"})
+# What a key of another type gives, a field that is no number, and a function that has met either.
+_DAMAGED = ("WRONGTYPE", "is not an integer", "is not a float", "on @user_function")
 # The server on the other end may have become a replica, or is not the one to ask: look for it anew.
 ELSEWHERE = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
 
@@ -96,4 +108,21 @@ def store_error(reply: Exception) -> StoreError:
         return StoreUnavailable(f"the store cannot do this now: {text}")
     if code in _REFUSED:
         return StoreRefused(f"the store refuses: {text}")
+    if any(sign in text for sign in _DAMAGED):
+        keys = " ".join(getattr(reply, "__notes__", ()))
+        return StoreDamaged(keys or "a key", f"unexpected reply of the store: {text}")
     return StoreError(f"unexpected reply of the store: {text}")
+
+
+def note_keys(reply: Exception, keys: Sequence[bytes]) -> None:
+    """Keep with an error reply which keys its call had, for `store_error`."""
+    reply.add_note(shown_keys(keys))
+
+
+def keys_of(call: bytes) -> list[bytes]:
+    """Return the keys of a command as RESP: those of a function, or the first argument."""
+    reader = hiredis.Reader()
+    reader.feed(call)
+    parts: list[bytes] = reader.gets()
+    name, *rest = parts
+    return rest[2 : 2 + int(rest[1])] if name in {b"FCALL", b"FCALL_RO"} else rest[:1]

@@ -15,7 +15,7 @@ from time import perf_counter
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
-from featurestore.errors import StoreError
+from featurestore.errors import StoreDamaged, StoreError
 from service.http.audit import Audit
 from service.http.problems import CONTENT_TYPE, Problem, problem_of_store
 from service.http.response import Answer, header_lines, no_content
@@ -104,7 +104,8 @@ class Dispatcher:
 def failure_answer(exc: Exception, headers: Headers, route: str, counts: Counts) -> Answer:
     """Return the answer to a request of `route` with `headers` that failed with `exc`."""
     if isinstance(exc, StoreError) and (problem := problem_of_store(exc)) is not None:
-        log.debug("the store could not route=%s reason=%s", route, exc)
+        level = logging.ERROR if isinstance(exc, StoreDamaged) else logging.DEBUG
+        log.log(level, "the store could not route=%s reason=%s", route, exc)
         exc = problem
     if isinstance(exc, Problem):
         return problem_answer(exc, headers)

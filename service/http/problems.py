@@ -14,6 +14,7 @@ from featurestore.errors import (
     FullReason,
     GenerationUnknown,
     RegistryFull,
+    StoreDamaged,
     StoreError,
     StoreFull,
     StoreUnavailable,
@@ -59,6 +60,7 @@ KINDS: Mapping[str, Kind] = {
     "internal_error": Kind(500, "The service made a mistake"),
     "training_failed": Kind(500, "The training failed"),
     "store_unavailable": Kind(503, "The feature store does not answer"),
+    "data_damaged": Kind(503, "Stored data cannot be read"),
     "no_generation": Kind(503, "No model is live yet"),
     "overloaded": Kind(503, "More requests are in flight than this worker takes"),
     "training_timeout": Kind(504, "The training did not end in time"),
@@ -136,6 +138,9 @@ def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a t
         case StoreUnavailable():
             # Its text names the address of the store, which is no client's business.
             return Problem("store_unavailable", "try again", retry_after_s=exc.retry_after_s)
+        case StoreDamaged():
+            # The log has the key: a person has to do something first.
+            return Problem("data_damaged", "what is stored cannot be read; the log of the service says where")
         case EpochBusy():
             return Problem("train_in_progress", str(exc), retry_after_s=5)
         case EpochGone():

@@ -69,6 +69,8 @@ async def item_names(registry: ItemRegistry, rows: npt.NDArray[np.integer]) -> l
     # The item table may be ahead of the registry: another replica has registered these.
     if len(rows) and int(rows.max()) >= len(registry):
         await registry.refresh()
+        if int(rows.max()) >= len(registry):
+            await registry.require_whole()
     known = len(registry)
     return [registry.id(row) if 0 <= row < known else None for row in rows.tolist()]
 

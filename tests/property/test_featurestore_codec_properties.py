@@ -3,11 +3,14 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factors import Scale
 from featurestore import codecs
 
+WIDE = Scale(-10.0, 10.0)
 ROWS = st.integers(0, 2**31 - 1)
 FEW_ROWS = st.integers(0, 5)
 VALUES = st.one_of(st.floats(-10, 10), st.just(math.nan))
@@ -27,7 +30,7 @@ def effective(entries: list[tuple[int, float, float]]) -> dict[int, tuple[float,
 
 @given(ENTRIES)
 def test_a_history_is_what_the_rule_says(entries: list[tuple[int, float, float]]) -> None:
-    found = codecs.unpack_history(b"".join([codecs.pack_entry(*entry) for entry in entries]))
+    found = codecs.unpack_history(b"".join([codecs.pack_entry(*entry) for entry in entries]), WIDE)
     expected = effective(entries)
     assert found.item_row.tolist() == list(expected)
     np.testing.assert_array_equal(found.rating, [value for value, _ in expected.values()])
@@ -36,18 +39,18 @@ def test_a_history_is_what_the_rule_says(entries: list[tuple[int, float, float]]
 
 @given(ENTRIES)
 def test_compacting_changes_nothing(entries: list[tuple[int, float, float]]) -> None:
-    once = codecs.unpack_history(b"".join([codecs.pack_entry(*entry) for entry in entries]))
-    again = codecs.unpack_history(codecs.pack_history(once))
+    once = codecs.unpack_history(b"".join([codecs.pack_entry(*entry) for entry in entries]), WIDE)
+    again = codecs.unpack_history(codecs.pack_history(once), WIDE)
     assert again.item_row.tolist() == once.item_row.tolist()
     np.testing.assert_array_equal(again.rating, once.rating)
     np.testing.assert_array_equal(again.time, once.time)
 
 
-@given(ENTRIES, st.integers(0, 19))
-def test_a_torn_tail_loses_nothing_else(entries: list[tuple[int, float, float]], extra: int) -> None:
+@given(ENTRIES, st.integers(1, 19))
+def test_a_torn_tail_is_told(entries: list[tuple[int, float, float]], extra: int) -> None:
     data = b"".join([codecs.pack_entry(*entry) for entry in entries])
-    torn = codecs.unpack_history(data + b"\xff" * extra)
-    assert torn.item_row.tolist() == codecs.unpack_history(data).item_row.tolist()
+    with pytest.raises(codecs.RecordCorrupt):
+        codecs.unpack_history(data + b"\xff" * extra, WIDE)
 
 
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=8), st.integers(1, 9))

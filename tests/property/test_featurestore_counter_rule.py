@@ -33,7 +33,7 @@ from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.users.fold_in import StaleUser, fold_in
-from tests.support.factories import Written, as_live, lead, make_draft, make_items, make_model, rating
+from tests.support.factories import SCALE, Written, as_live, lead, make_draft, make_items, make_model, rating
 from tests.support.servers import StoreServer
 
 USERS = ("u0", "u1")
@@ -228,7 +228,9 @@ class CounterRule(RuleBasedStateMachine):
         """Whatever happened since, no old record and no old history comes back by it."""
         live, _, behind = self.late.pop(0)
         store = self.store(True)
-        store.users.write_back(live, [behind], fold_in(live, [behind]))
+        store.users.write_back(
+            live, [behind], fold_in(live, [behind], [codecs.unpack_history(behind.history, SCALE)])
+        )
         self.do(store.users.history(1, b"settled"))
 
     def truth(self, person: Person) -> Float32s:

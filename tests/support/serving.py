@@ -83,13 +83,14 @@ async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[C
         runner = ServiceRunner(
             app, keepalive_s=settings.keepalive_s, grace_s=2.0, connections=settings.connections
         )
-        await runner.setup()
         try:
+            await runner.setup()
             await web.SockSite(runner, sock).start()
             async with client_of(f"http://127.0.0.1:{sock.getsockname()[1]}") as client:
                 yield client, app
         finally:
             await runner.cleanup()
+            sock.close()
 
 
 class Service:

@@ -13,7 +13,9 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, impossible
+from featurestore.errors import StoreDamaged
+from featurestore.keys import shown_key
 from featurestore.ratings.stream import Events, Progress
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
@@ -82,6 +84,9 @@ async def _table(store: Store, epoch: int, users: Sequence[StoredUser], threads:
         ]
     )
     owner = np.repeat(np.arange(len(users)), counts)
+    if (bad := np.flatnonzero(impossible(entries, store.config.scale))).size:
+        key = store.keys.history(epoch, users[int(owner[bad[0]])].user_id)
+        raise StoreDamaged(shown_key(key), "an entry that no rating has")
     after = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(entries))
     zeros = np.zeros(len(entries), dtype=np.int64)
     events = Events(

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from factors import Histories, Model, Ranker, Scorer, posterior_of
-from featurestore.errors import GenerationUnknown, StoreError, StoreUnavailable
+from featurestore.errors import GenerationUnknown, StoreDamaged, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationMeta
 from featurestore.generations.live import LiveGeneration
 from featurestore.leases import Lease
@@ -295,6 +295,10 @@ class ItemUpdater:
                 self._target = None
             except StoreUnavailable as exc:
                 log.warning("items_wait", failures=backoff.failures + 1, error=str(exc))
+                next_round_at = time.monotonic() + backoff.next_s()
+            except StoreDamaged as exc:
+                # The items of this round stay as they are until the next fit, which reads the archive.
+                log.warning("items_left_out", error=str(exc))
                 next_round_at = time.monotonic() + backoff.next_s()
 
     async def _open(self, live: LiveFit) -> _Target | None:

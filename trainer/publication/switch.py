@@ -2,11 +2,13 @@
 what the item updater was told last.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from featurestore.errors import GenerationUnknown
+from featurestore.errors import GenerationBroken, GenerationUnknown
 from featurestore.generations.manifest import Pointer
 from featurestore.store import Store
+from trainer import log
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.item_updates.messages import ItemUpdates, LiveFit
 from trainer.retry import with_retries
@@ -15,13 +17,17 @@ from trainer.threads import Threads
 
 @dataclass
 class Switch:
-    """Knows the live generation of a term, and hands a new one on to the item updater."""
+    """Knows the live generation of a term, and hands a new one on to the item updater. `want_fit`: asks for a
+    fit of an epoch.
+    """
 
     store: Store
     epochs: OpenEpochs
     threads: Threads
     item_updates: ItemUpdates
+    want_fit: Callable[[int], None]
     live: LiveFit | None = None
+    _damaged: tuple[int, int] | None = field(init=False, default=None)
 
     async def to(self, live: LiveFit) -> None:
         """Fold items in for this generation from now on."""
@@ -34,6 +40,8 @@ class Switch:
         """Fold items in for the generation that the pointer names, whichever process made it live."""
         if pointer.generation == 0:
             return
+        if (pointer.epoch, pointer.generation) == self._damaged:
+            return
         if self.live is not None and (self.live.epoch, self.live.generation) == (
             pointer.epoch,
             pointer.generation,
@@ -44,6 +52,12 @@ class Switch:
             meta = await with_retries(self.store.generations.meta, pointer.epoch, pointer.generation)
         except GenerationUnknown:
             # It was replaced and removed since the pointer was read: the next look finds the newer one.
+            return
+        except GenerationBroken as exc:
+            # Workers that have it loaded go on; a fit, which needs nothing of it, takes its place.
+            self._damaged = (pointer.epoch, pointer.generation)
+            log.warning("generation_damaged", generation=pointer.generation, error=str(exc))
+            self.want_fit(pointer.epoch)
             return
         result = await self.threads.run(epoch.fits.read, pointer.generation)
         await self.to(LiveFit(meta, result, epoch.archive))

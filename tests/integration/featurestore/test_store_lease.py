@@ -1,13 +1,14 @@
 """The lease, the stream and the commands: what the trainers of a namespace share."""
 
 import asyncio
+import re
 
 import numpy as np
 import pytest
 
 from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.commands import Outcome
-from featurestore.errors import EpochGone, LeaseLost, StoreError, StoreUnavailable
+from featurestore.errors import EpochGone, LeaseLost, StoreDamaged, StoreError, StoreUnavailable
 from featurestore.keys import partition_of
 from featurestore.leases import Lease
 from featurestore.store import Store
@@ -210,14 +211,26 @@ async def test_a_read_that_was_cut_off_loses_nothing(store: Store) -> None:
     assert (await store.stream.read(1, lease, 10, 0)).n.tolist() == [2, 3]
 
 
-async def test_forgetting_is_an_event_and_damaged_ones_are_left_out(store: Store) -> None:
+async def test_forgetting_is_an_event(store: Store) -> None:
     lease = await lead(store)
     await store.ratings.append([rating("u", "a")])
-    await store.redis.xadd(store.keys.ratings(1, 0), {b"u": b"x", b"e": b"short"})
-    await store.redis.xadd(store.keys.ratings(1, 0), {b"only": b"one"})
     await store.ratings.forget(b"u")
     events = await store.stream.read(1, lease, 10, 0)
     assert events.item_row.tolist() == [0, FORGOTTEN_ROW]
+
+
+async def test_a_damaged_event_is_told_and_stays(store: Store) -> None:
+    """Left out it would be trimmed with those behind it."""
+    lease = await lead(store)
+    await store.ratings.append([rating("u", "a")])
+    key = store.keys.ratings(1, 0)
+    entry = await store.redis.xadd(key, {b"u": b"x", b"e": b"short"})
+    assert isinstance(entry, bytes)
+    for _ in range(2):
+        with pytest.raises(StoreDamaged, match=re.escape(f"{key.decode()}: entry {entry.decode()} ")):
+            await store.stream.read(1, lease, 10, 0)
+    await store.redis.xdel(key, entry)
+    assert len(await store.stream.read(1, lease, 10, 0)) == 1
 
 
 async def test_an_epoch_that_is_gone_is_not_read(store: Store) -> None:

@@ -12,13 +12,15 @@ import pytest
 
 from factors import Float32s
 from featurestore import codecs
+from featurestore.errors import StoreDamaged
 from featurestore.generations.live import LiveGeneration
+from featurestore.keys import digest_of
 from featurestore.leases import Lease
 from featurestore.store import Store
 from featurestore.users import counter_rule
 from featurestore.users import records as users_module
 from featurestore.users.fold_in import StaleUser, fold_in
-from tests.support.factories import as_live, lead, publish, rating
+from tests.support.factories import SCALE, as_live, lead, publish, rating
 from tests.support.waiting import wait_until_async
 
 
@@ -173,17 +175,24 @@ async def test_a_record_from_the_future_is_folded_in_again(world: World) -> None
     await settled(world, b"u", 1)
 
 
-async def test_a_key_of_the_wrong_type_harms_no_other_user(world: World) -> None:
-    store = world.store
-    await store.ratings.append([rating("ok", "1"), rating("broken", "1")])
-    await store.redis.set(store.keys.user(1, b"bad"), b"a string")
-    await store.redis.delete(store.keys.history(1, b"broken"))
-    await store.redis.lpush(store.keys.history(1, b"broken"), b"a list")
-    current = await store.users.current(world.live, [b"bad", b"ok", b"broken"])
-    assert current.n.tolist() == [0, 1, 0]
-    np.testing.assert_array_equal(current.vectors[0], world.live.posterior.prior_user)
-    np.testing.assert_array_equal(current.vectors[1], await expected(world, b"ok"))
-    assert store.users.corrupt_total >= 2
+async def test_what_is_damaged_of_a_user_is_told_with_its_key(world: World) -> None:
+    store, keys = world.store, world.store.keys
+    await store.ratings.append([rating("ok", "1"), rating("broken", "1"), rating("cut", "1")])
+    await store.redis.set(keys.user(1, b"bad"), b"a string")
+    await store.redis.delete(keys.history(1, b"broken"))
+    await store.redis.lpush(keys.history(1, b"broken"), b"a list")
+    await store.redis.setrange(keys.history(1, b"cut"), 20, b"torn")
+    await store.ratings.append([rating("number", "1")])
+    await store.redis.hset(keys.user(1, b"number"), "n", "many")
+    for user, kind in ((b"bad", "user"), (b"broken", "history"), (b"cut", "history"), (b"number", "user")):
+        for users in ([user], [b"ok", user]):
+            with pytest.raises(StoreDamaged, match=f":{kind}:<blake2b {digest_of(user).hex()}>") as caught:
+                await store.users.current(world.live, users)
+            assert f":{user.decode()}" not in str(caught.value)
+        with pytest.raises(StoreDamaged):
+            await store.users.profile(world.live, user)
+    current = await store.users.current(world.live, [b"ok"])
+    np.testing.assert_array_equal(current.vectors[0], await expected(world, b"ok"))
 
 
 async def test_many_behind_are_folded_in_together_off_the_loop(world: World) -> None:
@@ -220,7 +229,8 @@ async def test_a_compaction_that_is_late_is_refused(world: World) -> None:
     assert isinstance(data, bytes)
     await store.ratings.append([rating("u", "2", 2.0)])
     stale = [StaleUser(b"u", n, data)]
-    store.users.write_back(world.live, stale, fold_in(world.live, stale))
+    histories = [codecs.unpack_history(data, SCALE)]
+    store.users.write_back(world.live, stale, fold_in(world.live, stale, histories))
     await settled(world, b"u", 100)
     _, now = await store.users.history(1, b"u")
     assert now.item_row.tolist() == [1, 2]

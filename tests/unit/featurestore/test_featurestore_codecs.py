@@ -1,11 +1,17 @@
 """Codecs: sizes as documented, wrong lengths, and when a history is compacted."""
 
+import math
+
 import numpy as np
 import pytest
 
+from factors import Scale
 from featurestore import codecs
 from featurestore.codecs import History, RecordCorrupt
 from featurestore.ratings import batches
+from tests.support.factories import SCALE
+
+WIDE = Scale(-100.0, 100.0)
 
 
 def history(rows: list[int]) -> History:
@@ -40,7 +46,7 @@ def test_no_records_are_no_rows() -> None:
 
 def test_the_last_entry_wins_and_nan_deletes() -> None:
     entries = [(1, 4.0, 10.0), (2, 3.0, 11.0), (1, 5.0, 12.0), (3, 1.0, 13.0), (2, float("nan"), 14.0)]
-    found = codecs.unpack_history(b"".join(codecs.pack_entry(*entry) for entry in entries))
+    found = codecs.unpack_history(b"".join(codecs.pack_entry(*entry) for entry in entries), SCALE)
     assert found.item_row.tolist() == [1, 3]
     assert found.rating.tolist() == [5.0, 1.0]
     assert found.time.tolist() == [12.0, 13.0]
@@ -48,13 +54,30 @@ def test_the_last_entry_wins_and_nan_deletes() -> None:
 
 def test_an_item_that_comes_back_stands_where_it_came_back() -> None:
     entries = [(1, 4.0, 0.0), (2, 3.0, 0.0), (1, float("nan"), 0.0), (1, 2.0, 0.0)]
-    found = codecs.unpack_history(b"".join(codecs.pack_entry(*entry) for entry in entries))
+    found = codecs.unpack_history(b"".join(codecs.pack_entry(*entry) for entry in entries), SCALE)
     assert found.item_row.tolist() == [2, 1]
 
 
-def test_a_torn_tail_is_ignored() -> None:
-    data = codecs.pack_history(history([1, 2]))
-    assert codecs.unpack_history(data + b"torn").item_row.tolist() == [1, 2]
+@pytest.mark.parametrize("tail", [b"torn", b"x", b"x" * 19])
+def test_a_history_of_another_length_is_corrupt(tail: bytes) -> None:
+    with pytest.raises(RecordCorrupt):
+        codecs.unpack_history(codecs.pack_history(history([1, 2])) + tail, SCALE)
+
+
+@pytest.mark.parametrize(
+    "entry", [(2**31, 3.0, 0.0), (1, 0.5, 0.0), (1, 5.5, 0.0), (1, math.inf, 0.0), (1, 3.0, 2e16)]
+)
+def test_an_entry_that_no_rating_has_is_corrupt(entry: tuple[int, float, float]) -> None:
+    good = codecs.pack_entry(0, 3.0, math.nan)
+    with pytest.raises(RecordCorrupt):
+        codecs.unpack_history(good + codecs.pack_entry(*entry), SCALE)
+    # One that was superseded says nothing any more.
+    later = codecs.pack_entry(entry[0], 3.0, 0.0)
+    if entry[0] == 1:
+        assert codecs.unpack_history(good + codecs.pack_entry(*entry) + later, SCALE).rating.tolist() == [
+            3,
+            3,
+        ]
 
 
 def test_histories_are_put_together_in_order() -> None:
@@ -73,4 +96,4 @@ def test_a_history_is_compacted_when_more_than_half_is_superseded(
     superseded: int, kept: int, worth: bool
 ) -> None:
     data = codecs.pack_entry(0, 1.0, 0.0) * superseded + codecs.pack_history(history(list(range(kept))))
-    assert codecs.worth_compacting(data, codecs.unpack_history(data)) is worth
+    assert codecs.worth_compacting(data, codecs.unpack_history(data, WIDE)) is worth

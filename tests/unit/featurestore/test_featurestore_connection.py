@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import numpy as np
 import pytest
 
-from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
+from featurestore.errors import StoreDamaged, StoreError, StoreFull, StoreRefused, StoreUnavailable
 from featurestore.users.batch_lookup import LookupReader
 from featurestore.wire import socket as socket_module
 from featurestore.wire.connection import Connection
@@ -90,7 +90,8 @@ def test_encode_makes_resp() -> None:
         ("NOPERM this user", StoreRefused),
         ("MOVED 1 127.0.0.1:1", StoreRefused),
         ("ERR whatever", StoreError),
-        ("WRONGTYPE Operation", StoreError),
+        ("WRONGTYPE Operation", StoreDamaged),
+        ("ERR hash value is not an integer script: f, on @user_function:3.", StoreDamaged),
     ],
 )
 def test_error_replies_say_what_to_do(reply: str, kind: type[StoreError]) -> None:

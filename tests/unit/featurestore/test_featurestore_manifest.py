@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from featurestore.errors import GenerationBroken
+from featurestore.errors import GenerationBroken, StoreDamaged
 from featurestore.generations.manifest import (
     GenerationMeta,
     Kept,
@@ -15,6 +15,7 @@ from featurestore.generations.manifest import (
     decode_deltas,
     decode_meta,
     decode_summary,
+    encode_delta,
     encode_meta,
     read_pointer,
 )
@@ -30,7 +31,7 @@ def meta(rows: int = 5) -> GenerationMeta:
 
 def test_a_meta_is_read_as_written() -> None:
     written = meta()
-    read = decode_meta(encode_meta(written))
+    read = decode_meta(encode_meta(written), b"meta")
     assert replace(read, model=written.model) == written
     assert read.model.parameters.keys() == written.model.parameters.keys()
 
@@ -38,15 +39,43 @@ def test_a_meta_is_read_as_written() -> None:
 def test_the_state_comes_where_the_functions_look_for_it() -> None:
     text = msgspec.json.encode(meta().summary)
     assert text.startswith(b'{"generation":42,"epoch":1,"state":"ready"')
-    assert decode_summary(text) == meta().summary
+    assert decode_summary(text, b"generations") == meta().summary
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b'{"summary": 3}', b"\xff\xfe", b"null"])
 def test_other_bytes_are_a_broken_generation(text: bytes) -> None:
     with pytest.raises(GenerationBroken):
-        decode_meta(text)
+        decode_meta(text, b"meta")
     with pytest.raises(GenerationBroken):
-        decode_summary(text)
+        decode_summary(text, b"generations")
+
+
+def test_a_generation_of_a_newer_format_is_refused() -> None:
+    summary = msgspec.json.decode(msgspec.json.encode(meta().summary))
+    summary |= {"format": 2, "state": {"of": "later"}}
+    newer = msgspec.json.encode({"summary": summary, "whatever": 1})
+    for read in (
+        lambda: decode_summary(msgspec.json.encode(summary), b"generations"),
+        lambda: decode_meta(newer, b"meta"),
+    ):
+        with pytest.raises(GenerationBroken, match="format 2, this version reads up to 1: use the version"):
+            read()
+
+
+def test_a_generation_of_version_0_1_0_is_read() -> None:
+    """It had no `format` and no `check`."""
+    fields = msgspec.json.decode(encode_meta(meta()))
+    del fields["check"], fields["summary"]["format"]
+    assert decode_meta(msgspec.json.encode(fields), b"meta").summary == meta().summary
+
+
+def test_no_byte_of_a_meta_can_change_unseen() -> None:
+    text = encode_meta(meta())
+    # The name of the last field may change: what it checks has not.
+    for place in range(0, len(text) - 25, 7):
+        changed = bytes([text[place] ^ 1])
+        with pytest.raises(GenerationBroken):
+            decode_meta(text[:place] + changed + text[place + 1 :], b"meta")
 
 
 @pytest.mark.parametrize(
@@ -55,12 +84,13 @@ def test_other_bytes_are_a_broken_generation(text: bytes) -> None:
 def test_a_meta_that_does_not_add_up_is_a_broken_generation(field: str, value: object) -> None:
     fields = msgspec.json.decode(encode_meta(meta()))
     fields[field] = value
+    del fields["check"]
     with pytest.raises(GenerationBroken):
-        decode_meta(msgspec.json.encode(fields))
+        decode_meta(msgspec.json.encode(fields), b"meta")
 
 
 def test_a_pointer_of_a_new_namespace_has_no_generation() -> None:
-    assert read_pointer({b"epoch": b"1"}) == Pointer(1, 0, 0, False, 0, 0, 0.0)
+    assert read_pointer({b"epoch": b"1"}, b"live") == Pointer(1, 0, 0, False, 0, 0, 0.0)
 
 
 def test_a_heartbeat_that_cannot_be_read_is_none() -> None:
@@ -72,10 +102,27 @@ def test_a_heartbeat_that_cannot_be_read_is_none() -> None:
 
 def test_deltas_of_the_wrong_length_are_a_broken_generation() -> None:
     row, vector = np.int32(3).tobytes(), np.zeros(4, dtype=np.float32).tobytes()
-    assert decode_deltas([(b"1-1", {b"r": row, b"v": vector})], 4, "0").rows.tolist() == [3]
+    assert decode_deltas([(b"1-1", {b"r": row, b"v": vector})], 4, "0", b"deltas").rows.tolist() == [3]
     for bad in ({b"r": row, b"v": vector[:-1]}, {b"r": row[:-1], b"v": vector}, {b"r": row}):
         with pytest.raises(GenerationBroken):
-            decode_deltas([(b"1-1", bad)], 4, "0")
+            decode_deltas([(b"1-1", bad)], 4, "0", b"deltas")
+
+
+def test_a_delta_with_another_checksum_is_a_broken_generation() -> None:
+    values = encode_delta(np.array([3], np.int32), np.ones((1, 4), np.float32))
+    written = dict(zip((b"r", b"v", b"c"), values, strict=True))
+    assert decode_deltas([(b"1-1", written)], 4, "0", b"deltas").rows.tolist() == [3]
+    for field in (b"r", b"v", b"c"):
+        damaged = written | {field: bytes([written[field][0] ^ 1]) + written[field][1:]}
+        with pytest.raises(GenerationBroken, match="deltas: entry 1-1"):
+            decode_deltas([(b"1-1", damaged)], 4, "0", b"deltas")
+
+
+@pytest.mark.parametrize("text", [b"", b"x", b"-1", b"1.5", b" 1", b"\xff"])
+@pytest.mark.parametrize("field", [b"epoch", b"generation", b"fence", b"pending", b"last_epoch"])
+def test_a_pointer_that_names_no_number_is_damaged(field: bytes, text: bytes) -> None:
+    with pytest.raises(StoreDamaged, match="the store is damaged at NS:live: "):
+        read_pointer({b"epoch": b"1", field: text}, b"NS:live")
 
 
 def test_of_two_deltas_of_a_row_the_later_counts() -> None:
@@ -83,7 +130,7 @@ def test_of_two_deltas_of_a_row_the_later_counts() -> None:
         (b"1-1", {b"r": np.array([1, 2], np.int32).tobytes(), b"v": np.array([1, 2], np.float32).tobytes()}),
         (b"1-2", {b"r": np.array([1], np.int32).tobytes(), b"v": np.array([3], np.float32).tobytes()}),
     ]
-    kept = decode_deltas(entries, 1, "0")
+    kept = decode_deltas(entries, 1, "0", b"deltas")
     assert kept.after == "1-2"
     assert dict(zip(kept.rows.tolist(), kept.vectors[:, 0].tolist(), strict=True)) == {2: 2.0, 1: 3.0}
 

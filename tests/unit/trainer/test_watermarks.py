@@ -56,5 +56,5 @@ def test_the_fullest_is_named() -> None:
     ],
 )
 def test_what_a_leader_said_holds_until_it_ends(text: str, at_9: str | None, at_10: str | None) -> None:
-    pointer = read_pointer({b"epoch": b"1", b"full": text.encode()})
+    pointer = read_pointer({b"epoch": b"1", b"full": text.encode()}, b"live")
     assert (pointer.full_at(9.0), pointer.full_at(10.0)) == (at_9, at_10)

@@ -1,0 +1,369 @@
+"""Other bytes under every kind of key: the same answer, or a clear 503 with the key in the log; a trainer
+that goes on, or leaves with one line that names the key; and whatever happens nothing is removed.
+
+`FOLDIN_TEST_ALL_DAMAGE=1` tries every damage of every key, without it one of each key by its name.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import re
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from featurestore.access import new_secret
+from featurestore.errors import StoreRefused
+from featurestore.keys import shown_key
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from processes.errors import DATA_REFUSED
+from tests.support.factories import low_rank_ratings, rating
+from tests.support.servers import StoreServer, running_server
+from tests.support.serving import Client, serving
+from tests.support.trainers import (
+    archived,
+    fitted,
+    running_trainer,
+    trainer_settings,
+    until_drained,
+    until_live,
+)
+from tests.support.waiting import wait_until_async
+from trainer.app import Trainer
+from trainer.errors import CannotStartError
+from trainer.settings import TrainerSettings
+
+ASKED = (
+    "/predict?user_id=ann&item_id=i3",
+    "/predict?user_id=u1&item_id=i3",
+    "/users/ann",
+    "/users/ann/ratings",
+    "/recommend/ann?n=3",
+    "/similar/i3?n=2",
+    "/items/i3",
+    "/explain/ann/i3",
+    "/generations",
+    "/readyz",
+)
+ALL = os.environ.get("FOLDIN_TEST_ALL_DAMAGE") == "1"
+KEY = new_secret()
+FOREIGN = b"\xff\x00bytes of another program\x01"
+
+
+@dataclass(frozen=True)
+class World:
+    """A store and an archive as a trainer left them, one event still waiting; `dumps` and `copy` bring both
+    back. `kinds`: a key of each kind, by the kind's name.
+    """
+
+    server: StoreServer
+    settings: TrainerSettings
+    dumps: dict[bytes, bytes]
+    copy: Path
+    kinds: dict[str, bytes]
+    answers: dict[str, str]
+
+    async def reset(self, redis: Any) -> None:
+        await redis.flushall()
+        for key, dump in self.dumps.items():
+            await redis.restore(key, 0, dump)
+        shutil.rmtree(self.settings.archive_dir)
+        shutil.copytree(self.copy, self.settings.archive_dir)
+
+
+KINDS = (
+    *("config", "live", "live:epochs", "live:generations", "live:commands", "live:command:ID"),
+    *("live:workers", "access", "epochs", "items", "items:order", "user:ID", "history:ID", "ratings"),
+    *("counts", "forgotten", "generation:G:meta", "generation:G:items:J", "generation:G:deltas"),
+)
+
+
+def kind_of(key: bytes) -> str:
+    """The kind of a key, as docs/architecture.md has it, without namespace, epoch and partition."""
+    text = re.sub(r"[{}]", "", key.decode())
+    text = re.sub(r"^foldin(\.\d+)?:(\d+:)?", "", text)
+    text = re.sub(r"^(user|history|live:command):.+", r"\1:ID", text)
+    return re.sub(r"^(generation):\d+:(\w+)(:\d+)?", lambda m: f"{m[1]}:G:{m[2]}{':J' if m[3] else ''}", text)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("damaged")
+    with running_server("redis", tmp_path_factory.mktemp("damaged-store")) as server:
+        yield asyncio.run(_made(server, folder))
+
+
+async def _made(server: StoreServer, folder: Path) -> World:
+    store_settings = StoreSettings(url=server.url, partitions=2, timeout_s=2.0)
+    settings = trainer_settings(store_settings, folder / "archive")
+    store = await Store.open(store_settings)
+    await store.ratings.append(low_rank_ratings())
+    await store.ratings.append([rating("gone", "i1")])
+    async with running_trainer(settings):
+        await fitted(store)
+        await store.ratings.forget(b"gone")
+        await fitted(store)
+        await store.ratings.append([rating("ann", "i1", 4.0), rating("ann", "new", 2.0)])
+        await until_drained(store)
+
+        async def folded_in() -> bool:
+            return bool(
+                await store.redis.xlen(store.keys.deltas(1, (await store.generations.live()).generation))
+            )
+
+        await wait_until_async(folded_in, 10.0, "items folded in")
+    async with running_trainer(settings):
+
+        async def pruned() -> bool:
+            return len(await store.generations.list()) == 2
+
+        await wait_until_async(pruned, 10.0, "a leader has removed what is not kept")
+    await store.access.add(KEY, "operator", "operate")
+    await store.redis.hset(store.keys.workers, "w:1", '{"generation":1,"epoch":1,"at":1.0,"pid":1}')
+    await store.ratings.append([rating("ann", "i2", 5.0)])
+    live = (await store.generations.live()).generation
+    async with serving(store_settings) as (client, _):
+        answers = {path: text for path, (status, text) in (await asked(client)).items() if status == 200}
+    await store.close()
+    redis: Any = Redis.from_url(server.url)
+    dumps = {key: await redis.dump(key) for key in await redis.keys("*")}
+    kinds: dict[str, bytes] = {}
+    for key in sorted(dumps):
+        of_ann = kind_of(key) in {"user:ID", "history:ID"} and not key.endswith(b":ann")
+        older = b":generation:" in key and b":generation:%d:" % live not in key
+        if not of_ann and not older:
+            kinds[kind_of(key)] = key
+    kinds["ratings"] = await _of_ann(redis, b"ratings", kinds["history:ID"])
+    kinds["counts"] = await _of_ann(redis, b"counts", kinds["history:ID"])
+    await redis.aclose()
+    shutil.copytree(settings.archive_dir, folder / "copy")
+    return World(server, settings, dumps, folder / "copy", kinds, answers)
+
+
+async def _of_ann(redis: Any, name: bytes, history: bytes) -> bytes:
+    return history.rpartition(b":history:")[0] + b":" + name
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has nothing to serve does not wait for it long."""
+    monkeypatch.setattr("service.app._FIRST_LOAD_S", 1.0)
+
+
+@pytest.fixture
+async def redis(world: World) -> AsyncIterator[Any]:
+    client: Any = Redis.from_url(world.server.url)
+    await world.reset(client)
+    yield client
+    await client.aclose()
+
+
+async def asked(client: Client) -> dict[str, tuple[int, str]]:
+    headers = {"X-API-Key": KEY}
+    found = {path: await client.get(path, headers=headers) for path in ASKED}
+    pairs = {"pairs": [["ann", "i3"], ["u1", "i3"]]}
+    found["POST /predict"] = await client.post("/predict", pairs, headers=headers)
+    return {path: (reply.status, reply.text) for path, reply in found.items()}
+
+
+async def content(redis: Any, key: bytes) -> object:
+    """What a key holds; of a stream its entries, as a leader makes a group of its own."""
+    return await (redis.xrange(key) if await redis.type(key) == b"stream" else redis.dump(key))
+
+
+async def cut(redis: Any, key: bytes, rng: random.Random) -> None:
+    """Take the end off what a key holds."""
+    match await redis.type(key):
+        case b"string":
+            value = await redis.get(key)
+            await redis.set(key, value[: rng.randrange(len(value))])
+        case b"hash":
+            for field, value in (await redis.hgetall(key)).items():
+                await redis.hset(key, field, value[: len(value) // 2])
+        case b"list":
+            await redis.ltrim(key, 0, rng.randrange(await redis.llen(key) - 1))
+        case b"stream":
+            entries = await redis.xrange(key)
+            for entry, _ in entries:
+                await redis.xdel(key, entry)
+            later = b"%d-" % (int(entries[-1][0].split(b"-")[0]) + 1)
+            for at, (_, fields) in enumerate(entries, 1):
+                short = {name: value[: len(value) - 3] for name, value in fields.items()}
+                number = at + int(entries[-1][0].split(b"-")[1])
+                await redis.xadd(key, short, id=later + b"%d" % number)
+        case b"set":
+            await redis.sadd(key, b"")
+
+
+async def foreign(redis: Any, key: bytes, rng: random.Random) -> None:
+    """Put other bytes of the same type there."""
+    match await redis.type(key):
+        case b"string":
+            await redis.set(key, FOREIGN + rng.randbytes(60))
+        case b"hash":
+            for field in await redis.hkeys(key):
+                await redis.hset(key, field, FOREIGN)
+        case b"list":
+            await redis.lset(key, rng.randrange(await redis.llen(key)), FOREIGN)
+        case b"stream":
+            await redis.xadd(key, {b"x": FOREIGN})
+        case b"set":
+            await redis.sadd(key, FOREIGN)
+
+
+async def another_type(redis: Any, key: bytes, _: random.Random) -> None:
+    """Put a value of another type there."""
+    is_text = await redis.type(key) == b"string"
+    await redis.delete(key)
+    await (redis.rpush(key, FOREIGN) if is_text else redis.set(key, FOREIGN))
+
+
+async def flipped(redis: Any, key: bytes, rng: random.Random) -> None:
+    """Change one bit of what has a checksum."""
+    if await redis.type(key) == b"string":
+        value = bytearray(await redis.get(key))
+        # The name of a last field says nothing.
+        value[rng.randrange(len(value) - 25)] ^= 1 << rng.randrange(8)
+        await redis.set(key, bytes(value))
+    else:
+        ((_, fields),) = await redis.xrange(key, count=1)
+        value = bytearray(fields[b"v"])
+        value[rng.randrange(len(value))] ^= 1 << rng.randrange(8)
+        await redis.xadd(key, {**fields, b"v": bytes(value)})
+
+
+Damage = Callable[[Any, bytes, random.Random], Awaitable[None]]
+CHECKED = ("generation:G:meta", "generation:G:items:J", "generation:G:deltas")
+
+
+def cases() -> list[Any]:
+    found = []
+    for kind in KINDS:
+        damages: list[Damage] = [cut, foreign, another_type, *([flipped] if kind in CHECKED else [])]
+        some = damages if ALL else [random.Random(kind).choice(damages)]
+        found += [pytest.param(kind, each, id=f"{kind}-{each.__name__}") for each in some]
+    return found
+
+
+def test_every_kind_of_key_is_tried(world: World) -> None:
+    assert set(world.kinds) == set(KINDS)
+    assert len(world.answers) == len(ASKED) + 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("kind", "damage"), cases())
+async def test_damage_is_told_and_removes_nothing(
+    world: World,
+    redis: Any,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    damage: Damage,
+) -> None:
+    caplog.set_level(logging.INFO)
+    key = world.kinds[kind]
+    await damage(redis, key, random.Random(f"{kind} {damage.__name__}"))
+    damaged = await content(redis, key)
+    keys, events = set(await redis.keys("*")), set(map(repr, archived(world.settings)))
+
+    found, log = await served(world, caplog)
+    for path, (status, text) in found.items():
+        if kind == "access" and status == 401:
+            # A record that cannot be read lets no request in.
+            continue
+        if status != 503:
+            assert (status, text) == (200, world.answers[path]), path
+        else:
+            assert '"code":"data_damaged"' in text or '"code":"no_generation"' in text, (path, text)
+    if any(status == 503 for status, _ in found.values()):
+        assert shown_key(key) in log, log
+
+    ending, log = await trained(world, caplog)
+    if ending is not None:
+        assert DATA_REFUSED in ending or "NOAUTH" in ending, ending
+        assert shown_key(key) in ending
+        assert "\n" not in ending
+    assert "term_ended" not in log, log
+    assert "Traceback" not in log, log
+    left = set(await redis.keys("*"))
+    if "generation_damaged" in log:
+        # A fit has taken its place; what holds ratings is all there.
+        keys = {each for each in keys if b":generation:" not in each}
+    assert keys <= left
+    assert events <= set(map(repr, archived(world.settings)))
+    if ending is not None:
+        assert await content(redis, key) == damaged
+
+
+async def served(world: World, caplog: pytest.LogCaptureFixture) -> tuple[dict[str, tuple[int, str]], str]:
+    """What a new worker answers, and its log. One that does not start says why in one line."""
+    caplog.clear()
+    try:
+        async with serving(world.settings.store) as (client, _):
+            return await asked(client), caplog.text
+    except StoreRefused as exc:
+        return {}, str(exc)
+
+
+async def trained(world: World, caplog: pytest.LogCaptureFixture) -> tuple[str | None, str]:
+    """Why a new trainer ended within two seconds, None where it went on; and its log."""
+    caplog.clear()
+    trainer, stop = Trainer(world.settings), asyncio.Event()
+    running = asyncio.create_task(trainer.run(stop))
+    await asyncio.wait([running], timeout=2.5)
+    ended = running.done()
+    stop.set()
+    try:
+        await asyncio.wait_for(running, 20.0)
+    except CannotStartError as exc:
+        return str(exc), caplog.text
+    assert not ended
+    return None, caplog.text
+
+
+async def test_a_fit_takes_the_place_of_a_damaged_generation(world: World, redis: Any) -> None:
+    """A worker that starts has no generation until then, and serves again by itself."""
+    await redis.set(world.kinds["generation:G:meta"], FOREIGN)
+    before = int(await redis.hget("foldin:live", "generation") or 0)
+    store = await Store.open(world.settings.store)
+    async with serving(world.settings.store) as (client, _):
+        assert (await asked(client))["/readyz"][0] == 503
+        async with running_trainer(world.settings):
+            await until_live(store, before + 1)
+
+            async def ready() -> bool:
+                return (await client.get("/readyz")).status == 200
+
+            await wait_until_async(ready, 10.0, "served again")
+        assert {status for status, _ in (await asked(client)).values()} == {200}
+    await store.close()
+
+
+async def test_a_damaged_event_that_was_taken_out_is_brought_back_by_the_histories(
+    world: World, redis: Any
+) -> None:
+    """What docs/operations.md says to do: the archive has all ratings again."""
+    key = world.kinds["ratings"]
+    ((entry, fields),) = await redis.xrange(key)
+    await redis.delete(key)
+    await redis.xadd(key, {**fields, b"e": fields[b"e"][:-1]}, id=entry)
+    with pytest.raises(CannotStartError, match=f"entry {entry.decode()}"):
+        async with running_trainer(world.settings):
+            await asyncio.sleep(3.0)
+    await redis.xdel(key, entry)
+    store = await Store.open(world.settings.store)
+    async with running_trainer(world.settings):
+        await store.ratings.append([rating("ann", "i7", 1.0)])
+        await until_drained(store)
+    async with running_trainer(world.settings):
+        await until_drained(store)
+        await fitted(store)
+    rated = {(user, item) for user, _, item, _ in archived(world.settings) if user == "ann"}
+    assert rated == {("ann", item) for item in ("i1", "new", "i2", "i7")}
+    await store.close()
