@@ -139,9 +139,10 @@ class RatingsStream:
             raise
         partition_of = dict(zip(names, reading.positions, strict=True))
         streams = [(partition_of[name], entries) for name, entries in reply or () if entries]
+        # Before anything is marked as read: what is damaged comes again.
+        events, largest = self._decode(epoch, streams, ask)
         reading.positions |= {partition: entries[-1][0] for partition, entries in streams}
         reading.attached = True
-        events, largest = self._decode(epoch, streams, ask)
         if largest:
             reading.ask = max(1, min(2 * reading.ask, count // largest))
         return events
