@@ -44,13 +44,16 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One thing asked of the trainer. `stream_id` places it; `user` is set for `erase`."""
+    """One thing asked of the trainer. `stream_id` places it; `user` is set for `erase`, and `at_ms`, the
+    store's time when that user was forgotten.
+    """
 
     stream_id: str
     id: str
     kind: CommandKind
     epoch: int
     user: bytes | None
+    at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,11 @@ class Commands:
         self._client = client
         self._block_ms = max(1, int(1000 * block_s))
 
-    async def ask(self, kind: CommandKind, *, epoch: int, user: bytes | None = None) -> str:
+    async def ask(self, kind: CommandKind, *, epoch: int, user: bytes | None = None, at_ms: int = 0) -> str:
         """Ask, and return the id under which the outcome will be. Asking twice does it twice."""
         command_id = uuid.uuid4().hex
         fields = [b"id", command_id.encode(), b"kind", kind.encode(), b"epoch", b"%d" % epoch]
-        args = [b"%d" % MOST_COMMANDS, *fields, b"user", user or b""]
+        args = [b"%d" % MOST_COMMANDS, *fields, b"user", user or b"", b"at", b"%d" % at_ms]
         await self._client.call("ask", ([self._keys.commands], args))
         return command_id
 
@@ -134,11 +137,13 @@ class Commands:
 def _command(stream_id: bytes, fields: Mapping[bytes, bytes]) -> Command:
     kind: CommandKind = fields.get(b"kind", b"").decode()  # type: ignore[assignment]  # unknown kinds pass through
     user = fields.get(b"user") or None
-    epoch = fields.get(b"epoch", b"0")
+    epoch, at_ms = fields.get(b"epoch", b"0"), fields.get(b"at", b"0")
     return Command(
         stream_id.decode(),
         fields.get(b"id", b"").decode(),
         kind,
         int(epoch) if epoch.isdigit() else 0,
         user,
+        # Of a service that does not say it the time of the command, which was sent after.
+        int(at_ms) or int(stream_id.partition(b"-")[0]),
     )

@@ -120,6 +120,11 @@ class Store:
         if not isinstance(found, bytes) or found.decode() != self.identity:
             raise StoreChanged("the store was emptied, or another one has taken its place")
 
+    async def time_ms(self) -> int:
+        """Return the store's time in milliseconds, as the entries of the streams have it."""
+        seconds, micros = await self.redis.time()
+        return int(1000 * seconds + micros // 1000)
+
     async def time(self) -> int:
         """Seconds since 1970 by the clock of the store."""
         return (await self.redis.time())[0]

@@ -86,7 +86,7 @@ class CommandHandler:
             elif kind == "epoch":
                 ending = await self._begin_epoch(command.epoch)
             elif kind == "erase":
-                await self._erase(command.user or b"")
+                await self._erase(command.user or b"", command.at_ms)
             else:
                 return Outcome("failed", code="unknown_command", detail=f"this trainer cannot {kind!r}")
         except (StoreUnavailable, LeaseLost):
@@ -119,8 +119,10 @@ class CommandHandler:
             await self._finish_epoch(epoch)
         return ending
 
-    async def _erase(self, user_id: bytes) -> None:
-        """Return when no archive and no fit has anything of a forgotten user."""
+    async def _erase(self, user_id: bytes, at_ms: int) -> None:
+        """Return when no archive and no fit has anything of a user who was forgotten at this time of the
+        store.
+        """
         pointer = await with_retries(self._store.generations.live)
         # What was replaced is archived to its end on its way to the trash, and searched there: a user whom
         # the live epoch never knew has left no mark by which to find those ratings later.
@@ -131,6 +133,8 @@ class CommandHandler:
             epoch = await self._epochs.open(number)
             # The mark of the user's removal is in the stream: by then what came before it has been archived.
             await epoch.consumer.reached_now()
+            # A user whom the store did not know has left no mark, and older copies may know that user.
+            await epoch.consumer.note_erased([(user_id, at_ms)])
             await epoch.consumer.erase_unknown(user_id)
 
     async def _finish_epoch(self, epoch: int) -> None:

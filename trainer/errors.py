@@ -39,6 +39,14 @@ class SegmentDamagedError(TrainerError):
         self.why = why
 
 
+class LedgerDamagedError(TrainerError):
+    """A file of the ledger of erasures does not have what was written into it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is damaged")
+        self.path = path
+
+
 class SegmentGoneError(TrainerError):
     """A segment of the snapshot was merged or rewritten meanwhile: take a new snapshot."""
 

@@ -48,13 +48,14 @@ class NewRating:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """Receipt: how many ratings held, the user's last `n`, and the digest by which the store remembers to
-    forget.
+    """Receipt: how many ratings held, the user's last `n`, the digest by which the store remembers to forget,
+    and when that was, in milliseconds by the store's clock: later than every event of the user before.
     """
 
     ratings: int
     n: int
     digest: bytes
+    at_ms: int
 
 
 class RatingsLog:
@@ -185,7 +186,7 @@ class RatingsLog:
             (reply,) = await self._client.call("forget", (names, args))
             if reply[0] == b"OK":
                 await self._confirmation.wait(since)
-                return Forgotten(self._count(reply[2]), int(reply[1]), digest)
+                return Forgotten(self._count(reply[2]), int(reply[1]), digest, int(reply[3]))
             await self._epochs.learn(partition, reply[1])
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 

@@ -44,12 +44,18 @@ local function progress(counts)
   return tonumber(added), tonumber(state[2] or '0'), tonumber(ms)
 end
 
--- Adds `count` events as one entry; returns the refusal, or nil. The entry's id ends with the number of its last
--- event, so that ids count events; its milliseconds are the store's time, and never fall.
-local function add_entry(stream, counts, count, numbers, ids, entries)
-  local added, _, last_ms = progress(counts)
+-- The store's time in milliseconds.
+local function now_ms()
   local now = redis.call('TIME')
-  local ms = math.max(last_ms, 1000 * tonumber(now[1]) + math.floor(tonumber(now[2]) / 1000))
+  return 1000 * tonumber(now[1]) + math.floor(tonumber(now[2]) / 1000)
+end
+
+-- Adds `count` events as one entry; returns the refusal, or nil. The entry's id ends with the number of its last
+-- event, so that ids count events; its milliseconds are the store's time, or `least` where that is later, and never
+-- fall.
+local function add_entry(stream, counts, count, numbers, ids, entries, least)
+  local added, _, last_ms = progress(counts)
+  local ms = math.max(last_ms, now_ms(), least or 0)
   local id = string.format('%.0f-%.0f', ms, added + count)
   local reply = redis.pcall('XADD', stream, id, 'n', numbers, 'u', ids, 'e', entries)
   if refused(reply) then
@@ -163,17 +169,18 @@ end
 
 -- keys: epochs, then for each epoch: ratings, counts, forgotten, user, history.
 -- args: expected epochs, the id as the stream has it, digest, the entry that says so. Answers n and history of the
--- first epoch.
+-- first epoch, and the time of it: later than every event before it, no later than any that follows.
 local function forget(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
     return { 'EPOCHS', epochs }
   end
-  local found = {}
+  local found, time = {}, now_ms()
   for at = 2, #keys, 5 do
     -- These two raise before any write where a key has the wrong type.
     redis.call('XLEN', keys[at])
-    progress(keys[at + 1])
+    local _, _, last_ms = progress(keys[at + 1])
+    time = math.max(time, last_ms + 1)
     found[#found + 1] = {
       n = redis.call('HGET', keys[at + 3], 'n'),
       before = redis.call('HGET', keys[at + 2], args[3]),
@@ -184,7 +191,7 @@ local function forget(keys, args)
     local at = 5 * i - 3
     if state.n then
       local number = struct.pack('<I8I4', tonumber(state.n) - 1, 1)
-      local refusal = add_entry(keys[at], keys[at + 1], 1, number, args[2], args[4])
+      local refusal = add_entry(keys[at], keys[at + 1], 1, number, args[2], args[4], time)
       if refusal then
         return refusal
       end
@@ -195,7 +202,7 @@ local function forget(keys, args)
       redis.call('HSET', keys[at + 2], args[3], '0')
     end
   end
-  return { 'OK', found[1].n or found[1].before or '0', found[1].history }
+  return { 'OK', found[1].n or found[1].before or '0', found[1].history, whole(time) }
 end
 
 -- keys: forgotten. args: (digest, n) of users that no kept generation has seen. An entry that has moved on stays.

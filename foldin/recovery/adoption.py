@@ -38,6 +38,14 @@ async def must_adopt(store: Store, settings: TrainerSettings) -> bool:
     return await retried(difference, store, state) is not None
 
 
+async def was_put_back(store: Store, settings: TrainerSettings) -> bool:
+    """Say whether the store is an older copy of the one that the archive here belongs to. Raises as
+    `must_adopt`.
+    """
+    state = await asyncio.to_thread(_state, settings)
+    return state.identity == store.identity and await must_adopt(store, settings)
+
+
 async def adopt(store: Store, settings: TrainerSettings, say: Say) -> None:
     """Move what the archive has to its trash, and say whose it is from now on. Safe to repeat.
 

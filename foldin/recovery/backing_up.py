@@ -14,10 +14,20 @@ from pathlib import Path
 
 from featurestore.settings import format_scale
 from featurestore.store import Store
+from foldin.recovery.erased import read_ledgers
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.recovery.manifest import ITEMS_END, File, Manifest, file_of, items_name, read_manifest
+from foldin.recovery.manifest import (
+    ITEMS_END,
+    File,
+    Manifest,
+    file_of,
+    items_name,
+    ledger_name,
+    read_manifest,
+)
 from foldin.recovery.reaching import reach
 from foldin.recovery.retries import Say, Step, no_step, retried
+from trainer.archive.erasures import FILES, Ledger, put_ledger
 from trainer.archive.events import format_position
 from trainer.archive.item_list import write_items
 from trainer.archive.segments import TEMPORARY, Segment, SegmentName, read_segment, sync_directory
@@ -73,7 +83,8 @@ async def back_up(
         created=time.time(),
     )
     try:
-        await asyncio.to_thread(_finish, folder, manifest, ids, step)
+        ledgers = await asyncio.to_thread(read_ledgers, settings.archive_folder, skip_damaged=True)
+        await asyncio.to_thread(_finish, folder, manifest, ids, ledgers, step)
     except (OSError, ArchiveFailedError) as exc:
         raise RecoveryStoppedError(f"cannot write {folder}: {exc}") from exc
     say(f"{folder}: {manifest.events:,} events, {manifest.items:,} items, {len(files)} segments")
@@ -131,8 +142,10 @@ def _copy_one(path: Path, copy: Path, step: Step) -> None:
     beside.rename(copy)
 
 
-def _finish(folder: Path, manifest: Manifest, ids: Sequence[bytes], step: Step) -> None:
-    """Write the items and the manifest, then remove what that makes superfluous."""
+def _finish(
+    folder: Path, manifest: Manifest, ids: Sequence[bytes], ledgers: Sequence[Ledger], step: Step
+) -> None:
+    """Write the items, the erasures and the manifest, then remove what that makes superfluous."""
     beside = folder / f"items{TEMPORARY}"
     beside.mkdir(exist_ok=True)
     written = write_items(beside, ids)
@@ -141,14 +154,20 @@ def _finish(folder: Path, manifest: Manifest, ids: Sequence[bytes], step: Step) 
     name = items_name(found)
     written.rename(folder / name)
     beside.rmdir()
-    sync_directory(folder)
     files = manifest.files | {name: found}
+    for ledger in ledgers:
+        put_ledger(folder / f"ledger{TEMPORARY}", ledger.content)
+        found = file_of(folder / f"ledger{TEMPORARY}")
+        files[ledger_name(found)] = found
+        (folder / f"ledger{TEMPORARY}").rename(folder / ledger_name(found))
+    sync_directory(folder)
     step("listed")
     replace(manifest, files=files).write(folder)
     step("manifest")
     # Merged or rewritten since the backup before: all that they have is in other files of this one.
     for path in folder.iterdir():
-        old = path.name.endswith((TEMPORARY, ITEMS_END)) or SegmentName.parse(path.name) is not None
+        old = path.name.endswith((TEMPORARY, ITEMS_END)) or path.match(FILES)
+        old = old or SegmentName.parse(path.name) is not None
         if old and path.is_file() and path.name not in files:
             path.unlink()
     sync_directory(folder)

@@ -20,7 +20,8 @@ class RatingEvents:
 
     `n` int64 (m,): of the events of a pair the one with the highest is the last, of equal ones the later in
     this order. `rating` float64 (m,), NaN takes the pair back; `time` float64 (m,), seconds since 1970, NaN
-    if unknown; `arrived_ms` int64 (m,), by the store's clock, 0 if unknown.
+    if unknown; `arrived_ms` int64 (m,), by the store's clock; where that is unknown 0, or, of a rebuilt
+    archive, the negative of a time by which it was there.
     """
 
     user_ids: pa.StringArray
@@ -59,8 +60,10 @@ def of_tables(tables: Iterable[pa.Table]) -> RatingEvents:
     tables = list(tables)
     users, user_ids = _codes([table["user_id"] for table in tables])
     items, item_ids = _codes([table["item_id"] for table in tables])
-    n, arrived = (_numbers(tables, name, np.int64) for name in ("n", "stream_ms"))
+    n, arrived, seq = (_numbers(tables, name, np.int64) for name in ("n", "stream_ms", "stream_seq"))
     rating, time = (_numbers(tables, name, np.float64) for name in ("rating", "time"))
+    # A rebuilt archive has the time when it was rebuilt in place of the number.
+    arrived = np.where(arrived > 0, arrived, -seq)
     return RatingEvents(user_ids, item_ids, users, items, n, rating, time, arrived)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foldin.recovery.errors import RecoveryRefusedError
+from trainer.archive.erasures import FILES
 from trainer.archive.json_files import read_json, write_json
 from trainer.errors import ArchiveRefusedError
 
@@ -92,6 +93,11 @@ def read_manifest(folder: Path) -> Manifest | None:
 def items_name(file: File) -> str:
     """Return the name that a list of items has in a backup."""
     return f"items-{file.sha256[:16]}{ITEMS_END}"
+
+
+def ledger_name(file: File) -> str:
+    """Return the name that a file of the ledger of erasures has in a backup."""
+    return FILES.replace("*", file.sha256[:16])
 
 
 def file_of(path: Path) -> File:

@@ -18,10 +18,10 @@ import numpy as np
 from factors import Int64s
 from featurestore.errors import EpochBusy, EpochGone, StoreError
 from featurestore.generations.manifest import Pointer
-from featurestore.keys import digest_of
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store
-from foldin.recovery.adoption import adopt, must_adopt
+from foldin.recovery.adoption import adopt, must_adopt, was_put_back
+from foldin.recovery.erased import Erased, find_erased, take_over
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.events import RatingEvents, as_bytes, joined, with_codes_of
 from foldin.recovery.merging import Change, change, holding, merge
@@ -152,6 +152,7 @@ class Restore:
             live_epoch = (await retried(self._store.generations.live)).epoch
             plan = await self._plan(archived, live_epoch)
             self._tell(plan)
+            await asyncio.to_thread(take_over, archived.ledgers, self._settings.archive_folder)
             if not plan.change and not await must_adopt(self._store, self._settings):
                 return False
             self._step("planned")
@@ -170,7 +171,7 @@ class Restore:
         if request.until_ms is not None and len(events):
             # By arrival, not by the time of the rating, which a client gives.
             in_time = events.arrived_ms <= request.until_ms
-            unknown = int((events.arrived_ms == 0).sum())
+            unknown = int((events.arrived_ms <= 0).sum())
             if unknown:
                 self._say(
                     f"  {unknown:,} ratings do not say when they arrived (a rebuilt archive): they stay"
@@ -186,17 +187,20 @@ class Restore:
 
     async def _plan(self, archived: Archived, live_epoch: int) -> Plan:
         """Decide what the new history has. Once each rating goes to it too, none is missed."""
-        forgotten = set(await retried(self._store.ratings.forgotten, live_epoch))
+        erased = await find_erased(
+            self._store,
+            live_epoch,
+            self._settings.archive_folder,
+            archived.ledgers,
+            skip_damaged=self._request.skip_damaged,
+        )
         live = (await read_histories(self._store, live_epoch)).events
-        return await asyncio.to_thread(self._merged, archived, live, forgotten)
+        if await was_put_back(self._store, self._settings):
+            live = await asyncio.to_thread(erased.of_older_copy, live)
+        return await asyncio.to_thread(self._merged, archived, live, erased)
 
-    def _merged(self, archived: Archived, live: RatingEvents, forgotten: set[bytes]) -> Plan:
-        source = archived.events
-        if forgotten:
-            gone = np.array(
-                [digest_of(user_id) in forgotten for user_id in as_bytes(source.user_ids)], dtype=np.bool_
-            )
-            source = source.take(~gone[source.user])
+    def _merged(self, archived: Archived, live: RatingEvents, erased: Erased) -> Plan:
+        source = archived.events.take(erased.stays(archived.events))
         kept_out = len(archived.events) - len(source)
         live = with_codes_of(live, source)
         # What may lie on top; what changes is told by all that is live.

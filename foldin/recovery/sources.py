@@ -12,10 +12,12 @@ import pyarrow.compute as pc
 
 from featurestore.settings import format_scale
 from featurestore.store import Store
+from foldin.recovery.erased import read_ledgers
 from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.events import RatingEvents, of_tables
 from foldin.recovery.manifest import Manifest, read_manifest
 from trainer.archive.epoch_archive import uncovered
+from trainer.archive.erasures import Ledger
 from trainer.archive.identity import read_identity
 from trainer.archive.item_list import NAME as ITEMS
 from trainer.archive.item_list import read_items
@@ -42,10 +44,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """What a source has: all its events, and its items in the order of their rows."""
+    """What a source has: all its events, its items in the order of their rows, and who was erased from it."""
 
     events: RatingEvents
     items: pa.StringArray
+    ledgers: tuple[Ledger, ...] = ()
 
 
 def find_source(path: Path, live: tuple[str, int], namespace: str) -> Source:
@@ -105,7 +108,9 @@ def read_source(source: Source, *, skip_damaged: bool = False) -> Archived:
         with contextlib.suppress(SegmentGoneError):
             events = of_tables(_tables(source, skip_damaged=skip_damaged))
             items = source.folder / (source.manifest.items_file if source.manifest else ITEMS)
-            return Archived(events, _items(items, events, skip_damaged=skip_damaged))
+            listed = _items(items, events, skip_damaged=skip_damaged)
+            # After the events: it has the erasures of all that is missing there.
+            return Archived(events, listed, _ledgers(source, skip_damaged=skip_damaged))
     raise RecoveryRefusedError(f"{source.folder} changes all the time: run this again")
 
 
@@ -145,6 +150,13 @@ def _tables(source: Source, *, skip_damaged: bool) -> list[pa.Table]:
     except ArchiveRefusedError as exc:
         raise RecoveryRefusedError(str(exc)) from exc
     return tables
+
+
+def _ledgers(source: Source, *, skip_damaged: bool) -> tuple[Ledger, ...]:
+    # A backup has them with the epoch, an archive beside it; an entry of the trash is a folder deeper.
+    folder = source.folder.absolute()
+    places = [folder, folder.parent, *([folder.parent.parent] if (folder / NOTE).exists() else [])]
+    return tuple(ledger for place in places for ledger in read_ledgers(place, skip_damaged=skip_damaged))
 
 
 def _segment_files(folder: Path) -> list[tuple[SegmentName, Path]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from dataclasses import asdict, replace
 from math import isnan
 from pathlib import Path
 
+from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.recovery.merging import holding
@@ -17,7 +19,13 @@ from foldin.recovery.restoring import Restore, RestoreRequest
 from foldin.recovery.retries import Step, no_step
 from foldin.recovery.stored import read_histories
 from processes.blocking import BlockingChild
+from tests.support.factories import low_rank_ratings
+from tests.support.servers import StoreServer
+from tests.support.trainers import fitted, running_trainer, until_drained
 from trainer.settings import TrainerSettings
+
+GIVEN = low_rank_ratings(users=10, items=12)
+LATER = low_rank_ratings(users=10, items=12, seed=1, prefix="late")
 
 Held = dict[tuple[str, str], tuple[float, float | None]]
 """By user and item: rating and time, None where that is unknown."""
@@ -46,6 +54,28 @@ async def held(store: Store, epoch: int | None = None) -> Held:
     return found
 
 
+async def now_held(settings: TrainerSettings) -> Held:
+    """All ratings that hold in the live epoch."""
+    async with opened(settings.store) as store:
+        return await held(store)
+
+
+def empty(server: StoreServer) -> None:
+    """As a disk that was swapped."""
+    server.kill()
+    shutil.rmtree(server.folder / "appendonlydir")
+    server.start()
+
+
+async def archive_ratings(settings: TrainerSettings, given: list[NewRating] = GIVEN) -> Held:
+    """A trainer archives `given`, learns it, and ends; what the store holds then."""
+    async with opened(settings.store) as store, running_trainer(settings):
+        await store.ratings.append(given)
+        await fitted(store)
+        await until_drained(store)
+        return await held(store)
+
+
 async def restored(
     settings: TrainerSettings, path: Path, *, step: Step = no_step, request: RestoreRequest | None = None
 ) -> tuple[int | None, list[str]]:
@@ -62,6 +92,7 @@ async def restored(
 CHILD = """
 import asyncio, json, os, signal, sys
 from pathlib import Path
+from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from tests.support.recovering import restored
 from tests.support.trainers import trainer_settings

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.archive.epoch_archive import EpochArchive, read_spans
+from trainer.archive.erasures import Erasures, require_known
 from trainer.archive.identity import ArchiveState, read_identity, write_identity
 from trainer.archive.segments import TEMPORARY, Guard, Step, no_step
 from trainer.archive.trash import Trash, TrashEntry, Why
@@ -35,6 +36,7 @@ class ArchiveRoot:
             probe = root / f"probe{TEMPORARY}"
             probe.write_bytes(b"\0" * 4096)
             probe.unlink()
+            self.erasures = Erasures(root, guard=guard)
             self.trash = Trash(root / "trash", guard=guard)
             self.trash.clean()
         except OSError as exc:
@@ -93,6 +95,7 @@ class ArchiveRoot:
 
         Raises `ArchiveRefusedError` where something in it is newer than this version.
         """
+        require_known(self.root)
         spans = {number: read_spans(self.folder(number)) for number in self.epochs()}
         ends = {number: {p: span.last for p, span in of.items()} for number, of in spans.items()}
         return ArchiveState(self.identity(), ends)

@@ -22,6 +22,7 @@ from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
+from trainer.archive.erasures import Erasures
 from trainer.archive.events import START, Position, new_events, without_user
 from trainer.archive.identity import ArchiveState
 from trainer.archive.segments import Step
@@ -53,6 +54,7 @@ class EpochConsumer:
         *,
         fits: FitFolder,
         trash: Trash,
+        erasures: Erasures,
         moving: asyncio.Lock,
         item_updates: ItemUpdates,
         threads: Threads,
@@ -65,6 +67,7 @@ class EpochConsumer:
         self._lease = lease
         self._fits = fits
         self._trash = trash
+        self._erasures = erasures
         self._moving = moving
         self._item_updates = item_updates
         self._threads = threads
@@ -132,6 +135,10 @@ class EpochConsumer:
         async with self._exclusive:
             self._raise_if_ended()
             await self._rebuild()
+
+    async def note_erased(self, erased: Sequence[tuple[bytes, int]]) -> None:
+        """Have users in the ledger of erasures, each with the store's time of it in milliseconds."""
+        await with_retries(self._threads.run, self._erasures.add, erased)
 
     async def erase_unknown(self, user_id: bytes) -> None:
         """Make sure that no file of the epoch has anything of a user whom the store does not know (any more).
@@ -206,6 +213,8 @@ class EpochConsumer:
             if marks.num_rows:
                 table = table.filter(pc.invert(forgotten))
                 user_ids = marks["user_id"].cast(pa.binary()).to_pylist()
+                # Before anything is gone: from here on no older copy brings these users back.
+                await self.note_erased(list(zip(user_ids, marks["stream_ms"].to_pylist(), strict=True)))
                 # Before the mark is acknowledged: a mark whose erasure was cut off comes again.
                 for user_id, n in zip(user_ids, marks["n"].to_pylist(), strict=True):
                     table = without_user(table, user_id, n)

@@ -97,6 +97,7 @@ class OpenEpochs:
             archive,
             fits=fits,
             trash=self.root.trash,
+            erasures=self.root.erasures,
             moving=self.moving,
             item_updates=self.item_updates,
             threads=self.threads,

@@ -45,10 +45,11 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads, keep: K
     log.warning("archive_rebuild", epoch=epoch)
     # Before the histories are read: what comes later is not covered, so that it is archived from the stream.
     ends = await with_retries(store.stream.progress, epoch)
+    since_ms = await with_retries(store.time_ms)
     old = await threads.run(archive.begin_rebuild)
     rows = 0
     async for users in _parts(store, epoch):
-        part = await _table(store, epoch, users, threads)
+        part = await _table(store, epoch, users, since_ms, threads)
         rows += part.num_rows
         await threads.run(archive.append, part, {})
     spans = {
@@ -75,7 +76,9 @@ async def _parts(store: Store, epoch: int) -> AsyncIterator[list[StoredUser]]:
         yield users
 
 
-async def _table(store: Store, epoch: int, users: Sequence[StoredUser], threads: Threads) -> pa.Table:
+async def _table(
+    store: Store, epoch: int, users: Sequence[StoredUser], since_ms: int, threads: Threads
+) -> pa.Table:
     counts = np.array([len(user.history) // ENTRY_BYTES for user in users], dtype=np.int64)
     entries = np.concatenate(
         [
@@ -91,8 +94,9 @@ async def _table(store: Store, epoch: int, users: Sequence[StoredUser], threads:
     zeros = np.zeros(len(entries), dtype=np.int64)
     events = Events(
         partition=np.array([user.partition for user in users], dtype=np.int32)[owner],
+        # Its arrival is not known. It was there at this time: what was erased later is told by that.
         stream_ms=zeros,
-        stream_seq=zeros,
+        stream_seq=zeros + since_ms,
         users=[user.user_id for user in users],
         user=owner,
         n=np.array([user.n for user in users], dtype=np.int64)[owner] - after,

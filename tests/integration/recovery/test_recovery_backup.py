@@ -9,28 +9,18 @@ import pytest
 
 from featurestore.codecs import pack_entry
 from featurestore.ratings.log import NewRating
-from featurestore.settings import StoreSettings
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.manifest import Manifest, read_manifest
 from foldin.recovery.verifying import Verified, verify
-from tests.support.factories import low_rank_ratings, rating
-from tests.support.recovering import Held, held, opened, restored
+from tests.support.factories import rating
+from tests.support.recovering import GIVEN, LATER, Held, held, opened, restored
 from tests.support.servers import StoreServer
-from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained
+from tests.support.trainers import fitted, running_trainer, until_drained
 from trainer.archive.json_files import FORMAT
 from trainer.settings import TrainerSettings
 
-GIVEN = low_rank_ratings(users=10, items=12)
-LATER = low_rank_ratings(users=10, items=12, seed=1, prefix="late")
-
 pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
-
-@pytest.fixture
-def settings(own_server: StoreServer, tmp_path: Path) -> TrainerSettings:
-    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=2.0)
-    return trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
 
 
 async def backed_up(settings: TrainerSettings, target: Path) -> Manifest:

@@ -14,8 +14,19 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.restoring import Plan, Restore, RestoreRequest
-from tests.support.factories import low_rank_ratings, rating
-from tests.support.recovering import Held, held, killed_restore, opened, restored
+from tests.support.factories import rating
+from tests.support.recovering import (
+    GIVEN,
+    LATER,
+    Held,
+    archive_ratings,
+    empty,
+    held,
+    killed_restore,
+    now_held,
+    opened,
+    restored,
+)
 from tests.support.servers import StoreServer
 from tests.support.trainers import (
     fitted,
@@ -29,25 +40,7 @@ from tests.support.waiting import wait_until_async
 from trainer.errors import FitFailedError
 from trainer.settings import TrainerSettings
 
-GIVEN = low_rank_ratings(users=10, items=12)
-LATER = low_rank_ratings(users=10, items=12, seed=1, prefix="late")
-
 pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
-
-@pytest.fixture
-def settings(own_server: StoreServer, tmp_path: Path) -> TrainerSettings:
-    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=2.0)
-    return trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
-
-
-async def archive_ratings(settings: TrainerSettings, given: list[NewRating] = GIVEN) -> Held:
-    """A trainer archives `given`, learns it, and ends; what the store holds then."""
-    async with opened(settings.store) as store, running_trainer(settings):
-        await store.ratings.append(given)
-        await fitted(store)
-        await until_drained(store)
-        return await held(store)
 
 
 async def replaced(settings: TrainerSettings, given: list[NewRating]) -> None:
@@ -61,18 +54,6 @@ async def replaced(settings: TrainerSettings, given: list[NewRating]) -> None:
 
 def trashed(settings: TrainerSettings) -> list[Path]:
     return sorted((settings.archive_folder / "trash").glob("epoch-*Z"))
-
-
-def empty(server: StoreServer) -> None:
-    """As a disk that was swapped."""
-    server.kill()
-    shutil.rmtree(server.folder / "appendonlydir")
-    server.start()
-
-
-async def now_held(settings: TrainerSettings) -> Held:
-    async with opened(settings.store) as store:
-        return await held(store)
 
 
 def values(of: Held) -> dict[tuple[str, str], float]:

@@ -5,8 +5,6 @@ and no rating is lost.
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +13,9 @@ import pytest
 from featurestore.errors import StoreChanged
 from featurestore.generations.follower import Follower
 from featurestore.ratings.log import NewRating
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import low_rank_ratings, rating
+from tests.support.factories import rating
+from tests.support.recovering import GIVEN, LATER, archive_ratings, empty, opened
 from tests.support.servers import StoreServer, running_server
 from tests.support.trainers import (
     ChildTrainer,
@@ -25,7 +23,6 @@ from tests.support.trainers import (
     fitted,
     refused,
     running_trainer,
-    trainer_settings,
     until_drained,
     until_live,
 )
@@ -35,34 +32,8 @@ from trainer.archive.segments import read_segment
 from trainer.archive.trash import TrashEntry
 from trainer.settings import TrainerSettings
 
-GIVEN = low_rank_ratings(users=10, items=12)
-LATER = low_rank_ratings(users=10, items=12, seed=1, prefix="late")
-
 # A trainer of the release before cleared or mixed up the archive in each of these.
 pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
-
-@pytest.fixture
-def settings(own_server: StoreServer, tmp_path: Path) -> TrainerSettings:
-    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=2.0)
-    return trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
-
-
-@asynccontextmanager
-async def opened(settings: TrainerSettings) -> AsyncIterator[Store]:
-    store = await Store.open(settings.store)
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-async def archive_ratings(settings: TrainerSettings, given: list[NewRating] = GIVEN) -> None:
-    """A trainer archives `given`, learns it, and ends."""
-    async with opened(settings) as store, running_trainer(settings):
-        await store.ratings.append(given)
-        await fitted(store)
-        await until_drained(store)
 
 
 def files(settings: TrainerSettings) -> dict[str, bytes]:
@@ -94,16 +65,9 @@ def ratings_of(folder: Path) -> set[tuple[str, str, float]]:
 
 
 async def takes_ratings(settings: TrainerSettings) -> None:
-    async with opened(settings) as store:
+    async with opened(settings.store) as store:
         await store.ratings.append([rating("meanwhile", "i1")])
         assert (await store.users.history(1, b"meanwhile"))[0] >= 1
-
-
-def empty(server: StoreServer) -> None:
-    """As a disk that was swapped."""
-    server.kill()
-    shutil.rmtree(server.folder / "appendonlydir")
-    server.start()
 
 
 def what_to_do(line: str) -> bool:
@@ -129,7 +93,7 @@ async def test_emptied_store_whose_epochs_began_anew(
 ) -> None:
     """The release before removed the archive of every epoch that the store did not name."""
     await archive_ratings(settings)
-    async with opened(settings) as store, running_trainer(settings):
+    async with opened(settings.store) as store, running_trainer(settings):
         epoch = await store.epochs.begin()
         await store.ratings.append(LATER, epoch=epoch)
         await fitted(store, "epoch", epoch)
@@ -183,7 +147,7 @@ async def test_older_store_put_back(
     assert what_to_do(line)
     assert files(settings) == before
     # Ratings that came since take the numbers of those that were lost: that is seen, too.
-    async with opened(settings) as store:
+    async with opened(settings.store) as store:
         for k in range(40):
             await store.ratings.append([rating(f"new{k}", f"fresh{k % 20}", 1.0) for _ in range(3)])
     line = await refused(settings)
@@ -215,7 +179,7 @@ async def test_tail_lost_with_everysec(
     before = files(settings)
     lose_tail(own_server, mark)
     if goes_on:
-        async with opened(settings) as store:
+        async with opened(settings.store) as store:
             # More than was lost: items get the rows of items that the archive knows by other names.
             for k in range(30):
                 await store.ratings.append([rating(f"v{k}", f"other{k}", 2.0), rating(f"w{k}", "i1", 2.0)])
@@ -232,7 +196,7 @@ async def test_tail_lost_under_a_trainer_that_runs(
     await archive_ratings(settings)
     child = ChildTrainer(settings)
     try:
-        async with opened(settings) as store:
+        async with opened(settings.store) as store:
             mark = logged_bytes(own_server)
             await store.ratings.append(LATER)
             await until_drained(store)
@@ -251,7 +215,7 @@ async def test_store_emptied_under_a_trainer_that_runs(
 ) -> None:
     child = ChildTrainer(settings)
     try:
-        async with opened(settings) as store:
+        async with opened(settings.store) as store:
             await store.ratings.append(GIVEN)
             await fitted(store)
             await until_drained(store)
@@ -272,9 +236,9 @@ async def test_adopt_goes_on_and_keeps_the_archive_in_the_trash(
     await archive_ratings(settings)
     was = json.loads((settings.archive_folder / "identity.json").read_text())["identity"]
     empty(own_server)
-    async with opened(settings) as store:
+    async with opened(settings.store) as store:
         await store.ratings.append(LATER)
-    async with opened(settings) as store, running_trainer(replace(settings, adopt=True)):
+    async with opened(settings.store) as store, running_trainer(replace(settings, adopt=True)):
         await fitted(store)
         await until_drained(store)
         assert json.loads((settings.archive_folder / "identity.json").read_text())["identity"] == (
@@ -321,7 +285,7 @@ async def test_replaced_history_is_whole_in_the_trash(
     """Ratings that were acknowledged right before the flip, and a trainer that reads seldom."""
     slow = replace(settings, linger_s=3.0)
     acknowledged: list[NewRating] = []
-    async with opened(settings) as store, running_trainer(slow):
+    async with opened(settings.store) as store, running_trainer(slow):
         await store.ratings.append(GIVEN)
         await store.items(1).register([b"never rated"])
         await fitted(store)
@@ -360,7 +324,7 @@ def items_of(folder: Path) -> list[str]:
 async def test_forgotten_user_is_in_no_entry_of_the_trash(
     own_server: StoreServer, settings: TrainerSettings
 ) -> None:
-    async with opened(settings) as store, running_trainer(settings):
+    async with opened(settings.store) as store, running_trainer(settings):
         await store.ratings.append([*GIVEN, rating("secret-one", "i1"), rating("secret-two", "i1")])
         await fitted(store)
         epoch = await store.epochs.begin()
@@ -388,7 +352,7 @@ async def test_user_forgotten_while_an_epoch_is_on_its_way_to_the_trash(
     not have the old one yet.
     """
     users = (b"secret-one", b"secret-two")
-    async with opened(settings) as store, running_trainer(settings) as trainer:
+    async with opened(settings.store) as store, running_trainer(settings) as trainer:
         await store.ratings.append([*GIVEN, rating("secret-one", "i1"), rating("secret-two", "i1")])
         await fitted(store)
         assert trainer.term is not None
@@ -436,7 +400,7 @@ async def test_epoch_that_the_store_never_began_is_not_moved_but_told(
 async def test_worker_drops_what_it_holds_of_a_store_that_was_emptied(
     own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
 ) -> None:
-    async with opened(settings) as store:
+    async with opened(settings.store) as store:
         async with running_trainer(settings):
             await store.ratings.append(GIVEN)
             generation = await fitted(store)
@@ -465,7 +429,7 @@ async def test_worker_drops_what_it_holds_of_a_store_that_was_emptied(
 
 async def test_trash_is_emptied_by_the_clock(own_server: StoreServer, settings: TrainerSettings) -> None:
     short = replace(settings, trash_days=0.0)
-    async with opened(settings) as store:
+    async with opened(settings.store) as store:
         async with running_trainer(settings):
             await store.ratings.append(GIVEN)
             epoch = await store.epochs.begin()

@@ -1,0 +1,144 @@
+"""Who was erased, and when, from the ledgers and from what still waits in the store. Invariant: nothing that
+a user rated before an erasure is restored; what a user rated after coming back is.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from factors import Int64s
+from featurestore.codecs import FORGOTTEN_ROW
+from featurestore.keys import digest_of
+from featurestore.store import Store
+from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.recovery.events import RatingEvents, as_bytes, of_tables, with_codes_of
+from foldin.recovery.retries import retried
+from trainer.archive.erasures import FILES, Ledger, ledger_files, parse_ledger, put_ledger
+from trainer.archive.events import make_table
+from trainer.errors import ArchiveRefusedError, LedgerDamagedError
+
+# Of one step of reading a stream: a few milliseconds of the store.
+_ENTRIES = 1_000
+# Later than any event: of an erasure whose time is not known.
+_EVER = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """`waiting`: erasures that no trainer has carried out, by user id, in milliseconds by the store's clock;
+    `marked`: digests of the users whom the store keeps away from fits. `since`: what waits in the streams.
+    """
+
+    ledgers: Sequence[Ledger]
+    waiting: Mapping[bytes, int]
+    marked: Collection[bytes]
+    since: RatingEvents
+
+    def stays(self, events: RatingEvents) -> npt.NDArray[np.bool_]:
+        """Say of each event, (m,), whether it arrived after the last erasure of its user."""
+        at_ms = self._at(as_bytes(events.user_ids))
+        return np.asarray(np.abs(events.arrived_ms) >= at_ms[events.user])
+
+    def of_older_copy(self, live: RatingEvents) -> RatingEvents:
+        """Return the histories of a store that was put back from an older copy, without what was erased.
+
+        Of users who were erased later what waits in the streams has come since; the rest is the copy's.
+        """
+        events = with_codes_of(live, self.since)
+        erased = self._at(as_bytes(events.user_ids)) > 0
+        came = self.since.take(self.stays(self.since) & erased[self.since.user])
+        columns = {
+            name: np.concatenate([getattr(events.take(~erased[events.user]), name), getattr(came, name)])
+            for name in ("user", "item", "n", "rating", "time", "arrived_ms")
+        }
+        return RatingEvents(events.user_ids, events.item_ids, **columns)
+
+    def _at(self, user_ids: list[bytes]) -> Int64s:
+        found = np.zeros(len(user_ids), dtype=np.int64)
+        for ledger in self.ledgers:
+            np.maximum(found, ledger.erased_at(user_ids), out=found)
+        if self.waiting or self.marked:
+            for code, user_id in enumerate(user_ids):
+                found[code] = max(found[code], self.waiting.get(user_id, 0))
+                # From before there was a ledger.
+                if not found[code] and digest_of(user_id) in self.marked:
+                    found[code] = _EVER
+        return found
+
+
+async def find_erased(
+    store: Store, epoch: int, folder: Path, more: Sequence[Ledger], *, skip_damaged: bool
+) -> Erased:
+    """Return who was erased from an epoch and its archive, and from where the ledgers `more` come from.
+
+    Raises `RecoveryRefusedError`.
+    """
+    # In the order in which an erasure goes: an erasure that has left one place is found in the next.
+    commands = await retried(store.commands.take, "0", 0)
+    tables = await retried(_waiting, store, epoch)
+    marked = await retried(store.ratings.forgotten, epoch)
+    ledgers = await asyncio.to_thread(read_ledgers, folder, skip_damaged=skip_damaged)
+    waiting = {each.user: each.at_ms for each in commands if each.kind == "erase" and each.user}
+    events = []
+    for table in tables:
+        is_mark = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
+        marks = table.filter(is_mark)
+        waiting |= zip(
+            marks["user_id"].cast(pa.binary()).to_pylist(), marks["stream_ms"].to_pylist(), strict=True
+        )
+        events.append(table.filter(pc.invert(is_mark)))
+    return Erased([*ledgers, *more], waiting, marked, of_tables(events))
+
+
+async def _waiting(store: Store, epoch: int) -> list[pa.Table]:
+    registry = store.items(epoch)
+    tables = []
+    async for events in store.stream.rest(epoch, {}, _ENTRIES):
+        if events.n_items > len(registry):
+            await registry.refresh()
+        tables.append(make_table(events, registry.ids))
+        # What comes in from here on is not asked for: of a store in use the streams have no end.
+        if not events.more:
+            break
+    return tables
+
+
+def read_ledgers(folder: Path, *, skip_damaged: bool = False) -> list[Ledger]:
+    """Return the ledgers in a folder. `skip_damaged`: what can be read of them.
+
+    Raises `RecoveryRefusedError`.
+    """
+    found = []
+    for path in ledger_files(folder):
+        try:
+            found.append(parse_ledger(path, path.read_bytes(), skip_damaged=skip_damaged))
+        except (LedgerDamagedError, OSError) as exc:
+            if not skip_damaged:
+                raise RecoveryRefusedError(
+                    f"{path} is damaged, so users who were forgotten may come back: put the one of a backup "
+                    "in its place, or go on with what can be read by --skip-damaged"
+                ) from exc
+        except ArchiveRefusedError as exc:
+            raise RecoveryRefusedError(str(exc)) from exc
+    return found
+
+
+def take_over(ledgers: Sequence[Ledger], folder: Path) -> None:
+    """Have erasures in an archive that it does not know of. Raises `RecoveryStoppedError`."""
+    known = read_ledgers(folder, skip_damaged=True)
+    for ledger in ledgers:
+        if any(each.has_all_of(ledger) for each in known):
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # A file of its own: the trainer adds to one of those that are there.
+            put_ledger(folder / FILES.replace("*", secrets.token_hex(4)), ledger.content)
+        except OSError as exc:
+            raise RecoveryStoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc

@@ -1,0 +1,210 @@
+"""A user who was forgotten never comes back from an older copy, and loses nothing that was rated since."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from featurestore.store import Store
+from foldin.recovery.backing_up import back_up
+from foldin.recovery.errors import RecoveryRefusedError
+from foldin.recovery.manifest import read_manifest
+from foldin.recovery.restoring import RestoreRequest
+from tests.support.factories import rating
+from tests.support.recovering import (
+    LATER,
+    Held,
+    archive_ratings,
+    empty,
+    now_held,
+    opened,
+    restored,
+)
+from tests.support.servers import StoreServer
+from tests.support.trainers import archived, fitted, running_trainer, until_drained
+from tests.support.waiting import wait_until_async
+from trainer.archive.erasures import ledger_files
+from trainer.settings import TrainerSettings
+
+pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
+
+BACK = {("u3", "i1"): (2.0, 3e9)}
+
+
+def copy_of(settings: TrainerSettings, name: str) -> Path:
+    folder = settings.archive_dir.with_name(name)
+    shutil.copytree(settings.archive_folder, folder)
+    return folder
+
+
+def without(held: Held, *users: str) -> Held:
+    return {pair: entry for pair, entry in held.items() if pair[0] not in users}
+
+
+async def until_released(store: Store) -> None:
+    """No generation that is kept has seen a forgotten user: the store remembers none."""
+
+    async def released() -> bool:
+        return not await store.ratings.forgotten(1)
+
+    for _ in range(2):
+        await fitted(store)
+    await wait_until_async(released, 10, "the store remembers no forgotten user")
+
+
+@pytest.mark.parametrize("ledger", [True, False], ids=["as it is", "without the ledger"])
+async def test_an_older_copy_brings_no_forgotten_user(settings: TrainerSettings, ledger: bool) -> None:
+    before = await archive_ratings(settings)
+    copy = copy_of(settings, "copy")
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.forget(b"u3")
+        await store.ratings.append(LATER[:5])
+        await until_released(store)
+        if not ledger:
+            for path in ledger_files(settings.archive_folder):
+                path.unlink()
+        _, lines = await restored(settings, copy, request=RestoreRequest(copy, live="none"))
+        now = await now_held(settings)
+    erased = len(before) - len(without(before, "u3"))
+    assert (f"  {erased} ratings of users who were forgotten since stay away" in lines) == ledger
+    assert now == (without(before, "u3") if ledger else before)
+
+
+async def test_what_was_rated_after_coming_back_stays(settings: TrainerSettings) -> None:
+    before = await archive_ratings(settings)
+    copy = copy_of(settings, "copy")
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.forget(b"u3")
+        await store.ratings.append([rating("u3", "i1", 2.0, 3e9)])
+        await until_drained(store)
+        newer = copy_of(settings, "newer")
+        # From the archive that has both, and from one that has none of it.
+        for source in (newer, copy):
+            await restored(settings, source, request=RestoreRequest(source, live="none"))
+            wanted = without(before, "u3") | (BACK if source is newer else {})
+            assert await now_held(settings) == wanted
+        # Twice: what was restored came after the erasure, too, and is erased by the next one alone.
+        await restored(settings, newer, request=RestoreRequest(newer, live="none"))
+        assert await now_held(settings) == without(before, "u3") | BACK
+        await store.ratings.forget(b"u3")
+        await restored(settings, newer, request=RestoreRequest(newer, live="none"))
+        assert await now_held(settings) == without(before, "u3")
+
+
+async def test_a_backup_knows_who_was_forgotten(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    """The machine is gone. What is left is a backup, and an older copy of the archive."""
+    before = await archive_ratings(settings)
+    copy, backup = copy_of(settings, "copy"), tmp_path / "backup"
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.forget(b"u3")
+        await back_up(store, settings, backup, lambda _line: None)
+        await store.ratings.forget(b"u4")
+        await back_up(store, settings, backup, lambda _line: None)
+    (ledger,) = backup.rglob("erasures-*")
+    manifest = read_manifest(ledger.parent)
+    assert manifest is not None
+    assert ledger.name in manifest.files
+    own_server.kill()
+    shutil.rmtree(own_server.folder / "appendonlydir")
+    shutil.rmtree(settings.archive_dir)
+    own_server.start()
+    async with running_trainer(settings):
+        for source in (backup, copy):
+            await restored(settings, source)
+            assert await now_held(settings) == without(before, "u3", "u4")
+    # Once: the second time it was known.
+    assert len(ledger_files(settings.archive_folder)) == 1
+    ledger.write_bytes(ledger.read_bytes()[:40])
+    with pytest.raises(RecoveryRefusedError, match=ledger.name):
+        await restored(settings, backup)
+
+
+async def test_without_a_trainer(settings: TrainerSettings) -> None:
+    """Erasures that wait count, of users whom the store does not know, too."""
+    before = await archive_ratings(settings)
+    copy = copy_of(settings, "copy")
+    async with opened(settings.store) as store:
+        # As of a store that lost its end.
+        await store.redis.delete(store.keys.user(1, b"u4"), store.keys.history(1, b"u4"))
+        for user in (b"u3", b"u4"):
+            forgotten = await store.ratings.forget(user)
+            await store.commands.ask("erase", epoch=1, user=user, at_ms=forgotten.at_ms)
+        await store.ratings.append([rating("u3", "i1", 2.0, 3e9)])
+    request = RestoreRequest(copy, live="none", dry_run=True)
+    _, lines = await restored(settings, copy, request=request)
+    erased = len(before) - len(without(before, "u3", "u4"))
+    assert f"  {erased} ratings of users who were forgotten since stay away" in lines
+    async with running_trainer(settings):
+        await restored(settings, copy)
+        assert await now_held(settings) == without(before, "u3", "u4") | BACK
+
+
+async def test_a_store_that_was_put_back_from_an_older_copy(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    before = await archive_ratings(settings)
+    own_server.stop()
+    shutil.copytree(own_server.folder / "appendonlydir", tmp_path / "aof")
+    own_server.start()
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.forget(b"u3")
+        await store.ratings.forget(b"u4")
+        await store.ratings.append([rating("u3", "i1", 2.0, 3e9)])
+        await until_drained(store)
+    own_server.stop()
+    shutil.rmtree(own_server.folder / "appendonlydir")
+    shutil.copytree(tmp_path / "aof", own_server.folder / "appendonlydir")
+    own_server.start()
+    async with opened(settings.store) as store:
+        assert await now_held(settings) == before
+        await store.ratings.append([rating("u4", "i2", 1.0, 3e9), rating("u5", "new", 4.0, 3e9)])
+    restoring = asyncio.create_task(restored(settings, settings.archive_folder))
+    trash = settings.archive_folder / "trash"
+    await wait_until_async(lambda: list(trash.glob("epoch-*Z")), 20, "the archive is adopted")
+    async with running_trainer(settings):
+        await asyncio.wait_for(restoring, 40)
+        since = {("u4", "i2"): (1.0, 3e9), ("u5", "new"): (4.0, 3e9)}
+        assert await now_held(settings) == without(before, "u3", "u4") | BACK | since
+
+
+async def test_a_rebuilt_archive_tells_before_from_after(settings: TrainerSettings) -> None:
+    before = await archive_ratings(settings)
+    shutil.rmtree(settings.archive_folder / "epoch-000001")
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append([rating("u1", "i11", 1.0, 3e9)])
+        await until_drained(store)
+        # u3 was in it when it was rebuilt, and is erased since; the next one is rebuilt after that.
+        first = copy_of(settings, "first")
+        await store.ratings.forget(b"u3")
+        await store.ratings.append([rating("u3", "i1", 2.0, 3e9)])
+        await until_drained(store)
+    assert archived(settings)
+    shutil.rmtree(settings.archive_folder / "epoch-000001")
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append([rating("u1", "i10", 1.0, 3e9)])
+        await until_drained(store)
+        second = copy_of(settings, "second")
+        for source, back in ((first, {}), (second, BACK)):
+            await restored(settings, source, request=RestoreRequest(source, live="none"))
+            now = await now_held(settings)
+            assert without(now, "u1") == without(before, "u1", "u3") | back
+
+
+async def test_an_emptied_store_keeps_them_away(own_server: StoreServer, settings: TrainerSettings) -> None:
+    before = await archive_ratings(settings)
+    copy = copy_of(settings, "copy")
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.forget(b"u3")
+        await until_drained(store)
+    empty(own_server)
+    async with opened(settings.store) as store:
+        await store.ratings.append([rating("u3", "i1", 2.0, 3e9)])
+    restoring = asyncio.create_task(restored(settings, copy))
+    trash = settings.archive_folder / "trash"
+    await wait_until_async(lambda: list(trash.glob("epoch-*Z")), 20, "the archive is adopted")
+    async with running_trainer(settings):
+        await asyncio.wait_for(restoring, 40)
+        assert await now_held(settings) == without(before, "u3") | BACK

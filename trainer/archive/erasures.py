@@ -1,0 +1,193 @@
+"""The ledger of erasures: who was forgotten, and when. Invariant: a record is on disk before the ratings of
+its user are gone, and none ever leaves the ledger, so that no older copy of ratings brings a user back.
+
+A file has a header and records of 32 bytes: a digest of the user's id under the random key in the header, and
+the store's time. An archive and a backup may have several files: a restore takes those of its source over.
+"""
+
+import contextlib
+import os
+import secrets
+import struct
+import threading
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from factors import Int64s
+from trainer.archive.segments import TEMPORARY, Guard, sync_directory
+from trainer.errors import ArchiveFailedError, ArchiveRefusedError, LedgerDamagedError
+
+FILES = "erasures-*.log"
+# Grows when a ledger of today could not be read by an older trainer.
+FORMAT = 1
+_MAGIC = b"erasures"
+# Magic, format, key; digest, milliseconds by the store's clock, zero. The CRC-32 of each follows it.
+_HEADER, _RECORD = struct.Struct("<8sI16s"), struct.Struct("<16sqI")
+# Of a header and of a record, their checksums included.
+_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The records of one file. `digests` (m,) of 16 bytes, ascending, each once; `at_ms` int64 (m,): when the
+    user was last erased. `content`: the file, up to its last whole record.
+    """
+
+    content: bytes
+    key: bytes
+    digests: npt.NDArray[np.bytes_]
+    at_ms: Int64s
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def erased_at(self, user_ids: Sequence[bytes]) -> Int64s:
+        """Return when each user was last erased, in milliseconds by the store's clock; 0 where never."""
+        digests = b"".join([_digest(self.key, user_id) for user_id in user_ids])
+        return self._at(np.frombuffer(digests, dtype="S16"))
+
+    def has_all_of(self, other: "Ledger") -> bool:
+        """Say whether every erasure of `other` is here, too."""
+        return not len(other) or (
+            self.key == other.key and bool((self._at(other.digests) >= other.at_ms).all())
+        )
+
+    def _at(self, digests: npt.NDArray[np.bytes_]) -> Int64s:
+        if not len(self):
+            return np.zeros(len(digests), dtype=np.int64)
+        place = np.minimum(np.searchsorted(self.digests, digests), len(self) - 1)
+        return np.where(self.digests[place] == digests, self.at_ms[place], 0)
+
+
+class Erasures:
+    """The ledger of an archive, to add to. Blocking: call in a thread."""
+
+    def __init__(self, folder: Path, *, guard: Guard) -> None:
+        self._folder = folder
+        self._guard = guard
+        self._path: Path | None = None
+        self._key = b""
+        self._adding = threading.Lock()
+
+    def add(self, erased: Iterable[tuple[bytes, int]]) -> None:
+        """Note users with the time of their erasure in milliseconds by the store's clock; on disk when this
+        returns. Repeating is safe.
+
+        Raises `ArchiveFailedError` and what the guard raises.
+        """
+        with self._adding:
+            try:
+                path = self._path = self._path or self._open()
+                records = [_RECORD.pack(_digest(self._key, user_id), at_ms, 0) for user_id, at_ms in erased]
+                self._guard()
+                with path.open("ab") as file:
+                    file.write(b"".join(map(_with_crc, records)))
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as exc:
+                # Half a record may be there now: opened anew it is cut off.
+                self._path = None
+                raise ArchiveFailedError(f"cannot write {self._folder}: {exc.strerror or exc}") from exc
+
+    def _open(self) -> Path:
+        """Return the file to add to. Raises OSError."""
+        for path in sorted(self._folder.glob(FILES)):
+            content = path.read_bytes()
+            try:
+                self._key = _key_of(path, content)
+            except LedgerDamagedError:
+                # It stays, for a person; what comes from now on goes to another.
+                continue
+            end = _end(content)
+            if end < len(content):
+                # What a power cut left of records that were being written.
+                os.truncate(path, end)
+            return path
+        self._key = secrets.token_bytes(16)
+        path = self._folder / FILES.replace("*", secrets.token_hex(4))
+        put_ledger(path, _with_crc(_HEADER.pack(_MAGIC, FORMAT, self._key)))
+        return path
+
+
+def ledger_files(folder: Path) -> list[Path]:
+    """Return the files of the ledger in a folder."""
+    return sorted(folder.glob(FILES))
+
+
+def require_known(folder: Path) -> None:
+    """Raise `ArchiveRefusedError` where a file of the ledger is of a newer format."""
+    for path in ledger_files(folder):
+        with contextlib.suppress(LedgerDamagedError), path.open("rb") as file:
+            _key_of(path, file.read(_SIZE))
+
+
+def parse_ledger(path: Path, content: bytes, *, skip_damaged: bool = False) -> Ledger:
+    """Return the records in the content of a file. `skip_damaged`: those that can be read.
+
+    Raises `LedgerDamagedError`, or `ArchiveRefusedError` for a format newer than this version's.
+    """
+    key = _key_of(path, content)
+    end = _end(content)
+    records = [content[at : at + _SIZE] for at in range(_SIZE, end, _SIZE)]
+    whole = [record for record in records if _is_whole(record)]
+    if len(whole) < len(records) and not skip_damaged:
+        raise LedgerDamagedError(path)
+    found = np.frombuffer(
+        b"".join(whole), dtype=[("digest", "S16"), ("at_ms", "<i8"), ("unused", "<u4"), ("crc", "<u4")]
+    )
+    # Of a user who was erased more than once the last time.
+    found = found[np.lexsort((found["at_ms"], found["digest"]))]
+    last = np.append(found["digest"][1:] != found["digest"][:-1], True)[: len(found)]
+    return Ledger(content[:end], key, found["digest"][last], found["at_ms"][last].astype(np.int64))
+
+
+def put_ledger(path: Path, content: bytes) -> None:
+    """Put a file in place, on disk when this returns. Raises OSError."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_directory(path.parent)
+
+
+def _key_of(path: Path, content: bytes) -> bytes:
+    header = content[:_SIZE]
+    if len(header) < _SIZE or not header.startswith(_MAGIC):
+        raise LedgerDamagedError(path)
+    # The format first: what follows it may be otherwise in a newer one.
+    _, number, key = _HEADER.unpack(header[:-4])
+    if number != FORMAT and (number > FORMAT or _is_whole(header)):
+        raise ArchiveRefusedError(
+            f"{path} has format {number}, this version reads up to {FORMAT}: use the version that wrote it"
+        )
+    if not _is_whole(header):
+        raise LedgerDamagedError(path)
+    return bytes(key)
+
+
+def _end(content: bytes) -> int:
+    """Where the last whole record ends: what follows was never told of."""
+    end = len(content) - len(content) % _SIZE
+    while end > _SIZE and not _is_whole(content[end - _SIZE : end]):
+        end -= _SIZE
+    return end
+
+
+def _with_crc(content: bytes) -> bytes:
+    return content + struct.pack("<I", zlib.crc32(content))
+
+
+def _is_whole(record: bytes) -> bool:
+    return _with_crc(record[:-4]) == record
+
+
+def _digest(key: bytes, user_id: bytes) -> bytes:
+    return blake2b(user_id, digest_size=16, key=key).digest()
