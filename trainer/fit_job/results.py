@@ -24,6 +24,8 @@ from trainer.archive.segments import TEMPORARY, sync_directory
 from trainer.errors import FitFailedError
 from trainer.fit_job.ratings import FitInput
 
+# Grows when a fit of today could not be read by an older trainer, which then makes one of its own.
+FORMAT = 1
 # No id has this byte (it is not UTF-8), so an erased id is never found.
 _ERASED = 0xFF
 
@@ -182,7 +184,7 @@ def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, 
     for name, array in arrays.items():
         np.save(temporary / f"{name}.npy", array, allow_pickle=False)
     (temporary / "model.bin").write_bytes(to_bytes(fitted.model))
-    summary = {"metrics": metrics, "n_ratings": len(ratings.value)}
+    summary = {"format": FORMAT, "metrics": metrics, "n_ratings": len(ratings.value)}
     (temporary / "fit.json").write_text(json.dumps(summary))
     for file in temporary.iterdir():
         with file.open("rb") as opened:
@@ -196,6 +198,9 @@ def read_result(path: Path) -> FitResult:
     """Map a fit. Raises `FitFailedError` where it is not there or not whole."""
     try:
         summary = json.loads((path / "fit.json").read_text())
+        # Version 0.1.0 did not say.
+        if summary.get("format", 1) != FORMAT:
+            raise FitFailedError(f"the fit in {path.name} is of another version")
         arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
         model = from_bytes((path / "model.bin").read_bytes())
         metrics = {str(name): float(value) for name, value in summary["metrics"].items()}

@@ -1,0 +1,216 @@
+"""A stack goes from the last release to this code and back under load, part by part: no call fails, no rating
+is lost, and both versions give the same answers.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from processes.blocking import BlockingChild, python_command
+from tests.support.factories import low_rank_ratings
+from tests.support.releases import checkout_of, last_release
+from tests.support.servers import StoreServer, running_server
+from tests.support.serving import Service, quiet
+from tests.support.trainers import archived, trainer_environment, trainer_settings, until_drained
+from tests.support.waiting import wait_until_async
+
+# As deploy/nginx has it: a connection that fails is tried at the next replica, up to four.
+TRIES = 4
+RATERS = 3
+# A fit takes a second or two: some of each version go live in the half minute that this takes.
+REFITS = {"FOLDIN_REFIT_EVENTS": "100", "FOLDIN_REFIT_SECONDS": "1", "FOLDIN_REFIT_GROWTH": "0"}
+
+
+class Balancer:
+    """A client that asks replicas as nginx does; counts what it asked, and keeps what failed."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self._turn = itertools.count()
+        self.replicas: list[Service] = []
+        self.asked = 0
+        self.failed: list[str] = []
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Any:
+        self.asked += 1
+        why = ""
+        for _ in range(TRIES):
+            replica = self.replicas[next(self._turn) % len(self.replicas)]
+            try:
+                async with self._session.request(method, replica.url + path, json=body) as answer:
+                    if answer.status < 400:
+                        return await answer.json()
+                    why = f"{answer.status} {await answer.text()}"
+                    break
+            except aiohttp.ClientError as exc:
+                why = repr(exc)
+        self.failed.append(f"{method} {path}: {why}")
+        return None
+
+
+class Roller:
+    """A stack whose parts are replaced one after the other. `old`: the checkout of the last release."""
+
+    def __init__(self, store: StoreSettings, folder: Path, old: Path, balancer: Balancer) -> None:
+        self.settings = trainer_settings(store, folder / "archive")
+        self._folder = folder
+        self._old = old
+        self._balancer = balancer
+        self._trainers = itertools.count()
+        self.trainer: BlockingChild | None = None
+
+    async def add(self, *, old: bool) -> Service:
+        """Start a replica, and send it requests when it is ready."""
+        checkout = self._old if old else None
+        service = Service(self.settings.store, self._folder, checkout=checkout)
+        await asyncio.to_thread(service.wait_for)
+        self._balancer.replicas.append(service)
+        return service
+
+    async def remove(self, service: Service) -> None:
+        """Stop a replica, which is asked until its door is closed."""
+        ending = asyncio.create_task(asyncio.to_thread(service.end))
+        await asyncio.sleep(0.2)
+        self._balancer.replicas.remove(service)
+        assert await ending == 0
+
+    async def train(self, *, old: bool) -> None:
+        """Let a trainer of this version take the place of the one that runs."""
+        if self.trainer is not None:
+            assert await asyncio.to_thread(self.trainer.end, signal.SIGTERM, 30.0) == 0
+        environment = {**os.environ, **trainer_environment(self.settings), **REFITS}
+        if old:
+            environment |= {"PYTHONPATH": str(self._old), "PYTHONSAFEPATH": "1"}
+        log = self._folder / f"trainer-{next(self._trainers)}.log"
+        self.trainer = BlockingChild(python_command("trainer"), log, environment=environment)
+
+    async def end(self) -> None:
+        if self.trainer is not None:
+            await asyncio.to_thread(self.trainer.end, signal.SIGTERM, 30.0)
+        for service in self._balancer.replicas:
+            await asyncio.to_thread(service.end)
+
+
+async def rate_and_ask(balancer: Balancer, name: str, stop: asyncio.Event) -> dict[tuple[str, str], float]:
+    """Rate and ask as a client does, until `stop`; return the ratings that were acknowledged last."""
+    rng = random.Random(name)
+    held: dict[tuple[str, str], float] = {}
+    while not stop.is_set():
+        user, item, value = f"{name}-{rng.randrange(20)}", f"i{rng.randrange(15)}", float(rng.randint(1, 5))
+        body = {"user_id": user, "item_id": item, "rating": value}
+        if await balancer.ask("POST", "/ratings", body) is not None:
+            held[user, item] = value
+        await balancer.ask("GET", f"/predict?user_id={user}&item_id=i{rng.randrange(15)}")
+        await balancer.ask("GET", f"/recommend/{user}?n=3")
+        shown = await balancer.ask("GET", f"/users/{user}/ratings")
+        if shown is not None:
+            # Read your writes, whichever version took the rating and whichever shows it.
+            assert {each["item_id"]: each["rating"] for each in shown["ratings"]}[item] == held[user, item]
+        await asyncio.sleep(0.01)
+    return held
+
+
+async def compare(session: aiohttp.ClientSession, one: Service, other: Service) -> None:
+    """Compare what two replicas answer of users who do not rate meanwhile, in the same generation."""
+    pairs = {"pairs": [[f"u{user}", f"i{item}"] for user in range(30) for item in range(12)]}
+
+    async def same() -> bool:
+        answers = []
+        for service in (one, other):
+            async with session.post(service.url + "/predict", json=pairs) as answer:
+                answers.append(await answer.json())
+        if answers[0]["generation"] != answers[1]["generation"]:
+            return False
+        ratings = [[each["rating"] for each in answer["predictions"]] for answer in answers]
+        # Items that were rated between the two answers have moved a little.
+        far: int = sum(abs(a - b) > 0.05 for a, b in zip(*ratings, strict=True))
+        return far <= len(ratings[0]) // 20
+
+    await wait_until_async(same, 20.0, "both versions answer alike")
+
+
+async def next_generation(store: Store) -> None:
+    """Wait until another generation is live than now."""
+    before = (await store.generations.live()).generation
+
+    async def newer() -> bool:
+        return (await store.generations.live()).generation > before
+
+    await wait_until_async(newer, 60.0, "a fit of this trainer is live")
+
+
+@asynccontextmanager
+async def loaded(balancer: Balancer) -> AsyncIterator[dict[tuple[str, str], float]]:
+    """Raters for the length of a `with`; what they hold is there at the end."""
+    held: dict[tuple[str, str], float] = {}
+    stop = asyncio.Event()
+    raters = [asyncio.create_task(rate_and_ask(balancer, f"r{k}", stop)) for k in range(RATERS)]
+    try:
+        yield held
+    finally:
+        stop.set()
+        for each in await asyncio.gather(*raters):
+            held |= each
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Any:
+    (tmp_path / "store").mkdir()
+    with running_server("redis", tmp_path / "store") as server:
+        yield server
+
+
+@pytest.mark.timeout(240)
+async def test_a_stack_rolls_to_this_version_and_back(own_redis: StoreServer, tmp_path: Path) -> None:
+    old = checkout_of(last_release(), tmp_path / "old")
+    settings = StoreSettings(url=own_redis.url, partitions=4, timeout_s=5.0)
+    timeout = aiohttp.ClientTimeout(30)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        balancer = Balancer(session)
+        roller = Roller(settings, tmp_path, old, balancer)
+        try:
+            await roller.train(old=True)
+            first, second = [await roller.add(old=True) for _ in range(2)]
+            store = await Store.open(settings)
+            await store.ratings.append(low_rank_ratings())
+            await next_generation(store)
+            async with loaded(balancer) as held:
+                for back in (False, True):
+                    # Of the other version than what runs.
+                    third = await roller.add(old=back)
+                    await compare(session, second, third)
+                    await roller.remove(first)
+                    await next_generation(store)
+                    await roller.train(old=back)
+                    await next_generation(store)
+                    await compare(session, second, third)
+                    fourth = await roller.add(old=back)
+                    await roller.remove(second)
+                    await next_generation(store)
+                    await quiet(1.0)
+                    first, second = third, fourth
+            await until_drained(store)
+            libraries = await store.redis.function_list()
+            assert len(libraries) == 2, "both versions have run"
+            for (user, item), value in held.items():
+                shown = await balancer.ask("GET", f"/users/{user}/ratings")
+                assert {each["item_id"]: each["rating"] for each in shown["ratings"]}[item] == value
+            last = {(user, item): value for user, _, item, value in archived(roller.settings)}
+            assert {pair: last.get(pair) for pair in held} == held
+            await store.close()
+        finally:
+            await roller.end()
+    assert balancer.failed == [], balancer.failed[:5]
+    print(f"{balancer.asked} calls, {len(held)} ratings of pairs, 0 failed, 0 lost")
+    assert balancer.asked > 1_000
