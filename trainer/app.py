@@ -17,8 +17,8 @@ from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step, no_step
 from trainer.consume.matching import match
 from trainer.errors import (
-    ArchiveBusyError,
     ArchiveFailedError,
+    ArchiveFullError,
     ArchiveRefusedError,
     CannotStartError,
     NoRoomError,
@@ -63,12 +63,9 @@ class Trainer:
     async def _work(self) -> None:
         store = await with_retries(Store.open, self._settings.store)
         try:
-            # Before the lease: a trainer that waits for the archive must not keep another host from leading.
+            # Before the lease: a trainer that waits for room must not keep another host from leading.
             root = await self._open_archive()
-            try:
-                await self._lead_again_and_again(store, root)
-            finally:
-                root.close()
+            await self._lead_again_and_again(store, root)
         finally:
             await store.close()
 
@@ -81,7 +78,7 @@ class Trainer:
                 )
             except ArchiveFailedError as exc:
                 raise CannotStartError(f"{exc}; free it, or set FOLDIN_ARCHIVE_DIR") from exc
-            except ArchiveBusyError as exc:
+            except ArchiveFullError as exc:
                 if not waiting:
                     log.event("waiting", reason="archive", detail=str(exc))
                 waiting = True
@@ -96,19 +93,20 @@ class Trainer:
             leadership = self.leadership = Leadership(lease, self._settings.lease_ttl_s, began_at)
             log.event("leading", fence=lease.fence)
             try:
-                await match(store, root, adopt=adopt)
+                await match(store, root, leadership, adopt=adopt)
                 adopt = False
-                root.forget_opened()
                 self.term = Term(self._settings, store, leadership, root, step=self._step)
                 await self.term.run()
             except (BaseExceptionGroup, StoreError) as exc:
-                _explain(exc)
+                # What fails in a folder that was taken away is what the fence is for.
+                _explain(LeaseLost("another trainer has the archive") if root.taken_away else exc)
                 # What failed at once fails again: not in a tight loop.
                 if time.monotonic() - began_at > _LASTING_S:
                     backoff.reset()
             finally:
                 self.term = None
                 leadership.end()
+                root.leave()
                 with contextlib.suppress(StoreError, TimeoutError):
                     async with asyncio.timeout(1.0):
                         await lease.release()

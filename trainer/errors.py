@@ -20,8 +20,8 @@ class ArchiveRefusedError(CannotStartError):
         super().__init__(f"{DATA_REFUSED}: {why}")
 
 
-class ArchiveBusyError(TrainerError):
-    """Another process of this host holds the archive, or its disk is full: wait and try again."""
+class ArchiveFullError(TrainerError):
+    """The disk of the archive is full: wait and try again."""
 
 
 class ArchiveFailedError(TrainerError):

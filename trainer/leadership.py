@@ -1,7 +1,9 @@
 """Hold the lease. Invariant: `check` never passes after another trainer may have become the leader.
 
 The time until which this process may act is counted from before the renewal was sent, so it ends no later
-than the store's; a process that was stopped for a while finds it over before it can write.
+than the store's; a process that was stopped for a while finds it over before it can write. It is the first
+line, and costs nothing. Where it is passed in the last moment, or clocks stood still, the store's functions
+and the name of the archive refuse what is late.
 """
 
 import asyncio
@@ -38,17 +40,20 @@ class Leadership:
         """Act no more, whatever the lease says."""
         self._until = float("-inf")
 
+    async def renew(self) -> None:
+        """Lead on. Raises `LeaseLost`, `StoreUnavailable`."""
+        began_at = self._clock()
+        await self.lease.renew()
+        self._until = began_at + self._ttl_s
+
     async def keep(self) -> None:
         """Renew until cancelled. Raises `LeaseLost`."""
         while True:
             # Three renewals may fail before the lease runs out.
             await asyncio.sleep(self._ttl_s / 4)
-            began_at = self._clock()
             try:
                 async with asyncio.timeout(self._ttl_s):
-                    await self.lease.renew()
+                    await self.renew()
             except (StoreUnavailable, TimeoutError) as exc:
                 log.warning("lease_not_renewed", error=str(exc), left_s=round(self.left_s, 2))
-            else:
-                self._until = began_at + self._ttl_s
             self.check()

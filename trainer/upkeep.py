@@ -54,6 +54,8 @@ class Upkeep:
             # First of all, so that the commands that wait are taken before a new epoch is given up for lack
             # of one.
             await asyncio.sleep(_ROUND_S)
+            if self.root.taken_away:
+                raise LeaseLost("another trainer has the archive")
             try:
                 await self.switch.follow(await self.store.generations.live())
                 await self._merge(await self._remove_unused())

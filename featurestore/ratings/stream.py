@@ -114,12 +114,7 @@ class RatingsStream:
         oldest entry that was not `done` as a whole. Raises `LeaseLost`, `EpochGone`, `StoreUnavailable`
         (nothing is lost, read again).
         """
-        reading = self._readings.get(epoch)
-        if reading is None or reading.fence != lease.fence:
-            positions = dict.fromkeys(range(self._keys.partitions), START)
-            reading = self._readings[epoch] = _Reading(lease.fence, positions)
-        if not reading.attached:
-            await self._attach(epoch, reading)
+        reading = await self.attach(epoch, lease)
         # Until the reply is here it is not known how far the store believes this reader is.
         reading.attached = False
         ask = min(reading.ask, count)
@@ -225,6 +220,20 @@ class RatingsStream:
     async def lag(self, epoch: int) -> dict[int, int]:
         """Events that are not `done`, by partition."""
         return {partition: each.waiting for partition, each in (await self.progress(epoch)).items()}
+
+    async def attach(self, epoch: int, lease: Lease) -> _Reading:
+        """Take the streams of an epoch: reads and `done` of the leader before are refused from now on.
+
+        Raises `LeaseLost`, `EpochGone`.
+        """
+        reading = self._readings.get(epoch)
+        if reading is None or reading.fence != lease.fence:
+            positions = dict.fromkeys(range(self._keys.partitions), START)
+            reading = self._readings[epoch] = _Reading(lease.fence, positions)
+        if not reading.attached:
+            await self._attach(epoch, reading)
+            reading.attached = True
+        return reading
 
     async def _attach(self, epoch: int, reading: _Reading) -> None:
         calls = [

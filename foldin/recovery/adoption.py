@@ -8,7 +8,7 @@ import asyncio
 import time
 import uuid
 
-from featurestore.errors import StoreUnavailable
+from featurestore.errors import LeaseLost, StoreUnavailable
 from featurestore.store import Store
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.retries import Say, has_leader, retried
@@ -16,7 +16,7 @@ from trainer.archive.epoch_archive import read_spans
 from trainer.archive.identity import ArchiveState, read_identity
 from trainer.archive.root import ArchiveRoot
 from trainer.consume.matching import difference, match
-from trainer.errors import ArchiveBusyError, ArchiveFailedError, ArchiveRefusedError
+from trainer.errors import ArchiveFailedError, ArchiveFullError, ArchiveRefusedError
 from trainer.leadership import Leadership
 from trainer.settings import TrainerSettings
 
@@ -57,7 +57,7 @@ async def adopt(store: Store, settings: TrainerSettings, say: Say) -> None:
         try:
             await _adopt_once(store, settings)
             return
-        except (ArchiveBusyError, StoreUnavailable) as exc:
+        except (ArchiveFullError, LeaseLost, StoreUnavailable) as exc:
             if time.monotonic() - began > _PATIENCE_S:
                 raise RecoveryStoppedError(f"{exc}: stop the trainer, and run this again") from exc
             await asyncio.sleep(0.2)
@@ -76,9 +76,9 @@ async def _adopt_once(store: Store, settings: TrainerSettings) -> None:
         leadership = Leadership(lease, _LEASE_S, began_at)
         root = await asyncio.to_thread(ArchiveRoot, settings.archive_folder, guard=leadership.check)
         try:
-            await match(store, root, adopt=True)
+            await match(store, root, leadership, adopt=True)
         finally:
-            root.close()
+            root.leave()
     finally:
         await lease.release()
 

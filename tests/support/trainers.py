@@ -139,7 +139,7 @@ from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
 given = json.loads(sys.argv[1])
-victim, occurrence = sys.argv[2], int(sys.argv[3])
+victim, occurrence, how = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 given["store"] = StoreSettings(**given["store"])
 given["gate"] = Policy(**given["gate"])
 given["rules"] = Rules(**given["rules"])
@@ -151,7 +151,9 @@ def step(name):
     global seen
     seen += name == victim
     if name == victim and seen == occurrence:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), how)
+
+exec(sys.argv[5])
 
 async def main():
     await Trainer(TrainerSettings(**given), step=step).run(stop_event())
@@ -195,14 +197,23 @@ async def refused(settings: TrainerSettings, *flags: str) -> str:
 
 
 class ChildTrainer:
-    """A trainer as a child process that kills itself at the `occurrence`th time of a step."""
+    """A trainer as a child process that signals itself at the `occurrence`th time of a step. `patch`: Python
+    that it runs first.
+    """
 
-    def __init__(self, settings: TrainerSettings, step: str = "never", occurrence: int = 1) -> None:
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        step: str = "never",
+        occurrence: int = 1,
+        how: signal.Signals = signal.SIGKILL,
+        patch: str = "",
+    ) -> None:
         given = asdict(settings)
         given["archive_dir"] = str(settings.archive_dir)
         given["store_dir"] = settings.store_dir and str(settings.store_dir)
         self.process = BlockingChild(
-            [sys.executable, "-c", CHILD, json.dumps(given), step, str(occurrence)],
+            [sys.executable, "-c", CHILD, json.dumps(given), step, str(occurrence), str(int(how)), patch],
             settings.archive_dir.with_name("trainer.log"),
             environment={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
@@ -211,6 +222,11 @@ class ChildTrainer:
     def ended(self) -> bool:
         """Whether it is gone."""
         return self.process.code is not None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it has stopped, and does nothing until SIGCONT."""
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def end(self, how: signal.Signals = signal.SIGKILL) -> int:
         """Signal it, wait for it; its exit code."""

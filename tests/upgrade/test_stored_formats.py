@@ -118,7 +118,6 @@ async def test_a_stack_starts_on_what_a_release_left(own_server: StoreServer, go
     assert [(entry.epoch, entry.why, entry.ratings > 0) for entry in root.trash.entries()] == [
         (1, "replaced", True)
     ]
-    root.close()
     await store.close()
 
 

@@ -79,7 +79,8 @@ class EpochArchive:
         self.damaged: list[SegmentDamagedError] = []
         self.rebuilding = False
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            # Without its parents: the name of a term that has ended must not come into being again.
+            directory.mkdir(exist_ok=True)
             self._recover()
         except OSError as exc:
             raise ArchiveFailedError(f"cannot open {directory}: {exc.strerror or exc}") from exc

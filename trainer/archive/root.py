@@ -1,57 +1,111 @@
-"""The archive folder of a namespace. Invariant: one process of a host has it, and the kernel takes it back
-when that process ends, however it ends.
+"""The archive folder of a namespace. Invariant: of all trainers that ever led with it, only the one that took
+it last can change anything in it.
+
+A leader reaches the folder by a name of its own, a symbolic link beside it, and the next leader removes that
+name. The kernel looks the name up in each call, so that one which comes later, by a process that was frozen
+between any two, finds nothing. A leader that was replaced leaves the folder as one that was killed does, and
+no file needs a mark of whose it is.
 """
 
+import contextlib
 import errno
-import fcntl
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 from trainer.archive.epoch_archive import EpochArchive, read_spans
 from trainer.archive.erasures import Erasures, require_known
 from trainer.archive.identity import ArchiveState, read_identity, write_identity
 from trainer.archive.segments import TEMPORARY, Guard, Step, no_step
 from trainer.archive.trash import Trash, TrashEntry, Why
-from trainer.errors import ArchiveBusyError, ArchiveFailedError
+from trainer.errors import ArchiveFailedError, ArchiveFullError
+
+# Between the folder's name and that of a term. No namespace has a dot.
+_TERM = ".term-"
 
 
 class ArchiveRoot:
-    """The archive folder of one namespace, held until `close`.
+    """The archive folder of one namespace, `root`: to read from, and after `claim` to write.
 
-    Raises `ArchiveBusyError` where another process holds it, or its disk has no room for now;
-    `ArchiveFailedError` where it cannot be written.
+    Raises `ArchiveFullError` where its disk has no room for now; `ArchiveFailedError` where it cannot be
+    written.
     """
 
     def __init__(self, root: Path, *, guard: Guard, step: Step = no_step) -> None:
         self.root = root
         self._guard = guard
         self._step = step
-        lock: BinaryIO | None = None
+        # By which name this process reaches it.
+        self._path = root
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._lock = lock = _locked(root / "lock")
             # A full disk and a read-only one are found here, before this trainer takes the lease from another
-            # host.
-            probe = root / f"probe{TEMPORARY}"
+            # host. By its number: another trainer may look at the same time.
+            probe = root / f"probe-{os.getpid()}{TEMPORARY}"
             probe.write_bytes(b"\0" * 4096)
             probe.unlink()
             self.erasures = Erasures(root, guard=guard)
-            self.trash = Trash(root / "trash", guard=guard)
-            self.trash.clean()
         except OSError as exc:
-            if lock is not None:
-                lock.close()
             if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise ArchiveBusyError(
+                raise ArchiveFullError(
                     f"the disk under {root} is full: make room, it goes on by itself"
                 ) from exc
             raise ArchiveFailedError(f"cannot write {root}: {exc.strerror or exc}") from exc
         self._epochs: dict[int, EpochArchive] = {}
 
+    def claim(self, term: str) -> list[Path]:
+        """Reach the folder by the name of this term from now on; return the names of others. Raises
+        `ArchiveFailedError`.
+
+        They are to be handed to `take` once the store has said that none of them leads.
+        """
+        own = self.root.with_name(f"{self.root.name}{_TERM}{term}")
+        try:
+            with contextlib.suppress(FileExistsError):
+                own.symlink_to(self.root.name)
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot make the link {own}: {exc.strerror or exc}") from exc
+        self._path = own
+        # After the link is there: of two that claim it at once, the later one finds the other.
+        names = self.root.parent.glob(f"{self.root.name}{_TERM}*")
+        return [path for path in names if path != own and path.is_symlink()]
+
+    def take(self, others: list[Path]) -> None:
+        """Remove these names: what their processes do from now on fails. Then open everything anew.
+
+        Raises `ArchiveFailedError`.
+        """
+        try:
+            for path in others:
+                self._step("archive:take")
+                path.unlink(missing_ok=True)
+            self.trash.clean()
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot take {self.root}: {exc.strerror or exc}") from exc
+        # What is on disk counts, not what a term believed that was cut off.
+        self._epochs.clear()
+        self.erasures = Erasures(self._path, guard=self._guard)
+
+    def leave(self) -> None:
+        """Give up the name of this term, once nothing is under way by it."""
+        if self._path != self.root:
+            # It may have been taken; one that stays is removed by the next leader.
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            self._path = self.root
+
+    @property
+    def taken_away(self) -> bool:
+        """Whether the name of this term is gone: another leader has taken the folder."""
+        return not self._path.exists()
+
+    @property
+    def trash(self) -> Trash:
+        """The trash of the archive."""
+        return Trash(self._path / "trash", guard=self._guard)
+
     def epochs(self) -> list[int]:
         """Return the numbers of the epochs that have a folder, in order."""
-        names = (path.name.removeprefix("epoch-") for path in self.root.glob("epoch-*") if path.is_dir())
+        names = (path.name.removeprefix("epoch-") for path in self._path.glob("epoch-*") if path.is_dir())
         return sorted(int(name) for name in names if name.isdigit())
 
     def epoch(self, number: int) -> EpochArchive:
@@ -62,13 +116,9 @@ class ArchiveRoot:
             )
         return self._epochs[number]
 
-    def forget_opened(self) -> None:
-        """Open epochs anew: what is on disk counts, not what a term believed that was cut off."""
-        self._epochs.clear()
-
     def folder(self, number: int) -> Path:
         """Return where an epoch is kept."""
-        return self.root / f"epoch-{number:06d}"
+        return self._path / f"epoch-{number:06d}"
 
     def discard(self, number: int, why: Why) -> TrashEntry | None:
         """Move all of an epoch to the trash; return the entry, None where it never held a rating. Killed at
@@ -80,13 +130,13 @@ class ArchiveRoot:
 
     def identity(self) -> str | None:
         """Return which store this archive says that it belongs to. Raises `ArchiveRefusedError`."""
-        return read_identity(self.root)
+        return read_identity(self._path)
 
     def belong_to(self, identity: str) -> None:
         """Say from now on that this is the archive of the store with this identity."""
         try:
             self._guard()
-            write_identity(self.root, identity)
+            write_identity(self._path, identity)
         except OSError as exc:
             raise ArchiveFailedError(f"cannot write {self.root}: {exc.strerror or exc}") from exc
 
@@ -99,20 +149,3 @@ class ArchiveRoot:
         spans = {number: read_spans(self.folder(number)) for number in self.epochs()}
         ends = {number: {p: span.last for p, span in of.items()} for number, of in spans.items()}
         return ArchiveState(self.identity(), ends)
-
-    def close(self) -> None:
-        """Let another process have the folder."""
-        self._lock.close()
-
-
-def _locked(path: Path) -> BinaryIO:
-    """Lock `path` for as long as the returned file is open. Raises `ArchiveBusyError`."""
-    file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        file.close()
-        raise ArchiveBusyError(f"{path.parent} is in use by another process") from exc
-    # A fit that outlived the trainer for a moment would else keep the next trainer from the archive.
-    os.set_inheritable(file.fileno(), False)
-    return file

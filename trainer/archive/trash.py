@@ -127,7 +127,7 @@ class Trash:
     def keep(self, paths: Sequence[Path], epoch: int, identity: str, why: Why) -> TrashEntry:
         """Keep files of an epoch that are about to be replaced, under their names in a new entry."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
             beside = self.folder / f"epoch-{epoch:06d}{_UNFINISHED}"
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()

@@ -1,10 +1,12 @@
-"""See that the archive is the store's before a term begins. Invariant: nothing was removed or replaced when
-it is not; only a person who says so lets the archive go to the trash.
+"""See that the archive is the store's, and take it, before a term begins. Invariant: nothing was removed or
+replaced when it is not; only a person who says so lets the archive go to the trash.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 
+from featurestore.errors import EpochGone
 from featurestore.ratings.stream import Progress
 from featurestore.store import Store
 from trainer import log
@@ -12,6 +14,7 @@ from trainer.archive.events import Position
 from trainer.archive.identity import ArchiveState, StoreState, StreamState, compare, to_look_up
 from trainer.archive.root import ArchiveRoot
 from trainer.errors import ArchiveRefusedError
+from trainer.leadership import Leadership
 from trainer.retry import with_retries
 
 _WHAT_TO_DO = (
@@ -20,18 +23,29 @@ _WHAT_TO_DO = (
 )
 
 
-async def match(store: Store, root: ArchiveRoot, *, adopt: bool) -> None:
-    """Return when the archive belongs to the store. `adopt`: one that does not is moved to its trash.
+async def match(store: Store, root: ArchiveRoot, leadership: Leadership, *, adopt: bool) -> None:
+    """Return when the archive belongs to the store, and this leader alone writes to it. `adopt`: one that
+    does not belong to it is moved to its trash.
 
-    Raises `ArchiveRefusedError`.
+    Raises `ArchiveRefusedError`, `LeaseLost`.
     """
+    lease = leadership.lease
     # The connection may have stood while the store was emptied.
     await with_retries(store.look_again)
-    archive = await asyncio.to_thread(root.state)
-    why = await with_retries(difference, store, archive)
+    # Before the folder is taken: it may be in the hands of another store's trainer.
+    await _compare(store, root, adopt=adopt)
+    # The streams first: what the leader before archives after this stays in them, and comes again.
+    for epoch in (await with_retries(_epochs, store))[1]:
+        with contextlib.suppress(EpochGone):
+            await with_retries(store.stream.attach, epoch, lease)
+    others = await with_retries(asyncio.to_thread, root.claim, f"{lease.fence}.{lease.token[:8]}")
+    # The store says which leader is the last one. Their numbers would not do: a store that has lost its end
+    # gives one twice.
+    await with_retries(leadership.renew)
+    await with_retries(asyncio.to_thread, root.take, others)
+    # What came before the folder was taken is there now.
+    archive, why = await _compare(store, root, adopt=adopt)
     if why is not None:
-        if not adopt:
-            raise ArchiveRefusedError(f"{why}; {_WHAT_TO_DO}")
         log.warning("archive_adopted", why=why, store=store.identity)
         for number in archive.ends:
             entry = await with_retries(asyncio.to_thread, root.discard, number, "adopted")
@@ -39,6 +53,17 @@ async def match(store: Store, root: ArchiveRoot, *, adopt: bool) -> None:
     # Last: an adoption that was cut off is found again by the identity from before.
     if archive.identity != store.identity:
         await with_retries(asyncio.to_thread, root.belong_to, store.identity)
+
+
+async def _compare(store: Store, root: ArchiveRoot, *, adopt: bool) -> tuple[ArchiveState, str | None]:
+    """Return what the archive says of itself, and in what it is not the store's. Raises
+    `ArchiveRefusedError` where it is not, unless that is to be adopted.
+    """
+    archive = await asyncio.to_thread(root.state)
+    why = await with_retries(difference, store, archive)
+    if why is not None and not adopt:
+        raise ArchiveRefusedError(f"{why}; {_WHAT_TO_DO}")
+    return archive, why
 
 
 async def difference(store: Store, archive: ArchiveState) -> str | None:

@@ -24,7 +24,7 @@ class FitFolder:
 
     def __init__(self, epoch_folder: Path) -> None:
         self._path = epoch_folder / "fits"
-        self._path.mkdir(parents=True, exist_ok=True)
+        self._path.mkdir(exist_ok=True)
         # Guards what a thread that erases and one that publishes both change: names, and the two below.
         self._lock = threading.Lock()
         # Users erased since `begin_fit`: the fit that runs may know them from its snapshot.

@@ -48,11 +48,7 @@ def pairs(of: list[NewRating]) -> set[tuple[str, str, float]]:
 
 
 def in_trash(settings: TrainerSettings) -> list[TrashEntry]:
-    root = ArchiveRoot(settings.archive_folder, guard=lambda: None)
-    try:
-        return root.trash.entries()
-    finally:
-        root.close()
+    return ArchiveRoot(settings.archive_folder, guard=lambda: None).trash.entries()
 
 
 def ratings_of(folder: Path) -> set[tuple[str, str, float]]:
@@ -205,7 +201,8 @@ async def test_tail_lost_under_a_trainer_that_runs(
     finally:
         child.end()
     log = (tmp_path / "trainer.log").read_text()
-    assert "store_changed" in log
+    # The tail had this leader's marks, too: which of its stages finds that first is a matter of chance.
+    assert "store_changed" in log or "lease_lost" in log
     assert "the archive goes on to event" in log
     assert pairs([*GIVEN, *LATER]) == {(u, i, r) for u, _, i, r in archived(settings)}
 

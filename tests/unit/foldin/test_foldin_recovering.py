@@ -101,7 +101,6 @@ def trashed(archive: Path) -> None:
     root = ArchiveRoot(archive / "foldin", guard=free)
     root.epoch(3).append(event_table(["u", "v"], [1, 1], [0, 0], [3.0, 3.0], stream_ms=[1, 2]), {})
     root.discard(3, "replaced")
-    root.close()
 
 
 def test_the_trash_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,6 +129,7 @@ def test_which_history_of_a_folder(tmp_path: Path) -> None:
         with pytest.raises(RecoveryRefusedError, match=why):
             find_source(wrong, LIVE, "foldin")
     root = tmp_path / "foldin"
+    root.mkdir()
     one = epoch(root, 1)
     for path in (one, root, tmp_path):
         assert find_source(path, LIVE, "foldin").folder == one

@@ -79,7 +79,6 @@ def test_epoch_that_never_held_a_rating_is_removed(tmp_path: Path) -> None:
     assert root.discard(5, "abandoned") is None
     assert root.epochs() == []
     assert root.trash.entries() == []
-    root.close()
 
 
 def test_no_lease_no_move(tmp_path: Path) -> None:
@@ -197,7 +196,7 @@ def test_what_a_kill_left_half_made_is_gone_at_the_next_start(tmp_path: Path, tr
     for name in ("epoch-000002.unfinished", "epoch-000003.xxxxxxxx.20261126T063000000000Z.removing"):
         (tmp_path / "trash" / name).mkdir()
         (tmp_path / "trash" / name / "0000000001-0000000001.r0.parquet").write_bytes(b"ann")
-    ArchiveRoot(tmp_path, guard=free).close()
+    ArchiveRoot(tmp_path, guard=free).take([])
     assert list((tmp_path / "trash").iterdir()) == [entry.path]
     assert len(events_of(kept.directory)) == 4
 
@@ -227,7 +226,6 @@ def test_segment_of_another_format_is_refused_untouched(tmp_path: Path, number: 
     for look in (root.state, lambda: root.epoch(1)):
         with pytest.raises(ArchiveRefusedError, match=f"has format {number}, this version reads up to 1"):
             look()
-    root.close()
     assert {path.name: path.read_bytes() for path in archive.directory.iterdir()} == before
     with pytest.raises(ArchiveRefusedError):
         archive.erase(b"ann", 10)

@@ -97,7 +97,6 @@ def test_a_newer_format_is_refused_untouched(tmp_path: Path) -> None:
     root = ArchiveRoot(tmp_path, guard=free)
     with pytest.raises(ArchiveRefusedError, match="has format 2"):
         root.state()
-    root.close()
     assert path.read_bytes() == content
 
 

@@ -16,7 +16,7 @@ from trainer.archive.events import Span, spans_of
 from trainer.archive.merging import MERGED_ROWS, choose_merge
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import SegmentName, read_segment
-from trainer.errors import ArchiveBusyError, ArchiveFailedError, SegmentDamagedError, SegmentGoneError
+from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 
 STEPS = ("segment:write", "segment:written", "segment:synced", "segment:renamed", "segment:done")
 REPLACE_STEPS = (*STEPS, "replace:unlink", "replace:unlinked")
@@ -246,14 +246,6 @@ def test_empty_batch_moves_the_position(tmp_path: Path) -> None:
     assert after.snapshot().positions[3] == (9, 1)
     assert after.snapshot().spans[3].events == 2
     assert contents(after) == []
-
-
-def test_one_process_holds_the_archive(tmp_path: Path) -> None:
-    first = ArchiveRoot(tmp_path / "ns", guard=free)
-    with pytest.raises(ArchiveBusyError):
-        ArchiveRoot(tmp_path / "ns", guard=free)
-    first.close()
-    ArchiveRoot(tmp_path / "ns", guard=free).close()
 
 
 def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
