@@ -48,6 +48,19 @@ class StreamFull(StoreUnavailable):
     """
 
 
+class ItemsSpent(StoreUnavailable):
+    """The caller has added as many new items as its quota allows. Retry later (429); nothing was written."""
+
+
+class HistoryFull(StoreError):
+    """The user has as many ratings as one may have. Refuse the input; nothing was written of this user."""
+
+    def __init__(self, user_id: bytes, most: int) -> None:
+        super().__init__(f"a user may have {most} entries in the history")
+        self.user_id = user_id
+        self.most = most
+
+
 class StoreRefused(StoreError):
     """A person must change something (version, permission, namespace settings, a folder): exit code 2.
 

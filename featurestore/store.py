@@ -14,6 +14,7 @@ from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys
 from featurestore.leases import Leases
 from featurestore.namespace import NamespaceConfig, prepare
+from featurestore.quotas.buckets import Buckets
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.log import RatingsLog
 from featurestore.ratings.room import Room
@@ -72,6 +73,7 @@ class Store:
         self.leases = Leases(self.keys, self.redis)
         self.access = AccessKeys(self.keys, self.redis)
         self.room = Room(self.keys, self.redis)
+        self.quotas = Buckets(self.keys, self.redis)
 
     @classmethod
     async def open(cls, settings: StoreSettings, *, hot: bool = True) -> "Store":

@@ -18,15 +18,16 @@ from factors import Int64s, Scale
 from featurestore import codecs
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
-from featurestore.errors import EpochGone, StoreUnavailable, StreamFull
+from featurestore.errors import EpochGone, HistoryFull, StoreUnavailable, StreamFull
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys, digest_of, partition_of, whole
+from featurestore.quotas.limits import WriteLimits
 from featurestore.ratings.batches import Columns, Share, encode_rate, pack_ids, shares_of
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.stream import RatingsStream
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import ask_many
-from featurestore.wire.resp import ReplyError
+from featurestore.wire.functions import ask_many, call_many
+from featurestore.wire.resp import ReplyError, encode
 
 # An epoch changes twice in a `POST /train`; a call that finds it changed more often than this gives up.
 ATTEMPTS = 5
@@ -104,20 +105,26 @@ class RatingsLog:
         )
         await self.append_columns(columns, epoch=epoch)
 
-    async def append_columns(self, columns: Columns, *, epoch: int | None = None) -> None:
-        """The same for ratings in columns."""
+    async def append_columns(
+        self, columns: Columns, *, epoch: int | None = None, limits: WriteLimits | None = None
+    ) -> None:
+        """The same for ratings in columns. `limits`: what the caller may add; raises `ItemsSpent`,
+        `HistoryFull` (before the first write, as for a full stream).
+        """
         if not len(columns):
             return
         left = shares_of(columns.user_id, self._keys.partitions)
         since = self._confirmation.begin()
         for _ in range(ATTEMPTS):
-            left = await self._append(left, columns, epoch)
+            left = await self._append(left, columns, epoch, limits)
             if not left:
                 await self._confirmation.wait(since)
                 return
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 
-    async def _append(self, shares: Sequence[Share], columns: Columns, epoch: int | None) -> list[Share]:
+    async def _append(
+        self, shares: Sequence[Share], columns: Columns, epoch: int | None, limits: WriteLimits | None
+    ) -> list[Share]:
         """Write `shares` of a call; return those for which this process was wrong about the partition, of
         which it has learned meanwhile.
         """
@@ -132,26 +139,29 @@ class RatingsLog:
                 raise EpochGone(epoch)
             targets = dict.fromkeys(targets, (epoch,))
         epochs = sorted({each for several in targets.values() for each in several})
+        registries = [self._registries.of(each) for each in epochs]
+        most = (limits.history or 0) if limits else 0
+        # Before items are registered: a call that is refused leaves nothing.
+        if len(shares) > 1 or not all(registry.knows(columns.item_id) for registry in registries):
+            await self._check_room(shares, targets)
+            if most:
+                await self._check_histories(shares, targets, most)
         try:
-            rows = await asyncio.gather(
-                *[self._registries.of(each).register(columns.item_id) for each in epochs]
-            )
+            # The first epoch is the live one: a new item is one to the caller.
+            rows = [await registries[0].register(columns.item_id, limits)]
+            rows += [await registry.register(columns.item_id) for registry in registries[1:]]
         except EpochGone:
             if epoch is not None:
                 raise
             await self._epochs.refresh()
             return list(shares)
-        if len(shares) > 1:
-            await self._check_room(shares, targets)
         item_rows = {each: np.array(of, dtype=np.int64) for each, of in zip(epochs, rows, strict=True)}
         mode = b"live" if epoch is None else b"bootstrap"
         left = []
-        replies = await self._rate(shares, expected, targets, item_rows, columns=columns, mode=mode)
+        fixed = (b"%d" % self._stream_limit, b"%d" % (most * codecs.ENTRY_BYTES), mode)
+        replies = await self._rate(shares, expected, targets, item_rows, columns=columns, fixed=fixed)
         for share, reply in zip(shares, replies, strict=True):
-            if isinstance(reply, ReplyError):
-                raise self._connection.failure(reply)
-            if reply[0] == b"FULL":
-                raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
+            self._require_taken(share, reply, most)
             if reply[0] != b"OK":
                 left.append(share)
             if reply[0] == b"DIGESTS":
@@ -159,6 +169,15 @@ class RatingsLog:
             elif reply[0] == b"EPOCHS":
                 await self._epochs.learn(share.partition, reply[1])
         return left
+
+    def _require_taken(self, share: Share, reply: Any, most: int) -> None:
+        """Raise what a reply says is not to be tried again."""
+        if isinstance(reply, ReplyError):
+            raise self._connection.failure(reply)
+        if reply[0] == b"FULL":
+            raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
+        if reply[0] == b"LONG":
+            raise HistoryFull(share.users[int(reply[1]) - 1], most)
 
     async def forget(self, user_id: bytes) -> Forgotten:
         """Remove a user with everything that is known of it; the trainer is told by an event.
@@ -256,6 +275,22 @@ class RatingsLog:
                 if epoch in targets[partition] and ratings > room:
                     raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
 
+    async def _check_histories(
+        self, shares: Sequence[Share], targets: Mapping[int, Sequence[int]], most: int
+    ) -> None:
+        # The first epoch is the live one.
+        names = [
+            self._keys.history_prefix(targets[share.partition][0], share.partition) + user
+            for share in shares
+            for user in share.users
+        ]
+        new = np.concatenate([np.diff(share.ends) for share in shares])
+        stored = await call_many(self._connection, [encode(b"STRLEN", name) for name in names])
+        full = np.flatnonzero(np.array(stored) // codecs.ENTRY_BYTES + new > most)
+        if len(full):
+            users = [user for share in shares for user in share.users]
+            raise HistoryFull(users[full[0]], most)
+
     async def _rate(
         self,
         shares: Iterable[Share],
@@ -264,24 +299,25 @@ class RatingsLog:
         item_rows: Mapping[int, Int64s],
         *,
         columns: Columns,
-        mode: bytes,
+        fixed: Sequence[bytes],
     ) -> list[Any]:
-        """Return the reply to each share, errors as values. `mode`: `live` or `bootstrap`."""
+        """Return the reply to each share, errors as values. `fixed`: limits of stream and history, and `live`
+        or `bootstrap`.
+        """
         # The store works on the first of many ratings while the next are packed.
         pending: list[asyncio.Future[list[Any]]] = []
         calls: list[bytes] = []
         packed = 0
         for share in shares:
             partition = share.partition
-            fixed = [
+            args = [
                 expected[partition],
-                b"%d" % self._stream_limit,
-                mode,
+                *fixed,
                 b"%d" % len(share.users),
                 b"".join(map(digest_of, share.users)) if partition in self._digests else b"",
             ]
             rows = {epoch: item_rows[epoch] for epoch in targets[partition]}
-            calls.append(encode_rate(self._keys, share, rows, columns, fixed))
+            calls.append(encode_rate(self._keys, share, rows, columns, args))
             packed += len(share.rows)
             if packed >= AT_ONCE:
                 pending.append(asyncio.ensure_future(ask_many(self._connection, calls)))

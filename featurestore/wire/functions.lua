@@ -65,12 +65,47 @@ local function add_entry(stream, counts, count, numbers, ids, entries, least)
   return nil
 end
 
+-- The time of the store in seconds.
+local function seconds()
+  local now = redis.call('TIME')
+  return tonumber(now[1]) + tonumber(now[2]) / 1e6
+end
+
+-- What is in a token bucket, which fills by `per_s` up to `size`. One that is not stored, or is no bucket, is full.
+local function level_of(bucket, size, per_s, now)
+  local stored = redis.call('GET', bucket)
+  if not stored or #stored ~= 16 then
+    return size
+  end
+  local level, at = struct.unpack('<dd', stored)
+  -- A clock that went back takes nothing away.
+  return math.min(size, level + math.max(0, now - at) * per_s)
+end
+
+local function set_level(bucket, level, size, per_s, now)
+  local full_ms = math.ceil(1000 * (size - level) / per_s)
+  redis.call('SET', bucket, struct.pack('<dd', level, now), 'PX', whole(math.max(1, full_ms)))
+end
+
+-- keys: buckets. args: for each: size, tokens a second, tokens that were spent. Answers what is left, which may be less
+-- than nothing: it was spent already.
+local function spend(keys, args)
+  local now, levels = seconds(), {}
+  for i, bucket in ipairs(keys) do
+    local size, per_s = tonumber(args[3 * i - 2]), tonumber(args[3 * i - 1])
+    local level = level_of(bucket, size, per_s, now) - tonumber(args[3 * i])
+    set_level(bucket, level, size, per_s, now)
+    levels[i] = tostring(level)
+  end
+  return { 'OK', levels }
+end
+
 -- Counts and appends the entries of all users in one epoch, and adds their events; returns the refusal, or nil.
 -- `key` and `arg`: before the keys and before the entries of the first user. Looking at each user before the first write
 -- would cost as much as the writes: what was written before a refusal is taken back instead.
 local function rate_epoch(keys, args, key, arg, count)
   local call, try, pack = redis.call, redis.pcall, struct.pack
-  local users, any_forgotten = tonumber(args[4]), redis.call('HLEN', keys[key]) > 0
+  local users, any_forgotten = tonumber(args[5]), redis.call('HLEN', keys[key]) > 0
   local numbers, fresh, lengths, refusal = {}, {}, {}, nil
   for u = 1, users do
     local user, new = keys[key + 2 * u - 1], #args[arg + u] / ENTRY
@@ -82,7 +117,7 @@ local function rate_epoch(keys, args, key, arg, count)
     end
     fresh[u] = new > 0 and n == new
     if any_forgotten and fresh[u] then
-      local before = call('HGET', keys[key], string.sub(args[5], 16 * u - 15, 16 * u))
+      local before = call('HGET', keys[key], string.sub(args[6], 16 * u - 15, 16 * u))
       if before then
         n = call('HINCRBY', user, 'n', before)
       end
@@ -99,7 +134,7 @@ local function rate_epoch(keys, args, key, arg, count)
   end
   if not refusal then
     local entries = table.concat(args, '', arg + 1, arg + users)
-    refusal = add_entry(keys[key - 2], keys[key - 1], count, table.concat(numbers), args[6], entries)
+    refusal = add_entry(keys[key - 2], keys[key - 1], count, table.concat(numbers), args[7], entries)
   end
   if refusal then
     for u = 1, #numbers do
@@ -120,30 +155,33 @@ local function rate_epoch(keys, args, key, arg, count)
 end
 
 -- keys: epochs, then for each epoch: ratings, counts, forgotten, and (user, history) for each user.
--- args: expected epochs, stream limit, 'bootstrap' or 'live', number of users, their digests joined or '', their ids as
--- the stream has them, then for each epoch the new entries of each user.
+-- args: expected epochs, stream limit, most bytes of a history ('0': any), 'bootstrap' or 'live', number of users, their
+-- digests joined or '', their ids as the stream has them, then for each epoch the new entries of each user.
 local function rate(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
     return { 'EPOCHS', epochs }
   end
-  local limit, bootstrap, users = tonumber(args[2]), args[3] == 'bootstrap', tonumber(args[4])
+  local limit, most, bootstrap, users = tonumber(args[2]), tonumber(args[3]), args[4] == 'bootstrap', tonumber(args[5])
   local stride = 3 + 2 * users
   local sets, counts = (#keys - 1) / stride, {}
   for e = 0, sets - 1 do
-    local key, arg, bytes = 4 + e * stride, 6 + e * users, 0
-    if redis.call('HLEN', keys[key]) > 0 and args[5] == '' then
+    local key, arg, bytes = 4 + e * stride, 7 + e * users, 0
+    if redis.call('HLEN', keys[key]) > 0 and args[6] == '' then
       return { 'DIGESTS' }
     end
     for u = 1, users do
       local history = bootstrap and redis.call('GET', keys[key + 2 * u])
-      if bootstrap and args[5] ~= '' and redis.call('HEXISTS', keys[key], string.sub(args[5], 16 * u - 15, 16 * u)) == 1 then
+      if bootstrap and args[6] ~= '' and redis.call('HEXISTS', keys[key], string.sub(args[6], 16 * u - 15, 16 * u)) == 1 then
         -- Forgotten since this history began.
         args[arg + u] = ''
       elseif history then
         args[arg + u] = of_new_items(history, args[arg + u])
       end
       bytes = bytes + #args[arg + u]
+      if most > 0 and redis.call('STRLEN', keys[key + 2 * u]) + #args[arg + u] > most then
+        return { 'LONG', u }
+      end
     end
     counts[e] = bytes / ENTRY
     -- Raises now, before any write, where the key is no stream.
@@ -155,7 +193,7 @@ local function rate(keys, args)
   end
   for e = 0, sets - 1 do
     local key = 4 + e * stride
-    local refusal = counts[e] > 0 and rate_epoch(keys, args, key, 6 + e * users, counts[e])
+    local refusal = counts[e] > 0 and rate_epoch(keys, args, key, 7 + e * users, counts[e])
     if refusal then
       return refusal
     end
@@ -318,7 +356,8 @@ local function look(keys, args)
   return { state[1], state[2], redis.call('GET', keys[2]) }
 end
 
--- keys: items, order. args: most rows, ids. Answers the rows.
+-- keys: items, order, bucket of the caller. args: most rows, size and tokens a second of the bucket ('0': none), most new
+-- ids that the same caller brings in further calls, ids. Answers the rows.
 local function register_items(keys, args)
   if redis.call('HEXISTS', keys[1], '') == 0 then
     return { 'GONE' }
@@ -326,7 +365,7 @@ local function register_items(keys, args)
   local rows, new, fresh = {}, {}, {}
   local next_row = redis.call('LLEN', keys[2])
   -- `unpack` puts its list on Lua's stack, which takes 8,000 values.
-  for start = 2, #args, 1000 do
+  for start = 5, #args, 1000 do
     local stop = math.min(start + 999, #args)
     local found = redis.call('HMGET', keys[1], unpack(args, start, stop))
     for at = start, stop do
@@ -337,11 +376,22 @@ local function register_items(keys, args)
         new[#new + 1] = args[at]
         next_row = next_row + 1
       end
-      rows[at - 1] = row
+      rows[at - 4] = row
     end
   end
-  if #new > 0 and next_row > tonumber(args[1]) then
+  local size, per_s, more = tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
+  if #new > 0 and next_row + more > tonumber(args[1]) then
     return { 'FULL' }
+  end
+  if size > 0 and #new + more > 0 then
+    local now, cost = seconds(), #new + more
+    local level = level_of(keys[3], size, per_s, now)
+    -- What is more than a bucket holds takes a full one, and leaves less than nothing.
+    local missing = math.min(cost, size) - level
+    if missing > 0 then
+      return { 'SPENT', tostring(missing / per_s) }
+    end
+    set_level(keys[3], level - cost, size, per_s, now)
   end
   for _, id in ipairs(new) do
     redis.call('HSET', keys[1], id, fresh[id])
@@ -654,6 +704,7 @@ local function register(name, callback, flags)
   redis.register_function({ function_name = '@LIBRARY@_' .. name, callback = callback, flags = flags })
 end
 
+register('spend', spend, {})
 register('rate', rate, {})
 register('forget', forget, ALWAYS)
 register('release_forgotten', release_forgotten, ALWAYS)

@@ -1,0 +1,1 @@
+"""Quotas: what a caller may take, and the token buckets that all workers share."""
