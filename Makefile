@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test check bench peers neural lock clean
+.PHONY: setup run test check bench peers neural sbom audit lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -48,7 +48,20 @@ neural: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.6'
 	FOLDIN_TEST_NEURAL=1 $(BIN)/python -m pytest tests/neural $(ARGS)
 
-# Both locks carry hashes and no registry addresses; numpy and scipy fork by Python version.
+# What a release is made of, as CycloneDX, and what is known against it: by tools in an environment of their own.
+SUPPLY := $(VENV)/supply
+$(SUPPLY)/.installed: requirements/supply.txt $(STAMP)
+	$(BIN)/python -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/supply.txt
+	@touch $@
+
+sbom: $(SUPPLY)/.installed
+	$(SUPPLY)/bin/python .ci/supply.py sbom dist/foldin.cdx.json
+
+audit: $(SUPPLY)/.installed
+	$(SUPPLY)/bin/python .ci/supply.py audit
+
+# The locks carry hashes and no registry addresses; numpy and scipy fork by Python version.
 lock:
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
@@ -57,6 +70,8 @@ lock:
 	  --extra evaluate --extra fast --group dev pyproject.toml requirements/build.in -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
 	  --group bench --constraints requirements/dev.txt -o requirements/bench.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
+	  --group supply -o requirements/supply.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ("requirements/run.txt", "requirements/dev.txt", "requirements/bench.txt")
+LOCKS = ("requirements/run.txt", "requirements/dev.txt", "requirements/bench.txt", "requirements/supply.txt")
 # Its builds differ by machine.
 UNLOCKED = {"torch"}
 
