@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 # Up to 4 GB; the largest message, a batch of records, has some megabytes.
 _LENGTH_BYTES = 4
@@ -81,14 +81,19 @@ class Helper:
 
 
 @contextlib.asynccontextmanager
-async def helper(module: str) -> AsyncIterator[Helper]:
-    """Run `module` as a helper until the block ends, however it ends. Raises `HelperEndedError`."""
+async def helper(module: str, descriptors: Sequence[int] = ()) -> AsyncIterator[Helper]:
+    """Run `module` as a helper until the block ends, however it ends. It has these open `descriptors`, under
+    the same numbers. Raises `HelperEndedError`.
+    """
     # The end of its standard input tells the helper that its parent is gone. Not `parent.die_with_parent`:
     # with a hook before the program starts, Python cannot use vfork, and a fork copies the page tables of the
     # parent. For a trainer with gigabytes in memory that stops the event loop.
     try:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            *(sys.executable, "-m", module),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            pass_fds=descriptors,
         )
     except OSError as exc:
         raise HelperEndedError(f"it cannot be started: {exc}") from exc

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from featurestore.commands import FailureCode
 from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown
@@ -19,7 +20,7 @@ from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.item_list import write_items
 from trainer.archive.segments import Step
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
-from trainer.errors import FitFailedError, GateRefusedError, GaveWayError, NoRoomError, SegmentGoneError
+from trainer.errors import FitFailedError, GateRefusedError, GaveWayError, NoRoomError, SegmentDamagedError
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.results import FitResult
@@ -34,15 +35,12 @@ from trainer.threads import Threads
 
 # A damaged file of a snapshot is rebuilt.
 _ATTEMPTS = 4
-# Merges and erasures may take files away before the fit's process has opened them, which is 1 to 4 s: at one
-# erasure a second 4 attempts were used up in half of the fits.
-_MOST_SNAPSHOTS = 20
 # How often the refitter looks at the pointer, which a person may move, and at what has arrived. One round
 # trip each.
 _LOOK_S = 0.25
 # What may come of a fit without anything being wrong with the trainer.
 _EXPECTED = (
-    *(FitFailedError, SegmentGoneError, GateRefusedError, NoRoomError),
+    *(FitFailedError, GateRefusedError, NoRoomError),
     *(GenerationBroken, GenerationUnknown),
 )
 _LOGGED_METRICS = ("unseen", "loss", "baseline_loss", "newest", "live_ratio", "sweeps")
@@ -235,42 +233,46 @@ class Refitter:
             attempt += 1
             # From here on the folder remembers whom the archive loses: the snapshot may still know them.
             await self._threads.run(epoch.fits.begin_fit)
-            snapshot = epoch.archive.snapshot()
-            # After the snapshot: the registry has every item that is in it.
-            await with_retries(registry.refresh)
-            item_ids = registry.ids[:]
-            items = await with_retries(self._threads.run, write_items, epoch.archive.directory, item_ids)
-            live = self._switch.live
-            fit = live.result if live is not None and live.epoch == epoch.archive.epoch else None
-            request = FitRequest(
-                paths=tuple(str(path.absolute()) for path in snapshot.paths),
-                items=str(items.absolute()),
-                output=str(epoch.fits.new.absolute()),
-                engine=self._settings.engine,
-                low=low,
-                high=high,
-                step=scale_step,
-                threads=self._settings.fit_threads,
-                seed=epoch.archive.epoch,
-                live=None if fit is None else str(fit.path.absolute()),
-                from_scratch=self._from_scratch,
-            )
-            fitting = fit_in_process(request, step=self._step)
             try:
+                snapshot, files = await with_retries(self._threads.run, epoch.archive.open_snapshot)
+            except SegmentDamagedError as exc:
+                await self._rebuild(epoch, exc.path, exc.why)
+                continue
+            try:
+                # After the snapshot: the registry has every item that is in it.
+                await with_retries(registry.refresh)
+                item_ids = registry.ids[:]
+                items = await with_retries(self._threads.run, write_items, epoch.archive.directory, item_ids)
+                live = self._switch.live
+                fit = live.result if live is not None and live.epoch == epoch.archive.epoch else None
+                request = FitRequest(
+                    paths=tuple(str(path.absolute()) for path in snapshot.paths),
+                    items=str(items.absolute()),
+                    output=str(epoch.fits.new.absolute()),
+                    engine=self._settings.engine,
+                    low=low,
+                    high=high,
+                    step=scale_step,
+                    threads=self._settings.fit_threads,
+                    seed=epoch.archive.epoch,
+                    live=None if fit is None else str(fit.path.absolute()),
+                    from_scratch=self._from_scratch,
+                )
+                fitting = fit_in_process(request, files, step=self._step)
                 result = await (self._unless_requested(fitting) if automatic else fitting)
-            except SegmentGoneError:
-                if attempt >= _MOST_SNAPSHOTS:
-                    raise
+                return snapshot, len(item_ids), result
             except FitFailedError as exc:
                 if exc.damaged is None or attempt >= _ATTEMPTS:
                     raise
-                log.warning(
-                    "segment_damaged", epoch=epoch.archive.epoch, segment=exc.damaged.name, why=exc.why
-                )
-                await self._threads.run(epoch.archive.set_aside, exc.damaged, exc.why)
-                await epoch.consumer.repair()
-            else:
-                return snapshot, len(item_ids), result
+                await self._rebuild(epoch, exc.damaged, exc.why)
+            finally:
+                for file in files:
+                    file.close()
+
+    async def _rebuild(self, epoch: OpenEpoch, damaged: Path, why: str) -> None:
+        log.warning("segment_damaged", epoch=epoch.archive.epoch, segment=damaged.name, why=why)
+        await self._threads.run(epoch.archive.set_aside, damaged, why)
+        await epoch.consumer.repair()
 
     async def _unless_requested(self, fitting: Coroutine[None, None, FitResult]) -> FitResult:
         """Return the result of `fitting`. Raises `GaveWayError`, with its process ended, when a request
@@ -292,8 +294,6 @@ class Refitter:
 def _failure(exc: Exception) -> Failure:
     if isinstance(exc, FitFailedError):
         return Failure("fit_refused" if exc.permanent else "fit_failed", str(exc))
-    if isinstance(exc, SegmentGoneError):
-        return Failure("fit_failed", f"the archive changed under it: {exc}")
     if isinstance(exc, NoRoomError):
         return Failure("store_full", str(exc))
     return Failure("gate_refused" if isinstance(exc, GateRefusedError) else "publish_failed", str(exc))

@@ -1,12 +1,14 @@
 """Rating events as the archive has them, and a guard for an archive of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.ratings.stream import Events
+from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import make_table, string_array
 
 
@@ -40,6 +42,12 @@ def event_table(
         time=np.full(count, time, dtype=np.float64),
     )
     return make_table(events, [b"i%d" % row for row in range(events.n_items)])
+
+
+def opened(archive: EpochArchive) -> list[tuple[Path, pa.OSFile]]:
+    """The segments of an archive as a fit reads them."""
+    snapshot, files = archive.open_snapshot()
+    return list(zip(snapshot.paths, files, strict=True))
 
 
 def free() -> None:

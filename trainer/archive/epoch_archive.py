@@ -27,11 +27,12 @@ from trainer.archive.segments import (
     Step,
     inspect_segment,
     no_step,
+    open_segment,
     read_segment,
     sync_directory,
     write_segment,
 )
-from trainer.errors import ArchiveFailedError, SegmentDamagedError
+from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 
 # No user has rated so often: an erasure up to this `n` takes all that there is of a user.
 ALL_OF_A_USER = 2**62
@@ -87,7 +88,26 @@ class EpochArchive:
 
     def snapshot(self) -> Snapshot:
         """Return what is archived now."""
-        segments = self._listed()
+        return self._snapshot_of(self._listed())
+
+    def open_snapshot(self) -> tuple[Snapshot, list[pa.OSFile]]:
+        """Return what is archived now, and the open file of each segment, for the caller to close. They can
+        be read to their ends, whatever is merged or erased meanwhile.
+
+        Raises `SegmentDamagedError` where one is missing, `ArchiveFailedError`.
+        """
+        with contextlib.ExitStack() as opened, self._state:
+            # A segment leaves the list, which is held here, before its file goes.
+            files = []
+            for segment in self._segments:
+                try:
+                    files.append(opened.enter_context(open_segment(segment.path)))
+                except SegmentGoneError as exc:
+                    raise SegmentDamagedError(segment.path, "is missing") from exc
+            opened.pop_all()
+            return self._snapshot_of(self._segments), files
+
+    def _snapshot_of(self, segments: Sequence[Segment]) -> Snapshot:
         paths, rows = tuple(each.path for each in segments), sum(each.rows for each in segments)
         return Snapshot(self.epoch, paths, join_spans(each.spans for each in segments), rows)
 

@@ -4,6 +4,7 @@ Invariant: under its final name a segment is complete, on disk, and equal to its
 beside under a temporary name, synced, renamed, and the folder synced; nothing is ever changed in place.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -127,16 +128,19 @@ def write_segment(
     return Segment(path, name, dict(spans), table.num_rows)
 
 
-def open_segment(path: Path) -> pa.NativeFile:
+def open_segment(path: Path) -> pa.OSFile:
     """Return a segment's open file, which can be read to its end even when it is replaced meanwhile.
 
-    Raises `SegmentGoneError` where there is none, `SegmentDamagedError`.
+    Raises `SegmentGoneError` where there is none, `SegmentDamagedError`, `ArchiveFailedError` where this
+    process has too many files open.
     """
     try:
         return pa.OSFile(str(path), "rb")
     except FileNotFoundError as exc:
         raise SegmentGoneError(path.name) from exc
     except OSError as exc:
+        if exc.errno in {errno.EMFILE, errno.ENFILE}:
+            raise ArchiveFailedError(f"cannot open {path}: too many open files, see `ulimit -n`") from exc
         raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from factors import FactorsError, FitDiverged, FitSettings, Fitted, Scale
@@ -24,7 +25,6 @@ from trainer.errors import (
     ArchiveRefusedError,
     FitFailedError,
     SegmentDamagedError,
-    SegmentGoneError,
 )
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.results import read_result, write_result
@@ -35,17 +35,18 @@ _NICENESS = 5
 
 # What may come of a fit without a mistake in it.
 _EXPECTED = (
-    *(SegmentDamagedError, SegmentGoneError, ArchiveFailedError, ArchiveRefusedError),
+    *(SegmentDamagedError, ArchiveFailedError, ArchiveRefusedError),
     *(FactorsError, MemoryError, OSError),
 )
 
-FailureKind = Literal["damaged", "gone", "refused", "diverged", "memory", "disk"]
+FailureKind = Literal["damaged", "refused", "diverged", "memory", "disk"]
 
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
     """What to fit and where to leave it. `items`: the file of the registry's item ids; `live`: the folder of
-    the live generation's fit, to be compared with, and to start from unless `from_scratch`.
+    the live generation's fit, to be compared with, and to start from unless `from_scratch`; `descriptors`:
+    the open files of `paths`, which may have no name any more.
     """
 
     paths: tuple[str, ...]
@@ -59,6 +60,7 @@ class FitRequest:
     seed: int
     live: str | None = None
     from_scratch: bool = False
+    descriptors: tuple[int, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -85,8 +87,8 @@ Answer = Progress | Done | Failed
 def run_fit(request: FitRequest, report: Report) -> None:
     """Load the ratings, measure a trial fit on a part of them, fit all, write the result.
 
-    Raises `SegmentDamagedError`, `SegmentGoneError`, `ArchiveFailedError`, `ArchiveRefusedError`,
-    `FactorsError`, `OSError`, `MemoryError`.
+    Raises `SegmentDamagedError`, `ArchiveFailedError`, `ArchiveRefusedError`, `FactorsError`, `OSError`,
+    `MemoryError`.
     """
     live = None
     if request.live is not None:
@@ -95,7 +97,9 @@ def run_fit(request: FitRequest, report: Report) -> None:
             live = read_result(Path(request.live))
     known_ids, learned = (None, None) if live is None else (live.user_id_array(), np.asarray(live.user_n))
     item_ids = read_items(Path(request.items))
-    data = load_ratings([Path(path) for path in request.paths], item_ids, known_ids, learned)
+    opened = [pa.PythonFile(os.fdopen(descriptor, "rb")) for descriptor in request.descriptors]
+    segments = list(zip(map(Path, request.paths), opened, strict=True))
+    data = load_ratings(segments, item_ids, known_ids, learned)
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     rng = np.random.default_rng(request.seed)
@@ -133,7 +137,6 @@ def main() -> int:
 def _kind(exc: Exception) -> FailureKind:
     kinds: tuple[tuple[type[Exception], FailureKind], ...] = (
         (SegmentDamagedError, "damaged"),
-        (SegmentGoneError, "gone"),
         (FitDiverged, "diverged"),
         (FactorsError, "refused"),
         (ArchiveRefusedError, "refused"),

@@ -2,27 +2,34 @@
 
 import asyncio
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 
 from processes.messages import HelperEndedError, helper
 from trainer import log
 from trainer.archive.segments import TEMPORARY, Step, no_step
-from trainer.errors import FitFailedError, SegmentGoneError
+from trainer.errors import FitFailedError
 from trainer.fit_job.job import Answer, Failed, FitRequest, Progress
 from trainer.fit_job.results import FitResult, read_result
 
 
-async def fit_in_process(request: FitRequest, *, step: Step = no_step) -> FitResult:
-    """Fit in a child process; return the result, mapped from its files.
+async def fit_in_process(
+    request: FitRequest, files: Sequence[pa.OSFile], *, step: Step = no_step
+) -> FitResult:
+    """Fit in a child process; return the result, mapped from its files. `files`: the segments of the request,
+    open.
 
-    Raises `FitFailedError` where it gave none, `SegmentGoneError` where a new snapshot is wanted.
+    Raises `FitFailedError` where it gave none.
     """
+    request = replace(request, descriptors=tuple(file.fileno() for file in files))
     output = Path(request.output)
     decode = msgspec.msgpack.Decoder(Answer).decode
     try:
-        async with helper("trainer.fit_job.job") as running:
+        async with helper("trainer.fit_job.job", request.descriptors) as running:
             step("fit:started")
             answer = decode(await running.ask(msgspec.msgpack.encode(request)))
             while isinstance(answer, Progress):
@@ -35,8 +42,6 @@ async def fit_in_process(request: FitRequest, *, step: Step = no_step) -> FitRes
         await asyncio.to_thread(shutil.rmtree, half_written, ignore_errors=True)
     if not isinstance(answer, Failed):
         return await asyncio.to_thread(read_result, output)
-    if answer.kind == "gone":
-        raise SegmentGoneError(answer.why)
     if answer.kind == "memory":
         raise FitFailedError("it ran out of memory")
     damaged = None if answer.path is None else Path(answer.path)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Ratings
-from trainer.archive.segments import open_segment, read_segment
+from trainer.archive.segments import read_segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,15 @@ class FitInput:
 
 
 def load_ratings(
-    paths: Iterable[Path],
+    segments: Iterable[tuple[Path, pa.NativeFile]],
     item_ids: pa.StringArray,
     earlier: pa.StringArray | None = None,
     learned: npt.NDArray[np.int64] | None = None,
 ) -> FitInput:
-    """Read the segments `paths`, each verified. `item_ids`: by item row of the registry.
+    """Read the open `segments`, each verified. `item_ids`: by item row of the registry.
 
     `earlier`: user ids of an earlier fit, which has `learned` these users up to that `n`. An erased one is no
-    valid text, so no event has it. Raises `SegmentDamagedError` and `SegmentGoneError`.
+    valid text, so no event has it. Raises `SegmentDamagedError`.
     """
     users, items = _Dictionary(), _Dictionary()
     # Each begins with nothing of its type, so that no segment at all is no special case.
@@ -61,8 +61,7 @@ def load_ratings(
         "rating": [np.zeros(0, np.float64)],
         "time": [np.zeros(0, np.float64)],
     }
-    # All at once: a merge every few seconds takes files away, and to read the first of many takes longer.
-    for path, file in [(path, open_segment(path)) for path in paths]:
+    for path, file in segments:
         table, _ = read_segment(path, file)
         users.add(table["user_id"])
         items.add(table["item_id"])

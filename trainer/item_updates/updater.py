@@ -29,7 +29,7 @@ from trainer import log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.events import START, Position, after, in_registry, parse_position, string_array
 from trainer.archive.segments import Step, read_segment
-from trainer.errors import SegmentDamagedError, SegmentGoneError
+from trainer.errors import SegmentDamagedError
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates, LiveFit
 from trainer.retry import with_retries
@@ -311,10 +311,15 @@ class ItemUpdater:
         # Taken here, after the updates before the switch: a batch that is archived later comes as an update,
         # and one that lies behind the switch in the queue and is in the snapshot already is known by its
         # position.
-        snapshot = live.archive.snapshot()
+        try:
+            snapshot, files = await with_retries(self._threads.run, live.archive.open_snapshot)
+        except SegmentDamagedError as exc:
+            # The next fit repairs the archive; until then items stay as the fit before left them.
+            log.warning("items_incomplete", segment=exc.path.name, error=str(exc))
+            return None
         registry = self._store.items(live.epoch)
         await with_retries(registry.refresh)
-        return await self._threads.run(_open_target, live, snapshot, registry.ids[:])
+        return await self._threads.run(_open_target, live, snapshot, files, registry.ids[:])
 
     async def _push_round(self, target: _Target) -> None:
         ratings, summary = target.ratings, target.meta.summary
@@ -352,18 +357,22 @@ class ItemUpdater:
         target.items[rows] = vectors
 
 
-def _open_target(live: LiveFit, snapshot: Snapshot, ids: Sequence[bytes]) -> _Target:
-    """Add up what was archived since the fit of a generation. `ids`: of the items, by row."""
+def _open_target(
+    live: LiveFit, snapshot: Snapshot, files: Sequence[pa.OSFile], ids: Sequence[bytes]
+) -> _Target:
+    """Add up what was archived since the fit of a generation. `files`: of the snapshot, open; each is
+    closed. `ids`: of the items, by row.
+    """
     item_ids = string_array(ids)
     ratings = RatingsSinceFit(live.meta.model, live.result)
     items = np.zeros((0, live.meta.model.item_width), dtype=np.float32)
     if live.result is not None:
         items = np.load(live.result.path / "items.npy", mmap_mode="c", allow_pickle=False)
     fitted = {partition: parse_position(text) for partition, text in live.meta.positions.items()}
-    for path in snapshot.paths:
+    for path, file in zip(snapshot.paths, files, strict=True):
         try:
-            table, spans = read_segment(path)
-        except (SegmentGoneError, SegmentDamagedError) as exc:
+            table, spans = read_segment(path, file)
+        except SegmentDamagedError as exc:
             # The next fit repairs the archive; until then these items stay as the fit before left them.
             log.warning("items_incomplete", segment=path.name, error=str(exc))
             continue

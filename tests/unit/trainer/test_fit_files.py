@@ -5,8 +5,9 @@ can fail.
 import asyncio
 import dataclasses
 import os
+import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from factors import posterior_of
-from tests.support.event_tables import event_table, free, item_ids
+from tests.support.event_tables import event_table, free, item_ids, opened
 from tests.support.trainers import started_fit
 from tests.support.waiting import wait_until_async
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import Span, in_registry, spans_of, string_array
+from trainer.archive.events import in_registry, spans_of, string_array
 from trainer.archive.item_list import read_items, write_items
-from trainer.archive.segments import METADATA_KEY, read_segment
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError, FitFailedError, SegmentGoneError
+from trainer.archive.segments import METADATA_KEY, open_segment, read_segment
+from trainer.errors import (
+    ArchiveFailedError,
+    ArchiveRefusedError,
+    FitFailedError,
+    SegmentDamagedError,
+    SegmentGoneError,
+)
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.ratings import load_ratings
@@ -69,19 +76,24 @@ def request(archive: EpochArchive, output: Path, n_items: int = 16, **changes: o
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # fields by name
 
 
-async def fitted(asked: FitRequest, started: Callable[[int], None] = lambda _pid: None) -> FitResult:
+async def fitted(
+    asked: FitRequest,
+    started: Callable[[int], None] = lambda _pid: None,
+    files: Sequence[pa.OSFile] | None = None,
+) -> FitResult:
     def step(name: str) -> None:
         assert name == "fit:started"
         started(started_fit())
 
     async with asyncio.timeout(60):
-        return await fit_in_process(asked, step=step)
+        files = files or [open_segment(Path(path)) for path in asked.paths]
+        return await fit_in_process(asked, files, step=step)
 
 
 def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:
     archived(tmp_path, [("a", 1, 0, 1.0), ("a", 2, 1, 2.0), ("b", 1, 0, 5.0)])
     archive = archived(tmp_path, [("a", 3, 0, 4.0), ("a", 4, 1, NAN), ("c", 1, 2, NAN)], first_ms=10)
-    given = load_ratings(archive.snapshot().paths, item_ids(3))
+    given = load_ratings(opened(archive), item_ids(3))
     assert given.user_ids.to_pylist() == ["a", "b", "c"]
     assert given.user_n.tolist() == [4, 1, 1]
     ratings = given.ratings
@@ -92,7 +104,7 @@ def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:
 
 def test_users_of_the_earlier_fit_come_first_and_the_erased_are_gone(tmp_path: Path) -> None:
     archive = archived(tmp_path, [("new", 1, 0, 1.0), ("b", 1, 0, 5.0), ("a", 1, 0, 3.0)])
-    given = load_ratings(archive.snapshot().paths, item_ids(1), string_array([b"a", b"\xff\xff", b"b"]))
+    given = load_ratings(opened(archive), item_ids(1), string_array([b"a", b"\xff\xff", b"b"]))
     assert given.user_ids.to_pylist() == ["a", "b", "new"]
     assert given.kept.tolist() == [0, 2]
     assert given.ratings.value.tolist() == [3.0, 5.0, 1.0]
@@ -103,7 +115,7 @@ def test_events_are_joined_with_the_registry_by_item_id(tmp_path: Path) -> None:
     archive = archived(tmp_path, [("a", 1, 0, 1.0), ("a", 2, 1, 2.0), ("b", 1, 2, 3.0)])
     archive = archived(tmp_path, [("b", 2, 1, NAN), ("a", 3, 0, 5.0), ("c", 1, 1, 4.0)], first_ms=10)
     # Row 1 is another item's by now, `i1` came again later, `i2` never did.
-    given = load_ratings(archive.snapshot().paths, string_array([b"i0", b"taken", b"rest", b"i1"]))
+    given = load_ratings(opened(archive), string_array([b"i0", b"taken", b"rest", b"i1"]))
     ratings = given.ratings
     assert (given.n_items, given.unknown) == (4, 1)
     assert given.user_ids.to_pylist() == ["a", "b", "c"]
@@ -119,26 +131,36 @@ def test_events_are_joined_with_the_registry_by_item_id(tmp_path: Path) -> None:
     assert in_registry(table, string_array([])).num_rows == 0
 
 
-def test_segments_that_are_merged_while_others_are_read_do_not_go_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_snapshot_is_read_whole_whatever_takes_its_files_away(tmp_path: Path) -> None:
     """Of a large archive under a steady stream each fit would fail: new segments are merged every few
     seconds.
     """
     for k in range(9):
         archive = archived(tmp_path, [(f"u{k}", 1, 0, 3.0)], first_ms=1 + k)
-    paths = archive.snapshot().paths
-
-    def merged_meanwhile(path: Path, file: pa.NativeFile) -> tuple[pa.Table, dict[int, Span]]:
-        if path == paths[0]:
-            assert archive.merge()
-            assert not paths[-1].exists()
-        return read_segment(path, file)
-
-    monkeypatch.setattr("trainer.fit_job.ratings.read_segment", merged_meanwhile)
-    assert load_ratings(paths, item_ids(1)).n_users == 9
+    segments = opened(archive)
+    assert archive.erase(b"u3", 1) == 1
+    assert archive.merge()
+    gone = [path for path, _ in segments if not path.exists()]
+    assert len(gone) >= 8
     with pytest.raises(SegmentGoneError):
-        load_ratings(paths, item_ids(1))
+        read_segment(gone[0])
+    assert load_ratings(segments, item_ids(1)).n_users == 9
+    assert load_ratings(opened(archive), item_ids(1)).n_users == 8
+
+
+def test_snapshot_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    archive = archived(tmp_path, world())
+    (path,) = archive.snapshot().paths
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
+    try:
+        with pytest.raises(ArchiveFailedError, match="too many open files"):
+            archive.open_snapshot()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    path.unlink()
+    with pytest.raises(SegmentDamagedError, match="is missing"):
+        archive.open_snapshot()
 
 
 def test_item_list_is_what_was_written(tmp_path: Path) -> None:
@@ -197,7 +219,7 @@ async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
     assert np.isnan(result.item_values).sum() == rated > 0
     assert result.rows_of([b"u7", b"u8"]).tolist() == [-1, 8]
     assert result.user_ids(7, 8) == [b"\xff\xff"]
-    again = load_ratings(archive.snapshot().paths, item_ids(16), result.user_id_array())
+    again = load_ratings(opened(archive), item_ids(16), result.user_id_array())
     assert again.user_ids.to_pylist()[-1] == "u7", "who comes back is a new user"
 
 
@@ -217,12 +239,13 @@ async def test_damaged_segment_is_named(tmp_path: Path) -> None:
     assert caught.value.damaged == victim
 
 
-async def test_merged_snapshot_is_told(tmp_path: Path) -> None:
+async def test_fit_learns_its_snapshot_though_the_files_are_gone(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     asked = request(archive, tmp_path / "fit")
+    _, files = archive.open_snapshot()
     archive.erase(b"u1", 100)
-    with pytest.raises(SegmentGoneError):
-        await fitted(asked)
+    assert asked.paths[0] not in map(str, archive.snapshot().paths)
+    assert (await fitted(asked, files=files)).n_users == 40
 
 
 async def test_refused_input_is_permanent(tmp_path: Path) -> None:

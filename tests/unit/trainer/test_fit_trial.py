@@ -1,6 +1,7 @@
 """The trial of a fit: which ratings it is held to, and that one which is worse on what comes is refused."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from factors import Int64s, Ratings, item_statistics, posterior_of
-from tests.support.event_tables import event_table, free, item_ids
+from tests.support.event_tables import event_table, free, item_ids, opened
 from trainer import gate
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of, string_array
@@ -60,8 +61,11 @@ def archived(folder: Path, rated: Rated, before: Rated = ()) -> EpochArchive:
 
 
 def fit_of(archive: EpochArchive, output: Path, live: Path | None = None) -> FitResult:
+    paths = archive.snapshot().paths
     request = FitRequest(
-        paths=tuple(map(str, archive.snapshot().paths)),
+        paths=tuple(map(str, paths)),
+        # Closed by what reads them.
+        descriptors=tuple(os.open(path, os.O_RDONLY) for path in paths),
         items=str(write_items(archive.directory, [b"i%d" % row for row in range(N_ITEMS)])),
         output=str(output),
         engine="variational",
@@ -150,8 +154,8 @@ def test_a_live_fit_is_judged_as_it_answers_with_what_came_since(tmp_path: Path)
     early = [each for each in rated if each[1] != 7 and each[0] != "u3"]
     live = fit_of(archived(tmp_path, early), tmp_path / "live")
     late = [each for each in rated if each[1] == 7 or each[0] == "u3"]
-    paths = archived(tmp_path, late, before=early).snapshot().paths
-    data = load_ratings(paths, item_ids(N_ITEMS), live.user_id_array(), np.asarray(live.user_n))
+    segments = opened(archived(tmp_path, late, before=early))
+    data = load_ratings(segments, item_ids(N_ITEMS), live.user_id_array(), np.asarray(live.user_n))
     assert len(data.unlearned) == len(late)
     served = as_served(live, data, data.ratings)
     again = as_served(live, data, data.ratings.take(np.zeros(len(rated), dtype=bool)))

@@ -16,7 +16,7 @@ from factors import (
     posterior_of,
 )
 from factors.model.layout import item_layout
-from tests.support.event_tables import event_table, item_ids
+from tests.support.event_tables import event_table, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import after, spans_of
 from trainer.fit_job.ratings import load_ratings
@@ -44,7 +44,7 @@ def base(tmp_path: Path) -> FitResult:
     archive = EpochArchive(tmp_path / "archive", 1, guard=lambda: None)
     table = table_of(events)
     archive.append(table, spans_of(table))
-    given = load_ratings(archive.snapshot().paths, item_ids(8))
+    given = load_ratings(opened(archive), item_ids(8))
     fitted: Fitted = fit(given.ratings, 20, 8, settings=SETTINGS, rng=rng)
     write_result(tmp_path / "fit", given, fitted, {})
     return read_result(tmp_path / "fit")

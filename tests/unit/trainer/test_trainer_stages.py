@@ -8,7 +8,7 @@ import pytest
 
 from factors import FitSettings, Scale, fit
 from featurestore.errors import LeaseLost, StoreUnavailable
-from tests.support.event_tables import event_table, item_ids
+from tests.support.event_tables import event_table, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of
 from trainer.errors import ArchiveFailedError
@@ -27,7 +27,7 @@ def data(tmp_path: Path) -> FitInput:
     users = [f"u{number % 3}" for number in range(12)]
     table = event_table(users, k // 3 + 1, k // 3, k % 5 + 1.0, stream_ms=k + 1, time=0.0)
     archive.append(table, spans_of(table))
-    return load_ratings(archive.snapshot().paths, item_ids(4))
+    return load_ratings(opened(archive), item_ids(4))
 
 
 def leave_fit(folder: FitFolder, data: FitInput) -> None:
