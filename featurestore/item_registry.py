@@ -116,6 +116,9 @@ class ItemRegistry:
     async def rows(self, item_ids: Sequence[bytes]) -> list[int | None]:
         """Return the row of each item, None where it is not registered; one round trip for unknown ones."""
         blocks = self._unknown(item_ids)
+        if not blocks:
+            # Answered though the store is away.
+            return [self._rows[item_id] for item_id in item_ids]
         # On the wire: a prediction of an item that is not known here asks for it each time.
         calls = [encode(b"HMGET", self._items, *block) for block in blocks]
         replies = await call_many(self._connection, calls)

@@ -20,6 +20,7 @@ from featurestore.ratings.log import RatingsLog
 from featurestore.ratings.room import Room
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
+from featurestore.users.copies import UserCopies
 from featurestore.users.records import UserRecords
 from featurestore.wire.connection import Connection, Prepare
 from featurestore.wire.primary import Primary
@@ -54,7 +55,10 @@ class Store:
             key=self.keys.synced,
             wait_s=wait_s,
         )
-        self.users = UserRecords(self.keys, self.hot or self.bulk, self.redis, self.config.scale)
+        # Who asks often keeps copies of what comes.
+        self.users = UserRecords(
+            *(self.keys, self.hot or self.bulk, self.redis, self.config.scale), UserCopies() if hot else None
+        )
         self.generations = Generations(self.keys, self.bulk, self.redis)
         self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
         self.stream = RatingsStream(self.keys, self.bulk, self.redis)

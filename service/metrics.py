@@ -55,6 +55,7 @@ _COUNTERS = {
         "Requests and connections that were refused because there were too many.",
     ),
     "starts": ("foldin_worker_starts", "Workers that were started, first and again."),
+    "degraded": ("foldin_degraded", "Answers from copies, because the store was away."),
     "reconnects": ("foldin_store_reconnects", "Connections to the store that were made anew."),
 }
 # What a worker is now, by field.
@@ -123,6 +124,7 @@ class Counts(msgspec.Struct):
     users_forgotten: int = 0
     exceptions: int = 0
     overloads: int = 0
+    degraded: int = 0
     reconnects: int = 0
     starts: int = 0
     # From here on: what the worker is now.

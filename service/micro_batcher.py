@@ -2,8 +2,8 @@
 scorer.
 
 Invariant: a pair is answered from one `LiveGeneration`, taken when its batch ends, and from a record that is
-current by the counter rule. No pair waits for others to come: a batch ends when the event loop has read what
-had arrived.
+current by the counter rule; while the store is away, from copies, and the answer says so. No pair waits for
+others to come: a batch ends when the event loop has read what had arrived.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from factors import BASIS, Float32s
-from featurestore.errors import StoreDamaged, StoreError
+from featurestore.errors import StoreDamaged, StoreError, StoreUnavailable
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
@@ -109,7 +109,11 @@ class MicroBatcher:
         batch.live = live = require_live(self._follower)
         batch.item_rows = list(map(self._store.items(live.epoch).row, batch.item_ids))
         began = perf_counter()
-        users = await self._store.users.lookup(live, batch.user_ids)
+        try:
+            users = await self._store.users.lookup(live, batch.user_ids)
+        except StoreUnavailable as exc:
+            self._answer_from_copies(batch, range(len(batch.waiters)), exc)
+            return
         self._counts.lookup.observe(perf_counter() - began)
         self._counts.batch.observe(len(batch.waiters))
         positions: Sequence[int] = range(len(batch.waiters))
@@ -137,6 +141,8 @@ class MicroBatcher:
             for k, row in zip(unknown, registered, strict=True):
                 batch.item_rows[k] = -1 if row is None else row
             self._answer(batch, late, current.vectors)
+        except StoreUnavailable as exc:
+            self._answer_from_copies(batch, late, exc)
         except asyncio.CancelledError:
             _fail([batch.waiters[k] for k in late], _ending())
             raise
@@ -156,7 +162,20 @@ class MicroBatcher:
         except Exception as exc:  # noqa: BLE001 -- each waiter gets it; the dispatcher tells what it is
             _fail([batch.waiters[k] for k in late], exc)
 
-    def _answer(self, batch: MicroBatch, positions: Sequence[int], vectors: Float32s) -> None:
+    def _answer_from_copies(self, batch: MicroBatch, positions: Sequence[int], exc: StoreUnavailable) -> None:
+        """Answer the pairs at `positions` without the store; an item that is not known here counts as new."""
+        copies = self._store.users.copies
+        if copies is None:
+            _fail([batch.waiters[k] for k in positions], exc)
+            return
+        batch.item_rows = [-1 if row is None else row for row in batch.item_rows]
+        users = copies.lookup(batch.live, batch.user_ids)
+        self._counts.degraded += len(positions)
+        self._answer(batch, positions, users.vectors, degraded=True)
+
+    def _answer(
+        self, batch: MicroBatch, positions: Sequence[int], vectors: Float32s, *, degraded: bool = False
+    ) -> None:
         """Answer the pairs at `positions`; `vectors` float32 (m, user_width) are those of all pairs."""
         if not positions:
             return
@@ -171,7 +190,9 @@ class MicroBatcher:
         ):
             waiter = waiters[k]
             if not waiter.done():
-                waiter.set_result(OnePrediction(rating, std, BASIS[basis], live.generation))
+                waiter.set_result(
+                    OnePrediction(rating, std, BASIS[basis], live.generation, degraded=degraded)
+                )
         self._counts.predictions += len(positions)
 
     async def close(self) -> None:

@@ -32,10 +32,13 @@ class Prediction(msgspec.Struct):
 
 
 class OnePrediction(Prediction, omit_defaults=True):
-    """The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first."""
+    """The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first.
+    `degraded`: the store is away, and the answer may lack ratings that were acknowledged.
+    """
 
     generation: int
     distribution: list[float] | None = None
+    degraded: bool = False
 
 
 def _digits(count: int, kind: type, *, padded: bool = False) -> npt.NDArray[np.unsignedinteger]:

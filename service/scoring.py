@@ -7,15 +7,19 @@ about 2 ms.
 import asyncio
 from collections.abc import Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
 from factors import BASIS, FactorsError, Float32s, Int64s
 from featurestore.codecs import pack_histories
+from featurestore.errors import StoreUnavailable
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.id_columns import Ids
 from featurestore.store import Store
+from featurestore.users.copies import UserCopies
+from featurestore.users.counter_rule import Profile
 from service.http.problems import Problem
 from service.metrics import Counts
 from service.prediction_json import OnePrediction, rounded, writer
@@ -31,8 +35,20 @@ def require_live(follower: Follower) -> LiveGeneration:
     return follower.live
 
 
+class Looked(NamedTuple):
+    """`vectors` float32 (u, user_width) of users, `rows` int64 (m,) of items, -1 for those that are not
+    registered. `degraded`: from copies, because the store is away.
+    """
+
+    vectors: Float32s
+    rows: Int64s
+    degraded: bool
+
+
 class PairScorer:
-    """Looks pairs up and scores them, for calls that do not go through the `MicroBatcher`."""
+    """Looks pairs up and scores them, for calls that do not go through the `MicroBatcher`. While the store is
+    away it answers from copies, and says so.
+    """
 
     def __init__(self, store: Store, counts: Counts) -> None:
         self._store = store
@@ -43,22 +59,44 @@ class PairScorer:
 
     async def look_up(
         self, live: LiveGeneration, user_ids: Sequence[bytes], item_ids: Sequence[bytes]
-    ) -> tuple[Float32s, Int64s]:
-        """Return the vectors (u, user_width) of a few users, and the rows (m,) of a few items, -1 for those
-        that are not registered.
-        """
+    ) -> Looked:
+        """Return what is known of a few users and items."""
         registry = self._store.items(live.epoch)
         began = perf_counter()
         rows = list(map(registry.row, item_ids))
-        if None in rows:
-            # An item that another replica registered: both questions to the store at once.
-            current, rows = await asyncio.gather(
-                self._store.users.current(live, user_ids), registry.rows(item_ids)
-            )
-        else:
-            current = await self._store.users.current(live, user_ids)
+        degraded = False
+        try:
+            if None in rows:
+                # An item that another replica registered: both questions to the store at once.
+                current, rows = await asyncio.gather(
+                    self._store.users.current(live, user_ids), registry.rows(item_ids)
+                )
+            else:
+                current = await self._store.users.current(live, user_ids)
+            vectors = current.vectors
+        except StoreUnavailable as exc:
+            vectors, degraded = self._copies(exc).lookup(live, user_ids).vectors, True
         self._counts.lookup.observe(perf_counter() - began)
-        return current.vectors, np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+        item_rows = np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+        return Looked(vectors, item_rows, degraded)
+
+    async def profile(self, live: LiveGeneration, user_id: bytes) -> tuple[Profile, bool]:
+        """Return one user with the history, and whether it is a copy. Raises `StoreUnavailable` where there
+        is none, either.
+        """
+        try:
+            return await self._store.users.profile(live, user_id), False
+        except StoreUnavailable as exc:
+            profile = self._copies(exc).profile(live, user_id)
+            if profile is None:
+                raise
+            self._counts.degraded += 1
+            return profile, True
+
+    def _copies(self, exc: StoreUnavailable) -> UserCopies:
+        if self._store.users.copies is None:
+            raise exc
+        return self._store.users.copies
 
     async def predict_one(
         self,
@@ -73,10 +111,10 @@ class PairScorer:
 
         Raises `invalid_parameter` where the scale has no steps.
         """
-        vectors, rows = await self.look_up(live, [user_id], [item_id])
+        vectors, rows, degraded = await self.look_up(live, [user_id], [item_id])
         if time is not None and not live.posterior.keeps_time(vectors[0], time):
             # The record has dropped what it would need of that time: the history has all.
-            profile = await self._store.users.profile(live, user_id)
+            profile, degraded = await self.profile(live, user_id)
             packed, current = pack_histories([profile.history]), profile.vector[None]
             vectors = await asyncio.to_thread(
                 live.posterior.fold_in_users, live.items, packed, current=current, at=time
@@ -85,7 +123,8 @@ class PairScorer:
         times = None if time is None else np.array([time])
         scores = rounded(live.scorer.score(vectors, index, rows, times), live.model.scale)
         prediction = OnePrediction(
-            float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]], live.generation
+            *(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]], live.generation),
+            degraded=degraded,
         )
         if distribution:
             # The model knows whether its scale has steps; a fit may have found them.
@@ -94,15 +133,17 @@ class PairScorer:
             except FactorsError as exc:
                 raise Problem("invalid_parameter", f"distribution: {exc}", field="distribution") from exc
         self._counts.predictions += 1
+        self._counts.degraded += degraded
         return prediction
 
     async def predict_batch(self, live: LiveGeneration, user_ids: Ids, item_ids: Ids) -> bytearray:
         """Return the body for the pairs `user_ids[j]`, `item_ids[j]` in their order, or for one user with all
         items.
         """
-        vectors, index, rows = await self._look_up_batch(live, user_ids, item_ids)
+        (vectors, rows, degraded), index = await self._look_up_batch(live, user_ids, item_ids)
         elements = writer(live.model.scale).elements
-        body = bytearray(b'{"generation":%d,"predictions":[' % live.generation)
+        mark = b'"degraded":true,' if degraded else b""
+        body = bytearray(b'{"generation":%d,%b"predictions":[' % (live.generation, mark))
         async with self._one_batch:
             for start in range(0, len(rows), _SLICE):
                 if start:
@@ -116,25 +157,32 @@ class PairScorer:
             del body[body.rindex(b",") :]
         body += b"]}"
         self._counts.predictions += len(rows)
+        self._counts.degraded += degraded * len(rows)
         return body
 
     async def _look_up_batch(
         self, live: LiveGeneration, user_ids: Ids, item_ids: Ids
-    ) -> tuple[Float32s, Int64s, Int64s]:
-        """Return the vectors (u, user_width) of the distinct users, which of them is that of each pair (m,),
-        and the rows (m,) of items, -1 for those that are not registered.
+    ) -> tuple[Looked, Int64s]:
+        """Return what is known of the distinct users and of the items, and which user is that of each pair
+        (m,).
         """
         registry = self._store.items(live.epoch)
         began = perf_counter()
         rows = registry.find(item_ids)
-        lookup = self._store.users.current_distinct(live, user_ids)
-        unknown = np.flatnonzero(rows < 0)
-        if len(unknown):
-            (current, index), found = await asyncio.gather(
-                lookup, registry.rows(list(item_ids.take(unknown)))
-            )
-            rows[unknown] = [-1 if row is None else row for row in found]
-        else:
-            current, index = await lookup
+        degraded = False
+        try:
+            lookup = self._store.users.current_distinct(live, user_ids)
+            unknown = np.flatnonzero(rows < 0)
+            if len(unknown):
+                (current, index), found = await asyncio.gather(
+                    lookup, registry.rows(list(item_ids.take(unknown)))
+                )
+                rows[unknown] = [-1 if row is None else row for row in found]
+            else:
+                current, index = await lookup
+            vectors = current.vectors
+        except StoreUnavailable as exc:
+            vectors, degraded = self._copies(exc).lookup(live, list(user_ids)).vectors, True
+            index = np.arange(len(vectors), dtype=np.int64)
         self._counts.lookup.observe(perf_counter() - began)
-        return current.vectors, index if len(index) == len(rows) else np.zeros_like(rows), rows
+        return Looked(vectors, rows, degraded), index if len(index) == len(rows) else np.zeros_like(rows)

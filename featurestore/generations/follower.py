@@ -25,7 +25,7 @@ from factors import (
     index_from_bytes,
     posterior_of,
 )
-from featurestore.errors import FullReason, StoreError, StoreFull
+from featurestore.errors import FullReason, StoreError, StoreUnavailable
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import (
@@ -132,8 +132,8 @@ class Follower:
             # At once after a change: a switch of generations waits for this.
             if serves != self._beaten or time.monotonic() - self._beaten_at >= BEAT_S:
                 self._beaten, self._beaten_at = serves, time.monotonic()
-                # A store whose disk is full takes none, and is followed all the same.
-                with contextlib.suppress(StoreFull):
+                # A store that is full, or that misses replicas, takes none; it is followed all the same.
+                with contextlib.suppress(StoreUnavailable):
                     await self._beat(*serves)
         # One round trip, ten times a second: 0.13 ms of this event loop.
         pipe = self._client.pipeline()
@@ -157,7 +157,7 @@ class Follower:
         self._clock_offset = seconds + microseconds / 1e6 - now
         self.pointer = pointer = read_pointer(pointer_fields, self._keys.live)
         self._numbers = frozenset(whole(number, self._keys.generations) for number in numbers)
-        self._store.users.kept = Kept(self._numbers)
+        self._store.users.polled(Kept(self._numbers), now)
         self.polled_at = now
         more = False
         if live is not None and items is not None and live is self.live:
@@ -187,6 +187,8 @@ class Follower:
         log.warning("the store is another one", extra={"was": self._identity, "now": self._store.identity})
         self._identity = self._store.identity
         self.live = self.pointer = None
+        if self._store.users.copies is not None:
+            self._store.users.copies.clear()
         self._load_at = float("-inf")
 
     async def _load(self, epoch: int, generation: int) -> None:

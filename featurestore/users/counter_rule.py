@@ -5,12 +5,13 @@ neither: the prior stands for it. Nothing else is cached, so there is nothing to
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from factors import Float32s, Int64s
-from featurestore.codecs import COUNTER
+from featurestore.codecs import COUNTER, History
 from featurestore.generations.live import LiveGeneration
 from featurestore.wire.resp import ReplyError
 
@@ -19,13 +20,27 @@ class UserLookup(NamedTuple):
     """Users as their records say. `n` int64 (m,), `vectors` float32 (m, user_width), read only.
 
     `behind`: positions of the users whose record is not current, `behind_ids` their ids; their rows are the
-    prior until they are folded in. An unknown user has `n` 0 and the prior, and is not behind.
+    prior until they are folded in. An unknown user has `n` 0 and the prior, and is not behind. `records`: as
+    bytes, where they were read one by one.
     """
 
     n: Int64s
     vectors: Float32s
     behind: list[int]
     behind_ids: list[bytes]
+    records: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One user as of now: `n`, `vector` float32 (user_width,), the effective history, and whether it was
+    folded in for this answer.
+    """
+
+    n: int
+    vector: Float32s
+    history: History
+    folded: bool
 
 
 def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any]) -> UserLookup:
@@ -50,9 +65,15 @@ def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any
         else:
             behind.append(position)
             records.append(prior)
+    found = of_records(live, records)
+    return found._replace(behind=behind, behind_ids=[user_ids[k] for k in behind]) if behind else found
+
+
+def of_records(live: LiveGeneration, records: Sequence[bytes]) -> UserLookup:
+    """Users whose records are these; the prior's stands for an unknown one."""
     # A row for each user, whatever is known of it: vectors stay beside the pairs that asked for them.
     table = np.frombuffer(b"".join(records), live.record_dtype)
-    return UserLookup(table["n"].view(np.int64), table["vector"], behind, [user_ids[k] for k in behind])
+    return UserLookup(table["n"].view(np.int64), table["vector"], [], [], records)
 
 
 def may_continue(live: LiveGeneration, record: bytes, n: int) -> bool:

@@ -23,7 +23,8 @@ from featurestore.id_columns import Ids, distinct
 from featurestore.keys import Keys, digest_of, partition_of, record_field, shown_key, whole
 from featurestore.users import counter_rule
 from featurestore.users.batch_lookup import LookupReader, write_lookups
-from featurestore.users.counter_rule import UserLookup
+from featurestore.users.copies import UserCopies
+from featurestore.users.counter_rule import Profile, UserLookup
 from featurestore.users.fold_in import FoldedUsers, StaleUser, blocks, fold_in
 from featurestore.wire.connection import Connection, swallow
 from featurestore.wire.functions import ask_many, call_many, encode_call
@@ -57,18 +58,6 @@ class CurrentUsers:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """One user as of now: `n`, `vector` float32 (user_width,), the effective history, and whether it was
-    folded in for this answer.
-    """
-
-    n: int
-    vector: Float32s
-    history: History
-    folded: bool
-
-
-@dataclass(frozen=True, slots=True)
 class StoredUser:
     """What is stored of a user: `n` and the history, as entries (see `codecs`)."""
 
@@ -80,19 +69,34 @@ class StoredUser:
 
 class UserRecords:
     """Reads user records. Safe for any number of tasks of one event loop; every method may raise
-    `StoreUnavailable`, and `StoreDamaged` of what is stored of a user. `scale`: of the ratings.
+    `StoreUnavailable`, and `StoreDamaged` of what is stored of a user. `scale`: of the ratings; `copies`:
+    keep what is read here, where they are wanted.
     """
 
-    def __init__(self, keys: Keys, connection: Connection, client: Client, scale: Scale) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        connection: Connection,
+        client: Client,
+        scale: Scale,
+        copies: UserCopies | None = None,
+    ) -> None:
         self._keys = keys
         self._scale = scale
         self._connection = connection
         self._client = client
+        self.copies = copies
         self.kept = Kept(frozenset())
         # The blocks of one batch leave before those of the next, so that its answers come first.
         self._one_batch = asyncio.Lock()
         self.folded_total = 0
         self.corrupt_total = 0
+
+    def polled(self, kept: Kept, now: float) -> None:
+        """Take in what the store said at `now`, by a clock in seconds: which generations it keeps."""
+        self.kept = kept
+        if self.copies is not None:
+            self.copies.age(now)
 
     async def lookup(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> UserLookup:
         """Read users by the counter rule, with one write and one round trip; none is folded in."""
@@ -101,7 +105,10 @@ class UserRecords:
         # The tail ends each command.
         tail = LOOKUP_TAIL % (len(field), field)
         asked = self._connection.execute(tail.join([*heads, b""]), len(heads), at_once=True)
-        return counter_rule.apply(live, user_ids, await asked)
+        found = counter_rule.apply(live, user_ids, await asked)
+        if self.copies is not None:
+            self.copies.keep_lookup(live, user_ids, found)
+        return found
 
     async def catch_up(self, live: LiveGeneration, lookup: UserLookup) -> CurrentUsers:
         """Fold in the users of `lookup` who are behind, and write them back without waiting for it.
@@ -154,6 +161,12 @@ class UserRecords:
 
     async def profile(self, live: LiveGeneration, user_id: bytes) -> Profile:
         """One user with the history that the vector rests on; one round trip."""
+        profile = await self._profile(live, user_id)
+        if self.copies is not None:
+            self.copies.keep_profile(live, user_id, profile)
+        return profile
+
+    async def _profile(self, live: LiveGeneration, user_id: bytes) -> Profile:
         n, record, data = await self._look_once(live.epoch, record_field(live.generation), user_id)
         lookup = counter_rule.apply(live, [user_id], [(n, record)])
         if lookup.behind:
@@ -218,6 +231,8 @@ class UserRecords:
         keys, calls = self._keys, []
         n = np.array([user.n for user in users], dtype=np.int64)
         records = codecs.pack_records(n, folded.vectors)
+        if self.copies is not None:
+            self.copies.keep(live, [user.user_id for user in users], records)
         for user, record, history in zip(users, records, folded.histories, strict=True):
             names = [
                 keys.user(live.epoch, user.user_id),

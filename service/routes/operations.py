@@ -10,7 +10,7 @@ import time
 import msgspec
 from aiohttp import web
 
-from featurestore.errors import StoreError
+from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.store import Store
 from service.context import CONTEXT
 from service.http.problems import Problem
@@ -28,12 +28,13 @@ class Alive(msgspec.Struct):
     alive: bool
 
 
-class Ready(msgspec.Struct):
-    """A generation is live here and the store answers."""
+class Ready(msgspec.Struct, omit_defaults=True):
+    """A generation is live here. `degraded`: the store does not answer, and reads rest on copies."""
 
     ready: bool
     generation: int
     epoch: int
+    degraded: bool = False
 
 
 class WorkerOut(msgspec.Struct):
@@ -88,13 +89,15 @@ async def get_readyz(request: web.Request) -> web.StreamResponse:
     if context.traffic.draining:
         raise Problem("overloaded", "this worker is ending", retry_after_s=1)
     live = context.live()
-    # A worker whose store is away could answer nothing; what it has loaded is kept for when that is back.
+    # All workers lose the store at once: if they said that they are not ready, a load balancer would have
+    # none left to ask for what they can answer.
+    degraded = False
     try:
         async with asyncio.timeout(_PROBE_TIMEOUT_S):
             await context.store.generations.live()
-    except TimeoutError:
-        raise Problem("store_unavailable", "no answer in time", retry_after_s=1) from None
-    return json_answer(Ready(ready=True, generation=live.generation, epoch=live.epoch))
+    except (StoreUnavailable, TimeoutError):
+        degraded = True
+    return json_answer(Ready(True, live.generation, live.epoch, degraded))
 
 
 async def _lag(store: Store, epoch: int) -> dict[int, int] | None:

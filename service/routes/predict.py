@@ -62,11 +62,12 @@ class Pairs(NamedTuple):
     item_ids: Ids
 
 
-class Predictions(msgspec.Struct):
+class Predictions(msgspec.Struct, omit_defaults=True):
     """Predictions in the order in which they were asked."""
 
     generation: int
     predictions: list[Prediction]
+    degraded: bool = False
 
 
 class PairQuery(NamedTuple):

@@ -127,7 +127,7 @@ async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Colu
     sample = slice(None, None, -(-len(columns) // _PREDICTED))
     positions: dict[bytes, int] = {}
     index = [positions.setdefault(user_id, len(positions)) for user_id in columns.user_id[sample]]
-    vectors, item_rows = await scorer.look_up(live, list(positions), columns.item_id[sample])
+    vectors, item_rows, _ = await scorer.look_up(live, list(positions), columns.item_id[sample])
     predicted = live.scorer.score(vectors, np.array(index, dtype=np.int64), item_rows).rating
     return np.square(columns.rating[sample] - predicted)
 

@@ -59,6 +59,7 @@ class Recommendations(msgspec.Struct, omit_defaults=True):
     user_id: str | None = None
     ignored: int | None = None
     seed: int | None = None
+    degraded: bool = False
 
 
 class AnonymousRating(msgspec.Struct):
@@ -88,7 +89,7 @@ class Part(msgspec.Struct):
     contribution: float
 
 
-class Explained(msgspec.Struct):
+class Explained(msgspec.Struct, omit_defaults=True):
     """`base` plus all contributions is `rating`, which is what GET /predict answers."""
 
     user_id: str
@@ -99,6 +100,7 @@ class Explained(msgspec.Struct):
     base: float
     parts: list[Part]
     generation: int
+    degraded: bool = False
 
 
 class Wanted(NamedTuple):
@@ -143,9 +145,11 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed))
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
-    profile = await context.store.users.profile(live, user_id)
+    profile, degraded = await context.scorer.profile(live, user_id)
     items = await _best_items(context, live, profile.vector, profile.history, wanted)
-    return json_answer(Recommendations(live.generation, items, user_id.decode(), seed=wanted.seed))
+    return json_answer(
+        Recommendations(live.generation, items, user_id.decode(), seed=wanted.seed, degraded=degraded)
+    )
 
 
 @Route(
@@ -237,9 +241,9 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
     live = context.live()
     registry = context.store.items(live.epoch)
-    profile = await context.store.users.profile(live, user_id)
+    profile, degraded = await context.scorer.profile(live, user_id)
     history = profile.history
-    row = (await registry.rows([item_id]))[0]
+    row = registry.row(item_id) if degraded else (await registry.rows([item_id]))[0]
     # An unknown item has a score too, by GET /predict, and so it has an explanation.
     row = -1 if row is None else row
     current = profile.vector[None]
@@ -263,5 +267,6 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     answer = Explained(
         *(user_id.decode(), item_id.decode(), score.rating, score.std, score.basis, base, parts),
         live.generation,
+        degraded,
     )
     return json_answer(answer)

@@ -28,7 +28,7 @@ MAX_OFFSET = 2**31
 _RECEIPT = re.compile(r"(?P<command>[0-9a-f]{32})-(?P<sent>[0-9a-f]{1,12})")
 
 
-class UserOut(msgspec.Struct):
+class UserOut(msgspec.Struct, omit_defaults=True):
     """What is known of a user. `expected`: of an unknown item. `events`: ratings made or taken back."""
 
     user_id: str
@@ -37,6 +37,7 @@ class UserOut(msgspec.Struct):
     events: int
     expected: Prediction
     generation: int
+    degraded: bool = False
 
 
 class RatingOut(msgspec.Struct):
@@ -78,13 +79,15 @@ async def get_user(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
-    profile = await context.store.users.profile(live, user_id)
+    profile, degraded = await context.scorer.profile(live, user_id)
     if profile.n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
     ratings = profile.history.rating
     mean = float(ratings.mean()) if len(ratings) else None
     score = expected(live, profile.vector[None], 0, -1)
-    return json_answer(UserOut(user_id.decode(), len(ratings), mean, profile.n, score, live.generation))
+    return json_answer(
+        UserOut(user_id.decode(), len(ratings), mean, profile.n, score, live.generation, degraded)
+    )
 
 
 @Route(
@@ -133,6 +136,8 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store = context.store
+    if store.users.copies is not None:
+        store.users.copies.forget(user_id)
     # From here on no read finds the user; the archive is the trainer's, which may be away.
     forgotten = await store.ratings.forget(user_id)
     context.counts.users_forgotten += 1

@@ -15,6 +15,7 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.id_columns import Ids
 from featurestore.store import Store
 from featurestore.users import counter_rule
+from featurestore.users.copies import UserCopies
 from featurestore.users.counter_rule import UserLookup
 from featurestore.users.records import CurrentUsers
 from service.http.problems import Problem
@@ -62,6 +63,7 @@ class FakeUsers:
         self.lookups: list[list[bytes]] = []
         self.caught_up: list[list[bytes]] = []
         self.failure: Exception | None = None
+        self.copies: UserCopies | None = None
 
     async def lookup(self, live: LiveGeneration, user_ids: list[bytes]) -> UserLookup:
         self.lookups.append(list(user_ids))
@@ -165,6 +167,39 @@ async def test_a_store_that_fails_fails_each_request_with_its_own_problem() -> N
     assert [type(each) for each in found] == [Problem, Problem]
     assert found[0] is not found[1]
     assert cast("Problem", found[0]).headers["Retry-After"] == "2"
+
+
+async def test_while_the_store_is_away_copies_answer_and_say_so() -> None:
+    live = live_generation()
+    batcher, store, _ = make_batcher(live)
+    before = await batcher.submit(b"0", b"1")
+    assert not before.degraded
+    assert b"degraded" not in msgspec.json.encode(before)
+    copies = store.users.copies = UserCopies()
+    copies.keep(live, [b"0"], pack_records(np.array([3]), USERS[:1]))
+    store.users.failure = StoreUnavailable("gone")
+    # One who was read, one who was not, and an item that only the store could tell.
+    known, unknown, item = await asyncio.gather(
+        batcher.submit(b"0", b"1"), batcher.submit(b"2", b"1"), batcher.submit(b"0", b"new")
+    )
+    assert (known.rating, known.std, known.basis) == (before.rating, before.std, "user+item")
+    assert (unknown.basis, item.basis) == ("item", "user")
+    assert all(each.degraded and each.generation == live.generation for each in (known, unknown, item))
+    assert b'"degraded":true' in msgspec.json.encode(known)
+
+
+async def test_a_fold_in_that_the_store_cuts_off_is_answered_by_copies() -> None:
+    live = live_generation()
+    batcher, store, _ = make_batcher(live)
+    store.users.copies = UserCopies()
+
+    async def cut_off(live: LiveGeneration, lookup: UserLookup) -> CurrentUsers:
+        raise StoreUnavailable("gone")
+
+    store.users.catch_up = cut_off  # type: ignore[method-assign]  # what follows a lookup that was answered
+    behind, current = await asyncio.gather(batcher.submit(b"1", b"1"), batcher.submit(b"0", b"1"))
+    assert (behind.degraded, behind.basis) == (True, "item")
+    assert not current.degraded
 
 
 async def test_before_the_first_generation_there_is_a_problem() -> None:

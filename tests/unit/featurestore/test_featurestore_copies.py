@@ -1,0 +1,115 @@
+"""Copies of users: of one generation, of nobody who was forgotten, bounded in bytes and in time."""
+
+import numpy as np
+import pytest
+
+from factors import Ranker, Scorer, posterior_of
+from featurestore.codecs import History, pack_records
+from featurestore.generations.live import LiveGeneration
+from featurestore.users import copies as copies_module
+from featurestore.users.copies import KEPT_S, LONGEST_HISTORY, UserCopies
+from featurestore.users.counter_rule import Profile, UserLookup
+from tests.support.factories import make_items, make_model
+
+MODEL = make_model()
+ITEMS = make_items(MODEL, 4)
+POSTERIOR = posterior_of(MODEL)
+
+
+def live_generation(number: int = 1, epoch: int = 1) -> LiveGeneration:
+    scorer, ranker = Scorer(POSTERIOR, ITEMS), Ranker(POSTERIOR, ITEMS)
+    return LiveGeneration(epoch, number, POSTERIOR, ITEMS, len(ITEMS), scorer, ranker, None)  # type: ignore[arg-type]  # its meta is not asked
+
+
+LIVE = live_generation()
+
+
+def record(n: int) -> bytes:
+    return pack_records(np.array([n]), POSTERIOR.prior_user[None] + n)[0]
+
+
+def profile(n: int, ratings: int = 1) -> Profile:
+    history = History(np.zeros(ratings, np.int32), np.full(ratings, 3.0), np.zeros(ratings))
+    return Profile(n, POSTERIOR.prior_user, history, False)
+
+
+def held(copies: UserCopies, *user_ids: bytes, live: LiveGeneration = LIVE) -> list[int]:
+    """The `n` of each copy; 0 where there is none."""
+    found = copies.lookup(live, user_ids)
+    assert found.behind == []
+    return list(map(int, found.n))
+
+
+def test_a_copy_is_what_was_read_last_of_the_same_generation() -> None:
+    copies = UserCopies()
+    copies.keep(LIVE, [b"ann", b"bob"], [record(1), record(2)])
+    copies.keep(LIVE, [b"ann"], [record(3)])
+    copies.keep_profile(LIVE, b"ann", profile(3))
+    assert held(copies, b"ann", b"bob", b"eve") == [3, 2, 0]
+    found = copies.lookup(LIVE, [b"ann", b"eve"])
+    assert np.array_equal(found.vectors[0], POSTERIOR.prior_user + 3)
+    assert np.array_equal(found.vectors[1], POSTERIOR.prior_user)
+    for other in (live_generation(2), live_generation(1, epoch=2)):
+        assert held(copies, b"ann", live=other) == [0]
+        assert copies.profile(other, b"ann") is None
+    # The first read of another one drops what there was.
+    copies.keep(live_generation(2), [b"bob"], [record(5)])
+    assert held(copies, b"ann", b"bob") == [0, 0]
+    assert held(copies, b"ann", b"bob", live=live_generation(2)) == [0, 5]
+
+
+def test_who_is_behind_is_kept_when_folded_in() -> None:
+    copies = UserCopies()
+    copies.keep(LIVE, [b"ann"], [record(1)])
+    prior = LIVE.prior_record
+    lookup = UserLookup(np.array([0, 2]), np.zeros((2, 1), np.float32), [0], [b"ann"], [prior, record(2)])
+    copies.keep_lookup(LIVE, [b"ann", b"bob"], lookup)
+    assert held(copies, b"ann", b"bob") == [1, 2]
+
+
+def test_who_was_forgotten_is_not_there_even_when_an_answer_comes_late() -> None:
+    copies = UserCopies()
+    copies.keep(LIVE, [b"ann", b"bob"], [record(1), record(2)])
+    copies.keep_profile(LIVE, b"ann", profile(1))
+    copies.forget(b"ann")
+    assert held(copies, b"ann", b"bob") == [0, 2]
+    copies.keep(LIVE, [b"ann"], [record(1)])
+    copies.keep_profile(LIVE, b"ann", profile(1))
+    assert held(copies, b"ann", b"bob") == [0, 2]
+    assert copies.profile(LIVE, b"ann") is None
+
+
+def test_a_copy_that_is_not_read_again_goes_with_time() -> None:
+    copies = UserCopies()
+    copies.age(0.0)
+    copies.keep(LIVE, [b"ann", b"bob"], [record(1), record(2)])
+    copies.keep_profile(LIVE, b"ann", profile(1))
+    copies.age(KEPT_S - 1)
+    copies.age(KEPT_S)
+    assert held(copies, b"ann", b"bob") == [1, 2]
+    copies.keep(LIVE, [b"bob"], [record(3)])
+    copies.age(2 * KEPT_S)
+    assert held(copies, b"ann", b"bob") == [0, 3]
+    assert copies.profile(LIVE, b"ann") is None
+
+
+def test_their_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies_module, "RECORDS_BYTES", 100_000)
+    monkeypatch.setattr(copies_module, "PROFILES_BYTES", 100_000)
+    copies = UserCopies()
+    most = 0
+    for n in range(1, 2_000):
+        user_id = b"%d" % n
+        copies.keep(LIVE, [user_id], [record(n)])
+        copies.keep_profile(LIVE, user_id, profile(n, 20))
+        known = [user for user in (b"%d" % k for k in range(1, n + 1)) if copies.profile(LIVE, user)]
+        most = max(most, len(known))
+    ids = [b"%d" % n for n in range(1, 2_000)]
+    size = copies_module.OVERHEAD_BYTES + len(record(1))
+    # The last ones are there.
+    found = held(copies, *ids)
+    assert 50 < sum(n > 0 for n in found) <= 100_000 // size
+    assert found[-1] == 1_999
+    assert 20 < most <= 100_000 // (size + 20 * 20)
+    copies.keep_profile(LIVE, b"long", profile(1, LONGEST_HISTORY + 1))
+    assert copies.profile(LIVE, b"long") is None
