@@ -1,4 +1,4 @@
-"""Copies of users: of one generation, of nobody who was forgotten, bounded in bytes and in time."""
+"""Copies of users: of one generation, bounded in bytes and in time, and none of a user who was forgotten."""
 
 import numpy as np
 import pytest
