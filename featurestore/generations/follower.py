@@ -157,6 +157,9 @@ class Follower:
         self._clock_offset = seconds + microseconds / 1e6 - now
         self.pointer = pointer = read_pointer(pointer_fields, self._keys.live)
         self._numbers = frozenset(whole(number, self._keys.generations) for number in numbers)
+        if live is not None and live.epoch != pointer.epoch and not pointer.pending:
+            # The history that it serves has ended without it: it was stopped, or cut off, and not waited for.
+            self.live = None
         self._store.users.polled(Kept(self._numbers), now)
         self.polled_at = now
         more = False
@@ -169,7 +172,11 @@ class Follower:
                 if self.live is live:
                     self.live = followed
             more = len(entries) == DELTAS_AT_ONCE or len(ids) == ITEMS_AT_ONCE
-        # What the pointer names is loaded, unless it is here or being loaded.
+        self._load_what_is_live(pointer, now)
+        return more
+
+    def _load_what_is_live(self, pointer: Pointer, now: float) -> None:
+        """Load what the pointer names, unless it is here or being loaded."""
         live = self.live
         here = (0, 0) if live is None else (live.epoch, live.generation)
         if (
@@ -180,7 +187,6 @@ class Follower:
         ):
             name = f"load-generation-{pointer.generation}"
             self._loading = asyncio.create_task(self._load(pointer.epoch, pointer.generation), name=name)
-        return more
 
     def _drop(self) -> None:
         """Serve nothing of a store that has been replaced: its item rows mean other items in the new one."""

@@ -5,6 +5,7 @@ folded in with the item table of the same generation, answered from that, and wr
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from factors import Float32s, Int64s, Scale
 from featurestore import codecs
 from featurestore.client import Client
 from featurestore.codecs import ENTRY_BYTES, History, RecordCorrupt
-from featurestore.errors import StoreDamaged
+from featurestore.errors import StoreDamaged, StoreUnavailable
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Kept
 from featurestore.id_columns import Ids, distinct
@@ -37,6 +38,9 @@ INLINE_ENTRIES = 2_000
 LOOKUPS_AT_ONCE = 2_048
 # So few are looked up in less time with an object for each.
 FEW_LOOKUPS = 256
+# A worker that has not polled for so long may have missed a change of histories: after 2 s without a beat it
+# is not waited for, and the last beat may be half a second older than the last poll.
+FOLLOWED_S = 1.2
 # Keys that the store looks at in one step of a scan: a fraction of a millisecond, in which lookups wait.
 SCANNED_AT_ONCE = 1_000
 # A lookup up to the end of the key, and behind that; lengths go before what they are of.
@@ -87,19 +91,22 @@ class UserRecords:
         self._client = client
         self.copies = copies
         self.kept = Kept(frozenset())
+        # When a follower polled last, by `time.monotonic`; infinite where none says which history is live.
+        self.followed_at = float("inf")
         # The blocks of one batch leave before those of the next, so that its answers come first.
         self._one_batch = asyncio.Lock()
         self.folded_total = 0
         self.corrupt_total = 0
 
     def polled(self, kept: Kept, now: float) -> None:
-        """Take in what the store said at `now`, by a clock in seconds: which generations it keeps."""
-        self.kept = kept
+        """Take in what the store said at `now`, by `time.monotonic`: which generations it keeps."""
+        self.kept, self.followed_at = kept, now
         if self.copies is not None:
             self.copies.age(now)
 
     async def lookup(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> UserLookup:
         """Read users by the counter rule, with one write and one round trip; none is folded in."""
+        self._require_followed()
         field = record_field(live.generation)
         heads = [LOOKUP_HEAD % (len(key), key) for key in self._keys.users(live.epoch, user_ids)]
         # The tail ends each command.
@@ -255,6 +262,7 @@ class UserRecords:
         """Look up a large batch without an object for each user: in the order in which they were asked, and
         the row of each of `users` in that, (m,).
         """
+        self._require_followed()
         prefixes = self._keys.user_prefixes(live.epoch)
         field = record_field(live.generation)
         lookups = write_lookups(users, prefixes, LOOKUP_HEAD, LOOKUP_TAIL % (len(field), field))
@@ -288,7 +296,17 @@ class UserRecords:
         row_of[lookups.order] = np.arange(len(users))
         return UserLookup(n, vectors, behind, behind_ids), row_of
 
+    def _require_followed(self) -> None:
+        """Raise `StoreUnavailable` where the history that this process serves may have ended meanwhile.
+
+        So it is after the process was stopped, or cut off: what it would read lacks what others have written
+        to the next history.
+        """
+        if time.monotonic() - self.followed_at > FOLLOWED_S:
+            raise StoreUnavailable("which history is live was not heard for a while", 0.1)
+
     async def _look_once(self, epoch: int, field: bytes, user_id: bytes) -> Any:
+        self._require_followed()
         keys = [self._keys.user(epoch, user_id), self._keys.history(epoch, user_id)]
         return (await call_many(self._connection, [encode_call("look", keys, [field])]))[0]
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from factors import posterior_of
-from featurestore.errors import StoreRefused
+from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.generations import item_table_file as itemtable
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.served import wait_until_served
+from featurestore.id_columns import Ids
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating
@@ -25,8 +26,10 @@ from tests.support.waiting import wait_until_async
 
 
 @asynccontextmanager
-async def following(store: Store, folder: Path, name: str = "w") -> AsyncIterator[Follower]:
-    follower = Follower(store, folder, name, poll_s=0.02)
+async def following(
+    store: Store, folder: Path, name: str = "w", poll_s: float = 0.02
+) -> AsyncIterator[Follower]:
+    follower = Follower(store, folder, name, poll_s)
     stop = asyncio.Event()
     task = asyncio.create_task(follower.run(stop))
     try:
@@ -140,6 +143,39 @@ async def test_items_that_others_register_become_known(store: Store, tmp_path: P
         await until(lambda: len(store.items(1)) == 3_000, "the registry follows")
         assert store.items(1).id(2_999) == "i2999"
     await other.close()
+
+
+async def test_a_worker_that_missed_the_end_of_its_history_reads_nothing_of_it(
+    store: Store, tmp_path: Path
+) -> None:
+    lease = await lead(store)
+    await publish(store, lease)
+    await store.ratings.append([rating("ann", "item-0")])
+    worker = await Store.open(store.settings)
+    # As one that is frozen between two polls.
+    async with following(worker, tmp_path, poll_s=4.0) as follower:
+        await until(lambda: follower.live is not None, "it serves")
+        assert (await worker.users.history(1, b"ann"))[0] == 1
+        epoch = await store.epochs.begin()
+        await publish(store, lease, epoch=epoch)
+        await store.epochs.finish(epoch)
+        await store.ratings.append([rating("ann", "item-1")])
+        old = live_of(follower)
+        assert old.epoch == 1
+        # It is not waited for any more: what it would answer lacks the second rating.
+        for read in (
+            worker.users.history(1, b"ann"),
+            worker.users.lookup(old, [b"ann"]),
+            worker.users.current_distinct(old, Ids.of([b"%d" % user for user in range(1_000)])),
+            worker.users.profile(old, b"ann"),
+        ):
+            with pytest.raises(StoreUnavailable, match="not heard"):
+                await read
+        await until(lambda: follower.live is not old, "it polls")
+        await until(lambda: follower.live is not None, "it serves again")
+        assert live_of(follower).epoch == epoch
+        assert len((await worker.users.history(epoch, b"ann"))[1].rating) == 1
+    await worker.close()
 
 
 async def test_workers_of_a_host_write_the_file_once(store: Store, tmp_path: Path) -> None:
