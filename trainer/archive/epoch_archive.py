@@ -37,6 +37,9 @@ from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneE
 # No user has rated so often: an erasure up to this `n` takes all that there is of a user.
 ALL_OF_A_USER = 2**62
 
+# A trainer that was replaced a moment ago may merge, or move the epoch, while it is listed.
+_LISTINGS = 10
+
 Keep = Callable[[Sequence[Path]], object]
 """Called with files that are about to be removed."""
 
@@ -277,13 +280,18 @@ def uncovered(directory: Path) -> list[tuple[SegmentName, Path]]:
 def read_spans(directory: Path) -> dict[int, Span]:
     """Return what an epoch's log covers, as its footers say; a damaged segment covers nothing here.
 
-    Raises `ArchiveRefusedError` for a segment of a newer format. Changes nothing.
+    Raises `ArchiveRefusedError` for a segment of a newer format, `ArchiveFailedError`. Changes nothing.
     """
-    found = []
-    for name, path in uncovered(directory):
-        with contextlib.suppress(SegmentDamagedError):
-            found.append(inspect_segment(path, name).spans)
-    return join_spans(found)
+    for _ in range(_LISTINGS):
+        found = []
+        try:
+            for name, path in uncovered(directory) if directory.exists() else ():
+                with contextlib.suppress(SegmentDamagedError):
+                    found.append(inspect_segment(path, name).spans)
+        except (SegmentGoneError, FileNotFoundError):
+            continue
+        return join_spans(found)
+    raise ArchiveFailedError(f"{directory} changes all the time")
 
 
 def _segment_files(directory: Path) -> list[tuple[SegmentName, Path]]:

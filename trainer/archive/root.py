@@ -12,6 +12,7 @@ import errno
 import os
 from pathlib import Path
 
+from featurestore.errors import LeaseLost
 from trainer.archive.epoch_archive import EpochArchive, read_spans
 from trainer.archive.erasures import Erasures, require_known
 from trainer.archive.identity import ArchiveState, read_identity, write_identity
@@ -42,7 +43,7 @@ class ArchiveRoot:
             # host. By its number: another trainer may look at the same time.
             probe = root / f"probe-{os.getpid()}{TEMPORARY}"
             probe.write_bytes(b"\0" * 4096)
-            probe.unlink()
+            probe.unlink(missing_ok=True)
             self.erasures = Erasures(root, guard=guard)
         except OSError as exc:
             if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -83,7 +84,7 @@ class ArchiveRoot:
             raise ArchiveFailedError(f"cannot take {self.root}: {exc.strerror or exc}") from exc
         # What is on disk counts, not what a term believed that was cut off.
         self._epochs.clear()
-        self.erasures = Erasures(self._path, guard=self._guard)
+        self.erasures = Erasures(self._path, guard=self._require_ours)
 
     def leave(self) -> None:
         """Give up the name of this term, once nothing is under way by it."""
@@ -101,7 +102,13 @@ class ArchiveRoot:
     @property
     def trash(self) -> Trash:
         """The trash of the archive."""
-        return Trash(self._path / "trash", guard=self._guard)
+        return Trash(self._path / "trash", guard=self._require_ours)
+
+    def _require_ours(self) -> None:
+        self._guard()
+        # Not what keeps a late write out, which the name does: in place of an error that is tried again.
+        if self.taken_away:
+            raise LeaseLost("another trainer has the archive")
 
     def epochs(self) -> list[int]:
         """Return the numbers of the epochs that have a folder, in order."""
@@ -112,7 +119,7 @@ class ArchiveRoot:
         """Return the archive of one epoch, opened (and made) on first use. Slow then: call it in a thread."""
         if number not in self._epochs:
             self._epochs[number] = EpochArchive(
-                self.folder(number), number, guard=self._guard, step=self._step
+                self.folder(number), number, guard=self._require_ours, step=self._step
             )
         return self._epochs[number]
 
@@ -135,7 +142,7 @@ class ArchiveRoot:
     def belong_to(self, identity: str) -> None:
         """Say from now on that this is the archive of the store with this identity."""
         try:
-            self._guard()
+            self._require_ours()
             write_identity(self._path, identity)
         except OSError as exc:
             raise ArchiveFailedError(f"cannot write {self.root}: {exc.strerror or exc}") from exc

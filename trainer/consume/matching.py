@@ -59,7 +59,7 @@ async def _compare(store: Store, root: ArchiveRoot, *, adopt: bool) -> tuple[Arc
     """Return what the archive says of itself, and in what it is not the store's. Raises
     `ArchiveRefusedError` where it is not, unless that is to be adopted.
     """
-    archive = await asyncio.to_thread(root.state)
+    archive = await with_retries(asyncio.to_thread, root.state)
     why = await with_retries(difference, store, archive)
     if why is not None and not adopt:
         raise ArchiveRefusedError(f"{why}; {_WHAT_TO_DO}")

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from tests.support.event_tables import event_table, free
-from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.epoch_archive import EpochArchive, read_spans
 from trainer.archive.events import Span, spans_of
 from trainer.archive.merging import MERGED_ROWS, choose_merge
 from trainer.archive.root import ArchiveRoot
-from trainer.archive.segments import SegmentName, read_segment
+from trainer.archive.segments import Segment, SegmentName, inspect_segment, read_segment
 from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 
 STEPS = ("segment:write", "segment:written", "segment:synced", "segment:renamed", "segment:done")
@@ -238,6 +238,26 @@ def test_reader_of_an_old_snapshot_is_told(tmp_path: Path) -> None:
         read_segment(before.paths[0])
 
 
+def test_spans_are_read_beside_one_that_merges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = filled(tmp_path)
+    spans = archive.snapshot().spans
+    left = [1]
+
+    def merged_meanwhile(path: Path, name: SegmentName) -> Segment:
+        if name.first == 3 and left:
+            left.pop()
+            assert archive.merge()
+        return inspect_segment(path, name)
+
+    monkeypatch.setattr("trainer.archive.epoch_archive.inspect_segment", merged_meanwhile)
+    assert read_spans(tmp_path) == spans
+    assert not left
+    assert read_spans(tmp_path / "gone") == {}
+    (tmp_path / "0000000100-0000000100.r0.parquet").symlink_to("nowhere")
+    with pytest.raises(ArchiveFailedError, match="changes all the time"):
+        read_spans(tmp_path)
+
+
 def test_empty_batch_moves_the_position(tmp_path: Path) -> None:
     archive = reopened(tmp_path)
     table, _ = events(1, 0)
@@ -296,7 +316,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_trainer_archive as t
-from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.epoch_archive import EpochArchive, read_spans
 
 for line in sys.stdin:
     operation, step, folder = line.split(maxsplit=2)
