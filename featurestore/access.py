@@ -34,6 +34,8 @@ class ApiKey(msgspec.Struct, frozen=True):
     name: str
     role: Role
     created: float
+    # As `parse_quotas` reads them: what differs from those of the service.
+    quotas: str = ""
 
 
 # By digest. None: a record that this version cannot read; it lets no request in, and stays as it is. So
@@ -86,7 +88,7 @@ class AccessKeys:
         """Return all keys. Raises `StoreError`."""
         return parse_keys(await self._client.hgetall(self._key))
 
-    async def add(self, secret: str, name: str, role: Role) -> None:
+    async def add(self, secret: str, name: str, role: Role, quotas: str = "") -> None:
         """Let `secret` in from now on; repeating it changes nothing.
 
         Raises `StoreRefused` where there are too many keys.
@@ -98,7 +100,18 @@ class AccessKeys:
         seconds, _ = await self._client.time()
         # First: a key that was seen without its mark could be removed without a trace.
         await self._client.hsetnx(self._key, _MARK, "")
-        await self._client.hsetnx(self._key, digest, msgspec.json.encode(ApiKey(name, role, seconds)))
+        await self._client.hsetnx(self._key, digest, msgspec.json.encode(ApiKey(name, role, seconds, quotas)))
+
+    async def change(self, name: str, quotas: str) -> int:
+        """Give the keys called `name` these quotas; return how many there are. Raises `StoreError`."""
+        found = {
+            digest: msgspec.structs.replace(key, quotas=quotas)
+            for digest, key in (await self.load()).items()
+            if key is not None and key.name == name
+        }
+        for digest, key in found.items():
+            await self._client.hset(self._key, digest, msgspec.json.encode(key))
+        return len(found)
 
     async def remove(self, name: str) -> int:
         """Let the keys called `name` in no longer; return how many there were. Raises `StoreError`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from featurestore.access import KEY_NAME, ROLES, count_of, digest_of_secret, is_secret, new_secret
 from featurestore.errors import StoreError, StoreRefused
+from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.sinks import DEFAULT_DATA, running_stack
@@ -49,6 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
     for sub in (add, ensure):
         sub.add_argument("name", type=_name, help="what the log calls it")
         sub.add_argument("--role", choices=ROLES, required=True, help="what it may do")
+    quotas = command("quotas", "set what the keys of this name may take; '' is as the service has it")
+    quotas.add_argument("name", help="as it was given to `add`")
+    quotas.add_argument("quotas", type=_quotas, help="such as requests=5000/s,items=off")
+    add.add_argument("--quotas", type=_quotas, default="", help="the same, from the beginning")
     add.add_argument(
         "--file", type=Path, help="write it to this new file, with mode 0600, and do not print it"
     )
@@ -90,8 +95,12 @@ async def _run(options: argparse.Namespace, settings: StoreSettings) -> None:
                     print(
                         "It was the last one: all calls are refused until another is made.", file=sys.stderr
                     )
+            case "quotas":
+                if not await store.access.change(options.name, options.quotas):
+                    raise CannotStartError(f"no key is called {options.name!r}: see `foldin keys list`")
+                print(f"Services know the quotas of {options.name} within two seconds.")
             case "add":
-                await _add(store, options.name, options.role, options.file)
+                await _add(store, options)
             case "ensure":
                 await ensure_key(store, options.name, options.role, options.file)
                 print(f"The key {options.name} ({options.role}) is in {options.file}")
@@ -104,19 +113,20 @@ async def _list(store: Store) -> None:
     known = sorted((key for key in stored.values() if key is not None), key=lambda key: key.created)
     for key in known:
         made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created))
-        print(f"{key.name:<24} {key.role:<8} {made}")
+        print(f"{key.name:<24} {key.role:<8} {made}  {key.quotas}".rstrip())
     if unreadable := count_of(stored) - len(known):
         print(f"{unreadable} of a newer version of foldin, which this one cannot read", file=sys.stderr)
 
 
-async def _add(store: Store, name: str, role: str, file: Path | None) -> None:
+async def _add(store: Store, options: argparse.Namespace) -> None:
+    name, role, file = options.name, options.role, options.file
     if any(key is not None and key.name == name for key in (await store.access.load()).values()):
         raise CannotStartError(f"a key is called {name!r} already: remove it first, or choose another name")
     secret = new_secret()
     # The file first: a key that is let in but was never seen by its owner could not be used by anyone.
     if file is not None:
         write_secret(file, secret)
-    await store.access.add(secret, name, role)  # type: ignore[arg-type]  # one of ROLES, by the parser
+    await store.access.add(secret, name, role, options.quotas)
     print(secret if file is None else f"The key {name} ({role}) is in {file}")
 
 
@@ -173,6 +183,15 @@ def write_secret(file: Path, secret: str, *, replace: bool = False) -> None:
         raise CannotStartError(f"{file} is there already: remove it, or choose another file") from exc
     except OSError as exc:
         raise CannotStartError(f"{file} cannot be written: {exc.strerror}") from exc
+
+
+def _quotas(text: str) -> str:
+    try:
+        parse_quotas(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    # One separator: it is stored so.
+    return ",".join(text.replace(",", " ").split())
 
 
 def _name(text: str) -> str:

@@ -16,12 +16,14 @@ from threadpoolctl import threadpool_limits
 
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.generations.follower import Follower
+from featurestore.quotas.limits import DEFAULT
 from featurestore.settings import redacted
 from featurestore.store import Store
 from service.context import CONTEXT, ServiceContext
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
+from service.http.quotas import Quotas
 from service.key_copy import following_keys
 from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher
@@ -83,6 +85,10 @@ async def _service_context(
             # The counters of the worker that had this slot before: a counter never falls.
             if (earlier := snapshot_files.earlier()) is not None:
                 counts.carry(earlier)
+            audit = Audit(OPERATIONS, settings.proxies)
+            # Beyond loopback there are quotas unless told otherwise; on it where told so.
+            limits = None if loopback and settings.quotas is None else DEFAULT.but(settings.quotas or ())
+            quotas = Quotas(access, audit, counts, limits)
             context = ServiceContext(
                 settings=settings,
                 slot=slot,
@@ -107,9 +113,10 @@ async def _service_context(
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
                 training=Training(store, follower, settings.train_wait_s),
                 access=access,
-                audit=Audit(OPERATIONS, settings.proxies),
+                audit=audit,
+                quotas=quotas,
             )
-            async with _sampled(context):
+            async with _sampled(context), _shared(quotas, store):
                 yield context
             await context.batcher.close()
             await context.rankings.close()
@@ -169,6 +176,16 @@ async def _load_first(store: Store, follower: Follower) -> None:
                     await asyncio.sleep(_FIRST_POLL_S)
     except (StoreError, TimeoutError) as exc:
         log.warning("starts without a generation reason=%r", exc)
+
+
+@asynccontextmanager
+async def _shared(quotas: Quotas, store: Store) -> AsyncIterator[None]:
+    task = asyncio.create_task(quotas.share(store.quotas), name="share the quotas")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from service.http.access import Access
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
+from service.http.quotas import Quotas
 from service.metrics import Counts, SnapshotFiles
 from service.micro_batcher import MicroBatcher
 from service.ranking_queue import RankingDesk
@@ -47,6 +48,7 @@ class ServiceContext:
     training: Training
     access: Access
     audit: Audit
+    quotas: Quotas
 
     def live(self) -> LiveGeneration:
         """Return the generation that is served; raises `no_generation` before the first."""

@@ -1,7 +1,7 @@
 """What a worker counts, the sum over the workers of a host, and the text that Prometheus scrapes.
 
-Invariant: a counter never falls when a worker is restarted; labels are routes, statuses, workers and
-partitions, all bounded in number.
+Invariant: a counter never falls when a worker is restarted; labels are routes, statuses, quotas, workers
+and partitions, all bounded in number.
 
 Counting is adding to plain numbers. The metrics of prometheus_client take a lock for each of them, and know
 the other workers only by mapped files; so that library only writes the text. Each worker writes a snapshot to
@@ -25,6 +25,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from featurestore.errors import FULL_REASONS, FullReason
+from featurestore.quotas.limits import QUOTAS
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -125,6 +126,7 @@ class Counts(msgspec.Struct):
     exceptions: int = 0
     overloads: int = 0
     degraded: int = 0
+    quota_refusals: dict[str, int] = msgspec.field(default_factory=dict)
     reconnects: int = 0
     starts: int = 0
     # From here on: what the worker is now.
@@ -153,6 +155,10 @@ class Counts(msgspec.Struct):
         by_status[code] = by_status.get(code, 0) + times
         self.latency[route].observe(seconds, times)
 
+    def refused(self, quota: str) -> None:
+        """Count a refusal by a quota."""
+        self.quota_refusals[quota] = self.quota_refusals.get(quota, 0) + 1
+
     def rated(self, squared_errors: npt.NDArray[np.float64], ratings: int) -> None:
         """Count `ratings` that arrived, of which some were predicted first with `squared_errors` (n,)."""
         self.ratings += ratings
@@ -169,6 +175,8 @@ class Counts(msgspec.Struct):
             for status, count in by_status.items():
                 mine[status] = mine.get(status, 0) + count
             self.latency.setdefault(route, Histogram.empty(LATENCY_BOUNDS)).add(earlier.latency[route])
+        for quota, count in earlier.quota_refusals.items():
+            self.quota_refusals[quota] = self.quota_refusals.get(quota, 0) + count
         for name in ("lookup", "batch", "squared_error"):
             getattr(self, name).add(getattr(earlier, name))
         for name in _COUNTERS:
@@ -289,6 +297,12 @@ def _families(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: 
     )
     for field, (name, text) in _COUNTERS.items():
         yield CounterMetricFamily(name, text, value=getattr(total, field))
+    refusals = CounterMetricFamily(
+        "foldin_quota_refusals", "Requests and connections refused by a quota.", labels=["quota"]
+    )
+    for quota in QUOTAS:
+        refusals.add_metric([quota], total.quota_refusals.get(quota, 0))
+    yield refusals
     for field, (name, text) in _GAUGES.items():
         gauge = GaugeMetricFamily(name, text, labels=["worker"])
         for snapshot in snapshots:

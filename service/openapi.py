@@ -27,7 +27,14 @@ STORE = ("store_unavailable",)
 WRITES = ("store_unavailable", "store_full", "disk_full")
 MODEL = ("store_unavailable", "no_generation")
 BODY = ("malformed_json", "body_too_large", "unsupported_media_type", "invalid_body", "request_timeout")
-_ANYWHERE = ("malformed_request", "method_not_allowed", "internal_error", "overloaded", "cross_site")
+_ANYWHERE = (
+    "malformed_request",
+    "method_not_allowed",
+    "internal_error",
+    "overloaded",
+    "cross_site",
+    "quota_exceeded",
+)
 _WITH_KEY = ("unauthorized", "forbidden")
 # Either of these.
 _KEYS: Mapping[str, Schema] = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from featurestore.quotas.limits import DEFAULT_TEXT, Part, parse_quota
 from featurestore.settings import StoreSettings
 from processes.settings import HIDDEN, LOG_LEVELS, choice, load, nested, setting, whole
 
@@ -94,6 +95,14 @@ class ServiceSettings:
         variable="FOLDIN_PROXIES",
         many=True,
         shown="none",
+    )
+    quotas: tuple[Part, ...] | None = setting(
+        None,
+        "what an address, or a key that may not operate, may take; what is not named stays, `off` is none",
+        parse_quota,
+        variable="FOLDIN_QUOTAS",
+        many=True,
+        shown=f"`{DEFAULT_TEXT}` where other machines can reach the service, else `off`",
     )
     tls_cert: Path | None = setting(
         None,

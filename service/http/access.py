@@ -90,7 +90,7 @@ class Access:
                 self._check_host(host)
         if level == PUBLIC or not self.asks:
             return
-        key = self._verified.get(headers.get(hdrs.AUTHORIZATION, "")) or self._key_of(headers)
+        key = self._verified.get(headers.get(hdrs.AUTHORIZATION, "")) or self.key_of(headers)
         if key is None:
             raise Problem(
                 "unauthorized",
@@ -103,10 +103,11 @@ class Access:
 
     def name_of(self, headers: Mapping[str, str]) -> str:
         """Return the name of the key that a request brings, for the log."""
-        key = self._key_of(headers)
+        key = self.key_of(headers)
         return UNKNOWN if key is None else key.name
 
-    def _key_of(self, headers: Mapping[str, str]) -> ApiKey | None:
+    def key_of(self, headers: Mapping[str, str]) -> ApiKey | None:
+        """Return the key that a request brings, if it is known."""
         sent = headers.get(hdrs.AUTHORIZATION, "")
         if sent[:7].lower() != "bearer ":
             # The other header has the key alone; a proxy may have a use of its own for the first.

@@ -69,13 +69,14 @@ class Audit:
         hops = [hop.strip() for hop in ",".join(forwarded).split(",") if hop.strip()]
         found = peer or UNKNOWN
         # What stands further left is the word of a client.
-        while hops and self._trusted(found):
+        while hops and self.trusts(found):
             hop = hops.pop()
             if address_of(hop) is None:
                 break
             found = hop
         return found
 
-    def _trusted(self, text: str) -> bool:
-        address = address_of(text)
+    def trusts(self, text: str | None) -> bool:
+        """Whether this peer is a trusted proxy."""
+        address = address_of(text or "")
         return address is not None and any(address in network for network in self._proxies)

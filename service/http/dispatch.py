@@ -18,6 +18,7 @@ from aiohttp.http import HttpProcessingError
 from featurestore.errors import StoreDamaged, StoreError
 from service.http.audit import Audit
 from service.http.problems import CONTENT_TYPE, Problem, problem_of_store
+from service.http.quotas import CALLED_BY, HOLD_S, Quotas
 from service.http.response import Answer, header_lines, no_content
 from service.metrics import Counts
 
@@ -55,13 +56,21 @@ class Dispatcher:
     """
 
     def __init__(
-        self, handler: Handler, addresses: Iterable[str], counts: Counts, traffic: Traffic, audit: Audit
+        self,
+        handler: Handler,
+        addresses: Iterable[str],
+        *,
+        counts: Counts,
+        traffic: Traffic,
+        audit: Audit,
+        quotas: Quotas,
     ) -> None:
         self._handler = handler
         self._addresses = frozenset(addresses)
         self._counts = counts
         self._traffic = traffic
         self._audit = audit
+        self._quotas = quotas
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer `request`. Raises nothing but `CancelledError`."""
@@ -71,12 +80,10 @@ class Dispatcher:
         route = None
         answer: web.StreamResponse
         try:
-            if traffic.in_flight > traffic.limit and request.path not in _ALWAYS_ANSWERED:
+            if (refusal := self._refusal(request)) is not None:
                 # The router does not see it.
                 route = request.path if request.path in self._addresses else _UNMATCHED
-                self._counts.overloads += 1
-                detail = f"{traffic.limit} requests are in flight"
-                raise Problem("overloaded", detail, retry_after_s=1)
+                raise refusal
             answer = await self._handler(request)
             if isinstance(answer, Answer):
                 answer.fields += echoed_id(request.headers)
@@ -84,6 +91,9 @@ class Dispatcher:
             answer = http_answer(exc, request)
         except Exception as exc:  # noqa: BLE001 -- the outermost layer: the client gets an answer
             answer = failure_answer(exc, request.headers, route or route_of(request), self._counts)
+            if isinstance(exc, Problem) and exc.code == "quota_exceeded":
+                # Behind a proxy others may come by the same connection.
+                answer.hold_s = 0.0 if self._quotas.is_proxy(request.remote) else HOLD_S
         except asyncio.CancelledError:
             self._audit.record(request, route or route_of(request), None)
             raise
@@ -99,6 +109,21 @@ class Dispatcher:
         if (traffic.draining or told_no) and isinstance(answer, Answer):
             answer.close_connection()
         return answer
+
+    def _refusal(self, request: web.BaseRequest) -> Problem | None:
+        """Return why a request is refused before it is looked at; else its caller has paid a token for it."""
+        traffic, quotas = self._traffic, self._quotas
+        crowded = traffic.in_flight > traffic.limit
+        caller = quotas.caller(request.headers, request.remote)
+        if not (crowded or caller) or request.path in _ALWAYS_ANSWERED:
+            return None
+        if crowded:
+            self._counts.overloads += 1
+            return Problem("overloaded", f"{traffic.limit} requests are in flight", retry_after_s=1)
+        if caller is not None:
+            request[CALLED_BY] = caller
+            return quotas.taken(caller, "requests")
+        return None
 
 
 def failure_answer(exc: Exception, headers: Headers, route: str, counts: Counts) -> Answer:
@@ -182,3 +207,12 @@ class Connection(web.RequestHandler):
             answer.close_connection()
             return answer
         return super().handle_error(request, status, exc, message)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Write the answer; a connection that is to be held is read on later."""
+        finished = await super().finish_response(request, resp, start_time)
+        if isinstance(resp, Answer) and resp.hold_s:
+            await asyncio.sleep(resp.hold_s)
+        return finished

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from factors import Float64s, Scale
 from featurestore.codecs import MAX_TIMESTAMP
+from featurestore.errors import HistoryFull, ItemsSpent
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
@@ -30,6 +31,7 @@ from service.http.parsing import (
     problem_of,
 )
 from service.http.problems import Problem
+from service.http.quotas import CALLED_BY
 from service.http.response import json_answer
 from service.openapi import BODY, WRITES, Route, list_of, request_body
 from service.scoring import PairScorer
@@ -134,7 +136,7 @@ async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Colu
 
 @Route(
     *("POST", "/ratings", "Ratings", Accepted),
-    (*BODY, "too_many_rows", "too_many_items", "stream_full", *WRITES),
+    (*BODY, "too_many_rows", "too_many_items", "too_many_ratings", "stream_full", *WRITES),
     needs="rate",
     operation_id="rate",
     body=request_body(
@@ -155,11 +157,24 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
             columns = parse_ratings(raw, scale, now, lines=lines)
         else:
             columns = await asyncio.to_thread(parse_ratings, raw, scale, now, lines=lines)
+        caller = request.get(CALLED_BY)
+        if (refusal := context.quotas.taken(caller, "ratings", len(columns))) is not None:
+            raise refusal
         errors = np.zeros(0)
         # Before they are stored: the error on what the model has not learned is the honest one.
         if live is not None and len(columns):
             errors = await squared_errors(context.scorer, live, columns)
-        await store.ratings.append_columns(columns)
+        limits = context.quotas.write_limits(caller)
+        try:
+            await store.ratings.append_columns(columns, limits=limits)
+        except ItemsSpent as exc:
+            if caller is None:
+                raise
+            raise context.quotas.refusal(caller, "items", exc.retry_after_s) from exc
+        except HistoryFull as exc:
+            counts.refused("history")
+            row = columns.user_id.index(exc.user_id)
+            raise Problem("too_many_ratings", str(exc), field="user_id", row=row) from exc
     counts.rated(errors, len(columns))
     return json_answer(Accepted(len(columns), live.generation if live else None))
 
@@ -173,6 +188,8 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
 async def delete_rating(request: web.Request) -> web.StreamResponse:
     """Take one rating back."""
     context = request.app[CONTEXT]
+    if (refusal := context.quotas.taken(request.get(CALLED_BY), "ratings")) is not None:
+        raise refusal
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
     store, live, epoch = context.store, context.follower.live, await context.epoch()

@@ -60,18 +60,19 @@ class FastPredict:
         self._counts = context.counts
         self.batcher = context.batcher
         self._admit = context.access.admit
+        self._allows = context.quotas.allows
         self._loop = asyncio.get_running_loop()
         # Answers of this turn of the event loop, and the arrival of the first of them.
         self._answers = 0
         self._began = 0.0
 
-    def admits(self, headers: Headers) -> bool:
+    def admits(self, headers: Headers, peername: Any) -> bool:
         """Whether a request with `headers` may ask; the handler tells a client that may not why."""
         try:
             self._admit(headers, READ)
         except Problem:
             return False
-        return True
+        return self._allows(headers, peername[0] if isinstance(peername, tuple) else None)
 
     def answered(self, began: float) -> None:
         """Account for a request that was answered with 200."""
@@ -199,7 +200,7 @@ class FastConnection(Connection):
                 ):
                     plain = _PLAIN.fullmatch(message.path)
                     pair = (plain[1].encode(), plain[2].encode()) if plain else _unusual_pair(message.path)
-                    if pair is not None and fast.admits(message.headers):
+                    if pair is not None and fast.admits(message.headers, self.peername):
                         self.waiting = True
                         self._request_count += 1
                         if self._manager is not None:
