@@ -6,6 +6,7 @@ store was emptied, is another one, was put back from an older copy, or has lost 
 writes of its last second (`appendfsync everysec`).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainer.archive.json_files import read_json, write_json
 IDENTITY_FILE = "identity.json"
 # Shown of an identity: enough to tell two apart.
 SHOWN = 8
+_IDENTITY = re.compile(r"[0-9a-f]{32}")
 # In place of an identity that cannot be read: no store has it.
 UNREADABLE = "unreadable"
 
@@ -59,8 +61,11 @@ def compare(archive: ArchiveState, store: StoreState) -> str | None:
         # No rating at all: whichever store it was made for, nothing is lost by taking it for this one.
         return None
     if archive.identity not in {None, store.identity}:
-        was, now = str(archive.identity)[:SHOWN], store.identity[:SHOWN]
-        return f"the archive was made for another store (identity {was}, this one is {now})"
+        was, now = str(archive.identity), store.identity[:SHOWN]
+        was = was if was == UNREADABLE else was[:SHOWN]
+        return (
+            f"the archive was made for another store (identity {was} in {IDENTITY_FILE}, this one is {now})"
+        )
     newest = max(number for number, ends in archive.ends.items() if ends)
     if newest > store.last_epoch:
         return f"the archive has epoch {newest}, and the store has begun no more than {store.last_epoch}"
@@ -115,7 +120,7 @@ def read_identity(root: Path) -> str | None:
     if content is None:
         return None
     identity = content.get("identity")
-    return identity if isinstance(identity, str) and identity else UNREADABLE
+    return identity if isinstance(identity, str) and _IDENTITY.fullmatch(identity) else UNREADABLE
 
 
 def write_identity(root: Path, identity: str) -> None:

@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import os
+import re
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
 
-from featurestore.access import new_secret
+from featurestore.access import ROLES, new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import rating
@@ -16,6 +19,8 @@ from tests.support.small_trainer import serving_with_trainer
 
 # A description cannot say that a whole number written as 7.0 is no id, nor that lists are parallel: for
 # bodies the check that all it allows is accepted is left out.
+# A test run asks less than the 5,000 that a release is asked.
+REQUESTS = int(os.environ.get("FOLDIN_TEST_REQUESTS", "300"))
 RUNS = {
     "queries": ["--include-method", "GET", "--include-method", "DELETE"],
     "bodies": ["--include-method", "POST", "--exclude-checks", "positive_data_acceptance"],
@@ -57,18 +62,58 @@ async def test_without_the_key_that_it_asks_for_nothing_breaks_it(key: str, clie
     await says_nothing_else(client, "--checks", checks)
 
 
-async def says_nothing_else(client: Client, *more: str) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+async def test_whatever_is_asked_by_whomever_is_no_5xx(store: Store, client: Client) -> None:
+    """The whole API without keys, without the key that is asked for, with one that is not known, and with
+    each role: `FOLDIN_TEST_REQUESTS=5000` asks so much, which is a few minutes; without it a part of that.
+    """
+    await fuzzed(client, [])
+    headers = []
+    for role in ROLES:
+        secret = new_secret()
+        await store.access.add(secret, role, role)
+        headers.append(secret)
+    for sent in (None, new_secret(), *headers):
+        await fuzzed(client, [] if sent is None else ["-H", f"X-API-Key: {sent}"])
+    page = (await client.get("/metrics", headers={"X-API-Key": headers[-1]})).text
+    by_status = Counter[str]()
+    for status, count in re.findall(r'^foldin_http_requests_total\{.*status="(\d+)".*\} (\S+)$', page, re.M):
+        by_status[status] += int(float(count))
+    assert [status for status in by_status if status.startswith("5")] == [], by_status
+    assert {"200", "401", "403"} <= set(by_status)
+    assert sum(by_status.values()) >= REQUESTS, by_status
+    print(f"{sum(by_status.values())} requests, by status: {dict(sorted(by_status.items()))}")
+
+
+async def fuzzed(client: Client, more: list[str]) -> None:
+    # Six kinds of callers, and some two dozen calls of the description.
+    examples = max(2, REQUESTS // (6 * 24))
+    checks = "not_a_server_error,status_code_conformance"
+    drawn = "fuzzing" if REQUESTS < 5_000 else "examples,coverage,fuzzing"
+    await says_nothing_else(
+        client, "--checks", checks, *more, phases=drawn, examples=examples, timeout_s=600.0
+    )
+
+
+async def says_nothing_else(
+    client: Client,
+    *more: str,
+    phases: str = "examples,coverage,fuzzing",
+    examples: int = 8,
+    timeout_s: float = 100.0,
+) -> None:
     """Ask it all that its description allows, and what it does not."""
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{client.url}/openapi.json", *more),
-        *("--phases", "examples,coverage,fuzzing", "--max-examples", "8", "--seed", "1"),
+        *("--phases", phases, "--max-examples", str(examples), "--seed", "1"),
         *("--warnings", "off", "--no-color"),
     ]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
-        said, _ = await asyncio.wait_for(process.communicate(), 100.0)
+        said, _ = await asyncio.wait_for(process.communicate(), timeout_s)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
