@@ -78,6 +78,10 @@ FULL: Mapping[FullReason, str] = {
 }
 
 
+# A person has to act, or a fit of seconds to take its place.
+RETRY_DAMAGED_S = 60.0
+
+
 class Problem(Exception):  # noqa: N818 -- RFC 9457's own word; most are the caller's and no error of this program
     """Ends a request with a problem document. `headers` are added to the answer, `extra` members to the
     document.
@@ -142,7 +146,8 @@ def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a t
             return Problem("store_unavailable", "try again", retry_after_s=exc.retry_after_s)
         case StoreDamaged():
             # The log has the key: a person has to do something first.
-            return Problem("data_damaged", "what is stored cannot be read; the log of the service says where")
+            detail = "what is stored cannot be read; the log of the service says where"
+            return Problem("data_damaged", detail, retry_after_s=RETRY_DAMAGED_S)
         case EpochBusy():
             return Problem("train_in_progress", str(exc), retry_after_s=5)
         case EpochGone():

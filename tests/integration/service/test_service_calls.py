@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from featurestore.codecs import pack_histories
+from featurestore.keys import digest_of
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service import app as service_app
 from service.context import CONTEXT
-from tests.support.factories import Written, lead, publish, publish_for_ann
+from tests.support.factories import Written, lead, publish, publish_for_ann, rating
 from tests.support.serving import BOTH_WAYS, JSON, LINES, Client, is_problem, send_raw, serves, serving
 from tests.support.waiting import wait_until_async
 
@@ -565,3 +566,23 @@ async def test_counts_are_sampled_after_a_first_load_that_took_long(
         counts = app[CONTEXT].counts
         # Only a sample takes this number over from the store.
         await wait_until_async(lambda: counts.folds == 1, 10.0, "a sample is taken")
+
+
+@BOTH_WAYS
+async def test_a_damaged_user_harms_no_other_of_the_batch(
+    client: Client, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    users = [f"u{k}" for k in range(20)]
+    await store.ratings.append([rating(user, "item-3", 4.0) for user in users])
+    for user in users[::5]:
+        await store.redis.append(store.keys.history(1, user.encode()), b"torn")
+    # All are behind, and asked for at once.
+    replies = await asyncio.gather(*[client.get(f"/predict?user_id={user}&item_id=item-5") for user in users])
+    assert [reply.status for reply in replies] == [503, 200, 200, 200, 200] * 4
+    assert is_problem(replies[0], 503, "data_damaged")
+    for user in users[::5]:
+        assert f":history:<blake2b {digest_of(user.encode()).hex()}>" in caplog.text
+        assert user not in replies[0].text
+    # What takes it away is what a person may do, and what a user may ask for.
+    assert (await client.ask("DELETE", f"/users/{users[0]}")).status < 300
+    assert (await client.get(f"/predict?user_id={users[0]}&item_id=item-5")).status == 200
