@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from redis.exceptions import RedisError
 from foldin.store import binary
 from processes.blocking import BlockingChild
 from processes.errors import CannotStartError
-from processes.probes import redis_pong, unused_port
+from processes.probes import redis_reply, unused_port
 
 Kind = Literal["redis", "valkey"]
 Way = Literal["kill", "freeze", "switch"]
@@ -49,20 +50,48 @@ def program(kind: Kind) -> Path:
     return Path(found)
 
 
-class Server:
-    """One server on a port of its own; a sentinel is one, too."""
+@dataclass(frozen=True, slots=True)
+class Users:
+    """The users of the data nodes: their list, which has `replica` and `sentinel` with one password, and the
+    password of `admin`.
+    """
 
-    def __init__(self, command: Sequence[str], folder: Path, port: int) -> None:
+    file: Path
+    password: str
+    admin: str
+
+    def options(self) -> list[str]:
+        """Return the options of a data node."""
+        return ["--aclfile", str(self.file), "--masteruser", "replica", "--masterauth", self.password]
+
+    def lines(self) -> str:
+        """Return the lines of a sentinel's configuration."""
+        return f"sentinel auth-user {NAME} sentinel\nsentinel auth-pass {NAME} {self.password}\n"
+
+
+class Server:
+    """One server on a port of its own; a sentinel is one, too. `admin`: password of the user `admin`."""
+
+    def __init__(self, command: Sequence[str], folder: Path, port: int, *, admin: str | None = None) -> None:
         self.port = port
         self._command = [*command, "--port", str(port), "--bind", HOST, "--dir", str(folder)]
         self._log = folder / "server.log"
         self._child: BlockingChild | None = None
-        self.client = Redis(host=HOST, port=port, socket_timeout=1.0, decode_responses=True)
+        self.client = Redis(
+            host=HOST,
+            port=port,
+            username=None if admin is None else "admin",
+            password=admin,
+            socket_timeout=1.0,
+            decode_responses=True,
+        )
 
     def start(self) -> None:
         """Start; returns when it answers."""
         self._child = BlockingChild(self._command, self._log, dies_by=signal.SIGKILL)
-        self._child.wait_ready(lambda: redis_pong((HOST, self.port)), WITHIN_S)
+        self._child.wait_ready(
+            lambda: redis_reply((HOST, self.port)).startswith((b"+PONG", b"-NOAUTH")), WITHIN_S
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal: SIGSTOP and SIGCONT freeze it and let it go on."""
@@ -80,9 +109,12 @@ class Server:
 class ReplicaSet:
     """The servers. `url`: the address for Foldin."""
 
-    def __init__(self, kind: Kind, folder: Path) -> None:
+    def __init__(self, kind: Kind, folder: Path, users: Users | None) -> None:
         command = str(program(kind))
-        ports = [unused_port() for _ in range(DATA_NODES)]
+        found: set[int] = set()
+        while len(found) < DATA_NODES + SENTINELS:
+            found.add(unused_port())
+        ports, sentinel_ports = list(found)[:DATA_NODES], list(found)[DATA_NODES:]
         self.nodes: list[Server] = []
         for port in ports:
             place = folder / str(port)
@@ -90,17 +122,18 @@ class ReplicaSet:
             options = ["--appendonly", "yes", "--save", "", "--repl-diskless-sync-delay", "0"]
             if port != ports[0]:
                 options += ["--replicaof", f"{HOST} {ports[0]}"]
-            self.nodes.append(Server([command, *options], place, port))
+            if users is not None:
+                options += users.options()
+            self.nodes.append(Server([command, *options], place, port, admin=users.admin if users else None))
         self.sentinels: list[Server] = []
-        for _ in range(SENTINELS):
-            port = unused_port()
+        for port in sentinel_ports:
             place = folder / f"sentinel-{port}"
             place.mkdir()
             config = place / "sentinel.conf"
             config.write_text(
                 f"sentinel monitor {NAME} {HOST} {ports[0]} {SENTINELS // 2 + 1}\n"
                 f"sentinel down-after-milliseconds {NAME} {DOWN_AFTER_MS}\n"
-                f"sentinel failover-timeout {NAME} {FAILOVER_MS}\n",
+                f"sentinel failover-timeout {NAME} {FAILOVER_MS}\n" + (users.lines() if users else ""),
                 "utf-8",
             )
             self.sentinels.append(Server([command, str(config), "--sentinel"], place, port))
@@ -193,9 +226,9 @@ def _until(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextlib.contextmanager
-def replica_set(kind: Kind, folder: Path) -> Iterator[ReplicaSet]:
+def replica_set(kind: Kind, folder: Path, users: Users | None = None) -> Iterator[ReplicaSet]:
     """Run a replica set. Raises CannotStartError where its program is not installed."""
-    servers = ReplicaSet(kind, folder)
+    servers = ReplicaSet(kind, folder, users)
     try:
         for server in (*servers.nodes, *servers.sentinels):
             server.start()

@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -13,14 +14,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.campaigns import failover
-from benchmarks.harness.replica_set import WAYS, ReplicaSet, replica_set
+from benchmarks.harness.replica_set import WAYS, ReplicaSet, Users, replica_set
 from featurestore.confirmation import Durability
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating
+from tests.support.secrets import make_secrets
 from tests.support.servers import KINDS, ServerKind, missing, server_binary
 from tests.support.waiting import wait_until_async
+
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs/operations.md"
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -146,3 +150,37 @@ async def test_a_store_that_does_not_need_replicas_is_not_asked_for_them(servers
         await store.ratings.append([rating("ann", "dune")])
         with pytest.raises(StoreUnavailable, match="no sentinel"):
             await Store.open(replace(store.settings, url="redis+sentinel://127.0.0.1:1/foldin"))
+
+
+async def test_users_of_least_privilege_are_enough(kind: ServerKind, tmp_path: Path) -> None:
+    """The store's user of the compose file, and those that docs/operations.md names for a replica set."""
+    acl, password = make_secrets(tmp_path, "acl")
+    text = OPERATIONS.read_text("utf-8")
+    lines = re.findall(r"^    (user (?:replica|sentinel) on) >PASSWORD (.*)$", text, re.MULTILINE)
+    assert len(lines) == 2
+    users = Users(tmp_path / "users.acl", "hunter2", (acl / "admin").read_text())
+    more = [f"{head} >{users.password} {rules}\n" for head, rules in lines]
+    users.file.write_text((acl / "users.acl").read_text() + "".join(more))
+    with replica_set(kind, tmp_path / "servers", users) as servers:
+        settings = StoreSettings(
+            url=servers.url.replace("//", "//foldin@"),
+            password_file=password / "redis",
+            namespace="acl",
+            partitions=4,
+            durability="replicated",
+        )
+        store = await Store.open(settings)
+        await store.ratings.append([rating("ann", "before")])
+        await asyncio.to_thread(servers.replace_primary, "kill")
+
+        async def taken() -> bool:
+            with contextlib.suppress(StoreUnavailable):
+                await store.ratings.append([rating("ann", "after")])
+                return True
+            return False
+
+        await wait_until_async(taken, 30.0, "the new primary takes ratings")
+        await store.items(1).refresh()
+        _, history = await store.users.history(1, b"ann")
+        assert {store.items(1).id(row) for row in history.item_row} == {"before", "after"}
+        await store.close()

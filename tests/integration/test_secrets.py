@@ -17,13 +17,14 @@ from redis import Redis
 from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from processes.blocking import BlockingChild, python_command
-from tests.integration.featurestore.test_store_acl import NAMESPACE, make_secrets
 from tests.support.certificates import certificate
+from tests.support.secrets import make_secrets
 from tests.support.servers import StoreServer, running_server
 from tests.support.serving import Service
 from tests.support.trainers import trainer_environment, trainer_settings
 from tests.support.waiting import wait_until_async
 
+NAMESPACE = "secrets-test"
 WRONG_KEY, WRONG_PASSWORD = new_secret(), "wrong-password-7f3a9c"
 BAD_REQUESTS = (
     ("GET", "/predict?user_id=ann", None),
@@ -108,7 +109,8 @@ async def ask_all(stack: Stack) -> None:
 
         async def ready() -> bool:
             with contextlib.suppress(aiohttp.ClientConnectionError):
-                return await ask("GET", "/readyz", stack.key) == 200
+                answered = await ask("GET", "/readyz", stack.key) == 200
+                return answered and b"degraded" not in stack.said[-1]
             return False
 
         await wait_until_async(ready, 30.0, "the service has a generation")
@@ -132,7 +134,8 @@ async def ask_all(stack: Stack) -> None:
         for path in ("/metrics", "/openapi.json", "/generations"):
             assert await ask("GET", path, stack.key) in {200, 503}
         stack.server.kill()
-        assert await ask("GET", "/predict?user_id=ann&item_id=i1", stack.key) == 503
+        assert await ask("GET", "/predict?user_id=ann&item_id=i1", stack.key) == 200
+        assert b"degraded" in stack.said[-1]
         assert await ask("POST", "/ratings", stack.key, row) == 503
         stack.server.start()
         await wait_until_async(ready, 30.0, "the store is back")
@@ -142,7 +145,7 @@ async def ask_all(stack: Stack) -> None:
 async def test_no_secret_is_logged_shown_or_stored(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "store").mkdir(parents=True)
-    acl, password = make_secrets(tmp_path)
+    acl, password = make_secrets(tmp_path, NAMESPACE)
     with running_server("redis", data / "store", "--aclfile", str(acl / "users.acl")) as server:
         stack = Stack(server, data, acl, password)
         try:

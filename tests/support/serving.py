@@ -164,7 +164,8 @@ async def serves(client: Client, generation: int) -> None:
 
     async def does() -> bool:
         reply = await client.get("/readyz")
-        return reply.status == 200 and reply.json["generation"] == generation
+        served = reply.status == 200 and reply.json["generation"] == generation
+        return served and "degraded" not in reply.json
 
     await wait_until_async(does, 10.0, f"generation {generation} is served")
 

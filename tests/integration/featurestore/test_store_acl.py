@@ -2,9 +2,7 @@
 need, on a real server of each kind, and nothing that administers the server or reaches other keys.
 """
 
-import os
 import stat
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,28 +17,17 @@ from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import rating
+from tests.support.secrets import make_secrets
 from tests.support.servers import KINDS, StoreServer, running_server
 from tests.support.serving import Client, serves, serving
 from tests.support.trainers import running_trainer, trainer_settings
 
-SCRIPT = Path(__file__).resolve().parents[3] / "deploy/redis/secrets.sh"
 NAMESPACE = "acl-test"
-
-
-def make_secrets(folder: Path) -> tuple[Path, Path]:
-    """Run the script; the folders of the list and of the password."""
-    acl, password = folder / "acl", folder / "password"
-    for each in (acl, password):
-        each.mkdir(exist_ok=True)
-    environment = {"PATH": os.environ["PATH"], "FOLDIN_NAMESPACE": NAMESPACE}
-    command = ["sh", str(SCRIPT), str(acl), str(password), str(folder), str(os.getuid())]
-    subprocess.run(command, env=environment, check=True, timeout=30)
-    return acl, password
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    return make_secrets(tmp_path)
+    return make_secrets(tmp_path, NAMESPACE)
 
 
 @pytest.fixture(params=KINDS)
@@ -68,9 +55,9 @@ def logged_in(server: StoreServer, user: str, file: Path) -> Any:
 
 
 def test_the_passwords_are_made_once_and_only_hashes_are_in_the_list(tmp_path: Path) -> None:
-    acl, password = make_secrets(tmp_path)
+    acl, password = make_secrets(tmp_path, NAMESPACE)
     before = {path: path.read_text() for path in (acl / "admin", password / "redis", acl / "users.acl")}
-    make_secrets(tmp_path)
+    make_secrets(tmp_path, NAMESPACE)
     assert {path: path.read_text() for path in before} == before
     secrets = {before[acl / "admin"], before[password / "redis"]}
     assert all(len(secret) == 64 for secret in secrets)
