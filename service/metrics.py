@@ -249,11 +249,12 @@ def expose(
     lag: Mapping[int, int] | None,
     store_up: bool,
     refusing: FullReason | None = None,
+    rolled_back: int = 0,
 ) -> bytes:
     """Return the text that Prometheus scrapes.
 
     `lag`: events of each partition that are not archived yet, None where it is not known. `refusing`: what
-    has no room left for ratings.
+    has no room left for ratings. `rolled_back`: the generation that the trainer has taken back last.
     """
 
     class Families(Collector):
@@ -267,6 +268,11 @@ def expose(
             for reason in FULL_REASONS:
                 full.add_metric([reason], float(reason == refusing))
             yield full
+            yield GaugeMetricFamily(
+                "foldin_rolled_back_generation",
+                "Generation that the trainer has taken back last; 0 for none.",
+                value=float(rolled_back),
+            )
 
     # A registry for this text alone: the one of the process has metrics of its own.
     registry = CollectorRegistry(auto_describe=False)

@@ -20,7 +20,7 @@ from trainer.capacity.watch import RoomWatch
 from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.fit_job.results import fit_in_memory
-from trainer.item_updates.messages import ItemUpdates
+from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
 from trainer.leadership import Leadership
 from trainer.publication.forgotten import ForgottenUsers
@@ -28,10 +28,13 @@ from trainer.publication.publish import Publisher
 from trainer.publication.switch import Switch
 from trainer.refit import RefitRequests, Refitter
 from trainer.retry import with_retries
+from trainer.rollback.watch import RollbackWatch
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
 from trainer.upkeep import REMOVAL_PAUSE_S, Upkeep
 
+# Batches that wait to be judged. Which ratings are does not matter: what comes beyond is let go.
+_WAITING_ARRIVALS = 4
 # Batches that wait to be folded in: some 40 MB at 12,800 events each. When they are full the consumer waits,
 # and the stream, which has a limit of its own, keeps the rest.
 _WAITING_UPDATES = 32
@@ -65,7 +68,9 @@ class Term:
             settings, store, lease, root, item_updates=item_updates, threads=threads, group=group, step=step
         )
         self.switch = Switch(store, self.epochs, threads, item_updates, requests.want)
-        self.items = ItemUpdater(store, lease, item_updates, threads, step=step)
+        arrivals = Arrivals(_WAITING_ARRIVALS)
+        self.items = ItemUpdater(store, lease, item_updates, threads, arrivals, step=step)
+        self.rollbacks = RollbackWatch(store, lease, self.epochs, self.switch, arrivals, threads)
         self.commands = CommandHandler(store, lease, self.epochs, requests, step=step)
         self.refitter = Refitter(
             settings,
@@ -95,6 +100,7 @@ class Term:
                 await self._begin()
                 group.create_task(self.commands.run(), name="take commands")
                 group.create_task(self.refitter.run(), name="refit")
+                group.create_task(self.rollbacks.run(), name="judge what is live")
                 group.create_task(self.upkeep.run(), name="upkeep")
         finally:
             self._leadership.end()

@@ -11,6 +11,8 @@ from functools import partial
 from typing import Any
 from zlib import crc32
 
+import msgspec
+
 from factors import Float32s, Int32s
 from featurestore.client import Client
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreDamaged, StoreError
@@ -20,6 +22,7 @@ from featurestore.generations.manifest import (
     GenerationMeta,
     GenerationSummary,
     Pointer,
+    RolledBack,
     Worker,
     decode_beat,
     decode_deltas,
@@ -142,6 +145,16 @@ class Generations:
         args = [b"%d" % generation, b"", b"0", b"1" if hold else b"0"]
         (reply,) = await self._client.call("flip", ([self._keys.live, self._keys.generations], args))
         flipped(reply, generation)
+
+    async def roll_back(self, lease: Lease, why: RolledBack) -> bool:
+        """Make the generation before live again, for the leader, and note why. False where the pointer has
+        moved since, or a person holds it.
+
+        Raises `LeaseLost`, and `GenerationUnknown` where that generation is no longer whole.
+        """
+        args = [b"%d" % lease.fence, b"%d" % why.generation, b"%d" % why.to, msgspec.json.encode(why)]
+        (reply,) = await self._client.call("roll_back", ([self._keys.live, self._keys.generations], args))
+        return flipped(reply, why.to)
 
     def load_items(self, meta: GenerationMeta) -> AsyncIterator[bytes | memoryview]:
         """Yield the bytes of the item table, piece by piece. Raises `GenerationBroken` where one has gone."""

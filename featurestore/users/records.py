@@ -206,6 +206,18 @@ class UserRecords:
         except RecordCorrupt as exc:
             raise StoreDamaged(shown_key(self._keys.history(epoch, user_id)), str(exc)) from exc
 
+    async def stored(self, epoch: int, user_ids: Sequence[bytes]) -> list[tuple[int, bytes]]:
+        """`n` of each user and the history as entries, each as of one moment; 0 and nothing for a user who is
+        unknown, or whose key has the wrong type.
+        """
+        calls = [
+            encode_call("look", [self._keys.user(epoch, user), self._keys.history(epoch, user)], [b"n"])
+            for user in user_ids
+        ]
+        replies = await ask_many(self._connection, calls)
+        found = [(0, None, None) if isinstance(reply, ReplyError) else reply for reply in replies]
+        return [(int(n or 0), data or b"") for n, _, data in found]
+
     async def scan(self, epoch: int, partition: int, cursor: int = 0) -> tuple[int, list[StoredUser]]:
         """The cursor of the next users of a partition, 0 at the end, and what is stored of these.
 

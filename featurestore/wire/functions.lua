@@ -485,7 +485,14 @@ local function retire_generation(keys, args)
   return { 'OK', summary }
 end
 
--- keys: live, generations. args: number, fence ('' when a person asks), automatic '1' or '0', hold '1' or '0'.
+-- Whether the leader has taken this generation back.
+local function taken_back(live, generation)
+  local why = redis.call('HGET', live, 'rolled_back')
+  return why and whole(cjson.decode(why).generation) == generation
+end
+
+-- keys: live, generations. args: number, fence ('' when a person asks), automatic '1' or '0', hold '1' or '0', back ('1':
+-- the leader goes back to it).
 local function flip(keys, args)
   local live = redis.call('HMGET', keys[1], 'epoch', 'generation', 'held', 'pending', 'abandoned')
   if replaced(keys[1], args[2]) then
@@ -509,6 +516,9 @@ local function flip(keys, args)
   if new_epoch == epoch and args[3] == '1' and live[3] == '1' then
     return { 'HELD' }
   end
+  if args[2] ~= '' and args[5] ~= '1' and taken_back(keys[1], args[1]) then
+    return { 'HELD' }
+  end
   if new_epoch ~= epoch then
     redis.call('HSET', keys[1], 'previous', '0')
   elseif live[2] ~= args[1] then
@@ -516,6 +526,23 @@ local function flip(keys, args)
   end
   redis.call('HSET', keys[1], 'epoch', whole(new_epoch), 'generation', args[1], 'held', args[4])
   return { 'OK' }
+end
+
+-- keys: live, generations. args: fence, the generation that is taken back, the one before it, why. Unless the pointer has
+-- moved since, or a person holds it.
+local function roll_back(keys, args)
+  local live = redis.call('HMGET', keys[1], 'generation', 'previous', 'held')
+  if replaced(keys[1], args[1]) then
+    return LOST
+  end
+  if live[1] ~= args[2] or live[2] ~= args[3] or live[3] == '1' then
+    return { 'MOVED' }
+  end
+  local reply = flip(keys, { args[3], args[1], '0', '0', '1' })
+  if reply[1] == 'OK' then
+    redis.call('HSET', keys[1], 'rolled_back', args[4])
+  end
+  return reply
 end
 
 -- keys: live, stored. args: what prepares it, '' for a call that is over when its process is. Answers the number of a new
@@ -720,6 +747,7 @@ register('allot_generation', allot_generation, {})
 register('put_generation', put_generation, {})
 register('retire_generation', retire_generation, ALWAYS)
 register('flip', flip, ALWAYS)
+register('roll_back', roll_back, ALWAYS)
 register('begin_epoch', begin_epoch, {})
 register('hold_epoch', hold_epoch, ALWAYS)
 register('abandon_epoch', abandon_epoch, ALWAYS)

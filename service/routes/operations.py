@@ -120,7 +120,9 @@ async def get_metrics(request: web.Request) -> web.StreamResponse:
     lag = await _lag(context.store, live.epoch if live else 1)
     # Reading files waits for the disk.
     snapshots = await asyncio.to_thread(context.snapshot_files.all, context.snapshot())
-    text = expose(snapshots, lag, lag is not None, context.follower.full)
+    pointer = context.follower.pointer
+    back = pointer.rolled_back.generation if pointer and pointer.rolled_back else 0
+    text = expose(snapshots, lag, lag is not None, context.follower.full, back)
     return Answer(text, content_type=CONTENT_TYPE)
 
 

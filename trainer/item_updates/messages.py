@@ -61,3 +61,5 @@ class LiveFit:
 
 ItemUpdate = ArchivedBatch | ErasedUser | LiveFit
 ItemUpdates = asyncio.Queue[ItemUpdate]
+Arrivals = asyncio.Queue[ArchivedBatch]
+"""What arrives for the live generation; when it is full a batch is let go."""

@@ -6,6 +6,7 @@ item is the half-step over all of its ratings, as the fit's would be, with its r
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import OrderedDict, defaultdict
@@ -31,7 +32,7 @@ from trainer.archive.events import START, Position, after, in_registry, parse_po
 from trainer.archive.segments import Step, read_segment
 from trainer.errors import SegmentDamagedError
 from trainer.fit_job.results import FitResult
-from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates, LiveFit
+from trainer.item_updates.messages import ArchivedBatch, Arrivals, ErasedUser, ItemUpdates, LiveFit
 from trainer.retry import with_retries
 from trainer.threads import Threads
 
@@ -249,14 +250,24 @@ class _Target:
 
 
 class ItemUpdater:
-    """Folds items in for one term, as told by `updates`."""
+    """Folds items in for one term, as told by `updates`. What arrives for the live generation is offered to
+    `arrivals`, too.
+    """
 
     def __init__(
-        self, store: Store, lease: Lease, updates: ItemUpdates, threads: Threads, *, step: Step
+        self,
+        store: Store,
+        lease: Lease,
+        updates: ItemUpdates,
+        threads: Threads,
+        arrivals: Arrivals,
+        *,
+        step: Step,
     ) -> None:
         self._store = store
         self._lease = lease
         self._updates = updates
+        self._arrivals = arrivals
         self._threads = threads
         self._step = step
         self._target: _Target | None = None
@@ -281,6 +292,8 @@ class ItemUpdater:
                 elif target is not None and update.epoch == target.meta.summary.epoch:
                     if isinstance(update, ArchivedBatch):
                         newer = after(update.table, target.positions)
+                        with contextlib.suppress(asyncio.QueueFull):
+                            self._arrivals.put_nowait(ArchivedBatch(update.epoch, newer))
                         await self._threads.run(target.ratings.add, newer)
                     elif isinstance(update, ErasedUser):
                         await self._threads.run(target.ratings.forget, update.user_id)

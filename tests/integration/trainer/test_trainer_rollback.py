@@ -1,0 +1,138 @@
+"""A generation that arriving ratings condemn is taken back by the trainer itself; a good one is not."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from featurestore.generations.manifest import RolledBack
+from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import low_rank_ratings as ratings
+from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained
+from tests.support.waiting import wait_until_async
+from trainer.fit_job.job import FitRequest
+from trainer.fit_job.process import fit_in_process
+from trainer.fit_job.results import FitResult, read_result
+from trainer.gate import Policy
+from trainer.rollback.betting import Bet
+from trainer.settings import TrainerSettings
+
+# Whatever it is like, it goes live.
+NO_GATE = Policy(baseline=float("inf"), live=float("inf"))
+
+
+@pytest.fixture
+def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
+    return trainer_settings(store_settings, tmp_path / "archive", gate=NO_GATE)
+
+
+def mix_up_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each fit from now on have the items of others."""
+
+    async def mixed_up(request: FitRequest, files: list[pa.OSFile], **_: object) -> FitResult:
+        result = await fit_in_process(request, files)
+        items = np.load(result.path / "items.npy")
+        np.save(result.path / "items.npy", items[::-1])
+        return read_result(result.path)
+
+    monkeypatch.setattr("trainer.refit.fit_in_process", mixed_up)
+
+
+async def arrive(store: Store, given: list[NewRating]) -> None:
+    """Bring them some at a time, as they come in life."""
+    for start in range(0, len(given), 60):
+        await store.ratings.append(given[start : start + 60])
+        await until_drained(store)
+
+
+async def live(store: Store) -> tuple[int, RolledBack | None]:
+    pointer = await store.generations.live()
+    return pointer.generation, pointer.rolled_back
+
+
+async def spoiled(store: Store, known: list[NewRating], monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Two generations, the second, which is live, with mixed up items."""
+    await store.ratings.append(known)
+    good = await fitted(store)
+    with monkeypatch.context() as patch:
+        mix_up_items(patch)
+        bad = await fitted(store)
+    assert await live(store) == (bad, None)
+    return good, bad
+
+
+async def test_a_bad_generation_is_taken_back_by_itself(
+    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = ratings(users=120, items=20)
+    async with running_trainer(settings):
+        good, bad = await spoiled(store, every[::2], monkeypatch)
+        arriving = asyncio.create_task(arrive(store, every[1::2]))
+
+        async def taken_back() -> bool:
+            return (await live(store))[0] == good
+
+        await wait_until_async(taken_back, 30, "the good generation is live again")
+        await arriving
+        _, why = await live(store)
+        assert why is not None
+        assert (why.generation, why.to) == (bad, good)
+        assert why.ratings <= 200
+        assert why.loss > 2 * why.loss_before
+        # A person may insist.
+        await store.generations.activate(bad, hold=False)
+        await arrive(store, ratings(users=120, items=20, prefix="v")[::3])
+        assert await live(store) == (bad, why)
+        # The next fit goes live, and is good enough to stay.
+        new = await fitted(store)
+        await arrive(store, ratings(users=120, items=20, prefix="w")[::3])
+        assert await live(store) == (new, why)
+
+
+async def test_what_a_person_holds_stays(
+    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = ratings(users=120, items=20)
+    async with running_trainer(settings):
+        _, bad = await spoiled(store, every[::2], monkeypatch)
+        await store.generations.activate(bad, hold=True)
+        await arrive(store, every[1::2])
+        assert await live(store) == (bad, None)
+
+
+async def test_ratings_that_it_has_learned_do_not_count(
+    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer may see them after the flip only."""
+    judged: list[int] = []
+    add = Bet.add
+
+    def counted(self: Bet, user_id: bytes, first: float, second: float, rating: float) -> None:
+        judged.append(1)
+        add(self, user_id, first, second, rating)
+
+    monkeypatch.setattr(Bet, "add", counted)
+    every = ratings(users=120, items=20)
+    async with running_trainer(settings):
+        first, second = every[::2], every[1::2]
+        await store.ratings.append(first)
+        await fitted(store)
+        await store.ratings.append(second)
+        assert await fitted(store) == (await store.generations.live()).generation
+        assert sum(judged) == 0
+        await arrive(store, ratings(users=120, items=20, prefix="v")[::9])
+        await wait_until_async(lambda: sum(judged) > 60, 20, "those that arrive after it count")
+
+
+async def test_good_generations_stay(store: Store, settings: TrainerSettings) -> None:
+    async with running_trainer(settings):
+        for k in range(5):
+            await arrive(store, ratings(users=60, items=20, seed=3, prefix=f"{k}-"))
+            generation = await fitted(store)
+            assert await live(store) == (generation, None)
+        await arrive(store, ratings(users=60, items=20, seed=3, prefix="last-"))
+        assert await live(store) == (generation, None)
