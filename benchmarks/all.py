@@ -14,7 +14,18 @@ from evaluation.report import new_console, new_table
 from processes.blocking import BlockingChild, python_command
 from processes.settings import setting
 
-SPEED = ("predict", "batch", "recommend", "ratings", "fit", "publish", "growth", "start", "overload")
+SPEED = (
+    "predict",
+    "batch",
+    "recommend",
+    "ratings",
+    "fit",
+    "publish",
+    "growth",
+    "start",
+    "overload",
+    "attack",
+)
 # Past what the longest of them takes: one that hangs must not keep the others from running.
 LIMIT_S = 3600.0
 VERDICTS = ("met", "floor", "missed", "skipped")

@@ -88,7 +88,7 @@ async def _service_context(
             audit = Audit(OPERATIONS, settings.proxies)
             # Beyond loopback there are quotas unless told otherwise; on it where told so.
             limits = None if loopback and settings.quotas is None else DEFAULT.but(settings.quotas or ())
-            quotas = Quotas(access, audit, counts, limits)
+            quotas = Quotas(audit, counts, limits)
             context = ServiceContext(
                 settings=settings,
                 slot=slot,

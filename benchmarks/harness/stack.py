@@ -121,14 +121,14 @@ def store_with(generation: synthetic.Generation, *, cpus: Sequence[int] = ()) ->
         yield url
 
 
-def add_key(url: str) -> str:
+def add_key(url: str, name: str = "benchmark") -> str:
     """Make a key that may read, so that services on that store ask for one; return it."""
 
     async def make() -> str:
         opened = await Store.open(StoreSettings(url=url, scale=synthetic.SCALE_TEXT), hot=False)
         try:
             secret = new_secret()
-            await opened.access.add(secret, "benchmark", "read")
+            await opened.access.add(secret, name, "read")
             return secret
         finally:
             await opened.close()

@@ -77,8 +77,8 @@ class Access:
         if keys:
             self.close()
 
-    def admit(self, headers: Mapping[str, str], level: int) -> None:
-        """Let a request of a route that needs `level` pass.
+    def admit(self, headers: Mapping[str, str], level: int) -> ApiKey | None:
+        """Let a request of a route that needs `level` pass; return the key that was looked at.
 
         Raises the problems `cross_site`, `unauthorized`, `forbidden`.
         """
@@ -89,7 +89,7 @@ class Access:
             if host not in self._hosts_passed:
                 self._check_host(host)
         if level == PUBLIC or not self.asks:
-            return
+            return None
         key = self._verified.get(headers.get(hdrs.AUTHORIZATION, "")) or self.key_of(headers)
         if key is None:
             raise Problem(
@@ -100,6 +100,7 @@ class Access:
         if LEVELS[key.role] < level:
             detail = f"this call needs a key with the role {ROLES[level - 1]}, not {key.role}"
             raise Problem("forbidden", detail)
+        return key
 
     def name_of(self, headers: Mapping[str, str]) -> str:
         """Return the name of the key that a request brings, for the log."""

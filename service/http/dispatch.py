@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
 from featurestore.errors import StoreDamaged, StoreError
+from service.http.access import Access
 from service.http.audit import Audit
 from service.http.problems import CONTENT_TYPE, Problem, problem_of_store
 from service.http.quotas import CALLED_BY, HOLD_S, Quotas
@@ -63,6 +64,7 @@ class Dispatcher:
         counts: Counts,
         traffic: Traffic,
         audit: Audit,
+        access: Access,
         quotas: Quotas,
     ) -> None:
         self._handler = handler
@@ -70,6 +72,7 @@ class Dispatcher:
         self._counts = counts
         self._traffic = traffic
         self._audit = audit
+        self._access = access
         self._quotas = quotas
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -114,7 +117,8 @@ class Dispatcher:
         """Return why a request is refused before it is looked at; else its caller has paid a token for it."""
         traffic, quotas = self._traffic, self._quotas
         crowded = traffic.in_flight > traffic.limit
-        caller = quotas.caller(request.headers, request.remote)
+        key = self._access.key_of(request.headers) if self._access.asks else None
+        caller = quotas.caller(request.headers, request.remote, key)
         if not (crowded or caller) or request.path in _ALWAYS_ANSWERED:
             return None
         if crowded:

@@ -22,7 +22,7 @@ from featurestore.errors import StoreError
 from featurestore.keys import digest_of
 from featurestore.quotas.buckets import Buckets, Spending
 from featurestore.quotas.limits import Limits, Part, Quota, Rate, WriteLimits, parse_quota
-from service.http.access import Access, address_of
+from service.http.access import address_of
 from service.http.audit import Audit
 from service.http.problems import Problem
 from service.metrics import Counts
@@ -43,23 +43,48 @@ _FORWARDED = "X-Forwarded-For"
 
 
 class _Bucket:
-    """A worker's copy: `level` tokens at the moment `at`, and the tokens `spent` since the store was told."""
+    """A worker's copy: `level` tokens at the moment `at`, and the tokens `spent` since the store was told;
+    it is put into `queue` when these are worth telling.
+    """
 
-    __slots__ = ("at", "level", "name", "queued", "rate", "spent")
+    __slots__ = ("at", "due", "level", "name", "per_s", "queue", "queued", "rate", "size", "spent")
 
-    def __init__(self, name: bytes, rate: Rate, now: float) -> None:
+    def __init__(self, name: bytes, rate: Rate, queue: "list[_Bucket]") -> None:
         self.name = name
         self.rate = rate
+        self.size, self.per_s, self.due = rate.size, rate.per_s, SHARED_PART * rate.size
         self.level = rate.size
-        self.at = now
+        self.at = monotonic()
         self.spent = 0.0
+        self.queue = queue
         self.queued = False
 
-    def fill(self, now: float) -> float:
-        rate = self.rate
-        self.level = min(rate.size, self.level + (now - self.at) * rate.per_s)
+    def take(self, tokens: float) -> float:
+        """Take tokens; return 0, or in how many seconds there are enough: then nothing was taken."""
+        # Each request comes here: the level is kept in a variable, and no other function called but by few.
+        now = monotonic()
+        level = self.level + (now - self.at) * self.per_s
+        level = min(level, self.size)
         self.at = now
-        return self.level
+        # What is more than a bucket holds takes a full one, and leaves less than nothing.
+        if level < tokens and level < self.size:
+            self.level = level
+            return (min(tokens, self.size) - level) / self.per_s
+        self.level = level - tokens
+        self.spent += tokens
+        if self.spent >= self.due and not self.queued:
+            self.queued = True
+            self.queue.append(self)
+        return 0.0
+
+    def charge(self, tokens: float) -> None:
+        """Take tokens, be they there or not."""
+        self.level -= tokens
+        self.spent += tokens
+
+    def is_full(self, now: float) -> bool:
+        """Whether nothing is missing any more."""
+        return self.level + (now - self.at) * self.per_s >= self.size
 
 
 class Caller:
@@ -67,15 +92,14 @@ class Caller:
 
     __slots__ = ("buckets", "digest", "key", "limits", "name")
 
-    def __init__(self, name: str, limits: Limits, key: ApiKey | None = None) -> None:
+    def __init__(self, name: str, limits: Limits, queue: list[_Bucket], key: ApiKey | None = None) -> None:
         self.name = name
         self.limits = limits
         self.key = key
         self.digest = digest_of(name.encode("utf-8", "surrogateescape"))
-        now = monotonic()
         rates: dict[Quota, Rate | None] = {"requests": limits.requests, "ratings": limits.ratings}
         self.buckets = {
-            quota: _Bucket(f"{quota}:{self.digest.hex()}".encode(), rate, now)
+            quota: _Bucket(f"{quota}:{self.digest.hex()}".encode(), rate, queue)
             for quota, rate in rates.items()
             if rate is not None
         }
@@ -88,8 +112,7 @@ CALLED_BY = web.RequestKey("called_by", Caller)
 class Quotas:
     """The quotas of one worker. `limits`: of an address, and of a key that may not operate; None is none."""
 
-    def __init__(self, access: Access, audit: Audit, counts: Counts, limits: Limits | None) -> None:
-        self._access = access
+    def __init__(self, audit: Audit, counts: Counts, limits: Limits | None) -> None:
         self._audit = audit
         self._counts = counts
         self._limits = limits
@@ -104,10 +127,9 @@ class Quotas:
         """How many connections an address may have open."""
         return None if self._limits is None else self._limits.connections
 
-    def caller(self, headers: Mapping[str, str], peer: str | None) -> Caller | None:
-        """Return who asks; None where it may take what it likes."""
-        access = self._access
-        if access.asks and (key := access.key_of(headers)) is not None:
+    def caller(self, headers: Mapping[str, str], peer: str | None, key: ApiKey | None) -> Caller | None:
+        """Return who asks, with that known key or without; None where it may take what it likes."""
+        if key is not None:
             found = self._callers.get(key.name)
             # Another object of that name came with other quotas.
             return found if found is not None and found.key is key else self._of_key(key)
@@ -116,16 +138,18 @@ class Quotas:
         # aiohttp's headers have several lines of a name, which a mapping has not.
         forwarded = tuple(cast("Any", headers).getall(_FORWARDED)) if _FORWARDED in headers else ()
         address = self._address(peer, forwarded)
-        return self._callers.get(address) or self._keep(address, Caller(address, self._limits))
+        return self._callers.get(address) or self._keep(address, Caller(address, self._limits, self._queue))
 
-    def allows(self, headers: Mapping[str, str], peer: str | None) -> bool:
+    def allows(self, headers: Mapping[str, str], peer: str | None, key: ApiKey | None) -> bool:
         """Take the token of a request; return whether there was one."""
-        caller = self.caller(headers, peer)
-        return caller is None or self._take(caller, "requests", 1.0) <= 0
+        caller = self.caller(headers, peer, key)
+        bucket = None if caller is None else caller.buckets.get("requests")
+        return bucket is None or bucket.take(1.0) == 0
 
     def taken(self, caller: Caller | None, quota: Quota, tokens: float = 1.0) -> Problem | None:
         """Take tokens; where there are too few, return the problem: then nothing was taken."""
-        if caller is not None and (wait_s := self._take(caller, quota, tokens)) > 0:
+        bucket = None if caller is None else caller.buckets.get(quota)
+        if caller is not None and bucket is not None and (wait_s := bucket.take(tokens)) > 0:
             return self.refusal(caller, quota, wait_s)
         return None
 
@@ -133,7 +157,7 @@ class Quotas:
         """Take more tokens for a request that was let in, which may leave less than nothing."""
         bucket = None if caller is None else caller.buckets.get("requests")
         if bucket is not None:
-            self._spend(bucket, tokens)
+            bucket.charge(tokens)
 
     def refusal(self, caller: Caller, quota: Quota, wait_s: float) -> Problem:
         """Return, and count, the problem that says which quota, whose, and when there is more."""
@@ -185,7 +209,8 @@ class Quotas:
                 forgotten = now
 
     async def _tell(self, buckets: Buckets) -> None:
-        due, self._queue = self._queue, []
+        due = self._queue[:]
+        self._queue.clear()
         told = [Spending(bucket.name, bucket.rate, bucket.spent) for bucket in due]
         for bucket in due:
             bucket.spent, bucket.queued = 0.0, False
@@ -198,29 +223,10 @@ class Quotas:
         full = [
             name
             for name, caller in self._callers.items()
-            if all(bucket.fill(now) >= bucket.rate.size for bucket in caller.buckets.values())
+            if all(bucket.is_full(now) for bucket in caller.buckets.values())
         ]
         for name in full:
             del self._callers[name]
-
-    def _take(self, caller: Caller, quota: Quota, tokens: float) -> float:
-        """Take tokens; return 0, or in how many seconds there are enough: then nothing was taken."""
-        bucket = caller.buckets.get(quota)
-        if bucket is None:
-            return 0.0
-        # What is more than a bucket holds takes a full one, and leaves less than nothing.
-        lacking = min(tokens, bucket.rate.size) - bucket.fill(monotonic())
-        if lacking > 0:
-            return lacking / bucket.rate.per_s
-        self._spend(bucket, tokens)
-        return 0.0
-
-    def _spend(self, bucket: _Bucket, tokens: float) -> None:
-        bucket.level -= tokens
-        bucket.spent += tokens
-        if not bucket.queued and bucket.spent >= SHARED_PART * bucket.rate.size:
-            bucket.queued = True
-            self._queue.append(bucket)
 
     def _of_key(self, key: ApiKey) -> Caller | None:
         # Who operates may replace all ratings: a quota would protect nothing, unless it is the key's own.
@@ -228,7 +234,7 @@ class Quotas:
         limits = base.but(_readable(key.quotas))
         if limits == Limits():
             return None
-        return self._keep(key.name, Caller(f"key {key.name}", limits, key))
+        return self._keep(key.name, Caller(f"key {key.name}", limits, self._queue, key))
 
     def _keep(self, name: str, caller: Caller) -> Caller:
         if len(self._callers) >= CALLERS_KEPT:

@@ -55,6 +55,7 @@ class Server(web.Server):
             counts=context.counts,
             traffic=context.traffic,
             audit=context.audit,
+            access=context.access,
             quotas=context.quotas,
         )
         super().__init__(dispatcher, request_factory=template.request_factory)

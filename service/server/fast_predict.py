@@ -69,10 +69,10 @@ class FastPredict:
     def admits(self, headers: Headers, peername: Any) -> bool:
         """Whether a request with `headers` may ask; the handler tells a client that may not why."""
         try:
-            self._admit(headers, READ)
+            key = self._admit(headers, READ)
         except Problem:
             return False
-        return self._allows(headers, peername[0] if isinstance(peername, tuple) else None)
+        return self._allows(headers, peername[0] if isinstance(peername, tuple) else None, key)
 
     def answered(self, began: float) -> None:
         """Account for a request that was answered with 200."""

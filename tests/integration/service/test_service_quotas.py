@@ -229,9 +229,8 @@ async def test_an_address_has_so_many_connections(store_settings: StoreSettings,
 def small(limits: str, proxies: tuple[Any, ...] = ()) -> Quotas:
     from featurestore.quotas.limits import Limits
 
-    access = Access(loopback=False)
     counts = Counts(0, 0.0, error_bounds(1, 5))
-    return Quotas(access, Audit((), proxies), counts, Limits().but(parse_quotas(limits)))
+    return Quotas(Audit((), proxies), counts, Limits().but(parse_quotas(limits)))
 
 
 def test_addresses_of_one_network_share_and_proxies_are_not_their_clients(store_server: object) -> None:
@@ -243,7 +242,7 @@ def test_addresses_of_one_network_share_and_proxies_are_not_their_clients(store_
 
     def name(peer: str, *forwarded: str) -> str:
         headers = CIMultiDict[str]([("X-Forwarded-For", line) for line in forwarded])
-        caller = quotas.caller(headers, peer)
+        caller = quotas.caller(headers, peer, None)
         assert caller is not None
         return caller.name
 
@@ -256,7 +255,7 @@ def test_addresses_of_one_network_share_and_proxies_are_not_their_clients(store_
 
 async def test_a_bucket_is_right_again_when_the_store_was_away(store: Store) -> None:
     quotas = small("requests=1000/h")
-    caller = quotas.caller({}, "192.0.2.1")
+    caller = quotas.caller({}, "192.0.2.1", None)
     for _ in range(100):
         quotas.taken(caller, "requests")
 
