@@ -688,18 +688,67 @@ local function beat(keys, args)
   return { 'OK' }
 end
 
--- keys: commands. args: most that wait, field, value, ...
+-- keys: commands[, erasing]. args: most that wait, 'id', the id, field, value, ...
 local function ask(keys, args)
   redis.call('XADD', keys[1], 'MAXLEN', '~', args[1], '*', unpack(args, 2))
+  if keys[2] then
+    redis.call('HSET', keys[2], args[3], 'asked')
+  end
   return { 'OK' }
 end
 
--- keys: live, command. args: fence, outcome, seconds that it stays.
+-- keys: live, command, erasing. args: fence, outcome, seconds that it stays[, the id, of one that has ended].
 local function report(keys, args)
   if redis.call('HGET', keys[1], 'fence') ~= args[1] then
     return LOST
   end
   redis.call('SET', keys[2], args[2], 'EX', args[3])
+  if args[4] then
+    redis.call('HDEL', keys[3], args[4])
+  end
+  return { 'OK' }
+end
+
+-- keys: live, commands, erasing. args: fence, stream id and id of a command to erase, which leaves: it names the user.
+local function drop_erasure(keys, args)
+  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
+    return LOST
+  end
+  redis.call('HSET', keys[3], args[3], 'files')
+  redis.call('XDEL', keys[2], args[2])
+  return { 'OK' }
+end
+
+-- The value of a name in what XINFO answers.
+local function named(answer, name)
+  for at = 1, #answer, 2 do
+    if answer[at] == name then
+      return answer[at + 1]
+    end
+  end
+end
+
+-- keys: a stream. args: most entries that are copied. An entry that is removed stays in its node until all of that is, and
+-- so in the files that the store writes: those that are left are added anew, under their ids, with their groups.
+local function renew_stream(keys, args)
+  local call, stream = redis.call, keys[1]
+  local length = call('EXISTS', stream) == 1 and call('XLEN', stream) or 0
+  if length == 0 then
+    return { 'OK' }
+  end
+  if length > tonumber(args[1]) then
+    return { 'LATER' }
+  end
+  local entries, groups = call('XRANGE', stream, '-', '+'), call('XINFO', 'GROUPS', stream)
+  local last = named(call('XINFO', 'STREAM', stream), 'last-generated-id')
+  call('DEL', stream)
+  for _, entry in ipairs(entries) do
+    call('XADD', stream, entry[1], unpack(entry[2]))
+  end
+  call('XSETID', stream, last)
+  for _, group in ipairs(groups) do
+    call('XGROUP', 'CREATE', stream, named(group, 'name'), named(group, 'last-delivered-id'))
+  end
   return { 'OK' }
 end
 
@@ -761,4 +810,6 @@ register('push_delta', push_delta, {})
 register('beat', beat, ALWAYS)
 register('ask', ask, ALWAYS)
 register('report', report, ALWAYS)
+register('drop_erasure', drop_erasure, ALWAYS)
+register('renew_stream', renew_stream, ALWAYS)
 register('keep_for', keep_for, ALWAYS)
