@@ -80,7 +80,10 @@ async def get_user(request: web.Request) -> web.StreamResponse:
     profile, degraded = await context.scorer.profile(live, user_id)
     if profile.n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
-    ratings = profile.history.rating
+    history = profile.history
+    if not profile.whole:
+        _, history = await context.store.users.history(live.epoch, user_id)
+    ratings = history.rating
     mean = float(ratings.mean()) if len(ratings) else None
     score = expected(live, profile.vector[None], 0, -1)
     return json_answer(
