@@ -1,0 +1,344 @@
+"""A leader that is frozen at a step, replaced, and woken: what it does then changes nothing that counts.
+
+Its clock stands still, as that of a paused machine does: no look at the time keeps it back.
+"""
+
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurestore.generations.catalog import Generations
+from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support import house
+from tests.support.recovering import held
+from tests.support.trainers import (
+    ChildTrainer,
+    archived,
+    fitted,
+    running_trainer,
+    trainer_settings,
+    until_drained,
+    until_live,
+)
+from tests.support.waiting import wait_until_async
+from trainer.archive.root import ArchiveRoot
+from trainer.archive.trash import Trash
+from trainer.settings import TrainerSettings
+
+pytestmark = pytest.mark.fault
+
+LEASE_S = 2.0
+STILL_CLOCK = "import trainer.leadership as m; m.Leadership.check = lambda self: None\n"
+# The steps of a term in the order in which a leader comes to them, with how often before it is frozen.
+STEPS = [
+    ("valkey", "archive:take", 1),
+    ("redis", "consume:read", 2),
+    ("valkey", "segment:write", 2),
+    ("redis", "segment:written", 2),
+    ("valkey", "segment:synced", 2),
+    ("redis", "segment:renamed", 2),
+    ("valkey", "segment:done", 2),
+    ("redis", "consume:archived", 2),
+    ("valkey", "consume:done", 2),
+    ("redis", "command:running", 1),
+    ("valkey", "fit:reached", 1),
+    ("redis", "fit:started", 1),
+    ("valkey", "fit:done", 1),
+    ("redis", "publish:begin", 2),
+    ("valkey", "publish:begun", 1),
+    ("redis", "publish:begun", 2),
+    ("valkey", "publish:items", 2),
+    ("valkey", "publish:some_users", 1),
+    ("redis", "publish:users", 2),
+    ("valkey", "publish:finished", 2),
+    ("redis", "publish:flipped", 2),
+    ("valkey", "command:done", 1),
+    ("redis", "command:reported", 1),
+    ("valkey", "items:push", 1),
+    ("redis", "replace:unlink", 1),
+    ("valkey", "replace:unlinked", 1),
+    ("redis", "tend:merged", 1),
+]
+ELSEWHERE = [
+    ("valkey", "segment:synced", 2),
+    ("redis", "consume:archived", 2),
+    ("valkey", "publish:begun", 2),
+    ("redis", "items:push", 1),
+]
+NEW_EPOCH = [
+    ("redis", "epoch:finished", 1),
+    ("valkey", "epoch:drained", 1),
+    ("redis", "epoch:archived", 1),
+    ("valkey", "epoch:removed", 1),
+]
+# Before this one there must have been a kill; the call is that of "replace:unlink".
+LEFT_OUT = {"recover:unlink"}
+
+
+@pytest.fixture
+def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
+    return trainer_settings(store_settings, tmp_path / "archive", lease_ttl_s=LEASE_S)
+
+
+@pytest.fixture
+def pushed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The generation of each push of deltas by this process."""
+    found: list[int] = []
+    push = Generations.push_delta
+
+    async def noted(self: Generations, *args: Any) -> None:
+        await push(self, *args)
+        found.append(args[2])
+
+    monkeypatch.setattr(Generations, "push_delta", noted)
+    return found
+
+
+def ratings(seed: int, users: int = 25) -> list[NewRating]:
+    rng = np.random.default_rng(seed)
+    return [
+        NewRating(f"u{user}".encode(), f"i{item}".encode(), float(rng.integers(1, 6)), 1e9 + seed)
+        for user in range(users)
+        for item in rng.permutation(10)[:4]
+    ]
+
+
+async def until_frozen(store: Store, child: ChildTrainer, given: list[NewRating]) -> None:
+    """Rate until the trainer is frozen."""
+    for seed in range(1, 200):
+        more = ratings(seed, users=3)
+        await store.ratings.append(more)
+        given += more
+        try:
+            await wait_until_async(lambda: child.frozen, 0.2, "the trainer frozen")
+        except AssertionError:
+            assert not child.ended
+            continue
+        return
+    raise AssertionError
+
+
+async def woken(child: ChildTrainer, settings: TrainerSettings) -> None:
+    """Wake the trainer, and wait until it knows that it has been replaced."""
+    log = settings.archive_dir.with_name("trainer.log")
+    child.process.send_signal(signal.SIGCONT)
+    await wait_until_async(lambda: b"lease_lost" in log.read_bytes(), 20, "the frozen trainer knows")
+    assert not child.ended
+    # In place of a traceback for each thing that failed in its hands.
+    assert "Traceback" not in log.read_text()
+
+
+async def replaced(
+    store: Store,
+    settings: TrainerSettings,
+    successor: TrainerSettings,
+    pushed: list[int],
+    *,
+    frozen_at: tuple[str, int],
+    patch: str = "",
+) -> list[NewRating]:
+    """Freeze a leader, let another one lead, wake the first; return what was acknowledged. At the end archive
+    and store have that, and so does the next generation.
+    """
+    given = ratings(0)
+    await store.ratings.append(given)
+    # A late push is for the generation that it was folded in for: that one stays live then. Where a fence is
+    # taken out, fits get into each other's way before what is to be seen happens.
+    refit = frozen_at[0] != "items:push" and not patch
+    command = await store.commands.ask("refit", epoch=1) if refit else ""
+    if frozen_at[0] == "archive:take":
+        # As a leader that was killed leaves it.
+        settings.archive_dir.mkdir()
+        settings.archive_folder.with_suffix(".term-0.killed").symlink_to(settings.archive_folder.name)
+    child = ChildTrainer(settings, *frozen_at, signal.SIGSTOP, STILL_CLOCK + patch)
+    try:
+        await until_frozen(store, child, given)
+        # So that the next one writes another segment than that which is under way.
+        more = ratings(999, users=5)
+        await store.ratings.append(more)
+        given += more
+        was_live = (await store.generations.live()).generation
+        entries = int(await store.redis.xlen(store.keys.deltas(1, was_live)))
+        async with running_trainer(successor) as other:
+            await wait_until_async(lambda: other.term is not None, 2 * LEASE_S, "the next one leads")
+            outcome = await store.commands.wait(command, 60 if refit else 0)
+            assert not refit or (outcome is not None and outcome.state == "done"), outcome
+            await until_drained(store)
+            if not refit:
+                # What is pushed before its claim counts as what was pushed before the freeze.
+                await wait_until_async(lambda: pushed, 20, "deltas of the next one")
+            live = (await store.generations.live()).generation
+            before = entries if live == was_live else 0
+            await woken(child, settings)
+            assert await store.commands.outcome(command) == outcome
+            more = ratings(1000, users=5)
+            await store.ratings.append(more)
+            given += more
+            await until_drained(store)
+            await wait_until_async(
+                # A push may be under way: its entry comes before the note of it.
+                lambda: deltas_are(store, live, lambda: before + pushed.count(live)),
+                10,
+                "deltas of the one that leads alone",
+            )
+            generation = await fitted(store)
+            meta = await store.generations.meta(1, generation)
+            states = {summary.state for summary in await store.generations.list()}
+    finally:
+        child.end()
+    if successor is settings:
+        found = sorted((user, n) for user, n, _, _ in archived(settings))
+        assert found == numbered(given), "each event once"
+    pairs = {(r.user_id.decode(), r.item_id.decode()): (r.rating, r.time) for r in given}
+    assert await held(store) == pairs
+    assert meta.summary.n_ratings == len(pairs)
+    assert states == {"ready"}
+    return given
+
+
+async def deltas_are(store: Store, generation: int, count: Callable[[], int]) -> bool:
+    """Whether a generation has so many entries of deltas."""
+    return int(await store.redis.xlen(store.keys.deltas(1, generation))) == count()
+
+
+def numbered(given: list[NewRating]) -> list[tuple[str, int]]:
+    """User and count of each rating."""
+    counts: dict[str, int] = {}
+    found = []
+    for rating in given:
+        user = rating.user_id.decode()
+        counts[user] = counts.get(user, 0) + 1
+        found.append((user, counts[user]))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("store_server", "step", "occurrence"), STEPS, indirect=["store_server"])
+async def test_frozen_at_a_step_on_the_same_folder(
+    store: Store, settings: TrainerSettings, pushed: list[int], step: str, occurrence: int
+) -> None:
+    await replaced(store, settings, settings, pushed, frozen_at=(step, occurrence))
+    # No name of a term that has ended, and nothing set aside.
+    assert [path.name for path in settings.archive_dir.iterdir()] == [settings.store.namespace]
+    assert not list(settings.archive_dir.rglob("*.damaged"))
+
+
+@pytest.mark.parametrize(("store_server", "step", "occurrence"), ELSEWHERE, indirect=["store_server"])
+async def test_frozen_at_a_step_on_another_folder(
+    store: Store,
+    settings: TrainerSettings,
+    pushed: list[int],
+    tmp_path: Path,
+    *,
+    step: str,
+    occurrence: int,
+) -> None:
+    elsewhere = trainer_settings(settings.store, tmp_path / "elsewhere", lease_ttl_s=LEASE_S)
+    given = await replaced(store, settings, elsewhere, pushed, frozen_at=(step, occurrence))
+    # Rebuilt from the histories, where the first had trimmed: of superseded ratings not all are left.
+    pairs = {(r.user_id.decode(), r.item_id.decode()) for r in given}
+    assert {(user, item) for user, _, item, _ in archived(elsewhere)} == pairs
+
+
+@pytest.mark.parametrize(("store_server", "step", "occurrence"), NEW_EPOCH, indirect=["store_server"])
+async def test_frozen_in_the_change_to_a_new_epoch(
+    store: Store, settings: TrainerSettings, step: str, occurrence: int
+) -> None:
+    before, begun, later = ratings(0), ratings(1), ratings(2, users=5)
+    await store.ratings.append(before)
+    child = ChildTrainer(settings, step, occurrence, signal.SIGSTOP, STILL_CLOCK)
+    try:
+        await until_drained(store)
+        epoch = await store.epochs.begin()
+        await store.ratings.append(begun, epoch=epoch)
+        await store.commands.ask("epoch", epoch=epoch)
+        await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
+        async with running_trainer(settings) as other:
+            await wait_until_async(lambda: other.term is not None, 2 * LEASE_S, "the next one leads")
+            trash = Trash(settings.archive_folder / "trash", guard=lambda: None)
+            await wait_until_async(lambda: len(trash.entries()) == 1, 30, "the old history in the trash")
+            await woken(child, settings)
+            await store.ratings.append(later)
+            await until_drained(store, epoch)
+            generation = await fitted(store, epoch=epoch)
+            assert (await store.generations.live()).generation == generation
+            assert await store.generations.epochs() == {epoch}
+    finally:
+        child.end()
+    pairs = {(r.user_id.decode(), r.item_id.decode()): (r.rating, r.time) for r in [*begun, *later]}
+    assert await held(store) == pairs
+    assert {(user, item) for user, _, item, _ in archived(settings, epoch)} == set(pairs)
+    (entry,) = trash.entries()
+    assert (entry.epoch, entry.why, entry.ratings) == (1, "replaced", len(before))
+
+
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+async def test_frozen_before_it_gives_up_an_epoch_that_is_asked_for_since(
+    store: Store, settings: TrainerSettings
+) -> None:
+    begun = ratings(1)
+    impatient = replace(settings, abandon_s=1.0)
+    child = ChildTrainer(impatient, "epoch:abandon", 1, signal.SIGSTOP, STILL_CLOCK)
+
+    def wake(step: str) -> None:
+        if step == "fit:started":
+            child.process.send_signal(signal.SIGCONT)
+
+    try:
+        await until_live(store)
+        epoch = await store.epochs.begin()
+        await store.ratings.append(begun, epoch=epoch)
+        await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
+        async with running_trainer(settings, step=wake):
+            assert await fitted(store, "epoch", epoch)
+            await woken(child, settings)
+            assert (await store.generations.live()).epoch == epoch
+    finally:
+        child.end()
+    assert set(await held(store)) == {(r.user_id.decode(), r.item_id.decode()) for r in begun}
+
+
+def test_every_step_has_its_freeze() -> None:
+    named = {
+        name
+        for path in (house.ROOT / "trainer").rglob("*.py")
+        for name in re.findall(r'step\("([a-z:_]+)"\)', path.read_text("utf-8"))
+    }
+    assert named == {step for _, step, _ in [*STEPS, *NEW_EPOCH]} | LEFT_OUT | {"epoch:abandon"}
+
+
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+async def test_without_the_name_of_a_term_a_late_segment_takes_the_place_of_another(
+    store: Store, settings: TrainerSettings, pushed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def claim(_root: ArchiveRoot, _term: str) -> list[Path]:
+        return []
+
+    monkeypatch.setattr(ArchiveRoot, "claim", claim)
+    patch = "import trainer.archive.root as r; r.ArchiveRoot.claim = lambda self, term: []\n"
+    with pytest.raises(AssertionError, match="each event once"):
+        await replaced(store, settings, settings, pushed, frozen_at=("segment:write", 2), patch=patch)
+
+
+UNFENCED_PUSH = """
+import featurestore.generations.catalog as c
+async def push(self, lease, epoch, generation, rows, vectors):
+    delta = {b"r": rows.tobytes(), b"v": vectors.tobytes()}
+    await self._client.xadd(self._keys.deltas(epoch, generation), delta)
+c.Generations.push_delta = push
+"""
+
+
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+async def test_without_their_fence_late_deltas_are_added(
+    store: Store, settings: TrainerSettings, pushed: list[int]
+) -> None:
+    with pytest.raises(AssertionError, match="deltas of the one that leads alone"):
+        await replaced(store, settings, settings, pushed, frozen_at=("items:push", 2), patch=UNFENCED_PUSH)

@@ -1,1 +1,0 @@
-"""The end of an erasure: the files that the store writes."""
