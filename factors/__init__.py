@@ -5,6 +5,7 @@ one function gives the same answer in the fit, in the service and in a notebook.
 """
 
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
+from factors.inference.histories import RECENT, SAMPLED, sample_order
 from factors.model.quantized_rows import all_finite_items
 from factors.model.scale import scale_levels
 from factors.model.serialization import from_bytes, to_bytes
@@ -39,6 +40,8 @@ from factors.training.settings import FitSettings
 
 __all__ = [
     "BASIS",
+    "RECENT",
+    "SAMPLED",
     "BiasBaseline",
     "Bools",
     "Explanation",
@@ -77,6 +80,7 @@ __all__ = [
     "log_density",
     "posterior_of",
     "prior_model",
+    "sample_order",
     "scale_levels",
     "step_log_likelihood",
     "to_bytes",

@@ -20,6 +20,7 @@ from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import COUNT, Layout, item_layout, stored_width, user_layout
 from factors.model.parameters import Parameters, from_model, to_model
+from factors.model.quantized_rows import QuantizedTable
 from factors.model.scale import scale_range
 from factors.model.types import Float32s, Float64s, Ratings, Scale
 from factors.posterior.fitted import Fitted, posterior_of
@@ -43,6 +44,7 @@ __all__ = [
     "prior_fit",
     "scale_range",
     "thinned",
+    "user_rows",
     "vector_columns",
     "weighting_of",
 ]
@@ -204,6 +206,16 @@ def implicit_factors(fitted: Fitted) -> tuple[Float32s, Float32s]:
     """
     users = fitted.users[:, user_layout(fitted.model).latent] / np.float32(scale_range(fitted.model.scale))
     return users, np.ascontiguousarray(fitted.items[:, item_layout(fitted.model).latent])
+
+
+def user_rows(fitted: Fitted, by_user: Compressed) -> Float32s:
+    """Return the rows of users from all of `by_user`, however long, to measure by what a part costs."""
+    parameters, codec = fitted.posterior.parameters, fitted.posterior.item_codec
+    table = QuantizedTable(fitted.items, codec)
+    rows = half_step(HalfStepInput.of(parameters, "user", table, by_user)).rows
+    effect = parameters.users.layout.implicit_effect
+    rows[:, effect] = fitted.users[:, effect]
+    return rows.astype(np.float32)
 
 
 def _broad(rank: int) -> Parameters:

@@ -83,7 +83,9 @@ class Commands:
         command_id = uuid.uuid4().hex
         fields = [b"id", command_id.encode(), b"kind", kind.encode(), b"epoch", b"%d" % epoch]
         args = [b"%d" % MOST_COMMANDS, *fields, b"user", user or b"", b"at", b"%d" % at_ms]
-        await self._client.call("ask", ([self._keys.commands], args))
+        # Its receipt is good until it has ended, however long that takes.
+        keys = [self._keys.commands, *([self._keys.erasing] if kind == "erase" else [])]
+        await self._client.call("ask", (keys, args))
         return command_id
 
     async def outcome(self, command_id: str) -> Outcome | None:
@@ -123,8 +125,31 @@ class Commands:
 
     async def report(self, lease: Lease, command_id: str, outcome: Outcome) -> None:
         """Store how far a command has come. Raises `LeaseLost`: what the next leader says stays."""
+        keys = [self._keys.live, self._keys.command(command_id), self._keys.erasing]
         args = [b"%d" % lease.fence, msgspec.json.encode(outcome), b"%d" % OUTCOME_S]
-        await self._client.call("report", ([self._keys.live, self._keys.command(command_id)], args))
+        if outcome.state != "running":
+            args.append(command_id.encode())
+        await self._client.call("report", (keys, args))
+
+    async def erasing(self) -> list[str]:
+        """Return the ids of the erasures of which only the store's own files are left to be written anew."""
+        found: dict[Any, Any] = await self._client.hgetall(self._keys.erasing)
+        return [command_id.decode() for command_id, stage in found.items() if stage == b"files"]
+
+    async def drop_erasure(self, lease: Lease, command: Command) -> None:
+        """Take a command to erase out of the stream, as it names the user; what is left of it is
+        `erasing`. Safe to repeat. Raises `LeaseLost`.
+        """
+        keys = [self._keys.live, self._keys.commands, self._keys.erasing]
+        args = [b"%d" % lease.fence, command.stream_id.encode(), command.id.encode()]
+        await self._client.call("drop_erasure", (keys, args))
+
+    async def stage(self, command_id: str) -> Literal["asked", "files"] | None:
+        """Return how far an erasure has come: `files` where only the store's own files are left to be written
+        anew; None where it has ended, or there is none.
+        """
+        found = await self._client.hget(self._keys.erasing, command_id)
+        return None if found is None else "files" if found == b"files" else "asked"
 
     async def drop(self, upto: str) -> None:
         """Remove commands up to and including stream id `upto`: they have their outcome."""

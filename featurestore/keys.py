@@ -79,6 +79,7 @@ class Keys:
         self.lease = b"{%b}:lease" % self.live
         self.generations = b"{%b}:generations" % self.live
         self.commands = b"{%b}:commands" % self.live
+        self.erasing = b"{%b}:erasing" % self.live
         self.workers = b"{%b}:workers" % self.live
         self.stored = b"{%b}:epochs" % self.live
         self.synced = self._ns + b":synced"

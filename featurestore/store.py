@@ -16,6 +16,7 @@ from featurestore.leases import Leases
 from featurestore.namespace import NamespaceConfig, prepare
 from featurestore.quotas.buckets import Buckets
 from featurestore.ratings.epochs import Epochs
+from featurestore.ratings.files import StoreFiles
 from featurestore.ratings.log import RatingsLog
 from featurestore.ratings.room import Room
 from featurestore.ratings.stream import RatingsStream
@@ -78,6 +79,7 @@ class Store:
         self.access = AccessKeys(self.keys, self.redis)
         self.room = Room(self.keys, self.redis)
         self.quotas = Buckets(self.keys, self.redis)
+        self.files = StoreFiles(self.keys, self.redis)
 
     @classmethod
     async def open(cls, settings: StoreSettings, *, hot: bool = True) -> "Store":

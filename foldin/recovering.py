@@ -110,7 +110,12 @@ def find_place(data: Path | None, settings: FrontDoorSettings) -> TrainerSetting
     stack = running_stack(folder)
     if stack is not None:
         # As `foldin up` tells its trainer.
-        environ = {**settings.inherited, **stack, "FOLDIN_ARCHIVE_DIR": str(folder / "archive")}
+        environ = {
+            **settings.inherited,
+            **stack,
+            "FOLDIN_ARCHIVE_DIR": str(folder / "archive"),
+            "FOLDIN_STORE_DIR": str(folder / "store"),
+        }
     elif data is not None:
         raise CannotStartError(f"no stack runs on {data}: start one with `foldin up --data {data}`")
     elif settings.redis_url is None:

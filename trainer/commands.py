@@ -5,12 +5,13 @@ outcome is stored.
 import asyncio
 
 from featurestore.commands import Command, Outcome
-from featurestore.errors import LeaseLost, StoreError, StoreUnavailable
+from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError, StoreUnavailable
 from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
 from trainer.archive.segments import Step
-from trainer.consume.open_epochs import OpenEpochs
+from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
+from trainer.erasure.file_rewrites import FileRewrites
 from trainer.refit import Ending, Failure, RefitRequests
 from trainer.retry import with_retries
 
@@ -18,6 +19,8 @@ from trainer.retry import with_retries
 _BLOCK_MS = 250
 # Upkeep moves an epoch within a second or two.
 _LOOK_S = 0.25
+# What is damaged in the store, or refused by it, stays so for minutes.
+_MENDED_S = 5.0
 # More commands than services have open; those beyond wait in the stream, not as tasks.
 _AT_ONCE = 1_000
 
@@ -26,12 +29,20 @@ class CommandHandler:
     """Takes commands and sees them through, several at a time; fits are `requests` to the refitter."""
 
     def __init__(
-        self, store: Store, lease: Lease, epochs: OpenEpochs, requests: RefitRequests, *, step: Step
+        self,
+        store: Store,
+        lease: Lease,
+        epochs: OpenEpochs,
+        requests: RefitRequests,
+        rewrites: FileRewrites,
+        *,
+        step: Step,
     ) -> None:
         self._store = store
         self._lease = lease
         self._epochs = epochs
         self._requests = requests
+        self._rewrites = rewrites
         self._step = step
         # Taken commands in the order of the stream, by stream id: whether their outcome is stored.
         self._settled: dict[str, bool] = {}
@@ -47,6 +58,9 @@ class CommandHandler:
         """Take commands until cancelled."""
         after, slots = "0", asyncio.Semaphore(_AT_ONCE)
         async with asyncio.TaskGroup() as group:
+            # Of an earlier leader: their commands, which named the users, are gone.
+            for command_id in await with_retries(self._store.commands.erasing):
+                group.create_task(self._finish_erasure(command_id), name="finish an erasure")
             while True:
                 commands = await with_retries(self._store.commands.take, after, _BLOCK_MS)
                 # Before the first of them is carried out, which may take long: the others are open, too.
@@ -87,6 +101,9 @@ class CommandHandler:
                 ending = await self._begin_epoch(command.epoch)
             elif kind == "erase":
                 await self._erase(command.user or b"", command.at_ms)
+                await with_retries(self._store.commands.drop_erasure, self._lease, command)
+                self._step("erase:dropped")
+                await self._rewrites.rewritten()
             else:
                 return Outcome("failed", code="unknown_command", detail=f"this trainer cannot {kind!r}")
         except (StoreUnavailable, LeaseLost):
@@ -120,22 +137,44 @@ class CommandHandler:
         return ending
 
     async def _erase(self, user_id: bytes, at_ms: int) -> None:
-        """Return when no archive and no fit has anything of a user who was forgotten at this time of the
-        store.
+        """Return when no archive, no fit and no key of the store has anything of a user who was forgotten at
+        this time of the store.
         """
-        pointer = await with_retries(self._store.generations.live)
-        # What was replaced is archived to its end on its way to the trash, and searched there: a user whom
-        # the live epoch never knew has left no mark by which to find those ratings later.
-        while await self._epochs.leaving({pointer.epoch, pointer.pending}):
-            await asyncio.sleep(_LOOK_S)
+        while True:
             pointer = await with_retries(self._store.generations.live)
-        for number in {pointer.epoch, pointer.pending} - {0}:
-            epoch = await self._epochs.open(number)
-            # The mark of the user's removal is in the stream: by then what came before it has been archived.
-            await epoch.consumer.reached_now()
-            # A user whom the store did not know has left no mark, and older copies may know that user.
-            await epoch.consumer.note_erased([(user_id, at_ms)])
-            await epoch.consumer.erase_unknown(user_id)
+            needed = {pointer.epoch, pointer.pending} - {0}
+            try:
+                # What was replaced is archived to its end on its way to the trash, and searched there: a user
+                # whom the live epoch never knew has left no mark by which to find those ratings later.
+                if not await self._epochs.leaving(needed):
+                    for number in needed:
+                        await self._erase_from(await self._epochs.open(number), user_id, at_ms)
+                    return
+                pause_s = _LOOK_S
+            except EpochGone:
+                # Replaced or given up meanwhile: it leaves.
+                pause_s = _LOOK_S
+            except (StoreUnavailable, StoreChanged, LeaseLost):
+                raise
+            except StoreError as exc:
+                # Its receipt does not end before the user is gone, whatever a person must mend first.
+                log.warning("erasure_waits", why=str(exc))
+                pause_s = _MENDED_S
+            await asyncio.sleep(pause_s)
+
+    async def _erase_from(self, epoch: OpenEpoch, user_id: bytes, at_ms: int) -> None:
+        # The mark of the user's removal is in the stream: by then what came before it has been archived.
+        await epoch.consumer.reached_now()
+        # A user whom the store did not know has left no mark, and older copies may know that user.
+        await epoch.consumer.note_erased([(user_id, at_ms)])
+        await epoch.consumer.erase_unknown(user_id)
+        # Its snapshot may be from before: it writes the user's id into files, which are cleaned at its end.
+        while epoch.fits.may_know(user_id):  # noqa: ASYNC110 - the fit is in other hands, and takes seconds
+            await asyncio.sleep(_LOOK_S)
+
+    async def _finish_erasure(self, command_id: str) -> None:
+        await self._rewrites.rewritten()
+        await with_retries(self._store.commands.report, self._lease, command_id, Outcome("done"))
 
     async def _finish_epoch(self, epoch: int) -> None:
         await with_retries(self._store.epochs.finish, epoch)

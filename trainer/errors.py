@@ -18,6 +18,7 @@ class ArchiveRefusedError(CannotStartError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"{DATA_REFUSED}: {why}")
+        self.why = why
 
 
 class ArchiveFullError(TrainerError):

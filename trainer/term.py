@@ -19,6 +19,7 @@ from trainer.archive.segments import Step
 from trainer.capacity.watch import RoomWatch
 from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
+from trainer.erasure.file_rewrites import FileRewrites
 from trainer.fit_job.results import fit_in_memory
 from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
@@ -71,7 +72,8 @@ class Term:
         arrivals = Arrivals(_WAITING_ARRIVALS)
         self.items = ItemUpdater(store, lease, item_updates, threads, arrivals, step=step)
         self.rollbacks = RollbackWatch(store, lease, self.epochs, self.switch, arrivals, threads)
-        self.commands = CommandHandler(store, lease, self.epochs, requests, step=step)
+        self.rewrites = FileRewrites(store, lambda: self.room.refusing == "store_disk")
+        self.commands = CommandHandler(store, lease, self.epochs, requests, self.rewrites, step=step)
         self.refitter = Refitter(
             settings,
             store,
@@ -99,6 +101,7 @@ class Term:
                 group.create_task(self.room.run(), name="watch the room")
                 await self._begin()
                 group.create_task(self.commands.run(), name="take commands")
+                group.create_task(self.rewrites.run(), name="rewrite the store's files")
                 group.create_task(self.refitter.run(), name="refit")
                 group.create_task(self.rollbacks.run(), name="judge what is live")
                 group.create_task(self.upkeep.run(), name="upkeep")

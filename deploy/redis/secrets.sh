@@ -21,7 +21,7 @@ chgrp "$user" "$acl/admin"
 [ "$(stat -c %u "$data")" = "$user" ] || chown "$user:$user" "$data"
 
 # Keys of the one namespace, what reads and writes them, the functions of this version. Of what administers a server
-# only what it is asked at the start: its version and its role. `health` may do nothing but PING.
+# only its version and role, and to have its file written anew, which ends an erasure. `health` may do nothing but PING.
 #
 # The user `default` is off. But it keeps its rights, because as this user a server reads its append-only file:
 # without them it would leave out every transaction in there, as one warning each, and come up without that data.
@@ -30,7 +30,7 @@ cat >"$acl/users.new" <<ACL
 user default off resetpass ~* &* +@all
 user health on nopass resetkeys resetchannels -@all +ping
 user admin on #$(hash_of "$acl/admin") ~* &* +@all
-user foldin on #$(hash_of "$password/redis") resetkeys resetchannels ~$ns:* ~$ns.* ~{$ns:* ~{$ns.* -@all +@read +@write +@connection +fcall +fcall_ro +function|load +function|list +time +waitaof +wait -function|flush -function|delete -function|restore -@dangerous -@admin +info +role
+user foldin on #$(hash_of "$password/redis") resetkeys resetchannels ~$ns:* ~$ns.* ~{$ns:* ~{$ns.* -@all +@read +@write +@connection +fcall +fcall_ro +function|load +function|list +time +waitaof +wait -function|flush -function|delete -function|restore -@dangerous -@admin +info +role +bgrewriteaof
 ACL
 chmod 0444 "$acl/users.new"
 mv "$acl/users.new" "$acl/users.acl"

@@ -33,14 +33,15 @@ class UserLookup(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One user as of now: `n`, `vector` float32 (user_width,), the effective history, and whether it was
-    folded in for this answer.
+    """One user as of now: `n`, `vector` float32 (user_width,), the effective history (where that is not
+    `whole`, a part that has all that the vector rests on), and whether it was folded in for this answer.
     """
 
     n: int
     vector: Float32s
     history: History
     folded: bool
+    whole: bool = True
 
 
 def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any]) -> UserLookup:

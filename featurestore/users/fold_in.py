@@ -19,14 +19,21 @@ BLOCK_USERS = 4_096
 
 @dataclass(frozen=True, slots=True)
 class StaleUser:
-    """A user whose record is not current, read at one moment: `n`, the stored history, and the record of
-    this generation if there is one.
+    """A user whose record is not current, read at one moment: `n`, what was read of the history, and the
+    record of this generation if there is one.
+
+    `whole`: whether that is all of the history; `entries`: how many it has; `renews`: whether a new sample is
+    to be stored, and `due` what the one before says (see `histories`).
     """
 
     user_id: bytes
     n: int
     history: bytes
     record: bytes | None = None
+    whole: bool = True
+    entries: int = 0
+    renews: bool = False
+    due: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,9 @@ from featurestore.users.batch_lookup import LookupReader, write_lookups
 from featurestore.users.copies import UserCopies
 from featurestore.users.counter_rule import Profile, UserLookup
 from featurestore.users.fold_in import FoldedUsers, StaleUser, blocks, fold_in
+from featurestore.users.histories import CALLS_AT_ONCE, HistoryReader, Look, due_after, pack_sample
 from featurestore.wire.connection import Connection, swallow
-from featurestore.wire.functions import ask_many, call_many, encode_call
+from featurestore.wire.functions import encode_call
 from featurestore.wire.resp import ReplyError
 
 # A fold-in of so many ratings takes about as long as the hand-over to a thread costs.
@@ -46,8 +47,6 @@ SCANNED_AT_ONCE = 1_000
 # A lookup up to the end of the key, and behind that; lengths go before what they are of.
 LOOKUP_HEAD = b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b"
 LOOKUP_TAIL = b"\r\n$1\r\nn\r\n$%d\r\n%b\r\n"
-# Calls in one write to the store, so that other lookups get their turn.
-CALLS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,7 @@ class UserRecords:
         self._connection = connection
         self._client = client
         self.copies = copies
+        self._histories = HistoryReader(keys, connection)
         self.kept = Kept(frozenset())
         # When a follower polled last, by `time.monotonic`; infinite where none says which history is live.
         self.followed_at = float("inf")
@@ -130,13 +130,13 @@ class UserRecords:
         for position, user_id in zip(lookup.behind, lookup.behind_ids, strict=True):
             positions.setdefault(user_id, []).append(position)
         user_ids = list(positions)
-        replies = await self._look(live, user_ids)
+        looks = await self._look(live, user_ids)
         # Another reader may have written a record back meanwhile.
-        again = counter_rule.apply(live, user_ids, [reply[:2] for reply in replies])
+        again = counter_rule.apply(live, user_ids, [look.state for look in looks])
         n, vectors = lookup.n.copy(), lookup.vectors.copy()
         for k, user_id in enumerate(user_ids):
             n[positions[user_id]], vectors[positions[user_id]] = again.n[k], again.vectors[k]
-        stale = [self._stale(live.epoch, user_ids[k], *replies[k]) for k in again.behind]
+        stale = [await self._stale(live, user_ids[k], looks[k]) for k in again.behind]
         for block in blocks(stale):
             result = await self._fold_in(live, block)
             for user, vector in zip(block, result.vectors, strict=True):
@@ -167,42 +167,46 @@ class UserRecords:
         return current, row_of if index_of is None else row_of[index_of]
 
     async def profile(self, live: LiveGeneration, user_id: bytes) -> Profile:
-        """One user with the history that the vector rests on; one round trip."""
+        """One user with the history that the vector rests on; one round trip, but for a long history that has
+        no sample yet.
+        """
         profile = await self._profile(live, user_id)
         if self.copies is not None:
             self.copies.keep_profile(live, user_id, profile)
         return profile
 
     async def _profile(self, live: LiveGeneration, user_id: bytes) -> Profile:
-        n, record, data = await self._look_once(live.epoch, record_field(live.generation), user_id)
-        lookup = counter_rule.apply(live, [user_id], [(n, record)])
+        self._require_followed()
+        field = record_field(live.generation)
+        look = await self._histories.look(live.epoch, field, user_id)
+        look = await self._histories.with_part(live.epoch, field, user_id, look)
+        lookup = counter_rule.apply(live, [user_id], [look.state])
         if lookup.behind:
-            user = self._stale(live.epoch, user_id, n, record, data)
-            folded = await self._fold_in(live, [user])
-            return Profile(user.n, folded.vectors[0], folded.histories[0], True)
-        if n is None:
-            data = b""
-        if len(data or b"") > INLINE_ENTRIES * ENTRY_BYTES:
-            history = await asyncio.to_thread(self._history, live.epoch, user_id, data)
-        else:
-            history = self._history(live.epoch, user_id, data)
-        return Profile(int(lookup.n[0]), lookup.vectors[0], history, False)
+            stale = await self._stale(live, user_id, look)
+            folded = await self._fold_in(live, [stale])
+            return Profile(stale.n, folded.vectors[0], folded.histories[0], True, stale.whole)
+        data = b"" if look.n is None else look.part or b""
+        history = await self._unpacked(live.epoch, user_id, data)
+        return Profile(int(lookup.n[0]), lookup.vectors[0], history, False, look.whole)
 
     async def history(self, epoch: int, user_id: bytes) -> tuple[int, History]:
-        """`n` and the effective history, as of one moment; 0 and nothing for an unknown user."""
-        n, _, data = await self._look_once(epoch, b"n", user_id)
-        count = 0 if n is None else whole(n, self._keys.user(epoch, user_id))
-        return count, self._history(epoch, user_id, data)
+        """`n` and the effective history, as of one moment; 0 and nothing for an unknown user.
 
-    def _stale(
-        self, epoch: int, user_id: bytes, n: bytes | None, record: bytes | None, data: bytes | None
-    ) -> StaleUser:
-        """A user who is behind, from `n`, record and history of one moment."""
-        return StaleUser(user_id, whole(n or b"", self._keys.user(epoch, user_id)), data or b"", record)
+        One round trip, and one more for each 1 MB of it.
+        """
+        self._require_followed()
+        look = await self._histories.look(epoch, b"n", user_id)
+        look = await self._histories.with_all(epoch, b"n", user_id, look)
+        return look.n or 0, await self._unpacked(epoch, user_id, look.tail)
 
-    def _history(self, epoch: int, user_id: bytes, data: bytes | None) -> History:
+    async def _unpacked(self, epoch: int, user_id: bytes, data: bytes) -> History:
+        if len(data) > INLINE_ENTRIES * ENTRY_BYTES:
+            return await asyncio.to_thread(self._history, epoch, user_id, data)
+        return self._history(epoch, user_id, data)
+
+    def _history(self, epoch: int, user_id: bytes, data: bytes) -> History:
         try:
-            return codecs.unpack_history(data or b"", self._scale)
+            return codecs.unpack_history(data, self._scale)
         except RecordCorrupt as exc:
             raise StoreDamaged(shown_key(self._keys.history(epoch, user_id)), str(exc)) from exc
 
@@ -210,13 +214,15 @@ class UserRecords:
         """`n` of each user and the history as entries, each as of one moment; 0 and nothing for a user who is
         unknown, or whose key has the wrong type.
         """
-        calls = [
-            encode_call("look", [self._keys.user(epoch, user), self._keys.history(epoch, user)], [b"n"])
-            for user in user_ids
-        ]
-        replies = await ask_many(self._connection, calls)
-        found = [(0, None, None) if isinstance(reply, ReplyError) else reply for reply in replies]
-        return [(int(n or 0), data or b"") for n, _, data in found]
+        found: list[tuple[int, bytes]] = []
+        looks = await self._histories.look_many(epoch, b"n", user_ids)
+        for user_id, look in zip(user_ids, looks, strict=True):
+            if isinstance(look, ReplyError):
+                found.append((0, b""))
+            else:
+                whole_look = await self._histories.with_all(epoch, b"n", user_id, look)
+                found.append((whole_look.n or 0, whole_look.tail))
+        return found
 
     async def scan(self, epoch: int, partition: int, cursor: int = 0) -> tuple[int, list[StoredUser]]:
         """The cursor of the next users of a partition, 0 at the end, and what is stored of these.
@@ -263,8 +269,15 @@ class UserRecords:
                 *(b"%d" % self.kept.upto, self.kept.fields),
             ]
             # Of a history that is mostly superseded only what holds is kept, unless a rating came in since.
-            if codecs.worth_compacting(user.history, history):
-                args += [b"%d" % user.n, codecs.pack_history(history)]
+            compacted = user.whole and codecs.worth_compacting(user.history, history)
+            if compacted or user.renews:
+                entries = len(history) if compacted else user.entries
+                due = due_after(entries, len(history)) if user.whole else user.due
+                args += [
+                    b"%d" % user.n,
+                    codecs.pack_history(history) if compacted else b"",
+                    pack_sample(user.n, user.n - entries, due, history) if user.renews else b"",
+                ]
             calls.append(encode_call("put_record", names, args))
         for start in range(0, len(calls), CALLS_AT_ONCE):
             some = calls[start : start + CALLS_AT_ONCE]
@@ -317,32 +330,26 @@ class UserRecords:
         if time.monotonic() - self.followed_at > FOLLOWED_S:
             raise StoreUnavailable("which history is live was not heard for a while", 0.1)
 
-    async def _look_once(self, epoch: int, field: bytes, user_id: bytes) -> Any:
-        self._require_followed()
-        keys = [self._keys.user(epoch, user_id), self._keys.history(epoch, user_id)]
-        return (await call_many(self._connection, [encode_call("look", keys, [field])]))[0]
-
-    async def _look(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> list[Any]:
-        """`[n, record, history]` of each user, all of one moment."""
-        field = record_field(live.generation)
-        found: list[Any] = []
-        for start in range(0, len(user_ids), CALLS_AT_ONCE):
-            calls = [
-                encode_call(
-                    "look",
-                    [self._keys.user(live.epoch, user_id), self._keys.history(live.epoch, user_id)],
-                    [field],
-                )
-                for user_id in user_ids[start : start + CALLS_AT_ONCE]
-            ]
-            found += await ask_many(self._connection, calls)
+    async def _look(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> list[Look]:
+        """What there is of each user, all of one moment."""
+        found: list[Look] = []
         size = live.record_dtype.itemsize
-        for reply in found:
-            if isinstance(reply, ReplyError):
-                raise self._connection.failure(reply)
-            if reply[1] is not None and len(reply[1]) != size:
-                self.corrupt_total += 1
+        for look in await self._histories.look_many(live.epoch, record_field(live.generation), user_ids):
+            if isinstance(look, ReplyError):
+                raise self._connection.failure(look)
+            found.append(look)
+            self.corrupt_total += look.record is not None and len(look.record) != size
         return found
+
+    async def _stale(self, live: LiveGeneration, user_id: bytes, look: Look) -> StaleUser:
+        look = await self._histories.with_part(live.epoch, record_field(live.generation), user_id, look)
+        return StaleUser(
+            *(user_id, look.n or 0, look.part or b"", look.record),
+            whole=look.whole,
+            entries=look.entries,
+            renews=look.renews,
+            due=look.due,
+        )
 
     async def _fold_in(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
         if sum([len(user.history) for user in users]) > INLINE_ENTRIES * ENTRY_BYTES:

@@ -298,12 +298,17 @@ local function drop_fields(user, upto, kept)
   end
 end
 
--- keys: user, history, forgotten. args: field, record, digest, upto, kept fields[, n, compacted history].
+-- keys: user, history, forgotten. args: field, record, digest, upto, kept fields[, n, compacted history or '', sample or ''].
 -- The compacted history is taken only while nothing was added since it was read.
 local function put_record(keys, args)
   local floor = tonumber(redis.call('HGET', keys[3], args[3]) or '0')
-  if args[6] and redis.call('HGET', keys[1], 'n') == args[6] and redis.call('EXISTS', keys[2]) == 1 then
+  local n = args[6] and redis.call('HGET', keys[1], 'n')
+  local sample = args[8] or ''
+  if n and n == args[6] and args[7] ~= '' and redis.call('EXISTS', keys[2]) == 1 then
     redis.call('SET', keys[2], args[7])
+  end
+  if n and sample ~= '' and counter(sample) > floor and counter(sample) <= tonumber(n) then
+    redis.call('HSET', keys[1], 'sample', sample)
   end
   local taken, written = put(keys[1], args[1], args[2], floor)
   if written then
@@ -350,10 +355,26 @@ local function put_records(keys, args)
   return { 'OK', taken }
 end
 
--- keys: user, history. args: field. What a reader needs of one user, as of one moment.
+-- keys: user, history. args: field, most entries, entries that count in any case. What a reader needs of one user, as of
+-- one moment: of a longer history its end, as far back as the sample that stands beside it.
 local function look(keys, args)
-  local state = redis.call('HMGET', keys[1], 'n', args[1])
-  return { state[1], state[2], redis.call('GET', keys[2]) }
+  local state = redis.call('HMGET', keys[1], 'n', args[1], 'sample')
+  local size, most = redis.call('STRLEN', keys[2]), tonumber(args[2])
+  local entries, sample = math.floor(size / ENTRY), state[3] or ''
+  if entries <= most then
+    return { state[1], state[2], redis.call('GET', keys[2]), size, false }
+  end
+  local since = #sample >= 8 and (tonumber(state[1] or '') or 0) - counter(sample) or most
+  if since >= 0 and since < most then
+    most = math.max(since, tonumber(args[3]))
+  end
+  return { state[1], state[2], redis.call('GETRANGE', keys[2], (entries - most) * ENTRY, -1), size, sample }
+end
+
+-- keys: user, history. args: first byte, last byte.
+local function look_at(keys, args)
+  local n = redis.call('HGET', keys[1], 'n')
+  return { n, redis.call('STRLEN', keys[2]), redis.call('GETRANGE', keys[2], args[1], args[2]) }
 end
 
 -- keys: items, order, bucket of the caller. args: most rows, size and tokens a second of the bucket ('0': none), most new
@@ -688,18 +709,67 @@ local function beat(keys, args)
   return { 'OK' }
 end
 
--- keys: commands. args: most that wait, field, value, ...
+-- keys: commands[, erasing]. args: most that wait, 'id', the id, field, value, ...
 local function ask(keys, args)
   redis.call('XADD', keys[1], 'MAXLEN', '~', args[1], '*', unpack(args, 2))
+  if keys[2] then
+    redis.call('HSET', keys[2], args[3], 'asked')
+  end
   return { 'OK' }
 end
 
--- keys: live, command. args: fence, outcome, seconds that it stays.
+-- keys: live, command, erasing. args: fence, outcome, seconds that it stays[, the id, of one that has ended].
 local function report(keys, args)
   if redis.call('HGET', keys[1], 'fence') ~= args[1] then
     return LOST
   end
   redis.call('SET', keys[2], args[2], 'EX', args[3])
+  if args[4] then
+    redis.call('HDEL', keys[3], args[4])
+  end
+  return { 'OK' }
+end
+
+-- keys: live, commands, erasing. args: fence, stream id and id of a command to erase, which leaves: it names the user.
+local function drop_erasure(keys, args)
+  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
+    return LOST
+  end
+  redis.call('HSET', keys[3], args[3], 'files')
+  redis.call('XDEL', keys[2], args[2])
+  return { 'OK' }
+end
+
+-- The value of a name in what XINFO answers.
+local function named(answer, name)
+  for at = 1, #answer, 2 do
+    if answer[at] == name then
+      return answer[at + 1]
+    end
+  end
+end
+
+-- keys: a stream. args: most entries that are copied. An entry that is removed stays in its node until all of that is, and
+-- so in the files that the store writes: those that are left are added anew, under their ids, with their groups.
+local function renew_stream(keys, args)
+  local call, stream = redis.call, keys[1]
+  local length = call('EXISTS', stream) == 1 and call('XLEN', stream) or 0
+  if length == 0 then
+    return { 'OK' }
+  end
+  if length > tonumber(args[1]) then
+    return { 'LATER' }
+  end
+  local entries, groups = call('XRANGE', stream, '-', '+'), call('XINFO', 'GROUPS', stream)
+  local last = named(call('XINFO', 'STREAM', stream), 'last-generated-id')
+  call('DEL', stream)
+  for _, entry in ipairs(entries) do
+    call('XADD', stream, entry[1], unpack(entry[2]))
+  end
+  call('XSETID', stream, last)
+  for _, group in ipairs(groups) do
+    call('XGROUP', 'CREATE', stream, named(group, 'name'), named(group, 'last-delivered-id'))
+  end
   return { 'OK' }
 end
 
@@ -738,6 +808,7 @@ register('release_forgotten', release_forgotten, ALWAYS)
 register('put_record', put_record, {})
 register('put_records', put_records, {})
 register('look', look, { 'no-writes' })
+register('look_at', look_at, { 'no-writes' })
 register('register_items', register_items, {})
 register('create_namespace', create_namespace, ALWAYS)
 register('acquire_lease', acquire_lease, ALWAYS)
@@ -761,4 +832,6 @@ register('push_delta', push_delta, {})
 register('beat', beat, ALWAYS)
 register('ask', ask, ALWAYS)
 register('report', report, ALWAYS)
+register('drop_erasure', drop_erasure, ALWAYS)
+register('renew_stream', renew_stream, ALWAYS)
 register('keep_for', keep_for, ALWAYS)

@@ -18,8 +18,8 @@ LIBRARY_TEXT = f"#!lua name={LIBRARY}\n{_TEXT.replace('@LIBRARY@', LIBRARY)}"
 
 def encode_call(function: str, keys: Sequence[bytes], args: Sequence[bytes]) -> bytes:
     """A call of a function, as RESP."""
-    # `look` writes nothing: `FCALL_RO` runs where a user may only read.
-    command = b"FCALL_RO" if function == "look" else b"FCALL"
+    # They write nothing: `FCALL_RO` runs where a user may only read.
+    command = b"FCALL_RO" if function in ("look", "look_at") else b"FCALL"
     return encode(command, f"{LIBRARY}_{function}".encode(), b"%d" % len(keys), *keys, *args)
 
 

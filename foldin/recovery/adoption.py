@@ -15,7 +15,7 @@ from foldin.recovery.retries import Say, has_leader, retried
 from trainer.archive.epoch_archive import read_spans
 from trainer.archive.identity import ArchiveState, read_identity
 from trainer.archive.root import ArchiveRoot
-from trainer.consume.matching import difference, match
+from trainer.consume.matching import WHAT_TO_DO, difference, match
 from trainer.errors import ArchiveFailedError, ArchiveFullError, ArchiveRefusedError
 from trainer.leadership import Leadership
 from trainer.settings import TrainerSettings
@@ -26,16 +26,31 @@ _LEASE_S = 120.0
 _PATIENCE_S = 20.0
 
 
-async def must_adopt(store: Store, settings: TrainerSettings) -> bool:
-    """Say whether the archive here keeps trainers from leading in this store.
+async def mismatch(store: Store, settings: TrainerSettings) -> str | None:
+    """Return why the archive here keeps trainers from leading in this store; None where it does not.
 
     Raises `RecoveryRefusedError` for an archive of a newer version.
     """
     # It has compared the two itself, and would have stopped.
     if await has_leader(store):
-        return False
+        return None
     state = await asyncio.to_thread(_state, settings)
-    return await retried(difference, store, state) is not None
+    return await retried(difference, store, state)
+
+
+async def must_adopt(store: Store, settings: TrainerSettings) -> bool:
+    """Say whether the archive must go to the trash before a trainer leads in this store. Raises as
+    `mismatch`.
+    """
+    return await mismatch(store, settings) is not None
+
+
+async def require_match(store: Store, settings: TrainerSettings) -> None:
+    """Raise `RecoveryRefusedError` where the archive here is not the store's: no trainer brings the two
+    together.
+    """
+    if why := await mismatch(store, settings):
+        raise RecoveryRefusedError(f"{why}; {WHAT_TO_DO}")
 
 
 async def was_put_back(store: Store, settings: TrainerSettings) -> bool:
@@ -94,4 +109,4 @@ def _state(settings: TrainerSettings) -> ArchiveState:
     try:
         return ArchiveState(read_identity(root), ends)
     except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(str(exc)) from exc
+        raise RecoveryRefusedError(exc.why) from exc

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from featurestore.settings import format_scale
 from featurestore.store import Store
+from foldin.recovery.adoption import require_match
 from foldin.recovery.erased import read_ledgers
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.manifest import (
@@ -45,6 +46,7 @@ async def back_up(
 
     Raises `RecoveryRefusedError` (nothing was changed), `RecoveryStoppedError`.
     """
+    await require_match(store, settings)
     epoch = (await retried(store.generations.live)).epoch
     name = f"epoch-{epoch:06d}"
     folder = target / name
@@ -93,10 +95,11 @@ async def back_up(
 
 def _require_own(target: Path, store: Store, settings: TrainerSettings) -> None:
     """Raise `RecoveryRefusedError` where the folder is the archive's, or has the backup of another store."""
-    # The trainer would take the copies for its own, or move them to its trash.
-    archive = settings.archive_dir.resolve()
-    if target.resolve().is_relative_to(archive) or archive.is_relative_to(target.resolve()):
-        raise RecoveryRefusedError(f"{target} is where the archive is: name another folder")
+    # The trainer would take the copies for its own, or move them to its trash; with the store's disk both go.
+    for what, folder in (("archive", settings.archive_dir), ("store", settings.store_dir)):
+        own_folder, there = folder and folder.resolve(), target.resolve()
+        if own_folder and (there.is_relative_to(own_folder) or own_folder.is_relative_to(there)):
+            raise RecoveryRefusedError(f"{target} is where the {what} is: name another folder")
     own = store.identity, settings.store.namespace
     for folder in sorted(target.glob("epoch-*")):
         manifest = read_manifest(folder)

@@ -126,7 +126,7 @@ def read_ledgers(folder: Path, *, skip_damaged: bool = False) -> list[Ledger]:
                     "in its place, or go on with what can be read by --skip-damaged"
                 ) from exc
         except ArchiveRefusedError as exc:
-            raise RecoveryRefusedError(str(exc)) from exc
+            raise RecoveryRefusedError(exc.why) from exc
     return found
 
 

@@ -68,8 +68,8 @@ class Manifest:
                 raise RecoveryRefusedError(f"the backup is damaged: {path} is not what was written")
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of a folder; None where there is none.
+def read_manifest(folder: Path, *, skip_damaged: bool = False) -> Manifest | None:
+    """Return the manifest of a folder; None where there is none. `skip_damaged`: nor where it cannot be read.
 
     Raises `RecoveryRefusedError` where it cannot be read, or is of a newer format.
     """
@@ -77,7 +77,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         content = read_json(path)
     except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(str(exc)) from exc
+        raise RecoveryRefusedError(exc.why) from exc
     if content is None:
         return None
     try:
@@ -87,7 +87,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         known["files"] = {name: File(int(each["size"]), str(each["sha256"])) for name, each in files.items()}
         return Manifest(**known)
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise RecoveryRefusedError(f"the backup is damaged: {path} cannot be read") from exc
+        if skip_damaged:
+            return None
+        raise RecoveryRefusedError(
+            f"the backup is damaged: {path} cannot be read; --skip-damaged restores what can be"
+        ) from exc
 
 
 def items_name(file: File) -> str:

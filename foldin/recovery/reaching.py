@@ -74,7 +74,7 @@ def listed(folder: Path, cut: Cut) -> tuple[str | None, list[Segment]]:
         # It is merged just now, or set aside and rebuilt by the trainer.
         return f"{folder / str(exc)}", segments
     except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(str(exc)) from exc
+        raise RecoveryRefusedError(exc.why) from exc
     # Both: after a rebuild a span says no more than where it ends.
     spans = join_spans(segment.spans for segment in segments)
     behind = 0

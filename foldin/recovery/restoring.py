@@ -113,7 +113,12 @@ class Restore:
             return await self._conclude(pointer.pending)
         # Only now: the archive that a restore was begun from may be in the trash when it is gone on with.
         live = self._store.identity, pointer.epoch
-        source = find_source(self._request.path, live, self._settings.store.namespace)
+        source = find_source(
+            self._request.path,
+            live,
+            self._settings.store.namespace,
+            skip_damaged=self._request.skip_damaged,
+        )
         if self._request.until_ms is not None and is_live_archive(
             source, live, self._settings.archive_folder
         ):
@@ -283,7 +288,7 @@ class Restore:
         if command is None:
             command = await retried(self._store.commands.ask, "epoch", epoch=epoch)
         self._say(f"All ratings are in. A trainer fits epoch {epoch}; the history before answers until then.")
-        told, wait_s = False, 0.0
+        told, wait_s, led_at = False, 0.0, time.monotonic()
         while True:
             outcome = await retried(self._store.commands.wait, command, wait_s)
             wait_s = _TOLD_S
@@ -298,7 +303,9 @@ class Restore:
             if await must_adopt(self._store, self._settings):
                 await adopt(self._store, self._settings, self._say)
             self._step("adopted")
-            if not told and not await has_leader(self._store):
+            if await has_leader(self._store):
+                led_at = time.monotonic()
+            elif not told and time.monotonic() - led_at > _SILENT_S:
                 told = True
                 self._say(
                     "No trainer leads: start one (`foldin up`: stop it, and start it again). This waits, and "

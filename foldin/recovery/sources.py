@@ -15,6 +15,7 @@ from featurestore.store import Store
 from foldin.recovery.erased import read_ledgers
 from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.events import RatingEvents, of_tables
+from foldin.recovery.manifest import NAME as MANIFEST
 from foldin.recovery.manifest import Manifest, read_manifest
 from trainer.archive.epoch_archive import uncovered
 from trainer.archive.erasures import Ledger
@@ -51,20 +52,25 @@ class Archived:
     ledgers: tuple[Ledger, ...] = ()
 
 
-def find_source(path: Path, live: tuple[str, int], namespace: str) -> Source:
-    """Return the epoch that a folder stands for. `live`: identity and live epoch of the store.
+def find_source(path: Path, live: tuple[str, int], namespace: str, *, skip_damaged: bool = False) -> Source:
+    """Return the epoch that a folder stands for. `live`: identity and live epoch of the store;
+    `skip_damaged`: what is there of a backup that is not whole will do.
 
     Raises `RecoveryRefusedError` where there is none, or more than one that could be meant.
     """
     if not path.is_dir():
         raise RecoveryRefusedError(f"there is no folder {path}")
-    if (manifest := read_manifest(path)) is not None:
+    if (manifest := read_manifest(path, skip_damaged=skip_damaged)) is not None:
         return Source(path, manifest)
     if (path / NOTE).exists() or uncovered(path):
-        return Source(path)
+        return _without_manifest(path, skip_damaged=skip_damaged)
     # The root of an archive or of backups: an epoch's folder each.
     folders = sorted(folder for folder in path.glob("epoch-*") if folder.is_dir())
-    backups = [(found, folder) for folder in folders if (found := read_manifest(folder)) is not None]
+    backups = [
+        (found, folder)
+        for folder in folders
+        if (found := read_manifest(folder, skip_damaged=skip_damaged)) is not None
+    ]
     if backups:
         newest, folder = max(backups, key=lambda each: each[0].created)
         return Source(folder, newest)
@@ -73,14 +79,28 @@ def find_source(path: Path, live: tuple[str, int], namespace: str) -> Source:
     if len(with_events) > 1 and _identity(path) == live[0]:
         with_events = [folder for folder in with_events if folder.name == f"epoch-{live[1]:06d}"]
     if len(with_events) == 1:
-        return Source(with_events[0])
+        return _without_manifest(with_events[0], skip_damaged=skip_damaged)
     if len(with_events) > 1:
         names = ", ".join(str(folder) for folder in with_events)
         raise RecoveryRefusedError(f"{path} has several histories: name the one to restore ({names})")
     # What `FOLDIN_ARCHIVE_DIR` names: it may have archives of several namespaces.
     if (path / namespace).is_dir():
-        return find_source(path / namespace, live, namespace)
+        return find_source(path / namespace, live, namespace, skip_damaged=skip_damaged)
     raise RecoveryRefusedError(f"{path} has no ratings: name an archive, a backup, or an entry of the trash")
+
+
+def _without_manifest(folder: Path, *, skip_damaged: bool) -> Source:
+    """Return an epoch of an archive. Refuse a backup that lacks its manifest: nothing tells what it lacks
+    besides.
+    """
+    # A trainer makes the folder of its fits when it opens an epoch; on the way to the trash it goes.
+    of_archive = (folder / "fits").is_dir() or (folder / NOTE).exists() or (folder / ITEMS).exists()
+    if not of_archive and not skip_damaged:
+        raise RecoveryRefusedError(
+            f"{folder} has no {MANIFEST}: the backup was cut off, or is not whole; --skip-damaged restores "
+            "what is there"
+        )
+    return Source(folder)
 
 
 def is_live_archive(source: Source, live: tuple[str, int], root: Path) -> bool:
@@ -93,7 +113,7 @@ def _identity(root: Path) -> str | None:
     try:
         return read_identity(root)
     except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(str(exc)) from exc
+        raise RecoveryRefusedError(exc.why) from exc
 
 
 def read_source(source: Source, *, skip_damaged: bool = False) -> Archived:
@@ -148,7 +168,7 @@ def _tables(source: Source, *, skip_damaged: bool) -> list[pa.Table]:
                         "--skip-damaged"
                     ) from exc
     except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(str(exc)) from exc
+        raise RecoveryRefusedError(exc.why) from exc
     return tables
 
 
@@ -192,7 +212,7 @@ def _items(path: Path, events: RatingEvents, *, skip_damaged: bool) -> pa.String
             raise RecoveryRefusedError(f"{exc}: leave it out with --skip-damaged") from exc
         listed = pa.array([], type=pa.string())
     except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(str(exc)) from exc
+        raise RecoveryRefusedError(exc.why) from exc
     return together(listed, events.item_ids)
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from factors import Int64s
 from featurestore.keys import digest_of
 from featurestore.store import Store
+from foldin.recovery.adoption import require_match
 from foldin.recovery.errors import RecoveryStoppedError
 from foldin.recovery.events import RatingEvents, of_tables, with_codes_of
 from foldin.recovery.merging import differences, holding
@@ -51,6 +52,7 @@ async def verify(store: Store, settings: TrainerSettings, say: Say) -> Verified:
 
     Raises `RecoveryStoppedError` where the archive does not come to have all, `RecoveryRefusedError`.
     """
+    await require_match(store, settings)
     epoch = (await retried(store.generations.live)).epoch
     # In this order, so that an archive which lacks something of what was read cannot be just late.
     stored = await read_histories(store, epoch)

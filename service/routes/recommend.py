@@ -146,7 +146,10 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
     profile, degraded = await context.scorer.profile(live, user_id)
-    items = await _best_items(context, live, profile.vector, profile.history, wanted)
+    history = profile.history
+    if exclude_seen and not profile.whole:
+        _, history = await context.store.users.history(live.epoch, user_id)
+    items = await _best_items(context, live, profile.vector, history, wanted)
     return json_answer(
         Recommendations(live.generation, items, user_id.decode(), seed=wanted.seed, degraded=degraded)
     )

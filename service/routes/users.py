@@ -5,12 +5,10 @@ Invariant: after a 200 for DELETE no read finds anything of that user.
 
 import math
 import re
-import time
 
 import msgspec
 from aiohttp import web
 
-from featurestore.commands import OUTCOME_S
 from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import Query, path_id
@@ -24,8 +22,8 @@ from service.routes.items import expected, item_names
 MAX_PAGE = 1000
 # No history is longer.
 MAX_OFFSET = 2**31
-# The id of the command, and when it was sent, in seconds since 1970.
-_RECEIPT = re.compile(r"(?P<command>[0-9a-f]{32})-(?P<sent>[0-9a-f]{1,12})")
+# The id of the command; those of the version before have the time of the call besides.
+_RECEIPT = re.compile(r"([0-9a-f]{32})(?:-[0-9a-f]{1,12})?")
 
 
 class UserOut(msgspec.Struct, omit_defaults=True):
@@ -82,7 +80,10 @@ async def get_user(request: web.Request) -> web.StreamResponse:
     profile, degraded = await context.scorer.profile(live, user_id)
     if profile.n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
-    ratings = profile.history.rating
+    history = profile.history
+    if not profile.whole:
+        _, history = await context.store.users.history(live.epoch, user_id)
+    ratings = history.rating
     mean = float(ratings.mean()) if len(ratings) else None
     score = expected(live, profile.vector[None], 0, -1)
     return json_answer(
@@ -147,8 +148,6 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     request[WHAT] = f"receipt={receipt}"
     outcome = await store.commands.wait(receipt, context.settings.erase_wait_s)
     archive = "erased" if outcome is not None and outcome.state == "done" else "pending"
-    # Outcomes expire: by the time of the call, an old receipt is told from one of work to be done.
-    receipt = f"{receipt}-{int(time.time()):x}"
     return json_answer(Receipt(receipt, archive, user_id.decode(), forgotten.ratings))
 
 
@@ -162,13 +161,15 @@ async def get_receipt(request: web.Request) -> web.StreamResponse:
     """Whether the archive has forgotten a user too."""
     context = request.app[CONTEXT]
     receipt = path_id(request.rel_url.raw_path, 1, "receipt").decode()
-    parts = _RECEIPT.fullmatch(receipt)
-    outcome = await context.store.commands.outcome(parts["command"]) if parts else None
-    if outcome is None:
-        # An outcome is kept for an hour: within that, none means that the trainer has not come to it yet.
-        if parts is None or not 0 <= time.time() - int(parts["sent"], 16) < OUTCOME_S:
-            raise Problem("unknown_receipt", "receipts are kept for an hour after the end of their work")
-        return json_answer(Receipt(receipt, "pending"))
-    if outcome.state == "failed":
+    match, commands = _RECEIPT.fullmatch(receipt), context.store.commands
+    # In this order: it leaves the one when the other is there.
+    stage = await commands.stage(match[1]) if match else None
+    outcome = await commands.outcome(match[1]) if match and stage is None else None
+    if stage is None and outcome is None:
+        raise Problem("unknown_receipt", "receipts are kept for an hour after the end of their work")
+    if outcome is not None and outcome.state == "done":
+        return json_answer(Receipt(receipt, "erased"))
+    if outcome is not None:
         return json_answer(Receipt(receipt, "pending", detail=outcome.detail or outcome.code))
-    return json_answer(Receipt(receipt, "erased" if outcome.state == "done" else "pending"))
+    detail = "the files of the store have it until they are written anew" if stage == "files" else None
+    return json_answer(Receipt(receipt, "pending", detail=detail))

@@ -21,7 +21,14 @@ from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive, uncovered
 from trainer.archive.events import string_array
 from trainer.archive.identity import SHOWN
 from trainer.archive.json_files import read_json, write_json
-from trainer.archive.segments import DAMAGED, Guard, inspect_segment, sync_directory
+from trainer.archive.segments import (
+    DAMAGED,
+    TEMPORARY,
+    Guard,
+    SegmentName,
+    inspect_segment,
+    sync_directory,
+)
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
 
 NOTE = "trash.json"
@@ -236,11 +243,15 @@ def _count(folder: Path) -> tuple[int, int]:
 
 
 def _may_have(folder: Path, user_id: bytes) -> bool:
-    """Say whether an entry must be searched in full: the user is in it, or part of it cannot be read."""
-    if any(folder.glob(f"*{DAMAGED}")):
+    """Say whether an entry must be searched in full: the user is in it, or part of it cannot be read, or a
+    kill left files there that others have replaced.
+    """
+    log = uncovered(folder)
+    left = [path for path in folder.iterdir() if SegmentName.parse(path.name.removesuffix(TEMPORARY))]
+    if len(left) > len(log) or any(folder.glob(f"*{DAMAGED}")):
         return True
     wanted = string_array([user_id])[0]
-    for _, path in uncovered(folder):
+    for _, path in log:
         try:
             if pc.any(pc.equal(_user_ids(path), wanted)).as_py():
                 return True

@@ -17,7 +17,7 @@ from trainer.errors import ArchiveRefusedError
 from trainer.leadership import Leadership
 from trainer.retry import with_retries
 
-_WHAT_TO_DO = (
+WHAT_TO_DO = (
     "`foldin restore` brings the ratings of the archive into this store; "
     "--adopt goes on with the store as it is, and moves the archive to its trash"
 )
@@ -62,7 +62,7 @@ async def _compare(store: Store, root: ArchiveRoot, *, adopt: bool) -> tuple[Arc
     archive = await with_retries(asyncio.to_thread, root.state)
     why = await with_retries(difference, store, archive)
     if why is not None and not adopt:
-        raise ArchiveRefusedError(f"{why}; {_WHAT_TO_DO}")
+        raise ArchiveRefusedError(f"{why}; {WHAT_TO_DO}")
     return archive, why
 
 

@@ -62,8 +62,11 @@ class OpenEpochs:
         return self._open.get(number)
 
     async def leaving(self, needed: set[int]) -> set[int]:
-        """Return the archived epochs that are not `needed`: upkeep moves them to the trash."""
-        return set(await self.threads.run(self.root.epochs)) - needed
+        """Return the epochs that are stored or archived and not `needed`: upkeep removes them from the store
+        and moves them to the trash.
+        """
+        stored = await with_retries(self.store.generations.epochs)
+        return (stored | set(await self.threads.run(self.root.epochs))) - needed
 
     async def open(self, number: int) -> OpenEpoch:
         """Return the epoch once its archive is known to be complete. Raises `EpochGone`, `StoreChanged`."""

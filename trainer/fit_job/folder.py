@@ -92,6 +92,10 @@ class FitFolder:
                 with contextlib.suppress(FitFailedError):
                     erase_user(path, user_id)
 
+    def may_know(self, user_id: bytes) -> bool:
+        """Say whether a fit that runs may still write this user, who was erased since it began."""
+        return self._fitting and user_id in self._erased
+
     def _clear_new(self) -> None:
         self._erased.clear()
         for leftover in self._path.glob("new*"):

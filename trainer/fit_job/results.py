@@ -122,6 +122,9 @@ _ARRAYS = (
 )
 
 
+_OF_A_RATING = ("item_values", "item_times")
+
+
 def fit_in_memory(
     model: Model, users: npt.NDArray[np.float32], items: npt.NDArray[np.float32], ids: Sequence[bytes]
 ) -> FitResult:
@@ -223,10 +226,12 @@ def erase_user(path: Path, user_id: bytes) -> bool:
     users = np.load(path / "users.npy", mmap_mode="r+", allow_pickle=False)
     users[row] = posterior_of(result.model).prior_user
     users.flush()
-    values = np.load(path / "item_values.npy", mmap_mode="r+", allow_pickle=False)
-    # As a rating that was taken back: the arrays keep their sizes, for those that have them mapped.
-    values[np.asarray(result.item_users) == row] = np.nan
-    values.flush()
+    own = np.asarray(result.item_users) == row
+    for name in _OF_A_RATING:
+        # As a rating that was taken back: the arrays keep their sizes, for those that have them mapped.
+        array = np.load(path / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
+        array[own] = np.nan
+        array.flush()
     # The id last: as long as it stands, a repeated call finds what is left to do.
     start, stop = int(result.id_offsets[row]), int(result.id_offsets[row + 1])
     ids = np.load(path / "id_bytes.npy", mmap_mode="r+", allow_pickle=False)

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.manifest import Manifest, read_manifest
 from foldin.recovery.verifying import Verified, verify
 from tests.support.factories import rating
-from tests.support.recovering import GIVEN, LATER, Held, held, opened, restored
+from tests.support.recovering import GIVEN, LATER, Held, archive_ratings, held, opened, restored
 from tests.support.servers import StoreServer
 from tests.support.trainers import fitted, running_trainer, until_drained
 from trainer.archive.json_files import FORMAT
@@ -121,6 +122,31 @@ async def test_forgotten_users_leave_the_backup_with_the_next_one(
         await store.ratings.forget(b"u3")
         await backed_up(settings, target)
     assert not any(b"u3" in path.read_bytes() for path in target.rglob("*.parquet"))
+
+
+async def test_where_the_store_or_the_archive_is_no_backup_goes(
+    own_server: StoreServer, settings: TrainerSettings
+) -> None:
+    settings = replace(settings, store_dir=own_server.folder / "appendonlydir")
+    inside = settings.store_dir and settings.store_dir / "backup"
+    for target, what in (
+        (settings.archive_folder, "archive"),
+        (inside, "store"),
+        (own_server.folder, "archive"),
+        (settings.store_dir, "store"),
+    ):
+        assert target is not None
+        with pytest.raises(RecoveryRefusedError, match=f"is where the {what} is"):
+            await backed_up(settings, target)
+
+
+async def test_after_a_flush_it_is_said_what_to_do(settings: TrainerSettings, tmp_path: Path) -> None:
+    await archive_ratings(settings)
+    async with opened(settings.store) as store:
+        await store.redis.flushall()
+    for work in (verified(settings), backed_up(settings, tmp_path / "backup")):
+        with pytest.raises(RecoveryRefusedError, match=r"made for another store.*`foldin restore`"):
+            await work
 
 
 async def test_a_backup_without_a_trainer_ends(

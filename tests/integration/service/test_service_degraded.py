@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service.context import CONTEXT
 from tests.support.factories import publish_for_ann
 from tests.support.servers import StoreServer, running_server
 from tests.support.serving import BOTH_WAYS, Client, client_of, is_problem, processes, serves, serving
@@ -115,6 +117,25 @@ async def test_a_forgotten_user_is_not_answered_from_a_copy(
         assert (reply.json["basis"], reply.json["degraded"]) == ("item", True)
         for path in READS:
             is_problem(await client.get(path), 503, "store_unavailable")
+
+
+async def test_a_store_that_misses_replicas_is_read_and_followed(
+    own_server: StoreServer, settings: StoreSettings
+) -> None:
+    """With `min-replicas-to-write` it refuses every write, the beat of a worker, too."""
+    async with serving(settings) as (client, app), Redis.from_url(own_server.url) as administrator:
+        await serves(client, 1)
+        follower = app[CONTEXT].follower
+        await administrator.config_set("min-replicas-to-write", 1)
+        rating = {"user_id": "ann", "item_id": "item-3", "rating": 4}
+        is_problem(await client.post("/ratings", rating), 503, "store_unavailable")
+        refused_at = follower.polled_at
+        # Two beats are refused meanwhile.
+        await wait_until_async(lambda: follower.polled_at > refused_at + 1.0, 10.0, "it is polled")
+        assert follower.failures_total == 0
+        assert await back(client)
+        await administrator.config_set("min-replicas-to-write", 0)
+        assert (await client.post("/ratings", rating)).status == 200
 
 
 @pytest.mark.parametrize("how", ["kill", "pause"])

@@ -16,6 +16,7 @@ from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.identity import write_identity
 from trainer.archive.root import ArchiveRoot
+from trainer.fit_job.folder import FitFolder
 
 LIVE = ("1" * 32, 2)
 
@@ -121,7 +122,37 @@ def epoch(folder: Path, number: int) -> Path:
     path = folder / f"epoch-{number:06d}"
     archive = EpochArchive(path, number, guard=free)
     archive.append(event_table(["u"], [1], [0], [3.0], stream_ms=[1]), {})
+    FitFolder(path)
     return path
+
+
+def test_a_backup_without_its_manifest_is_not_taken_for_an_archive(tmp_path: Path) -> None:
+    folder = epoch(tmp_path, 1)
+    (folder / "fits").rmdir()
+    for path in (folder, tmp_path):
+        with pytest.raises(RecoveryRefusedError, match=r"no manifest\.json.*--skip-damaged"):
+            find_source(path, LIVE, "foldin")
+        assert find_source(path, LIVE, "foldin", skip_damaged=True).folder == folder
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 1}', '{"format": 1, "files": 3}'])
+def test_a_manifest_that_cannot_be_read(tmp_path: Path, content: str) -> None:
+    folder = epoch(tmp_path, 1)
+    (folder / "fits").rmdir()
+    (folder / "manifest.json").write_text(content)
+    for path in (folder, tmp_path):
+        with pytest.raises(RecoveryRefusedError, match=r"manifest\.json cannot be read; --skip-damaged"):
+            find_source(path, LIVE, "foldin")
+        assert find_source(path, LIVE, "foldin", skip_damaged=True).folder == folder
+
+
+def test_a_newer_manifest_is_refused_in_any_case(tmp_path: Path) -> None:
+    folder = epoch(tmp_path, 1)
+    (folder / "manifest.json").write_text('{"format": 2}')
+    for skip_damaged in (False, True):
+        with pytest.raises(RecoveryRefusedError) as refused:
+            find_source(folder, LIVE, "foldin", skip_damaged=skip_damaged)
+        assert str(refused.value).startswith(f"{folder / 'manifest.json'} has format 2")
 
 
 def test_which_history_of_a_folder(tmp_path: Path) -> None:

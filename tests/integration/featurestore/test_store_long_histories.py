@@ -1,0 +1,198 @@
+"""A history of any length costs a bounded answer of the store, and what is taken back stays taken back."""
+
+import math
+
+import numpy as np
+import pytest
+
+from factors import SAMPLED, Float32s
+from featurestore import codecs
+from featurestore.generations.live import LiveGeneration
+from featurestore.keys import digest_of, partition_of
+from featurestore.ratings.batches import Columns
+from featurestore.store import Store
+from featurestore.users import histories
+from featurestore.users.histories import ANSWER_ENTRIES, RENEW_EVENTS, Look
+from tests.support.factories import as_live, lead, publish
+from tests.support.waiting import wait_until_async
+
+ITEMS, MANY = 40_000, 20_000
+
+
+@pytest.fixture
+async def live(store: Store) -> LiveGeneration:
+    ids = [b"%d" % row for row in range(ITEMS)]
+    await store.items(1).register(ids)
+    return as_live(await publish(store, await lead(store), n_items=ITEMS))
+
+
+async def rate(store: Store, items: np.ndarray, values: np.ndarray | None = None) -> None:
+    """Rate as user `u`, in this order."""
+    found = 1.0 + items % 5 if values is None else values
+    for start in range(0, len(items), 5_000):
+        some = items[start : start + 5_000]
+        ids = [b"%d" % item for item in some.tolist()]
+        value = found[start : start + 5_000].astype(np.float64)
+        await store.ratings.append_columns(Columns([b"u"] * len(ids), ids, value, np.full(len(ids), 1e9)))
+
+
+async def vector(store: Store, live: LiveGeneration) -> Float32s:
+    """The user's vector as of now, with its record and its sample written back."""
+    current = await store.users.current(live, [b"u"])
+    key = store.keys.user(1, b"u")
+
+    async def there() -> bool:
+        record = await store.redis.hget(key, f"g{live.generation}")
+        return isinstance(record, bytes) and int.from_bytes(record[:8], "little") == current.n[0]
+
+    await wait_until_async(there, 5, "the record is written back")
+    row: Float32s = current.vectors[0]
+    return row
+
+
+async def by_hand(store: Store, live: LiveGeneration) -> Float32s:
+    """The same from all that is stored."""
+    data = await store.redis.get(store.keys.history(1, b"u"))
+    assert isinstance(data, bytes)
+    packed = codecs.pack_histories([codecs.unpack_history(data, store.config.scale)])
+    row: Float32s = live.posterior.fold_in_users(live.items, packed)[0]
+    return row
+
+
+async def sent(store: Store) -> int:
+    """Bytes that the store has sent so far, to anyone."""
+    return int((await store.redis.info("stats"))["total_net_output_bytes"])
+
+
+async def test_a_rating_of_a_user_with_very_many_costs_a_bounded_answer(
+    store: Store, live: LiveGeneration
+) -> None:
+    order = np.random.default_rng(1).permutation(ITEMS)
+    await rate(store, order[:MANY])
+    before = await sent(store)
+    np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
+    # Once, without a sample, all of it.
+    assert await sent(store) - before > MANY * codecs.ENTRY_BYTES
+    for step in range(5):
+        await rate(store, order[MANY + step : MANY + step + 1])
+        before = await sent(store)
+        folded = await store.users.current(live, [b"u"])
+        profile = await store.users.profile(live, b"u")
+        assert folded.folded[0]
+        # Each of the two: the sample and the latest entries, not 400 KB.
+        most = 2 * (2 * SAMPLED + ANSWER_ENTRIES) * codecs.ENTRY_BYTES
+        assert await sent(store) - before < most + 10_000
+        assert not profile.whole
+        assert len(profile.history) <= 2 * SAMPLED + ANSWER_ENTRIES
+        np.testing.assert_allclose(folded.vectors[0], await by_hand(store, live), atol=1e-5)
+    assert profile.n == MANY + 5
+
+
+async def test_what_is_read_of_a_growing_history_has_all_that_counts(
+    store: Store, live: LiveGeneration
+) -> None:
+    order = np.random.default_rng(2).permutation(ITEMS)
+    await rate(store, order[:5_000])
+    await vector(store, live)
+    # As many as one sample spans, and more; a new one is taken from time to time. None is taken back, so that
+    # what is read gives the same as everything.
+    for start, stop in ((5_000, 5_700), (5_700, 6_900), (6_900, 9_000), (9_000, 9_001), (9_001, 14_000)):
+        await rate(store, order[start:stop])
+        np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
+    sample = await store.redis.hget(store.keys.user(1, b"u"), "sample")
+    assert isinstance(sample, bytes)
+    assert int.from_bytes(sample[:8], "little") > 14_000 - RENEW_EVENTS
+
+
+async def test_a_rating_that_was_taken_back_long_ago_does_not_come_back(
+    store: Store, live: LiveGeneration
+) -> None:
+    order = np.random.default_rng(3).permutation(ITEMS)
+    await rate(store, order[:6_000])
+    await vector(store, live)
+    profile = await store.users.profile(live, b"u")
+    old = profile.history.item_row[:50].astype(np.int64)
+    assert not profile.whole
+    # A half is taken back, a half rated anew; then more come than any answer has.
+    await rate(store, old[:25], np.full(25, math.nan))
+    await rate(store, old[25:], np.full(25, 2.5))
+    for start in range(6_000, 6_000 + 2 * ANSWER_ENTRIES, 500):
+        profile = await store.users.profile(live, b"u")
+        of = dict(zip(profile.history.item_row.tolist(), profile.history.rating.tolist(), strict=True))
+        assert not set(old[:25].tolist()) & set(of)
+        assert {of[item] for item in old[25:].tolist() if item in of} <= {2.5}
+        await rate(store, order[start : start + 500])
+        await vector(store, live)
+
+
+async def test_a_long_history_is_compacted_when_most_of_it_was_taken_back(
+    store: Store, live: LiveGeneration
+) -> None:
+    order = np.random.default_rng(7).permutation(ITEMS)[:6_000]
+    await rate(store, order)
+    await vector(store, live)
+    for start in range(0, 2_500, 500):
+        await rate(store, order[start : start + 500], np.full(500, math.nan))
+        await vector(store, live)
+    # The last round had it rewritten, or was refused because the one before had.
+    size = int(await store.redis.strlen(store.keys.history(1, b"u")))
+    assert size < 5_000 * codecs.ENTRY_BYTES
+    await rate(store, order[:1], np.full(1, 2.0))
+    np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
+
+
+async def test_a_history_that_is_rewritten_while_it_is_read_is_read_again(
+    store: Store, live: LiveGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rate(store, np.random.default_rng(4).permutation(ITEMS)[:6_000])
+    key = store.keys.history(1, b"u")
+    data = await store.redis.get(key)
+    assert isinstance(data, bytes)
+    reader, before = store.users._histories, histories.HistoryReader._before
+    times: list[int] = []
+
+    async def compacted(
+        self: histories.HistoryReader, epoch: int, user_id: bytes, look: Look
+    ) -> bytes | None:
+        if not times:
+            # The last entry goes, as it would by a compaction: what lies before the tail is elsewhere now.
+            await store.redis.set(key, data[: -codecs.ENTRY_BYTES])
+        times.append(1)
+        return await before(self, epoch, user_id, look)
+
+    monkeypatch.setattr(histories.HistoryReader, "_before", compacted)
+    look = await reader.with_all(1, b"n", b"u", await reader.look(1, b"n", b"u"))
+    assert (look.tail, len(times)) == (data[: -codecs.ENTRY_BYTES], 2)
+
+
+async def test_a_damaged_sample_is_as_good_as_none(store: Store, live: LiveGeneration) -> None:
+    await rate(store, np.random.default_rng(5).permutation(ITEMS)[:6_000])
+    await vector(store, live)
+    for damaged in (b"", b"short", bytes(24) + b"\xff" * 41, b"\xff" * 44):
+        await store.redis.hset(store.keys.user(1, b"u"), "sample", damaged)
+        await rate(store, np.array([1]))
+        np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
+        assert await store.redis.hget(store.keys.user(1, b"u"), "sample") != damaged
+
+
+async def test_a_forgotten_user_leaves_no_sample(store: Store, live: LiveGeneration) -> None:
+    await rate(store, np.random.default_rng(6).permutation(ITEMS)[:6_000])
+    data = await store.redis.get(store.keys.history(1, b"u"))
+    assert isinstance(data, bytes)
+    await vector(store, live)
+    keys = store.keys
+    user, history = keys.user(1, b"u"), keys.history(1, b"u")
+    record = await store.redis.hget(user, f"g{live.generation}")
+    sample = await store.redis.hget(user, "sample")
+    assert isinstance(sample, bytes)
+    assert isinstance(record, bytes)
+    await store.ratings.forget(b"u")
+    assert not await store.redis.exists(user, history)
+    # A reader that had looked before is late.
+    await rate(store, np.array([7]))
+    names = [user, history, keys.forgotten(1, partition_of(b"u", keys.partitions))]
+    args = [b"g%d" % live.generation, record, digest_of(b"u"), b"0", b"", b"6001", b"", sample]
+    await store.redis.call("put_record", (names, args))
+    assert await store.redis.hget(user, "sample") is None
+    profile = await store.users.profile(live, b"u")
+    assert profile.history.item_row.tolist() == [7]

@@ -1,0 +1,272 @@
+"""A receipt says `erased` when no file has a byte of the user any more: of the store, the archive, the trash,
+fits or logs; while others rate.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from redis import Redis
+
+from featurestore.errors import EpochGone
+from featurestore.ratings.files import StoreFiles
+from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import low_rank_ratings
+from tests.support.recovering import opened
+from tests.support.servers import KINDS, StoreServer, running_server
+from tests.support.serving import Client, serving
+from tests.support.traces import traces
+from tests.support.trainers import ChildTrainer, fitted, running_trainer, trainer_settings, until_drained
+from tests.support.waiting import wait_until_async
+from trainer.consume.consumer import EpochConsumer
+from trainer.erasure.file_rewrites import FileRewrites
+from trainer.fit_job import results
+from trainer.settings import TrainerSettings
+
+OTHERS = low_rank_ratings(users=12, items=12)
+USER = "erase me, Ünïcode Ω, " + "0f8a71c3" * 12
+ID = USER.encode()
+# Doubles that no other number here is.
+RATED = [NewRating(ID, b"i%d" % k, 1.0 + math.pi / (k + 2), 1_234_567_890.123 + math.e * k) for k in range(6)]
+PATH = f"/users/{quote(USER, safe='')}"
+# The files of the store have their bytes as they are: what is compressed cannot be searched.
+OPTIONS = ("--rdbcompression", "no")
+
+
+@pytest.fixture(params=KINDS)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreServer]:
+    with running_server(request.param, tmp_path, *OPTIONS) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(server: StoreServer, tmp_path: Path) -> TrainerSettings:
+    at = StoreSettings(url=server.url, namespace="t", partitions=4, timeout_s=5.0)
+    return trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
+
+
+@pytest.fixture(autouse=True)
+def logs(tmp_path: Path) -> Iterator[None]:
+    """All that is logged goes to a file that is searched, too."""
+    handler = logging.FileHandler(tmp_path / "all.log")
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    # What aiohttp and the event loop say of sockets.
+    yield
+    root.removeHandler(handler)
+    root.setLevel(level)
+    handler.close()
+
+
+@asynccontextmanager
+async def others_rate(settings: StoreSettings) -> AsyncIterator[None]:
+    """Others rate all along, some in the user's partition."""
+
+    async def rate() -> None:
+        async with opened(settings) as store:
+            number = 0
+            while True:
+                number += 1
+                given = [NewRating(b"w%d" % (number % 50), b"i%d" % k, 2.0, float(number)) for k in range(3)]
+                await store.ratings.append(given)
+                await asyncio.sleep(0.005)
+
+    rating = asyncio.create_task(rate())
+    try:
+        yield
+    finally:
+        rating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await rating
+
+
+async def live_everywhere(store: Store, client: Client, settings: TrainerSettings) -> None:
+    """The user is in two fits, a record, and an epoch in the trash, and has taken a rating back."""
+    await store.ratings.append([*OTHERS, *RATED[:3]])
+    await fitted(store)
+    epoch = await store.epochs.begin()
+    await store.ratings.append([*OTHERS, *RATED[2:]], epoch=epoch)
+    await fitted(store, "epoch", epoch)
+    await store.ratings.append([*RATED[1:4], replace(RATED[4], rating=math.nan)])
+    await until_drained(store, 2)
+    await fitted(store)
+    assert (await client.get(f"/predict?user_id={quote(USER, safe='')}&item_id=i7")).status == 200
+    await wait_until_async(
+        lambda: list((settings.archive_folder / "trash").glob("epoch-*Z")), 20, "an epoch in the trash"
+    )
+
+
+@asynccontextmanager
+async def stack(settings: TrainerSettings) -> AsyncIterator[tuple[Store, Client]]:
+    async with opened(settings.store) as store, serving(settings.store) as (client, _):
+        yield store, client
+
+
+async def until_erased(client: Client, receipt: str, timeout_s: float = 60) -> None:
+    async def erased() -> bool:
+        return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == "erased")
+
+    await wait_until_async(erased, timeout_s, "the receipt says erased")
+
+
+async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, tmp_path: Path) -> None:
+    async with (
+        running_trainer(settings),
+        opened(settings.store) as store,
+        serving(settings.store) as (client, _),
+    ):
+        await live_everywhere(store, client, settings)
+        await store.redis.bgsave()
+        found = traces(tmp_path, ID, RATED)
+        kinds = {"id", "rating", "time"}
+        # The search finds what is there.
+        assert any(kinds <= found[name] for name in found if name.endswith(".incr.aof")), found
+        assert any(kinds <= found[name] for name in found if name.endswith(".parquet")), found
+        assert any("trash" in name for name in found), found
+        assert {"id_bytes.npy", "item_values.npy", "item_times.npy"} <= {Path(name).name for name in found}
+        await wait_until_async(lambda: "dump.rdb" in traces(tmp_path, ID, RATED), 10, "a dump with the user")
+        async with others_rate(settings.store):
+            fit = asyncio.create_task(fitted(store))
+            reply = await client.ask("DELETE", PATH)
+            assert reply.status == 200
+            await until_erased(client, reply.json["receipt"])
+            assert traces(tmp_path, ID, RATED) == {}
+            await fit
+            assert traces(tmp_path, ID, RATED) == {}
+        assert [key async for key in store.redis.scan_iter(b"*") if ID in key] == []
+        assert (await client.get(PATH)).status == 404
+
+
+@pytest.mark.parametrize("server", ["redis"], indirect=True)
+@pytest.mark.parametrize("without", ["rewrite", "renewed streams", "times"])
+async def test_what_would_be_left(
+    server: StoreServer,
+    settings: TrainerSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without: str,
+) -> None:
+    """Each step taken out leaves bytes, and the search finds them."""
+
+    async def nothing(*_args: object) -> bool:
+        return True
+
+    if without == "rewrite":
+        monkeypatch.setattr(FileRewrites, "_rewrite", nothing)
+    elif without == "renewed streams":
+        monkeypatch.setattr(StoreFiles, "renew_streams", nothing)
+    else:
+        monkeypatch.setattr(results, "_OF_A_RATING", ("item_values",))
+    async with (
+        running_trainer(settings),
+        opened(settings.store) as store,
+        serving(settings.store) as (client, _),
+    ):
+        await live_everywhere(store, client, settings)
+        if without == "renewed streams":
+            # Another command that is open keeps the node of the stream in which the user was named.
+            await store.redis.xadd(store.keys.commands, {b"id": b"held", b"kind": b"epoch", b"epoch": b"0"})
+        reply = await client.ask("DELETE", PATH)
+        if without == "renewed streams":
+            await store.redis.xadd(store.keys.commands, {b"id": b"held", b"kind": b"held", b"epoch": b"0"})
+        await until_erased(client, reply.json["receipt"])
+        names = set(traces(tmp_path, ID, RATED))
+    ends = {"rewrite": ".incr.aof", "renewed streams": ".base.rdb", "times": "item_times.npy"}
+    assert any(name.endswith(ends[without]) for name in names), names
+
+
+@pytest.mark.parametrize("server", ["redis"], indirect=True)
+async def test_many_erasures_share_a_rewrite(server: StoreServer, settings: TrainerSettings) -> None:
+    async with running_trainer(settings), stack(settings) as (store, client):
+        await store.ratings.append([NewRating(b"g%d" % k, b"i1", 2.0, 1e9) for k in range(40)])
+        before = (await store.files.state()).rewrites
+        receipts = [
+            reply.json["receipt"]
+            for reply in await asyncio.gather(
+                *[client.ask("DELETE", f"/users/g{k}") for k in range(40)],
+                client.ask("DELETE", "/users/ghost"),
+            )
+        ]
+        for receipt in receipts:
+            await until_erased(client, receipt)
+        assert (await store.files.state()).rewrites - before <= 5
+        assert await store.redis.exists(store.keys.erasing, store.keys.commands) <= 1
+        assert await store.redis.xlen(store.keys.commands) == 0
+
+
+@pytest.mark.parametrize("server", ["redis"], indirect=True)
+async def test_killed_before_the_rewrite(
+    server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    """Nothing names the user any more; the next trainer ends the erasure all the same."""
+    victim = ChildTrainer(settings, "erase:dropped")
+    async with stack(settings) as (store, client):
+        await store.ratings.append([*OTHERS, *RATED])
+        receipt = (await client.ask("DELETE", PATH)).json["receipt"]
+        await wait_until_async(lambda: victim.ended, 40, "the trainer kills itself")
+        answer = (await client.get(f"/receipts/{receipt}")).json
+        assert answer["archive"] == "pending"
+        assert "until they are written anew" in answer["detail"]
+        # However long it takes: outcomes expire, and it is no outcome.
+        await store.redis.delete(store.keys.command(receipt))
+        assert (await client.get(f"/receipts/{receipt}")).json == answer
+        async with running_trainer(settings):
+            await until_erased(client, receipt)
+        assert traces(tmp_path, ID, RATED) == {}
+
+
+@pytest.mark.parametrize("server", ["redis"], indirect=True)
+async def test_an_erasure_outlives_its_epoch(
+    server: StoreServer, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was on its way through an epoch that is replaced, or given up, just then."""
+    reached_now, gone = EpochConsumer.reached_now, [1, 1]
+
+    async def gone_twice(self: EpochConsumer) -> None:
+        if gone:
+            raise EpochGone(gone.pop())
+        await reached_now(self)
+
+    async with running_trainer(settings), stack(settings) as (store, client):
+        await store.ratings.append([*OTHERS, *RATED])
+        await until_drained(store)
+        monkeypatch.setattr(EpochConsumer, "reached_now", gone_twice)
+        receipt = (await client.ask("DELETE", PATH)).json["receipt"]
+        await until_erased(client, receipt)
+        assert not gone
+
+
+@pytest.mark.parametrize("server", ["redis"], indirect=True)
+async def test_a_store_that_may_not_be_asked(
+    server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    """As of a hosted Redis: the next rewrite ends it, by hand or of the store itself."""
+    admin = Redis.from_url(server.url)
+    admin.acl_setuser(
+        "app", enabled=True, nopass=True, keys="*", channels="*", commands=["+@all", "-bgrewriteaof"]
+    )
+    theirs = replace(settings, store=replace(settings.store, url=server.url.replace("//", "//app:x@")))
+    async with running_trainer(theirs), stack(theirs) as (store, client):
+        await store.ratings.append([*OTHERS, *RATED])
+        receipt = (await client.ask("DELETE", PATH)).json["receipt"]
+
+        async def waits() -> bool:
+            answer = (await client.get(f"/receipts/{receipt}")).json
+            assert answer["archive"] == "pending"
+            return "until they are written anew" in answer.get("detail", "")
+
+        await wait_until_async(waits, 20, "the receipt says what it waits for")
+        admin.bgrewriteaof()
+        await until_erased(client, receipt)
+        assert traces(tmp_path, ID, RATED) == {}
+    admin.close()

@@ -1,0 +1,40 @@
+"""Where on a disk something of a user is left: in every file below a folder, of Parquet by its values."""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from featurestore.ratings.log import NewRating
+from trainer.errors import SegmentGoneError
+
+
+def traces(folder: Path, user_id: bytes, ratings: Sequence[NewRating]) -> dict[str, set[str]]:
+    """What is found of a user, `id`, `rating` or `time`, by file. Store with `--rdbcompression no`: what is
+    compressed does not have its bytes.
+    """
+    wanted = {
+        "id": [user_id],
+        "rating": [struct.pack("<d", each.rating) for each in ratings],
+        "time": [struct.pack("<d", each.time) for each in ratings],
+    }
+    found: dict[str, set[str]] = {}
+    for path in sorted(folder.rglob("*")):
+        try:
+            content = path.read_bytes() if path.is_file() else b""
+            if b"PAR1" in content[:4]:
+                content += _plain(path)
+        except (FileNotFoundError, SegmentGoneError):
+            # Merged or rewritten just now: what came of it is another file.
+            continue
+        kinds = {kind for kind, parts in wanted.items() if any(part in content for part in parts)}
+        if kinds:
+            found[str(path.relative_to(folder))] = kinds
+    return found
+
+
+def _plain(path: Path) -> bytes:
+    """The values of a Parquet file, which compresses them."""
+    values = [value for column in pq.read_table(path).columns for value in column.to_pylist()]
+    return b"\n".join(struct.pack("<d", v) if isinstance(v, float) else str(v).encode() for v in values)

@@ -1,0 +1,1 @@
+"""The end of an erasure: the files that the store writes."""

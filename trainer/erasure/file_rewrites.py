@@ -1,0 +1,98 @@
+"""Have the store write its files anew, so that they have nothing of users who were erased. Invariant: one
+waits here until a rewrite has ended that began after the call, with no trace left in the streams.
+
+A rewrite costs the store a copy of all that it has: many erasures share one, and between two the store rests.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.ratings.files import FileState, next_step
+from featurestore.store import Store
+from processes.backoff import Backoff
+from trainer import log
+from trainer.retry import with_retries
+
+# Erasures that come together, as those of a script, share a rewrite; one alone waits no longer for it.
+_TOGETHER_S = 0.2
+# Rests nine times as long as a rewrite took: it writes a tenth of the time at most.
+_REST = 9.0
+# A rewrite of a small store takes 50 ms, of a large one minutes; without the right to ask for it, days.
+_LOOK_S, _SELDOM_S = 0.1, 1.0
+
+
+class FileRewrites:
+    """Rewrites for one term. `no_room`: whether the store's disk has no room for another file."""
+
+    def __init__(self, store: Store, no_room: Callable[[], bool]) -> None:
+        self._store = store
+        self._no_room = no_room
+        self._waiting: list[asyncio.Future[None]] = []
+        self._any = asyncio.Event()
+
+    async def rewritten(self) -> None:
+        """Return when no file of the store has anything that was removed from it before this call."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._any.set()
+        await future
+
+    async def run(self) -> None:
+        """Rewrite whenever one waits, until cancelled."""
+        rest_s = 0.0
+        while True:
+            await self._any.wait()
+            await asyncio.sleep(max(_TOGETHER_S, rest_s))
+            self._any.clear()
+            waiting, self._waiting = self._waiting, []
+            began_at = time.monotonic()
+            await self._rewrite()
+            rest_s = _REST * (time.monotonic() - began_at)
+            log.event("store_files_rewritten", erasures=len(waiting), rest_s=round(rest_s, 1))
+            for future in waiting:
+                # One whose term ends is cancelled.
+                if not future.done():
+                    future.set_result(None)
+
+    async def _rewrite(self) -> None:
+        # After a restart, or with another primary, what was done before may not be in the files.
+        while not await self._rewritten_in_one_run():
+            pass
+
+    async def _rewritten_in_one_run(self) -> bool:
+        await self._renew_streams()
+        before: FileState | None = None
+        backoff, ask_at, told, look_s = Backoff(0.5, 60.0), 0.0, False, _LOOK_S
+        while True:
+            try:
+                now = await with_retries(self._store.files.state)
+                if before is None and not now.busy:
+                    before = now
+                if before is not None and now.run != before.run:
+                    return False
+                step = "wait" if before is None else next_step(before, now)
+                if step == "done":
+                    return True
+                if step != "wait" and not self._no_room() and time.monotonic() >= ask_at:
+                    ask_at = time.monotonic() + backoff.next_s()
+                    await self._store.files.begin(step)
+            except StoreUnavailable:
+                pass
+            except StoreError as exc:
+                # One may have begun just now. Without the right to ask for one the next that comes will do.
+                if "progress" not in str(exc) and not told:
+                    told = True
+                    log.warning("store_files_not_rewritten", why=str(exc))
+            await asyncio.sleep(look_s)
+            look_s = min(1.1 * look_s, _SELDOM_S)
+
+    async def _renew_streams(self) -> None:
+        while True:
+            pointer = await with_retries(self._store.generations.live)
+            epochs = {pointer.epoch, pointer.pending} - {0}
+            if await with_retries(self._store.files.renew_streams, epochs):
+                return
+            # The trainer is far behind: it trims whole nodes while it catches up.
+            await asyncio.sleep(_LOOK_S)
