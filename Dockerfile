@@ -71,7 +71,7 @@ HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
 ENTRYPOINT ["python", "-P", "-m"]
 CMD ["service"]
 
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0.dev0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="foldin" \
       org.opencontainers.image.description="An asynchronous recommender that learns from every rating the moment it arrives" \

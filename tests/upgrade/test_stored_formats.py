@@ -8,6 +8,7 @@ import ast
 import json
 import re
 import tarfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,13 @@ async def test_a_namespace_of_a_newer_layout_is_refused_untouched(
     assert says in service.log.read_text()
     assert {key: await redis.dump(key) for key in await redis.keys("*")} == before
     await redis.aclose()
+
+
+def test_this_code_is_not_the_release_before_and_its_changes_are_not_among_those() -> None:
+    version = tomllib.loads((house.ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    before = last_release().version
+    assert version != before
+    assert f"ARG VERSION={version}\n" in (house.ROOT / "Dockerfile").read_text("utf-8")
+    changes = (house.ROOT / "CHANGELOG.md").read_text("utf-8")
+    newest = f"## {version} - " if "dev" not in version else "## Unreleased\n"
+    assert 0 < changes.index(newest) < changes.index(f"## {before} - ")
