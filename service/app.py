@@ -88,6 +88,7 @@ async def _service_context(
             audit = Audit(OPERATIONS, settings.proxies)
             # Beyond loopback there are quotas unless told otherwise; on it where told so.
             limits = None if loopback and settings.quotas is None else DEFAULT.but(settings.quotas or ())
+            traffic = Traffic(settings.in_flight)
             quotas = Quotas(audit, counts, limits)
             context = ServiceContext(
                 settings=settings,
@@ -96,11 +97,12 @@ async def _service_context(
                 follower=follower,
                 counts=counts,
                 snapshot_files=snapshot_files,
-                traffic=Traffic(settings.in_flight),
+                traffic=traffic,
                 bodies=BodyReader(
                     limit_bytes=settings.body_bytes,
                     budget_bytes=settings.bodies_bytes,
                     timeout_s=settings.body_timeout_s,
+                    traffic=traffic,
                 ),
                 predictions=Admission(
                     counts, at_once_bytes=settings.large_bytes, waiting_bytes=settings.batch_waiting_bytes

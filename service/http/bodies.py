@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
+from service.http.dispatch import Traffic
 from service.http.problems import Problem
 from service.metrics import Counts
 
@@ -111,7 +112,8 @@ class Received(NamedTuple):
 class BodyReader:
     """Reads whole bodies of at most `limit_bytes`; all that are held at once stay under `budget_bytes`."""
 
-    def __init__(self, *, limit_bytes: int, budget_bytes: int, timeout_s: float) -> None:
+    def __init__(self, *, limit_bytes: int, budget_bytes: int, timeout_s: float, traffic: Traffic) -> None:
+        self._traffic = traffic
         self._limit_bytes = limit_bytes
         self._budget_bytes = budget_bytes
         self._held_bytes = 0
@@ -141,6 +143,7 @@ class BodyReader:
         # Bytes count as they come, not as they are announced: a client that only promises takes no room.
         body = bytearray()
         try:
+            self._traffic.receiving += 1
             try:
                 async with asyncio.timeout(self._timeout_s):
                     async for chunk in request.content.iter_any():
@@ -154,6 +157,8 @@ class BodyReader:
                 raise Problem("request_timeout", f"no whole body in {self._timeout_s:g} s") from None
             except web.RequestPayloadError as exc:
                 raise Problem("malformed_request", f"the body cannot be read: {exc}") from exc
+            finally:
+                self._traffic.receiving -= 1
             async with admission.admit(len(body)) if admission else nullcontext():
                 yield Received(body, lines)
         finally:

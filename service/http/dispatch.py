@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter
+from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
@@ -18,6 +19,7 @@ from aiohttp.http import HttpProcessingError
 from featurestore.errors import StoreDamaged, StoreError
 from service.http.access import Access
 from service.http.audit import Audit
+from service.http.heads import HeadParser, Heads
 from service.http.problems import CONTENT_TYPE, Problem, problem_of_store
 from service.http.quotas import CALLED_BY, HOLD_S, Quotas
 from service.http.response import Answer, header_lines, no_content
@@ -39,15 +41,22 @@ _ALWAYS_ANSWERED = ("/livez", "/readyz", "/metrics")
 
 @dataclass(slots=True)
 class Traffic:
-    """What a worker is answering at this moment; at most `limit` requests at a time.
+    """What a worker has taken on at this moment; it is `answering` at most `limit` requests at a time. Those
+    whose bodies it is still `receiving` do not count: slow clients keep no others away.
 
     `draining`: the worker ends, so each answer is the last one on its connection.
     """
 
     limit: int
     in_flight: int = 0
+    receiving: int = 0
     connections: int = 0
     draining: bool = False
+
+    @property
+    def answering(self) -> int:
+        """Requests that are there as a whole."""
+        return self.in_flight - self.receiving
 
 
 class Dispatcher:
@@ -116,7 +125,7 @@ class Dispatcher:
     def _refusal(self, request: web.BaseRequest) -> Problem | None:
         """Return why a request is refused before it is looked at; else its caller has paid a token for it."""
         traffic, quotas = self._traffic, self._quotas
-        crowded = traffic.in_flight > traffic.limit
+        crowded = traffic.answering > traffic.limit
         key = self._access.key_of(request.headers) if self._access.asks else None
         caller = quotas.caller(request.headers, request.remote, key)
         if not (crowded or caller) or request.path in _ALWAYS_ANSWERED:
@@ -194,7 +203,22 @@ def http_answer(exc: web.HTTPException, request: web.BaseRequest) -> Answer:
 class Connection(web.RequestHandler):
     """A connection. What is no HTTP at all gets a problem document too, and no traceback in the log."""
 
-    __slots__ = ()
+    __slots__ = ("_heads",)
+
+    def __init__(self, manager: web.Server, *, heads: Heads, **settings: Any) -> None:
+        super().__init__(manager, **settings)
+        self._heads = heads
+        # aiohttp asks its parser for nothing else.
+        self._parser: Any = HeadParser(self._parser, self, heads)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Let go of what came of a head."""
+        self._heads.set(self, 0)
+        super().connection_lost(exc)
+
+    def is_idle(self) -> bool:
+        """Whether it waits for a request."""
+        return self._waiter is not None and not self._waiter.done()
 
     def handle_error(
         self,

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from service.context import CONTEXT
 from service.http.dispatch import Dispatcher
+from service.http.heads import Heads
 from service.http.problems import CONTENT_TYPE, Problem
 from service.http.response import LAST, head_of, header_lines
 from service.server.fast_predict import fast_connections
@@ -60,7 +61,7 @@ class Server(web.Server):
         )
         super().__init__(dispatcher, request_factory=template.request_factory)
         # For each connection: aiohttp's server would give them to its own class.
-        self._settings = settings
+        self._settings = {**settings, "heads": Heads()}
         self._most = most
         # A plain `Connection` serves every request; these answer GET /predict faster.
         self._connect = fast_connections(context)

@@ -190,7 +190,7 @@ class FastConnection(Connection):
             fast = self._fast
             traffic = fast.traffic
             # Refused here, clients that ask too much would be read and refused again within one turn.
-            if len(messages) == 1 and not traffic.draining and traffic.in_flight < traffic.limit:
+            if len(messages) == 1 and not traffic.draining and traffic.answering < traffic.limit:
                 message, payload = messages[0]
                 if (
                     message.method == "GET"
@@ -209,7 +209,7 @@ class FastConnection(Connection):
                         traffic.in_flight += 1
                         fast.batcher.submit_for(_Request(fast, self, message.headers), *pair)
                         return
-        self._parser = _ReadAlready(found)  # type: ignore[assignment]  # has all that is called of it here
+        self._parser = _ReadAlready(found)  # has all that is called of it here
         try:
             super().data_received(data)
         finally:
@@ -252,6 +252,10 @@ class FastConnection(Connection):
             self._resume_reading_for_buffer()
             if self.transport is not None:
                 self.data_received(held)
+
+    def is_idle(self) -> bool:
+        """Whether it waits for a request."""
+        return not self.waiting and super().is_idle()
 
     def _process_keepalive(self) -> None:
         if self.waiting:
