@@ -25,6 +25,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.errors import DATA_REFUSED
 from tests.support.factories import low_rank_ratings, rating
+from tests.support.recovering import now_held, restored
 from tests.support.servers import StoreServer, running_server
 from tests.support.serving import Client, serving
 from tests.support.trainers import (
@@ -330,14 +331,20 @@ async def trained(world: World, caplog: pytest.LogCaptureFixture) -> tuple[str |
     return None, caplog.text
 
 
-async def test_a_fit_takes_the_place_of_a_damaged_generation(world: World, redis: Any) -> None:
-    """A worker that starts has no generation until then, and serves again by itself."""
-    await redis.set(world.kinds["generation:G:meta"], FOREIGN)
+@pytest.mark.parametrize("kind", ["meta", "items:J"])
+async def test_a_fit_takes_the_place_of_a_damaged_generation(world: World, redis: Any, kind: str) -> None:
+    """By itself, or when it is asked for; a worker that starts has no generation until then, and serves
+    again by itself.
+    """
+    await redis.set(world.kinds[f"generation:G:{kind}"], FOREIGN)
     before = int(await redis.hget("foldin:live", "generation") or 0)
     store = await Store.open(world.settings.store)
     async with serving(world.settings.store) as (client, _):
         assert (await asked(client))["/readyz"][0] == 503
         async with running_trainer(world.settings):
+            if kind != "meta":
+                # The trainer does not read the tables of what is live.
+                await fitted(store)
             await until_live(store, before + 1)
 
             async def ready() -> bool:
@@ -435,3 +442,19 @@ async def test_a_damaged_file_of_the_archive_costs_no_rating(
     assert {pair: now.get(pair) for pair in held if pair[0] != "gone"} == {
         pair: value for pair, value in held.items() if pair[0] != "gone"
     }
+
+
+@pytest.mark.timeout(90)
+async def test_a_damaged_history_comes_back_from_the_archive(world: World, redis: Any) -> None:
+    """What docs/operations.md says to do: the two keys of the user are deleted, then the archive restored."""
+    key = world.kinds["history:ID"]
+    await redis.append(key, b"torn")
+    async with running_trainer(world.settings):
+        store = await Store.open(world.settings.store)
+        await until_drained(store)
+        await store.close()
+        await redis.delete(key, world.kinds["user:ID"])
+        generation, _ = await restored(world.settings, world.settings.archive_folder)
+        assert generation
+    found = {pair: value for pair, (value, _) in (await now_held(world.settings)).items() if pair[0] == "ann"}
+    assert found == {("ann", "i1"): 4.0, ("ann", "new"): 2.0, ("ann", "i2"): 5.0}
