@@ -30,6 +30,7 @@ from evaluation.offline.cold_start import ColdCurve, Side
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, title
 from evaluation.offline.running import Plan, measure
+from evaluation.offline.shills import Shift, measure_shifts
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
 from evaluation.report import new_console, write_lines
 from evaluation.results.course import Summary
@@ -62,6 +63,7 @@ SECTIONS = (
     "ablation",
     "ranking",
     "cold",
+    "shills",
 )
 # The course takes 1,000 steps in 3 worlds after 10,000 known ratings: two worlds more, and fewer known ones.
 WORLDS, STEPS, KNOWN = 5, 1000, (200, 1_000, 3_000, 10_000)
@@ -172,6 +174,8 @@ def run(options: Choice, console: Console) -> Found:
             found.played = _played(options)
         elif section == "cold":
             found.cold = _cold(options, console)
+        elif section == "shills":
+            found.shifts = _shifts(options)
         else:
             lines = found.lines.setdefault(section, [])
             data = load(section, scale=options.scale, seed=options.seed)
@@ -213,6 +217,16 @@ def _cold(options: Choice, console: Console) -> list[ColdCurve]:
                 console.print(f"cold start, new {side}s: {exc}", style="red", markup=False)
     kept.save(path, settings, curves)
     return curves
+
+
+def _shifts(options: Choice) -> list[Shift]:
+    data = load("shills", scale=options.scale, seed=options.seed)
+    path, settings = options.output / NAME / "shills.json", {"data": data.digest(), "seed": options.seed}
+    shifts = kept.load(path, settings, Shift) if options.resume else None
+    if shifts is None:
+        shifts = list(measure_shifts(data, options.seed))
+        kept.save(path, settings, shifts)
+    return shifts
 
 
 def main(argv: Sequence[str]) -> int:

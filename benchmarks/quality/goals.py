@@ -13,6 +13,7 @@ from benchmarks.harness.report import Row, Target, at_most
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from evaluation.offline.cold_start import ColdCurve
 from evaluation.offline.engines import AUTO
+from evaluation.offline.shills import Shift
 from evaluation.report import deciles
 from evaluation.results.course import Summary
 from evaluation.results.lines import Line
@@ -35,6 +36,7 @@ class Found:
 
     lines: dict[str, list[Line]] = field(default_factory=dict)
     cold: list[ColdCurve] = field(default_factory=list)
+    shifts: list[Shift] = field(default_factory=list)
     played: list[Summary] = field(default_factory=list)
 
     def all_lines(self) -> list[Line]:

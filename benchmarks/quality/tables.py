@@ -13,6 +13,7 @@ from benchmarks.harness.report import Row, number
 from benchmarks.quality.goals import PUBLISHED, Found, goals
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from evaluation.offline.engines import AUTO, title
+from evaluation.offline.shills import SHARE, Shift
 from evaluation.report import deciles, engines_table, figure, groups, new_table
 from evaluation.results.course import Summary
 
@@ -40,6 +41,8 @@ def show(found: Found, console: Console, *, full: bool) -> None:
         console.print(engines_table(shown, f"{name}: ratings that were not seen"))
     if found.cold:
         console.print(cold_table(found))
+    if found.shifts:
+        console.print(shift_table(found.shifts))
     by_decile = decile_table(found)
     if by_decile.row_count:
         console.print(by_decile)
@@ -103,6 +106,24 @@ def cold_table(found: Found) -> Table:
         coverage = f"{min(covered):.1%} to {max(covered):.1%}" if covered else ""
         errors = (f"{error:.4f}" for error in curve.rmse)
         shown.add_row(f"{curve.side}s", title(curve.engine), *errors, coverage)
+    return shown
+
+
+def shift_table(shifts: Sequence[Shift]) -> Table:
+    """Return by how much each attack moved the predictions of its target."""
+    shown = new_table(
+        f"{shifts[0].data}: what {shifts[0].shills} accounts, {SHARE:.0%} of all, add to an item",
+        ("more popular", "ratings", "besides", "mean rating", "folded in", "fitted", "RMSE before", "after"),
+        left=("more popular", "besides"),
+    )
+    for one in shifts:
+        shown.add_row(
+            f"{one.popularity:.0%}",
+            str(one.n_ratings),
+            one.attack,
+            *(f"{moved:+.3f}" for moved in (one.plain_mean, one.online, one.fitted)),
+            *(f"{error:.4f}" for error in (one.rmse_before, one.rmse)),
+        )
     return shown
 
 
