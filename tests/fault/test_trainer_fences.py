@@ -79,8 +79,9 @@ NEW_EPOCH = [
     ("redis", "epoch:archived", 1),
     ("valkey", "epoch:removed", 1),
 ]
-# Before this one there must have been a kill; the call is that of "replace:unlink".
-LEFT_OUT = {"recover:unlink"}
+# Before the first there must have been a kill, its call is that of "replace:unlink"; the others have tests of
+# their own.
+LEFT_OUT = {"recover:unlink", "epoch:abandon", "erase:dropped"}
 
 
 @pytest.fixture
@@ -305,13 +306,39 @@ async def test_frozen_before_it_gives_up_an_epoch_that_is_asked_for_since(
     assert set(await held(store)) == {(r.user_id.decode(), r.item_id.decode()) for r in begun}
 
 
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+async def test_frozen_in_an_erasure(store: Store, settings: TrainerSettings) -> None:
+    given = ratings(0)
+    child = ChildTrainer(settings, "erase:dropped", 1, signal.SIGSTOP, STILL_CLOCK)
+    try:
+        await store.ratings.append(given)
+        forgotten = await store.ratings.forget(b"u1")
+        command = await store.commands.ask("erase", epoch=1, user=b"u1", at_ms=forgotten.at_ms)
+        await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
+        async with running_trainer(settings):
+            outcome = await store.commands.wait(command, 60)
+            assert outcome is not None
+            assert outcome.state == "done", outcome
+            await store.ratings.append([NewRating(b"u1", b"i3", 2.0, 2e9)])
+            await woken(child, settings)
+            await until_drained(store)
+            assert await store.commands.outcome(command) == outcome
+    finally:
+        child.end()
+    # What came after the erasure stays.
+    assert [(item, rating) for user, _, item, rating in archived(settings) if user == "u1"] == [("i3", 2.0)]
+
+
 def test_every_step_has_its_freeze() -> None:
     named = {
         name
         for path in (house.ROOT / "trainer").rglob("*.py")
         for name in re.findall(r'step\("([a-z:_]+)"\)', path.read_text("utf-8"))
     }
-    assert named == {step for _, step, _ in [*STEPS, *NEW_EPOCH]} | LEFT_OUT | {"epoch:abandon"}
+    assert named == {step for _, step, _ in [*STEPS, *NEW_EPOCH]} | LEFT_OUT | {
+        "epoch:abandon",
+        "erase:dropped",
+    }
 
 
 @pytest.mark.parametrize("store_server", ["redis"], indirect=True)
