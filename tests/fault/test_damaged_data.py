@@ -80,7 +80,15 @@ class World:
 
 
 KINDS = (
-    *("config", "live", "live:epochs", "live:generations", "live:commands", "live:command:ID"),
+    *(
+        "config",
+        "live",
+        "live:epochs",
+        "live:generations",
+        "live:commands",
+        "live:command:ID",
+        "live:erasing",
+    ),
     *("live:workers", "access", "epochs", "items", "items:order", "user:ID", "history:ID", "ratings"),
     *("counts", "forgotten", "generation:G:meta", "generation:G:items:J", "generation:G:deltas"),
 )
@@ -127,6 +135,7 @@ async def _made(server: StoreServer, folder: Path) -> World:
 
         await wait_until_async(pruned, 10.0, "a leader has removed what is not kept")
     await store.access.add(KEY, "operator", "operate")
+    await store.redis.hset(store.keys.erasing, "0" * 32, "asked")
     await store.redis.hset(store.keys.workers, "w:1", '{"generation":1,"epoch":1,"at":1.0,"pid":1}')
     await store.ratings.append([rating("ann", "i2", 5.0)])
     live = (await store.generations.live()).generation
