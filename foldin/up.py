@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ STORE_SETTINGS = {
 PROBE_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 # Seconds on a quiet machine; code that is not compiled yet and busy cores take several times that.
 READY_WITHIN_S = 60.0
+# A trainer says that it refuses an archive within a second of its start.
+DECIDED_S = 10.0
 # In the data directory: the first key, where the API asks for one.
 KEY_FILE = "operator.key"
 # So few that the error of the players that learn while they play is seen to fall.
@@ -114,6 +117,8 @@ class Stack:
         self._key_file: Path | None = None
         # The trainer leaves an archive that is not the store's, or newer, to a person to decide about.
         self._without_trainer = False
+        self._refused: list[tuple[str, str]] = []
+        self._holds_ratings, self._checked_at = True, 0.0
         self._probe_host = PROBE_HOSTS.get(options.host, options.host)
         in_url = f"[{self._probe_host}]" if ":" in self._probe_host else self._probe_host
         self.api_url = f"http://{in_url}:{options.port}"
@@ -128,6 +133,7 @@ class Stack:
         url = self._settings.redis_url or await self._start_store(supervisor)
         environment = self._environment(url)
         holds_ratings, has_key = await self._check_store(supervisor, environment)
+        self._holds_ratings, self._checked_at = holds_ratings, time.monotonic()
         if has_key:
             self._key_file = self.data / KEY_FILE
         await supervisor.start(*self._parts(environment))
@@ -194,6 +200,7 @@ class Stack:
                 environment,
                 grace_s=GRACE_S["trainer"],
                 spared=self._goes_on_without_trainer,
+                obstacle=self._refused_archive,
             ),
             *(
                 ChildSpec(name, _python(name), environment, probe, READY_WITHIN_S, GRACE_S[name])
@@ -202,10 +209,41 @@ class Stack:
         ]
 
     def _goes_on_without_trainer(self, last_line: str) -> bool:
-        self._without_trainer = self._without_trainer or DATA_REFUSED in last_line
-        return DATA_REFUSED in last_line
+        if DATA_REFUSED not in last_line:
+            return False
+        if not self._without_trainer:
+            self._without_trainer, self._refused = True, self._archive_state()
+        return True
+
+    def _refused_archive(self) -> str | None:
+        """Return why the trainer is not to be started again: the archive is as it was when it refused it."""
+        if self._without_trainer and self._archive_state() == self._refused:
+            return "the archive is not this store's"
+        self._without_trainer = False
+        return None
+
+    def _archive_state(self) -> list[tuple[str, str]]:
+        """What a restore or an adoption changes: whose the archive is, and which epochs it has."""
+        root = self.data / "archive"
+        found = [*root.glob("*/identity.json"), *root.glob("*/epoch-*")]
+        # Links are names that trainers give it for a term.
+        found = [path for path in found if not path.parent.is_symlink()]
+        with contextlib.suppress(FileNotFoundError):
+            return sorted((str(path), path.read_text("utf-8") if path.is_file() else "") for path in found)
+        return []
+
+    def _is_undecided(self) -> bool:
+        """Say whether the trainer is about to refuse the archive: it has ratings, and the store has none."""
+        if self._without_trainer or self._options.adopt or self._holds_ratings:
+            return False
+        archived = any((self.data / "archive").glob("*/epoch-*/*.parquet"))
+        # Bounded: the last word is the trainer's.
+        return archived and time.monotonic() - self._checked_at < DECIDED_S
 
     def _service_is_ready(self) -> bool:
+        # The prior, which it answers from then, is there a moment before the trainer ends.
+        if self._is_undecided():
+            return False
         # Without a trainer a store that has nothing gets no first generation.
         path = "/livez" if self._without_trainer else "/readyz"
         return http_ok(self._probe_host, self._options.port, path)

@@ -40,7 +40,7 @@ class ChildSpec:
     each line that is read. `forks_give_way`: see `Forks`. `obstacle` may block: what keeps it from another
     start, in a line, None where nothing does. `lasting`: however often it ends it is started again.
     `spared`: asked with its last line when it ends with code 2, whether the rest of a stack goes on without
-    it.
+    it, as long as `obstacle` keeps it from another start.
     """
 
     name: str

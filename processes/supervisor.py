@@ -137,11 +137,13 @@ class Supervisor:
             code = await child.wait()
             if self._closing:
                 return
-            if _is_spared(child, code):
+            spared = _is_spared(child, code)
+            if spared:
                 self._say(f"  {child.last_line}")
                 self._say(f"  {child.spec.name} has stopped; the rest goes on without it")
-                return
-            if not await self._waited(child, code):
+                if child.spec.obstacle is None:
+                    return
+            if not await self._waited(child, code, quiet=spared) and not spared:
                 pause = record.ended(loop.time(), code, ready_at)
                 if pause is None and not child.spec.lasting:
                     self._fail(child, code)
@@ -163,13 +165,14 @@ class Supervisor:
             ready_at = loop.time()
             self._say(f"  {child.spec.name} is back")
 
-    async def _waited(self, child: Child, code: int) -> bool:
+    async def _waited(self, child: Child, code: int, *, quiet: bool) -> bool:
         """Wait while something keeps a part that has ended from another start; say whether anything did."""
         obstacle = child.spec.obstacle
         why = None if obstacle is None else await asyncio.to_thread(obstacle)
         if obstacle is None or why is None:
             return False
-        self._say(f"  {child.spec.name} ended ({describe_end(code)}): {why}")
+        if not quiet:
+            self._say(f"  {child.spec.name} ended ({describe_end(code)}): {why}")
         while await asyncio.to_thread(obstacle) is not None:  # noqa: ASYNC110 -- of room there is no event
             await asyncio.sleep(LOOK_AGAIN_S)
         return True

@@ -24,9 +24,11 @@ from trainer.errors import (
     NoRoomError,
 )
 from trainer.leadership import Leadership
+from trainer.publication.prior import publish_prior
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
 from trainer.term import Term
+from trainer.threads import Threads
 
 # A term that lasted so long did not fail at what the next one begins with.
 _LASTING_S = 60.0
@@ -93,7 +95,7 @@ class Trainer:
             leadership = self.leadership = Leadership(lease, self._settings.lease_ttl_s, began_at)
             log.event("leading", fence=lease.fence)
             try:
-                await match(store, root, leadership, adopt=adopt)
+                await self._match(store, root, leadership, adopt=adopt)
                 adopt = False
                 self.term = Term(self._settings, store, leadership, root, step=self._step)
                 await self.term.run()
@@ -111,6 +113,15 @@ class Trainer:
                     async with asyncio.timeout(1.0):
                         await lease.release()
             await asyncio.sleep(backoff.next_s())
+
+    async def _match(self, store: Store, root: ArchiveRoot, leadership: Leadership, *, adopt: bool) -> None:
+        try:
+            await match(store, root, leadership, adopt=adopt)
+        except ArchiveRefusedError:
+            # Beside an archive that is not the store's the services answer all the same.
+            with contextlib.suppress(StoreError):
+                await publish_prior(store, leadership.lease, self._settings, Threads(), self._step)
+            raise
 
     async def _acquire(self, store: Store) -> tuple[Lease, float]:
         """Return the lease once it can be had, and when it was asked for."""

@@ -9,23 +9,18 @@ ends, nothing of this term is still writing.
 
 import asyncio
 
-import numpy as np
-
-from factors import FitSettings, Scale, prior_model
 from featurestore.store import Store
-from trainer import log
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
 from trainer.capacity.watch import RoomWatch
 from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.erasure.file_rewrites import FileRewrites
-from trainer.fit_job.results import fit_in_memory
 from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
 from trainer.leadership import Leadership
 from trainer.publication.forgotten import ForgottenUsers
-from trainer.publication.publish import Publisher
+from trainer.publication.prior import publish_prior
 from trainer.publication.switch import Switch
 from trainer.refit import RefitRequests, Refitter
 from trainer.retry import with_retries
@@ -112,24 +107,8 @@ class Term:
     async def _begin(self) -> None:
         """Finish what an earlier leader left, and make sure that something is live."""
         store = self._store
+        await publish_prior(store, self._leadership.lease, self._settings, self._threads, self._step)
         pointer = await with_retries(store.generations.live)
-        if pointer.generation == 0:
-            # What is known before any rating, so that services can answer.
-            model = prior_model(FitSettings(Scale(*self._settings.scale)))
-            users, items = (
-                np.zeros((0, width), np.float32) for width in (model.user_width, model.item_width)
-            )
-            publisher = Publisher(store, self._leadership.lease, self._threads, step=self._step)
-            prior = await publisher.publish(
-                pointer.epoch,
-                fit_in_memory(model, users, items, []),
-                engine=self._settings.engine,
-                positions={},
-                folder=None,
-                automatic=False,
-            )
-            log.event("prior_published", generation=prior.meta.summary.generation)
-            pointer = await with_retries(store.generations.live)
         await with_retries(store.generations.prune, self._leadership.lease, REMOVAL_PAUSE_S)
         for number in {pointer.epoch, pointer.pending} - {0}:
             epoch = await self.epochs.begin(number)

@@ -299,6 +299,8 @@ def test_a_store_that_was_emptied_is_said_and_everything_else_goes_on(tmp_path: 
         assert without.call("POST", "/ratings", rating)["accepted"] == 1
         assert known_ratings(without, "ann") == 1
         assert without.part("trainer") == 0
+        # Of a store that knows nothing the prior.
+        assert without.call("GET", "/predict?user_id=bob&item_id=12")["basis"] == "prior"
         assert without.interrupt() == 0
     finally:
         without.process.end(grace_s=DOWN_S)
@@ -309,6 +311,25 @@ def test_a_store_that_was_emptied_is_said_and_everything_else_goes_on(tmp_path: 
         assert running.interrupt() == 0
     (kept,) = data.glob("archive/foldin/trash/epoch-000001.*/*.parquet")
     assert kept.read_bytes() in archived.values()
+
+
+def test_a_restore_brings_the_trainer_back(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with stack(data, "--no-play") as running:
+        running.call("POST", "/ratings", {"user_id": "ann", "item_id": "12", "rating": 5})
+        wait_until(lambda: any(data.glob("archive/foldin/epoch-000001/*.parquet")), 30, "the rating archived")
+        assert running.interrupt() == 0
+    shutil.rmtree(data / "store")
+    without = Stack(data, "--no-play")
+    try:
+        without.says("Everything but the trainer runs")
+        done = foldin("restore", data / "archive", "--data", data)
+        assert done.returncode == 0, done.stderr
+        without.says("trainer is back")
+        assert known_ratings(without, "ann") == 1
+        assert without.interrupt() == 0
+    finally:
+        without.process.end(grace_s=DOWN_S)
 
 
 def test_import_reaches_a_running_stack_by_its_data_and_by_its_api(tmp_path: Path) -> None:

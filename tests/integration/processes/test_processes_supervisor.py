@@ -232,6 +232,25 @@ async def test_the_rest_goes_on_without_a_part_that_is_spared(
     assert not keeper.failed.done()
 
 
+async def test_a_part_that_is_spared_comes_back_when_what_it_needed_is_there(
+    keeper: Supervisor, tmp_path: Path, said: list[str]
+) -> None:
+    text = f"import os, sys, time\nif os.path.exists(sys.argv[2]): time.sleep(60)\n{CRASHES}"
+    go = tmp_path / "go"
+    refusing = ChildSpec(
+        "quiet",
+        (sys.executable, "-c", text, "2", str(go)),
+        dict(os.environ),
+        spared=lambda line: line == "it is broken",
+        obstacle=lambda: None if go.exists() else "a person must change something",
+    )
+    await keeper.start(refusing, spec("one", READY, tmp_path / "a", mark=tmp_path / "a"))
+    await wait_until_async(lambda: any("quiet has stopped" in line for line in said), 10, "it is told")
+    go.touch()
+    await wait_until_async(lambda: "quiet" in keeper.running(), 10, "it is started again")
+    assert not [line for line in said if "must change" in line]
+
+
 async def test_a_part_is_spared_for_nothing_else(keeper: Supervisor, tmp_path: Path) -> None:
     other = ChildSpec(
         "quiet", (sys.executable, "-c", CRASHES, "2"), dict(os.environ), spared=lambda line: "archive" in line
