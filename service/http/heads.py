@@ -95,6 +95,8 @@ class HeadParser:
 
     def feed_data(self, data: bytes) -> Any:
         """Feed aiohttp's parser. Raises `BadHttpMessage` for a head that is too large, as it does."""
+        # Before it is fed: with the end of a body in `data` it is over after that, and what came is no head.
+        between = self._payload is EMPTY_PAYLOAD or self._payload.is_eof()
         found = self._feed(data)
         messages = found[0]
         if messages:
@@ -102,7 +104,7 @@ class HeadParser:
             # A head in few bytes cannot be too large.
             if self._size or len(data) > HEAD_BYTES:
                 self._whole(messages, len(data))
-        elif data and (self._payload is EMPTY_PAYLOAD or self._payload.is_eof()):
+        elif data and between:
             self._hold(self._size + len(data))
             if self._size > HEAD_BYTES:
                 raise BadHttpMessage(f"the head of the request has over {HEAD_BYTES} bytes")

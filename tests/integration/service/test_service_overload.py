@@ -216,6 +216,32 @@ async def test_a_head_that_is_too_large_or_too_slow_ends_its_connection(
 
 
 @BOTH_WAYS
+@pytest.mark.parametrize("encoding", ["length", "chunks"])
+async def test_the_end_of_a_body_is_no_head(
+    store_settings: StoreSettings, published: Written, encoding: str
+) -> None:
+    """A body whose last piece is larger than a head may be, and a call behind it on the same connection."""
+    body = b'{"pairs": [%b["ann", "item-1"]]}' % (b" " * 60_000)
+    fields = b"Content-Length: %d" % len(body)
+    if encoding == "chunks":
+        fields, body = b"Transfer-Encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    head = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n%b\r\n\r\n" % fields
+    )
+    async with serving(store_settings) as (client, _):
+        await serves(client, published.writer.number)
+        reader, writer = await opened(client)
+        for _ in range(3):
+            for piece in (head, body[:20_000], body[20_000:]):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.05)
+            assert b"200" in await asyncio.wait_for(reader.readline(), 5.0)
+            await reader.readuntil(b"]}")
+        writer.close()
+
+
+@BOTH_WAYS
 async def test_of_more_heads_than_are_held_those_that_came_first_are_closed(
     store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
