@@ -62,6 +62,11 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
             "create_namespace", ([keys.config], [secrets.token_hex(16).encode(), *fields])
         )
         found = dict(zip(flat[::2], flat[1::2], strict=True))
+        pipe = client.pipeline()
+        for partition in range(keys.partitions):
+            # Where only this key was lost, what says the identity before is there still.
+            pipe.hset(keys.counts(1, partition), "identity", found[b"identity"])
+        await pipe.execute()
     _require_same(name, keys.config, found, wanted)
     identity = str(found[b"identity"].decode())
     pipe = client.pipeline()
@@ -78,6 +83,9 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
         # Only then: the mark of an epoch that was removed must not come back.
         pipe.hsetnx(keys.items(1), b"", b"")
         pipe.sadd(keys.stored, 1)
+        for partition in range(keys.partitions):
+            # Before there is an epoch that takes ratings: each write says which store it was decided on.
+            pipe.hsetnx(keys.counts(1, partition), "identity", identity)
         # What says that this was done comes last: cut off before, it is done again.
         pipe.hsetnx(keys.live, "last_epoch", 1)
         pipe.hsetnx(keys.live, "epoch", 1)

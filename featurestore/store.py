@@ -71,6 +71,7 @@ class Store:
             registries=self._registries,
             stream=self.stream,
             stream_limit=settings.stream_limit,
+            identity=lambda: self.identity,
             confirmation=self.confirmation,
             scale=self.config.scale,
         )

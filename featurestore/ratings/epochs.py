@@ -45,6 +45,11 @@ class Epochs:
             raise StoreError("the store does not keep what is written to it")
         self.expected = {p: self._checked(p, epochs) for p, epochs in enumerate(found) if epochs is not None}
 
+    async def look_again(self) -> None:
+        """The store is another one than was known: make sure of it, and read its epochs."""
+        await self._prepare()
+        await self.refresh()
+
     def _checked(self, partition: int, epochs: bytes) -> bytes:
         if _EPOCHS.fullmatch(epochs) is None:
             raise StoreDamaged(shown_key(self._keys.epochs(partition)), f"{epochs[:20]!r} names no epochs")

@@ -7,7 +7,7 @@ may repeat it, since the last rating of a pair wins.
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -75,6 +75,7 @@ class RatingsLog:
         registries: ItemRegistries,
         stream: RatingsStream,
         stream_limit: int,
+        identity: Callable[[], str],
         confirmation: Confirmation,
         scale: Scale,
     ) -> None:
@@ -85,6 +86,7 @@ class RatingsLog:
         self._registries = registries
         self._stream = stream
         self._stream_limit = stream_limit
+        self._identity = identity
         self._confirmation = confirmation
         self._scale = scale
         # Partitions that had forgotten users: only there the store wants a digest with each user.
@@ -158,7 +160,12 @@ class RatingsLog:
         item_rows = {each: np.array(of, dtype=np.int64) for each, of in zip(epochs, rows, strict=True)}
         mode = b"live" if epoch is None else b"bootstrap"
         left = []
-        fixed = (b"%d" % self._stream_limit, b"%d" % (most * codecs.ENTRY_BYTES), mode)
+        fixed = (
+            b"%d" % self._stream_limit,
+            b"%d" % (most * codecs.ENTRY_BYTES),
+            mode,
+            self._identity().encode(),
+        )
         replies = await self._rate(shares, expected, targets, item_rows, columns=columns, fixed=fixed)
         for share, reply in zip(shares, replies, strict=True):
             self._require_taken(share, reply, most)
@@ -168,6 +175,8 @@ class RatingsLog:
                 self._digests.add(share.partition)
             elif reply[0] == b"EPOCHS":
                 await self._epochs.learn(share.partition, reply[1])
+            elif reply[0] == b"CHANGED":
+                await self._epochs.look_again()
         return left
 
     def _require_taken(self, share: Share, reply: Any, most: int) -> None:
@@ -301,8 +310,8 @@ class RatingsLog:
         columns: Columns,
         fixed: Sequence[bytes],
     ) -> list[Any]:
-        """Return the reply to each share, errors as values. `fixed`: limits of stream and history, and `live`
-        or `bootstrap`.
+        """Return the reply to each share, errors as values. `fixed`: limits of stream and history, `live` or
+        `bootstrap`, and which store this is.
         """
         # The store works on the first of many ratings while the next are packed.
         pending: list[asyncio.Future[list[Any]]] = []

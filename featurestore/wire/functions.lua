@@ -37,11 +37,12 @@ local function refused(reply)
   return type(reply) == 'table' and reply.err ~= nil
 end
 
--- Of a stream's counts: events ever added, those that are done, and the milliseconds of the last entry.
+-- Of a stream's counts: events ever added, those that are done, the milliseconds of the last entry, and the identity of
+-- the store, where it was said.
 local function progress(counts)
-  local state = redis.call('HMGET', counts, 'last', 'done')
+  local state = redis.call('HMGET', counts, 'last', 'done', 'identity')
   local ms, added = string.match(state[1] or '0-0', '^(%d+)-(%d+)$')
-  return tonumber(added), tonumber(state[2] or '0'), tonumber(ms)
+  return tonumber(added), tonumber(state[2] or '0'), tonumber(ms), state[3]
 end
 
 -- The store's time in milliseconds.
@@ -105,7 +106,7 @@ end
 -- would cost as much as the writes: what was written before a refusal is taken back instead.
 local function rate_epoch(keys, args, key, arg, count)
   local call, try, pack = redis.call, redis.pcall, struct.pack
-  local users, any_forgotten = tonumber(args[5]), redis.call('HLEN', keys[key]) > 0
+  local users, any_forgotten = tonumber(args[6]), redis.call('HLEN', keys[key]) > 0
   local numbers, fresh, lengths, refusal = {}, {}, {}, nil
   for u = 1, users do
     local user, new = keys[key + 2 * u - 1], #args[arg + u] / ENTRY
@@ -117,7 +118,7 @@ local function rate_epoch(keys, args, key, arg, count)
     end
     fresh[u] = new > 0 and n == new
     if any_forgotten and fresh[u] then
-      local before = call('HGET', keys[key], string.sub(args[6], 16 * u - 15, 16 * u))
+      local before = call('HGET', keys[key], string.sub(args[7], 16 * u - 15, 16 * u))
       if before then
         n = call('HINCRBY', user, 'n', before)
       end
@@ -134,7 +135,7 @@ local function rate_epoch(keys, args, key, arg, count)
   end
   if not refusal then
     local entries = table.concat(args, '', arg + 1, arg + users)
-    refusal = add_entry(keys[key - 2], keys[key - 1], count, table.concat(numbers), args[7], entries)
+    refusal = add_entry(keys[key - 2], keys[key - 1], count, table.concat(numbers), args[8], entries)
   end
   if refusal then
     for u = 1, #numbers do
@@ -155,24 +156,25 @@ local function rate_epoch(keys, args, key, arg, count)
 end
 
 -- keys: epochs, then for each epoch: ratings, counts, forgotten, and (user, history) for each user.
--- args: expected epochs, stream limit, most bytes of a history ('0': any), 'bootstrap' or 'live', number of users, their
--- digests joined or '', their ids as the stream has them, then for each epoch the new entries of each user.
+-- args: expected epochs, stream limit, most bytes of a history ('0': any), 'bootstrap' or 'live', identity of the
+-- store that the caller knows, number of users, their digests joined or '', their ids as the stream has them, then for
+-- each epoch the new entries of each user.
 local function rate(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
     return { 'EPOCHS', epochs }
   end
-  local limit, most, bootstrap, users = tonumber(args[2]), tonumber(args[3]), args[4] == 'bootstrap', tonumber(args[5])
+  local limit, most, bootstrap, users = tonumber(args[2]), tonumber(args[3]), args[4] == 'bootstrap', tonumber(args[6])
   local stride = 3 + 2 * users
   local sets, counts = (#keys - 1) / stride, {}
   for e = 0, sets - 1 do
-    local key, arg, bytes = 4 + e * stride, 7 + e * users, 0
-    if redis.call('HLEN', keys[key]) > 0 and args[6] == '' then
+    local key, arg, bytes = 4 + e * stride, 8 + e * users, 0
+    if redis.call('HLEN', keys[key]) > 0 and args[7] == '' then
       return { 'DIGESTS' }
     end
     for u = 1, users do
       local history = bootstrap and redis.call('GET', keys[key + 2 * u])
-      if bootstrap and args[6] ~= '' and redis.call('HEXISTS', keys[key], string.sub(args[6], 16 * u - 15, 16 * u)) == 1 then
+      if bootstrap and args[7] ~= '' and redis.call('HEXISTS', keys[key], string.sub(args[7], 16 * u - 15, 16 * u)) == 1 then
         -- Forgotten since this history began.
         args[arg + u] = ''
       elseif history then
@@ -186,14 +188,18 @@ local function rate(keys, args)
     counts[e] = bytes / ENTRY
     -- Raises now, before any write, where the key is no stream.
     redis.call('XLEN', keys[key - 2])
-    local added, done = progress(keys[key - 1])
+    local added, done, _, identity = progress(keys[key - 1])
+    if identity and identity ~= args[5] then
+      -- Decided on another store: rows of items there may be those of others here.
+      return { 'CHANGED' }
+    end
     if added - done + counts[e] > limit then
       return { 'FULL' }
     end
   end
   for e = 0, sets - 1 do
     local key = 4 + e * stride
-    local refusal = counts[e] > 0 and rate_epoch(keys, args, key, 7 + e * users, counts[e])
+    local refusal = counts[e] > 0 and rate_epoch(keys, args, key, 8 + e * users, counts[e])
     if refusal then
       return refusal
     end

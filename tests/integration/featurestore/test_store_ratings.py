@@ -13,6 +13,7 @@ import pytest
 from featurestore import codecs
 from featurestore.errors import EpochGone, StoreError, StreamFull
 from featurestore.keys import digest_of, partition_of
+from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, make_draft, make_items, make_model, rating
 
@@ -105,6 +106,8 @@ async def test_a_key_of_the_wrong_type_is_an_error_that_leaves_nothing_half_done
         "counts": keys.counts(1, p),
         "forgotten": keys.forgotten(1, p),
     }
+    # It says which store this is, from the beginning.
+    await store.redis.delete(names["counts"])
     await store.redis.sadd(names[which], b"a set")
     with pytest.raises(StoreError, match="WRONGTYPE"):
         await store.ratings.append([rating("u", "a"), rating("u", "b")])
@@ -238,6 +241,40 @@ async def test_fsync_acknowledges_together(store: Store) -> None:
     assert 1 <= await waits() - before < 50
     assert [await counter(synced, f"u{n}") for n in range(50)] == [1] * 50
     await synced.close()
+
+
+async def test_a_write_that_was_decided_on_another_store_is_decided_again(
+    store: Store, store_settings: StoreSettings
+) -> None:
+    """Two processes know the rows of the store before; one has set the emptied store up again, and the other
+    does not know of it yet.
+    """
+    other = await Store.open(store_settings, hot=False)
+    try:
+        for each in (store, other):
+            await each.ratings.append([rating("u", "a"), rating("u", "b")])
+        names = [
+            key async for key in store.redis.scan_iter(match=f"*{store.settings.namespace}*", count=1000)
+        ]
+        await store.redis.delete(*names)
+        await store.ratings.append([rating("u", "b", 2.0)])
+        # Row 1 of the store before, where `b` is row 0 now; several partitions, and one.
+        await other.ratings.append([rating(f"v{n}", "b", 4.0) for n in range(40)])
+        await other.ratings.append([rating("u", "c", 5.0)])
+        assert await held(store, "u") == {"b": 2.0, "c": 5.0}
+        assert await held(store, "v7") == {"b": 4.0}
+        assert await store.redis.lrange(store.keys.order(1), 0, -1) == [b"b", b"c"]
+        assert other.identity == store.identity
+    finally:
+        await other.close()
+
+
+async def test_a_store_that_lost_its_identity_alone_takes_ratings(store: Store) -> None:
+    await store.ratings.append([rating("u", "a")])
+    await store.redis.delete(store.keys.config)
+    await store.look_again()
+    await store.ratings.append([rating("u", "b")])
+    assert set(await held(store, "u")) == {"a", "b"}
 
 
 async def test_a_flushed_store_is_set_up_again(store: Store) -> None:
