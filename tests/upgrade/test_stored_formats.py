@@ -169,3 +169,7 @@ def test_this_code_is_not_the_release_before_and_its_changes_are_not_among_those
     changes = (house.ROOT / "CHANGELOG.md").read_text("utf-8")
     newest = f"## {version} - " if "dev" not in version else "## Unreleased\n"
     assert 0 < changes.index(newest) < changes.index(f"## {before} - ")
+    # A merge that puts what is new among what was released leaves it in both places.
+    told = re.split(r"^(?=- |#)", changes, flags=re.M)
+    entries = [" ".join(each.split()) for each in told if each.startswith("- ")]
+    assert len(set(entries)) == len(entries)
