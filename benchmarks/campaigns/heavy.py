@@ -73,7 +73,7 @@ def _errors(options: Options, console: Console) -> Iterator[Row]:
         yield Row("ml-100k: RMSE from a part of the ratings", "x", skipped=str(exc))
     # Users of thousands of ratings.
     yield from _errors_of(
-        datasets.synthetic(300, 6_000, options.size(450_000, 20_000), seed=options.seed), options
+        datasets.synthetic(200, 8_000, options.size(700_000, 20_000), seed=options.seed), options
     )
     console.print("errors measured", style="dim")
 
