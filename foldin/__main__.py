@@ -19,6 +19,7 @@ from foldin.settings import (
     ImportOptions,
     RestoreOptions,
     StackOptions,
+    TortureOptions,
     UndoOptions,
     VerifyOptions,
 )
@@ -125,6 +126,19 @@ def _verify(argv: Sequence[str]) -> int:
     return run_verify(options, FrontDoorSettings.from_environment(os.environ))
 
 
+def _torture(argv: Sequence[str]) -> int:
+    about = (
+        "Torture a stack of its own: clients rate, forget, ask and train while processes are killed and "
+        "frozen, connections cut, clocks moved, disks filled and the power cut. Every answer, the store and "
+        "the archive are held against what was acknowledged; exit code 1 where anything is wrong. Needs a C "
+        "compiler, and Linux."
+    )
+    options = load(TortureOptions, argv, os.environ, command="foldin torture", about=about)
+    from foldin.torture.campaign import run_torture
+
+    return run_torture(options, FrontDoorSettings.from_environment(os.environ))
+
+
 def _bench(argv: Sequence[str]) -> int:
     from foldin.bench import bench
 
@@ -166,6 +180,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "restore": (_restore, "bring the ratings of an archive or a backup back"),
     "undo": (_undo, "bring a history back that was replaced"),
     "verify": (_verify, "compare the store with its archive"),
+    "torture": (_torture, "check that faults lose nothing, on a stack of its own"),
     "evaluate": (_evaluate, "compare engines on a file of ratings, or players in the environment"),
     "bench": (_bench, "measure speed and accuracy (from a checkout)"),
     "keys": (_keys, "make, list and remove keys of the API"),

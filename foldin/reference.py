@@ -9,6 +9,7 @@ from foldin.settings import (
     ImportOptions,
     RestoreOptions,
     StackOptions,
+    TortureOptions,
     UndoOptions,
     VerifyOptions,
 )
@@ -43,5 +44,6 @@ def settings_reference() -> str:
         ("`foldin restore SOURCE`", reference(RestoreOptions)),
         ("`foldin undo NAME`", reference(UndoOptions)),
         ("`foldin verify`", reference(VerifyOptions)),
+        ("`foldin torture`", reference(TortureOptions)),
     )
     return INTRODUCTION + "".join(f"\n## {title}\n\n{table}" for title, table in tables)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from processes.settings import choice, setting, url, whole
+from processes.settings import HIDDEN, choice, real, setting, url, whole
 
 FILE_FORMATS = ("auto", "movielens", "recbole", "csv", "parquet")
 FORMAT_HELP = f"layout of the file: {', '.join(FILE_FORMATS)}"
@@ -189,6 +189,22 @@ class VerifyOptions:
     """Options of `foldin verify`."""
 
     data: Path | None = setting(None, _STACK[0], Path, shown=_STACK[1])
+
+
+@dataclass(frozen=True, slots=True)
+class TortureOptions:
+    """Options of `foldin torture`. `weakness`: of `foldin.torture.weakened.WEAKNESSES`, for its own tests."""
+
+    minutes: float = setting(10.0, "how long", real(0.1, 1e6))
+    seed: int = setting(1, "of all that is random: clients, faults, and their order", whole(0))
+    data: Path | None = setting(
+        None,
+        "new folder for the stack and the log of all calls; it stays",
+        Path,
+        metavar="DIR",
+        shown="a temporary one, which stays where anything was wrong",
+    )
+    weakness: str | None = setting(None, HIDDEN, flag="--break")
 
 
 @dataclass(frozen=True, slots=True)

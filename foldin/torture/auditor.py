@@ -1,0 +1,284 @@
+"""The auditor: looks into store and archive while clients call and faults come, and compares all.
+
+Invariant: what it says of the store it has read there itself, past the proxies that faults cut.
+"""
+
+import asyncio
+import contextlib
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from factors import Ranker, Scorer, posterior_of
+from featurestore.errors import StoreError
+from featurestore.generations.live import LiveGeneration
+from featurestore.generations.manifest import Pointer
+from featurestore.store import Store
+from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.recovery.reaching import reach
+from foldin.recovery.retries import retried
+from foldin.recovery.verifying import Verified, verify
+from foldin.torture.calls import TRAIN_S
+from foldin.torture.clients import ITEMS, ORDER, Shared, read_user
+from foldin.torture.explaining import Answered, Seen, judge, observe
+from foldin.torture.histories import World, Write
+from foldin.torture.stack import Stack
+from trainer.archive.segments import open_segment, read_segment
+from trainer.errors import SegmentGoneError
+
+GENERATION, POINTER = "one generation an answer", "the pointer goes forward"
+ARCHIVE, SAME, NEXT = "the archive has what was acknowledged", "archive = store", "the next generation has it"
+FORGOTTEN, BACK = "forgotten stays forgotten", "it comes back"
+# Many times a refit: a generation is removed when the second one after it begins.
+LOOK_S = 0.05
+# By then a generation that answered was seen in the store, or never will be.
+EXPLAINED_AFTER_S, UNKNOWN_AFTER_S = 1.0, 20.0
+# After all faults are over: starts on busy cores, an epoch that was given up (60 s), a fit.
+BACK_WITHIN_S = 150.0
+
+
+class Auditor:
+    """Watches one stack. `store`: a connection of its own to the store."""
+
+    def __init__(self, stack: Stack, store: Store, shared: Shared) -> None:
+        self._stack, self._store, self._shared = stack, store, shared
+        self._report = shared.report
+        self._seen: dict[int, Seen] = {}
+        self._rows: dict[int, list[int]] = {}
+        self._pointer: Pointer | None = None
+        # The one that answers, as far as that is decided.
+        self._epoch = 0
+
+    async def watch(self) -> None:
+        """Look at the store until cancelled."""
+        while True:
+            with contextlib.suppress(StoreError):
+                await self._look()
+                await observe(self._store, self._seen)
+            await self._explain()
+            await asyncio.sleep(LOOK_S)
+
+    async def _look(self) -> None:
+        now = asyncio.get_running_loop().time()
+        pointer, before = await self._store.generations.live(), self._pointer
+        self._pointer = pointer
+        if before is not None:
+            self._report.checked(POINTER)
+            if (pointer.epoch, pointer.fence) < (before.epoch, before.fence) or pointer.fence < before.fence:
+                self._report.violated(POINTER, f"it went from {before} to {pointer}")
+        await self._decide(pointer, now)
+
+    async def _decide(self, pointer: Pointer, now: float) -> None:
+        """See what became of a new history."""
+        histories = self._shared.histories
+        if len(histories.worlds) == 1:
+            self._epoch = pointer.epoch
+            return
+        pipe = self._store.redis.pipeline()
+        for partition in range(self._store.keys.partitions):
+            pipe.get(self._store.keys.epochs(partition))
+        found: set[bytes | None] = set(await pipe.execute())
+        # An emptied store has none.
+        if all([epochs is not None and b"," in epochs for epochs in found]):
+            histories.switched(now)
+        elif found == {b"%d" % pointer.epoch} and not pointer.pending:
+            if pointer.epoch > self._epoch:
+                # At once: the next history may be begun before the next look.
+                self._epoch = pointer.epoch
+                histories.decide(now, replaced=True)
+            elif now > histories.undecided_until:
+                histories.decide(now, replaced=False)
+
+    async def _explain(self) -> None:
+        now = asyncio.get_running_loop().time()
+        waiting: list[Answered] = []
+        for answer in self._shared.answers:
+            known = self._seen.get(answer.generation)
+            if now < answer.at + EXPLAINED_AFTER_S or (known is None and now < answer.at + UNKNOWN_AFTER_S):
+                waiting.append(answer)
+                continue
+            rows = None if known is None else await self._rows_of(known.epoch)
+            verdict = (
+                None if known is None or rows is None else await asyncio.to_thread(judge, known, answer, rows)
+            )
+            self._report.checked(GENERATION)
+            if verdict is None:
+                self._report.unjudged[GENERATION] += 1
+            elif verdict != "explained":
+                self._report.violated(GENERATION, f"{verdict}: {answer}")
+        self._shared.answers[:] = waiting
+
+    async def _rows_of(self, epoch: int) -> list[int] | None:
+        """Return the item row of each item number; None where an epoch is gone."""
+        if epoch not in self._rows:
+            with contextlib.suppress(StoreError):
+                rows = await self._store.items(epoch).rows([str(item).encode() for item in range(ITEMS)])
+                if None not in rows:
+                    self._rows[epoch] = [row for row in rows if row is not None]
+        return self._rows.get(epoch)
+
+    async def audit_archive(self) -> None:
+        """Hold the archive against what was acknowledged, while all goes on."""
+        world, began = self._shared.histories.live, asyncio.get_running_loop().time()
+        erased = await self._erased()
+        epoch = (await retried(self._store.generations.live)).epoch
+        folder = self._stack.settings.archive_folder / f"epoch-{epoch:06d}"
+        events = None
+        while events is None:
+            reached = await reach(self._store, epoch, folder, lambda _line: None)
+            with contextlib.suppress(SegmentGoneError):
+                events = await asyncio.to_thread(_events, [segment.path for segment in reached.segments])
+        if world is not self._shared.histories.live:
+            return
+        self._report.checked(ARCHIVE, len(events))
+        for user, listed in events.items():
+            self._check_user(user, listed, world, erased)
+        for user, writes in world.writes.items():
+            listed = events.get(user, [])
+            have = {value for _, value in listed}
+            if lost := [each for each in writes if each.ended < began and each.value not in have]:
+                self._report.violated(ARCHIVE, f"user {user}: the archive lacks {lost[:3]}")
+
+    def _check_user(
+        self, user: str, events: list[tuple[int, float]], world: World, erased: dict[str, set[float]]
+    ) -> None:
+        numbers = [n for n, _ in events]
+        if len(set(numbers)) != len(numbers):
+            twice = sorted({n for n in numbers if numbers.count(n) > 1})
+            self._report.violated(ARCHIVE, f"user {user}: events {twice[:5]} are there twice")
+        sent = self._shared.histories.sent
+        if user in sent:
+            if never := [value for _, value in events if not math.isnan(value) and value not in sent[user]]:
+                self._report.violated(ARCHIVE, f"user {user}: never sent were {never[:3]}")
+            if back := {value for _, value in events} & erased.get(user, set()):
+                self._report.violated(
+                    FORGOTTEN, f"user {user}: erased, and in the archive: {sorted(back)[:3]}"
+                )
+            self._report.checked(FORGOTTEN)
+        self._report.checked(ORDER)
+        if wrong := out_of_order(events, world.writes.get(user, [])):
+            self._report.violated(ORDER, f"user {user}: {wrong}")
+
+    async def _erased(self) -> dict[str, set[float]]:
+        """Return, of users whose receipt says so, the ratings that must not be anywhere."""
+        histories, found = self._shared.histories, dict[str, set[float]]()
+        gone = {user: set(values) for user, values in histories.gone.items()}
+        pending = {}
+        for receipt, user in list(self._shared.receipts.items()):
+            reply = await self._shared.caller.call("receipt", "GET", f"/receipts/{receipt}")
+            if not (reply.ok and reply.body["archive"] == "erased"):
+                pending[user] = receipt
+        for user in {*self._shared.receipts.values()} - pending.keys():
+            found[user] = gone.get(user, set())
+        return found
+
+    async def checkpoint(self) -> None:
+        """Let all come to rest after the last fault, check everything, and go on."""
+        shared = self._shared
+        shared.open.clear()
+        try:
+            async with asyncio.timeout(BACK_WITHIN_S):
+                while not await self._at_rest():  # noqa: ASYNC110 -- of much, a part of it in other processes
+                    await asyncio.sleep(LOOK_S)
+                verified = await verify(self._store, self._stack.settings, lambda _line: None)
+                self._report.checked(SAME, verified.ratings)
+                if verified.count:
+                    self._report.violated(SAME, "; ".join(verified.differences))
+                await self.audit_archive()
+                await self._read_all()
+                await self._next_generation(verified)
+        except TimeoutError:
+            self._report.violated(BACK, f"not within {BACK_WITHIN_S:g} s: {self._stack.said[-3:]}")
+        except (RecoveryStoppedError, RecoveryRefusedError, StoreError) as exc:
+            self._report.violated(BACK, f"{exc!r}: {self._stack.said[-3:]}")
+        else:
+            self._report.checked(BACK)
+        finally:
+            shared.open.set()
+
+    async def _at_rest(self) -> bool:
+        shared = self._shared
+        if shared.busy or shared.caller.in_flight.total() or len(shared.histories.worlds) > 1:
+            return False
+        return await asyncio.to_thread(self._stack.answers)
+
+    async def _read_all(self) -> None:
+        """Read every user who has one writer, at each replica."""
+        for user in [each for each in self._shared.histories.live.cells if re.match(r"s\d", each)]:
+            for replica in range(len(self._stack.urls)):
+                # A worker that waits for a busy core says 503 now and then.
+                status = 0
+                while status not in {200, 404}:
+                    status = (await read_user(self._shared, user, replica)).status
+
+    async def _next_generation(self, verified: Verified) -> None:
+        """Refit, and look whether the generation has seen all events of all users."""
+        reply = None
+        while reply is None or not reply.ok:
+            # A fit that a fault has hit, or a fit that is under way, is waited for.
+            reply = await self._shared.caller.call("refit", "POST", "/train", timeout_s=TRAIN_S)
+            await asyncio.sleep(0.5 if not reply.ok else 0.0)
+        pointer = await self._store.generations.live()
+        meta = await self._store.generations.meta(pointer.epoch, pointer.generation)
+        self._report.checked(NEXT, verified.ratings)
+        if meta.summary.n_ratings != verified.ratings:
+            self._report.violated(
+                NEXT,
+                f"generation {pointer.generation} learned {meta.summary.n_ratings} of {verified.ratings}",
+            )
+        # The counter rule alone is asked, which needs no item.
+        posterior = posterior_of(meta.model)
+        items = np.empty((0, meta.model.item_width), dtype=np.float32)
+        live = LiveGeneration(
+            *(pointer.epoch, pointer.generation, posterior, items, 0),
+            scorer=Scorer(posterior, items),
+            ranker=Ranker(posterior, items),
+            meta=meta,
+        )
+        users = [
+            user
+            for user, writes in self._shared.histories.live.writes.items()
+            if any([write.known for write in writes])
+        ]
+        found = await self._store.users.lookup(live, [user.encode() for user in users])
+        if lost := [users[at] for at in {*found.behind, *np.flatnonzero(found.n == 0).tolist()}]:
+            self._report.violated(
+                NEXT, f"generation {pointer.generation} has not seen all of {sorted(lost)[:5]}"
+            )
+
+
+def _events(paths: list[Path]) -> dict[str, list[tuple[int, float]]]:
+    """Return (n, rating) of each user's events, by n."""
+    # Opened at once: a merge takes files away meanwhile.
+    files = [(path, open_segment(path)) for path in paths]
+    tables = [read_segment(path, file)[0] for path, file in files]
+    if not tables:
+        return {}
+    table = pa.concat_tables(tables)
+    found = defaultdict(list)
+    columns = [table[name].to_pylist() for name in ("user_id", "n", "rating")]
+    for user, n, rating in zip(*columns, strict=True):
+        found[user].append((n, rating))
+    return {user: sorted(events) for user, events in found.items()}
+
+
+def out_of_order(events: list[tuple[int, float]], writes: list[Write]) -> str | None:
+    """Return which write was acknowledged before another began, and stands behind it; None where none is.
+
+    `events`: of one user, in the order of `n`.
+    """
+    by_value = {write.value: write for write in writes}
+    latest: Write | None = None
+    for _, value in events:
+        write = by_value.get(value)
+        if write is None:
+            continue
+        if latest is not None and write.ended < latest.began:
+            return f"{write} stands behind {latest}"
+        if latest is None or write.began > latest.began:
+            latest = write
+    return None

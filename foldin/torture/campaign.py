@@ -1,0 +1,184 @@
+"""A torture: clients, faults and the auditor on one stack, for a while, by a seed.
+
+Invariant: whatever was found wrong is in the report, with what repeats it; nothing of the stack stays behind.
+"""
+
+import asyncio
+import random
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp
+
+from featurestore.errors import StoreError
+from featurestore.store import Store
+from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.settings import FrontDoorSettings, TortureOptions
+from foldin.torture.auditor import Auditor
+from foldin.torture.calls import Caller
+from foldin.torture.clients import SESSIONS, Operator, Session, Shared
+from foldin.torture.faults import FAULTS, Scene
+from foldin.torture.histories import Histories
+from foldin.torture.report import Report
+from foldin.torture.stack import running_stack
+from foldin.torture.weakened import WEAKNESSES
+from processes.errors import CannotStartError, StackFailedError
+
+# So often all comes to rest and is checked whole.
+CHECKPOINT_S = 45.0
+# The archive is read whole each time: a second's work after an hour.
+AUDIT_S = 7.0
+# Ratings that are acknowledged between two faults, and how long they may take: parts start on busy cores.
+GOOD_CALLS, GOOD_WITHIN_S = 30, 15.0
+# On top of that.
+QUIET_S = (0.2, 1.2)
+
+
+def run_torture(options: TortureOptions, settings: FrontDoorSettings) -> int:
+    """Torture, print the report; return the exit code."""
+    if options.weakness not in {None, *WEAKNESSES}:
+        raise CannotStartError(f"--break takes one of {', '.join(WEAKNESSES)}")
+    folder = options.data or Path(tempfile.mkdtemp(prefix="foldin-torture-"))
+    if folder.exists() and any(folder.iterdir()):
+        raise CannotStartError(f"{folder} is not empty: --data takes a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"Torture of a stack in {folder}, all calls in {folder / 'calls.jsonl'}", flush=True)
+    report = asyncio.run(
+        torture(
+            60.0 * options.minutes,
+            options.seed,
+            folder.resolve(),
+            settings.inherited,
+            weakness=options.weakness,
+        )
+    )
+    print("\n".join(report.lines()))
+    if report.violations:
+        again = f"foldin torture --minutes {options.minutes:g} --seed {options.seed}"
+        print(f"{len(report.violations):,} violations; again: {again}")
+        return 1
+    if options.data is None:
+        shutil.rmtree(folder)
+    print("Nothing was lost, stale, mixed, or not forgotten.")
+    return 0
+
+
+async def torture(
+    seconds: float,
+    seed: int,
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    weakness: str | None = None,
+    faults: Sequence[str] = (),
+) -> Report:
+    """Torture a stack in `folder`; return what was found. `environment`: what its processes inherit;
+    `faults`: names of `FAULTS`, all where empty. With a `weakness` it ends when anything was found.
+
+    Raises CannotStartError, StackFailedError.
+    """
+    report = Report(seed)
+    rng = random.Random(f"{seed}-faults")  # noqa: S311 - to be repeated, not secret
+    async with running_stack(folder, environment, weakness) as stack:
+        store = await Store.open(stack.settings.store, hot=False)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        try:
+            async with aiohttp.ClientSession(connector=connector) as session:
+                caller = Caller(session, stack.urls, folder / "calls.jsonl", report)
+                shared = Shared(caller, Histories(), report)
+                scene = Scene(stack, shared, rng)
+                try:
+                    auditor = Auditor(stack, store, shared)
+                    names = faults or list(FAULTS)
+                    await _run(scene, auditor, seconds, seed, names, first_is_enough=weakness is not None)
+                finally:
+                    caller.close()
+        finally:
+            await store.close()
+    return report
+
+
+async def _run(
+    scene: Scene,
+    auditor: Auditor,
+    seconds: float,
+    seed: int,
+    names: Sequence[str],
+    *,
+    first_is_enough: bool,
+) -> None:
+    shared, loop = scene.shared, asyncio.get_running_loop()
+    operator = Operator(shared, seed)
+    await _first_history(operator)
+    until = loop.time() + seconds
+    shared.open.set()
+    work = [
+        asyncio.create_task(each, name="torture")
+        for each in (
+            auditor.watch(),
+            operator.run(),
+            _auditing(auditor),
+            *(Session(shared, number, seed).run() for number in range(SESSIONS)),
+        )
+    ]
+    try:
+        deck: list[str] = []
+        while loop.time() < until:
+            rest_at = min(until, loop.time() + CHECKPOINT_S)
+            while loop.time() < rest_at:
+                _raise_for(work)
+                if first_is_enough and shared.report.violations:
+                    return
+                if not deck:
+                    # Each once before any comes again.
+                    deck = scene.rng.sample(names, len(names))
+                name = deck.pop()
+                await _good_calls(shared)
+                await asyncio.sleep(scene.rng.uniform(*QUIET_S))
+                shared.report.faults[name] += await FAULTS[name](scene)
+            await auditor.checkpoint()
+    finally:
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+
+
+async def _first_history(operator: Operator) -> None:
+    """Begin with ratings that can be learned. Raises StackFailedError."""
+    histories = operator.histories
+    for _ in range(10):
+        reply = await operator.begin_history()
+        histories.worlds[:] = histories.worlds[:1]
+        if reply.ok:
+            return
+        await asyncio.sleep(1.0)
+    raise StackFailedError(f"the stack does not take its first ratings: {reply.body}")
+
+
+async def _good_calls(shared: Shared) -> None:
+    """Wait until there is something to lose again, or it is clear that there will not be."""
+    calls = shared.report.calls["rate"]
+    wanted = calls["ok"] + GOOD_CALLS
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GOOD_WITHIN_S):
+            while calls["ok"] < wanted:  # noqa: ASYNC110 -- calls come by themselves
+                await asyncio.sleep(0.1)
+
+
+async def _auditing(auditor: Auditor) -> None:
+    while True:
+        await asyncio.sleep(AUDIT_S)
+        # What stands still for now is waited for at the checkpoints.
+        with suppress(StoreError, RecoveryStoppedError, RecoveryRefusedError, TimeoutError):
+            async with asyncio.timeout(AUDIT_S):
+                await auditor.audit_archive()
+
+
+def _raise_for(work: Sequence["asyncio.Task[None]"]) -> None:
+    """Raise what ended one of the tasks: each runs until it is cancelled."""
+    for task in work:
+        if task.done():
+            task.result()

@@ -1,0 +1,182 @@
+"""The faults, in one table: each does its harm, waits, mends it, and counts how often it hit.
+
+Invariant: when one is over the machine is whole again: nothing frozen, no connection held, the clocks right.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from foldin.torture.clients import Shared
+from foldin.torture.stack import TRAINERS, Stack
+
+# A fit comes a second after it is asked for; a new history when it is known what became of the one before.
+MEETS_WITHIN_S = 45.0
+LOOK_S = 0.02  # a fit lasts ten times as long, at least
+# A lease lasts 5 s: a leader that is frozen for longer wakes up to another one.
+PAST_LEASE_S = 8.0
+# Starts of all parts at once, on busy cores.
+UP_WITHIN_S = 30.0
+# A worker that was not heard of for 2 s is not waited for when histories change.
+UNHEARD_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What faults act on."""
+
+    stack: Stack
+    shared: Shared
+    rng: random.Random
+
+
+Fault = Callable[[Scene], Awaitable[int]]
+"""Does harm and mends it; returns how often it hit."""
+
+
+# What an operator must do for a process to be there.
+_WANTED = {"fit": "refit", "publication": "large history"}
+
+
+async def _met(scene: Scene, kind: str) -> bool:
+    """Wait until there is a process of a kind, asking for what it does."""
+    if kind in _WANTED:
+        scene.shared.wanted.add(_WANTED[kind])
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MEETS_WITHIN_S):
+            while not scene.stack.pids(kind):  # noqa: ASYNC110 -- processes come without a word
+                await asyncio.sleep(LOOK_S)
+            return True
+    return False
+
+
+async def _kill(scene: Scene, kind: str) -> int:
+    return int(await _met(scene, kind) and scene.stack.kill(kind, scene.rng) > 0)
+
+
+async def _freeze(scene: Scene, kind: str, seconds: float = 0.0) -> int:
+    if not await _met(scene, kind):
+        return 0
+    pid = scene.rng.choice(scene.stack.pids(kind) or [0])
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(seconds or scene.rng.uniform(0.3, 3.0))
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        return 0
+    return 1
+
+
+async def _cut(scene: Scene, name: str) -> int:
+    cuts = scene.rng.randint(1, 4)
+    for _ in range(cuts):
+        scene.stack.proxies[name].cut()
+        await asyncio.sleep(scene.rng.uniform(0.05, 0.5))
+    return cuts
+
+
+async def _delay(scene: Scene, name: str) -> int:
+    proxy = scene.stack.proxies[name]
+    proxy.delay_s = scene.rng.choice((0.01, 0.05, 0.2, 0.6))
+    await asyncio.sleep(scene.rng.uniform(0.5, 3.0))
+    proxy.delay_s = 0.0
+    return 1
+
+
+async def _hold(scene: Scene, name: str) -> int:
+    proxy = scene.stack.proxies[name]
+    proxy.open.clear()
+    await asyncio.sleep(scene.rng.uniform(0.3, 3.0))
+    proxy.open.set()
+    return 1
+
+
+async def _clock(scene: Scene, *parts: str) -> int:
+    part = scene.rng.choice(parts)
+    for ahead_s in (scene.rng.choice((-600.0, -30.0, -3.0, 3.0, 30.0, 600.0)), 0.0):
+        scene.stack.disk.set_clock(part, ahead_s)
+        await asyncio.sleep(scene.rng.uniform(0.5, 2.0))
+    return 2
+
+
+async def _full(scene: Scene, *parts: str) -> int:
+    # A store that must sync each write ends without room, and would end again.
+    with scene.stack.away("store") if "store" in parts else contextlib.nullcontext():
+        for part in parts:
+            scene.stack.disk.set_full(part, True)
+        await asyncio.sleep(scene.rng.uniform(0.5, 3.0))
+        for part in parts:
+            scene.stack.disk.set_full(part, False)
+    return 1
+
+
+async def _power(scene: Scene) -> int:
+    await scene.stack.cut_power(scene.rng)
+    # Cut again before anything answers it would show nothing.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(UP_WITHIN_S):
+            while not await asyncio.to_thread(scene.stack.answers):  # noqa: ASYNC110 -- of other processes
+                await asyncio.sleep(0.2)
+    return 1
+
+
+async def _amid(scene: Scene, call: str, wanted: str, frozen_s: float = 0.0) -> int:
+    """Kill something while a call is under way, or freeze it for so long."""
+    scene.shared.wanted.add(wanted)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MEETS_WITHIN_S):
+            while not scene.shared.caller.in_flight[call]:  # noqa: ASYNC110 -- calls come by themselves
+                await asyncio.sleep(LOOK_S)
+    await asyncio.sleep(
+        scene.rng.uniform(0.0, 1.5) if call == "new history" else scene.rng.uniform(0.0, 0.05)
+    )
+    if not scene.shared.caller.in_flight[call]:
+        return 0
+    if frozen_s:
+        return await _freeze(scene, scene.rng.choice(("worker", "trainer")), frozen_s)
+    return await _kill(scene, scene.rng.choice(("store", "worker", "trainer")))
+
+
+FAULTS: dict[str, Fault] = {
+    **{
+        f"SIGKILL of {name}": partial(_kill, kind=kind)
+        for name, kind in {
+            "the store": "store",
+            "a service's supervisor": "service",
+            "a worker": "worker",
+            "a trainer": "trainer",
+            "a fit": "fit",
+            "a publication": "publication",
+        }.items()
+    },
+    **{
+        f"SIGSTOP of {name}": partial(_freeze, kind=kind)
+        for name, kind in {
+            "the store": "store",
+            "a service's supervisor": "service",
+            "a worker": "worker",
+            "a fit": "fit",
+            "a publication": "publication",
+        }.items()
+    },
+    "SIGSTOP of a trainer past its lease": partial(_freeze, kind="trainer", seconds=PAST_LEASE_S),
+    "connections of the services cut": partial(_cut, name="service"),
+    "connections of the trainers cut": partial(_cut, name="trainer"),
+    "connections of the services delayed": partial(_delay, name="service"),
+    "connections of the trainers delayed": partial(_delay, name="trainer"),
+    "connections of the services held": partial(_hold, name="service"),
+    "connections of the trainers held": partial(_hold, name="trainer"),
+    "clock of the store jumps": lambda scene: _clock(scene, "store"),
+    "clock of a service or trainer jumps": lambda scene: _clock(scene, "service-a", "service-b", *TRAINERS),
+    "disk of the store full": lambda scene: _full(scene, "store"),
+    "disk of the archive full": lambda scene: _full(scene, *TRAINERS),
+    "power cut": _power,
+    "SIGKILL amid a new history": partial(_amid, call="new history", wanted="history"),
+    "SIGSTOP amid a new history": partial(_amid, call="new history", wanted="history", frozen_s=UNHEARD_S),
+    "SIGKILL amid an erasure": partial(_amid, call="forget", wanted="forget"),
+}

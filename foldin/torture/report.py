@@ -1,0 +1,51 @@
+"""What a torture did and found: faults, calls and checks with their counts, and each violation."""
+
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+# So many violations are printed; a fault of the software gives one a second.
+SHOWN = 20
+
+
+@dataclass(slots=True)
+class Report:
+    """`calls`: by kind and outcome (`ok`, `refused`, `lost`); `violations`: the check and what was found."""
+
+    seed: int
+    began: float = field(default_factory=time.monotonic)
+    faults: Counter[str] = field(default_factory=Counter)
+    calls: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    checks: Counter[str] = field(default_factory=Counter)
+    unjudged: Counter[str] = field(default_factory=Counter)
+    violations: list[tuple[float, str, str]] = field(default_factory=list)
+
+    def called(self, kind: str, status: int) -> None:
+        """Count a call."""
+        self.calls[kind]["lost" if status == 0 else "ok" if status < 300 else "refused"] += 1
+
+    def checked(self, check: str, count: int = 1) -> None:
+        """Count what was checked."""
+        self.checks[check] += count
+
+    def violated(self, check: str, what: str) -> None:
+        """Note what must not be."""
+        self.violations.append((time.monotonic() - self.began, check, what))
+
+    def lines(self) -> list[str]:
+        """Return all as Markdown."""
+        minutes = (time.monotonic() - self.began) / 60
+        rows = [f"Seed {self.seed}, {minutes:.1f} minutes.", "", "| fault | times |", "|---|---:|"]
+        rows += [f"| {name} | {count:,} |" for name, count in sorted(self.faults.items())]
+        rows += ["", "| call | done | refused | no answer |", "|---|---:|---:|---:|"]
+        for kind, of in sorted(self.calls.items()):
+            rows.append(f"| {kind} | {of['ok']:,} | {of['refused']:,} | {of['lost']:,} |")
+        rows += ["", "| check | times | not to be judged | violations |", "|---|---:|---:|---:|"]
+        wrong = Counter(check for _, check, _ in self.violations)
+        for check in sorted({*self.checks, *wrong}):
+            rows.append(f"| {check} | {self.checks[check]:,} | {self.unjudged[check]:,} | {wrong[check]:,} |")
+        for at, check, what in self.violations[:SHOWN]:
+            rows.append(f"VIOLATION after {at:.1f} s, {check}: {what}")
+        if len(self.violations) > SHOWN:
+            rows.append(f"... {len(self.violations):,} violations in all")
+        return rows

@@ -1,0 +1,209 @@
+"""A whole stack under test: store, two replicas of the service, two trainers, on a disk that can fail.
+
+Invariant: when the context ends, no process of the stack is left. A part that a fault has ended is started
+again; one that keeps ending by itself is too, as operators see to that.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from foldin.store import EmbeddedStore
+from foldin.torture.disk import Disk
+from foldin.torture.proxy import Proxy
+from foldin.torture.weakened import weakened
+from processes.blocking import plain_environment, python_command
+from processes.child import ChildSpec
+from processes.probes import http_ok, unused_port
+from processes.supervisor import Supervisor
+from trainer.settings import TrainerSettings
+
+# One has a supervisor with workers of its own, one is a process alone.
+REPLICAS = {"service-a": 2, "service-b": 1}
+TRAINERS = ("trainer-a", "trainer-b")
+PARTS = ("store", *REPLICAS, *TRAINERS)
+# How long a part that was killed stays away, at least: others must notice.
+AWAY_S = 0.2
+# A process that was killed is gone within milliseconds; on busy cores it waits for its turn.
+GONE_S = 10.0
+# So often refits follow each other that faults meet fits, publications and merges of the archive.
+SETTINGS = {"FOLDIN_REFIT_EVENTS": "3000", "FOLDIN_REFIT_SECONDS": "10", "PYTHONUNBUFFERED": "1"}
+# By kind: the words of a command line, and how many of them follow the program.
+_KINDS = {
+    ("-m", "trainer"): "trainer",
+    ("-m", "service"): "service",
+    ("-m", "trainer.fit_job.job"): "fit",
+    ("-m", "trainer.publication.recording"): "publication",
+}
+
+
+class Stack:
+    """A running stack. `urls`: of its replicas; `proxies`: between the store and `service` or `trainer`."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], weakness: str | None) -> None:
+        self._environment = environment
+        root = folder / "disk"
+        for name in ("store", "archive"):
+            (root / name).mkdir(parents=True)
+        (folder / "faults").mkdir()
+        self.folder = folder
+        self.root = root.resolve()
+        self._store = EmbeddedStore(self.root / "store", {})
+        self._changes = weakened(weakness, self.root / "store" / "valkey.conf", folder)
+        self.disk = Disk(self.root, folder / "faults")
+        target = Path(self._store.url.removeprefix("unix://"))
+        self.proxies = {name: Proxy(target, unused_port()) for name in ("service", "trainer")}
+        self.ports = {name: unused_port() for name in REPLICAS}
+        self.urls = [f"http://127.0.0.1:{port}" for port in self.ports.values()]
+        self.settings = TrainerSettings.load(
+            (), {"FOLDIN_REDIS_URL": self._store.url, "FOLDIN_ARCHIVE_DIR": str(self.root / "archive")}
+        )
+        self.said: list[str] = []
+        self._supervisor = Supervisor(folder / "logs", self.said.append)
+        # Until when, by the monotonic clock, a part stays away.
+        self._away: dict[str, float] = {}
+
+    async def start(self) -> None:
+        """Start all. Raises CannotStartError, StackFailedError."""
+        (self.folder / "logs").mkdir()
+        for proxy in self.proxies.values():
+            await proxy.start()
+        await self._supervisor.start(self._spec("store"))
+        await self._supervisor.start(*map(self._spec, PARTS[1:]))
+
+    async def close(self) -> None:
+        """End all."""
+        for pid, _ in self.processes():
+            _signal(pid, signal.SIGCONT)
+        await self._supervisor.close()
+        for proxy in self.proxies.values():
+            await proxy.close()
+        self._store.clean()
+
+    def pids(self, kind: str) -> list[int]:
+        """Return the processes of a kind right now: `store`, `service`, `worker`, `trainer`, `fit`,
+        `publication`.
+        """
+        if kind == "store":
+            return [pid for name, pid in self._supervisor.running().items() if name == "store"]
+        return [pid for pid, found in self.processes() if found == kind]
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Return every process of the stack with its kind, but for those that the store forks."""
+        found = [(pid, "store") for pid in self.pids("store")]
+        mark = f"TORTURE_ROOT={self.root}".encode()
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                if mark not in (path / "environ").read_bytes().split(b"\0"):
+                    continue
+                words = (path / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+                kind = _KINDS.get((words[1], words[2]) if len(words) > 2 else ("", ""))
+                if kind == "service" and ("--worker" in words or "1" in words[-3:]):
+                    kind = "worker"
+                if kind is not None:
+                    found.append((int(path.name), kind))
+        return found
+
+    def kill(self, kind: str, rng: random.Random) -> int:
+        """SIGKILL one process of a kind; return its id, 0 where there is none."""
+        pids = self.pids(kind)
+        if not pids:
+            return 0
+        pid = rng.choice(pids)
+        for name, each in self._supervisor.running().items():
+            if each == pid:
+                self._away[name] = time.monotonic() + AWAY_S
+        _signal(pid, signal.SIGKILL)
+        return pid
+
+    @contextlib.contextmanager
+    def away(self, *parts: str) -> Iterator[None]:
+        """Keep parts that end from another start for the length of a `with`."""
+        self._away |= dict.fromkeys(parts, float("inf"))
+        try:
+            yield
+        finally:
+            for part in parts:
+                self._away.pop(part, None)
+
+    async def cut_power(self, rng: random.Random) -> int:
+        """End all at once, throw away what was not synced; return how many bytes. All starts again."""
+        with self.away(*PARTS):
+            # Stopped first: none sees another one's end.
+            for how in (signal.SIGSTOP, signal.SIGKILL):
+                for pid, _ in self.processes():
+                    _signal(pid, how)
+                for pid in self._supervisor.running().values():
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(pid, how)
+            for proxy in self.proxies.values():
+                proxy.cut()
+            deadline = time.monotonic() + GONE_S
+            while self.processes() and time.monotonic() < deadline:  # noqa: ASYNC110 -- they are not ours to await
+                await asyncio.sleep(0.02)
+            return await asyncio.to_thread(self.disk.cut, rng)
+
+    def answers(self) -> bool:
+        """Return whether every replica is ready. Blocks."""
+        return all([http_ok("127.0.0.1", port, "/readyz") for port in self.ports.values()])
+
+    def _obstacle(self, part: str) -> str | None:
+        return "a fault" if time.monotonic() < self._away.get(part, 0.0) else None
+
+    def _spec(self, part: str) -> ChildSpec:
+        settings = {**SETTINGS, **self.disk.environment(part), **self._changes}
+        obstacle = partial(self._obstacle, part)
+        if part == "store":
+            spec = self._store.spec
+            return ChildSpec(
+                part,
+                spec.command,
+                {**(spec.environment or {}), **self.disk.environment(part)},
+                spec.probe,
+                spec.ready_within_s,
+                obstacle=obstacle,
+                lasting=True,
+            )
+        kind = part.partition("-")[0]
+        settings["FOLDIN_REDIS_URL"] = self.proxies[kind].url
+        if kind == "trainer":
+            settings["FOLDIN_ARCHIVE_DIR"] = str(self.root / "archive")
+            settings["FOLDIN_STORE_DIR"] = str(self.root / "store")
+            command, probe = python_command("trainer"), None
+        else:
+            settings["FOLDIN_CACHE_DIR"] = str(self.folder / "cache")
+            port = ("--port", str(self.ports[part]), "--workers", str(REPLICAS[part]))
+            command = python_command("service", *port)
+            probe = partial(http_ok, "127.0.0.1", self.ports[part], "/livez")
+        environment = plain_environment(self._environment, settings)
+        return ChildSpec(
+            part, tuple(command), environment, probe, 60.0, obstacle=obstacle, lasting=True, grace_s=8.0
+        )
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+@asynccontextmanager
+async def running_stack(
+    folder: Path, environment: Mapping[str, str], weakness: str | None = None
+) -> AsyncIterator[Stack]:
+    """Run a stack in `folder`. `environment`: what its processes inherit.
+
+    Raises CannotStartError, StackFailedError.
+    """
+    stack = Stack(folder, environment, weakness)
+    try:
+        await stack.start()
+        yield stack
+    finally:
+        await stack.close()

@@ -1,0 +1,48 @@
+"""`foldin torture`, short: a whole stack under every fault, and stacks with one protection taken out, in
+which the same auditor must find what goes wrong.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from foldin.torture.auditor import ARCHIVE, GENERATION, POINTER
+from foldin.torture.campaign import torture
+from foldin.torture.clients import READ
+from foldin.torture.faults import FAULTS
+from foldin.torture.report import Report
+from tests.support.servers import missing
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    if shutil.which("cc") is None:
+        missing("a C compiler")
+
+
+async def test_nothing_is_lost_stale_mixed_or_remembered_under_any_fault(tmp_path: Path) -> None:
+    # A history of so many users that a process of its own publishes them takes minutes of a busy machine.
+    faults = [name for name in FAULTS if "publication" not in name]
+    report = await torture(100, 1, tmp_path, os.environ, faults=faults)
+    assert report.violations == [], report.lines()
+    # How many there is time for hangs on the machine.
+    assert report.faults.total() >= 5, report.lines()
+    assert all(report.checks.values()), report.lines()
+
+
+WEAKENED = {
+    "no-sync": ("power cut", {READ, ARCHIVE, POINTER}),
+    "no-counter-rule": ("SIGKILL of a worker", {GENERATION}),
+    "old-item-rows": ("SIGKILL of a worker", {GENERATION}),
+}
+
+
+@pytest.mark.parametrize("weakness", WEAKENED)
+async def test_a_missing_protection_is_found(weakness: str, tmp_path: Path) -> None:
+    fault, checks = WEAKENED[weakness]
+    report: Report = await torture(25, 1, tmp_path, os.environ, weakness=weakness, faults=[fault])
+    assert checks & {check for _, check, _ in report.violations}, report.lines()

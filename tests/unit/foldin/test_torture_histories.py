@@ -1,0 +1,121 @@
+"""What the auditor takes for possible: an answer that no order of the calls explains is wrong."""
+
+from foldin.torture.auditor import out_of_order
+from foldin.torture.histories import LATE_S, Histories, Write
+from foldin.torture.report import Report
+
+ANN = "ann"
+
+
+def rated(histories: Histories, value: float | None, at: float, *, known: bool = True) -> None:
+    histories.rated(ANN, {"dune": value}, at, at + 0.5, known=known)
+
+
+def finds(histories: Histories, value: float | None, at: float) -> bool:
+    """Whether a read that finds `value` is taken."""
+    return not histories.found(ANN, {} if value is None else {"dune": value}, at)
+
+
+def test_what_was_acknowledged_last_must_be_found() -> None:
+    histories = Histories()
+    rated(histories, 1.0, 1.0)
+    rated(histories, 2.0, 2.0)
+    assert not finds(histories, 1.0, 3.0)
+    assert not finds(histories, None, 3.0)
+    assert histories.found(ANN, {"dune": 2.0, "emma": 4.0}, 3.0)
+    assert finds(histories, 2.0, 3.0)
+
+
+def test_what_was_not_answered_may_come_until_an_answer_rules_it_out() -> None:
+    histories = Histories()
+    rated(histories, 1.0, 1.0)
+    rated(histories, 2.0, 2.0, known=False)
+    assert finds(histories, 1.0, 3.0)
+    assert finds(histories, 2.0, 4.0)
+    # It has come, and does not go again.
+    late = 5.0 + LATE_S
+    assert finds(histories, 2.0, late)
+    assert not finds(histories, 1.0, late)
+
+
+def test_what_may_have_come_late_stays_possible() -> None:
+    histories = Histories()
+    rated(histories, 1.0, 1.0)
+    rated(histories, 2.0, 2.0, known=False)
+    late = 5.0 + LATE_S
+    assert finds(histories, 2.0, late)
+
+
+def test_who_was_forgotten_has_nothing() -> None:
+    histories = Histories()
+    rated(histories, 1.0, 1.0)
+    histories.forgetting(ANN)
+    histories.forgot(ANN, 2.0, 2.5, known=True)
+    assert not finds(histories, 1.0, 3.0)
+    assert finds(histories, None, 3.0)
+    assert histories.gone[ANN] == {1.0}
+    rated(histories, 3.0, 4.0)
+    assert finds(histories, 3.0, 5.0)
+    assert [write.value for write in histories.live.writes[ANN]] == [3.0]
+
+
+def test_a_new_history_has_what_came_after_it_began() -> None:
+    histories = Histories()
+    rated(histories, 1.0, 1.0)
+    histories.begin()
+    rated(histories, 2.0, 2.0)
+    # Which of both answers is open, and whether the new one has the second rating.
+    assert finds(histories, 2.0, 3.0)
+    assert finds(histories, None, 3.0)
+    assert not finds(histories, 1.0, 3.0)
+    histories.switched(4.0)
+    rated(histories, 3.0, 5.0)
+    histories.decide(6.0, replaced=True)
+    # A read that began before may have come from the one before.
+    assert finds(histories, 3.0, 5.5)
+    assert not finds(histories, None, 7.0)
+    assert finds(histories, 3.0, 7.0)
+    assert [write.value for write in histories.live.writes[ANN]] == [3.0]
+
+
+def test_a_history_that_was_given_up_changes_nothing() -> None:
+    histories = Histories()
+    rated(histories, 1.0, 1.0)
+    histories.begin()
+    histories.decide(2.0, replaced=False)
+    assert not finds(histories, None, 3.0)
+    assert finds(histories, 1.0, 3.0)
+
+
+def test_what_is_surely_rated() -> None:
+    histories = Histories()
+    rated(histories, 1.0, 1.0)
+    assert histories.surely_rated(ANN, 2.0) == {"dune"}
+    rated(histories, None, 2.0, known=False)
+    assert histories.surely_rated(ANN, 3.0) == set()
+
+
+def test_events_stand_in_the_order_of_calls() -> None:
+    first, second = Write(1.0, 1.0, 2.0), Write(2.0, 3.0, 4.0)
+    beside = Write(3.0, 1.5, 3.5)
+    assert out_of_order([(1, 1.0), (2, 3.0), (3, 2.0)], [first, second, beside]) is None
+    assert out_of_order([(1, 3.0), (2, 1.0), (3, 2.0)], [first, second, beside]) is None
+    assert out_of_order([(1, 2.0), (2, 1.0)], [first, second, beside]) is not None
+
+
+def test_the_report_names_what_is_wrong_and_how_to_repeat_it() -> None:
+    report = Report(seed=7)
+    report.called("rate", 200)
+    report.called("rate", 503)
+    report.called("rate", 0)
+    report.checked("order", 2)
+    report.faults["power cut"] += 1
+    assert "| rate | 1 | 1 | 1 |" in report.lines()
+    assert "| order | 2 | 0 | 0 |" in report.lines()
+    for number in range(30):
+        report.violated("order", f"the {number}. one")
+    lines = report.lines()
+    assert "| order | 2 | 0 | 30 |" in lines
+    assert lines[0].startswith("Seed 7, ")
+    assert sum("VIOLATION" in line for line in lines) == 20
+    assert lines[-1] == "... 30 violations in all"
