@@ -17,6 +17,7 @@ from tests.support.servers import KINDS, ServerKind, StoreServer, running_server
 WHOLE_STACKS = (
     "tests/containers/",
     "tests/fault/test_campaigns.py",
+    "tests/fault/test_torture.py",
     "tests/fault/test_failover.py",
     "tests/integration/foldin/test_foldin_up.py",
     "tests/integration/test_readme_examples.py",
