@@ -158,7 +158,8 @@ class Auditor:
                 self._report.violated(
                     FORGOTTEN, f"user {user}: erased, and in the archive: {sorted(back)[:3]}"
                 )
-            self._report.checked(FORGOTTEN)
+            # Of the others there is nothing that must not be there.
+            self._report.checked(FORGOTTEN, int(user in erased))
         self._report.checked(ORDER)
         if wrong := out_of_order(events, world.writes.get(user, [])):
             self._report.violated(ORDER, f"user {user}: {wrong}")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from foldin.torture.auditor import ARCHIVE, GENERATION, POINTER
+from foldin.torture.auditor import ARCHIVE, BACK, GENERATION, POINTER
 from foldin.torture.campaign import torture
-from foldin.torture.clients import READ
+from foldin.torture.clients import ORDER, READ
 from foldin.torture.faults import FAULTS
 from foldin.torture.report import Report
 from tests.support.servers import missing
@@ -30,8 +30,10 @@ async def test_nothing_is_lost_stale_mixed_or_remembered_under_any_fault(tmp_pat
     report = await torture(100, 1, tmp_path, os.environ, faults=faults)
     assert report.violations == [], report.lines()
     # How many there is time for hangs on the machine.
-    assert report.faults.total() >= 5, report.lines()
-    assert all(report.checks.values()), report.lines()
+    assert sum(count > 0 for count in report.faults.values()) >= 4, report.lines()
+    assert set(report.checks) >= {ARCHIVE, BACK, GENERATION, ORDER, POINTER, READ}, report.lines()
+    # What could have more explanations than are tried shows nothing.
+    assert report.unjudged[GENERATION] < report.checks[GENERATION] / 2, report.lines()
 
 
 WEAKENED = {
