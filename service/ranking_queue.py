@@ -97,7 +97,7 @@ class RankingDesk:
                 taken = set(block)
                 self._waiting = [each for each in self._waiting if each not in taken]
                 try:
-                    ranked = await asyncio.to_thread(_rank, block)
+                    ranked = await first.live.in_thread(partial(_rank, block))
                 except Exception as exc:  # noqa: BLE001 -- each request of the block gets it; the dispatcher logs it
                     for request in block:
                         if not request.ranked.done():
@@ -116,7 +116,7 @@ class RankingDesk:
 
 async def _computed(live: LiveGeneration, rank: Callable[[], Ranked]) -> Ranked:
     quick = live.ranker.prepared and live.ranker.multiplications() <= _QUICK
-    return rank() if quick else await asyncio.to_thread(rank)
+    return rank() if quick else await live.in_thread(rank)
 
 
 def _rank(block: list[RankingRequest]) -> list[Ranked]:

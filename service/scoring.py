@@ -6,6 +6,7 @@ about 2 ms.
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
@@ -116,9 +117,8 @@ class PairScorer:
             # The record has dropped what it would need of that time: the history has all.
             profile, degraded = await self.profile(live, user_id)
             packed, current = pack_histories([profile.history]), profile.vector[None]
-            vectors = await asyncio.to_thread(
-                live.posterior.fold_in_users, live.items, packed, current=current, at=time
-            )
+            fold_in = partial(live.posterior.fold_in_users, live.items, packed, current=current, at=time)
+            vectors = await live.in_thread(fold_in)
         index = np.zeros(1, dtype=np.int64)
         times = None if time is None else np.array([time])
         scores = rounded(live.scorer.score(vectors, index, rows, times), live.model.scale)

@@ -239,9 +239,14 @@ class Follower:
     async def _with_deltas(self, live: LiveGeneration, entries: Any) -> LiveGeneration:
         key = self._keys.deltas(live.epoch, live.generation)
         deltas = decode_deltas(entries, live.model.item_width, live.after, key)
-        if len(deltas.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS:
-            return await asyncio.to_thread(_updated, live, deltas)
-        return _updated(live, deltas)
+        in_thread = len(deltas.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS
+        table, n_items = await asyncio.to_thread(_room, live, deltas) if in_thread else _room(live, deltas)
+        async with live.row_lock.writing():
+            # Here, where whatever else reads it on the event loop is not half way through a row.
+            table[deltas.rows] = deltas.vectors
+        if in_thread:
+            return await asyncio.to_thread(_updated, live, deltas, table, n_items)
+        return _updated(live, deltas, table, n_items)
 
     async def _beat(self, epoch: int, generation: int) -> None:
         at = time.monotonic() + self._clock_offset
@@ -275,8 +280,10 @@ def _live_generation(meta: GenerationMeta, table: Float32s, index_bytes: bytes) 
     )
 
 
-def _updated(live: LiveGeneration, news: Deltas) -> LiveGeneration:
-    """The generation with the `news` in its table; rows between those and its items are the prior."""
+def _room(live: LiveGeneration, news: Deltas) -> tuple[Float32s, int]:
+    """The table with room for the `news`, and how many items it has then; rows between those and its items
+    are the prior.
+    """
     table = live.items if live.table is None else live.table
     n_items = max(live.n_items, int(news.rows.max(initial=-1)) + 1)
     if n_items > len(table):
@@ -284,7 +291,13 @@ def _updated(live: LiveGeneration, news: Deltas) -> LiveGeneration:
         table = np.empty((n_items + n_items // 8 + 1024, table.shape[1]), dtype=table.dtype)
         table[: live.n_items] = live.items
     table[live.n_items : n_items] = live.posterior.prior_item
-    table[news.rows] = news.vectors
+    # Pages that are on the disk only are read here, not by who writes to them.
+    table[news.rows].sum()
+    return table, n_items
+
+
+def _updated(live: LiveGeneration, news: Deltas, table: Float32s, n_items: int) -> LiveGeneration:
+    """The generation with `n_items` rows of `table`, in which the `news` are."""
     items, scorer = live.items, live.scorer
     if n_items > live.n_items:
         items = table[:n_items]

@@ -1,13 +1,18 @@
 """What a process holds of one generation. Invariant: everything in it is of that generation."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from factors import Float32s, Model, PosteriorModel, Ranker, Scorer
 from featurestore.codecs import pack_records, record_dtype
 from featurestore.generations.manifest import GenerationMeta
+from featurestore.generations.row_lock import RowLock
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,8 @@ class LiveGeneration:
     # the stream id of the last delta in it.
     table: Float32s | None = None
     after: str = "0"
+    # Shared by all states of one generation, as the table is.
+    row_lock: RowLock = field(default_factory=RowLock)
     # Of the users' records: their layout, and the one that stands for a user without any.
     record_dtype: np.dtype[Any] = field(init=False)
     prior_record: bytes = field(init=False)
@@ -38,6 +45,15 @@ class LiveGeneration:
         prior = self.posterior.prior_user[None]
         object.__setattr__(self, "record_dtype", record_dtype(self.model.user_width))
         object.__setattr__(self, "prior_record", pack_records(np.zeros(1, np.int64), prior)[0])
+
+    async def in_thread(self, compute: Callable[[], T]) -> T:
+        """Return what `compute` makes of the rows, in a thread; none of them changes meanwhile."""
+
+        def run() -> T:
+            with self.row_lock.reading():
+                return compute()
+
+        return await asyncio.to_thread(run)
 
     @property
     def model(self) -> Model:

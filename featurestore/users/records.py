@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -353,7 +354,7 @@ class UserRecords:
 
     async def _fold_in(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
         if sum([len(user.history) for user in users]) > INLINE_ENTRIES * ENTRY_BYTES:
-            folded = await asyncio.to_thread(self._fold, live, users)
+            folded = await live.in_thread(partial(self._fold, live, users))
         else:
             folded = self._fold(live, users)
         self.folded_total += len(users)

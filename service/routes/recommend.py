@@ -3,7 +3,6 @@
 Invariant: what a user has rated is not recommended unless that is asked for, however short ago it was stored.
 """
 
-import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -183,7 +182,7 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
             np.array([times[k] for k in known], dtype=np.float64),
         )
         packed = pack_histories([history])
-        vectors = await _computed(history, partial(live.posterior.fold_in_users, live.items, packed))
+        vectors = await _computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
         items = await _best_items(context, live, vectors[0], history, wanted)
     ignored = len(rows) - len(known)
     return json_answer(Recommendations(live.generation, items, ignored=ignored, seed=wanted.seed))
@@ -226,9 +225,9 @@ async def _best_items(
     return [Recommended(name, score) for name, score in zip(names, scores, strict=True) if name is not None]
 
 
-async def _computed(history: History, compute: Callable[[], T]) -> T:
+async def _computed(live: LiveGeneration, history: History, compute: Callable[[], T]) -> T:
     """Return what `compute` makes of `history`, in a thread where that is long."""
-    return compute() if len(history) <= _LONG else await asyncio.to_thread(compute)
+    return compute() if len(history) <= _LONG else await live.in_thread(compute)
 
 
 @Route(
@@ -252,7 +251,7 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     current = profile.vector[None]
     packed = pack_histories([history])
     found = await _computed(
-        history, partial(explain, live.posterior, live.items, packed, row, current=current)
+        live, history, partial(explain, live.posterior, live.items, packed, row, current=current)
     )
     score = expected(live, current, 0 if profile.n else -1, row)
     values = dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True))

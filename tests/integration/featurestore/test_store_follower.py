@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import threading
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import posterior_of
+from factors import Float32s, posterior_of
 from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.generations import item_table_file as itemtable
 from featurestore.generations.follower import Follower
@@ -101,6 +102,40 @@ async def test_rolling_back_is_followed(store: Store, tmp_path: Path) -> None:
         np.testing.assert_array_equal(live_of(follower).items[:8], first.items)
         # A caller that still holds the one before has it whole.
         np.testing.assert_array_equal(before.items[:8], second.items)
+
+
+async def test_no_row_changes_while_a_thread_reads_it(store: Store, tmp_path: Path) -> None:
+    lease = await lead(store)
+    written = await publish(store, lease)
+    number = written.writer.number
+    await store.generations.claim_deltas(lease, 1, number)
+    codec = posterior_of(written.model).item_codec
+    row, vector = np.array([2], dtype=np.int32), codec.encode(codec.decode(written.items[:1]) + 1.0)
+    go_on = threading.Event()
+    async with following(store, tmp_path) as follower:
+        assert await wait_until_served(store.generations, 1, number, 10.0, here=follower)
+        live = live_of(follower)
+        began = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def read() -> tuple[Float32s, Float32s]:
+            first = live.items[2].copy()
+            loop.call_soon_threadsafe(began.set)
+            assert go_on.wait(20)
+            return first, live.items[2].copy()
+
+        reading = asyncio.create_task(live.in_thread(read))
+        await began.wait()
+        await store.generations.push_delta(lease, 1, number, row, vector)
+        # Two polls and more: without the lock the row is another by now.
+        await asyncio.sleep(1.0)
+        # One that comes while the writer waits reads what is written.
+        late = asyncio.create_task(live.in_thread(live.items[2].copy))
+        go_on.set()
+        before, after = await reading
+        np.testing.assert_array_equal(before, after)
+        np.testing.assert_array_equal(await late, vector[0])
+        await until(lambda: live_of(follower).after != live.after, "the delta is taken")
 
 
 async def test_deltas_arrive_in_place_and_new_items_grow_the_table(store: Store, tmp_path: Path) -> None:
