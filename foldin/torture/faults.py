@@ -60,9 +60,10 @@ async def _kill(scene: Scene, kind: str) -> int:
 
 
 async def _freeze(scene: Scene, kind: str, seconds: float = 0.0) -> int:
-    if not await _met(scene, kind):
+    # None where it has ended since: 0 would be the group of this process.
+    if not await _met(scene, kind) or not (pids := scene.stack.pids(kind)):
         return 0
-    pid = scene.rng.choice(scene.stack.pids(kind) or [0])
+    pid = scene.rng.choice(pids)
     try:
         os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(seconds or scene.rng.uniform(0.3, 3.0))
