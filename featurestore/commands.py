@@ -3,6 +3,7 @@ an outcome, whichever process dies.
 """
 
 import asyncio
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ OUTCOME_S = 3600
 MOST_COMMANDS = 100_000
 # A refit takes seconds: looking twenty times a second adds next to nothing to it.
 POLL_S = 0.05
+# The store's time at which a user was forgotten, and the user.
+_ASKED = re.compile(rb"asked (\d+) (.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,25 @@ class Commands:
             args.append(command_id.encode())
         await self._client.call("report", (keys, args))
 
-    async def erasing(self) -> list[str]:
-        """Return the ids of the erasures of which only the store's own files are left to be written anew."""
+    async def erasing(self) -> list[Command]:
+        """Return the erasures that have not ended and whose commands are gone: `user` is None where only the
+        store's own files are left to be written anew.
+        """
         found: dict[Any, Any] = await self._client.hgetall(self._keys.erasing)
-        return [command_id.decode() for command_id, stage in found.items() if stage == b"files"]
+        # After the hash: what is asked meanwhile is in neither.
+        after = "0"
+        in_stream: set[bytes] = set()
+        while found and (commands := await self.take(after, 0)):
+            after = commands[-1].stream_id
+            in_stream.update(command.id.encode() for command in commands)
+        left = []
+        for command_id, stage in found.items():
+            # A trainer of 0.1.0 says `done` after its part and drops the command; it does not know this hash.
+            asked = _ASKED.fullmatch(stage)
+            if stage == b"files" or (asked and command_id not in in_stream):
+                user, at_ms = (asked[2], int(asked[1])) if asked else (None, 0)
+                left.append(Command("0-0", command_id.decode(), "erase", 0, user, at_ms))
+        return left
 
     async def drop_erasure(self, lease: Lease, command: Command) -> None:
         """Take a command to erase out of the stream, as it names the user; what is left of it is

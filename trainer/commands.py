@@ -58,9 +58,9 @@ class CommandHandler:
         """Take commands until cancelled."""
         after, slots = "0", asyncio.Semaphore(_AT_ONCE)
         async with asyncio.TaskGroup() as group:
-            # Of an earlier leader: their commands, which named the users, are gone.
-            for command_id in await with_retries(self._store.commands.erasing):
-                group.create_task(self._finish_erasure(command_id), name="finish an erasure")
+            # Of an earlier leader: their commands are gone.
+            for erasure in await with_retries(self._store.commands.erasing):
+                group.create_task(self._finish_erasure(erasure), name="finish an erasure")
             while True:
                 commands = await with_retries(self._store.commands.take, after, _BLOCK_MS)
                 # Before the first of them is carried out, which may take long: the others are open, too.
@@ -75,7 +75,7 @@ class CommandHandler:
 
     async def _handle(self, command: Command, slots: asyncio.Semaphore) -> None:
         outcome = await with_retries(self._store.commands.outcome, command.id)
-        if outcome is None or outcome.state == "running":
+        if outcome is None or outcome.state == "running" or await self._half_erased(command):
             await with_retries(self._store.commands.report, self._lease, command.id, Outcome("running"))
             self._step("command:running")
             outcome = await self._outcome(command)
@@ -100,10 +100,7 @@ class CommandHandler:
             elif kind == "epoch":
                 ending = await self._begin_epoch(command.epoch)
             elif kind == "erase":
-                await self._erase(command.user or b"", command.at_ms)
-                await with_retries(self._store.commands.drop_erasure, self._lease, command)
-                self._step("erase:dropped")
-                await self._rewrites.rewritten()
+                await self._erase_to_the_end(command)
             else:
                 return Outcome("failed", code="unknown_command", detail=f"this trainer cannot {kind!r}")
         except (StoreUnavailable, LeaseLost):
@@ -172,9 +169,24 @@ class CommandHandler:
         while epoch.fits.may_know(user_id):  # noqa: ASYNC110 - the fit is in other hands, and takes seconds
             await asyncio.sleep(_LOOK_S)
 
-    async def _finish_erasure(self, command_id: str) -> None:
+    async def _erase_to_the_end(self, command: Command) -> None:
+        await self._erase(command.user or b"", command.at_ms)
+        await with_retries(self._store.commands.drop_erasure, self._lease, command)
+        self._step("erase:dropped")
         await self._rewrites.rewritten()
-        await with_retries(self._store.commands.report, self._lease, command_id, Outcome("done"))
+
+    async def _finish_erasure(self, erasure: Command) -> None:
+        if erasure.user is None:
+            await self._rewrites.rewritten()
+        else:
+            await self._erase_to_the_end(erasure)
+        await with_retries(self._store.commands.report, self._lease, erasure.id, Outcome("done"))
+
+    async def _half_erased(self, command: Command) -> bool:
+        """Whether a trainer of 0.1.0 said `done` of an erasure, which does less than is asked for now."""
+        return (
+            command.kind == "erase" and await with_retries(self._store.commands.stage, command.id) is not None
+        )
 
     async def _finish_epoch(self, epoch: int) -> None:
         await with_retries(self._store.epochs.finish, epoch)

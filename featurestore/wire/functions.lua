@@ -715,11 +715,11 @@ local function beat(keys, args)
   return { 'OK' }
 end
 
--- keys: commands[, erasing]. args: most that wait, 'id', the id, field, value, ...
+-- keys: commands[, erasing]. args: most that wait, 'id', the id, 'kind', kind, 'epoch', epoch, 'user', user, 'at', time.
 local function ask(keys, args)
   redis.call('XADD', keys[1], 'MAXLEN', '~', args[1], '*', unpack(args, 2))
   if keys[2] then
-    redis.call('HSET', keys[2], args[3], 'asked')
+    redis.call('HSET', keys[2], args[3], 'asked ' .. args[11] .. ' ' .. args[9])
   end
   return { 'OK' }
 end

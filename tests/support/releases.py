@@ -6,8 +6,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 from tests.support.servers import missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +28,7 @@ def last_release() -> Release:
 def checkout_of(release: Release, folder: Path) -> Path:
     """Put the code of a release into `folder`; skip where the history does not have it."""
     if _git("rev-parse", "--is-shallow-repository").strip() != b"false":
-        pytest.skip("the clone is shallow, or no clone: it has no earlier release")
+        missing("the history of the repository (the clone is shallow)")
     try:
         archive = _git("archive", "--format=tar", release.commit)
     except subprocess.CalledProcessError:
@@ -44,4 +42,4 @@ def _git(*arguments: str) -> bytes:
     try:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], check=True, capture_output=True).stdout
     except FileNotFoundError:
-        pytest.skip("git is missing, and with it the earlier release")
+        missing("git")

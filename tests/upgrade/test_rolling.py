@@ -24,6 +24,7 @@ from tests.support.servers import StoreServer, running_server
 from tests.support.serving import Service, quiet
 from tests.support.trainers import archived, trainer_environment, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
+from trainer.archive.erasures import ledger_files, parse_ledger
 
 # As deploy/nginx has it: a connection that fails is tried at the next replica, up to four.
 TRIES = 4
@@ -150,6 +151,31 @@ async def next_generation(store: Store) -> None:
     await wait_until_async(newer, 60.0, "a fit of this trainer is live")
 
 
+async def forget(session: aiohttp.ClientSession, service: Service, user: str) -> tuple[str, str]:
+    """Rate as this user, and forget it; return the receipt and what it says."""
+    body = {"user_id": user, "item_id": "i1", "rating": 2.0}
+    async with session.post(service.url + "/ratings", json=body) as answer:
+        assert answer.status < 400, await answer.text()
+    async with session.delete(f"{service.url}/users/{user}") as answer:
+        assert answer.status == 200, await answer.text()
+        receipt = await answer.json()
+    return receipt["receipt"], receipt["archive"]
+
+
+async def said(session: aiohttp.ClientSession, service: Service, receipt: str) -> str:
+    """What a replica says of a receipt."""
+    async with session.get(f"{service.url}/receipts/{receipt}") as answer:
+        assert answer.status == 200, await answer.text()
+        return str((await answer.json())["archive"])
+
+
+async def until_erased(session: aiohttp.ClientSession, service: Service, receipt: str) -> None:
+    async def erased() -> bool:
+        return await said(session, service, receipt) == "erased"
+
+    await wait_until_async(erased, 30.0, "the receipt says erased")
+
+
 @asynccontextmanager
 async def loaded(balancer: Balancer) -> AsyncIterator[dict[tuple[str, str], float]]:
     """Raters for the length of a `with`; what they hold is there at the end."""
@@ -190,16 +216,36 @@ async def test_a_stack_rolls_to_this_version_and_back(own_redis: StoreServer, tm
                     # Of the other version than what runs.
                     third = await roller.add(old=back)
                     await compare(session, second, third)
+                    newer = second if back else third
+                    # Both versions take it, whichever trainer runs; the newer shows the receipts of both.
+                    receipts = [(await forget(session, each, f"gone-{back}"))[0] for each in (second, third)]
                     await roller.remove(first)
                     await next_generation(store)
+                    if not back:
+                        # What the trainer of the release before does is less than `erased` says now.
+                        assert await said(session, newer, receipts[1]) == "pending"
                     await roller.train(old=back)
                     await next_generation(store)
+                    for receipt in receipts:
+                        await until_erased(session, newer, receipt)
+                    if back:
+                        left, state = await forget(session, newer, "left")
+                        assert state == "pending"
                     await compare(session, second, third)
                     fourth = await roller.add(old=back)
                     await roller.remove(second)
                     await next_generation(store)
                     await quiet(1.0)
                     first, second = third, fourth
+            # Forward again: what the older trainer left of it is done.
+            last_service = await roller.add(old=False)
+            assert await said(session, last_service, left) == "pending"
+            await roller.train(old=False)
+            await until_erased(session, last_service, left)
+            ledgers = [
+                parse_ledger(file, file.read_bytes()) for file in ledger_files(roller.settings.archive_folder)
+            ]
+            assert max(int(each.erased_at([b"left"])[0]) for each in ledgers) > 0
             await until_drained(store)
             libraries = await store.redis.function_list()
             assert len(libraries) == 2, "both versions have run"

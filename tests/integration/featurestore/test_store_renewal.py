@@ -62,12 +62,14 @@ async def test_a_command_to_erase_leaves_and_its_receipt_stays(store: Store) -> 
     first = await store.commands.ask("refit", epoch=1)
     erase = await store.commands.ask("erase", epoch=1, user=SECRET, at_ms=5)
     assert await store.commands.stage(erase) == "asked"
+    assert await store.commands.erasing() == []
     command = (await store.commands.take("0", 0))[1]
     assert (command.user, command.at_ms) == (SECRET, 5)
     for _ in range(2):
         await store.commands.drop_erasure(lease, command)
     assert await store.commands.stage(erase) == "files"
-    assert await store.commands.erasing() == [erase]
+    assert [(each.id, each.user) for each in await store.commands.erasing()] == [(erase, None)]
+    assert SECRET not in await dumped(store, store.keys.erasing)
     assert SECRET in await dumped(store, store.keys.commands)
     assert await store.files.renew_streams([1])
     assert SECRET not in await dumped(store, store.keys.commands)
