@@ -89,9 +89,13 @@ class Store:
         Raises `StoreUnavailable` (try again), `StoreRefused` (nothing stays open).
         """
         try:
-            store = cls(settings, hot=hot)
+            parse_scale(settings.scale)
         except ValueError as exc:
             raise StoreRefused(f"the scale {exc} (it is {settings.scale!r})") from exc
+        try:
+            store = cls(settings, hot=hot)
+        except ValueError as exc:
+            raise StoreRefused(f"the address of the store (FOLDIN_REDIS_URL): {exc}") from exc
         except CannotStartError as exc:
             raise StoreRefused(f"the password of the store: {exc}") from exc
         try:

@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         number = int(content["format"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     if number > FORMAT:
         raise ArchiveRefusedError(
