@@ -291,7 +291,7 @@ def _room(live: LiveGeneration, news: Deltas) -> tuple[Float32s, int]:
         table = np.empty((n_items + n_items // 8 + 1024, table.shape[1]), dtype=table.dtype)
         table[: live.n_items] = live.items
     table[live.n_items : n_items] = live.posterior.prior_item
-    # A copy that nobody wants: pages that are on the disk only are read here, not by who writes to them.
+    # For its pages alone: those that are on the disk only are read here, not by who writes to them.
     table.take(news.rows, axis=0)
     return table, n_items
 
