@@ -96,7 +96,7 @@ class Follower:
         return self.pointer.full_at(time.monotonic() + self._clock_offset) if self.pointer else None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Follow until `stop` is set. Errors of the store are logged and tried again."""
+        """Follow until `stop` is set. Every error is logged and tried again."""
         failure = ""
         try:
             while not stop.is_set():
@@ -109,6 +109,13 @@ class Follower:
                     if str(exc) != failure:
                         log.warning("polling the store failed: %s", exc)
                     failure = str(exc)
+                except Exception as exc:
+                    # A defect. A worker that follows no more would be of no use, and go on: it tries again.
+                    more = False
+                    self.failures_total += 1
+                    if repr(exc) != failure:
+                        log.exception("polling the store failed unexpectedly")
+                    failure = repr(exc)
                 if not more:
                     with contextlib.suppress(TimeoutError):
                         # `wait_for` of Python 3.11 drops a cancellation that comes as `stop` is set.

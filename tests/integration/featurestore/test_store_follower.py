@@ -104,6 +104,28 @@ async def test_rolling_back_is_followed(store: Store, tmp_path: Path) -> None:
         np.testing.assert_array_equal(before.items[:8], second.items)
 
 
+async def test_an_unexpected_error_does_not_end_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease = await lead(store)
+    poll, calls = Follower._poll, list[int]()
+
+    async def failing(self: Follower) -> bool:
+        calls.append(1)
+        if len(calls) in range(3, 6):
+            raise ZeroDivisionError("a defect")
+        return await poll(self)
+
+    monkeypatch.setattr(Follower, "_poll", failing)
+    async with following(store, tmp_path) as follower:
+        written = await publish(store, lease)
+        number = written.writer.number
+        assert await wait_until_served(store.generations, 1, number, 10.0, here=follower)
+        await until(lambda: len(calls) > 10, "it polls on")
+        assert follower.failures_total == 3
+    assert caplog.text.count("ERROR") == 1
+
+
 async def test_no_row_changes_while_a_thread_reads_it(store: Store, tmp_path: Path) -> None:
     lease = await lead(store)
     written = await publish(store, lease)
