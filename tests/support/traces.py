@@ -4,9 +4,11 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.ratings.log import NewRating
+from trainer.archive.segments import TEMPORARY
 from trainer.errors import SegmentGoneError
 
 
@@ -28,6 +30,10 @@ def traces(folder: Path, user_id: bytes, ratings: Sequence[NewRating]) -> dict[s
         except (FileNotFoundError, SegmentGoneError):
             # Merged or rewritten just now: what came of it is another file.
             continue
+        except pa.ArrowInvalid:
+            # One that is being written; there after a kill only, and removed at the next start.
+            if not path.name.endswith(TEMPORARY):
+                raise
         kinds = {kind for kind, parts in wanted.items() if any(part in content for part in parts)}
         if kinds:
             found[str(path.relative_to(folder))] = kinds
