@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +43,6 @@ class Report:
     generations: Counter[int] = field(default_factory=Counter)
     unjudged: int = 0
     failed: int = 0
-    refits: int = 0
 
     @property
     def wrong(self) -> int:
@@ -66,7 +65,7 @@ class Report:
 async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Path) -> Report:
     """Run a campaign on a stack of its own in `data`.
 
-    Waves of new users: at least `users` of them, and as many as come until `refits` have gone live.
+    Waves of new users: at least `users` of them, and as many as come until `refits` new generations have answered.
     """
     report = Report()
     async with local_stack(data, workers=2, settings=NO_REFITS) as stack:
@@ -77,10 +76,10 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
             await observe(store, seen)
             done = asyncio.Event()
             observer = asyncio.create_task(_observing(store, seen, done), name="observer")
-            refitting = asyncio.create_task(_refits(stack.api, report, done), name="refits")
+            refitting = asyncio.create_task(_refits(stack.api, done), name="refits")
             gathered: list[tuple[list[Answered], int]] = []
             ends = time.monotonic() + MOST_S
-            while len(gathered) < users or (report.refits < refits and time.monotonic() < ends):
+            while len(gathered) < users or (len(_generations(gathered)) <= refits and time.monotonic() < ends):
                 first = len(gathered)
                 wave = [
                     _rater(stack.api, f"new-{k}", rounds, random.Random(f"{seed}-{k}"))
@@ -130,15 +129,17 @@ async def _rows(store: Store) -> list[int]:
     return [row for row in rows if row is not None]
 
 
-async def _refits(api: ApiClient, report: Report, done: asyncio.Event) -> None:
+def _generations(gathered: Iterable[tuple[list[Answered], int]]) -> set[int]:
+    return {answer.generation for answers, _ in gathered for answer in answers}
+
+
+async def _refits(api: ApiClient, done: asyncio.Event) -> None:
     while not done.is_set():
         try:
             await api.train(retry=False)
         except ApiError as exc:
             if exc.status == 0:
                 raise
-        else:
-            report.refits += 1
 
 
 async def _rater(api: ApiClient, user: str, rounds: int, rng: random.Random) -> tuple[list[Answered], int]:
@@ -186,7 +187,7 @@ class Options:
 
     users: int = setting(500, "new users, at least", whole(1, MOST_USERS))
     rounds: int = setting(3, "ratings of each user", whole(1))
-    refits: int = setting(5, "refits that must have gone live", whole(0))
+    refits: int = setting(5, "refits that must have gone live and answered", whole(0))
     seed: int = setting(1, "of all that is random", whole(0))
 
 

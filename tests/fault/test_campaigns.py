@@ -25,5 +25,5 @@ async def test_nothing_acknowledged_is_lost_when_trainer_store_and_service_are_k
 async def test_no_answer_is_stale_or_mixes_generations_while_refits_follow_each_other(tmp_path: Path) -> None:
     report = await consistency.campaign(users=100, rounds=3, refits=2, seed=7, data=tmp_path / "data")
     assert report.answers >= 600
-    assert len(report.generations) >= 2
+    assert len(report.generations) >= 3
     assert report.wrong == 0, report.lines()
