@@ -65,7 +65,8 @@ class Report:
 async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Path) -> Report:
     """Run a campaign on a stack of its own in `data`.
 
-    Waves of new users: at least `users` of them, and as many as come until `refits` new generations have answered.
+    Waves of new users: at least `users` of them, and as many as come until `refits` new generations have
+    answered.
     """
     report = Report()
     async with local_stack(data, workers=2, settings=NO_REFITS) as stack:
@@ -79,7 +80,9 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
             refitting = asyncio.create_task(_refits(stack.api, done), name="refits")
             gathered: list[tuple[list[Answered], int]] = []
             ends = time.monotonic() + MOST_S
-            while len(gathered) < users or (len(_generations(gathered)) <= refits and time.monotonic() < ends):
+            while len(gathered) < users or (
+                len(_generations(gathered)) <= refits and time.monotonic() < ends
+            ):
                 first = len(gathered)
                 wave = [
                     _rater(stack.api, f"new-{k}", rounds, random.Random(f"{seed}-{k}"))
