@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.types import Float32s, Int32s, Int64s
+from factors.model.types import Bools, Float32s, Int32s, Int64s
 from factors.serving.ivf_index import TOP, Index
 
 # Items in a run of which the maximum is kept: a few vector registers.
 _RUN = 128
 # Rows that are read at once: they stay in the cache while they are copied.
 _ROWS_AT_ONCE = 1 << 10
+# So few allowed rows are read one by one in about a millisecond at rank 64: then the answer is exact.
+FEW_ALLOWED = 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +80,44 @@ class MeanTable:
         probes = self._probes(depth)
         return 1.0 if self.index is None or probes is None else (probes + 1) / len(self.index.centres)
 
-    def best(self, features: Float32s, n: int, exclude: Sequence[Int64s], *, exact: bool) -> list[Int64s]:
+    def best(
+        self,
+        features: Float32s,
+        n: int,
+        exclude: Sequence[Int64s],
+        *,
+        exact: bool,
+        allowed: Bools | None = None,
+    ) -> list[Int64s]:
         """Return the rows of the best `n` items, best first, for each of `features` (b, dim), without the
         rows in `exclude` (b arrays). By the index where there is one and `n` is small, unless `exact`.
+
+        `allowed` (n_items,): the rows that may be returned; one beyond its end may not.
         """
         excluded = [np.sort(self.positions[rows]).astype(np.int64) for rows in exclude]
-        found = [None if exact else self._searched(*each, n) for each in zip(features, excluded, strict=True)]
+        if allowed is not None:
+            allowed = allowed[: self.n_items]
+            count = int(np.count_nonzero(allowed))
+            if count <= FEW_ALLOWED:
+                positions = np.sort(self.positions[np.flatnonzero(allowed)]).astype(np.int64)
+                each = zip(features, excluded, strict=True)
+                return [self._rows(self._best_among(user, n, positions, rows)) for user, rows in each]
+            found = [
+                None if exact else self._searched_allowed(*each, n, allowed, count)
+                for each in zip(features, excluded, strict=True)
+            ]
+        else:
+            found = [
+                None if exact else self._searched(*each, n) for each in zip(features, excluded, strict=True)
+            ]
         left = [j for j, positions in enumerate(found) if positions is None]
-        exactly = self._exact(features[left], n, [excluded[j] for j in left])
+        exactly = self._exact(features[left], n, [excluded[j] for j in left], allowed)
         for j, positions in zip(left, exactly, strict=True):
             found[j] = positions
-        return [self.rows[positions].astype(np.int64) for positions in found if positions is not None]
+        return [self._rows(positions) for positions in found if positions is not None]
+
+    def _rows(self, positions: Int64s) -> Int64s:
+        return self.rows[positions].astype(np.int64)
 
     def _probes(self, depth: int) -> int | None:
         """Return how many lists hold the best `depth`; None where the exact product is as fast."""
@@ -111,7 +140,53 @@ class MeanTable:
         best = self._best_of(user, n, segments, exclude)
         return best if len(best) == n else None
 
-    def _exact(self, features: Float32s, n: int, exclude: Sequence[Int64s]) -> list[Int64s]:
+    def _searched_allowed(
+        self, user: Float32s, exclude: Int64s, n: int, allowed: Bools, count: int
+    ) -> Int64s | None:
+        """Return what `_searched` does of the `count` rows that are `allowed`."""
+        probes = self._probes(n + len(exclude))
+        if self.index is None or probes is None:
+            return None
+        near, lists = self.index.centres @ user, len(self.index.centres)
+        # As many allowed rows are looked at as a search without a mask looks at rows: in the more lists, the
+        # fewer of them are allowed.
+        wanted = probes * len(self.index.lists) // lists
+        probes = probes * len(self.index.lists) // count
+        while probes < lists:
+            some = np.argpartition(near, lists - probes)[lists - probes :]
+            borders = zip(self.starts[some].tolist(), self.starts[some + 1].tolist(), strict=True)
+            parts = [np.arange(start, stop) for start, stop in borders]
+            parts.append(np.arange(len(self.index.lists), self.n_items))
+            positions = np.concatenate(parts)
+            positions = positions[self._allowed_at(positions, allowed)]
+            if len(positions) >= wanted:
+                best = self._best_among(user, n, positions, exclude)
+                return best if len(best) == n else None
+            probes *= 2
+        return None
+
+    def _allowed_at(self, positions: Int64s | slice, allowed: Bools) -> Bools:
+        """Return which of `positions` hold a row that is `allowed`."""
+        rows = self.rows[positions]
+        inside = rows < len(allowed)
+        if inside.all():
+            return np.asarray(allowed[rows])
+        inside[inside] = allowed[rows[inside]]
+        return np.asarray(inside)
+
+    def _best_among(self, user: Float32s, n: int, positions: Int64s, exclude: Int64s) -> Int64s:
+        """Return the best `n` of distinct `positions`, best first, ties by row."""
+        if len(exclude):
+            positions = positions[~np.isin(positions, exclude)]
+        if not len(positions):
+            return positions
+        scores = self.means[positions] @ user
+        best = largest(scores, n)
+        return np.asarray(positions[best][np.lexsort((self.rows[positions[best]], -scores[best]))])
+
+    def _exact(
+        self, features: Float32s, n: int, exclude: Sequence[Int64s], allowed: Bools | None = None
+    ) -> list[Int64s]:
         """Return the positions of the best `n` items for each of `features` (b, dim), without the sorted
         positions in `exclude`.
         """
@@ -125,6 +200,8 @@ class MeanTable:
         for start in range(0, count, step):
             stop = min(start + step, count)
             scores = features @ self.means[start:stop].T
+            if allowed is not None:
+                scores[:, ~self._allowed_at(slice(start, stop), allowed)] = -np.inf
             for row, positions in zip(scores, exclude, strict=True):
                 first, last = np.searchsorted(positions, (start, stop))
                 if first < last:
@@ -140,6 +217,11 @@ class MeanTable:
             # Scores of one item differ in their last bits between products of different shape.
             again = np.flatnonzero(most >= bound - 1e-5 * max(1.0, abs(bound))) * _RUN
             segments = [(start, min(start + _RUN, count)) for start in again.tolist()]
+            if allowed is not None and segments:
+                some = np.concatenate([np.arange(*segment) for segment in segments])
+                some = some[self._allowed_at(some, allowed)]
+                found.append(self._best_among(user, n, some, positions))
+                continue
             found.append(self._best_of(user, n, segments, positions))
         return found
 

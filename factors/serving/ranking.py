@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from factors.model.layout import COUNT, FloatTable, outer, triangle, unpack
 from factors.model.std_calibration import NINETY
-from factors.model.types import Float32s, Float64s, Int64s, Ranked
+from factors.model.types import Bools, Float32s, Float64s, Int64s, Ranked
 from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.ivf_index import Index, query_features
 from factors.serving.mean_table import MeanTable, grown, largest
@@ -114,6 +114,7 @@ class Ranker:
         rng: np.random.Generator | None = None,
         *,
         exact: bool = False,
+        allowed: Bools | None = None,
     ) -> list[Ranked]:
         """Return the best `n` items for each of `users` (b, user_width), without the item rows in `exclude`
         (b arrays).
@@ -121,7 +122,8 @@ class Ranker:
         `scores` are expected ratings. With `rng` the ranking is by one draw from the posteriors of user and
         items (Thompson sampling), and `scores` are still expected ratings, so not in order. Fewer than `n`
         where the table ends. Excluded rows beyond the table are no error. An index is used where there is one
-        and `n` is small, unless `exact`; a draw is always exact.
+        and `n` is small, unless `exact`; a draw is always exact. `allowed` (n_items,): the rows that may be
+        returned; one beyond its end may not.
         """
         state = self._state
         count = len(state.items)
@@ -133,8 +135,12 @@ class Ranker:
             inside = np.asarray(rows, dtype=np.int64)
             excluded.append(inside[(inside >= 0) & (inside < count)])
         if rng is None:
-            found = state.means.best(query_features(self._posterior.model, users), n, excluded, exact=exact)
+            features = query_features(self._posterior.model, users)
+            found = state.means.best(features, n, excluded, exact=exact, allowed=allowed)
         else:
+            if allowed is not None:
+                barred = _barred(allowed, count)
+                excluded = [np.concatenate([rows, barred]) for rows in excluded]
             found = [self._drawn(state.items, users[j], n, rows, rng) for j, rows in enumerate(excluded)]
         sizes = [len(rows) for rows in found]
         index = np.repeat(np.arange(len(found)), sizes)
@@ -148,12 +154,12 @@ class Ranker:
             for rows, rating, order in zip(found, ratings, orders, strict=True)
         ]
 
-    def similar(self, item_row: int, n: int) -> Ranked:
+    def similar(self, item_row: int, n: int, allowed: Bools | None = None) -> Ranked:
         """Return the `n` rated items whose scores go together with those of `item_row` over the users.
 
         `scores`: the expected product of the two items' latent scores over the user prior, relative to their
         expected squares, uncertainty included: a cosine that shrinks where an item is little known. Empty for
-        an item without ratings.
+        an item without ratings. `allowed`: as in `top`.
         """
         summaries = self._prepared()
         count = min(self.n_items, len(summaries.lower))
@@ -163,15 +169,21 @@ class Ranker:
         scores = summaries.directions[:count] @ summaries.directions[item_row]
         scores[~summaries.rated[:count]] = -np.inf
         scores[item_row] = -np.inf
+        if allowed is not None:
+            scores[_barred(allowed, count)] = -np.inf
         rows = largest(scores, n)
         return Ranked(rows, scores[rows].astype(np.float64))
 
-    def popular(self, n: int) -> Ranked:
-        """Return the `n` rated items with the highest lower bound (95 %) of the average user's rating."""
+    def popular(self, n: int, allowed: Bools | None = None) -> Ranked:
+        """Return the `n` rated items with the highest lower bound (95 %) of the average user's rating.
+        `allowed`: as in `top`.
+        """
         # A copy: an update may write to the summaries between the ranking and the ratings.
         lower = self._prepared().lower[: self.n_items].copy()
         if n < 1 or len(lower) == 0:
             return _nothing()
+        if allowed is not None:
+            lower[_barred(allowed, len(lower))] = -np.inf
         rows = largest(lower, n)
         rating, _ = self._posterior.link.rating_moments(lower[rows], np.zeros(len(rows)))
         return Ranked(rows, rating)
@@ -265,6 +277,12 @@ class _AverageUser:
 def _pairs(packed: Float64s, dim: int) -> Float64s:
     """Return the weights of packed covariances in `f^T S f`, from the packed `f f^T`."""
     return np.asarray(packed * triangle(dim)[2])
+
+
+def _barred(allowed: Bools, count: int) -> Int64s:
+    """Return the rows below `count` that are not `allowed`."""
+    barred = np.flatnonzero(~allowed[:count])
+    return np.concatenate([barred, np.arange(len(allowed), count, dtype=np.int64)])
 
 
 def _nothing() -> Ranked:
