@@ -17,7 +17,7 @@ from factors import Float32s, Int32s
 from featurestore.client import Client
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreDamaged, StoreError
 from featurestore.generations.manifest import (
-    CHUNK_BYTES,
+    Blob,
     Deltas,
     GenerationMeta,
     GenerationSummary,
@@ -164,15 +164,22 @@ class Generations:
         sizes = [4 * count * meta.model.item_width for count in rows]
         return read_chunks(self._connection, partial(self._keys.chunk, epoch, number), sizes)
 
+    def load_blob(self, meta: GenerationMeta, blob: Blob) -> AsyncIterator[bytes | memoryview]:
+        """Yield the bytes of `meta.index` or of one of `meta.blobs`, piece by piece. Raises
+        `GenerationBroken` where one has gone.
+        """
+        epoch, number = meta.summary.epoch, meta.summary.generation
+
+        def name(chunk: int) -> bytes:
+            return self._keys.index_chunk(epoch, number, blob.first + chunk)
+
+        return read_chunks(self._connection, name, blob.chunk_bytes)
+
     async def load_index(self, meta: GenerationMeta) -> bytes:
         """Return the bytes of the index of the items, if there is one. Raises `GenerationBroken`."""
-        epoch, number = meta.summary.epoch, meta.summary.generation
-        starts = range(0, meta.index_bytes, CHUNK_BYTES)
-        sizes = [min(CHUNK_BYTES, meta.index_bytes - start) for start in starts]
-        chunks = read_chunks(self._connection, partial(self._keys.index_chunk, epoch, number), sizes)
-        index = b"".join([piece async for piece in chunks])
+        index = b"".join([piece async for piece in self.load_blob(meta, meta.index)])
         if len(index) != meta.index_bytes or crc32(index) != meta.index_crc32:
-            key = shown_key(self._keys.index_chunk(epoch, number, 0))
+            key = shown_key(self._keys.index_chunk(meta.summary.epoch, meta.summary.generation, 0))
             raise GenerationBroken("the index that begins there is not what was written", key)
         return index
 

@@ -1,7 +1,7 @@
-"""The item table of a generation as a file that the workers of a host share. Invariant: a table is mapped
-only after its bytes have the checksum that was published.
+"""The item table of a generation, and the blobs beside it, as files that the workers of a host share.
+Invariant: a file is mapped only after its bytes have the checksum that was published.
 
-The first worker that wants a table writes the file under a lock and renames it; all map it copy-on-write, so
+The first worker that wants one writes the file under a lock and renames it; all map it copy-on-write, so
 that rows folded in later cost only the pages that they touch.
 """
 
@@ -12,15 +12,17 @@ import re
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 
 from factors import Float32s
 from featurestore.errors import GenerationBroken, StoreError, StoreRefused
-from featurestore.generations.manifest import GenerationMeta
+from featurestore.generations.manifest import Blob, GenerationMeta
 
 # Room for items that come before the next fit.
 GROWTH = 1.1
@@ -43,10 +45,37 @@ WRITE_BYTES = 1 << 22
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 Piece = bytes | memoryview
+_Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a file named `name` must hold: `size` bytes with the checksum `crc32`, and where `row_bytes` are
+    given, spare rows of so many bytes behind them. `what` begins at `key` in the store.
+    """
+
+    name: str
+    size: int
+    crc32: int
+    what: str
+    key: str
+    row_bytes: int = 0
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of a new file."""
+        rows = self.size // self.row_bytes if self.row_bytes else 0
+        return self.size + (int(rows * GROWTH) - rows + SPARE_ROWS) * self.row_bytes
+
+    def fits(self, file_size: int) -> bool:
+        """Whether a file of so many bytes may hold this: another version may leave other room."""
+        if not self.row_bytes:
+            return file_size == self.size
+        return file_size > self.size and file_size % self.row_bytes == 0
 
 
 class TableCache:
-    """The folder of one namespace's tables."""
+    """The folder of one namespace's files."""
 
     def __init__(self, folder: Path, namespace: str) -> None:
         """Raises `StoreRefused` where the folder cannot be written."""
@@ -71,26 +100,60 @@ class TableCache:
         Raises `GenerationBroken` where checksum or length does not fit, `StoreError` where the file cannot be
         written.
         """
-        summary = meta.summary
-        name = f"{self._namespace}.e{summary.epoch}.g{summary.generation}.{meta.crc32:08x}.items"
-        path, part = self._folder / name, self._folder / f".{name}.{os.getpid()}.part"
+        row_bytes = 4 * meta.model.item_width
+        content = self._content(
+            meta, "items", meta.item_rows * row_bytes, meta.crc32, "item table", row_bytes=row_bytes
+        )
+        mapped = await self._mapped(content, pieces)
+        return mapped.view("<f4").reshape(-1, meta.model.item_width)
+
+    async def blob(
+        self, meta: GenerationMeta, name: str, blob: Blob, pieces: AsyncIterator[Piece]
+    ) -> memoryview:
+        """The bytes of the blob `name` as a buffer, private to this process when written to.
+
+        Raises as `table` does.
+        """
+        content = self._content(meta, name, blob.size, blob.crc32, name.replace("_", " "), first=blob.first)
+        return (await self._mapped(content, pieces)).data
+
+    def _content(
+        self,
+        meta: GenerationMeta,
+        kind: str,
+        size: int,
+        checksum: int,
+        what: str,
+        *,
+        first: int = 0,
+        row_bytes: int = 0,
+    ) -> _Content:
+        epoch, number = meta.summary.epoch, meta.summary.generation
+        name = f"{self._namespace}.e{epoch}.g{number}.{checksum:08x}.{kind}"
+        # Only the table has keys of its own.
+        key = f"{self._namespace}.{epoch}:generation:{number}:{'items' if row_bytes else 'index'}:{first}"
+        return _Content(name, size, checksum, what, key, row_bytes)
+
+    async def _mapped(self, content: _Content, pieces: AsyncIterator[Piece]) -> _Bytes:
+        path, part = self._folder / content.name, self._folder / f".{content.name}.{os.getpid()}.part"
         try:
-            mapped = await asyncio.to_thread(_map, path, meta)
+            mapped = await asyncio.to_thread(_map, path, content)
             if mapped is not None:
                 return mapped
             async with self._locked():
                 # Another worker may have written it meanwhile.
-                mapped = await asyncio.to_thread(_map, path, meta)
+                mapped = await asyncio.to_thread(_map, path, content)
                 if mapped is None:
                     try:
-                        await _write(part, meta, pieces, f"{self._namespace}.{summary.epoch}")
+                        await _write(part, content, pieces)
                         part.replace(path)
                         _mark(path)
                     finally:
                         part.unlink(missing_ok=True)
-                    mapped = await asyncio.to_thread(_map, path, meta)
+                    mapped = await asyncio.to_thread(_map, path, content)
         except OSError as exc:
-            raise StoreError(f"the item table cannot be written to {self._folder}: {exc.strerror}") from exc
+            why = f"the {content.what} cannot be written to {self._folder}: {exc.strerror}"
+            raise StoreError(why) from exc
         if mapped is None:
             raise GenerationBroken(f"{path} does not hold what was written to it")
         return mapped
@@ -124,8 +187,8 @@ class TableCache:
             yield
 
 
-async def _write(part: Path, meta: GenerationMeta, pieces: AsyncIterator[Piece], prefix: str) -> None:
-    """Write a table and its spare rows; `prefix`: of its keys.
+async def _write(part: Path, content: _Content, pieces: AsyncIterator[Piece]) -> None:
+    """Write a file with its spare rows.
 
     Raises `GenerationBroken` where it is not what was published.
     """
@@ -149,11 +212,12 @@ async def _write(part: Path, meta: GenerationMeta, pieces: AsyncIterator[Piece],
             if writing is not None:
                 checksum = await writing
         checksum = await asyncio.to_thread(_append, file, some, checksum)
-        if checksum != meta.crc32 or size != 4 * meta.item_rows * meta.model.item_width:
-            key = f"{prefix}:generation:{meta.summary.generation}:items:0"
-            raise GenerationBroken("the item table that begins there is not what was written", key)
+        if checksum != content.crc32 or size != content.size:
+            raise GenerationBroken(
+                f"the {content.what} that begins there is not what was written", content.key
+            )
         # A hole: no spare row is read before it is written.
-        file.truncate(4 * (int(meta.item_rows * GROWTH) + SPARE_ROWS) * meta.model.item_width)
+        file.truncate(content.file_size)
 
 
 def _append(file: IO[bytes], pieces: Sequence[Piece], checksum: int) -> int:
@@ -195,24 +259,24 @@ def _is_marked(path: Path) -> bool:
         return False
 
 
-def _map(path: Path, meta: GenerationMeta) -> Float32s | None:
-    """The file mapped copy-on-write; None where there is none that holds this table."""
-    width = meta.model.item_width
+def _map(path: Path, content: _Content) -> _Bytes | None:
+    """The file mapped copy-on-write; None where there is none that holds this."""
     try:
-        rows, rest = divmod(path.stat().st_size, 4 * width)
-        if rest or rows <= meta.item_rows:
+        size = path.stat().st_size
+        # An empty file cannot be mapped.
+        if not size or not content.fits(size):
             return None
         marked = _is_marked(path)
-        table = np.memmap(path, dtype="<f4", mode="c", shape=(rows, width))
+        mapped = np.memmap(path, dtype=np.uint8, mode="c", shape=(size,))
     except FileNotFoundError:
         return None
     if marked:
-        return np.asarray(table)
-    data = memoryview(table.reshape(-1).view(np.uint8)[: 4 * meta.item_rows * width])  # type: ignore[arg-type]  # an array is a buffer
+        return np.asarray(mapped)
+    data = memoryview(mapped[: content.size])  # type: ignore[arg-type]  # an array is a buffer
     checksum = 0
     for start in range(0, len(data), CHECK_BYTES):
         checksum = crc32(data[start : start + CHECK_BYTES], checksum)
-    if checksum != meta.crc32:
+    if checksum != content.crc32:
         return None
     _mark(path)
-    return np.asarray(table)
+    return np.asarray(mapped)

@@ -4,7 +4,7 @@ read as written is `GenerationBroken`, never a guess.
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Literal
 from zlib import crc32
@@ -69,8 +69,25 @@ class Pointer:
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that lie beside the item table: `size` of them from chunk `first` on, with their CRC-32."""
+
+    first: int
+    size: int
+    crc32: int
+
+    @property
+    def chunk_bytes(self) -> list[int]:
+        """The bytes of each chunk."""
+        return [min(CHUNK_BYTES, self.size - start) for start in range(0, self.size, CHUNK_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationSummary:
-    """One line of the list of generations. The functions of the store read `epoch` and `state`."""
+    """One line of the list of generations. The functions of the store read `epoch` and `state`.
+
+    `index_chunks`: in the list, of all that lies beside the item table; in a meta, of the index alone.
+    """
 
     generation: int
     epoch: int
@@ -94,7 +111,7 @@ class GenerationMeta:
     """What a reader needs to load a generation.
 
     `crc32` is that of the item table's bytes, `item_rows` rows of it. `index_bytes` with `index_crc32`: the
-    index of the items, 0 where there is none.
+    index of the items, 0 where there is none. `blobs`: what else lies beside the table, by name.
     """
 
     summary: GenerationSummary
@@ -105,6 +122,12 @@ class GenerationMeta:
     model: Model
     index_bytes: int = 0
     index_crc32: int = 0
+    blobs: dict[str, Blob] = field(default_factory=dict)
+
+    @property
+    def index(self) -> Blob:
+        """The index of the items; of no bytes where there is none."""
+        return Blob(0, self.index_bytes, self.index_crc32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +185,8 @@ class _Meta(msgspec.Struct, frozen=True):
     model: bytes
     index_bytes: int = 0
     index_crc32: int = 0
+    # Version 0.1.0 knew none, and leaves them.
+    blobs: dict[str, Blob] = {}
 
 
 class _Format(msgspec.Struct, frozen=True):
@@ -273,6 +298,7 @@ def decode_meta(text: Text, key: bytes) -> GenerationMeta:
         or read.rows_per_chunk < 1
         or read.summary.chunks != len(range(0, read.item_rows, read.rows_per_chunk))
         or read.summary.index_chunks != len(range(0, read.index_bytes, CHUNK_BYTES))
+        or any(blob.first < 0 or blob.size < 1 for blob in read.blobs.values())
     ):
         raise GenerationBroken("it does not count its chunks right", shown_key(key))
     return GenerationMeta(**(msgspec.structs.asdict(read) | {"model": model}))

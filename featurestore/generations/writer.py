@@ -3,7 +3,7 @@
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from zlib import crc32
 
@@ -15,6 +15,7 @@ from featurestore.client import Client
 from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError
 from featurestore.generations.manifest import (
     CHUNK_BYTES,
+    Blob,
     GenerationMeta,
     GenerationSummary,
     encode_meta,
@@ -34,7 +35,8 @@ class GenerationWriter:
     """One generation being written by the leader. Every method may raise `LeaseLost` or `StoreUnavailable`.
 
     `number`: the generation; `kept`: the numbers of all that are kept, this one too. `write_items` once,
-    `write_users` as often as needed, `finish`, `flip`. Each may be repeated.
+    then `write_index` and `write_blob`, `write_users` as often as needed, `finish`, `flip`. Each may be
+    repeated.
     """
 
     def __init__(
@@ -94,21 +96,45 @@ class GenerationWriter:
         self._meta = GenerationMeta(self._summary, self._positions, len(table), step, checksum, model)
 
     async def write_index(self, index: bytes) -> None:
-        """Write the index of the items, after the items; once."""
+        """Write the index of the items, after the items and before any `write_blob`; once."""
+        if self._meta is not None and self._meta.blobs:
+            raise StoreError("the index is written before what else lies beside the items")
+        blob = await self._write_beside(index)
+        self._meta = replace(
+            self._written(),
+            summary=replace(self._written().summary, index_chunks=len(blob.chunk_bytes)),
+            index_bytes=blob.size,
+            index_crc32=blob.crc32,
+        )
+
+    async def write_blob(self, name: str, data: bytes) -> None:
+        """Write bytes that lie beside the items under a name, after the items; each name once."""
+        blob = await self._write_beside(data)
+        self._meta = replace(self._written(), blobs={**self._written().blobs, name: blob})
+
+    def _written(self) -> GenerationMeta:
         if self._meta is None:
-            raise StoreError("the index is written after the items")
-        pieces = [index[start : start + CHUNK_BYTES] for start in range(0, len(index), CHUNK_BYTES)]
-        self._summary = replace(self._summary, index_chunks=len(pieces))
+            raise StoreError("what lies beside the items is written after them")
+        return self._meta
+
+    async def _write_beside(self, data: bytes) -> Blob:
+        """Write chunks behind those that are there. The list counts them first, so that every trainer that
+        removes this generation finds them all, one of version 0.1.0 too.
+        """
+        meta = self._written()
+        before = sum(len(blob.chunk_bytes) for blob in (meta.index, *meta.blobs.values()))
+        blob = Blob(before, len(data), crc32(data))
+        size = CHUNK_BYTES
+        pieces = [data[start : start + size] for start in range(0, len(data), size)]
+        self._summary = replace(self._summary, index_chunks=blob.first + len(pieces))
         await self._put_summary()
         for first in range(0, len(pieces), CHUNKS_AT_ONCE):
-            names = range(first, min(first + CHUNKS_AT_ONCE, len(pieces)))
-            keys = [self._keys.index_chunk(self._epoch, self.number, chunk) for chunk in names]
-            some = [encode(b"SET", key, pieces[chunk]) for key, chunk in zip(keys, names, strict=True)]
+            some = []
+            for chunk, piece in enumerate(pieces[first : first + CHUNKS_AT_ONCE], blob.first + first):
+                some.append(encode(b"SET", self._keys.index_chunk(self._epoch, self.number, chunk), piece))
             await call_many(self._connection, some)
             await asyncio.sleep(0)
-        self._meta = replace(
-            self._meta, summary=self._summary, index_bytes=len(index), index_crc32=crc32(index)
-        )
+        return blob
 
     async def write_users(self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s) -> int:
         """Write records of users: the `n` (u,) that the fit has seen of each, its row (u, user_width).
@@ -125,26 +151,36 @@ class GenerationWriter:
         return await self._records.write(user_ids, n, vectors)
 
     async def finish(self) -> GenerationMeta:
-        """Read the item table back and declare the generation whole. Raises `GenerationBroken`."""
+        """Read all that was written back and declare the generation whole. Raises `GenerationBroken`."""
         meta = self._meta
         if meta is None:
             raise StoreError("a generation without an item table cannot go live")
+        table = Blob(0, 4 * meta.item_rows * meta.model.item_width, meta.crc32)
+        await self._require("item table", self._keys.chunk, table, meta.summary.chunks)
+        for name, blob in {"index": meta.index, **meta.blobs}.items():
+            await self._require(name, self._keys.index_chunk, blob, len(blob.chunk_bytes))
+        meta = replace(meta, summary=replace(meta.summary, state="ready"))
+        self._summary = replace(self._summary, state="ready")
+        self._meta = meta
+        await self._client.set(self._keys.meta(self._epoch, self.number), encode_meta(meta))
+        await self._put_summary()
+        return meta
+
+    async def _require(
+        self, what: str, key: Callable[[int, int, int], bytes], blob: Blob, chunks: int
+    ) -> None:
+        """Read so many `chunks` back. Raises `GenerationBroken` where they are not what was written."""
         checksum = size = 0
-        for first in range(0, meta.summary.chunks, CHUNKS_AT_ONCE):
-            some = range(first, min(first + CHUNKS_AT_ONCE, meta.summary.chunks))
-            gets = [encode(b"GET", self._keys.chunk(self._epoch, self.number, chunk)) for chunk in some]
+        for first in range(blob.first, blob.first + chunks, CHUNKS_AT_ONCE):
+            some = range(first, min(first + CHUNKS_AT_ONCE, blob.first + chunks))
+            gets = [encode(b"GET", key(self._epoch, self.number, chunk)) for chunk in some]
             for data in await call_many(self._connection, gets):
                 checksum = crc32(data or b"", checksum)
                 size += len(data or b"")
             await asyncio.sleep(0)
-        if size != 4 * meta.item_rows * meta.model.item_width or checksum != meta.crc32:
-            key = self._keys.chunk(self._epoch, self.number, 0)
-            raise GenerationBroken("the item table that begins there is not what was written", shown_key(key))
-        self._summary = replace(self._summary, state="ready")
-        self._meta = meta = replace(meta, summary=self._summary)
-        await self._client.set(self._keys.meta(self._epoch, self.number), encode_meta(meta))
-        await self._put_summary()
-        return meta
+        if size != blob.size or checksum != blob.crc32:
+            where = shown_key(key(self._epoch, self.number, blob.first))
+            raise GenerationBroken(f"the {what} that begins there is not what was written", where)
 
     async def flip(self, *, automatic: bool = True) -> bool:
         """Go live. False: `automatic`, and held after a roll-back; the generation stays ready.

@@ -11,7 +11,7 @@ import pytest
 from featurestore.codecs import unpack_records
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationWriter
-from featurestore.generations.manifest import CHUNK_BYTES, RolledBack
+from featurestore.generations.manifest import CHUNK_BYTES, GenerationMeta, RolledBack
 from featurestore.generations.served import wait_until_served
 from featurestore.store import Store
 from tests.support.factories import (
@@ -409,3 +409,50 @@ async def test_an_index_goes_with_its_generation(store: Store) -> None:
         await store.generations.load_index(meta)
     await store.generations.remove(1, writer.number)
     assert await keys_of(store, writer.number) == []
+
+
+async def read_blob(store: Store, meta: GenerationMeta, name: str) -> bytes:
+    return b"".join([bytes(piece) async for piece in store.generations.load_blob(meta, meta.blobs[name])])
+
+
+async def test_blobs_lie_behind_the_index(store: Store) -> None:
+    lease = await lead(store)
+    model = make_model()
+    items = make_items(model, 50)
+    writer = await store.generations.begin(lease, make_draft(model, 0, 50), {0: "1-1"})
+    with pytest.raises(StoreError):
+        await writer.write_blob("ranking", b"too early")
+    await writer.write_items(items, model)
+    index, ranking, other = (
+        np.random.default_rng(k).bytes(size) for k, size in enumerate((70_000, 65_536, 3))
+    )
+    await writer.write_index(index)
+    await writer.write_blob("ranking", ranking)
+    with pytest.raises(StoreError):
+        await writer.write_index(index)
+    await writer.write_blob("other", other)
+    meta = await writer.finish()
+    assert meta.blobs == (await store.generations.meta(1, writer.number)).blobs
+    assert (meta.blobs["ranking"].first, meta.blobs["other"].first) == (2, 3)
+    # What release 0.1.0 asks of a meta, and what it goes by when it removes a generation.
+    assert meta.summary.index_chunks == 2
+    (listed,) = await store.generations.list()
+    assert listed.index_chunks == 4
+    assert await store.generations.load_index(meta) == index
+    assert [await read_blob(store, meta, name) for name in ("ranking", "other")] == [ranking, other]
+    await store.redis.delete(store.keys.index_chunk(1, writer.number, 2))
+    with pytest.raises(GenerationBroken):
+        await read_blob(store, meta, "ranking")
+    await store.generations.remove(1, writer.number)
+    assert await keys_of(store, writer.number) == []
+
+
+async def test_a_blob_that_is_not_what_was_written_keeps_a_generation_from_going_live(store: Store) -> None:
+    lease = await lead(store)
+    model = make_model()
+    writer = await store.generations.begin(lease, make_draft(model, 0, 50), {0: "1-1"})
+    await writer.write_items(make_items(model, 50), model)
+    await writer.write_blob("ranking", b"as it was written")
+    await store.redis.set(store.keys.index_chunk(1, writer.number, 0), b"something else")
+    with pytest.raises(GenerationBroken, match="ranking"):
+        await writer.finish()
