@@ -70,12 +70,14 @@ class Client(Redis):
             # applied twice: the caller knows whether its call may be repeated. A pooled socket that the store
             # has closed needs no retry: it is noticed and replaced before it is used.
             "retry": Retry(NoBackoff(), 0),
-            # Replies of RESP2 are what the wire and the functions speak too.
-            "protocol": 2,
         }
-        super().__init__(
-            connection_pool=BlockingConnectionPool(connection_class=kind, **{**defaults, **options})
-        )
+        # Replies of RESP2 are what the wire and the functions speak too.
+        pool = BlockingConnectionPool(connection_class=kind, **{**defaults, **options, "protocol": 2})
+        try:
+            pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py; it connects when it is used
+        except TypeError as exc:
+            raise ValueError(f"an option of the address is not known: {exc}") from exc
+        super().__init__(connection_pool=pool)
         self.main = main
         self._main_sockets = 0
 

@@ -1,11 +1,12 @@
 """Settings of the store, for every process that opens it. Invariant: the password is not shown."""
 
+import ipaddress
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 from factors import Scale
 from processes.settings import choice, real, secret_of, setting, whole
@@ -43,14 +44,62 @@ def format_scale(scale: Scale) -> str:
     return ":".join(f"{number:g}" if float(f"{number:g}") == number else repr(number) for number in numbers)
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Address:
+    """An address of the store, in parts. `login`: user and password as they are in a URL, None without an
+    `@`; `hosts`: each with its port, if it has one; `rest`: what follows them.
+    """
+
+    scheme: str
+    login: str | None
+    hosts: tuple[str, ...]
+    rest: str
+
+    def __str__(self) -> str:
+        at = "" if self.login is None else f"{self.login}@"
+        return f"{self.scheme}://{at}{','.join(self.hosts)}{self.rest}"
+
+    @property
+    def user_and_password(self) -> tuple[str, str | None]:
+        """Return the user, "" without one, and the password, None without one; both as in a URL."""
+        user, colon, password = (self.login or "").partition(":")
+        return user, password if colon else None
+
+
+def split_address(url: str) -> Address:
+    """Split an address. Raises ValueError where it has no form of one."""
+    # Not urlsplit: it takes several hosts for one, and refuses a second one in brackets.
+    found = re.fullmatch(r"([a-z+]+)://(?:([^/?#]*)@)?([^/?#@]*)(\S*)", url)
+    if found is None:
+        raise ValueError("is no address")
+    scheme, login, hosts, rest = found.groups()
+    return Address(scheme, login, tuple(hosts.split(",")), rest)
+
+
+def host_and_port(text: str, port: int) -> tuple[str, int]:
+    """Split `host`, `host:port` or `[IPv6]:port`; `port` is that of a host without one.
+
+    Raises ValueError where it is none.
+    """
+    found = re.fullmatch(r"(?:\[([^\]]+)\]|([^\s\[\]:]*))(?::([0-9]{1,5}))?", text)
+    if found is None:
+        raise ValueError("must be host, host:port or [IPv6]:port")
+    bracketed, name, number = found.groups()
+    if bracketed is not None:
+        ipaddress.IPv6Address(bracketed)
+    else:
+        # What a connection does first; a label that is empty or too long is found by it.
+        name.encode("idna")
+    if number is not None and not 1 <= int(number) <= 65_535:  # the ports of TCP
+        raise ValueError("must have a port from 1 to 65535")
+    return bracketed or name, port if number is None else int(number)
+
+
 def redacted(url: str) -> str:
     """A store's address without its password, for logs."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = parts.username or ""
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
+    parts = split_address(url)
+    user, password = parts.user_and_password
+    return url if password is None else str(replace(parts, login=f"{user}:***"))
 
 
 def _scale_text(text: str) -> str:
@@ -58,19 +107,30 @@ def _scale_text(text: str) -> str:
     return text
 
 
+# What follows the hosts, by scheme: a database, or the name of a primary and one; then options.
+_RESTS = {
+    "redis": r"(/\d*/?)?(\?\S*)?",
+    "unix": r"/[^\s?]+(\?\S*)?",
+    "redis+sentinel": r"/[A-Za-z0-9._-]+(/\d+)?(\?\S*)?",
+}
+
+
 def _address(text: str) -> str:
-    if not text.startswith(("redis+sentinel:", "rediss+sentinel:")):
-        known = re.fullmatch(r"(redis|rediss|unix)://\S+", text)
-    else:
-        host = r"[A-Za-z0-9._-]+(:\d{1,5})?"
-        known = re.fullmatch(
-            rf"rediss?\+sentinel://([^@/\s]+@)?{host}(,{host})*/[A-Za-z0-9._-]+(/\d+)?(\?\S*)?", text
-        )
-    if known is None:
+    try:
+        parts = split_address(text)
+        kind = parts.scheme.replace("rediss", "redis", 1)
+        known = re.fullmatch(_RESTS[kind], parts.rest, re.ASCII) is not None
+        known &= kind == "redis+sentinel" or len(parts.hosts) == 1
+        for host in parts.hosts:
+            known &= host_and_port(host, 0)[0] != "" or kind != "redis+sentinel"
+    except (KeyError, ValueError):
+        known = False
+    if not known or text == f"{parts.scheme}://":
         # What was given is not repeated: it may hold a password.
         raise ValueError(
-            "must be an address like redis://host:6379, rediss://host:6379, unix:///path/to/socket or "
-            "redis+sentinel://host:26379,host:26379/NAME"
+            "must be an address like redis://host:6379/0, rediss://host:6379, unix:///path/to/socket or "
+            "redis+sentinel://host:26379,host:26379/NAME, with ports from 1 to 65535, IPv6 in brackets, and "
+            "/ ? # @ of a password as %2F %3F %23 %40"
         )
     return text
 
@@ -139,12 +199,12 @@ class StoreSettings:
 
         Raises SettingsError where the file cannot be read.
         """
-        parts = urlsplit(self.url)
-        if not parts.username or parts.password is not None or self.password_file is None:
+        parts = split_address(self.url)
+        user, given = parts.user_and_password
+        if not user or given is not None or self.password_file is None:
             return self.url
         password = quote(secret_of(None, self.password_file) or "", safe="")
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}:{password}@{host}"))
+        return str(replace(parts, login=f"{user}:{password}"))
 
     def __repr__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self)}

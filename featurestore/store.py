@@ -94,7 +94,7 @@ class Store:
             raise StoreRefused(f"the scale {exc} (it is {settings.scale!r})") from exc
         try:
             store = cls(settings, hot=hot)
-        except ValueError as exc:
+        except (ValueError, OSError) as exc:
             raise StoreRefused(f"the address of the store (FOLDIN_REDIS_URL): {exc}") from exc
         except CannotStartError as exc:
             raise StoreRefused(f"the password of the store: {exc}") from exc

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from processes.settings import HIDDEN, choice, real, setting, url, whole
+from processes.settings import HIDDEN, choice, data_path, real, setting, url, whole
 
 FILE_FORMATS = ("auto", "movielens", "recbole", "csv", "parquet")
 FORMAT_HELP = f"layout of the file: {', '.join(FILE_FORMATS)}"
@@ -39,7 +39,7 @@ def columns(text: str) -> dict[str, str]:
 class StackOptions:
     """Options of `foldin up`. Without `play` and `no_play` a player plays if the store has no ratings."""
 
-    data: Path = setting(Path("data"), "folder where the data lives", Path, metavar="DIR")
+    data: Path = setting(Path("data"), "folder where the data lives", data_path, metavar="DIR")
     host: str = setting(
         "127.0.0.1", "address to listen on; this machine only", variable="FOLDIN_HOST", flag="--host"
     )
@@ -72,7 +72,7 @@ class StackOptions:
 class ImportOptions:
     """Options of `foldin import`. `url`, `data`: where to, see `importing.open_sink`."""
 
-    path: Path = setting(..., "file of ratings", Path, flag="FILE")
+    path: Path = setting(..., "file of ratings", data_path, flag="FILE")
     url: str | None = setting(
         None,
         "hand the ratings to the API at this address, as any client would",
@@ -83,7 +83,7 @@ class ImportOptions:
     data: Path | None = setting(
         None,
         "write to the store of the stack that runs on this directory",
-        Path,
+        data_path,
         metavar="DIR",
         shown="./data, if a stack runs there; else the store in `FOLDIN_REDIS_URL`; else the API on "
         f"{DEFAULT_API}",
@@ -143,9 +143,9 @@ class BackupOptions:
     """Options of `foldin backup`."""
 
     path: Path = setting(
-        ..., "folder of the backup; what it has already is not copied again", Path, flag="DIR"
+        ..., "folder of the backup; what it has already is not copied again", data_path, flag="DIR"
     )
-    data: Path | None = setting(None, _STACK[0], Path, shown=_STACK[1])
+    data: Path | None = setting(None, _STACK[0], data_path, shown=_STACK[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +155,11 @@ class RestoreOptions:
     path: Path | None = setting(
         None,
         "where the ratings come from: an archive, a backup, an entry of the trash",
-        Path,
+        data_path,
         flag="SOURCE",
         shown="the archive itself",
     )
-    data: Path | None = setting(None, _STACK[0], Path, shown=_STACK[1])
+    data: Path | None = setting(None, _STACK[0], data_path, shown=_STACK[1])
     to: float | None = setting(
         None,
         "leave out what arrived after this time (2026-11-26T08:30:00Z, or seconds since 1970), and what only "
@@ -180,7 +180,7 @@ class UndoOptions:
     name: str | None = setting(
         None, "entry of the trash to bring back, or `last`", flag="NAME", shown="list the trash"
     )
-    data: Path | None = setting(None, _STACK[0], Path, shown=_STACK[1])
+    data: Path | None = setting(None, _STACK[0], data_path, shown=_STACK[1])
     dry_run: bool = setting(False, "say what would change, and change nothing")
 
 
@@ -188,7 +188,7 @@ class UndoOptions:
 class VerifyOptions:
     """Options of `foldin verify`."""
 
-    data: Path | None = setting(None, _STACK[0], Path, shown=_STACK[1])
+    data: Path | None = setting(None, _STACK[0], data_path, shown=_STACK[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class TortureOptions:
     data: Path | None = setting(
         None,
         "new folder for the stack and the log of all calls; it stays",
-        Path,
+        data_path,
         metavar="DIR",
         shown="a temporary one, which stays where anything was wrong",
     )

@@ -146,6 +146,15 @@ class _OneOf(Generic[C]):
         raise ValueError(f"must be {' or '.join(self.options)}, not {text!r}")
 
 
+def data_path(text: str) -> Path:
+    """Parse the path of a file or folder of data, whose name must be UTF-8: Parquet files have no other."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"must be a path in UTF-8, not {text!r}") from None
+    return Path(text)
+
+
 def choice(options: Sequence[C]) -> Callable[[str], C]:
     """Make a parser of one of `options`, which the help shows."""
     return _OneOf(options)
@@ -304,7 +313,7 @@ def _shown(default: object) -> str:
 def _metavar(parse: Callable[[str], Any], default: object) -> str | None:
     if isinstance(parse, _OneOf):
         return f"{{{','.join(parse.options)}}}"
-    if parse is Path:
+    if parse in {Path, data_path}:
         return "PATH"
     return "URL" if parse is url else "N" if isinstance(default, int | float) else None
 
@@ -337,12 +346,14 @@ def _make(
                 text, source = environ.get(declared.variable or "") or None, declared.variable
             if text is None and entry.default is not MISSING:
                 continue
-            if not text and not isinstance(text, str):
+            # Several values come as a list; a variable holds the same as one text.
+            text = text if text is None or isinstance(text, str) else " ".join(text)
+            # An empty flag is a variable of a script that was not set, and an empty path is this folder.
+            if text is None or not text.strip():
                 errors.append(f"{declared.flag or source} needs a value")
                 continue
             try:
-                # Several values come as a list; a variable holds the same as one text.
-                values[entry.name] = declared.value_of(text if isinstance(text, str) else " ".join(text))
+                values[entry.name] = declared.value_of(text)
             except ValueError as error:
                 errors.append(f"{source} {error}")
     return None if len(errors) > before else cls(**values)

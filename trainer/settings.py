@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from featurestore.settings import StoreSettings, parse_scale
-from processes.settings import LOG_LEVELS, choice, load, nested, real, setting, whole
+from processes.settings import LOG_LEVELS, choice, data_path, load, nested, real, setting, whole
 from trainer.engines import ENGINES, EngineName
 from trainer.gate import Policy
 from trainer.schedule import Rules
@@ -48,7 +48,7 @@ class TrainerSettings:
 
     store: StoreSettings = nested(StoreSettings)
     archive_dir: Path = setting(
-        Path("data/archive"), "folder of the archive of ratings", Path, variable="FOLDIN_ARCHIVE_DIR"
+        Path("data/archive"), "folder of the archive of ratings", data_path, variable="FOLDIN_ARCHIVE_DIR"
     )
     store_dir: Path | None = setting(
         None,

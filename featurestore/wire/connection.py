@@ -151,7 +151,7 @@ class Connection:
                 await self._prepare()
         except TimeoutError as exc:
             raise StoreUnavailable(f"the store at {self._shown} did not answer in time") from exc
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # the second: a name that no host can have
             raise StoreUnavailable(f"cannot reach the store at {self._shown}: {exc}") from exc
         else:
             # The store was prepared over other sockets; this one may have been lost meanwhile.

@@ -3,17 +3,17 @@ sentinels say, the newest failover counts, and a failover under way is never tak
 """
 
 import asyncio
+import contextlib
 import logging
 import ssl
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from redis.asyncio.connection import parse_url
 
 from featurestore.errors import StoreRefused, StoreUnavailable
-from featurestore.settings import redacted
+from featurestore.settings import host_and_port, redacted, split_address
 from featurestore.wire.resp import ReplyError, encode, error_code, store_error
 from featurestore.wire.socket import StoreSocket
 
@@ -46,22 +46,25 @@ class Said:
 
 
 class Primary:
-    """The server that connections go to. `options`: user, password and TLS, as redis-py reads an address."""
+    """The server that connections go to. `options`: user, password and TLS, as redis-py reads an address.
+
+    Raises ValueError or OSError where an option of the address does not fit, naming it.
+    """
 
     def __init__(self, url: str) -> None:
         self.shown = redacted(url)
         self._sentinels: list[Address] = []
-        parts = urlsplit(url)
+        parts = split_address(url)
         if parts.scheme.endswith("+sentinel"):
-            login, at, hosts = parts.netloc.rpartition("@")
-            self._sentinels = [_host_and_port(host) for host in hosts.split(",")]
-            self._name, _, number = parts.path.removeprefix("/").partition("/")
-            url = parts._replace(
-                scheme=parts.scheme.removesuffix("+sentinel"),
-                netloc=f"{login}{at}sentinel",
-                path=f"/{number}",
-            ).geturl()
+            self._sentinels = [host_and_port(host, SENTINEL_PORT) for host in parts.hosts]
+            path, mark, options = parts.rest.partition("?")
+            self._name, _, number = path.removeprefix("/").partition("/")
+            rest = f"/{number}{mark}{options}"
+            scheme = parts.scheme.removesuffix("+sentinel")
+            url = str(replace(parts, scheme=scheme, hosts=("sentinel",), rest=rest))
         self.options: Mapping[str, Any] = parse_url(url)
+        # Each new socket reads the files anew; what is wrong with them is said at the start.
+        ssl_context(self.options)
         # Of a store without sentinels it stays so.
         self.address: Address = (self.options.get("host", "127.0.0.1"), self.options.get("port", 6379))
         self._version = -1
@@ -81,7 +84,7 @@ class Primary:
     async def find(self) -> None:
         """Ask where the primary is. Raises `StoreUnavailable` where no sentinel tells, `StoreRefused`."""
         if self._sentinels and not await self._ask():
-            hosts = ",".join(f"{host}:{port}" for host, port in self._sentinels)
+            hosts = ",".join(_shown(*sentinel) for sentinel in self._sentinels)
             raise StoreUnavailable(f"no sentinel of {hosts} tells where the primary {self._name!r} is")
 
     async def is_sure(self) -> bool:
@@ -147,7 +150,7 @@ class Primary:
             (reply,) = await socket.execute(encode(b"SENTINEL", b"MASTER", self._name.encode()), 1)
         if isinstance(reply, ReplyError):
             if "No such master" in str(reply):
-                raise StoreRefused(f"the sentinel at {host}:{port} knows no primary {self._name!r}")
+                raise StoreRefused(f"the sentinel at {_shown(host, port)} knows no primary {self._name!r}")
             raise store_error(reply)
         fields = dict(zip(reply[::2], reply[1::2], strict=True))
         return Said(
@@ -182,21 +185,42 @@ def login_command(options: Mapping[str, Any]) -> bytes | None:
     return encode(b"AUTH", *user, options["password"].encode())
 
 
-def _host_and_port(text: str) -> Address:
-    host, _, port = text.partition(":")
-    return host, int(port or SENTINEL_PORT)
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# By what redis-py takes for them, too.
+_CERT_REQS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
 def ssl_context(options: Mapping[str, Any]) -> ssl.SSLContext | None:
-    """What TLS needs by the options of an address; None where it does not ask for TLS."""
+    """What TLS needs by the options of an address; None where it does not ask for TLS.
+
+    Raises OSError where a file cannot be read, ValueError where an option is none; both name the option.
+    """
     # `parse_url` tells TLS only by the class of connection that redis-py would make.
     if not str(getattr(options.get("connection_class"), "__name__", "")).startswith("SSL"):
         return None
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    with _reading(options, "ssl_ca_certs"):
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
     if options.get("ssl_certfile"):
-        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
-    if str(options.get("ssl_cert_reqs", "required")).lower() in {"none", "cert_none"}:
-        # In this order: Python refuses CERT_NONE as long as the host's name is checked.
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+        with _reading(options, "ssl_certfile", "ssl_keyfile"):
+            # Without a password OpenSSL would ask for one at the terminal, and wait.
+            password = options.get("ssl_password", "")
+            context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), password)
+    wanted = str(options.get("ssl_cert_reqs", "required"))
+    if wanted not in _CERT_REQS:
+        raise ValueError(f"ssl_cert_reqs must be {', '.join(_CERT_REQS)}, not {wanted!r}")
+    # In this order: Python refuses CERT_NONE as long as the host's name is checked.
+    context.check_hostname = options.get("ssl_check_hostname", True) and wanted != "none"
+    context.verify_mode = _CERT_REQS[wanted]
     return context
+
+
+@contextlib.contextmanager
+def _reading(options: Mapping[str, Any], *names: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        files = " and ".join(f"{name}={options[name]}" for name in names if options.get(name))
+        raise OSError(f"{files} cannot be read ({exc.strerror or exc})") from exc

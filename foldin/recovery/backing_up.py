@@ -50,7 +50,10 @@ async def back_up(
     epoch = (await retried(store.generations.live)).epoch
     name = f"epoch-{epoch:06d}"
     folder = target / name
-    await asyncio.to_thread(_require_own, target, store, settings)
+    try:
+        await asyncio.to_thread(_require_own, target, store, settings)
+    except OSError as exc:
+        raise RecoveryRefusedError(f"{target} cannot be read: {exc.strerror or exc}") from exc
     for _ in range(_LISTINGS):
         reached = await reach(store, epoch, settings.archive_folder / name, say)
         step("reached")
@@ -94,7 +97,11 @@ async def back_up(
 
 
 def _require_own(target: Path, store: Store, settings: TrainerSettings) -> None:
-    """Raise `RecoveryRefusedError` where the folder is the archive's, or has the backup of another store."""
+    """Raise `RecoveryRefusedError` where the folder is none, is the archive's, or has the backup of another
+    store; OSError where it cannot be looked at.
+    """
+    if target.exists() and not target.is_dir():
+        raise RecoveryRefusedError(f"{target} is not a folder: name another one")
     # The trainer would take the copies for its own, or move them to its trash; with the store's disk both go.
     for what, folder in (("archive", settings.archive_dir), ("store", settings.store_dir)):
         own_folder, there = folder and folder.resolve(), target.resolve()

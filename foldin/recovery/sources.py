@@ -58,7 +58,11 @@ def find_source(path: Path, live: tuple[str, int], namespace: str, *, skip_damag
 
     Raises `RecoveryRefusedError` where there is none, or more than one that could be meant.
     """
-    if not path.is_dir():
+    try:
+        there = path.is_dir()
+    except OSError as exc:
+        raise RecoveryRefusedError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    if not there:
         raise RecoveryRefusedError(f"there is no folder {path}")
     if (manifest := read_manifest(path, skip_damaged=skip_damaged)) is not None:
         return Source(path, manifest)

@@ -293,3 +293,15 @@ async def test_verify_counts_those_who_rate_meanwhile(settings: TrainerSettings)
             assert found.users >= 5
         stop.set()
         await loading
+
+
+async def test_what_can_be_no_folder_of_a_backup_is_refused(
+    settings: TrainerSettings, tmp_path: Path
+) -> None:
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append(GIVEN)
+        await until_drained(store, 1)
+        (tmp_path / "file").touch()
+        for name, why in (("file", "is not a folder"), ("x" * 300, "cannot be read: File name too long")):
+            with pytest.raises(RecoveryRefusedError, match=why):
+                await backed_up(settings, tmp_path / name)

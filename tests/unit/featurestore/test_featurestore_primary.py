@@ -9,6 +9,8 @@ import pytest
 
 from featurestore.confirmation import SILENT_S, online
 from featurestore.errors import StoreRefused, StoreUnavailable
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
 from featurestore.wire.primary import Primary
 from featurestore.wire.resp import encode
 
@@ -49,12 +51,12 @@ class Sentinel:
 
 
 @contextlib.asynccontextmanager
-async def asked(*sentinels: Sentinel, login: str = "") -> AsyncIterator[Primary]:
+async def asked(*sentinels: Sentinel, login: str = "", host: str = "127.0.0.1") -> AsyncIterator[Primary]:
     """A primary that these sentinels know."""
-    servers = [await asyncio.start_server(each.serve, "127.0.0.1", 0) for each in sentinels]
+    servers = [await asyncio.start_server(each.serve, host.strip("[]"), 0) for each in sentinels]
     for each, server in zip(sentinels, servers, strict=True):
         each.port = server.sockets[0].getsockname()[1]
-    hosts = ",".join(f"127.0.0.1:{each.port}" for each in sentinels)
+    hosts = ",".join(f"{host}:{each.port}" for each in sentinels)
     primary = Primary(f"redis+sentinel://{login}{hosts}/main/3")
     try:
         yield primary
@@ -139,6 +141,31 @@ async def test_a_sentinel_that_asks_for_a_password_gets_that_of_the_store() -> N
     async with asked(sentinel, login="foldin:hunter2@") as primary:
         await primary.find()
         assert not any(b"hunter2" in data for data in sentinel.seen)
+
+
+async def test_sentinels_have_addresses_of_ipv6() -> None:
+    async with asked(Sentinel(says(7, 1)), Sentinel(says(7, 1)), host="[::1]") as primary:
+        await primary.find()
+        assert primary.address == ("10.0.0.1", 7)
+    async with asked(Sentinel(None), Sentinel(None), host="[::1]") as primary:
+        with pytest.raises(StoreUnavailable, match=r"no sentinel of \[::1\]:\d+,\[::1\]:\d+ tells"):
+            await primary.find()
+
+
+@pytest.mark.parametrize("kind", ["rediss://one", "rediss+sentinel://one/main"])
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("ssl_ca_certs=/none", r"ssl_ca_certs=/none cannot be read \(No such file"),
+        ("ssl_certfile=/none&ssl_keyfile=/nil", "ssl_certfile=/none and ssl_keyfile=/nil cannot be read"),
+        ("ssl_cert_reqs=sometimes", "ssl_cert_reqs must be none, optional, required"),
+        ("socket_timeout=soon", "Invalid value for 'socket_timeout'"),
+        ("ssl_fancy=1", "an option of the address is not known: .*'ssl_fancy'"),
+    ],
+)
+async def test_an_option_that_does_not_fit_is_named(kind: str, options: str, why: str) -> None:
+    with pytest.raises(StoreRefused, match=rf"\(FOLDIN_REDIS_URL\): {why}"):
+        await Store.open(StoreSettings(url=f"{kind}?{options}", timeout_s=0.1))
 
 
 async def test_what_a_person_must_change_is_told() -> None:

@@ -98,6 +98,7 @@ def test_a_password_is_not_shown() -> None:
     [
         "redis+sentinel://one:26379,two:26379,three/foldin",
         "rediss+sentinel://foldin:hunter2@one/foldin/0?ssl_ca_certs=/ca.crt",
+        "redis+sentinel://[::1]:26379,one,[fe80::1]/foldin",
     ],
 )
 def test_an_address_may_name_sentinels(url: str) -> None:
@@ -113,6 +114,53 @@ def test_an_address_may_name_sentinels(url: str) -> None:
 def test_an_address_of_sentinels_names_a_primary(url: str) -> None:
     with pytest.raises(SettingsError, match="redis\\+sentinel://host:26379,host:26379/NAME"):
         read({"FOLDIN_REDIS_URL": url})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://a..b",
+        f"redis://{'a' * 64}.b",
+        "redis://one:0",
+        "redis://one:65536",
+        "redis://one:\uff16",
+        "redis://one:6379/zero",
+        "redis://[::1",
+        "redis://[one]:6379",
+        "redis://::1",
+        "redis://one,two",
+        # The end of the password is the host of no one.
+        "redis://user:hunter2/more@one",
+        "unix://",
+        "unix://store.sock",
+        "redis+sentinel://one:0/foldin",
+        "redis+sentinel://one:99999/foldin",
+        "redis+sentinel://one:\uff16/foldin",
+        "redis+sentinel://a..b/foldin",
+        "redis+sentinel://one,,two/foldin",
+        "redis+sentinel://::1/foldin",
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="FOLDIN_REDIS_URL must be an address like") as caught:
+        read({"FOLDIN_REDIS_URL": url})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis:///2",
+        "redis://one:6379/",
+        "redis://:hunter2@one?socket_timeout=2",
+        "rediss://user:%2F%40@[::1]:6380/0",
+        "redis://bücher.example",
+        "unix:///run/store.sock?db=2",
+        "unix://user:pw@/run/store.sock",
+    ],
+)
+def test_an_address_of_any_other_form_is_taken(url: str) -> None:
+    assert read({"FOLDIN_REDIS_URL": url}).url == url
 
 
 def test_a_password_in_an_address_that_cannot_be_used_is_not_repeated() -> None:

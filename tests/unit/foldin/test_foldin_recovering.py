@@ -52,12 +52,22 @@ def test_times_that_are_none(text: str) -> None:
         ["restore", "a", "b"],
         ["restore", "--to", "yesterday"],
         ["undo", "--to", "2026-01-02"],
+        # A variable of a script that was not set: as a path it would be this folder.
+        ["backup", ""],
+        ["backup", "d", "--data", ""],
+        ["restore", " "],
+        ["undo", ""],
+        ["backup", "\udcff"],
+        ["restore", "\udcff"],
         ["verify", "x"],
     ],
 )
 def test_what_is_not_taken(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(arguments) == 2
-    assert capsys.readouterr().err.startswith("foldin: ")
+    err = capsys.readouterr().err
+    assert err.startswith("foldin: ")
+    # What keeps these from reaching a store is their form alone.
+    assert "no stack runs" not in err
 
 
 @pytest.mark.parametrize("name", ["backup", "restore", "undo", "verify"])
@@ -156,7 +166,8 @@ def test_a_newer_manifest_is_refused_in_any_case(tmp_path: Path) -> None:
 
 
 def test_which_history_of_a_folder(tmp_path: Path) -> None:
-    for wrong, why in ((tmp_path / "none", "there is no folder"), (tmp_path, "has no ratings")):
+    wrongs = {"none": "there is no folder", "x" * 300: "cannot be read: File name too long", "": "no ratings"}
+    for wrong, why in ((tmp_path / name, why) for name, why in wrongs.items()):
         with pytest.raises(RecoveryRefusedError, match=why):
             find_source(wrong, LIVE, "foldin")
     root = tmp_path / "foldin"
