@@ -28,6 +28,11 @@ from factors.model.types import (
 )
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.posterior.posterior_model import PosteriorModel
+from factors.ranking.head import RankingHead
+from factors.ranking.neighbours import Neighbours
+from factors.ranking.parameters import RankingParameters
+from factors.ranking.serialization import head_from_bytes, head_to_bytes
+from factors.ranking.training import HoldOut, RankingFit, fit_ranking
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.explain import explain
 from factors.serving.ivf_index import Index, build_index, index_from_bytes, index_to_bytes
@@ -53,6 +58,7 @@ __all__ = [
     "Float32s",
     "Float64s",
     "Histories",
+    "HoldOut",
     "Index",
     "Int32s",
     "Int64s",
@@ -60,9 +66,13 @@ __all__ = [
     "Link",
     "Model",
     "ModelUnreadable",
+    "Neighbours",
     "PosteriorModel",
     "Ranked",
     "Ranker",
+    "RankingFit",
+    "RankingHead",
+    "RankingParameters",
     "Ratings",
     "Scale",
     "Scorer",
@@ -72,7 +82,10 @@ __all__ = [
     "explain",
     "fit",
     "fit_biases",
+    "fit_ranking",
     "from_bytes",
+    "head_from_bytes",
+    "head_to_bytes",
     "held_out_metrics",
     "index_from_bytes",
     "index_to_bytes",

@@ -1,0 +1,114 @@
+"""One half of a sweep: the rows of one side, those of the other given, as the exact minimisers.
+
+Invariant: a row depends on its own events alone, so that folding in gives what the fit gives.
+
+Weighted least squares of what was chosen against all pairs (Hu, Koren, Volinsky, 2008), with the weights of
+pairs and the ridge by activity (Rendle et al., 2022). With `w` the weights of the events `S`, `a_u` and `b_i`
+the activities, `a0` the background and `R` the ridges,
+
+    sum_S w (x y - 1)^2 + a0 sum_all a_u b_i (x y)^2 + sum_u R_u |x - m|^2 + sum_i R_i |y|^2
+
+is least in a user's row at `x = A^-1 (sum_S w y + R_u m)`, `A = sum_S w y y' + a_u a0 Y'BY + R_u I`; items
+alike, with `m = 0`.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from factors.model.types import Float64s, Int64s
+
+Floats = npt.NDArray[np.floating[Any]]
+# Numbers of the gathered other rows that are in memory at once, for each thread: 32 MB of float64.
+_AT_ONCE = 1 << 22
+# Rows are padded to the longest of their block: at most a quarter more, and of the shortest this many.
+_PADDED, _PAD = 1.25, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Events in compressed form: `indptr` int64 (b + 1,); `other` int64 (n,), rows of the other table;
+    `weight` float64 (n,), or None where each is 1.
+    """
+
+    indptr: Int64s
+    other: Int64s
+    weight: Float64s | None = None
+
+    @property
+    def counts(self) -> Int64s:
+        """Events of each row."""
+        return self.indptr[1:] - self.indptr[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What rows (b,) have beside their events: `gram` (r, r) `activity` times, `ridge` round `mean` (r,)."""
+
+    gram: Floats
+    activity: Float64s
+    ridge: Float64s
+    mean: Floats | None = None
+
+
+def solve_rows(events: Events, table: Floats, prior: Prior, threads: int = 1) -> Floats:
+    """Return the rows (b, r) in the precision of `table` (m, r)."""
+    result = np.empty((len(events.indptr) - 1, table.shape[1]), dtype=table.dtype)
+
+    def solve(rows: Int64s) -> None:
+        precision, linear = normal_equations(events, table, prior, rows)
+        result[rows] = np.linalg.solve(precision, linear[:, :, None])[:, :, 0]
+
+    blocks = row_blocks(events.counts, table.shape[1])
+    if threads == 1:
+        for rows in blocks:
+            solve(rows)
+    else:
+        # Products and solutions let go of the interpreter's lock.
+        with ThreadPoolExecutor(threads, thread_name_prefix="ranking") as pool:
+            for _ in pool.map(solve, blocks):
+                pass
+    return result
+
+
+def normal_equations(events: Events, table: Floats, prior: Prior, rows: Int64s) -> tuple[Floats, Floats]:
+    """Return `A` (b, r, r) and the linear term (b, r) of `rows` (b,), which have about as many events."""
+    counts, rank = events.counts[rows], table.shape[1]
+    longest, step = int(counts.max(initial=0)), max(1, _AT_ONCE // (rank * len(rows)))
+    activity, ridge = (part[rows].astype(table.dtype) for part in (prior.activity, prior.ridge))
+    precision = activity[:, None, None] * prior.gram.astype(table.dtype)
+    precision[:, np.arange(rank), np.arange(rank)] += ridge[:, None]
+    linear = np.zeros((len(rows), rank), dtype=table.dtype)
+    if prior.mean is not None:
+        linear += ridge[:, None] * prior.mean.astype(table.dtype)
+    for first in range(0, longest, step):
+        place = np.arange(first, min(first + step, longest))
+        inside = place < counts[:, None]
+        # A place without an event reads the first one, with the weight 0.
+        entry = np.where(inside, events.indptr[rows, None] + place, 0)
+        root = inside.astype(table.dtype)
+        if events.weight is not None:
+            root *= np.sqrt(events.weight[entry]).astype(table.dtype)
+        chosen = table[events.other[entry]]
+        chosen *= root[:, :, None]
+        # Of a matrix and its own transpose, BLAS computes half.
+        precision += chosen.transpose(0, 2, 1) @ chosen
+        linear += (root[:, None, :] @ chosen)[:, 0]
+    return precision, linear
+
+
+def row_blocks(counts: Int64s, rank: int) -> Iterator[Int64s]:
+    """Yield all rows in blocks with about as many events each, that fit the memory."""
+    # Neighbours in this order are padded by little, so that few numbers are multiplied in vain.
+    order = np.argsort(counts, kind="stable")
+    ascending, start = counts[order], 0
+    while start < len(order):
+        longest = _PADDED * int(ascending[start]) + _PAD
+        most = max(1, int(_AT_ONCE // (rank * max(longest, rank))))
+        stop = min(int(np.searchsorted(ascending, longest, side="right")), start + most)
+        yield order[start:stop]
+        start = stop

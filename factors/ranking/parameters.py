@@ -1,0 +1,104 @@
+"""What a ranking head knows besides its tables, and the weights that follow from it.
+
+Invariant: the fit, folding in and explaining take the weight of an event and the ridge of a row from here.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from factors.errors import ModelUnreadable
+from factors.inference.histories import Compressed
+from factors.model.types import Float64s, Int64s
+
+SideName = Literal["user", "item"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingParameters:
+    """Numbers and small arrays of a head of rank r; the formulas are in `factors/ranking/half_steps.py`.
+
+    `background`: weight of each pair of a typical user and a typical item as a 0. `user_power`,
+    `item_power`: how that weight grows with the number of events of a row; `user_unit`, `item_unit`: mean of
+    `(n + 1) ^ power` over the rows of the fit, of which there were `n_users` and `n_items`. `ridge`: for each
+    event. `recency_span` (events), `recency_power`: an event with `k` later ones of its user counts
+    `(1 + k / span) ^ -power`; a power of 0 means that all count the same. `gamma`: power of the expected
+    rating in what is served. `noise`: variance of a preference round its score. `user_mean` (r,): the users'
+    prior mean. `user_gram`, `item_gram` (r, r): what the pairs that are no events add to the precision of a
+    typical user and of a typical item.
+    """
+
+    background: float
+    user_power: float
+    item_power: float
+    user_unit: float
+    item_unit: float
+    n_users: float
+    n_items: float
+    ridge: float
+    recency_span: float
+    recency_power: float
+    gamma: float
+    noise: float
+    user_mean: Float64s
+    user_gram: Float64s
+    item_gram: Float64s
+
+    @property
+    def rank(self) -> int:
+        """Number of latent dimensions."""
+        return len(self.user_mean)
+
+    def check(self) -> None:
+        """Raise `ModelUnreadable` unless every fold-in with these is possible."""
+        numbers = [getattr(self, field.name) for field in fields(self) if field.type == float]  # noqa: E721
+        arrays = (self.user_mean, self.user_gram, self.item_gram)
+        if not all(np.isfinite(value).all() for value in (*numbers, *arrays)):
+            raise ModelUnreadable("a ranking head whose parameters are not finite")
+        positive = (self.background, self.user_unit, self.item_unit, self.ridge, self.recency_span)
+        if min(positive) <= 0 or min(self.recency_power, self.gamma, self.noise, *self.shape) < 0:
+            raise ModelUnreadable("a ranking head whose parameters are out of their range")
+        for gram in (self.user_gram, self.item_gram):
+            if gram.shape != (self.rank, self.rank) or not np.allclose(gram, gram.T):
+                raise ModelUnreadable("a ranking head whose Gram matrices are not symmetric")
+
+    @property
+    def shape(self) -> tuple[float, float]:
+        """Users and items of the fit."""
+        return self.n_users, self.n_items
+
+    def activity(self, side: SideName, counts: npt.NDArray[np.integer]) -> Float64s:
+        """Return by how much the pairs of rows (b,) with `counts` events weigh more than a typical row's."""
+        power, unit = (
+            (self.user_power, self.user_unit) if side == "user" else (self.item_power, self.item_unit)
+        )
+        return np.asarray((counts + 1.0) ** power / unit)
+
+    def ridges(self, side: SideName, counts: npt.NDArray[np.integer]) -> Float64s:
+        """Return the ridge (b,) of rows with `counts` events: in proportion to the weight of all their
+        pairs.
+        """
+        others = self.n_items if side == "user" else self.n_users
+        return np.asarray(self.ridge * (counts + self.background * others * self.activity(side, counts)))
+
+    def event_weights(self, data: Compressed) -> Float64s:
+        """Return how much each event (n,) of the users `data` counts."""
+        if self.recency_power == 0.0:
+            return np.ones(len(data.other))
+        return np.asarray((1.0 + later_events(data) / self.recency_span) ** -self.recency_power)
+
+
+def later_events(data: Compressed) -> Int64s:
+    """Return how many events of its row come after each event (n,).
+
+    By their times where all times of the row are known, and as they were written otherwise.
+    """
+    row, n = data.row, len(data.other)
+    unknown = np.bincount(row, np.isnan(data.time), minlength=data.rows) > 0
+    order = np.lexsort((data.source, np.where(unknown[row], 0.0, data.time), row))
+    later = np.empty(n, dtype=np.int64)
+    # Rows are contiguous, in `order` as in `data`.
+    later[order] = data.indptr[row + 1] - 1 - np.arange(n)
+    return later
