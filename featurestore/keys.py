@@ -16,8 +16,8 @@ from factors import Int64s
 from featurestore.errors import StoreDamaged
 from featurestore.id_columns import Ids, checksums
 
-# A user id ends these two.
-_OF_A_USER = re.compile(rb"(.*\{\d+\}:(?:user|history):)(.*)", re.DOTALL)
+# A user id ends these.
+_OF_A_USER = re.compile(rb"(.*\{\d+\}:(?:user|history|attributes):)(.*)", re.DOTALL)
 # Of the keys of one call: its partition's and those of the first user.
 _SHOWN_KEYS = 6
 # Enough to see what kind of bytes stand there.
@@ -84,6 +84,13 @@ class Keys:
         self.stored = b"{%b}:epochs" % self.live
         self.synced = self._ns + b":synced"
         self.access = self._ns + b":access"
+        self.catalogue = self._ns + b":catalogue"
+        self.catalogue_items = b"{%b}:items" % self.catalogue
+        self.catalogue_ids = b"{%b}:ids" % self.catalogue
+        self.catalogue_titles = b"{%b}:titles" % self.catalogue
+        self.catalogue_deleted = b"{%b}:deleted" % self.catalogue
+        self.catalogue_changes = b"{%b}:changes" % self.catalogue
+        self.schema = b"{%b}:schema" % self.catalogue
         # Made once an epoch: the key of a lookup is then one concatenation.
         self.user_prefixes = lru_cache(maxsize=8)(self._user_prefixes)
 
@@ -98,6 +105,14 @@ class Keys:
     def epochs(self, partition: int) -> bytes:
         """Which epochs a partition's ratings go to."""
         return b"%b:{%d}:epochs" % (self._ns, partition)
+
+    def attributes(self, user_id: bytes) -> bytes:
+        """A user's attributes, in every epoch."""
+        return b"%b:{%d}:attributes:%b" % (self._ns, partition_of(user_id, self.partitions), user_id)
+
+    def attributes_prefix(self, partition: int) -> bytes:
+        """What the keys of a partition's users' attributes begin with."""
+        return b"%b:{%d}:attributes:" % (self._ns, partition)
 
     def _user_prefixes(self, epoch: int) -> tuple[bytes, ...]:
         return tuple(b"%b.%d:{%d}:user:" % (self._ns, epoch, p) for p in range(self.partitions))

@@ -5,6 +5,8 @@ enough, has this version's functions, keeps what it stores, and agrees on what w
 import asyncio
 
 from featurestore.access import AccessKeys
+from featurestore.catalogue.attributes import UserAttributes
+from featurestore.catalogue.catalogue import Catalogue
 from featurestore.client import Client
 from featurestore.commands import Commands
 from featurestore.confirmation import EVERYSEC_S, Confirmation
@@ -79,6 +81,10 @@ class Store:
         self.leases = Leases(self.keys, self.redis)
         self.access = AccessKeys(self.keys, self.redis)
         self.room = Room(self.keys, self.redis)
+        self.catalogue = Catalogue(
+            *(self.keys, self.hot or self.bulk, self.redis, self.confirmation), max_items=settings.max_items
+        )
+        self.attributes = UserAttributes(self.keys, self.redis, self.confirmation)
         self.quotas = Buckets(self.keys, self.redis)
         self.files = StoreFiles(self.keys, self.redis)
 

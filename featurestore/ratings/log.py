@@ -201,7 +201,7 @@ class RatingsLog:
             if not self._epochs.expected:
                 await self._epochs.refresh()
             expected = self._epochs.expected[partition]
-            names = [keys.epochs(partition)]
+            names = [keys.epochs(partition), keys.attributes(user_id)]
             for epoch in map(int, expected.split(b",")):
                 names += [
                     keys.ratings(epoch, partition),

@@ -211,7 +211,7 @@ local function rate(keys, args)
   return { 'OK' }
 end
 
--- keys: epochs, then for each epoch: ratings, counts, forgotten, user, history.
+-- keys: epochs, attributes of the user, then for each epoch: ratings, counts, forgotten, user, history.
 -- args: expected epochs, the id as the stream has it, digest, the entry that says so. Answers n and history of the
 -- first epoch, and the time of it: later than every event before it, no later than any that follows.
 local function forget(keys, args)
@@ -220,7 +220,7 @@ local function forget(keys, args)
     return { 'EPOCHS', epochs }
   end
   local found, time = {}, now_ms()
-  for at = 2, #keys, 5 do
+  for at = 3, #keys, 5 do
     -- These two raise before any write where a key has the wrong type.
     redis.call('XLEN', keys[at])
     local _, _, last_ms = progress(keys[at + 1])
@@ -232,7 +232,7 @@ local function forget(keys, args)
     }
   end
   for i, state in ipairs(found) do
-    local at = 5 * i - 3
+    local at = 5 * i - 2
     if state.n then
       local number = struct.pack('<I8I4', tonumber(state.n) - 1, 1)
       local refusal = add_entry(keys[at], keys[at + 1], 1, number, args[2], args[4], time)
@@ -246,6 +246,7 @@ local function forget(keys, args)
       redis.call('HSET', keys[at + 2], args[3], '0')
     end
   end
+  redis.call('UNLINK', keys[2])
   return { 'OK', found[1].n or found[1].before or '0', found[1].history, whole(time) }
 end
 
@@ -785,6 +786,102 @@ local function keep_for(keys, args)
   return { 'OK' }
 end
 
+-- keys: schema. args: most attributes, then name and type of each. The first use of a name fixes its type.
+local function hold_types(keys, args)
+  local new = 0
+  for at = 2, #args, 2 do
+    local held = redis.call('HGET', keys[1], args[at])
+    if held and held ~= args[at + 1] then
+      return { 'TYPE', args[at], held }
+    end
+    new = new + (held and 0 or 1)
+  end
+  if new > 0 and redis.call('HLEN', keys[1]) + new > tonumber(args[1]) then
+    return { 'FULL' }
+  end
+  for at = 2, #args, 2 do
+    redis.call('HSET', keys[1], args[at], args[at + 1])
+  end
+  return { 'OK' }
+end
+
+-- Whether a value is still the one with this SHA-1, '' for none: what replaces it was made from that.
+local function is_still(value, digest)
+  return (value and redis.sha1hex(value) or '') == digest
+end
+
+-- keys: catalogue, items, ids, titles, deleted, changes. args: most items, most changes that are kept, a random number,
+-- the ids as the change says them, then of each item: id, SHA-1 of what it was, what it becomes ('': it is deleted), its
+-- entry among the titles before and after ('': none). The version is the number of the change, a dash, and the random
+-- number: so a store that lost its last changes, and took others since, has other versions.
+local function change_catalogue(keys, args)
+  local call, new = redis.call, 0
+  for at = 5, #args, 5 do
+    local before = call('HGET', keys[2], args[at])
+    if not is_still(before, args[at + 1]) then
+      return { 'CHANGED' }
+    end
+    new = new + ((before or args[at + 2] == '') and 0 or 1)
+  end
+  if new > 0 and call('HLEN', keys[2]) + new > tonumber(args[1]) then
+    return { 'FULL' }
+  end
+  -- These raise before any write where a key has the wrong type.
+  call('ZCARD', keys[3])
+  call('ZCARD', keys[4])
+  call('SCARD', keys[5])
+  local number = tonumber(string.match(call('GET', keys[1]) or '0-0', '^(%d+)%-%d+$')) + 1
+  local version = whole(number) .. '-' .. args[3]
+  local reply = redis.pcall('XADD', keys[6], 'MAXLEN', '=', args[2], version, 'ids', args[4])
+  if refused(reply) then
+    return reply
+  end
+  for at = 5, #args, 5 do
+    local id, title, title_after = args[at], args[at + 3], args[at + 4]
+    if args[at + 2] == '' then
+      call('HDEL', keys[2], id)
+      call('ZREM', keys[3], id)
+      call('SADD', keys[5], id)
+    else
+      call('HSET', keys[2], id, args[at + 2])
+      call('ZADD', keys[3], 0, id)
+      call('SREM', keys[5], id)
+    end
+    if title ~= title_after and title ~= '' then
+      call('ZREM', keys[4], title)
+    end
+    if title ~= title_after and title_after ~= '' then
+      call('ZADD', keys[4], 0, title_after)
+    end
+  end
+  call('SET', keys[1], version)
+  return { 'OK', version }
+end
+
+-- keys: attributes of a user. args: SHA-1 of what they were, what they become ('': none). Since when they are these stands
+-- beside them, so that an erasure that is seen through later leaves what came after it.
+local function put_attributes(keys, args)
+  if not is_still(redis.call('HGET', keys[1], 'value'), args[1]) then
+    return { 'CHANGED' }
+  end
+  if args[2] == '' then
+    redis.call('UNLINK', keys[1])
+  else
+    redis.call('HSET', keys[1], 'value', args[2], 'at', whole(now_ms()))
+  end
+  return { 'OK' }
+end
+
+-- keys: attributes of a user. args: when the user was forgotten, in milliseconds.
+local function erase_attributes(keys, args)
+  local is_hash = redis.call('TYPE', keys[1]).ok == 'hash'
+  local at = is_hash and tonumber(redis.call('HGET', keys[1], 'at') or '')
+  if not at or at <= tonumber(args[1]) then
+    redis.call('UNLINK', keys[1])
+  end
+  return { 'OK' }
+end
+
 -- keys: live. args: fence, what has no room left and until when that is believed, or ''.
 local function say_full(keys, args)
   if redis.call('HGET', keys[1], 'fence') ~= args[1] then
@@ -841,3 +938,7 @@ register('report', report, ALWAYS)
 register('drop_erasure', drop_erasure, ALWAYS)
 register('renew_stream', renew_stream, ALWAYS)
 register('keep_for', keep_for, ALWAYS)
+register('hold_types', hold_types, {})
+register('change_catalogue', change_catalogue, {})
+register('put_attributes', put_attributes, {})
+register('erase_attributes', erase_attributes, ALWAYS)

@@ -1,0 +1,78 @@
+"""Attributes of users. Invariant: they go with the user, in the step in which the user is forgotten."""
+
+from collections.abc import Callable, Mapping
+from hashlib import sha1
+from typing import Any
+
+import msgspec
+
+from featurestore.catalogue.item import AttributeValue
+from featurestore.client import Client
+from featurestore.confirmation import Confirmation
+from featurestore.errors import StoreDamaged, StoreUnavailable
+from featurestore.keys import Keys, shown_key
+
+# As often another call may change the same user in between.
+ATTEMPTS = 8
+# Keys that the store looks at in one step of a scan: a fraction of a millisecond, in which lookups wait.
+SCANNED_AT_ONCE = 1_000
+
+Values = dict[str, AttributeValue]
+# From what a user's attributes are (None: there are none) to what they become. May raise.
+ValuesChange = Callable[[Values | None], Values | None]
+
+_DECODER = msgspec.json.Decoder(Values)
+
+
+class UserAttributes:
+    """Reads and changes attributes of users. Every method may raise `StoreUnavailable`, and may then be
+    repeated; `StoreDamaged` names the key.
+    """
+
+    def __init__(self, keys: Keys, client: Client, confirmation: Confirmation) -> None:
+        self._keys = keys
+        self._client = client
+        self._confirmation = confirmation
+
+    async def get(self, user_id: bytes) -> Values | None:
+        """Return a user's attributes, None where there are none."""
+        data: Any = await self._client.hget(self._keys.attributes(user_id), "value")
+        return None if data is None else self._read(user_id, data)
+
+    async def change(self, user_id: bytes, change: ValuesChange) -> Values | None:
+        """Change a user's attributes; return what they are then. Raises what `change` raises."""
+        key = self._keys.attributes(user_id)
+        since = self._confirmation.begin()
+        for _ in range(ATTEMPTS):
+            data: Any = await self._client.hget(key, "value")
+            after = change(None if data is None else self._read(user_id, data))
+            digest = b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
+            value = b"" if after is None else msgspec.json.encode(after)
+            (reply,) = await self._client.call("put_attributes", ([key], [digest, value]))
+            if reply[0] == b"OK":
+                await self._confirmation.wait(since)
+                return after
+        raise StoreUnavailable("others are changing the same user", 0.1)
+
+    async def erase(self, user_id: bytes, at_ms: int) -> None:
+        """Remove what a user had when forgotten, at this time of the store. Safe to repeat."""
+        await self._client.call("erase_attributes", ([self._keys.attributes(user_id)], [b"%d" % at_ms]))
+
+    async def scan(self, partition: int, cursor: int) -> tuple[int, Mapping[bytes, Values]]:
+        """Return the next cursor of a partition, 0 at the end, and attributes by user; begins at cursor 0."""
+        prefix = self._keys.attributes_prefix(partition)
+        found: Any
+        cursor, found = await self._client.scan(cursor, prefix + b"*", SCANNED_AT_ONCE)
+        user_ids = [key.removeprefix(prefix) for key in found]
+        pipe = self._client.pipeline()
+        for key in found:
+            pipe.hget(key, "value")
+        values = zip(user_ids, await pipe.execute(), strict=True)
+        return cursor, {user_id: self._read(user_id, data) for user_id, data in values if data is not None}
+
+    def _read(self, user_id: bytes, data: bytes) -> Values:
+        try:
+            return _DECODER.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            key = shown_key(self._keys.attributes(user_id))
+            raise StoreDamaged(key, f"attributes cannot be read: {exc}") from exc

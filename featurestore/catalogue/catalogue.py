@@ -1,0 +1,256 @@
+"""The stored catalogue. Invariant: a change and the version that says so are one step, so that a reader who
+has all changes up to the version has what is stored.
+
+A version is the number of a change, a dash and a random number: two stores, or one that lost its last changes
+and took others since, never have the same. The stream of changes has the versions as its ids and says which
+items each has changed; what they are is read from the items.
+"""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from typing import Any
+
+import msgspec
+
+from featurestore.catalogue.item import CatalogueItem, pack_item, unpack_item
+from featurestore.catalogue.schema import Schema
+from featurestore.client import Client
+from featurestore.confirmation import Confirmation
+from featurestore.errors import RegistryFull, StoreDamaged, StoreUnavailable
+from featurestore.keys import Keys, shown_key
+from featurestore.wire.connection import Connection
+from featurestore.wire.resp import encode
+
+# Of one item, as JSON: four pages of text.
+MOST_ITEM_BYTES = 16_384
+# Items of one change: the store is busy with it for some 5 ms, and so is a worker that follows.
+CHANGED_AT_ONCE = 256
+# What a worker may be behind by without reading all items anew: 65,000 items of calls that are full.
+CHANGES_KEPT = 256
+# Items of one reply: 2 MB where they are as large as they may be.
+READ_AT_ONCE = 128
+# As often another call may change the same items in between.
+ATTEMPTS = 8
+# Of a title among those that are searched by their beginning: longer ones are not typed.
+TITLE_BYTES = 128
+# The version of a store that has had no change.
+NO_VERSION = b""
+_VERSION = re.compile(rb"(\d{1,15})-\d{1,15}")
+# What is behind every text that begins alike: no byte of UTF-8.
+_BEHIND = b"\xff"
+
+# From what an item is (None: it is not there) to what it becomes (None: it is deleted). May raise.
+Change = Callable[[CatalogueItem | None], CatalogueItem | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemState:
+    """What is stored of an item: its bytes, None where there are none. `deleted`: it is in no list."""
+
+    item_id: bytes
+    data: bytes | None
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some items in the order of their ids, or of their titles; `after`: where the next page begins, None at
+    the end.
+    """
+
+    items: list[CatalogueItem]
+    after: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Ids of items that have changed, up to `version`. `whole`: the changes since are all kept; where not,
+    all items are to be read anew.
+    """
+
+    version: bytes
+    item_ids: list[bytes]
+    whole: bool
+
+
+class Catalogue:
+    """Reads and changes the catalogue. Every method may raise `StoreUnavailable`, and may then be repeated;
+    `StoreDamaged` names the key. `hot`: the connection over which rankings look up users.
+    """
+
+    def __init__(
+        self, keys: Keys, hot: Connection, client: Client, confirmation: Confirmation, *, max_items: int
+    ) -> None:
+        self._keys = keys
+        self._hot = hot
+        self._client = client
+        self._confirmation = confirmation
+        self._max_items = max_items
+        self._ask = encode(b"GET", keys.catalogue)
+        self.schema = Schema(keys, client)
+
+    def ask_version(self) -> "asyncio.Future[list[Any]]":
+        """Ask for the version in the write of this turn of the event loop; `version_of` reads the reply."""
+        return self._hot.execute(self._ask, 1)
+
+    def version_of(self, reply: Any) -> bytes:
+        """Return the version that a reply has. Raises `StoreError`."""
+        if isinstance(reply, Exception):
+            raise self._hot.failure(reply)
+        if reply is not None and not _VERSION.fullmatch(reply):
+            raise StoreDamaged(shown_key(self._keys.catalogue), f"{reply[:20]!r} is no version")
+        return reply or NO_VERSION
+
+    async def version(self) -> bytes:
+        """Return the version now."""
+        return self.version_of(await self._client.get(self._keys.catalogue))
+
+    async def changes_since(self, version: bytes, most: int) -> Changes:
+        """Return what has changed since a version, `most` changes at a time."""
+        key = self._keys.catalogue_changes
+        pipe = self._client.pipeline()
+        pipe.get(self._keys.catalogue)
+        pipe.xrange(key, version or "-", "+", most + 1)
+        reply, entries = await pipe.execute()
+        now = self.version_of(reply)
+        if version == NO_VERSION:
+            whole = not entries or entries[0][0].startswith(b"1-")
+        else:
+            whole = bool(entries) and entries[0][0] == version
+            entries = entries[1:]
+        if not whole:
+            return Changes(now, [], whole=False)
+        if not entries:
+            if now != version:
+                raise StoreDamaged(shown_key(key), f"it lacks the changes up to {now.decode()}")
+            return Changes(version, [], whole=True)
+        found: dict[bytes, None] = {}
+        for _, fields in entries:
+            try:
+                ids = msgspec.json.decode(fields.get(b"ids", b""), type=list[str])
+            except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+                raise StoreDamaged(shown_key(key), f"a change cannot be read: {exc}") from exc
+            found.update(dict.fromkeys(map(str.encode, ids)))
+        return Changes(entries[-1][0], list(found), whole=True)
+
+    async def states(self, item_ids: Sequence[bytes]) -> list[ItemState]:
+        """Return what is stored of each item, a round trip for each `READ_AT_ONCE`."""
+        found: list[ItemState] = []
+        for start in range(0, len(item_ids), READ_AT_ONCE):
+            some = list(item_ids[start : start + READ_AT_ONCE])
+            pipe = self._client.pipeline()
+            pipe.hmget(self._keys.catalogue_items, some)
+            pipe.smismember(self._keys.catalogue_deleted, some)
+            values, deleted = await pipe.execute()
+            found += [ItemState(*each) for each in zip(some, values, map(bool, deleted), strict=True)]
+        return found
+
+    def read(self, data: bytes) -> CatalogueItem:
+        """Return the item of stored bytes. Raises `StoreDamaged`."""
+        return unpack_item(data, shown_key(self._keys.catalogue_items))
+
+    async def get(self, item_id: bytes) -> CatalogueItem | None:
+        """Return one item, None where it is not there."""
+        (state,) = await self.states([item_id])
+        return None if state.data is None else self.read(state.data)
+
+    async def change(self, changes: Mapping[bytes, Change]) -> None:
+        """Change items, up to `CHANGED_AT_ONCE` in one step, in the order given. Where another call changes
+        the same items meanwhile, what they become is decided anew.
+
+        Raises what a `Change` raises (of the first step: nothing is changed then), `RegistryFull`.
+        """
+        ids = list(changes)
+        since = self._confirmation.begin()
+        for start in range(0, len(ids), CHANGED_AT_ONCE):
+            some = ids[start : start + CHANGED_AT_ONCE]
+            for _ in range(ATTEMPTS):
+                if await self._step({item_id: changes[item_id] for item_id in some}):
+                    break
+            else:
+                raise StoreUnavailable("others are changing the same items", 0.1)
+        await self._confirmation.wait(since)
+
+    async def _step(self, changes: Mapping[bytes, Change]) -> bool:
+        """Change items in one step; whether they still were what was read."""
+        keys, shown = self._keys, shown_key(self._keys.catalogue_items)
+        parts: list[bytes] = []
+        changed: list[str] = []
+        for state in await self.states(list(changes)):
+            # One whose bytes are damaged is replaced as if it was not there.
+            before = _readable(state.data, shown)
+            after = changes[state.item_id](before)
+            data = b"" if after is None else pack_item(after)
+            # A delete of one that never was is one, too: it may have ratings, and is in lists until then.
+            if data == (state.data or b"") and (data or state.deleted):
+                continue
+            changed.append(state.item_id.decode())
+            parts += [state.item_id, _digest(state.data), data, _title_entry(before), _title_entry(after)]
+        if not parts:
+            return True
+        names = [
+            *(keys.catalogue, keys.catalogue_items, keys.catalogue_ids, keys.catalogue_titles),
+            *(keys.catalogue_deleted, keys.catalogue_changes),
+        ]
+        # 15 digits: exact in Lua, whose numbers are doubles.
+        nonce = b"%d" % secrets.randbelow(10**15)
+        args = [b"%d" % self._max_items, b"%d" % CHANGES_KEPT, nonce, msgspec.json.encode(changed), *parts]
+        (reply,) = await self._client.call("change_catalogue", (names, args))
+        if reply[0] == b"FULL":
+            raise RegistryFull(f"there is room for {self._max_items} items, no more may be added")
+        return bool(reply[0] == b"OK")
+
+    async def page(self, n: int, *, prefix: bytes = b"", after: bytes = b"", by_title: bool = False) -> Page:
+        """Return up to `n` items whose id, or title, begins with `prefix`, behind `after` of the page before.
+
+        Titles are compared without regard to case.
+        """
+        key = self._keys.catalogue_titles if by_title else self._keys.catalogue_ids
+        low = b"(" + after if after else b"[" + prefix if prefix else b"-"
+        high = b"(" + prefix + _BEHIND if prefix else b"+"
+        entries: Any = await self._client.zrange(key, low, high, bylex=True, offset=0, num=n)
+        ids = [entry.partition(b"\0")[2] for entry in entries] if by_title else entries
+        states = await self.states(ids)
+        items = [self.read(state.data) for state in states if state.data is not None]
+        return Page(items, entries[-1] if len(entries) == n else None)
+
+    async def deleted(self, cursor: int) -> tuple[int, list[bytes]]:
+        """Return the next cursor, 0 at the end, and ids of deleted items; begins at cursor 0."""
+        found: Any = await self._client.sscan(self._keys.catalogue_deleted, cursor, count=READ_AT_ONCE)
+        return int(found[0]), list(found[1])
+
+    async def counts(self) -> tuple[int, int, int]:
+        """Return how many items there are, how many the list by id has, and how many are deleted."""
+        pipe = self._client.pipeline()
+        pipe.hlen(self._keys.catalogue_items)
+        pipe.zcard(self._keys.catalogue_ids)
+        pipe.scard(self._keys.catalogue_deleted)
+        items, listed, deleted = await pipe.execute()
+        return items, listed, deleted
+
+
+def title_key(title: str) -> bytes:
+    """Return a title as it is searched: without regard to case, of bounded length."""
+    text = title.casefold().replace("\0", " ").encode()[:TITLE_BYTES]
+    # A character that was cut through would begin like no search.
+    return text.decode("utf-8", "ignore").encode()
+
+
+def _title_entry(item: CatalogueItem | None) -> bytes:
+    return b"" if item is None or not item.title else title_key(item.title) + b"\0" + item.item_id.encode()
+
+
+def _digest(data: bytes | None) -> bytes:
+    # Tells whether the bytes are the same; there is nothing to gain by making two alike.
+    return b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
+
+
+def _readable(data: bytes | None, key: str) -> CatalogueItem | None:
+    try:
+        return None if data is None else unpack_item(data, key)
+    except StoreDamaged:
+        return None

@@ -1,0 +1,168 @@
+"""The stored catalogue on a real server of each kind."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from featurestore.catalogue import catalogue as catalogue_module
+from featurestore.catalogue.catalogue import NO_VERSION
+from featurestore.catalogue.item import CatalogueItem, Time
+from featurestore.catalogue.schema import SchemaChanged
+from featurestore.errors import RegistryFull, StoreDamaged, StoreError
+from featurestore.store import Store
+from tests.support.factories import rating
+
+
+def becomes(item: Any) -> Any:
+    return lambda _: item
+
+
+async def put(store: Store, *items: CatalogueItem) -> None:
+    await store.catalogue.change({item.item_id.encode(): becomes(item) for item in items})
+
+
+async def test_an_item_comes_back_and_goes(store: Store) -> None:
+    dune = CatalogueItem("dune", "Dune", ["sf"], {"year": 1965.0, "out": Time(-1.5e8)}, hidden=True)
+    assert await store.catalogue.version() == NO_VERSION
+    await put(store, dune)
+    first = await store.catalogue.version()
+    assert await store.catalogue.get(b"dune") == dune
+    await put(store, dune)
+    assert await store.catalogue.version() == first, "nothing has changed"
+    await store.catalogue.change({b"dune": becomes(None), b"never": becomes(None)})
+    states = await store.catalogue.states([b"dune", b"never", b"other"])
+    assert [(each.data, each.deleted) for each in states] == [(None, True), (None, True), (None, False)]
+    await put(store, dune)
+    assert not (await store.catalogue.states([b"dune"]))[0].deleted
+    assert await store.catalogue.counts() == (1, 1, 1)
+
+
+async def test_changes_since_a_version_are_told(store: Store) -> None:
+    seen = NO_VERSION
+    for name in ("a", "b", "c"):
+        await put(store, CatalogueItem(name))
+        found = await store.catalogue.changes_since(seen, 10)
+        assert (found.item_ids, found.whole) == ([name.encode()], True)
+        seen = found.version
+        assert seen == await store.catalogue.version()
+    assert (await store.catalogue.changes_since(NO_VERSION, 2)).item_ids == [b"a", b"b", b"c"]
+    assert (await store.catalogue.changes_since(seen, 10)).item_ids == []
+    # Of another store, or of one that lost its last changes and took others since.
+    assert not (await store.catalogue.changes_since(b"3-123", 10)).whole
+    assert not (await store.catalogue.changes_since(b"9-1", 10)).whole
+
+
+async def test_a_reader_that_is_far_behind_reads_all_anew(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue_module, "CHANGES_KEPT", 2)
+    await put(store, CatalogueItem("a"))
+    seen = await store.catalogue.version()
+    for title in "xyz":
+        await put(store, CatalogueItem("a", title))
+    assert not (await store.catalogue.changes_since(seen, 10)).whole
+    assert not (await store.catalogue.changes_since(NO_VERSION, 10)).whole
+
+
+async def test_changes_of_one_item_at_a_time_lose_nothing(store: Store) -> None:
+    def count(item: CatalogueItem | None) -> CatalogueItem:
+        before = 0.0 if item is None else float(item.attributes["count"])  # type: ignore[arg-type]
+        return CatalogueItem("a", attributes={"count": before + 1})
+
+    await asyncio.gather(*(store.catalogue.change({b"a": count}) for _ in range(5)))
+    item = await store.catalogue.get(b"a")
+    assert item is not None
+    assert item.attributes == {"count": 5.0}
+
+
+async def test_pages_have_each_item_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue_module, "CHANGED_AT_ONCE", 7)
+    items = [CatalogueItem(f"i{n:02}", f"{'Star' if n % 2 else 'sTAR'} {n}") for n in range(20)]
+    await put(store, *items, CatalogueItem("other", "Ärger"), CatalogueItem("untitled"))
+    found, after = [], b""
+    while True:
+        page = await store.catalogue.page(6, prefix=b"i", after=after)
+        found += page.items
+        if page.after is None:
+            break
+        after = page.after
+    assert found == items
+    titles = await store.catalogue.page(50, prefix=catalogue_module.title_key("STAR"), by_title=True)
+    assert sorted(titles.items, key=lambda item: item.item_id) == items
+    umlaut = await store.catalogue.page(9, prefix=catalogue_module.title_key("är"), by_title=True)
+    assert [item.item_id for item in umlaut.items] == ["other"]
+    await put(store, CatalogueItem("other", "Wars"))
+    assert not (await store.catalogue.page(9, prefix="är".encode(), by_title=True)).items
+
+
+async def test_a_full_catalogue_takes_no_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.catalogue, "_max_items", 2)
+    await put(store, CatalogueItem("a"), CatalogueItem("b"))
+    with pytest.raises(RegistryFull):
+        await put(store, CatalogueItem("c"))
+    await put(store, CatalogueItem("a", "changed"))
+
+
+async def test_a_type_is_held(store: Store) -> None:
+    schema = store.catalogue.schema
+    await schema.hold("items", {"year": "number"})
+    await schema.hold("users", {"year": "text"})
+    await schema.hold("items", {"year": "number", "seen": "boolean"})
+    with pytest.raises(SchemaChanged, match="year is a finite number"):
+        await schema.hold("items", {"new": "text", "year": "text"})
+    assert await schema.types("items") == {"year": "number", "seen": "boolean"}
+    assert await schema.types("users") == {"year": "text"}
+
+
+async def test_damage_names_the_key(store: Store) -> None:
+    await put(store, CatalogueItem("a"))
+    version = await store.catalogue.version()
+    await store.redis.hset(store.keys.catalogue_items, "a", b"\xff")
+    with pytest.raises(StoreDamaged, match="catalogue}:items"):
+        await store.catalogue.get(b"a")
+    await put(store, CatalogueItem("a", "mended"))
+    assert await store.catalogue.get(b"a") == CatalogueItem("a", "mended")
+    await store.redis.delete(store.keys.catalogue_changes)
+    assert not (await store.catalogue.changes_since(version, 10)).whole
+    await store.redis.set(store.keys.catalogue, "no version")
+    with pytest.raises(StoreDamaged, match="catalogue"):
+        await store.catalogue.version()
+    with pytest.raises(StoreError):
+        await put(store, CatalogueItem("b"))
+    assert await store.catalogue.get(b"b") is None
+
+
+async def test_attributes_go_with_their_user(store: Store) -> None:
+    await store.ratings.append([rating("ann", "i1")])
+    await store.attributes.change(b"ann", becomes({"age": 30.0}))
+    await store.attributes.change(b"bob", becomes({"age": 31.0}))
+    assert await store.attributes.get(b"ann") == {"age": 30.0}
+    await store.ratings.forget(b"ann")
+    await store.ratings.forget(b"bob")
+    assert await store.attributes.get(b"ann") is None
+    for user in (b"ann", b"bob"):
+        assert not await store.redis.exists(store.keys.attributes(user))
+
+
+async def test_an_erasure_leaves_what_came_after_it(store: Store) -> None:
+    await store.attributes.change(b"ann", becomes({"age": 30.0}))
+    at = await store.time_ms()
+    await store.attributes.erase(b"ann", at - 10_000)
+    assert await store.attributes.get(b"ann") == {"age": 30.0}
+    await store.attributes.erase(b"ann", at)
+    assert await store.attributes.get(b"ann") is None
+
+
+async def test_attributes_are_scanned_by_partition(store: Store) -> None:
+    for user in (b"ann", b"bob", b"eve"):
+        await store.attributes.change(user, becomes({"name": user.decode()}))
+    found: dict[bytes, object] = {}
+    for partition in range(store.config.partitions):
+        cursor = 0
+        while True:
+            cursor, some = await store.attributes.scan(partition, cursor)
+            found.update(some)
+            if cursor == 0:
+                break
+    assert sorted(found) == [b"ann", b"bob", b"eve"]
