@@ -1,0 +1,63 @@
+"""Masks of filters, kept for the next request that has the same filter.
+
+Invariant: a mask is that of the columns as they are; one that a column has changed under is not used again.
+"""
+
+import asyncio
+
+from factors import Bools
+from service.rules.columns import Columns
+from service.rules.filters import Filter, HasId, Rows, mask_of
+
+# Rows times conditions that are looked at in less than 2 ms; more are in a thread.
+_QUICK = 2_000_000
+# A front-end has some ten filters, and a mask of a million items is a megabyte.
+_KEPT_BYTES = 32_000_000
+
+_Key = tuple[Filter, int, tuple[int, ...]]
+
+
+class Masks:
+    """The masks of filters over `columns`; those that were used last are kept."""
+
+    def __init__(self, columns: Columns, *, kept_bytes: int = _KEPT_BYTES) -> None:
+        self._columns = columns
+        self._kept_bytes = kept_bytes
+        self._kept: dict[_Key, Bools] = {}
+        self._bytes = 0
+
+    async def mask(self, wanted: Filter, n: int, rows: Rows) -> Bools:
+        """Return which of the first `n` item rows pass (n,), not to be written to. `rows`: of the ids that it
+        names.
+        """
+        keys = [None if isinstance(leaf, HasId) else leaf.key for leaf in wanted.leaves()]
+        quick = n * len(keys) <= _QUICK
+        if None in keys:
+            # An item may be given its row at any time.
+            return await self._made(wanted, n, rows, quick=quick)
+        columns = [self._columns.column(key) for key in keys if key is not None]
+        key = (wanted, n, tuple(-1 if column is None else column.changes for column in columns))
+        mask = self._kept.get(key)
+        if mask is None:
+            mask = await self._made(wanted, n, rows, quick=quick)
+            mask.flags.writeable = False
+        self._keep(key, mask)
+        return mask
+
+    def _keep(self, key: _Key, mask: Bools) -> None:
+        """Keep a mask as what was used last."""
+        if self._kept.pop(key, None) is None:
+            self._bytes += mask.nbytes
+        self._kept[key] = mask
+        while self._bytes > self._kept_bytes and len(self._kept) > 1:
+            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+
+    async def _made(self, wanted: Filter, n: int, rows: Rows, *, quick: bool) -> Bools:
+        if quick:
+            return mask_of(wanted, self._columns, n, rows)
+
+        def run() -> Bools:
+            with self._columns.lock.reading():
+                return mask_of(wanted, self._columns, n, rows)
+
+        return await asyncio.to_thread(run)
