@@ -30,7 +30,7 @@ SERVED_WITHIN_S = 5.0
 # A training takes seconds: the caller finds it done, or further.
 _BUSY_RETRY_S = 5
 _NO_ROOM = "there is no room for another generation; the live one goes on"
-# One that took longer than a call waits, or found no trainer, will take a while yet.
+# One that took longer than a call waits, found no trainer, or ended without a result: it takes a while yet.
 _LATE_RETRY_S = 10
 
 
@@ -123,9 +123,11 @@ class Training:
         if outcome.code == "store_full":
             raise Problem("store_full", _NO_ROOM, retry_after_s=RETRY_WHEN_FULL_S)
         if outcome.state == "failed" or outcome.generation is None:
+            refused = outcome.code in REFUSALS
             raise Problem(
-                "training_refused" if outcome.code in REFUSALS else "training_failed",
+                "training_refused" if refused else "training_failed",
                 outcome.detail or "the trainer's log has the cause",
+                retry_after_s=None if refused else _LATE_RETRY_S,
                 extra={"cause": outcome.code} if outcome.code else None,
             )
         await self._store.confirmation.wait(since)

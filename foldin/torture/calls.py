@@ -20,11 +20,11 @@ from foldin.torture.report import Report
 TIMEOUT_S = 12.0
 # Past the minute in which the service answers a POST /train that has not ended.
 TRAIN_S = 70.0
-# Answers that say: not now. With a code, and perhaps Retry-After.
+# Answers that say: not now. With a code, and Retry-After.
 _LATER = {429, 503, 504, 507}
 # What else a call of its kind may be told.
 _TOLD = {404: {"unknown_user", "unknown_rating", "unknown_item", "unknown_generation", "unknown_receipt"}}
-_TOLD_TRAINING = {409: {"train_in_progress"}, 422: {"training_refused"}, 500: {"training_failed"}}
+_TOLD_TRAINING = {409: {"train_in_progress"}, 422: {"training_refused"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Caller:
         self._write(number, "sent", kind=kind, call=f"{method} {path}", replica=replica, body=shown)
         began = loop.time()
         self.in_flight[kind] += 1
-        status, found = 0, None
+        status, found, says_when = 0, None, False
         try:
             found_type = {"Content-Type": "application/json"} if method == "POST" else {}
             async with self._session.request(
@@ -93,6 +93,7 @@ class Caller:
             ) as response:
                 data = await response.read()
                 status, found = response.status, _decoded(data)
+                says_when = response.headers.get("Retry-After", "").isdecimal()
         except (aiohttp.ClientError, TimeoutError) as exc:
             found = repr(exc)
         finally:
@@ -100,17 +101,19 @@ class Caller:
         reply = Reply(status, found, began, loop.time())
         self._write(number, "told", status=status, body=found)
         self._report.called(kind, status)
-        self._judge(number, kind, method, path, reply)
+        self._judge(number, kind, method, path, reply, says_when=says_when)
         return reply
 
-    def _judge(self, number: int, kind: str, method: str, path: str, reply: Reply) -> None:
+    def _judge(
+        self, number: int, kind: str, method: str, path: str, reply: Reply, *, says_when: bool
+    ) -> None:
         self._report.checked("clear answers")
         code = reply.body.get("code") if isinstance(reply.body, dict) else None
         told = _TOLD_TRAINING if path == "/train" else _TOLD
         if (
             reply.status == 0
             or (reply.ok and isinstance(reply.body, dict))
-            or (reply.status in _LATER and code)
+            or (reply.status in _LATER and code and says_when)
         ):
             return
         if code not in told.get(reply.status, set()):

@@ -60,10 +60,11 @@ KINDS: Mapping[str, Kind] = {
     "quota_exceeded": Kind(429, "The caller has used up its quota"),
     "stream_full": Kind(429, "Ratings arrive faster than they are archived"),
     "internal_error": Kind(500, "The service made a mistake"),
-    "training_failed": Kind(500, "The training failed"),
     "store_unavailable": Kind(503, "The feature store does not answer"),
     "data_damaged": Kind(503, "Stored data cannot be read"),
     "no_generation": Kind(503, "No model is live yet"),
+    # Never for the ratings, which would be `training_refused`: a fit that was killed, a disk, a new leader.
+    "training_failed": Kind(503, "The training failed"),
     "overloaded": Kind(503, "More requests are in flight than this worker takes"),
     "training_timeout": Kind(504, "The training did not end in time"),
     "store_full": Kind(507, "The feature store has no memory left"),
@@ -151,7 +152,8 @@ def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a t
         case EpochBusy():
             return Problem("train_in_progress", str(exc), retry_after_s=5)
         case EpochGone():
-            return Problem("training_failed", "the new history was abandoned meanwhile; send it again")
+            detail = "the new history was abandoned meanwhile; send it again"
+            return Problem("training_failed", detail, retry_after_s=1, extra={"cause": "epoch_gone"})
         case GenerationUnknown():
             return Problem("unknown_generation", str(exc))
         case RegistryFull():

@@ -131,7 +131,9 @@ async def test_another_service_is_told_that_one_is_under_way(
     [
         (Outcome("failed", code="fit_refused", detail="one rating is not enough"), (422, "training_refused")),
         (Outcome("failed", code="gate_refused", detail="no better than means"), (422, "training_refused")),
-        (Outcome("failed", code="fit_failed", detail="the fit ended"), (500, "training_failed")),
+        # 503 says when to try again: nothing is wrong with the ratings.
+        (Outcome("failed", code="fit_failed", detail="the fit ended"), (503, "training_failed")),
+        (Outcome("failed", code="store", detail="a key is damaged"), (503, "training_failed")),
     ],
 )
 async def test_a_failure_leaves_what_was(
@@ -141,7 +143,7 @@ async def test_a_failure_leaves_what_was(
     trainer.decide = lambda command: outcome
     reply = await client.post("/train", HISTORY)
     is_problem(reply, status, code)
-    assert reply.json["detail"] == outcome.detail
+    assert (reply.json["detail"], reply.json["cause"]) == (outcome.detail, outcome.code)
     assert (await store.generations.live()).pending == 0
     assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
     trainer.decide = lambda command: None
