@@ -124,7 +124,7 @@ class EpochGone(StoreError):
     """The epoch takes no ratings (any more): it was abandoned or replaced. Begin again."""
 
     def __init__(self, epoch: int) -> None:
-        super().__init__(f"epoch {epoch} takes no ratings")
+        super().__init__(f"the history of epoch {epoch} was replaced or given up")
         self.epoch = epoch
 
 

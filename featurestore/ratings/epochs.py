@@ -93,6 +93,13 @@ class Epochs:
         if reply[0] != b"OK":
             raise EpochGone(epoch)
 
+    async def require(self, epoch: int) -> None:
+        """Raise `EpochGone` where an epoch is neither live nor being prepared."""
+        fields = "epoch", "pending", "abandoned"
+        live, pending, abandoned = await self._client.hmget(self._keys.live, *fields)
+        if b"%d" % epoch not in {live, pending} - {abandoned}:
+            raise EpochGone(epoch)
+
     async def abandon(self, epoch: int, *, lease: Lease | None = None) -> None:
         """Give up an epoch that is being prepared, and remove it. Safe to repeat. `lease`: of a leader that
         decides so; None where whatever began it does.

@@ -72,8 +72,8 @@ class Publisher:
         generation that is held live.
 
         `positions`: up to where it has learned the streams. `folder`: where its files are, None for a fit
-        that is in memory only. Raises `StoreError` of every kind, `NoRoomError`; what was written is then
-        removed, or by the next leader.
+        that is in memory only. Raises `StoreError` of every kind (`EpochGone` where the history was replaced
+        meanwhile), `NoRoomError`; what was written is then removed, or by the next leader.
         """
         # In a thread: 11 s of a core for a million items of rank 50. Users are drawn by a seed that the
         # ratings give: a fit has one index.
@@ -115,6 +115,8 @@ class Publisher:
             raise
         except (StoreError, NoRoomError):
             await with_retries(self.store.generations.remove, epoch, writer.number, lease=self.lease)
+            # Such a history takes along what was written here, which then looks damaged, or unknown.
+            await with_retries(self.store.epochs.require, epoch)
             raise
         self.step("publish:flipped")
         return Published(meta, fit, live)

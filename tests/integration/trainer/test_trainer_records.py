@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from featurestore.codecs import unpack_records
-from featurestore.errors import GenerationBroken
+from featurestore.errors import EpochGone, GenerationBroken
+from featurestore.generations.catalog import GenerationMeta, GenerationWriter
 from featurestore.keys import record_field
 from featurestore.store import Store
 from tests.support.factories import lead, make_items, make_model, rating
@@ -57,12 +58,14 @@ def fitted(users: int = USERS) -> FitResult:
     return fit_in_memory(MODEL, vectors, make_items(MODEL, 3), ids)
 
 
-async def published(store: Store, result: FitResult, step: Callable[[str], None]) -> Published:
+async def published(
+    store: Store, result: FitResult, step: Callable[[str], None], epoch: int = 1
+) -> Published:
     """Publish it for users who have rated once."""
     await store.ratings.append([rating(f"u{user}", "a") for user in range(USERS - 1)])
     publishing = Publisher(store, await lead(store), Threads(), step=step, apart_from=20)
     return await publishing.publish(
-        1, result, engine="variational", positions={}, folder=None, automatic=True
+        epoch, result, engine="variational", positions={}, folder=None, automatic=True
     )
 
 
@@ -152,3 +155,38 @@ async def test_rows_that_are_not_finite_are_refused_there_too(
         await published(store, result, lambda _: None)
     assert await store.generations.list() == []
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("how", ["given up", "replaced"])
+async def test_a_history_that_leaves_meanwhile_is_not_damaged(
+    store: Store, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its removal takes the table away that is being read back."""
+    epoch = await store.epochs.begin() if how == "given up" else 1
+    finish = GenerationWriter.finish
+
+    async def leave_and_finish(self: GenerationWriter) -> GenerationMeta:
+        if how == "given up":
+            await store.epochs.abandon(epoch)
+        else:
+            await store.redis.hset(store.keys.live, mapping={"epoch": "2", "generation": "0"})
+            await store.generations.remove_epoch(1)
+        return await finish(self)
+
+    monkeypatch.setattr(GenerationWriter, "finish", leave_and_finish)
+    with pytest.raises(EpochGone, match=f"history of epoch {epoch} was replaced or given up"):
+        await published(store, fitted(10), lambda _: None, epoch)
+
+
+async def test_a_table_that_was_taken_away_from_a_live_history_is_damage(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = GenerationWriter.finish
+
+    async def lose_and_finish(self: GenerationWriter) -> GenerationMeta:
+        await store.redis.unlink(store.keys.chunk(1, self.number, 0))
+        return await finish(self)
+
+    monkeypatch.setattr(GenerationWriter, "finish", lose_and_finish)
+    with pytest.raises(GenerationBroken, match="items:0"):
+        await published(store, fitted(10), lambda _: None)
