@@ -59,7 +59,7 @@ sbom: $(SUPPLY)/.installed
 	$(SUPPLY)/bin/python .ci/supply.py sbom dist/foldin.cdx.json
 
 audit: $(SUPPLY)/.installed
-	$(SUPPLY)/bin/python .ci/supply.py audit
+	$(SUPPLY)/bin/python .ci/supply.py audit $(AUDIT)
 
 # The locks carry hashes and no registry addresses; numpy and scipy fork by Python version.
 lock:

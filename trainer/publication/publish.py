@@ -114,12 +114,16 @@ class Publisher:
             # The store refuses every write of this leader by now, the removal included.
             raise
         except (StoreError, NoRoomError):
-            await with_retries(self.store.generations.remove, epoch, writer.number, lease=self.lease)
-            # Such a history takes along what was written here, which then looks damaged, or unknown.
-            await with_retries(self.store.epochs.require, epoch)
+            await self._remove(epoch, writer.number)
             raise
         self.step("publish:flipped")
         return Published(meta, fit, live)
+
+    async def _remove(self, epoch: int, number: int) -> None:
+        """Remove what was written. Raises `EpochGone` where the history was replaced or given up."""
+        await with_retries(self.store.generations.remove, epoch, number, lease=self.lease)
+        # Such a history takes along what was written here, which then looks damaged, or unknown.
+        await with_retries(self.store.epochs.require, epoch)
 
     async def _write_users(self, writer: GenerationWriter, epoch: int, fit: FitResult) -> None:
         taken = 0
