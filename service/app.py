@@ -19,6 +19,7 @@ from featurestore.generations.follower import Follower
 from featurestore.quotas.limits import DEFAULT
 from featurestore.settings import redacted
 from featurestore.store import Store
+from service.catalogue.follower import CatalogueFollower
 from service.context import CONTEXT, ServiceContext
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
@@ -77,7 +78,8 @@ async def _service_context(
         async with (
             _opened(settings) as store,
             following_keys(store, settings, slot, loopback=loopback) as access,
-            _following(store, settings) as follower,
+            _catalogue(store) as catalogue,
+            _following(store, settings, catalogue) as follower,
         ):
             scale = store.config.scale
             snapshot_files = SnapshotFiles(slot.folder, slot.worker)
@@ -113,6 +115,7 @@ async def _service_context(
                 batcher=MicroBatcher(store, follower, counts),
                 scorer=PairScorer(store, counts),
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
+                catalogue=catalogue,
                 training=Training(store, follower, settings.train_wait_s),
                 access=access,
                 audit=audit,
@@ -152,9 +155,23 @@ async def _open_store(settings: ServiceSettings) -> Store:
 
 
 @asynccontextmanager
-async def _following(store: Store, settings: ServiceSettings) -> AsyncIterator[Follower]:
+async def _catalogue(store: Store) -> AsyncIterator[CatalogueFollower]:
+    catalogue = CatalogueFollower(store)
+    task = asyncio.create_task(catalogue.run(), name="follow the catalogue")
+    try:
+        yield catalogue
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _following(
+    store: Store, settings: ServiceSettings, catalogue: CatalogueFollower
+) -> AsyncIterator[Follower]:
     """Follow the live generation, which is loaded when this block begins."""
-    follower = Follower(store, settings.cache_dir, f"{os.uname().nodename}:{os.getpid()}")
+    worker = f"{os.uname().nodename}:{os.getpid()}"
+    follower = Follower(store, settings.cache_dir, worker, prepare=catalogue.prepare)
     # Told to stop rather than cancelled: it takes leave of the store, so that nothing waits for this worker.
     stop = asyncio.Event()
     task = asyncio.create_task(follower.run(stop), name="follow the live generation")

@@ -15,6 +15,7 @@ from featurestore.errors import StoreFull
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
+from service.catalogue.follower import CatalogueFollower
 from service.http.access import Access
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
@@ -45,6 +46,7 @@ class ServiceContext:
     batcher: MicroBatcher
     scorer: PairScorer
     rankings: RankingDesk
+    catalogue: CatalogueFollower
     training: Training
     access: Access
     audit: Audit

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from factors import Float32s, Int64s, Ranked
+from factors import Bools, Float32s, Int64s, Ranked
 from featurestore.generations.live import LiveGeneration
 from service.http.problems import Problem
 from service.metrics import Counts
@@ -28,6 +28,7 @@ class RankingRequest:
     """The ranking of one user that waits for the thread: the best `n` items but the rows in `exclude`.
 
     `vector` float32 (user_width,); `exclude` int64 (m,). With `rng` a draw from the posterior ranks.
+    `allowed` (n_items,): the rows that may be returned, None for all.
     """
 
     live: LiveGeneration
@@ -35,11 +36,13 @@ class RankingRequest:
     n: int
     exclude: Int64s
     rng: np.random.Generator | None
+    allowed: Bools | None
     ranked: asyncio.Future[Ranked]
 
     def goes_with(self, other: "RankingRequest") -> bool:
         """Whether both can be ranked in one product. A draw is made for one user alone."""
-        return self.live is other.live and self.n == other.n and self.rng is other.rng is None
+        same = self.live is other.live and self.n == other.n and self.allowed is other.allowed
+        return same and self.rng is other.rng is None
 
 
 class RankingDesk:
@@ -58,30 +61,34 @@ class RankingDesk:
         n: int,
         exclude: Int64s,
         rng: np.random.Generator | None = None,
+        *,
+        allowed: Bools | None = None,
     ) -> Ranked:
         """Return the best `n` items for a user; arguments as in `RankingRequest`.
 
         Raises `overloaded` where too many wait already.
         """
         if live.ranker.multiplications(sampled=rng is not None, depth=n + len(exclude)) <= _QUICK:
-            return live.ranker.top(vector[None], n, [exclude], rng)[0]
+            return live.ranker.top(vector[None], n, [exclude], rng, allowed=allowed)[0]
         if len(self._waiting) >= self._most_waiting:
             self._counts.overloads += 1
             raise Problem("overloaded", f"{len(self._waiting)} rankings wait", retry_after_s=1)
         ranked: asyncio.Future[Ranked] = asyncio.get_running_loop().create_future()
-        self._waiting.append(RankingRequest(live, vector, n, exclude, rng, ranked))
+        self._waiting.append(RankingRequest(live, vector, n, exclude, rng, allowed, ranked))
         # The task ends when nothing waits: an idle worker has no thread at work.
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name="rank")
         return await ranked
 
-    async def similar(self, live: LiveGeneration, item_row: int, n: int) -> Ranked:
-        """Return the `n` items most like `item_row`."""
-        return await _computed(live, partial(live.ranker.similar, item_row, n))
+    async def similar(
+        self, live: LiveGeneration, item_row: int, n: int, allowed: Bools | None = None
+    ) -> Ranked:
+        """Return the `n` items most like `item_row`, of those `allowed`."""
+        return await _computed(live, partial(live.ranker.similar, item_row, n, allowed))
 
-    async def popular(self, live: LiveGeneration, n: int) -> Ranked:
-        """Return the `n` most loved items."""
-        return await _computed(live, partial(live.ranker.popular, n))
+    async def popular(self, live: LiveGeneration, n: int, allowed: Bools | None = None) -> Ranked:
+        """Return the `n` most loved items, of those `allowed`."""
+        return await _computed(live, partial(live.ranker.popular, n, allowed))
 
     async def close(self) -> None:
         """Cancel the requests that wait."""
@@ -122,4 +129,5 @@ async def _computed(live: LiveGeneration, rank: Callable[[], Ranked]) -> Ranked:
 def _rank(block: list[RankingRequest]) -> list[Ranked]:
     first = block[0]
     vectors = np.stack([request.vector for request in block])
-    return first.live.ranker.top(vectors, first.n, [request.exclude for request in block], first.rng)
+    exclude = [request.exclude for request in block]
+    return first.live.ranker.top(vectors, first.n, exclude, first.rng, allowed=first.allowed)

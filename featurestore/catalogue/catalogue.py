@@ -204,6 +204,12 @@ class Catalogue:
             raise RegistryFull(f"there is room for {self._max_items} items, no more may be added")
         return bool(reply[0] == b"OK")
 
+    async def ids(self, n: int, *, after: bytes = b"") -> list[bytes]:
+        """Return the ids of up to `n` items, in their order, behind `after`."""
+        key, low = self._keys.catalogue_ids, b"(" + after if after else b"-"
+        found: Any = await self._client.zrange(key, low, b"+", bylex=True, offset=0, num=n)
+        return list(found)
+
     async def page(self, n: int, *, prefix: bytes = b"", after: bytes = b"", by_title: bool = False) -> Page:
         """Return up to `n` items whose id, or title, begins with `prefix`, behind `after` of the page before.
 
@@ -223,14 +229,20 @@ class Catalogue:
         found: Any = await self._client.sscan(self._keys.catalogue_deleted, cursor, count=READ_AT_ONCE)
         return int(found[0]), list(found[1])
 
-    async def counts(self) -> tuple[int, int, int]:
-        """Return how many items there are, how many the list by id has, and how many are deleted."""
+    async def count(self) -> int:
+        """Return how many items there are."""
+        return int(await self._client.hlen(self._keys.catalogue_items))
+
+    async def require_whole(self) -> None:
+        """Raise `StoreDamaged` where the list by id lacks items."""
         pipe = self._client.pipeline()
-        pipe.hlen(self._keys.catalogue_items)
         pipe.zcard(self._keys.catalogue_ids)
-        pipe.scard(self._keys.catalogue_deleted)
-        items, listed, deleted = await pipe.execute()
-        return items, listed, deleted
+        pipe.hlen(self._keys.catalogue_items)
+        listed, items = await pipe.execute()
+        # One that comes in between is counted the second time alone, and only then is it asked again.
+        if listed != items and await self._client.zcard(self._keys.catalogue_ids) < items:
+            why = f"it lists {listed} items of {items}"
+            raise StoreDamaged(shown_key(self._keys.catalogue_ids), why)
 
 
 def title_key(title: str) -> bytes:

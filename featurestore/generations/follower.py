@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,14 +68,24 @@ class Follower:
     poll.
     """
 
-    def __init__(self, store: "Store", cache_dir: Path, worker_id: str, poll_s: float = 0.1) -> None:
-        """Raises `StoreRefused` where `cache_dir` cannot be written."""
+    def __init__(
+        self,
+        store: "Store",
+        cache_dir: Path,
+        worker_id: str,
+        poll_s: float = 0.1,
+        prepare: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        """`prepare`: is awaited with an epoch before a generation of it is served for the first time. Raises
+        `StoreRefused` where `cache_dir` cannot be written.
+        """
         self._store = store
         self._keys = store.keys
         self._client = store.redis
         self._cache = TableCache(cache_dir, store.settings.namespace)
         self._worker_id = worker_id
         self._poll_s = poll_s
+        self._prepare = prepare
         self.live: LiveGeneration | None = None
         self.pointer: Pointer | None = None
         self.loads_total = 0
@@ -173,8 +184,9 @@ class Follower:
         if live is not None and items is not None and live is self.live:
             entries, ids = rest[:2]
             items.follow(known, ids)
-            if entries:
-                followed = await self._with_deltas(live, entries)
+            # An item that the catalogue has registered is recommended by the prior until it is rated.
+            if entries or len(items) > live.n_items:
+                followed = await self._with_deltas(live, entries, len(items))
                 # A load that ended meanwhile has read these deltas, or does not need them.
                 if self.live is live:
                     self.live = followed
@@ -218,6 +230,8 @@ class Follower:
             items = self._store.items(epoch)
             await items.refresh()
             await items.require_whole()
+            if self._prepare is not None and (self.live is None or self.live.epoch != epoch):
+                await self._prepare(epoch)
             if self.live is not None or await self._announce(epoch, generation):
                 self.live = live
                 self.loads_total += 1
@@ -243,11 +257,14 @@ class Follower:
         self.pointer = await self._store.generations.live()
         return (self.pointer.epoch, self.pointer.generation) == (epoch, generation)
 
-    async def _with_deltas(self, live: LiveGeneration, entries: Any) -> LiveGeneration:
+    async def _with_deltas(self, live: LiveGeneration, entries: Any, known: int = 0) -> LiveGeneration:
+        """`known`: rows that have an item, be it without a delta."""
         key = self._keys.deltas(live.epoch, live.generation)
         deltas = decode_deltas(entries, live.model.item_width, live.after, key)
         in_thread = len(deltas.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS
-        table, n_items = await asyncio.to_thread(_room, live, deltas) if in_thread else _room(live, deltas)
+        table, n_items = (
+            await asyncio.to_thread(_room, live, deltas, known) if in_thread else _room(live, deltas, known)
+        )
         async with live.row_lock.writing():
             # Here, where whatever else reads it on the event loop is not half way through a row.
             table[deltas.rows] = deltas.vectors
@@ -287,12 +304,12 @@ def _live_generation(meta: GenerationMeta, table: Float32s, index_bytes: bytes) 
     )
 
 
-def _room(live: LiveGeneration, news: Deltas) -> tuple[Float32s, int]:
-    """The table with room for the `news`, and how many items it has then; rows between those and its items
-    are the prior.
+def _room(live: LiveGeneration, news: Deltas, known: int) -> tuple[Float32s, int]:
+    """The table with room for the `news` and for `known` rows, and how many items it has then; rows between
+    those and its items are the prior.
     """
     table = live.items if live.table is None else live.table
-    n_items = max(live.n_items, int(news.rows.max(initial=-1)) + 1)
+    n_items = max(live.n_items, known, int(news.rows.max(initial=-1)) + 1)
     if n_items > len(table):
         # An eighth more, so that a table that grows row by row is copied a few times, not each time.
         table = np.empty((n_items + n_items // 8 + 1024, table.shape[1]), dtype=table.dtype)

@@ -3,6 +3,8 @@
 Invariant: a row that has no name yet is in no answer.
 """
 
+import time
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +42,13 @@ class Neighbour(msgspec.Struct):
     score: float
 
 
-class Similar(msgspec.Struct):
+class Similar(msgspec.Struct, omit_defaults=True):
     """The nearest items, best first."""
 
     item_id: str
     generation: int
     items: list[Neighbour]
+    degraded: bool = False
 
 
 class Loved(msgspec.Struct):
@@ -57,11 +60,12 @@ class Loved(msgspec.Struct):
     mean: float | None
 
 
-class Popular(msgspec.Struct):
+class Popular(msgspec.Struct, omit_defaults=True):
     """The most loved items, best first."""
 
     generation: int
     items: list[Loved]
+    degraded: bool = False
 
 
 async def item_names(registry: ItemRegistry, rows: npt.NDArray[np.integer]) -> list[str | None]:
@@ -132,14 +136,17 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
     live = context.live()
     registry = context.store.items(live.epoch)
-    found = await context.rankings.similar(live, await item_row(registry, item_id), n)
+    asked = context.catalogue.ask()
+    row = await item_row(registry, item_id)
+    view, degraded = await context.catalogue.current(asked, live.epoch)
+    found = await context.rankings.similar(live, row, n, view.allowed(time.time(), live.ranker.n_items))
     names = await item_names(registry, found.item_rows)
     items = [
         Neighbour(name, score)
         for name, score in zip(names, found.scores.tolist(), strict=True)
         if name is not None
     ]
-    return json_answer(Similar(item_id.decode(), live.generation, items))
+    return json_answer(Similar(item_id.decode(), live.generation, items, degraded))
 
 
 @Route(
@@ -157,7 +164,8 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     n = Query(request.raw_path).integer("n", 10, 1, MAX_N)
     live = context.live()
-    found = await context.rankings.popular(live, n)
+    view, degraded = await context.catalogue.current(context.catalogue.ask(), live.epoch)
+    found = await context.rankings.popular(live, n, view.allowed(time.time(), live.ranker.n_items))
     names = await item_names(context.store.items(live.epoch), found.item_rows)
     behind = statistics_of(live, found.item_rows)
     items = [
@@ -165,4 +173,4 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
         for name, score, (count, mean) in zip(names, found.scores.tolist(), behind, strict=True)
         if name is not None
     ]
-    return json_answer(Popular(live.generation, items))
+    return json_answer(Popular(live.generation, items, degraded))

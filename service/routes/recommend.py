@@ -17,6 +17,7 @@ from msgspec import Meta
 from factors import Float32s, explain
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
+from service.catalogue.view import CatalogueView
 from service.context import CONTEXT, ServiceContext
 from service.http.parsing import (
     Body,
@@ -144,11 +145,15 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed))
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
+    # In the write in which the user is looked up.
+    asked = context.catalogue.ask()
     profile, degraded = await context.scorer.profile(live, user_id)
+    catalogue = await context.catalogue.current(asked, live.epoch)
     history = profile.history
     if exclude_seen and not profile.whole:
         _, history = await context.store.users.history(live.epoch, user_id)
-    items = await _best_items(context, live, profile.vector, history, wanted)
+    items = await _best_items(context, live, profile.vector, history, wanted, view=catalogue.view)
+    degraded |= catalogue.degraded
     return json_answer(
         Recommendations(live.generation, items, user_id.decode(), seed=wanted.seed, degraded=degraded)
     )
@@ -174,7 +179,9 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         timestamps = [rating.timestamp for rating in body.ratings]
         times = checked_times(timestamps, time.time(), "ratings.timestamp")
         live = context.live()
+        asked = context.catalogue.ask()
         rows = await context.store.items(live.epoch).rows(item_ids)
+        view, degraded = await context.catalogue.current(asked, live.epoch)
         known = [k for k, row in enumerate(rows) if row is not None]
         history = History(
             np.array([rows[k] for k in known], dtype=np.int32),
@@ -183,9 +190,11 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         )
         packed = pack_histories([history])
         vectors = await _computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
-        items = await _best_items(context, live, vectors[0], history, wanted)
+        items = await _best_items(context, live, vectors[0], history, wanted, view=view)
     ignored = len(rows) - len(known)
-    return json_answer(Recommendations(live.generation, items, ignored=ignored, seed=wanted.seed))
+    return json_answer(
+        Recommendations(live.generation, items, ignored=ignored, seed=wanted.seed, degraded=degraded)
+    )
 
 
 def checked_wanted(body: RecommendBody) -> Wanted:
@@ -207,9 +216,15 @@ def _seed(explore: str, seed: int | None) -> int | None:
 
 
 async def _best_items(
-    context: ServiceContext, live: LiveGeneration, vector: Float32s, history: History, wanted: Wanted
+    context: ServiceContext,
+    live: LiveGeneration,
+    vector: Float32s,
+    history: History,
+    wanted: Wanted,
+    *,
+    view: CatalogueView,
 ) -> list[Recommended]:
-    """Return the items that are wanted for a user with `vector` (user_width,)."""
+    """Return the items that are wanted for a user with `vector` (user_width,), of those that `view` shows."""
     registry, n_items = context.store.items(live.epoch), live.ranker.n_items
     if n_items > len(registry):
         await registry.refresh()
@@ -219,7 +234,8 @@ async def _best_items(
         exclude = np.concatenate([history.item_row.astype(np.int64), exclude])
     rng = None if wanted.seed is None else np.random.default_rng(wanted.seed)
     # Items before the offset are ranked too: their scores decide which ones come behind them.
-    best = await context.rankings.top(live, vector, wanted.n + wanted.offset, exclude, rng)
+    allowed = view.allowed(time.time(), n_items)
+    best = await context.rankings.top(live, vector, wanted.n + wanted.offset, exclude, rng, allowed=allowed)
     rows, scores = best.item_rows[wanted.offset :], best.scores[wanted.offset :].tolist()
     names = await item_names(registry, rows)
     return [Recommended(name, score) for name, score in zip(names, scores, strict=True) if name is not None]

@@ -1,0 +1,1 @@
+"""What a worker holds of the catalogue, and how what is sent becomes items."""

@@ -1,0 +1,158 @@
+"""A worker's catalogue. Invariant: an answer that ranks has every change that was acknowledged before it was
+asked, by whichever worker.
+
+Each such answer reads the version in the write in which it looks up its user, and goes on at once where the
+worker has that version. Where it has not, the changes since are read first. In between the worker follows by
+itself, so that few are missing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from featurestore.catalogue.catalogue import ItemState
+from featurestore.errors import EpochGone, RegistryFull, StoreError, StoreUnavailable
+from featurestore.store import Store
+from service.catalogue.view import CatalogueView
+
+log = logging.getLogger("foldin.service")
+
+POLL_S = 0.1  # as the live generation is followed
+# Of items that are read anew: a reply of 150 KB where they are as long as most are.
+_LOADED_AT_ONCE = 512
+# Changes of one reply: each names up to 256 items, which are then read.
+_CHANGES_AT_ONCE = 16
+# The live epoch and the one that is about to be.
+_EPOCHS_KEPT = 2
+# So long an answer waits for a large catalogue that is read for the first time; a client asks again after it.
+_WAIT_S = 5.0
+
+
+class Current(NamedTuple):
+    """The catalogue as of a question. `degraded`: as it was known last, because the store is away."""
+
+    view: CatalogueView
+    degraded: bool
+
+
+class CatalogueFollower:
+    """Keeps views of the catalogue up to date."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._catalogue = store.catalogue
+        self._views: dict[int, CatalogueView] = {}
+        self._reading = asyncio.Lock()
+
+    def ask(self) -> "asyncio.Future[list[Any]]":
+        """Ask for the version, in the write of this turn of the event loop; `current` takes the reply."""
+        asked = self._catalogue.ask_version()
+        # The caller may fail before it comes to this reply.
+        asked.add_done_callback(lambda reply: reply.cancelled() or reply.exception())
+        return asked
+
+    async def current(self, asked: "asyncio.Future[list[Any]]", epoch: int) -> Current:
+        """Return the catalogue of an epoch as of when `asked` was asked, or later.
+
+        Raises `StoreUnavailable` where it was never read and the store is away; `StoreDamaged`.
+        """
+        view = self._views.get(epoch)
+        try:
+            version = self._catalogue.version_of((await asked)[0])
+            if view is None or not view.valid or not view.has(version):
+                async with asyncio.timeout(_WAIT_S):
+                    view = await self._caught_up(epoch, version)
+        except TimeoutError:
+            raise StoreUnavailable("the catalogue is being read", 1.0) from None
+        except StoreUnavailable:
+            if view is None or not view.valid:
+                raise
+            return Current(view, degraded=True)
+        return Current(view, degraded=False)
+
+    async def prepare(self, epoch: int) -> None:
+        """Read the catalogue for an epoch that is about to be served. What fails is tried again by the first
+        answer that needs it.
+        """
+        try:
+            await self._caught_up(epoch, await self._catalogue.version())
+        except StoreError as exc:
+            log.warning("the catalogue cannot be read: %s", exc)
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        failure = ""
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                for epoch in list(self._views):
+                    await self._caught_up(epoch, await self._catalogue.version())
+                failure = ""
+            except StoreError as exc:
+                if str(exc) != failure:
+                    log.warning("the catalogue cannot be followed: %s", exc)
+                failure = str(exc)
+            except Exception:  # the edge of the loop: an answer would have to read what it has not
+                log.exception("the catalogue cannot be followed")
+
+    async def _caught_up(self, epoch: int, version: bytes) -> CatalogueView:
+        """Return the view of an epoch with all changes up to a version that was read before."""
+        async with self._reading:
+            view = self._views.get(epoch)
+            while view is None or not view.valid or not view.has(version):
+                changes = None
+                if view is not None and view.valid:
+                    changes = await self._catalogue.changes_since(view.version, _CHANGES_AT_ONCE)
+                if view is None or changes is None or not changes.whole:
+                    view = await self._load(epoch)
+                    # What was read is of after the question.
+                    break
+                await self._take_in(view, epoch, await self._catalogue.states(changes.item_ids))
+                # A question's version is in the stream, unless the store has lost it: then this is all.
+                ends = changes.version == view.version
+                view.reached(changes.version)
+                if ends:
+                    break
+            return view
+
+    async def _load(self, epoch: int) -> CatalogueView:
+        catalogue = self._catalogue
+        view = CatalogueView(catalogue, self._store.items(epoch))
+        # First: what changes while the items are read is read again.
+        version = await catalogue.version()
+        after, cursor = b"", 0
+        while ids := await catalogue.ids(_LOADED_AT_ONCE, after=after):
+            await self._take_in(view, epoch, await catalogue.states(ids))
+            after = ids[-1]
+        while True:
+            cursor, deleted = await catalogue.deleted(cursor)
+            await self._take_in(view, epoch, await catalogue.states(deleted))
+            if cursor == 0:
+                break
+        await catalogue.require_whole()
+        view.reached(version)
+        self._views.pop(epoch, None)
+        self._views[epoch] = view
+        while len(self._views) > _EPOCHS_KEPT:
+            del self._views[next(iter(self._views))]
+        return view
+
+    async def _take_in(self, view: CatalogueView, epoch: int, states: Sequence[ItemState]) -> None:
+        """Put items into a view; those that have no row get one, so that they can be recommended unrated."""
+        registry = self._store.items(epoch)
+        rows = await registry.rows([state.item_id for state in states])
+        new = [
+            state.item_id
+            for state, row in zip(states, rows, strict=True)
+            if row is None and state.data is not None
+        ]
+        if new:
+            try:
+                await registry.register(new)
+                rows = [registry.row(state.item_id) for state in states]
+            except (RegistryFull, EpochGone) as exc:
+                # They are in no list until there is room; what is hidden stays so when it gets a row.
+                log.warning("items of the catalogue have no row: %s", exc)
+        for state, row in zip(states, rows, strict=True):
+            view.put(state, row)
