@@ -34,8 +34,16 @@ from factors.ranking.parameters import RankingParameters
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
 from factors.ranking.training import HoldOut, RankingFit, fit_ranking
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
+from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.explain import explain
-from factors.serving.ivf_index import Index, build_index, index_from_bytes, index_to_bytes
+from factors.serving.ivf_index import (
+    Index,
+    build_index,
+    index_from_bytes,
+    index_of,
+    index_to_bytes,
+    read_index,
+)
 from factors.serving.metrics import held_out_metrics, log_density, step_log_likelihood
 from factors.serving.ranking import Ranker
 from factors.serving.scoring import Scorer, item_statistics
@@ -48,6 +56,8 @@ __all__ = [
     "RECENT",
     "SAMPLED",
     "BiasBaseline",
+    "Blended",
+    "BlendedRanker",
     "Bools",
     "Explanation",
     "FactorsError",
@@ -88,11 +98,13 @@ __all__ = [
     "head_to_bytes",
     "held_out_metrics",
     "index_from_bytes",
+    "index_of",
     "index_to_bytes",
     "item_statistics",
     "log_density",
     "posterior_of",
     "prior_model",
+    "read_index",
     "sample_order",
     "scale_levels",
     "step_log_likelihood",

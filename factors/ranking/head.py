@@ -77,6 +77,16 @@ class RankingHead:
         sparse = self.neighbours.weights_of(data.other, item_row)
         return base, data.other.astype(np.int32), np.asarray(weight * (chosen @ direction + sparse))
 
+    def reached(self, history: Histories) -> tuple[Int64s, Float64s]:
+        """Return the rows (m,), ascending, that the sparse term of this one history adds to, and what it adds
+        to the relevance of each (m,).
+        """
+        data = self._events(history)
+        entries, lengths = self.neighbours.entries(data.other)
+        added = np.repeat(self.parameters.event_weights(data), lengths) * self.neighbours.weight[entries]
+        rows, place = np.unique(self.neighbours.item_row[entries], return_inverse=True)
+        return rows.astype(np.int64), np.bincount(place, added, minlength=len(rows)).astype(np.float64)
+
     def covariance(self, history: Histories) -> Float64s:
         """Return the covariance (r, r) of the user's vector: the inverse of its precision times the noise."""
         data = self._events(history)

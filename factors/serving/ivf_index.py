@@ -3,8 +3,9 @@
 Invariant: the recall that an index states was measured on users that had no part in choosing how many lists a
 search reads.
 
-The inverted file of Jégou, Douze and Schmid (2011) without compression: k-means over `[latent, bias]`, lists
-ranked by the inner product of their centre with `[latent of the user, 1]`.
+The inverted file of Jégou, Douze and Schmid (2011) without compression: k-means over the points, which are
+`[latent, bias]` of the items, or their factors in the ranking head; lists ranked by the inner product of
+their centre with `[latent of the user, 1]`, or with the user's vector in the head.
 """
 
 import math
@@ -60,15 +61,19 @@ def index_to_bytes(index: Index) -> bytes:
 
 def index_from_bytes(payload: bytes, model: Model, n_items: int) -> Index:
     """Return the index of a table of `n_items` rows. Raises `ModelUnreadable` where the bytes are none."""
+    return read_index(payload, item_layout(model).dim, n_items)
+
+
+def read_index(payload: bytes, dim: int, n_items: int) -> Index:
+    """Return the index of `n_items` points of dimension `dim`. Raises as `index_from_bytes`."""
     try:
         read = msgspec.msgpack.decode(payload, type=_Bytes)
     except msgspec.MsgspecError as exc:
         raise ModelUnreadable(f"not an index: {exc}") from exc
-    dim = item_layout(model).dim
     fits = (read.format, read.dim, len(read.lists)) == (_FORMAT, dim, 2 * n_items)
     if not fits or len(read.centres) % (4 * dim):
         raise ModelUnreadable(
-            f"an index {read.format!r} that does not fit {n_items} items of rank {model.rank}"
+            f"an index {read.format!r} that does not fit {n_items} items of dimension {dim}"
         )
     centres = np.frombuffer(read.centres, dtype="<f4").reshape(-1, dim).astype(np.float32)
     lists = np.frombuffer(read.lists, dtype="<u2").astype(np.uint16)
@@ -95,9 +100,21 @@ def build_index(
     if len(items) < least_items or len(users) == 0:
         return None
     points = np.ascontiguousarray(items[:, item_layout(model).mean], dtype=np.float32)
-    # Half of these users choose and half measure: the recall of 2,000 items is known to half a percent.
-    chosen = rng.choice(len(users), min(400, len(users)), replace=False)
-    queries = query_features(model, users[np.sort(chosen)])
+    return index_of(points, query_features(model, users[sample(len(users), rng)]), rng)
+
+
+def sample(users: int, rng: np.random.Generator) -> Int64s:
+    """Return the rows, ascending, of the users who choose how much a search reads, and who measure it."""
+    # Half of these choose and half measure: the recall of 2,000 items is known to half a percent.
+    return np.sort(rng.choice(users, min(400, users), replace=False))
+
+
+def index_of(
+    points: Float32s, queries: Float32s, rng: np.random.Generator, *, least_items: int = 1
+) -> Index | None:
+    """Return an index of `points` (n, dim) for users like `queries` (q, dim); None as by `build_index`."""
+    if len(points) < least_items or len(queries) == 0:
+        return None
     # Twice the root balances the product with the centres and the products in the lists that are read. The
     # number of a list is stored in 16 bits.
     count = min(max(2, 2 * math.isqrt(len(points))), np.iinfo(np.uint16).max)

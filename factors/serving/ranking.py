@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.layout import COUNT, FloatTable, outer, triangle, unpack
+from factors.model.layout import COUNT, FloatTable, outer, triangle
 from factors.model.std_calibration import NINETY
 from factors.model.types import Bools, Float32s, Float64s, Int64s, Ranked
 from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.ivf_index import Index, query_features
 from factors.serving.mean_table import MeanTable, grown, largest
+from factors.serving.posterior_draw import PosteriorDraw, packed_weights
 from factors.serving.scoring import Scorer
 
 # Rows that are read at once: their covariances stay in the cache while they become floats.
@@ -224,23 +225,11 @@ class Ranker:
         """Return the best rows by one draw: the user from the posterior, then each item's part of the score
         given the user.
         """
-        layout = self._posterior.parameters.users.layout
-        mean = user[layout.mean].astype(np.float64)
-        # By eigenvalues, for a covariance that float32 made slightly indefinite has no Cholesky factor.
-        values, vectors = np.linalg.eigh(unpack(user[None, layout.covariance], layout.dim)[0])
-        noise = rng.standard_normal(mean.shape) * np.sqrt(np.maximum(values, 0.0))
-        features = mean + vectors @ noise
-        # The user's bias adds the same to every item.
-        features[-1] = 1.0
-        pairs = _pairs(outer(features[None])[0], layout.dim)
-        # The items are float32: a product with float64 would copy them.
-        features32 = features.astype(np.float32)
+        draw = PosteriorDraw(self._posterior, user, rng)
         draws: Float32s = np.empty(len(items), dtype=np.float32)
         for start in range(0, len(draws), _ROWS_AT_ONCE):
-            part = items[start : start + _ROWS_AT_ONCE]
-            deviation = np.sqrt(self._codec.quadratic(part, pairs))
-            deviation *= rng.standard_normal(len(deviation), dtype=np.float32)
-            draws[start : start + len(part)] = part[:, self._layout.mean] @ features32 + deviation
+            part = slice(start, start + _ROWS_AT_ONCE)
+            draws[part] = draw.scores(items[part])
         draws[exclude] = -np.inf
         return largest(draws, n)
 
@@ -268,15 +257,10 @@ class _AverageUser:
         root = np.linalg.cholesky(second + 1e-12 * np.trace(second) * np.eye(layout.rank))
         rows, columns, _ = triangle(layout.rank)
         latent_pairs = np.zeros(layout.packed)
-        latent_pairs[: len(rows)] = _pairs(second[rows, columns], layout.rank)
-        pairs = _pairs(outer(np.append(latent, 1.0)[None])[0], layout.dim)
+        latent_pairs[: len(rows)] = packed_weights(second[rows, columns], layout.rank)
+        pairs = packed_weights(outer(np.append(latent, 1.0)[None])[0], layout.dim)
         offset = posterior.parameters.mean + float(users.mean[-1])
         return _AverageUser(latent, second, root, offset, latent_pairs, pairs)
-
-
-def _pairs(packed: Float64s, dim: int) -> Float64s:
-    """Return the weights of packed covariances in `f^T S f`, from the packed `f f^T`."""
-    return np.asarray(packed * triangle(dim)[2])
 
 
 def _barred(allowed: Bools, count: int) -> Int64s:

@@ -1,0 +1,36 @@
+"""What a list is ordered by: relevance and expected rating in one number. Invariant: an item that is not
+relevant has the score 0, however well it would be rated, and stands behind every item that is.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from factors.model.types import Float64s, Int64s, Scale
+
+# Where a scale begins at 0 or below it, ratings are counted from a quarter of its length below its lowest:
+# from 0, as they stand, on 1 to 5.
+_BELOW = 0.25
+
+
+def blended(relevance: Float64s, rating: Float64s, gamma: float, scale: Scale) -> Float64s:
+    """Return `max(relevance, 0) * rating ^ gamma` (m,) of items with this relevance and expected rating, each
+    (m,); it falls with neither.
+    """
+    return np.asarray(np.maximum(relevance, 0.0) * _factor(rating, gamma, scale))
+
+
+def highest_score(relevance: float, gamma: float, scale: Scale) -> float:
+    """Return the highest score of an item that is no more relevant than that, whatever its rating."""
+    return max(relevance, 0.0) * float(_factor(np.array(scale.high), gamma, scale))
+
+
+def best_first(scores: Float64s, relevance: Float64s, rating: Float64s, rows: Int64s) -> Int64s:
+    """Return the order (m,) of items: by score, those of one score by relevance, then by rating, then by
+    row.
+    """
+    return np.lexsort((rows, -rating, -relevance, -scores))
+
+
+def _factor(rating: Float64s, gamma: float, scale: Scale) -> npt.NDArray[np.float64]:
+    start = 0.0 if scale.low > 0 else scale.low - _BELOW * (scale.high - scale.low)
+    return np.asarray((rating - start) ** gamma)
