@@ -156,3 +156,4 @@ class CatalogueFollower:
                 log.warning("items of the catalogue have no row: %s", exc)
         for state, row in zip(states, rows, strict=True):
             view.put(state, row)
+        await view.settle()

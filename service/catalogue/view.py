@@ -2,19 +2,26 @@
 gets its row later is placed before the next question.
 """
 
+import asyncio
 import logging
 import math
 
 from factors import Bools
 from featurestore.catalogue.catalogue import Catalogue, ItemState
+from featurestore.catalogue.item import CatalogueItem
 from featurestore.errors import StoreDamaged
 from featurestore.item_registry import ItemRegistry
 from service.catalogue.availability import Availability
+from service.rules.columns import Columns
+from service.rules.filters import Filter, Rows
+from service.rules.masks import Masks
 
 log = logging.getLogger("foldin.service")
 
 # Versions that a question may have seen while others were taken in: those of some seconds.
 _SEEN_KEPT = 1_000
+# Items that are put into columns in 2 ms.
+_SETTLED_AT_ONCE = 64
 
 
 class CatalogueView:
@@ -26,6 +33,11 @@ class CatalogueView:
         # The registry has another list once it was cleared: then rows may be those of other items.
         self._ids = registry.ids
         self._availability = Availability()
+        # Threads read the columns, so that they may lack what was put last: it waits by row.
+        self.columns = Columns()
+        self._masks = Masks(self.columns)
+        self._unsettled: dict[int, CatalogueItem] = {}
+        self._settling = asyncio.Lock()
         # What is known of items that have no row yet, and up to which row these were looked for.
         self._unplaced: dict[bytes, ItemState] = {}
         self._placed = 0
@@ -54,23 +66,46 @@ class CatalogueView:
         if row is None:
             self._unplaced[state.item_id] = state
             return
-        start, end = self._span(state)
+        item = self._item(state)
+        self._unsettled[row] = item or CatalogueItem("")
+        # One that was never in the catalogue may be shown.
+        start, end = -math.inf, math.inf
+        if item is None or item.hidden:
+            start = -math.inf if state.data is None and not state.deleted else math.inf
+        else:
+            start = start if item.available_from is None else item.available_from
+            end = end if item.available_until is None else item.available_until
         self._availability.put(row, start, end)
 
-    def _span(self, state: ItemState) -> tuple[float, float]:
+    async def settle(self) -> None:
+        """Bring the columns up to date with what was put, in small steps."""
+        if not self._unsettled:
+            return
+        async with self._settling:
+            while self._unsettled:
+                async with self.columns.lock.writing():
+                    for _ in range(min(len(self._unsettled), _SETTLED_AT_ONCE)):
+                        self.columns.put(*self._unsettled.popitem())
+                await asyncio.sleep(0)
+
+    async def mask(self, wanted: Filter, n: int, rows: Rows) -> Bools:
+        """Return which of the first `n` item rows pass a filter (n,), not to be written to. `rows`: of the
+        ids that it names.
+        """
+        await self.settle()
+        return await self._masks.mask(wanted, n, rows)
+
+    def _item(self, state: ItemState) -> CatalogueItem | None:
+        """Return the item that is stored, None where there is none or it is damaged."""
         if state.data is None:
-            return (math.inf if state.deleted else -math.inf), math.inf
+            return None
         try:
-            item = self._catalogue.read(state.data)
+            return self._catalogue.read(state.data)
         except StoreDamaged as exc:
             # It may have been hidden: an item of which that cannot be read is not shown.
             self.damaged += 1
             log.error("an item of the catalogue is left out: %s", exc)
-            return math.inf, math.inf
-        if item.hidden:
-            return math.inf, math.inf
-        start = -math.inf if item.available_from is None else item.available_from
-        return start, math.inf if item.available_until is None else item.available_until
+            return None
 
     def allowed(self, now: float, n: int) -> Bools | None:
         """Return which of the first `n` item rows may be shown (n,), None where all may."""

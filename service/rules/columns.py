@@ -227,7 +227,7 @@ class Columns:
 
     def __init__(self) -> None:
         self.lock = RowLock()
-        self.title, self.categories, self.hidden = TextColumn(), ListColumn(), NumberColumn("boolean")
+        self.title, self.categories = TextColumn(), ListColumn()
         self.available_from, self.available_until = NumberColumn("time"), NumberColumn("time")
         self._attributes: dict[str, Column] = {}
 
@@ -235,8 +235,6 @@ class Columns:
         """Set what is known of the item of a row."""
         self.title.put(row, item.title or None)
         self.categories.put(row, item.categories)
-        # Most items are not hidden: a column that is empty takes no room.
-        self.hidden.put(row, item.hidden or None)
         self.available_from.put(row, item.available_from)
         self.available_until.put(row, item.available_until)
         for name, column in self._attributes.items():
@@ -256,14 +254,6 @@ class Columns:
                 column: Column = getattr(self, key)
                 return column
         return self._attributes.get(key)
-
-    def shown(self, at_s: float, n: int) -> Bools:
-        """Return which of the first `n` rows may be shown at a time, in seconds since 1970 (n,)."""
-        ends = {"open_low": True, "open_high": False}
-        kept = self.hidden.equals_any((1.0,), n)
-        kept |= self.available_from.between(at_s, np.inf, n, **ends)
-        kept |= self.available_until.between(-np.inf, at_s, n, **ends)
-        return np.logical_not(kept, out=kept)
 
     def _put_attribute(self, row: int, name: str, value: AttributeValue) -> None:
         kind = type_of(value)

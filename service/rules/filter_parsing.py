@@ -8,10 +8,10 @@ Invariant: a filter that was parsed can be evaluated; its depth, its conditions 
 
 import math
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from featurestore.catalogue.item import AttributeType
+from featurestore.catalogue.schema import parse_time
 from service.http.parsing import body_id
 from service.http.problems import Problem
 from service.rules.columns import Columns
@@ -126,7 +126,7 @@ class _Parser:
     def _range(self, key: str, kind: AttributeType, value: object, pointer: str) -> Range:
         members = _members(value, pointer, _ENDS)
         if kind not in ("number", "time"):
-            raise refused(pointer, f"only numbers and times have a range; {key} is {_SAID[kind]}")
+            raise refused(pointer, f"only numbers and times have a range; the type of {key} is {kind}")
         if not members or {"gt", "gte"} <= members.keys() or {"lt", "lte"} <= members.keys():
             raise refused(pointer, "must have one of gt and gte, or one of lt and lte, or one of each")
         ends = {end: _typed(each, key, kind, pointer_to(pointer, end)) for end, each in members.items()}
@@ -150,7 +150,7 @@ _SAID: Mapping[AttributeType, str] = {
     "number": "a number",
     "text": "a text",
     "list": "a list of texts",
-    "time": "a time",
+    "time": "a time, as seconds since 1970 or like 2024-05-01T12:00:00Z",
     "boolean": "true or false",
 }
 
@@ -162,24 +162,16 @@ def _typed(value: object, key: str, kind: AttributeType, pointer: str) -> Any:
             return value
         case "boolean", bool():
             return float(value)
-        case (("number" | "time"), (int() | float())) if not isinstance(value, bool):
+        case "time", _:
+            if (seconds := parse_time(value)) is not None:
+                return seconds
+        case "number", (int() | float()) if not isinstance(value, bool):
             # JSON has whole numbers that no float reaches.
             if abs(value) > _LARGEST:
                 raise refused(pointer, "is too large")
             return float(value)
-        case "time", str():
-            return _seconds(value, pointer)
     wanted = "a text" if kind == "list" else _SAID[kind]
-    raise refused(pointer, f"must be {wanted}: {key} is {_SAID[kind]}")
-
-
-def _seconds(text: str, pointer: str) -> float:
-    """Return a time of ISO 8601 in seconds since 1970; UTC where it names no zone."""
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        raise refused(pointer, "must be seconds since 1970 or a time like 2024-05-01T12:00:00Z") from None
+    raise refused(pointer, f"must be {wanted}; the type of {key} is {kind}")
 
 
 def _item_id(value: object, pointer: str) -> bytes:
