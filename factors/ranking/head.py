@@ -84,6 +84,7 @@ class RankingHead:
         data = self._events(history)
         entries, lengths = self.neighbours.entries(data.other)
         added = np.repeat(self.parameters.event_weights(data), lengths) * self.neighbours.weight[entries]
+        # Several events reach the same item: one sum for each.
         rows, place = np.unique(self.neighbours.item_row[entries], return_inverse=True)
         return rows.astype(np.int64), np.bincount(place, added, minlength=len(rows)).astype(np.float64)
 

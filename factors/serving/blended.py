@@ -68,6 +68,7 @@ class _Asked:
 
     def dense(self, rows: Int64s) -> Float64s:
         """Return what the factors make of `rows` (m,)."""
+        # In float32, as the search multiplies: a bound taken from one must hold in the other.
         return (self.head.items[rows] @ self.vector.astype(np.float32)).astype(np.float64)
 
     def relevance(self, rows: Int64s) -> Float64s:
@@ -122,9 +123,12 @@ class BlendedRanker:
         view, before = self._view, len(self._view.head.items)
         if n_items <= before:
             return view.head
+        # The first rows may be a file that is mapped, which has no room; the copy has an eighth to spare.
         table = view.table if n_items <= len(view.table) else grown(view.head.items, n_items)
+        # Kept although it is not ranked by yet: the room is there when the next item comes.
         self._view = replace(view, table=table)
         neighbours = view.head.neighbours
+        # An item that came after the fit says nothing of others, but may stand in a history.
         ends = np.full(n_items - before, neighbours.indptr[-1], dtype=np.int64)
         neighbours = replace(neighbours, indptr=np.concatenate([neighbours.indptr, ends]))
         return replace(view.head, items=table[:n_items], neighbours=neighbours)
@@ -133,7 +137,7 @@ class BlendedRanker:
         """Rank by `head`, made by `with_room`, in which the factors of `rows` (m,) are others than before."""
         view = self._view
         changed = np.union1d(np.asarray(rows, np.int64), np.arange(len(view.head.items), len(head.items)))
-        # One assignment: a call that runs has taken the state before.
+        # One assignment makes the new state visible: a call that runs has taken the one before.
         self._view = replace(view, head=head, means=view.means.updated(head.items, changed))
 
     def top(
@@ -162,6 +166,7 @@ class BlendedRanker:
         head, count = view.head, len(view.head.items)
         excluded = [np.asarray(rows, np.int64) for rows in exclude]
         excluded = [rows[(rows >= 0) & (rows < count)] for rows in excluded]
+        # All users of the block at once: a fold-in is a few calls of LAPACK, whose overhead they share.
         expected = head.fold_in_users(histories)
         parts = [_history(histories, j) for j in range(b)]
         vectors = expected
@@ -188,6 +193,7 @@ class BlendedRanker:
                 candidates = _candidates(asked, nearest([j], more)[0], more, excluded[j], allowed)
                 best = self._best(candidates, n, order)
             if rng is not None:
+                # A client reads what is expected; the draw has decided which items, and in which order.
                 rows = best.item_rows
                 best = self._valued(rows, replace(asked, vector=expected[j]).relevance(rows), rate(rows))
             answers.append(best)
@@ -200,6 +206,7 @@ class BlendedRanker:
         rating = np.zeros(0)
         looked_at = min(len(rows), 2 * n + _SPARE)
         while True:
+            # Ratings are what costs most of a candidate, so few are asked for at first.
             rating = np.concatenate([rating, rate(rows[len(rating) : looked_at])])
             found = self._valued(rows[:looked_at], relevance[:looked_at], rating)
             order = best_first(found.scores, found.relevance, rating, found.item_rows)[:n]
@@ -210,6 +217,7 @@ class BlendedRanker:
                 last = float(found.scores[order[-1]]), float(found.relevance[order[-1]])
             if left_out == -np.inf or last >= (highest_score(left_out, gamma, scale), left_out):
                 return self._valued(found.item_rows[order], found.relevance[order], rating[order])
+            # No candidate is left that could settle it: more are wanted.
             if looked_at == len(rows):
                 return None
             looked_at = min(len(rows), 2 * looked_at)
@@ -234,6 +242,7 @@ def _candidates(
     reached = reached[~np.isin(reached, exclude)]
     # What is not reached has no more than its factors say, and all that say more are found.
     rest = -np.inf if len(found) < depth else float(asked.dense(found).min())
+    # A row may be both.
     rows = np.union1d(found, reached)
     relevance = asked.relevance(rows)
     order = np.argsort(-relevance, kind="stable")
