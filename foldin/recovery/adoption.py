@@ -91,7 +91,7 @@ async def _adopt_once(store: Store, settings: TrainerSettings) -> None:
         leadership = Leadership(lease, _LEASE_S, began_at)
         root = await asyncio.to_thread(ArchiveRoot, settings.archive_folder, guard=leadership.check)
         try:
-            await match(store, root, leadership, adopt=True)
+            await match(store, root, leadership, adopt=True, restored=True)
         finally:
             root.leave()
     finally:

@@ -147,6 +147,15 @@ def parse_ledger(path: Path, content: bytes, *, skip_damaged: bool = False) -> L
     return Ledger(content[:end], key, found["digest"][last], found["at_ms"][last].astype(np.int64))
 
 
+def readable_ledgers(folder: Path) -> list[Ledger]:
+    """Return what can be read of the ledger in a folder. Raises `ArchiveRefusedError`, OSError."""
+    found = []
+    for path in ledger_files(folder):
+        with contextlib.suppress(LedgerDamagedError):
+            found.append(parse_ledger(path, path.read_bytes(), skip_damaged=True))
+    return found
+
+
 def put_ledger(path: Path, content: bytes) -> None:
     """Put a file in place, on disk when this returns. Raises OSError."""
     temporary = path.with_name(path.name + TEMPORARY)

@@ -13,6 +13,7 @@ from trainer import log
 from trainer.archive.events import Position
 from trainer.archive.identity import ArchiveState, StoreState, StreamState, compare, to_look_up
 from trainer.archive.root import ArchiveRoot
+from trainer.erasure.older_copy import erase_again
 from trainer.errors import ArchiveRefusedError
 from trainer.leadership import Leadership
 from trainer.retry import with_retries
@@ -23,9 +24,11 @@ WHAT_TO_DO = (
 )
 
 
-async def match(store: Store, root: ArchiveRoot, leadership: Leadership, *, adopt: bool) -> None:
+async def match(
+    store: Store, root: ArchiveRoot, leadership: Leadership, *, adopt: bool, restored: bool = False
+) -> None:
     """Return when the archive belongs to the store, and this leader alone writes to it. `adopt`: one that
-    does not belong to it is moved to its trash.
+    does not belong to it is moved to its trash. `restored`: the store has its erasures already.
 
     Raises `ArchiveRefusedError`, `LeaseLost`.
     """
@@ -47,12 +50,23 @@ async def match(store: Store, root: ArchiveRoot, leadership: Leadership, *, adop
     archive, why = await _compare(store, root, adopt=adopt)
     if why is not None:
         log.warning("archive_adopted", why=why, store=store.identity)
+        # Of another store the ledger is about users of the same names.
+        if archive.identity == store.identity and not restored:
+            await _erase_again(store, root, leadership)
         for number in archive.ends:
             entry = await with_retries(asyncio.to_thread, root.discard, number, "adopted")
             log.event("epoch_to_trash", epoch=number, why="adopted", entry=entry and entry.path.name)
     # Last: an adoption that was cut off is found again by the identity from before.
     if archive.identity != store.identity:
         await with_retries(asyncio.to_thread, root.belong_to, store.identity)
+
+
+async def _erase_again(store: Store, root: ArchiveRoot, leadership: Leadership) -> None:
+    # It reads all users, and all of the archive: longer than a lease lasts.
+    async with asyncio.TaskGroup() as group:
+        keeping = group.create_task(leadership.keep(), name="keep the lease")
+        await erase_again(store, root)
+        keeping.cancel()
 
 
 async def _compare(store: Store, root: ArchiveRoot, *, adopt: bool) -> tuple[ArchiveState, str | None]:

@@ -1,7 +1,9 @@
 """A user who was forgotten never comes back from an older copy, and loses nothing that was rated since."""
 
 import asyncio
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from tests.support.servers import StoreServer
 from tests.support.trainers import archived, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
 from trainer.archive.erasures import ledger_files
+from trainer.archive.segments import read_segment
 from trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
@@ -168,6 +171,51 @@ async def test_a_store_that_was_put_back_from_an_older_copy(
         await asyncio.wait_for(restoring, 40)
         since = {("u4", "i2"): (1.0, 3e9), ("u5", "new"): (4.0, 3e9)}
         assert await now_held(settings) == without(before, "u3", "u4") | BACK | since
+
+
+async def test_adopting_a_store_that_was_put_back_erases_again(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    """u1 was erased and came back before the copy: all of it stays. u3 and u4 were erased after it."""
+    await archive_ratings(settings)
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.forget(b"u1")
+        await store.ratings.append([rating("u1", "i1", 3.0, 3e9), rating("u1", "i2", 3.0, math.nan)])
+        await until_drained(store)
+    before = await now_held(settings)
+    own_server.stop()
+    shutil.copytree(own_server.folder / "appendonlydir", tmp_path / "aof")
+    own_server.start()
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append([rating("u1", "i3", 3.0, 3e9)])
+        await store.ratings.forget(b"u3")
+        await store.ratings.forget(b"u4")
+        await until_drained(store)
+    own_server.stop()
+    shutil.rmtree(own_server.folder / "appendonlydir")
+    shutil.copytree(tmp_path / "aof", own_server.folder / "appendonlydir")
+    own_server.start()
+    since = [rating("u1", "i4", 1.0, 3e9), rating("u4", "i2", 1.0, 3e9), rating("u5", "new", 4.0, 3e9)]
+    async with opened(settings.store) as store:
+        assert await now_held(settings) == before
+        assert {"u3", "u4"} <= {user for user, _ in before}
+        await store.ratings.append(since)
+        expected = without(before, "u3", "u4")
+        expected |= {(str(r.user_id, "ascii"), str(r.item_id, "ascii")): (r.rating, r.time) for r in since}
+        async with running_trainer(replace(settings, adopt=True)):
+            await until_drained(store)
+
+            async def erased() -> bool:
+                return not await store.redis.hlen(store.keys.erasing)
+
+            await wait_until_async(erased, 20, "both erasures have ended")
+            assert await now_held(settings) == expected
+            assert {user for user, *_ in archived(settings)} == {user for user, _ in expected}
+        # Nothing of theirs is in the trash that the archive went to.
+        for segment in (settings.archive_folder / "trash").glob("epoch-*Z/*.parquet"):
+            assert not {"u3", "u4"} & set(read_segment(segment)[0]["user_id"].to_pylist())
+    async with running_trainer(settings):
+        assert await now_held(settings) == expected
 
 
 async def test_a_rebuilt_archive_tells_before_from_after(settings: TrainerSettings) -> None:

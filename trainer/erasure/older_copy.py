@@ -1,0 +1,132 @@
+"""Erase users again from a store that was put back from an older copy, which does not know of their erasures.
+
+Invariant: of a user in the ledger of erasures nothing stays that is not known to have come after the erasure.
+What is known: events that the archive has kept, or that wait in the streams, and are later than it.
+"""
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.codecs import ENTRY_DTYPE
+from featurestore.ratings.log import NewRating
+from featurestore.store import Store
+from featurestore.users.records import StoredUser
+from trainer import log
+from trainer.archive.epoch_archive import uncovered
+from trainer.archive.erasures import Ledger, readable_ledgers
+from trainer.archive.events import make_table
+from trainer.archive.root import ArchiveRoot
+from trainer.archive.segments import read_segment
+from trainer.errors import SegmentDamagedError, SegmentGoneError
+from trainer.retry import with_retries
+
+# Of one step of reading a stream: a few milliseconds of the store.
+_ENTRIES = 1_000
+# Ratings in one call: the store is busy with it for some 40 ms, in which others wait.
+_SLICE = 5_000
+
+Key = tuple[bytes, bytes]
+"""Item id, and the bits of rating and time."""
+
+
+async def erase_again(store: Store, root: ArchiveRoot) -> None:
+    """Forget those users of the live epoch who were erased after the copy was made, as a client would do it.
+
+    What such a user rated since stays. Safe to repeat. Raises `StoreRefused`, `LeaseLost`.
+    """
+    ledgers = await asyncio.to_thread(readable_ledgers, root.root)
+    epoch = (await with_retries(store.generations.live)).epoch
+    users = await _erased_users(store, epoch, ledgers)
+    if not users:
+        return
+    at_ms = _erased_at(ledgers, list(users))
+    known = await asyncio.to_thread(_known, _archived(root, store.identity, users), at_ms)
+    registry = store.items(epoch)
+    await with_retries(registry.refresh)
+    async for events in store.stream.rest(epoch, {}, _ENTRIES):
+        _add(known, make_table(events, registry.ids), at_ms)
+        # What comes in from here on is not asked for: of a store in use the streams have no end.
+        if not events.more:
+            break
+    again = 0
+    for user in users.values():
+        entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE)
+        ratings = [
+            NewRating(user.user_id, registry.ids[row] or b"", rating, time)
+            for row, rating, time in entries.tolist()
+            if row < len(registry)
+        ]
+        kept = [each for each in ratings if _key(each.item_id, each.rating, each.time) in known[user.user_id]]
+        if len(kept) == len(entries):
+            # The copy is from after the erasure.
+            continue
+        forgotten = await with_retries(store.ratings.forget, user.user_id)
+        for start in range(0, len(kept), _SLICE):
+            await with_retries(store.ratings.append, kept[start : start + _SLICE])
+        # For what a mark in the stream does not reach: the files of the store.
+        await with_retries(store.commands.ask, "erase", epoch=epoch, user=user.user_id, at_ms=forgotten.at_ms)
+        again += 1
+    log.event("users_erased_again", epoch=epoch, users=again)
+
+
+async def _erased_users(store: Store, epoch: int, ledgers: list[Ledger]) -> dict[bytes, StoredUser]:
+    """Return the users of an epoch who are in the ledger and have a history, by id."""
+    found: dict[bytes, StoredUser] = {}
+    for partition in range(store.config.partitions) if ledgers else ():
+        cursor, more = 0, True
+        while more:
+            cursor, users = await with_retries(store.users.scan, epoch, partition, cursor)
+            more = cursor != 0
+            erased = _erased_at(ledgers, [user.user_id for user in users])
+            found |= {user.user_id: user for user in users if erased[user.user_id] and user.history}
+    return found
+
+
+def _erased_at(ledgers: Iterable[Ledger], user_ids: list[bytes]) -> dict[bytes, int]:
+    """Return when each user was last erased, in milliseconds by the store's clock; 0 where never."""
+    times = np.zeros(len(user_ids), dtype=np.int64)
+    for ledger in ledgers:
+        np.maximum(times, ledger.erased_at(user_ids), out=times)
+    return dict(zip(user_ids, times.tolist(), strict=True))
+
+
+def _archived(root: ArchiveRoot, identity: str, users: Collection[bytes]) -> Iterable[pa.Table]:
+    """Yield what the archive and its trash have of users, whichever the epoch. Blocking."""
+    folders: list[Path] = [root.folder(number) for number in root.epochs()]
+    folders += [entry.path for entry in root.trash.entries() if entry.identity == identity]
+    names = pa.array([user_id.decode() for user_id in users])
+    for folder in folders:
+        for _, path in uncovered(folder):
+            try:
+                table, _spans = read_segment(path)
+            except (SegmentDamagedError, SegmentGoneError) as exc:
+                log.warning("segment_damaged", segment=path.name, why=str(exc))
+                continue
+            yield table.filter(pc.is_in(table["user_id"], value_set=names))
+
+
+def _known(tables: Iterable[pa.Table], at_ms: Mapping[bytes, int]) -> dict[bytes, set[Key]]:
+    """Return the events of each user that came after the erasure."""
+    known: dict[bytes, set[Key]] = {user_id: set() for user_id in at_ms}
+    for table in tables:
+        _add(known, table, at_ms)
+    return known
+
+
+def _add(known: dict[bytes, set[Key]], table: pa.Table, at_ms: Mapping[bytes, int]) -> None:
+    columns = ("user_id", "item_id", "rating", "time", "stream_ms", "stream_seq")
+    for user, item, rating, time, ms, seq in zip(*(table[name].to_pylist() for name in columns), strict=True):
+        user_id = user.encode()
+        # A rebuilt archive has the time of the rebuild in place of the number: it was there by then.
+        if user_id in at_ms and (ms or seq) >= at_ms[user_id]:
+            known[user_id].add(_key(item.encode(), rating, time))
+
+
+def _key(item_id: bytes, rating: float, time: float) -> Key:
+    # Bits, not numbers: an unknown time is NaN, which equals nothing.
+    return item_id, np.array([rating, time]).tobytes()
