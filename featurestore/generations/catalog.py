@@ -16,19 +16,17 @@ import msgspec
 from factors import Float32s, Int32s
 from featurestore.client import Client
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreDamaged, StoreError
+from featurestore.generations.deltas import Deltas, decode_deltas, encode_delta
 from featurestore.generations.manifest import (
     Blob,
-    Deltas,
     GenerationMeta,
     GenerationSummary,
     Pointer,
     RolledBack,
     Worker,
     decode_beat,
-    decode_deltas,
     decode_meta,
     decode_summary,
-    encode_delta,
     read_pointer,
 )
 from featurestore.generations.writer import GenerationWriter, flipped
@@ -194,40 +192,61 @@ class Generations:
             raise GenerationUnknown(generation)
 
     async def push_delta(
-        self, lease: Lease, epoch: int, generation: int, rows: Int32s, vectors: Float32s
+        self,
+        lease: Lease,
+        epoch: int,
+        generation: int,
+        rows: Int32s,
+        vectors: Float32s,
+        *,
+        factors: Float32s | None = None,
     ) -> None:
         """Hand item rows (m,) with their vectors (m, item_width) to the services, after `claim_deltas`.
+        `factors` (m, r): those in the ranking head, NaN for a row without.
 
         Raises `GenerationUnknown`, `LeaseLost`.
         """
-        _, entries = await self._add_deltas(lease, epoch, generation, rows, vectors)
+        _, entries = await self._add_deltas(lease, epoch, generation, rows, vectors, factors=factors)
         if entries > DELTAS_MERGED:
-            await self._merge_deltas(lease, epoch, generation, vectors.shape[1])
+            rank = 0 if factors is None else factors.shape[1]
+            await self._merge_deltas(lease, epoch, generation, vectors.shape[1], rank)
 
     async def _add_deltas(
-        self, lease: Lease, epoch: int, generation: int, rows: Int32s, vectors: Float32s
+        self,
+        lease: Lease,
+        epoch: int,
+        generation: int,
+        rows: Int32s,
+        vectors: Float32s,
+        *,
+        factors: Float32s | None,
     ) -> tuple[bytes | None, int]:
         """Return the stream id of the first entry, and how many there are."""
         name, fence = self._keys.deltas(epoch, generation), b"%d" % lease.fence
         first, entries = None, 0
         for start in range(0, len(rows), ROWS_PER_DELTA):
             part = slice(start, start + ROWS_PER_DELTA)
-            args = [fence, *encode_delta(rows[part], vectors[part])]
+            some = None if factors is None else factors[part]
+            args = [fence, *encode_delta(rows[part], vectors[part], some)]
             (reply,) = await self._client.call("push_delta", ([name], args))
             if reply[0] != b"OK":
                 raise GenerationUnknown(generation)
             first, entries = first or reply[1], reply[2]
         return first, entries
 
-    async def read_deltas(self, epoch: int, generation: int, width: int, after: str = "0") -> Deltas:
-        """Return what came after a stream id. `width`: of an item row. Raises `GenerationBroken`."""
+    async def read_deltas(
+        self, epoch: int, generation: int, width: int, after: str = "0", *, rank: int = 0
+    ) -> Deltas:
+        """Return what came after a stream id. `width`: of an item row; `rank`: of the ranking head, 0 where
+        its factors are not wanted. Raises `GenerationBroken`.
+        """
         name, start = self._keys.deltas(epoch, generation), after
         entries: list[Any] = []
         while True:
             some: Any = await self._client.xrange(name, f"({start}", "+", DELTAS_AT_ONCE)
             entries += some
             if len(some) < DELTAS_AT_ONCE:
-                return decode_deltas(entries, width, after, name)
+                return decode_deltas(entries, width, after, name, rank)
             start = some[-1][0].decode()
 
     async def workers(self) -> Workers:
@@ -319,13 +338,16 @@ class Generations:
             if epoch not in {pointer.epoch, pointer.pending}:
                 await self.remove_epoch(epoch, pause_s)
 
-    async def _merge_deltas(self, lease: Lease, epoch: int, generation: int, width: int) -> None:
+    async def _merge_deltas(self, lease: Lease, epoch: int, generation: int, width: int, rank: int) -> None:
         """Put the latest of all rows at the end of the stream, then drop what was before.
 
         A reader between the two steps gets the same vectors twice, which changes nothing.
         """
-        merged = await self.read_deltas(epoch, generation, width)
-        first, _ = await self._add_deltas(lease, epoch, generation, merged.rows, merged.vectors)
+        merged = await self.read_deltas(epoch, generation, width, rank=rank)
+        factors = merged.factors_of(merged.rows) if rank else None
+        first, _ = await self._add_deltas(
+            lease, epoch, generation, merged.rows, merged.vectors, factors=factors
+        )
         if first is not None:
             # However late this comes: all that was before the first of these is in them.
             name = self._keys.deltas(epoch, generation)

@@ -11,33 +11,25 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
-from factors import (
-    Float32s,
-    ModelUnreadable,
-    Ranker,
-    Scorer,
-    index_from_bytes,
-    posterior_of,
-)
-from featurestore.errors import FullReason, StoreError, StoreUnavailable
+from featurestore.errors import FullReason, GenerationBroken, StoreError, StoreUnavailable
+from featurestore.generations.deltas import decode_deltas
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import (
+    RANKING,
+    RANKING_INDEX,
     Beat,
-    Deltas,
     GenerationMeta,
     Kept,
     Pointer,
-    decode_deltas,
     read_pointer,
 )
+from featurestore.generations.states import as_fitted, room_for, updated
 from featurestore.keys import whole
 
 if TYPE_CHECKING:
@@ -223,7 +215,8 @@ class Follower:
             meta = await generations.meta(epoch, generation)
             table = await self._cache.table(meta, generations.load_items(meta))
             index = await generations.load_index(meta) if meta.index_bytes else b""
-            live = await asyncio.to_thread(_live_generation, meta, table, index)
+            ranking = await self._blob(meta, RANKING), await self._blob(meta, RANKING_INDEX)
+            live = await asyncio.to_thread(as_fitted, meta, table, index, *ranking)
             deltas = self._keys.deltas(epoch, generation)
             while entries := await self._client.xrange(deltas, f"({live.after}", "+", DELTAS_AT_LOAD):
                 live = await self._with_deltas(live, entries)
@@ -249,6 +242,18 @@ class Follower:
             # Tried again and again, said once.
             self._load_failure = str(exc)
 
+    async def _blob(self, meta: GenerationMeta, name: str) -> memoryview | None:
+        """Return a blob of a generation, mapped; None where there is none, and where it is damaged: the
+        generation is served without it.
+        """
+        if (blob := meta.blobs.get(name)) is None:
+            return None
+        try:
+            return await self._cache.blob(meta, name, blob, self._store.generations.load_blob(meta, blob))
+        except GenerationBroken as exc:
+            log.warning("a part of a generation cannot be used", extra={"part": name, "why": str(exc)})
+            return None
+
     async def _announce(self, epoch: int, generation: int) -> bool:
         """Say what this worker is about to serve; return whether that is still the live generation."""
         # Said first, asked second: a process that switches epochs either sees this worker and waits for it,
@@ -260,17 +265,19 @@ class Follower:
     async def _with_deltas(self, live: LiveGeneration, entries: Any, known: int = 0) -> LiveGeneration:
         """`known`: rows that have an item, be it without a delta."""
         key = self._keys.deltas(live.epoch, live.generation)
-        deltas = decode_deltas(entries, live.model.item_width, live.after, key)
+        deltas = decode_deltas(entries, live.model.item_width, live.after, key, live.rank)
         in_thread = len(deltas.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS
-        table, n_items = (
-            await asyncio.to_thread(_room, live, deltas, known) if in_thread else _room(live, deltas, known)
+        room = (
+            await asyncio.to_thread(room_for, live, deltas, known)
+            if in_thread
+            else room_for(live, deltas, known)
         )
         async with live.row_lock.writing():
             # Here, where whatever else reads it on the event loop is not half way through a row.
-            table[deltas.rows] = deltas.vectors
+            room.write(deltas)
         if in_thread:
-            return await asyncio.to_thread(_updated, live, deltas, table, n_items)
-        return _updated(live, deltas, table, n_items)
+            return await asyncio.to_thread(updated, live, deltas, room)
+        return updated(live, deltas, room)
 
     async def _beat(self, epoch: int, generation: int) -> None:
         at = time.monotonic() + self._clock_offset
@@ -278,53 +285,3 @@ class Follower:
         args = [self._worker_id.encode(), msgspec.json.encode(beat)]
         # By a function, which a store without memory takes: a switch of generations waits for workers.
         await self._client.call("beat", ([self._keys.workers], args))
-
-
-def _live_generation(meta: GenerationMeta, table: Float32s, index_bytes: bytes) -> LiveGeneration:
-    """What is served of a generation, as it was fitted. `table` may have spare rows."""
-    index = None
-    if index_bytes:
-        try:
-            index = index_from_bytes(index_bytes, meta.model, meta.item_rows)
-        except ModelUnreadable as exc:
-            # Without it the answers are exact, and later.
-            log.warning("the index of a generation cannot be used", extra={"why": str(exc)})
-    posterior = posterior_of(meta.model)
-    items = table[: meta.item_rows]
-    return LiveGeneration(
-        epoch=meta.summary.epoch,
-        generation=meta.summary.generation,
-        posterior=posterior,
-        items=items,
-        n_items=len(items),
-        scorer=Scorer(posterior, items),
-        ranker=Ranker(posterior, items, index),
-        meta=meta,
-        table=table,
-    )
-
-
-def _room(live: LiveGeneration, news: Deltas, known: int) -> tuple[Float32s, int]:
-    """The table with room for the `news` and for `known` rows, and how many items it has then; rows between
-    those and its items are the prior.
-    """
-    table = live.items if live.table is None else live.table
-    n_items = max(live.n_items, known, int(news.rows.max(initial=-1)) + 1)
-    if n_items > len(table):
-        # An eighth more, so that a table that grows row by row is copied a few times, not each time.
-        table = np.empty((n_items + n_items // 8 + 1024, table.shape[1]), dtype=table.dtype)
-        table[: live.n_items] = live.items
-    table[live.n_items : n_items] = live.posterior.prior_item
-    # For its pages alone: those that are on the disk only are read here, not by who writes to them.
-    table.take(news.rows, axis=0)
-    return table, n_items
-
-
-def _updated(live: LiveGeneration, news: Deltas, table: Float32s, n_items: int) -> LiveGeneration:
-    """The generation with `n_items` rows of `table`, in which the `news` are."""
-    items, scorer = live.items, live.scorer
-    if n_items > live.n_items:
-        items = table[:n_items]
-        scorer = Scorer(live.posterior, items)
-    live.ranker.update(news.rows, items)
-    return replace(live, items=items, n_items=n_items, scorer=scorer, table=table, after=news.after)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from factors import Float32s, Model, PosteriorModel, Ranker, Scorer
+from factors import BlendedRanker, Float32s, Model, PosteriorModel, Ranker, Scorer
 from featurestore.codecs import pack_records, record_dtype
 from featurestore.generations.manifest import GenerationMeta
 from featurestore.generations.row_lock import RowLock
@@ -18,8 +18,10 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class LiveGeneration:
     """A generation that can be asked. `items` float32 (n_items, item_width), rows as they are stored.
+    `ranking`: by the ranking head, None where there is none that can be used.
 
-    `items` and `ranker` follow the deltas in place; the model and the users' records stay those of the fit.
+    `items`, `ranker` and `ranking` follow the deltas in place; the model and the users' records stay those of
+    the fit.
     """
 
     epoch: int
@@ -30,6 +32,7 @@ class LiveGeneration:
     scorer: Scorer
     ranker: Ranker
     meta: GenerationMeta
+    ranking: BlendedRanker | None = None
     # What the follower goes on from: the table whose first rows are `items`, None where it has no others, and
     # the stream id of the last delta in it.
     table: Float32s | None = None
@@ -54,6 +57,11 @@ class LiveGeneration:
                 return compute()
 
         return await asyncio.to_thread(run)
+
+    @property
+    def rank(self) -> int:
+        """Of the ranking head; 0 where there is none."""
+        return 0 if self.ranking is None else self.ranking.head.parameters.rank
 
     @property
     def model(self) -> Model:

@@ -3,22 +3,24 @@ read as written is `GenerationBroken`, never a guess.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Literal
 from zlib import crc32
 
 import msgspec
-import numpy as np
 
-from factors import Float32s, Int32s, Link, Model, ModelUnreadable, from_bytes, to_bytes
+from factors import Link, Model, ModelUnreadable, from_bytes, to_bytes
 from featurestore.errors import FULL_REASONS, FullReason, GenerationBroken
 from featurestore.keys import record_field, shown_key, whole
 
 # A lookup waits for one chunk at most: 64 KB take the store about 20 us, a quarter of a millisecond a
 # megabyte.
 CHUNK_BYTES = 65_536
+
+# Names of blobs: the ranking head, and the index of its factors where there is one.
+RANKING, RANKING_INDEX = "ranking", "ranking_index"
 
 # Of summary, meta, tables and records. Grows when an older version could not read them.
 FORMAT = 1
@@ -128,18 +130,6 @@ class GenerationMeta:
     def index(self) -> Blob:
         """The index of the items; of no bytes where there is none."""
         return Blob(0, self.index_bytes, self.index_crc32)
-
-
-@dataclass(frozen=True, slots=True)
-class Deltas:
-    """Item rows folded in since the fit, each once: `rows` int32 (m,), `vectors` float32 (m, item_width).
-
-    `after`: the stream id to go on from.
-    """
-
-    rows: Int32s
-    vectors: Float32s
-    after: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,43 +302,3 @@ def decode_beat(worker_id: bytes, text: Text, now: float) -> Worker | None:
         # One worker that writes it otherwise must not hide the others.
         return None
     return Worker(worker_id.decode("utf-8", "replace"), beat.epoch, beat.generation, beat.pid, now - beat.at)
-
-
-def encode_delta(rows: Int32s, vectors: Float32s) -> tuple[bytes, bytes, bytes]:
-    """The values of an entry of deltas: rows, vectors, and their checksum."""
-    some_rows, some_vectors = rows.astype("<i4").tobytes(), vectors.astype("<f4").tobytes()
-    checksum = crc32(some_vectors, crc32(some_rows))
-    return some_rows, some_vectors, b"%d" % checksum
-
-
-def decode_deltas(
-    entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]], width: int, after: str, key: bytes
-) -> Deltas:
-    """Stream entries of `key` as deltas: of a row that came more than once the last.
-
-    Raises `GenerationBroken` where one is not what was written.
-    """
-    rows: list[Int32s] = []
-    vectors: list[Float32s] = []
-    for entry, delta in entries:
-        some_rows, some_vectors = delta.get(b"r", b""), delta.get(b"v", b"")
-        count = len(some_rows) // 4
-        # Version 0.1.0 wrote no checksum.
-        checksum = delta.get(b"c", b"%d" % crc32(some_vectors, crc32(some_rows)))
-        if (
-            not count
-            or len(some_rows) != 4 * count
-            or len(some_vectors) != 4 * count * width
-            or checksum != b"%d" % crc32(some_vectors, crc32(some_rows))
-        ):
-            raise GenerationBroken(f"entry {entry.decode()} is not what was written", shown_key(key))
-        rows.append(np.frombuffer(some_rows, dtype="<i4"))
-        vectors.append(np.frombuffer(some_vectors, dtype="<f4").reshape(count, width))
-    if entries:
-        after = entries[-1][0].decode()
-    if not rows:
-        return Deltas(np.empty(0, np.int32), np.empty((0, width), np.float32), after)
-    every, vector = np.concatenate(rows), np.concatenate(vectors)
-    # Of a row that came more than once `unique` finds the first from behind: the last.
-    kept, last = np.unique(every[::-1], return_index=True)
-    return Deltas(kept, vector[len(every) - 1 - last], after)

@@ -698,7 +698,8 @@ local function claim_deltas(keys, args)
   return take_group(keys[1], args[1], '$') or { 'OK' }
 end
 
--- keys: deltas. args: fence, rows, vectors, their checksum. Answers its stream id and how many entries there are.
+-- keys: deltas. args: fence, rows, vectors, their checksum[, factors of the ranking head, their checksum]. Answers its
+-- stream id and how many entries there are.
 local function push_delta(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     return { 'GONE' }
@@ -706,7 +707,11 @@ local function push_delta(keys, args)
   if not fences(keys[1])['trainer-' .. args[1]] then
     return LOST
   end
-  local id = redis.call('XADD', keys[1], '*', 'r', args[2], 'v', args[3], 'c', args[4])
+  local fields = { 'r', args[2], 'v', args[3], 'c', args[4] }
+  if args[5] then
+    fields = { 'r', args[2], 'v', args[3], 'c', args[4], 'h', args[5], 'k', args[6] }
+  end
+  local id = redis.call('XADD', keys[1], '*', unpack(fields))
   return { 'OK', id, redis.call('XLEN', keys[1]) }
 end
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from factors import Float32s, Histories, Model, Scorer, posterior_of
 from featurestore.errors import StoreError
-from featurestore.generations.manifest import decode_deltas
+from featurestore.generations.deltas import decode_deltas
 from featurestore.store import Store
 
 Verdict = Literal["explained", "stale", "mixed"]

@@ -20,11 +20,11 @@ counter_rule.apply = apply
     # A new generation is served with the item rows of the one before.
     "old-item-rows": """
 from featurestore.generations import follower
-fresh, tables = follower._live_generation, {}
-def stale(meta, table, index_bytes):
+fresh, tables = follower.as_fitted, {}
+def stale(meta, table, *others):
     same = tables.setdefault((meta.summary.epoch, table.shape[1]), table)
-    return fresh(meta, same if len(same) >= meta.item_rows else table, index_bytes)
-follower._live_generation = stale
+    return fresh(meta, same if len(same) >= meta.item_rows else table, *others)
+follower.as_fitted = stale
 """,
 }
 NO_SYNC = "no-sync"

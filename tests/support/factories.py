@@ -15,8 +15,12 @@ from factors import (
     Int64s,
     Model,
     Ranker,
+    RankingHead,
+    Ratings,
     Scale,
     Scorer,
+    fit_ranking,
+    head_to_bytes,
     posterior_of,
     prior_model,
 )
@@ -25,6 +29,7 @@ from factors.model.parameters import Drift, from_model, to_model
 from featurestore.codecs import pack_histories
 from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
 from featurestore.generations.live import LiveGeneration
+from featurestore.generations.manifest import RANKING
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
@@ -69,6 +74,18 @@ def make_items(model: Model, n_items: int, seed: int = 0) -> Float32s:
     values = rng.uniform(model.scale.low, model.scale.high, len(rows))
     histories = Histories(offsets, rows.astype(np.int32), values, np.full(len(rows), np.nan))
     return posterior_of(model).fold_in_items(users, histories)
+
+
+def make_head(n_items: int, seed: int = 0) -> RankingHead:
+    """A ranking head of made-up users who chose items that lie side by side."""
+    rng = np.random.default_rng(seed)
+    n_users = 3 * n_items
+    first = np.repeat(rng.integers(0, n_items, n_users), 3)
+    item_row = (first + rng.integers(0, 3, len(first))) % n_items
+    user_row = np.repeat(np.arange(n_users), 3)
+    unknown = np.full(len(first), np.nan)
+    ratings = Ratings(user_row.astype(np.int32), item_row.astype(np.int32), np.full(len(first), 3.0), unknown)
+    return fit_ranking(ratings, n_users, n_items, rng=rng).head
 
 
 def rating(user: str, item: str, value: float = 3.0, at: float = 1e9) -> NewRating:
@@ -143,6 +160,7 @@ class Options(TypedDict, total=False):
     users: Sequence[bytes]
     seed: int
     model: Model | None
+    head: RankingHead | None
 
 
 def as_live(written: Written, epoch: int = 1) -> LiveGeneration:
@@ -169,6 +187,7 @@ async def write_generation(
     users: Sequence[bytes] = (),
     seed: int = 0,
     model: Model | None = None,
+    head: RankingHead | None = None,
 ) -> Written:
     """A finished generation with the records of `users` as of now, not live yet."""
     model = model or make_model()
@@ -177,6 +196,8 @@ async def write_generation(
         lease, make_draft(model, len(users), n_items, epoch=epoch), {0: "1-1"}
     )
     await writer.write_items(items, model)
+    if head is not None:
+        await writer.write_blob(RANKING, head_to_bytes(head))
     if users:
         seen = [await store.users.history(epoch, user) for user in users]
         n: Int64s = np.array([n for n, _ in seen], dtype=np.int64)

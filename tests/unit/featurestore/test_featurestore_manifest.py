@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import msgspec
-import numpy as np
 import pytest
 
 from featurestore.errors import GenerationBroken, StoreDamaged
@@ -12,10 +11,8 @@ from featurestore.generations.manifest import (
     Kept,
     Pointer,
     decode_beat,
-    decode_deltas,
     decode_meta,
     decode_summary,
-    encode_delta,
     encode_meta,
     read_pointer,
 )
@@ -102,39 +99,11 @@ def test_a_heartbeat_that_cannot_be_read_is_none() -> None:
     assert worker.age_s == 1.5
 
 
-def test_deltas_of_the_wrong_length_are_a_broken_generation() -> None:
-    row, vector = np.int32(3).tobytes(), np.zeros(4, dtype=np.float32).tobytes()
-    assert decode_deltas([(b"1-1", {b"r": row, b"v": vector})], 4, "0", b"deltas").rows.tolist() == [3]
-    for bad in ({b"r": row, b"v": vector[:-1]}, {b"r": row[:-1], b"v": vector}, {b"r": row}):
-        with pytest.raises(GenerationBroken):
-            decode_deltas([(b"1-1", bad)], 4, "0", b"deltas")
-
-
-def test_a_delta_with_another_checksum_is_a_broken_generation() -> None:
-    values = encode_delta(np.array([3], np.int32), np.ones((1, 4), np.float32))
-    written = dict(zip((b"r", b"v", b"c"), values, strict=True))
-    assert decode_deltas([(b"1-1", written)], 4, "0", b"deltas").rows.tolist() == [3]
-    for field in (b"r", b"v", b"c"):
-        damaged = written | {field: bytes([written[field][0] ^ 1]) + written[field][1:]}
-        with pytest.raises(GenerationBroken, match="deltas: entry 1-1"):
-            decode_deltas([(b"1-1", damaged)], 4, "0", b"deltas")
-
-
 @pytest.mark.parametrize("text", [b"", b"x", b"-1", b"1.5", b" 1", b"\xff"])
 @pytest.mark.parametrize("field", [b"epoch", b"generation", b"fence", b"pending", b"last_epoch"])
 def test_a_pointer_that_names_no_number_is_damaged(field: bytes, text: bytes) -> None:
     with pytest.raises(StoreDamaged, match="the store is damaged at NS:live: "):
         read_pointer({b"epoch": b"1", field: text}, b"NS:live")
-
-
-def test_of_two_deltas_of_a_row_the_later_counts() -> None:
-    entries = [
-        (b"1-1", {b"r": np.array([1, 2], np.int32).tobytes(), b"v": np.array([1, 2], np.float32).tobytes()}),
-        (b"1-2", {b"r": np.array([1], np.int32).tobytes(), b"v": np.array([3], np.float32).tobytes()}),
-    ]
-    kept = decode_deltas(entries, 1, "0", b"deltas")
-    assert kept.after == "1-2"
-    assert dict(zip(kept.rows.tolist(), kept.vectors[:, 0].tolist(), strict=True)) == {2: 2.0, 1: 3.0}
 
 
 def test_which_record_fields_are_kept() -> None:

@@ -1,0 +1,104 @@
+"""Item rows that were folded in since a fit, as entries of a stream. Invariant: of a row that came more than
+once the last counts, and an entry that is not what was written is `GenerationBroken`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+from factors import Float32s, Int32s
+from featurestore.errors import GenerationBroken
+from featurestore.keys import shown_key
+
+Fields = Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Deltas:
+    """Item rows folded in since the fit, each once: `rows` int32 (m,), `vectors` float32 (m, item_width).
+
+    `ranked` int32 (k,), `factors` float32 (k, r): those that have new factors in the ranking head. `after`:
+    the stream id to go on from.
+    """
+
+    rows: Int32s
+    vectors: Float32s
+    ranked: Int32s
+    factors: Float32s
+    after: str
+
+    def factors_of(self, rows: Int32s) -> Float32s:
+        """Return the factors (m, r) of `rows` (m,), NaN where there are none."""
+        found = np.full((len(rows), self.factors.shape[1]), np.nan, dtype=np.float32)
+        place = np.searchsorted(self.ranked, rows)
+        hit = np.flatnonzero(place < len(self.ranked))
+        hit = hit[self.ranked[place[hit]] == rows[hit]]
+        found[hit] = self.factors[place[hit]]
+        return found
+
+
+def encode_delta(rows: Int32s, vectors: Float32s, factors: Float32s | None = None) -> list[bytes]:
+    """The values of an entry: rows, vectors, their checksum; with `factors` (m, r), rows of NaN where there
+    are none, these and the checksum of rows and factors.
+    """
+    some_rows = rows.astype("<i4").tobytes()
+    parts = [vectors] if factors is None else [vectors, factors]
+    values = [some_rows]
+    for part in parts:
+        data = part.astype("<f4").tobytes()
+        values += [data, _checksum(some_rows, data)]
+    return values
+
+
+def decode_deltas(
+    entries: Sequence[tuple[bytes, Fields]], width: int, after: str, key: bytes, rank: int = 0
+) -> Deltas:
+    """Stream entries of `key` as deltas: of a row that came more than once the last. `rank`: of the ranking
+    head, 0 where its factors are not wanted.
+
+    Raises `GenerationBroken` where one is not what was written.
+    """
+    rows, vectors = [np.empty(0, np.int32)], [np.empty((0, width), np.float32)]
+    ranked, factors = list(rows), [np.empty((0, rank), np.float32)]
+    for entry, delta in entries:
+        found = _table(delta, b"v", b"c", width)
+        if found is None:
+            raise GenerationBroken(f"entry {entry.decode()} is not what was written", shown_key(key))
+        some_rows = np.frombuffer(delta[b"r"], dtype="<i4")
+        rows.append(some_rows)
+        vectors.append(found)
+        # A trainer without a head, or of version 0.1.0, wrote no factors.
+        if rank and b"h" in delta:
+            found = _table(delta, b"h", b"k", rank)
+            if found is None:
+                raise GenerationBroken(f"entry {entry.decode()} is not what was written", shown_key(key))
+            known = np.isfinite(found).all(axis=1)
+            ranked.append(some_rows[known])
+            factors.append(found[known])
+    if entries:
+        after = entries[-1][0].decode()
+    return Deltas(*_last_of_each(rows, vectors), *_last_of_each(ranked, factors), after)
+
+
+def _table(delta: Fields, name: bytes, check: bytes, width: int) -> Float32s | None:
+    """Return the rows (m, width) of an entry; None where they are not what was written."""
+    rows, data = delta.get(b"r", b""), delta.get(name, b"")
+    count, rest = divmod(len(rows), 4)
+    # Version 0.1.0 wrote no checksum.
+    checksum = _checksum(rows, data)
+    if not count or rest or len(data) != 4 * count * width or delta.get(check, checksum) != checksum:
+        return None
+    return np.frombuffer(data, dtype="<f4").reshape(count, width)
+
+
+def _checksum(rows: bytes, data: bytes) -> bytes:
+    return b"%d" % crc32(data, crc32(rows))
+
+
+def _last_of_each(rows: Sequence[Int32s], tables: Sequence[Float32s]) -> tuple[Int32s, Float32s]:
+    every, table = np.concatenate(rows), np.concatenate(tables)
+    # Of a row that came more than once `unique` finds the first from behind: the last.
+    kept, last = np.unique(every[::-1], return_index=True)
+    return kept, table[len(every) - 1 - last]

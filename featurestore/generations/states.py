@@ -1,0 +1,129 @@
+"""The states of a live generation: as it was fitted, then with what was folded in since. Invariant: the item
+table and the ranking head of a state have the same items.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from factors import (
+    BlendedRanker,
+    Float32s,
+    ModelUnreadable,
+    PosteriorModel,
+    Ranker,
+    RankingHead,
+    Scorer,
+    head_from_bytes,
+    index_from_bytes,
+    posterior_of,
+    read_index,
+)
+from featurestore.generations.deltas import Deltas
+from featurestore.generations.live import LiveGeneration
+from featurestore.generations.manifest import GenerationMeta
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where deltas are written: a table with room for them, of which `n_items` rows will be items, and the
+    ranking head, if there is one, with as many.
+    """
+
+    table: Float32s
+    n_items: int
+    head: RankingHead | None
+
+    def write(self, news: Deltas) -> None:
+        """Write the `news`."""
+        self.table[news.rows] = news.vectors
+        if self.head is not None:
+            self.head.items[news.ranked] = news.factors
+
+
+def as_fitted(
+    meta: GenerationMeta,
+    table: Float32s,
+    index_bytes: bytes,
+    head_bytes: memoryview | None = None,
+    head_index_bytes: memoryview | None = None,
+) -> LiveGeneration:
+    """What is served of a generation, as it was fitted. `table` may have spare rows."""
+    index = None
+    if index_bytes:
+        try:
+            index = index_from_bytes(index_bytes, meta.model, meta.item_rows)
+        except ModelUnreadable as exc:
+            # Without it the answers are exact, and later.
+            log.warning("the index of a generation cannot be used", extra={"why": str(exc)})
+    posterior = posterior_of(meta.model)
+    items = table[: meta.item_rows]
+    return LiveGeneration(
+        epoch=meta.summary.epoch,
+        generation=meta.summary.generation,
+        posterior=posterior,
+        items=items,
+        n_items=len(items),
+        scorer=Scorer(posterior, items),
+        ranker=Ranker(posterior, items, index),
+        meta=meta,
+        ranking=_ranking(meta, posterior, head_bytes, head_index_bytes),
+        table=table,
+    )
+
+
+def _ranking(
+    meta: GenerationMeta,
+    posterior: PosteriorModel,
+    head_bytes: memoryview | None,
+    index_bytes: memoryview | None,
+) -> BlendedRanker | None:
+    """What ranks by the head of a generation; None where there is none that this version reads."""
+    if head_bytes is None:
+        return None
+    try:
+        head = head_from_bytes(head_bytes, meta.item_rows)
+    except ModelUnreadable as exc:
+        # Without it lists are by expected rating, as those of a generation that never had one.
+        log.warning("the ranking head of a generation cannot be used", extra={"why": str(exc)})
+        return None
+    index = None
+    if index_bytes is not None:
+        try:
+            index = read_index(bytes(index_bytes), head.parameters.rank, meta.item_rows)
+        except ModelUnreadable as exc:
+            log.warning("the index of a ranking head cannot be used", extra={"why": str(exc)})
+    return BlendedRanker(head, posterior, index)
+
+
+def room_for(live: LiveGeneration, news: Deltas, known: int) -> Room:
+    """Return room for the `news` and for `known` rows; rows that are in between are the prior."""
+    table = live.items if live.table is None else live.table
+    n_items = max(live.n_items, known, int(news.rows.max(initial=-1)) + 1)
+    if n_items > len(table):
+        # An eighth more, so that a table that grows row by row is copied a few times, not each time.
+        table = np.empty((n_items + n_items // 8 + 1024, table.shape[1]), dtype=table.dtype)
+        table[: live.n_items] = live.items
+    table[live.n_items : n_items] = live.posterior.prior_item
+    # For its pages alone: those that are on the disk only are read here, not by who writes to them.
+    table.take(news.rows, axis=0)
+    if live.ranking is None:
+        return Room(table, n_items, None)
+    head = live.ranking.with_room(n_items)
+    head.items.take(news.ranked, axis=0)
+    return Room(table, n_items, head)
+
+
+def updated(live: LiveGeneration, news: Deltas, room: Room) -> LiveGeneration:
+    """The generation with the items of `room`, in which the `news` are."""
+    items, scorer = live.items, live.scorer
+    if room.n_items > live.n_items:
+        items = room.table[: room.n_items]
+        scorer = Scorer(live.posterior, items)
+    live.ranker.update(news.rows, items)
+    if live.ranking is not None and room.head is not None:
+        live.ranking.follow(news.ranked, room.head)
+    return replace(live, items=items, n_items=room.n_items, scorer=scorer, table=room.table, after=news.after)
