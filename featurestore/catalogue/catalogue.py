@@ -216,7 +216,7 @@ class Catalogue:
         Titles are compared without regard to case.
         """
         key = self._keys.catalogue_titles if by_title else self._keys.catalogue_ids
-        low = b"(" + after if after else b"[" + prefix if prefix else b"-"
+        low = b"(" + after if after > prefix else b"[" + prefix if prefix else b"-"
         high = b"(" + prefix + _BEHIND if prefix else b"+"
         entries: Any = await self._client.zrange(key, low, high, bylex=True, offset=0, num=n)
         ids = [entry.partition(b"\0")[2] for entry in entries] if by_title else entries

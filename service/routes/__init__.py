@@ -13,7 +13,19 @@ from service.http.access import LEVELS
 from service.http.audit import CALLER, Operation
 from service.http.response import Answer
 from service.openapi import Handler, Route, content, document
-from service.routes import generations, items, operations, page, predict, ratings, recommend, train, users
+from service.routes import (
+    attributes,
+    catalogue,
+    generations,
+    items,
+    operations,
+    page,
+    predict,
+    ratings,
+    recommend,
+    train,
+    users,
+)
 
 
 @Route("GET", "/openapi.json", "Operations", content({"type": "object"}), needs="public")
@@ -33,6 +45,11 @@ ROUTES: tuple[Route, ...] = (
     *(recommend.get_recommend, recommend.post_recommend),
     *(items.get_similar, items.get_popular, recommend.get_explain),
     *(users.get_user, users.delete_user, users.get_user_ratings, users.get_receipt, items.get_item),
+    *(attributes.get_attributes, attributes.put_attributes),
+    *(attributes.patch_attributes, attributes.delete_attributes),
+    *(catalogue.get_items, catalogue.post_items, catalogue.get_export),
+    *(catalogue.put_item, catalogue.patch_item, catalogue.delete_item),
+    *(catalogue.get_schema, catalogue.put_schema),
     *(train.post_train, generations.get_generations, generations.post_activate),
     *(operations.get_livez, operations.get_readyz, operations.get_status, operations.get_metrics),
     *(get_openapi, page.get_static, page.get_docs, page.get_page),

@@ -13,6 +13,7 @@ from aiohttp import web
 from factors import BASIS, item_statistics
 from featurestore.generations.live import LiveGeneration
 from featurestore.item_registry import ItemRegistry
+from service.catalogue.parsing import ItemShown
 from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
@@ -25,10 +26,11 @@ MAX_N = 1000
 QUERY_N = query_parameter("n", whole(1, MAX_N, 10), "How many")
 
 
-class ItemOut(msgspec.Struct):
-    """What the live generation knows of an item. `expected`: from an unknown user."""
+class ItemOut(ItemShown, omit_defaults=True, kw_only=True):
+    """What the catalogue has of an item, and what the live generation knows of it. `expected`: from an
+    unknown user.
+    """
 
-    item_id: str
     ratings: int
     mean: float | None
     expected: Prediction
@@ -116,10 +118,20 @@ async def get_item(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
     live = context.live()
-    row = await item_row(context.store.items(live.epoch), item_id)
-    count, mean = statistics_of(live, np.array([row]))[0]
+    (state,) = await context.store.catalogue.states([item_id])
+    if state.deleted:
+        raise Problem("unknown_item", "this item was deleted")
+    registry = context.store.items(live.epoch)
+    if state.data is None:
+        shown, row = ItemShown(item_id.decode()), await item_row(registry, item_id)
+    else:
+        shown = ItemShown.of(context.store.catalogue.read(state.data))
+        found = (await registry.rows([item_id]))[0]
+        row = -1 if found is None else found
+    count, mean = statistics_of(live, np.array([row]))[0] if row >= 0 else (0, None)
     score = expected(live, live.posterior.prior_user[None], -1, row)
-    return json_answer(ItemOut(item_id.decode(), count, mean, score, live.generation))
+    known = msgspec.structs.asdict(shown)
+    return json_answer(ItemOut(**known, ratings=count, mean=mean, expected=score, generation=live.generation))
 
 
 @Route(

@@ -26,6 +26,7 @@ from tests.support.waiting import wait_until_async
 
 JSON = {"Content-Type": "application/json"}
 LINES = {"Content-Type": "application/x-ndjson"}
+JSON_TYPES = ("application/json", "application/problem+json")
 
 # For tests of GET /predict: with its fast path, and with that taken out.
 BOTH_WAYS = pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"], indirect=True)
@@ -54,7 +55,8 @@ class Client:
         url = URL(self.url + path, encoded=True)
         async with self.session.request(method, url, timeout=aiohttp.ClientTimeout(30), **more) as answer:
             text = (await answer.read()).decode("utf-8", "replace")
-            value = await answer.json(content_type=None) if "json" in answer.content_type and text else None
+            is_json = answer.content_type in JSON_TYPES and text
+            value = await answer.json(content_type=None) if is_json else None
             return Reply(answer.status, answer.headers, text, value)
 
     async def get(self, path: str, **more: Any) -> Reply:

@@ -23,7 +23,16 @@ from tests.support.small_trainer import serving_with_trainer
 REQUESTS = int(os.environ.get("FOLDIN_TEST_REQUESTS", "300"))
 RUNS = {
     "queries": ["--include-method", "GET", "--include-method", "DELETE"],
-    "bodies": ["--include-method", "POST", "--exclude-checks", "positive_data_acceptance"],
+    "bodies": [
+        "--include-method",
+        "POST",
+        "--include-method",
+        "PUT",
+        "--include-method",
+        "PATCH",
+        "--exclude-checks",
+        "positive_data_acceptance",
+    ],
 }
 
 

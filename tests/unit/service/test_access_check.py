@@ -190,6 +190,10 @@ def test_every_route_needs_a_role_and_few_are_public() -> None:
         ("POST", "/train"),
         ("POST", "/generations/{generation}/activate"),
         ("DELETE", "/users/{user_id}"),
+        *((method, "/users/{user_id}/attributes") for method in ("PUT", "PATCH", "DELETE")),
+        *((method, "/items/{item_id}") for method in ("PUT", "PATCH", "DELETE")),
+        ("POST", "/items"),
+        ("PUT", "/schema"),
     }
     # Negative control: what writes is no read.
     reads = {(route.method, route.path) for route in ROUTES if route.needs == "read"}

@@ -1,0 +1,369 @@
+"""The catalogue: items are put, changed, listed, exported and deleted; the types of attributes.
+
+Invariant: what was answered with a 2xx is in the next answer of every worker.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+from aiohttp import web
+
+from featurestore.catalogue.catalogue import Change, title_key
+from featurestore.catalogue.item import AttributeType, CatalogueItem
+from featurestore.catalogue.schema import MOST_NAME_BYTES, Kind, SchemaChanged, SchemaFull
+from featurestore.errors import EpochGone, ItemsSpent, StoreUnavailable
+from service.catalogue.parsing import (
+    ItemIn,
+    ItemPatch,
+    ItemRowIn,
+    ItemShown,
+    Types,
+    new_item,
+    patched_item,
+)
+from service.context import CONTEXT, ServiceContext
+from service.http.audit import WHAT
+from service.http.parsing import (
+    INLINE_BYTES,
+    NOT_DECODED,
+    Body,
+    Query,
+    body_ids,
+    check_rows,
+    path_id,
+    problem_of,
+)
+from service.http.problems import Problem
+from service.http.quotas import CALLED_BY
+from service.http.response import READ_WITHIN_S, json_answer
+from service.openapi import BODY, STORE, WRITES, Route, content, list_of, query_parameter, request_body, whole
+
+# So many items take the store about 100 ms (10 us each), in steps of a few milliseconds.
+MAX_ROWS = 10_000
+MAX_PAGE = 1_000  # a page of that many is some 300 KB
+# As often other calls may fix the types of the same attributes in between.
+ATTEMPTS = 4
+_EXPORTED_AT_ONCE = 500  # 150 KB are in memory for a client that reads slowly
+_ORDERS = ("id", "title")
+_LINES = "application/x-ndjson"
+
+
+class Stored(msgspec.Struct):
+    """How many items were stored."""
+
+    accepted: int
+
+
+class DeletedItem(msgspec.Struct):
+    """How many items were deleted."""
+
+    deleted: int
+
+
+class ItemPage(msgspec.Struct):
+    """Items in the order of their ids, or of their titles. `next` is the cursor of the page behind, null at
+    the end; `total` counts all items of the catalogue.
+    """
+
+    total: int
+    items: list[ItemShown]
+    next: str | None
+
+
+class SchemaBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The types of attributes of items and of users."""
+
+    items: dict[str, AttributeType] = msgspec.field(default_factory=dict)
+    users: dict[str, AttributeType] = msgspec.field(default_factory=dict)
+
+
+_ITEM: Body[ItemIn] = Body(ItemIn)
+_PATCH: Body[ItemPatch] = Body(ItemPatch)
+_SCHEMA: Body[SchemaBody] = Body(SchemaBody)
+_ENCODER = msgspec.json.Encoder()
+_ROW = msgspec.json.Decoder(ItemRowIn)
+_ROWS = msgspec.json.Decoder(list[ItemRowIn])
+_EXAMPLE = {"title": "Dune", "categories": ["sf", "classic"], "attributes": {"year": 1965}}
+_CHANGED = (*BODY, "invalid_parameter", "not_found", "too_many_items", *WRITES)
+
+
+@Route(
+    *("PUT", "/items/{item_id}", "Catalogue", ItemShown),
+    _CHANGED,
+    needs="operate",
+    operation_id="putItem",
+    body=request_body(ItemIn, _EXAMPLE),
+)
+async def put_item(request: web.Request) -> web.StreamResponse:
+    """Say what is known of an item; what was said before is replaced."""
+    context = request.app[CONTEXT]
+    item_id = path_id(request.rel_url.raw_path, 1, "item_id")
+    context.require_room()
+    async with context.bodies.read(request, context.imports) as received:
+        sent = _ITEM.decode(received.raw)
+        for _ in range(ATTEMPTS):
+            types = await held_types(context, "items")
+            item = new_item(item_id, sent, new := dict(types))
+            await _register(request, [item_id])
+            if await hold(context, "items", types, new):
+                await context.store.catalogue.change({item_id: _becomes(item)})
+                return json_answer(ItemShown.of(item))
+    raise StoreUnavailable("others are changing the schema", 0.1)
+
+
+@Route(
+    *("PATCH", "/items/{item_id}", "Catalogue", ItemShown),
+    (*_CHANGED, "unknown_item"),
+    needs="operate",
+    operation_id="patchItem",
+    body=request_body(ItemPatch, {"hidden": True}),
+)
+async def patch_item(request: web.Request) -> web.StreamResponse:
+    """Change some of what is known of an item.
+
+    What is left out stays; an attribute that is null is taken away.
+    """
+    context = request.app[CONTEXT]
+    item_id = path_id(request.rel_url.raw_path, 1, "item_id")
+    context.require_room()
+    async with context.bodies.read(request, context.imports) as received:
+        sent = _PATCH.decode(received.raw)
+        (state,) = await context.store.catalogue.states([item_id])
+        rows = await context.store.items(await context.epoch()).rows([item_id])
+        # One that has ratings alone can be hidden as well.
+        if state.deleted or (state.data is None and rows[0] is None):
+            raise Problem("unknown_item", "neither the catalogue nor a rating names this item")
+        found: list[CatalogueItem] = []
+        for _ in range(ATTEMPTS):
+            types = await held_types(context, "items")
+            new = dict(types)
+
+            def change(before: CatalogueItem | None, new: Types = new) -> CatalogueItem:
+                found[:] = [patched_item(item_id, before, sent, new)]
+                return found[0]
+
+            # First without a change: the types must be held before a value of them is stored.
+            change(None if state.data is None else context.store.catalogue.read(state.data))
+            if await hold(context, "items", types, new):
+                await context.store.catalogue.change({item_id: change})
+                return json_answer(ItemShown.of(found[0]))
+    raise StoreUnavailable("others are changing the schema", 0.1)
+
+
+@Route(
+    *("DELETE", "/items/{item_id}", "Catalogue", DeletedItem),
+    ("invalid_parameter", "not_found", "unknown_item", *WRITES),
+    needs="operate",
+    operation_id="deleteItem",
+)
+async def delete_item(request: web.Request) -> web.StreamResponse:
+    """Delete an item: it is in no list any more.
+
+    Its ratings stay, for they say what their users like. Put it again to have it back.
+    """
+    context = request.app[CONTEXT]
+    item_id = path_id(request.rel_url.raw_path, 1, "item_id")
+    (state,) = await context.store.catalogue.states([item_id])
+    rows = await context.store.items(await context.epoch()).rows([item_id])
+    if state.deleted or (state.data is None and rows[0] is None):
+        raise Problem("unknown_item", "neither the catalogue nor a rating names this item")
+    await context.store.catalogue.change({item_id: _becomes(None)})
+    return json_answer(DeletedItem(1))
+
+
+@Route(
+    *("POST", "/items", "Catalogue", Stored),
+    (*BODY, "too_many_rows", "too_many_items", *WRITES),
+    needs="operate",
+    operation_id="putItems",
+    body=request_body(
+        {"anyOf": [ItemRowIn, list_of(ItemRowIn, MAX_ROWS)]}, [{"item_id": "dune", **_EXAMPLE}], lines=True
+    ),
+)
+async def post_items(request: web.Request) -> web.StreamResponse:
+    """Say what is known of items: one, an array, or one a line. One bad row refuses all."""
+    context = request.app[CONTEXT]
+    context.require_room()
+    async with context.bodies.read(request, context.imports, takes_lines=True) as (raw, lines):
+        if len(raw) <= INLINE_BYTES:
+            rows, ids = parse_items(raw, lines=lines)
+        else:
+            rows, ids = await asyncio.to_thread(parse_items, raw, lines=lines)
+        for _ in range(ATTEMPTS):
+            types = await held_types(context, "items")
+            items = await asyncio.to_thread(_items, ids, rows, new := dict(types))
+            # Of a call that is refused nothing is registered or held.
+            await _register(request, ids)
+            if await hold(context, "items", types, new):
+                # Of an item that stands twice the last counts.
+                changes = {item_id: _becomes(item) for item_id, item in zip(ids, items, strict=True)}
+                await context.store.catalogue.change(changes)
+                request[WHAT] = f"items={len(changes)}"
+                return json_answer(Stored(len(rows)))
+    raise StoreUnavailable("others are changing the schema", 0.1)
+
+
+def parse_items(body: bytes | bytearray, *, lines: bool) -> tuple[list[ItemRowIn], list[bytes]]:
+    """Return the items in `body` and their ids: one object, an array, or an object a line.
+
+    Raises a `Problem` that names a field, and the first bad row.
+    """
+    is_object = body[:64].lstrip()[:1] == b"{"
+    try:
+        if lines:
+            rows = _ROW.decode_lines(body)
+        elif is_object:
+            rows = [_ROW.decode(body)]
+        else:
+            rows = _ROWS.decode(body)
+    except NOT_DECODED as exc:
+        raise problem_of(exc, body, lines=lines) from None
+    check_rows(len(rows), MAX_ROWS)
+    return rows, body_ids([row.item_id for row in rows], "item_id")
+
+
+def _items(ids: list[bytes], rows: list[ItemRowIn], types: Types) -> list[CatalogueItem]:
+    each = enumerate(zip(ids, rows, strict=True))
+    return [new_item(item_id, row, types, number) for number, (item_id, row) in each]
+
+
+@Route(
+    *("GET", "/items", "Catalogue", ItemPage),
+    ("invalid_parameter", *STORE),
+    needs="read",
+    operation_id="listItems",
+    parameters=(
+        query_parameter("n", whole(1, MAX_PAGE, 100), "How many"),
+        query_parameter("cursor", {"type": "string", "format": "byte"}, "`next` of the page before"),
+        query_parameter("prefix", {"type": "string"}, "What the ids, or titles, begin with"),
+        query_parameter("by", {"type": "string", "enum": list(_ORDERS), "default": "id"}, "In which order"),
+    ),
+)
+async def get_items(request: web.Request) -> web.StreamResponse:
+    """List the items of the catalogue, hidden ones too.
+
+    Titles are compared without regard to case.
+    """
+    catalogue, query = request.app[CONTEXT].store.catalogue, Query(request.raw_path)
+    n, prefix = query.integer("n", 100, 1, MAX_PAGE), query.text("prefix") or ""
+    by_title = query.choice("by", "id", _ORDERS) == "title"
+    begins = title_key(prefix) if by_title else prefix.encode()
+    page = await catalogue.page(n, prefix=begins, after=_cursor(query), by_title=by_title)
+    behind = None if page.after is None else base64.urlsafe_b64encode(page.after).decode()
+    return json_answer(ItemPage(await catalogue.count(), list(map(ItemShown.of, page.items)), behind))
+
+
+def _cursor(query: Query) -> bytes:
+    try:
+        return base64.urlsafe_b64decode(query.raw("cursor") or b"")
+    except binascii.Error:
+        raise Problem("invalid_parameter", "cursor must be `next` of a page", field="cursor") from None
+
+
+@Route(
+    *("GET", "/export/items", "Catalogue", content({"type": "string"}, _LINES)),
+    STORE,
+    needs="read",
+    operation_id="exportItems",
+)
+async def get_export(request: web.Request) -> web.StreamResponse:
+    """Return all items of the catalogue, one a line, as POST /items takes them."""
+    catalogue = request.app[CONTEXT].store.catalogue
+    # What cannot be read at all is told by its status.
+    page = await catalogue.page(_EXPORTED_AT_ONCE)
+    answer = web.StreamResponse(headers={"Content-Type": _LINES})
+    await answer.prepare(request)
+    try:
+        while page.items and request.method != "HEAD":
+            async with asyncio.timeout(READ_WITHIN_S):
+                await answer.write(_ENCODER.encode_lines(list(map(ItemShown.of, page.items))))
+            if page.after is None:
+                break
+            page = await catalogue.page(_EXPORTED_AT_ONCE, after=page.after)
+        await answer.write_eof()
+    except BaseException:
+        # Cut off, so that the client does not take what it has for all.
+        if request.transport is not None:
+            request.transport.abort()
+        raise
+    return answer
+
+
+@Route(*("GET", "/schema", "Catalogue", SchemaBody), STORE, needs="read", operation_id="getSchema")
+async def get_schema(request: web.Request) -> web.StreamResponse:
+    """Return the type of each attribute, told or inferred at its first use."""
+    schema = request.app[CONTEXT].store.catalogue.schema
+    return json_answer(SchemaBody(await schema.types("items"), await schema.types("users")))
+
+
+@Route(
+    *("PUT", "/schema", "Catalogue", SchemaBody),
+    (*BODY, *WRITES),
+    needs="operate",
+    operation_id="putSchema",
+    body=request_body(SchemaBody, {"items": {"released": "time"}, "users": {"age": "number"}}),
+)
+async def put_schema(request: web.Request) -> web.StreamResponse:
+    """Tell types of attributes before their first use; those of others stay."""
+    context = request.app[CONTEXT]
+    async with context.bodies.read(request, context.imports) as received:
+        told = _SCHEMA.decode(received.raw)
+    kinds: tuple[tuple[Literal["items", "users"], Types], ...] = (
+        ("items", told.items),
+        ("users", told.users),
+    )
+    for kind, types in kinds:
+        for name in types:
+            if not 0 < len(name.encode()) <= MOST_NAME_BYTES:
+                detail = f"a name must have 1 to {MOST_NAME_BYTES} bytes"
+                raise Problem("invalid_body", detail, field=f"{kind}.{name[:MOST_NAME_BYTES]}")
+        held = await held_types(context, kind)
+        for name, each in types.items():
+            if held.get(name, each) != each:
+                detail = f"{name} is of type {held[name]} since its first use, not {each}"
+                raise Problem("invalid_body", detail, field=f"{kind}.{name}")
+        if not await hold(context, kind, held, {**held, **types}):
+            raise StoreUnavailable("others are changing the schema", 0.1)
+    return await get_schema.handler(request)
+
+
+async def held_types(context: ServiceContext, kind: Kind) -> Types:
+    """Return the types of attributes that are fixed."""
+    return await context.store.catalogue.schema.types(kind)
+
+
+async def hold(context: ServiceContext, kind: Kind, held: Types, types: Mapping[str, AttributeType]) -> bool:
+    """Fix those `types` that were not `held`; False where another call has just fixed one otherwise: look
+    again. Raises `invalid_body` where there are too many.
+    """
+    new = {name: each for name, each in types.items() if name not in held}
+    try:
+        await context.store.catalogue.schema.hold(kind, new)
+    except SchemaFull as exc:
+        raise Problem("invalid_body", str(exc), field="attributes") from exc
+    except SchemaChanged:
+        return False
+    return True
+
+
+async def _register(request: web.Request, item_ids: list[bytes]) -> None:
+    """Give new items a row, so that they can be recommended before anyone rates them."""
+    context, caller = request.app[CONTEXT], request.get(CALLED_BY)
+    try:
+        registry = context.store.items(await context.epoch())
+        await registry.register(item_ids, context.quotas.write_limits(caller))
+    except ItemsSpent as exc:
+        if caller is None:
+            raise
+        raise context.quotas.refusal(caller, "items", exc.retry_after_s) from exc
+    except EpochGone:
+        # Each worker registers them in the history that has taken its place.
+        return
+
+
+def _becomes(item: CatalogueItem | None) -> Change:
+    return lambda _: item

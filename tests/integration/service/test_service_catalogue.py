@@ -1,0 +1,276 @@
+"""The catalogue over HTTP: what is put, listed, hidden and deleted, by whichever worker."""
+
+import io
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from service.routes import catalogue as catalogue_routes
+from tests.support.factories import Written, lead, publish, publish_for_ann, rating
+from tests.support.serving import JSON, LINES, Client, is_problem, serves, serving
+from tests.support.waiting import wait_until_async
+
+DUNE = {
+    "title": "Dune",
+    "categories": ["sf"],
+    "attributes": {"year": 1965, "out": "1965-08-01", "tags": ["a"]},
+}
+ITEMS = 8
+
+
+@pytest.fixture
+async def client(store_settings: StoreSettings, published: Written) -> AsyncIterator[Client]:
+    async with serving(store_settings) as (client, _):
+        await serves(client, published.writer.number)
+        yield client
+
+
+@pytest.fixture
+async def other(store_settings: StoreSettings, client: Client, published: Written) -> AsyncIterator[Client]:
+    """A second worker on the same store."""
+    async with serving(store_settings) as (other, _):
+        await serves(other, published.writer.number)
+        yield other
+
+
+async def put(client: Client, item: str, **fields: object) -> None:
+    reply = await client.ask("PUT", f"/items/{item}", json=fields)
+    assert reply.status == 200, reply.text
+
+
+async def listed(client: Client) -> dict[str, set[str]]:
+    """The items of each list."""
+    found = {}
+    for path in ("/recommend/ann?n=100", "/recommend/new?n=100", "/similar/item-0?n=100", "/popular?n=100"):
+        reply = await client.get(path)
+        assert reply.status == 200, reply.text
+        found[path] = {item["item_id"] for item in reply.json["items"]}
+    anonymous = await client.post("/recommend", {"ratings": [], "n": 100})
+    return {**found, "POST": {item["item_id"] for item in anonymous.json["items"]}}
+
+
+async def test_an_item_is_put_patched_and_deleted(client: Client) -> None:
+    reply = await client.ask("PUT", "/items/item-0", json=DUNE)
+    shown = {"item_id": "item-0", **DUNE}
+    shown["attributes"] = {"year": 1965, "out": "1965-08-01T00:00:00Z", "tags": ["a"]}
+    assert (reply.status, reply.json) == (200, shown)
+    found = (await client.get("/items/item-0")).json
+    assert {name: found[name] for name in shown} == shown
+    assert found["ratings"] >= 0
+    assert {"mean", "expected", "generation"} <= set(found)
+    patch = {"title": "Dune!", "attributes": {"year": None, "seen": True}, "available_until": 4e9}
+    reply = await client.ask("PATCH", "/items/item-0", json=patch)
+    assert reply.json["attributes"] == {"out": "1965-08-01T00:00:00Z", "tags": ["a"], "seen": True}
+    assert (reply.json["title"], reply.json["categories"]) == ("Dune!", ["sf"])
+    assert reply.json["available_until"] == "2096-10-02T07:06:40Z"
+    assert (await client.ask("DELETE", "/items/item-0")).json == {"deleted": 1}
+    for call in (("GET", {}), ("DELETE", {}), ("PATCH", {"json": {"hidden": True}})):
+        assert is_problem(await client.ask(call[0], "/items/item-0", **call[1]), 404, "unknown_item")
+    for method in ("PATCH", "DELETE"):
+        reply = await client.ask(method, "/items/never", **({"json": {}} if method == "PATCH" else {}))
+        assert is_problem(reply, 404, "unknown_item")
+
+
+async def test_what_is_hidden_by_one_worker_is_in_no_list_of_another(client: Client, other: Client) -> None:
+    """No wait in between: the version is read with each question."""
+    before = await listed(other)
+    shown = sorted(before["/popular?n=100"])
+    assert len(shown) > 3
+    for item in shown[:3]:
+        await put(client, item, hidden=True)
+        for items in (await listed(other)).values():
+            assert item not in items
+    await client.ask("DELETE", f"/items/{shown[3]}")
+    for items in (await listed(other)).values():
+        assert not items & set(shown[:4])
+    for item in shown[:4]:
+        await put(other, item)
+    assert await listed(client) == before
+
+
+async def test_what_was_rated_alone_can_be_hidden(client: Client, other: Client) -> None:
+    reply = await client.ask("PATCH", "/items/item-3", json={"hidden": True})
+    assert (reply.status, reply.json) == (200, {"item_id": "item-3", "hidden": True})
+    assert "item-3" not in (await listed(other))["/recommend/new?n=100"]
+
+
+async def test_an_item_is_shown_in_its_time(client: Client, other: Client) -> None:
+    now = time.time()
+    await put(client, "item-1", available_from=now + 2.0)
+    await put(client, "item-2", available_until=now + 2.0)
+    found = (await listed(other))["/recommend/new?n=100"]
+    assert ("item-1" in found, "item-2" in found) == (False, True)
+
+    async def changed() -> bool:
+        found = (await listed(other))["/recommend/new?n=100"]
+        return ("item-1" in found, "item-2" in found) == (True, False)
+
+    await wait_until_async(changed, 10.0, "one has come, one has gone")
+
+
+async def test_an_item_without_ratings_is_recommended(client: Client, other: Client) -> None:
+    await put(client, "brand-new", title="New")
+    found = (await other.get("/items/brand-new")).json
+    assert (found["ratings"], found["mean"], found["title"]) == (0, None, "New")
+
+    async def recommended() -> bool:
+        return "brand-new" in (await listed(other))["/recommend/new?n=100"]
+
+    await wait_until_async(recommended, 5.0, "the new item has a row in the table")
+    await put(client, "brand-new", hidden=True)
+    assert "brand-new" not in (await listed(other))["/recommend/new?n=100"]
+
+
+async def test_it_outlives_a_new_history(store: Store, store_settings: StoreSettings) -> None:
+    """Rows are others in the next epoch; an item that was hidden before it came is hidden there."""
+    lease = await lead(store)
+    await store.items(1).register([b"a", b"b", b"c"])
+    await publish(store, lease, n_items=3)
+    async with serving(store_settings) as (client, _):
+        await serves(client, 1)
+        await put(client, "b", hidden=True)
+        await put(client, "d")
+        await client.ask("DELETE", "/items/c")
+        epoch = await store.epochs.begin()
+        await store.items(epoch).register([b"c", b"b", b"a"])
+        written = await publish(store, lease, epoch=epoch, n_items=3)
+        await serves(client, written.writer.number)
+        found = await client.get("/recommend/new?n=9")
+        assert found.json["generation"] == written.writer.number
+        assert {item["item_id"] for item in found.json["items"]} <= {"a", "d"}
+        # A row that comes later belongs to an item of which was said before that it is deleted.
+        assert (await store.items(epoch).rows([b"d"]))[0] == 3
+
+
+async def test_many_items_are_all_valid_or_none_is_stored(client: Client, store: Store) -> None:
+    rows = [{"item_id": n, "title": f"T{n}", "attributes": {"year": 1900 + n}} for n in range(30)]
+    assert (await client.post("/items", rows)).json == {"accepted": 30}
+    lines = b"\n".join(json.dumps({**row, "hidden": True}).encode() for row in rows)
+    assert (await client.post("/items", lines, headers=LINES)).json == {"accepted": 30}
+    page = (await client.get("/items?n=100")).json
+    assert (page["total"], len(page["items"]), page["next"]) == (30, 30, None)
+    assert all(item["hidden"] for item in page["items"])
+    version = await store.catalogue.version()
+    for row, field in (
+        ({"item_id": "x", "attributes": {"year": "long ago"}}, "attributes.year"),
+        ({"item_id": "x", "hiden": True}, None),
+        ({"item_id": ""}, "item_id"),
+        ({"item_id": "x", "available_from": "soon"}, "available_from"),
+        ({"item_id": "x", "available_from": 5, "available_until": 4}, "available_until"),
+        ({"item_id": "x", "categories": [""]}, "categories"),
+        ({"item_id": "x", "title": "x" * 1025}, "title"),
+        ({"item_id": "x", "attributes": {"first": {"a": 1}}}, "attributes.first"),
+        ({"item_id": "x", "attributes": {f"a{n}": n for n in range(65)}}, "attributes"),
+        ({"item_id": "x", "attributes": {"text": "x" * 20_000}}, None),
+    ):
+        reply = await client.post("/items", [{"item_id": "fine", "attributes": {"fresh": 1}}, row])
+        assert is_problem(reply, 422, "invalid_body")
+        assert (reply.json["row"], reply.json.get("field")) == (1, field), reply.text
+    reply = await client.post("/items", [{"item_id": "a"}] * 10_001)
+    assert is_problem(reply, 422, "too_many_rows")
+    large = io.BytesIO(b"[" + b" " * 11_000_000 + b"]")
+    assert is_problem(await client.ask("POST", "/items", data=large, headers=JSON), 413, "body_too_large")
+    assert await store.catalogue.version() == version
+    assert await store.catalogue.schema.types("items") == {"year": "number"}
+    assert (await store.items(1).rows([b"fine", b"x"])) == [None, None]
+
+
+async def test_a_type_is_held_and_told(client: Client) -> None:
+    told = {"items": {"released": "time"}, "users": {"age": "number"}}
+    assert (await client.ask("PUT", "/schema", json=told)).json == told
+    await put(client, "item-0", attributes={"released": 0, "year": 1965})
+    assert (await client.get("/items/item-0")).json["attributes"]["released"] == "1970-01-01T00:00:00Z"
+    assert (await client.get("/schema")).json["items"] == {"released": "time", "year": "number"}
+    reply = await client.ask("PUT", "/items/item-0", json={"attributes": {"year": "1965"}})
+    assert is_problem(reply, 422, "invalid_body")
+    assert reply.json["detail"] == "attributes.year must be a finite number, not this text: that is its type"
+    reply = await client.ask("PUT", "/schema", json={"items": {"year": "text"}})
+    assert is_problem(reply, 422, "invalid_body")
+    assert (reply.json["field"], "number" in reply.json["detail"]) == ("items.year", True)
+    reply = await client.ask("PUT", "/schema", json={"items": {"year": "colour"}})
+    assert is_problem(reply, 422, "invalid_body")
+
+
+async def test_items_are_listed_searched_and_exported(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue_routes, "_EXPORTED_AT_ONCE", 7)
+    rows = [{"item_id": f"i/{n:02}", "title": f"{'Star' if n % 2 else 'Moon'} {n}"} for n in range(20)]
+    await client.post("/items", [*rows, {"item_id": "z", "attributes": {"out": "2001-01-01"}}])
+    found: list[object] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (await client.get(f"/items?n=6&prefix=i%2F{cursor}")).json
+        found += page["items"]
+        cursor = page["next"] and f"&cursor={page['next']}"
+    assert found == rows
+    stars = (await client.get("/items?by=title&prefix=sTAR")).json["items"]
+    assert {item["item_id"] for item in stars} == {row["item_id"] for row in rows[1::2]}
+    for query in ("cursor=abc", "by=year", "n=0", "n=1001"):
+        assert is_problem(await client.get(f"/items?{query}"), 400, "invalid_parameter")
+    exported = await client.get("/export/items")
+    assert exported.headers["Content-Type"] == "application/x-ndjson"
+    assert [json.loads(line) for line in exported.text.splitlines()] == [
+        *rows,
+        {"item_id": "z", "attributes": {"out": "2001-01-01T00:00:00Z"}},
+    ]
+    assert (await client.ask("HEAD", "/export/items")).status == 200
+    # What was exported is taken as it is, and changes nothing.
+    again = await client.post("/items", exported.text.encode(), headers=LINES)
+    assert again.json == {"accepted": 21}
+    assert (await client.get("/export/items")).text == exported.text
+
+
+async def test_attributes_of_a_user_go_with_the_user(client: Client, store: Store) -> None:
+    path = "/users/ann/attributes"
+    assert is_problem(await client.get(path), 404, "unknown_user")
+    reply = await client.ask("PUT", path, json={"age": 30, "since": "2020-01-01", "likes": ["tea"]})
+    assert reply.json["attributes"] == {"age": 30, "since": "2020-01-01T00:00:00Z", "likes": ["tea"]}
+    reply = await client.ask("PATCH", path, json={"age": 31, "likes": None})
+    assert reply.json == (await client.get(path)).json
+    assert reply.json["attributes"] == {"age": 31, "since": "2020-01-01T00:00:00Z"}
+    reply = await client.ask("PATCH", path, json={"age": "old"})
+    assert is_problem(reply, 422, "invalid_body")
+    assert reply.json["field"] == "age"
+    assert is_problem(await client.ask("PUT", path, json={"t": "x" * 20_000}), 422, "invalid_body")
+    assert is_problem(await client.ask("PUT", path, json=[1]), 422, "invalid_body")
+    assert (await client.ask("DELETE", path)).json == {"deleted": 1}
+    assert is_problem(await client.ask("DELETE", path), 404, "unknown_user")
+    await client.ask("PUT", path, json={"age": 32})
+    assert (await client.ask("DELETE", "/users/ann")).status == 200
+    assert is_problem(await client.get(path), 404, "unknown_user")
+    assert not await store.redis.exists(store.keys.attributes(b"ann"))
+
+
+async def test_a_damaged_item_is_left_out_and_named(
+    client: Client, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    await put(client, "item-1", title="One")
+    await store.redis.hset(store.keys.catalogue_items, "item-1", b"\xff")
+    await put(client, "item-2", title="Two")
+    # What is read anew finds it.
+    await store.redis.delete(store.keys.catalogue_changes)
+    await put(client, "item-3", title="Three")
+    found = await listed(client)
+    assert "item-1" not in found["/recommend/new?n=100"]
+    assert is_problem(await client.get("/items/item-1"), 503, "data_damaged")
+    assert "catalogue}:items" in caplog.text
+    await put(client, "item-1", title="Mended")
+    assert "item-1" in (await listed(client))["/recommend/new?n=100"]
+
+
+async def test_without_room_for_its_row_an_item_is_refused(
+    store: Store, store_settings: StoreSettings
+) -> None:
+    await publish_for_ann(store, {"item-0": 5.0})
+    async with serving(replace(store_settings, max_items=9)) as (client, _):
+        await serves(client, 1)
+        assert (await client.ask("PUT", "/items/one-more", json={})).status == 200
+        assert is_problem(await client.ask("PUT", "/items/too-many", json={}), 422, "too_many_items")
+        await store.ratings.append([rating("ann", "item-0", 1.0)])
+        assert (await client.ask("PUT", "/items/item-0", json={})).status == 200
