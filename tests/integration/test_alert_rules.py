@@ -1,0 +1,223 @@
+"""Each alert of the deployment fires on recorded series of its fault, in its time, and on no other's."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tests.support.servers import missing
+
+ROOT = Path(__file__).resolve().parents[2]
+ALERTS = ROOT / "deploy/prometheus/alerts.yml"
+# As deploy/prometheus/prometheus.yml has it: a sample, and a look at the rules.
+STEP_S = 5
+# All is well until then; by then rates over ten minutes are whole.
+WELL_S = 900
+# By promise, for faults of the torture.
+WITHIN_S = 60
+DAY_S = 86_400
+
+LOOKUPS = 'foldin_lookup_seconds_bucket{instance="a",le="%s"}'
+PREDICTS = 'foldin_http_request_seconds_bucket{instance="a",route="/predict",le="%s"}'
+ANSWERS = 'foldin_http_requests_total{instance="a",route="/predict",status="%s"}'
+LAG = 'foldin_stream_lag_events{instance="a",partition="0"}'
+EVENT = 'foldin_trainer_event_timestamp_seconds{event="%s"}'
+
+# What a stack says that is well: first value, and what comes to it with each step.
+WELL: dict[str, tuple[float, float]] = {
+    'up{job="foldin",instance="a"}': (1, 0),
+    'up{job="foldin",instance="b"}': (1, 0),
+    'up{job="foldin-trainer",instance="t"}': (1, 0),
+    'foldin_worker_silent_seconds{instance="a",worker="0"}': (1, 0),
+    'foldin_worker_starts_total{instance="a"}': (2, 0),
+    'foldin_store_up{instance="a"}': (1, 0),
+    'foldin_store_up{instance="b"}': (1, 0),
+    'foldin_store_reconnects_total{instance="a"}': (3, 0),
+    LOOKUPS % "0.01": (0, 100),
+    LOOKUPS % "0.05": (0, 100),
+    LOOKUPS % "+Inf": (0, 100),
+    PREDICTS % "0.01": (0, 100),
+    PREDICTS % "0.1": (0, 100),
+    PREDICTS % "+Inf": (0, 100),
+    LAG: (100, 0),
+    'foldin_refusing{instance="a",reason="store_disk"}': (0, 0),
+    ANSWERS % "200": (0, 100),
+    ANSWERS % "401": (0, 1),
+    ANSWERS % "503": (0, 0),
+    'foldin_exceptions_total{instance="a"}': (1, 0),
+    'foldin_generation{instance="a"}': (7, 0),
+    'foldin_generation{instance="b"}': (7, 0),
+    'foldin_rolled_back_generation{instance="a"}': (6, 0),
+    'foldin_rating_squared_error_sum{instance="a"}': (0, 8),
+    'foldin_rating_squared_error_count{instance="a"}': (0, 10),
+    "foldin_trainer_leading": (1, 0),
+    "foldin_trainer_behind_seconds": (0, 0),
+    EVENT % "fit_published": (0, STEP_S),
+    EVENT % "archive_rebuild": (-3_600, 0),
+    "foldin_trainer_fit_failures": (0, 0),
+    "foldin_trainer_fit_running_seconds": (2, 0),
+    "foldin_trainer_fit_seconds": (4, 0),
+    "foldin_trainer_unfitted_seconds": (60, 0),
+    "foldin_trainer_command_open_seconds": (1, 0),
+    "foldin_trainer_clock_ahead_seconds": (-0.1, 0),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What changes of `WELL` once something is wrong: value and step from then on, None for a series that is
+    no more. `alert` fires `within_s` after that, and `also` others that are about the same.
+    """
+
+    alert: str
+    series: dict[str, tuple[float, float] | None]
+    within_s: int = WITHIN_S
+    also: tuple[str, ...] = ()
+
+
+def gone(*beginnings: str) -> dict[str, tuple[float, float] | None]:
+    """No series of these names is scraped any more."""
+    return {name: None for name in WELL if name.startswith(beginnings)}
+
+
+OF_A = {name: None for name in WELL if 'instance="a"' in name}
+FAULTS = [
+    Fault(
+        "FoldinNoReplica",
+        {'up{job="foldin",instance="a"}': (0, 0), 'up{job="foldin",instance="b"}': (0, 0)},
+        also=("FoldinReplicaSilent",),
+    ),
+    Fault("FoldinReplicaSilent", {**OF_A, 'up{job="foldin",instance="a"}': (0, 0)}),
+    Fault("FoldinWorkerSilent", {'foldin_worker_silent_seconds{instance="a",worker="0"}': (0, STEP_S)}),
+    Fault("FoldinWorkerRestarted", {'foldin_worker_starts_total{instance="a"}': (3, 0)}),
+    Fault("FoldinStoreDown", {'foldin_store_up{instance="b"}': (0, 0)}),
+    # Cut every five seconds.
+    Fault("FoldinStoreUnsteady", {'foldin_store_reconnects_total{instance="a"}': (4, 1)}),
+    # A connection that is delayed by 30 ms.
+    Fault("FoldinStoreSlow", {LOOKUPS % "0.01": (0, 0)}),
+    Fault("FoldinStreamFilling", {LAG: (60_000, 0)}, within_s=90),
+    Fault("FoldinRefusing", {'foldin_refusing{instance="a",reason="store_disk"}': (1, 0)}),
+    Fault("FoldinTurnedAway", {ANSWERS % "401": (0, 20)}),
+    Fault(
+        "FoldinTrainerDown",
+        {'up{job="foldin-trainer",instance="t"}': (0, 0), **gone("foldin_trainer_")},
+        also=("FoldinNoLeader",),
+    ),
+    Fault("FoldinNoLeader", {"foldin_trainer_leading": (0, 0)}),
+    Fault("FoldinArchiveBehind", {"foldin_trainer_behind_seconds": (0, STEP_S)}),
+    Fault("FoldinTrainerTrouble", {EVENT % "archive_rebuild": (WELL_S, 0)}),
+    Fault("FoldinFitFails", {"foldin_trainer_fit_failures": (1, 0)}),
+    Fault("FoldinFitHangs", {"foldin_trainer_fit_running_seconds": (0, STEP_S)}),
+    Fault("FoldinFitLate", {"foldin_trainer_unfitted_seconds": (60, STEP_S)}, within_s=1_800),
+    Fault("FoldinCommandStuck", {"foldin_trainer_command_open_seconds": (0, STEP_S)}, within_s=620),
+    Fault("FoldinClock", {"foldin_trainer_clock_ahead_seconds": (-11, 0)}),
+    Fault("FoldinErrors", {ANSWERS % "503": (0, 20)}, within_s=180),
+    Fault("FoldinMistakes", {'foldin_exceptions_total{instance="a"}': (2, 0)}),
+    Fault("FoldinSlow", {PREDICTS % "0.01": (0, 0)}, within_s=420),
+    Fault("FoldinReplicasDisagree", {'foldin_generation{instance="a"}': (8, 0)}, within_s=90),
+    Fault("FoldinRolledBack", {'foldin_rolled_back_generation{instance="a"}': (8, 0)}),
+]
+
+
+def program() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        missing("promtool, which comes with prometheus")
+    return str(found)
+
+
+def recorded(start: float, step: float, count: int) -> str:
+    """Samples in the words of promtool."""
+    return f"{start:g}{'+' if step >= 0 else '-'}{abs(step):g}x{count - 1}"
+
+
+def series(
+    fault: Fault,
+    well_s: int,
+    until_s: int,
+    step_s: int = STEP_S,
+    well: dict[str, tuple[float, float]] = WELL,
+) -> list[dict[str, str]]:
+    """`WELL` for `well_s`, then what the fault makes of it. A counter goes on from where it was."""
+    before, after = well_s // step_s, (until_s - well_s) // step_s + 1
+    found = []
+    for name, (start, step) in well.items():
+        values = recorded(start, step, before)
+        changed = fault.series.get(name, (start, step))
+        if changed is None:
+            # Prometheus marks what is not scraped any more.
+            values += " stale"
+        elif changed == (start, step) or (step and re.search("_(total|bucket|sum){", name)):
+            values += " " + recorded(start + step * before, changed[1], after)
+        else:
+            values += " " + recorded(*changed, after)
+        found.append({"series": name, "values": values})
+    return found
+
+
+def check(folder: Path, tests: Sequence[Mapping[str, object]], every_s: int) -> None:
+    """Have promtool hold the rules, looked at every so many seconds, against series."""
+    content = {"rule_files": [str(ALERTS)], "evaluation_interval": f"{every_s}s", "tests": list(tests)}
+    (folder / "rules.yml").write_text(yaml.safe_dump(content))
+    command = [program(), "test", "rules", str(folder / "rules.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def firing(at_s: int, *alerts: str) -> dict[str, object]:
+    """That these alerts fire at that time, and no other."""
+    return {
+        "expr": 'group by (alertname) (ALERTS{alertstate="firing"})',
+        "eval_time": f"{at_s}s",
+        "exp_samples": [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in sorted(alerts)],
+    }
+
+
+def test_each_fault_raises_its_alert_in_time_and_no_other(tmp_path: Path) -> None:
+    tests = []
+    for fault in FAULTS:
+        end = WELL_S + fault.within_s
+        expected = [firing(WELL_S - STEP_S), firing(end, fault.alert, *fault.also)]
+        given = series(fault, WELL_S, end)
+        tests.append(
+            {
+                "name": fault.alert,
+                "interval": f"{STEP_S}s",
+                "input_series": given,
+                "promql_expr_test": expected,
+            }
+        )
+    check(tmp_path, tests, STEP_S)
+
+
+def test_a_day_on_which_ratings_are_predicted_worse_than_on_the_one_before(tmp_path: Path) -> None:
+    """FoldinWorse compares an hour with the same one of yesterday, and waits half an hour."""
+    fault = Fault("FoldinWorse", {'foldin_rating_squared_error_sum{instance="a"}': (0, 12)})
+    well_s, step_s = DAY_S + 7_200, 60
+    only = {
+        name: value
+        for name, value in WELL.items()
+        if "squared_error" in name or "up{" in name or "leading" in name
+    }
+    end = well_s + 5_400
+    checks = [firing(well_s), firing(well_s + 1_200), firing(end, "FoldinWorse")]
+    given = series(fault, well_s, end, step_s, only)
+    # Every five seconds of a day would be 20,000 looks at each rule.
+    check(tmp_path, [{"interval": "60s", "input_series": given, "promql_expr_test": checks}], step_s)
+
+
+def test_every_alert_is_raised_here_and_watches_what_is_there() -> None:
+    text = ALERTS.read_text("utf-8")
+    raised = {fault.alert for fault in FAULTS} | {"FoldinWorse"}
+    assert raised == set(re.findall(r"alert: (\w+)", text))
+    code = "".join(
+        (ROOT / name).read_text("utf-8") for name in ("service/metrics.py", "trainer/health/metrics.py")
+    )
+    for name in set(re.findall(r"\bfoldin_\w+", text)):
+        plain = re.sub(r"_(total|bucket|sum|count)$", "", name)
+        # The trainer's metrics are declared without what they all begin with.
+        assert f'"{plain}"' in code or f'"{plain.removeprefix("foldin_trainer_")}"' in code, name
