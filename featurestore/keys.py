@@ -91,6 +91,7 @@ class Keys:
         self.catalogue_deleted = b"{%b}:deleted" % self.catalogue
         self.catalogue_changes = b"{%b}:changes" % self.catalogue
         self.schema = b"{%b}:schema" % self.catalogue
+        self.scenarios = b"{%b}:scenarios" % self.catalogue
         # Made once an epoch: the key of a lookup is then one concatenation.
         self.user_prefixes = lru_cache(maxsize=8)(self._user_prefixes)
 

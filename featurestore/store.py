@@ -7,6 +7,7 @@ import asyncio
 from featurestore.access import AccessKeys
 from featurestore.catalogue.attributes import UserAttributes
 from featurestore.catalogue.catalogue import Catalogue
+from featurestore.catalogue.scenarios import Scenarios
 from featurestore.client import Client
 from featurestore.commands import Commands
 from featurestore.confirmation import EVERYSEC_S, Confirmation
@@ -85,6 +86,7 @@ class Store:
             *(self.keys, self.hot or self.bulk, self.redis, self.confirmation), max_items=settings.max_items
         )
         self.attributes = UserAttributes(self.keys, self.redis, self.confirmation)
+        self.scenarios = Scenarios(self.keys, self.hot or self.bulk, self.redis, self.confirmation)
         self.quotas = Buckets(self.keys, self.redis)
         self.files = StoreFiles(self.keys, self.redis)
 

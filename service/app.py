@@ -30,6 +30,7 @@ from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher
 from service.ranking_queue import RankingDesk
 from service.routes import OPERATIONS, add_routes
+from service.rules.scenarios import ScenarioReader
 from service.scoring import PairScorer
 from service.settings import ServiceSettings, WorkerSlot
 from service.training import Training
@@ -116,6 +117,7 @@ async def _service_context(
                 scorer=PairScorer(store, counts),
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
                 catalogue=catalogue,
+                scenarios=ScenarioReader(store.scenarios),
                 training=Training(store, follower, settings.train_wait_s),
                 access=access,
                 audit=audit,

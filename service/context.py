@@ -24,6 +24,7 @@ from service.http.quotas import Quotas
 from service.metrics import Counts, SnapshotFiles
 from service.micro_batcher import MicroBatcher
 from service.ranking_queue import RankingDesk
+from service.rules.scenarios import ScenarioReader
 from service.scoring import PairScorer, require_live
 from service.settings import ServiceSettings, WorkerSlot
 from service.training import Training
@@ -47,6 +48,7 @@ class ServiceContext:
     scorer: PairScorer
     rankings: RankingDesk
     catalogue: CatalogueFollower
+    scenarios: ScenarioReader
     training: Training
     access: Access
     audit: Audit

@@ -175,6 +175,12 @@ class Ranker:
         rows = largest(scores, n)
         return Ranked(rows, scores[rows].astype(np.float64))
 
+    def directions(self, rows: npt.NDArray[np.integer[Any]]) -> Float32s:
+        """Return a vector (m, rank) of each of `rows`, as their products tell how alike items are: see
+        `similar`.
+        """
+        return self._directions(self._state.items[rows])[0]
+
     def popular(self, n: int, allowed: Bools | None = None) -> Ranked:
         """Return the `n` rated items with the highest lower bound (95 %) of the average user's rating.
         `allowed`: as in `top`.
@@ -202,22 +208,27 @@ class Ranker:
 
     def _summarize(self, summaries: _Summaries, items: Float32s, rows: Int64s) -> None:
         """Write the summaries of `rows` of `items`."""
-        user, layout = self._prior, self._layout
+        user = self._prior
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
             words = items[some]
-            mean = words[:, layout.mean].astype(np.float64)
-            latent = mean[:, :-1]
-            norm = np.einsum("ij,ij->i", latent @ user.second, latent)
-            norm += self._codec.quadratic(words, user.latent_pairs)
-            # An item whose score is the same for every user has no direction.
-            summaries.directions[some] = (latent @ user.root) / np.sqrt(np.maximum(norm, 1e-30))[:, None]
-            score = user.offset + mean[:, -1] + latent @ user.latent
+            summaries.directions[some], mean = self._directions(words)
+            score = user.offset + mean[:, -1] + mean[:, :-1] @ user.latent
             # Above it with 95 %, as the upper end of a central 90 %.
             lower = score - NINETY * np.sqrt(self._codec.quadratic(words, user.pairs))
             rated = words[:, COUNT] > 0
             summaries.rated[some] = rated
             summaries.lower[some] = np.where(rated, lower, -np.inf)
+
+    def _directions(self, words: Float32s) -> tuple[Float32s, Float64s]:
+        """Return the directions (m, rank) of stored rows, and their means (m, dim)."""
+        user, mean = self._prior, words[:, self._layout.mean].astype(np.float64)
+        latent = mean[:, :-1]
+        norm = np.einsum("ij,ij->i", latent @ user.second, latent)
+        norm += self._codec.quadratic(words, user.latent_pairs)
+        # An item whose score is the same for every user has no direction.
+        directions = (latent @ user.root) / np.sqrt(np.maximum(norm, 1e-30))[:, None]
+        return np.asarray(directions, dtype=np.float32), mean
 
     def _drawn(
         self, items: Float32s, user: FloatTable, n: int, exclude: Int64s, rng: np.random.Generator

@@ -23,6 +23,7 @@ from service.routes import (
     predict,
     ratings,
     recommend,
+    scenarios,
     train,
     users,
 )
@@ -42,7 +43,8 @@ async def get_openapi(request: web.Request) -> web.StreamResponse:
 ROUTES: tuple[Route, ...] = (
     *(predict.get_predict, predict.post_predict),
     *(ratings.post_ratings, ratings.delete_rating),
-    *(recommend.get_recommend, recommend.post_recommend),
+    *(recommend.get_recommend, recommend.post_recommend_user, recommend.post_recommend),
+    *(scenarios.get_scenarios, scenarios.get_scenario, scenarios.put_scenario, scenarios.delete_scenario),
     *(items.get_similar, items.get_popular, recommend.get_explain),
     *(users.get_user, users.delete_user, users.get_user_ratings, users.get_receipt, items.get_item),
     *(attributes.get_attributes, attributes.put_attributes),

@@ -14,10 +14,9 @@ import numpy as np
 from aiohttp import web
 from msgspec import Meta
 
-from factors import Float32s, explain
+from factors import Bools, Float32s, Int64s, explain
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
-from service.catalogue.view import CatalogueView
 from service.context import CONTEXT, ServiceContext
 from service.http.parsing import (
     Body,
@@ -33,6 +32,9 @@ from service.http.response import json_answer
 from service.openapi import BODY, MODEL, Route, query_parameter, request_body, whole
 from service.routes.items import MAX_N, QUERY_N, expected, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale, checked_times
+from service.routes.rules import QUERY_RULES, CallRules, ask, check_rearranging, query_rules, ruled, rules_of
+from service.rules.listing import Ranking, Scored
+from service.rules.request import RuleFields
 
 # A client that reads on further wants the whole catalogue, which is no ranking.
 MAX_OFFSET = 10_000
@@ -52,7 +54,9 @@ class Recommended(msgspec.Struct):
 
 
 class Recommendations(msgspec.Struct, omit_defaults=True):
-    """Items, best first. `ignored`: ratings of the call whose item is not known."""
+    """Items, best first. `ignored`: ratings of the call whose item is not known. `reason`: why rules have
+    left no item.
+    """
 
     generation: int
     items: list[Recommended]
@@ -60,6 +64,7 @@ class Recommendations(msgspec.Struct, omit_defaults=True):
     ignored: int | None = None
     seed: int | None = None
     degraded: bool = False
+    reason: str | None = None
 
 
 class AnonymousRating(msgspec.Struct):
@@ -70,15 +75,23 @@ class AnonymousRating(msgspec.Struct):
     timestamp: Timestamp | None = None
 
 
-class RecommendBody(msgspec.Struct):
-    """Someone's ratings, and what is wanted."""
+class ListBody(RuleFields, kw_only=True):
+    """What is wanted, and under which rules. `scenario`: rules that are stored, for those that the call does
+    not have.
+    """
 
-    ratings: Annotated[list[AnonymousRating], Meta(extra_json_schema={"maxItems": MAX_RATINGS})]
     n: Annotated[int, Meta(extra_json_schema=whole(1, MAX_N))] = 10
     offset: Annotated[int, Meta(extra_json_schema=whole(0, MAX_OFFSET))] = 0
     exclude_seen: bool = True
     explore: Annotated[str, Meta(extra_json_schema=_EXPLORE_SCHEMA)] = "none"
     seed: Annotated[int, Meta(extra_json_schema=whole(0, MAX_SEED))] | None = None
+    scenario: str | None = None
+
+
+class RecommendBody(ListBody, kw_only=True):
+    """Someone's ratings, and what is wanted."""
+
+    ratings: Annotated[list[AnonymousRating], Meta(extra_json_schema={"maxItems": MAX_RATINGS})]
 
 
 class Part(msgspec.Struct):
@@ -114,11 +127,19 @@ class Wanted(NamedTuple):
 
 T = TypeVar("T")
 _BODY: Body[RecommendBody] = Body(RecommendBody)
+_LIST_BODY: Body[ListBody] = Body(ListBody)
+_RULE_PROBLEMS = ("invalid_rule", "unknown_scenario", "data_damaged")
+_EXAMPLE = {
+    "n": 5,
+    "filter": {"must": [{"key": "year", "range": {"gte": 1990}}]},
+    "boosts": [{"filter": {"must": [{"key": "country", "match": {"value": "fr"}}]}, "multiply": 1.5}],
+    "per_category": 2,
+}
 
 
 @Route(
     *("GET", "/recommend/{user_id}", "Recommend", Recommendations),
-    ("invalid_parameter", "not_found", *MODEL),
+    ("invalid_parameter", *_RULE_PROBLEMS, "not_found", *MODEL),
     needs="read",
     operation_id="recommend",
     parameters=(
@@ -129,6 +150,7 @@ _BODY: Body[RecommendBody] = Body(RecommendBody)
         ),
         query_parameter("explore", _EXPLORE_SCHEMA, "`thompson` ranks by a draw from the posterior"),
         query_parameter("seed", whole(0, MAX_SEED), "Makes a draw repeatable"),
+        *QUERY_RULES,
     ),
 )
 async def get_recommend(request: web.Request) -> web.StreamResponse:
@@ -136,32 +158,61 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
 
     For an unknown one, what the prior says.
     """
-    context = request.app[CONTEXT]
     query = Query(request.raw_path)
     n, offset = query.integer("n", 10, 1, MAX_N), query.integer("offset", 0, 0, MAX_OFFSET)
     exclude_seen = query.flag("exclude_seen", default=True)
     explore = query.choice("explore", "none", EXPLORE)
     seed = query.integer("seed", -1, 0, MAX_SEED)
     wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed))
+    fields, category = query_rules(query)
+    return await _for_user(request, wanted, fields, query.text("scenario"), category)
+
+
+@Route(
+    *("POST", "/recommend/{user_id}", "Recommend", Recommendations),
+    (*BODY, "invalid_parameter", *_RULE_PROBLEMS, "not_found", *MODEL),
+    needs="read",
+    operation_id="recommendByRules",
+    body=request_body(ListBody, _EXAMPLE),
+)
+async def post_recommend_user(request: web.Request) -> web.StreamResponse:
+    """The best items for a user, under rules.
+
+    For an unknown one, what the prior says.
+    """
+    context = request.app[CONTEXT]
+    async with context.bodies.read(request, context.predictions) as received:
+        body = await _LIST_BODY.decode_off_loop(received.raw)
+        return await _for_user(request, checked_wanted(body), body, body.scenario)
+
+
+async def _for_user(
+    request: web.Request,
+    wanted: Wanted,
+    fields: RuleFields,
+    scenario: str | None,
+    category: str | None = None,
+) -> web.StreamResponse:
+    context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live = context.live()
     # In the write in which the user is looked up.
-    asked = context.catalogue.ask()
+    asked = ask(context, scenario)
     profile, degraded = await context.scorer.profile(live, user_id)
-    catalogue = await context.catalogue.current(asked, live.epoch)
+    call = await rules_of(context, live, asked, fields, category)
     history = profile.history
-    if exclude_seen and not profile.whole:
+    if wanted.exclude_seen and not profile.whole:
         _, history = await context.store.users.history(live.epoch, user_id)
-    items = await _best_items(context, live, profile.vector, history, wanted, view=catalogue.view)
-    degraded |= catalogue.degraded
-    return json_answer(
-        Recommendations(live.generation, items, user_id.decode(), seed=wanted.seed, degraded=degraded)
-    )
+    items, reason = await _best_items(context, live, profile.vector, history, wanted, call=call)
+    degraded |= call.degraded
+    answer = Recommendations(live.generation, items, user_id.decode(), seed=wanted.seed, degraded=degraded)
+    answer.reason = reason
+    return json_answer(answer)
 
 
 @Route(
     *("POST", "/recommend", "Recommend", Recommendations),
-    (*BODY, "too_many_rows", *MODEL),
+    (*BODY, "too_many_rows", *_RULE_PROBLEMS, *MODEL),
     needs="read",
     operation_id="recommendAnonymous",
     body=request_body(RecommendBody, {"ratings": [{"item_id": "dune", "rating": 5}], "n": 5}),
@@ -179,9 +230,9 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         timestamps = [rating.timestamp for rating in body.ratings]
         times = checked_times(timestamps, time.time(), "ratings.timestamp")
         live = context.live()
-        asked = context.catalogue.ask()
+        asked = ask(context, body.scenario)
         rows = await context.store.items(live.epoch).rows(item_ids)
-        view, degraded = await context.catalogue.current(asked, live.epoch)
+        call = await rules_of(context, live, asked, body)
         known = [k for k, row in enumerate(rows) if row is not None]
         history = History(
             np.array([rows[k] for k in known], dtype=np.int32),
@@ -190,14 +241,14 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         )
         packed = pack_histories([history])
         vectors = await _computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
-        items = await _best_items(context, live, vectors[0], history, wanted, view=view)
-    ignored = len(rows) - len(known)
-    return json_answer(
-        Recommendations(live.generation, items, ignored=ignored, seed=wanted.seed, degraded=degraded)
-    )
+        items, reason = await _best_items(context, live, vectors[0], history, wanted, call=call)
+    ignored, degraded = len(rows) - len(known), call.degraded
+    answer = Recommendations(live.generation, items, ignored=ignored, seed=wanted.seed, degraded=degraded)
+    answer.reason = reason
+    return json_answer(answer)
 
 
-def checked_wanted(body: RecommendBody) -> Wanted:
+def checked_wanted(body: ListBody) -> Wanted:
     """Return what a body asks for. Raises a `Problem` that names the field."""
     for name, low, high in (("n", 1, MAX_N), ("offset", 0, MAX_OFFSET), ("seed", 0, MAX_SEED)):
         value = getattr(body, name)
@@ -222,9 +273,11 @@ async def _best_items(
     history: History,
     wanted: Wanted,
     *,
-    view: CatalogueView,
-) -> list[Recommended]:
-    """Return the items that are wanted for a user with `vector` (user_width,), of those that `view` shows."""
+    call: CallRules,
+) -> tuple[list[Recommended], str | None]:
+    """Return the items that are wanted for a user with `vector` (user_width,), and why there are none."""
+    places = wanted.n + wanted.offset
+    check_rearranging(call.rules, places, explores=wanted.seed is not None)
     registry, n_items = context.store.items(live.epoch), live.ranker.n_items
     if n_items > len(registry):
         await registry.refresh()
@@ -233,12 +286,23 @@ async def _best_items(
     if wanted.exclude_seen:
         exclude = np.concatenate([history.item_row.astype(np.int64), exclude])
     rng = None if wanted.seed is None else np.random.default_rng(wanted.seed)
+
+    async def top(n: int, without: Int64s, allowed: Bools | None) -> Scored:
+        best = await context.rankings.top(live, vector, n, without, rng, allowed=allowed)
+        return Scored(best.item_rows, best.scores, np.full(len(best.scores), np.nan), best.scores)
+
+    # A boost multiplies what is above the lowest rating: a scale may begin below 0.
+    ranking = Ranking(top, partial(_directions, live), live.model.scale.low)
     # Items before the offset are ranked too: their scores decide which ones come behind them.
-    allowed = view.allowed(time.time(), n_items)
-    best = await context.rankings.top(live, vector, wanted.n + wanted.offset, exclude, rng, allowed=allowed)
-    rows, scores = best.item_rows[wanted.offset :], best.scores[wanted.offset :].tolist()
+    found, reason = await ruled(context, live, call, ranking, wanted=places, exclude=exclude)
+    rows, scores = found.rows[wanted.offset :], found.scores[wanted.offset :].tolist()
     names = await item_names(registry, rows)
-    return [Recommended(name, score) for name, score in zip(names, scores, strict=True) if name is not None]
+    items = [Recommended(name, score) for name, score in zip(names, scores, strict=True) if name is not None]
+    return items, reason
+
+
+async def _directions(live: LiveGeneration, rows: Int64s) -> Float32s:
+    return await live.in_thread(partial(live.ranker.directions, rows))
 
 
 async def _computed(live: LiveGeneration, history: History, compute: Callable[[], T]) -> T:

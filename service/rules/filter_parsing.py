@@ -12,7 +12,7 @@ from typing import Any
 
 from featurestore.catalogue.item import AttributeType
 from featurestore.catalogue.schema import parse_time
-from service.http.parsing import body_id
+from service.http.parsing import MAX_ID_BYTES
 from service.http.problems import Problem
 from service.rules.columns import Columns
 from service.rules.filters import Condition, Filter, HasId, IsEmpty, Leaf, NumberMatch, Range, TextMatch
@@ -34,15 +34,15 @@ _ENDS = ("gt", "gte", "lt", "lte")
 def parse_filter(value: object, columns: Columns, pointer: str) -> Filter:
     """Return the filter that a JSON value says. `pointer`: where it stands in the body (RFC 6901).
 
-    Raises `invalid_body`, whose field is the pointer of what is wrong: an attribute that no item has, a value
+    Raises `invalid_rule`, whose field is the pointer of what is wrong: an attribute that no item has, a value
     of another type, an operator that there is not.
     """
     return _Parser(columns).filter(value, pointer, 1)
 
 
 def refused(pointer: str, detail: str) -> Problem:
-    """Return the problem of a body that is wrong at `pointer`."""
-    return Problem("invalid_body", f"{pointer}: {detail}", field=pointer)
+    """Return the problem of rules that are wrong at `pointer`."""
+    return Problem("invalid_rule", f"{pointer}: {detail}", field=pointer)
 
 
 def pointer_to(pointer: str, step: str | int) -> str:
@@ -177,7 +177,10 @@ def _typed(value: object, key: str, kind: AttributeType, pointer: str) -> Any:
 def _item_id(value: object, pointer: str) -> bytes:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise refused(pointer, "must be an id: a text or a whole number")
-    return body_id(value, pointer)
+    item_id = str(value).encode()
+    if not 0 < len(item_id) <= MAX_ID_BYTES:
+        raise refused(pointer, f"must have 1 to {MAX_ID_BYTES} bytes")
+    return item_id
 
 
 def _members(value: object, pointer: str, allowed: tuple[str, ...]) -> dict[str, Any]:

@@ -78,6 +78,8 @@ class Filter:
         return [item_id for leaf in self.leaves() if isinstance(leaf, HasId) for item_id in leaf.ids]
 
 
+# All items pass.
+NO_FILTER = Filter()
 Leaf = HasId | IsEmpty | NumberMatch | TextMatch | Range
 Condition = Filter | Leaf
 Rows = Mapping[bytes, int]

@@ -194,10 +194,12 @@ def test_every_route_needs_a_role_and_few_are_public() -> None:
         *((method, "/items/{item_id}") for method in ("PUT", "PATCH", "DELETE")),
         ("POST", "/items"),
         ("PUT", "/schema"),
+        *((method, "/scenarios/{name}") for method in ("PUT", "DELETE")),
     }
     # Negative control: what writes is no read.
     reads = {(route.method, route.path) for route in ROUTES if route.needs == "read"}
-    assert {pair for pair in reads if pair[0] != "GET"} == {("POST", "/predict"), ("POST", "/recommend")}
+    asked_by_post = {("POST", "/predict"), ("POST", "/recommend"), ("POST", "/recommend/{user_id}")}
+    assert {pair for pair in reads if pair[0] != "GET"} == asked_by_post
 
 
 def test_keys_are_long_differ_and_have_a_form() -> None:

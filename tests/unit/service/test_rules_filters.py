@@ -101,7 +101,7 @@ def test_items_that_the_catalogue_lacks_have_no_attributes() -> None:
 def test_what_is_wrong_is_named(condition: Any, field: str) -> None:
     with pytest.raises(Problem) as refused:
         parse_filter(condition, columns_of(FILMS), "/filter")
-    assert (refused.value.code, refused.value.field) == ("invalid_body", field)
+    assert (refused.value.code, refused.value.field) == ("invalid_rule", field)
 
 
 def test_filters_may_not_stand_too_deep() -> None:

@@ -1,0 +1,61 @@
+"""Named rules of lists. Invariant: what is read here was written whole; readers know what it says."""
+
+import asyncio
+from typing import Any
+
+from featurestore.client import Client
+from featurestore.confirmation import Confirmation
+from featurestore.errors import StoreRefused
+from featurestore.keys import Keys
+from featurestore.wire.connection import Connection
+from featurestore.wire.resp import encode
+
+# A front-end has some ten lists; each may be 10 MB of ids.
+MOST_SCENARIOS = 1_000
+
+
+class Scenarios:
+    """Reads and changes scenarios, as bytes by name. Every method may raise `StoreUnavailable`, and may then
+    be repeated. `hot`: the connection over which rankings look up users.
+    """
+
+    def __init__(self, keys: Keys, hot: Connection, client: Client, confirmation: Confirmation) -> None:
+        self._key = keys.scenarios
+        self._hot = hot
+        self._client = client
+        self._confirmation = confirmation
+
+    def ask(self, name: bytes) -> "asyncio.Future[list[Any]]":
+        """Ask for a scenario in the write of this turn of the event loop; `found` reads the reply."""
+        return self._hot.execute(encode(b"HGET", self._key, name), 1)
+
+    def found(self, reply: Any) -> bytes | None:
+        """Return what a reply has, None where there is no such scenario. Raises `StoreError`."""
+        if isinstance(reply, Exception):
+            raise self._hot.failure(reply)
+        return None if reply is None else bytes(reply)
+
+    async def get(self, name: bytes) -> bytes | None:
+        """Return a scenario, None where it is not there."""
+        value: Any = await self._client.hget(self._key, name)
+        return None if value is None else bytes(value)
+
+    async def names(self) -> list[bytes]:
+        """Return the names of all, in order."""
+        names: Any = await self._client.hkeys(self._key)
+        return sorted(names)
+
+    async def put(self, name: bytes, value: bytes) -> None:
+        """Store a scenario in place of the one before. Raises `StoreRefused` where there are too many."""
+        if await self._client.hlen(self._key) >= MOST_SCENARIOS and await self.get(name) is None:
+            raise StoreRefused(f"there may be {MOST_SCENARIOS} scenarios")
+        since = self._confirmation.begin()
+        await self._client.hset(self._key, name, value)
+        await self._confirmation.wait(since)
+
+    async def delete(self, name: bytes) -> bool:
+        """Remove a scenario; whether it was there."""
+        since = self._confirmation.begin()
+        removed = await self._client.hdel(self._key, name)
+        await self._confirmation.wait(since)
+        return bool(removed)

@@ -1,0 +1,149 @@
+"""Rules of a call, from its fields to its list. Invariant: the catalogue and the scenario are those of after
+the call began.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from factors import Bools, Int64s
+from featurestore.generations.live import LiveGeneration
+from service.catalogue.view import CatalogueView
+from service.context import ServiceContext
+from service.http.parsing import MAX_ID_BYTES, Id, Query
+from service.http.problems import Problem
+from service.openapi import Schema, query_parameter
+from service.rules.filter_parsing import refused
+from service.rules.filters import Filter
+from service.rules.listing import Ranking, RuledList, Scored, apply
+from service.rules.request import MAX_NAME, RuleFields, Rules, merged, parse_rules
+
+# Candidates are compared with all that were chosen: a list of so many takes a second of a core.
+MOST_COMPARED = 1_000
+NO_ITEM_PASSES = "no item passes the filter"
+NO_ITEM_LEFT = "each item that passes is left out: it was rated, excluded, or its category is full"
+# As long as an item id may be; a few dozen ids, percent-encoded, in the head of a request.
+MOST_CATEGORY, MOST_IDS = 256, 1_024
+
+
+def _text(longest: int) -> Schema:
+    return {"type": "string", "maxLength": longest}
+
+
+QUERY_RULES = (
+    query_parameter("category", _text(MOST_CATEGORY), "Only items of this category"),
+    query_parameter("exclude_items", _text(MOST_IDS), "Ids of items to leave out, with commas between"),
+    query_parameter("scenario", _text(MAX_NAME), "Rules that are stored"),
+)
+
+
+class AskedRules(NamedTuple):
+    """Questions to the store that were sent in one write: for the catalogue's version and for a scenario."""
+
+    version: "asyncio.Future[list[Any]]"
+    name: str | None
+    scenario: "asyncio.Future[list[Any]] | None"
+
+
+class CallRules(NamedTuple):
+    """The rules of a call and the catalogue that they are about. `degraded`: as known last."""
+
+    rules: Rules
+    view: CatalogueView
+    degraded: bool
+
+
+class Listed(NamedTuple):
+    """A list, and why it is empty where it is."""
+
+    items: Scored
+    reason: str | None
+
+
+def ask(context: ServiceContext, scenario: str | None = None) -> AskedRules:
+    """Ask in the write of this turn of the event loop, with what else the call asks in it."""
+    return AskedRules(context.catalogue.ask(), scenario, context.scenarios.ask(scenario))
+
+
+async def rules_of(
+    context: ServiceContext,
+    live: LiveGeneration,
+    asked: AskedRules,
+    fields: RuleFields,
+    category: str | None = None,
+) -> CallRules:
+    """Return the rules that a call and its scenario say. Raises `invalid_rule`, `unknown_scenario`."""
+    view, degraded = await context.catalogue.current(asked.version, live.epoch)
+    scenario = await context.scenarios.read(asked.name, asked.scenario)
+    both = merged(fields, scenario)
+    return CallRules(parse_rules(both, view.columns, category=category), view, degraded)
+
+
+async def checked_fields(context: ServiceContext, fields: RuleFields) -> None:
+    """Raise `invalid_rule` where the catalogue does not have what `fields` are about."""
+    view, _ = await context.catalogue.current(context.catalogue.ask(), await context.epoch())
+    parse_rules(fields, view.columns)
+
+
+def query_rules(query: Query) -> tuple[RuleFields, str | None]:
+    """Return the rules of a query, and the category."""
+    text, category = _short(query, "exclude_items", MOST_IDS), _short(query, "category", MOST_CATEGORY)
+    # What is no id is no item, and so it is left out.
+    ids: list[Id] | None = None
+    if text is not None:
+        ids = [each for each in text.split(",") if 0 < len(each.encode()) <= MAX_ID_BYTES]
+    return RuleFields(exclude_items=ids), category
+
+
+def _short(query: Query, name: str, longest: int) -> str | None:
+    text = query.text(name)
+    if text is not None and len(text) > longest:
+        raise Problem("invalid_parameter", f"{name} may have {longest} characters", field=name)
+    return text
+
+
+def check_rearranging(rules: Rules, places: int, *, explores: bool) -> None:
+    """Raise `invalid_rule` where rules do not go with the number of `places`, or with a draw."""
+    if not (rules.boosts or rules.cap or rules.trade_off is not None):
+        return
+    if explores:
+        raise refused("/explore", "a draw has no order that boosts, diversity or per_category could change")
+    if (rules.cap or rules.trade_off is not None) and places > MOST_COMPARED:
+        detail = f"with diversity or per_category, n and offset are {MOST_COMPARED} at most together"
+        raise refused("/n", detail)
+
+
+async def ruled(
+    context: ServiceContext,
+    live: LiveGeneration,
+    call: CallRules,
+    ranking: Ranking,
+    *,
+    wanted: int,
+    exclude: Int64s,
+) -> Listed:
+    """Return the first `wanted` places of a list under rules. `exclude` int64 (m,): rows that are in none."""
+    n_items = live.ranker.n_items
+    shown = call.view.allowed(time.time(), n_items)
+    if call.rules == Rules(order=call.rules.order):
+        return Listed(await ranking.top(wanted, exclude, shown), None)
+    rows = await _rows(context, live, call)
+    mask = partial(_mask, call.view, n_items, rows)
+    applied = await apply(call.rules, rows, mask, n_items=n_items, shown=shown, exclude=exclude)
+    if applied.empty:
+        return Listed(await ranking.top(0, exclude, None), NO_ITEM_PASSES)
+    items = await RuledList(applied, ranking, call.view.columns).first(wanted)
+    return Listed(items, None if len(items.rows) else NO_ITEM_LEFT)
+
+
+async def _mask(view: CatalogueView, n_items: int, rows: Mapping[bytes, int], passing: Filter) -> Bools:
+    return await view.mask(passing, n_items, rows)
+
+
+async def _rows(context: ServiceContext, live: LiveGeneration, call: CallRules) -> dict[bytes, int]:
+    """Return the rows of the ids that rules name, of those that are known."""
+    registry, ids = context.store.items(live.epoch), list(call.rules.ids())
+    found = map(registry.row, ids) if call.degraded else await registry.rows(ids)
+    return {item_id: row for item_id, row in zip(ids, found, strict=True) if row is not None}

@@ -1,0 +1,193 @@
+"""The rules of a request: what a body, a query or a scenario says becomes values, checked.
+
+Invariant: what a call says takes the place of what its scenario says, field by field.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+
+from service.http.parsing import DescribedId, Id, body_ids
+from service.rules.columns import Columns
+from service.rules.filter_parsing import parse_filter, pointer_to, refused
+from service.rules.filters import NO_FILTER, Filter, TextMatch
+
+Order = Literal["score", "rating"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+# Each doubles the groups of items that are ranked apart.
+MAX_BOOSTS = 4
+# Farther than tenfold it is a filter or a pinned place that is wanted.
+LEAST_FACTOR, MOST_FACTOR = 0.1, 10.0
+# Ids in one call, as in a filter: hardly more than a body has room for.
+MAX_IDS = 10_000
+# Places of the first page that an editor fills by hand.
+MAX_PINNED = 100
+# The last place that can be asked for: as many are left out, and as many wanted.
+MAX_POSITION = 11_000
+# As long as an item id; a name stands in a path.
+MAX_NAME = 64
+
+_FILTER_SCHEMA = {
+    "type": "object",
+    "description": "`must` (all hold), `should` (one does), `must_not` (none does): lists of conditions. A "
+    "condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte, lt, lte}}`, "
+    "`{is_empty: {key}}` or `{has_id: [..]}`.",
+    "examples": [{"must": [{"key": "categories", "match": {"value": "drama"}}]}],
+}
+FilterField = Annotated[Any, Meta(extra_json_schema=_FILTER_SCHEMA)]
+# Null is as if it was left out.
+OptionalFilter = Annotated[Any, Meta(extra_json_schema={**_FILTER_SCHEMA, "type": ["object", "null"]})]
+Ids = Annotated[list[DescribedId], Meta(extra_json_schema={"maxItems": MAX_IDS})]
+
+
+class Boost(msgspec.Struct):
+    """Multiplies the scores of the items that pass a filter."""
+
+    filter: FilterField
+    multiply: Annotated[float, Meta(extra_json_schema={"minimum": LEAST_FACTOR, "maximum": MOST_FACTOR})]
+
+
+class Diversity(msgspec.Struct):
+    """Maximal marginal relevance: `lambda` 1 is the order of the scores, 0 looks at differences alone."""
+
+    trade_off: Annotated[float, Meta(extra_json_schema={"minimum": 0, "maximum": 1})] = msgspec.field(
+        name="lambda"
+    )
+
+
+class Pin(msgspec.Struct):
+    """An item at a position of the list, from 1 on."""
+
+    item_id: DescribedId
+    position: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": MAX_POSITION})]
+
+
+class RuleFields(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a list may have, and in which order. A scenario has the same fields."""
+
+    filter: OptionalFilter = None
+    exclude_items: Ids | None = None
+    candidate_items: Ids | None = None
+    boosts: Annotated[list[Boost], Meta(extra_json_schema={"maxItems": MAX_BOOSTS})] | None = None
+    diversity: Diversity | None = None
+    per_category: Annotated[int, Meta(extra_json_schema={"minimum": 1})] | None = None
+    pinned: Annotated[list[Pin], Meta(extra_json_schema={"maxItems": MAX_PINNED})] | None = None
+    order: Annotated[str, Meta(extra_json_schema={"enum": list(ORDERS)})] | None = None
+
+
+RULES = RuleFields.__struct_fields__
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Rules, checked. `candidates`: the only items there may be, None for all; `pinned`: position and item;
+    `trade_off`: of maximal marginal relevance; `cap`: of items of a category.
+    """
+
+    filter: Filter = NO_FILTER
+    exclude: tuple[bytes, ...] = ()
+    candidates: tuple[bytes, ...] | None = None
+    boosts: tuple[tuple[float, Filter], ...] = ()
+    trade_off: float | None = None
+    cap: int | None = None
+    pinned: tuple[tuple[int, bytes], ...] = ()
+    order: Order | None = None
+
+    def ids(self) -> Iterator[bytes]:
+        """Yield all ids that it names."""
+        yield from self.exclude
+        yield from self.candidates or ()
+        yield from (item_id for _, item_id in self.pinned)
+        for each in (self.filter, *(passing for _, passing in self.boosts)):
+            yield from each.ids()
+
+    @property
+    def rearranges(self) -> bool:
+        """Whether the list is more than the best of the items that are allowed, in their order."""
+        return bool(self.boosts or self.pinned or self.cap or self.trade_off is not None)
+
+
+def merged(call: RuleFields, scenario: RuleFields | None) -> RuleFields:
+    """Return the fields of a call with those of its scenario where it has none."""
+    if scenario is None:
+        return call
+    given = {name: getattr(call, name) for name in RULES}
+    return RuleFields(**{k: getattr(scenario, k) if v is None else v for k, v in given.items()})
+
+
+def parse_rules(fields: RuleFields, columns: Columns, *, category: str | None = None) -> Rules:
+    """Return the rules that `fields` say; `category`: which items must have besides.
+
+    Raises `invalid_rule`, whose field is the pointer of what is wrong.
+    """
+    passing = NO_FILTER if fields.filter is None else parse_filter(fields.filter, columns, "/filter")
+    if category is not None:
+        passing = Filter(must=(TextMatch("categories", (category,)), passing))
+    candidates = fields.candidate_items
+    return Rules(
+        passing,
+        _ids(fields.exclude_items or (), "/exclude_items"),
+        None if candidates is None else _ids(candidates, "/candidate_items"),
+        tuple(_boosts(fields.boosts or (), columns)),
+        _trade_off(fields.diversity),
+        _cap(fields.per_category),
+        tuple(_pinned(fields.pinned or ())),
+        _order(fields.order),
+    )
+
+
+def _ids(values: Sequence[Id], pointer: str) -> tuple[bytes, ...]:
+    if len(values) > MAX_IDS:
+        raise refused(pointer, f"may have {MAX_IDS} ids")
+    return tuple(body_ids(values, pointer))
+
+
+def _boosts(boosts: Sequence[Boost], columns: Columns) -> Iterator[tuple[float, Filter]]:
+    if len(boosts) > MAX_BOOSTS:
+        raise refused("/boosts", f"there may be {MAX_BOOSTS} boosts")
+    for place, boost in enumerate(boosts):
+        pointer = pointer_to("/boosts", place)
+        if not LEAST_FACTOR <= boost.multiply <= MOST_FACTOR:
+            raise refused(f"{pointer}/multiply", f"must be from {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
+        yield boost.multiply, parse_filter(boost.filter, columns, f"{pointer}/filter")
+
+
+def _trade_off(diversity: Diversity | None) -> float | None:
+    if diversity is None:
+        return None
+    if not 0 <= diversity.trade_off <= 1:
+        raise refused("/diversity/lambda", "must be from 0 to 1")
+    # The order of the scores: nothing is to be compared.
+    return None if diversity.trade_off == 1 else diversity.trade_off
+
+
+def _cap(per_category: int | None) -> int | None:
+    if per_category is not None and per_category < 1:
+        raise refused("/per_category", "must be 1 or more")
+    return per_category
+
+
+def _pinned(pinned: Sequence[Pin]) -> Iterator[tuple[int, bytes]]:
+    if len(pinned) > MAX_PINNED:
+        raise refused("/pinned", f"{MAX_PINNED} items may be pinned")
+    item_ids = body_ids([pin.item_id for pin in pinned], "/pinned/item_id")
+    positions, items = set[int](), set[bytes]()
+    for place, (pin, item_id) in enumerate(zip(pinned, item_ids, strict=True)):
+        pointer = pointer_to("/pinned", place)
+        if not 1 <= pin.position <= MAX_POSITION or pin.position in positions:
+            raise refused(f"{pointer}/position", f"must be from 1 to {MAX_POSITION}, each once")
+        if item_id in items:
+            raise refused(f"{pointer}/item_id", "is pinned twice")
+        positions.add(pin.position)
+        items.add(item_id)
+        yield pin.position, item_id
+
+
+def _order(order: str | None) -> Order | None:
+    found = next((each for each in ORDERS if each == order), None)
+    if order is not None and found is None:
+        raise refused("/order", f"must be one of {', '.join(ORDERS)}")
+    return found

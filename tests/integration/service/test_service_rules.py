@@ -1,0 +1,223 @@
+"""Lists under rules over HTTP: filters, boosts, caps, pinned places, scenarios, by whichever worker."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from featurestore.catalogue.item import AttributeValue, CatalogueItem
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import Written, publish_for_ann
+from tests.support.serving import Client, is_problem, serves, serving
+
+ITEMS = 12
+OLD = {"must": [{"key": "year", "range": {"lt": 1906}}]}
+
+
+def film(row: int, **changes: Any) -> CatalogueItem:
+    """Every third one is a drama, the others crime, all of the year 1900 + row."""
+    categories = ["drama" if row % 3 == 0 else "crime"]
+    attributes: dict[str, AttributeValue] = {"year": 1900.0 + row, "country": "fr" if row % 2 else "us"}
+    return CatalogueItem(f"item-{row}", f"Film {row}", categories, attributes, **changes)
+
+
+async def put(store: Store, *films: CatalogueItem) -> None:
+    def becomes(each: CatalogueItem) -> Callable[[CatalogueItem | None], CatalogueItem]:
+        return lambda _: each
+
+    await store.catalogue.change({each.item_id.encode(): becomes(each) for each in films})
+
+
+@pytest.fixture
+async def published(store: Store) -> Written:
+    written = await publish_for_ann(store, {"item-0": 5.0, "item-1": 1.0, "item-2": 4.0}, ITEMS)
+    await put(store, *map(film, range(ITEMS)))
+    return written
+
+
+@pytest.fixture
+async def client(store_settings: StoreSettings, published: Written) -> AsyncIterator[Client]:
+    async with serving(store_settings) as (client, _):
+        await serves(client, published.writer.number)
+        yield client
+
+
+async def listed(client: Client, path: str = "/recommend/ann", **body: Any) -> list[int]:
+    reply = await (client.post(path, {"n": 100, **body}) if body else client.get(path))
+    assert reply.status == 200, reply.text
+    return [int(item["item_id"].removeprefix("item-")) for item in reply.json["items"]]
+
+
+async def test_filters_leave_what_passes_in_its_order(client: Client) -> None:
+    best = await listed(client, "/recommend/ann?n=100")
+    assert set(best) == set(range(3, ITEMS))
+    assert await listed(client, filter={}) == best
+    assert await listed(client, filter=OLD) == [row for row in best if row < 6]
+    assert await listed(client, filter=OLD, exclude_items=["item-3"]) == [
+        row for row in best if row in (4, 5)
+    ]
+    assert await listed(client, candidate_items=["item-9", "item-4", "gone"]) == [
+        row for row in best if row in (4, 9)
+    ]
+    assert await listed(client, filter={"must_not": [{"has_id": ["item-7"]}]}) == [
+        row for row in best if row != 7
+    ]
+    seen = await listed(client, filter=OLD, exclude_seen=False)
+    assert set(seen) == set(range(6))
+    # By GET, and for someone who is not stored.
+    assert await listed(client, "/recommend/ann?n=100&category=drama") == [
+        row for row in best if row % 3 == 0
+    ]
+    assert set(await listed(client, "/recommend/ann?n=100&exclude_items=item-3,,item-4,gone")) == {*best} - {
+        3,
+        4,
+    }
+    ratings = [{"item_id": "item-3", "rating": 5}]
+    assert set(await listed(client, "/recommend", ratings=ratings, filter=OLD)) == {0, 1, 2, 4, 5}
+
+
+async def test_a_list_that_rules_empty_says_why(client: Client) -> None:
+    body = {"filter": {"must": [{"key": "year", "range": {"gt": 3000}}]}}
+    reply = await client.post("/recommend/ann", body)
+    assert (reply.status, reply.json["items"]) == (200, [])
+    assert reply.json["reason"] == "no item passes the filter"
+    assert (await client.get("/recommend/ann?category=opera")).json["reason"] == "no item passes the filter"
+    seen = await client.post("/recommend/ann", {"candidate_items": ["item-0"]})
+    assert (seen.json["items"], "left out" in seen.json["reason"]) == ([], True)
+    assert "reason" not in (await client.post("/recommend/ann", {})).json
+
+
+async def test_boosts_multiply_and_pages_go_on(client: Client) -> None:
+    best = (await client.post("/recommend/ann", {"n": 100})).json["items"]
+    french = {"must": [{"key": "country", "match": {"value": "fr"}}]}
+    boosts = [{"filter": french, "multiply": 0.5}]
+    reply = (await client.post("/recommend/ann", {"n": 100, "boosts": boosts})).json["items"]
+    # The scale begins at 1: what is above it is multiplied.
+    expected = {
+        item["item_id"]: 1 + (item["score"] - 1) * (0.5 if int(item["item_id"][5:]) % 2 else 1.0)
+        for item in best
+    }
+    assert {item["item_id"]: item["score"] for item in reply} == pytest.approx(expected)
+    assert [item["score"] for item in reply] == sorted(expected.values(), reverse=True)
+    page = (await client.post("/recommend/ann", {"n": 2, "offset": 3, "boosts": boosts})).json["items"]
+    assert page == reply[3:5]
+
+
+async def test_caps_pinned_places_and_diversity(client: Client) -> None:
+    best = await listed(client, "/recommend/ann?n=100")
+    capped = await listed(client, per_category=1)
+    assert capped == [best[0], next(row for row in best if (row % 3 == 0) != (best[0] % 3 == 0))]
+    pinned = [{"item_id": "item-11", "position": 2}, {"item_id": "item-0", "position": 4}]
+    # An item that was rated and does not pass the filter is shown where an editor wants it.
+    rows = await listed(client, pinned=pinned, filter=OLD)
+    rest = [row for row in best if row < 6]
+    assert rows == [rest[0], 11, rest[1], 0, *rest[2:]]
+    assert await listed(client, pinned=pinned, exclude_items=["item-0", "item-11"]) == [
+        row for row in best if row != 11
+    ]
+    diverse = await listed(client, diversity={"lambda": 0.3})
+    assert (diverse[0], set(diverse)) == (best[0], set(best))
+    assert await listed(client, diversity={"lambda": 1}) == best
+
+
+async def test_what_is_hidden_is_in_no_list_whatever_the_rules_say(
+    client: Client, store: Store, store_settings: StoreSettings, published: Written
+) -> None:
+    async with serving(store_settings) as (other, _):
+        await serves(other, published.writer.number)
+        body: dict[str, Any] = {
+            "pinned": [{"item_id": "item-5", "position": 1}],
+            "candidate_items": ["item-5", "item-6"],
+        }
+        assert await listed(other, **body) == [5, 6]
+        await put(store, film(5, hidden=True), film(6, available_from=time.time() + 60))
+        for worker in (client, other):
+            assert await listed(worker, **body) == []
+        # A new attribute, and a category, are there for the next answer of each.
+        await put(store, CatalogueItem("item-7", categories=["opera"], attributes={"length": 90.0}))
+        for worker in (client, other):
+            assert await listed(worker, "/recommend/ann?category=opera") == [7]
+            condition = {"must": [{"key": "length", "match": {"value": 90}}]}
+            assert await listed(worker, filter=condition) == [7]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"filter": {"must": [{"key": "price", "range": {"lt": 3}}]}}, "/filter/must/0/key"),
+        ({"filter": {"must": [{"key": "year", "match": {"value": "1905"}}]}}, "/filter/must/0/match/value"),
+        ({"filter": {"must": [{"key": "year", "near": 3}]}}, "/filter/must/0/near"),
+        ({"filter": [1]}, "/filter"),
+        ({"boosts": [{"filter": {}, "multiply": 100}]}, "/boosts/0/multiply"),
+        ({"diversity": {"lambda": 2}}, "/diversity/lambda"),
+        ({"per_category": 0}, "/per_category"),
+        ({"per_category": 1, "n": 1000, "offset": 1}, "/n"),
+        ({"per_category": 1, "explore": "thompson"}, "/explore"),
+        ({"pinned": [{"item_id": "a", "position": 0}]}, "/pinned/0/position"),
+        ({"order": "worst"}, "/order"),
+    ],
+)
+async def test_rules_that_are_wrong_are_named(client: Client, body: dict[str, Any], field: str) -> None:
+    reply = await client.post("/recommend/ann", body)
+    assert is_problem(reply, 422, "invalid_rule")
+    assert reply.json["field"] == field
+    assert is_problem(await client.post("/recommend", {"ratings": [], **body}), 422, "invalid_rule")
+
+
+async def test_what_is_no_rule_at_all_is_refused(client: Client) -> None:
+    for body, code, status in (
+        ({"boosts": {}}, "invalid_body", 422),
+        ({"diversity": {}}, "invalid_body", 422),
+        ({"n": 0}, "invalid_body", 422),
+        ({"scenario": "gone"}, "unknown_scenario", 404),
+        (b"{", "malformed_json", 400),
+        (b'{"filter":' * 5_000, "malformed_json", 400),
+    ):
+        assert is_problem(await client.post("/recommend/ann", body), status, code)
+
+
+async def test_a_scenario_is_the_one_that_was_put_last(
+    client: Client, store_settings: StoreSettings, published: Written
+) -> None:
+    best = await listed(client, "/recommend/ann?n=100")
+    async with serving(store_settings) as (other, _):
+        await serves(other, published.writer.number)
+        for low in (1906, 1909):
+            rules = {"filter": {"must": [{"key": "year", "range": {"gte": low}}]}, "per_category": 50}
+            reply = await client.ask("PUT", "/scenarios/home", json=rules)
+            assert (reply.status, reply.json) == (200, {"name": "home", **rules})
+            for worker in (client, other):
+                assert (await worker.get("/scenarios/home")).json == {"name": "home", **rules}
+                later = [row for row in best if row >= low - 1900]
+                assert await listed(worker, "/recommend/ann?n=100&scenario=home") == later
+                # What the call says takes the place of what the scenario says; a category narrows it.
+                assert await listed(worker, scenario="home", filter=OLD) == [row for row in best if row < 6]
+                drama = "/recommend/ann?n=100&scenario=home&category=drama"
+                assert await listed(worker, drama) == [row for row in later if row % 3 == 0]
+        assert (await other.get("/scenarios")).json == {"scenarios": ["home"]}
+        assert (await other.ask("DELETE", "/scenarios/home")).json == {"deleted": 1}
+        for worker in (client, other):
+            assert is_problem(await worker.get("/recommend/ann?scenario=home"), 404, "unknown_scenario")
+            assert is_problem(await worker.get("/scenarios/home"), 404, "unknown_scenario")
+        assert is_problem(await other.ask("DELETE", "/scenarios/home"), 404, "unknown_scenario")
+
+
+async def test_a_scenario_is_checked_when_it_is_put(
+    client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {"filter": {"must": [{"key": "price", "range": {"lt": 3}}]}}
+    reply = await client.ask("PUT", "/scenarios/home", json=wrong)
+    assert is_problem(reply, 422, "invalid_rule")
+    assert is_problem(await client.ask("PUT", "/scenarios/a%20b", json={}), 400, "invalid_parameter")
+    monkeypatch.setattr("featurestore.catalogue.scenarios.MOST_SCENARIOS", 1)
+    assert (await client.ask("PUT", "/scenarios/home", json={})).status == 200
+    assert (await client.ask("PUT", "/scenarios/home", json={"per_category": 2})).status == 200
+    assert is_problem(await client.ask("PUT", "/scenarios/more", json={}), 422, "too_many_scenarios")
+    # Foreign bytes under its name are told, and can be replaced.
+    await store.redis.hset(store.keys.scenarios, "home", b"\xff{")
+    for path in ("/recommend/ann?scenario=home", "/scenarios/home"):
+        assert is_problem(await client.get(path), 503, "data_damaged")
+    assert (await client.ask("PUT", "/scenarios/home", json={})).status == 200
+    assert (await client.get("/recommend/ann?scenario=home")).status == 200

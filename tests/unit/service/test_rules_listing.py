@@ -1,0 +1,232 @@
+"""A list under rules is that of a slow search through all items."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factors import Bools, Float32s, Int64s
+from featurestore.catalogue.item import CatalogueItem
+from service.http.problems import Problem
+from service.rules.columns import Columns
+from service.rules.filters import Filter, mask_of
+from service.rules.listing import Applied, Ranking, RuledList, Scored, apply
+from service.rules.request import (
+    MAX_BOOSTS,
+    MAX_IDS,
+    MAX_PINNED,
+    Boost,
+    Diversity,
+    Pin,
+    RuleFields,
+    merged,
+    parse_rules,
+)
+from tests.unit.service.rules_world import FILMS, columns_of
+
+ROWS = {film.item_id.encode(): row for row, film in enumerate(FILMS)}
+
+
+@dataclass
+class World:
+    """Items with scores, most of them more than there are in the catalogue."""
+
+    scores: list[float]
+    columns: Columns
+    floor: float = 0.0
+    asked: int = 0
+
+    def ranking(self) -> Ranking:
+        async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+            self.asked += 1
+            rows = [row for row in range(len(self.scores)) if allowed is None or allowed[row]]
+            rows = [row for row in rows if row not in set(exclude.tolist())]
+            rows = sorted(rows, key=lambda row: (-self.scores[row], row))[:n]
+            scores = np.array([self.scores[row] for row in rows])
+            return Scored(np.array(rows, dtype=np.int64), scores, np.full(len(rows), np.nan), scores)
+
+        async def vectors(rows: Int64s) -> Float32s:
+            return np.array([[1.0, row % 3, row % 2] for row in rows.tolist()], dtype=np.float32).reshape(
+                -1, 3
+            )
+
+        return Ranking(top, vectors, self.floor)
+
+    def applied(self, **changes: Any) -> Applied:
+        given: dict[str, Any] = {
+            "n_items": len(self.scores),
+            "allowed": None,
+            "exclude": np.zeros(0, dtype=np.int64),
+            "boosts": [],
+            "pinned": {},
+            "trade_off": None,
+            "cap": None,
+            **changes,
+        }
+        return Applied(**given)
+
+    async def list(self, wanted: int, **changes: Any) -> list[int]:
+        made = RuledList(self.applied(**changes), self.ranking(), self.columns)
+        found = await made.first(wanted)
+        return [int(row) for row in found.rows]
+
+
+def slow(world: World, wanted: int, applied: Applied, categories: list[tuple[str, ...]]) -> list[int]:
+    """The list by its definition: all items in the order of their boosted scores, greedily under the cap."""
+
+    def boosted(row: int) -> float:
+        factor = np.prod([factor for factor, mask in applied.boosts if mask[row]])
+        return world.floor + float(factor) * (world.scores[row] - world.floor)
+
+    out = {*applied.exclude.tolist(), *applied.pinned.values()}
+    rows = [row for row in range(len(world.scores)) if applied.allowed is None or applied.allowed[row]]
+    rows = sorted((row for row in rows if row not in out), key=lambda row: (-boosted(row), row))
+    chosen: list[int] = []
+    for row in rows:
+        counts = [sum(name in categories[each] for each in chosen) for name in categories[row]]
+        if applied.cap is None or all(count < applied.cap for count in counts):
+            chosen.append(row)
+    listed: list[int] = []
+    for position in range(1, wanted + 1):
+        if position in applied.pinned:
+            listed.append(applied.pinned[position])
+        elif chosen:
+            listed.append(chosen.pop(0))
+    return listed
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+async def test_a_list_is_that_of_a_search_through_all_items(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 300))
+    names = data.draw(st.lists(st.lists(st.sampled_from("abcde"), max_size=2, unique=True), min_size=1))
+    categories = [tuple(each) for each in itertools.islice(itertools.cycle(names), n)]
+    # Different scores: boosts make no ties, whose order a slow search would decide by rounding.
+    scores = (np.random.default_rng(data.draw(st.integers(0, 9))).permutation(n) + 1.37).tolist()
+    columns = columns_of([CatalogueItem("", categories=list(each)) for each in categories])
+    world = World(scores, columns, data.draw(st.sampled_from([0.0, 1.0])))
+    masks = st.integers(0, 99).map(lambda seed: np.random.default_rng(seed).random(n) < 0.6)
+    boosts = data.draw(st.lists(st.tuples(st.sampled_from([0.1, 0.7, 3.1]), masks), max_size=3))
+    rows = data.draw(st.lists(st.integers(0, n - 1), max_size=4, unique=True))
+    applied = world.applied(
+        allowed=data.draw(st.none() | masks),
+        exclude=np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=5)), dtype=np.int64),
+        boosts=boosts,
+        pinned={2 * number + 1: row for number, row in enumerate(rows)},
+        cap=data.draw(st.none() | st.integers(1, 3)),
+    )
+    wanted = data.draw(st.integers(8, 40))
+    found = await RuledList(applied, world.ranking(), columns).first(wanted)
+    expected = slow(world, wanted, applied, categories)
+    assert found.rows.tolist()[: len(expected)] == expected
+
+
+async def test_a_full_category_is_left_out_of_the_next_ranking() -> None:
+    # A thousand of one category before the first of another one.
+    items = [CatalogueItem("", categories=["a"])] * 1000 + [CatalogueItem("", categories=["b"])] * 3
+    world = World([float(2000 - row) for row in range(1003)], columns_of(items))
+    assert await world.list(4, cap=2) == [0, 1, 1000, 1001]
+    assert world.asked == 2
+    # Where all are full the list ends.
+    assert await world.list(9, cap=2) == [0, 1, 1000, 1001]
+    assert (
+        await world.list(2, allowed=np.zeros(1003, dtype=np.bool_), boosts=[(2.0, np.ones(1003, bool))]) == []
+    )
+
+
+async def test_a_boost_brings_up_what_no_list_of_candidates_has() -> None:
+    world = World([float(2000 - row) for row in range(1003)], Columns())
+    last = np.arange(1003) == 1002
+    assert await world.list(2, boosts=[(3.0, last)]) == [1002, 0]
+    made = RuledList(world.applied(boosts=[(3.0, last)]), world.ranking(), Columns())
+    found = await made.first(2)
+    assert (found.scores.tolist(), found.rating.tolist()) == ([2994.0, 2000.0], [998.0, 2000.0])
+
+
+async def test_diversity_chooses_among_the_best() -> None:
+    world = World([3.0, 2.9, 2.8, 2.7], Columns())
+    assert await world.list(3) == [0, 1, 2]
+    # Rows 0 and 3 differ least of all pairs that are not the same: 1 is the most unlike 0.
+    assert (await world.list(2, trade_off=0.1))[0] == 0
+    assert await world.list(4, trade_off=0.1) != [0, 1, 2, 3]
+    assert sorted(await world.list(9, trade_off=0.0)) == [0, 1, 2, 3]
+
+
+async def test_rules_become_rows() -> None:
+    columns = columns_of(FILMS)
+    fields = RuleFields(
+        filter={"must": {"key": "country", "match": {"value": "us"}}},
+        exclude_items=["heat", "gone"],
+        candidate_items=["alien", "heat", 7],
+        boosts=[Boost({"must": [{"is_empty": {"key": "tags"}}]}, 2.0)],
+        pinned=[Pin("solaris", 1), Pin("nothing", 2), Pin("heat", 3), Pin("gone", 4)],
+        per_category=2,
+        diversity=Diversity(1.0),
+        order="rating",
+    )
+    rules = parse_rules(fields, columns, category="horror")
+    assert set(rules.ids()) == {b"heat", b"gone", b"alien", b"7", b"solaris", b"nothing"}
+    assert (rules.cap, rules.trade_off, rules.order) == (2, None, "rating")
+
+    async def mask(wanted: Filter) -> Bools:
+        return mask_of(wanted, columns, len(FILMS), ROWS)
+
+    shown = np.array([film.item_id != "nothing" for film in FILMS])
+    applied = await apply(
+        rules, ROWS, mask, n_items=len(FILMS), shown=shown, exclude=np.array([0], dtype=np.int64)
+    )
+    assert applied.allowed is not None
+    assert np.flatnonzero(applied.allowed).tolist() == [1]
+    assert applied.exclude.tolist() == [0, 4]
+    assert applied.boosts[0][1].tolist() == [False, True, True, True, False]
+    # Not what is hidden, excluded or unknown.
+    assert applied.pinned == {1: 0}
+    assert not applied.empty
+
+
+async def test_a_filter_that_passes_nothing_is_told_from_no_filter() -> None:
+    columns = columns_of(FILMS)
+
+    async def mask(wanted: Filter) -> Bools:
+        return mask_of(wanted, columns, len(FILMS), ROWS)
+
+    for category, empty in ((None, False), ("opera", True)):
+        rules = parse_rules(RuleFields(), columns, category=category)
+        options: dict[str, Any] = {"n_items": 5, "shown": None, "exclude": np.zeros(0, dtype=np.int64)}
+        assert (await apply(rules, ROWS, mask, **options)).empty is empty
+
+
+def test_what_the_call_says_takes_the_place_of_the_scenario() -> None:
+    scenario = RuleFields(per_category=2, order="rating", exclude_items=["a"])
+    call = RuleFields(per_category=5, exclude_items=[])
+    both = merged(call, scenario)
+    assert (both.per_category, both.order, both.exclude_items) == (5, "rating", [])
+    assert merged(call, None) is call
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        (RuleFields(filter=3), "/filter"),
+        (RuleFields(boosts=[Boost({}, 2.0), Boost({}, 11.0)]), "/boosts/1/multiply"),
+        (RuleFields(boosts=[Boost({}, 0.0)]), "/boosts/0/multiply"),
+        (RuleFields(boosts=[Boost({"must": 1}, 2.0)]), "/boosts/0/filter/must"),
+        (RuleFields(boosts=[Boost({}, 2.0)] * (MAX_BOOSTS + 1)), "/boosts"),
+        (RuleFields(diversity=Diversity(1.1)), "/diversity/lambda"),
+        (RuleFields(per_category=0), "/per_category"),
+        (RuleFields(pinned=[Pin("a", 0)]), "/pinned/0/position"),
+        (RuleFields(pinned=[Pin("a", 1), Pin("b", 1)]), "/pinned/1/position"),
+        (RuleFields(pinned=[Pin("a", 1), Pin("a", 2)]), "/pinned/1/item_id"),
+        (RuleFields(pinned=[Pin("a", 1)] * (MAX_PINNED + 1)), "/pinned"),
+        (RuleFields(exclude_items=["a"] * (MAX_IDS + 1)), "/exclude_items"),
+        (RuleFields(order="best"), "/order"),
+    ],
+)
+def test_rules_that_are_wrong_are_named(fields: RuleFields, field: str) -> None:
+    with pytest.raises(Problem) as refused:
+        parse_rules(fields, columns_of(FILMS))
+    assert (refused.value.code, refused.value.field) == ("invalid_rule", field)
