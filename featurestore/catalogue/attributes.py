@@ -10,7 +10,7 @@ from featurestore.catalogue.item import AttributeValue
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreUnavailable
-from featurestore.keys import Keys, shown_key
+from featurestore.keys import Keys, shown_key, whole
 
 # As often another call may change the same user in between.
 ATTEMPTS = 8
@@ -58,17 +58,23 @@ class UserAttributes:
         """Remove what a user had when forgotten, at this time of the store. Safe to repeat."""
         await self._client.call("erase_attributes", ([self._keys.attributes(user_id)], [b"%d" % at_ms]))
 
-    async def scan(self, partition: int, cursor: int) -> tuple[int, Mapping[bytes, Values]]:
-        """Return the next cursor of a partition, 0 at the end, and attributes by user; begins at cursor 0."""
+    async def scan(self, partition: int, cursor: int) -> tuple[int, Mapping[bytes, tuple[Values, int]]]:
+        """Return the next cursor of a partition, 0 at the end, and of each user the attributes and since when
+        they are these, in milliseconds by the store's clock; begins at cursor 0.
+        """
         prefix = self._keys.attributes_prefix(partition)
         found: Any
         cursor, found = await self._client.scan(cursor, prefix + b"*", SCANNED_AT_ONCE)
         user_ids = [key.removeprefix(prefix) for key in found]
         pipe = self._client.pipeline()
         for key in found:
-            pipe.hget(key, "value")
-        values = zip(user_ids, await pipe.execute(), strict=True)
-        return cursor, {user_id: self._read(user_id, data) for user_id, data in values if data is not None}
+            pipe.hmget(key, ["value", "at"])
+        values = zip(found, user_ids, await pipe.execute(), strict=True)
+        return cursor, {
+            user_id: (self._read(user_id, data), whole(at or b"0", key))
+            for key, user_id, (data, at) in values
+            if data is not None
+        }
 
     def _read(self, user_id: bytes, data: bytes) -> Values:
         try:

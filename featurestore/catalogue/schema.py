@@ -15,6 +15,7 @@ from featurestore.keys import Keys, shown_key
 
 Kind = Literal["items", "users"]
 Types = Mapping[str, AttributeType]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 TYPES: tuple[AttributeType, ...] = get_args(AttributeType)
 
 # Each is a column of as many numbers as there are items, in every worker: 8 MB at a million items.

@@ -9,18 +9,21 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from featurestore.catalogue.dump import Dump, dump_to_bytes, read_dump
 from featurestore.settings import format_scale
 from featurestore.store import Store
 from foldin.recovery.adoption import require_match
 from foldin.recovery.erased import read_ledgers
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.manifest import (
+    CATALOGUE_END,
     ITEMS_END,
     File,
     Manifest,
+    catalogue_name,
     file_of,
     items_name,
     ledger_name,
@@ -75,6 +78,7 @@ async def back_up(
     registry = store.items(epoch)
     await retried(registry.refresh)
     ids = list(registry.ids)
+    dump = await retried(read_dump, store.catalogue, store.attributes, store.config.partitions)
     manifest = Manifest(
         identity=store.identity,
         namespace=settings.store.namespace,
@@ -89,7 +93,7 @@ async def back_up(
     )
     try:
         ledgers = await asyncio.to_thread(read_ledgers, settings.archive_folder, skip_damaged=True)
-        await asyncio.to_thread(_finish, folder, manifest, ids, ledgers, step)
+        await asyncio.to_thread(_finish, folder, manifest, _Lists(ids, ledgers, dump), step)
     except (OSError, ArchiveFailedError) as exc:
         raise RecoveryStoppedError(f"cannot write {folder}: {exc}") from exc
     say(f"{folder}: {manifest.events:,} events, {manifest.items:,} items, {len(files)} segments")
@@ -152,31 +156,47 @@ def _copy_one(path: Path, copy: Path, step: Step) -> None:
     beside.rename(copy)
 
 
-def _finish(
-    folder: Path, manifest: Manifest, ids: Sequence[bytes], ledgers: Sequence[Ledger], step: Step
-) -> None:
-    """Write the items, the erasures and the manifest, then remove what that makes superfluous."""
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """What a backup has besides segments: item ids by row, erasures, the catalogue."""
+
+    ids: Sequence[bytes]
+    ledgers: Sequence[Ledger]
+    dump: Dump
+
+
+def _finish(folder: Path, manifest: Manifest, lists: _Lists, step: Step) -> None:
+    """Write the lists and the manifest, then remove what that makes superfluous."""
     beside = folder / f"items{TEMPORARY}"
     beside.mkdir(exist_ok=True)
-    written = write_items(beside, ids)
+    written = write_items(beside, lists.ids)
     found = file_of(written)
     # A name of its own: until the new manifest is there the backup before must have its list.
     name = items_name(found)
     written.rename(folder / name)
     beside.rmdir()
     files = manifest.files | {name: found}
-    for ledger in ledgers:
+    for ledger in lists.ledgers:
         put_ledger(folder / f"ledger{TEMPORARY}", ledger.content)
         found = file_of(folder / f"ledger{TEMPORARY}")
         files[ledger_name(found)] = found
         (folder / f"ledger{TEMPORARY}").rename(folder / ledger_name(found))
+    if lists.dump:
+        beside = folder / f"catalogue{TEMPORARY}"
+        with beside.open("wb") as file:
+            file.write(dump_to_bytes(lists.dump))
+            file.flush()
+            os.fsync(file.fileno())
+        found = file_of(beside)
+        files[catalogue_name(found)] = found
+        beside.rename(folder / catalogue_name(found))
     sync_directory(folder)
     step("listed")
     replace(manifest, files=files).write(folder)
     step("manifest")
     # Merged or rewritten since the backup before: all that they have is in other files of this one.
     for path in folder.iterdir():
-        old = path.name.endswith((TEMPORARY, ITEMS_END)) or path.match(FILES)
+        old = path.name.endswith((TEMPORARY, ITEMS_END, CATALOGUE_END)) or path.match(FILES)
         old = old or SegmentName.parse(path.name) is not None
         if old and path.is_file() and path.name not in files:
             path.unlink()

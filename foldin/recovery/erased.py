@@ -46,6 +46,10 @@ class Erased:
         at_ms = self._at(as_bytes(events.user_ids))
         return np.asarray(np.abs(events.arrived_ms) >= at_ms[events.user])
 
+    def since_erasure(self, user_ids: list[bytes], at_ms: Int64s) -> npt.NDArray[np.bool_]:
+        """Say of what each user had at a time, (u,), whether that was after the last erasure."""
+        return np.asarray(at_ms >= self._at(user_ids))
+
     def of_older_copy(self, live: RatingEvents) -> RatingEvents:
         """Return the histories of a store that was put back from an older copy, without what was erased.
 

@@ -15,6 +15,8 @@ from trainer.errors import ArchiveRefusedError
 NAME = "manifest.json"
 # What the name of the list of items ends with.
 ITEMS_END = ".list"
+# And that of the catalogue, where there is one.
+CATALOGUE_END = ".catalogue"
 # A checksum is read through in parts: some 5 ms each.
 _CHUNK_BYTES = 4_194_304
 
@@ -52,6 +54,11 @@ class Manifest:
     def items_file(self) -> str:
         """The name of the list of items."""
         return next((name for name in self.files if name.endswith(ITEMS_END)), f"items{ITEMS_END}")
+
+    @property
+    def catalogue_file(self) -> str | None:
+        """The name of the catalogue; None for a backup without one."""
+        return next((name for name in self.files if name.endswith(CATALOGUE_END)), None)
 
     def check(self, folder: Path) -> None:
         """Raise `RecoveryRefusedError` naming the first file that is missing or not as it was."""
@@ -97,6 +104,11 @@ def read_manifest(folder: Path, *, skip_damaged: bool = False) -> Manifest | Non
 def items_name(file: File) -> str:
     """Return the name that a list of items has in a backup."""
     return f"items-{file.sha256[:16]}{ITEMS_END}"
+
+
+def catalogue_name(file: File) -> str:
+    """Return the name that a catalogue has in a backup."""
+    return f"items-{file.sha256[:16]}{CATALOGUE_END}"
 
 
 def ledger_name(file: File) -> str:

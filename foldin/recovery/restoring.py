@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from factors import Int64s
+from featurestore.catalogue.dump import Dump, put_back
 from featurestore.errors import EpochBusy, EpochGone, StoreError
 from featurestore.generations.manifest import Pointer
 from featurestore.ratings.batches import Columns
@@ -72,7 +74,7 @@ class Plan:
     """The new history: events in the order in which they are written, and items in that of their rows.
 
     `kept_out`: ratings of users who were forgotten; `on_top`: live events that the source has not seen;
-    `change`: from what holds now.
+    `change`: from what holds now; `erased`: who was forgotten.
     """
 
     events: RatingEvents
@@ -80,6 +82,7 @@ class Plan:
     kept_out: int
     on_top: int
     change: Change
+    erased: Erased
 
 
 class Restore:
@@ -158,6 +161,7 @@ class Restore:
             plan = await self._plan(archived, live_epoch)
             self._tell(plan)
             await asyncio.to_thread(take_over, archived.ledgers, self._settings.archive_folder)
+            await self._put_back(archived.catalogue, plan.erased)
             if not plan.change and not await must_adopt(self._store, self._settings):
                 return False
             self._step("planned")
@@ -166,6 +170,19 @@ class Restore:
             await retried(self._store.ratings.stay_forgotten, epoch, live_epoch)
             self._step("loaded")
         return True
+
+    async def _put_back(self, dump: Dump | None, erased: Erased) -> None:
+        """Put back what the store lacks of the catalogue. It is of no epoch: it is there at once."""
+        if dump is None:
+            return
+        at_ms = np.array([user.at_ms for user in dump.users], dtype=np.int64)
+        stays = erased.since_erasure([user.user_id.encode() for user in dump.users], at_ms)
+        users = [user for user, is_kept in zip(dump.users, stays.tolist(), strict=True) if is_kept]
+        dump = msgspec.structs.replace(dump, users=users)
+        found = await retried(put_back, self._store.catalogue, self._store.attributes, dump)
+        self._say(
+            f"  {found.items:,} items of the catalogue and attributes of {found.users:,} users are back"
+        )
 
     def _read(self, source: Source) -> Archived:
         """Read what is wanted of the source. Raises `RecoveryRefusedError`."""
@@ -222,7 +239,7 @@ class Restore:
             # Items without ratings, too; of another history only those that its ratings name.
             items += as_bytes(live.item_ids)
         items = [item_id for item_id in dict.fromkeys(items) if item_id]
-        return Plan(_in_order(events), items, kept_out, len(above), change(before, after))
+        return Plan(_in_order(events), items, kept_out, len(above), change(before, after), erased)
 
     def _tell(self, plan: Plan, *, would: bool = False) -> None:
         new, gone, other = plan.change.new, plan.change.gone, plan.change.other

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurestore.catalogue.dump import Dump, DumpUnreadable, dump_from_bytes
 from featurestore.settings import format_scale
 from featurestore.store import Store
 from foldin.recovery.erased import read_ledgers
@@ -45,11 +46,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """What a source has: all its events, its items in the order of their rows, and who was erased from it."""
+    """What a source has: all its events, its items in the order of their rows, who was erased from it, and of
+    a backup the catalogue.
+    """
 
     events: RatingEvents
     items: pa.StringArray
     ledgers: tuple[Ledger, ...] = ()
+    catalogue: Dump | None = None
 
 
 def find_source(path: Path, live: tuple[str, int], namespace: str, *, skip_damaged: bool = False) -> Source:
@@ -134,7 +138,8 @@ def read_source(source: Source, *, skip_damaged: bool = False) -> Archived:
             items = source.folder / (source.manifest.items_file if source.manifest else ITEMS)
             listed = _items(items, events, skip_damaged=skip_damaged)
             # After the events: it has the erasures of all that is missing there.
-            return Archived(events, listed, _ledgers(source, skip_damaged=skip_damaged))
+            ledgers = _ledgers(source, skip_damaged=skip_damaged)
+            return Archived(events, listed, ledgers, _catalogue(source, skip_damaged=skip_damaged))
     raise RecoveryRefusedError(f"{source.folder} changes all the time: run this again")
 
 
@@ -181,6 +186,19 @@ def _ledgers(source: Source, *, skip_damaged: bool) -> tuple[Ledger, ...]:
     folder = source.folder.absolute()
     places = [folder, folder.parent, *([folder.parent.parent] if (folder / NOTE).exists() else [])]
     return tuple(ledger for place in places for ledger in read_ledgers(place, skip_damaged=skip_damaged))
+
+
+def _catalogue(source: Source, *, skip_damaged: bool) -> Dump | None:
+    name = source.manifest.catalogue_file if source.manifest else None
+    if name is None:
+        return None
+    try:
+        return dump_from_bytes((source.folder / name).read_bytes())
+    except (OSError, DumpUnreadable) as exc:
+        if skip_damaged:
+            return None
+        why = f"{source.folder / name} is damaged ({exc}): leave it out with --skip-damaged"
+        raise RecoveryRefusedError(why) from exc
 
 
 def _segment_files(folder: Path) -> list[tuple[SegmentName, Path]]:

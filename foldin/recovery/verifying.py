@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from factors import Int64s
+from featurestore.catalogue.dump import read_dump
+from featurestore.errors import StoreDamaged
 from featurestore.keys import digest_of
 from featurestore.store import Store
 from foldin.recovery.adoption import require_match
@@ -67,6 +69,7 @@ async def verify(store: Store, settings: TrainerSettings, say: Say) -> Verified:
     moved = int((~still).sum()) - len(lines)
     lines, ratings = await asyncio.to_thread(_compare, both, still)
     wrong += lines
+    wrong += await _catalogue(store)
     return Verified(int(still.sum()), ratings, moved, len(wrong), tuple(wrong[:SHOWN]))
 
 
@@ -158,6 +161,15 @@ def _compare(both: _Both, still: npt.NDArray[np.bool_]) -> tuple[list[str], int]
 def _pair(events: RatingEvents, row: int) -> str:
     user, item = events.user_ids[int(events.user[row])], events.item_ids[int(events.item[row])]
     return f"user {user}, item {item}:"
+
+
+async def _catalogue(store: Store) -> list[str]:
+    """Return a line where something of the catalogue cannot be read: the first thing."""
+    try:
+        await retried(read_dump, store.catalogue, store.attributes, store.config.partitions)
+    except StoreDamaged as exc:
+        return [str(exc)]
+    return []
 
 
 def _wrong_rows(archived: RatingEvents, item_row: Int64s, ids: Sequence[bytes]) -> list[str]:

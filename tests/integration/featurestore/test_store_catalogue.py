@@ -161,7 +161,7 @@ async def test_an_erasure_leaves_what_came_after_it(store: Store) -> None:
 async def test_attributes_are_scanned_by_partition(store: Store) -> None:
     for user in (b"ann", b"bob", b"eve"):
         await store.attributes.change(user, becomes({"name": user.decode()}))
-    found: dict[bytes, object] = {}
+    found: dict[bytes, tuple[object, int]] = {}
     for partition in range(store.config.partitions):
         cursor = 0
         while True:
@@ -170,3 +170,6 @@ async def test_attributes_are_scanned_by_partition(store: Store) -> None:
             if cursor == 0:
                 break
     assert sorted(found) == [b"ann", b"bob", b"eve"]
+    values, at_ms = found[b"ann"]
+    assert values == {"name": "ann"}
+    assert 0 < at_ms <= await store.time_ms()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from featurestore.catalogue.catalogue import Change
+from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import pack_entry
 from featurestore.ratings.log import NewRating
 from foldin.recovery.backing_up import back_up
@@ -44,6 +46,54 @@ def wipe(server: StoreServer, settings: TrainerSettings) -> None:
 
 def files(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+
+
+async def test_the_catalogue_comes_back_from_a_backup(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    """What the store has stays; attributes of users who were forgotten since do not come back."""
+    target = tmp_path / "backup"
+    known = {"a": CatalogueItem("a", "A", hidden=True), "b": CatalogueItem("b", attributes={"year": 1.0})}
+    await archive_ratings(settings)
+    async with opened(settings.store) as store:
+        await store.catalogue.schema.hold("items", {"year": "number"})
+        for item in (*known.values(), CatalogueItem("gone"), CatalogueItem("later", "before")):
+            await store.catalogue.change({item.item_id.encode(): _becomes(item)})
+        await store.catalogue.change({b"gone": _becomes(None)})
+        for user in (b"u1", b"u2"):
+            await store.attributes.change(user, lambda _: {"age": 30.0})
+        await store.attributes.change(b"u1", lambda _: {"age": 31.0})
+        await store.catalogue.schema.hold("users", {"age": "number"})
+    async with running_trainer(settings):
+        await backed_up(settings, target)
+        manifest = read_manifest(target / "epoch-000001")
+        assert manifest is not None
+        assert manifest.catalogue_file is not None
+        assert (await verified(settings)).count == 0
+    wipe(own_server, settings)
+    async with opened(settings.store) as store:
+        await store.catalogue.change({b"later": _becomes(CatalogueItem("later", "since"))})
+        at_ms = (await store.ratings.forget(b"u2")).at_ms
+        await store.commands.ask("erase", epoch=1, user=b"u2", at_ms=at_ms)
+    async with running_trainer(settings):
+        _, lines = await restored(settings, target)
+        assert any("of the catalogue" in line for line in lines)
+        async with opened(settings.store) as store:
+            for name, item in known.items():
+                assert await store.catalogue.get(name.encode()) == item
+            assert await store.catalogue.get(b"later") == CatalogueItem("later", "since")
+            (gone,) = await store.catalogue.states([b"gone"])
+            assert (gone.data, gone.deleted) == (None, True)
+            assert await store.catalogue.schema.types("items") == {"year": "number"}
+            assert await store.attributes.get(b"u1") == {"age": 31.0}
+            assert await store.attributes.get(b"u2") is None
+            await store.redis.hset(store.keys.catalogue_items, "a", b"{")
+        found = await verified(settings)
+        assert "catalogue}:items" in found.differences[0]
+
+
+def _becomes(item: CatalogueItem | None) -> Change:
+    return lambda _: item
 
 
 async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(

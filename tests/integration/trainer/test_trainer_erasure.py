@@ -126,6 +126,7 @@ async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, t
         serving(settings.store) as (client, _),
     ):
         await live_everywhere(store, client, settings)
+        await store.attributes.change(ID, lambda _: {"born": "in Arrakeen"})
         await store.redis.bgsave()
         found = traces(tmp_path, ID, RATED)
         kinds = {"id", "rating", "time"}
