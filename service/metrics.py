@@ -63,6 +63,10 @@ _COUNTERS = {
 _GAUGES = {
     "generation": ("foldin_generation", "Generation that the worker serves; 0 before there is one."),
     "epoch": ("foldin_epoch", "Epoch that the worker serves; 0 before there is one."),
+    "ranking_head": (
+        "foldin_ranking_head",
+        "1 where the worker's generation has a ranking head, 0 where lists are by expected rating.",
+    ),
     "in_flight": ("foldin_requests_in_flight", "Requests being answered."),
     "connections": ("foldin_connections", "Open connections of clients."),
     "resident_bytes": ("foldin_worker_resident_memory_bytes", "Resident memory of the worker."),
@@ -132,6 +136,7 @@ class Counts(msgspec.Struct):
     # From here on: what the worker is now.
     generation: int = 0
     epoch: int = 0
+    ranking_head: int = 0
     in_flight: int = 0
     connections: int = 0
     resident_bytes: int = 0

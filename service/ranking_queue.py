@@ -11,7 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from factors import Bools, Float32s, Int64s, Ranked
+from factors import Blended, Bools, Float32s, Int64s, Ranked
+from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
 from service.http.problems import Problem
 from service.metrics import Counts
@@ -25,9 +26,10 @@ _BLOCK = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankingRequest:
-    """The ranking of one user that waits for the thread: the best `n` items but the rows in `exclude`.
+    """The ranking of one user: the best `n` items but the rows in `exclude`.
 
-    `vector` float32 (user_width,); `exclude` int64 (m,). With `rng` a draw from the posterior ranks.
+    `vector` float32 (user_width,); `exclude` int64 (m,). `history`: from which the ranking head of the
+    generation folds the user in; None: the expected rating ranks. With `rng` a draw from the posterior ranks.
     `allowed` (n_items,): the rows that may be returned, None for all.
     """
 
@@ -35,14 +37,30 @@ class RankingRequest:
     vector: Float32s
     n: int
     exclude: Int64s
-    rng: np.random.Generator | None
-    allowed: Bools | None
-    ranked: asyncio.Future[Ranked]
+    history: History | None = None
+    rng: np.random.Generator | None = None
+    allowed: Bools | None = None
 
     def goes_with(self, other: "RankingRequest") -> bool:
         """Whether both can be ranked in one product. A draw is made for one user alone."""
         same = self.live is other.live and self.n == other.n and self.allowed is other.allowed
-        return same and self.rng is other.rng is None
+        return same and (self.history is None) == (other.history is None) and self.rng is other.rng is None
+
+    @property
+    def quick(self) -> bool:
+        """Whether it takes less than about 2 ms."""
+        depth, ranking = self.n + len(self.exclude), self.live.ranking
+        if self.history is not None and ranking is not None:
+            return ranking.multiplications(len(self.history), depth) <= _QUICK
+        return self.live.ranker.multiplications(sampled=self.rng is not None, depth=depth) <= _QUICK
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A request that waits for the thread."""
+
+    request: RankingRequest
+    ranked: asyncio.Future[Blended]
 
 
 class RankingDesk:
@@ -51,30 +69,22 @@ class RankingDesk:
     def __init__(self, counts: Counts, *, most_waiting: int) -> None:
         self._counts = counts
         self._most_waiting = most_waiting
-        self._waiting: list[RankingRequest] = []
+        self._waiting: list[_Waiting] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def top(
-        self,
-        live: LiveGeneration,
-        vector: Float32s,
-        n: int,
-        exclude: Int64s,
-        rng: np.random.Generator | None = None,
-        *,
-        allowed: Bools | None = None,
-    ) -> Ranked:
-        """Return the best `n` items for a user; arguments as in `RankingRequest`.
+    async def top(self, request: RankingRequest) -> Blended:
+        """Return the best items for a user. Where the expected rating ranks, it is the score, and there is no
+        relevance: NaN.
 
         Raises `overloaded` where too many wait already.
         """
-        if live.ranker.multiplications(sampled=rng is not None, depth=n + len(exclude)) <= _QUICK:
-            return live.ranker.top(vector[None], n, [exclude], rng, allowed=allowed)[0]
+        if request.quick:
+            return _rank([request])[0]
         if len(self._waiting) >= self._most_waiting:
             self._counts.overloads += 1
             raise Problem("overloaded", f"{len(self._waiting)} rankings wait", retry_after_s=1)
-        ranked: asyncio.Future[Ranked] = asyncio.get_running_loop().create_future()
-        self._waiting.append(RankingRequest(live, vector, n, exclude, rng, allowed, ranked))
+        ranked: asyncio.Future[Blended] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(request, ranked))
         # The task ends when nothing waits: an idle worker has no thread at work.
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name="rank")
@@ -99,25 +109,28 @@ class RankingDesk:
     async def _run(self) -> None:
         try:
             while self._waiting:
-                first = self._waiting[0]
-                block = [each for each in self._waiting if each is first or each.goes_with(first)][:_BLOCK]
+                first = self._waiting[0].request
+                # A draw does not even go with itself.
+                others = [each for each in self._waiting[1:] if each.request.goes_with(first)]
+                block = [self._waiting[0], *others][:_BLOCK]
                 taken = set(block)
                 self._waiting = [each for each in self._waiting if each not in taken]
                 try:
-                    ranked = await first.live.in_thread(partial(_rank, block))
+                    rank = partial(_rank, [each.request for each in block])
+                    ranked = await first.live.in_thread(rank)
                 except Exception as exc:  # noqa: BLE001 -- each request of the block gets it; the dispatcher logs it
-                    for request in block:
-                        if not request.ranked.done():
-                            request.ranked.set_exception(exc)
+                    for each in block:
+                        if not each.ranked.done():
+                            each.ranked.set_exception(exc)
                     continue
-                for request, found in zip(block, ranked, strict=True):
+                for each, found in zip(block, ranked, strict=True):
                     # One that was given up is done.
-                    if not request.ranked.done():
-                        request.ranked.set_result(found)
+                    if not each.ranked.done():
+                        each.ranked.set_result(found)
         finally:
             self._running = None
-            for request in self._waiting:
-                request.ranked.cancel()
+            for each in self._waiting:
+                each.ranked.cancel()
             self._waiting.clear()
 
 
@@ -126,8 +139,18 @@ async def _computed(live: LiveGeneration, rank: Callable[[], Ranked]) -> Ranked:
     return rank() if quick else await live.in_thread(rank)
 
 
-def _rank(block: list[RankingRequest]) -> list[Ranked]:
+def _rank(block: list[RankingRequest]) -> list[Blended]:
     first = block[0]
-    vectors = np.stack([request.vector for request in block])
+    live, vectors = first.live, np.stack([request.vector for request in block])
     exclude = [request.exclude for request in block]
-    return first.live.ranker.top(vectors, first.n, exclude, first.rng, allowed=first.allowed)
+    histories = [request.history for request in block if request.history is not None]
+    if live.ranking is not None and len(histories) == len(block):
+        return live.ranking.top(
+            *(live.scorer, vectors, pack_histories(histories), first.n, exclude),
+            allowed=first.allowed,
+            rng=first.rng,
+        )
+    found = live.ranker.top(vectors, first.n, exclude, first.rng, allowed=first.allowed)
+    return [
+        Blended(each.item_rows, each.scores, np.full(len(each.scores), np.nan), each.scores) for each in found
+    ]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors.model.layout import FloatTable
-from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s
+from factors.model.types import Bools, Float32s, Float64s, Histories, Int32s, Int64s
 from factors.posterior.posterior_model import PosteriorModel
 from factors.ranking.blending import best_first, blended, highest_score
 from factors.ranking.head import RankingHead
@@ -44,6 +44,19 @@ class Blended:
         """Return what stands behind the best `offset`."""
         part = slice(offset, None)
         return Blended(self.item_rows[part], self.scores[part], self.relevance[part], self.rating[part])
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedScore:
+    """Why an item has its `score`: `base` plus all `contributions` float64 (n,), of the items `item_rows`
+    int32 (n,) of a history, is its `relevance`.
+    """
+
+    score: float
+    relevance: float
+    base: float
+    item_rows: Int32s
+    contributions: Float64s
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +211,18 @@ class BlendedRanker:
                 best = self._valued(rows, replace(asked, vector=expected[j]).relevance(rows), rate(rows))
             answers.append(best)
         return answers
+
+    def explain(self, history: Histories, item_row: int, rating: float) -> ExplainedScore:
+        """Return why an item with this expected `rating` has its score for the user with this one `history`.
+
+        Nothing is known of a row that is negative or beyond the table: it is relevant to no user.
+        """
+        base, rows, contributions = 0.0, np.zeros(0, dtype=np.int32), np.zeros(0)
+        if 0 <= item_row < len(self.head.items):
+            base, rows, contributions = self.head.explain(history, item_row)
+        relevance = base + float(contributions.sum())
+        score = self._valued(np.array([item_row]), np.array([relevance]), np.array([rating])).scores[0]
+        return ExplainedScore(float(score), relevance, base, rows, contributions)
 
     def _best(self, candidates: _Candidates, n: int, rate: Rate) -> Blended | None:
         """Return the best `n` of the candidates; None where an item that is none may belong among them."""

@@ -16,6 +16,7 @@ from service.openapi import Handler, Route, content, document
 from service.routes import (
     attributes,
     catalogue,
+    explain,
     generations,
     items,
     operations,
@@ -45,7 +46,7 @@ ROUTES: tuple[Route, ...] = (
     *(ratings.post_ratings, ratings.delete_rating),
     *(recommend.get_recommend, recommend.post_recommend_user, recommend.post_recommend),
     *(scenarios.get_scenarios, scenarios.get_scenario, scenarios.put_scenario, scenarios.delete_scenario),
-    *(items.get_similar, items.get_popular, recommend.get_explain),
+    *(items.get_similar, items.get_popular, explain.get_explain),
     *(users.get_user, users.delete_user, users.get_user_ratings, users.get_receipt, items.get_item),
     *(attributes.get_attributes, attributes.put_attributes),
     *(attributes.patch_attributes, attributes.delete_attributes),

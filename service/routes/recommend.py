@@ -1,4 +1,4 @@
-"""Top-N and explanations.
+"""Top-N.
 
 Invariant: what a user has rated is not recommended unless that is asked for, however short ago it was stored.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from aiohttp import web
 from msgspec import Meta
 
-from factors import Bools, Float32s, Int64s, explain
+from factors import Bools, Float32s, Int32s, Int64s
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
 from service.context import CONTEXT, ServiceContext
@@ -30,7 +30,8 @@ from service.http.parsing import (
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, MODEL, Route, query_parameter, request_body, whole
-from service.routes.items import MAX_N, QUERY_N, expected, item_names
+from service.ranking_queue import RankingRequest
+from service.routes.items import MAX_N, QUERY_N, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale, checked_times
 from service.routes.rules import QUERY_RULES, CallRules, ask, check_rearranging, query_rules, ruled, rules_of
 from service.rules.listing import Ranking, Scored
@@ -42,24 +43,33 @@ EXPLORE = ("none", "thompson")
 # What a JSON number holds exactly.
 MAX_SEED = 2**53
 _EXPLORE_SCHEMA = {"type": "string", "enum": list(EXPLORE), "default": "none"}
+ORDERS = ("score", "rating")
+_ORDER_SCHEMA = {"type": "string", "enum": list(ORDERS), "default": "score"}
 # Histories that are longer are folded in and explained in a thread: about 2 ms.
 _LONG = 2000
 
 
-class Recommended(msgspec.Struct):
-    """An item and the rating that is expected of it."""
+class Recommended(msgspec.Struct, omit_defaults=True):
+    """An item. `score`: what it is ranked by, made of `relevance`, how likely the user is to choose it, and
+    the expected `rating`; ranked by rating alone, it is that, and there is no relevance. A boost is in the
+    score alone.
+    """
 
     item_id: str
     score: float
+    rating: float
+    relevance: float | None = None
 
 
 class Recommendations(msgspec.Struct, omit_defaults=True):
-    """Items, best first. `ignored`: ratings of the call whose item is not known. `reason`: why rules have
-    left no item.
+    """Items, best first. `order`: what ranked them; of a generation without a ranking head it is `rating`,
+    also where `score` was asked for. `ignored`: ratings of the call whose item is not known. `reason`: why
+    rules have left no item.
     """
 
     generation: int
     items: list[Recommended]
+    order: str
     user_id: str | None = None
     ignored: int | None = None
     seed: int | None = None
@@ -85,6 +95,7 @@ class ListBody(RuleFields, kw_only=True):
     exclude_seen: bool = True
     explore: Annotated[str, Meta(extra_json_schema=_EXPLORE_SCHEMA)] = "none"
     seed: Annotated[int, Meta(extra_json_schema=whole(0, MAX_SEED))] | None = None
+    order: Annotated[str, Meta(extra_json_schema=_ORDER_SCHEMA)] = "score"
     scenario: str | None = None
 
 
@@ -94,35 +105,30 @@ class RecommendBody(ListBody, kw_only=True):
     ratings: Annotated[list[AnonymousRating], Meta(extra_json_schema={"maxItems": MAX_RATINGS})]
 
 
-class Part(msgspec.Struct):
-    """By how much one rating of the user moved the score."""
-
-    item_id: str
-    rating: float
-    contribution: float
-
-
-class Explained(msgspec.Struct, omit_defaults=True):
-    """`base` plus all contributions is `rating`, which is what GET /predict answers."""
-
-    user_id: str
-    item_id: str
-    rating: float
-    std: float
-    basis: str
-    base: float
-    parts: list[Part]
-    generation: int
-    degraded: bool = False
-
-
 class Wanted(NamedTuple):
-    """The `n` items behind the best `offset`; with `seed`, a draw from the posterior ranks them."""
+    """The `n` items behind the best `offset`, in this `order`; with `seed`, a draw from the posterior ranks
+    them.
+    """
 
     n: int
     offset: int
     exclude_seen: bool
     seed: int | None
+    order: str
+
+    def ranked_by(self, live: LiveGeneration) -> str:
+        """Return what ranks: a generation without a head has expected ratings alone."""
+        return self.order if live.ranking is not None else "rating"
+
+
+class _Person(NamedTuple):
+    """Someone to recommend to: `vector` (user_width,), the `history` that it rests on, and the rows of all
+    items that were `seen`.
+    """
+
+    vector: Float32s
+    history: History
+    seen: Int32s
 
 
 T = TypeVar("T")
@@ -150,6 +156,7 @@ _EXAMPLE = {
         ),
         query_parameter("explore", _EXPLORE_SCHEMA, "`thompson` ranks by a draw from the posterior"),
         query_parameter("seed", whole(0, MAX_SEED), "Makes a draw repeatable"),
+        query_parameter("order", _ORDER_SCHEMA, "`rating` ranks by the expected rating alone"),
         *QUERY_RULES,
     ),
 )
@@ -163,7 +170,8 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     exclude_seen = query.flag("exclude_seen", default=True)
     explore = query.choice("explore", "none", EXPLORE)
     seed = query.integer("seed", -1, 0, MAX_SEED)
-    wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed))
+    order = query.choice("order", "score", ORDERS)
+    wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed), order)
     fields, category = query_rules(query)
     return await _for_user(request, wanted, fields, query.text("scenario"), category)
 
@@ -200,13 +208,13 @@ async def _for_user(
     asked = ask(context, scenario)
     profile, degraded = await context.scorer.profile(live, user_id)
     call = await rules_of(context, live, asked, fields, category)
-    history = profile.history
+    seen = profile.history
     if wanted.exclude_seen and not profile.whole:
-        _, history = await context.store.users.history(live.epoch, user_id)
-    items, reason = await _best_items(context, live, profile.vector, history, wanted, call=call)
-    degraded |= call.degraded
-    answer = Recommendations(live.generation, items, user_id.decode(), seed=wanted.seed, degraded=degraded)
-    answer.reason = reason
+        _, seen = await context.store.users.history(live.epoch, user_id)
+    person = _Person(profile.vector, profile.history, seen.item_row)
+    items, reason = await _best_items(context, live, person, wanted, call)
+    answer = Recommendations(live.generation, items, wanted.ranked_by(live), user_id.decode(), reason=reason)
+    answer.seed, answer.degraded = wanted.seed, degraded | call.degraded
     return json_answer(answer)
 
 
@@ -240,11 +248,12 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
             np.array([times[k] for k in known], dtype=np.float64),
         )
         packed = pack_histories([history])
-        vectors = await _computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
-        items, reason = await _best_items(context, live, vectors[0], history, wanted, call=call)
-    ignored, degraded = len(rows) - len(known), call.degraded
-    answer = Recommendations(live.generation, items, ignored=ignored, seed=wanted.seed, degraded=degraded)
-    answer.reason = reason
+        vectors = await computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
+        person = _Person(vectors[0], history, history.item_row)
+        items, reason = await _best_items(context, live, person, wanted, call)
+    answer = Recommendations(live.generation, items, wanted.ranked_by(live), reason=reason)
+    answer.ignored = len(rows) - len(known)
+    answer.seed, answer.degraded = wanted.seed, call.degraded
     return json_answer(answer)
 
 
@@ -254,9 +263,10 @@ def checked_wanted(body: ListBody) -> Wanted:
         value = getattr(body, name)
         if value is not None and not low <= value <= high:
             raise Problem("invalid_body", f"{name} must be from {low} to {high}, not {value}", field=name)
-    if body.explore not in EXPLORE:
-        raise Problem("invalid_body", f"explore must be one of {', '.join(EXPLORE)}", field="explore")
-    return Wanted(body.n, body.offset, body.exclude_seen, _seed(body.explore, body.seed))
+    for name, choices in (("explore", EXPLORE), ("order", ORDERS)):
+        if getattr(body, name) not in choices:
+            raise Problem("invalid_body", f"{name} must be one of {', '.join(choices)}", field=name)
+    return Wanted(body.n, body.offset, body.exclude_seen, _seed(body.explore, body.seed), body.order)
 
 
 def _seed(explore: str, seed: int | None) -> int | None:
@@ -267,15 +277,9 @@ def _seed(explore: str, seed: int | None) -> int | None:
 
 
 async def _best_items(
-    context: ServiceContext,
-    live: LiveGeneration,
-    vector: Float32s,
-    history: History,
-    wanted: Wanted,
-    *,
-    call: CallRules,
+    context: ServiceContext, live: LiveGeneration, person: _Person, wanted: Wanted, call: CallRules
 ) -> tuple[list[Recommended], str | None]:
-    """Return the items that are wanted for a user with `vector` (user_width,), and why there are none."""
+    """Return the items that are wanted for someone, and why there are none."""
     places = wanted.n + wanted.offset
     check_rearranging(call.rules, places, explores=wanted.seed is not None)
     registry, n_items = context.store.items(live.epoch), live.ranker.n_items
@@ -284,71 +288,32 @@ async def _best_items(
     # Rows that are not given to an item yet have no name.
     exclude = np.arange(len(registry), n_items, dtype=np.int64)
     if wanted.exclude_seen:
-        exclude = np.concatenate([history.item_row.astype(np.int64), exclude])
+        exclude = np.concatenate([person.seen.astype(np.int64), exclude])
     rng = None if wanted.seed is None else np.random.default_rng(wanted.seed)
+    history = person.history if wanted.ranked_by(live) == "score" else None
 
     async def top(n: int, without: Int64s, allowed: Bools | None) -> Scored:
-        best = await context.rankings.top(live, vector, n, without, rng, allowed=allowed)
-        return Scored(best.item_rows, best.scores, np.full(len(best.scores), np.nan), best.scores)
+        request = RankingRequest(*(live, person.vector, n, without, history), rng=rng, allowed=allowed)
+        best = await context.rankings.top(request)
+        return Scored(best.item_rows, best.scores, best.relevance, best.rating)
 
-    # A boost multiplies what is above the lowest rating: a scale may begin below 0.
-    ranking = Ranking(top, partial(_directions, live), live.model.scale.low)
+    # A boost multiplies a score, or what is above the lowest rating: a scale may begin below 0.
+    floor = live.model.scale.low if history is None else 0.0
+    ranking = Ranking(top, partial(_directions, live), floor)
     # Items before the offset are ranked too: their scores decide which ones come behind them.
     found, reason = await ruled(context, live, call, ranking, wanted=places, exclude=exclude)
-    rows, scores = found.rows[wanted.offset :], found.scores[wanted.offset :].tolist()
-    names = await item_names(registry, rows)
-    items = [Recommended(name, score) for name, score in zip(names, scores, strict=True) if name is not None]
-    return items, reason
+    shown = found.at(slice(wanted.offset, None))
+    names = await item_names(registry, shown.rows)
+    # The expected rating alone has no relevance beside it.
+    relevance = [None] * len(names) if history is None else shown.relevance.tolist()
+    parts = zip(names, shown.scores.tolist(), shown.rating.tolist(), relevance, strict=True)
+    return [Recommended(name, *numbers) for name, *numbers in parts if name is not None], reason
 
 
 async def _directions(live: LiveGeneration, rows: Int64s) -> Float32s:
     return await live.in_thread(partial(live.ranker.directions, rows))
 
 
-async def _computed(live: LiveGeneration, history: History, compute: Callable[[], T]) -> T:
+async def computed(live: LiveGeneration, history: History, compute: Callable[[], T]) -> T:
     """Return what `compute` makes of `history`, in a thread where that is long."""
     return compute() if len(history) <= _LONG else await live.in_thread(compute)
-
-
-@Route(
-    *("GET", "/explain/{user_id}/{item_id}", "Recommend", Explained),
-    ("invalid_parameter", "not_found", *MODEL),
-    needs="read",
-    operation_id="explain",
-)
-async def get_explain(request: web.Request) -> web.StreamResponse:
-    """Which of the user's own ratings moved a score, and by how much."""
-    context = request.app[CONTEXT]
-    path = request.rel_url.raw_path
-    user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
-    live = context.live()
-    registry = context.store.items(live.epoch)
-    profile, degraded = await context.scorer.profile(live, user_id)
-    history = profile.history
-    row = registry.row(item_id) if degraded else (await registry.rows([item_id]))[0]
-    # An unknown item has a score too, by GET /predict, and so it has an explanation.
-    row = -1 if row is None else row
-    current = profile.vector[None]
-    packed = pack_histories([history])
-    found = await _computed(
-        live, history, partial(explain, live.posterior, live.items, packed, row, current=current)
-    )
-    score = expected(live, current, 0 if profile.n else -1, row)
-    values = dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True))
-    names = await item_names(registry, found.item_rows)
-    # The base is what is left of the score that is served, so that the parts add up to that one exactly.
-    base = score.rating - float(found.contributions.sum())
-    parts = [
-        Part(name or "", values.get(rated, 0.0), contribution)
-        for name, rated, contribution in zip(
-            names, found.item_rows.tolist(), found.contributions.tolist(), strict=True
-        )
-    ]
-    # The ratings that moved the score most are what a reader looks for.
-    parts.sort(key=lambda part: -abs(part.contribution))
-    answer = Explained(
-        *(user_id.decode(), item_id.decode(), score.rating, score.std, score.basis, base, parts),
-        live.generation,
-        degraded,
-    )
-    return json_answer(answer)

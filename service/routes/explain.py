@@ -1,0 +1,106 @@
+"""Why an item has its rating and its place in a list. Invariant: the parts add up to what is served."""
+
+from functools import partial
+
+import msgspec
+from aiohttp import web
+
+from factors import explain
+from featurestore.codecs import pack_histories
+from service.context import CONTEXT
+from service.http.parsing import path_id
+from service.http.response import json_answer
+from service.openapi import MODEL, Route
+from service.routes.items import expected, item_names
+from service.routes.recommend import computed
+
+
+class Part(msgspec.Struct):
+    """By how much one rating of the user moved the score."""
+
+    item_id: str
+    rating: float
+    contribution: float
+
+
+class RelevancePart(msgspec.Struct):
+    """By how much having rated one item, at whatever value, moved the relevance."""
+
+    item_id: str
+    contribution: float
+
+
+class Relevance(msgspec.Struct):
+    """`base` plus all contributions is `value`, the relevance of GET /recommend."""
+
+    value: float
+    base: float
+    parts: list[RelevancePart]
+
+
+class Explained(msgspec.Struct, omit_defaults=True):
+    """`base` plus all contributions is `rating`, which is what GET /predict answers. `score`: what GET
+    /recommend ranks the item by, of the rating and `relevance`, where the generation has a ranking head.
+    """
+
+    user_id: str
+    item_id: str
+    rating: float
+    std: float
+    basis: str
+    base: float
+    parts: list[Part]
+    generation: int
+    degraded: bool = False
+    score: float | None = None
+    relevance: Relevance | None = None
+
+
+@Route(
+    *("GET", "/explain/{user_id}/{item_id}", "Recommend", Explained),
+    ("invalid_parameter", "not_found", *MODEL),
+    needs="read",
+    operation_id="explain",
+)
+async def get_explain(request: web.Request) -> web.StreamResponse:
+    """Which of the user's own ratings moved a score, and by how much."""
+    context = request.app[CONTEXT]
+    path = request.rel_url.raw_path
+    user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
+    live = context.live()
+    registry = context.store.items(live.epoch)
+    profile, degraded = await context.scorer.profile(live, user_id)
+    history = profile.history
+    row = registry.row(item_id) if degraded else (await registry.rows([item_id]))[0]
+    # An unknown item has a score too, by GET /predict, and so it has an explanation.
+    row = -1 if row is None else row
+    current = profile.vector[None]
+    packed = pack_histories([history])
+    found = await computed(
+        live, history, partial(explain, live.posterior, live.items, packed, row, current=current)
+    )
+    score = expected(live, current, 0 if profile.n else -1, row)
+    values = dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True))
+    names = await item_names(registry, found.item_rows)
+    # The base is what is left of the score that is served, so that the parts add up to that one exactly.
+    base = score.rating - float(found.contributions.sum())
+    parts = [
+        Part(name or "", values.get(rated, 0.0), contribution)
+        for name, rated, contribution in zip(
+            names, found.item_rows.tolist(), found.contributions.tolist(), strict=True
+        )
+    ]
+    # The ratings that moved the score most are what a reader looks for.
+    parts.sort(key=lambda part: -abs(part.contribution))
+    answer = Explained(
+        *(user_id.decode(), item_id.decode(), score.rating, score.std, score.basis, base, parts),
+        live.generation,
+        degraded,
+    )
+    if live.ranking is not None:
+        why = await computed(live, history, partial(live.ranking.explain, packed, row, score.rating))
+        pairs = zip(await item_names(registry, why.item_rows), why.contributions.tolist(), strict=True)
+        shares = [RelevancePart(name or "", contribution) for name, contribution in pairs]
+        shares.sort(key=lambda part: -abs(part.contribution))
+        answer.score, answer.relevance = why.score, Relevance(why.relevance, why.base, shares)
+    return json_answer(answer)
