@@ -35,7 +35,7 @@ from service.routes.items import MAX_N, QUERY_N, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale, checked_times
 from service.routes.rules import QUERY_RULES, CallRules, ask, check_rearranging, query_rules, ruled, rules_of
 from service.rules.listing import Ranking, Scored
-from service.rules.request import RuleFields
+from service.rules.request import ORDERS, Order, RuleFields
 
 # A client that reads on further wants the whole catalogue, which is no ranking.
 MAX_OFFSET = 10_000
@@ -43,7 +43,6 @@ EXPLORE = ("none", "thompson")
 # What a JSON number holds exactly.
 MAX_SEED = 2**53
 _EXPLORE_SCHEMA = {"type": "string", "enum": list(EXPLORE), "default": "none"}
-ORDERS = ("score", "rating")
 _ORDER_SCHEMA = {"type": "string", "enum": list(ORDERS), "default": "score"}
 # Histories that are longer are folded in and explained in a thread: about 2 ms.
 _LONG = 2000
@@ -95,7 +94,6 @@ class ListBody(RuleFields, kw_only=True):
     exclude_seen: bool = True
     explore: Annotated[str, Meta(extra_json_schema=_EXPLORE_SCHEMA)] = "none"
     seed: Annotated[int, Meta(extra_json_schema=whole(0, MAX_SEED))] | None = None
-    order: Annotated[str, Meta(extra_json_schema=_ORDER_SCHEMA)] = "score"
     scenario: str | None = None
 
 
@@ -106,19 +104,12 @@ class RecommendBody(ListBody, kw_only=True):
 
 
 class Wanted(NamedTuple):
-    """The `n` items behind the best `offset`, in this `order`; with `seed`, a draw from the posterior ranks
-    them.
-    """
+    """The `n` items behind the best `offset`; with `seed`, a draw from the posterior ranks them."""
 
     n: int
     offset: int
     exclude_seen: bool
     seed: int | None
-    order: str
-
-    def ranked_by(self, live: LiveGeneration) -> str:
-        """Return what ranks: a generation without a head has expected ratings alone."""
-        return self.order if live.ranking is not None else "rating"
 
 
 class _Person(NamedTuple):
@@ -170,9 +161,9 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     exclude_seen = query.flag("exclude_seen", default=True)
     explore = query.choice("explore", "none", EXPLORE)
     seed = query.integer("seed", -1, 0, MAX_SEED)
-    order = query.choice("order", "score", ORDERS)
-    wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed), order)
+    wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed))
     fields, category = query_rules(query)
+    fields.order = query.choice("order", "", ORDERS) or None
     return await _for_user(request, wanted, fields, query.text("scenario"), category)
 
 
@@ -213,7 +204,7 @@ async def _for_user(
         _, seen = await context.store.users.history(live.epoch, user_id)
     person = _Person(profile.vector, profile.history, seen.item_row)
     items, reason = await _best_items(context, live, person, wanted, call)
-    answer = Recommendations(live.generation, items, wanted.ranked_by(live), user_id.decode(), reason=reason)
+    answer = Recommendations(live.generation, items, _ranked_by(live, call), user_id.decode(), reason=reason)
     answer.seed, answer.degraded = wanted.seed, degraded | call.degraded
     return json_answer(answer)
 
@@ -251,7 +242,7 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         vectors = await computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
         person = _Person(vectors[0], history, history.item_row)
         items, reason = await _best_items(context, live, person, wanted, call)
-    answer = Recommendations(live.generation, items, wanted.ranked_by(live), reason=reason)
+    answer = Recommendations(live.generation, items, _ranked_by(live, call), reason=reason)
     answer.ignored = len(rows) - len(known)
     answer.seed, answer.degraded = wanted.seed, call.degraded
     return json_answer(answer)
@@ -263,10 +254,9 @@ def checked_wanted(body: ListBody) -> Wanted:
         value = getattr(body, name)
         if value is not None and not low <= value <= high:
             raise Problem("invalid_body", f"{name} must be from {low} to {high}, not {value}", field=name)
-    for name, choices in (("explore", EXPLORE), ("order", ORDERS)):
-        if getattr(body, name) not in choices:
-            raise Problem("invalid_body", f"{name} must be one of {', '.join(choices)}", field=name)
-    return Wanted(body.n, body.offset, body.exclude_seen, _seed(body.explore, body.seed), body.order)
+    if body.explore not in EXPLORE:
+        raise Problem("invalid_body", f"explore must be one of {', '.join(EXPLORE)}", field="explore")
+    return Wanted(body.n, body.offset, body.exclude_seen, _seed(body.explore, body.seed))
 
 
 def _seed(explore: str, seed: int | None) -> int | None:
@@ -274,6 +264,11 @@ def _seed(explore: str, seed: int | None) -> int | None:
         return None
     # Sent back with the answer, so it must fit into `MAX_SEED`.
     return secrets.randbits(48) if seed is None else seed
+
+
+def _ranked_by(live: LiveGeneration, call: CallRules) -> Order:
+    # A generation without a head has expected ratings alone.
+    return "rating" if live.ranking is None else call.rules.order or "score"
 
 
 async def _best_items(
@@ -290,7 +285,7 @@ async def _best_items(
     if wanted.exclude_seen:
         exclude = np.concatenate([person.seen.astype(np.int64), exclude])
     rng = None if wanted.seed is None else np.random.default_rng(wanted.seed)
-    history = person.history if wanted.ranked_by(live) == "score" else None
+    history = person.history if _ranked_by(live, call) == "score" else None
 
     async def top(n: int, without: Int64s, allowed: Bools | None) -> Scored:
         request = RankingRequest(*(live, person.vector, n, without, history), rng=rng, allowed=allowed)

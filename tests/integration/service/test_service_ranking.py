@@ -112,8 +112,8 @@ async def test_the_order_by_rating_is_that_of_predictions(clients: list[Client])
     is_problem(wrong, 400, "invalid_parameter")
     assert wrong.json["field"] == "order"
     wrong = await client.post("/recommend", {**body, "order": "best"})
-    is_problem(wrong, 422, "invalid_body")
-    assert wrong.json["field"] == "order"
+    is_problem(wrong, 422, "invalid_rule")
+    assert wrong.json["field"] == "/order"
 
 
 async def test_an_explanation_adds_up_to_what_is_served(clients: list[Client]) -> None:

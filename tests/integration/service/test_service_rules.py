@@ -156,7 +156,7 @@ async def test_what_is_hidden_is_in_no_list_whatever_the_rules_say(
         ({"per_category": 1, "n": 1000, "offset": 1}, "/n"),
         ({"per_category": 1, "explore": "thompson"}, "/explore"),
         ({"pinned": [{"item_id": "a", "position": 0}]}, "/pinned/0/position"),
-        ({"sorting": "worst"}, "/sorting"),
+        ({"order": "worst"}, "/order"),
     ],
 )
 async def test_rules_that_are_wrong_are_named(client: Client, body: dict[str, Any], field: str) -> None:
