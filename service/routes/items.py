@@ -1,9 +1,7 @@
-"""Items: what is known of one, its neighbours, and the most loved ones.
+"""Items: what is known of one, their names and their rows.
 
 Invariant: a row that has no name yet is in no answer.
 """
-
-import time
 
 import msgspec
 import numpy as np
@@ -15,10 +13,10 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.item_registry import ItemRegistry
 from service.catalogue.parsing import ItemShown
 from service.context import CONTEXT
-from service.http.parsing import Query, path_id
+from service.http.parsing import path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import MODEL, STORE, Route, query_parameter, whole
+from service.openapi import STORE, Route, query_parameter, whole
 from service.prediction_json import Prediction, rounded
 
 # A list for people or for a re-ranking; more items cost the choosing and the encoding alike.
@@ -35,39 +33,6 @@ class ItemOut(ItemShown, omit_defaults=True, kw_only=True):
     mean: float | None
     expected: Prediction
     generation: int
-
-
-class Neighbour(msgspec.Struct):
-    """An item and how near it is: 1 is the same taste, 0 none in common."""
-
-    item_id: str
-    score: float
-
-
-class Similar(msgspec.Struct, omit_defaults=True):
-    """The nearest items, best first."""
-
-    item_id: str
-    generation: int
-    items: list[Neighbour]
-    degraded: bool = False
-
-
-class Loved(msgspec.Struct):
-    """An item and the lower 95 % bound of what an average user would give it."""
-
-    item_id: str
-    score: float
-    ratings: int
-    mean: float | None
-
-
-class Popular(msgspec.Struct, omit_defaults=True):
-    """The most loved items, best first."""
-
-    generation: int
-    items: list[Loved]
-    degraded: bool = False
 
 
 async def item_names(registry: ItemRegistry, rows: npt.NDArray[np.integer]) -> list[str | None]:
@@ -132,57 +97,3 @@ async def get_item(request: web.Request) -> web.StreamResponse:
     score = expected(live, live.posterior.prior_user[None], -1, row)
     known = msgspec.structs.asdict(shown)
     return json_answer(ItemOut(**known, ratings=count, mean=mean, expected=score, generation=live.generation))
-
-
-@Route(
-    *("GET", "/similar/{item_id}", "Recommend", Similar),
-    ("unknown_item", "invalid_parameter", "not_found", *MODEL),
-    needs="read",
-    operation_id="similar",
-    parameters=(QUERY_N,),
-)
-async def get_similar(request: web.Request) -> web.StreamResponse:
-    """The items most like one."""
-    context = request.app[CONTEXT]
-    n = Query(request.raw_path).integer("n", 10, 1, MAX_N)
-    item_id = path_id(request.rel_url.raw_path, 1, "item_id")
-    live = context.live()
-    registry = context.store.items(live.epoch)
-    asked = context.catalogue.ask()
-    row = await item_row(registry, item_id)
-    view, degraded = await context.catalogue.current(asked, live.epoch)
-    found = await context.rankings.similar(live, row, n, view.allowed(time.time(), live.ranker.n_items))
-    names = await item_names(registry, found.item_rows)
-    items = [
-        Neighbour(name, score)
-        for name, score in zip(names, found.scores.tolist(), strict=True)
-        if name is not None
-    ]
-    return json_answer(Similar(item_id.decode(), live.generation, items, degraded))
-
-
-@Route(
-    *("GET", "/popular", "Recommend", Popular),
-    ("invalid_parameter", *MODEL),
-    needs="read",
-    operation_id="popular",
-    parameters=(QUERY_N,),
-)
-async def get_popular(request: web.Request) -> web.StreamResponse:
-    """The most loved items.
-
-    That is, the items that the average user would rate highest, by lower confidence bound.
-    """
-    context = request.app[CONTEXT]
-    n = Query(request.raw_path).integer("n", 10, 1, MAX_N)
-    live = context.live()
-    view, degraded = await context.catalogue.current(context.catalogue.ask(), live.epoch)
-    found = await context.rankings.popular(live, n, view.allowed(time.time(), live.ranker.n_items))
-    names = await item_names(context.store.items(live.epoch), found.item_rows)
-    behind = statistics_of(live, found.item_rows)
-    items = [
-        Loved(name, score, count, mean)
-        for name, score, (count, mean) in zip(names, found.scores.tolist(), behind, strict=True)
-        if name is not None
-    ]
-    return json_answer(Popular(live.generation, items, degraded))

@@ -17,6 +17,7 @@ from msgspec import Meta
 from factors import Bools, Float32s, Int32s, Int64s
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
+from service.call_rules import QUERY_RULES, CallRules, ask, check_rearranging, query_rules, ruled, rules_of
 from service.context import CONTEXT, ServiceContext
 from service.http.parsing import (
     Body,
@@ -33,7 +34,6 @@ from service.openapi import BODY, MODEL, Route, query_parameter, request_body, w
 from service.ranking_queue import RankingRequest
 from service.routes.items import MAX_N, QUERY_N, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale, checked_times
-from service.routes.rules import QUERY_RULES, CallRules, ask, check_rearranging, query_rules, ruled, rules_of
 from service.rules.listing import Ranking, Scored
 from service.rules.request import ORDERS, Order, RuleFields
 

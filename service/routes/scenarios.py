@@ -9,12 +9,12 @@ import msgspec
 from aiohttp import web
 
 from featurestore.errors import StoreRefused
+from service.call_rules import checked_fields
 from service.context import CONTEXT
 from service.http.parsing import Body, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, STORE, WRITES, Route, parameter, request_body
-from service.routes.rules import checked_fields
 from service.rules.request import MAX_NAME, RuleFields
 from service.rules.scenarios import decoded
 

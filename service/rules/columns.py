@@ -6,7 +6,7 @@ Invariant: a row is in every column what the last `put` said of it. Rows beyond 
 """
 
 from array import array
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -136,6 +136,9 @@ class _CodedColumn(Generic[Value]):
         table[np.asarray(codes)] = True
         return _ended(table.take(here), n, False)
 
+    def _value(self, row: int) -> Value:
+        return self._values[self._codes[row]] if row < len(self._codes) else self._none
+
     def empty(self, n: int) -> Bools:
         """Return which rows have no value (n,)."""
         return _ended(self._codes[:n] == 0, n, True)
@@ -159,6 +162,19 @@ class TextColumn(_CodedColumn[str | None]):
         """Return which rows have a value that is not one of `values` (n,)."""
         return ~self.empty(n) & ~self.equals_any(values, n)
 
+    def texts_of(self, row: int) -> Texts:
+        """Return the text of a row as a list."""
+        value = self._value(row)
+        return () if value is None else (value,)
+
+    def shared(self, texts: Texts, n: int) -> Bools:
+        """Return how many of `texts` each of the first `n` rows has (n,)."""
+        return self.equals_any(texts, n)
+
+    def sizes(self, n: int) -> Bools:
+        """Return how many texts each of the first `n` rows has (n,)."""
+        return ~self.empty(n)
+
 
 class ListColumn(_CodedColumn[Texts]):
     """Lists of texts, such as categories. `changes` rises with each change.
@@ -181,8 +197,22 @@ class ListColumn(_CodedColumn[Texts]):
 
     def of(self, rows: npt.NDArray[np.integer[Any]]) -> list[Texts]:
         """Return the texts of each of `rows`."""
-        known, codes = len(self._codes), self._codes
-        return [self._values[codes[row]] if row < known else () for row in rows.tolist()]
+        return [self._value(row) for row in rows.tolist()]
+
+    def texts_of(self, row: int) -> Texts:
+        """Return the texts of a row."""
+        return self._value(row)
+
+    def shared(self, texts: Texts, n: int) -> Int32s:
+        """Return how many of `texts` each of the first `n` rows has (n,)."""
+        counts = np.zeros(len(self._values), dtype=np.int32)
+        for text in texts:
+            counts[np.array(self._with.get(text, ()), dtype=np.int64)] += 1
+        return _ended(counts.take(self._codes[:n]), n, 0)
+
+    def sizes(self, n: int) -> Int32s:
+        """Return how many texts each of the first `n` rows has (n,)."""
+        return _ended(np.array(self._lengths).take(self._codes[:n]), n, 0)
 
     def equals_any(self, values: Sequence[str], n: int) -> Bools:
         """Return which of the first `n` rows have one of `values` among their texts (n,)."""
@@ -254,6 +284,11 @@ class Columns:
                 column: Column = getattr(self, key)
                 return column
         return self._attributes.get(key)
+
+    def texts(self) -> Iterator[TextColumn | ListColumn]:
+        """Yield the columns of categories, and of attributes that are texts or lists of texts."""
+        yield self.categories
+        yield from (each for each in self._attributes.values() if not isinstance(each, NumberColumn))
 
     def _put_attribute(self, row: int, name: str, value: AttributeValue) -> None:
         kind = type_of(value)

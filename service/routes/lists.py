@@ -1,0 +1,287 @@
+"""Lists that are about no user: items like one, the most loved, the latest.
+
+Invariant: a row that has no name yet is in no answer, and neither is what may not be shown.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from factors import Bools, Float32s, Float64s, Int64s
+from featurestore.generations.live import LiveGeneration
+from service.call_rules import (
+    QUERY_RULES,
+    CallRules,
+    Listed,
+    ask,
+    check_rearranging,
+    query_rules,
+    ruled,
+    rules_of,
+)
+from service.context import CONTEXT, ServiceContext
+from service.http.parsing import Query, path_id
+from service.http.response import json_answer
+from service.openapi import MODEL, Route, query_parameter
+from service.routes.items import MAX_N, QUERY_N, item_names, item_row, statistics_of
+from service.rules.columns import Columns
+from service.rules.likeness import best_rows, likeness
+from service.rules.listing import Ranking, Scored
+
+T = TypeVar("T")
+BY = ("behaviour", "content", "both")
+# By both: so many times what is wanted, and some, of the best by either are compared.
+_PER_ITEM, _SPARE = 4, 200
+# Items whose texts are compared, or whose times are sorted, in 2 ms.
+_QUICK_ROWS = 20_000
+_PROBLEMS = ("invalid_parameter", "invalid_rule", "unknown_scenario", "data_damaged")
+
+
+class Neighbour(msgspec.Struct):
+    """An item and how near it is: 1 is the same taste or content, 0 none in common."""
+
+    item_id: str
+    score: float
+
+
+class Similar(msgspec.Struct, omit_defaults=True):
+    """The nearest items, best first. `reason`: why rules have left none."""
+
+    item_id: str
+    generation: int
+    items: list[Neighbour]
+    degraded: bool = False
+    reason: str | None = None
+
+
+class Loved(msgspec.Struct):
+    """An item and the lower 95 % bound of what an average user would give it."""
+
+    item_id: str
+    score: float
+    ratings: int
+    mean: float | None
+
+
+class Popular(msgspec.Struct, omit_defaults=True):
+    """The most loved items, best first. `reason`: why rules have left none."""
+
+    generation: int
+    items: list[Loved]
+    degraded: bool = False
+    reason: str | None = None
+
+
+class New(msgspec.Struct):
+    """An item and since when it may be shown, in seconds since 1970; null where that was not said."""
+
+    item_id: str
+    available_from: float | None
+
+
+class Latest(msgspec.Struct, omit_defaults=True):
+    """The latest items, the last first. `reason`: why rules have left none."""
+
+    generation: int
+    items: list[New]
+    degraded: bool = False
+    reason: str | None = None
+
+
+@Route(
+    *("GET", "/similar/{item_id}", "Recommend", Similar),
+    ("unknown_item", *_PROBLEMS, "not_found", *MODEL),
+    needs="read",
+    operation_id="similar",
+    parameters=(
+        QUERY_N,
+        query_parameter(
+            "by",
+            {"type": "string", "enum": list(BY), "default": "behaviour"},
+            "`behaviour`: whose ratings go together; `content`: that share texts in the catalogue",
+        ),
+        *QUERY_RULES,
+    ),
+)
+async def get_similar(request: web.Request) -> web.StreamResponse:
+    """The items most like one."""
+    context, query = request.app[CONTEXT], Query(request.raw_path)
+    n, by = query.integer("n", 10, 1, MAX_N), query.choice("by", "behaviour", BY)
+    item_id = path_id(request.rel_url.raw_path, 1, "item_id")
+    live, call = await _asked(context, query)
+    row = await item_row(context.store.items(live.epoch), item_id)
+
+    async def behaviour(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+        found = await context.rankings.similar(live, row, n, _without(allowed, exclude, live.ranker.n_items))
+        return _scored(found.item_rows, found.scores)
+
+    content = np.zeros(0) if by == "behaviour" else await _likeness(live, call, row)
+
+    async def by_content(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+        passing = _without(allowed, exclude, len(content)) & (content > 0)
+        return _best(np.where(passing, content, -np.inf), n)
+
+    async def by_both(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+        depth = _PER_ITEM * n + _SPARE
+        near = [await each(depth, exclude, allowed) for each in (behaviour, by_content)]
+        rows = np.unique(np.concatenate([part.rows for part in near]))
+        mask = np.zeros(len(content), dtype=np.bool_)
+        mask[rows[rows < len(mask)]] = True
+        known = await behaviour(len(rows), exclude, mask)
+        scores = np.where(mask, content / 2, -np.inf)
+        scores[known.rows] += np.maximum(known.scores, 0.0) / 2
+        return _best(scores, n)
+
+    top = {"behaviour": behaviour, "content": by_content, "both": by_both}[by]
+    ranking = Ranking(top, partial(_directions, live), 0.0)
+    found, reason = await _listed(context, live, call, ranking, n, row)
+    names = await item_names(context.store.items(live.epoch), found.rows)
+    items = [
+        Neighbour(name, score)
+        for name, score in zip(names, found.scores.tolist(), strict=True)
+        if name is not None
+    ]
+    return json_answer(Similar(item_id.decode(), live.generation, items, call.degraded, reason))
+
+
+@Route(
+    *("GET", "/popular", "Recommend", Popular),
+    (*_PROBLEMS, *MODEL),
+    needs="read",
+    operation_id="popular",
+    parameters=(QUERY_N, *QUERY_RULES),
+)
+async def get_popular(request: web.Request) -> web.StreamResponse:
+    """The most loved items.
+
+    That is, the items that the average user would rate highest, by lower confidence bound.
+    """
+    context, query = request.app[CONTEXT], Query(request.raw_path)
+    n = query.integer("n", 10, 1, MAX_N)
+    live, call = await _asked(context, query)
+
+    async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+        if len(exclude):
+            allowed = _without(allowed, exclude, live.ranker.n_items)
+        found = await context.rankings.popular(live, n, allowed)
+        return _scored(found.item_rows, found.scores)
+
+    ranking = Ranking(top, partial(_directions, live), live.model.scale.low)
+    found, reason = await _listed(context, live, call, ranking, n)
+    names = await item_names(context.store.items(live.epoch), found.rows)
+    behind = statistics_of(live, found.rows)
+    items = [
+        Loved(name, score, count, mean)
+        for name, score, (count, mean) in zip(names, found.scores.tolist(), behind, strict=True)
+        if name is not None
+    ]
+    return json_answer(Popular(live.generation, items, call.degraded, reason))
+
+
+@Route(
+    *("GET", "/latest", "Recommend", Latest),
+    (*_PROBLEMS, *MODEL),
+    needs="read",
+    operation_id="latest",
+    parameters=(QUERY_N, *QUERY_RULES),
+)
+async def get_latest(request: web.Request) -> web.StreamResponse:
+    """The latest items.
+
+    By `available_from`; those without it behind them, the ones that came last first.
+    """
+    context, query = request.app[CONTEXT], Query(request.raw_path)
+    n = query.integer("n", 10, 1, MAX_N)
+    live, call = await _asked(context, query)
+    # A time is no score that could be multiplied, or weighed against differences.
+    call = call._replace(rules=replace(call.rules, boosts=(), trade_off=None))
+
+    async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+        mask = _without(allowed, exclude, live.ranker.n_items)
+        return await _read(call, len(mask), partial(_latest, call.view.columns, mask, n))
+
+    ranking = Ranking(top, partial(_directions, live), 0.0)
+    found, reason = await _listed(context, live, call, ranking, n)
+    names = await item_names(context.store.items(live.epoch), found.rows)
+    items = [
+        New(name, None if math.isinf(since) else since)
+        for name, since in zip(names, found.scores.tolist(), strict=True)
+        if name is not None
+    ]
+    return json_answer(Latest(live.generation, items, call.degraded, reason))
+
+
+async def _asked(context: ServiceContext, query: Query) -> tuple[LiveGeneration, CallRules]:
+    live = context.live()
+    fields, category = query_rules(query)
+    return live, await rules_of(context, live, ask(context, query.text("scenario")), fields, category)
+
+
+async def _listed(
+    context: ServiceContext, live: LiveGeneration, call: CallRules, ranking: Ranking, n: int, *less: int
+) -> Listed:
+    """Return the first `n` of a list, without the rows `less`."""
+    check_rearranging(call.rules, n, explores=False)
+    registry, n_items = context.store.items(live.epoch), live.ranker.n_items
+    if n_items > len(registry):
+        await registry.refresh()
+    # Rows that are not given to an item yet have no name.
+    exclude = np.array([*less, *range(len(registry), n_items)], dtype=np.int64)
+    return await ruled(context, live, call, ranking, wanted=n, exclude=exclude)
+
+
+async def _directions(live: LiveGeneration, rows: Int64s) -> Float32s:
+    return await live.in_thread(partial(live.ranker.directions, rows))
+
+
+async def _likeness(live: LiveGeneration, call: CallRules, row: int) -> Float64s:
+    n_items = live.ranker.n_items
+    return await _read(call, n_items, partial(likeness, call.view.columns, row, n_items))
+
+
+async def _read(call: CallRules, n_items: int, compute: Callable[[], T]) -> T:
+    """Return what `compute` makes of the columns, in a thread where there are many rows."""
+    await call.view.settle()
+    if n_items <= _QUICK_ROWS:
+        return compute()
+
+    def run() -> T:
+        with call.view.columns.lock.reading():
+            return compute()
+
+    return await asyncio.to_thread(run)
+
+
+def _latest(columns: Columns, allowed: Bools, n: int) -> Scored:
+    """Return the latest `n` of the rows that are `allowed` (n_items,), by time, -inf where there is none."""
+    times = np.where(allowed, columns.available_from.values(len(allowed)), np.nan)
+    # Of equal times the row that was given last is the first: as if time went on from the last to the first.
+    dated = len(times) - 1 - best_rows(np.nan_to_num(times[::-1], nan=-np.inf), n)
+    others = np.flatnonzero(allowed & np.isnan(times))[::-1][: n - len(dated)]
+    return _scored(np.concatenate([dated, others]), np.append(times[dated], np.full(len(others), -np.inf)))
+
+
+def _without(allowed: Bools | None, exclude: Int64s, n: int) -> Bools:
+    """Return which of `n` rows are allowed and not excluded (n,)."""
+    mask: Bools = np.ones(n, dtype=np.bool_)
+    if allowed is not None:
+        mask[: len(allowed)] = allowed[:n]
+        mask[len(allowed) :] = False
+    mask[exclude[exclude < n]] = False
+    return mask
+
+
+def _best(scores: Float64s, n: int) -> Scored:
+    rows = best_rows(scores, n)
+    return _scored(rows, scores[rows])
+
+
+def _scored(rows: Int64s, scores: Float64s) -> Scored:
+    return Scored(rows, scores, np.full(len(rows), np.nan), scores)

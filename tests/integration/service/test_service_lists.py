@@ -1,0 +1,106 @@
+"""Lists that are about no user, under rules."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from featurestore.catalogue.item import CatalogueItem
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from service.routes import lists
+from tests.support.factories import Written, publish_for_ann
+from tests.support.serving import Client, is_problem, serves, serving
+
+ITEMS = 12
+
+
+def film(row: int, since: float | None = None) -> CatalogueItem:
+    """Every third one is a drama, the others crime; a tag is that of four neighbours."""
+    categories = ["drama" if row % 3 == 0 else "crime"]
+    tags = [f"tag-{row // 4}"]
+    return CatalogueItem(f"item-{row}", f"Film {row}", categories, {"tags": tags}, available_from=since)
+
+
+async def put(store: Store, *films: CatalogueItem) -> None:
+    def becomes(each: CatalogueItem) -> Callable[[CatalogueItem | None], CatalogueItem]:
+        return lambda _: each
+
+    await store.catalogue.change({each.item_id.encode(): becomes(each) for each in films})
+
+
+@pytest.fixture(params=[lists._QUICK_ROWS, 0], ids=["here", "thread"])
+async def client(
+    request: pytest.FixtureRequest,
+    store_settings: StoreSettings,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Client]:
+    monkeypatch.setattr(lists, "_QUICK_ROWS", request.param)
+    written: Written = await publish_for_ann(store, {"item-0": 5.0}, ITEMS)
+    await put(store, *map(film, range(ITEMS)))
+    async with serving(store_settings) as (client, _):
+        await serves(client, written.writer.number)
+        yield client
+
+
+async def listed(client: Client, path: str) -> dict[int, float | None]:
+    """Rows in their order, with what they are listed by."""
+    reply = await client.get(path)
+    assert reply.status == 200, reply.text
+    return {
+        int(item["item_id"].removeprefix("item-")): item.get("score", item.get("available_from"))
+        for item in reply.json["items"]
+    }
+
+
+async def test_items_are_alike_by_content_by_behaviour_and_by_both(client: Client, store: Store) -> None:
+    behaviour = await listed(client, "/similar/item-3?n=100")
+    assert behaviour == await listed(client, "/similar/item-3?n=100&by=behaviour")
+    assert 3 not in behaviour
+    content = await listed(client, "/similar/item-3?n=100&by=content")
+    # Both texts; then one of three, by row.
+    assert content == pytest.approx({0: 1.0, 1: 1 / 3, 2: 1 / 3, 6: 1 / 3, 9: 1 / 3})
+    assert list(content) == [0, 1, 2, 6, 9]
+    both = await listed(client, "/similar/item-3?n=100&by=both")
+    expected = {
+        row: ((content.get(row) or 0.0) + max(behaviour.get(row) or 0.0, 0.0)) / 2
+        for row in {*content, *behaviour}
+    }
+    assert both == pytest.approx(expected)
+    scores = [score or 0.0 for score in both.values()]
+    assert scores == sorted(scores, reverse=True)
+    assert set(await listed(client, "/similar/item-3?n=100&by=content&category=drama")) == {0, 6, 9}
+    # An item that has never been rated is like others by content alone.
+    await put(store, CatalogueItem("new", "New", ["drama"]))
+    assert set(await listed(client, "/similar/new?by=content")) == {0, 3, 6, 9}
+    assert await listed(client, "/similar/new") == {}
+    assert is_problem(await client.get("/similar/item-3?by=taste"), 400, "invalid_parameter")
+
+
+async def test_the_most_loved_of_a_category(client: Client) -> None:
+    loved = await listed(client, "/popular?n=100")
+    drama = await listed(client, "/popular?n=100&category=drama")
+    assert list(drama) == [row for row in loved if row % 3 == 0]
+    assert 3 not in await listed(client, "/popular?n=100&exclude_items=item-3")
+    reply = await client.get("/popular?category=opera")
+    assert (reply.json["items"], reply.json["reason"]) == ([], "no item passes the filter")
+    rules = {"per_category": 1, "boosts": [{"filter": {}, "multiply": 2}]}
+    assert (await client.ask("PUT", "/scenarios/front", json=rules)).status == 200
+    assert len(await listed(client, "/popular?n=100&scenario=front")) == 2
+
+
+async def test_the_latest_come_first(client: Client, store: Store) -> None:
+    assert list(await listed(client, "/latest?n=100")) == list(range(ITEMS))[::-1]
+    now = time.time()
+    await put(store, film(2, now - 60), film(5, now - 3600), film(7, now - 60), film(9, now + 3600))
+    latest = await listed(client, "/latest?n=100")
+    rest = [row for row in range(ITEMS) if row not in (2, 5, 7, 9)][::-1]
+    assert list(latest) == [7, 2, 5, *rest]
+    assert list(latest.values())[:4] == pytest.approx([now - 60, now - 60, now - 3600, None])
+    assert list(await listed(client, "/latest?n=2")) == [7, 2]
+    assert list(await listed(client, "/latest?n=4&category=drama")) == [6, 3, 0]
+    # A score is boosted, a time is not.
+    rules = {"boosts": [{"filter": {"must": [{"has_id": ["item-0"]}]}, "multiply": 10}]}
+    assert (await client.ask("PUT", "/scenarios/front", json=rules)).status == 200
+    assert await listed(client, "/latest?n=100&scenario=front") == latest
