@@ -127,6 +127,7 @@ async def ruled(
     """Return the first `wanted` places of a list under rules. `exclude` int64 (m,): rows that are in none."""
     n_items = live.ranker.n_items
     shown = call.view.allowed(time.time(), n_items)
+    # Most calls have none: these are ranked as ever, many users in one product.
     if call.rules == Rules(order=call.rules.order):
         return Listed(await ranking.top(wanted, exclude, shown), None)
     rows = await _rows(context, live, call)
@@ -145,5 +146,6 @@ async def _mask(view: CatalogueView, n_items: int, rows: Mapping[bytes, int], pa
 async def _rows(context: ServiceContext, live: LiveGeneration, call: CallRules) -> dict[bytes, int]:
     """Return the rows of the ids that rules name, of those that are known."""
     registry, ids = context.store.items(live.epoch), list(call.rules.ids())
+    # While the store is away, ids are those that this worker knows.
     found = map(registry.row, ids) if call.degraded else await registry.rows(ids)
     return {item_id: row for item_id, row in zip(ids, found, strict=True) if row is not None}

@@ -116,6 +116,7 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
     n, by = query.integer("n", 10, 1, MAX_N), query.choice("by", "behaviour", BY)
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
     live, call = await _asked(context, query)
+    # An item of the catalogue has a row, whether it was rated or not.
     row = await item_row(context.store.items(live.epoch), item_id)
 
     async def behaviour(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
@@ -130,12 +131,14 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
 
     async def by_both(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         depth = _PER_ITEM * n + _SPARE
+        # What is among the best of neither is hardly among the best by their mean.
         near = [await each(depth, exclude, allowed) for each in (behaviour, by_content)]
         rows = np.unique(np.concatenate([part.rows for part in near]))
         mask = np.zeros(len(content), dtype=np.bool_)
         mask[rows[rows < len(mask)]] = True
         known = await behaviour(len(rows), exclude, mask)
         scores = np.where(mask, content / 2, -np.inf)
+        # Tastes that are contrary are no likeness that content could make up for.
         scores[known.rows] += np.maximum(known.scores, 0.0) / 2
         return _best(scores, n)
 
@@ -168,6 +171,7 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
     live, call = await _asked(context, query)
 
     async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+        # Without a mask the whole table is read as it stands.
         if len(exclude):
             allowed = _without(allowed, exclude, live.ranker.n_items)
         found = await context.rankings.popular(live, n, allowed)

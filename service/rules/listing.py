@@ -127,6 +127,7 @@ class RuledList:
         chosen = await self._chosen(wanted - len(pinned))
         if not pinned:
             return chosen
+        # They have scores like the others, as a client may show or sort by these.
         mask = np.zeros(self._rules.n_items, dtype=np.bool_)
         mask[list(pinned.values())] = True
         found = await self._ranking.top(len(pinned), np.zeros(0, dtype=np.int64), mask)
@@ -160,6 +161,7 @@ class RuledList:
             take = partial(selection.take, categories.of(found.rows), gains / highest, vectors)
             taken = take() if wanted * depth <= _QUICK_PAIRS else await asyncio.to_thread(take)
             parts.append(found.at(np.array(taken, dtype=np.int64)))
+            # What was passed over had a full category, and is closed in the next round.
             exclude = np.concatenate([exclude, parts[-1].rows])
         return joined(parts) if parts else await self._ranking.top(0, exclude, None)
 

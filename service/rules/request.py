@@ -124,6 +124,7 @@ def parse_rules(fields: RuleFields, columns: Columns, *, category: str | None = 
     Raises `invalid_rule`, whose field is the pointer of what is wrong.
     """
     passing = NO_FILTER if fields.filter is None else parse_filter(fields.filter, columns, "/filter")
+    # It narrows what the filter leaves, be that of the call or of its scenario.
     if category is not None:
         passing = Filter(must=(TextMatch("categories", (category,)), passing))
     candidates = fields.candidate_items
@@ -181,6 +182,7 @@ def _pinned(pinned: Sequence[Pin]) -> Iterator[tuple[int, bytes]]:
             raise refused(f"{pointer}/position", f"must be from 1 to {MAX_POSITION}, each once")
         if item_id in items:
             raise refused(f"{pointer}/item_id", "is pinned twice")
+        # Two items at one place, or one item at two, are a slip of an editor.
         positions.add(pin.position)
         items.add(item_id)
         yield pin.position, item_id
