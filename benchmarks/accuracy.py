@@ -7,11 +7,10 @@ CPU seconds of one core.
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from benchmarks.data import datasets
@@ -19,7 +18,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.harness import kept
 from benchmarks.harness.command import Options, end_in_order, read
 from benchmarks.harness.machine import Watch
-from benchmarks.quality.goals import ALS, IMPLICIT, SVDPP, Found
+from benchmarks.quality.goals import SVDPP, Found
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from benchmarks.quality.over_http import answer_over_http, play
 from benchmarks.quality.tables import show
@@ -61,7 +60,6 @@ SECTIONS = (
     "ml-latest-small",
     "lectures",
     "ablation",
-    "ranking",
     "cold",
     "shills",
 )
@@ -104,33 +102,14 @@ class Choice(Options):
         return self.sets or (QUICK_SECTIONS if self.quick else SECTIONS)
 
 
-def thinned(data: DataSet, scale: float, seed: int) -> DataSet:
-    """Return a fraction of the ratings, at random, in their order: to see whether everything works."""
-    if scale >= 1:
-        return data
-    n = len(data.ratings.value)
-    kept = np.sort(np.random.default_rng(seed).permutation(n)[: max(200, round(n * scale))])
-    return replace(data, ratings=data.part(kept))
-
-
-def load(name: str, *, scale: float, seed: int) -> DataSet:
-    """Return the data set of a section. Raises `BenchmarkError` where it cannot be had."""
-    loaders: dict[str, Callable[[], DataSet]] = {
-        "ml-latest-small": datasets.ml_latest_small,
-        "lectures": datasets.lectures,
-        "synthetic": lambda: datasets.synthetic(2000, 1000, 40_000, seed=seed),
-    }
-    return thinned(loaders.get(name, datasets.ml_100k)(), scale, seed)
-
-
 def plans(section: str, data: DataSet, options: Choice) -> Iterator[Plan]:
     """Yield what is run in a section."""
     peers = ("surprise-svd",) if options.quick else PEERS
 
-    def plan(splits: Sequence[Split], engines: Sequence[str], *, ranking: bool = False) -> Plan:
+    def plan(splits: Sequence[Split], engines: Sequence[str]) -> Plan:
         others = {DEPLOYED: answer_over_http}
         chosen = options.engines or engines
-        return Plan(splits, chosen, options.seed, ranking=ranking, python=options.peers, others=others)
+        return Plan(splits, chosen, options.seed, python=options.peers, others=others)
 
     match section:
         case "ml-100k":
@@ -147,10 +126,6 @@ def plans(section: str, data: DataSet, options: Choice) -> Iterator[Plan]:
             yield plan([in_time_order(data)], (AUTO, "item-mean", "bias"))
         case "ablation":
             yield plan(given_folds(data, [1]), ABLATION[:4] if options.quick else ABLATION)
-        case "ranking":
-            yield plan(
-                random_splits(data, 3, options.seed), (IMPLICIT, ALS, "popularity", AUTO), ranking=True
-            )
         case _:
             count = QUICK_SPLITS if options.quick else RANDOM_SPLITS
             engines = (
@@ -178,7 +153,7 @@ def run(options: Choice, console: Console) -> Found:
             found.shifts = _shifts(options)
         else:
             lines = found.lines.setdefault(section, [])
-            data = load(section, scale=options.scale, seed=options.seed)
+            data = datasets.load(section, scale=options.scale, seed=options.seed)
             for plan in plans(section, data, options):
                 for line, _ in measure(plan, store, done):
                     lines.append(line)
@@ -201,7 +176,7 @@ def _played(options: Choice) -> list[Summary]:
 
 
 def _cold(options: Choice, console: Console) -> list[ColdCurve]:
-    data = load("cold", scale=options.scale, seed=options.seed)
+    data = datasets.load("cold", scale=options.scale, seed=options.seed)
     path, settings = options.output / NAME / "cold.json", {"data": data.digest(), "seed": options.seed}
     curves = kept.load(path, settings, ColdCurve) if options.resume else None
     if curves is not None:
@@ -220,7 +195,7 @@ def _cold(options: Choice, console: Console) -> list[ColdCurve]:
 
 
 def _shifts(options: Choice) -> list[Shift]:
-    data = load("shills", scale=options.scale, seed=options.seed)
+    data = datasets.load("shills", scale=options.scale, seed=options.seed)
     path, settings = options.output / NAME / "shills.json", {"data": data.digest(), "seed": options.seed}
     shifts = kept.load(path, settings, Shift) if options.resume else None
     if shifts is None:

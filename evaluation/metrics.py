@@ -2,9 +2,6 @@
 
 Invariant: one rule each. A 90 % interval holds a rating if and only if |rating - prediction| <= 1.6449 std;
 there is no allowance for the steps of a scale.
-
-Recall@k and NDCG@k as in Liang et al. (2018): hits among the first k, over min(k, held-out items); gain 1 for
-a held-out item, discounted by log2(1 + rank), over the best that is possible. Users are averaged.
 """
 
 from dataclasses import dataclass
@@ -25,9 +22,6 @@ CURVE_POINTS = 20  # of the curve along time
 LEAST_OF_A_POINT = 20  # ratings; the RMSE of fewer is noise
 LEAST_PROBABILITY = 1e-12  # keeps one impossible rating from making the mean infinite
 LEAST_STD = 1e-12  # a std of 0 would divide by 0
-RECALL_AT, NDCG_AT = 20, 100  # as in the literature, Liang et al. (2018)
-
-Rows = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,30 +128,3 @@ def _curve_by_count(error: Array, known: npt.NDArray[np.int64]) -> tuple[tuple[f
 def _curve_along(error: Array) -> tuple[tuple[float, float], ...]:
     parts = [part for part in np.array_split(np.arange(len(error)), CURVE_POINTS) if len(part)]
     return tuple((float(part[-1] + 1), float(np.sqrt(np.mean(error[part] ** 2)))) for part in parts)
-
-
-def recall(top: Rows, users: Rows, test_user: Rows, test_item: Rows, k: int = RECALL_AT) -> float:
-    """Return Recall@k of rankings `top` (len(users), n), -1 where there is no item."""
-    hits, wanted = _hits(top[:, :k], users, test_user, test_item)
-    return float((hits.sum(axis=1) / np.minimum(wanted, k)).mean())
-
-
-def ndcg(top: Rows, users: Rows, test_user: Rows, test_item: Rows, k: int = NDCG_AT) -> float:
-    """Return NDCG@k of rankings `top` (len(users), n), -1 where there is no item."""
-    hits, wanted = _hits(top[:, :k], users, test_user, test_item)
-    discount = 1.0 / np.log2(2.0 + np.arange(k))
-    best = np.concatenate([[0.0], np.cumsum(discount)])[np.minimum(wanted, k)]
-    return float((hits @ discount[: hits.shape[1]] / best).mean())
-
-
-def _hits(top: Rows, users: Rows, test_user: Rows, test_item: Rows) -> tuple[npt.NDArray[np.bool_], Rows]:
-    """Return which of the ranked items are held out, (len(users), k), and how many are of each user."""
-    # A pair as one whole number: sets of pairs are then sorted arrays.
-    width = int(max(test_item.max(initial=0), top.max(initial=0))) + 1
-    pairs = np.unique(test_user.astype(np.int64) * width + test_item)
-    ranked = users.astype(np.int64)[:, None] * width + top
-    hits = np.isin(ranked, pairs) & (top >= 0)
-    wanted = np.searchsorted(pairs, (users.astype(np.int64) + 1) * width) - np.searchsorted(
-        pairs, users.astype(np.int64) * width
-    )
-    return hits, wanted

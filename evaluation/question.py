@@ -17,7 +17,13 @@ if TYPE_CHECKING:  # not loaded in the process of a peer, whose memory is measur
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float32]
+
+
+def no_tuning() -> Bools:
+    """The training ratings to choose settings by of a question that asks for no rankings."""
+    return np.empty(0, dtype=np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,9 @@ class Question:
     """Training ratings and the pairs to predict. `low`, `high`, `step` (0: none): the scale. Times may be
     NaN.
 
-    `top`: how many items, not rated in training, to rank for each different user of the pairs; 0: none.
+    `top`: how many items, not rated in training, to rank for each of `ranked_users`; 0: none. `tuning` (n,):
+    training ratings to choose settings of rankings by, held out in the manner of the pairs; `latest`: the
+    pairs come after what is learned.
     """
 
     # Numbers and arrays only: each is a member of the file by which a question reaches its process.
@@ -42,10 +50,13 @@ class Question:
     test_item: Rows
     test_time: Array
     top: int = 0
+    tuning: Bools = field(default_factory=no_tuning)
+    latest: bool = False
 
     def ranked_users(self) -> Rows:
-        """The users whose rankings are asked for, ascending."""
-        users: Rows = np.unique(self.test_user)
+        """The users to rank for, ascending: those of the pairs of whom something is known."""
+        # Without a history there is nothing to rank by: figures would be those of ties.
+        users: Rows = np.intersect1d(self.test_user, self.train_user)
         return users
 
     def scale(self) -> "Scale":

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, OPTIONS, find
+from evaluation.offline.ranking.table import ENGINES as RANKING_ENGINES
+from evaluation.offline.ranking.table import compare, comparison_table, ranking_table
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import SPLITS, Split, SplitName
 from evaluation.pictures import draw_engines, drawn
@@ -29,6 +31,7 @@ from processes.errors import CannotStartError
 from processes.settings import choice, load, setting, whole
 
 DEFAULT_ENGINES = (AUTO, "global-mean", "item-mean", "bias")
+SHARE = 0.2  # as MovieLens holds out a fifth
 INTERRUPTED = 130  # exit code of a shell's command that SIGINT ended
 
 
@@ -53,10 +56,10 @@ class EvaluateOptions:
     split: SplitName | None = setting(
         None,
         "given-fold: fifths of the file in its order (u1 to u5 of MovieLens 100K); random; leave-k-out: K "
-        "ratings of each user; time: the latest ratings; prequential: each rating in time order, before it "
-        "is learned",
+        "ratings of each user; leave-last-k: the latest K; time: the latest ratings; prequential: each "
+        "rating in time order, before it is learned",
         choice(SPLITS),
-        shown="`random`",
+        shown="`random`; with `--ranking` also time and leave-last-k",
         excludes="test",
     )
     test: Path | None = setting(
@@ -65,18 +68,23 @@ class EvaluateOptions:
     folds: tuple[int, ...] = setting(
         tuple(range(1, splits.FOLDS + 1)), "of given-fold", whole(1, splits.FOLDS), many=True
     )
-    repeats: int = setting(1, "random splits", whole(1, 100))
-    share: float = setting(0.2, "held out by random and time", _share)
-    k: int = setting(5, "K of leave-k-out", whole(1, 1000), flag="-k")
-    engines: tuple[str, ...] = setting(
-        DEFAULT_ENGINES,
+    repeats: int | None = setting(
+        None, "random splits", whole(1, 100), shown="`1`; `3` with `--ranking`", metavar="N"
+    )
+    share: float | None = setting(
+        None, "held out by random and time", _share, shown="`0.2`; `0.1` with `--ranking`", metavar="SHARE"
+    )
+    k: int = setting(5, "K of leave-k-out and leave-last-k", whole(1, 1000), flag="-k")
+    engines: tuple[str, ...] | None = setting(
+        None,
         f"auto is Foldin as it is served, with options after colons ({OPTIONS}); besides global-mean, "
-        "user-mean, item-mean, bias, popularity, implicit, neural, and where installed surprise-svd, "
-        "surprise-svd++, surprise-knn, myfm, myfm-full, implicit-als",
+        "user-mean, item-mean, bias, popularity, implicit, neural, item-knn, implicit-als, ials, edlae, and "
+        "where installed surprise-svd, surprise-svd++, surprise-knn, myfm, myfm-full",
         _engine,
         many=True,
+        shown=f"`{','.join(DEFAULT_ENGINES)}`; with `--ranking` those that rank",
     )
-    ranking: bool = setting(False, "also Recall@20 and NDCG@100")
+    ranking: bool = setting(False, "compare lists: Recall, NDCG, coverage, novelty, beside tuned rivals")
     seed: int = setting(1, "seed of splits and engines", whole(0))
     out: Path = setting(Path("results/evaluate"), "folder for table and pictures", Path, metavar="DIR")
     resume: bool = setting(False, "keep what was finished in the folder before")
@@ -103,7 +111,7 @@ class EvaluateOptions:
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""
         found = []
-        if not self.engines:
+        if self.engines == ():
             found.append("--engines must name at least one engine")
         if not self.folds:
             found.append("--folds must name at least one fold")
@@ -119,7 +127,9 @@ def evaluate_file(argv: Sequence[str]) -> int:
     for remark in read.remarks:
         console.print(remark, style="yellow", markup=False)
     # An engine or fold that is named twice is run once.
-    engines = tuple(dict.fromkeys(options.engines))
+    engines = tuple(
+        dict.fromkeys(options.engines or (RANKING_ENGINES if options.ranking else DEFAULT_ENGINES))
+    )
     plan = Plan(
         _splits(options, read), engines, options.seed, ranking=options.ranking, limit_s=options.timeout_s
     )
@@ -163,17 +173,24 @@ def _splits(options: EvaluateOptions, read: FileData) -> list[Split]:
                 f"{options.file} and {options.test} have no ratings of their own: give two different files"
             )
         return [split]
+    share = options.share or (splits.LISTS_SHARE if options.ranking else SHARE)
+    repeats = options.repeats or (splits.LISTS_REPEATS if options.ranking else 1)
     match options.split:
         case "given-fold":
-            return splits.given_folds(data, tuple(dict.fromkeys(options.folds)))
+            found = splits.given_folds(data, tuple(dict.fromkeys(options.folds)))
         case "leave-k-out":
-            return [splits.leave_out(data, options.k, options.seed)]
+            found = [splits.leave_out(data, options.k, options.seed)]
+        case "leave-last-k":
+            found = [splits.leave_last(data, options.k)]
         case "time":
-            return [splits.by_time(data, options.share)]
+            found = [splits.by_time(data, share)]
         case "prequential":
-            return [splits.in_time_order(data)]
+            found = [splits.in_time_order(data)]
+        case None if options.ranking:
+            found = splits.list_protocols(data, repeats, share, options.k, options.seed)
         case _:
-            return splits.random_splits(data, options.repeats, options.seed, options.share)
+            found = splits.random_splits(data, repeats, options.seed, share)
+    return found
 
 
 def _finished_before(store: LineStore, options: EvaluateOptions) -> dict[str, Line]:
@@ -222,7 +239,14 @@ def _label(split: Split, engine: str) -> str:
 
 
 def _report(lines: Sequence[Line], options: EvaluateOptions, console: Console) -> None:
-    console.print(engines_table(lines, f"{lines[0].data}, on held-out ratings, seed {options.seed}"))
+    title = f"{lines[0].data}, on held-out ratings, seed {options.seed}"
+    if options.ranking:
+        console.print(ranking_table(lines, title))
+        compared = list(compare(lines))
+        if compared:
+            console.print(comparison_table(compared))
+    else:
+        console.print(engines_table(lines, title))
     written = f"wrote {write_lines(lines, options.out / 'summary.csv')}"
     for text in (written, *drawn(draw_engines, lines, options.out)):
         console.print(text, markup=False, soft_wrap=True)

@@ -11,8 +11,8 @@ import os
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,27 @@ def lectures(folder: Path | None = None) -> DataSet:
     return _numbered(
         "lectures", user=columns["s"], item=columns["d"], rating=rating, time=unknown, scale=Scale(1, 5, 1)
     )
+
+
+def thinned(data: DataSet, scale: float, seed: int) -> DataSet:
+    """Return a fraction of the ratings, at random, in their order: to see whether everything works."""
+    if scale >= 1:
+        return data
+    n = len(data.ratings.value)
+    kept = np.sort(np.random.default_rng(seed).permutation(n)[: max(200, round(n * scale))])
+    return replace(data, ratings=data.part(kept))
+
+
+def load(name: str, *, scale: float, seed: int) -> DataSet:
+    """Return the data set of this name, MovieLens 100K for any other. Raises `BenchmarkError` where it cannot
+    be had.
+    """
+    loaders: dict[str, Callable[[], DataSet]] = {
+        "ml-latest-small": ml_latest_small,
+        "lectures": lectures,
+        "synthetic": lambda: synthetic(2000, 1000, 40_000, seed=seed),
+    }
+    return thinned(loaders.get(name, ml_100k)(), scale, seed)
 
 
 def _numbered(name: str, *, user: Any, item: Any, rating: Any, time: Any, scale: Scale) -> DataSet:

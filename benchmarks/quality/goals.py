@@ -3,13 +3,12 @@
 Invariant: a row is judged only where all of its parts were run, and by the figures that the tables show.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.harness.report import Row, Target, at_most
+from benchmarks.harness.report import Row, at_most
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from evaluation.offline.cold_start import ColdCurve
 from evaluation.offline.engines import AUTO
@@ -20,7 +19,7 @@ from evaluation.results.lines import Line
 
 # The folds u1 to u5 that come with MovieLens 100K.
 ALL_FOLDS = 5
-SVDPP, ALS, IMPLICIT = "surprise-svd++", "implicit-als", "implicit"
+SVDPP = "surprise-svd++"
 PUBLISHED = (
     ("ml-100k u1", "GHRS (with demographics)", 0.887, "Darban and Valipour, 2022"),
     ("ml-100k u1", "GLocal-K", 0.8889, "Han et al., 2021"),
@@ -45,12 +44,7 @@ class Found:
 
     def compared(self) -> list[Line]:
         """Return the lines of the sections that compare engines as they are."""
-        return [
-            line
-            for section, lines in self.lines.items()
-            if section not in ("ablation", "ranking")
-            for line in lines
-        ]
+        return [line for section, lines in self.lines.items() if section != "ablation" for line in lines]
 
     def of(self, data: str, engine: str, split: str = "") -> list[Line]:
         """Return the lines with figures of one engine on one data set, of all its splits or of one."""
@@ -72,7 +66,6 @@ def goals(found: Found) -> Iterator[Row]:
     yield from _movielens(found)
     yield from _others(found)
     yield from _intervals(found)
-    yield from _ranking(found)
     yield from _cold(found)
 
 
@@ -139,23 +132,6 @@ def _intervals(found: Found) -> Iterator[Row]:
                 name = f"{data} {part}" if part == "in time order" else data
                 work = f"{name}: 90 % intervals, worst decile off by"
                 yield Row(work, "", (worst,), at_most(0.02, 0.04), detail=detail)
-
-
-def _ranking(found: Found) -> Iterator[Row]:
-    ranked = [line for line in found.lines.get("ranking", ()) if not math.isnan(line.ndcg_100)]
-    for data in dict.fromkeys(line.data for line in ranked):
-        own, peer = (
-            [line for line in ranked if (line.data, line.engine) == (data, engine)]
-            for engine in (IMPLICIT, ALS)
-        )
-        for name, title in (("recall_20", "Recall@20"), ("ndcg_100", "NDCG@100")):
-            if own and peer:
-                mine, theirs = (
-                    float(np.mean([getattr(line, name) for line in lines])) for lines in (own, peer)
-                )
-                detail = f"{mine:.4f} against {theirs:.4f}"
-                work = f"{data}: {title}, engine `implicit` / tuned ALS"
-                yield Row(work, "x", (mine / theirs,), Target(1.0, 0.98), detail=detail)
 
 
 def _cold(found: Found) -> Iterator[Row]:

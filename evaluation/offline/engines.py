@@ -3,10 +3,12 @@
 Invariant: an engine sees a `Question` only; nothing here is chosen by held-out ratings or a data set's name.
 `auto` is one configuration for every data set.
 
-A name may carry options after colons: `auto:rank=16:link=gaussian:no-set-effects:no-periods`.
+A name may carry options after colons: `auto:rank=16:link=gaussian:no-set-effects:no-periods`. Lists of
+`auto` are in the order of the service's scores, unless `order=rating` or `order=relevance` is among them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,23 +17,22 @@ import numpy.typing as npt
 
 from evaluation.errors import NotInstalledError
 from evaluation.offline.peers import PEERS
+from evaluation.offline.ranking.lists import seen_by, top_by_score
+from evaluation.offline.ranking.peers import RANKING_PEERS
 from evaluation.question import (
-    Array,
     ComparedEngine,
     Predict,
     Predicted,
     Question,
-    Rows,
     no_probabilities,
     no_top,
 )
 
 AUTO = "auto"
-OPTIONS = "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods"
+OPTIONS = "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods, order=rating, order=relevance"
 REFIT_EVENTS = 5000  # the trainer's default
 FOLD_EVENTS = 250  # items follow within a second: so many ratings are made in one by a busy site of this size
 USER_RIDGE, ITEM_RIDGE = 15.0, 10.0  # Koren's (2010) for MovieLens-like data
-SCORES_AT_ONCE = 4_000_000  # 32 MB of float64
 PAIRS_AT_ONCE = 65_536  # distributions over 10 steps take 5 MB
 
 
@@ -51,8 +52,9 @@ def find(name: str) -> ComparedEngine:
     """Return the engine of this name. Raises ValueError, naming all, for one that does not exist."""
     base, *options = name.split(":")
     if base == AUTO:
-        return _foldin(name, fit_options(name))
-    known = {**BASELINES, **TRAINED, **PEERS}
+        order = next((option[6:] for option in options if option.startswith("order=")), "score")
+        return _foldin(name, fit_options(name), order)
+    known = {**BASELINES, **TRAINED, **PEERS, **RANKING_PEERS}
     if base not in known or options:
         raise ValueError(f"no engine is called {name}: choose among {AUTO} ({OPTIONS}), {', '.join(known)}")
     return known[base]
@@ -64,8 +66,8 @@ def title(name: str) -> str:
 
 
 def fit_options(name: str) -> dict[str, Any]:
-    """Return the settings of `factors.fit` for the options in the name of an `auto` engine. Raises
-    ValueError.
+    """Return the settings of `factors.fit` for the options in the name of an `auto` engine, but for the order
+    of its lists. Raises ValueError.
     """
     found: dict[str, Any] = {}
     for option in name.split(":")[1:]:
@@ -81,17 +83,22 @@ def fit_options(name: str) -> dict[str, Any]:
                 found["implicit_effects"] = False
             case "no-periods", "":
                 found["session_effects"] = False
+            case "order", "rating" | "relevance":
+                continue
             case _:
                 raise ValueError(f"{AUTO} has no option {option}: it has {OPTIONS}")
     return found
 
 
-def _foldin(name: str, options: dict[str, Any]) -> ComparedEngine:
+def _foldin(name: str, options: dict[str, Any], order: str) -> ComparedEngine:
     def predict(question: Question, seed: int) -> Predicted:
         """Fit, and predict as the service does."""
         # Imported where it is used, here and below: the memory of an engine counts the libraries it loads.
+        from evaluation.offline.ranking.head_lists import top_by_relevance, top_by_served_score
         from factors import FitSettings, fit
 
+        if order == "relevance":
+            return top_by_relevance(question, seed)
         fitted = fit(
             question.ratings(),
             question.n_users,
@@ -100,9 +107,12 @@ def _foldin(name: str, options: dict[str, Any]) -> ComparedEngine:
             rng=np.random.default_rng(seed),
         )
         sweeps = fitted.metrics.get("sweeps", float("nan"))
-        return answer_of(
-            fitted, question, f"rank {fitted.model.rank}, {fitted.model.link}, {sweeps:.0f} sweeps"
-        )
+        note = f"rank {fitted.model.rank}, {fitted.model.link}, {sweeps:.0f} sweeps"
+        if order == "rating" or not question.top:
+            return answer_of(fitted, question, note)
+        answered = answer_of(fitted, replace(question, top=0), note)
+        ranked = top_by_served_score(question, fitted, seed)
+        return replace(answered, top=ranked.top, note=f"{note}; {ranked.note}")
 
     def online(question: Question, seed: int) -> Predicted:
         """Learn as the product does: a user at once (folded in from the whole history), an item after
@@ -149,13 +159,6 @@ def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
     return Predicted(scores.rating, scores.std, probabilities, top, note)
 
 
-def seen_by(question: Question, users: Rows) -> list[Rows]:
-    """Return the item rows that each user has rated in training."""
-    order = np.argsort(question.train_user, kind="stable")
-    bounds = np.searchsorted(question.train_user[order], np.stack([users, users + 1]))
-    return [question.train_item[order[start:end]] for start, end in bounds.T.tolist()]
-
-
 def _trained(name: str, label: str) -> ComparedEngine:
     def predict(question: Question, seed: int) -> Predicted:
         """Fit with an engine of the trainer, and predict as the service does."""
@@ -177,26 +180,6 @@ def _trained(name: str, label: str) -> ComparedEngine:
         return predicted
 
     return ComparedEngine(label, predict)
-
-
-def top_by_score(question: Question, score: Callable[[Rows], Array]) -> Rows:
-    """Return rankings by `score(users)`, (len(users), n_items), ties by item row; empty for no `top`."""
-    if not question.top:
-        return no_top()
-    users = question.ranked_users()
-    n_top = min(question.top, question.n_items)
-    top = np.full((len(users), question.top), -1, dtype=np.int32)
-    block = max(1, SCORES_AT_ONCE // max(question.n_items, 1))
-    for start in range(0, len(users), block):
-        part = users[start : start + block]
-        scores = np.array(score(part), dtype=np.float64)  # a copy: rated items are struck out in it
-        for row, seen in zip(scores, seen_by(question, part), strict=True):
-            row[seen] = -np.inf
-        # Stable: items of equal score come in the order of their rows, the same on every machine.
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :n_top]
-        known = np.isfinite(np.take_along_axis(scores, best, axis=1))
-        top[start : start + block, :n_top] = np.where(known, best, -1)
-    return top
 
 
 def _baseline(label: str, *, user_ridge: float, item_ridge: float) -> ComparedEngine:

@@ -1,7 +1,6 @@
-"""Engines of other libraries, where they are installed: Surprise, myFM, `implicit`.
+"""Engines of other libraries that rate, where they are installed: Surprise, myFM.
 
-Invariant: settings are the documented defaults, or those of the authors' own MovieLens example; what is tuned
-is tuned on ratings held out of the training set.
+Invariant: settings are the documented defaults, or those of the authors' own MovieLens example.
 """
 
 # What only some peers need is imported in their functions: it may not be installed, and the memory of an
@@ -18,11 +17,6 @@ from evaluation.question import ComparedEngine, Predict, Predicted, Question, Ro
 
 DAY_S = 86_400  # seconds
 MYFM_RANK = 10  # as in its authors' example for MovieLens
-# Of the tuned ALS: first what the library has as its default, then fewer and more.
-ALS_FACTORS, ALS_FIRST_FACTORS = (16, 32, 128), 64
-ALS_RIDGES = (0.1, 1.0, 10.0, 30.0)  # from ten times the library's default up: that one is for counts
-ALS_ALPHAS = (1.0, 5.0, 20.0)  # from the library's default up
-ALS_TOP = 100  # NDCG@100 chooses
 
 
 def _surprise(make: Callable[[Any, int], Any]) -> Predict:
@@ -112,58 +106,6 @@ def _myfm_full(question: Question, seed: int) -> Predicted:
     return Predicted(question.clip(rating), note="rank 10, 512 draws, dates and implicit terms")
 
 
-def _implicit_als(question: Question, seed: int) -> Predicted:
-    """`implicit`'s own ALS, for which a rated item is a chosen one; its ridge, confidence and rank are chosen
-    on a tenth of the training ratings by NDCG@100.
-    """
-    from scipy import sparse
-    from threadpoolctl import threadpool_limits
-
-    from evaluation.metrics import ndcg
-
-    if not question.top:
-        return Predicted()
-    als: Any = import_module("implicit.cpu.als")
-    n = len(question.train_user)
-    held_out = np.zeros(n, dtype=np.bool_)  # of the training ratings: the test is not touched
-    held_out[np.random.default_rng(seed).permutation(n)[: n // 10]] = True
-    user, item = question.train_user, question.train_item
-
-    def matrix(kept: npt.NDArray[np.bool_]) -> Any:
-        shape = (question.n_users, question.n_items)
-        return sparse.csr_matrix(
-            (np.ones(kept.sum(), dtype=np.float32), (user[kept], item[kept])), shape=shape
-        )
-
-    def ranked(known: Any, users: Rows, factors: int, ridge: float, alpha: float) -> Any:
-        model = als.AlternatingLeastSquares(
-            factors=factors, regularization=ridge, alpha=alpha, num_threads=1, random_state=seed
-        )
-        model.fit(known, show_progress=False)
-        return model.recommend(users, known[users], N=max(question.top, ALS_TOP))[0]
-
-    part, users = matrix(~held_out), np.unique(user[held_out])
-
-    def quality(factors: int, ridge: float, alpha: float) -> float:
-        top = ranked(part, users, factors, ridge, alpha)
-        return ndcg(np.asarray(top), users, user[held_out], item[held_out], ALS_TOP)
-
-    # The library parallelizes by itself; BLAS threads beneath it would fight for the core.
-    with threadpool_limits(limits=1, user_api="blas"):
-        tried = {
-            (ALS_FIRST_FACTORS, r, a): quality(ALS_FIRST_FACTORS, r, a)
-            for r in ALS_RIDGES
-            for a in ALS_ALPHAS
-        }
-        _, ridge, alpha = max(tried, key=tried.__getitem__)
-        # More dimensions bear more ridge.
-        tried |= {(f, r, alpha): quality(f, r, alpha) for f in ALS_FACTORS for r in (ridge, 2.0 * ridge)}
-        best = max(tried, key=tried.__getitem__)
-        top = ranked(matrix(np.ones(n, dtype=np.bool_)), question.ranked_users(), *best)[:, : question.top]
-    note = f"{best[0]} factors, ridge {best[1]:g}, alpha {best[2]:g}, of {len(tried)} tried"
-    return Predicted(top=np.asarray(top, dtype=np.int32), note=note)
-
-
 def _knn(surprise: Any, _seed: int) -> Any:
     return surprise.KNNBaseline(verbose=False)
 
@@ -174,5 +116,4 @@ PEERS: dict[str, ComparedEngine] = {
     "surprise-knn": ComparedEngine("Surprise KNNBaseline", _surprise(_knn)),
     "myfm": ComparedEngine("myFM", _myfm),
     "myfm-full": ComparedEngine("myFM, dates and implicit terms", _myfm_full),
-    "implicit-als": ComparedEngine("implicit's ALS, tuned", _implicit_als),
 }

@@ -14,9 +14,10 @@ from importlib.metadata import version
 import numpy as np
 
 from evaluation.errors import EngineFailedError, NotInstalledError
-from evaluation.metrics import NDCG_AT, figures, ndcg, recall
+from evaluation.metrics import figures
 from evaluation.offline.engines import title
 from evaluation.offline.jobs import LIMIT_S, answer
+from evaluation.offline.ranking.metrics import NDCG_AT, Wanted, ranking_figures
 from evaluation.offline.splits import Split
 from evaluation.question import Answer, Question
 from evaluation.results.lines import Line, LineStore
@@ -26,7 +27,7 @@ Ask = Callable[[Question], Answer]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be run. `ranking`: also Recall@20 and NDCG@100; `others`: engines that are not run here,
+    """What is to be run. `ranking`: also figures of ranked lists; `others`: engines that are not run here,
     such as a deployment; `python`: the interpreter that has the peers.
     """
 
@@ -118,6 +119,8 @@ def judge(split: Split, engine: str, name: str, question: Question, answered: An
         found = figures(predicted, truth, known, scale, sequential=split.sequential)
         line = replace(line, **asdict(found))
     if predicted.top.size:
-        ranked = (predicted.top, question.ranked_users(), question.test_user, question.test_item)
-        line = replace(line, recall_20=recall(*ranked), ndcg_100=ndcg(*ranked))
+        wanted = Wanted.of(question.ranked_users(), question.test_user, question.test_item, truth)
+        popularity = np.bincount(question.train_item, minlength=question.n_items)
+        ranked = ranking_figures(predicted.top, wanted, split.data.scale, popularity, question.n_users)
+        line = replace(line, **asdict(ranked))
     return line

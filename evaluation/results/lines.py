@@ -22,6 +22,7 @@ class Line:
 
     `coverage`: share of the ratings inside their 90 % intervals; `deciles`: the same by tenths of the user's
     count, `decile_known` the mean counts; `reliability`, `curve`: see `evaluation.metrics.Figures`.
+    `recall_20`, `ndcg_100` and the last four: see `RankingFigures` of `evaluation.offline.ranking.metrics`.
     `skipped`: why there are no figures; `failed`: it should have had some.
     """
 
@@ -46,6 +47,11 @@ class Line:
     decile_known: tuple[float, ...] = ()
     reliability: tuple[float, ...] = ()
     curve: Points = ()
+    # Later columns of the file come last: readers of older files count on the order.
+    liked_ndcg_100: float = NAN
+    graded_ndcg_10: float = NAN
+    coverage_10: float = NAN
+    novelty_10: float = NAN
 
     def summary(self) -> str:
         """Return engine and main figures, or why there are none, in a line of text."""

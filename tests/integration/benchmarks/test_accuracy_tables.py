@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import accuracy
-from benchmarks.data.datasets import synthetic
+from benchmarks.data.datasets import synthetic, thinned
 from benchmarks.harness import kept
 from benchmarks.quality.goals import Found, goals
 from evaluation.offline import cold_start as coldstart
@@ -95,6 +94,6 @@ def test_kept_rows_come_back_for_the_same_settings_only(tmp_path: Path) -> None:
 
 def test_a_fraction_of_a_data_set_keeps_its_order() -> None:
     data = synthetic(60, 40, 1_000, seed=4)
-    part = accuracy.thinned(data, 0.3, seed=1)
+    part = thinned(data, 0.3, seed=1)
     assert 200 <= len(part.ratings.value) < len(data.ratings.value)
     assert (np.diff(part.ratings.time) >= 0).all()

@@ -71,6 +71,19 @@ def test_accuracy_prints_a_line_for_each_engine(tmp_path: Path) -> None:
     assert again.returncode == 0
 
 
+def test_ranking_prints_the_lists_of_each_engine_without_verdicts(tmp_path: Path) -> None:
+    engines = ("auto", "popularity", "edlae")
+    arguments = ("--sets", "synthetic", "--scale", "0.03", "--repeats", "1", "--output", str(tmp_path))
+    done = run("ranking", *arguments, "--engines", *engines)
+
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    lines = (tmp_path / "ranking.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * len(engines)  # one a protocol
+    for part in ("Foldin over the best tuned rival", "EDLAE, tuned", "last 5", "latest"):
+        assert part in done.stdout
+    assert not any(word in done.stdout for word in ("met", "missed"))
+
+
 def test_what_is_not_a_benchmark_is_refused() -> None:
     done = run("nothing")
 

@@ -48,9 +48,9 @@ def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_table_a_csv_and_pictures(ratings: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = evaluate(ratings, "--engines", ENGINES, "--ranking", "--out", out)
+    done = evaluate(ratings, "--engines", ENGINES, "--out", out)
     assert done.returncode == 0, done.stderr + done.stdout
-    for part in ("700 ratings of 30 items by 40 users", "scale 1:5:1", "NDCG@100", "Foldin", "global mean"):
+    for part in ("700 ratings of 30 items by 40 users", "scale 1:5:1", "Foldin", "global mean"):
         assert part in done.stdout
     with (out / "summary.csv").open(newline="") as file:
         rows = {row["engine"]: row for row in csv.DictReader(file)}
@@ -58,6 +58,20 @@ def test_a_table_a_csv_and_pictures(ratings: Path, tmp_path: Path) -> None:
     assert 0.7 < float(rows["auto"]["coverage"]) <= 1
     for name in ("learning-curve.svg", "calibration.svg"):
         assert (out / name).read_text().startswith("<?xml")
+
+
+def test_lists_beside_those_of_a_tuned_rival(ratings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("--ranking", "--split", "leave-last-k", "-k", 3, "--engines", "auto,popularity,edlae")
+    done = evaluate(ratings, *arguments, "--out", out)
+    assert done.returncode == 0, done.stderr + done.stdout
+    for part in ("last 3", "graded NDCG@10", "coverage@10", "Foldin over the best tuned rival", "EDLAE"):
+        assert part in done.stdout
+    with (out / "summary.csv").open(newline="") as file:
+        rows = {row["engine"]: row for row in csv.DictReader(file)}
+    assert all(0 < float(row["ndcg_100"]) <= 1 for row in rows.values())
+    assert float(rows["auto"]["rmse"]) > 0
+    assert rows["edlae"]["rmse"] == ""
 
 
 def test_killed_and_resumed_nothing_that_was_finished_is_computed_again(

@@ -9,7 +9,7 @@ import pytest
 from evaluation import metrics
 from evaluation.errors import EngineFailedError, NotInstalledError
 from evaluation.offline import running
-from evaluation.offline.engines import find, top_by_score
+from evaluation.offline.engines import find
 from evaluation.offline.jobs import answer
 from evaluation.offline.running import Plan, judge, key_of, measure
 from evaluation.offline.splits import in_time_order, random_splits
@@ -47,25 +47,6 @@ def test_log_likelihood_is_of_the_step_where_there_are_steps() -> None:
     density = metrics.log_likelihood(Predicted(rating, std), truth, Scale(1, 5))
     assert density == pytest.approx(-0.5 * np.log(2 * np.pi))
     assert np.isnan(metrics.log_likelihood(Predicted(rating), truth, FIVE))
-
-
-def test_ranking_figures() -> None:
-    top = np.array([[4, 1, 2], [0, -1, -1]])
-    users, test_user, test_item = np.array([3, 8]), np.array([3, 3, 8]), np.array([1, 9, 5])
-    assert metrics.recall(top, users, test_user, test_item, 2) == pytest.approx(0.25)
-    gain = (1 / np.log2(3)) / (1 + 1 / np.log2(3))
-    assert metrics.ndcg(top, users, test_user, test_item, 3) == pytest.approx(gain / 2)
-    assert metrics.ndcg(np.array([[1, 9], [5, 0]]), users, test_user, test_item, 2) == pytest.approx(1.0)
-
-
-def test_rankings_leave_out_what_was_rated() -> None:
-    question = replace(random_splits(made(), 1, seed=1)[0].question(), top=30)
-    score = np.arange(20.0)
-    top = top_by_score(question, lambda users: np.repeat(score[None], len(users), axis=0))
-    for user, line in zip(question.ranked_users().tolist(), top.tolist(), strict=True):
-        seen = set(question.train_item[question.train_user == user].tolist())
-        expected = [item for item in range(19, -1, -1) if item not in seen]
-        assert line == expected + [-1] * (30 - len(expected))
 
 
 def test_lines_are_kept_and_torn_ones_are_not_finished(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def all_splits(data: DataSet) -> list[splits.Split]:
         splits.given_test(data, 200),
         *splits.random_splits(data, 2, seed=3),
         splits.leave_out(data, 3, seed=3),
+        splits.leave_last(data, 3),
         splits.by_time(data),
     ]
 
@@ -72,6 +73,51 @@ def test_by_time_asks_for_the_latest() -> None:
     assert data.ratings.time[split.test].min() > data.ratings.time[~split.test].max()
     with pytest.raises(CannotStartError, match="by time"):
         splits.by_time(made(times=False))
+
+
+def test_leave_last_takes_the_latest_k_of_each_user_who_has_more() -> None:
+    data = made()
+    split = splits.leave_last(data, 8)
+    user, time = data.ratings.user_row, data.ratings.time
+    for one in range(30):
+        own = np.flatnonzero(user == one)
+        latest = own[np.argsort(time[own])][-8:].tolist() if len(own) > 8 else []
+        assert np.flatnonzero(split.test & (user == one)).tolist() == sorted(latest)
+    with pytest.raises(CannotStartError, match="by time"):
+        splits.leave_last(made(times=False), 8)
+    with pytest.raises(CannotStartError, match="smaller -k"):
+        splits.leave_last(data, 500)
+
+
+def test_settings_are_chosen_on_training_ratings_held_out_in_the_manner_of_the_test() -> None:
+    data = made()
+    for split, count in (
+        (splits.random_splits(data, 1, seed=1)[0], 24),
+        (splits.by_time(data, 0.1), 27),
+        (splits.given_folds(data, [1])[0], 24),
+    ):
+        question = split.question(top=5)
+        assert int(question.tuning.sum()) == count
+        assert not split.question().tuning.size
+    latest = splits.by_time(data).question(top=5)
+    assert latest.latest
+    assert latest.train_time[latest.tuning].min() > latest.train_time[~latest.tuning].max()
+    last = splits.leave_last(data, 2).question(top=5)
+    counts = np.bincount(last.train_user, minlength=30)
+    assert np.bincount(last.train_user[last.tuning], minlength=30).tolist() == [2 * (n > 2) for n in counts]
+
+
+def test_a_part_that_cannot_be_split_in_the_manner_of_the_test_is_split_by_chance() -> None:
+    data = made(40)
+    counts = np.bincount(data.ratings.user_row)
+    question = splits.leave_last(data, int(counts.max()) - 1).question(top=5)
+    assert int(question.tuning.sum()) == int(0.1 * len(question.train_value))
+
+
+def test_lists_are_compared_by_time_only_where_there_is_one() -> None:
+    named = [split.name for split in splits.list_protocols(made(), 2, 0.1, 5, seed=1)]
+    assert named == ["random 1", "random 2", "latest", "last 5"]
+    assert len(splits.list_protocols(made(times=False), 2, 0.1, 5, seed=1)) == 2
 
 
 def test_in_time_order_counts_what_came_before() -> None:

@@ -1,0 +1,77 @@
+"""How good the lists are, beside those of tuned rivals, on held-out ratings of three data sets.
+
+Invariant: as in `benchmarks.accuracy`: no test rating reaches an engine, every engine has one configuration
+for all data sets or is tuned on training ratings, and the same command gives the same figures.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.data.datasets import load
+from benchmarks.errors import BenchmarkError
+from benchmarks.harness.command import Options, end_in_order, read
+from evaluation.offline.engines import title
+from evaluation.offline.ranking.table import ENGINES, compare, comparison_table, ranking_table
+from evaluation.offline.running import Plan, measure
+from evaluation.offline.splits import LISTS_REPEATS, LISTS_SHARE, Split, list_protocols
+from evaluation.report import new_console, write_lines
+from evaluation.results.lines import Line, LineStore
+from processes.settings import choice, setting, whole
+
+NAME = "ranking"
+SETS = ("ml-100k", "ml-latest-small", "lectures")
+# Besides what `foldin evaluate --ranking` compares: the trainer's engine for stores of choices.
+BENCH_ENGINES = (*ENGINES, "implicit")
+LAST = 5  # of each user, as the goals have it
+
+
+def _engine(text: str) -> str:
+    title(text)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Options):
+    """What is to be run."""
+
+    sets: tuple[str, ...] = setting(SETS, "data sets", choice((*SETS, "synthetic")), many=True)
+    engines: tuple[str, ...] = setting(BENCH_ENGINES, "engines to run", _engine, many=True)
+    repeats: int = setting(LISTS_REPEATS, "random splits", whole(1, 100))
+    resume: bool = setting(False, "keep the lines that were finished before")
+    peers: str = setting(sys.executable, "interpreter that has the peers", shown="this one")
+
+
+def splits_of(name: str, options: Choice) -> list[Split]:
+    """Return the splits of a data set. Raises `BenchmarkError` where it cannot be had."""
+    data = load(name, scale=options.scale, seed=options.seed)
+    return list_protocols(data, options.repeats, LISTS_SHARE, LAST, options.seed)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the tables; return 0, 1 where an engine failed, or 2 where data is missing."""
+    options = read(Choice, NAME, __doc__, argv)
+    console = new_console()
+    end_in_order()
+    store = LineStore(options.output / NAME)
+    done = store.load() if options.resume else {}
+    # A line that another version has measured must not stand beside those of this one.
+    if not options.resume:
+        store.clear()
+    lines: list[Line] = []
+    try:
+        for name in options.sets:
+            plan = Plan(
+                splits_of(name, options), options.engines, options.seed, ranking=True, python=options.peers
+            )
+            for line, _ in measure(plan, store, done):
+                lines.append(line)
+                console.print(f"{line.data} {line.split}, {line.summary()}", style="dim", markup=False)
+    except BenchmarkError as exc:
+        print(f"foldin bench {NAME}: {exc}", file=sys.stderr)
+        return 2
+    for name in options.sets:
+        console.print(ranking_table([line for line in lines if line.data == name], f"{name}: lists"))
+    console.print(comparison_table(list(compare(lines)), verdicts=options.scale == 1))
+    console.print(f"written to {write_lines(lines, options.output / f'{NAME}.csv')}")
+    return 1 if any(line.failed for line in lines) else 0

@@ -1,0 +1,64 @@
+"""Lists of Foldin's ranking head, alone and as they are served.
+
+Invariant: a list comes from the training ratings alone. The head makes its choices on the latest of them
+where the test is the latest of all, and on a random part otherwise, as its rivals do.
+"""
+
+import numpy as np
+
+from evaluation.offline.ranking.lists import seen_by, top_by_score
+from evaluation.question import Array, Predicted, Question, Rows
+from factors import BlendedRanker, Fitted, Histories, RankingFit, RankingHead, Scorer, fit_ranking
+
+USERS_AT_ONCE = 256  # as many folded in at once take 8 MB at rank 64
+
+
+def top_by_relevance(question: Question, seed: int) -> Predicted:
+    """Rank by the head alone."""
+    head = _fit(question, seed).head
+
+    def relevance(users: Rows) -> Array:
+        return np.stack([head.scores(_histories(question, users[j : j + 1])) for j in range(len(users))])
+
+    return Predicted(top=top_by_score(question, relevance), note=_note(head))
+
+
+def top_by_served_score(question: Question, fitted: Fitted, seed: int) -> Predicted:
+    """Rank as the service does, by relevance and the rating that `fitted` expects."""
+    head, users = _fit(question, seed).head, question.ranked_users()
+    ranker, scorer = BlendedRanker(head, fitted.posterior), Scorer(fitted.posterior, fitted.items)
+    top = np.full((len(users), question.top), -1, dtype=np.int32)
+    for start in range(0, len(users), USERS_AT_ONCE):
+        part = users[start : start + USERS_AT_ONCE]
+        asked = (fitted.users[part], _histories(question, part), question.top, seen_by(question, part))
+        for line, found in zip(top[start:], ranker.top(scorer, *asked, exact=True), strict=False):
+            line[: len(found.item_rows)] = found.item_rows
+    return Predicted(top=top, note=_note(head))
+
+
+def _fit(question: Question, seed: int) -> RankingFit:
+    return fit_ranking(
+        question.ratings(),
+        question.n_users,
+        question.n_items,
+        rng=np.random.default_rng(seed),
+        threads=1,
+        hold_out="latest" if question.latest else "random",
+    )
+
+
+def _histories(question: Question, users: Rows) -> Histories:
+    """Return the training ratings of `users`, ascending, one history each."""
+    known = np.flatnonzero(np.isin(question.train_user, users))
+    known = known[np.argsort(question.train_user[known], kind="stable")]
+    ends = np.searchsorted(question.train_user[known], users, side="right")
+    offsets = np.concatenate([[0], ends]).astype(np.int64)
+    return Histories(
+        offsets, question.train_item[known], question.train_value[known], question.train_time[known]
+    )
+
+
+def _note(head: RankingHead) -> str:
+    parameters = head.parameters
+    recency = f"{parameters.recency_power:g}" if parameters.recency_power else "off"
+    return f"head of rank {parameters.rank}, gamma {parameters.gamma:g}, recency {recency}"
