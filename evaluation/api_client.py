@@ -11,10 +11,12 @@ import asyncio
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
+
+from featurestore.catalogue.item import AttributeType
 
 T = TypeVar("T")
 
@@ -70,6 +72,12 @@ class Rating(msgspec.Struct, frozen=True, omit_defaults=True):
     item_id: str
     rating: float
     timestamp: float | None = None
+
+
+class ItemTypes(msgspec.Struct, frozen=True):
+    """The types of the attributes of items, as `GET` and `PUT /schema` have them."""
+
+    items: dict[str, AttributeType] = msgspec.field(default_factory=dict)
 
 
 class TrainBody(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -154,6 +162,19 @@ class ApiClient:
         # Lines, not an array: one form for one rating and for many.
         body = msgspec.json.Encoder().encode_lines(ratings)
         await self._call("POST", "/ratings", body, "application/x-ndjson", retry=retry)
+
+    async def item_types(self) -> dict[str, AttributeType]:
+        """`GET /schema`: the types of the attributes of items, by name."""
+        return self._decode(await self._call("GET", "/schema"), ItemTypes).items
+
+    async def tell_item_types(self, types: dict[str, AttributeType]) -> None:
+        """`PUT /schema`: tell types of attributes of items."""
+        await self._call("PUT", "/schema", msgspec.json.encode(ItemTypes(types)), "application/json")
+
+    async def put_items(self, items: Sequence[dict[str, Any]]) -> None:
+        """`POST /items`: all or, where one is refused, none; waits while the API is busy."""
+        body = msgspec.json.Encoder().encode_lines(items)
+        await self._call("POST", "/items", body, "application/x-ndjson", retry=True)
 
     async def ratings(self, user_id: str) -> dict[str, float]:
         """`GET /users/ID/ratings`: what the user rated, by item, the latest 1,000."""

@@ -57,12 +57,17 @@ def _import(argv: Sequence[str]) -> int:
     about = (
         "Import ratings: MovieLens (u.data, ratings.dat, ratings.csv), RecBole (.inter), CSV and Parquet "
         "with named columns, each also gzipped. Importing again does no harm: the last rating of a user for "
-        "an item counts."
+        "an item counts. With --items, titles, categories and attributes of items for the catalogue."
     )
     options = load(ImportOptions, argv, os.environ, command="foldin import", about=about)
+    settings = FrontDoorSettings.from_environment(os.environ)
+    if options.items:
+        from foldin.files.item_import import run_item_import
+
+        return run_item_import(options, settings)
     from foldin.importing import run_import
 
-    return run_import(options, FrontDoorSettings.from_environment(os.environ))
+    return run_import(options, settings)
 
 
 def _evaluate(argv: Sequence[str]) -> int:

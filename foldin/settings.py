@@ -16,22 +16,31 @@ from processes.settings import HIDDEN, choice, data_path, real, setting, url, wh
 FILE_FORMATS = ("auto", "movielens", "recbole", "csv", "parquet")
 FORMAT_HELP = f"layout of the file: {', '.join(FILE_FORMATS)}"
 DEFAULT_API = "http://127.0.0.1:8080"
+# Of `foldin import --items`: what else is named in --columns is an attribute, by its type.
+ITEM_FIELDS = ("item_id", "title", "categories", "hidden", "available_from", "available_until", "image")
+ATTRIBUTE_TYPES = ("number", "text", "list", "time", "boolean")
 _PORT = whole(1, 65_535)
 
 
 def columns(text: str) -> dict[str, str]:
     """Parse `user=NAME,item=NAME,rating=NAME,timestamp=NAME`: the file's names of the columns."""
+    found = named_columns(text)
+    if not {"user", "item", "rating"} <= set(found) <= {"user", "item", "rating", "timestamp"}:
+        raise ValueError("must name user, item and rating, and perhaps timestamp")
+    return found
+
+
+def named_columns(text: str) -> dict[str, str]:
+    """Parse `NAME=VALUE,...`, each name once."""
     found: dict[str, str] = {}
     for part in text.split(","):
         role, equals, name = part.partition("=")
-        if not equals or not name or role not in {"user", "item", "rating", "timestamp"} or role in found:
+        if not equals or not name or not role or role in found:
             raise ValueError(
                 "must look like user=NAME,item=NAME,rating=NAME,timestamp=NAME (timestamp may be left out; "
-                "numbers are positions in a file without a header)"
+                "numbers are positions in a file without a header), or with --items item_id=NAME,year=number"
             )
         found[role] = name
-    if not {"user", "item", "rating"} <= set(found):
-        raise ValueError("must name user, item and rating")
     return found
 
 
@@ -92,8 +101,8 @@ class ImportOptions:
     columns: Mapping[str, str] | None = setting(
         None,
         "names of the columns in a CSV or Parquet file, user=..,item=..,rating=..,timestamp=..; numbers are "
-        "positions in a CSV file without a header",
-        columns,
+        "positions in a CSV file without a header. Of items: item_id=..,title=.., and types of other columns",
+        named_columns,
         shown="by their names",
         metavar="user=..,item=..,rating=..,timestamp=..",
     )
@@ -103,6 +112,12 @@ class ImportOptions:
         choice(("refuse", "skip")),
     )
     resume: bool = setting(False, "go on where an import of this file was stopped")
+    items: bool = setting(
+        False,
+        "the file has items for the catalogue: CSV, Parquet, NDJSON or RecBole's .item",
+        excludes="resume",
+    )
+    dry_run: bool = setting(False, "with --items: show what the columns were taken for, and write nothing")
     key: str | None = setting(
         None,
         "API key, where the API asks for one; in the variable or a file others cannot see it",
@@ -113,6 +128,18 @@ class ImportOptions:
     key_file: Path | None = setting(
         None, "file that holds the API key", Path, variable="FOLDIN_API_KEY_FILE", flag="--key-file"
     )
+
+    def problems(self) -> list[str]:
+        """What is contradictory in these options, one sentence each."""
+        named = self.columns or {}
+        if self.items:
+            types = {each for name, each in named.items() if name not in ITEM_FIELDS}
+            wrong = ", ".join(sorted(types - set(ATTRIBUTE_TYPES)))
+            return [f"--columns says {wrong}, which is no type of an attribute"] if wrong else []
+        found = ["--dry-run goes with --items"] if self.dry_run else []
+        if named and not {"user", "item", "rating"} <= set(named) <= {"user", "item", "rating", "timestamp"}:
+            found.append("--columns must name user, item and rating, and perhaps timestamp")
+        return found
 
 
 _STACK = (

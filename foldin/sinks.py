@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 import numpy as np
@@ -204,9 +204,22 @@ async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink
 def running_stack(data: Path) -> dict[str, str] | None:
     """Return the store settings of the stack that runs on a data directory, None where none does."""
     try:
-        content = json.loads((data / "stack.json").read_text("utf-8"))
-        # Signal 0 is not sent: it fails where the process is gone, as after a kill.
-        os.kill(int(content["pid"]), 0)
+        content = _stack_file(data)
         return {str(name): str(value) for name, value in content["store"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def running_stack_url(data: Path) -> str | None:
+    """Return the address of the API of the stack that runs on a data directory, None where none does."""
+    try:
+        return str(_stack_file(data)["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _stack_file(data: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((data / "stack.json").read_text("utf-8"))
+    # Signal 0 is not sent: it fails where the process is gone, as after a kill.
+    os.kill(int(content["pid"]), 0)
+    return content

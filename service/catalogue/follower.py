@@ -8,11 +8,12 @@ itself, so that few are missing.
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from featurestore.catalogue.catalogue import ItemState
-from featurestore.errors import EpochGone, RegistryFull, StoreError, StoreUnavailable
+from featurestore.errors import EpochGone, RegistryFull, StoreDamaged, StoreError, StoreUnavailable
 from featurestore.store import Store
 from service.catalogue.view import CatalogueView
 
@@ -23,6 +24,8 @@ POLL_S = 0.1  # as the live generation is followed
 _LOADED_AT_ONCE = 512
 # Changes of one reply: each names up to 256 items, which are then read.
 _CHANGES_AT_ONCE = 16
+# A load that failed costs the store all items: not again with each question.
+_RETRY_LOAD_S = 1.0
 # The live epoch and the one that is about to be.
 _EPOCHS_KEPT = 2
 # So long an answer waits for a large catalogue that is read for the first time; a client asks again after it.
@@ -44,6 +47,8 @@ class CatalogueFollower:
         self._catalogue = store.catalogue
         self._views: dict[int, CatalogueView] = {}
         self._reading = asyncio.Lock()
+        # Until when a catalogue that cannot be read is not read again, and why it cannot.
+        self._damage: tuple[float, StoreDamaged] | None = None
 
     def ask(self) -> "asyncio.Future[list[Any]]":
         """Ask for the version, in the write of this turn of the event loop; `current` takes the reply."""
@@ -69,6 +74,9 @@ class CatalogueFollower:
             if view is None or not view.valid:
                 raise
             return Current(view, degraded=True)
+        for other in [each for each in self._views if each < epoch]:
+            # Its history was replaced.
+            del self._views[other]
         return Current(view, degraded=False)
 
     async def prepare(self, epoch: int) -> None:
@@ -105,7 +113,13 @@ class CatalogueFollower:
                 if view is not None and view.valid:
                     changes = await self._catalogue.changes_since(view.version, _CHANGES_AT_ONCE)
                 if view is None or changes is None or not changes.whole:
-                    view = await self._load(epoch)
+                    if self._damage is not None and time.monotonic() < self._damage[0]:
+                        raise self._damage[1]
+                    try:
+                        view = await self._load(epoch)
+                    except StoreDamaged as exc:
+                        self._damage = (time.monotonic() + _RETRY_LOAD_S, exc)
+                        raise
                     # What was read is of after the question.
                     break
                 await self._take_in(view, epoch, await self._catalogue.states(changes.item_ids))

@@ -43,7 +43,6 @@ class CatalogueView:
         self._placed = 0
         self._seen: dict[bytes, None] = {}
         self.version = b""
-        self.damaged = 0
 
     @property
     def valid(self) -> bool:
@@ -103,7 +102,6 @@ class CatalogueView:
             return self._catalogue.read(state.data)
         except StoreDamaged as exc:
             # It may have been hidden: an item of which that cannot be read is not shown.
-            self.damaged += 1
             log.error("an item of the catalogue is left out: %s", exc)
             return None
 

@@ -1,0 +1,130 @@
+"""Files of items: which column is what, and of which type."""
+
+import gzip
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurestore.catalogue.schema import Types
+from foldin.files.item_import import run_item_import
+from foldin.files.items import ItemsFile, read_items_file
+from foldin.settings import FrontDoorSettings, ImportOptions
+from processes.errors import CannotStartError
+
+CSV = """movieId,Title,genres,year,seen,out,tagline
+1,"Toy Story, 1995",Animation|Comedy,1995,true,1995-11-22,A toy
+2,Heat,,1996.5,FALSE,,
+"""
+
+
+def read(
+    path: Path, content: str | bytes, columns: dict[str, str] | None = None, held: Types | None = None
+) -> ItemsFile:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_items_file(path, columns, held or {})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "items"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_csv_tells_its_fields_and_types(path: Path, packed: bool) -> None:
+    found = read(path, gzip.compress(CSV.encode()) if packed else CSV)
+    assert found.columns == {"item_id": "movieId", "title": "Title", "categories": "genres"}
+    assert found.types == {"year": "number", "seen": "boolean", "out": "time", "tagline": "text"}
+    assert found.rows == [
+        {
+            "item_id": "1",
+            "title": "Toy Story, 1995",
+            "categories": ["Animation", "Comedy"],
+            "attributes": {"year": 1995.0, "seen": True, "out": "1995-11-22T00:00:00Z", "tagline": "A toy"},
+        },
+        {"item_id": "2", "title": "Heat", "attributes": {"year": 1996.5, "seen": False}},
+    ]
+
+
+def test_recbole_tells_lists_by_its_header(path: Path) -> None:
+    header = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\tmood:token_seq\n"
+    found = read(path, header + '1\tToy "Story"\t1995\tAnimation Children\'s\tglad loud\n2\tHeat\t\t\t\n')
+    assert found.columns == {"item_id": "item_id", "title": "movie_title", "categories": "class"}
+    assert found.types == {"release_year": "number", "mood": "list"}
+    assert found.rows[0] == {
+        "item_id": "1",
+        "title": 'Toy "Story"',
+        "categories": ["Animation", "Children's"],
+        "attributes": {"release_year": 1995.0, "mood": ["glad", "loud"]},
+    }
+    assert found.rows[1] == {"item_id": "2", "title": "Heat"}
+
+
+def test_parquet_keeps_its_types(path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "id": 7,
+            "genres": ["a", "b"],
+            "n": 1,
+            "at": datetime(2020, 1, 2, 3, tzinfo=UTC),
+            "day": date(2020, 1, 2),
+        },
+        {"id": 8, "genres": None, "n": None, "at": None, "day": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = read_items_file(path, None, {})
+    assert found.types == {"n": "number", "at": "time", "day": "time"}
+    values = {"n": 1, "at": "2020-01-02T03:00:00Z", "day": "2020-01-02T00:00:00Z"}
+    assert found.rows == [{"item_id": "7", "categories": ["a", "b"], "attributes": values}, {"item_id": "8"}]
+
+
+def test_lines_are_taken_as_they_are(path: Path) -> None:
+    found = read(path, '{"item_id": "a", "hidden": true}\n\n{"item_id": "b"}\n')
+    assert found.rows == [{"item_id": "a", "hidden": True}, {"item_id": "b"}]
+
+
+def test_columns_and_types_can_be_told(path: Path) -> None:
+    text = "key,zip,words,until\na,01234,x|y,100\n"
+    told = {"item_id": "key", "zip": "text", "words": "list", "available_until": "until"}
+    found = read(path, text, told)
+    assert found.types == {"zip": "text", "words": "list"}
+    values = {"zip": "01234", "words": ["x", "y"]}
+    assert found.rows == [{"item_id": "a", "attributes": values, "available_until": 100.0}]
+    held = read(path, "id,zip\na,1234\n", None, {"zip": "text"})
+    assert held.rows == [{"item_id": "a", "attributes": {"zip": "1234"}}]
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "why"),
+    [
+        ("name,year\na,1\n", None, "which column.*item_id=NAME"),
+        ("id,year\na,1\n", {"item_id": "key"}, "no column key"),
+        ("id,year\na,old\n", {"year": "number"}, "row 1 of .*year is 'old', which is no number"),
+        ("id,year\n,1\n", None, "row 1 of .* has no id"),
+        ("id,year\na,1,2\n", None, "cannot be read"),
+        ("id,id\na,1\n", None, "two columns of one name"),
+        (f"id,{'x' * 65}\na,1\n", None, "no usable name"),
+        ('{"item_id": 1}\n{]\n', None, "line 2 of"),
+        ('{"item_id": 1}\n[1]\n', None, "line 2 of"),
+        (b"\x1f\x8bnot gzip", None, "cannot be read"),
+        (b"PAR1 not parquet", None, "cannot be read"),
+        ("", None, "which column|cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_says_why(
+    path: Path, content: str | bytes, columns: dict[str, str] | None, why: str
+) -> None:
+    with pytest.raises(CannotStartError, match=why):
+        read(path, content, columns)
+
+
+def test_a_dry_run_shows_what_was_found(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path.write_text(CSV)
+    options = ImportOptions(path, items=True, dry_run=True)
+    assert run_item_import(options, FrontDoorSettings.from_environment({})) == 0
+    shown = capsys.readouterr().out
+    for text in ("2 items", "categories: column genres", "attributes.out: time", "Nothing was written"):
+        assert text in shown
