@@ -57,8 +57,8 @@ async def running_server(settings: ServerSettings) -> AsyncIterator[str]:
         site = web.TCPSite(runner, settings.host, settings.port)
         try:
             await site.start()
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, UnicodeError) as error:  # the second: a name that no host can have
+            reason = getattr(error, "strerror", None) or str(error)
             raise SettingsError(
                 f"cannot listen on {settings.host}:{settings.port} ({reason}): "
                 "stop what listens there, or choose another with --port"

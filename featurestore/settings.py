@@ -19,6 +19,8 @@ def parse_scale(text: str) -> Scale:
     """`low:high` or `low:high:step` as a rating scale. Raises `ValueError`, saying what does not fit."""
     parts = text.split(":")
     try:
+        if not text.isascii() or "_" in text:
+            raise ValueError
         numbers = [float(part) for part in parts]
     except ValueError:
         raise ValueError(f"must be numbers, like 1:5 or 0.5:5:0.5, not {text!r}") from None

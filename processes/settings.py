@@ -124,7 +124,8 @@ def real(low: float, high: float, what: str = "a number") -> Callable[[str], flo
 
     def parse(text: str) -> float:
         try:
-            number = float(text)
+            # Not float() alone: it takes 1_000 and the digits of other scripts, too.
+            number = float(text) if text.isascii() and "_" not in text else math.nan
         except ValueError:
             number = math.nan
         if not low <= number <= high:  # NaN is refused by this, too
@@ -350,7 +351,7 @@ def _make(
             text = text if text is None or isinstance(text, str) else " ".join(text)
             # An empty flag is a variable of a script that was not set, and an empty path is this folder.
             if text is None or not text.strip():
-                errors.append(f"{declared.flag or source} needs a value")
+                errors.append(f"{source or declared.flag} needs a value")
                 continue
             try:
                 values[entry.name] = declared.value_of(text)

@@ -72,6 +72,10 @@ class Trainer:
             await store.close()
 
     async def _open_archive(self) -> ArchiveRoot:
+        store_dir = self._settings.store_dir
+        if store_dir is not None and not store_dir.is_dir():
+            # Of a wrong one nothing is seen: ratings would be taken until the store's disk is full.
+            raise CannotStartError(f"FOLDIN_STORE_DIR: {store_dir} is not a folder of this host")
         waiting = False
         while True:
             try:

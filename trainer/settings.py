@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from featurestore.settings import StoreSettings, parse_scale
+from featurestore.settings import StoreSettings, host_and_port, parse_scale
 from processes.settings import LOG_LEVELS, choice, data_path, load, nested, real, setting, whole
 from trainer.engines import ENGINES, EngineName
 from trainer.gate import Policy
@@ -24,10 +24,13 @@ class Address:
 
 
 def _address(text: str) -> Address:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:  # ports have 16 bits
-        raise ValueError(f"must be an address and a port like 127.0.0.1:9108, not {text!r}")
-    return Address(host.strip("[]"), int(port))
+    try:
+        host, port = host_and_port(text, 0)
+    except ValueError:
+        host, port = "", 0
+    if not host or not port:
+        raise ValueError(f"must be an address and a port like 127.0.0.1:9108 or [::1]:9108, not {text!r}")
+    return Address(host, port)
 
 
 def _engine(text: str) -> EngineName:

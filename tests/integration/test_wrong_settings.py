@@ -1,0 +1,125 @@
+"""A wrong value of any setting is one clear line and exit code 2, no traceback and no start without it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore.settings import StoreSettings
+from processes.probes import unused_port
+from processes.settings import SettingsError, declarations, load
+from tests.unit.test_docs_settings import settings_classes
+
+NUMBERS = ("-1", "1.5.5", "1_0", "\uff19", "nan", "1e309", "0x10", "many", "9" * 30)
+PATHS = ("/dev/null/below", "/proc/none")
+HOSTS = ("a..b", "no host", "203.0.113.1", "\udcff", "[::1")
+
+# What is refused when it is read.
+READ: dict[str, tuple[str, ...]] = {
+    "FOLDIN_ACCESS": ("yes", "OPEN"),
+    "FOLDIN_DURABILITY": ("maybe", "FSYNC"),
+    "FOLDIN_ENGINE": ("als", "Variational"),
+    "FOLDIN_ENVIRONMENT_PORT": (*NUMBERS, "65536"),
+    "FOLDIN_ENVIRONMENT_SEED": NUMBERS,
+    "FOLDIN_FIT_THREADS": (*NUMBERS, "0"),
+    "FOLDIN_HOSTS": ("http://shop.example", "a/b", "*"),
+    "FOLDIN_LOG_LEVEL": ("info", "TRACE"),
+    "FOLDIN_MAX_ITEMS": (*NUMBERS, "0", str(2**31)),
+    "FOLDIN_NAMESPACE": ("a.b", "{a}", "a b", "a" * 65, "\uff41"),
+    "FOLDIN_ORIGINS": ("shop.example", "https://shop.example/page", "*"),
+    "FOLDIN_PARTITIONS": (*NUMBERS, "0", "1025"),
+    "FOLDIN_PLAY_STEPS": (*NUMBERS, "0"),
+    "FOLDIN_PORT": (*NUMBERS, "65536"),
+    "FOLDIN_PROXIES": ("proxy", "10.0.0.0/33", "10.0.0.1/8", "::/129"),
+    "FOLDIN_QUOTAS": ("requests", "requests=fast", "requests=0/s", "requests=1/week", "nothing=1/s"),
+    "FOLDIN_REDIS_URL": ("redis", "http://one", "redis://a..b", "redis://one:0", "redis+sentinel://one"),
+    "FOLDIN_REFIT_EVENTS": (*NUMBERS, "0"),
+    "FOLDIN_REFIT_GROWTH": NUMBERS,
+    "FOLDIN_REFIT_SECONDS": (*NUMBERS, "0", "86401"),
+    "FOLDIN_SCALE": ("5:1", "1", "1:5:0.3", "1:inf", "\uff11:5", "1_0:20"),
+    "FOLDIN_STORE_TIMEOUT_S": (*NUMBERS, "0", "61"),
+    "FOLDIN_STREAM_LIMIT": (*NUMBERS, "0"),
+    "FOLDIN_TRAINER_ADDRESS": ("9108", "one:0", "one:65536", "one:\uff19", "[::1:9", "::1:9", "a..b:9"),
+    "FOLDIN_TRASH_BYTES": NUMBERS,
+    "FOLDIN_TRASH_DAYS": (*NUMBERS, "36501"),
+    "FOLDIN_WORKERS": (*NUMBERS, "0", "257"),
+    "FOLDIN_ARCHIVE_DIR": ("\udcff",),
+}  # fmt: skip
+
+# What only the start finds wrong: the process, and what it is given besides.
+STARTED: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
+    "FOLDIN_HOST": ("service", HOSTS, {}),
+    "FOLDIN_CACHE_DIR": ("service", PATHS, {}),
+    "FOLDIN_TLS_CERT": ("service", (*PATHS, "/dev/null"), {}),
+    "FOLDIN_TLS_KEY": ("service", PATHS, {}),
+    "FOLDIN_REDIS_PASSWORD_FILE": ("service", PATHS, {"FOLDIN_REDIS_URL": "redis://user@127.0.0.1:1"}),
+    "FOLDIN_ARCHIVE_DIR": ("trainer", PATHS, {}),
+    "FOLDIN_STORE_DIR": ("trainer", (*PATHS, "/dev/null"), {}),
+    "FOLDIN_TRAINER_ADDRESS": ("trainer", ("203.0.113.1:9", "none.invalid:9"), {}),
+    "FOLDIN_ENVIRONMENT_HOST": ("environment", HOSTS, {}),
+    "FOLDIN_API_KEY_FILE": ("evaluation.course.play", PATHS, {}),
+}
+# A key is any text; a wrong one is answered 401.
+FREE = {"FOLDIN_API_KEY"}
+
+
+def readers(variable: str) -> list[type[Any]]:
+    """The settings classes that read a variable."""
+    return [
+        cls for cls in settings_classes() if any(each.variable == variable for _, each in declarations(cls))
+    ]
+
+
+def test_every_setting_is_tried() -> None:
+    declared = {each.variable for cls in settings_classes() for _, each in declarations(cls)} - {None}
+    assert READ.keys() | STARTED.keys() | FREE == declared
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [(variable, value) for variable, values in READ.items() for value in values]
+)
+def test_a_value_that_is_read_wrong_is_one_line(variable: str, value: str) -> None:
+    for cls in readers(variable):
+        with pytest.raises(SettingsError) as caught:
+            load(cls, (), {variable: value})
+        told = [problem for problem in caught.value.problems if problem.startswith(f"{variable} ")]
+        assert len(told) == 1, caught.value.problems
+        assert told[0].isprintable()
+        assert "must" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [(variable, value) for variable, (_, values, _) in STARTED.items() for value in values],
+)
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+def test_a_value_that_the_start_finds_wrong_is_one_line(
+    variable: str, value: str, store_settings: StoreSettings, tmp_path: Path
+) -> None:
+    module, _, besides = STARTED[variable]
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "FOLDIN_REDIS_URL": store_settings.url,
+        "FOLDIN_NAMESPACE": store_settings.namespace,
+        "FOLDIN_PARTITIONS": str(store_settings.partitions),
+        "FOLDIN_PORT": str(unused_port()),
+        "FOLDIN_ENVIRONMENT_PORT": str(unused_port()),
+        "FOLDIN_ARCHIVE_DIR": str(tmp_path / "archive"),
+        "FOLDIN_CACHE_DIR": str(tmp_path / "cache"),
+        **besides,
+        variable: value,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if " INFO " not in line]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert ": " in lines[0]
