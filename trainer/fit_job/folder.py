@@ -102,7 +102,12 @@ class FitFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _generations(self) -> list[int]:
-        matches = (_NAME.fullmatch(path.name) for path in self._path.iterdir())
+        try:
+            names = [path.name for path in self._path.iterdir()]
+        except FileNotFoundError:
+            # An epoch goes to the trash without its fits, perhaps while one of its users is erased.
+            return []
+        matches = map(_NAME.fullmatch, names)
         return [int(match.group(1)) for match in matches if match is not None]
 
     def _of(self, generation: int) -> Path:

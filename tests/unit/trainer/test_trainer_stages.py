@@ -1,6 +1,7 @@
 """The stages of a term one by one: fits that know who was erased meanwhile, retries, what has arrived."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,12 @@ def test_a_user_erased_before_a_fit_began_may_be_in_it_again(tmp_path: Path, dat
     leave_fit(folder, data)
     folder.erase_from_new()
     assert read_result(folder.new).rows_of([b"u1"]).tolist() == [1]
+
+
+def test_a_user_is_erased_whose_epoch_has_gone_to_the_trash(tmp_path: Path) -> None:
+    folder = FitFolder(tmp_path)
+    shutil.rmtree(tmp_path / "fits")
+    folder.erase(b"u1")
 
 
 def test_the_newest_fit_stays_before_it_is_known_to_be_live(tmp_path: Path, data: FitInput) -> None:
