@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 Factors = npt.NDArray[np.floating[Any]]
-SWEEPS = 8  # half of those of the authors: the training loss has settled
+SWEEPS = 8  # the training loss of MovieLens 100K is then within 0.2 % of that after the 16 of the authors
 INIT_STD = 0.1  # of the authors, over the square root of the rank
 NUMBERS_AT_ONCE = 8_000_000  # 32 MB of float32
 
