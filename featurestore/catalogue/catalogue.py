@@ -59,11 +59,12 @@ class ItemState:
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some items in the order of their ids, or of their titles; `after`: where the next page begins, None at
-    the end.
+    the end; `total`: how many items there are in all.
     """
 
     items: list[CatalogueItem]
     after: bytes | None
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,23 +219,20 @@ class Catalogue:
         key = self._keys.catalogue_titles if by_title else self._keys.catalogue_ids
         low = b"(" + after if after > prefix else b"[" + prefix if prefix else b"-"
         high = b"(" + prefix + _BEHIND if prefix else b"+"
+        total = await self.require_whole()
         entries: Any = await self._client.zrange(key, low, high, bylex=True, offset=0, num=n)
         ids = [entry.partition(b"\0")[2] for entry in entries] if by_title else entries
         states = await self.states(ids)
         items = [self.read(state.data) for state in states if state.data is not None]
-        return Page(items, entries[-1] if len(entries) == n else None)
+        return Page(items, entries[-1] if len(entries) == n else None, total)
 
     async def deleted(self, cursor: int) -> tuple[int, list[bytes]]:
         """Return the next cursor, 0 at the end, and ids of deleted items; begins at cursor 0."""
         found: Any = await self._client.sscan(self._keys.catalogue_deleted, cursor, count=READ_AT_ONCE)
         return int(found[0]), list(found[1])
 
-    async def count(self) -> int:
-        """Return how many items there are."""
-        return int(await self._client.hlen(self._keys.catalogue_items))
-
-    async def require_whole(self) -> None:
-        """Raise `StoreDamaged` where the list by id lacks items."""
+    async def require_whole(self) -> int:
+        """Return how many items there are. Raises `StoreDamaged` where the list by id lacks some."""
         pipe = self._client.pipeline()
         pipe.zcard(self._keys.catalogue_ids)
         pipe.hlen(self._keys.catalogue_items)
@@ -243,6 +241,7 @@ class Catalogue:
         if listed != items and await self._client.zcard(self._keys.catalogue_ids) < items:
             why = f"it lists {listed} items of {items}"
             raise StoreDamaged(shown_key(self._keys.catalogue_ids), why)
+        return int(items)
 
 
 def title_key(title: str) -> bytes:

@@ -84,7 +84,8 @@ async def read_dump(catalogue: Catalogue, attributes: UserAttributes, partitions
     cursor, more = 0, True
     while more:
         cursor, some = await catalogue.deleted(cursor)
-        deleted.update(item_id.decode() for item_id in some)
+        # What is no UTF-8 was never the id of an item.
+        deleted.update(item_id.decode("utf-8", "replace") for item_id in some)
         more = cursor != 0
     users: dict[bytes, DumpedUser] = {}
     for partition in range(partitions):

@@ -254,7 +254,7 @@ async def get_items(request: web.Request) -> web.StreamResponse:
     begins = title_key(prefix) if by_title else prefix.encode()
     page = await catalogue.page(n, prefix=begins, after=_cursor(query), by_title=by_title)
     behind = None if page.after is None else base64.urlsafe_b64encode(page.after).decode()
-    return json_answer(ItemPage(await catalogue.count(), list(map(ItemShown.of, page.items)), behind))
+    return json_answer(ItemPage(page.total, list(map(ItemShown.of, page.items)), behind))
 
 
 def _cursor(query: Query) -> bytes:

@@ -19,6 +19,7 @@ import pytest
 from redis.asyncio import Redis
 
 from featurestore.access import new_secret
+from featurestore.catalogue.item import CatalogueItem
 from featurestore.errors import StoreRefused
 from featurestore.keys import shown_key
 from featurestore.settings import StoreSettings
@@ -50,6 +51,10 @@ ASKED = (
     "/similar/i3?n=2",
     "/items/i3",
     "/explain/ann/i3",
+    "/items/i9",
+    "/items",
+    "/schema",
+    "/users/ann/attributes",
     "/generations",
     "/readyz",
 )
@@ -90,6 +95,8 @@ KINDS = (
         "live:erasing",
     ),
     *("live:workers", "access", "epochs", "items", "items:order", "user:ID", "history:ID", "ratings"),
+    *("catalogue", "catalogue:items", "catalogue:ids", "catalogue:titles", "catalogue:deleted"),
+    *("catalogue:changes", "catalogue:schema", "attributes:ID"),
     *("counts", "forgotten", "generation:G:meta", "generation:G:items:J", "generation:G:deltas"),
 )
 
@@ -98,7 +105,7 @@ def kind_of(key: bytes) -> str:
     """The kind of a key, as docs/architecture.md has it, without namespace, epoch and partition."""
     text = re.sub(r"[{}]", "", key.decode())
     text = re.sub(r"^foldin(\.\d+)?:(\d+:)?", "", text)
-    text = re.sub(r"^(user|history|live:command):.+", r"\1:ID", text)
+    text = re.sub(r"^(user|history|attributes|live:command):.+", r"\1:ID", text)
     return re.sub(r"^(generation):\d+:(\w+)(:\d+)?", lambda m: f"{m[1]}:G:{m[2]}{':J' if m[3] else ''}", text)
 
 
@@ -138,6 +145,11 @@ async def _made(server: StoreServer, folder: Path) -> World:
     await store.redis.hset(store.keys.erasing, "0" * 32, "asked")
     await store.redis.hset(store.keys.workers, "w:1", '{"generation":1,"epoch":1,"at":1.0,"pid":1}')
     await store.ratings.append([rating("ann", "i2", 5.0)])
+    await store.catalogue.schema.hold("items", {"year": "number"})
+    # Hidden, as it is when it cannot be read: an item of which that is not known is not shown.
+    hidden = CatalogueItem("i9", "Nine", attributes={"year": 1999.0}, hidden=True)
+    await store.catalogue.change({b"i9": lambda _: hidden, b"i10": lambda _: None})
+    await store.attributes.change(b"ann", lambda _: {"age": 30.0})
     live = (await store.generations.live()).generation
     async with serving(store_settings) as (client, _):
         answers = {path: text for path, (status, text) in (await asked(client)).items() if status == 200}
@@ -213,6 +225,9 @@ async def cut(redis: Any, key: bytes, rng: random.Random) -> None:
                 await redis.xadd(key, short, id=later + b"%d" % number)
         case b"set":
             await redis.sadd(key, b"")
+        case b"zset":
+            # A sorted set has its own length: one that is cut through lacks entries.
+            await redis.zremrangebyrank(key, 0, 0)
 
 
 async def foreign(redis: Any, key: bytes, rng: random.Random) -> None:
@@ -229,6 +244,8 @@ async def foreign(redis: Any, key: bytes, rng: random.Random) -> None:
             await redis.xadd(key, {b"x": FOREIGN})
         case b"set":
             await redis.sadd(key, FOREIGN)
+        case b"zset":
+            await redis.zadd(key, {FOREIGN: 0})
 
 
 async def another_type(redis: Any, key: bytes, _: random.Random) -> None:
