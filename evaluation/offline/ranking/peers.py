@@ -21,18 +21,8 @@ from evaluation.question import Array, ComparedEngine, Predicted, Question, Rows
 # Of neighbours, as Dacrema et al. (2019) try them; half as many and twice as many are the next.
 KNN_NEIGHBOURS, KNN_SHRINK = (12, 25, 50, 100, 200, 400, 800), (0, 3, 6, 12, 25, 50, 100, 200, 400)
 ALS_FACTORS = (16, 32, 64, 128)  # the library's default is 64
-ALS_RIDGES = (
-    0.12,
-    0.25,
-    0.5,
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    64,
-)  # from ten times its default up: that one is for counts
+# Far above the library's default of 0.01, which is for counts.
+ALS_RIDGES = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 ALS_ALPHAS = (0.5, 1, 2, 4, 8, 16, 32)  # its default is 1, Hu, Koren and Volinsky have 40
 ITEMS_AT_ONCE = 1_000  # their similarities to 10,000 others take 40 MB
 IALS_RANK = 128  # the smallest of the authors' for MovieLens 20M
