@@ -2,6 +2,7 @@
 schema.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -18,11 +19,14 @@ class Time(msgspec.Struct, frozen=True):
 
 
 AttributeValue = bool | float | str | list[str] | Time
-# `bool` first: it is a number, too.
-_TYPES: tuple[tuple[type, AttributeType], ...] = (
-    *((bool, "boolean"), (int, "number"), (float, "number")),
-    *((str, "text"), (list, "list"), (Time, "time")),
-)
+_TYPES: Mapping[type, AttributeType] = {
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    str: "text",
+    list: "list",
+    Time: "time",
+}
 
 
 class CatalogueItem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -46,7 +50,7 @@ _DECODER = msgspec.json.Decoder(CatalogueItem)
 
 def type_of(value: AttributeValue) -> AttributeType:
     """Return the type of an attribute's value."""
-    return next(name for kind, name in _TYPES if isinstance(value, kind))
+    return _TYPES[type(value)]
 
 
 def pack_item(item: CatalogueItem) -> bytes:

@@ -30,6 +30,9 @@ class Availability:
 
     def put(self, row: int, start: float, end: float) -> None:
         """Say when a row may be shown: from `start` until before `end`; from infinity, never."""
+        if row >= len(self._mask) and (start, end) == (-math.inf, math.inf):
+            # As a row of which nothing was said: most items are such.
+            return
         self._grow(row + 1)
         self._spans[row] = start, end
         for moment in (start, end):

@@ -22,6 +22,8 @@ log = logging.getLogger("foldin.service")
 POLL_S = 0.1  # as the live generation is followed
 # Of items that are read anew: a reply of 150 KB where they are as long as most are.
 _LOADED_AT_ONCE = 512
+# Items that are put into a view between two looks at the event loop: about 1 ms.
+_PUT_AT_ONCE = 128
 # Changes of one reply: each names up to 256 items, which are then read.
 _CHANGES_AT_ONCE = 16
 # A load that failed costs the store all items: not again with each question.
@@ -168,6 +170,8 @@ class CatalogueFollower:
             except (RegistryFull, EpochGone) as exc:
                 # They are in no list until there is room; what is hidden stays so when it gets a row.
                 log.warning("items of the catalogue have no row: %s", exc)
-        for state, row in zip(states, rows, strict=True):
+        for number, (state, row) in enumerate(zip(states, rows, strict=True), 1):
             view.put(state, row)
+            if number % _PUT_AT_ONCE == 0:
+                await asyncio.sleep(0)
         await view.settle()
