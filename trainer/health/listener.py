@@ -4,9 +4,12 @@ memory and the disk of this process alone, so that there is one when the store i
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterable
+from typing import cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -18,6 +21,10 @@ from trainer.health.metrics import of_archive, of_process, of_term
 from trainer.settings import Address
 
 _TRAINER = web.AppKey("trainer", Trainer)
+# A Prometheus, a health check and a person have one each.
+_MOST = 64
+# In which a head must have come and the answer be written: a scrape takes 50 ms.
+_LASTS_S = 10.0
 
 
 @contextlib.asynccontextmanager
@@ -33,18 +40,64 @@ async def serving_health(trainer: Trainer, address: Address | None) -> AsyncIter
     app[_TRAINER] = trainer
     app.router.add_get("/livez", _livez)
     app.router.add_get("/metrics", _metrics)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    # Scrapes and probes come a few times a minute: none needs its connection kept.
+    runner = web.AppRunner(app, access_log=None, logger=_LOGGER, shutdown_timeout=1.0, keepalive_timeout=0.0)
     await runner.setup()
     try:
+        doors = _Doors(cast("web.Server", runner.server))
         try:
-            await web.TCPSite(runner, address.host, address.port).start()
+            server = await asyncio.get_running_loop().create_server(doors, address.host, address.port)
         except OSError as exc:
             raise CannotStartError(
                 f"{address} cannot be listened on ({exc.strerror}): free it, or set FOLDIN_TRAINER_ADDRESS"
             ) from exc
-        yield
+        try:
+            yield
+        finally:
+            server.close()
     finally:
         await runner.cleanup()
+
+
+class _Doors:
+    """Makes the protocol of each connection to `server`: of up to `_MOST` at a time, each for `_LASTS_S`.
+
+    A trainer that had all of its descriptors taken by others could archive nothing.
+    """
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+
+    def __call__(self) -> asyncio.Protocol:
+        if len(self._server.connections) >= _MOST:
+            return _Closed()
+        handler = self._server()
+        asyncio.get_running_loop().call_later(_LASTS_S, _end, handler)
+        return handler
+
+
+def _end(handler: web.RequestHandler) -> None:
+    # Its own `close` leaves one open that waits for a head.
+    if handler.transport is not None:
+        handler.transport.close()
+
+
+class _Closed(asyncio.Protocol):
+    """Of a connection that is one too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+class _NotTheirs(logging.Filter):
+    """Leaves out what is wrong with a request, which is no news of the trainer."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))
+
+
+_LOGGER = logging.getLogger("trainer.health")
+_LOGGER.addFilter(_NotTheirs())
 
 
 async def _livez(request: web.Request) -> web.Response:

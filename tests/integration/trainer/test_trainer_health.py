@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.support.trainers import fitted, trainer_settings, until_drained, unti
 from tests.support.waiting import wait_until_async
 from trainer.app import Trainer
 from trainer.errors import CannotStartError
+from trainer.health import listener
 from trainer.health.listener import serving_health
 from trainer.settings import Address, TrainerSettings
 
@@ -104,3 +106,49 @@ async def test_an_address_that_is_taken(own_server: StoreServer, tmp_path: Path)
 def test_an_address_that_is_none(own_server: StoreServer, text: str) -> None:
     with pytest.raises(SettingsError, match="FOLDIN_TRAINER_ADDRESS must be an address and a port"):
         TrainerSettings.load([], {"FOLDIN_TRAINER_ADDRESS": text})
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def answer_to(port: int, sent: bytes) -> bytes:
+    """Send bytes, and read until the other end closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(sent)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+async def test_hostile_connections_take_nothing_from_it(
+    own_server: StoreServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Silent ones and heads without end are few at a time and soon over; what is no HTTP is not logged."""
+    monkeypatch.setattr(listener, "_LASTS_S", 2.0)
+    settings = trainer_settings(StoreSettings(url=own_server.url, namespace="t"), tmp_path / "archive")
+    async with trainer_that_answers(settings) as client, opened(settings.store) as store:
+        # It has its own files and sockets by then.
+        await until_live(store)
+        port = int(client.url.rpartition(":")[2])
+        beginnings = (
+            b"",
+            b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 7000,
+            b"POST /livez HTTP/1.1\r\n",
+        )
+        with contextlib.ExitStack() as ends:
+            before = open_files()
+            for number in range(300):
+                given = socket.create_connection(("127.0.0.1", port), timeout=10)
+                ends.enter_context(given).sendall(beginnings[number % 3])
+                # The trainer is in this process: it accepts in between.
+                await asyncio.sleep(0)
+            # The clients' ends, and those that are let in.
+            most = before + 300 + listener._MOST
+            await wait_until_async(lambda: open_files() <= most + 10, 20, "the others are closed")
+            await wait_until_async(lambda: open_files() <= before + 310, 20, "those are over, too")
+        for wrong in (b"\x16\x03\x01" * 50 + b"\r\n\r\n", b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n"):
+            assert (await asyncio.to_thread(answer_to, port, wrong)).startswith(b"HTTP/1.0 400 ")
+        assert (await client.get("/livez")).status == 200
+        assert "Traceback" not in caplog.text
