@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from featurestore.generations.deltas import decode_deltas
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import (
+    ACTIVITY,
     RANKING,
     RANKING_INDEX,
     Beat,
@@ -216,7 +218,9 @@ class Follower:
             table = await self._cache.table(meta, generations.load_items(meta))
             index = await generations.load_index(meta) if meta.index_bytes else b""
             ranking = await self._blob(meta, RANKING), await self._blob(meta, RANKING_INDEX)
-            live = await asyncio.to_thread(as_fitted, meta, table, index, *ranking)
+            activity = await self._blob(meta, ACTIVITY)
+            fitted = partial(as_fitted, meta, table, index, *ranking, activity_bytes=activity)
+            live = await asyncio.to_thread(fitted)
             deltas = self._keys.deltas(epoch, generation)
             while entries := await self._client.xrange(deltas, f"({live.after}", "+", DELTAS_AT_LOAD):
                 live = await self._with_deltas(live, entries)

@@ -9,6 +9,7 @@ import numpy as np
 
 from factors import BlendedRanker, Float32s, Model, PosteriorModel, Ranker, Scorer
 from featurestore.codecs import pack_records, record_dtype
+from featurestore.generations.activity import Activity
 from featurestore.generations.manifest import GenerationMeta
 from featurestore.generations.row_lock import RowLock
 
@@ -18,7 +19,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class LiveGeneration:
     """A generation that can be asked. `items` float32 (n_items, item_width), rows as they are stored.
-    `ranking`: by the ranking head, None where there is none that can be used.
+    `ranking`: by the ranking head, `activity`: how much items are rated of late; None where there is none
+    that can be used.
 
     `items`, `ranker` and `ranking` follow the deltas in place; the model and the users' records stay those of
     the fit.
@@ -33,6 +35,7 @@ class LiveGeneration:
     ranker: Ranker
     meta: GenerationMeta
     ranking: BlendedRanker | None = None
+    activity: Activity | None = None
     # What the follower goes on from: the table whose first rows are `items`, None where it has no others, and
     # the stream id of the last delta in it.
     table: Float32s | None = None

@@ -19,8 +19,8 @@ from featurestore.keys import record_field, shown_key, whole
 # megabyte.
 CHUNK_BYTES = 65_536
 
-# Names of blobs: the ranking head, and the index of its factors where there is one.
-RANKING, RANKING_INDEX = "ranking", "ranking_index"
+# Names of blobs: the ranking head, and the index of its factors where there is one; how much items are rated.
+RANKING, RANKING_INDEX, ACTIVITY = "ranking", "ranking_index", "activity"
 
 # Of summary, meta, tables and records. Grows when an older version could not read them.
 FORMAT = 1

@@ -17,9 +17,12 @@ from factors import (
     Scorer,
     head_from_bytes,
     index_from_bytes,
+    item_statistics,
     posterior_of,
     read_index,
 )
+from featurestore.errors import GenerationBroken
+from featurestore.generations.activity import Activity, activity_from_bytes
 from featurestore.generations.deltas import Deltas
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import GenerationMeta
@@ -50,6 +53,8 @@ def as_fitted(
     index_bytes: bytes,
     head_bytes: memoryview | None = None,
     head_index_bytes: memoryview | None = None,
+    *,
+    activity_bytes: memoryview | None = None,
 ) -> LiveGeneration:
     """What is served of a generation, as it was fitted. `table` may have spare rows."""
     index = None
@@ -71,8 +76,18 @@ def as_fitted(
         ranker=Ranker(posterior, items, index),
         meta=meta,
         ranking=_ranking(meta, posterior, head_bytes, head_index_bytes),
+        activity=_activity(meta, activity_bytes),
         table=table,
     )
+
+
+def _activity(meta: GenerationMeta, data: memoryview | None) -> Activity | None:
+    """How much the items of a generation are rated; None where this version cannot read it."""
+    try:
+        return None if data is None else activity_from_bytes(data, meta.item_rows)
+    except GenerationBroken as exc:
+        log.warning("the activity of the items cannot be used", extra={"why": str(exc)})
+        return None
 
 
 def _ranking(
@@ -126,4 +141,17 @@ def updated(live: LiveGeneration, news: Deltas, room: Room) -> LiveGeneration:
     live.ranker.update(news.rows, items)
     if live.ranking is not None and room.head is not None:
         live.ranking.follow(news.ranked, room.head)
-    return replace(live, items=items, n_items=room.n_items, scorer=scorer, table=room.table, after=news.after)
+    activity = live.activity
+    if activity is not None:
+        counts = item_statistics(news.vectors).count.astype(np.int64)
+        activity = activity.updated(news.rows, counts, room.n_items)
+    after = news.after
+    return replace(
+        live,
+        items=items,
+        n_items=room.n_items,
+        scorer=scorer,
+        table=room.table,
+        after=after,
+        activity=activity,
+    )

@@ -47,7 +47,7 @@ ROUTES: tuple[Route, ...] = (
     *(ratings.post_ratings, ratings.delete_rating),
     *(recommend.get_recommend, recommend.post_recommend_user, recommend.post_recommend),
     *(scenarios.get_scenarios, scenarios.get_scenario, scenarios.put_scenario, scenarios.delete_scenario),
-    *(lists.get_similar, lists.get_popular, lists.get_latest, explain.get_explain),
+    *(lists.get_similar, lists.get_popular, lists.get_trending, lists.get_latest, explain.get_explain),
     *(users.get_user, users.delete_user, users.get_user_ratings, users.get_receipt, items.get_item),
     *(attributes.get_attributes, attributes.put_attributes),
     *(attributes.patch_attributes, attributes.delete_attributes),

@@ -1,10 +1,11 @@
-"""Lists that are about no user: items like one, the most loved, the latest.
+"""Lists that are about no user: items like one, the most loved, the trending, the latest.
 
 Invariant: a row that has no name yet is in no answer, and neither is what may not be shown.
 """
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -41,6 +42,7 @@ BY = ("behaviour", "content", "both")
 _PER_ITEM, _SPARE = 4, 200
 # Items whose texts are compared, or whose times are sorted, in 2 ms.
 _QUICK_ROWS = 20_000
+NO_ACTIVITY = "this generation does not say what is rated of late; the next fit will"
 _PROBLEMS = ("invalid_parameter", "invalid_rule", "unknown_scenario", "data_damaged")
 
 
@@ -75,6 +77,22 @@ class Popular(msgspec.Struct, omit_defaults=True):
 
     generation: int
     items: list[Loved]
+    degraded: bool = False
+    reason: str | None = None
+
+
+class Rising(msgspec.Struct):
+    """An item and its ratings, each counted half for each week since it was given."""
+
+    item_id: str
+    score: float
+
+
+class Trending(msgspec.Struct, omit_defaults=True):
+    """The items that are rated most of late, most first. `reason`: why there are none."""
+
+    generation: int
+    items: list[Rising]
     degraded: bool = False
     reason: str | None = None
 
@@ -187,6 +205,41 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
         if name is not None
     ]
     return json_answer(Popular(live.generation, items, call.degraded, reason))
+
+
+@Route(
+    *("GET", "/trending", "Recommend", Trending),
+    (*_PROBLEMS, *MODEL),
+    needs="read",
+    operation_id="trending",
+    parameters=(QUERY_N, *QUERY_RULES),
+)
+async def get_trending(request: web.Request) -> web.StreamResponse:
+    """The items that are rated most of late.
+
+    A rating counts half as much with each week that goes by.
+    """
+    context, query = request.app[CONTEXT], Query(request.raw_path)
+    n = query.integer("n", 10, 1, MAX_N)
+    live, call = await _asked(context, query)
+    activity = live.activity
+    if activity is None:
+        return json_answer(Trending(live.generation, [], call.degraded, NO_ACTIVITY))
+    scores = await _read(call, activity.n_items, partial(activity.at, time.time()))
+
+    async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+        passing = _without(allowed, exclude, len(scores)) & (scores > 0)
+        return _best(np.where(passing, scores, -np.inf), n)
+
+    ranking = Ranking(top, partial(_directions, live), 0.0)
+    found, reason = await _listed(context, live, call, ranking, n)
+    names = await item_names(context.store.items(live.epoch), found.rows)
+    items = [
+        Rising(name, score)
+        for name, score in zip(names, found.scores.tolist(), strict=True)
+        if name is not None
+    ]
+    return json_answer(Trending(live.generation, items, call.degraded, reason))
 
 
 @Route(

@@ -29,7 +29,7 @@ from factors.model.parameters import Drift, from_model, to_model
 from featurestore.codecs import pack_histories
 from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
 from featurestore.generations.live import LiveGeneration
-from featurestore.generations.manifest import RANKING
+from featurestore.generations.manifest import ACTIVITY, RANKING
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
@@ -161,6 +161,7 @@ class Options(TypedDict, total=False):
     seed: int
     model: Model | None
     head: RankingHead | None
+    activity: bytes | None
 
 
 def as_live(written: Written, epoch: int = 1) -> LiveGeneration:
@@ -188,6 +189,7 @@ async def write_generation(
     seed: int = 0,
     model: Model | None = None,
     head: RankingHead | None = None,
+    activity: bytes | None = None,
 ) -> Written:
     """A finished generation with the records of `users` as of now, not live yet."""
     model = model or make_model()
@@ -198,6 +200,8 @@ async def write_generation(
     await writer.write_items(items, model)
     if head is not None:
         await writer.write_blob(RANKING, head_to_bytes(head))
+    if activity is not None:
+        await writer.write_blob(ACTIVITY, activity)
     if users:
         seen = [await store.users.history(epoch, user) for user in users]
         n: Int64s = np.array([n for n, _ in seen], dtype=np.int64)

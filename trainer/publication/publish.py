@@ -11,9 +11,11 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from factors import build_index, index_to_bytes
+from factors import Index, build_index, index_to_bytes
 from featurestore.errors import LeaseLost, StoreError, StoreFull
+from featurestore.generations.activity import activity_to_bytes
 from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
+from featurestore.generations.manifest import ACTIVITY
 from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.messages import HelperEndedError
@@ -100,9 +102,7 @@ class Publisher:
             fit = await self.threads.run(folder.adopt, fit, writer.number)
         try:
             self.step("publish:begun")
-            await _with_room(writer.write_items, fit.items, fit.model)
-            if index is not None:
-                await _with_room(writer.write_index, index_to_bytes(index))
+            await _write_items(writer, fit, index)
             self.step("publish:items")
             await self._write_users(writer, epoch, fit)
             self.step("publish:users")
@@ -155,6 +155,16 @@ class Publisher:
                 # Packing 2,000 records takes milliseconds: the consumer and the lease come in between.
                 await asyncio.sleep(0)
         log.event("records_written", generation=writer.number, users=fit.n_users, taken=taken)
+
+
+async def _write_items(writer: GenerationWriter, fit: FitResult, index: Index | None) -> None:
+    await _with_room(writer.write_items, fit.items, fit.model)
+    if index is not None:
+        await _with_room(writer.write_index, index_to_bytes(index))
+    # A fit that is in memory has no ratings by item.
+    if len(fit.item_indptr) == len(fit.items) + 1:
+        activity = await asyncio.to_thread(activity_to_bytes, fit.item_indptr, fit.item_times)
+        await _with_room(writer.write_blob, ACTIVITY, activity)
 
 
 async def _with_room(write: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -3,14 +3,17 @@
 import time
 from collections.abc import AsyncIterator, Callable
 
+import numpy as np
 import pytest
 
 from featurestore.catalogue.item import CatalogueItem
+from featurestore.generations.activity import activity_to_bytes
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.routes import lists
-from tests.support.factories import Written, publish_for_ann
+from tests.support.factories import Written, lead, publish, publish_for_ann
 from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.waiting import wait_until_async
 
 ITEMS = 12
 
@@ -104,3 +107,36 @@ async def test_the_latest_come_first(client: Client, store: Store) -> None:
     rules = {"boosts": [{"filter": {"must": [{"has_id": ["item-0"]}]}, "multiply": 10}]}
     assert (await client.ask("PUT", "/scenarios/front", json=rules)).status == 200
     assert await listed(client, "/latest?n=100&scenario=front") == latest
+
+
+async def test_what_is_rated_of_late_comes_first(store_settings: StoreSettings, store: Store) -> None:
+    now, week = time.time(), 7 * 86_400.0
+    times = [[now - 4 * week] * 5, [now] * 2, [], [now]]
+    indptr = np.cumsum([0, *map(len, times), 0, 0, 0, 0]).astype(np.int64)
+    activity = activity_to_bytes(indptr, np.concatenate([np.array(each) for each in times]))
+    await store.items(1).register([b"item-%d" % row for row in range(8)])
+    lease = await lead(store)
+    written = await publish(store, lease, n_items=8, activity=activity)
+    await put(store, *map(film, range(8)))
+    async with serving(store_settings) as (client, _):
+        await serves(client, written.writer.number)
+        trending = await listed(client, "/trending")
+        assert trending == pytest.approx({1: 2.0, 3: 1.0, 0: 5 / 16}, rel=1e-3)
+        assert list(trending) == [1, 3, 0]
+        assert list(await listed(client, "/trending?category=drama")) == [3, 0]
+        # Three ratings more of item 5, folded in by a trainer.
+        rows = np.array([5], dtype=np.int32)
+        await store.generations.claim_deltas(lease, 1, written.writer.number)
+        await store.generations.push_delta(lease, 1, written.writer.number, rows, written.items[rows])
+
+        async def known() -> bool:
+            return 5 in await listed(client, "/trending")
+
+        await wait_until_async(known, 5, "the item that is rated now")
+        # Its count was 3, of which the fit that was published says nothing.
+        assert list(await listed(client, "/trending")) == [5, 1, 3, 0]
+    older = await publish(store, lease, n_items=8)
+    async with serving(store_settings) as (client, _):
+        await serves(client, older.writer.number)
+        reply = await client.get("/trending")
+        assert (reply.json["items"], reply.json["reason"]) == ([], lists.NO_ACTIVITY)

@@ -120,7 +120,14 @@ async def test_new_item_is_folded_in_within_a_second(
         assert took_s < 5
         live = follower.live
         assert live is not None
-        row = store.items(1).row(b"i3")
+        assert live.activity is not None
+        fresh, row = store.items(1).row(b"fresh"), store.items(1).row(b"i3")
+        # It is what is rated most: everything else was rated when it was, too, and had fewer ratings since.
+        activity = live.activity.at(2e9)
+        assert fresh is not None
+        assert int(activity.argmax()) == fresh
+        assert activity[fresh] == 5
+        assert activity[row] > 0
         await store.ratings.append([NewRating(b"late", b"i3", 1.0, 1e9), NewRating(b"u1", b"i3", NAN, 1e9)])
         assert row is not None
         before = item_statistics(live.items[row : row + 1]).count[0]
