@@ -11,6 +11,7 @@ import aiohttp
 from rich.console import Console
 
 from evaluation.api_client import ApiClient, ApiError
+from featurestore.catalogue.schema import Types
 from foldin.errors import ImportStoppedError
 from foldin.files.items import ItemsFile, read_items_file
 from foldin.settings import DEFAULT_API, FrontDoorSettings, ImportOptions
@@ -35,9 +36,7 @@ def run_item_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
 
 async def _run(options: ImportOptions, settings: FrontDoorSettings, console: Console) -> None:
     if options.dry_run:
-        _describe(
-            await asyncio.to_thread(read_items_file, options.path, options.columns, {}), options, console
-        )
+        _describe(await _read(options, {}), options, console)
         console.print("Nothing was written: a dry run.")
         return
     url = options.url or running_stack_url(options.data or DEFAULT_DATA)
@@ -50,7 +49,7 @@ async def _run(options: ImportOptions, settings: FrontDoorSettings, console: Con
             held = await client.item_types()
         except ApiError as exc:
             raise CannotStartError(f"the API at {client.url} does not tell its schema: {exc.detail}") from exc
-        file = await asyncio.to_thread(read_items_file, options.path, options.columns, held)
+        file = await _read(options, held)
         _describe(file, options, console)
         try:
             await client.tell_item_types(
@@ -73,6 +72,11 @@ async def _run(options: ImportOptions, settings: FrontDoorSettings, console: Con
         )
 
 
+async def _read(options: ImportOptions, held: Types) -> ItemsFile:
+    skip_bad = options.on_bad == "skip"
+    return await asyncio.to_thread(read_items_file, options.path, options.columns, held, skip_bad=skip_bad)
+
+
 def _describe(file: ItemsFile, options: ImportOptions, console: Console) -> None:
     """Show what was found in a file."""
     console.print(f"{options.path}: {len(file.rows):,} items", markup=False)
@@ -80,6 +84,8 @@ def _describe(file: ItemsFile, options: ImportOptions, console: Console) -> None
         console.print(f"  {field}: column {column}", markup=False)
     for name, kind in file.types.items():
         console.print(f"  attributes.{name}: {kind}", markup=False)
+    for remark in file.remarks:
+        console.print(f"  {remark}", markup=False)
     if file.rows:
         first = json.dumps(file.rows[0], ensure_ascii=False)
         console.print(f"  the first: {first[:_SHOWN_CHARACTERS]}", markup=False)

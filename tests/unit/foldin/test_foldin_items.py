@@ -97,6 +97,20 @@ def test_columns_and_types_can_be_told(path: Path) -> None:
     assert held.rows == [{"item_id": "a", "attributes": {"zip": "1234"}}]
 
 
+def test_few_values_of_another_type_are_told_and_can_be_left_out(path: Path) -> None:
+    text = "id,year\n" + "".join(f"{n},{1900 + n}\n" for n in range(199)) + "x,unknown\n"
+    found = read(path, text)
+    assert found.types == {"year": "text"}
+    assert found.remarks == [
+        "1 of 200 values of year are no number (unknown): --columns year=number --on-bad skip leaves them out"
+    ]
+    with pytest.raises(CannotStartError, match="row 200"):
+        read(path, text, {"year": "number"})
+    left = read_items_file(path, {"year": "number"}, {}, skip_bad=True)
+    assert left.remarks == ["1 values of year are no number, and were left out"]
+    assert (left.rows[0]["attributes"], "attributes" in left.rows[199]) == ({"year": 1900.0}, False)
+
+
 @pytest.mark.parametrize(
     ("content", "columns", "why"),
     [
