@@ -28,11 +28,13 @@ from factors.model.types import (
 )
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.posterior.posterior_model import PosteriorModel
+from factors.ranking.choices import HoldOut
+from factors.ranking.fit import fit_ranking
 from factors.ranking.head import RankingHead
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import RankingParameters
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
-from factors.ranking.training import HoldOut, RankingFit, fit_ranking
+from factors.ranking.training import RankingFit
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.explain import explain

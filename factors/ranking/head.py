@@ -7,6 +7,7 @@ needs nothing of the user but the history. What the values of the ratings are pl
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 
 from factors.inference.histories import Compressed, compress
 from factors.model.types import Float32s, Float64s, Histories, Int32s, Int64s
@@ -60,6 +61,14 @@ class RankingHead:
         # A search of the few rows in what the history reaches, not a pass over all items.
         sparse = self.neighbours.added(data.other, weight, rows)
         return np.asarray(self.items[rows].astype(np.float64) @ user + sparse)
+
+    def relevance(self, histories: Histories, *, threads: int = 1) -> Float32s:
+        """Return the relevance of all items to each of these users (b, n_items), in float32."""
+        data, n_items = self._events(histories), len(self.items)
+        users = self._solved(data, threads=threads).astype(np.float32)
+        weight = self.parameters.event_weights(data).astype(np.float32)
+        chosen = sp.csr_array((weight, data.other, data.indptr), shape=(data.rows, n_items))
+        return np.asarray(users @ self.items.T + (chosen @ self.neighbours.matrix()).toarray(), np.float32)
 
     def explain(self, history: Histories, item_row: int) -> tuple[float, Int32s, Float64s]:
         """Return why `scores(history, [item_row])` is what it is: a base, the items of the history (n,), and

@@ -17,13 +17,22 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from factors.inference.histories import Compressed
-from factors.model.types import Float32s, Float64s, Int32s, Int64s
+from factors.inference.histories import RECENT, Compressed
+from factors.model.types import Bools, Float32s, Float64s, Int32s, Int64s
+from factors.ranking.half_steps import row_blocks
 
-# Of more items the co-occurrences of neighbours are looked up in a sparse matrix: 6,000 make 144 MB.
-_DENSE = 6_000
-# Regressions that are solved at once: 80 MB with 100 neighbours.
-_ITEMS_AT_ONCE = 1_000
+Pairs = tuple[Int64s, Int64s]
+"""Items (n,), ascending, and a neighbour of each (n,)."""
+
+# Of more items the co-occurrences of neighbours are looked up in a sparse matrix: so many make 400 MB.
+_DENSE = 10_000
+# Neighbours of an item for each of its events: a regression of more says nothing of them.
+_FOR_EACH = 4
+# Pairs of events of one user that are counted: 30 s, and at most 1.2 GB.
+_PAIRS = 1e8
+# Dropout of half of the inputs (EDLAE): `p / (1 - p)` of the diagonal. Between 0.25 and 0.5 held-out lists of
+# three sets are within their error of each other.
+_DAMPING = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,11 @@ class Neighbours:
         source, hit = np.repeat(np.arange(len(items)), lengths), self.item_row[entries] == row
         return np.bincount(source[hit], self.weight[entries[hit]], minlength=len(items)).astype(np.float64)
 
+    def matrix(self) -> sp.csr_array:
+        """Return the same as a sparse matrix (n_items, n_items)."""
+        n_items = len(self.indptr) - 1
+        return sp.csr_array((self.weight, self.item_row, self.indptr), shape=(n_items, n_items))
+
     def entries(self, items: Int64s) -> tuple[Int64s, Int64s]:
         """Return the positions (n,) of all that `items` (h,) add, one after the other, and the length (h,) of
         each.
@@ -82,83 +96,108 @@ def no_neighbours(n_items: int) -> Neighbours:
 
 
 @dataclass(frozen=True, slots=True)
-class _Together:
-    """How often items were chosen by the same user: `gram` (n_items, n_items), `dense` the same unless there
-    are too many, `count` (n_items,) its diagonal.
+class CoOccurrences:
+    """How often items were chosen by the same users, those with `n` events counting `1 / sqrt(n + 1)`: of
+    users who choose everything a pair says little. Scaled so that an event counts 1 on average.
+
+    `gram` (n_items, n_items); `dense` the same unless there are too many items; `count` (n_items,), its
+    diagonal; `events` int64 (n_items,).
     """
 
     gram: sp.csr_array
-    dense: Float64s | None
+    dense: Float32s | None
     count: Float64s
+    events: Int64s
 
     @classmethod
-    def of(cls, by_user: Compressed, n_items: int) -> "_Together":
-        events = by_user.thinned()
-        ones = np.ones(len(events.other))
-        chosen = sp.csr_array((ones, events.other, events.indptr), shape=(by_user.rows, n_items))
+    def of(cls, by_user: Compressed, n_items: int) -> "CoOccurrences":
+        """Count the events of the users, of which the longest histories are thinned."""
+        events = by_user.thinned(*_thinning(by_user.counts))
+        weight = (events.counts + 1.0) ** -0.5
+        weight /= (weight @ events.counts) / max(1, len(events.other))
+        root = np.repeat(np.sqrt(weight), events.counts).astype(np.float32)
+        chosen = sp.csr_array((root, events.other, events.indptr), shape=(by_user.rows, n_items))
         gram = sp.csr_array(chosen.T @ chosen)
         gram.sort_indices()
-        dense = np.asarray(gram.toarray(), np.float64) if n_items <= _DENSE else None
-        return cls(gram, dense, np.asarray(gram.diagonal(), np.float64))
+        dense = np.asarray(gram.toarray(), np.float32) if n_items <= _DENSE else None
+        counts = np.bincount(events.other, minlength=n_items)
+        return cls(gram, dense, np.asarray(gram.diagonal(), np.float64), counts)
 
-    def look_up(self, left: Int64s, right: Int64s) -> Float64s:
-        """Return the entries at `left` (...) and `right` (...)."""
-        table = self.gram if self.dense is None else self.dense
-        return np.asarray(table[left.ravel(), right.ravel()], np.float64).reshape(left.shape)
+    def fit(self, pairs: Pairs, ridge: float, threads: int = 1) -> Neighbours:
+        """Return the term with these neighbours, see `nearest`."""
+        n_items, (item, neighbour) = len(self.count), pairs
+        indptr = np.searchsorted(item, np.arange(n_items + 1))
+        weight = np.zeros(len(item), dtype=np.float32)
 
-    def nearest(self, most: int) -> tuple[Int64s, Int64s]:
+        def solve(rows: Int64s) -> None:
+            place = np.arange(int((indptr[rows + 1] - indptr[rows]).max()))
+            entry = indptr[rows, None] + place
+            used = entry < indptr[rows + 1, None]
+            inputs = np.where(used, neighbour[np.where(used, entry, 0)], 0)
+            weight[entry[used]] = self._regressions(rows, inputs, used, ridge)[used]
+
+        counts = np.diff(indptr)
+        (filled,) = np.nonzero(counts)
+        # Regressions of about one size together, so that few numbers are solved in vain.
+        blocks = (filled[rows] for rows in row_blocks(counts[filled], int(counts.max(initial=1))))
+        with ThreadPoolExecutor(threads, thread_name_prefix="ranking") as pool:
+            for _ in pool.map(solve, blocks):
+                pass
+        # The regressions are by the item that is scored; a history is read by its own items.
+        return _by_rows(sp.csr_array((weight, (neighbour, item)), shape=(n_items, n_items)))
+
+    def fit_all(self, ridge: float) -> Neighbours:
+        """Return the term with all items as neighbours: one inverse has all regressions (Steck, 2019)."""
+        system = np.asarray(self.gram.toarray(), np.float64)
+        system[np.diag_indices(len(system))] += ridge + _DAMPING * self.count
+        inverse = np.linalg.inv(system)
+        weights = -inverse / np.diag(inverse)
+        # An item that was never chosen says nothing and is said nothing of.
+        weights[np.diag_indices(len(weights))] = 0.0
+        return _by_rows(sp.csr_array(weights.astype(np.float32)))
+
+    def nearest(self, most: int) -> Pairs:
         """Return pairs of an item (n,), ascending, and a neighbour (n,): at most `most` an item, the highest
-        cosines.
+        cosines, and no more than `_FOR_EACH` for each of its events.
         """
         item = np.repeat(np.arange(len(self.count)), np.diff(self.gram.indptr))
         other = self.gram.indices.astype(np.int64)
         apart = item != other
         item, other = item[apart], other[apart]
         cosine = self.gram.data[apart] / np.sqrt(self.count[item] * self.count[other])
-        # A stable order, so that equal cosines do not depend on chance.
-        order = np.lexsort((-cosine, item))
-        order = order[np.arange(len(order)) - np.searchsorted(item, item) < most]
+        # One number by which to sort; stable, so that equal cosines do not depend on chance.
+        order = np.argsort(item - 0.5 * np.minimum(cosine, 1.0), kind="stable")
+        place = np.arange(len(order)) - np.searchsorted(item, item)
+        order = order[place < np.minimum(most, _FOR_EACH * self.events)[item]]
         return item[order], other[order]
 
+    def _regressions(self, item: Int64s, inputs: Int64s, used: Bools, ridge: float) -> Float32s:
+        """Return the weights (b, k) of the `used` neighbours `inputs` (b, k) of `item` (b,)."""
+        system = self._look_up(*np.broadcast_arrays(inputs[:, :, None], inputs[:, None]))
+        system *= used[:, :, None] & used[:, None]
+        diagonal = np.arange(inputs.shape[1])
+        system[:, diagonal, diagonal] *= np.float32(1.0 + _DAMPING)
+        # A place without a neighbour gets the weight 0.
+        system[:, diagonal, diagonal] += np.where(used, ridge, 1.0).astype(np.float32)
+        target = used * self._look_up(*np.broadcast_arrays(item[:, None], inputs))
+        return np.asarray(np.linalg.solve(system, target[:, :, None])[:, :, 0], np.float32)
 
-def fit_neighbours(
-    by_user: Compressed, n_items: int, *, most: int, ridge: float, damping: float, threads: int = 1
-) -> Neighbours:
-    """Return the term of `most` neighbours an item, from the events of the users."""
-    together = _Together.of(by_user, n_items)
-    item, neighbour = together.nearest(most)
-    edges = np.searchsorted(item, np.arange(0, n_items + _ITEMS_AT_ONCE, _ITEMS_AT_ONCE)).tolist()
-
-    def solve(part: slice) -> Float64s:
-        return _regressions(together, item[part], neighbour[part], ridge=ridge, damping=damping)
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="ranking") as pool:
-        weight = np.concatenate([np.zeros(0), *pool.map(solve, map(slice, edges[:-1], edges[1:]))])
-    # The regressions are by the item that is scored; a history is read by its own items.
-    by_neighbour = sp.csr_array((weight.astype(np.float32), (neighbour, item)), shape=(n_items, n_items))
-    by_neighbour.sort_indices()
-    indptr, item_row = by_neighbour.indptr.astype(np.int64), by_neighbour.indices.astype(np.int32)
-    return Neighbours(indptr, item_row, by_neighbour.data)
+    def _look_up(self, left: Int64s, right: Int64s) -> Float32s:
+        table = self.gram if self.dense is None else self.dense
+        return np.asarray(table[left.ravel(), right.ravel()], np.float32).reshape(left.shape)
 
 
-def _regressions(
-    together: _Together, item: Int64s, neighbour: Int64s, *, ridge: float, damping: float
-) -> Float64s:
-    """Return the weight of each pair (n,), those of one item being solved together."""
-    if len(item) == 0:
-        return np.zeros(0)
-    _, row, lengths = np.unique(item, return_inverse=True, return_counts=True)
-    rows, longest = len(lengths), int(lengths.max())
-    place = np.arange(len(item)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    inputs = np.zeros((rows, longest), dtype=np.int64)
-    inputs[row, place] = neighbour
-    used = np.arange(longest) < lengths[:, None]
-    system = together.look_up(*np.broadcast_arrays(inputs[:, :, None], inputs[:, None]))
-    system *= used[:, :, None] & used[:, None]
-    diagonal = np.arange(longest)
-    system[:, diagonal, diagonal] *= 1.0 + damping
-    # A place without a neighbour gets the weight 0.
-    system[:, diagonal, diagonal] += np.where(used, ridge, 1.0)
-    target = np.zeros((rows, longest))
-    target[row, place] = together.look_up(item, neighbour)
-    return np.asarray(np.linalg.solve(system, target[:, :, None])[row, place, 0])
+def _by_rows(weights: sp.csr_array) -> Neighbours:
+    weights.sort_indices()
+    weights.eliminate_zeros()
+    return Neighbours(weights.indptr.astype(np.int64), weights.indices.astype(np.int32), weights.data)
+
+
+def _thinning(counts: Int64s) -> tuple[int, int]:
+    """Return how many of the latest and of the other events of a user count, so that the pairs are not too
+    many.
+    """
+    kept = RECENT
+    while kept > 1 and float((np.minimum(counts, 2 * kept).astype(np.float64) ** 2).sum()) > _PAIRS:
+        kept //= 2
+    return kept, kept

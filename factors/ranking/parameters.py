@@ -23,11 +23,13 @@ class RankingParameters:
     `background`: weight of each pair of a typical user and a typical item as a 0. `user_power`,
     `item_power`: how that weight grows with the number of events of a row; `user_unit`, `item_unit`: mean of
     `(n + 1) ^ power` over the rows of the fit, of which there were `n_users` and `n_items`. `ridge`: for each
-    event. `recency_span` (events), `recency_power`: an event with `k` later ones of its user counts
-    `(1 + k / span) ^ -power`; a power of 0 means that all count the same. `gamma`: power of the expected
-    rating in what is served. `noise`: variance of a preference round its score. `user_mean` (r,): the users'
-    prior mean. `user_gram`, `item_gram` (r, r): what the pairs that are no events add to the precision of a
-    typical user and of a typical item.
+    event. `recency_span` (events), `recency_boost`: an event with `k` later ones of its user counts
+    `1 + boost exp(-k / span)`, so that old ones are not forgotten; a boost of 0 means that all count the
+    same. `gamma`: power of the expected rating in what is served. `negatives`: the weight of all pairs for
+    each event; `neighbours` an item, `neighbour_ridge`, `sparse_weight`: see `RankingChoices`; `decided`:
+    events that all this was chosen by, 0 for none. `noise`: variance of a preference round its score.
+    `user_mean` (r,): the users' prior mean. `user_gram`, `item_gram` (r, r): what the pairs that are no
+    events add to the precision of a typical user and of a typical item.
     """
 
     background: float
@@ -39,8 +41,13 @@ class RankingParameters:
     n_items: float
     ridge: float
     recency_span: float
-    recency_power: float
+    recency_boost: float
     gamma: float
+    negatives: float
+    neighbours: float
+    neighbour_ridge: float
+    sparse_weight: float
+    decided: float
     noise: float
     user_mean: Float64s
     user_gram: Float64s
@@ -58,7 +65,10 @@ class RankingParameters:
         if not all(np.isfinite(value).all() for value in (*numbers, *arrays)):
             raise ModelUnreadable("a ranking head whose parameters are not finite")
         positive = (self.background, self.user_unit, self.item_unit, self.ridge, self.recency_span)
-        if min(positive) <= 0 or min(self.recency_power, self.gamma, self.noise, *self.shape) < 0:
+        if (
+            min(positive) <= 0
+            or min(self.recency_boost, self.gamma, self.noise, self.decided, *self.shape) < 0
+        ):
             raise ModelUnreadable("a ranking head whose parameters are out of their range")
         for gram in (self.user_gram, self.item_gram):
             if gram.shape != (self.rank, self.rank) or not np.allclose(gram, gram.T):
@@ -85,9 +95,9 @@ class RankingParameters:
 
     def event_weights(self, data: Compressed) -> Float64s:
         """Return how much each event (n,) of the users `data` counts."""
-        if self.recency_power == 0.0:
+        if self.recency_boost == 0.0:
             return np.ones(len(data.other))
-        return np.asarray((1.0 + later_events(data) / self.recency_span) ** -self.recency_power)
+        return np.asarray(1.0 + self.recency_boost * np.exp(-later_events(data) / self.recency_span))
 
 
 def later_events(data: Compressed) -> Int64s:

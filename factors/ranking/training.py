@@ -1,22 +1,20 @@
-"""Fits a ranking head to who rated what. Invariant: the users of a fit are those that folding in gives.
+"""Fits a ranking head with given choices. Invariant: the users of a fit are those that folding in gives.
 
 The values of the ratings play no part: a rating says that the user chose the item.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
-from factors.errors import FitDiverged, FitRefused
-from factors.inference.histories import Compressed, compress_pairs
-from factors.model.types import Float32s, Float64s, Int64s, Ratings
+from factors.errors import FitDiverged
+from factors.inference.histories import Compressed
+from factors.model.types import Float32s, Float64s, Int64s
+from factors.ranking.choices import RankingChoices
 from factors.ranking.half_steps import Events, Floats, Prior, solve_rows
 from factors.ranking.head import RankingHead
-from factors.ranking.neighbours import fit_neighbours
+from factors.ranking.neighbours import CoOccurrences
 from factors.ranking.parameters import RankingParameters, SideName
-
-HoldOut = Literal["latest", "random"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,74 +26,27 @@ class RankingFit:
     metrics: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankingChoices:
-    """What a fit does not learn but is told.
-
-    `rank`, `sweeps`; `negatives`: weight of all pairs as a 0, for each event; `ridge`, `user_power`,
-    `item_power`, `recency_span`, `recency_power`, `gamma`: see `RankingParameters`; `neighbours` an item,
-    `neighbour_ridge`, `damping`: of the sparse term, which counts `sparse_weight`.
-    """
-
-    # The middle of what several sets of ratings choose.
-    rank: int = 64
-    sweeps: int = 12
-    negatives: float = 8.0
-    ridge: float = 0.006
-    user_power: float = 0.0
-    item_power: float = 0.0
-    neighbours: int = 100
-    neighbour_ridge: float = 50.0
-    damping: float = 0.25
-    sparse_weight: float = 0.5
-    recency_span: float = 10.0
-    recency_power: float = 0.0
-    gamma: float = 0.5
-
-
-def fit_ranking(
-    ratings: Ratings,
-    n_users: int,
-    n_items: int,
-    *,
-    rng: np.random.Generator,
-    threads: int = 1,
-    hold_out: HoldOut = "latest",
-) -> RankingFit:
-    """Return a head fitted to all `ratings`, whatever their values, with choices made on a part of them.
-
-    Raises `FitRefused` where there is nothing to learn from, `FitDiverged`.
-    """
-    del hold_out
-    by_user = compress_pairs(ratings.user_row, ratings.item_row, ratings.value, ratings.time, n_users)
-    if len(by_user.other) == 0:
-        raise FitRefused("no rating to learn a ranking from")
-    return fit_with(by_user, n_items, RankingChoices(), rng=rng, threads=threads)
-
-
 def fit_with(
     by_user: Compressed,
     n_items: int,
     choices: RankingChoices,
     *,
     rng: np.random.Generator,
+    begin: Float32s | None = None,
     threads: int = 1,
 ) -> RankingFit:
-    """Return a head fitted to the events `by_user` with these `choices`."""
-    parameters, items = fit_factors(by_user, n_items, choices, rng=rng, threads=threads)
-    neighbours = fit_neighbours(
-        by_user,
-        n_items,
-        most=choices.neighbours,
-        ridge=choices.neighbour_ridge,
-        damping=choices.damping,
-        threads=threads,
-    )
+    """Return a head fitted to the events `by_user` with these `choices`. Raises `FitDiverged`."""
+    parameters, items = fit_factors(by_user, n_items, choices, rng=rng, begin=begin, threads=threads)
+    together = CoOccurrences.of(by_user, n_items)
+    if choices.neighbours >= n_items:
+        neighbours = together.fit_all(choices.neighbour_ridge)
+    else:
+        neighbours = together.fit(together.nearest(choices.neighbours), choices.neighbour_ridge, threads)
     head = RankingHead(parameters, items, neighbours.scaled(choices.sparse_weight))
     users = head.fold_in_users(by_user.histories(), recency=False, threads=threads).astype(np.float32)
-    if not np.isfinite(users).all() or not np.isfinite(items).all():
+    if not all(np.isfinite(array).all() for array in (users, items, neighbours.weight)):
         raise FitDiverged("a ranking head that is not finite")
-    return RankingFit(head, users, {"ranking_rank": float(parameters.rank)})
+    return RankingFit(head, users, {})
 
 
 def fit_factors(
@@ -104,18 +55,21 @@ def fit_factors(
     choices: RankingChoices,
     *,
     rng: np.random.Generator,
+    begin: Float32s | None = None,
     threads: int = 1,
 ) -> tuple[RankingParameters, Float32s]:
-    """Return parameters and item factors after the sweeps."""
+    """Return parameters and item factors after the sweeps. `begin` (m, r): factors of the first items."""
     n_users = by_user.rows
     by_item = by_user.by_other(n_items)
     rank = max(1, min(choices.rank, n_users, n_items))
     parameters = _begin(by_user.counts, by_item.counts, rank, choices)
-    # In float32, which is half the work: the last step for users is in float64.
     # Small, so that the first half-step for users is all prior and data, not chance.
     items: Floats = rng.normal(0.0, 0.1 / np.sqrt(rank), (n_items, rank)).astype(np.float32)
+    if begin is not None and begin.shape[1] == rank:
+        items[: len(begin)] = begin[:n_items]
     users_of, items_of = (Events(data.indptr, data.other) for data in (by_user, by_item))
     for _ in range(choices.sweeps):
+        # In float32, which is half the work: the last step for users is in float64.
         parameters = replace(parameters, user_gram=_gram(items, parameters, "item", by_item.counts))
         ridges = parameters.ridges("user", by_user.counts)
         prior = Prior(
@@ -145,8 +99,13 @@ def _begin(user_counts: Int64s, item_counts: Int64s, rank: int, choices: Ranking
         n_items=float(n_items),
         ridge=choices.ridge,
         recency_span=choices.recency_span,
-        recency_power=choices.recency_power,
+        recency_boost=choices.recency_boost,
         gamma=choices.gamma,
+        negatives=choices.negatives,
+        neighbours=float(choices.neighbours),
+        neighbour_ridge=choices.neighbour_ridge,
+        sparse_weight=choices.sparse_weight,
+        decided=choices.decided,
         noise=0.0,
         user_mean=np.zeros(rank),
         user_gram=np.eye(rank),

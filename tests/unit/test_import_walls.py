@@ -28,7 +28,7 @@ FLOORS_BELOW = {
     "factors.inference": {"factors.model"},
     "factors.posterior": {"factors.model", "factors.inference"},
     "factors.training": {"factors.model", "factors.inference", "factors.posterior"},
-    "factors.ranking": {"factors.model", "factors.inference"},
+    "factors.ranking": {"factors.model", "factors.inference", "factors.posterior", "factors.training"},
     "factors.serving": {"factors.model", "factors.inference", "factors.posterior", "factors.ranking"},
 }
 # The supervisor of a stack lives as long as the stack: these modules, and those that they load, need only the

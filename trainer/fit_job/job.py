@@ -15,8 +15,19 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from factors import FactorsError, FitDiverged, FitSettings, Fitted, Scale
+from factors import (
+    FactorsError,
+    FitDiverged,
+    FitRefused,
+    FitSettings,
+    Fitted,
+    RankingFit,
+    Scale,
+    fit_ranking,
+    head_from_bytes,
+)
 from processes.messages import Parent
+from trainer import log
 from trainer.archive.item_list import read_items
 from trainer.engines import EngineName, make_engine
 from trainer.engines.base import FitTask, Report
@@ -26,8 +37,8 @@ from trainer.errors import (
     FitFailedError,
     SegmentDamagedError,
 )
-from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.results import read_result, write_result
+from trainer.fit_job.ratings import FitInput, load_ratings
+from trainer.fit_job.results import FitResult, read_result, write_result
 from trainer.fit_job.trial import try_out
 
 # Workers that answer users on the same cores go first, but POST /train has a minute: no idle priority.
@@ -112,7 +123,37 @@ def run_fit(request: FitRequest, report: Report) -> None:
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
     if data.unknown:
         metrics["unknown_items"] = float(data.unknown)
-    write_result(Path(request.output), data, fitted, {**finite, **metrics})
+    start = None if request.from_scratch else live
+    ranking = fit_head(request, data, start, rng) if engine_has_head(request.engine) else None
+    write_result(Path(request.output), data, fitted, {**finite, **metrics}, ranking)
+
+
+def engine_has_head(engine: EngineName) -> bool:
+    """Say whether fits of this engine have a ranking head beside them; others rank by what they fit."""
+    return engine == "variational"
+
+
+def fit_head(
+    request: FitRequest, data: FitInput, live: FitResult | None, rng: np.random.Generator
+) -> RankingFit | None:
+    """Return the ranking head of these ratings, begun from that of the `live` fit, None where there is none:
+    ratings are published without one.
+    """
+    start = None
+    if live is not None and live.ranking is not None:
+        # One that is damaged or of another version: this fit chooses for itself.
+        with contextlib.suppress(FactorsError):
+            start = head_from_bytes(live.ranking.tobytes(), len(live.items))
+    shape = data.n_users, data.n_items
+    try:
+        return fit_ranking(data.ratings, *shape, rng=rng, threads=request.threads, start=start)
+    except FitRefused:
+        # No rating is left.
+        return None
+    except (FactorsError, MemoryError, ArithmeticError, np.linalg.LinAlgError):
+        # What went wrong is in the log: lists go by expected rating until the next fit.
+        log.LOGGER.exception("%s", log.line("ranking_fit_failed", {}))
+        return None
 
 
 def main() -> int:

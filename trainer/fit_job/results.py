@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Fitted, Model, from_bytes, posterior_of, to_bytes
+from factors import Fitted, Model, RankingFit, from_bytes, head_to_bytes, posterior_of, to_bytes
 from trainer.archive.segments import TEMPORARY, sync_directory
 from trainer.errors import FitFailedError
 from trainer.fit_job.ratings import FitInput
@@ -38,6 +38,8 @@ class FitResult:
     user that the fit has learned. Ratings by item, each pair once: those of item row `j` are
     `item_users[item_indptr[j]:item_indptr[j + 1]]` with `item_values`, `item_times`. Ids lie one behind the
     other in `id_bytes`, cut at `id_offsets` (u + 1,); `hashes` (u,), ascending, finds them by `hash_rows`.
+    `ranking` uint8: the ranking head as it is published, and `ranking_users` float32 (u, r), the vectors that
+    items are folded into it with; None where the fit has none.
     """
 
     path: Path
@@ -55,6 +57,8 @@ class FitResult:
     item_users: npt.NDArray[np.int32]
     item_values: npt.NDArray[np.float64]
     item_times: npt.NDArray[np.float64]
+    ranking: npt.NDArray[np.uint8] | None = None
+    ranking_users: npt.NDArray[np.float32] | None = None
 
     @property
     def n_users(self) -> int:
@@ -120,6 +124,8 @@ _ARRAYS = (
     "item_values",
     "item_times",
 )
+# Release 0.1.0 wrote none, and reads a fit that has them.
+_OF_A_HEAD = ("ranking", "ranking_users")
 
 
 _OF_A_RATING = ("item_values", "item_times")
@@ -150,7 +156,13 @@ def fit_in_memory(
     )
 
 
-def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, float]) -> None:
+def write_result(
+    path: Path,
+    data: FitInput,
+    fitted: Fitted,
+    metrics: dict[str, float],
+    ranking: RankingFit | None = None,
+) -> None:
     """Write a fit to the folder `path`, which appears only when it is complete."""
     # Of no users at all the buffers may be missing.
     offsets, content = np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
@@ -181,6 +193,10 @@ def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, 
         "item_values": ratings.value[by_item],
         "item_times": ratings.time[by_item],
     }
+    if ranking is not None:
+        arrays["ranking"] = np.frombuffer(head_to_bytes(ranking.head), dtype=np.uint8)
+        arrays["ranking_users"] = ranking.users
+        metrics = {**metrics, **ranking.metrics}
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -204,7 +220,9 @@ def read_result(path: Path) -> FitResult:
         # Version 0.1.0 did not say.
         if summary.get("format", 1) != FORMAT:
             raise FitFailedError(f"the fit in {path.name} is of another version")
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+        there = all((path / f"{name}.npy").is_file() for name in _OF_A_HEAD)
+        names = (*_ARRAYS, *_OF_A_HEAD) if there else _ARRAYS
+        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
         model = from_bytes((path / "model.bin").read_bytes())
         metrics = {str(name): float(value) for name, value in summary["metrics"].items()}
         return FitResult(
@@ -226,6 +244,10 @@ def erase_user(path: Path, user_id: bytes) -> bool:
     users = np.load(path / "users.npy", mmap_mode="r+", allow_pickle=False)
     users[row] = posterior_of(result.model).prior_user
     users.flush()
+    if result.ranking_users is not None:
+        vectors = np.load(path / "ranking_users.npy", mmap_mode="r+", allow_pickle=False)
+        vectors[row] = 0.0
+        vectors.flush()
     own = np.asarray(result.item_users) == row
     for name in _OF_A_RATING:
         # As a rating that was taken back: the arrays keep their sizes, for those that have them mapped.

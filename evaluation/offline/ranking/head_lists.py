@@ -60,5 +60,5 @@ def _histories(question: Question, users: Rows) -> Histories:
 
 def _note(head: RankingHead) -> str:
     parameters = head.parameters
-    recency = f"{parameters.recency_power:g}" if parameters.recency_power else "off"
+    recency = f"{parameters.recency_boost:g}" if parameters.recency_boost else "off"
     return f"head of rank {parameters.rank}, gamma {parameters.gamma:g}, recency {recency}"

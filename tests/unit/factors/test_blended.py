@@ -9,8 +9,8 @@ import pytest
 
 from factors import Bools, Float64s, Histories, Int64s, PosteriorModel, Ratings, Scale, Scorer, posterior_of
 from factors.ranking.blending import blended, highest_score
+from factors.ranking.fit import fit_ranking
 from factors.ranking.head import RankingHead
-from factors.ranking.training import fit_ranking
 from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.ivf_index import Index, index_of
 from tests.support.factories import make_items, make_model

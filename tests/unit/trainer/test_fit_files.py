@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from factors import posterior_of
+from factors import Histories, RankingHead, head_from_bytes, posterior_of
 from tests.support.event_tables import event_table, free, item_ids, opened
 from tests.support.trainers import started_fit
 from tests.support.waiting import wait_until_async
@@ -33,7 +33,7 @@ from trainer.errors import (
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.results import FitResult, erase_user
+from trainer.fit_job.results import FitResult, erase_user, read_result
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
@@ -217,15 +217,60 @@ async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
     assert not erase_user(result.path, b"u7")
     np.testing.assert_array_equal(result.users[7], posterior_of(result.model).prior_user)
     assert np.isnan(result.item_values).sum() == rated > 0
+    assert result.ranking_users is not None
+    assert not result.ranking_users[7].any()
+    assert result.ranking_users[8].any()
     assert result.rows_of([b"u7", b"u8"]).tolist() == [-1, 8]
     assert result.user_ids(7, 8) == [b"\xff\xff"]
     again = load_ratings(opened(archive), item_ids(16), result.user_id_array())
     assert again.user_ids.to_pylist()[-1] == "u7", "who comes back is a new user"
 
 
+async def test_fit_has_a_ranking_head_that_the_next_one_begins_from(tmp_path: Path) -> None:
+    # Of so many ratings choices are made.
+    archive = archived(tmp_path / "archive", world(n_users=100))
+    first = await fitted(request(archive, tmp_path / "first"))
+    head, vectors = head_of(first), first.ranking_users
+    assert vectors is not None
+    data = load_ratings(opened(archive), item_ids(16))
+    offsets = np.searchsorted(data.ratings.user_row, np.arange(data.n_users + 1))
+    histories = Histories(offsets, data.ratings.item_row, data.ratings.value, data.ratings.time)
+    users = head.fold_in_users(histories, recency=False)
+    np.testing.assert_allclose(vectors.astype(np.float64), users, rtol=1e-5, atol=1e-6)
+    archived(tmp_path / "archive", [("new", n, n, 4.0) for n in range(1, 5)], first_ms=1_000)
+    second = await fitted(request(archive, tmp_path / "second", live=str(first.path)))
+    assert head_of(second).parameters.decided == head.parameters.decided > 0
+    assert second.metrics["ranking_negatives"] == first.metrics["ranking_negatives"]
+
+
+async def test_damaged_head_is_not_begun_from(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world())
+    first = await fitted(request(archive, tmp_path / "first"))
+    np.save(first.path / "ranking.npy", np.zeros(100, np.uint8))
+    second = await fitted(request(archive, tmp_path / "second", live=str(first.path)))
+    assert len(head_of(second).items) == len(second.items)
+
+
+async def test_fit_without_a_ranking_head_is_read(tmp_path: Path) -> None:
+    result = await fitted(request(archived(tmp_path / "archive", world()), tmp_path / "fit"))
+    # As release 0.1.0 leaves it.
+    for name in ("ranking", "ranking_users"):
+        (result.path / f"{name}.npy").unlink()
+    old = read_result(result.path)
+    assert old.ranking is None
+    assert old.ranking_users is None
+    assert erase_user(old.path, b"u7")
+
+
+def head_of(result: FitResult) -> RankingHead:
+    assert result.ranking is not None
+    return head_from_bytes(result.ranking.tobytes(), len(result.items))
+
+
 async def test_fit_of_nothing_is_the_prior(tmp_path: Path) -> None:
     archive = EpochArchive(tmp_path / "archive", 1, guard=free)
     result = await fitted(request(archive, tmp_path / "fit", n_items=3))
+    assert result.ranking is None
     assert result.users.shape == (0, result.model.user_width)
     assert len(result.items) == 3
 

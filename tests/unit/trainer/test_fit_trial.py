@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import Int64s, Ratings, item_statistics, posterior_of
+from factors import FitDiverged, Int64s, Ratings, item_statistics, posterior_of
 from tests.support.event_tables import event_table, free, item_ids, opened
 from trainer import gate
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of, string_array
 from trainer.archive.item_list import write_items
 from trainer.engines.base import compared
-from trainer.fit_job import trial
+from trainer.fit_job import job, trial
 from trainer.fit_job.job import FitRequest, run_fit
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.results import FitResult, read_result
@@ -181,3 +181,16 @@ def test_a_ratio_of_losses_is_known_as_well_as_its_spread_over_fresh_users_says(
         "live_ratio": 1.0,
         "live_ratio_error": 0.0,
     }
+
+
+def test_ratings_are_fitted_though_the_ranking_head_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise FitDiverged("a ranking head that is not finite")
+
+    monkeypatch.setattr(job, "fit_ranking", failing)
+    result = fit_of(archived(tmp_path / "archive", honest("u", 20, 12, seed=1)), tmp_path / "fit")
+    assert len(result.users) == 20
+    assert result.ranking is None
+    assert "ranking_fit_failed" in caplog.text

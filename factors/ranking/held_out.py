@@ -1,0 +1,106 @@
+"""Events held out of training, and how well lists find them. Invariant: a choice has not learned what it is
+judged by.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from factors.inference.histories import Compressed
+from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s
+from factors.ranking.choices import HoldOut
+from factors.ranking.parameters import later_events
+
+# A tenth of the events is held out: so many are learned less than will be.
+_SHARE = 0.1
+# Of users with fewer events none is held out: the history left says nothing of which item came next.
+_LEAST = 5
+# NDCG@100 decides, as in the literature (Liang et al., 2018); of graded gains people see ten items.
+DEPTH, SHORT = 100, 10
+# Lists are made of so many users and items at most: 160 MB of scores.
+_MOST_USERS, _MOST_SCORES = 2_000, 40_000_000
+# Relevance runs from 0 to 4, as judges of search results have it: gains 2^grade - 1 (Burges et al., 2005).
+_GRADES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """`known`: the events to learn. Of the `users` (u,) of the lists: `histories`, and what is wanted, `row`
+    (m,) among them, `item` (m,), graded `gain` (m,).
+    """
+
+    known: Compressed
+    users: Int64s
+    histories: Histories
+    row: Int64s
+    item: Int64s
+    gain: Float64s
+
+    @classmethod
+    def of(cls, by_user: Compressed, n_items: int, held: Bools, rng: np.random.Generator) -> "HeldOut":
+        """Hold out the entries `held` (n,)."""
+        known, wanted = _part(by_user, ~held), _part(by_user, held)
+        users = np.flatnonzero(wanted.counts)
+        most = max(1, min(_MOST_USERS, _MOST_SCORES // max(1, n_items)))
+        if len(users) > most:
+            users = np.sort(rng.choice(users, most, replace=False))
+        among = np.full(by_user.rows, -1, dtype=np.int64)
+        among[users] = np.arange(len(users))
+        asked = among[wanted.row] >= 0
+        low, high = by_user.value.min(initial=np.inf), by_user.value.max(initial=-np.inf)
+        # Of ratings that are all alike each is as good.
+        grade = (wanted.value[asked] - low) / (high - low) if high > low else np.ones(int(asked.sum()))
+        row, item = among[wanted.row[asked]], wanted.other[asked]
+        listed = _part(known, among[known.row] >= 0)
+        indptr = np.concatenate([[0], np.cumsum(listed.counts[users])])
+        # As they were written, by which recency goes where times are unknown.
+        order = np.lexsort((listed.source, listed.row))
+        histories = Histories(
+            indptr, listed.other[order].astype(np.int32), listed.value[order], listed.time[order]
+        )
+        return cls(known, users, histories, row, item, np.exp2(_GRADES * grade) - 1.0)
+
+    def quality(self, scores: Float32s, gain: Float64s | None = None, depth: int = DEPTH) -> Float64s:
+        """Return NDCG at `depth` (u,) of lists by `scores` (u, n_items), every wanted item worth 1 or its
+        `gain` (m,). What is in a history is not listed; `scores` are overwritten.
+        """
+        gain = np.ones(len(self.row)) if gain is None else gain
+        seen = np.repeat(np.arange(len(self.users)), np.diff(self.histories.offsets))
+        scores[seen, self.histories.other_row] = -np.inf
+        # One more than are listed: what is no better than that one may not be in the list.
+        most = min(depth + 1, scores.shape[1])
+        best = -np.partition(-scores, most - 1, axis=1)[:, :most]
+        least = best.min(axis=1) if most > depth else np.full(len(best), -np.inf)
+        own = scores[self.row, self.item]
+        # Equal scores count as ranked before: a list that does not decide wins nothing.
+        above = (best[self.row] >= own[:, None]).sum(axis=1) - 1
+        listed = own > least[self.row]
+        found = np.where(listed, gain / np.log2(2.0 + above), 0.0)
+        order = np.lexsort((-gain, self.row))
+        rank = np.arange(len(order)) - np.searchsorted(self.row[order], self.row[order])
+        ideal = np.where(rank < depth, gain[order] / np.log2(2.0 + rank), 0.0)
+        sums = (
+            np.bincount(self.row, found, len(self.users)),
+            np.bincount(self.row[order], ideal, len(self.users)),
+        )
+        return np.asarray(sums[0] / np.maximum(sums[1], 1e-12))
+
+
+def hold_out(by_user: Compressed, how: HoldOut, rng: np.random.Generator) -> tuple[Bools, HoldOut]:
+    """Return which events (n,) are held out, and how: the latest only where times tell which they are."""
+    random = rng.random(len(by_user.other)) < _SHARE
+    if how == "random" or np.isnan(by_user.time).any():
+        return random, "random"
+    counts = by_user.counts[by_user.row]
+    latest = (later_events(by_user) < np.ceil(_SHARE * counts)) & (counts >= _LEAST)
+    before = np.full(by_user.rows, -np.inf)
+    np.maximum.at(before, by_user.row[~latest], by_user.time[~latest])
+    # Imported ratings may all have the time of the import.
+    if not latest.any() or np.mean(by_user.time[latest] > before[by_user.row[latest]]) < 0.5:
+        return random, "random"
+    return latest, "latest"
+
+
+def _part(data: Compressed, keep: Bools) -> Compressed:
+    indptr = np.concatenate([[0], np.cumsum(keep)])[data.indptr]
+    return Compressed(indptr, data.other[keep], data.value[keep], data.time[keep], data.source[keep])
