@@ -1,5 +1,6 @@
-"""The catalogue as one file of a backup, with attributes of users. Invariant: what is put back replaces
-nothing: a store that has an item, or has deleted it since, keeps that.
+"""The catalogue as one file of a backup, with attributes of users and scenarios.
+
+Invariant: what is put back replaces nothing: a store that has an item, or has deleted it since, keeps that.
 """
 
 import gzip
@@ -13,6 +14,7 @@ import msgspec
 from featurestore.catalogue.attributes import UserAttributes, Values
 from featurestore.catalogue.catalogue import READ_AT_ONCE, Catalogue, Change
 from featurestore.catalogue.item import AttributeType, AttributeValue, CatalogueItem, type_of
+from featurestore.catalogue.scenarios import Scenarios
 from featurestore.catalogue.schema import KINDS, Kind, Types
 
 FORMAT = "foldin-catalogue-1"
@@ -33,17 +35,21 @@ class DumpedUser(msgspec.Struct, frozen=True):
 
 
 class Dump(msgspec.Struct, frozen=True):
-    """All of a catalogue. `deleted`: ids of deleted items; `types`: of attributes, by kind and name."""
+    """All of a catalogue. `deleted`: ids of deleted items; `types`: of attributes, by kind and name;
+    `scenarios`: rules as JSON, by name.
+    """
 
     types: dict[str, dict[str, AttributeType]]
     items: list[CatalogueItem]
     deleted: list[str]
     users: list[DumpedUser]
+    scenarios: dict[str, str] = {}
     format: str = FORMAT
 
     def __bool__(self) -> bool:
         """Whether there is anything in it."""
-        return bool(self.items or self.deleted or self.users or any(self.types.values()))
+        known = self.items or self.deleted or self.users or self.scenarios
+        return bool(known or any(self.types.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,9 @@ def dump_from_bytes(data: bytes) -> Dump:
     return dump
 
 
-async def read_dump(catalogue: Catalogue, attributes: UserAttributes, partitions: int) -> Dump:
+async def read_dump(
+    catalogue: Catalogue, attributes: UserAttributes, scenarios: Scenarios, partitions: int
+) -> Dump:
     """Return all that was acknowledged before the call. Raises `StoreError`."""
     items: dict[str, CatalogueItem] = {}
     after = b""
@@ -96,10 +104,12 @@ async def read_dump(catalogue: Catalogue, attributes: UserAttributes, partitions
                 users[user_id] = DumpedUser(user_id.decode(), at_ms, values)
             more = cursor != 0
     types: dict[str, dict[str, AttributeType]] = {kind: await catalogue.schema.types(kind) for kind in KINDS}
-    return Dump(types, list(items.values()), sorted(deleted), list(users.values()))
+    return Dump(types, list(items.values()), sorted(deleted), list(users.values()), await scenarios.texts())
 
 
-async def put_back(catalogue: Catalogue, attributes: UserAttributes, dump: Dump) -> PutBack:
+async def put_back(
+    catalogue: Catalogue, attributes: UserAttributes, scenarios: Scenarios, dump: Dump
+) -> PutBack:
     """Put back what the store lacks; values whose attribute has another type there are left out.
 
     Safe to repeat. Raises `StoreError`.
@@ -121,6 +131,9 @@ async def put_back(catalogue: Catalogue, attributes: UserAttributes, dump: Dump)
         if before is None:
             users += 1
             await attributes.change(user.user_id.encode(), partial(_kept, values))
+    for name, text in dump.scenarios.items():
+        if await scenarios.get(name.encode()) is None:
+            await scenarios.put(name.encode(), text.encode())
     return PutBack(count, users)
 
 

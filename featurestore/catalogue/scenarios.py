@@ -5,8 +5,8 @@ from typing import Any
 
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
-from featurestore.errors import StoreRefused
-from featurestore.keys import Keys
+from featurestore.errors import StoreDamaged, StoreRefused
+from featurestore.keys import Keys, shown_key
 from featurestore.wire.connection import Connection
 from featurestore.wire.resp import encode
 
@@ -44,6 +44,18 @@ class Scenarios:
         """Return the names of all, in order."""
         names: Any = await self._client.hkeys(self._key)
         return sorted(names)
+
+    async def texts(self) -> dict[str, str]:
+        """Return all scenarios, each as its text. Raises `StoreDamaged` where one is none."""
+        found: dict[str, str] = {}
+        # One by one: all at once they may be larger than a reply should be.
+        for name in await self.names():
+            value = await self.get(name)
+            try:
+                found[name.decode()] = (value or b"").decode()
+            except UnicodeDecodeError as exc:
+                raise StoreDamaged(shown_key(self._key), f"the scenario {name!r} is no text") from exc
+        return found
 
     async def put(self, name: bytes, value: bytes) -> None:
         """Store a scenario in place of the one before. Raises `StoreRefused` where there are too many."""

@@ -179,7 +179,9 @@ class Restore:
         stays = erased.since_erasure([user.user_id.encode() for user in dump.users], at_ms)
         users = [user for user, is_kept in zip(dump.users, stays.tolist(), strict=True) if is_kept]
         dump = msgspec.structs.replace(dump, users=users)
-        found = await retried(put_back, self._store.catalogue, self._store.attributes, dump)
+        found = await retried(
+            put_back, self._store.catalogue, self._store.attributes, self._store.scenarios, dump
+        )
         self._say(
             f"  {found.items:,} items of the catalogue and attributes of {found.users:,} users are back"
         )

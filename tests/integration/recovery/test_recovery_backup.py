@@ -64,6 +64,8 @@ async def test_the_catalogue_comes_back_from_a_backup(
             await store.attributes.change(user, lambda _: {"age": 30.0})
         await store.attributes.change(b"u1", lambda _: {"age": 31.0})
         await store.catalogue.schema.hold("users", {"age": "number"})
+        for scenario in (b"home", b"other"):
+            await store.scenarios.put(scenario, b'{"per_category":2}')
     async with running_trainer(settings):
         await backed_up(settings, target)
         manifest = read_manifest(target / "epoch-000001")
@@ -73,6 +75,7 @@ async def test_the_catalogue_comes_back_from_a_backup(
     wipe(own_server, settings)
     async with opened(settings.store) as store:
         await store.catalogue.change({b"later": _becomes(CatalogueItem("later", "since"))})
+        await store.scenarios.put(b"other", b"{}")
         at_ms = (await store.ratings.forget(b"u2")).at_ms
         await store.commands.ask("erase", epoch=1, user=b"u2", at_ms=at_ms)
     async with running_trainer(settings):
@@ -85,6 +88,7 @@ async def test_the_catalogue_comes_back_from_a_backup(
             (gone,) = await store.catalogue.states([b"gone"])
             assert (gone.data, gone.deleted) == (None, True)
             assert await store.catalogue.schema.types("items") == {"year": "number"}
+            assert await store.scenarios.texts() == {"home": '{"per_category":2}', "other": "{}"}
             assert await store.attributes.get(b"u1") == {"age": 31.0}
             assert await store.attributes.get(b"u2") is None
             await store.redis.hset(store.keys.catalogue_items, "a", b"{")

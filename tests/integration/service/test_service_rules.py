@@ -9,7 +9,7 @@ import pytest
 from featurestore.catalogue.item import AttributeValue, CatalogueItem
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import Written, publish_for_ann
+from tests.support.factories import Written, lead, make_head, publish, publish_for_ann, rating
 from tests.support.serving import Client, is_problem, serves, serving
 
 ITEMS = 12
@@ -221,3 +221,34 @@ async def test_a_scenario_is_checked_when_it_is_put(
         assert is_problem(await client.get(path), 503, "data_damaged")
     assert (await client.ask("PUT", "/scenarios/home", json={})).status == 200
     assert (await client.get("/recommend/ann?scenario=home")).status == 200
+
+
+async def test_rules_are_about_the_score_of_the_ranking_head(
+    store: Store, store_settings: StoreSettings
+) -> None:
+    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
+    await store.ratings.append([rating("ann", "item-0", 5.0)])
+    written = await publish(store, await lead(store), n_items=ITEMS, users=[b"ann"], head=make_head(ITEMS))
+    await put(store, *map(film, range(ITEMS)))
+    async with serving(store_settings) as (client, _):
+        await serves(client, written.writer.number)
+        plain = (await client.post("/recommend/ann", {"n": 100})).json
+        assert plain["order"] == "score"
+        boosts = [{"filter": OLD, "multiply": 3.0}]
+        items = (await client.post("/recommend/ann", {"n": 100, "boosts": boosts})).json["items"]
+        expected = {
+            item["item_id"]: item["score"] * (3.0 if int(item["item_id"][5:]) < 6 else 1.0)
+            for item in plain["items"]
+        }
+        assert {item["item_id"]: item["score"] for item in items} == pytest.approx(expected)
+        # The parts of a score stay as they are; of scores of 0 the more relevant item stands first.
+        parts = {item["item_id"]: (item["relevance"], item["rating"]) for item in plain["items"]}
+        for item in items:
+            assert (item["relevance"], item["rating"]) == pytest.approx(parts[item["item_id"]], abs=1e-6)
+        ranks = [(-item["score"], -item["relevance"]) for item in items]
+        assert ranks == sorted(ranks)
+        capped = await listed(client, per_category=2, diversity={"lambda": 0.5})
+        assert sorted(row % 3 == 0 for row in capped) == [False, False, True, True]
+        by_rating = (await client.post("/recommend/ann", {"n": 3, "order": "rating", "filter": OLD})).json
+        assert by_rating["order"] == "rating"
+        assert all(int(item["item_id"][5:]) < 6 for item in by_rating["items"])
