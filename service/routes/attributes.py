@@ -7,13 +7,13 @@ from aiohttp import web
 
 from featurestore.catalogue.attributes import Values
 from featurestore.errors import StoreUnavailable
+from service.catalogue.held_types import ATTEMPTS, held_types, hold
 from service.catalogue.parsing import Sent, check_size, patched_values, shown_values, values_of
 from service.context import CONTEXT, ServiceContext
 from service.http.parsing import Body, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, STORE, WRITES, Route, request_body
-from service.routes.catalogue import ATTEMPTS, held_types, hold
 
 _BODY: Body[dict[str, Any]] = Body(dict[str, Any])
 _CHANGED = (*BODY, "invalid_parameter", "not_found", *WRITES)
@@ -106,7 +106,7 @@ async def _changed(request: web.Request, *, patches: bool) -> web.StreamResponse
 
 async def _stored(context: ServiceContext, user_id: bytes, sent: dict[str, Any], *, patches: bool) -> Values:
     for _ in range(ATTEMPTS):
-        types = await held_types(context, "users")
+        types = await held_types(context.store, "users")
         new = dict(types)
 
         def change(before: Values | None, new: Any = new) -> Values:
@@ -119,6 +119,6 @@ async def _stored(context: ServiceContext, user_id: bytes, sent: dict[str, Any],
 
         # The types must be held before a value of them is stored.
         change(None)
-        if await hold(context, "users", types, new):
+        if await hold(context.store, "users", types, new):
             return await context.store.attributes.change(user_id, change) or {}
     raise StoreUnavailable("others are changing the schema", 0.1)

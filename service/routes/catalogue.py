@@ -6,7 +6,6 @@ Invariant: what was answered with a 2xx is in the next answer of every worker.
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -14,39 +13,35 @@ from aiohttp import web
 
 from featurestore.catalogue.catalogue import Change, title_key
 from featurestore.catalogue.item import AttributeType, CatalogueItem
-from featurestore.catalogue.schema import MOST_NAME_BYTES, Kind, SchemaChanged, SchemaFull
+from featurestore.catalogue.schema import MOST_NAME_BYTES
 from featurestore.errors import EpochGone, ItemsSpent, StoreUnavailable
+from service.catalogue.held_types import ATTEMPTS, held_types, hold
 from service.catalogue.parsing import (
+    MAX_ROWS,
     ItemIn,
     ItemPatch,
     ItemRowIn,
     ItemShown,
     Types,
     new_item,
+    new_items,
+    parse_items,
     patched_item,
 )
-from service.context import CONTEXT, ServiceContext
+from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import (
     INLINE_BYTES,
-    NOT_DECODED,
     Body,
     Query,
-    body_ids,
-    check_rows,
     path_id,
-    problem_of,
 )
 from service.http.problems import Problem
 from service.http.quotas import CALLED_BY
 from service.http.response import READ_WITHIN_S, json_answer
 from service.openapi import BODY, STORE, WRITES, Route, content, list_of, query_parameter, request_body, whole
 
-# So many items take the store about 100 ms (10 us each), in steps of a few milliseconds.
-MAX_ROWS = 10_000
 MAX_PAGE = 1_000  # a page of that many is some 300 KB
-# As often other calls may fix the types of the same attributes in between.
-ATTEMPTS = 4
 _EXPORTED_AT_ONCE = 500  # 150 KB are in memory for a client that reads slowly
 _ORDERS = ("id", "title")
 _LINES = "application/x-ndjson"
@@ -85,8 +80,6 @@ _ITEM: Body[ItemIn] = Body(ItemIn)
 _PATCH: Body[ItemPatch] = Body(ItemPatch)
 _SCHEMA: Body[SchemaBody] = Body(SchemaBody)
 _ENCODER = msgspec.json.Encoder()
-_ROW = msgspec.json.Decoder(ItemRowIn)
-_ROWS = msgspec.json.Decoder(list[ItemRowIn])
 _EXAMPLE = {"title": "Dune", "categories": ["sf", "classic"], "attributes": {"year": 1965}}
 _CHANGED = (*BODY, "invalid_parameter", "not_found", "too_many_items", *WRITES)
 
@@ -101,16 +94,16 @@ _CHANGED = (*BODY, "invalid_parameter", "not_found", "too_many_items", *WRITES)
 async def put_item(request: web.Request) -> web.StreamResponse:
     """Say what is known of an item; what was said before is replaced."""
     context = request.app[CONTEXT]
-    item_id = path_id(request.rel_url.raw_path, 1, "item_id")
+    store, item_id = context.store, path_id(request.rel_url.raw_path, 1, "item_id")
     context.require_room()
     async with context.bodies.read(request, context.imports) as received:
         sent = _ITEM.decode(received.raw)
         for _ in range(ATTEMPTS):
-            types = await held_types(context, "items")
+            types = await held_types(store, "items")
             item = new_item(item_id, sent, new := dict(types))
             await _register(request, [item_id])
-            if await hold(context, "items", types, new):
-                await context.store.catalogue.change({item_id: _becomes(item)})
+            if await hold(store, "items", types, new):
+                await store.catalogue.change({item_id: _becomes(item)})
                 return json_answer(ItemShown.of(item))
     raise StoreUnavailable("others are changing the schema", 0.1)
 
@@ -128,18 +121,18 @@ async def patch_item(request: web.Request) -> web.StreamResponse:
     What is left out stays; an attribute that is null is taken away.
     """
     context = request.app[CONTEXT]
-    item_id = path_id(request.rel_url.raw_path, 1, "item_id")
+    store, item_id = context.store, path_id(request.rel_url.raw_path, 1, "item_id")
     context.require_room()
     async with context.bodies.read(request, context.imports) as received:
         sent = _PATCH.decode(received.raw)
-        (state,) = await context.store.catalogue.states([item_id])
-        rows = await context.store.items(await context.epoch()).rows([item_id])
+        (state,) = await store.catalogue.states([item_id])
+        rows = await store.items(await context.epoch()).rows([item_id])
         # One that has ratings alone can be hidden as well.
         if state.deleted or (state.data is None and rows[0] is None):
             raise Problem("unknown_item", "neither the catalogue nor a rating names this item")
         found: list[CatalogueItem] = []
         for _ in range(ATTEMPTS):
-            types = await held_types(context, "items")
+            types = await held_types(store, "items")
             new = dict(types)
 
             def change(before: CatalogueItem | None, new: Types = new) -> CatalogueItem:
@@ -147,9 +140,9 @@ async def patch_item(request: web.Request) -> web.StreamResponse:
                 return found[0]
 
             # First without a change: the types must be held before a value of them is stored.
-            change(None if state.data is None else context.store.catalogue.read(state.data))
-            if await hold(context, "items", types, new):
-                await context.store.catalogue.change({item_id: change})
+            change(None if state.data is None else store.catalogue.read(state.data))
+            if await hold(store, "items", types, new):
+                await store.catalogue.change({item_id: change})
                 return json_answer(ItemShown.of(found[0]))
     raise StoreUnavailable("others are changing the schema", 0.1)
 
@@ -166,12 +159,12 @@ async def delete_item(request: web.Request) -> web.StreamResponse:
     Its ratings stay, for they say what their users like. Put it again to have it back.
     """
     context = request.app[CONTEXT]
-    item_id = path_id(request.rel_url.raw_path, 1, "item_id")
-    (state,) = await context.store.catalogue.states([item_id])
-    rows = await context.store.items(await context.epoch()).rows([item_id])
+    store, item_id = context.store, path_id(request.rel_url.raw_path, 1, "item_id")
+    (state,) = await store.catalogue.states([item_id])
+    rows = await store.items(await context.epoch()).rows([item_id])
     if state.deleted or (state.data is None and rows[0] is None):
         raise Problem("unknown_item", "neither the catalogue nor a rating names this item")
-    await context.store.catalogue.change({item_id: _becomes(None)})
+    await store.catalogue.change({item_id: _becomes(None)})
     return json_answer(DeletedItem(1))
 
 
@@ -187,6 +180,7 @@ async def delete_item(request: web.Request) -> web.StreamResponse:
 async def post_items(request: web.Request) -> web.StreamResponse:
     """Say what is known of items: one, an array, or one a line. One bad row refuses all."""
     context = request.app[CONTEXT]
+    store = context.store
     context.require_room()
     async with context.bodies.read(request, context.imports, takes_lines=True) as (raw, lines):
         if len(raw) <= INLINE_BYTES:
@@ -194,41 +188,17 @@ async def post_items(request: web.Request) -> web.StreamResponse:
         else:
             rows, ids = await asyncio.to_thread(parse_items, raw, lines=lines)
         for _ in range(ATTEMPTS):
-            types = await held_types(context, "items")
-            items = await asyncio.to_thread(_items, ids, rows, new := dict(types))
+            types = await held_types(store, "items")
+            items = await asyncio.to_thread(new_items, ids, rows, new := dict(types))
             # Of a call that is refused nothing is registered or held.
             await _register(request, ids)
-            if await hold(context, "items", types, new):
+            if await hold(store, "items", types, new):
                 # Of an item that stands twice the last counts.
                 changes = {item_id: _becomes(item) for item_id, item in zip(ids, items, strict=True)}
-                await context.store.catalogue.change(changes)
+                await store.catalogue.change(changes)
                 request[WHAT] = f"items={len(changes)}"
                 return json_answer(Stored(len(rows)))
     raise StoreUnavailable("others are changing the schema", 0.1)
-
-
-def parse_items(body: bytes | bytearray, *, lines: bool) -> tuple[list[ItemRowIn], list[bytes]]:
-    """Return the items in `body` and their ids: one object, an array, or an object a line.
-
-    Raises a `Problem` that names a field, and the first bad row.
-    """
-    is_object = body[:64].lstrip()[:1] == b"{"
-    try:
-        if lines:
-            rows = _ROW.decode_lines(body)
-        elif is_object:
-            rows = [_ROW.decode(body)]
-        else:
-            rows = _ROWS.decode(body)
-    except NOT_DECODED as exc:
-        raise problem_of(exc, body, lines=lines) from None
-    check_rows(len(rows), MAX_ROWS)
-    return rows, body_ids([row.item_id for row in rows], "item_id")
-
-
-def _items(ids: list[bytes], rows: list[ItemRowIn], types: Types) -> list[CatalogueItem]:
-    each = enumerate(zip(ids, rows, strict=True))
-    return [new_item(item_id, row, types, number) for number, (item_id, row) in each]
 
 
 @Route(
@@ -312,6 +282,7 @@ async def put_schema(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     async with context.bodies.read(request, context.imports) as received:
         told = _SCHEMA.decode(received.raw)
+    store = context.store
     kinds: tuple[tuple[Literal["items", "users"], Types], ...] = (
         ("items", told.items),
         ("users", told.users),
@@ -321,33 +292,14 @@ async def put_schema(request: web.Request) -> web.StreamResponse:
             if not 0 < len(name.encode()) <= MOST_NAME_BYTES:
                 detail = f"a name must have 1 to {MOST_NAME_BYTES} bytes"
                 raise Problem("invalid_body", detail, field=f"{kind}.{name[:MOST_NAME_BYTES]}")
-        held = await held_types(context, kind)
+        held = await held_types(store, kind)
         for name, each in types.items():
             if held.get(name, each) != each:
                 detail = f"{name} is of type {held[name]} since its first use, not {each}"
                 raise Problem("invalid_body", detail, field=f"{kind}.{name}")
-        if not await hold(context, kind, held, {**held, **types}):
+        if not await hold(store, kind, held, {**held, **types}):
             raise StoreUnavailable("others are changing the schema", 0.1)
     return await get_schema.handler(request)
-
-
-async def held_types(context: ServiceContext, kind: Kind) -> Types:
-    """Return the types of attributes that are fixed."""
-    return await context.store.catalogue.schema.types(kind)
-
-
-async def hold(context: ServiceContext, kind: Kind, held: Types, types: Mapping[str, AttributeType]) -> bool:
-    """Fix those `types` that were not `held`; False where another call has just fixed one otherwise: look
-    again. Raises `invalid_body` where there are too many.
-    """
-    new = {name: each for name, each in types.items() if name not in held}
-    try:
-        await context.store.catalogue.schema.hold(kind, new)
-    except SchemaFull as exc:
-        raise Problem("invalid_body", str(exc), field="attributes") from exc
-    except SchemaChanged:
-        return False
-    return True
 
 
 async def _register(request: web.Request, item_ids: list[bytes]) -> None:
