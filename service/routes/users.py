@@ -24,7 +24,7 @@ from service.routes.items import expected, item_names
 MAX_PAGE = 1000
 # No history is longer.
 MAX_OFFSET = 2**31
-# The id of the command; those of 0.1.0 have the time of the call besides, in seconds.
+# The id of the command, and the time of the call in seconds: a replica of 0.1.0 knows none without.
 _RECEIPT = re.compile(r"([0-9a-f]{32})(?:-([0-9a-f]{1,12}))?")
 
 
@@ -152,7 +152,9 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     done = outcome is not None and outcome.state == "done"
     # A trainer of 0.1.0 says `done` of less: the rest is left to the one after it.
     archive = "erased" if done and await store.commands.stage(receipt) is None else "pending"
-    return json_answer(Receipt(receipt, archive, user_id.decode(), forgotten.ratings))
+    return json_answer(
+        Receipt(f"{receipt}-{int(time.time()):x}", archive, user_id.decode(), forgotten.ratings)
+    )
 
 
 @Route(

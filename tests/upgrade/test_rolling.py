@@ -217,8 +217,10 @@ async def test_a_stack_rolls_to_this_version_and_back(own_redis: StoreServer, tm
                     third = await roller.add(old=back)
                     await compare(session, second, third)
                     newer = second if back else third
-                    # Both versions take it, whichever trainer runs; the newer shows the receipts of both.
+                    # Both versions take it, whichever trainer runs, and both show the receipts of both.
                     receipts = [(await forget(session, each, f"gone-{back}"))[0] for each in (second, third)]
+                    for each, receipt in itertools.product((second, third), receipts):
+                        assert await said(session, each, receipt) in {"pending", "erased"}
                     await roller.remove(first)
                     await next_generation(store)
                     if not back:
