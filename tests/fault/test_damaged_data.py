@@ -1,8 +1,8 @@
 """Other bytes under every kind of key: the same answer, or a clear 503 with the key in the log; a trainer
 that goes on, or leaves with one line that names the key; and whatever happens nothing is removed.
 
-`FOLDIN_TEST_ALL_DAMAGE=1` tries every damage of every key. Without it each kind of key meets one, drawn by its
-name: the same one in every run, so that a failure comes again, and not the same one for all kinds.
+`FOLDIN_TEST_ALL_DAMAGE=1` tries every damage of every key. Without it each kind of key meets one, drawn by
+its name: the same one in every run, so that a failure comes again, and not the same one for all kinds.
 """
 
 import asyncio
