@@ -132,7 +132,8 @@ async def ruled(
         return Listed(await ranking.top(wanted, exclude, shown), None)
     rows = await _rows(context, live, call)
     mask = partial(_mask, call.view, n_items, rows)
-    applied = await apply(call.rules, rows, mask, n_items=n_items, shown=shown, exclude=exclude)
+    both = call.view.both
+    applied = await apply(call.rules, rows, mask, both, n_items=n_items, shown=shown, exclude=exclude)
     if applied.empty:
         return Listed(await ranking.top(0, exclude, None), NO_ITEM_PASSES)
     items = await RuledList(applied, ranking, call.view.columns).first(wanted)

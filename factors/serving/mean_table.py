@@ -7,7 +7,7 @@ are looked at again. The search by an index (`ivf_index`) looks into some of its
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,23 @@ _RUN = 128
 _ROWS_AT_ONCE = 1 << 10
 # So few allowed rows are read one by one in about a millisecond at rank 64: then the answer is exact.
 FEW_ALLOWED = 1 << 13
+
+
+# Masks that are remembered: those of the filters of a front-end. Of a million items each takes 4 MB at most.
+_REMEMBERED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowed:
+    """What a `mask` allows of a table with these `rows`: `positions` int32 (k,), ascending; `starts` int64
+    (c + 1,): where those of each list of the index begin, and where the last list ends.
+    """
+
+    mask: Bools
+    rows: Int32s
+    n_items: int
+    positions: Int32s
+    starts: Int64s
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,8 @@ class MeanTable:
     positions: Int32s
     index: Index | None
     starts: Int64s
+    # By the mask's address; each has its mask, so no other one can have that address meanwhile.
+    remembered: dict[int, _Allowed] = field(default_factory=dict)
 
     @staticmethod
     def of(items: Float32s, columns: slice, index: Index | None) -> "MeanTable":
@@ -73,7 +92,9 @@ class MeanTable:
             means, rows, positions = (grown(array, n) for array in (means, rows, positions))
             rows[before:] = positions[before:] = np.arange(before, len(rows))
         means[positions[changed]] = items[changed][:, self.columns]
-        return MeanTable(self.columns, n, means, rows, positions, self.index, self.starts)
+        return MeanTable(
+            *(self.columns, n, means, rows, positions, self.index, self.starts), remembered=self.remembered
+        )
 
     def share(self, depth: int) -> float:
         """Return about which part of the table is read for the best `depth` items, excluded ones included."""
@@ -92,10 +113,15 @@ class MeanTable:
         """Return the rows of the best `n` items, best first, for each of `features` (b, dim), without the
         rows in `exclude` (b arrays). By the index where there is one and `n` is small, unless `exact`.
 
-        `allowed` (n_items,): the rows that may be returned; one beyond its end may not.
+        `allowed` (n_items,): the rows that may be returned; one beyond its end may not. What one allows that
+        cannot be written to is remembered for the next call with it.
         """
         excluded = [np.sort(self.positions[rows]).astype(np.int64) for rows in exclude]
-        if allowed is not None:
+        if allowed is not None and not allowed.flags.writeable:
+            kept = self._remember(allowed)
+            pairs = zip(features, excluded, strict=True)
+            found = [self._best_of_kept(user, n, kept, rows, exact=exact) for user, rows in pairs]
+        elif allowed is not None:
             allowed = allowed[: self.n_items]
             # A millionth of a second for 30,000 rows: no reason to remember it with the mask.
             count = int(np.count_nonzero(allowed))
@@ -168,6 +194,46 @@ class MeanTable:
             probes *= 2
         return None
 
+    def _remember(self, mask: Bools) -> _Allowed:
+        """Return what a mask allows, made once for each state of the table."""
+        kept = self.remembered.get(id(mask))
+        if kept is None or kept.rows is not self.rows or kept.n_items != self.n_items:
+            positions = np.flatnonzero(self._allowed_at(slice(0, self.n_items), mask)).astype(np.int32)
+            kept = _Allowed(mask, self.rows, self.n_items, positions, np.searchsorted(positions, self.starts))
+            self.remembered[id(mask)] = kept
+            # Another thread may forget one at the same time.
+            while len(self.remembered) > _REMEMBERED:
+                self.remembered.pop(next(iter(self.remembered), 0), None)
+        return kept
+
+    def _best_of_kept(
+        self, user: Float32s, n: int, kept: _Allowed, exclude: Int64s, *, exact: bool
+    ) -> Int64s | None:
+        """Return the best `n` of what a mask allows, by the index where there is one, unless `exact`; None
+        where the product with all items is faster.
+        """
+        probes = None if exact else self._probes(n + len(exclude))
+        if self.index is not None and probes is not None and len(kept.positions) > FEW_ALLOWED:
+            near, lists = self.index.centres @ user, len(self.index.centres)
+            # As many allowed rows as a search without a mask looks at; lists that are near may have few.
+            wanted = probes * len(self.index.lists) // lists
+            probes = probes * len(self.index.lists) // len(kept.positions)
+            while probes < lists:
+                some = np.argpartition(near, lists - probes)[lists - probes :]
+                borders = zip(kept.starts[some].tolist(), kept.starts[some + 1].tolist(), strict=True)
+                parts = [kept.positions[start:stop] for start, stop in borders]
+                # Items that came after the index are in none of its lists.
+                positions = np.concatenate([*parts, kept.positions[kept.starts[-1] :]]).astype(np.int64)
+                if len(positions) >= wanted:
+                    best = self._best_among(user, n, positions, exclude)
+                    if len(best) == n:
+                        return best
+                    break
+                probes *= 2
+        # Rows that are copied one by one take four times as long as in their order.
+        few = len(kept.positions) <= max(FEW_ALLOWED, self.n_items // 4)
+        return self._best_among(user, n, kept.positions.astype(np.int64), exclude) if few else None
+
     def _allowed_at(self, positions: Int64s | slice, allowed: Bools) -> Bools:
         """Return which of `positions` hold a row that is `allowed`."""
         rows = self.rows[positions]
@@ -179,13 +245,11 @@ class MeanTable:
 
     def _best_among(self, user: Float32s, n: int, positions: Int64s, exclude: Int64s) -> Int64s:
         """Return the best `n` of distinct `positions`, best first, ties by row."""
-        if len(exclude):
-            positions = positions[~np.isin(positions, exclude)]
-        if not len(positions):
-            return positions
         scores = self.means[positions] @ user
-        best = largest(scores, n)
-        return np.asarray(positions[best][np.lexsort((self.rows[positions[best]], -scores[best]))])
+        # The few that are excluded are looked for among the best alone.
+        best = largest(scores, n + len(exclude))
+        best = best[~np.isin(positions[best], exclude)]
+        return np.asarray(positions[best][np.lexsort((self.rows[positions[best]], -scores[best]))][:n])
 
     def _exact(
         self, features: Float32s, n: int, exclude: Sequence[Int64s], allowed: Bools | None = None

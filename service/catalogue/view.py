@@ -94,6 +94,10 @@ class CatalogueView:
         await self.settle()
         return await self._masks.mask(wanted, n, rows)
 
+    def both(self, passing: Bools, shown: Bools) -> Bools:
+        """Return what passes a filter and may be shown (n,), of masks that never change."""
+        return self._masks.both(passing, shown)
+
     def _item(self, state: ItemState) -> CatalogueItem | None:
         """Return the item that is stored, None where there is none or it is damaged."""
         if state.data is None:

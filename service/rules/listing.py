@@ -86,16 +86,24 @@ Mask = Callable[[Filter], Awaitable[Bools]]
 
 
 async def apply(
-    rules: Rules, rows: Mapping[bytes, int], mask: Mask, *, n_items: int, shown: Bools | None, exclude: Int64s
+    rules: Rules,
+    rows: Mapping[bytes, int],
+    mask: Mask,
+    both: Callable[[Bools, Bools], Bools],
+    *,
+    n_items: int,
+    shown: Bools | None,
+    exclude: Int64s,
 ) -> Applied:
-    """Return `rules` on item rows. `rows`: of the ids that they name; `mask` makes that of a filter; `shown`
-    (n_items,): what may be shown at all, None for everything; `exclude`: rows that are left out besides.
+    """Return `rules` on item rows. `rows`: of the ids that they name; `mask` makes that of a filter, `both`
+    what two masks pass; `shown` (n_items,): what may be shown at all, None for everything; `exclude`: rows
+    that are left out besides.
     """
     barred = {rows[item_id] for item_id in rules.exclude if item_id in rows}
     allowed = shown
     if rules.filter != NO_FILTER:
         passing = await mask(rules.filter)
-        allowed = passing if shown is None else passing & shown
+        allowed = passing if shown is None else both(passing, shown)
     if rules.candidates is not None:
         candidates = np.zeros(n_items, dtype=np.bool_)
         some = np.array([rows[item_id] for item_id in rules.candidates if item_id in rows], dtype=np.int64)

@@ -14,6 +14,9 @@ _QUICK = 2_000_000
 # A front-end has some ten filters, and a mask of a million items is a megabyte.
 _KEPT_BYTES = 32_000_000
 
+# Of a filter and what may be shown: as many as a front-end has filters.
+_PAIRS_KEPT = 16
+
 _Key = tuple[Filter, int, tuple[int, ...]]
 
 
@@ -25,6 +28,7 @@ class Masks:
         self._kept_bytes = kept_bytes
         self._kept: dict[_Key, Bools] = {}
         self._bytes = 0
+        self._pairs: dict[tuple[int, int], tuple[Bools, Bools, Bools]] = {}
 
     async def mask(self, wanted: Filter, n: int, rows: Rows) -> Bools:
         """Return which of the first `n` item rows pass (n,), not to be written to. `rows`: of the ids that it
@@ -51,6 +55,22 @@ class Masks:
         self._kept[key] = mask
         while self._bytes > self._kept_bytes and len(self._kept) > 1:
             self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+
+    def both(self, first: Bools, second: Bools) -> Bools:
+        """Return what two masks (n,) pass (n,); of a `first` that is kept, the same object for the same two,
+        not to be written to: a ranking may remember what it allows.
+        """
+        if first.flags.writeable:
+            # Made for one call, as it names ids.
+            return first & second
+        key = id(first), id(second)
+        pair = self._pairs.pop(key, None) or (first, second, first & second)
+        pair[2].flags.writeable = False
+        # With the two, so that no other mask has the address of one meanwhile.
+        self._pairs[key] = pair
+        if len(self._pairs) > _PAIRS_KEPT:
+            del self._pairs[next(iter(self._pairs))]
+        return pair[2]
 
     async def _made(self, wanted: Filter, n: int, rows: Rows, *, quick: bool) -> Bools:
         if quick:

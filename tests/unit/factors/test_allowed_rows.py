@@ -5,6 +5,7 @@ import pytest
 
 from factors import Bools, Index, Ranker, build_index, posterior_of
 from factors.model.layout import item_layout
+from factors.serving import mean_table
 from tests.support.factories import make_items, make_model
 
 MODEL = make_model()
@@ -39,18 +40,22 @@ def by_hand(full: list[int], allowed: Bools, exclude: np.ndarray, n: int) -> lis
 
 @pytest.mark.parametrize("few", [0, 1 << 13])
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.9, 1.0])
+@pytest.mark.parametrize("remembered", [False, True])
 def test_exact_rankings_respect_a_mask(
     tables: tuple[np.ndarray, np.ndarray],
     index: Index,
     monkeypatch: pytest.MonkeyPatch,
+    *,
     few: int,
     share: float,
+    remembered: bool,
 ) -> None:
     # Both ways: row by row, and by the product with all items.
     monkeypatch.setattr("factors.serving.mean_table.FEW_ALLOWED", few)
     items, users = tables
     rng = np.random.default_rng(3)
     allowed = rng.random(COUNT) < share
+    allowed.flags.writeable = not remembered
     some = users[:8]
     excluded = [rng.integers(0, COUNT, 50) for _ in some]
     for each in (None, index):
@@ -62,13 +67,20 @@ def test_exact_rankings_respect_a_mask(
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
+@pytest.mark.parametrize("remembered", [False, True])
 def test_the_index_finds_as_much_under_a_mask(
-    tables: tuple[np.ndarray, np.ndarray], index: Index, monkeypatch: pytest.MonkeyPatch, share: float
+    tables: tuple[np.ndarray, np.ndarray],
+    index: Index,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    share: float,
+    remembered: bool,
 ) -> None:
     monkeypatch.setattr("factors.serving.mean_table.FEW_ALLOWED", 0)
     items, users = tables
     ranker = Ranker(posterior_of(MODEL), items, index)
     allowed = np.random.default_rng(4).random(COUNT) < share
+    allowed.flags.writeable = not remembered
     nothing = [NOTHING] * len(users)
     exact = ranker.top(users, 10, nothing, exact=True, allowed=allowed)
     found = ranker.top(users, 10, nothing, allowed=allowed)
@@ -77,8 +89,13 @@ def test_the_index_finds_as_much_under_a_mask(
     assert all(allowed[ranked.item_rows].all() for ranked in found)
 
 
+@pytest.mark.parametrize("remembered", [False, True])
 def test_the_index_holds_where_a_mask_goes_against_the_taste(
-    tables: tuple[np.ndarray, np.ndarray], index: Index, monkeypatch: pytest.MonkeyPatch
+    tables: tuple[np.ndarray, np.ndarray],
+    index: Index,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    remembered: bool,
 ) -> None:
     monkeypatch.setattr("factors.serving.mean_table.FEW_ALLOWED", 0)
     items, users = tables
@@ -89,6 +106,7 @@ def test_the_index_holds_where_a_mask_goes_against_the_taste(
         full = ranker.top(user[None], COUNT, [NOTHING], exact=True)[0].item_rows
         allowed = np.zeros(COUNT, dtype=np.bool_)
         allowed[full[COUNT // 2 :]] = True
+        allowed.flags.writeable = not remembered
         exact = ranker.top(user[None], 10, [NOTHING], exact=True, allowed=allowed)[0].item_rows
         found = ranker.top(user[None], 10, [NOTHING], allowed=allowed)[0].item_rows
         hits.append(len(np.intersect1d(exact, found)))
@@ -108,3 +126,20 @@ def test_rows_beyond_a_mask_are_not_allowed(tables: tuple[np.ndarray, np.ndarray
     assert ranker.similar(3, 200, allowed).item_rows.max() < 100
     none = ranker.top(users[:2], 5, [NOTHING, NOTHING], allowed=np.zeros(COUNT, dtype=np.bool_))
     assert [len(ranked.item_rows) for ranked in none] == [0, 0]
+
+
+def test_what_a_mask_allows_is_remembered_until_the_table_has_other_rows(
+    tables: tuple[np.ndarray, np.ndarray], index: Index
+) -> None:
+    items, users = tables
+    ranker = Ranker(posterior_of(MODEL), items[: COUNT - 5], None)
+    masks = [np.random.default_rng(seed).random(COUNT) < 0.1 for seed in range(40)]
+    for mask in masks:
+        mask[-5:] = True
+        mask.flags.writeable = False
+        ranker.top(users[:1], 5, [NOTHING], allowed=mask)
+    assert len(ranker._state.means.remembered) == mean_table._REMEMBERED
+    ranker.update(np.zeros(0, dtype=np.int64), items)
+    for mask in masks[-3:]:
+        found = ranker.top(users[:1], COUNT, [NOTHING], allowed=mask)[0]
+        assert sorted(found.item_rows.tolist()) == np.flatnonzero(mask).tolist()

@@ -181,3 +181,17 @@ async def test_long_masks_are_made_in_a_thread_while_nothing_is_written(
     assert (await asked).tolist() == [True, True, False, False, False]
     await written
     assert (await Masks(columns).mask(Filter(), 5, {})).all()
+
+
+def test_two_masks_together_are_one_object_while_they_are_the_same() -> None:
+    kept = Masks(Columns())
+    first, second = np.array([True, True, False]), np.array([True, False, True])
+    # Made for one call: not kept.
+    assert kept.both(first, second).flags.writeable
+    first.flags.writeable = False
+    both = kept.both(first, second)
+    assert both.tolist() == [True, False, False]
+    assert kept.both(first, second) is both
+    for _ in range(100):
+        assert kept.both(first, np.ones(3, dtype=np.bool_)).tolist() == first.tolist()
+    assert kept.both(first, second).tolist() == [True, False, False]

@@ -177,7 +177,13 @@ async def test_rules_become_rows() -> None:
 
     shown = np.array([film.item_id != "nothing" for film in FILMS])
     applied = await apply(
-        rules, ROWS, mask, n_items=len(FILMS), shown=shown, exclude=np.array([0], dtype=np.int64)
+        rules,
+        ROWS,
+        mask,
+        np.logical_and,
+        n_items=len(FILMS),
+        shown=shown,
+        exclude=np.array([0], dtype=np.int64),
     )
     assert applied.allowed is not None
     assert np.flatnonzero(applied.allowed).tolist() == [1]
@@ -197,7 +203,7 @@ async def test_a_filter_that_passes_nothing_is_told_from_no_filter() -> None:
     for category, empty in ((None, False), ("opera", True)):
         rules = parse_rules(RuleFields(), columns, category=category)
         options: dict[str, Any] = {"n_items": 5, "shown": None, "exclude": np.zeros(0, dtype=np.int64)}
-        assert (await apply(rules, ROWS, mask, **options)).empty is empty
+        assert (await apply(rules, ROWS, mask, np.logical_and, **options)).empty is empty
 
 
 def test_what_the_call_says_takes_the_place_of_the_scenario() -> None:
