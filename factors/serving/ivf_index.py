@@ -100,21 +100,20 @@ def build_index(
     if len(items) < least_items or len(users) == 0:
         return None
     points = np.ascontiguousarray(items[:, item_layout(model).mean], dtype=np.float32)
-    return index_of(points, query_features(model, users[sample(len(users), rng)]), rng)
-
-
-def sample(users: int, rng: np.random.Generator) -> Int64s:
-    """Return the rows, ascending, of the users who choose how much a search reads, and who measure it."""
-    # Half of these choose and half measure: the recall of 2,000 items is known to half a percent.
-    return np.sort(rng.choice(users, min(400, users), replace=False))
+    return index_of(points, query_features(model, users), rng, least_items=least_items)
 
 
 def index_of(
-    points: Float32s, queries: Float32s, rng: np.random.Generator, *, least_items: int = 1
+    points: Float32s, users: Float32s, rng: np.random.Generator, *, least_items: int = 100_000
 ) -> Index | None:
-    """Return an index of `points` (n, dim) for users like `queries` (q, dim); None as by `build_index`."""
-    if len(points) < least_items or len(queries) == 0:
+    """Return an index of `points` (n, dim) for users like `users` (u, dim), by whose products with the points
+    these are ranked; None as by `build_index`.
+    """
+    if len(points) < least_items or len(users) == 0:
         return None
+    # Half of these users choose and half measure: the recall of 2,000 items is known to half a percent.
+    chosen = rng.choice(len(users), min(400, len(users)), replace=False)
+    queries = users[np.sort(chosen)]
     # Twice the root balances the product with the centres and the products in the lists that are read. The
     # number of a list is stored in 16 bits.
     count = min(max(2, 2 * math.isqrt(len(points))), np.iinfo(np.uint16).max)

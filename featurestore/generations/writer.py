@@ -107,7 +107,7 @@ class GenerationWriter:
             index_crc32=blob.crc32,
         )
 
-    async def write_blob(self, name: str, data: bytes) -> None:
+    async def write_blob(self, name: str, data: bytes | memoryview) -> None:
         """Write bytes that lie beside the items under a name, after the items; each name once."""
         blob = await self._write_beside(data)
         self._meta = replace(self._written(), blobs={**self._written().blobs, name: blob})
@@ -117,21 +117,23 @@ class GenerationWriter:
             raise StoreError("what lies beside the items is written after them")
         return self._meta
 
-    async def _write_beside(self, data: bytes) -> Blob:
+    async def _write_beside(self, data: bytes | memoryview) -> Blob:
         """Write chunks behind those that are there. The list counts them first, so that every trainer that
         removes this generation finds them all, one of version 0.1.0 too.
         """
         meta = self._written()
         before = sum(len(blob.chunk_bytes) for blob in (meta.index, *meta.blobs.values()))
-        blob = Blob(before, len(data), crc32(data))
-        size = CHUNK_BYTES
-        pieces = [data[start : start + size] for start in range(0, len(data), size)]
-        self._summary = replace(self._summary, index_chunks=blob.first + len(pieces))
+        # In a thread: a third of a millisecond a megabyte, and the head of a large catalogue has hundreds.
+        blob = Blob(before, len(data), await asyncio.to_thread(crc32, data))
+        chunks = len(blob.chunk_bytes)
+        self._summary = replace(self._summary, index_chunks=before + chunks)
         await self._put_summary()
-        for first in range(0, len(pieces), CHUNKS_AT_ONCE):
+        for first in range(0, chunks, CHUNKS_AT_ONCE):
             some = []
-            for chunk, piece in enumerate(pieces[first : first + CHUNKS_AT_ONCE], blob.first + first):
-                some.append(encode(b"SET", self._keys.index_chunk(self._epoch, self.number, chunk), piece))
+            for chunk in range(first, min(first + CHUNKS_AT_ONCE, chunks)):
+                piece = bytes(data[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES])
+                key = self._keys.index_chunk(self._epoch, self.number, before + chunk)
+                some.append(encode(b"SET", key, piece))
             await call_many(self._connection, some)
             await asyncio.sleep(0)
         return blob

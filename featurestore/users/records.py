@@ -225,6 +225,19 @@ class UserRecords:
                 found.append((whole_look.n or 0, whole_look.tail))
         return found
 
+    async def parts(self, epoch: int, user_ids: Sequence[bytes]) -> list[History]:
+        """The part of each user's history that a vector rests on (see `Profile`); nothing for a user who is
+        unknown, or whose key has the wrong type. One round trip, but for long histories without a sample.
+        """
+        found = []
+        looks = await self._histories.look_many(epoch, b"n", user_ids)
+        for user_id, look in zip(user_ids, looks, strict=True):
+            data = b""
+            if not isinstance(look, ReplyError):
+                data = (await self._histories.with_part(epoch, b"n", user_id, look)).part or b""
+            found.append(await self._unpacked(epoch, user_id, data))
+        return found
+
     async def scan(self, epoch: int, partition: int, cursor: int = 0) -> tuple[int, list[StoredUser]]:
         """The cursor of the next users of a partition, 0 at the end, and what is stored of these.
 

@@ -19,7 +19,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Fitted, Model, RankingFit, from_bytes, head_to_bytes, posterior_of, to_bytes
+from factors import (
+    Fitted,
+    Model,
+    ModelUnreadable,
+    RankingFit,
+    RankingHead,
+    from_bytes,
+    head_from_bytes,
+    head_to_bytes,
+    posterior_of,
+    to_bytes,
+)
+from trainer import log
 from trainer.archive.segments import TEMPORARY, sync_directory
 from trainer.errors import FitFailedError
 from trainer.fit_job.ratings import FitInput
@@ -59,6 +71,16 @@ class FitResult:
     item_times: npt.NDArray[np.float64]
     ranking: npt.NDArray[np.uint8] | None = None
     ranking_users: npt.NDArray[np.float32] | None = None
+
+    def head(self) -> RankingHead | None:
+        """Return the ranking head, a view of the file; None where there is none that can be read."""
+        if self.ranking is None:
+            return None
+        try:
+            return head_from_bytes(self.ranking.data, len(self.items))
+        except ModelUnreadable as exc:
+            log.warning("ranking_head_unreadable", fit=self.path.name, error=str(exc))
+            return None
 
     @property
     def n_users(self) -> int:

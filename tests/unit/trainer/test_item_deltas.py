@@ -21,7 +21,7 @@ from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import after, spans_of
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.results import FitResult, erase_user, read_result, write_result
-from trainer.item_updates.updater import RatingsSinceFit
+from trainer.item_updates.since_fit import RatingsSinceFit
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
@@ -67,7 +67,7 @@ def folded(base: FitResult, since: RatingsSinceFit) -> dict[int, Float32s]:
         chosen = since.next_round()
         if chosen.users:
             since.set_users(chosen.slots, *current(base, since, chosen.users))
-        rows.update(zip(chosen.items, since.fold(chosen), strict=True))
+        rows.update(zip(chosen.items, since.fold(chosen)[0], strict=True))
     return rows
 
 
@@ -163,8 +163,8 @@ def test_before_any_fit_items_rest_on_the_events_alone(base: FitResult) -> None:
 def test_rounds_are_bounded_and_the_oldest_come_first(
     base: FitResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.item_updates.updater.ROUND_ITEMS", 3)
-    monkeypatch.setattr("trainer.item_updates.updater.ROUND_USERS", 2)
+    monkeypatch.setattr("trainer.item_updates.since_fit.ROUND_ITEMS", 3)
+    monkeypatch.setattr("trainer.item_updates.since_fit.ROUND_USERS", 2)
     since = RatingsSinceFit(base.model, base)
     since.add(table_of([(f"x{k}", 1, 20 - k, 3.0) for k in range(6)]))
     since.add(table_of([("y", 1, 30, 3.0)]))

@@ -1,0 +1,141 @@
+"""The ranking head in a running stack: published with a fit, loaded by services, kept up to date."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factors import Float32s, Index, RankingHead
+from featurestore.codecs import pack_histories
+from featurestore.generations.follower import Follower
+from featurestore.generations.served import wait_until_served
+from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.trainers import fitted, running_trainer, trainer_settings
+from tests.support.waiting import wait_until_async
+from trainer.publication import publish as publisher
+from trainer.settings import TrainerSettings
+
+GROUPS, PER_GROUP, USERS = 4, 10, 60
+
+
+@pytest.fixture
+def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
+    return trainer_settings(store_settings, tmp_path / "archive")
+
+
+@asynccontextmanager
+async def following(store: Store, folder: Path) -> AsyncIterator[Follower]:
+    follower, stop = Follower(store, folder, "w1"), asyncio.Event()
+    task = asyncio.create_task(follower.run(stop))
+    try:
+        yield follower
+    finally:
+        stop.set()
+        await task
+
+
+def given() -> list[NewRating]:
+    """Users who rate most of one group of items."""
+    rng = np.random.default_rng(4)
+    return [
+        NewRating(
+            b"u%d" % user, b"i%d" % (user % GROUPS * PER_GROUP + item), float(rng.integers(1, 6)), 1e9 + k
+        )
+        for user in range(USERS)
+        for k, item in enumerate(rng.permutation(PER_GROUP)[:7].tolist())
+    ]
+
+
+def head_of(follower: Follower) -> RankingHead:
+    assert follower.live is not None
+    assert follower.live.ranking is not None
+    return follower.live.ranking.head
+
+
+async def test_a_fit_is_published_with_a_head_that_new_items_join(
+    store: Store, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    async with following(store, tmp_path / "cache") as follower:
+        async with running_trainer(settings):
+            await store.ratings.append(given())
+            generation = await fitted(store)
+            assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
+            rank = head_of(follower).parameters.rank
+            # Chosen by users of group 0: two who were in the fit, and two who were not.
+            raters = [b"u0", b"u4", b"x1", b"x2"]
+            others = [NewRating(user, b"i%d" % row, 4.0, 2e9) for user in raters[2:] for row in range(4)]
+            await store.ratings.append(others)
+            await store.ratings.append([NewRating(user, b"fresh", 4.0, 2e9 + 9) for user in raters])
+
+            async def known() -> bool:
+                row = store.items(1).row(b"fresh")
+                items = head_of(follower).items
+                return row is not None and row < len(items) and bool(items[row].any())
+
+            await wait_until_async(known, 30, "the new item in the head of the service")
+            row = store.items(1).row(b"fresh")
+            assert row is not None
+            factors = head_of(follower).items[row]
+            assert factors.shape == (rank,)
+            # Relevant to those of its group who have not chosen it, not to those of another.
+            relevance = {}
+            for user in (b"u8", b"u1"):
+                _, history = await store.users.history(1, user)
+                scores = head_of(follower).scores(pack_histories([history]), np.array([row]))
+                relevance[user] = float(scores[0])
+            assert relevance[b"u8"] > relevance[b"u1"] + 0.1
+        # A trainer that starts folds in again what came after the fit, from the archive.
+        async with running_trainer(settings):
+            later = [NewRating(user, b"later", 4.0, 2e9 + 20) for user in (b"u0", b"x1")]
+            await store.ratings.append(later)
+
+            async def known_later() -> bool:
+                row = store.items(1).row(b"later")
+                items = head_of(follower).items
+                return row is not None and row < len(items) and bool(items[row].any())
+
+            await wait_until_async(known_later, 30, "the next item in the head of the service")
+            assert follower.live is not None
+            assert follower.live.generation == generation
+
+
+def small_index(points: Float32s, users: Float32s, rng: np.random.Generator) -> Index:
+    """An index of any catalogue, however small."""
+    return Index(points[:4].copy(), (np.arange(len(points)) % 4).astype(np.uint16), 4, 0.98)
+
+
+async def test_the_index_of_a_head_is_published_with_its_recall(
+    store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "index_of", small_index)
+    async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
+        await store.ratings.append(given())
+        generation = await fitted(store)
+        assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
+        assert follower.live is not None
+        assert follower.live.meta.summary.metrics["ranking_index_recall_at_10"] == 0.98
+        assert set(follower.live.meta.blobs) == {"ranking", "ranking_index"}
+        # It goes with its generation, when two newer ones are there.
+        first = generation
+        for _ in range(3):
+            await store.ratings.append([NewRating(b"u1", b"i1", 2.0, 2e9)])
+            generation = await fitted(store)
+        left = [key async for key in store.redis.scan_iter(f"*generation:{first}:*")]
+        assert left == []
+
+
+async def test_an_engine_without_a_head_publishes_none(
+    store: Store, store_settings: StoreSettings, tmp_path: Path
+) -> None:
+    settings = trainer_settings(store_settings, tmp_path / "archive", engine="implicit")
+    async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
+        await store.ratings.append(given())
+        generation = await fitted(store)
+        assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
+        assert follower.live is not None
+        assert (follower.live.ranking, follower.live.meta.blobs) == (None, {})

@@ -1,0 +1,259 @@
+"""Ratings of items since a fit, on top of the fit's own, and the items folded in from them. Invariant: an
+item's vector is the half-step over all of its ratings, with its raters as they were read last.
+"""
+
+import os
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from factors import Float32s, Histories, Model, RankingHead, posterior_of
+from trainer.fit_job.results import FitResult
+
+# Events beyond this are left to the next fit: 40 bytes each, and a fit is overdue by then.
+MAX_EVENTS = 2_000_000
+# Items of one round, which are pushed as one entry of the deltas.
+ROUND_ITEMS = 256
+# Their ratings: with these the round takes a thread some 20 ms.
+ROUND_RATINGS = 100_000
+# Users that the round reads anew: one pipeline to the store.
+ROUND_USERS = 2_000
+# Folded in without a pause: about 1 ms.
+PIECE_ITEMS = 16
+# Rows for items that come later, so that the table is not copied for each of them.
+SPARE_ROWS = 1_024
+
+_EVENT = np.dtype([("slot", np.int64), ("rating", np.float64), ("time", np.float64)])
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Items to fold in, and the users that must be read first: `users[k]` belongs into slot `slots[k]`."""
+
+    items: list[int]
+    slots: list[int]
+    users: list[bytes]
+
+
+class RatingsSinceFit:
+    """Ratings by item since a fit, on top of the fit's own: arithmetic alone, not for two threads at once.
+
+    A user with newer events has a slot: a position in the arrays below. `base`: the fit, None where nothing
+    was fitted.
+    """
+
+    def __init__(self, model: Model, base: FitResult | None, head: RankingHead | None = None) -> None:
+        """`head`: of `base`, where there is one whose items are to be kept up to date, too."""
+        self.posterior = posterior_of(model)
+        self.head = head
+        self._base = base
+        self._n_base = 0 if base is None else base.n_users
+        self._slots: dict[bytes, int] = {}
+        self._ids: list[bytes] = []
+        # By slot: the row in the fit (-1: none), the highest `n` of an event, the `n` of the vector that was
+        # read.
+        self._base_row = np.zeros(0, dtype=np.int64)
+        self._last_n = np.zeros(0, dtype=np.int64)
+        self._read_n = np.zeros(0, dtype=np.int64)
+        self._vectors = np.zeros((0, model.user_width), dtype=np.float32)
+        # In the ranking head; of no numbers without one.
+        self._factors = np.zeros((0, 0 if head is None else head.parameters.rank), dtype=np.float32)
+        # By row of the fit: the slot of a user with newer events; -1 for the others.
+        self._slot_of_row = np.full(self._n_base, -1, dtype=np.int32)
+        # By item: its events, as parts of the blocks in which they came.
+        self._events: defaultdict[int, list[npt.NDArray[Any]]] = defaultdict(list)
+        # Items to fold in, the one that has waited longest first.
+        self._waiting: OrderedDict[int, None] = OrderedDict()
+        self._n_events = 0
+
+    @property
+    def waiting_items(self) -> int:
+        """How many items wait to be folded in."""
+        return len(self._waiting)
+
+    def add(self, table: pa.Table) -> None:
+        """Add events that follow those added before; none when there is no room: the next fit learns them."""
+        if self._n_events >= MAX_EVENTS or table.num_rows == 0:
+            return
+        encoded = table["user_id"].combine_chunks().dictionary_encode()
+        if isinstance(encoded, pa.ChunkedArray):
+            encoded = encoded.combine_chunks()
+        ids = [bytes(value.as_buffer()) for value in encoded.dictionary]
+        new = [user_id for user_id in ids if user_id not in self._slots]
+        if new:
+            first_slot = len(self._ids)
+            self._slots.update({user_id: first_slot + k for k, user_id in enumerate(new)})
+            self._ids.extend(new)
+            rows = np.full(len(new), -1, dtype=np.int64) if self._base is None else self._base.rows_of(new)
+            known = np.flatnonzero(rows >= 0)
+            self._slot_of_row[rows[known]] = first_slot + known
+            self._base_row = np.concatenate([self._base_row, rows])
+            zeros = np.zeros(len(new), dtype=np.int64)
+            self._last_n = np.concatenate([self._last_n, zeros])
+            # -1: read once even if no event of the user has a count above 0.
+            self._read_n = np.concatenate([self._read_n, zeros - 1])
+            vectors = np.zeros((len(new), self._vectors.shape[1]), dtype=np.float32)
+            self._vectors = np.concatenate([self._vectors, vectors])
+            factors = np.zeros((len(new), self._factors.shape[1]), dtype=np.float32)
+            self._factors = np.concatenate([self._factors, factors])
+        slots = np.array([self._slots[user_id] for user_id in ids], dtype=np.int64)
+        slots = slots[encoded.indices.to_numpy(zero_copy_only=False)]
+        np.maximum.at(self._last_n, slots, table["n"].to_numpy())
+        item_row = table["item_row"].to_numpy().astype(np.int64)
+        order = np.argsort(item_row, kind="stable")
+        block = np.empty(len(order), dtype=_EVENT)
+        block["slot"], block["rating"] = slots[order], table["rating"].to_numpy()[order]
+        block["time"] = table["time"].to_numpy()[order]
+        found, first = np.unique(item_row[order], return_index=True)
+        borders = pairwise([*first.tolist(), len(order)])
+        for row, (start, stop) in zip(found.tolist(), borders, strict=True):
+            self._events[row].append(block[start:stop])
+            self._waiting.setdefault(row)
+        self._n_events += table.num_rows
+
+    def forget(self, user_id: bytes) -> None:
+        """Take a user out: the items that the user rated are to be folded in without these ratings."""
+        slot = self._slots.pop(user_id, None)
+        if slot is not None:
+            self._ids[slot] = b""
+            self._last_n[slot] = self._read_n[slot] = 0
+            for row, parts in self._events.items():
+                for part in parts:
+                    own = part["slot"] == slot
+                    if own.any():
+                        part["rating"][own] = np.nan
+                        self._waiting.setdefault(row)
+            if self._base_row[slot] >= 0:
+                self._slot_of_row[self._base_row[slot]] = -1
+        if self._base is not None:
+            # The files of the fit have been overwritten by now.
+            base_row = int(self._base.rows_of([user_id], erased=True)[0])
+            if base_row >= 0:
+                entries = np.flatnonzero(np.asarray(self._base.item_users) == base_row)
+                for row in np.searchsorted(self._base.item_indptr, entries, side="right") - 1:
+                    self._waiting.setdefault(int(row))
+
+    def next_round(self) -> Round:
+        """Return the items that have waited longest, as many as the bounds of a round allow, and at least
+        one.
+        """
+        items: list[int] = []
+        stale: dict[int, None] = {}
+        n_ratings = 0
+        for row in self._waiting:
+            parts = [np.zeros(0, dtype=np.int64), *(part["slot"] for part in self._events.get(row, ()))]
+            n_of_item = sum(map(len, parts))
+            if self._base is not None:
+                fitted = self._base.item_history(row)
+                n_of_item += fitted.stop - fitted.start
+                slots = self._slot_of_row[self._base.item_users[fitted]]
+                parts.append(slots[slots >= 0].astype(np.int64))
+            # Of all raters those with events that came after they were read.
+            raters = np.unique(np.concatenate(parts))
+            unread = raters[self._read_n[raters] < self._last_n[raters]].tolist()
+            over = n_ratings + n_of_item > ROUND_RATINGS or len(stale) + len(unread) > ROUND_USERS
+            if items and (over or len(items) >= ROUND_ITEMS):
+                break
+            items.append(row)
+            stale.update(dict.fromkeys(unread))
+            n_ratings += n_of_item
+        return Round(items, list(stale), [self._ids[slot] for slot in stale])
+
+    def set_users(
+        self, slots: Sequence[int], n: npt.NDArray[np.int64], vectors: npt.NDArray[np.float32]
+    ) -> None:
+        """Take over users as the store has them now: `n` (u,), `vectors` (u, user_width)."""
+        index = np.asarray(slots, dtype=np.int64)
+        self._read_n[index] = np.maximum(n, self._last_n[index])
+        self._vectors[index] = vectors
+
+    def set_histories(self, slots: Sequence[int], histories: Histories) -> None:
+        """Fold users into the ranking head from their histories as the store has them now."""
+        if self.head is not None:
+            # Without recency, as the fit has its users.
+            self._factors[np.asarray(slots, dtype=np.int64)] = self.head.fold_in_users(
+                histories, recency=False
+            )
+
+    def took(self, rows: npt.NDArray[np.int32], factors: Float32s) -> None:
+        """Fold users in with these `factors` (m, r) of items `rows` (m,) from here on."""
+        if self.head is None:
+            return
+        items, missing = self.head.items, int(rows.max(initial=-1)) + 1 - len(self.head.items)
+        if missing > 0:
+            later = np.zeros((missing + SPARE_ROWS, items.shape[1]), dtype=np.float32)
+            items = np.concatenate([items, later])
+        elif not items.flags.writeable:
+            # As it was mapped.
+            items = items.copy()
+        items[rows] = factors
+        self.head = replace(self.head, items=items)
+
+    def fold(self, chosen: Round) -> tuple[npt.NDArray[np.float32], Float32s | None]:
+        """Return the vectors (m, item_width) of the items of a round, which wait no longer, and their factors
+        (m, r) in the ranking head, where there is one.
+        """
+        base, rows = self._base, np.array(chosen.items, dtype=np.int64)
+        current = np.repeat(self.posterior.prior_item[None], len(rows), axis=0)
+        if base is not None:
+            known = rows < len(base.items)
+            current[known] = base.items[rows[known]]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        # Ratings in the order in which they were made. The key of a user with newer events is the slot behind
+        # all rows of the fit, that of any other the row.
+        parts = [(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))]
+        for k, row in enumerate(chosen.items):
+            newer = self._events.get(row, [])
+            offsets[k + 1] = offsets[k] + sum(map(len, newer))
+            if base is not None:
+                fitted = base.item_history(row)
+                user_rows = np.asarray(base.item_users[fitted], dtype=np.int64)
+                slots = self._slot_of_row[user_rows]
+                keys = np.where(slots >= 0, self._n_base + slots, user_rows)
+                parts.append((keys, base.item_values[fitted], base.item_times[fitted]))
+                offsets[k + 1] += len(keys)
+            parts += [(part["slot"] + self._n_base, part["rating"], part["time"]) for part in newer]
+        keys, values, times = (np.concatenate(column) for column in zip(*parts, strict=True))
+        distinct, compact = np.unique(keys, return_inverse=True)
+        users = np.empty((len(distinct), self._vectors.shape[1]), dtype=np.float32)
+        of_fit = distinct < self._n_base
+        if base is not None:
+            users[of_fit] = base.users[distinct[of_fit]]
+        users[~of_fit] = self._vectors[distinct[~of_fit] - self._n_base]
+        user_row = compact.astype(np.int32)
+        folded, factors = [], []
+        ranked = self._ranked_users(distinct)
+        for start in range(0, len(rows), PIECE_ITEMS):
+            stop = min(start + PIECE_ITEMS, len(rows))
+            part = slice(offsets[start], offsets[stop])
+            borders = offsets[start : stop + 1] - offsets[start]
+            piece = Histories(borders, user_row[part], values[part], times[part])
+            folded.append(self.posterior.fold_in_items(users, piece, current=current[start:stop]))
+            if self.head is not None:
+                factors.append(self.head.fold_in_items(ranked, piece))
+            # Processes that answer requests on this core wait for a piece, not for the next tick of the
+            # system.
+            os.sched_yield()
+        for row in chosen.items:
+            self._waiting.pop(row, None)
+        return np.concatenate(folded), np.concatenate(factors) if factors else None
+
+    def _ranked_users(self, keys: npt.NDArray[np.int64]) -> Float32s:
+        """Return the vectors (m, r) in the ranking head of users by their keys (m,), as in `fold`."""
+        users = np.zeros((len(keys), self._factors.shape[1]), dtype=np.float32)
+        of_fit = keys < self._n_base
+        if self._base is not None and self._base.ranking_users is not None and self.head is not None:
+            users[of_fit] = self._base.ranking_users[keys[of_fit]]
+        users[~of_fit] = self._factors[keys[~of_fit] - self._n_base]
+        return users
+
+    def put_back(self, chosen: Round) -> None:
+        """Let the items of a round wait again: they were not published."""
+        for row in chosen.items:
+            self._waiting.setdefault(row)
