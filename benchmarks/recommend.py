@@ -5,10 +5,12 @@ Invariant: both rank the same items for the same users on one core, in this proc
 service is asked besides, where the machine has the memory for it.
 """
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from benchmarks.data import synthetic
+from benchmarks.data.made_head import RATED, MadeHead, make_head
 from benchmarks.data.synthetic import Generation
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
@@ -26,11 +29,15 @@ from benchmarks.harness.machine import lacking_memory
 from benchmarks.harness.report import Row, Target, compared, interleave, ratios
 from benchmarks.load.generator import Plan, get, write_requests
 from benchmarks.load.requests import drive
-from factors import Ranker, build_index, posterior_of
+from factors import Blended, BlendedRanker, Ranker, Scorer, build_index, posterior_of
 from factors.engine_api import item_width, vector_columns
 
 # The largest catalogue that the goals name; 16 users wait at a time, as many as the ranking takes together.
 ITEMS, USERS, WAITING, TOP = 1_000_000, 10_000, 16, 10
+# How lists are ordered: by the ranking head with the expected rating, and by that alone.
+ORDERS = ("score", "rating")
+# Users whose lists by the index are compared with exact ones: their 2,000 items tell half a percent.
+MEASURED = 200
 TARGET = Target(200, 100)
 SEARCH_TARGET = Target(2_000, 1_000)
 RECALL_TARGET = Target(0.95, 0.95)
@@ -55,11 +62,55 @@ def measure(options: CatalogueOptions, console: Console) -> list[Row]:
     generation = replace(generation, index=index)
     rows = ranking(options, generation)
     rows.append(Row("building the index, one core", "s", (built_s,)))
-    what = f"GET /recommend, {WAITING} connections"
-    # The store, this process, the mapped file and what the service keeps of it.
-    if reason := lacking_memory(3.4 * table_bytes):
-        return [*rows, Row(what, "1/s", skipped=reason)]
-    return [*rows, Row(what, "1/s", deployed(options, generation))]
+    head = make_head(n_users, n_items, seed=options.seed)
+    rows += head_rows(options, generation, head)
+    what = f"GET /recommend, {WAITING} connections, {RATED} ratings a user, by "
+    # The store, this process, the mapped files and what the service keeps of them.
+    head_bytes = 4.0 * head.head.items.size + 8.0 * len(head.head.neighbours.item_row)
+    if reason := lacking_memory(3.4 * table_bytes + 4.0 * head_bytes):
+        return [*rows, *(Row(what + order, "1/s", skipped=reason) for order in ORDERS)]
+    rates = deployed(options, replace(generation, ranking=head))
+    targets = {"score": SEARCH_TARGET, "rating": None}
+    return [*rows, *(Row(what + order, "1/s", rates[order], targets[order]) for order in ORDERS)]
+
+
+def head_rows(options: CatalogueOptions, generation: Generation, made: MadeHead) -> list[Row]:
+    """Measure lists by the ranking head, in this process, for one user at a time."""
+    posterior, head = posterior_of(generation.model), made.head
+    scorer = Scorer(posterior, generation.items)
+    users = np.random.default_rng(options.seed).permutation(len(generation.users))
+    work = f"top-{TOP} by the head of {len(generation.items):,} x {head.parameters.rank}"
+
+    def top(ranker: BlendedRanker, user: int) -> Blended:
+        history = made.history(user)
+        vector = generation.users[user : user + 1]
+        return ranker.top(scorer, vector, history, TOP, [history.other_row])[0]
+
+    def arm(ranker: BlendedRanker) -> Callable[[], float]:
+        turn = itertools.cycle(users.tolist())
+        return lambda: _rate(options.seconds, lambda: top(ranker, next(turn))) / WAITING
+
+    exact = BlendedRanker(head, posterior)
+    arms = {"exact": arm(exact)}
+    if made.index is not None:
+        indexed = BlendedRanker(head, posterior, made.index)
+        arms["index"] = arm(indexed)
+    with threadpool_limits(1):
+        rates = interleave(options.rounds, arms)
+        rows = [Row(f"{work}, exact", "1/s", tuple(rates["exact"]))]
+        if made.index is None:
+            reason = "so many lists would be looked into that it does not pay"
+            return [*rows, Row(f"{work}, by its index", "1/s", target=SEARCH_TARGET, skipped=reason)]
+        hits = [
+            len(np.intersect1d(top(exact, user).item_rows, top(indexed, user).item_rows))
+            for user in users[:MEASURED].tolist()
+        ]
+    detail = f"{made.index.probes} of {len(made.index.centres):,} lists"
+    return [
+        *rows,
+        Row(f"{work}, by its index", "1/s", tuple(rates["index"]), SEARCH_TARGET, detail=detail),
+        Row("recall@10 of these lists", "", (float(np.mean(hits)) / TOP,), RECALL_TARGET),
+    ]
 
 
 def ranking(options: CatalogueOptions, generation: Generation) -> list[Row]:
@@ -152,8 +203,8 @@ def _rate(seconds: float, answer: Callable[[], object]) -> float:
             return WAITING * answers / elapsed
 
 
-def deployed(options: CatalogueOptions, generation: Generation) -> tuple[float, ...]:
-    """Return the users a second of the service, one figure a round."""
+def deployed(options: CatalogueOptions, generation: Generation) -> dict[str, tuple[float, ...]]:
+    """Return the users a second of the service by the order of the lists, one figure a round."""
     cores = stack.cores(options)
     n_users = len(generation.users)
     with (
@@ -162,16 +213,20 @@ def deployed(options: CatalogueOptions, generation: Generation) -> tuple[float, 
     ):
         # As for GET /predict: so many that no cache of answers could give the figure.
         users = np.random.default_rng(options.seed).integers(0, n_users, 5000).tolist()
-        requests = [get(f"/recommend/{user}?n={TOP}") for user in users]
-        file = str(write_requests(Path(name) / "recommend", requests))
+        files = {}
+        for order in ORDERS:
+            requests = [get(f"/recommend/{user}?n={TOP}&order={order}") for user in users]
+            files[order] = str(write_requests(Path(name) / order, requests))
         with stack.service(url, cpus=cores.server) as port:
 
-            def arm(seconds: float) -> float:
-                plan = Plan(port, file, WAITING, seconds=seconds, warm_up_s=0.0)
+            def drive_one(order: str, seconds: float) -> float:
+                plan = Plan(port, files[order], WAITING, seconds=seconds, warm_up_s=0.0)
                 return drive(plan, cpus=cores.others).per_second
 
-            arm(min(1.0, options.seconds))
-            return tuple(arm(options.seconds) for _ in range(options.rounds))
+            for order in ORDERS:
+                drive_one(order, min(1.0, options.seconds))
+            arms = {order: partial(drive_one, order, options.seconds) for order in ORDERS}
+            return {order: tuple(found) for order, found in interleave(options.rounds, arms).items()}
 
 
 main = benchmark("recommend", __doc__, measure, CatalogueOptions)

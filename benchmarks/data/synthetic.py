@@ -14,9 +14,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.data.datasets import synthetic
-from factors import FitSettings, Index, Model, Scale, fit, index_to_bytes
+from benchmarks.data.made_head import MadeHead
+from factors import FitSettings, Index, Model, Scale, fit, head_to_bytes, index_to_bytes
 from factors.engine_api import vector_columns
 from featurestore.generations.catalog import GenerationSummary
+from featurestore.generations.manifest import RANKING, RANKING_INDEX
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
@@ -37,13 +39,19 @@ class Generation:
     """A model with its tables: `users` float32 (n_users, user_width), `items` float32 (n_items, item_width).
 
     User and item ids are the rows in decimal. `index`: of the items, as the trainer would publish it, if
-    wanted.
+    wanted. `ranking`: the head beside it, whose users have rated what it says, if wanted; without one each
+    user has rated once.
     """
 
     model: Model
     users: np.ndarray[tuple[int, int], np.dtype[np.float32]]
     items: np.ndarray[tuple[int, int], np.dtype[np.float32]]
     index: Index | None = None
+    ranking: MadeHead | None = None
+
+    def rated(self, user: int) -> list[int]:
+        """Return the item rows that a user has rated."""
+        return [user % len(self.items)] if self.ranking is None else self.ranking.rated[user].tolist()
 
 
 def make(n_users: int, n_items: int, *, rank: int, seed: int) -> Generation:
@@ -108,9 +116,13 @@ async def _load(url: str, generation: Generation) -> int:
         now = time.time()
         for start in range(0, n_users, BATCH):
             users = range(start, min(start + BATCH, n_users))
-            await store.ratings.append([NewRating(b"%d" % u, b"%d" % (u % n_items), 3.0, now) for u in users])
+            given = [
+                NewRating(b"%d" % u, b"%d" % row, 3.0, now) for u in users for row in generation.rated(u)
+            ]
+            for first in range(0, len(given), BATCH):
+                await store.ratings.append(given[first : first + BATCH])
         lag = await store.stream.lag(epoch)
-        assert sum(lag.values()) == n_users
+        assert sum(lag.values()) == n_users * len(generation.rated(0))
         return await _publish(store, epoch, generation)
     finally:
         await store.close()
@@ -157,9 +169,13 @@ async def _publish(store: Store, epoch: int, generation: Generation) -> int:
         await writer.write_items(generation.items, generation.model)
         if generation.index is not None:
             await writer.write_index(index_to_bytes(generation.index))
+        if (ranking := generation.ranking) is not None:
+            await writer.write_blob(RANKING, head_to_bytes(ranking.head))
+            if ranking.index is not None:
+                await writer.write_blob(RANKING_INDEX, index_to_bytes(ranking.index))
         for start in range(0, n_users, BATCH):
             users = slice(start, min(start + BATCH, n_users))
-            count = np.ones(users.stop - users.start, dtype=np.int64)
+            count = np.full(users.stop - users.start, len(generation.rated(0)), dtype=np.int64)
             await writer.write_users(ids(users.start, users.stop), count, generation.users[users])
         await writer.finish()
         assert await writer.flip()
