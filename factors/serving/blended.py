@@ -87,10 +87,8 @@ class _Asked:
     def relevance(self, rows: Int64s) -> Float64s:
         """Return the relevance of `rows` (m,)."""
         relevance = self.dense(rows)
-        if len(self.reached):
-            place = np.minimum(np.searchsorted(self.reached, rows), len(self.reached) - 1)
-            hit = self.reached[place] == rows
-            relevance[hit] += self.added[place[hit]]
+        hit, place = _places(self.reached, rows)
+        relevance[hit] += self.added[place]
         return relevance
 
 
@@ -264,14 +262,25 @@ def _candidates(
     if allowed is not None:
         reached = reached[reached < len(allowed)]
         reached = reached[allowed[reached]]
-    reached = reached[~np.isin(reached, exclude)]
+    # Rows that are reached ascend: looking few others up in them takes a fifth of the time of `isin`.
+    _, barred = _places(reached, exclude)
+    reached = np.delete(reached, barred)
     # What is not reached has no more than its factors say, and all that say more are found.
     rest = -np.inf if len(found) < depth else float(asked.dense(found).min())
     # A row may be both.
-    rows = np.union1d(found, reached)
+    both, _ = _places(reached, found)
+    rows = np.concatenate([reached, np.delete(found, both)])
     relevance = asked.relevance(rows)
     order = np.argsort(-relevance, kind="stable")
     return _Candidates(rows[order], relevance[order], rest)
+
+
+def _places(ascending: Int64s, rows: Int64s) -> tuple[Int64s, Int64s]:
+    """Return which of `rows` (m,) are among distinct `ascending` ones, and the place of each of these."""
+    place = np.searchsorted(ascending, rows)
+    hit = np.flatnonzero(place < len(ascending))
+    hit = hit[ascending[place[hit]] == rows[hit]]
+    return hit, place[hit].astype(np.int64)
 
 
 def _nothing() -> Blended:

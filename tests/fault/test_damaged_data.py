@@ -98,7 +98,14 @@ KINDS = (
     *("live:workers", "access", "epochs", "items", "items:order", "user:ID", "history:ID", "ratings"),
     *("catalogue", "catalogue:items", "catalogue:ids", "catalogue:titles", "catalogue:deleted"),
     *("catalogue:changes", "catalogue:schema", "attributes:ID"),
-    *("counts", "forgotten", "generation:G:meta", "generation:G:items:J", "generation:G:deltas"),
+    *(
+        "counts",
+        "forgotten",
+        "generation:G:meta",
+        "generation:G:items:J",
+        "generation:G:index:J",
+        "generation:G:deltas",
+    ),
 )
 
 
