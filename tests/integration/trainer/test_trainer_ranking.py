@@ -119,7 +119,7 @@ async def test_the_index_of_a_head_is_published_with_its_recall(
         assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
         assert follower.live is not None
         assert follower.live.meta.summary.metrics["ranking_index_recall_at_10"] == 0.98
-        assert set(follower.live.meta.blobs) == {"ranking", "ranking_index"}
+        assert set(follower.live.meta.blobs) >= {"ranking", "ranking_index"}
         # It goes with its generation, when two newer ones are there.
         first = generation
         for _ in range(3):
@@ -138,4 +138,5 @@ async def test_an_engine_without_a_head_publishes_none(
         generation = await fitted(store)
         assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
         assert follower.live is not None
-        assert (follower.live.ranking, follower.live.meta.blobs) == (None, {})
+        assert follower.live.ranking is None
+        assert not {"ranking", "ranking_index"} & set(follower.live.meta.blobs)
