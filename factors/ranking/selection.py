@@ -49,9 +49,10 @@ def choose(
 ) -> tuple[RankingChoices, dict[str, float]]:
     """Return the choices for the events `by_user`, and figures of how they were made."""
     decided = float(len(by_user.other))
-    if decided < LEAST_EVENTS:
+    # A single user is not to be all that is looked at.
+    sample, n_items = _sample(by_user.thinned(), n_items, rng)
+    if len(sample.other) < LEAST_EVENTS:
         return RankingChoices(), {}
-    sample, n_items = _sample(by_user, n_items, rng)
     held, how = hold_out(sample, how, rng)
     search = _Search(HeldOut.of(sample, n_items, held, rng), n_items, threads)
     choices = search.settings(replace(RankingChoices(), decided=decided))

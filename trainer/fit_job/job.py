@@ -150,7 +150,7 @@ def fit_head(
     except FitRefused:
         # No rating is left.
         return None
-    except (FactorsError, MemoryError, ArithmeticError, np.linalg.LinAlgError):
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError):
         # What went wrong is in the log: lists go by expected rating until the next fit.
         log.LOGGER.exception("%s", log.line("ranking_fit_failed", {}))
         return None

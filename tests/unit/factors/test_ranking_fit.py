@@ -8,7 +8,7 @@ import pytest
 from factors import Float64s, Histories, RankingFit, Ratings, fit_ranking
 from factors.inference.histories import Compressed, compress_pairs
 from factors.model.types import Scale
-from factors.ranking import half_steps
+from factors.ranking import half_steps, selection
 from factors.ranking.choices import RankingChoices, choices_of
 from factors.ranking.expected import expected_ratings
 from factors.ranking.half_steps import Events, Prior, solve_rows
@@ -202,6 +202,18 @@ def test_what_is_held_out_is_the_latest_where_times_tell() -> None:
         held, how = hold_out(replace(data, time=times), "latest", np.random.default_rng(1))
         assert how == "random"
         assert 0 < held.sum() < 0.2 * len(held)
+
+
+def test_choices_look_at_some_users_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = by_user(clusters(2), MANY_USERS)
+    monkeypatch.setattr(selection, "_MOST_EVENTS", 1_200)
+    monkeypatch.setattr(selection, "_MOST_ITEMS", 90)
+    found, figures = choose(data, MANY_ITEMS, "random", np.random.default_rng(1))
+    assert found.decided == len(data.other)
+    assert figures["ranking_ndcg"] > 0.0
+    # None of the users fits: nothing is chosen.
+    monkeypatch.setattr(selection, "_MOST_EVENTS", 3)
+    assert choose(data, MANY_ITEMS, "random", np.random.default_rng(1)) == (RankingChoices(), {})
 
 
 def test_recency_is_chosen_where_users_move_on_and_off_elsewhere() -> None:
