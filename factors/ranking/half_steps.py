@@ -58,8 +58,13 @@ class Prior:
 def solve_rows(events: Events, table: Floats, prior: Prior, threads: int = 1) -> Floats:
     """Return the rows (b, r) in the precision of `table` (m, r)."""
     result = np.empty((len(events.indptr) - 1, table.shape[1]), dtype=table.dtype)
+    # For a few rows the decomposition costs more than it saves.
+    axes = _Axes.of(table, prior) if len(result) > table.shape[1] else None
 
     def solve(rows: Int64s) -> None:
+        if axes is not None and 2 * events.counts[rows].max() <= table.shape[1]:
+            result[rows] = _solve_short(events, axes, prior, rows)
+            return
         precision, linear = normal_equations(events, table, prior, rows)
         result[rows] = np.linalg.solve(precision, linear[:, :, None])[:, :, 0]
 
@@ -87,18 +92,60 @@ def normal_equations(events: Events, table: Floats, prior: Prior, rows: Int64s) 
         linear += ridge[:, None] * prior.mean.astype(table.dtype)
     for first in range(0, longest, step):
         place = np.arange(first, min(first + step, longest))
-        inside = place < counts[:, None]
-        # A place without an event reads the first one, with the weight 0.
-        entry = np.where(inside, events.indptr[rows, None] + place, 0)
-        root = inside.astype(table.dtype)
-        if events.weight is not None:
-            root *= np.sqrt(events.weight[entry]).astype(table.dtype)
-        chosen = table[events.other[entry]]
-        chosen *= root[:, :, None]
+        chosen, root = _gathered(events, table, rows, place)
         # Of a matrix and its own transpose, BLAS computes half.
         precision += chosen.transpose(0, 2, 1) @ chosen
         linear += (root[:, None, :] @ chosen)[:, 0]
     return precision, linear
+
+
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """The Gram matrix of a prior as `vectors diag(values) vectors'`, and a `table` and the `mean` along these
+    axes: there the precision of a row without events is diagonal.
+    """
+
+    values: Floats
+    vectors: Floats
+    table: Floats
+    mean: Floats
+
+    @classmethod
+    def of(cls, table: Floats, prior: Prior) -> "_Axes":
+        values, vectors = np.linalg.eigh(prior.gram.astype(np.float64))
+        mean = np.zeros(len(values)) if prior.mean is None else prior.mean @ vectors
+        # Rounding may leave an eigenvalue of nearly 0 below it.
+        parts = (np.maximum(values, 0.0), vectors, table @ vectors.astype(table.dtype), mean)
+        return cls(*(part.astype(table.dtype) for part in parts))
+
+
+def _solve_short(events: Events, axes: _Axes, prior: Prior, rows: Int64s) -> Floats:
+    """Return `rows` (b, r) that have few events: of `A = D + C'C`, with the diagonal `D` of the prior, only a
+    matrix of the size of the events is inverted (Woodbury).
+    """
+    table = axes.table
+    place = np.arange(int(events.counts[rows].max(initial=0)))
+    chosen, root = _gathered(events, table, rows, place)
+    activity, ridge = (part[rows, None].astype(table.dtype) for part in (prior.activity, prior.ridge))
+    inverse = 1.0 / (activity * axes.values + ridge)
+    start = inverse * (ridge * axes.mean + (root[:, None, :] @ chosen)[:, 0])
+    scaled = chosen * inverse[:, None]
+    small = scaled @ chosen.transpose(0, 2, 1) + np.eye(len(place), dtype=table.dtype)
+    part = np.linalg.solve(small, chosen @ start[:, :, None])
+    return np.asarray((start - (scaled.transpose(0, 2, 1) @ part)[:, :, 0]) @ axes.vectors.T)
+
+
+def _gathered(events: Events, table: Floats, rows: Int64s, place: Int64s) -> tuple[Floats, Floats]:
+    """Return the `table` rows (b, p, r) of the events at each `place` (p,) of `rows` (b,), times the roots
+    (b, p) of their weights; where there is no event, 0.
+    """
+    inside = place < events.counts[rows, None]
+    root = inside.astype(table.dtype)
+    # A place without an event reads the first one, with the weight 0.
+    entry = np.where(inside, events.indptr[rows, None] + place, 0)
+    if events.weight is not None:
+        root *= np.sqrt(events.weight[entry]).astype(table.dtype)
+    return table[events.other[entry]] * root[:, :, None], root
 
 
 def row_blocks(counts: Int64s, rank: int) -> Iterator[Int64s]:

@@ -50,21 +50,22 @@ def clusters(seed: int, *, drifting: bool = False) -> Ratings:
 
 
 @pytest.mark.parametrize("at_once", [1 << 22, 64])
+@pytest.mark.parametrize("rank", [4, 36])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_half_step_is_the_minimiser_of_each_row(
-    monkeypatch: pytest.MonkeyPatch, at_once: int, weighted: bool
+    monkeypatch: pytest.MonkeyPatch, at_once: int, rank: int, weighted: bool
 ) -> None:
     # In small pieces the same: long rows are summed up piece by piece.
     monkeypatch.setattr(half_steps, "_AT_ONCE", at_once)
     rng = np.random.default_rng(5)
-    data, table = by_user(ratings_of(4)), rng.normal(size=(N_ITEMS, 4))
+    data, table = by_user(ratings_of(4)), rng.normal(size=(N_ITEMS, rank))
     weight = rng.uniform(0.1, 2.0, len(data.other)) if weighted else None
-    half = rng.normal(size=(4, 4))
+    half = rng.normal(size=(rank, rank))
     activity, ridge = rng.uniform(0.5, 2.0, (2, N_USERS))
-    prior = Prior(half @ half.T, activity, ridge, rng.normal(size=4))
+    prior = Prior(half @ half.T, activity, ridge, rng.normal(size=rank))
     found = solve_rows(Events(data.indptr, data.other, weight), table, prior, threads=2)
     for user in range(N_USERS):
-        precision, linear = activity[user] * prior.gram + ridge[user] * np.eye(4), ridge[user] * prior.mean
+        precision, linear = activity[user] * prior.gram + ridge[user] * np.eye(rank), ridge[user] * prior.mean
         for entry in range(data.indptr[user], data.indptr[user + 1]):
             y, w = table[data.other[entry]], 1.0 if weight is None else weight[entry]
             precision, linear = precision + w * np.outer(y, y), linear + w * y
