@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from factors import Bools, Float64s, Histories, Int64s, PosteriorModel, Ratings, Scale, Scorer, posterior_of
+from factors.inference.histories import compress_pairs
 from factors.ranking.blending import blended, highest_score
-from factors.ranking.fit import fit_ranking
+from factors.ranking.choices import RankingChoices
 from factors.ranking.head import RankingHead
+from factors.ranking.training import fit_with
 from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.ivf_index import Index, index_of
 from tests.support.factories import make_items, make_model
@@ -36,7 +38,8 @@ class World:
         item_row = np.concatenate(rows).astype(np.int32)
         value = rng.integers(1, 6, len(item_row)).astype(np.float64)
         ratings = Ratings(user_row, item_row, value, np.full(len(item_row), np.nan))
-        fitted = fit_ranking(ratings, USERS, ITEMS, rng=rng)
+        pairs = compress_pairs(user_row, item_row, ratings.value, ratings.time, USERS)
+        fitted = fit_with(pairs, ITEMS, RankingChoices(sparse_weight=0.5), rng=rng)
         self.head: RankingHead = fitted.head
         self.histories = Histories(np.arange(0, 60 * USERS + 1, 60), item_row, value, ratings.time)
         self.users = self.posterior.fold_in_users(self.items, self.histories)
