@@ -128,8 +128,9 @@ _LIST_BODY: Body[ListBody] = Body(ListBody)
 _RULE_PROBLEMS = ("invalid_rule", "unknown_scenario", "data_damaged")
 _EXAMPLE = {
     "n": 5,
-    "filter": {"must": [{"key": "year", "range": {"gte": 1990}}]},
-    "boosts": [{"filter": {"must": [{"key": "country", "match": {"value": "fr"}}]}, "multiply": 1.5}],
+    # Categories are known to every catalogue; an attribute is, once an item has it.
+    "filter": {"must_not": [{"key": "categories", "match": {"value": "horror"}}]},
+    "boosts": [{"filter": {"must": [{"key": "categories", "match": {"value": "drama"}}]}, "multiply": 1.5}],
     "per_category": 2,
 }
 
