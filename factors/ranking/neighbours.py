@@ -13,6 +13,7 @@ which is the closed form of Steck (EASE, 2019) for a few inputs; the diagonal is
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -30,6 +31,8 @@ _DENSE = 10_000
 _FOR_EACH = 4
 # Pairs of events of one user that are counted: 30 s, and at most 1.2 GB.
 _PAIRS = 1e8
+# Of distinct pairs, worked on at once: some 60 bytes each.
+_PAIRS_AT_ONCE = 1 << 22
 # Dropout of half of the inputs (EDLAE): `p / (1 - p)` of the diagonal. Between 0.25 and 0.5 held-out lists of
 # three sets are within their error of each other.
 _DAMPING = 1.0
@@ -160,11 +163,22 @@ class CoOccurrences:
         """Return pairs of an item (n,), ascending, and a neighbour (n,): at most `most` an item, the highest
         cosines, and no more than `_FOR_EACH` for each of its events.
         """
-        item = np.repeat(np.arange(len(self.count)), np.diff(self.gram.indptr))
-        other = self.gram.indices.astype(np.int64)
+        indptr = self.gram.indptr
+        borders = np.searchsorted(indptr, np.arange(0, indptr[-1], _PAIRS_AT_ONCE))
+        blocks = pairwise(np.unique([0, *borders.tolist(), len(self.count)]).tolist())
+        parts = [self._nearest(start, stop, most) for start, stop in blocks]
+        none = np.zeros(0, dtype=np.int64)
+        item, other = zip((none, none), *parts, strict=True)
+        return np.concatenate(item), np.concatenate(other)
+
+    def _nearest(self, start: int, stop: int, most: int) -> Pairs:
+        """Return the pairs of the items from `start` to before `stop`."""
+        indptr = self.gram.indptr[start : stop + 1]
+        item, entries = np.repeat(np.arange(start, stop), np.diff(indptr)), slice(indptr[0], indptr[-1])
+        other = self.gram.indices[entries].astype(np.int64)
         apart = item != other
         item, other = item[apart], other[apart]
-        cosine = self.gram.data[apart] / np.sqrt(self.count[item] * self.count[other])
+        cosine = self.gram.data[entries][apart] / np.sqrt(self.count[item] * self.count[other])
         # One number by which to sort; stable, so that equal cosines do not depend on chance.
         order = np.argsort(item - 0.5 * np.minimum(cosine, 1.0), kind="stable")
         place = np.arange(len(order)) - np.searchsorted(item, item)

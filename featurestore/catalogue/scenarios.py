@@ -10,7 +10,7 @@ from featurestore.keys import Keys, shown_key
 from featurestore.wire.connection import Connection
 from featurestore.wire.resp import encode
 
-# A front-end has some ten lists; each may be 10 MB of ids.
+# A front-end has some ten lists; each may be 1 MB of ids.
 MOST_SCENARIOS = 1_000
 
 

@@ -178,7 +178,7 @@ class Follower:
         if live is not None and items is not None and live is self.live:
             entries, ids = rest[:2]
             items.follow(known, ids)
-            # An item that the catalogue has registered is recommended by the prior until it is rated.
+            # An item that the catalogue has registered has the prior until it is rated.
             if entries or len(items) > live.n_items:
                 followed = await self._with_deltas(live, entries, len(items))
                 # A load that ended meanwhile has read these deltas, or does not need them.

@@ -34,9 +34,11 @@ class Availability:
             # As a row of which nothing was said: most items are such.
             return
         self._grow(row + 1)
+        # What waits already is not to wait twice: an item may be put again and again.
+        waiting = self._spans[row].tolist()
         self._spans[row] = start, end
         for moment in (start, end):
-            if self._now < moment < math.inf:
+            if self._now < moment < math.inf and moment not in waiting:
                 heappush(self._due, (moment, row))
         self._update(row)
 

@@ -101,8 +101,9 @@ async def put_item(request: web.Request) -> web.StreamResponse:
         for _ in range(ATTEMPTS):
             types = await held_types(store, "items")
             item = new_item(item_id, sent, new := dict(types))
-            await _register(request, [item_id])
+            # Types first: a call that they refuse leaves no row, which is never taken back.
             if await hold(store, "items", types, new):
+                await _register(request, [item_id])
                 await store.catalogue.change({item_id: _becomes(item)})
                 return json_answer(ItemShown.of(item))
     raise StoreUnavailable("others are changing the schema", 0.1)
@@ -190,9 +191,8 @@ async def post_items(request: web.Request) -> web.StreamResponse:
         for _ in range(ATTEMPTS):
             types = await held_types(store, "items")
             items = await asyncio.to_thread(new_items, ids, rows, new := dict(types))
-            # Of a call that is refused nothing is registered or held.
-            await _register(request, ids)
             if await hold(store, "items", types, new):
+                await _register(request, ids)
                 # Of an item that stands twice the last counts.
                 changes = {item_id: _becomes(item) for item_id, item in zip(ids, items, strict=True)}
                 await store.catalogue.change(changes)
@@ -287,6 +287,7 @@ async def put_schema(request: web.Request) -> web.StreamResponse:
         ("items", told.items),
         ("users", told.users),
     )
+    holding: list[tuple[Literal["items", "users"], Types, Types]] = []
     for kind, types in kinds:
         for name in types:
             if not 0 < len(name.encode()) <= MOST_NAME_BYTES:
@@ -297,7 +298,10 @@ async def put_schema(request: web.Request) -> web.StreamResponse:
             if held.get(name, each) != each:
                 detail = f"{name} is of type {held[name]} since its first use, not {each}"
                 raise Problem("invalid_body", detail, field=f"{kind}.{name}")
-        if not await hold(store, kind, held, {**held, **types}):
+        holding.append((kind, held, {**held, **types}))
+    # When all of the call was found right.
+    for kind, held, wanted in holding:
+        if not await hold(store, kind, held, wanted):
             raise StoreUnavailable("others are changing the schema", 0.1)
     return await get_schema.handler(request)
 

@@ -153,9 +153,10 @@ class ItemUpdater:
                 meta=target.meta,
             )
             current = await self._store.users.current(live, chosen.users)
-            ratings.set_users(chosen.slots, current.n, current.vectors)
             if ratings.head is not None:
                 await self._read_histories(target, chosen)
+            # Last: of a round that the store cuts off before, all users are read again.
+            ratings.set_users(chosen.slots, current.n, current.vectors)
         vectors, factors = await self._threads.run(ratings.fold, chosen)
         rows = np.array(chosen.items, dtype=np.int32)
         self._step("items:push")

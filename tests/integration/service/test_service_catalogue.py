@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from featurestore.catalogue import schema
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.routes import catalogue as catalogue_routes
@@ -194,6 +195,21 @@ async def test_a_type_is_held_and_told(client: Client) -> None:
     assert (reply.json["field"], "number" in reply.json["detail"]) == ("items.year", True)
     reply = await client.ask("PUT", "/schema", json={"items": {"year": "colour"}})
     assert is_problem(reply, 422, "invalid_body")
+    # Right for items, wrong for users: nothing of it is held.
+    reply = await client.ask("PUT", "/schema", json={"items": {"price": "number"}, "users": {"age": "text"}})
+    assert is_problem(reply, 422, "invalid_body")
+    assert "price" not in (await client.get("/schema")).json["items"]
+
+
+async def test_what_is_refused_for_its_types_gets_no_row(
+    client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "MOST_NAMES", 1)
+    await put(client, "item-0", attributes={"year": 1965, "country": "fr"})
+    fields = {"attributes": {"price": 1}, "hidden": True}
+    assert is_problem(await client.ask("PUT", "/items/new", json=fields), 422, "invalid_body")
+    assert is_problem(await client.post("/items", [{"item_id": "new", **fields}]), 422, "invalid_body")
+    assert (await store.items(1).rows([b"new"])) == [None]
 
 
 async def test_items_are_listed_searched_and_exported(

@@ -8,7 +8,7 @@ import pytest
 from factors import Float64s, Histories, RankingFit, Ratings, fit_ranking
 from factors.inference.histories import Compressed, compress_pairs
 from factors.model.types import Scale
-from factors.ranking import half_steps, selection
+from factors.ranking import half_steps, neighbours, selection
 from factors.ranking.choices import RankingChoices, choices_of
 from factors.ranking.expected import expected_ratings
 from factors.ranking.half_steps import Events, Prior, solve_rows
@@ -153,6 +153,13 @@ def test_neighbours_are_the_regressions(most: int) -> None:
     term = together.fit(together.nearest(most), 3.0, threads=2)
     np.testing.assert_allclose(dense(term), slow_regressions(data, most, 3.0), rtol=2e-3, atol=2e-5)
     assert not np.diag(dense(term)).any()
+
+
+def test_neighbours_of_many_items_are_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = CoOccurrences.of(by_user(ratings_of(4)), N_ITEMS)
+    at_once = together.nearest(4)
+    monkeypatch.setattr(neighbours, "_PAIRS_AT_ONCE", 7)
+    np.testing.assert_array_equal(together.nearest(4), at_once)
 
 
 def test_many_items_are_looked_up_in_the_sparse_matrix() -> None:

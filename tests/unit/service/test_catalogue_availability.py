@@ -1,6 +1,7 @@
 """Which items may be shown when."""
 
 import math
+import tracemalloc
 
 import numpy as np
 from hypothesis import given
@@ -25,6 +26,21 @@ def test_a_row_is_shown_in_its_span() -> None:
         mask = found.mask(now, 3)
         assert (mask is None) == shown
         assert mask is None or mask.tolist() == [True, shown, True]
+
+
+def test_what_is_put_again_takes_no_room() -> None:
+    found = Availability()
+    found.put(0, 10.0, 20.0)
+    tracemalloc.start()
+    try:
+        for _ in range(5_000):
+            found.put(0, 10.0, 20.0)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # An entry takes some 100 bytes.
+    assert held < 50_000
+    assert found.mask(15.0, 1) is None
 
 
 def test_a_mask_that_was_handed_out_never_changes() -> None:
