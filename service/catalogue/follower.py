@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from featurestore.catalogue.catalogue import ItemState
 from featurestore.errors import EpochGone, RegistryFull, StoreDamaged, StoreError, StoreUnavailable
@@ -48,7 +49,10 @@ class CatalogueFollower:
         self._store = store
         self._catalogue = store.catalogue
         self._views: dict[int, CatalogueView] = {}
-        self._reading = asyncio.Lock()
+        # By epoch: a long load of one keeps no answer of another waiting. Locks that are not in use go.
+        self._reading = WeakValueDictionary[int, asyncio.Lock]()
+        # By epoch, each until it ends. `run` ends them.
+        self._loads: dict[int, asyncio.Task[CatalogueView]] = {}
         # Until when a catalogue that cannot be read is not read again, and why it cannot.
         self._damage: tuple[float, StoreDamaged] | None = None
 
@@ -91,7 +95,16 @@ class CatalogueFollower:
             log.warning("the catalogue cannot be read: %s", exc)
 
     async def run(self) -> None:
-        """Follow until cancelled."""
+        """Follow until cancelled; loads that go on are cancelled too."""
+        try:
+            await self._follow()
+        finally:
+            loads = list(self._loads.values())
+            for load in loads:
+                load.cancel()
+            await asyncio.gather(*loads, return_exceptions=True)
+
+    async def _follow(self) -> None:
         failure = ""
         while True:
             await asyncio.sleep(POLL_S)
@@ -108,7 +121,9 @@ class CatalogueFollower:
 
     async def _caught_up(self, epoch: int, version: bytes) -> CatalogueView:
         """Return the view of an epoch with all changes up to a version that was read before."""
-        async with self._reading:
+        # The name keeps the lock while it is held or waited for.
+        lock = self._reading.setdefault(epoch, asyncio.Lock())
+        async with lock:
             view = self._views.get(epoch)
             while view is None or not view.valid or not view.has(version):
                 changes = None
@@ -117,13 +132,15 @@ class CatalogueFollower:
                 if view is None or changes is None or not changes.whole:
                     if self._damage is not None and time.monotonic() < self._damage[0]:
                         raise self._damage[1]
-                    try:
-                        view = await self._load(epoch)
-                    except StoreDamaged as exc:
-                        self._damage = (time.monotonic() + _RETRY_LOAD_S, exc)
-                        raise
-                    # What was read is of after the question.
-                    break
+                    earlier = self._loads.get(epoch)
+                    load = earlier or self._begin_load(epoch)
+                    # An answer that waits no longer leaves the load to the next one.
+                    await asyncio.wait((load,))
+                    view = load.result()
+                    if earlier is None:
+                        # What was read is of after the question.
+                        break
+                    continue
                 await self._take_in(view, epoch, await self._catalogue.states(changes.item_ids))
                 # A question's version is in the stream, unless the store has lost it: then this is all.
                 ends = changes.version == view.version
@@ -131,6 +148,19 @@ class CatalogueFollower:
                 if ends:
                     break
             return view
+
+    def _begin_load(self, epoch: int) -> "asyncio.Task[CatalogueView]":
+        load = asyncio.create_task(self._load(epoch), name=f"load the catalogue for epoch {epoch}")
+        self._loads[epoch] = load
+
+        def end(load: "asyncio.Task[CatalogueView]") -> None:
+            del self._loads[epoch]
+            # Looked at here, because all that waited may have left. The next answer tries again.
+            if not load.cancelled() and isinstance(exc := load.exception(), StoreDamaged):
+                self._damage = (time.monotonic() + _RETRY_LOAD_S, exc)
+
+        load.add_done_callback(end)
+        return load
 
     async def _load(self, epoch: int) -> CatalogueView:
         catalogue = self._catalogue

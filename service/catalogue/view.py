@@ -61,10 +61,15 @@ class CatalogueView:
             del self._seen[next(iter(self._seen))]
 
     def put(self, state: ItemState, row: int | None) -> None:
-        """Take in what is stored of an item; `row` None: it has none yet."""
+        """Take in what is stored of an item; `row` None: it had none when it was asked for."""
+        if row is None:
+            # It may have got one since, and then its row is no longer looked for.
+            row = self._registry.row(state.item_id)
         if row is None:
             self._unplaced[state.item_id] = state
             return
+        # What was known before it had a row must not replace this.
+        self._unplaced.pop(state.item_id, None)
         item = self._item(state)
         self._unsettled[row] = item or CatalogueItem("")
         # One that was never in the catalogue may be shown.

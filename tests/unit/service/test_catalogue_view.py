@@ -19,6 +19,9 @@ class _Registry:
     def __init__(self) -> None:
         self.ids: list[bytes] = []
 
+    def row(self, item_id: bytes) -> int | None:
+        return self.ids.index(item_id) if item_id in self.ids else None
+
 
 def state(item_id: str, *, hidden: bool = False) -> ItemState:
     item = CatalogueItem(item_id, categories=["crime"], hidden=hidden)
@@ -55,3 +58,26 @@ async def test_an_item_that_gets_its_row_later_is_in_the_next_mask() -> None:
     assert allowed is not None
     assert allowed.tolist() == [True, False]
     assert (await view.mask(CRIME, 2, {})).tolist() == [False, True]
+
+
+async def test_an_item_that_gets_its_row_just_before_it_is_put_is_placed() -> None:
+    registry = _Registry()
+    view = CatalogueView(cast("Any", _Catalogue()), cast("Any", registry))
+    registry.ids.append(b"late")
+    assert view.allowed(0.0, 1) is None
+    # The row was asked for before the item got it.
+    view.put(state("late", hidden=True), None)
+    allowed = view.allowed(0.0, 1)
+    assert allowed is not None
+    assert allowed.tolist() == [False]
+
+
+async def test_what_was_known_before_an_item_had_a_row_does_not_replace_what_came_later() -> None:
+    registry = _Registry()
+    view = CatalogueView(cast("Any", _Catalogue()), cast("Any", registry))
+    view.put(state("late"), None)
+    registry.ids.append(b"late")
+    view.put(state("late", hidden=True), 0)
+    allowed = view.allowed(0.0, 1)
+    assert allowed is not None
+    assert allowed.tolist() == [False]
