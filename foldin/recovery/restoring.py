@@ -38,6 +38,7 @@ from foldin.recovery.sources import (
     require_scale,
 )
 from foldin.recovery.stored import read_histories
+from trainer.erasure.older_copy import erase_attributes_again
 from trainer.settings import TrainerSettings
 
 # What `Pointer.pending_by` says: ratings are being written; all are, and the trainer was asked.
@@ -161,6 +162,9 @@ class Restore:
             plan = await self._plan(archived, live_epoch)
             self._tell(plan)
             await asyncio.to_thread(take_over, archived.ledgers, self._settings.archive_folder)
+            # Of no epoch: unlike the ratings they would stay, and keep a backup's newer ones out.
+            if await was_put_back(self._store, self._settings):
+                await retried(erase_attributes_again, self._store, live_epoch, plan.erased.ledgers)
             await self._put_back(archived.catalogue, plan.erased)
             if not plan.change and not await must_adopt(self._store, self._settings):
                 return False

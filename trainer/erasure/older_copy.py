@@ -1,11 +1,12 @@
 """Erase users again from a store that was put back from an older copy, which does not know of their erasures.
 
 Invariant: of a user in the ledger of erasures nothing stays that is not known to have come after the erasure.
-What is known: events that the archive has kept, or that wait in the streams, and are later than it.
+What is known: events that the archive has kept, or that wait in the streams, and are later than it;
+attributes that say since when they are these.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,40 @@ async def erase_again(store: Store, root: ArchiveRoot) -> None:
     ledgers = await asyncio.to_thread(readable_ledgers, root.root)
     epoch = (await with_retries(store.generations.live)).epoch
     users = await _erased_users(store, epoch, ledgers)
-    if not users:
-        return
+    ratings = await _erase_ratings_again(store, root, epoch, ledgers, users) if users else 0
+    # After the ratings: these took the attributes of their users along.
+    attributes = await with_retries(erase_attributes_again, store, epoch, ledgers)
+    log.event("users_erased_again", epoch=epoch, users=ratings, attributes=attributes)
+
+
+async def erase_attributes_again(store: Store, epoch: int, ledgers: Sequence[Ledger]) -> int:
+    """Remove attributes that were given before an erasure of their user in the ledgers; return of how many
+    users. A trainer has the files of the store written anew. `epoch`: the live one.
+
+    Safe to repeat. Raises `StoreError`.
+    """
+    again = 0
+    for partition in range(store.config.partitions) if ledgers else ():
+        cursor, more = 0, True
+        while more:
+            cursor, found = await store.attributes.scan(partition, cursor)
+            more = cursor != 0
+            erased = _erased_at(ledgers, list(found))
+            for user_id, (_, given_ms) in found.items():
+                at_ms = erased[user_id]
+                if not at_ms or given_ms > at_ms:
+                    continue
+                # First: where this is cut off in between, the attributes are what it is repeated by.
+                await store.commands.ask("erase", epoch=epoch, user=user_id, at_ms=at_ms)
+                await store.attributes.erase(user_id, at_ms)
+                again += 1
+    return again
+
+
+async def _erase_ratings_again(
+    store: Store, root: ArchiveRoot, epoch: int, ledgers: list[Ledger], users: Mapping[bytes, StoredUser]
+) -> int:
+    """Forget users of the ledger whose histories have ratings from before; return how many these were."""
     at_ms = _erased_at(ledgers, list(users))
     known = await asyncio.to_thread(_known, _archived(root, store.identity, users), at_ms)
     registry = store.items(epoch)
@@ -71,7 +104,7 @@ async def erase_again(store: Store, root: ArchiveRoot) -> None:
         # For what a mark in the stream does not reach: the files of the store.
         await with_retries(store.commands.ask, "erase", epoch=epoch, user=user.user_id, at_ms=forgotten.at_ms)
         again += 1
-    log.event("users_erased_again", epoch=epoch, users=again)
+    return again
 
 
 async def _erased_users(store: Store, epoch: int, ledgers: list[Ledger]) -> dict[bytes, StoredUser]:

@@ -218,6 +218,60 @@ async def test_adopting_a_store_that_was_put_back_erases_again(
         assert await now_held(settings) == expected
 
 
+@pytest.mark.parametrize("way", ["adopt", "restore"])
+async def test_attributes_of_an_older_copy_are_erased_again(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, way: str
+) -> None:
+    """`silent` has no rating, `later` only newer ones. What was given after the erasure stays."""
+    await archive_ratings(settings)
+    erased = (b"silent", b"later", b"again")
+    async with opened(settings.store) as store:
+        for user in (*erased, b"other"):
+            await store.attributes.change(user, lambda _: {"city": "Old"})
+    own_server.stop()
+    shutil.copytree(own_server.folder / "appendonlydir", tmp_path / "aof")
+    own_server.start()
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append([rating("u1", "i3", 3.0, 3e9)])
+        for user in erased:
+            at_ms = (await store.ratings.forget(user)).at_ms
+            receipt = await store.commands.ask("erase", epoch=1, user=user, at_ms=at_ms)
+            outcome = await store.commands.wait(receipt, 20)
+            assert outcome is not None
+            assert outcome.state == "done"
+        await until_drained(store)
+    own_server.stop()
+    shutil.rmtree(own_server.folder / "appendonlydir")
+    shutil.copytree(tmp_path / "aof", own_server.folder / "appendonlydir")
+    own_server.start()
+    async with opened(settings.store) as store:
+        await store.ratings.append([rating("later", "i2", 1.0, 3e9)])
+        await store.attributes.change(b"again", lambda _: {"city": "New"})
+        assert await store.attributes.get(b"silent") == {"city": "Old"}
+        restoring = None
+        if way == "restore":
+            restoring = asyncio.create_task(restored(settings, settings.archive_folder))
+            trash = settings.archive_folder / "trash"
+            await wait_until_async(lambda: list(trash.glob("epoch-*Z")), 20, "the archive is adopted")
+        async with running_trainer(replace(settings, adopt=way == "adopt")):
+            if restoring is not None:
+                await asyncio.wait_for(restoring, 40)
+            await until_drained(store)
+
+            async def ended() -> bool:
+                return not await store.redis.hlen(store.keys.erasing)
+
+            await wait_until_async(ended, 20, "the erasures have ended")
+        now = {user: await store.attributes.get(user) for user in (*erased, b"other")}
+        assert now == {b"silent": None, b"later": None, b"again": {"city": "New"}, b"other": {"city": "Old"}}
+        assert ("later", "i2") in await now_held(settings)
+    # Each was asked of the trainer, so that the store has written its files anew.
+    own_server.stop()
+    files = [path.read_bytes() for path in (own_server.folder / "appendonlydir").iterdir()]
+    assert any(b"other" in content for content in files)
+    assert not any(b"silent" in content for content in files)
+
+
 async def test_a_rebuilt_archive_tells_before_from_after(settings: TrainerSettings) -> None:
     before = await archive_ratings(settings)
     shutil.rmtree(settings.archive_folder / "epoch-000001")
