@@ -7,8 +7,10 @@ import pytest
 
 from featurestore.catalogue import catalogue as catalogue_module
 from featurestore.catalogue.catalogue import NO_VERSION
+from featurestore.catalogue.dump import Dump, DumpedUser, PutBack, put_back
 from featurestore.catalogue.item import CatalogueItem, Time
 from featurestore.catalogue.schema import SchemaChanged
+from featurestore.confirmation import Confirmation
 from featurestore.errors import RegistryFull, StoreDamaged, StoreError
 from featurestore.store import Store
 from tests.support.factories import rating
@@ -155,6 +157,23 @@ async def test_an_erasure_leaves_what_came_after_it(store: Store) -> None:
     assert await store.attributes.get(b"ann") == {"age": 30.0}
     await store.attributes.erase(b"ann", at)
     assert await store.attributes.get(b"ann") is None
+
+
+async def test_users_who_are_put_back_share_a_confirmation(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = [DumpedUser(f"u{k}", 0, {"age": float(k)}) for k in range(20)]
+    dump = Dump({"users": {"age": "number"}}, [], [], users)
+    await store.catalogue.schema.hold("users", {"age": "number"})
+    await store.attributes.change(b"u0", becomes({"age": 99.0}))
+    all_wait = asyncio.Barrier(len(users) - 1)
+    # A confirmation comes once all who lack their attributes wait for it.
+    monkeypatch.setattr(Confirmation, "wait", lambda *_: all_wait.wait())
+    async with asyncio.timeout(20):
+        found = await put_back(store.catalogue, store.attributes, store.scenarios, dump)
+    assert found == PutBack(0, 19)
+    ages = [await store.attributes.get(user.user_id.encode()) for user in users]
+    assert ages == [{"age": 99.0}, *(user.values for user in users[1:])]
 
 
 async def test_attributes_are_scanned_by_partition(store: Store) -> None:
