@@ -1,8 +1,9 @@
 """How much each item was rated of late. Invariant: every worker that has the same generation and deltas says
 the same.
 
-A rating counts half as much with each week that goes by. What the fit has learned is weighed at its latest
-rating, by exponential decay; what came in since counts whole, until the next fit knows when it was made.
+A rating counts half as much with each week that goes by. What the fit has learned is weighed at the end of
+the day of its latest rating, by exponential decay; what came in since counts whole, until the next fit knows
+when it was made.
 """
 
 import struct
@@ -16,9 +17,11 @@ from featurestore.errors import GenerationBroken
 
 # People look at what is new once in a while, and most things are rated on some days of a week more.
 HALF_LIFE_S = 7 * 86_400.0
+# Weights are those of a whole day: the time of a rating would stay when its user was erased.
+_DAY_S = 86_400.0
 # Of what the fit has learned, however long ago that was: it still tells items apart of which nothing came in.
 _LEAST_SHARE = 1e-12
-# Format, time of the latest rating, items; then float32 weights and uint32 counts of each item.
+# Format, when the weights are of, items; then float32 weights and uint32 counts of each item.
 _HEAD = struct.Struct("<20sdq")
 _FORMAT = b"foldin-activity-1"
 # Spare rows for items that come later: a table that grows row by row is copied seldom.
@@ -27,11 +30,11 @@ _SPARE_ROWS = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """`weights` float32 (n,): of what the fit has learned, at `latest_s`; `counts` uint32 (n,): ratings that
+    """`weights` float32 (n,): of what the fit has learned, at `weighed_s`; `counts` uint32 (n,): ratings that
     it knew; `gained` float32 (at least n_items,): ratings that came in since.
     """
 
-    latest_s: float
+    weighed_s: float
     n_items: int
     weights: Float32s
     counts: npt.NDArray[np.uint32]
@@ -54,7 +57,7 @@ class Activity:
 
     def at(self, now_s: float) -> Float64s:
         """Return how much each item is rated at a time, in seconds since 1970 (n_items,)."""
-        share = max(_share(now_s - self.latest_s), _LEAST_SHARE)
+        share = max(_share(now_s - self.weighed_s), _LEAST_SHARE)
         found = self.gained[: self.n_items].astype(np.float64)
         found[: len(self.weights)] += share * self.weights.astype(np.float64)
         return found
@@ -66,30 +69,30 @@ def activity_to_bytes(item_indptr: Int64s, times: Float64s) -> bytes:
     """
     n = len(item_indptr) - 1
     known = np.isfinite(times)
-    latest = float(times[known].max()) if known.any() else 0.0
-    each = np.exp2((np.where(known, times, -np.inf) - latest) / HALF_LIFE_S)
+    weighed_s = _DAY_S * (np.floor(times[known].max() / _DAY_S) + 1.0) if known.any() else 0.0
+    each = np.exp2((np.where(known, times, -np.inf) - weighed_s) / HALF_LIFE_S)
     counts, weights = np.diff(item_indptr), np.zeros(n)
     # Between two items with ratings there are none: the sums go from one beginning to the next.
     some = counts > 0
     weights[some] = np.add.reduceat(each, item_indptr[:-1][some]) if some.any() else 0.0
     data = weights.astype("<f4").tobytes() + counts.astype("<u4").tobytes()
-    return _HEAD.pack(_FORMAT, latest, n) + data
+    return _HEAD.pack(_FORMAT, weighed_s, n) + data
 
 
 def activity_from_bytes(data: bytes | memoryview, n_items: int) -> Activity:
     """Return the activity of a generation of `n_items`. Raises `GenerationBroken`."""
     if len(data) < _HEAD.size:
         raise GenerationBroken("the activity of its items is cut off")
-    name, latest, n = _HEAD.unpack_from(data)
+    name, weighed_s, n = _HEAD.unpack_from(data)
     if name.rstrip(b"\0") != _FORMAT or n != n_items or len(data) != _HEAD.size + 8 * n:
         raise GenerationBroken("the activity of its items is of another version or of other items")
     weights = np.frombuffer(data, dtype="<f4", count=n, offset=_HEAD.size)
-    if not (np.isfinite(latest) and np.isfinite(weights).all() and (weights >= 0).all()):
+    if not (np.isfinite(weighed_s) and np.isfinite(weights).all() and (weights >= 0).all()):
         raise GenerationBroken("the activity of its items is no number")
     counts = np.frombuffer(data, dtype="<u4", count=n, offset=_HEAD.size + 4 * n)
-    return Activity(latest, n, weights, counts, np.zeros(n, dtype=np.float32))
+    return Activity(weighed_s, n, weights, counts, np.zeros(n, dtype=np.float32))
 
 
 def _share(age_s: float) -> float:
-    # A latest rating of the future, by the clock of who sent it, is as one of now.
+    # Before the day has ended, and for a rating of the future by its sender's clock, as if it was now.
     return float(np.exp2(-max(age_s, 0.0) / HALF_LIFE_S))

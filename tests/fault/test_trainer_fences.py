@@ -95,8 +95,8 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     push = Generations.push_delta
 
-    async def noted(self: Generations, *args: Any) -> None:
-        await push(self, *args)
+    async def noted(self: Generations, *args: Any, **named: Any) -> None:
+        await push(self, *args, **named)
         found.append(args[2])
 
     monkeypatch.setattr(Generations, "push_delta", noted)
@@ -356,7 +356,7 @@ async def test_without_the_name_of_a_term_a_late_segment_takes_the_place_of_anot
 
 UNFENCED_PUSH = """
 import featurestore.generations.catalog as c
-async def push(self, lease, epoch, generation, rows, vectors):
+async def push(self, lease, epoch, generation, rows, vectors, *, factors=None):
     delta = {b"r": rows.tobytes(), b"v": vectors.tobytes()}
     await self._client.xadd(self._keys.deltas(epoch, generation), delta)
 c.Generations.push_delta = push

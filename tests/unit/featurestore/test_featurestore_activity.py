@@ -23,12 +23,17 @@ def packed(by_item: list[list[float]]) -> bytes:
 @given(st.lists(TIMES, max_size=6), st.floats(0, 60))
 def test_a_rating_counts_half_as_much_with_each_week(by_item: list[list[float]], days: float) -> None:
     activity = activity_from_bytes(packed(by_item), len(by_item))
-    now_s = activity.latest_s + days * DAY_S
+    now_s = activity.weighed_s + days * DAY_S
     expected = [
         sum(2 ** (-(now_s - time) / HALF_LIFE_S) for time in times if not math.isnan(time))
         for times in by_item
     ]
     assert activity.at(now_s).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+def test_no_time_of_a_rating_is_in_it() -> None:
+    moment = 1_234_567_890.123
+    assert struct.pack("<d", moment) not in packed([[moment], [moment - DAY_S]])
 
 
 def test_what_came_in_since_counts_whole() -> None:
