@@ -21,9 +21,9 @@ counter_rule.apply = apply
     "old-item-rows": """
 from featurestore.generations import follower
 fresh, tables = follower.as_fitted, {}
-def stale(meta, table, *others):
+def stale(meta, table, *others, **named):
     same = tables.setdefault((meta.summary.epoch, table.shape[1]), table)
-    return fresh(meta, same if len(same) >= meta.item_rows else table, *others)
+    return fresh(meta, same if len(same) >= meta.item_rows else table, *others, **named)
 follower.as_fitted = stale
 """,
 }
