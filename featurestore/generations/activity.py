@@ -94,5 +94,5 @@ def activity_from_bytes(data: bytes | memoryview, n_items: int) -> Activity:
 
 
 def _share(age_s: float) -> float:
-    # Before the day has ended, and for a rating of the future by its sender's clock, as if it was now.
-    return float(np.exp2(-max(age_s, 0.0) / HALF_LIFE_S))
+    # More than 1 before the day has ended. A rating of the future, by its sender's clock, is as one of now.
+    return float(np.exp2(-max(age_s, -_DAY_S) / HALF_LIFE_S))
