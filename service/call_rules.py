@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from factors import Bools, Int64s
+from factors import Bools, Float32s, Int64s
 from featurestore.generations.live import LiveGeneration
 from service.catalogue.view import CatalogueView
 from service.context import ServiceContext
@@ -113,6 +113,11 @@ def check_rearranging(rules: Rules, places: int, *, explores: bool) -> None:
     if (rules.cap or rules.trade_off is not None) and places > MOST_COMPARED:
         detail = f"with diversity or per_category, n and offset are {MOST_COMPARED} at most together"
         raise refused("/n", detail)
+
+
+async def directions(live: LiveGeneration, rows: Int64s) -> Float32s:
+    """Return a vector (m, rank) of each of `rows`, by which diversity compares items."""
+    return await live.in_thread(partial(live.ranker.directions, rows))
 
 
 async def ruled(

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
-from factors import Bools, Float32s, Float64s, Int64s
+from factors import Bools, Float64s, Int64s
 from featurestore.generations.live import LiveGeneration
 from service.call_rules import (
     QUERY_RULES,
@@ -23,6 +23,7 @@ from service.call_rules import (
     Listed,
     ask,
     check_rearranging,
+    directions,
     query_rules,
     ruled,
     rules_of,
@@ -161,7 +162,7 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
         return _best(scores, n)
 
     top = {"behaviour": behaviour, "content": by_content, "both": by_both}[by]
-    ranking = Ranking(top, partial(_directions, live), 0.0)
+    ranking = Ranking(top, partial(directions, live), 0.0)
     found, reason = await _listed(context, live, call, ranking, n, row)
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
@@ -195,7 +196,7 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
         found = await context.rankings.popular(live, n, allowed)
         return _scored(found.item_rows, found.scores)
 
-    ranking = Ranking(top, partial(_directions, live), live.model.scale.low)
+    ranking = Ranking(top, partial(directions, live), live.model.scale.low)
     found, reason = await _listed(context, live, call, ranking, n)
     names = await item_names(context.store.items(live.epoch), found.rows)
     behind = statistics_of(live, found.rows)
@@ -231,7 +232,7 @@ async def get_trending(request: web.Request) -> web.StreamResponse:
         passing = _without(allowed, exclude, len(scores)) & (scores > 0)
         return _best(np.where(passing, scores, -np.inf), n)
 
-    ranking = Ranking(top, partial(_directions, live), 0.0)
+    ranking = Ranking(top, partial(directions, live), 0.0)
     found, reason = await _listed(context, live, call, ranking, n)
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
@@ -264,7 +265,7 @@ async def get_latest(request: web.Request) -> web.StreamResponse:
         mask = _without(allowed, exclude, live.ranker.n_items)
         return await _read(call, len(mask), partial(_latest, call.view.columns, mask, n))
 
-    ranking = Ranking(top, partial(_directions, live), 0.0)
+    ranking = Ranking(top, partial(directions, live), 0.0)
     found, reason = await _listed(context, live, call, ranking, n)
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
@@ -292,10 +293,6 @@ async def _listed(
     # Rows that are not given to an item yet have no name.
     exclude = np.array([*less, *range(len(registry), n_items)], dtype=np.int64)
     return await ruled(context, live, call, ranking, wanted=n, exclude=exclude)
-
-
-async def _directions(live: LiveGeneration, rows: Int64s) -> Float32s:
-    return await live.in_thread(partial(live.ranker.directions, rows))
 
 
 async def _likeness(live: LiveGeneration, call: CallRules, row: int) -> Float64s:

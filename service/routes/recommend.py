@@ -17,7 +17,16 @@ from msgspec import Meta
 from factors import Bools, Float32s, Int32s, Int64s
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
-from service.call_rules import QUERY_RULES, CallRules, ask, check_rearranging, query_rules, ruled, rules_of
+from service.call_rules import (
+    QUERY_RULES,
+    CallRules,
+    ask,
+    check_rearranging,
+    directions,
+    query_rules,
+    ruled,
+    rules_of,
+)
 from service.context import CONTEXT, ServiceContext
 from service.http.parsing import (
     Body,
@@ -295,7 +304,7 @@ async def _best_items(
 
     # A boost multiplies a score, or what is above the lowest rating: a scale may begin below 0.
     floor = live.model.scale.low if history is None else 0.0
-    ranking = Ranking(top, partial(_directions, live), floor)
+    ranking = Ranking(top, partial(directions, live), floor)
     # Items before the offset are ranked too: their scores decide which ones come behind them.
     found, reason = await ruled(context, live, call, ranking, wanted=places, exclude=exclude)
     shown = found.at(slice(wanted.offset, None))
@@ -304,10 +313,6 @@ async def _best_items(
     relevance = [None] * len(names) if history is None else shown.relevance.tolist()
     parts = zip(names, shown.scores.tolist(), shown.rating.tolist(), relevance, strict=True)
     return [Recommended(name, *numbers) for name, *numbers in parts if name is not None], reason
-
-
-async def _directions(live: LiveGeneration, rows: Int64s) -> Float32s:
-    return await live.in_thread(partial(live.ranker.directions, rows))
 
 
 async def computed(live: LiveGeneration, history: History, compute: Callable[[], T]) -> T:
