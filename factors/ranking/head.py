@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from factors.inference.histories import Compressed, compress
 from factors.model.types import Float32s, Float64s, Histories, Int32s, Int64s
-from factors.ranking.half_steps import Events, Prior, normal_equations, solve_rows
+from factors.ranking.half_steps import Events, normal_equations, solve_rows
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import RankingParameters
 
@@ -39,12 +39,8 @@ class RankingHead:
 
         `users`: folded in without recency.
         """
-        data, parameters = _known(compress(histories, len(users))), self.parameters
-        counts = data.counts
-        prior = Prior(
-            parameters.item_gram, parameters.activity("item", counts), parameters.ridges("item", counts)
-        )
-        events = Events(data.indptr, data.other)
+        data = _known(compress(histories, len(users)))
+        prior, events = self.parameters.prior("item", data.counts), Events(data.indptr, data.other)
         return np.asarray(solve_rows(events, users.astype(np.float64), prior), np.float32)
 
     def scores(self, history: Histories, rows: Int64s | None = None) -> Float64s:
@@ -107,16 +103,13 @@ class RankingHead:
         """Return the factors (n, r) of what one user chose, and the precision (r, r) of the user's vector."""
         chosen = self.items[data.other].astype(np.float64)
         events = Events(data.indptr, np.arange(len(chosen)), weight)
-        precision, _ = normal_equations(events, chosen, self._prior(data.counts), np.zeros(1, dtype=np.int64))
+        precision, _ = normal_equations(
+            events, chosen, self.parameters.prior("user", data.counts), np.zeros(1, dtype=np.int64)
+        )
         return chosen, np.asarray(precision[0], dtype=np.float64)
 
     def _events(self, histories: Histories) -> Compressed:
         return _known(compress(histories, len(self.items), whole=False))
-
-    def _prior(self, counts: Int64s) -> Prior:
-        parameters = self.parameters
-        activity, ridge = parameters.activity("user", counts), parameters.ridges("user", counts)
-        return Prior(parameters.user_gram, activity, ridge, parameters.user_mean)
 
     def _solved(self, data: Compressed, *, recency: bool = True, threads: int = 1) -> Float64s:
         # Only rows that are chosen become float64.
@@ -126,7 +119,9 @@ class RankingHead:
         )
         weight = self.parameters.event_weights(data) if recency else None
         events = Events(data.indptr, other.astype(np.int64), weight)
-        return np.asarray(solve_rows(events, table, self._prior(data.counts), threads), np.float64)
+        return np.asarray(
+            solve_rows(events, table, self.parameters.prior("user", data.counts), threads), np.float64
+        )
 
 
 def _known(data: Compressed) -> Compressed:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from factors.errors import ModelUnreadable
 from factors.inference.histories import Compressed
 from factors.model.types import Float64s, Int64s
+from factors.ranking.half_steps import Prior
 
 SideName = Literal["user", "item"]
 
@@ -92,6 +93,11 @@ class RankingParameters:
         """
         others = self.n_items if side == "user" else self.n_users
         return np.asarray(self.ridge * (counts + self.background * others * self.activity(side, counts)))
+
+    def prior(self, side: SideName, counts: npt.NDArray[np.integer]) -> Prior:
+        """Return what rows (b,) with `counts` events have beside these: users a mean of their own, too."""
+        gram, mean = (self.user_gram, self.user_mean) if side == "user" else (self.item_gram, None)
+        return Prior(gram, self.activity(side, counts), self.ridges(side, counts), mean)
 
     def event_weights(self, data: Compressed) -> Float64s:
         """Return how much each event (n,) of the users `data` counts."""

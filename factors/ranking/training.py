@@ -11,7 +11,7 @@ from factors.errors import FitDiverged
 from factors.inference.histories import Compressed
 from factors.model.types import Float32s, Float64s, Int64s
 from factors.ranking.choices import RankingChoices
-from factors.ranking.half_steps import Events, Floats, Prior, solve_rows
+from factors.ranking.half_steps import Events, Floats, solve_rows
 from factors.ranking.head import RankingHead
 from factors.ranking.neighbours import CoOccurrences
 from factors.ranking.parameters import RankingParameters, SideName
@@ -71,18 +71,13 @@ def fit_factors(
     for _ in range(choices.sweeps):
         # In float32, which is half the work: the last step for users is in float64.
         parameters = replace(parameters, user_gram=_gram(items, parameters, "item", by_item.counts))
-        ridges = parameters.ridges("user", by_user.counts)
-        prior = Prior(
-            parameters.user_gram, parameters.activity("user", by_user.counts), ridges, parameters.user_mean
-        )
+        prior = parameters.prior("user", by_user.counts)
         users = solve_rows(users_of, items, prior, threads)
-        mean = (ridges @ users.astype(np.float64)) / ridges.sum()
+        mean = (prior.ridge @ users.astype(np.float64)) / prior.ridge.sum()
         parameters = replace(
             parameters, user_mean=mean, item_gram=_gram(users, parameters, "user", by_user.counts)
         )
-        ridges = parameters.ridges("item", by_item.counts)
-        prior = Prior(parameters.item_gram, parameters.activity("item", by_item.counts), ridges)
-        items = solve_rows(items_of, users, prior, threads)
+        items = solve_rows(items_of, users, parameters.prior("item", by_item.counts), threads)
     parameters = replace(parameters, user_gram=_gram(items, parameters, "item", by_item.counts))
     return replace(parameters, noise=_noise(by_user, users, items, parameters)), items.astype(np.float32)
 
