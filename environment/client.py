@@ -1,7 +1,7 @@
 """What a player sees of an environment: the other side of the lecture's contract."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -21,7 +21,8 @@ class EnvironmentFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class KnownRatings:
-    """Known ratings in time order: `user`, `item` int64 (n,), `rating` float64 (n,).
+    """Known ratings in time order: `user`, `item` int64 (n,), `rating` float64 (n,), `variables` float64
+    (n, k): the numbers beside each event, k = 0 where the environment has none.
 
     `n_users`, `n_items`: sizes of the world; users and items that appear later are counted.
     """
@@ -31,24 +32,27 @@ class KnownRatings:
     user: npt.NDArray[np.int64]
     item: npt.NDArray[np.int64]
     rating: npt.NDArray[np.float64]
+    variables: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
 
     def latest(self, count: int) -> "KnownRatings":
         """The last `count` ratings of this history."""
+        names = ("user", "item", "rating", "variables")
         first = max(self.user.size - count, 0)
-        return replace(self, user=self.user[first:], item=self.item[first:], rating=self.rating[first:])
+        return replace(self, **{name: getattr(self, name)[first:] for name in names})
 
     def digest(self) -> bytes:
         """Return 16 bytes that differ between worlds."""
-        columns = b"".join(column.tobytes() for column in (self.user, self.item, self.rating))
+        columns = b"".join(column.tobytes() for column in (self.user, self.item, self.rating, self.variables))
         return hashlib.blake2b(columns, digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A user and an item whose rating is to be predicted."""
+    """A user and an item whose rating is to be predicted, with the numbers beside the event."""
 
     user: int
     item: int
+    variables: tuple[float, ...] = ()
 
 
 class EnvironmentClient:
@@ -76,19 +80,24 @@ class EnvironmentClient:
         if status != HTTPStatus.OK:
             raise self._unexpected("/reset", status, body)
         document = self._decode(body, ResetAnswer)
-        lengths = {len(document.user_history), len(document.item_history), len(document.rating_history)}
+        variables = document.variables_history or [[] for _ in document.user_history]
+        columns = (document.user_history, document.item_history, document.rating_history, variables)
+        lengths = {len(column) for column in columns}
         if len(lengths) != 1:
             raise EnvironmentFailedError(
                 f"{self._url}/reset returned histories of different lengths: {sorted(lengths)}"
             )
+        if len({len(numbers) for numbers in variables}) > 1:
+            raise EnvironmentFailedError(f"{self._url}/reset returned events with unlike many variables")
         history = KnownRatings(
             n_users=document.nb_users,
             n_items=document.nb_items,
             user=np.array(document.user_history, dtype=np.int64),
             item=np.array(document.item_history, dtype=np.int64),
             rating=np.array(document.rating_history, dtype=np.float64),
+            variables=np.array(variables, dtype=np.float64).reshape(len(variables), -1),
         )
-        return history, Pair(document.next_user, document.next_item)
+        return history, _pair(document)
 
     async def rate(self, predicted_score: float) -> tuple[int, Pair | None]:
         """Hand in the prediction of the pending pair; return its true rating and the next pair, None after
@@ -104,7 +113,7 @@ class EnvironmentClient:
         if status != HTTPStatus.OK:
             raise self._unexpected("/predict", status, body)
         document = self._decode(body, PredictAnswer)
-        return document.rating, Pair(document.next_user, document.next_item)
+        return document.rating, _pair(document)
 
     async def _get(self, path: str, parameters: dict[str, str]) -> tuple[int, bytes]:
         try:
@@ -130,3 +139,7 @@ class EnvironmentClient:
             return msgspec.json.decode(body, type=document)
         except msgspec.MsgspecError as error:
             raise EnvironmentFailedError(f"{self._url} returned something unexpected: {error}") from error
+
+
+def _pair(document: ResetAnswer | PredictAnswer) -> Pair:
+    return Pair(document.next_user, document.next_item, tuple(document.next_variables or ()))

@@ -16,6 +16,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import UNSET, UnsetType
 
 from environment.contract import ResetAnswer
 from environment.world import World, WorldOptions, make_world
@@ -26,15 +27,17 @@ R = TypeVar("R")
 WINDOW_STEPS = 512
 # Of the windows of all games: 26,843 steps of one at a thousand tokens, 2,684 at ten thousand.
 WINDOWS_BYTES = 1 << 28
-# User and item take four bytes each, the rating one.
+# User and item take four bytes each, the rating one; each variable takes eight.
 STEP_BYTES = 9
+VARIABLE_BYTES = 8
 # Below that drawing would be all that is done: at most a million tokens, so 0.6 GB.
 LEAST_STEPS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Events of a world from position `start` on. `user`, `item`: int32 (n,); `rating`: uint8 (n,).
+    """Events of a world from position `start` on. `user`, `item`: int32 (n,); `rating`: uint8 (n,);
+    `variables`: float64 (n, k).
 
     `n_pairs`: events of the whole world.
     """
@@ -44,15 +47,21 @@ class Window:
     user: npt.NDArray[np.int32]
     item: npt.NDArray[np.int32]
     rating: npt.NDArray[np.uint8]
+    variables: npt.NDArray[np.float64]
+
+    def variables_at(self, index: int) -> list[float] | UnsetType:
+        """Return the numbers beside one event; unset in a world without any."""
+        return self.variables[index].tolist() if self.variables.shape[1] else UNSET
 
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """The true rating of the pair that was pending, and the pair that is pending now (None: none is left)."""
+    """The true rating of the pair that was pending, and what is pending now (None: none is left)."""
 
     rating: int
     next_user: int | None
     next_item: int | None
+    next_variables: list[float] | UnsetType = UNSET
 
 
 class UnknownTokenError(Exception):
@@ -76,16 +85,19 @@ class _Game:
         self.window: Window | None = None
 
 
-def window_steps(n_pairs: int, max_tokens: int) -> int:
+def window_steps(n_pairs: int, max_tokens: int, n_variables: int = 0) -> int:
     """Return how many steps a window has, so that those of all tokens are bounded."""
     wanted = max(WINDOW_STEPS, n_pairs // 64)
-    return max(LEAST_STEPS, min(wanted, WINDOWS_BYTES // (STEP_BYTES * max_tokens)))
+    step_bytes = STEP_BYTES + VARIABLE_BYTES * n_variables
+    return max(LEAST_STEPS, min(wanted, WINDOWS_BYTES // (step_bytes * max_tokens)))
 
 
 def open_game(seed: int, options: WorldOptions, steps: int) -> tuple[bytes, Window]:
     """Draw a world; return the JSON answer to the reset and the first window. Pure, for a thread."""
     world = make_world(seed, options)
+    window = _window(world, options.n_known, steps)
     known = slice(0, options.n_known)
+    variables = world.variables[known].tolist() if options.n_variables else UNSET
     answer = ResetAnswer(
         nb_users=options.n_users,
         nb_items=options.n_items,
@@ -94,8 +106,10 @@ def open_game(seed: int, options: WorldOptions, steps: int) -> tuple[bytes, Wind
         rating_history=world.rating[known].tolist(),
         next_user=int(world.user[options.n_known]),
         next_item=int(world.item[options.n_known]),
+        variables_history=variables,
+        next_variables=window.variables_at(0),
     )
-    return msgspec.json.encode(answer), _window(world, options.n_known, steps)
+    return msgspec.json.encode(answer), window
 
 
 def draw_window(seed: int, options: WorldOptions, start: int, steps: int) -> Window:
@@ -106,9 +120,8 @@ def draw_window(seed: int, options: WorldOptions, start: int, steps: int) -> Win
 def _window(world: World, start: int, steps: int) -> Window:
     cut = slice(start, start + steps)
     # Copies: a view would keep the whole world alive.
-    return Window(
-        start, world.user.size, world.user[cut].copy(), world.item[cut].copy(), world.rating[cut].copy()
-    )
+    user, item, rating = world.user[cut].copy(), world.item[cut].copy(), world.rating[cut].copy()
+    return Window(start, world.user.size, user, item, rating, world.variables[cut].copy())
 
 
 class Games:
@@ -120,7 +133,7 @@ class Games:
         self._options = options
         self._seed = seed
         self._max_tokens = max_tokens
-        self._steps = window_steps(options.n_users * options.n_items, max_tokens)
+        self._steps = window_steps(options.n_users * options.n_items, max_tokens, options.n_variables)
         self._executor = executor
         # In the order of the last request: the token that was silent longest comes first.
         self._games: OrderedDict[str, _Game] = OrderedDict()
@@ -176,7 +189,8 @@ class Games:
             game.window = window
         game.position = following
         index = following - window.start
-        return Rated(rating, int(window.user[index]), int(window.item[index]))
+        variables = window.variables_at(index)
+        return Rated(rating, int(window.user[index]), int(window.item[index]), variables)
 
     def _draw_seed(self, token: str, resets: int) -> int:
         if self._seed is None:

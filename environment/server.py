@@ -1,7 +1,7 @@
 """The environment over HTTP, as the lecture has it: `GET /`, `/reset`, `/predict`; besides `/livez`.
 
-The answers carry exactly the lecture's keys, all of them ints. Worlds are drawn and answers to a reset
-encoded in threads, so that no player waits for another's reset.
+The answers carry exactly the lecture's keys, all of them ints but for the variables of an event. Worlds are
+drawn and answers to a reset encoded in threads, so that no player waits for another's reset.
 """
 
 import math
@@ -125,7 +125,7 @@ async def _predict(request: web.Request) -> web.Response:
             "This was the last pair; its rating is in `rating`. Call /reset to begin anew.",
             rating=rated.rating,
         )
-    answer = PredictAnswer(next_item=rated.next_item, next_user=rated.next_user, rating=rated.rating)
+    answer = PredictAnswer(rated.next_item, rated.next_user, rated.rating, rated.next_variables)
     return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 

@@ -7,6 +7,7 @@ from environment.world import WorldOptions
 from processes.settings import load, nested, setting, whole
 
 MAX_SEED = 2**63 - 1  # what JSON readers with 64-bit integers keep
+MAX_TOKENS_VARIABLES = 1_000_000  # of the least windows of all tokens these are 0.5 GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +46,7 @@ class ServerSettings:
 
     def problems(self) -> list[str]:
         """What is contradictory in these settings, one sentence each."""
-        return self.world.problems()
+        found = self.world.problems()
+        if self.max_tokens * self.world.n_variables > MAX_TOKENS_VARIABLES:
+            found.append(f"max-tokens times variables must be at most {MAX_TOKENS_VARIABLES}")
+        return found

@@ -8,6 +8,11 @@ distribution with the scores' theoretical mean and variance. A product of two in
 and variance 2 * 2 - 1 = 3, so a score has mean 3 and variance 9 (plus the variance of the noise, where there
 is some).
 
+With `variables`, each event has so many standard normal numbers `c` beside it, which shift and turn the taste
+of its user for that event: the score is `(x_u + T c) . x_i + w . c`, with `w` of length `SHIFT` in a random
+direction and the entries of `T` (3, k) drawn from N(0, TURN^2 / k). Given an item, the first adds a normal
+term of variance `TURN^2 |x_i|^2`, 6 TURN^2 on average, the second one of variance SHIFT^2.
+
 Every part of a world has a random stream of its own, so an option changes what it is about and nothing else:
 the world with noise has the users, items and order of the world without.
 """
@@ -26,6 +31,12 @@ SCALE = (1, 2, 3, 4, 5)  # the lecture's ratings
 COURSE_STEPS = 1_000  # one run of the course's protocol; late users and items come in while it is played
 MAX_PAIRS = 4_000_000  # drawing such a world takes about a second and 300 MB for a moment
 DRIFT_EVENTS = 10_000  # the `drift` option counts in radians over so many events
+MAX_VARIABLES = 32  # numbers of an event; the course's second environment has five
+MAX_NUMBERS = 16_000_000  # of all events of a world: 128 MB for a moment
+# How far the variables of an event move a score: a standard deviation of 1 by itself, and of half a component
+# of the taste, so that a score has variance 9 + 1 + 1.5. The course never published how its variables enter.
+SHIFT = 1.0
+TURN = 0.5
 
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
@@ -38,7 +49,7 @@ class WorldOptions:
     `late_users`, `late_items`: share (0 to 0.9) that appears only later, half of them in the course of the
     history, half during the first `COURSE_STEPS` played steps. `drift`: how far tastes turn, in radians per
     `DRIFT_EVENTS` events. `noise`: standard deviation of the normal noise on each score (the scores' own is
-    3).
+    3). `n_variables`: how many numbers stand beside each event.
     """
 
     n_users: int = setting(100, "users of a world", whole(1, 100_000), flag="--users")
@@ -48,6 +59,9 @@ class WorldOptions:
     late_items: float = setting(0.0, "share of the items that appear later", real(0, 0.9))
     drift: float = setting(0.0, "how far tastes turn in 10,000 events, in radians", real(0, 100))
     noise: float = setting(0.0, "standard deviation of the noise on each score", real(0, 100))
+    n_variables: int = setting(
+        0, "numbers beside each event that move its rating", whole(0, MAX_VARIABLES), flag="--variables"
+    )
 
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""
@@ -58,6 +72,8 @@ class WorldOptions:
             found.append(
                 f"known must be below the {self.n_users * self.n_items} pairs of a world, not {self.n_known}"
             )
+        if self.n_users * self.n_items * self.n_variables > MAX_NUMBERS:
+            found.append(f"users times items times variables must be at most {MAX_NUMBERS}")
         return found
 
 
@@ -67,7 +83,8 @@ class World:
     events.
 
     `user`, `item`: int32 (n_pairs,); `rating`: uint8 (n_pairs,), 1 to 5, as of that time. `user_arrival`
-    (n_users,) and `item_arrival` (n_items,): the position before which it does not exist.
+    (n_users,) and `item_arrival` (n_items,): the position before which it does not exist. `variables`:
+    float64 (n_pairs, k), four decimals, k = 0 without.
     """
 
     user: npt.NDArray[np.int32]
@@ -75,19 +92,21 @@ class World:
     rating: npt.NDArray[np.uint8]
     user_arrival: Positions
     item_arrival: Positions
+    variables: Floats
 
 
-def cut_points(noise: float = 0.0) -> Floats:
+def cut_points(noise: float = 0.0, *, with_variables: bool = False) -> Floats:
     """The four scores at which the rating changes: (4,), ascending."""
-    scores = NormalDist(DIMENSION, math.sqrt(3 * DIMENSION + noise**2))
+    moved = SHIFT**2 + 2 * DIMENSION * TURN**2 if with_variables else 0.0
+    scores = NormalDist(DIMENSION, math.sqrt(3 * DIMENSION + noise**2 + moved))
     return np.array([scores.inv_cdf(step / len(SCALE)) for step in range(1, len(SCALE))])
 
 
 def make_world(seed: int, options: WorldOptions) -> World:
     """Draw the world of `seed`, any whole number from 0. 30,000 pairs take 2 to 4 ms."""
     # A stream each: an option that draws more numbers must not shift those of the other parts.
-    user_stream, item_stream, late_stream, order_stream, noise_stream = (
-        np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)
+    user_stream, item_stream, late_stream, order_stream, noise_stream, variable_stream = (
+        np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(6)
     )
     user_time, item_time = _arrival_times(late_stream, options)
     # Each pair waits an exponential time from the moment it can be rated. As that has no memory, the next
@@ -97,24 +116,42 @@ def make_world(seed: int, options: WorldOptions) -> World:
     moment = ready + order_stream.standard_exponential(ready.size)
     order = np.argsort(moment)
     user, item = np.divmod(order.astype(np.int32), np.int32(options.n_items))
-    score = _scores(user_stream, item_stream, order, options)
+    items = item_stream.normal(1.0, 1.0, (options.n_items, DIMENSION))
+    score = _scores(user_stream, items, order, options)
+    variables = np.empty((score.size, 0))
+    if options.n_variables:
+        variables, moved = _variables(variable_stream, items, item, options.n_variables)
+        score = score + moved
     if options.noise:
         score += options.noise * noise_stream.standard_normal(score.size)
-    rating = (np.searchsorted(cut_points(options.noise), score, side="right") + SCALE[0]).astype(np.uint8)
+    cuts = cut_points(options.noise, with_variables=bool(options.n_variables))
+    rating = (np.searchsorted(cuts, score, side="right") + SCALE[0]).astype(np.uint8)
     clock = moment[order]
-    return World(user, item, rating, np.searchsorted(clock, user_time), np.searchsorted(clock, item_time))
+    arrivals = np.searchsorted(clock, user_time), np.searchsorted(clock, item_time)
+    return World(user, item, rating, *arrivals, variables)
+
+
+def _variables(
+    stream: np.random.Generator, items: Floats, item: npt.NDArray[np.int32], k: int
+) -> tuple[Floats, Floats]:
+    """The numbers beside each event, (n, k), and what they add to its score, (n,)."""
+    direction = stream.standard_normal(k)
+    shift = SHIFT * direction / np.linalg.norm(direction)
+    turn = stream.normal(0.0, TURN / math.sqrt(k), (DIMENSION, k))
+    # What is played is what is sent: four decimals.
+    variables = np.round(stream.standard_normal((item.size, k)), 4)
+    # As `_products`: the same bits on every machine.
+    by_item = np.einsum("id,dk->ik", items, turn) + shift
+    moved: Floats = np.einsum("nk,nk->n", variables, by_item[item])
+    return variables, moved
 
 
 def _scores(
-    user_stream: np.random.Generator,
-    item_stream: np.random.Generator,
-    order: Positions,
-    options: WorldOptions,
+    user_stream: np.random.Generator, items: Floats, order: Positions, options: WorldOptions
 ) -> Floats:
-    """The noiseless score of each event, (n_pairs,). `order`: the pair of each event, as `user * n_items +
-    item`.
+    """The noiseless score of each event, (n_pairs,), but for its variables. `order`: the pair of each event,
+    as `user * n_items + item`.
     """
-    items = item_stream.normal(1.0, 1.0, (options.n_items, DIMENSION))
     now, later = user_stream.standard_normal((2, options.n_users, DIMENSION))
     if not options.drift:
         scores: Floats = _products(1.0 + now, items)[order]

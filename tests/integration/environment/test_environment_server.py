@@ -82,6 +82,37 @@ async def test_a_client_as_the_course_writes_it_plays_a_thousand_steps(
     assert 1.3 < squared / 1_000 < 2.6
 
 
+async def test_the_second_environment_sends_the_variables_of_each_event(
+    session: aiohttp.ClientSession,
+) -> None:
+    """2,000 known rows, five numbers a row; what `/predict` returned stands in a longer history."""
+    known = [
+        ServerSettings(port=0, world=WorldOptions(n_known=n_known, n_variables=5))
+        for n_known in (2_000, 2_003)
+    ]
+    async with running_server(known[0]) as address, running_server(known[1]) as further:
+        _, _, data = await get(session, f"{address}/reset?user_id=a&seed=5")
+        _, _, longer = await get(session, f"{further}/reset?user_id=a&seed=5")
+        sent = [data["next_variables"]]
+        for _ in range(3):
+            _, _, answer = await get(session, f"{address}/predict?user_id=a&predicted_score=3")
+            assert set(answer) == {"next_item", "next_user", "rating", "next_variables"}
+            sent.append(answer["next_variables"])
+    assert set(data) == {
+        "nb_users",
+        "nb_items",
+        *HISTORIES,
+        "next_user",
+        "next_item",
+        "variables_history",
+        "next_variables",
+    }
+    assert len(data["variables_history"]) == 2_000
+    assert {len(numbers) for numbers in data["variables_history"]} == {5}
+    assert [*data["variables_history"], *sent[:3]] == longer["variables_history"]
+    assert sent[3] == longer["next_variables"]
+
+
 async def test_a_rating_is_that_of_the_pair_that_was_pending(
     session: aiohttp.ClientSession, lecture: str
 ) -> None:

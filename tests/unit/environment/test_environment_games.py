@@ -112,6 +112,10 @@ def test_the_windows_of_all_tokens_are_bounded(pairs: int, tokens: int) -> None:
     assert steps == LEAST_STEPS or steps * STEP_BYTES * tokens <= WINDOWS_BYTES
 
 
+def test_variables_make_windows_shorter() -> None:
+    assert window_steps(MAX_PAIRS, 1_000, 5) * (STEP_BYTES + 5 * 8) * 1_000 <= WINDOWS_BYTES
+
+
 async def test_small_windows_give_the_same_events(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

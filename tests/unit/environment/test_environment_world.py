@@ -13,7 +13,7 @@ LECTURE = WorldOptions()
 def same(one: World, other: World) -> bool:
     return all(
         np.array_equal(getattr(one, name), getattr(other, name))
-        for name in ("user", "item", "rating", "user_arrival", "item_arrival")
+        for name in ("user", "item", "rating", "user_arrival", "item_arrival", "variables")
     )
 
 
@@ -31,7 +31,7 @@ def test_every_pair_comes_exactly_once() -> None:
 
 
 def test_a_seed_gives_the_same_world_and_another_seed_another() -> None:
-    options = WorldOptions(late_users=0.3, late_items=0.2, drift=0.5, noise=0.5)
+    options = WorldOptions(late_users=0.3, late_items=0.2, drift=0.5, noise=0.5, n_variables=2)
     assert same(make_world(2**127, options), make_world(2**127, options))
     assert not same(make_world(1, options), make_world(2, options))
 
@@ -71,6 +71,45 @@ def test_noise_changes_ratings_and_nothing_else() -> None:
     assert np.array_equal(plain.user, noisy.user)
     assert np.array_equal(plain.item, noisy.item)
     assert 0.3 < np.mean(plain.rating != noisy.rating) < 0.7
+
+
+def test_variables_change_ratings_and_nothing_else() -> None:
+    plain, moved = make_world(4, LECTURE), make_world(4, replace(LECTURE, n_variables=5))
+    assert plain.variables.shape == (30_000, 0)
+    assert moved.variables.shape == (30_000, 5)
+    assert np.array_equal(plain.user, moved.user)
+    assert np.array_equal(plain.item, moved.item)
+    assert 0.3 < np.mean(plain.rating != moved.rating) < 0.7
+
+
+def test_variables_shift_and_turn_the_taste() -> None:
+    """Ratings lean on the variables, by other weights for one item than for another."""
+    options = replace(LECTURE, n_variables=3)
+    leaning = []
+    for seed in range(8):
+        world = make_world(seed, options)
+        design = np.column_stack([np.ones(world.rating.size), world.variables])
+        by_item = []
+        for item in range(options.n_items):
+            own = world.item == item
+            by_item.append(np.linalg.lstsq(design[own], world.rating[own].astype(float))[0][1:])
+        weights = np.array(by_item)
+        # A hundred ratings of standard deviation 1.4 leave a weight an error of 0.14, of variance 0.02.
+        leaning.append((np.linalg.norm(weights.mean(axis=0)), weights.var(axis=0).sum() - 3 * 0.02))
+    shift, turn = np.mean(leaning, axis=0)
+    assert shift > 0.2
+    assert turn > 0.05
+
+
+def test_the_scores_of_worlds_with_variables_fill_the_bins() -> None:
+    options = replace(LECTURE, n_variables=5)
+    counts = sum(np.bincount(make_world(seed, options).rating, minlength=6)[1:] for seed in range(20))
+    assert counts / (20 * 30_000) == pytest.approx([0.19, 0.25, 0.21, 0.17, 0.18], abs=0.03)
+
+
+def test_a_world_with_too_many_numbers_is_refused() -> None:
+    (problem,) = replace(LECTURE, n_users=2_000, n_items=2_000, n_variables=32).problems()
+    assert "variables" in problem
 
 
 def test_coming_late_changes_the_order_and_nothing_else() -> None:
