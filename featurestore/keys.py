@@ -111,9 +111,16 @@ class Keys:
         """A user's attributes, in every epoch."""
         return b"%b:{%d}:attributes:%b" % (self._ns, partition_of(user_id, self.partitions), user_id)
 
-    def attributes_prefix(self, partition: int) -> bytes:
-        """What the keys of a partition's users' attributes begin with."""
-        return b"%b:{%d}:attributes:" % (self._ns, partition)
+    @property
+    def attributes_pattern(self) -> bytes:
+        """Glob pattern of the keys of all users' attributes."""
+        return b"%b:{*}:attributes:*" % self._ns
+
+    @staticmethod
+    def attributes_user(key: bytes) -> bytes:
+        """The user whose attributes a key has."""
+        # The first one: an id may have any bytes.
+        return key.partition(b"}:attributes:")[2]
 
     def _user_prefixes(self, epoch: int) -> tuple[bytes, ...]:
         return tuple(b"%b.%d:{%d}:user:" % (self._ns, epoch, p) for p in range(self.partitions))

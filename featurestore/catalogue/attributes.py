@@ -58,14 +58,14 @@ class UserAttributes:
         """Remove what a user had when forgotten, at this time of the store. Safe to repeat."""
         await self._client.call("erase_attributes", ([self._keys.attributes(user_id)], [b"%d" % at_ms]))
 
-    async def scan(self, partition: int, cursor: int) -> tuple[int, Mapping[bytes, tuple[Values, int]]]:
-        """Return the next cursor of a partition, 0 at the end, and of each user the attributes and since when
-        they are these, in milliseconds by the store's clock; begins at cursor 0.
+    async def scan(self, cursor: int) -> tuple[int, Mapping[bytes, tuple[Values, int]]]:
+        """Return the next cursor, 0 at the end, and of each user the attributes and since when they are
+        these, in milliseconds by the store's clock; begins at cursor 0. A user may come twice.
         """
-        prefix = self._keys.attributes_prefix(partition)
         found: Any
-        cursor, found = await self._client.scan(cursor, prefix + b"*", SCANNED_AT_ONCE)
-        user_ids = [key.removeprefix(prefix) for key in found]
+        # Of all partitions: each step looks at as many keys of the store, whichever it asks for.
+        cursor, found = await self._client.scan(cursor, self._keys.attributes_pattern, SCANNED_AT_ONCE)
+        user_ids = list(map(self._keys.attributes_user, found))
         pipe = self._client.pipeline()
         for key in found:
             pipe.hmget(key, ["value", "at"])

@@ -80,9 +80,7 @@ def dump_from_bytes(data: bytes) -> Dump:
     return dump
 
 
-async def read_dump(
-    catalogue: Catalogue, attributes: UserAttributes, scenarios: Scenarios, partitions: int
-) -> Dump:
+async def read_dump(catalogue: Catalogue, attributes: UserAttributes, scenarios: Scenarios) -> Dump:
     """Return all that was acknowledged before the call. Raises `StoreError`."""
     items: dict[str, CatalogueItem] = {}
     after = b""
@@ -100,13 +98,12 @@ async def read_dump(
         deleted.update(item_id.decode("utf-8", "replace") for item_id in some)
         more = cursor != 0
     users: dict[bytes, DumpedUser] = {}
-    for partition in range(partitions):
-        more = True
-        while more:
-            cursor, found = await attributes.scan(partition, cursor)
-            for user_id, (values, at_ms) in found.items():
-                users[user_id] = DumpedUser(user_id.decode(), at_ms, values)
-            more = cursor != 0
+    more = True
+    while more:
+        cursor, found = await attributes.scan(cursor)
+        for user_id, (values, at_ms) in found.items():
+            users[user_id] = DumpedUser(user_id.decode(), at_ms, values)
+        more = cursor != 0
     types: dict[str, dict[str, AttributeType]] = {kind: await catalogue.schema.types(kind) for kind in KINDS}
     return Dump(types, list(items.values()), sorted(deleted), list(users.values()), await scenarios.texts())
 

@@ -78,9 +78,7 @@ async def back_up(
     registry = store.items(epoch)
     await retried(registry.refresh)
     ids = list(registry.ids)
-    dump = await retried(
-        read_dump, store.catalogue, store.attributes, store.scenarios, store.config.partitions
-    )
+    dump = await retried(read_dump, store.catalogue, store.attributes, store.scenarios)
     manifest = Manifest(
         identity=store.identity,
         namespace=settings.store.namespace,

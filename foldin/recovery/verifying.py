@@ -166,7 +166,7 @@ def _pair(events: RatingEvents, row: int) -> str:
 async def _catalogue(store: Store) -> list[str]:
     """Return a line where something of the catalogue cannot be read: the first thing."""
     try:
-        await retried(read_dump, store.catalogue, store.attributes, store.scenarios, store.config.partitions)
+        await retried(read_dump, store.catalogue, store.attributes, store.scenarios)
     except StoreDamaged as exc:
         return [str(exc)]
     return []

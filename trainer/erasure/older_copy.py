@@ -55,21 +55,20 @@ async def erase_attributes_again(store: Store, epoch: int, ledgers: Sequence[Led
 
     Safe to repeat. Raises `StoreError`.
     """
-    again = 0
-    for partition in range(store.config.partitions) if ledgers else ():
-        cursor, more = 0, True
-        while more:
-            cursor, found = await store.attributes.scan(partition, cursor)
-            more = cursor != 0
-            erased = _erased_at(ledgers, list(found))
-            for user_id, (_, given_ms) in found.items():
-                at_ms = erased[user_id]
-                if not at_ms or given_ms > at_ms:
-                    continue
-                # First: where this is cut off in between, the attributes are what it is repeated by.
-                await store.commands.ask("erase", epoch=epoch, user=user_id, at_ms=at_ms)
-                await store.attributes.erase(user_id, at_ms)
-                again += 1
+    again = cursor = 0
+    more = bool(ledgers)
+    while more:
+        cursor, found = await store.attributes.scan(cursor)
+        more = cursor != 0
+        erased = _erased_at(ledgers, list(found))
+        for user_id, (_, given_ms) in found.items():
+            at_ms = erased[user_id]
+            if not at_ms or given_ms > at_ms:
+                continue
+            # First: where this is cut off in between, the attributes are what it is repeated by.
+            await store.commands.ask("erase", epoch=epoch, user=user_id, at_ms=at_ms)
+            await store.attributes.erase(user_id, at_ms)
+            again += 1
     return again
 
 

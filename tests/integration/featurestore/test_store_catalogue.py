@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from featurestore.catalogue import attributes
 from featurestore.catalogue import catalogue as catalogue_module
 from featurestore.catalogue.catalogue import NO_VERSION
 from featurestore.catalogue.dump import Dump, DumpedUser, PutBack, put_back
@@ -176,18 +177,26 @@ async def test_users_who_are_put_back_share_a_confirmation(
     assert ages == [{"age": 99.0}, *(user.values for user in users[1:])]
 
 
-async def test_attributes_are_scanned_by_partition(store: Store) -> None:
-    for user in (b"ann", b"bob", b"eve"):
+async def test_one_scan_finds_the_attributes_of_all_partitions(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attributes, "SCANNED_AT_ONCE", 10)
+    # An id may look like a part of a key.
+    users = [b"ann", b"x}:attributes:y", b"{0}:attributes:z", *(b"u%d" % n for n in range(40))]
+    for user in users:
         await store.attributes.change(user, becomes({"name": user.decode()}))
     found: dict[bytes, tuple[object, int]] = {}
-    for partition in range(store.config.partitions):
-        cursor = 0
-        while True:
-            cursor, some = await store.attributes.scan(partition, cursor)
-            found.update(some)
-            if cursor == 0:
-                break
-    assert sorted(found) == [b"ann", b"bob", b"eve"]
+    cursor, steps, least = 0, 0, 0
+    while not steps or cursor:
+        cursor, some = await store.attributes.scan(cursor)
+        found.update(some)
+        steps += 1
+    assert sorted(found) == sorted(users)
+    # Once through the store, however many partitions there are.
+    while not least or cursor:
+        cursor, _ = await store.redis.scan(cursor, count=10)
+        least += 1
+    assert steps < 2 * least
     values, at_ms = found[b"ann"]
     assert values == {"name": "ann"}
     assert 0 < at_ms <= await store.time_ms()
