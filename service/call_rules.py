@@ -4,18 +4,19 @@ the call began.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 from factors import Bools, Float32s, Int64s
+from featurestore.catalogue.schema import Types
 from featurestore.generations.live import LiveGeneration
 from service.catalogue.view import CatalogueView
 from service.context import ServiceContext
 from service.http.parsing import MAX_ID_BYTES, Id, Query
 from service.http.problems import Problem
 from service.openapi import Schema, query_parameter
-from service.rules.filter_parsing import refused
+from service.rules.filter_parsing import UnknownAttribute, refused
 from service.rules.filters import Filter
 from service.rules.listing import Ranking, RuledList, Scored, apply
 from service.rules.request import MAX_NAME, RuleFields, Rules, merged, parse_rules
@@ -77,14 +78,23 @@ async def rules_of(
     """Return the rules that a call and its scenario say. Raises `invalid_rule`, `unknown_scenario`."""
     view, degraded = await context.catalogue.current(asked.version, live.epoch)
     scenario = await context.scenarios.read(asked.name, asked.scenario)
-    both = merged(fields, scenario)
-    return CallRules(parse_rules(both, view.columns, category=category), view, degraded)
+    rules = await _parsed(view, partial(parse_rules, merged(fields, scenario), category=category))
+    return CallRules(rules, view, degraded)
 
 
 async def checked_fields(context: ServiceContext, fields: RuleFields) -> None:
     """Raise `invalid_rule` where the catalogue does not have what `fields` are about."""
     view, _ = await context.catalogue.current(context.catalogue.ask(), await context.epoch())
-    parse_rules(fields, view.columns)
+    await _parsed(view, partial(parse_rules, fields))
+
+
+async def _parsed(view: CatalogueView, parse: Callable[[Types], Rules]) -> Rules:
+    """Return what `parse` makes of the types of attributes, as the store has them."""
+    try:
+        return parse(view.types)
+    except UnknownAttribute:
+        # A type may have been fixed since, with or without an item that has the attribute.
+        return parse(await view.read_types())
 
 
 def query_rules(query: Query) -> tuple[RuleFields, str | None]:

@@ -18,7 +18,7 @@ Types = Mapping[str, AttributeType]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TYPES: tuple[AttributeType, ...] = get_args(AttributeType)
 
-# Each is a column of as many numbers as there are items, in every worker: 8 MB at a million items.
+# Of a kind. Of items each is a column in every worker, of a number an item: 8 MB at a million items.
 MOST_NAMES = 256
 MOST_NAME_BYTES = 64  # as long as a word that people write; a name stands in each item that has it
 # As ISO 8601 writes a day or a moment of one. What Python reads besides, such as `20240101`, may be a number.
@@ -159,14 +159,16 @@ class Schema:
         """
         if not types:
             return
-        pairs = [part.encode() for name, each in types.items() for part in (f"{kind}:{name}", each)]
+        prefix = f"{kind}:"
+        pairs = [part.encode() for name, each in types.items() for part in (prefix + name, each)]
+        args = [prefix.encode(), b"%d" % MOST_NAMES, *pairs]
         reply: Any
-        (reply,) = await self._client.call("hold_types", ([self._key], [b"%d" % (2 * MOST_NAMES), *pairs]))
+        (reply,) = await self._client.call("hold_types", ([self._key], args))
         if reply[0] == b"TYPE":
-            name = reply[1].decode().removeprefix(f"{kind}:")
+            name = reply[1].decode().removeprefix(prefix)
             raise SchemaChanged(f"{name} is {_NAMES[reply[2].decode()]}")
         if reply[0] == b"FULL":
-            raise SchemaFull(f"there may be {2 * MOST_NAMES} attributes in all")
+            raise SchemaFull(f"there may be {MOST_NAMES} attributes of {kind}")
 
 
 def new_types(values: Mapping[str, Any], held: Types) -> dict[str, AttributeType]:

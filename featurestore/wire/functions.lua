@@ -791,20 +791,24 @@ local function keep_for(keys, args)
   return { 'OK' }
 end
 
--- keys: schema. args: most attributes, then name and type of each. The first use of a name fixes its type.
+-- keys: schema. args: what names of this kind begin with, most attributes of it, then name and type of each. The first use
+-- of a name fixes its type.
 local function hold_types(keys, args)
-  local new = 0
-  for at = 2, #args, 2 do
+  local new, names = 0, 0
+  for at = 3, #args, 2 do
     local held = redis.call('HGET', keys[1], args[at])
     if held and held ~= args[at + 1] then
       return { 'TYPE', args[at], held }
     end
     new = new + (held and 0 or 1)
   end
-  if new > 0 and redis.call('HLEN', keys[1]) + new > tonumber(args[1]) then
+  for _, name in ipairs(redis.call('HKEYS', keys[1])) do
+    names = names + (string.sub(name, 1, #args[1]) == args[1] and 1 or 0)
+  end
+  if new > 0 and names + new > tonumber(args[2]) then
     return { 'FULL' }
   end
-  for at = 2, #args, 2 do
+  for at = 3, #args, 2 do
     redis.call('HSET', keys[1], args[at], args[at + 1])
   end
   return { 'OK' }

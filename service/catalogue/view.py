@@ -9,6 +9,7 @@ import math
 from factors import Bools
 from featurestore.catalogue.catalogue import Catalogue, ItemState
 from featurestore.catalogue.item import CatalogueItem
+from featurestore.catalogue.schema import Types
 from featurestore.errors import StoreDamaged
 from featurestore.item_registry import ItemRegistry
 from service.catalogue.availability import Availability
@@ -43,6 +44,8 @@ class CatalogueView:
         self._placed = 0
         self._seen: dict[bytes, None] = {}
         self.version = b""
+        # Of the attributes of items, as a rule has last needed them: none is ever taken back or changed.
+        self.types: Types = {}
 
     @property
     def valid(self) -> bool:
@@ -59,6 +62,11 @@ class CatalogueView:
         self.version = version
         while len(self._seen) > _SEEN_KEPT:
             del self._seen[next(iter(self._seen))]
+
+    async def read_types(self) -> Types:
+        """Return the types of the attributes of items, as the store has them now. Raises `StoreError`."""
+        self.types = await self._catalogue.schema.types("items")
+        return self.types
 
     def put(self, state: ItemState, row: int | None) -> None:
         """Take in what is stored of an item; `row` None: it had none when it was asked for."""

@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from featurestore.catalogue.item import AttributeType
-from featurestore.catalogue.schema import parse_time
+from featurestore.catalogue.schema import Types, parse_time
 from service.http.parsing import MAX_ID_BYTES
 from service.http.problems import Problem
-from service.rules.columns import Columns
 from service.rules.filters import Condition, Filter, HasId, IsEmpty, Leaf, NumberMatch, Range, TextMatch
 
 # A person writes three; each more is a call more on the stack of this program.
@@ -27,17 +26,24 @@ MAX_VALUES = 10_000
 # Of a float64, nearly.
 _LARGEST = 1e300
 
+# What every item has besides its attributes. An attribute of one of these names is not to be asked for.
+_FIELDS: Types = {"title": "text", "categories": "list", "available_from": "time", "available_until": "time"}
 _CLAUSES = ("must", "should", "must_not")
 _ENDS = ("gt", "gte", "lt", "lte")
 
 
-def parse_filter(value: object, columns: Columns, pointer: str) -> Filter:
-    """Return the filter that a JSON value says. `pointer`: where it stands in the body (RFC 6901).
+class UnknownAttribute(Problem):
+    """A filter names an attribute that is not among the types. These may have been read before it came."""
 
-    Raises `invalid_rule`, whose field is the pointer of what is wrong: an attribute that no item has, a value
-    of another type, an operator that there is not.
+
+def parse_filter(value: object, types: Types, pointer: str) -> Filter:
+    """Return the filter that a JSON value says. `types`: of the attributes of items; `pointer`: where it
+    stands in the body (RFC 6901).
+
+    Raises `invalid_rule`, whose field is the pointer of what is wrong: an attribute that there is not
+    (`UnknownAttribute`), a value of another type, an operator that there is not.
     """
-    return _Parser(columns).filter(value, pointer, 1)
+    return _Parser(types).filter(value, pointer, 1)
 
 
 def refused(pointer: str, detail: str) -> Problem:
@@ -53,8 +59,8 @@ def pointer_to(pointer: str, step: str | int) -> str:
 class _Parser:
     """Parses one filter; counts what is bounded."""
 
-    def __init__(self, columns: Columns) -> None:
-        self._columns = columns
+    def __init__(self, types: Types) -> None:
+        self._types = types
         self._conditions = self._values = 0
 
     def filter(self, value: object, pointer: str, depth: int) -> Filter:
@@ -104,10 +110,10 @@ class _Parser:
         key, where = members.get("key"), pointer_to(pointer, "key")
         if not isinstance(key, str):
             raise refused(where, "must name an attribute")
-        column = self._columns.column(key)
-        if column is None:
-            raise refused(where, f"no item has an attribute {key!r}")
-        return key, column.kind
+        kind = _FIELDS.get(key) or self._types.get(key)
+        if kind is None:
+            raise UnknownAttribute("invalid_rule", f"{where}: there is no attribute {key!r}", field=where)
+        return key, kind
 
     def _match(self, key: str, kind: AttributeType, value: object, pointer: str) -> Leaf:
         members = _members(value, pointer, ("value", "any", "except"))

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
+from featurestore.catalogue.schema import Types
 from service.http.parsing import DescribedId, Id, body_ids
-from service.rules.columns import Columns
 from service.rules.filter_parsing import parse_filter, pointer_to, refused
 from service.rules.filters import NO_FILTER, Filter, TextMatch
 
@@ -118,12 +118,13 @@ def merged(call: RuleFields, scenario: RuleFields | None) -> RuleFields:
     return RuleFields(**{k: getattr(scenario, k) if v is None else v for k, v in given.items()})
 
 
-def parse_rules(fields: RuleFields, columns: Columns, *, category: str | None = None) -> Rules:
-    """Return the rules that `fields` say; `category`: which items must have besides.
+def parse_rules(fields: RuleFields, types: Types, *, category: str | None = None) -> Rules:
+    """Return the rules that `fields` say; `types`: of the attributes of items; `category`: which items must
+    have besides.
 
-    Raises `invalid_rule`, whose field is the pointer of what is wrong.
+    Raises `invalid_rule`, whose field is the pointer of what is wrong, `UnknownAttribute` among them.
     """
-    passing = NO_FILTER if fields.filter is None else parse_filter(fields.filter, columns, "/filter")
+    passing = NO_FILTER if fields.filter is None else parse_filter(fields.filter, types, "/filter")
     # It narrows what the filter leaves, be that of the call or of its scenario.
     if category is not None:
         passing = Filter(must=(TextMatch("categories", (category,)), passing))
@@ -132,7 +133,7 @@ def parse_rules(fields: RuleFields, columns: Columns, *, category: str | None = 
         passing,
         _ids(fields.exclude_items or (), "/exclude_items"),
         None if candidates is None else _ids(candidates, "/candidate_items"),
-        tuple(_boosts(fields.boosts or (), columns)),
+        tuple(_boosts(fields.boosts or (), types)),
         _trade_off(fields.diversity),
         _cap(fields.per_category),
         tuple(_pinned(fields.pinned or ())),
@@ -146,14 +147,14 @@ def _ids(values: Sequence[Id], pointer: str) -> tuple[bytes, ...]:
     return tuple(body_ids(values, pointer))
 
 
-def _boosts(boosts: Sequence[Boost], columns: Columns) -> Iterator[tuple[float, Filter]]:
+def _boosts(boosts: Sequence[Boost], types: Types) -> Iterator[tuple[float, Filter]]:
     if len(boosts) > MAX_BOOSTS:
         raise refused("/boosts", f"there may be {MAX_BOOSTS} boosts")
     for place, boost in enumerate(boosts):
         pointer = pointer_to("/boosts", place)
         if not LEAST_FACTOR <= boost.multiply <= MOST_FACTOR:
             raise refused(f"{pointer}/multiply", f"must be from {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
-        yield boost.multiply, parse_filter(boost.filter, columns, f"{pointer}/filter")
+        yield boost.multiply, parse_filter(boost.filter, types, f"{pointer}/filter")
 
 
 def _trade_off(diversity: Diversity | None) -> float | None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.catalogue.item import CatalogueItem, Time
+from featurestore.catalogue.item import CatalogueItem, Time, type_of
 from service.rules.columns import Columns
 from service.rules.filter_parsing import parse_filter
 from service.rules.filters import mask_of
@@ -30,7 +30,7 @@ ITEM = st.builds(
     attributes=st.fixed_dictionaries({}, optional=VALUES),
     available_from=st.none() | NUMBER,
 )
-# Each attribute is there, whatever else is drawn.
+# Each attribute is there with its type, whatever else is drawn.
 FIRST = CatalogueItem(
     "0", "a", ["a"], {"size": 1.0, "kind": "a", "tags": ["a"], "since": Time(1.0), "sold": True}
 )
@@ -50,6 +50,7 @@ def ranges(key: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.one_of(low, high, both).map(lambda ends: {"key": key, "range": ends})
 
 
+TYPES = {name: type_of(value) for name, value in FIRST.attributes.items()}
 KEYS = st.sampled_from(["title", "categories", *VALUES])
 LEAF = st.one_of(
     *(matches(key, TEXT) for key in ("title", "categories", "kind", "tags")),
@@ -71,7 +72,7 @@ FILTER = st.recursive(
 
 def masked(condition: dict[str, Any], columns: Columns, n: int) -> list[bool]:
     rows = {b"%d" % row: row for row in range(9)}
-    mask = mask_of(parse_filter(condition, columns, "/filter"), columns, n, rows)
+    mask = mask_of(parse_filter(condition, TYPES, "/filter"), columns, n, rows)
     return [bool(passing) for passing in mask]
 
 

@@ -204,12 +204,14 @@ async def test_a_type_is_held_and_told(client: Client) -> None:
 async def test_what_is_refused_for_its_types_gets_no_row(
     client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "MOST_NAMES", 1)
+    monkeypatch.setattr(schema, "MOST_NAMES", 2)
     await put(client, "item-0", attributes={"year": 1965, "country": "fr"})
     fields = {"attributes": {"price": 1}, "hidden": True}
     assert is_problem(await client.ask("PUT", "/items/new", json=fields), 422, "invalid_body")
     assert is_problem(await client.post("/items", [{"item_id": "new", **fields}]), 422, "invalid_body")
     assert (await store.items(1).rows([b"new"])) == [None]
+    # There are as many of users besides.
+    assert (await client.ask("PUT", "/users/ann/attributes", json={"age": 30, "since": 1})).status == 200
 
 
 async def test_items_are_listed_searched_and_exported(

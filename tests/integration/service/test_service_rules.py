@@ -27,6 +27,7 @@ async def put(store: Store, *films: CatalogueItem) -> None:
     def becomes(each: CatalogueItem) -> Callable[[CatalogueItem | None], CatalogueItem]:
         return lambda _: each
 
+    await store.catalogue.schema.hold("items", {"year": "number", "country": "text", "length": "number"})
     await store.catalogue.change({each.item_id.encode(): becomes(each) for each in films})
 
 
@@ -164,6 +165,17 @@ async def test_rules_that_are_wrong_are_named(client: Client, body: dict[str, An
     assert is_problem(reply, 422, "invalid_rule")
     assert reply.json["field"] == field
     assert is_problem(await client.post("/recommend", {"ratings": [], **body}), 422, "invalid_rule")
+
+
+async def test_a_filter_may_name_what_any_worker_was_told(client: Client, store: Store) -> None:
+    cheap = {"must": [{"key": "price", "range": {"lt": 3}}]}
+    assert is_problem(await client.post("/recommend/ann", {"filter": cheap}), 422, "invalid_rule")
+    # By another worker, and before any item has it.
+    await store.catalogue.schema.hold("items", {"price": "number"})
+    assert await listed(client, filter=cheap) == []
+    wrong = {"filter": {"must": [{"key": "price", "match": {"value": "low"}}]}}
+    assert (await client.post("/recommend/ann", wrong)).json["field"] == "/filter/must/0/match/value"
+    assert await listed(client, filter={"must": [{"is_empty": {"key": "price"}}]}) == await listed(client)
 
 
 async def test_what_is_no_rule_at_all_is_refused(client: Client) -> None:

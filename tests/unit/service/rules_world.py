@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from featurestore.catalogue.item import CatalogueItem, Time
+from featurestore.catalogue.item import CatalogueItem, Time, type_of
 from service.rules.columns import Columns
 
 FILMS = (
@@ -18,6 +18,10 @@ FILMS = (
         "heat", "Heat", ["crime", "drama"], {"country": "us", "tags": ["slow"]}, available_from=2e9
     ),
 )
+
+
+# As the schema has them.
+TYPES = {name: type_of(value) for film in FILMS for name, value in film.attributes.items()}
 
 
 def columns_of(items: Sequence[CatalogueItem]) -> Columns:

@@ -26,7 +26,7 @@ from service.rules.request import (
     merged,
     parse_rules,
 )
-from tests.unit.service.rules_world import FILMS, columns_of
+from tests.unit.service.rules_world import FILMS, TYPES, columns_of
 
 ROWS = {film.item_id.encode(): row for row, film in enumerate(FILMS)}
 
@@ -168,7 +168,7 @@ async def test_rules_become_rows() -> None:
         diversity=Diversity(1.0),
         order="rating",
     )
-    rules = parse_rules(fields, columns, category="horror")
+    rules = parse_rules(fields, TYPES, category="horror")
     assert set(rules.ids()) == {b"heat", b"gone", b"alien", b"7", b"solaris", b"nothing"}
     assert (rules.cap, rules.trade_off, rules.order) == (2, None, "rating")
 
@@ -201,7 +201,7 @@ async def test_a_filter_that_passes_nothing_is_told_from_no_filter() -> None:
         return mask_of(wanted, columns, len(FILMS), ROWS)
 
     for category, empty in ((None, False), ("opera", True)):
-        rules = parse_rules(RuleFields(), columns, category=category)
+        rules = parse_rules(RuleFields(), {}, category=category)
         options: dict[str, Any] = {"n_items": 5, "shown": None, "exclude": np.zeros(0, dtype=np.int64)}
         assert (await apply(rules, ROWS, mask, np.logical_and, **options)).empty is empty
 
@@ -234,5 +234,5 @@ def test_what_the_call_says_takes_the_place_of_the_scenario() -> None:
 )
 def test_rules_that_are_wrong_are_named(fields: RuleFields, field: str) -> None:
     with pytest.raises(Problem) as refused:
-        parse_rules(fields, columns_of(FILMS))
+        parse_rules(fields, TYPES)
     assert (refused.value.code, refused.value.field) == ("invalid_rule", field)
