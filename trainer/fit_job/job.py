@@ -15,19 +15,8 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from factors import (
-    FactorsError,
-    FitDiverged,
-    FitRefused,
-    FitSettings,
-    Fitted,
-    RankingFit,
-    Scale,
-    fit_ranking,
-    head_from_bytes,
-)
+from factors import FactorsError, FitDiverged, FitSettings, Fitted, Scale
 from processes.messages import Parent
-from trainer import log
 from trainer.archive.item_list import read_items
 from trainer.engines import EngineName, make_engine
 from trainer.engines.base import FitTask, Report
@@ -37,8 +26,9 @@ from trainer.errors import (
     FitFailedError,
     SegmentDamagedError,
 )
+from trainer.fit_job.ranking import add_head, engine_has_head
 from trainer.fit_job.ratings import FitInput, load_ratings
-from trainer.fit_job.results import FitResult, read_result, write_result
+from trainer.fit_job.results import FitResult, read_result, take_name, unnamed, write_result
 from trainer.fit_job.trial import try_out
 
 # Workers that answer users on the same cores go first, but POST /train has a minute: no idle priority.
@@ -96,10 +86,25 @@ Answer = Progress | Done | Failed
 
 
 def run_fit(request: FitRequest, report: Report) -> None:
-    """Load the ratings, measure a trial fit on a part of them, fit all, write the result.
+    """Load the ratings, measure a trial fit on a part of them, fit all, write the result; then fit the
+    ranking head, and add it. A process that is killed at that leaves the ratings' result to `take_name`.
 
     Raises `SegmentDamagedError`, `ArchiveFailedError`, `ArchiveRefusedError`, `FactorsError`, `OSError`,
     `MemoryError`.
+    """
+    output, rng = Path(request.output), np.random.default_rng(request.seed)
+    data, live = _fit_ratings(request, rng, report)
+    if engine_has_head(request.engine):
+        start = None if request.from_scratch else live
+        add_head(unnamed(output), data, start, rng=rng, threads=request.threads)
+    take_name(output)
+
+
+def _fit_ratings(
+    request: FitRequest, rng: np.random.Generator, report: Report
+) -> tuple[FitInput, FitResult | None]:
+    """Fit the ratings and write the result; return what was learned from, and the live fit. All else that
+    took memory is free again.
     """
     live = None
     if request.live is not None:
@@ -113,7 +118,6 @@ def run_fit(request: FitRequest, report: Report) -> None:
     data = load_ratings(segments, item_ids, known_ids, learned)
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
-    rng = np.random.default_rng(request.seed)
     task = FitTask(data.ratings, data.n_users, data.n_items, rng, report=report)
     if live is not None and not request.from_scratch:
         users = np.asarray(live.users)[data.kept]
@@ -123,37 +127,8 @@ def run_fit(request: FitRequest, report: Report) -> None:
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
     if data.unknown:
         metrics["unknown_items"] = float(data.unknown)
-    start = None if request.from_scratch else live
-    ranking = fit_head(request, data, start, rng) if engine_has_head(request.engine) else None
-    write_result(Path(request.output), data, fitted, {**finite, **metrics}, ranking)
-
-
-def engine_has_head(engine: EngineName) -> bool:
-    """Say whether fits of this engine have a ranking head beside them; others rank by what they fit."""
-    return engine == "variational"
-
-
-def fit_head(
-    request: FitRequest, data: FitInput, live: FitResult | None, rng: np.random.Generator
-) -> RankingFit | None:
-    """Return the ranking head of these ratings, begun from that of the `live` fit, None where there is none:
-    ratings are published without one.
-    """
-    start = None
-    if live is not None and live.ranking is not None:
-        # One that is damaged or of another version: this fit chooses for itself.
-        with contextlib.suppress(FactorsError):
-            start = head_from_bytes(live.ranking.tobytes(), len(live.items))
-    shape = data.n_users, data.n_items
-    try:
-        return fit_ranking(data.ratings, *shape, rng=rng, threads=request.threads, start=start)
-    except FitRefused:
-        # No rating is left.
-        return None
-    except (ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError):
-        # What went wrong is in the log: lists go by expected rating until the next fit.
-        log.LOGGER.exception("%s", log.line("ranking_fit_failed", {}))
-        return None
+    write_result(unnamed(Path(request.output)), data, fitted, {**finite, **metrics})
+    return data, live
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from trainer import log
 from trainer.archive.segments import TEMPORARY, Step, no_step
 from trainer.errors import FitFailedError
 from trainer.fit_job.job import Answer, Failed, FitRequest, Progress
-from trainer.fit_job.results import FitResult, read_result
+from trainer.fit_job.results import FitResult, read_result, take_name
 
 
 async def fit_in_process(
@@ -23,7 +23,8 @@ async def fit_in_process(
     """Fit in a child process; return the result, mapped from its files. `files`: the segments of the request,
     open.
 
-    Raises `FitFailedError` where it gave none.
+    Where the process is killed while it fits the ranking head, the result has none. Raises `FitFailedError`
+    where there is no result.
     """
     request = replace(request, descriptors=tuple(file.fileno() for file in files))
     output = Path(request.output)
@@ -36,7 +37,11 @@ async def fit_in_process(
                 log.LOGGER.debug("%s", log.line("fit_progress", dict(answer.metrics)))
                 answer = decode(await running.receive())
     except HelperEndedError as exc:
-        raise FitFailedError(str(exc)) from exc
+        # As by the kernel, where memory runs out: the ratings' fit was written before.
+        if not await asyncio.to_thread(take_name, output):
+            raise FitFailedError(str(exc)) from exc
+        log.warning("ranking_fit_failed", why=str(exc))
+        return await asyncio.to_thread(read_result, output)
     finally:
         half_written = output.with_name(output.name + TEMPORARY)
         await asyncio.to_thread(shutil.rmtree, half_written, ignore_errors=True)

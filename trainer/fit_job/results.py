@@ -40,6 +40,7 @@ from trainer.fit_job.ratings import FitInput
 FORMAT = 1
 # No id has this byte (it is not UTF-8), so an erased id is never found.
 _ERASED = 0xFF
+_SUMMARY = "fit.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +179,8 @@ def fit_in_memory(
     )
 
 
-def write_result(
-    path: Path,
-    data: FitInput,
-    fitted: Fitted,
-    metrics: dict[str, float],
-    ranking: RankingFit | None = None,
-) -> None:
-    """Write a fit to the folder `path`, which appears only when it is complete."""
+def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, float]) -> None:
+    """Write the fit of the ratings to the folder `path`, which appears only when it is complete."""
     # Of no users at all the buffers may be missing.
     offsets, content = np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
     if ids := len(data.user_ids):
@@ -215,10 +210,6 @@ def write_result(
         "item_values": ratings.value[by_item],
         "item_times": ratings.time[by_item],
     }
-    if ranking is not None:
-        arrays["ranking"] = np.frombuffer(head_to_bytes(ranking.head), dtype=np.uint8)
-        arrays["ranking_users"] = ranking.users
-        metrics = {**metrics, **ranking.metrics}
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -226,19 +217,51 @@ def write_result(
         np.save(temporary / f"{name}.npy", array, allow_pickle=False)
     (temporary / "model.bin").write_bytes(to_bytes(fitted.model))
     summary = {"format": FORMAT, "metrics": metrics, "n_ratings": len(ratings.value)}
-    (temporary / "fit.json").write_text(json.dumps(summary))
+    (temporary / _SUMMARY).write_text(json.dumps(summary))
     for file in temporary.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+        _sync(file)
     # All content is on disk before the name is: a name that is there after a power cut has what it promises.
     temporary.rename(path)
     sync_directory(path.parent)
 
 
+def write_head(path: Path, ranking: RankingFit) -> None:
+    """Add a ranking head to the fit `path`; one that is not complete is not read."""
+    summary = json.loads((path / _SUMMARY).read_text())
+    summary["metrics"] |= ranking.metrics
+    head: npt.NDArray[Any] = np.frombuffer(head_to_bytes(ranking.head), dtype=np.uint8)
+    (path / (_SUMMARY + TEMPORARY)).write_text(json.dumps(summary))
+    for name, array in zip(_OF_A_HEAD, (head, ranking.users), strict=True):
+        with (path / f"{name}.npy{TEMPORARY}").open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+    for written in path.glob(f"*{TEMPORARY}"):
+        _sync(written)
+        written.rename(written.with_suffix(""))
+    sync_directory(path)
+
+
+def unnamed(path: Path) -> Path:
+    """Return where the fit that is to be `path` lies as long as its ranking head is not there."""
+    return path.with_name(f"{path.name}.ratings")
+
+
+def take_name(path: Path) -> bool:
+    """Give a fit its final name, with the head or without; say whether there is one of the ratings."""
+    try:
+        # Of a head that was being written.
+        for leftover in unnamed(path).glob(f"*{TEMPORARY}"):
+            leftover.unlink()
+        unnamed(path).rename(path)
+    except FileNotFoundError:
+        return False
+    sync_directory(path.parent)
+    return True
+
+
 def read_result(path: Path) -> FitResult:
     """Map a fit. Raises `FitFailedError` where it is not there or not whole."""
     try:
-        summary = json.loads((path / "fit.json").read_text())
+        summary = json.loads((path / _SUMMARY).read_text())
         # Version 0.1.0 did not say.
         if summary.get("format", 1) != FORMAT:
             raise FitFailedError(f"the fit in {path.name} is of another version")
@@ -292,3 +315,8 @@ def is_erased(user_id: bytes) -> bool:
 def user_hash(user_id: bytes) -> int:
     """Return 64 bits of an id, the same in every process."""
     return int.from_bytes(blake2b(user_id, digest_size=8).digest(), "little")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -18,7 +18,7 @@ import pytest
 from factors import Histories, RankingHead, head_from_bytes, posterior_of
 from tests.support.event_tables import event_table, free, item_ids, opened
 from tests.support.trainers import started_fit
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import wait_until, wait_until_async
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import in_registry, spans_of, string_array
 from trainer.archive.item_list import read_items, write_items
@@ -30,10 +30,10 @@ from trainer.errors import (
     SegmentDamagedError,
     SegmentGoneError,
 )
-from trainer.fit_job.job import FitRequest
+from trainer.fit_job.job import FitRequest, run_fit
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.results import FitResult, erase_user, read_result
+from trainer.fit_job.results import FitResult, erase_user, read_result, unnamed
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
@@ -314,6 +314,42 @@ async def test_killed_fit_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FitFailedError, match="signal 9"):
         await fitted(asked, lambda pid: os.kill(pid, signal.SIGKILL))
     assert not (tmp_path / "fit").exists()
+
+
+async def test_fit_that_is_killed_at_its_ranking_head_is_a_fit_without_one(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world(n_users=400, n_items=60))
+    asked = request(archive, tmp_path / "fit", n_items=60)
+
+    def kill_later(pid: int) -> None:
+        wait_until((tmp_path / "fit.ratings").is_dir, 60, "the fit of the ratings")
+        os.kill(pid, signal.SIGKILL)
+
+    pids: list[int] = []
+    fitting = asyncio.create_task(fitted(asked, pids.append))
+    await wait_until_async(lambda: bool(pids), 30, "the process of the fit")
+    await asyncio.to_thread(kill_later, pids[0])
+    result = await fitting
+    assert (result.ranking, result.ranking_users, result.head()) == (None, None, None)
+    assert result.n_users == 400
+    assert not [name for name in result.metrics if name.startswith("ranking")]
+    assert result.path.exists()
+    assert not unnamed(result.path).exists()
+    # And a fit may start from it.
+    again = await fitted(request(archive, tmp_path / "again", n_items=60, live=str(result.path)))
+    assert again.ranking is not None
+
+
+async def test_fit_whose_ranking_head_cannot_be_written_is_a_fit_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.fit_job.ranking.write_head", disk_full)
+    archive = archived(tmp_path / "archive", world())
+    files = [os.open(segment, os.O_RDONLY) for segment in archive.snapshot().paths]
+    run_fit(request(archive, tmp_path / "fit", descriptors=tuple(files)), lambda _: None)
+    assert read_result(tmp_path / "fit").ranking is None
 
 
 async def test_cancelled_fit_ends_its_process(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of, string_array
 from trainer.archive.item_list import write_items
 from trainer.engines.base import compared
-from trainer.fit_job import job, trial
+from trainer.fit_job import trial
 from trainer.fit_job.job import FitRequest, run_fit
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.results import FitResult, read_result
@@ -189,7 +189,7 @@ def test_ratings_are_fitted_though_the_ranking_head_cannot(
     def failing(*_: object, **__: object) -> None:
         raise FitDiverged("a ranking head that is not finite")
 
-    monkeypatch.setattr(job, "fit_ranking", failing)
+    monkeypatch.setattr("trainer.fit_job.ranking.fit_ranking", failing)
     result = fit_of(archived(tmp_path / "archive", honest("u", 20, 12, seed=1)), tmp_path / "fit")
     assert len(result.users) == 20
     assert result.ranking is None

@@ -11,7 +11,7 @@ from tests.unit.trainer.test_item_deltas import NAN, SETTINGS, Event, known, tab
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of
 from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.results import FitResult, read_result, write_result
+from trainer.fit_job.results import FitResult, read_result, write_head, write_result
 from trainer.item_updates.since_fit import RatingsSinceFit
 
 
@@ -29,7 +29,8 @@ def base(tmp_path: Path) -> FitResult:
     archive.append(table, spans_of(table))
     given = load_ratings(opened(archive), item_ids(8))
     fitted: Fitted = fit(given.ratings, 20, 8, settings=SETTINGS, rng=rng)
-    write_result(tmp_path / "fit", given, fitted, {}, fit_ranking(given.ratings, 20, 8, rng=rng))
+    write_result(tmp_path / "fit", given, fitted, {})
+    write_head(tmp_path / "fit", fit_ranking(given.ratings, 20, 8, rng=rng))
     return read_result(tmp_path / "fit")
 
 

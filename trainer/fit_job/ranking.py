@@ -1,0 +1,45 @@
+"""The ranking head of a fit, beside the files of its ratings. Invariant: whatever goes wrong with it, the
+ratings' result stays as it is.
+"""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from factors import FactorsError, FitRefused, RankingFit, fit_ranking, head_from_bytes
+from trainer import log
+from trainer.engines import EngineName
+from trainer.fit_job.ratings import FitInput
+from trainer.fit_job.results import FitResult, write_head
+
+
+def engine_has_head(engine: EngineName) -> bool:
+    """Say whether fits of this engine have a ranking head beside them; others rank by what they fit."""
+    return engine == "variational"
+
+
+def add_head(
+    path: Path, data: FitInput, live: FitResult | None, *, rng: np.random.Generator, threads: int
+) -> None:
+    """Fit the ranking head of these ratings, begun from that of the `live` fit, and add it to the result
+    `path`. Where that fails, the log says why, and lists go by expected rating until the next fit.
+    """
+    try:
+        write_head(path, _fitted_head(data, live, rng, threads))
+    except FitRefused:
+        # No rating is left.
+        return
+    except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError):
+        log.LOGGER.exception("%s", log.line("ranking_fit_failed", {}))
+
+
+def _fitted_head(
+    data: FitInput, live: FitResult | None, rng: np.random.Generator, threads: int
+) -> RankingFit:
+    start = None
+    if live is not None and live.ranking is not None:
+        # One that is damaged or of another version: this fit chooses for itself.
+        with contextlib.suppress(FactorsError):
+            start = head_from_bytes(live.ranking.data, len(live.items))
+    return fit_ranking(data.ratings, data.n_users, data.n_items, rng=rng, threads=threads, start=start)
