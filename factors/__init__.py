@@ -12,6 +12,7 @@ from factors.model.serialization import from_bytes, to_bytes
 from factors.model.types import (
     BASIS,
     Bools,
+    Choices,
     Explanation,
     Float32s,
     Float64s,
@@ -25,6 +26,7 @@ from factors.model.types import (
     Ratings,
     Scale,
     Scores,
+    UInt8s,
 )
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.posterior.posterior_model import PosteriorModel
@@ -61,6 +63,7 @@ __all__ = [
     "Blended",
     "BlendedRanker",
     "Bools",
+    "Choices",
     "Explanation",
     "FactorsError",
     "FitDiverged",
@@ -89,6 +92,7 @@ __all__ = [
     "Scale",
     "Scorer",
     "Scores",
+    "UInt8s",
     "all_finite_items",
     "build_index",
     "explain",

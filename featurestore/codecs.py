@@ -1,19 +1,21 @@
 """The bytes of records and histories. Invariant: what is read is exactly what was written, or
 `RecordCorrupt`.
 
-Little endian throughout; nothing is ever unpickled.
+An event of another type than a rating is an entry like a rating's whose `item_row` has the code of the type
+in its highest bits; its `rating` is the value of the event. So every rule by which the last entry of an item
+wins keeps one entry for each type of an item. Little endian throughout; nothing is ever unpickled.
 """
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float32s, Float64s, Histories, Int32s, Int64s, Scale
+from factors import Float32s, Float64s, Histories, Int32s, Int64s, Scale, UInt8s
 
 ENTRY = struct.Struct("<Idd")
 COUNTER = struct.Struct("<Q")
@@ -27,8 +29,11 @@ MAX_TIMESTAMP = 1e15
 # An import of version 0.1.0 or before took as much.
 MAX_STORED_TIME = 1e16
 
-# A row is an int32 wherever it is counted with.
-MAX_ITEM_ROW = 2**31 - 1
+# 134 million items, beyond what an item table in memory can have; the 5 bits above them tell the type.
+ROW_BITS = 27
+MAX_ITEM_ROW = 2**ROW_BITS - 1
+# 0 is a rating. The last one stays free: `FORGOTTEN_ROW` would have it.
+MAX_TYPE_CODE = 30
 
 # A history is rewritten without what was superseded when that is more than half of it and worth the write.
 COMPACT_ENTRIES = 64
@@ -39,8 +44,32 @@ class RecordCorrupt(ValueError):  # noqa: N818 - says what happened
 
 
 @dataclass(frozen=True, slots=True)
+class Feedback:
+    """The events of one user that are no ratings and hold, each type of an item once, in their order.
+
+    `item_row`: int32 (e,); `type_code`: uint8 (e,), from 1; `value`, `time`: float64 (e,), `time` in seconds
+    since 1970, NaN if unknown; `place`: int64 (e,), how many of the user's ratings stand before the event.
+    """
+
+    item_row: Int32s
+    type_code: UInt8s
+    value: Float64s
+    time: Float64s
+    place: Int64s
+
+    def __len__(self) -> int:
+        return len(self.item_row)
+
+
+NO_FEEDBACK = Feedback(
+    np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(0), np.zeros(0), np.zeros(0, np.int64)
+)
+
+
+@dataclass(frozen=True, slots=True)
 class History:
-    """The ratings of one user that hold, each item once, in the order in which they were made.
+    """The ratings of one user that hold, each item once, in the order in which they were made, and the other
+    events of the user.
 
     `item_row`: int32 (m,); `rating`: float64 (m,); `time`: float64 (m,), seconds since 1970, NaN if unknown.
     """
@@ -48,9 +77,37 @@ class History:
     item_row: Int32s
     rating: Float64s
     time: Float64s
+    feedback: Feedback = NO_FEEDBACK
 
     def __len__(self) -> int:
         return len(self.item_row)
+
+    def only(self, ratings: Int64s, events: Int64s) -> "History":
+        """Return the same with the ratings and the other events at these positions, ascending, alone."""
+        feedback = self.feedback
+        part = Feedback(
+            feedback.item_row[events],
+            feedback.type_code[events],
+            feedback.value[events],
+            feedback.time[events],
+            np.searchsorted(ratings, feedback.place[events]),
+        )
+        return History(self.item_row[ratings], self.rating[ratings], self.time[ratings], part)
+
+    @property
+    def entries(self) -> int:
+        """How many entries hold: ratings and other events."""
+        return len(self.item_row) + len(self.feedback)
+
+    def seen(self, consumed: Sequence[int]) -> Int32s:
+        """Return the rows of the items that were rated, or of which there is an event of a type with one of
+        these codes; a row may come several times.
+        """
+        feedback = self.feedback
+        if not len(feedback):
+            return self.item_row
+        events = feedback.item_row[np.isin(feedback.type_code, consumed)]
+        return np.concatenate([self.item_row, events])
 
 
 @lru_cache(maxsize=64)
@@ -79,6 +136,28 @@ def unpack_records(records: Sequence[bytes], width: int) -> tuple[npt.NDArray[np
     return table["n"], table["vector"]
 
 
+def has_events(data: bytes) -> bool:
+    """Say whether stored entries have any that is no rating; the rest of a torn one is not looked at."""
+    entries = np.frombuffer(data, dtype=ENTRY_DTYPE, count=len(data) // ENTRY_BYTES)
+    return bool(entries["item_row"].max(initial=0) > MAX_ITEM_ROW)
+
+
+def typed_rows(type_code: npt.NDArray[np.integer[Any]], item_row: npt.NDArray[np.integer[Any]]) -> Int64s:
+    """Return `item_row` (m,) as entries have it, with the code of each event's type (m,)."""
+    return (type_code.astype(np.int64) << ROW_BITS) | item_row.astype(np.int64)
+
+
+def item_rows_of(stored: npt.NDArray[np.integer[Any]]) -> Int64s:
+    """Return the item rows (m,) of what entries have."""
+    rows: Int64s = stored.astype(np.int64) & MAX_ITEM_ROW
+    return rows
+
+
+def type_codes_of(stored: npt.NDArray[np.integer[Any]]) -> UInt8s:
+    """Return the codes of the types (m,) of what entries have; 0 is a rating."""
+    return (stored.astype(np.int64) >> ROW_BITS).astype(np.uint8)
+
+
 def pack_entry(item_row: int, rating: float, time: float) -> bytes:
     """A history entry; a NaN `rating` takes the item's rating back."""
     return ENTRY.pack(item_row, rating, time)
@@ -86,9 +165,23 @@ def pack_entry(item_row: int, rating: float, time: float) -> bytes:
 
 def pack_history(history: History) -> bytes:
     """A history as entries."""
-    table = np.empty(len(history), dtype=ENTRY_DTYPE)
-    table["item_row"], table["rating"], table["time"] = history.item_row, history.rating, history.time
+    feedback = history.feedback
+    table = np.empty(history.entries, dtype=ENTRY_DTYPE)
+    event = _event_places(history)
+    rated = np.ones(len(table), dtype=np.bool_)
+    rated[event] = False
+    for name, of_ratings, of_events in (
+        ("item_row", history.item_row, typed_rows(feedback.type_code, feedback.item_row)),
+        ("rating", history.rating, feedback.value),
+        ("time", history.time, feedback.time),
+    ):
+        table[name][rated], table[name][event] = of_ratings, of_events
     return table.tobytes()
+
+
+def _event_places(history: History) -> Int64s:
+    """Return at which place (e,) among all entries each event that is no rating stands."""
+    return history.feedback.place + np.arange(len(history.feedback))
 
 
 def unpack_history(data: bytes, scale: Scale) -> History:
@@ -113,37 +206,72 @@ def unpack_history(data: bytes, scale: Scale) -> History:
     kept = kept[~np.isnan(kept["rating"])]
     if impossible(kept, scale).any():
         raise RecordCorrupt("an entry that no rating has")
+    # The rows ascend behind `ordered`: its end tells whether there is any other type.
+    if not whole or ordered[-1] <= MAX_ITEM_ROW:
+        return _ratings_of(kept, NO_FEEDBACK)
+    rated = kept["item_row"] <= MAX_ITEM_ROW
+    events = kept[~rated]
+    feedback = Feedback(
+        item_rows_of(events["item_row"]).astype(np.int32),
+        type_codes_of(events["item_row"]),
+        np.ascontiguousarray(events["rating"]),
+        np.ascontiguousarray(events["time"]),
+        np.cumsum(rated)[~rated],
+    )
+    return _ratings_of(kept[rated], feedback)
+
+
+def _ratings_of(entries: npt.NDArray[Any], feedback: Feedback) -> History:
     return History(
-        kept["item_row"].astype(np.int32),
-        np.ascontiguousarray(kept["rating"]),
-        np.ascontiguousarray(kept["time"]),
+        entries["item_row"].astype(np.int32),
+        np.ascontiguousarray(entries["rating"]),
+        np.ascontiguousarray(entries["time"]),
+        feedback,
     )
 
 
 def impossible(entries: npt.NDArray[Any], scale: Scale) -> npt.NDArray[np.bool_]:
-    """Say of each of `entries` (m,) whether no rating of `scale` can have it."""
-    rating, time = entries["rating"], entries["time"]
+    """Say of each of `entries` (m,) whether no rating of `scale`, and no other event, can have it."""
+    rating, time, row = entries["rating"], entries["time"], entries["item_row"]
     # NaN is a rating that was taken back, and a time that is not known: no comparison holds for it.
     found: npt.NDArray[np.bool_] = (rating < scale.low) | (rating > scale.high)
-    found |= (entries["item_row"] > MAX_ITEM_ROW) | (np.abs(time) > MAX_STORED_TIME)
+    other = row > MAX_ITEM_ROW
+    if other.any():
+        # The value of an event is any number.
+        found = np.where(other, np.isinf(rating) | (type_codes_of(row) > MAX_TYPE_CODE), found)
+    found |= np.abs(time) > MAX_STORED_TIME
     return found
 
 
 def pack_histories(histories: Sequence[History]) -> Histories:
-    """Histories in the compressed form that `factors` folds in."""
-    offsets = np.zeros(len(histories) + 1, dtype=np.int64)
-    np.cumsum([len(history) for history in histories], out=offsets[1:])
-    if not histories:
+    """The ratings of histories in the compressed form that `factors` folds in."""
+    return _compressed([(each.item_row, each.rating, each.time) for each in histories])
+
+
+def pack_feedback(histories: Sequence[History]) -> Histories:
+    """Histories with the events of all types, in their order, as the ranking head folds them in; where all
+    are ratings, what `pack_histories` gives.
+    """
+    if not any(len(each.feedback) for each in histories):
+        return pack_histories(histories)
+    tables = [np.frombuffer(pack_history(each), dtype=ENTRY_DTYPE) for each in histories]
+    parts = [(item_rows_of(each["item_row"]), each["rating"], each["time"]) for each in tables]
+    codes = type_codes_of(np.concatenate([each["item_row"] for each in tables]))
+    packed = _compressed(parts)
+    return replace(packed, other_row=packed.other_row.astype(np.int32), type_code=codes)
+
+
+def _compressed(parts: Sequence[tuple[npt.NDArray[Any], Float64s, Float64s]]) -> Histories:
+    """Return parts (item rows, values, times) one behind the other."""
+    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
+    np.cumsum([len(rows) for rows, _, _ in parts], out=offsets[1:])
+    if not parts:
         return Histories(offsets, np.empty(0, np.int32), np.empty(0), np.empty(0))
-    return Histories(
-        offsets,
-        np.concatenate([history.item_row for history in histories]),
-        np.concatenate([history.rating for history in histories]),
-        np.concatenate([history.time for history in histories]),
-    )
+    rows, values, times = zip(*parts, strict=True)
+    return Histories(offsets, np.concatenate(rows), np.concatenate(values), np.concatenate(times))
 
 
 def worth_compacting(data: bytes, history: History) -> bool:
     """Whether more than half of the stored entries, and at least 64, are superseded."""
-    superseded = len(data) // ENTRY_BYTES - len(history)
+    superseded = len(data) // ENTRY_BYTES - history.entries
     return superseded >= COMPACT_ENTRIES and superseded * ENTRY_BYTES * 2 > len(data)

@@ -9,6 +9,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from factors import Scale
+from featurestore.codecs import MAX_ITEM_ROW
 from processes.settings import choice, real, secret_of, setting, whole
 
 # Each step of a scale is a cut point that the ordinal link learns; hundredths of 0 to 10 still fit.
@@ -191,9 +192,9 @@ class StoreSettings:
         choice(("store", "fsync", "replicated")),
         variable="FOLDIN_DURABILITY",
     )
-    # Rows are int32, and -1 stands for none.
+    # Entries of histories have 27 bits for a row.
     max_items: int = setting(
-        10_000_000, "item rows that an epoch may give", whole(1, 2**31 - 2), variable="FOLDIN_MAX_ITEMS"
+        10_000_000, "item rows that an epoch may give", whole(1, MAX_ITEM_ROW), variable="FOLDIN_MAX_ITEMS"
     )
 
     def address(self) -> str:

@@ -19,6 +19,7 @@ from featurestore.leases import Leases
 from featurestore.namespace import NamespaceConfig, prepare
 from featurestore.quotas.buckets import Buckets
 from featurestore.ratings.epochs import Epochs
+from featurestore.ratings.event_types import EventTypes
 from featurestore.ratings.files import StoreFiles
 from featurestore.ratings.log import RatingsLog
 from featurestore.ratings.room import Room
@@ -87,6 +88,7 @@ class Store:
         )
         self.attributes = UserAttributes(self.keys, self.redis, self.confirmation)
         self.scenarios = Scenarios(self.keys, self.hot or self.bulk, self.redis, self.confirmation)
+        self.event_types = EventTypes(self.keys, self.redis, self.confirmation)
         self.quotas = Buckets(self.keys, self.redis)
         self.files = StoreFiles(self.keys, self.redis)
 

@@ -48,6 +48,7 @@ _COUNTERS = {
     "predictions": ("foldin_predictions", "Pairs that were scored."),
     "folds": ("foldin_folds", "Users folded in by the service because their record was behind."),
     "ratings": ("foldin_ratings", "Ratings that were acknowledged."),
+    "events": ("foldin_events", "Events of other types than ratings that were accepted."),
     "ratings_deleted": ("foldin_ratings_deleted", "Ratings that were taken back."),
     "users_forgotten": ("foldin_users_forgotten", "Users that were forgotten."),
     "exceptions": ("foldin_exceptions", "Requests that ended in an unexpected exception."),
@@ -125,6 +126,7 @@ class Counts(msgspec.Struct):
     predictions: int = 0
     folds: int = 0
     ratings: int = 0
+    events: int = 0
     ratings_deleted: int = 0
     users_forgotten: int = 0
     exceptions: int = 0

@@ -15,6 +15,7 @@ Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
+UInt8s = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
 Link = Literal["gaussian", "ordinal"]
@@ -51,19 +52,48 @@ class Ratings:
 
 
 @dataclass(frozen=True, slots=True)
+class Choices:
+    """Events of all types in coordinate form, each user's in the order in which they were made; where a type
+    of a pair stands twice the later position wins.
+
+    As `Ratings`; `type_code`: uint8 (n,), 0 for a rating. `value`: of a rating the rating.
+    """
+
+    user_row: Int32s
+    item_row: Int32s
+    value: Float64s
+    time: Float64s
+    type_code: UInt8s
+
+    def ratings(self) -> Ratings:
+        """Return the ratings alone."""
+        rated = self.type_code == 0
+        return Ratings(self.user_row[rated], self.item_row[rated], self.value[rated], self.time[rated])
+
+
+@dataclass(frozen=True, slots=True)
 class Histories:
     """Rating histories of several rows in compressed form, each in the order in which it was written.
 
     History `j` is `other_row[offsets[j]:offsets[j + 1]]` (the item rows of a user, or the user positions of
     an item). Where an entry stands twice the last one wins; a NaN value takes the rating back.
     `offsets`: int64 (b + 1,); `other_row`: int32; `value`: float64; `time`: float64, seconds since 1970 or
-    NaN.
+    NaN. `type_code`: uint8, 0 for a rating, where events of other types stand between them, which only a
+    ranking head reads; of these the last one of each type of an item wins.
     """
 
     offsets: Int64s
     other_row: Int32s
     value: Float64s
     time: Float64s
+    type_code: UInt8s | None = None
+
+    def one(self, number: int) -> "Histories":
+        """Return history `number` alone."""
+        part = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
+        offsets = np.array([0, part.stop - part.start], dtype=np.int64)
+        codes = None if self.type_code is None else self.type_code[part]
+        return Histories(offsets, self.other_row[part], self.value[part], self.time[part], codes)
 
 
 @dataclass(frozen=True, slots=True)

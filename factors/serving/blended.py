@@ -179,7 +179,7 @@ class BlendedRanker:
         excluded = [rows[(rows >= 0) & (rows < count)] for rows in excluded]
         # All users of the block at once: a fold-in is a few calls of LAPACK, whose overhead they share.
         expected = head.fold_in_users(histories)
-        parts = [_history(histories, j) for j in range(b)]
+        parts = [histories.one(j) for j in range(b)]
         vectors = expected
         if rng is not None:
             pairs = zip(expected, parts, strict=True)
@@ -309,10 +309,3 @@ def _drawn(head: RankingHead, history: Histories, vector: Float64s, rng: np.rand
     # Rounding may leave an eigenvalue just below 0.
     noise = rng.standard_normal(len(vector)) * np.sqrt(np.maximum(values, 0.0))
     return np.asarray(vector + directions @ noise)
-
-
-def _history(histories: Histories, number: int) -> Histories:
-    """Return one of several histories."""
-    part = slice(int(histories.offsets[number]), int(histories.offsets[number + 1]))
-    offsets = np.array([0, part.stop - part.start], dtype=np.int64)
-    return Histories(offsets, histories.other_row[part], histories.value[part], histories.time[part])

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from factors import Float64s, Int64s
-from featurestore.codecs import ENTRY, ENTRY_BYTES, ENTRY_DTYPE
+from factors import Float64s, Int64s, UInt8s
+from featurestore.codecs import ENTRY, ENTRY_BYTES, ENTRY_DTYPE, typed_rows
 from featurestore.keys import Keys, partition_of, partitions_of
 from featurestore.wire.functions import encode_packed_call
 
@@ -27,20 +27,35 @@ STEP_RATINGS = 128
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Ratings of a call, in order. `user_id`, `item_id`: m ids; `rating` float64 (m,), NaN takes the item's
-    rating back; `time` float64 (m,), seconds since 1970, NaN if unknown.
+    rating back; `time` float64 (m,), seconds since 1970, NaN if unknown. `type_code` uint8 (m,): where there
+    are events of other types among them (0: a rating), whose `rating` is their value.
     """
 
     user_id: Sequence[bytes]
     item_id: Sequence[bytes]
     rating: Float64s
     time: Float64s
+    type_code: UInt8s | None = None
 
     def __len__(self) -> int:
         return len(self.user_id)
 
     def part(self, rows: slice) -> "Columns":
         """Some of the ratings."""
-        return Columns(self.user_id[rows], self.item_id[rows], self.rating[rows], self.time[rows])
+        codes = None if self.type_code is None else self.type_code[rows]
+        return Columns(self.user_id[rows], self.item_id[rows], self.rating[rows], self.time[rows], codes)
+
+    def typed(self, item_row: Int64s) -> Int64s:
+        """Return the rows of the items (m,) as entries have them."""
+        return item_row if self.type_code is None else typed_rows(self.type_code, item_row)
+
+    def ratings(self) -> "Columns":
+        """Return the ratings among these events."""
+        if self.type_code is None:
+            return self
+        rows = np.flatnonzero(self.type_code == 0)
+        users, items = ([of[k] for k in rows.tolist()] for of in (self.user_id, self.item_id))
+        return Columns(users, items, self.rating[rows], self.time[rows])
 
 
 @dataclass(frozen=True, slots=True)

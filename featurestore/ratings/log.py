@@ -157,7 +157,9 @@ class RatingsLog:
                 raise
             await self._epochs.refresh()
             return list(shares)
-        item_rows = {each: np.array(of, dtype=np.int64) for each, of in zip(epochs, rows, strict=True)}
+        item_rows = {
+            each: columns.typed(np.array(of, dtype=np.int64)) for each, of in zip(epochs, rows, strict=True)
+        }
         mode = b"live" if epoch is None else b"bootstrap"
         left = []
         fixed = (

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from factors import Float64s, Int32s, Int64s
 from featurestore.client import Client
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW, item_rows_of
 from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreDamaged, StoreError
 from featurestore.keys import Keys, shown_key, whole
 from featurestore.leases import Lease
@@ -36,9 +36,10 @@ class Events:
     """Rating events as columns, in stream order within a partition.
 
     `partition` int32 (m,); `stream_ms`, `stream_seq` int64 (m,): where the event is in its stream; `users`:
-    ids; `user` int64 (m,): position in `users`; `n` int64 (m,); `item_row` int64 (m,), `codecs.FORGOTTEN_ROW`
-    where the user was forgotten; `rating` (NaN deletes), `time` float64 (m,). `more`: a partition gave as
-    many entries as it was asked for, so others may wait.
+    ids; `user` int64 (m,): position in `users`; `n` int64 (m,); `item_row` int64 (m,): the item's row with
+    the code of the event's type, as entries have it, `codecs.FORGOTTEN_ROW` where the user was forgotten;
+    `rating` (NaN deletes), `time` float64 (m,). `more`: a partition gave as many entries as it was asked for,
+    so others may wait.
     """
 
     partition: Int32s
@@ -58,7 +59,8 @@ class Events:
     @property
     def n_items(self) -> int:
         """One more than the highest item row; 0 without any."""
-        return int(self.item_row.max(initial=-1, where=self.item_row != FORGOTTEN_ROW)) + 1
+        rows, named = item_rows_of(self.item_row), self.item_row != FORGOTTEN_ROW
+        return int(rows.max(initial=-1, where=named)) + 1
 
     @property
     def last(self) -> dict[int, tuple[int, int]]:

@@ -86,10 +86,10 @@ class UserCopies:
         """Keep one user with the history."""
         if self._of != (live.epoch, live.generation):
             self._begin(live)
-        if len(profile.history) > LONGEST_HISTORY:
+        if profile.history.entries > LONGEST_HISTORY:
             return
         self._profiles.young[user_id] = profile
-        size = OVERHEAD_BYTES + len(user_id) + len(live.prior_record) + ENTRY_BYTES * len(profile.history)
+        size = OVERHEAD_BYTES + len(user_id) + len(live.prior_record) + ENTRY_BYTES * profile.history.entries
         self._profile_bytes += size
         if self._profile_bytes > PROFILES_BYTES // 2:
             self._profiles.turn()

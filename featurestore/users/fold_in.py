@@ -35,6 +35,11 @@ class StaleUser:
     renews: bool = False
     due: int = 0
 
+    @property
+    def has_events(self) -> bool:
+        """Whether what was read has any entry that is no rating."""
+        return codecs.has_events(self.history)
+
 
 @dataclass(frozen=True, slots=True)
 class FoldedUsers:

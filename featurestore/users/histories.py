@@ -7,6 +7,9 @@ entries of the items of lowest `sample_order`. With the entries that came since,
 counts for the user's record (`factors/inference/histories.py`), and one that was replaced or taken back
 since is known to be: its entry is there, unless the history was compacted, and then `n` exceeds its entries
 by more. So a rating costs the same, however many there are already.
+
+Where events of other types stand among the ratings, the latest entries may all be views. So the sample then
+has the latest ratings and the latest events too, as many as count of each, and a mark that it has.
 """
 
 import struct
@@ -16,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from factors import RECENT, SAMPLED, sample_order
+from factors import RECENT, SAMPLED, Int32s, Int64s, sample_order
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.errors import StoreUnavailable
@@ -39,6 +42,8 @@ ATTEMPTS = 4
 # Calls in one write to the store, so that other lookups get their turn.
 CALLS_AT_ONCE = 256
 _HEAD = struct.Struct("<QqQ")
+# The first entry of a sample of ratings and events: as one that was taken back, it is in no history.
+_WITH_EVENTS = codecs.pack_entry(codecs.FORGOTTEN_ROW, float("nan"), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,11 @@ class Look:
         follows = missing == self.missing and 0 <= since * ENTRY_BYTES <= len(self.tail)
         if not follows or self.entries > due:
             return None
-        return (self.sample or b"")[_HEAD.size :] + self.tail
+        sampled = (self.sample or b"")[_HEAD.size :]
+        if not sampled.startswith(_WITH_EVENTS) and codecs.has_events(self.tail):
+            # The sample is of ratings alone, and lacks the latest of them.
+            return None
+        return sampled + self.tail
 
     @property
     def renews(self) -> bool:
@@ -114,12 +123,22 @@ def due_after(entries: int, ratings: int) -> int:
     return entries + max((2 * ratings - entries) // 3, entries // 8)
 
 
-def pack_sample(n: int, missing: int, due: int, history: History) -> bytes:
-    """The sample of a history; see above, and `Look`."""
-    order = np.argsort(sample_order(history.item_row), kind="stable")
-    chosen = np.sort(order[:SAMPLE_ENTRIES])
-    some = History(history.item_row[chosen], history.rating[chosen], history.time[chosen])
-    return _HEAD.pack(n, missing, due) + codecs.pack_history(some)
+def pack_sample(n: int, missing: int, due: int, history: History, with_events: bool = False) -> bytes:
+    """The sample of a history; see above, and `Look`. `with_events`: there are, or were, such among its
+    entries.
+    """
+    latest = RECENT if with_events else 0
+    ratings = _sampled(history.item_row, latest)
+    events = _sampled(history.feedback.item_row, latest)
+    mark = _WITH_EVENTS if with_events else b""
+    return _HEAD.pack(n, missing, due) + mark + codecs.pack_history(history.only(ratings, events))
+
+
+def _sampled(item_row: Int32s, latest: int) -> Int64s:
+    """Return the positions of the `latest` entries and of those of the lowest `sample_order`, ascending."""
+    order = np.argsort(sample_order(item_row), kind="stable")
+    last = np.arange(max(0, len(item_row) - latest), len(item_row))
+    return np.union1d(order[:SAMPLE_ENTRIES], last).astype(np.int64)
 
 
 class HistoryReader:

@@ -285,12 +285,14 @@ class UserRecords:
             # Of a history that is mostly superseded only what holds is kept, unless a rating came in since.
             compacted = user.whole and codecs.worth_compacting(user.history, history)
             if compacted or user.renews:
-                entries = len(history) if compacted else user.entries
-                due = due_after(entries, len(history)) if user.whole else user.due
+                entries = history.entries if compacted else user.entries
+                due = due_after(entries, history.entries) if user.whole else user.due
                 args += [
                     b"%d" % user.n,
                     codecs.pack_history(history) if compacted else b"",
-                    pack_sample(user.n, user.n - entries, due, history) if user.renews else b"",
+                    pack_sample(user.n, user.n - entries, due, history, user.has_events)
+                    if user.renews
+                    else b"",
                 ]
             calls.append(encode_call("put_record", names, args))
         for start in range(0, len(calls), CALLS_AT_ONCE):

@@ -867,6 +867,15 @@ local function change_catalogue(keys, args)
   return { 'OK', version }
 end
 
+-- keys: a string. args: SHA-1 of what it was, what it becomes.
+local function put_text(keys, args)
+  if not is_still(redis.call('GET', keys[1]), args[1]) then
+    return { 'CHANGED' }
+  end
+  redis.call('SET', keys[1], args[2])
+  return { 'OK' }
+end
+
 -- keys: attributes of a user. args: SHA-1 of what they were, what they become ('': none). Since when they are these stands
 -- beside them, so that an erasure that is seen through later leaves what came after it.
 local function put_attributes(keys, args)
@@ -949,5 +958,6 @@ register('renew_stream', renew_stream, ALWAYS)
 register('keep_for', keep_for, ALWAYS)
 register('hold_types', hold_types, {})
 register('change_catalogue', change_catalogue, {})
+register('put_text', put_text, {})
 register('put_attributes', put_attributes, {})
 register('erase_attributes', erase_attributes, ALWAYS)

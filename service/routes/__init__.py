@@ -29,6 +29,7 @@ from service.routes import (
     train,
     users,
 )
+from service.routes.events import event_types, events
 
 
 @Route("GET", "/openapi.json", "Operations", content({"type": "object"}), needs="public")
@@ -45,6 +46,8 @@ async def get_openapi(request: web.Request) -> web.StreamResponse:
 ROUTES: tuple[Route, ...] = (
     *(predict.get_predict, predict.post_predict),
     *(ratings.post_ratings, ratings.delete_rating),
+    *(events.post_events, events.get_user_events, events.delete_event),
+    *(event_types.get_event_types, event_types.put_event_types),
     *(recommend.get_recommend, recommend.post_recommend_user, recommend.post_recommend),
     *(scenarios.get_scenarios, scenarios.get_scenario, scenarios.put_scenario, scenarios.delete_scenario),
     *(lists.get_similar, lists.get_popular, lists.get_trending, lists.get_latest, explain.get_explain),

@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -55,7 +56,9 @@ class RatingIn(msgspec.Struct):
 
 
 class Accepted(msgspec.Struct):
-    """How many ratings were stored, and the generation that was live then (null before the first)."""
+    """How many ratings or events were stored, and the generation that was live then (null before the
+    first).
+    """
 
     accepted: int
     generation: int | None
@@ -68,6 +71,7 @@ class Deleted(msgspec.Struct):
     generation: int | None
 
 
+T = TypeVar("T")
 _ONE = msgspec.json.Decoder(RatingIn)
 _MANY = msgspec.json.Decoder(list[RatingIn])
 
@@ -77,18 +81,7 @@ def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: b
 
     Raises a `Problem` that names a field, and the first bad row where there are rows.
     """
-    is_object = body[:64].lstrip()[:1] == b"{"
-    rows: Sequence[RatingIn]
-    # Between two members of one object there would be a comma, and in a string no newline stands as it is.
-    lines = lines or (is_object and _NEXT_LINE.search(body) is not None)
-    try:
-        if lines:
-            rows, is_object = _ONE.decode_lines(body), False
-        else:
-            rows = [_ONE.decode(body)] if is_object else _MANY.decode(body)
-    except NOT_DECODED as exc:
-        raise problem_of(exc, body, lines=lines) from None
-    check_rows(len(rows), MAX_RATINGS)
+    rows, is_object = decoded_rows(body, _ONE, _MANY, lines=lines)
     try:
         user_ids = body_ids([row.user_id for row in rows], "user_id")
         item_ids = body_ids([row.item_id for row in rows], "item_id")
@@ -100,6 +93,29 @@ def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: b
             problem.row = None
         raise
     return Columns(user_ids, item_ids, ratings, np.array(times, dtype=np.float64))
+
+
+def decoded_rows(
+    body: bytes | bytearray,
+    one: msgspec.json.Decoder[T],
+    many: msgspec.json.Decoder[list[T]],
+    *,
+    lines: bool,
+) -> tuple[Sequence[T], bool]:
+    """Return the rows in `body`, and whether it is one object. Raises a `Problem` as `parse_ratings`."""
+    is_object = body[:64].lstrip()[:1] == b"{"
+    # Between two members of one object there would be a comma, and in a string no newline stands as it is.
+    lines = lines or (is_object and _NEXT_LINE.search(body) is not None)
+    rows: Sequence[T]
+    try:
+        if lines:
+            rows, is_object = one.decode_lines(body), False
+        else:
+            rows = [one.decode(body)] if is_object else many.decode(body)
+    except NOT_DECODED as exc:
+        raise problem_of(exc, body, lines=lines) from None
+    check_rows(len(rows), MAX_RATINGS)
+    return rows, is_object
 
 
 def check_scale(values: Sequence[float] | Float64s, scale: Scale, field: str) -> None:
@@ -148,35 +164,41 @@ async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Colu
 async def post_ratings(request: web.Request) -> web.StreamResponse:
     """Learn ratings: one, an array, or one a line. One bad row refuses all; reads after a 2xx know them."""
     context = request.app[CONTEXT]
-    store, counts, live = context.store, context.counts, context.follower.live
     context.require_room()
     async with context.bodies.read(request, context.imports, takes_lines=True) as (raw, lines):
         # One moment for the whole call: its ratings keep their order.
-        now, scale = time.time(), store.config.scale
+        now, scale = time.time(), context.store.config.scale
         if len(raw) <= INLINE_BYTES:
             columns = parse_ratings(raw, scale, now, lines=lines)
         else:
             columns = await asyncio.to_thread(parse_ratings, raw, scale, now, lines=lines)
-        caller = request.get(CALLED_BY)
-        if (refusal := context.quotas.taken(caller, "ratings", len(columns))) is not None:
-            raise refusal
-        errors = np.zeros(0)
-        # Before they are stored: the error on what the model has not learned is the honest one.
-        if live is not None and len(columns):
-            errors = await squared_errors(context.scorer, live, columns)
-        limits = context.quotas.write_limits(caller)
-        try:
-            await store.ratings.append_columns(columns, limits=limits)
-        except ItemsSpent as exc:
-            if caller is None:
-                raise
-            raise context.quotas.refusal(caller, "items", exc.retry_after_s) from exc
-        except HistoryFull as exc:
-            counts.refused("history")
-            row = columns.user_id.index(exc.user_id)
-            raise Problem("too_many_ratings", str(exc), field="user_id", row=row) from exc
-    counts.rated(errors, len(columns))
-    return json_answer(Accepted(len(columns), live.generation if live else None))
+        return json_answer(await store_columns(request, columns))
+
+
+async def store_columns(request: web.Request, columns: Columns) -> Accepted:
+    """Store the ratings, or events of any types, of a call, and count them. Raises what refuses them."""
+    context = request.app[CONTEXT]
+    counts, live, caller = context.counts, context.follower.live, request.get(CALLED_BY)
+    if (refusal := context.quotas.taken(caller, "ratings", len(columns))) is not None:
+        raise refusal
+    errors, ratings = np.zeros(0), columns.ratings()
+    # Before they are stored: the error on what the model has not learned is the honest one.
+    if live is not None and len(ratings):
+        errors = await squared_errors(context.scorer, live, ratings)
+    limits = context.quotas.write_limits(caller)
+    try:
+        await context.store.ratings.append_columns(columns, limits=limits)
+    except ItemsSpent as exc:
+        if caller is None:
+            raise
+        raise context.quotas.refusal(caller, "items", exc.retry_after_s) from exc
+    except HistoryFull as exc:
+        counts.refused("history")
+        row = columns.user_id.index(exc.user_id)
+        raise Problem("too_many_ratings", str(exc), field="user_id", row=row) from exc
+    counts.rated(errors, len(ratings))
+    counts.events += len(columns) - len(ratings)
+    return Accepted(len(columns), live.generation if live else None)
 
 
 @Route(

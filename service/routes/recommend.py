@@ -1,6 +1,7 @@
 """Top-N.
 
-Invariant: what a user has rated is not recommended unless that is asked for, however short ago it was stored.
+Invariant: what a user has rated or consumed is not recommended unless that is asked for, however short ago
+it was stored.
 """
 
 import secrets
@@ -17,6 +18,7 @@ from msgspec import Meta
 from factors import Bools, Float32s, Int32s, Int64s
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
+from featurestore.ratings.event_types import consumed_codes
 from service.call_rules import (
     QUERY_RULES,
     CallRules,
@@ -153,7 +155,9 @@ _EXAMPLE = {
         QUERY_N,
         query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the best to leave out"),
         query_parameter(
-            "exclude_seen", {"type": "boolean", "default": True}, "Leave out what the user has rated"
+            "exclude_seen",
+            {"type": "boolean", "default": True},
+            "Leave out what the user has rated or consumed",
         ),
         query_parameter("explore", _EXPLORE_SCHEMA, "`thompson` ranks by a draw from the posterior"),
         query_parameter("seed", whole(0, MAX_SEED), "Makes a draw repeatable"),
@@ -212,7 +216,8 @@ async def _for_user(
     seen = profile.history
     if wanted.exclude_seen and not profile.whole:
         _, seen = await context.store.users.history(live.epoch, user_id)
-    person = _Person(profile.vector, profile.history, seen.item_row)
+    types = await context.store.event_types.known() if len(seen.feedback) else ()
+    person = _Person(profile.vector, profile.history, seen.seen(consumed_codes(types)))
     items, reason = await _best_items(context, live, person, wanted, call)
     answer = Recommendations(live.generation, items, _ranked_by(live, call), user_id.decode(), reason=reason)
     answer.seed, answer.degraded = wanted.seed, degraded | call.degraded

@@ -11,8 +11,11 @@ from factors import Scale
 from featurestore import codecs
 
 WIDE = Scale(-10.0, 10.0)
-ROWS = st.integers(0, 2**31 - 1)
-FEW_ROWS = st.integers(0, 5)
+# With the type of an event above the row of its item.
+ROWS = st.integers(0, 2**27 - 1)
+FEW_ROWS = st.builds(
+    lambda row, code: code << 27 | row, st.integers(0, 5), st.sampled_from([0, 0, 1, 16, 30])
+)
 VALUES = st.one_of(st.floats(-10, 10), st.just(math.nan))
 TIMES = st.one_of(st.floats(0, 4e9), st.just(math.nan))
 ENTRIES = st.lists(st.tuples(st.one_of(FEW_ROWS, ROWS), VALUES, TIMES), max_size=60)
@@ -32,9 +35,23 @@ def effective(entries: list[tuple[int, float, float]]) -> dict[int, tuple[float,
 def test_a_history_is_what_the_rule_says(entries: list[tuple[int, float, float]]) -> None:
     found = codecs.unpack_history(b"".join([codecs.pack_entry(*entry) for entry in entries]), WIDE)
     expected = effective(entries)
-    assert found.item_row.tolist() == list(expected)
-    np.testing.assert_array_equal(found.rating, [value for value, _ in expected.values()])
-    np.testing.assert_array_equal(found.time, [time for _, time in expected.values()])
+    rated = {row: pair for row, pair in expected.items() if row < 2**27}
+    assert found.item_row.tolist() == list(rated)
+    np.testing.assert_array_equal(found.rating, [value for value, _ in rated.values()])
+    np.testing.assert_array_equal(found.time, [time for _, time in rated.values()])
+    events = [(row, place) for place, row in enumerate(expected) if row >= 2**27]
+    feedback = found.feedback
+    assert feedback.item_row.tolist() == [row % 2**27 for row, _ in events]
+    assert feedback.type_code.tolist() == [row >> 27 for row, _ in events]
+    np.testing.assert_array_equal(feedback.value, [expected[row][0] for row, _ in events])
+    assert feedback.place.tolist() == [place - k for k, (_, place) in enumerate(events)]
+    # As the ranking head reads them, all are in their order.
+    merged = codecs.pack_feedback([found, found])
+    codes = [row >> 27 for row in expected]
+    assert merged.other_row.tolist() == [row % 2**27 for row in expected] * 2
+    assert (codes * 2 if events else None) == (
+        None if merged.type_code is None else merged.type_code.tolist()
+    )
 
 
 @given(ENTRIES)
@@ -44,6 +61,7 @@ def test_compacting_changes_nothing(entries: list[tuple[int, float, float]]) -> 
     assert again.item_row.tolist() == once.item_row.tolist()
     np.testing.assert_array_equal(again.rating, once.rating)
     np.testing.assert_array_equal(again.time, once.time)
+    assert codecs.pack_history(again) == codecs.pack_history(once)
 
 
 @given(ENTRIES, st.integers(1, 19))

@@ -1,7 +1,9 @@
 """Rating events as columns. Invariant: a table of events is ordered within each partition by its stream id.
 
 The columns of an archived event are those of `SCHEMA`. `n` is the user's own count: of two events of a pair
-the one with the higher `n` is the later one. A NaN rating takes the pair back.
+the one with the higher `n` is the later one. A NaN rating takes the pair back. `item_row` is what entries of
+histories have (`featurestore/codecs.py`): of an event of another type than a rating, the item's row with the
+code of that type in its highest bits, and of such a pair is each item once for each type.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from factors import UInt8s
+from featurestore.codecs import item_rows_of, type_codes_of, typed_rows
 from featurestore.ratings.stream import Events
 
 SCHEMA = pa.schema(
@@ -91,7 +95,7 @@ def new_events(
 
 def make_table(events: Events, item_ids: Sequence[bytes | None]) -> pa.Table:
     """Return events as a table of `SCHEMA`. `item_ids`: by item row; a row that it lacks has the empty id."""
-    rows, index = np.unique(events.item_row, return_inverse=True)
+    rows, index = np.unique(item_rows_of(events.item_row), return_inverse=True)
     size = len(item_ids)
     ids = [item_ids[row] or b"" if row < size else b"" for row in rows.tolist()]
     # Through numpy: no Python object for each number.
@@ -143,8 +147,21 @@ def in_registry(table: pa.Table, item_ids: pa.StringArray) -> pa.Table:
         encoded = encoded.combine_chunks()
     rows = pc.index_in(encoded.dictionary, value_set=item_ids).take(encoded.indices)
     position = table.schema.get_field_index("item_row")
-    table = table.set_column(position, SCHEMA.field("item_row"), rows.fill_null(0).cast(pa.uint32()))
+    found = rows.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    found = typed_rows(type_codes(table), found).astype(np.uint32)
+    table = table.set_column(position, SCHEMA.field("item_row"), pa.array(found))
     return table.filter(rows.is_valid()) if rows.null_count else table
+
+
+def type_codes(table: pa.Table) -> UInt8s:
+    """Return the code of the type of each event (m,); 0 is a rating."""
+    return type_codes_of(table["item_row"].to_numpy())
+
+
+def ratings_of(table: pa.Table) -> pa.Table:
+    """Return the events of a table that are ratings."""
+    codes = type_codes(table)
+    return table.filter(pa.array(codes == 0)) if codes.any() else table
 
 
 def without_user(table: pa.Table, user_id: bytes, up_to_n: int) -> pa.Table:

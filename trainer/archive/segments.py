@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.archive.events import SCHEMA, Span, Spans
+from trainer.archive.events import SCHEMA, Span, Spans, type_codes
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
 
 METADATA_KEY = b"foldin"
-# Grows when a segment of today could not be read by an older trainer.
-FORMAT = 1
+# Grows when a segment of today could not be read by an older trainer. One with events that are no ratings,
+# which a trainer of format 1 would learn as ratings, has the higher number; others are written as ever.
+FORMAT, RATINGS_FORMAT = 2, 1
 TEMPORARY = ".tmp"
 DAMAGED = ".damaged"
 # Row groups bound the memory of a streaming reader; a quarter of a million rows is some 10 MB.
@@ -94,7 +95,7 @@ def write_segment(
     temporary = path.with_name(path.name + TEMPORARY)
     covered = {str(p): [*span.first, *span.last, span.events] for p, span in sorted(spans.items())}
     header = {
-        "format": FORMAT,
+        "format": FORMAT if type_codes(table).any() else RATINGS_FORMAT,
         "rows": table.num_rows,
         "spans": covered,
         "digest": digest(table, covered),
@@ -217,7 +218,7 @@ def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, object
         number = header["format"] if isinstance(header, dict) else None
     except (KeyError, ValueError) as exc:
         raise SegmentDamagedError(path, "has no header") from exc
-    if number != FORMAT:
+    if number not in {FORMAT, RATINGS_FORMAT}:
         # Whole, and of another version or program: not ours to set aside.
         raise ArchiveRefusedError(
             f"{path} has format {str(number)[:20]}, this version reads up to {FORMAT}: "

@@ -14,7 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Ratings
+from factors import Choices, Ratings
+from featurestore.codecs import typed_rows
+from trainer.archive.events import type_codes
 from trainer.archive.segments import read_segment
 
 
@@ -23,7 +25,8 @@ class FitInput:
     """What a fit learns from.
 
     `user_ids`: string array (u,); `user_n` int64 (u,): up to which count of the user the snapshot goes;
-    `ratings`: ordered by user, then as they were made, each pair once, nothing that was taken back. `kept`
+    `ratings`: ordered by user, then as they were made, each pair once, nothing that was taken back;
+    `choices`: the same with the events of other types among them, None where there are none of these. `kept`
     int64 (k,): user row in the earlier fit of each of the first k users. `unknown`: events of items that the
     registry does not have, which are left out. `unlearned` int64: positions of the ratings that the earlier
     fit has not learned, in the order in which they arrived; all of them where there was none.
@@ -36,6 +39,7 @@ class FitInput:
     kept: npt.NDArray[np.int64]
     unlearned: npt.NDArray[np.int64]
     unknown: int = 0
+    choices: Choices | None = None
 
     @property
     def n_users(self) -> int:
@@ -61,12 +65,14 @@ def load_ratings(
         "rating": [np.zeros(0, np.float64)],
         "time": [np.zeros(0, np.float64)],
     }
+    codes_of_types = [np.zeros(0, np.uint8)]
     for path, file in segments:
         table, _ = read_segment(path, file)
         users.add(table["user_id"])
         items.add(table["item_id"])
         for name, parts in columns.items():
             parts.append(table[name].to_numpy())
+        codes_of_types.append(type_codes(table))
     codes, user_ids = users.joined()
     item_codes, distinct = items.joined()
     n, rating, time = map(np.concatenate, columns.values())
@@ -85,18 +91,23 @@ def load_ratings(
     user_row = codes.astype(np.int64, copy=False)
     user_n = np.zeros(len(user_ids), dtype=np.int64)
     np.maximum.at(user_n, user_row, n)
-    last = last_of_pairs(user_row, item_row, n)
+    type_code = np.concatenate(codes_of_types)
+    last = last_of_pairs(user_row, typed_rows(type_code, item_row), n)
     last = last[~np.isnan(rating[last]) & (item_row[last] >= 0)]
     last = last[np.lexsort((n[last], user_row[last]))]
-    ratings = Ratings(
-        user_row[last].astype(np.int32), item_row[last].astype(np.int32), rating[last], time[last]
+    every = Choices(
+        *(user_row[last].astype(np.int32), item_row[last].astype(np.int32), rating[last], time[last]),
+        type_code[last],
     )
+    rated = every.type_code == 0
+    ratings, last = every.ratings(), last[rated]
     learned_n = np.zeros(len(user_ids), dtype=np.int64)
     if learned is not None:
         learned_n[: len(kept)] = learned[kept]
     new = np.flatnonzero(n[last] > learned_n[ratings.user_row])
     unlearned = new[np.argsort(last[new])]
-    return FitInput(user_ids, user_n, ratings, len(item_ids), kept, unlearned, int((item_row < 0).sum()))
+    unknown, choices = int((item_row < 0).sum()), None if rated.all() else every
+    return FitInput(user_ids, user_n, ratings, len(item_ids), kept, unlearned, unknown, choices)
 
 
 class _Dictionary:

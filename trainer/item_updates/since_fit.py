@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from factors import Float32s, Histories, Model, RankingHead, posterior_of
+from trainer.archive.events import type_codes
 from trainer.fit_job.results import FitResult
 
 # Events beyond this are left to the next fit: 40 bytes each, and a fit is overdue by then.
@@ -105,6 +106,9 @@ class RatingsSinceFit:
         slots = np.array([self._slots[user_id] for user_id in ids], dtype=np.int64)
         slots = slots[encoded.indices.to_numpy(zero_copy_only=False)]
         np.maximum.at(self._last_n, slots, table["n"].to_numpy())
+        rated = type_codes(table) == 0
+        if not rated.all():
+            slots, table = slots[rated], table.filter(pa.array(rated))
         item_row = table["item_row"].to_numpy().astype(np.int64)
         order = np.argsort(item_row, kind="stable")
         block = np.empty(len(order), dtype=_EVENT)

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Float64s, Histories, PosteriorModel, Scorer, posterior_of
-from featurestore.codecs import ENTRY_DTYPE
+from featurestore.codecs import ENTRY_DTYPE, MAX_ITEM_ROW
 from featurestore.errors import EpochGone, GenerationUnknown, StoreUnavailable
 from featurestore.generations.manifest import RolledBack
 from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
+from trainer.archive.events import ratings_of
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import ArchivedBatch, Arrivals, LiveFit
@@ -152,6 +153,7 @@ class RollbackWatch:
             if since > 0:
                 # Each event has added one entry. An earlier rating of the same item would tell.
                 entries = entries[: max(0, len(entries) - since)]
+                entries = entries[entries["item_row"] <= MAX_ITEM_ROW]
                 parts.append(entries[entries["item_row"] != arrived.item_row[k]])
                 keep.append(k)
         entries = np.concatenate([np.zeros(0, ENTRY_DTYPE), *parts])
@@ -186,7 +188,7 @@ def _taken(arrived: _Arrived, rows: Sequence[int]) -> _Arrived:
 def _chosen(table: pa.Table) -> _Arrived:
     """Return some of the ratings of a batch, evenly."""
     rated = pc.and_(pc.invert(pc.is_nan(table["rating"])), pc.less_equal(table["n"], _LONGEST_HISTORY))
-    table = table.filter(rated)
+    table = ratings_of(table.filter(rated))
     step = max(1, -(-table.num_rows // _RATINGS_OF_A_BATCH))
     table = table.take(pa.array(np.arange(0, table.num_rows, step)))
     return _Arrived(

@@ -65,7 +65,11 @@ def test_a_history_of_another_length_is_corrupt(tail: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [(2**31, 3.0, 0.0), (1, 0.5, 0.0), (1, 5.5, 0.0), (1, math.inf, 0.0), (1, 3.0, 2e16)]
+    "entry",
+    [
+        *((31 << 27, 3.0, 0.0), (1 << 27, math.inf, 0.0), (1 << 27, 3.0, 2e16)),
+        *((1, 0.5, 0.0), (1, 5.5, 0.0), (1, math.inf, 0.0), (1, 3.0, 2e16)),
+    ],
 )
 def test_an_entry_that_no_rating_has_is_corrupt(entry: tuple[int, float, float]) -> None:
     good = codecs.pack_entry(0, 3.0, math.nan)

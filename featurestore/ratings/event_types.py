@@ -1,0 +1,168 @@
+"""Which types of events there are beside ratings, what they mean and how much they weigh.
+
+Invariant: a code is given to a name once and means the same for ever, for histories and archives have it.
+The types stand in the store, not in settings: so every process reads the same ones, and none can start with a
+code that means something else to the others.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from hashlib import sha1
+from typing import Any, Literal
+
+import msgspec
+
+from featurestore.client import Client
+from featurestore.codecs import MAX_TYPE_CODE
+from featurestore.confirmation import Confirmation
+from featurestore.errors import StoreDamaged, StoreRefused, StoreUnavailable
+from featurestore.keys import Keys, shown_key
+
+Meaning = Literal["positive", "negative", "shown"]
+
+# A process that has read the types asks again after so long: a new one is known everywhere within this time.
+FOLLOWED_S = 1.0
+# As often another call may change the types in between.
+_ATTEMPTS = 8
+# Grows when an older version could not read what is stored.
+_FORMAT = 1
+
+
+class EventType(msgspec.Struct, frozen=True):
+    """One type. `meaning`: the user wanted the item (`positive`), or did not (`negative`), or was only
+    `shown` it; `weight`: how much an event counts in a ranking head, where a rating counts 1, None where a
+    fit is to choose it; `consumed`: whether the item counts as seen. A `retired` type takes no events any
+    more.
+    """
+
+    name: str
+    code: int
+    meaning: Meaning
+    weight: float | None = None
+    consumed: bool = False
+    retired: bool = False
+
+
+class NewType(msgspec.Struct, frozen=True):
+    """A type as it is asked for; its code follows from what there is."""
+
+    name: str
+    meaning: Meaning
+    weight: float | None = None
+    consumed: bool = False
+
+
+class _Document(msgspec.Struct, frozen=True):
+    format: int
+    types: list[EventType]
+
+
+# The types of a store in which none were put. Never to be changed: their codes are in stored data.
+DEFAULT_TYPES = (
+    EventType("view", 1, "positive"),
+    EventType("click", 2, "positive"),
+    EventType("like", 3, "positive", consumed=True),
+    EventType("purchase", 4, "positive", consumed=True),
+    EventType("skip", 5, "negative", consumed=True),
+    EventType("dislike", 6, "negative", consumed=True),
+    EventType("impression", 7, "shown"),
+)
+
+
+def replaced(before: Sequence[EventType], wanted: Sequence[NewType]) -> tuple[EventType, ...]:
+    """Return the types by code after `wanted` were put in place of those `before`: what is not among them is
+    retired, and what comes back has its code. Raises `StoreRefused` for another meaning, and for too many.
+    """
+    known = {each.name: each for each in before}
+    found = {each.name: msgspec.structs.replace(each, retired=True) for each in before}
+    for each in wanted:
+        old = known.get(each.name)
+        if old is not None and old.meaning != each.meaning:
+            why = f"{each.name} means {old.meaning}, and stored events keep that: choose another name"
+            raise StoreRefused(why)
+        code = old.code if old is not None else 1 + max((one.code for one in found.values()), default=0)
+        if code > MAX_TYPE_CODE:
+            raise StoreRefused(f"there may be {MAX_TYPE_CODE} types, retired ones included")
+        found[each.name] = EventType(code=code, **msgspec.structs.asdict(each))
+    return tuple(sorted(found.values(), key=lambda each: each.code))
+
+
+def consumed_codes(types: Sequence[EventType]) -> list[int]:
+    """Return the codes of the types after which an item counts as seen."""
+    return [each.code for each in types if each.consumed]
+
+
+def types_to_bytes(types: Sequence[EventType]) -> bytes:
+    """Return types as they are stored."""
+    return msgspec.json.encode(_Document(_FORMAT, list(types)))
+
+
+def types_from_bytes(data: bytes) -> tuple[EventType, ...]:
+    """Return the types that `types_to_bytes` wrote. Raises `ValueError` for anything else."""
+    try:
+        document = msgspec.json.decode(data, type=_Document)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise ValueError(f"no event types: {exc}") from exc
+    codes, names = {each.code for each in document.types}, {each.name for each in document.types}
+    if document.format != _FORMAT:
+        raise ValueError(f"event types of format {document.format}")
+    if not len(codes) == len(names) == len(document.types) or codes - set(range(1, MAX_TYPE_CODE + 1)):
+        raise ValueError("event types whose codes or names are not apart")
+    return tuple(document.types)
+
+
+class EventTypes:
+    """Reads and changes the types. Every method may raise `StoreUnavailable`, and may then be repeated;
+    `StoreDamaged` where what is stored cannot be read.
+    """
+
+    def __init__(self, keys: Keys, client: Client, confirmation: Confirmation) -> None:
+        self._key = keys.event_types
+        self._client = client
+        self._confirmation = confirmation
+        self._kept: tuple[EventType, ...] = DEFAULT_TYPES
+        self._read_at = float("-inf")
+
+    async def current(self) -> tuple[EventType, ...]:
+        """Return the types by code, as they were at most `FOLLOWED_S` ago."""
+        if time.monotonic() - self._read_at > FOLLOWED_S:
+            self._keep(self._types(await self._stored()))
+        return self._kept
+
+    async def known(self) -> tuple[EventType, ...]:
+        """Return the same; while the store is away, the types as this process read them last."""
+        try:
+            return await self.current()
+        except StoreUnavailable:
+            return self._kept
+
+    async def change(
+        self, change: Callable[[Sequence[EventType]], Sequence[EventType]]
+    ) -> tuple[EventType, ...]:
+        """Change the types in one step; return what they are then. Raises what `change` raises."""
+        since = self._confirmation.begin()
+        for _ in range(_ATTEMPTS):
+            data = await self._stored()
+            after = tuple(change(self._types(data)))
+            digest = b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
+            (reply,) = await self._client.call("put_text", ([self._key], [digest, types_to_bytes(after)]))
+            if reply[0] == b"OK":
+                await self._confirmation.wait(since)
+                return self._keep(after)
+        raise StoreUnavailable("others are changing the event types", 0.1)
+
+    async def _stored(self) -> bytes | None:
+        data: Any = await self._client.get(self._key)
+        return None if data is None else bytes(data)
+
+    def _types(self, data: bytes | None) -> tuple[EventType, ...]:
+        if data is None:
+            return DEFAULT_TYPES
+        try:
+            return types_from_bytes(data)
+        except ValueError as exc:
+            raise StoreDamaged(shown_key(self._key), str(exc)) from exc
+
+    def _keep(self, types: tuple[EventType, ...]) -> tuple[EventType, ...]:
+        self._kept, self._read_at = types, time.monotonic()
+        return types

@@ -1,0 +1,1 @@
+"""Events of other types than ratings, and which types there are."""

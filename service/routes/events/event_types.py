@@ -1,0 +1,86 @@
+"""The types of events. Invariant: what a type means never changes, for stored events keep it."""
+
+from typing import Annotated
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from featurestore.errors import StoreRefused
+from featurestore.ratings.event_types import EventType, Meaning, NewType, replaced
+from service.context import CONTEXT
+from service.http.parsing import Body
+from service.http.problems import Problem
+from service.http.response import json_answer
+from service.openapi import BODY, STORE, WRITES, Route, request_body
+from service.routes.events.events import RATING
+
+# An event counts as much as ten ratings at most: beyond, one click would be all that a list rests on.
+MAX_WEIGHT = 10.0
+
+
+class TypeIn(msgspec.Struct):
+    """A type as it is put. `weight`: how much an event counts where a rating counts 1; null: a fit
+    chooses.
+    """
+
+    name: Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]{0,31}$")]
+    meaning: Meaning
+    weight: Annotated[float, Meta(ge=0, le=MAX_WEIGHT)] | None = None
+    consumed: bool = False
+
+
+class TypesIn(msgspec.Struct):
+    """All types that are to take events."""
+
+    types: list[TypeIn]
+
+
+class TypesOut(msgspec.Struct):
+    """All types by code, those that were retired too."""
+
+    types: list[EventType]
+
+
+_BODY: Body[TypesIn] = Body(TypesIn)
+_EXAMPLE = {"types": [{"name": "purchase", "meaning": "positive", "weight": 1, "consumed": True}]}
+
+
+@Route(
+    *("GET", "/event-types", "Events", TypesOut, ("data_damaged", *STORE)),
+    needs="read",
+    operation_id="getEventTypes",
+)
+async def get_event_types(request: web.Request) -> web.StreamResponse:
+    """The types of events."""
+    return json_answer(TypesOut(list(await request.app[CONTEXT].store.event_types.current())))
+
+
+@Route(
+    *("PUT", "/event-types", "Events", TypesOut),
+    (*BODY, "invalid_type", "data_damaged", *WRITES),
+    needs="operate",
+    operation_id="putEventTypes",
+    body=request_body(TypesIn, _EXAMPLE),
+)
+async def put_event_types(request: web.Request) -> web.StreamResponse:
+    """Have these types, and no others, take events.
+
+    One that is left out is retired: its events stay.
+    """
+    context = request.app[CONTEXT]
+    async with context.bodies.read(request, context.imports) as received:
+        body = _BODY.decode(received.raw)
+    names = [each.name for each in body.types]
+    for row, name in enumerate(names):
+        if name == RATING or name in names[:row]:
+            detail = (
+                f"types: {name} is a type of its own" if name == RATING else f"types: {name} stands twice"
+            )
+            raise Problem("invalid_type", detail, field="types.name", row=row)
+    wanted = [NewType(each.name, each.meaning, each.weight, each.consumed) for each in body.types]
+    try:
+        types = await context.store.event_types.change(lambda before: replaced(before, wanted))
+    except StoreRefused as exc:
+        raise Problem("invalid_type", str(exc), field="types") from exc
+    return json_answer(TypesOut(list(types)))

@@ -1,0 +1,231 @@
+"""Events: what users did beside rating.
+
+Invariant: an event is written as a rating is, in one log: valid as a whole call or refused, acknowledged when
+all of it is stored, and known to every read after that.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from factors import Scale
+from featurestore.ratings.batches import Columns
+from featurestore.ratings.event_types import EventType
+from service.context import CONTEXT
+from service.http.parsing import INLINE_BYTES, DescribedId, Query, Timestamp, body_ids, path_id
+from service.http.problems import Problem
+from service.http.quotas import CALLED_BY
+from service.http.response import json_answer
+from service.openapi import (
+    BODY,
+    STORE,
+    WRITES,
+    Route,
+    list_of,
+    parameter,
+    query_parameter,
+    request_body,
+    whole,
+)
+from service.routes.items import item_names
+from service.routes.ratings import (
+    MAX_RATINGS,
+    Accepted,
+    Deleted,
+    check_scale,
+    checked_times,
+    decoded_rows,
+    store_columns,
+)
+from service.routes.users import MAX_OFFSET, MAX_PAGE
+
+# The type whose value is a rating, which is checked against the scale.
+RATING = "rating"
+# An answer's own token has fewer; what is longer was not made here.
+MAX_TOKEN = 200
+_PROBLEMS = ("too_many_ratings", "stream_full", "data_damaged", *WRITES)
+_PATH_TYPE = parameter("type", "path", {"type": "string"}, "A type of GET /event-types", required=True)
+
+
+class EventIn(msgspec.Struct):
+    """One event as it is sent. `value`: any number, 1 without it; of type `rating` the rating. `timestamp`:
+    seconds since 1970; without it, the moment of arrival. `recommendation_id`: of the answer that showed the
+    item.
+    """
+
+    user_id: DescribedId
+    item_id: DescribedId
+    type: str
+    value: float | None = None
+    timestamp: Timestamp | None = None
+    recommendation_id: str | None = None
+
+
+class EventOut(msgspec.Struct):
+    """One event of a user. `timestamp` is null where it is not known."""
+
+    item_id: str
+    type: str
+    value: float
+    timestamp: float | None
+
+
+class EventsPage(msgspec.Struct):
+    """Some of a user's events that are no ratings, the latest first. `total`: how many there are."""
+
+    user_id: str
+    total: int
+    limit: int
+    offset: int
+    events: list[EventOut]
+
+
+_ONE = msgspec.json.Decoder(EventIn)
+_MANY = msgspec.json.Decoder(list[EventIn])
+
+
+def parse_events(
+    body: bytes | bytearray, codes: Mapping[str, int], scale: Scale, now: float, *, lines: bool
+) -> Columns:
+    """Return the events in `body`: one object, an array, or an object a line. `codes`: of the known types.
+
+    Raises a `Problem` that names a field, and the first bad row where there are rows.
+    """
+    rows, is_object = decoded_rows(body, _ONE, _MANY, lines=lines)
+    try:
+        user_ids = body_ids([row.user_id for row in rows], "user_id")
+        item_ids = body_ids([row.item_id for row in rows], "item_id")
+        types = np.array([_code(row.type, codes, k) for k, row in enumerate(rows)], dtype=np.uint8)
+        values = np.array([_value(row, k) for k, row in enumerate(rows)], dtype=np.float64)
+        # Those that are no ratings pass with any value.
+        check_scale(np.where(types == 0, values, scale.low), scale, "value")
+        times = checked_times([row.timestamp for row in rows], now, "timestamp")
+        for k, row in enumerate(rows):
+            if row.recommendation_id is not None and len(row.recommendation_id) > MAX_TOKEN:
+                detail = f"recommendation_id must have at most {MAX_TOKEN} characters"
+                raise Problem("invalid_body", detail, field="recommendation_id", row=k)
+    except Problem as problem:
+        if is_object:
+            problem.row = None
+        raise
+    return Columns(user_ids, item_ids, values, np.array(times, dtype=np.float64), types)
+
+
+def codes_of(types: tuple[EventType, ...]) -> dict[str, int]:
+    """Return the codes of the types that take events, with that of a rating."""
+    return {RATING: 0} | {each.name: each.code for each in types if not each.retired}
+
+
+def _code(name: str, codes: Mapping[str, int], row: int) -> int:
+    code = codes.get(name)
+    if code is None:
+        raise unknown_type(name, codes, row)
+    return code
+
+
+def unknown_type(name: str, codes: Mapping[str, int], row: int | None = None) -> Problem:
+    """Return the problem of a type that takes no events."""
+    detail = f"there is no event type {name[:50]!r}; there are {', '.join(codes)}"
+    return Problem("invalid_type", detail, field="type", row=row)
+
+
+def _value(row: EventIn, number: int) -> float:
+    if row.value is None and row.type == RATING:
+        raise Problem("invalid_body", "value is missing: it is the rating", field="value", row=number)
+    return 1.0 if row.value is None else row.value
+
+
+@Route(
+    *("POST", "/events", "Events", Accepted),
+    (*BODY, "invalid_type", "too_many_rows", "too_many_items", *_PROBLEMS),
+    needs="rate",
+    operation_id="postEvents",
+    body=request_body(
+        {"anyOf": [EventIn, list_of(EventIn, MAX_RATINGS)]},
+        [{"user_id": "ann", "item_id": "dune", "type": "view"}],
+        lines=True,
+    ),
+)
+async def post_events(request: web.Request) -> web.StreamResponse:
+    """Learn events of any types: one, an array, or one a line. One bad row refuses all."""
+    context = request.app[CONTEXT]
+    context.require_room()
+    async with context.bodies.read(request, context.imports, takes_lines=True) as (raw, lines):
+        codes = codes_of(await context.store.event_types.current())
+        # One moment for the whole call: its events keep their order.
+        now, scale = time.time(), context.store.config.scale
+        if len(raw) <= INLINE_BYTES:
+            columns = parse_events(raw, codes, scale, now, lines=lines)
+        else:
+            columns = await asyncio.to_thread(parse_events, raw, codes, scale, now, lines=lines)
+        return json_answer(await store_columns(request, columns))
+
+
+@Route(
+    *("GET", "/users/{user_id}/events", "Events", EventsPage),
+    ("invalid_parameter", "not_found", "data_damaged", *STORE, "unknown_user"),
+    needs="read",
+    operation_id="getUserEvents",
+    parameters=(
+        query_parameter("limit", whole(1, MAX_PAGE, 100), "How many"),
+        query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the latest to leave out"),
+    ),
+)
+async def get_user_events(request: web.Request) -> web.StreamResponse:
+    """The events of a user that are no ratings, the latest first."""
+    context = request.app[CONTEXT]
+    query = Query(request.raw_path)
+    limit, offset = query.integer("limit", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, MAX_OFFSET)
+    user_id = path_id(request.rel_url.raw_path, 1, "user_id")
+    store, epoch = context.store, await context.epoch()
+    types = {each.code: each.name for each in await store.event_types.current()}
+    n, history = await store.users.history(epoch, user_id)
+    if n == 0:
+        raise Problem("unknown_user", "nothing of this user is known")
+    feedback, page = history.feedback, slice(offset, offset + limit)
+    names = await item_names(store.items(epoch), feedback.item_row[::-1][page])
+    columns = (feedback.type_code, feedback.value, feedback.time)
+    rows = zip(names, *(column[::-1][page].tolist() for column in columns), strict=True)
+    events = [
+        # A type that was put since this worker asked has no name here yet.
+        EventOut(name, types.get(code, str(code)), value, None if math.isnan(moment) else moment)
+        for name, code, value, moment in rows
+        if name is not None
+    ]
+    return json_answer(EventsPage(user_id.decode(), len(feedback), limit, offset, events))
+
+
+@Route(
+    *("DELETE", "/events/{user_id}/{item_id}/{type}", "Events", Deleted),
+    ("invalid_parameter", "invalid_type", "unknown_event", "not_found", *_PROBLEMS),
+    needs="rate",
+    operation_id="deleteEvent",
+    parameters=(_PATH_TYPE,),
+)
+async def delete_event(request: web.Request) -> web.StreamResponse:
+    """Take one event back."""
+    context = request.app[CONTEXT]
+    if (refusal := context.quotas.taken(request.get(CALLED_BY), "ratings")) is not None:
+        raise refusal
+    path = request.rel_url.raw_path
+    user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
+    name = path_id(path, 3, "type").decode()
+    store, live, epoch = context.store, context.follower.live, await context.epoch()
+    # A retired type takes none, and gives back what it took.
+    codes = {each.name: each.code for each in await store.event_types.current()}
+    if (code := codes.get(name)) is None:
+        raise unknown_type(name, codes)
+    row = (await store.items(epoch).rows([item_id]))[0]
+    _, history = await store.users.history(epoch, user_id)
+    feedback = history.feedback
+    if row is None or not ((feedback.item_row == row) & (feedback.type_code == code)).any():
+        raise Problem("unknown_event", f"this user has no {name} of this item")
+    # The last entry of a pair counts, and NaN means none.
+    one = np.array([math.nan]), np.array([time.time()]), np.array([code], dtype=np.uint8)
+    await store.ratings.append_columns(Columns([user_id], [item_id], *one))
+    return json_answer(Deleted(1, live.generation if live else None))
