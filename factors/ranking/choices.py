@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from factors.ranking.parameters import RankingParameters
+from factors.ranking.type_weights import TypeWeight
 
 HoldOut = Literal["latest", "random"]
 
@@ -16,7 +17,7 @@ class RankingChoices:
     """`rank`, `sweeps`; `negatives`: weight of all pairs as a 0, for each event; `ridge`, `user_power`,
     `item_power`, `recency_span`, `recency_boost`, `gamma`: see `RankingParameters`; `neighbours` an item and
     `neighbour_ridge` of the sparse term, which counts `sparse_weight`; `decided`: events that all this was
-    chosen by.
+    chosen by; `types`: what events that are no ratings count.
 
     The defaults are for sets that are too small to choose by: the middle of what sets of some size choose.
     """
@@ -34,6 +35,7 @@ class RankingChoices:
     recency_boost: float = 0.0
     gamma: float = 0.5
     decided: float = 0.0
+    types: tuple[TypeWeight, ...] = ()
 
 
 def choices_of(parameters: RankingParameters) -> RankingChoices:
@@ -51,4 +53,5 @@ def choices_of(parameters: RankingParameters) -> RankingChoices:
         recency_boost=parameters.recency_boost,
         gamma=parameters.gamma,
         decided=parameters.decided,
+        types=parameters.types,
     )

@@ -32,12 +32,14 @@ _PADDED, _PAD = 1.25, 8
 @dataclass(frozen=True, slots=True)
 class Events:
     """Events in compressed form: `indptr` int64 (b + 1,); `other` int64 (n,), rows of the other table;
-    `weight` float64 (n,), or None where each is 1.
+    `weight` float64 (n,), or None where each is 1; `target` float64 (n,), or None where each is 1: 0 of an
+    item that was not wanted, whose term is `w (x y)^2`.
     """
 
     indptr: Int64s
     other: Int64s
     weight: Float64s | None = None
+    target: Float64s | None = None
 
     @property
     def counts(self) -> Int64s:
@@ -137,7 +139,7 @@ def _solve_short(events: Events, axes: _Axes, prior: Prior, rows: Int64s) -> Flo
 
 def _gathered(events: Events, table: Floats, rows: Int64s, place: Int64s) -> tuple[Floats, Floats]:
     """Return the `table` rows (b, p, r) of the events at each `place` (p,) of `rows` (b,), times the roots
-    (b, p) of their weights; where there is no event, 0.
+    of their weights, and these roots (b, p) times the targets; where there is no event, 0.
     """
     inside = place < events.counts[rows, None]
     root = inside.astype(table.dtype)
@@ -145,7 +147,10 @@ def _gathered(events: Events, table: Floats, rows: Int64s, place: Int64s) -> tup
     entry = np.where(inside, events.indptr[rows, None] + place, 0)
     if events.weight is not None:
         root *= np.sqrt(events.weight[entry]).astype(table.dtype)
-    return table[events.other[entry]] * root[:, :, None], root
+    chosen = table[events.other[entry]] * root[:, :, None]
+    if events.target is not None:
+        root = root * events.target[entry].astype(table.dtype)
+    return chosen, root
 
 
 def row_blocks(counts: Int64s, rank: int) -> Iterator[Int64s]:

@@ -1,7 +1,8 @@
 """The ranking head: which items a user chooses next, from what that user has chosen.
 
 Invariant: a score is a linear function of the user's weighted events, so that its explanation adds up, and
-needs nothing of the user but the history. What the values of the ratings are plays no part.
+needs nothing of the user but the history. What the values of the ratings are plays no part; events of other
+types count as `factors/ranking/type_weights.py` says.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from factors.inference.histories import Compressed, compress
 from factors.model.types import Float32s, Float64s, Histories, Int32s, Int64s
 from factors.ranking.half_steps import Events, normal_equations, solve_rows
 from factors.ranking.neighbours import Neighbours
-from factors.ranking.parameters import RankingParameters
+from factors.ranking.parameters import Counts, RankingParameters
+from factors.ranking.type_weights import TypeTable, compress_types, event_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,10 @@ class RankingHead:
 
         `users`: folded in without recency.
         """
-        data = _known(compress(histories, len(users)))
-        prior, events = self.parameters.prior("item", data.counts), Events(data.indptr, data.other)
+        data = self._events(histories, len(users), whole=True)
+        compressed = data.compressed
+        events = Events(compressed.indptr, compressed.other, data.weight, data.target)
+        prior = self.parameters.prior("item", data.counts)
         return np.asarray(solve_rows(events, users.astype(np.float64), prior), np.float32)
 
     def scores(self, history: Histories, rows: Int64s | None = None) -> Float64s:
@@ -49,21 +53,21 @@ class RankingHead:
         Factors are multiplied in float32 for all items, in float64 for `rows`.
         """
         data = self._events(history)
-        user, weight = self._solved(data)[0], self.parameters.event_weights(data)
+        user, weight, other = self._solved(data)[0], self._said(data), data.compressed.other
         if rows is None:
             scores: Float64s = np.asarray(self.items @ user.astype(np.float32), np.float64)
-            self.neighbours.add(scores, data.other, weight)
+            self.neighbours.add(scores, other, weight)
             return scores
         # A search of the few rows in what the history reaches, not a pass over all items.
-        sparse = self.neighbours.added(data.other, weight, rows)
+        sparse = self.neighbours.added(other, weight, rows)
         return np.asarray(self.items[rows].astype(np.float64) @ user + sparse)
 
     def relevance(self, histories: Histories, *, threads: int = 1) -> Float32s:
         """Return the relevance of all items to each of these users (b, n_items), in float32."""
         data, n_items = self._events(histories), len(self.items)
         users = self._solved(data, threads=threads).astype(np.float32)
-        weight = self.parameters.event_weights(data).astype(np.float32)
-        chosen = sp.csr_array((weight, data.other, data.indptr), shape=(data.rows, n_items))
+        weight, rows = self._said(data).astype(np.float32), data.compressed
+        chosen = sp.csr_array((weight, rows.other, rows.indptr), shape=(rows.rows, n_items))
         return np.asarray(users @ self.items.T + (chosen @ self.neighbours.matrix()).toarray(), np.float32)
 
     def explain(self, history: Histories, item_row: int) -> tuple[float, Int32s, Float64s]:
@@ -74,21 +78,21 @@ class RankingHead:
         score.
         """
         data = self._events(history)
-        weight = self.parameters.event_weights(data)
-        chosen, precision = self._precision(data, weight)
+        chosen, precision = self._precision(data)
         direction = np.linalg.solve(precision, self.items[item_row].astype(np.float64))
         ridge = float(self.parameters.ridges("user", data.counts)[0])
         base = ridge * float(self.parameters.user_mean @ direction)
-        sparse = self.neighbours.weights_of(data.other, item_row)
-        return base, data.other.astype(np.int32), np.asarray(weight * (chosen @ direction + sparse))
+        other = data.compressed.other
+        sparse = self.neighbours.weights_of(other, item_row)
+        return base, other.astype(np.int32), np.asarray(self._said(data) * (chosen @ direction + sparse))
 
     def reached(self, history: Histories) -> tuple[Int64s, Float64s]:
         """Return the rows (m,), ascending, that the sparse term of this one history adds to, and what it adds
         to the relevance of each (m,).
         """
         data = self._events(history)
-        entries, lengths = self.neighbours.entries(data.other)
-        added = np.repeat(self.parameters.event_weights(data), lengths) * self.neighbours.weight[entries]
+        entries, lengths = self.neighbours.entries(data.compressed.other)
+        added = np.repeat(self._said(data), lengths) * self.neighbours.weight[entries]
         # Several events reach the same item: one sum for each.
         rows, place = np.unique(self.neighbours.item_row[entries], return_inverse=True)
         return rows.astype(np.int64), np.bincount(place, added, minlength=len(rows)).astype(np.float64)
@@ -96,32 +100,68 @@ class RankingHead:
     def covariance(self, history: Histories) -> Float64s:
         """Return the covariance (r, r) of the user's vector: the inverse of its precision times the noise."""
         data = self._events(history)
-        _, precision = self._precision(data, self.parameters.event_weights(data))
+        _, precision = self._precision(data)
         return np.asarray(self.parameters.noise * np.linalg.inv(precision))
 
-    def _precision(self, data: Compressed, weight: Float64s) -> tuple[Float64s, Float64s]:
+    def _precision(self, data: "_Weighted") -> tuple[Float64s, Float64s]:
         """Return the factors (n, r) of what one user chose, and the precision (r, r) of the user's vector."""
-        chosen = self.items[data.other].astype(np.float64)
-        events = Events(data.indptr, np.arange(len(chosen)), weight)
+        rows = data.compressed
+        chosen = self.items[rows.other].astype(np.float64)
+        events = Events(rows.indptr, np.arange(len(chosen)), self._weights(data), data.target)
         precision, _ = normal_equations(
             events, chosen, self.parameters.prior("user", data.counts), np.zeros(1, dtype=np.int64)
         )
         return chosen, np.asarray(precision[0], dtype=np.float64)
 
-    def _events(self, histories: Histories) -> Compressed:
-        return _known(compress(histories, len(self.items), whole=False))
+    def _events(
+        self, histories: Histories, n_other: int | None = None, *, whole: bool = False
+    ) -> "_Weighted":
+        n_other = len(self.items) if n_other is None else n_other
+        if histories.type_code is None:
+            return _Weighted(_known(compress(histories, n_other, whole=whole)))
+        table = TypeTable.of(self.parameters.types)
+        rows = compress_types(histories, n_other, table)
+        rows = _known(rows if whole else rows.thinned())
+        return _Weighted(rows, *table.weights(histories.type_code, rows))
 
-    def _solved(self, data: Compressed, *, recency: bool = True, threads: int = 1) -> Float64s:
+    def _weights(self, data: "_Weighted") -> Float64s:
+        """Return how much each event (n,) counts, by type and recency."""
+        recency = self.parameters.event_weights(data.compressed)
+        return recency if data.weight is None else recency * data.weight
+
+    def _said(self, data: "_Weighted") -> Float64s:
+        """Return how much each event (n,) says for other items: nothing where it was not wanted."""
+        weight = self._weights(data)
+        return weight if data.target is None else weight * data.target
+
+    def _solved(self, data: "_Weighted", *, recency: bool = True, threads: int = 1) -> Float64s:
         # Only rows that are chosen become float64.
-        distinct, other = np.unique(data.other, return_inverse=True)
+        rows = data.compressed
+        distinct, other = np.unique(rows.other, return_inverse=True)
         table = (
             self.items[distinct].astype(np.float64) if len(distinct) else np.zeros((1, self.parameters.rank))
         )
-        weight = self.parameters.event_weights(data) if recency else None
-        events = Events(data.indptr, other.astype(np.int64), weight)
+        weight = self._weights(data) if recency else data.weight
+        events = Events(rows.indptr, other.astype(np.int64), weight, data.target)
         return np.asarray(
             solve_rows(events, table, self.parameters.prior("user", data.counts), threads), np.float64
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighted:
+    """Events of rows, one for each pair; `weight` and `target` float64 (n,) by their types, None where all
+    are ratings.
+    """
+
+    compressed: Compressed
+    weight: Float64s | None = None
+    target: Float64s | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """Events of each row (b,), or the weight of those that were wanted."""
+        return event_counts(self.compressed, self.weight, self.target)
 
 
 def _known(data: Compressed) -> Compressed:

@@ -4,7 +4,7 @@ Invariant: the fit, folding in and explaining take the weight of an event and th
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,11 @@ from factors.errors import ModelUnreadable
 from factors.inference.histories import Compressed
 from factors.model.types import Float64s, Int64s
 from factors.ranking.half_steps import Prior
+from factors.ranking.type_weights import TypeWeight
 
 SideName = Literal["user", "item"]
+Counts = npt.NDArray[np.integer[Any]] | Float64s
+"""Events of rows: whole numbers, or where events have weights the sum of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,8 @@ class RankingParameters:
     each event; `neighbours` an item, `neighbour_ridge`, `sparse_weight`: see `RankingChoices`; `decided`:
     events that all this was chosen by, 0 for none. `noise`: variance of a preference round its score.
     `user_mean` (r,): the users' prior mean. `user_gram`, `item_gram` (r, r): what the pairs that are no
-    events add to the precision of a typical user and of a typical item.
+    events add to the precision of a typical user and of a typical item. `types`: what events that are no
+    ratings count; the number of events of a row is then the weight of those that were wanted.
     """
 
     background: float
@@ -53,6 +57,7 @@ class RankingParameters:
     user_mean: Float64s
     user_gram: Float64s
     item_gram: Float64s
+    types: tuple[TypeWeight, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -80,27 +85,27 @@ class RankingParameters:
         """Users and items of the fit."""
         return self.n_users, self.n_items
 
-    def activity(self, side: SideName, counts: npt.NDArray[np.integer]) -> Float64s:
+    def activity(self, side: SideName, counts: Counts) -> Float64s:
         """Return by how much the pairs of rows (b,) with `counts` events weigh more than a typical row's."""
         power, unit = (
             (self.user_power, self.user_unit) if side == "user" else (self.item_power, self.item_unit)
         )
         return np.asarray((counts + 1.0) ** power / unit)
 
-    def ridges(self, side: SideName, counts: npt.NDArray[np.integer]) -> Float64s:
+    def ridges(self, side: SideName, counts: Counts) -> Float64s:
         """Return the ridge (b,) of rows with `counts` events: in proportion to the weight of all their
         pairs.
         """
         others = self.n_items if side == "user" else self.n_users
         return np.asarray(self.ridge * (counts + self.background * others * self.activity(side, counts)))
 
-    def prior(self, side: SideName, counts: npt.NDArray[np.integer]) -> Prior:
+    def prior(self, side: SideName, counts: Counts) -> Prior:
         """Return what rows (b,) with `counts` events have beside these: users a mean of their own, too."""
         gram, mean = (self.user_gram, self.user_mean) if side == "user" else (self.item_gram, None)
         return Prior(gram, self.activity(side, counts), self.ridges(side, counts), mean)
 
     def event_weights(self, data: Compressed) -> Float64s:
-        """Return how much each event (n,) of the users `data` counts."""
+        """Return how much each event (n,) of the users `data` counts by its recency."""
         if self.recency_boost == 0.0:
             return np.ones(len(data.other))
         return np.asarray(1.0 + self.recency_boost * np.exp(-later_events(data) / self.recency_span))

@@ -18,6 +18,7 @@ from factors.model.layout import MAX_RANK
 from factors.ranking.head import RankingHead
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import RankingParameters
+from factors.ranking.type_weights import CODES, TypeWeight
 
 _FORMAT = "foldin-ranking-1"
 _LINE = f"{_FORMAT}\n".encode()
@@ -26,11 +27,13 @@ _LENGTH = struct.Struct("<I")
 _ALIGNED = 64
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     rank: int
     n_items: int
     n_neighbours: int
     numbers: dict[str, float]
+    # Only of a head that has learned events of other types than ratings.
+    types: tuple[TypeWeight, ...] = ()
 
 
 def head_to_bytes(head: RankingHead) -> bytes:
@@ -39,7 +42,7 @@ def head_to_bytes(head: RankingHead) -> bytes:
     parameters = {field.name: getattr(head.parameters, field.name) for field in fields(head.parameters)}
     numbers = {name: float(value) for name, value in parameters.items() if np.ndim(value) == 0}
     rank, n_items = head.parameters.rank, len(head.items)
-    header = _Header(rank, n_items, len(neighbours.item_row), numbers)
+    header = _Header(rank, n_items, len(neighbours.item_row), numbers, head.parameters.types)
     encoded = msgspec.msgpack.encode(header)
     tables = {
         "items": head.items,
@@ -81,12 +84,14 @@ def head_from_bytes(buffer: bytes | memoryview, n_items: int) -> RankingHead:
         raise ModelUnreadable("a ranking head with bytes behind its end")
     neighbours = Neighbours(arrays.pop("indptr"), arrays.pop("item_row"), arrays.pop("weight"))
     items = arrays.pop("items")
-    values: dict[str, Any] = {**header.numbers, **arrays}
+    values: dict[str, Any] = {**header.numbers, **arrays, "types": header.types}
     try:
         parameters = RankingParameters(**values)
     except TypeError as exc:
         raise ModelUnreadable("a ranking head with other parameters") from exc
     parameters.check()
+    if not all(0 < each.code < CODES and 0 <= (each.weight or 0) < np.inf for each in header.types):
+        raise ModelUnreadable("a ranking head with other event types")
     _check_tables(items, neighbours)
     return RankingHead(parameters, items, neighbours)
 

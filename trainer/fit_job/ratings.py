@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Choices, Ratings
-from featurestore.codecs import typed_rows
-from trainer.archive.events import type_codes
+from featurestore.codecs import type_codes_of, typed_rows
 from trainer.archive.segments import read_segment
 
 
@@ -64,18 +63,17 @@ def load_ratings(
         "n": [np.zeros(0, np.int64)],
         "rating": [np.zeros(0, np.float64)],
         "time": [np.zeros(0, np.float64)],
+        "item_row": [np.zeros(0, np.uint32)],
     }
-    codes_of_types = [np.zeros(0, np.uint8)]
     for path, file in segments:
         table, _ = read_segment(path, file)
         users.add(table["user_id"])
         items.add(table["item_id"])
         for name, parts in columns.items():
             parts.append(table[name].to_numpy())
-        codes_of_types.append(type_codes(table))
     codes, user_ids = users.joined()
     item_codes, distinct = items.joined()
-    n, rating, time = map(np.concatenate, columns.values())
+    n, rating, time, stored = map(np.concatenate, columns.values())
     found_rows = pc.index_in(distinct, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False)
     item_row = found_rows.astype(np.int64)[item_codes]
     kept = np.zeros(0, np.int64)
@@ -91,7 +89,7 @@ def load_ratings(
     user_row = codes.astype(np.int64, copy=False)
     user_n = np.zeros(len(user_ids), dtype=np.int64)
     np.maximum.at(user_n, user_row, n)
-    type_code = np.concatenate(codes_of_types)
+    type_code = type_codes_of(stored)
     last = last_of_pairs(user_row, typed_rows(type_code, item_row), n)
     last = last[~np.isnan(rating[last]) & (item_row[last] >= 0)]
     last = last[np.lexsort((n[last], user_row[last]))]

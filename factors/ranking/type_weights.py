@@ -1,0 +1,119 @@
+"""What an event of each type says in a ranking head, and which event of a pair counts.
+
+Invariant: of all events of a user and an item one counts, in the fit as in folding in, whatever the weights.
+A rating counts before any other; then what the user did on purpose (`decisive`), then the rest, and last what
+was only shown; of two of one kind the later one. So a view of what was bought says nothing more, and what was
+shown and then chosen does not count as left out.
+
+An event of weight `w` is a term `w (x y - t)^2` of the squares that the head minimises
+(`factors/ranking/half_steps.py`), with the target `t` 1 where the user wanted the item, and 0 where not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from factors.inference.histories import Compressed, compress_pairs
+from factors.model.types import Bools, Choices, Float64s, Histories, Int64s, UInt8s
+
+Meaning = Literal["positive", "negative", "shown"]
+
+# Codes have five bits.
+CODES = 32
+# What a type counts where nothing chooses: what users did as much as a rating, what they saw hardly, as it
+# comes tenfold.
+_UNCHOSEN = {"positive": 1.0, "negative": 1.0, "shown": 0.1}
+# Of events of a pair the one of the highest number counts.
+_RANKS = {"shown": 0, "negative": 1, "positive": 1}
+# In that order before all of these.
+_DECISIVE, _RATING = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class TypeWeight:
+    """What the events of one type count. `weight`: where a rating counts 1; None: to be chosen; `decisive`:
+    what users did on purpose, which lists are to find.
+    """
+
+    code: int
+    meaning: Meaning
+    weight: float | None = None
+    decisive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TypeTable:
+    """By code: `weight`, `target` float64 (32,), `rank` int64 (32,) by which one event of a pair is taken,
+    and `decisive` (32,), whether lists are to find such a pair. A type that is not known weighs nothing.
+    """
+
+    weight: Float64s
+    target: Float64s
+    rank: Int64s
+    decisive: Bools
+
+    @classmethod
+    def of(cls, types: Sequence[TypeWeight]) -> "TypeTable":
+        """Return the table of these types and of ratings."""
+        weight, target = np.zeros(CODES), np.ones(CODES)
+        rank, decisive = np.zeros(CODES, dtype=np.int64), np.zeros(CODES, dtype=np.bool_)
+        weight[0], rank[0], decisive[0] = 1.0, _RATING, True
+        for each in types:
+            weight[each.code] = _UNCHOSEN[each.meaning] if each.weight is None else each.weight
+            target[each.code] = float(each.meaning == "positive")
+            rank[each.code] = _DECISIVE if each.decisive else _RANKS[each.meaning]
+            decisive[each.code] = each.decisive and each.meaning == "positive"
+        return cls(weight, target, rank, decisive)
+
+    def weights(self, codes: UInt8s | None, data: Compressed) -> tuple[Float64s | None, Float64s | None]:
+        """Return weight and target of each event (n,) of `data`, None where all are ratings. `codes`: by
+        `data.source`.
+        """
+        if codes is None:
+            return None, None
+        own = codes[data.source]
+        return self.weight[own], self.target[own]
+
+
+def compress_types(histories: Histories, n_other: int, table: TypeTable) -> Compressed:
+    """Return `histories` of all types with one event for each pair, see above; an entry whose row is not in
+    the other table, of `n_other` rows, gets -1. Types that weigh nothing are left out.
+    """
+    n_rows = len(histories.offsets) - 1
+    row = np.repeat(np.arange(n_rows, dtype=np.int32), np.diff(histories.offsets))
+    codes = np.zeros(len(row), np.uint8) if histories.type_code is None else histories.type_code
+    events = Choices(row, histories.other_row, histories.value, histories.time, codes)
+    data = one_of_pairs(events, n_rows, table)
+    unknown = (data.other < 0) | (data.other >= n_other)
+    data.other[unknown] = -1
+    return data
+
+
+def one_of_pairs(choices: Choices, n_rows: int, table: TypeTable, high: float = 1.0) -> Compressed:
+    """Return events by user with the one of each pair that counts; `source` is the position in `choices`.
+
+    The value of an event that is no rating is `high`.
+    """
+    # Each type of a pair once, the last one, unless that was taken back.
+    codes, key = choices.type_code, choices.item_row.astype(np.int64) * CODES + choices.type_code
+    each = compress_pairs(choices.user_row, key, choices.value, choices.time, n_rows)
+    own, pair_other = codes[each.source], each.other // CODES
+    order = np.lexsort((each.source, table.rank[own], pair_other, each.row))
+    order = order[table.weight[own[order]] > 0]
+    pair_row, pair_other = each.row[order], pair_other[order]
+    last = np.ones(len(order), dtype=np.bool_)
+    last[:-1] = (pair_row[1:] != pair_row[:-1]) | (pair_other[1:] != pair_other[:-1])
+    order = order[last]
+    indptr = np.zeros(n_rows + 1, dtype=np.int64)
+    np.cumsum(np.bincount(pair_row[last], minlength=n_rows), out=indptr[1:])
+    value = np.where(own[order] == 0, each.value[order], high)
+    return Compressed(indptr, pair_other[last], value, each.time[order], each.source[order])
+
+
+def event_counts(data: Compressed, weight: Float64s | None, target: Float64s | None) -> Int64s | Float64s:
+    """Return how many events each row (b,) of `data` has, or the weight of those that were wanted."""
+    if weight is None or target is None:
+        return data.counts
+    return np.bincount(data.row, weight * target, minlength=data.rows)
