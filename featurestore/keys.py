@@ -82,6 +82,9 @@ class Keys:
         self.erasing = b"{%b}:erasing" % self.live
         self.workers = b"{%b}:workers" % self.live
         self.stored = b"{%b}:epochs" % self.live
+        self.experiments = b"{%b}:experiments" % self.live
+        # What a function needs that decides which generation is live, or stays.
+        self.switched = [self.live, self.generations, self.experiments]
         self.synced = self._ns + b":synced"
         self.access = self._ns + b":access"
         self.event_types = self._ns + b":event_types"
@@ -99,6 +102,14 @@ class Keys:
     def command(self, command_id: str) -> bytes:
         """The outcome of one command."""
         return b"{%b}:command:%b" % (self.live, command_id.encode("ascii"))
+
+    def experiment_sums(self, name: str) -> bytes:
+        """What came of an experiment, by arm."""
+        return b"{%b}:experiment:%b:sums" % (self.live, name.encode())
+
+    def experiment_users(self, name: str, arm: int) -> bytes:
+        """How many users an arm has had."""
+        return b"{%b}:experiment:%b:users:%d" % (self.live, name.encode(), arm)
 
     def bucket(self, name: bytes) -> bytes:
         """A token bucket of a quota; `name`: of which quota and which caller."""

@@ -12,6 +12,8 @@ from featurestore.client import Client
 from featurestore.commands import Commands
 from featurestore.confirmation import EVERYSEC_S, Confirmation
 from featurestore.errors import StoreChanged, StoreRefused
+from featurestore.experiments.stored import StoredExperiments
+from featurestore.experiments.tallies import Tallies
 from featurestore.generations.catalog import Generations
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys
@@ -89,6 +91,8 @@ class Store:
         self.attributes = UserAttributes(self.keys, self.redis, self.confirmation)
         self.scenarios = Scenarios(self.keys, self.hot or self.bulk, self.redis, self.confirmation)
         self.event_types = EventTypes(self.keys, self.redis, self.confirmation)
+        self.experiments = StoredExperiments(self.keys, self.redis, self.confirmation)
+        self.tallies = Tallies(self.keys, self.redis)
         self.quotas = Buckets(self.keys, self.redis)
         self.files = StoreFiles(self.keys, self.redis)
 

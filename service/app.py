@@ -21,6 +21,7 @@ from featurestore.settings import redacted
 from featurestore.store import Store
 from service.catalogue.follower import CatalogueFollower
 from service.context import CONTEXT, ServiceContext
+from service.experiments.counting import ArmCounts
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
@@ -93,6 +94,7 @@ async def _service_context(
             limits = None if loopback and settings.quotas is None else DEFAULT.but(settings.quotas or ())
             traffic = Traffic(settings.in_flight)
             quotas = Quotas(audit, counts, limits)
+            arm_counts = ArmCounts()
             context = ServiceContext(
                 settings=settings,
                 slot=slot,
@@ -113,7 +115,7 @@ async def _service_context(
                 imports=Admission(
                     counts, at_once_bytes=settings.large_bytes, waiting_bytes=settings.import_waiting_bytes
                 ),
-                batcher=MicroBatcher(store, follower, counts),
+                batcher=MicroBatcher(store, follower, counts, arm_counts),
                 scorer=PairScorer(store, counts),
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
                 catalogue=catalogue,
@@ -122,8 +124,9 @@ async def _service_context(
                 access=access,
                 audit=audit,
                 quotas=quotas,
+                arm_counts=arm_counts,
             )
-            async with _sampled(context), _shared(quotas, store):
+            async with _sampled(context), _shared(quotas, store), _flushed(arm_counts, store):
                 yield context
             await context.batcher.close()
             await context.rankings.close()
@@ -202,6 +205,16 @@ async def _load_first(store: Store, follower: Follower) -> None:
 @asynccontextmanager
 async def _shared(quotas: Quotas, store: Store) -> AsyncIterator[None]:
     task = asyncio.create_task(quotas.share(store.quotas), name="share the quotas")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _flushed(arm_counts: ArmCounts, store: Store) -> AsyncIterator[None]:
+    task = asyncio.create_task(arm_counts.run(store.tallies), name="hand over figures of experiments")
     try:
         yield
     finally:

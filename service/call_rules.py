@@ -13,6 +13,7 @@ from featurestore.catalogue.schema import Types
 from featurestore.generations.live import LiveGeneration
 from service.catalogue.view import CatalogueView
 from service.context import ServiceContext
+from service.experiments.counting import Membership
 from service.http.parsing import MAX_ID_BYTES, Id, Query
 from service.http.problems import Problem
 from service.openapi import Schema, query_parameter
@@ -41,19 +42,26 @@ QUERY_RULES = (
 
 
 class AskedRules(NamedTuple):
-    """Questions to the store that were sent in one write: for the catalogue's version and for a scenario."""
+    """Questions to the store that were sent in one write: for the catalogue's version and for a scenario.
+    `said`: the scenario that the call asks for, where another one takes its place; `member`: by which arm.
+    """
 
     version: "asyncio.Future[list[Any]]"
     name: str | None
     scenario: "asyncio.Future[list[Any]] | None"
+    said: str | None = None
+    member: Membership | None = None
 
 
 class CallRules(NamedTuple):
-    """The rules of a call and the catalogue that they are about. `degraded`: as known last."""
+    """The rules of a call and the catalogue that they are about. `degraded`: as known last. `member`: the arm
+    of an experiment that the scenario is.
+    """
 
     rules: Rules
     view: CatalogueView
     degraded: bool
+    member: Membership | None = None
 
 
 class Listed(NamedTuple):
@@ -65,7 +73,24 @@ class Listed(NamedTuple):
 
 def ask(context: ServiceContext, scenario: str | None = None) -> AskedRules:
     """Ask in the write of this turn of the event loop, with what else the call asks in it."""
-    return AskedRules(context.catalogue.ask(), scenario, context.scenarios.ask(scenario))
+    return AskedRules(context.catalogue.ask(), scenario, context.scenarios.ask(scenario), scenario)
+
+
+def ask_for_user(context: ServiceContext, scenario: str | None, user_id: bytes | None) -> AskedRules:
+    """Ask the same for a list that is about a user, None for one who is not stored: an experiment, or the
+    default scenario, may take the place of what the call says.
+    """
+    experiments = context.follower.experiments
+    experiment, name, member = experiments.by_scenario.get(scenario), scenario, None
+    if experiment is not None and user_id is not None:
+        mark = experiment.mark_of(user_id)
+        arm = experiment.arm_of(mark)
+        if arm >= 0:
+            name, member = experiment.arms[arm].scenario, Membership(experiment, arm, mark)
+    if name is None:
+        name = experiments.default_scenario
+    asked = context.scenarios.ask(name)
+    return AskedRules(context.catalogue.ask(), name, asked, scenario, member)
 
 
 async def rules_of(
@@ -77,9 +102,18 @@ async def rules_of(
 ) -> CallRules:
     """Return the rules that a call and its scenario say. Raises `invalid_rule`, `unknown_scenario`."""
     view, degraded = await context.catalogue.current(asked.version, live.epoch)
-    scenario = await context.scenarios.read(asked.name, asked.scenario)
+    member = asked.member
+    try:
+        scenario = await context.scenarios.read(asked.name, asked.scenario)
+    except Problem as problem:
+        if problem.code != "unknown_scenario" or asked.name == asked.said:
+            raise
+        # The call has not named what is not there.
+        scenario, member = await context.scenarios.read(asked.said, context.scenarios.ask(asked.said)), None
+    if member is not None:
+        context.arm_counts.asked(member.experiment, member.arm, [member.mark])
     rules = await _parsed(view, partial(parse_rules, merged(fields, scenario), category=category))
-    return CallRules(rules, view, degraded)
+    return CallRules(rules, view, degraded, member)
 
 
 async def checked_fields(context: ServiceContext, fields: RuleFields) -> None:

@@ -8,6 +8,7 @@ import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -16,6 +17,7 @@ from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
 from service.catalogue.follower import CatalogueFollower
+from service.experiments.counting import ArmCounts, Membership
 from service.http.access import Access
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
@@ -28,6 +30,13 @@ from service.rules.scenarios import ScenarioReader
 from service.scoring import PairScorer, require_live
 from service.settings import ServiceSettings, WorkerSlot
 from service.training import Training
+
+
+class Serving(NamedTuple):
+    """What answers a user: a generation, and the arm of an experiment that it is, if it is one."""
+
+    live: LiveGeneration
+    member: Membership | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +62,19 @@ class ServiceContext:
     access: Access
     audit: Audit
     quotas: Quotas
+    arm_counts: ArmCounts
 
     def live(self) -> LiveGeneration:
         """Return the generation that is served; raises `no_generation` before the first."""
         return require_live(self.follower)
+
+    def serving(self, user_id: bytes) -> Serving:
+        """Return what answers a user, and count the user where that is an arm; raises `no_generation`."""
+        live, experiment, arm, mark = self.follower.for_user(user_id)
+        if live is None or experiment is None:
+            return Serving(self.live())
+        self.arm_counts.asked(experiment, arm, [mark])
+        return Serving(live, Membership(experiment, arm, mark))
 
     def require_room(self) -> None:
         """Raise `StoreFull` while the leader says that there is no room for ratings."""

@@ -16,10 +16,12 @@ import numpy as np
 
 from factors import BASIS, Float32s
 from featurestore.errors import StoreDamaged, StoreError, StoreUnavailable
+from featurestore.experiments.definition import Experiment
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
 from featurestore.users.counter_rule import UserLookup
+from service.experiments.counting import ArmCounts
 from service.http.problems import Problem, problem_of_store
 from service.metrics import Counts
 from service.prediction_json import OnePrediction, rounded
@@ -44,15 +46,17 @@ class Waiter(Protocol):
 class MicroBatch:
     """Pairs that are looked up and scored together, in the order in which they came.
 
-    When it ends: the generation that answers it, and the row of each item, None for one not known here yet.
+    When it ends: the generation that answers it, which `arms` of an experiment that is, and the row of each
+    item, None for one not known here yet.
     """
 
-    __slots__ = ("item_ids", "item_rows", "live", "user_ids", "waiters")
+    __slots__ = ("arms", "item_ids", "item_rows", "live", "user_ids", "waiters")
 
     live: LiveGeneration
     item_rows: list[int | None]
 
-    def __init__(self) -> None:
+    def __init__(self, arms: dict[str, str] | None = None) -> None:
+        self.arms = arms
         self.user_ids: list[bytes] = []
         self.item_ids: list[bytes] = []
         self.waiters: list[Waiter] = []
@@ -61,10 +65,11 @@ class MicroBatch:
 class MicroBatcher:
     """Predicts pairs in batches, one batch after the other. `submit` is the way of one prediction."""
 
-    def __init__(self, store: Store, follower: Follower, counts: Counts) -> None:
+    def __init__(self, store: Store, follower: Follower, counts: Counts, arm_counts: ArmCounts) -> None:
         self._store = store
         self._follower = follower
         self._counts = counts
+        self._arm_counts = arm_counts
         self._loop = asyncio.get_running_loop()
         # The batch that pairs are put into, and whether it has any.
         self._batch = MicroBatch()
@@ -94,19 +99,48 @@ class MicroBatcher:
             # What comes while this batch waits for the store is the next one: under load batches get longer
             # and their fixed cost is shared by more pairs, without any delay when idle.
             batch, self._batch = self._batch, MicroBatch()
-            try:
-                await self._predict(batch)
-            except asyncio.CancelledError:
-                _fail(batch.waiters, _ending())
-                raise
-            except Exception as exc:  # noqa: BLE001 -- each waiter gets it; the dispatcher tells what it is
-                _fail(batch.waiters, exc)
+            experiment = self._follower.experiments.over_generations
+            if experiment is None:
+                await self._answer_batch(batch, self._follower.live)
+            else:
+                parts = self._by_arm(experiment, batch)
+                await asyncio.gather(*(self._answer_batch(part, live) for part, live in parts))
             # The next batch also takes what came while this one was answered: at the same load batches are
             # then a fifth longer, which saves more of a core than to have the store work meanwhile.
             await asyncio.sleep(0)
 
+    def _by_arm(
+        self, experiment: Experiment, batch: MicroBatch
+    ) -> list[tuple[MicroBatch, LiveGeneration | None]]:
+        """Return the pairs of a batch by what answers their users: one lookup is of one generation."""
+        parts: dict[int, tuple[MicroBatch, LiveGeneration | None]] = {}
+        marks: dict[int, list[int]] = {}
+        for user_id, item_id, waiter in zip(batch.user_ids, batch.item_ids, batch.waiters, strict=True):
+            live, _, arm, mark = self._follower.for_user(user_id)
+            if arm not in parts:
+                name = experiment.arms[arm].name
+                parts[arm] = MicroBatch(None if arm < 0 else {experiment.name: name}), live
+            part, _ = parts[arm]
+            part.user_ids.append(user_id)
+            part.item_ids.append(item_id)
+            part.waiters.append(waiter)
+            marks.setdefault(arm, []).append(mark)
+        for arm in parts.keys() - {-1}:
+            self._arm_counts.asked(experiment, arm, marks[arm])
+        return list(parts.values())
+
+    async def _answer_batch(self, batch: MicroBatch, live: LiveGeneration | None) -> None:
+        try:
+            batch.live = require_live(self._follower) if live is None else live
+            await self._predict(batch)
+        except asyncio.CancelledError:
+            _fail(batch.waiters, _ending())
+            raise
+        except Exception as exc:  # noqa: BLE001 -- each waiter gets it; the dispatcher tells what it is
+            _fail(batch.waiters, exc)
+
     async def _predict(self, batch: MicroBatch) -> None:
-        batch.live = live = require_live(self._follower)
+        live = batch.live
         batch.item_rows = list(map(self._store.items(live.epoch).row, batch.item_ids))
         began = perf_counter()
         try:
@@ -190,9 +224,9 @@ class MicroBatcher:
         ):
             waiter = waiters[k]
             if not waiter.done():
-                waiter.set_result(
-                    OnePrediction(rating, std, BASIS[basis], live.generation, degraded=degraded)
-                )
+                prediction = OnePrediction(rating, std, BASIS[basis], live.generation, degraded=degraded)
+                prediction.arms = batch.arms
+                waiter.set_result(prediction)
         self._counts.predictions += len(positions)
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from factors import BASIS, FactorsError, Float32s, Int64s
@@ -107,6 +108,7 @@ class PairScorer:
         *,
         time: float | None,
         distribution: bool,
+        arms: dict[str, str] | None = None,
     ) -> OnePrediction:
         """Predict one pair at `time`, if given; with the probabilities of the steps of the scale, if wanted.
 
@@ -125,6 +127,7 @@ class PairScorer:
         prediction = OnePrediction(
             *(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]], live.generation),
             degraded=degraded,
+            arms=arms,
         )
         if distribution:
             # The model knows whether its scale has steps; a fit may have found them.
@@ -136,13 +139,17 @@ class PairScorer:
         self._counts.degraded += degraded
         return prediction
 
-    async def predict_batch(self, live: LiveGeneration, user_ids: Ids, item_ids: Ids) -> bytearray:
+    async def predict_batch(
+        self, live: LiveGeneration, user_ids: Ids, item_ids: Ids, arms: dict[str, str] | None = None
+    ) -> bytearray:
         """Return the body for the pairs `user_ids[j]`, `item_ids[j]` in their order, or for one user with all
-        items.
+        items. `arms`: of that user, where `live` is an arm of an experiment.
         """
         (vectors, rows, degraded), index = await self._look_up_batch(live, user_ids, item_ids)
         elements = writer(live.model.scale).elements
         mark = b'"degraded":true,' if degraded else b""
+        if arms is not None:
+            mark += b'"arms":%b,' % msgspec.json.encode(arms)
         body = bytearray(b'{"generation":%d,%b"predictions":[' % (live.generation, mark))
         async with self._one_batch:
             for start in range(0, len(rows), _SLICE):

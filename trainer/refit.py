@@ -147,7 +147,7 @@ class Refitter:
                 epoch.consumer.archived_events,
                 live.fitted_events if live is not None and live.epoch == pointer.epoch else 0,
                 requested=len(self._requests) > 0,
-                held=pointer.held,
+                held=pointer.held or self._switch.experiments,
                 files_missing=live is not None and live.files_missing,
             )
             if decision.reason is None:
@@ -189,7 +189,8 @@ class Refitter:
         generation = published.meta.summary.generation
         seconds = self.last_fit_s = self._clock() - began_at
         log.event("fit_published", epoch=number, generation=generation, live=published.live, seconds=seconds)
-        return generation if published.live else Failure("held", "an older generation is held live")
+        why = "an older generation is held live, or an experiment is over generations"
+        return generation if published.live else Failure("held", why)
 
     async def _fit_and_publish(self, epoch: OpenEpoch, *, automatic: bool) -> Published:
         """Fit everything that was acknowledged before this call, and publish it. Raises `GateRefusedError`

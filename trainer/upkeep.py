@@ -57,7 +57,9 @@ class Upkeep:
             if self.root.taken_away:
                 raise LeaseLost("another trainer has the archive")
             try:
-                await self.switch.follow(await self.store.generations.live())
+                pointer = await self.store.generations.live()
+                await self.switch.follow(pointer)
+                await self.switch.follow_arms(pointer)
                 await self._merge(await self._remove_unused())
                 if time.monotonic() - self._emptied_at > _TRASH_S:
                     self._emptied_at = time.monotonic()
@@ -104,7 +106,7 @@ class Upkeep:
             for number in sorted((opened | set(archived)) - needed):
                 await self.epochs.close(number)
                 await self._discard(number, pointer)
-        generations = {pointer.generation, pointer.previous} - {0}
+        generations = {pointer.generation, pointer.previous, *self.switch.arms} - {0}
         epoch = await self.epochs.open(pointer.epoch)
         await self.threads.run(epoch.fits.keep, generations)
         await self.forgotten.release(pointer.epoch, generations)

@@ -114,17 +114,17 @@ class Generations:
         return writer
 
     async def prune(self, lease: Lease, pause_s: float = 0.0) -> set[int]:
-        """Remove all but the live generation and the one to roll back to; return the numbers that stay.
-
-        Raises `LeaseLost`.
+        """Remove all but the live generation, the one to roll back to and the arms of an experiment; return
+        the numbers that stay. Raises `LeaseLost`.
         """
         pointer = await self.live()
         kept = {pointer.generation, pointer.previous} - {0}
         summaries = await self.list()
         self._require_named(pointer, summaries)
         for summary in summaries:
-            if summary.generation not in kept:
-                await self.remove(summary.epoch, summary.generation, pause_s, lease=lease)
+            number = summary.generation
+            if number not in kept and not await self.remove(summary.epoch, number, pause_s, lease=lease):
+                kept.add(number)
         return kept
 
     def _require_named(self, pointer: Pointer, summaries: Sequence[GenerationSummary]) -> None:
@@ -141,7 +141,7 @@ class Generations:
         Raises `GenerationUnknown`.
         """
         args = [b"%d" % generation, b"", b"0", b"1" if hold else b"0"]
-        (reply,) = await self._client.call("flip", ([self._keys.live, self._keys.generations], args))
+        (reply,) = await self._client.call("flip", (self._keys.switched, args))
         flipped(reply, generation)
 
     async def roll_back(self, lease: Lease, why: RolledBack) -> bool:
@@ -151,7 +151,7 @@ class Generations:
         Raises `LeaseLost`, and `GenerationUnknown` where that generation is no longer whole.
         """
         args = [b"%d" % lease.fence, b"%d" % why.generation, b"%d" % why.to, msgspec.json.encode(why)]
-        (reply,) = await self._client.call("roll_back", ([self._keys.live, self._keys.generations], args))
+        (reply,) = await self._client.call("roll_back", (self._keys.switched, args))
         return flipped(reply, why.to)
 
     def load_items(self, meta: GenerationMeta) -> AsyncIterator[bytes | memoryview]:
@@ -270,19 +270,20 @@ class Generations:
 
     async def remove(
         self, epoch: int, generation: int, pause_s: float = 0.0, *, lease: Lease | None = None
-    ) -> None:
+    ) -> bool:
         """Remove a generation in small steps; the records go with the next ones written. `lease`: of a
-        leader; None where its epoch is given up.
+        leader; None where its epoch is given up. False: it is an arm of an experiment, and stays.
 
         Raises `StoreError` if live, `LeaseLost`.
         """
-        names = [self._keys.live, self._keys.generations]
         args = [b"%d" % generation, fence_of(lease)]
-        (reply,) = await self._client.call("retire_generation", (names, args))
+        (reply,) = await self._client.call("retire_generation", (self._keys.switched, args))
         if reply[0] == b"LIVE":
             raise StoreError(f"generation {generation} is live and is not removed")
+        if reply[0] == b"KEPT":
+            return False
         if reply[0] == b"GONE":
-            return
+            return True
         summary = decode_summary(reply[1], self._keys.generations)
         chunks = [self._keys.chunk(epoch, generation, chunk) for chunk in range(summary.chunks)]
         chunks += [self._keys.index_chunk(epoch, generation, chunk) for chunk in range(summary.index_chunks)]
@@ -292,6 +293,7 @@ class Generations:
         pipe.unlink(self._keys.meta(epoch, generation), self._keys.deltas(epoch, generation))
         pipe.hdel(self._keys.generations, str(generation))
         await pipe.execute()
+        return True
 
     async def remove_epoch(self, epoch: int, pause_s: float = 0.0, *, lease: Lease | None = None) -> None:
         """Remove all that belongs to an epoch, in small steps. `lease`: of a leader that has archived it

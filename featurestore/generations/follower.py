@@ -1,8 +1,8 @@
-"""The live generation in a service process. Invariant: a caller that takes `Follower.live` once has one whole
-generation for as long as it wants.
+"""The generations that a service process serves: the live one, and the arms of an experiment. Invariant: a
+caller that takes one once has one whole generation for as long as it wants.
 
-A new generation is loaded and checked beside the one that serves, then one reference is swapped. While the
-store is away the old one goes on serving.
+A new generation is loaded and checked beside those that serve, then one reference is swapped. While the
+store is away the old ones go on serving.
 """
 
 import asyncio
@@ -10,28 +10,23 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from featurestore.errors import FullReason, GenerationBroken, StoreError, StoreUnavailable
-from featurestore.generations.deltas import decode_deltas
-from featurestore.generations.item_table_file import TableCache
-from featurestore.generations.live import LiveGeneration
-from featurestore.generations.manifest import (
-    ACTIVITY,
-    RANKING,
-    RANKING_INDEX,
-    Beat,
-    GenerationMeta,
-    Kept,
-    Pointer,
-    read_pointer,
+from featurestore.errors import (
+    FullReason,
+    GenerationBroken,
+    GenerationUnknown,
+    StoreError,
+    StoreUnavailable,
 )
-from featurestore.generations.states import as_fitted, room_for, updated
+from featurestore.experiments.definition import Experiment, Experiments, read_experiments
+from featurestore.generations.live import LiveGeneration
+from featurestore.generations.loader import GenerationLoader
+from featurestore.generations.manifest import Beat, Kept, Pointer, read_pointer
 from featurestore.keys import whole
 
 if TYPE_CHECKING:
@@ -43,20 +38,26 @@ log = logging.getLogger(__name__)
 BEAT_S = 0.5
 # Half a millisecond of this event loop; what is left comes with the next poll, at once.
 DELTAS_AT_ONCE = 64
-# Nothing waits for a load, and each read of deltas costs it a new state of the ranker.
-DELTAS_AT_LOAD = 256
 # New ids take half a millisecond, too.
 ITEMS_AT_ONCE = 2_000
-# More news are work for a thread.
-INLINE_ROWS = 200
-# A larger table goes to a thread with any news: it may have to be copied to make room for an item.
-INLINE_TABLE_ROWS = 20_000
 # A load that failed costs the store the whole table: not again with each poll.
 RETRY_LOAD_S = 1.0
 
 
+class Served(NamedTuple):
+    """What answers a user. `arm`: the position in the `experiment` of the arm that it is, and the user's
+    `mark` there; -1 where it is none, or where the arm's generation cannot be served.
+    """
+
+    live: LiveGeneration | None
+    experiment: Experiment | None = None
+    arm: int = -1
+    mark: int = 0
+
+
 class Follower:
-    """Keeps `live` up to date from a `Store`; `pointer` is what was polled last.
+    """Keeps `live` up to date from a `Store`; `pointer` is what was polled last. `experiments`: those that
+    run, `arms`: the generations of these beside the live one, by number.
 
     Counters for metrics: `loads_total`, `failures_total`; `polled_at` is `time.monotonic` of the last good
     poll.
@@ -76,11 +77,13 @@ class Follower:
         self._store = store
         self._keys = store.keys
         self._client = store.redis
-        self._cache = TableCache(cache_dir, store.settings.namespace)
+        self._loader = GenerationLoader(store, cache_dir)
         self._worker_id = worker_id
         self._poll_s = poll_s
         self._prepare = prepare
         self.live: LiveGeneration | None = None
+        self.arms: dict[int, LiveGeneration] = {}
+        self.experiments = Experiments()
         self.pointer: Pointer | None = None
         self.loads_total = 0
         self.failures_total = 0
@@ -90,10 +93,13 @@ class Follower:
         self._numbers: frozenset[int] = frozenset()
         self._clock_offset = 0.0
         self._beaten_at = float("-inf")
-        self._beaten: tuple[int, int] | None = None
+        self._beaten: tuple[int, int, str] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._load_at = float("-inf")
         self._load_failure = ""
+        self._experiment_fields: Mapping[bytes, bytes] = {}
+        # Arms that cannot be served: they are not tried again before the experiments change.
+        self._lost: set[int] = set()
 
     @property
     def full(self) -> FullReason | None:
@@ -140,7 +146,7 @@ class Follower:
             self._drop()
         live = self.live
         if live is not None:
-            serves = (live.epoch, live.generation)
+            serves = (live.epoch, live.generation, self._followed_experiments())
             # At once after a change: a switch of generations waits for this.
             if serves != self._beaten or time.monotonic() - self._beaten_at >= BEAT_S:
                 self._beaten, self._beaten_at = serves, time.monotonic()
@@ -153,14 +159,17 @@ class Follower:
         pipe.hgetall(self._keys.live)
         pipe.hkeys(self._keys.generations)
         pipe.hget(self._keys.config, "identity")
-        items = None
+        pipe.hgetall(self._keys.experiments)
+        held: list[LiveGeneration] = []
         if live is not None:
+            held = [live, *self.arms.values()]
             items = self._store.items(live.epoch)
             known = len(items)
-            deltas = self._keys.deltas(live.epoch, live.generation)
-            pipe.xrange(deltas, f"({live.after}", "+", DELTAS_AT_ONCE)
+            for each in held:
+                deltas = self._keys.deltas(each.epoch, each.generation)
+                pipe.xrange(deltas, f"({each.after}", "+", DELTAS_AT_ONCE)
             pipe.lrange(self._keys.order(live.epoch), known, known + ITEMS_AT_ONCE - 1)
-        (seconds, microseconds), pointer_fields, numbers, identity, *rest = await pipe.execute()
+        (seconds, microseconds), pointer_fields, numbers, identity, experiments, *rest = await pipe.execute()
         if identity is None or identity.decode() != self._identity:
             # Emptied while it was connected; where the connection was lost, this has been done.
             await self._store.look_again()
@@ -174,118 +183,145 @@ class Follower:
             self.live = None
         self._store.users.polled(Kept(self._numbers), now)
         self.polled_at = now
+        if experiments != self._experiment_fields:
+            self._experiment_fields = experiments
+            self.experiments = read_experiments(experiments)
+            self._lost.clear()
+            if self.experiments.damaged:
+                log.error("experiments cannot be read", extra={"names": self.experiments.damaged})
         more = False
-        if live is not None and items is not None and live is self.live:
-            entries, ids = rest[:2]
+        if held and held[0] is self.live:
+            *deltas_of, ids = rest
             items.follow(known, ids)
-            # An item that the catalogue has registered has the prior until it is rated.
-            if entries or len(items) > live.n_items:
-                followed = await self._with_deltas(live, entries, len(items))
-                # A load that ended meanwhile has read these deltas, or does not need them.
-                if self.live is live:
-                    self.live = followed
-            more = len(entries) == DELTAS_AT_ONCE or len(ids) == ITEMS_AT_ONCE
-        self._load_what_is_live(pointer, now)
+            more = len(ids) == ITEMS_AT_ONCE
+            for each, entries in zip(held, deltas_of, strict=True):
+                # An item that the catalogue has registered has the prior until it is rated.
+                if entries or len(items) > each.n_items:
+                    self._put(each, await self._loader.with_deltas(each, entries, len(items)))
+                more |= len(entries) == DELTAS_AT_ONCE
+        self._serve_what_is_named(pointer, now)
         return more
 
-    def _load_what_is_live(self, pointer: Pointer, now: float) -> None:
-        """Load what the pointer names, unless it is here or being loaded."""
-        live = self.live
-        here = (0, 0) if live is None else (live.epoch, live.generation)
-        if (
-            pointer.generation != 0
-            and (pointer.epoch, pointer.generation) != here
-            and (self._loading is None or self._loading.done())
-            and now - self._load_at >= RETRY_LOAD_S
-        ):
-            name = f"load-generation-{pointer.generation}"
-            self._loading = asyncio.create_task(self._load(pointer.epoch, pointer.generation), name=name)
+    def for_user(self, user_id: bytes) -> "Served":
+        """Return what answers a user: of an experiment over generations the arm, else what is live."""
+        experiment = self.experiments.over_generations
+        if experiment is None:
+            return Served(self.live)
+        mark, live = experiment.mark_of(user_id), self.live
+        place = experiment.arm_of(mark)
+        number = (place >= 0 and experiment.arms[place].generation) or 0
+        # Numbers are given once, whatever the epoch.
+        own = live if live is not None and live.generation == number else self.arms.get(number)
+        return Served(live) if own is None else Served(own, experiment, place, mark)
+
+    def holds(self, generation: int) -> bool:
+        """Whether this process serves a generation, as the live one or as an arm."""
+        return generation in self.arms or (self.live is not None and self.live.generation == generation)
+
+    def _put(self, before: LiveGeneration, followed: LiveGeneration) -> None:
+        """Serve the later state of a generation, unless a load that ended meanwhile has taken its place: that
+        has read the same deltas, or does not need them.
+        """
+        if self.live is before:
+            self.live = followed
+        elif self.arms.get(before.generation) is before:
+            self.arms[before.generation] = followed
+
+    def _arms_wanted(self, pointer: Pointer) -> set[int]:
+        """Return the generations of an experiment that are not the live one."""
+        experiment = self.experiments.over_generations
+        # Those of a history that has ended are gone.
+        if experiment is None or experiment.definition.epoch != pointer.epoch:
+            return set()
+        return {*experiment.generations} - {pointer.generation}
+
+    def _followed_experiments(self) -> str:
+        """Return the version of the experiments, as soon as each arm is served, or known to be lost."""
+        if self.pointer is None or self._arms_wanted(self.pointer) - self._lost - self.arms.keys():
+            return "-"
+        return self.experiments.version
+
+    def _serve_what_is_named(self, pointer: Pointer, now: float) -> None:
+        """Serve what the pointer and an experiment name. What is not here is loaded, one after the other."""
+        live, wanted = self.live, self._arms_wanted(pointer)
+        number = pointer.generation
+        if live is not None and number in self.arms and live.generation != number:
+            # An arm that goes live is here already; what was live may be an arm, or is dropped below.
+            self.arms[live.generation], live = live, self.arms.pop(number)
+            self.live = live
+        for gone in self.arms.keys() - wanted:
+            del self.arms[gone]
+        held = [*self.arms.values()] if live is None else [live, *self.arms.values()]
+        self._store.users.serves({(each.epoch, each.generation) for each in held})
+        if not (self._loading is None or self._loading.done()) or now - self._load_at < RETRY_LOAD_S:
+            return
+        here = live is not None and (live.epoch, live.generation) == (pointer.epoch, number)
+        missing = sorted(wanted - self.arms.keys() - self._lost) if here else [number][: number > 0]
+        if missing:
+            load = self._load(pointer.epoch, missing[0], arm=here)
+            self._loading = asyncio.create_task(load, name=f"load-generation-{missing[0]}")
 
     def _drop(self) -> None:
         """Serve nothing of a store that has been replaced: its item rows mean other items in the new one."""
         log.warning("the store is another one", extra={"was": self._identity, "now": self._store.identity})
         self._identity = self._store.identity
         self.live = self.pointer = None
+        self.arms.clear()
         if self._store.users.copies is not None:
             self._store.users.copies.clear()
         self._load_at = float("-inf")
 
-    async def _load(self, epoch: int, generation: int) -> None:
-        """Load a generation and serve it."""
-        generations = self._store.generations
+    async def _load(self, epoch: int, generation: int, *, arm: bool) -> None:
+        """Load a generation and serve it, as the live one or as an `arm` beside it."""
         try:
-            meta = await generations.meta(epoch, generation)
-            table = await self._cache.table(meta, generations.load_items(meta))
-            index = await generations.load_index(meta) if meta.index_bytes else b""
-            ranking = await self._blob(meta, RANKING), await self._blob(meta, RANKING_INDEX)
-            activity = await self._blob(meta, ACTIVITY)
-            fitted = partial(as_fitted, meta, table, index, *ranking, activity_bytes=activity)
-            live = await asyncio.to_thread(fitted)
-            deltas = self._keys.deltas(epoch, generation)
-            while entries := await self._client.xrange(deltas, f"({live.after}", "+", DELTAS_AT_LOAD):
-                live = await self._with_deltas(live, entries)
+            loaded = await self._loader.load(epoch, generation)
             items = self._store.items(epoch)
             await items.refresh()
             await items.require_whole()
-            if self._prepare is not None and (self.live is None or self.live.epoch != epoch):
-                await self._prepare(epoch)
-            if self.live is not None or await self._announce(epoch, generation):
-                self.live = live
-                self.loads_total += 1
-                shown = {"epoch": epoch, "generation": generation, "items": live.n_items}
-                log.info("generation live", extra=shown)
-                with contextlib.suppress(OSError):
-                    await asyncio.to_thread(self._cache.remove_unused, self._numbers, generation)
+            if not arm:
+                await self._go_live(loaded)
+            elif self.live is not None and self.live.epoch == epoch:
+                self.arms[generation] = loaded
             self._load_at, self._load_failure = float("-inf"), ""
         except StoreError as exc:
             # Keep the one that serves; the next poll tries again, or finds that the pointer has moved on.
             self._load_at = time.monotonic()
             self.failures_total += 1
+            if arm and isinstance(exc, GenerationBroken | GenerationUnknown):
+                self._lost.add(generation)
             if self._load_failure != str(exc):
                 log.warning("loading generation %d failed: %s", generation, exc)
             # Tried again and again, said once.
             self._load_failure = str(exc)
 
-    async def _blob(self, meta: GenerationMeta, name: str) -> memoryview | None:
-        """Return a blob of a generation, mapped; None where there is none, and where it is damaged: the
-        generation is served without it.
-        """
-        if (blob := meta.blobs.get(name)) is None:
-            return None
-        try:
-            return await self._cache.blob(meta, name, blob, self._store.generations.load_blob(meta, blob))
-        except GenerationBroken as exc:
-            log.warning("a part of a generation cannot be used", extra={"part": name, "why": str(exc)})
-            return None
+    async def _go_live(self, loaded: LiveGeneration) -> None:
+        epoch, generation, before = loaded.epoch, loaded.generation, self.live
+        if self._prepare is not None and (before is None or before.epoch != epoch):
+            await self._prepare(epoch)
+        if self.live is not None or await self._announce(epoch, generation):
+            before, self.live = self.live, loaded
+            self.loads_total += 1
+            if before is not None and before.epoch == epoch:
+                # If an experiment names it; the next poll drops it otherwise.
+                self.arms[before.generation] = before
+            elif before is not None:
+                self.arms.clear()
+            self.arms.pop(generation, None)
+            shown = {"epoch": epoch, "generation": generation, "items": loaded.n_items}
+            log.info("generation live", extra=shown)
+            await self._loader.remove_unused(self._numbers, generation)
 
     async def _announce(self, epoch: int, generation: int) -> bool:
         """Say what this worker is about to serve; return whether that is still the live generation."""
         # Said first, asked second: a process that switches epochs either sees this worker and waits for it,
         # or had switched before.
-        await self._beat(epoch, generation)
+        await self._beat(epoch, generation, "")
         self.pointer = await self._store.generations.live()
         return (self.pointer.epoch, self.pointer.generation) == (epoch, generation)
 
-    async def _with_deltas(self, live: LiveGeneration, entries: Any, known: int = 0) -> LiveGeneration:
-        """`known`: rows that have an item, be it without a delta."""
-        key = self._keys.deltas(live.epoch, live.generation)
-        deltas = decode_deltas(entries, live.model.item_width, live.after, key, live.rank)
-        in_thread = len(deltas.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS
-        room = (
-            await asyncio.to_thread(room_for, live, deltas, known)
-            if in_thread
-            else room_for(live, deltas, known)
-        )
-        async with live.row_lock.writing():
-            # Here, where whatever else reads it on the event loop is not half way through a row.
-            room.write(deltas)
-        if in_thread:
-            return await asyncio.to_thread(updated, live, deltas, room)
-        return updated(live, deltas, room)
-
-    async def _beat(self, epoch: int, generation: int) -> None:
+    async def _beat(self, epoch: int, generation: int, experiments: str) -> None:
         at = time.monotonic() + self._clock_offset
-        beat = Beat(epoch=epoch, generation=generation, at=at, pid=os.getpid())
+        beat = Beat(epoch=epoch, generation=generation, at=at, pid=os.getpid(), experiments=experiments)
         args = [self._worker_id.encode(), msgspec.json.encode(beat)]
         # By a function, which a store without memory takes: a switch of generations waits for workers.
         await self._client.call("beat", ([self._keys.workers], args))

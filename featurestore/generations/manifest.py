@@ -134,13 +134,16 @@ class GenerationMeta:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """The heartbeat of a service process; `age_s` by the store's clock."""
+    """The heartbeat of a service process; `age_s` by the store's clock. `experiments`: the version of the
+    experiments that it follows.
+    """
 
     id: str
     epoch: int
     generation: int
     pid: int
     age_s: float
+    experiments: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,8 @@ class Beat(msgspec.Struct, frozen=True):
     epoch: int
     at: float
     pid: int
+    # Version 0.1.0 knew none.
+    experiments: str = ""
 
 
 def read_pointer(fields: Mapping[Text, Text], key: bytes) -> Pointer:
@@ -301,4 +306,5 @@ def decode_beat(worker_id: bytes, text: Text, now: float) -> Worker | None:
     except msgspec.MsgspecError:
         # One worker that writes it otherwise must not hide the others.
         return None
-    return Worker(worker_id.decode("utf-8", "replace"), beat.epoch, beat.generation, beat.pid, now - beat.at)
+    name, age_s = worker_id.decode("utf-8", "replace"), now - beat.at
+    return Worker(name, beat.epoch, beat.generation, beat.pid, age_s, beat.experiments)

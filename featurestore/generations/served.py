@@ -55,6 +55,22 @@ async def wait_until_served(
         await asyncio.sleep(LOOK_AGAIN_S)
 
 
+async def wait_until_followed(generations: Generations, version: str, timeout_s: float) -> bool:
+    """Return whether every worker follows the experiments of this version; wait up to `timeout_s` for it.
+
+    Raises `StoreError`.
+    """
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + timeout_s
+    while True:
+        workers = await generations.workers()
+        if all(worker.experiments == version for worker in workers if worker.age_s < FRESH_BEAT_S):
+            return True
+        if loop.time() >= ends:
+            return False
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
 def all_serve(workers: Iterable[Worker], good: set[tuple[int, int]], newer_than_s: float) -> bool:
     """Whether each worker that is alive has told within `newer_than_s` that it serves one of `good`."""
     return all(

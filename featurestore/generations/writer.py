@@ -191,7 +191,7 @@ class GenerationWriter:
         not finished, or its epoch was abandoned.
         """
         args = [b"%d" % self.number, b"%d" % self._lease.fence, b"1" if automatic else b"0", b"0"]
-        (reply,) = await self._client.call("flip", ([self._keys.live, self._keys.generations], args))
+        (reply,) = await self._client.call("flip", (self._keys.switched, args))
         return flipped(reply, self.number)
 
     async def _put_summary(self) -> None:

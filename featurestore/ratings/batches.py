@@ -57,6 +57,11 @@ class Columns:
         users, items = ([of[k] for k in rows.tolist()] for of in (self.user_id, self.item_id))
         return Columns(users, items, self.rating[rows], self.time[rows])
 
+    def taken(self, places: Sequence[int]) -> "Columns":
+        """The ratings at `places`."""
+        users, items = ([ids[k] for k in places] for ids in (self.user_id, self.item_id))
+        return Columns(users, items, self.rating[places], self.time[places])
+
 
 @dataclass(frozen=True, slots=True)
 class Share:

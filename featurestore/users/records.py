@@ -6,7 +6,7 @@ folded in with the item table of the same generation, answered from that, and wr
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -104,6 +104,11 @@ class UserRecords:
         self.kept, self.followed_at = kept, now
         if self.copies is not None:
             self.copies.age(now)
+
+    def serves(self, generations: Set[tuple[int, int]]) -> None:
+        """Take in which generations (epoch, number) this process serves: copies of others are dropped."""
+        if self.copies is not None:
+            self.copies.serve(generations)
 
     async def lookup(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> UserLookup:
         """Read users by the counter rule, with one write and one round trip; none is folded in."""

@@ -492,7 +492,23 @@ local function replaced(live, fence)
   return fence ~= '' and redis.call('HGET', live, 'fence') ~= fence
 end
 
--- keys: live, generations. args: number, fence or ''. From here on it cannot go live.
+-- The generations that are arms of experiments of this epoch, each as a number; nil where there are none. What cannot
+-- be read is no experiment.
+local function arms_of(experiments, epoch)
+  local found
+  for _, text in ipairs(redis.call('HVALS', experiments)) do
+    local is_json, experiment = pcall(cjson.decode, text)
+    if is_json and type(experiment) == 'table' and experiment.epoch == epoch then
+      for _, arm in ipairs(experiment.arms) do
+        found = found or {}
+        found[arm.generation or 0] = true
+      end
+    end
+  end
+  return found
+end
+
+-- keys: live, generations, experiments. args: number, fence or ''. From here on it cannot go live.
 local function retire_generation(keys, args)
   if replaced(keys[1], args[2]) then
     return LOST
@@ -503,6 +519,10 @@ local function retire_generation(keys, args)
   end
   if redis.call('HGET', keys[1], 'generation') == args[1] then
     return { 'LIVE' }
+  end
+  local arms = arms_of(keys[3], tonumber(redis.call('HGET', keys[1], 'epoch')))
+  if arms and arms[tonumber(args[1])] then
+    return { 'KEPT' }
   end
   -- As text: cjson would write an empty list as an object, and times with 14 digits.
   summary = string.gsub(summary, '"state":"%a+"', '"state":"removing"', 1)
@@ -519,8 +539,8 @@ local function taken_back(live, generation)
   return why and whole(cjson.decode(why).generation) == generation
 end
 
--- keys: live, generations. args: number, fence ('' when a person asks), automatic '1' or '0', hold '1' or '0', back ('1':
--- the leader goes back to it).
+-- keys: live, generations, experiments. args: number, fence ('' when a person asks), automatic '1' or '0', hold '1' or
+-- '0', back ('1': the leader goes back to it).
 local function flip(keys, args)
   local live = redis.call('HMGET', keys[1], 'epoch', 'generation', 'held', 'pending', 'abandoned')
   if replaced(keys[1], args[2]) then
@@ -541,7 +561,7 @@ local function flip(keys, args)
   if new_epoch > epoch and (live[4] ~= whole(new_epoch) or live[5] == live[4]) then
     return { 'UNKNOWN', 'belongs to an abandoned history' }
   end
-  if new_epoch == epoch and args[3] == '1' and live[3] == '1' then
+  if new_epoch == epoch and args[3] == '1' and (live[3] == '1' or arms_of(keys[3], epoch)) then
     return { 'HELD' }
   end
   if args[2] ~= '' and args[5] ~= '1' and taken_back(keys[1], args[1]) then
@@ -556,7 +576,7 @@ local function flip(keys, args)
   return { 'OK' }
 end
 
--- keys: live, generations. args: fence, the generation that is taken back, the one before it, why. Unless the pointer has
+-- keys: live, generations, experiments. args: fence, the generation that is taken back, the one before it, why. Unless the pointer has
 -- moved since, or a person holds it.
 local function roll_back(keys, args)
   local live = redis.call('HMGET', keys[1], 'generation', 'previous', 'held')
@@ -571,6 +591,96 @@ local function roll_back(keys, args)
     redis.call('HSET', keys[1], 'rolled_back', args[4])
   end
   return reply
+end
+
+-- keys: live, generations, experiments. args: name, definition, most experiments, generations of the arms. One experiment
+-- is over generations, and one about each scenario that calls ask for. Answers what stands there under this name.
+local function begin_experiment(keys, args)
+  local stands = redis.call('HGET', keys[3], args[1])
+  if stands then
+    return { 'EXISTS', stands }
+  end
+  local epoch, new = tonumber(redis.call('HGET', keys[1], 'epoch')), cjson.decode(args[2])
+  for at = 4, #args do
+    local text = redis.call('HGET', keys[2], args[at])
+    local summary = text and cjson.decode(text)
+    if not summary or summary.state ~= 'ready' or summary.epoch ~= epoch or new.epoch ~= epoch then
+      return { 'UNKNOWN', args[at] }
+    end
+  end
+  local fields, count = redis.call('HGETALL', keys[3]), 0
+  for at = 1, #fields, 2 do
+    local is_json, other = pcall(cjson.decode, fields[at + 1])
+    if fields[at] ~= '' and is_json and type(other) == 'table' then
+      local alike = (other.epoch or 0) > 0 == (#args > 3) and (#args > 3 or other.scenario == new.scenario)
+      -- Of a history that has ended the generations are gone, and nothing of it is compared.
+      if alike and (#args == 3 or other.epoch == epoch) then
+        return { 'BUSY', fields[at] }
+      end
+    end
+    count = count + (fields[at] == '' and 0 or 1)
+  end
+  if count >= tonumber(args[3]) then
+    return { 'FULL' }
+  end
+  redis.call('HSET', keys[3], args[1], args[2])
+  return { 'OK', args[2] }
+end
+
+-- keys: live, generations, experiments, then what came of it. args: name, the generation that goes live or '', hold '1' or
+-- '0', the scenario of calls that ask for none or ''.
+local function end_experiment(keys, args)
+  if redis.call('HEXISTS', keys[3], args[1]) == 0 then
+    return { 'GONE' }
+  end
+  if args[2] ~= '' then
+    local reply = flip(keys, { args[2], '', '0', args[3] })
+    if reply[1] ~= 'OK' then
+      return reply
+    end
+  end
+  if args[4] ~= '' then
+    redis.call('HSET', keys[3], '', args[4])
+  end
+  redis.call('HDEL', keys[3], args[1])
+  redis.call('UNLINK', unpack(keys, 4))
+  return { 'OK' }
+end
+
+-- Adds doubles to those of a field, one by one; those of another number take the place of what was there.
+local function add_doubles(key, field, doubles)
+  local stored = redis.call('HGET', key, field)
+  if stored and #stored == #doubles then
+    local sums = {}
+    for at = 1, #doubles, 8 do
+      sums[#sums + 1] = struct.pack('<d', struct.unpack('<d', stored, at) + struct.unpack('<d', doubles, at))
+    end
+    doubles = table.concat(sums)
+  end
+  redis.call('HSET', key, field, doubles)
+end
+
+-- Counts those of `packed`, `width` bytes each, that were not counted before.
+local function count_distinct(key, packed, width)
+  local members = {}
+  for at = 1, #packed, width do
+    members[#members + 1] = string.sub(packed, at, at + width - 1)
+  end
+  if #members > 0 then
+    redis.call('PFADD', key, unpack(members))
+  end
+end
+
+-- keys: experiments, sums, users of the arm. args: name, arm, doubles or '', marks of users joined.
+local function add_tally(keys, args)
+  if redis.call('HEXISTS', keys[1], args[1]) == 0 then
+    return { 'GONE' }
+  end
+  count_distinct(keys[3], args[4], 8)
+  if args[3] ~= '' then
+    add_doubles(keys[2], args[2], args[3])
+  end
+  return { 'OK' }
 end
 
 -- keys: live, stored. args: what prepares it, '' for a call that is over when its process is. Answers the number of a new
@@ -940,6 +1050,9 @@ register('put_generation', put_generation, {})
 register('retire_generation', retire_generation, ALWAYS)
 register('flip', flip, ALWAYS)
 register('roll_back', roll_back, ALWAYS)
+register('begin_experiment', begin_experiment, {})
+register('end_experiment', end_experiment, ALWAYS)
+register('add_tally', add_tally, {})
 register('begin_epoch', begin_epoch, {})
 register('hold_epoch', hold_epoch, ALWAYS)
 register('abandon_epoch', abandon_epoch, ALWAYS)

@@ -19,12 +19,12 @@ counter_rule.apply = apply
 """,
     # A new generation is served with the item rows of the one before.
     "old-item-rows": """
-from featurestore.generations import follower
-fresh, tables = follower.as_fitted, {}
+from featurestore.generations import loader
+fresh, tables = loader.as_fitted, {}
 def stale(meta, table, *others, **named):
     same = tables.setdefault((meta.summary.epoch, table.shape[1]), table)
     return fresh(meta, same if len(same) >= meta.item_rows else table, *others, **named)
-follower.as_fitted = stale
+loader.as_fitted = stale
 """,
 }
 NO_SYNC = "no-sync"

@@ -25,11 +25,11 @@ from service.routes import (
     predict,
     ratings,
     recommend,
-    scenarios,
     train,
     users,
 )
 from service.routes.events import event_types, events
+from service.routes.rules import experiments, scenarios
 
 
 @Route("GET", "/openapi.json", "Operations", content({"type": "object"}), needs="public")
@@ -50,6 +50,8 @@ ROUTES: tuple[Route, ...] = (
     *(event_types.get_event_types, event_types.put_event_types),
     *(recommend.get_recommend, recommend.post_recommend_user, recommend.post_recommend),
     *(scenarios.get_scenarios, scenarios.get_scenario, scenarios.put_scenario, scenarios.delete_scenario),
+    *(experiments.get_experiments, experiments.get_experiment),
+    *(experiments.put_experiment, experiments.delete_experiment),
     *(lists.get_similar, lists.get_popular, lists.get_trending, lists.get_latest, explain.get_explain),
     *(users.get_user, users.delete_user, users.get_user_ratings, users.get_receipt, items.get_item),
     *(attributes.get_attributes, attributes.put_attributes),

@@ -52,6 +52,7 @@ class Explained(msgspec.Struct, omit_defaults=True):
     parts: list[Part]
     generation: int
     degraded: bool = False
+    arms: dict[str, str] | None = None
     score: float | None = None
     relevance: Relevance | None = None
 
@@ -67,7 +68,7 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
-    live = context.live()
+    live, member = context.serving(user_id)
     registry = context.store.items(live.epoch)
     profile, degraded = await context.scorer.profile(live, user_id)
     history = profile.history
@@ -96,6 +97,7 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
         *(user_id.decode(), item_id.decode(), score.rating, score.std, score.basis, base, parts),
         live.generation,
         degraded,
+        None if member is None else member.shown,
     )
     if live.ranking is not None:
         why = await computed(live, history, partial(live.ranking.explain, packed, row, score.rating))

@@ -66,11 +66,14 @@ class Pairs(NamedTuple):
 
 
 class Predictions(msgspec.Struct, omit_defaults=True):
-    """Predictions in the order in which they were asked."""
+    """Predictions in the order in which they were asked. `arms`: as in the answer for one pair, where all are
+    of one user.
+    """
 
     generation: int
     predictions: list[Prediction]
     degraded: bool = False
+    arms: dict[str, str] | None = None
 
 
 class PairQuery(NamedTuple):
@@ -136,8 +139,10 @@ async def get_predict(request: web.Request) -> web.StreamResponse:
     if time is None and not distribution:
         prediction = await context.batcher.submit(user_id, item_id)
     else:
+        live, member = context.serving(user_id)
+        arms = None if member is None else member.shown
         prediction = await context.scorer.predict_one(
-            context.live(), user_id, item_id, time=time, distribution=distribution
+            live, user_id, item_id, time=time, distribution=distribution, arms=arms
         )
     return json_answer(prediction)
 
@@ -170,7 +175,7 @@ async def _answer_body(context: ServiceContext, raw: bytearray, caller: Caller |
     plain = plain_pairs(raw)
     body = PredictBody() if plain is not None else await _BODY.decode_off_loop(raw)
     # Once the body is there, which may have taken its sender seconds: the answer is of the newest generation.
-    live = context.live()
+    live, arms = context.live(), None
     if plain is None:
         pairs = checked_pairs(body)
         # In the batch of what arrived with it, like GET /predict.
@@ -180,7 +185,11 @@ async def _answer_body(context: ServiceContext, raw: bytearray, caller: Caller |
         pairs = Pairs(*plain)
         check_rows(len(pairs.item_ids), MAX_PAIRS, "pairs")
     context.quotas.charge(caller, len(pairs.item_ids) / PAIRS_A_REQUEST)
-    return Answer(await context.scorer.predict_batch(live, *pairs))
+    # Pairs of several users, who may be in several arms, are answered by what is live: by one generation.
+    if isinstance(body.item_ids, list):
+        live, member = context.serving(next(iter(pairs.user_ids)))
+        arms = None if member is None else member.shown
+    return Answer(await context.scorer.predict_batch(live, *pairs, arms))
 
 
 def checked_pairs(body: PredictBody) -> Pair | Pairs:

@@ -20,7 +20,7 @@ from featurestore.errors import HistoryFull, ItemsSpent
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
-from service.context import CONTEXT
+from service.context import CONTEXT, ServiceContext
 from service.http.parsing import (
     INLINE_BYTES,
     NOT_DECODED,
@@ -138,16 +138,33 @@ def checked_times(timestamps: Sequence[float | None], now: float, field: str) ->
     return times
 
 
-async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Columns) -> Float64s:
-    """Return the squared errors of the live generation on ratings that it has not learned yet; of a large
-    call, on a sample.
+async def squared_errors(context: ServiceContext, columns: Columns) -> Float64s:
+    """Return the squared errors of what answers each user on ratings that it has not learned yet; of a large
+    call, on a sample. They count for the arms of the users, too.
     """
-    sample = slice(None, None, -(-len(columns) // _PREDICTED))
+    columns = columns.part(slice(None, None, -(-len(columns) // _PREDICTED)))
+    experiments = context.follower.experiments
+    served = [context.follower.for_user(user_id) for user_id in columns.user_id]
+    errors = np.zeros(len(columns))
+    for live in {id(each.live): each.live for each in served}.values():
+        if live is not None:
+            own = [k for k, each in enumerate(served) if each.live is live]
+            errors[own] = await _squared_errors(context.scorer, live, columns.taken(own))
+    for experiment in experiments.running:
+        arms, groups = experiment.arms_of(columns.user_id)
+        if experiment.over_generations:
+            # An arm whose generation is gone has predicted nothing.
+            arms[[each.arm < 0 for each in served]] = -1
+        context.arm_counts.errors(experiment, arms, groups, errors)
+    return errors
+
+
+async def _squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Columns) -> Float64s:
     positions: dict[bytes, int] = {}
-    index = [positions.setdefault(user_id, len(positions)) for user_id in columns.user_id[sample]]
-    vectors, item_rows, _ = await scorer.look_up(live, list(positions), columns.item_id[sample])
+    index = [positions.setdefault(user_id, len(positions)) for user_id in columns.user_id]
+    vectors, item_rows, _ = await scorer.look_up(live, list(positions), columns.item_id)
     predicted = live.scorer.score(vectors, np.array(index, dtype=np.int64), item_rows).rating
-    return np.square(columns.rating[sample] - predicted)
+    return np.square(columns.rating - predicted)
 
 
 @Route(
@@ -184,7 +201,7 @@ async def store_columns(request: web.Request, columns: Columns) -> Accepted:
     errors, ratings = np.zeros(0), columns.ratings()
     # Before they are stored: the error on what the model has not learned is the honest one.
     if live is not None and len(ratings):
-        errors = await squared_errors(context.scorer, live, ratings)
+        errors = await squared_errors(context, ratings)
     limits = context.quotas.write_limits(caller)
     try:
         await context.store.ratings.append_columns(columns, limits=limits)

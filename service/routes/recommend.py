@@ -17,12 +17,13 @@ from msgspec import Meta
 
 from factors import Bools, Float32s, Int32s, Int64s
 from featurestore.codecs import History, pack_histories
+from featurestore.experiments.tallies import Figure
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.event_types import consumed_codes
 from service.call_rules import (
     QUERY_RULES,
     CallRules,
-    ask,
+    ask_for_user,
     check_rearranging,
     directions,
     query_rules,
@@ -74,7 +75,7 @@ class Recommended(msgspec.Struct, omit_defaults=True):
 class Recommendations(msgspec.Struct, omit_defaults=True):
     """Items, best first. `order`: what ranked them; of a generation without a ranking head it is `rating`,
     also where `score` was asked for. `ignored`: ratings of the call whose item is not known. `reason`: why
-    rules have left no item.
+    rules have left no item. `arms`: the user's arm by the name of each experiment that the list is of.
     """
 
     generation: int
@@ -85,6 +86,7 @@ class Recommendations(msgspec.Struct, omit_defaults=True):
     seed: int | None = None
     degraded: bool = False
     reason: str | None = None
+    arms: dict[str, str] | None = None
 
 
 class AnonymousRating(msgspec.Struct):
@@ -208,9 +210,9 @@ async def _for_user(
 ) -> web.StreamResponse:
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
-    live = context.live()
+    live, member = context.serving(user_id)
     # In the write in which the user is looked up.
-    asked = ask(context, scenario)
+    asked = ask_for_user(context, scenario, user_id)
     profile, degraded = await context.scorer.profile(live, user_id)
     call = await rules_of(context, live, asked, fields, category)
     seen = profile.history
@@ -221,6 +223,10 @@ async def _for_user(
     items, reason = await _best_items(context, live, person, wanted, call)
     answer = Recommendations(live.generation, items, _ranked_by(live, call), user_id.decode(), reason=reason)
     answer.seed, answer.degraded = wanted.seed, degraded | call.degraded
+    for each in (member, call.member):
+        if each is not None:
+            answer.arms = {**(answer.arms or {}), **each.shown}
+            context.arm_counts.count(each, Figure.LISTS)
     return json_answer(answer)
 
 
@@ -244,7 +250,7 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         timestamps = [rating.timestamp for rating in body.ratings]
         times = checked_times(timestamps, time.time(), "ratings.timestamp")
         live = context.live()
-        asked = ask(context, body.scenario)
+        asked = ask_for_user(context, body.scenario, None)
         rows = await context.store.items(live.epoch).rows(item_ids)
         call = await rules_of(context, live, asked, body)
         known = [k for k, row in enumerate(rows) if row is not None]

@@ -78,7 +78,7 @@ async def get_user(request: web.Request) -> web.StreamResponse:
     """What is known of a user."""
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
-    live = context.live()
+    live, _ = context.serving(user_id)
     profile, degraded = await context.scorer.profile(live, user_id)
     if profile.n == 0:
         raise Problem("unknown_user", "no rating of this user is known")

@@ -1,5 +1,5 @@
-"""Keep the items of the live generation up to date between fits: fold in what is new or changed, push the
-rows.
+"""Keep the items of the live generation, and of those that an experiment serves beside it, up to date
+between fits: fold in what is new or changed, push the rows.
 
 Invariant: rows are pushed to the generation that they were folded in for, and to no other. The vector of an
 item is the half-step over all of its ratings, as the fit's would be, with its raters as they are now.
@@ -29,7 +29,15 @@ from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.events import START, Position, after, in_registry, parse_position, string_array
 from trainer.archive.segments import Step, read_segment
 from trainer.errors import SegmentDamagedError
-from trainer.item_updates.messages import ArchivedBatch, Arrivals, ErasedUser, ItemUpdates, LiveFit
+from trainer.item_updates.messages import (
+    ArchivedBatch,
+    ArmFits,
+    Arrivals,
+    ErasedUser,
+    ItemUpdate,
+    ItemUpdates,
+    LiveFit,
+)
 from trainer.item_updates.since_fit import SPARE_ROWS, RatingsSinceFit, Round
 from trainer.retry import with_retries
 from trainer.threads import Threads
@@ -48,6 +56,11 @@ class _Target:
     ratings: RatingsSinceFit
     items: npt.NDArray[np.float32]
     positions: dict[int, Position]
+
+    @property
+    def generation(self) -> int:
+        """The number of the generation."""
+        return self.meta.summary.generation
 
 
 class ItemUpdater:
@@ -71,42 +84,38 @@ class ItemUpdater:
         self._arrivals = arrivals
         self._threads = threads
         self._step = step
-        self._target: _Target | None = None
+        # By generation. Each has its own model of the items, and its own rounds.
+        self._targets: dict[int, _Target] = {}
+        self._live = 0
 
     async def run(self) -> None:
         """Fold in until cancelled."""
         backoff = Backoff(0.1, 5.0)
         next_round_at = 0.0
         while True:
-            target, now = self._target, time.monotonic()
-            waiting = target is not None and target.ratings.waiting_items > 0
-            if target is None or not waiting or now < next_round_at:
+            now = time.monotonic()
+            target = next((each for each in self._targets.values() if each.ratings.waiting_items), None)
+            if target is None or now < next_round_at:
                 # Updates are taken over during a pause, too: the consumer would wait when the queue is full.
                 try:
-                    async with asyncio.timeout(next_round_at - now if waiting else None):
+                    async with asyncio.timeout(None if target is None else next_round_at - now):
                         update = await self._updates.get()
                 except TimeoutError:
                     continue
                 # Outside of the timeout, which would leave a thread behind that still adds.
-                if isinstance(update, LiveFit):
-                    self._target = None if update.files_missing else await self._open(update)
-                elif target is not None and update.epoch == target.meta.summary.epoch:
-                    if isinstance(update, ArchivedBatch):
-                        newer = after(update.table, target.positions)
-                        with contextlib.suppress(asyncio.QueueFull):
-                            self._arrivals.put_nowait(ArchivedBatch(update.epoch, newer))
-                        await self._threads.run(target.ratings.add, newer)
-                    elif isinstance(update, ErasedUser):
-                        await self._threads.run(target.ratings.forget, update.user_id)
+                await self._take(update)
                 continue
             try:
                 await self._push_round(target)
                 backoff.reset()
                 # A flood: four fifths of the time for those who bring it and for lookups.
                 next_round_at = time.monotonic() + 4.0 * (time.monotonic() - now)
+                # Behind the others: a flood for one does not keep the others waiting.
+                if self._targets.pop(target.generation, None) is not None:
+                    self._targets[target.generation] = target
             except GenerationUnknown:
                 # Removed since: the switch to the generation after it is on its way.
-                self._target = None
+                self._targets.pop(target.generation, None)
             except StoreUnavailable as exc:
                 log.warning("items_wait", failures=backoff.failures + 1, error=str(exc))
                 next_round_at = time.monotonic() + backoff.next_s()
@@ -114,6 +123,38 @@ class ItemUpdater:
                 # The items of this round stay as they are until the next fit, which reads the archive.
                 log.warning("items_left_out", error=str(exc))
                 next_round_at = time.monotonic() + backoff.next_s()
+
+    async def _take(self, update: ItemUpdate) -> None:
+        if isinstance(update, LiveFit):
+            self._targets.pop(self._live, None)
+            self._live = update.generation
+            await self._begin(update)
+        elif isinstance(update, ArmFits):
+            named = {self._live, *(fit.generation for fit in update.fits)}
+            for gone in self._targets.keys() - named:
+                del self._targets[gone]
+            for fit in update.fits:
+                await self._begin(fit)
+        else:
+            for target in self._targets.values():
+                if update.epoch != target.meta.summary.epoch:
+                    continue
+                if isinstance(update, ErasedUser):
+                    await self._threads.run(target.ratings.forget, update.user_id)
+                    continue
+                newer = after(update.table, target.positions)
+                if target.generation == self._live:
+                    with contextlib.suppress(asyncio.QueueFull):
+                        self._arrivals.put_nowait(ArchivedBatch(update.epoch, newer))
+                await self._threads.run(target.ratings.add, newer)
+
+    async def _begin(self, fit: LiveFit) -> None:
+        """Fold items in for a generation from now on."""
+        if fit.generation in self._targets or fit.files_missing:
+            return
+        target = await self._open(fit)
+        if target is not None:
+            self._targets[fit.generation] = target
 
     async def _open(self, live: LiveFit) -> _Target | None:
         # Before anything is read: what the leader before pushes from now on is refused.

@@ -52,8 +52,11 @@ def test_a_copy_is_what_was_read_last_of_the_same_generation() -> None:
     for other in (live_generation(2), live_generation(1, epoch=2)):
         assert held(copies, b"ann", live=other) == [0]
         assert copies.profile(other, b"ann") is None
-    # The first read of another one drops what there was.
+    # Two are served while an experiment is over them.
     copies.keep(live_generation(2), [b"bob"], [record(5)])
+    assert held(copies, b"ann", b"bob") == [3, 2]
+    assert held(copies, b"ann", b"bob", live=live_generation(2)) == [0, 5]
+    copies.serve({(1, 2)})
     assert held(copies, b"ann", b"bob") == [0, 0]
     assert held(copies, b"ann", b"bob", live=live_generation(2)) == [0, 5]
 

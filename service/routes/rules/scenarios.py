@@ -18,9 +18,9 @@ from service.openapi import BODY, STORE, WRITES, Route, parameter, request_body
 from service.rules.request import MAX_NAME, RuleFields
 from service.rules.scenarios import decoded
 
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_NAME - 1}}}")
-NAME_SCHEMA = {"type": "string", "pattern": f"^{_NAME.pattern}$"}
-_PATH = parameter("name", "path", NAME_SCHEMA, "Letters, digits and `_.-`", required=True)
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_NAME - 1}}}")
+NAME_SCHEMA = {"type": "string", "pattern": f"^{NAME.pattern}$"}
+NAME_IN_PATH = parameter("name", "path", NAME_SCHEMA, "Letters, digits and `_.-`", required=True)
 _BODY: Body[RuleFields] = Body(RuleFields)
 _EXAMPLE = {
     "filter": {"must_not": [{"key": "categories", "match": {"value": "horror"}}]},
@@ -60,11 +60,11 @@ async def get_scenarios(request: web.Request) -> web.StreamResponse:
     ("invalid_parameter", "unknown_scenario", "data_damaged", "not_found", *STORE),
     needs="read",
     operation_id="getScenario",
-    parameters=(_PATH,),
+    parameters=(NAME_IN_PATH,),
 )
 async def get_scenario(request: web.Request) -> web.StreamResponse:
     """The rules of a scenario."""
-    name = _name(request)
+    name = named_in(request)
     value = await request.app[CONTEXT].store.scenarios.get(name.encode())
     if value is None:
         raise Problem("unknown_scenario", f"there is no scenario {name!r}", field="name")
@@ -76,12 +76,12 @@ async def get_scenario(request: web.Request) -> web.StreamResponse:
     (*BODY, "invalid_parameter", "invalid_rule", "too_many_scenarios", "not_found", *WRITES),
     needs="operate",
     operation_id="putScenario",
-    parameters=(_PATH,),
+    parameters=(NAME_IN_PATH,),
     body=request_body(RuleFields, _EXAMPLE),
 )
 async def put_scenario(request: web.Request) -> web.StreamResponse:
     """Store rules under a name, in place of those before."""
-    context, name = request.app[CONTEXT], _name(request)
+    context, name = request.app[CONTEXT], named_in(request)
     async with context.bodies.read(request, context.imports, limit_bytes=_MOST_BYTES) as received:
         fields = await _BODY.decode_off_loop(received.raw)
         # A front-end would else find out what its editor did wrong.
@@ -98,19 +98,20 @@ async def put_scenario(request: web.Request) -> web.StreamResponse:
     ("invalid_parameter", "unknown_scenario", "not_found", *WRITES),
     needs="operate",
     operation_id="deleteScenario",
-    parameters=(_PATH,),
+    parameters=(NAME_IN_PATH,),
 )
 async def delete_scenario(request: web.Request) -> web.StreamResponse:
     """Delete a scenario."""
-    name = _name(request)
+    name = named_in(request)
     if not await request.app[CONTEXT].store.scenarios.delete(name.encode()):
         raise Problem("unknown_scenario", f"there is no scenario {name!r}", field="name")
     return json_answer(ScenarioDeleted(1))
 
 
-def _name(request: web.Request) -> str:
+def named_in(request: web.Request) -> str:
+    """Return the name in the path. Raises `invalid_parameter`."""
     name = path_id(request.rel_url.raw_path, 1, "name").decode()
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         detail = f"name must have 1 to {MAX_NAME} letters, digits and any of _.-, and begin with one of these"
         raise Problem("invalid_parameter", detail, field="name")
     return name

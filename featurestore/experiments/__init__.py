@@ -1,0 +1,1 @@
+"""Experiments: users split among generations or scenarios, and what came of it."""

@@ -1,0 +1,168 @@
+"""Experiments: a hash of the user splits users among arms, each a generation or a scenario.
+
+Invariant: the arm of a user depends on the id and on the experiment alone, in every process, for ever.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from zlib import crc32
+
+import msgspec
+import numpy as np
+
+from factors import Int64s
+from featurestore.errors import StoreDamaged
+from featurestore.id_columns import Ids, checksums
+from featurestore.keys import shown_key
+
+# Users of an arm are counted in so many groups: how much these differ says how sure a figure is, though the
+# ratings of one user are alike. A power of two; with 31 degrees of freedom an interval is 4 % wider than with
+# infinitely many.
+GROUPS = 32
+# Shares that are written with a few digits add up to 1 within this.
+_ROUNDING = 1e-9
+# Finalizer of SplitMix64 (Steele, Lea and Flood, 2014): each bit of the result depends on each of the input.
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
+# A double holds so many of the 64 bits exactly.
+_DROPPED_BITS, _UNIT = 11, 2.0**-53
+# The field of the hash of experiments that holds no experiment: a name is not empty.
+DEFAULT_SCENARIO = b""
+
+
+class Arm(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A share of the users, and what they get: a generation, or a scenario."""
+
+    name: str
+    share: float
+    generation: int | None = None
+    scenario: str | None = None
+
+
+class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An experiment as it is stored. `began`: seconds since 1970; `epoch`: of the arms' generations;
+    `scenario`: the calls that take part ask for this one; None: those that ask for none.
+    """
+
+    arms: tuple[Arm, ...]
+    began: float
+    epoch: int = 0
+    scenario: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """An experiment that runs."""
+
+    name: str
+    definition: Definition
+    _salt: int = field(init=False, repr=False)
+    _ends: tuple[float, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        salt = hashlib.blake2b(self.name.encode(), digest_size=8).digest()
+        ends = list(accumulate(arm.share for arm in self.arms))
+        if ends[-1] >= 1.0 - _ROUNDING:
+            ends[-1] = 1.0
+        object.__setattr__(self, "_salt", int.from_bytes(salt, "little"))
+        object.__setattr__(self, "_ends", tuple(ends))
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms, of which the first is compared with the others."""
+        return self.definition.arms
+
+    @property
+    def over_generations(self) -> bool:
+        """Whether the arms are generations."""
+        return self.arms[0].generation is not None
+
+    @property
+    def generations(self) -> tuple[int, ...]:
+        """The generations of the arms, each once."""
+        found = (arm.generation for arm in self.arms if arm.generation is not None)
+        return tuple(dict.fromkeys(found))
+
+    def mark_of(self, user_id: bytes) -> int:
+        """Return a number of 64 bits that looks random, of a user in this experiment."""
+        # Added to a checksum: with the salt alone, users would be in the same order in every experiment.
+        word = (crc32(user_id) + self._salt) & _WORD
+        word = ((word ^ (word >> 30)) * _FIRST) & _WORD
+        word = ((word ^ (word >> 27)) * _SECOND) & _WORD
+        return word ^ (word >> 31)
+
+    def arm_of(self, mark: int) -> int:
+        """Return the position of the arm of a user by its mark; -1 for one who is in none."""
+        place = bisect_right(self._ends, (mark >> _DROPPED_BITS) * _UNIT)
+        return place if place < len(self._ends) else -1
+
+    def arms_of(self, user_ids: Ids | Sequence[bytes]) -> tuple[Int64s, Int64s]:
+        """Return `arm_of` of each user (m,), and the group (m,) that the user is counted in."""
+        word = checksums(user_ids).astype(np.uint64) + np.uint64(self._salt)
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(_FIRST)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(_SECOND)
+        word ^= word >> np.uint64(31)
+        places = (word >> np.uint64(_DROPPED_BITS)).astype(np.float64) * _UNIT
+        arms = np.searchsorted(np.array(self._ends), places, side="right")
+        arms[arms == len(self._ends)] = -1
+        return arms.astype(np.int64), (word % np.uint64(GROUPS)).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Experiments:
+    """The experiments that run. `default_scenario`: that of calls which ask for none; `damaged`: names of
+    those that cannot be read, and do nothing.
+    """
+
+    running: tuple[Experiment, ...] = ()
+    default_scenario: str | None = None
+    version: str = ""
+    damaged: tuple[str, ...] = ()
+    # The one over generations, and the others by the scenario that calls ask for.
+    over_generations: Experiment | None = field(init=False)
+    by_scenario: Mapping[str | None, Experiment] = field(init=False)
+
+    def __post_init__(self) -> None:
+        fits = [each for each in self.running if each.over_generations]
+        others = {each.definition.scenario: each for each in self.running if not each.over_generations}
+        object.__setattr__(self, "over_generations", fits[0] if fits else None)
+        object.__setattr__(self, "by_scenario", others)
+
+    def named(self, name: str) -> Experiment | None:
+        """Return an experiment, None where there is none of this name."""
+        return next((each for each in self.running if each.name == name), None)
+
+
+def read_experiments(fields: Mapping[bytes, bytes]) -> Experiments:
+    """Return the experiments from the fields of their hash."""
+    if not fields:
+        return Experiments()
+    running, damaged = [], []
+    digest = hashlib.blake2b(digest_size=8)
+    for name, text in sorted(fields.items()):
+        digest.update(b"%d %d " % (len(name), len(text)) + name + text)
+        if name == DEFAULT_SCENARIO:
+            continue
+        try:
+            running.append(_read(name.decode(), text))
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+            damaged.append(name.decode("utf-8", "replace"))
+    default = fields.get(DEFAULT_SCENARIO, b"").decode("utf-8", "replace") or None
+    return Experiments(tuple(running), default, digest.hexdigest(), tuple(damaged))
+
+
+def _read(name: str, text: bytes) -> Experiment:
+    definition = msgspec.json.decode(text, type=Definition)
+    kinds = {arm.generation is not None for arm in definition.arms}
+    if len(kinds) != 1 or any(not 0 < arm.share <= 1 for arm in definition.arms):
+        raise ValueError(name)
+    return Experiment(name, definition)
+
+
+def require_readable(experiments: Experiments, name: str, key: bytes) -> None:
+    """Raise `StoreDamaged` where the experiment of this name cannot be read."""
+    if name in experiments.damaged:
+        raise StoreDamaged(shown_key(key), f"the experiment {name!r} cannot be read; delete it")

@@ -1,0 +1,104 @@
+"""Counts by arm what a worker sees, and hands it to the store every few seconds.
+
+Invariant: counting asks nothing of the store, and what waits is bounded; of an experiment that has ended
+nothing is kept.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from factors import Float64s, Int64s
+from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.experiments.definition import GROUPS, Experiment
+from featurestore.experiments.tallies import Figure, Tallies, new_tally
+
+log = logging.getLogger("foldin.service")
+
+# Figures are looked at by people; each flush is a call an arm.
+_FLUSH_S = 2.0
+# Users that wait to be counted, 60 bytes each. More are counted when they come again.
+_MOST_MARKS = 50_000
+
+
+class Membership(NamedTuple):
+    """The arm of a user in an experiment: its position, and the user's mark."""
+
+    experiment: Experiment
+    arm: int
+    mark: int
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The arm by the name of the experiment, as an answer has it."""
+        return {self.experiment.name: self.experiment.arms[self.arm].name}
+
+
+class _Arm:
+    """What waits of one arm."""
+
+    def __init__(self) -> None:
+        self.tally: Float64s = new_tally()
+        self.marks: set[int] = set()
+
+
+class ArmCounts:
+    """What one worker has counted since the last flush, by experiment and arm."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[Experiment, int], _Arm] = {}
+
+    def asked(self, experiment: Experiment, arm: int, marks: Iterable[int]) -> None:
+        """Count users that an arm has answered."""
+        waiting = self._of(experiment, arm).marks
+        if len(waiting) < _MOST_MARKS:
+            waiting.update(marks)
+
+    def count(self, member: Membership, figure: Figure, number: float = 1.0) -> None:
+        """Count something of a user."""
+        self._of(member.experiment, member.arm).tally[figure, member.mark % GROUPS] += number
+
+    def errors(self, experiment: Experiment, arms: Int64s, groups: Int64s, squared: Float64s) -> None:
+        """Count ratings that were predicted with `squared` errors (n,), by arm (n,) and group (n,) of users;
+        those of arm -1 are in none.
+        """
+        for arm in {*arms.tolist()} - {-1}:
+            own = arms == arm
+            tally = self._of(experiment, arm).tally
+            for figure, weights in ((Figure.RATINGS, own), (Figure.SQUARED_ERROR, own * squared)):
+                tally[figure] += np.bincount(groups, weights=weights, minlength=GROUPS)
+
+    def _of(self, experiment: Experiment, arm: int) -> _Arm:
+        found = self._waiting.get((experiment, arm))
+        if found is None:
+            found = self._waiting[experiment, arm] = _Arm()
+        return found
+
+    async def flush(self, tallies: Tallies) -> None:
+        """Hand what waits to the store. Raises `StoreUnavailable`; what had not been handed over is lost, as
+        it may have been counted.
+        """
+        waiting, self._waiting = self._waiting, {}
+        for (experiment, arm), found in waiting.items():
+            await tallies.add(experiment.name, arm, found.tally, [*found.marks])
+
+    async def run(self, tallies: Tallies) -> None:
+        """Flush until cancelled, and once more then."""
+        try:
+            while True:
+                await asyncio.sleep(_FLUSH_S)
+                await self._try(tallies)
+        finally:
+            await self._try(tallies)
+
+    async def _try(self, tallies: Tallies) -> None:
+        try:
+            await self.flush(tallies)
+        except StoreUnavailable:
+            # The follower says so.
+            pass
+        except StoreError as exc:
+            log.warning("figures of an experiment cannot be stored: %s", exc)

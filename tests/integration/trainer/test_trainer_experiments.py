@@ -1,0 +1,75 @@
+"""A trainer beside an experiment over generations: items of all arms are kept current, refits wait."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurestore.experiments.definition import Arm, Definition
+from featurestore.experiments.stored import Winner
+from featurestore.generations.follower import Follower
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import low_rank_ratings, rating
+from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained, until_live
+from tests.support.waiting import wait_until_async
+from trainer.schedule import Rules
+from trainer.settings import TrainerSettings
+
+
+@pytest.fixture
+def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
+    # Twenty new events are worth a fit.
+    return trainer_settings(store_settings, tmp_path / "archive", rules=Rules(20, 10**6))
+
+
+async def test_items_of_every_arm_are_kept_up_to_date_and_automatic_refits_wait(
+    store: Store, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    follower, stop = Follower(store, tmp_path / "cache", "w1"), asyncio.Event()
+    following = asyncio.create_task(follower.run(stop))
+    fits = settings.archive_folder / "epoch-000001" / "fits"
+    try:
+        async with running_trainer(settings) as trainer:
+            await store.ratings.append(low_rank_ratings())
+            numbers = [await fitted(store), await fitted(store)]
+            arms = tuple(Arm(f"g{number}", 0.5, generation=number) for number in numbers)
+            await store.experiments.begin("fits", Definition(arms, 1e9, 1))
+            assert (await store.experiments.all()).over_generations is not None
+
+            def both() -> bool:
+                return all(follower.holds(number) for number in numbers)
+
+            await wait_until_async(both, 20.0, "both generations are served")
+            # A request is carried out: who is in no arm gets what it brings, and both arms stay.
+            third = await fitted(store)
+            await wait_until_async(
+                lambda: both() and follower.holds(third), 20.0, "three generations are served"
+            )
+            await store.ratings.append([rating(f"u{k}", "fresh", 5.0, 2e9) for k in range(30)])
+            await until_drained(store)
+            row = (await store.items(1).rows([b"fresh"]))[0]
+            assert row is not None
+
+            def learned() -> bool:
+                held = [follower.live, *follower.arms.values()]
+                known = [each for each in held if each is not None and row < each.n_items]
+                # The first word of a stored row is how many ratings it rests on.
+                return len(known) == 3 and all(each.items[row, 0] == 30.0 for each in known)
+
+            await wait_until_async(learned, 30.0, "the new item in all three generations")
+            folded = [each.items[row] for each in follower.arms.values()]
+            assert all(np.isfinite(each).all() for each in folded)
+            # Thirty events were worth a fit: it waits.
+            leads = trainer.term
+            assert leads is not None
+            assert leads.switch.experiments
+            assert leads.refitter.fitting_since is None
+            assert (await store.generations.live()).generation == third
+            assert {int(path.name[-6:]) for path in fits.glob("generation-*")} == {*numbers, third}
+            assert await store.experiments.end("fits", 2, Winner(generation=numbers[1], hold=False))
+            await until_live(store, third + 1)
+    finally:
+        stop.set()
+        await following
