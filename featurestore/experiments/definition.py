@@ -26,6 +26,7 @@ GROUPS = 32
 _ROUNDING = 1e-9
 # Finalizer of SplitMix64 (Steele, Lea and Flood, 2014): each bit of the result depends on each of the input.
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+# Its arithmetic is that of words of 64 bits.
 _WORD = (1 << 64) - 1
 # A double holds so many of the 64 bits exactly.
 _DROPPED_BITS, _UNIT = 11, 2.0**-53

@@ -17,7 +17,6 @@ from featurestore.experiments.definition import (
     Experiments,
     read_experiments,
 )
-from featurestore.generations.writer import flipped
 from featurestore.keys import Keys
 
 # A worker reads all of them ten times a second, and each is about its own scenario.
@@ -96,7 +95,8 @@ class StoredExperiments:
         (reply,) = await self._client.call("end_experiment", (names, args))
         if reply[0] == b"GONE":
             return False
-        flipped(reply, winner.generation or 0)
+        if reply[0] != b"OK":
+            raise GenerationUnknown(winner.generation or 0, reply[1].decode())
         await self._confirmation.wait(since)
         return True
 

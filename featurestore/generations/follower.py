@@ -146,13 +146,7 @@ class Follower:
             self._drop()
         live = self.live
         if live is not None:
-            serves = (live.epoch, live.generation, self._followed_experiments())
-            # At once after a change: a switch of generations waits for this.
-            if serves != self._beaten or time.monotonic() - self._beaten_at >= BEAT_S:
-                self._beaten, self._beaten_at = serves, time.monotonic()
-                # A store that is full, or that misses replicas, takes none; it is followed all the same.
-                with contextlib.suppress(StoreUnavailable):
-                    await self._beat(*serves)
+            await self._beat_if_due(live)
         # One round trip, ten times a second: 0.13 ms of this event loop.
         pipe = self._client.pipeline()
         pipe.time()
@@ -183,12 +177,7 @@ class Follower:
             self.live = None
         self._store.users.polled(Kept(self._numbers), now)
         self.polled_at = now
-        if experiments != self._experiment_fields:
-            self._experiment_fields = experiments
-            self.experiments = read_experiments(experiments)
-            self._lost.clear()
-            if self.experiments.damaged:
-                log.error("experiments cannot be read", extra={"names": self.experiments.damaged})
+        self._follow_experiments(experiments)
         more = False
         if held and held[0] is self.live:
             *deltas_of, ids = rest
@@ -201,6 +190,14 @@ class Follower:
                 more |= len(entries) == DELTAS_AT_ONCE
         self._serve_what_is_named(pointer, now)
         return more
+
+    def _follow_experiments(self, fields: Mapping[bytes, bytes]) -> None:
+        if fields != self._experiment_fields:
+            self._experiment_fields = fields
+            self.experiments = read_experiments(fields)
+            self._lost.clear()
+            if self.experiments.damaged:
+                log.error("experiments cannot be read", extra={"names": self.experiments.damaged})
 
     def for_user(self, user_id: bytes) -> "Served":
         """Return what answers a user: of an experiment over generations the arm, else what is live."""
@@ -318,6 +315,15 @@ class Follower:
         await self._beat(epoch, generation, "")
         self.pointer = await self._store.generations.live()
         return (self.pointer.epoch, self.pointer.generation) == (epoch, generation)
+
+    async def _beat_if_due(self, live: LiveGeneration) -> None:
+        serves = (live.epoch, live.generation, self._followed_experiments())
+        # At once after a change: a switch of generations waits for this.
+        if serves != self._beaten or time.monotonic() - self._beaten_at >= BEAT_S:
+            self._beaten, self._beaten_at = serves, time.monotonic()
+            # A store that is full, or that misses replicas, takes none; it is followed all the same.
+            with contextlib.suppress(StoreUnavailable):
+                await self._beat(*serves)
 
     async def _beat(self, epoch: int, generation: int, experiments: str) -> None:
         at = time.monotonic() + self._clock_offset

@@ -196,6 +196,7 @@ def test_every_route_needs_a_role_and_few_are_public() -> None:
         ("PUT", "/schema"),
         ("PUT", "/event-types"),
         *((method, "/scenarios/{name}") for method in ("PUT", "DELETE")),
+        *((method, "/experiments/{name}") for method in ("PUT", "DELETE")),
     }
     # Negative control: what writes is no read.
     reads = {(route.method, route.path) for route in ROUTES if route.needs == "read"}
