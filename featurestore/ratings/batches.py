@@ -53,12 +53,10 @@ class Columns:
         """Return the ratings among these events."""
         if self.type_code is None:
             return self
-        rows = np.flatnonzero(self.type_code == 0)
-        users, items = ([of[k] for k in rows.tolist()] for of in (self.user_id, self.item_id))
-        return Columns(users, items, self.rating[rows], self.time[rows])
+        return self.taken(np.flatnonzero(self.type_code == 0).tolist())
 
     def taken(self, places: Sequence[int]) -> "Columns":
-        """The ratings at `places`."""
+        """Return what stands at `places`, where there are ratings alone."""
         users, items = ([ids[k] for k in places] for ids in (self.user_id, self.item_id))
         return Columns(users, items, self.rating[places], self.time[places])
 
