@@ -224,7 +224,11 @@ class TortureOptions:
     """Options of `foldin torture`. `weakness`: of `foldin.torture.weakened.WEAKNESSES`, for its own tests."""
 
     minutes: float = setting(10.0, "how long", real(0.1, 1e6))
-    seed: int = setting(1, "of all that is random: clients, faults, and their order", whole(0))
+    seed: int = setting(
+        1,
+        "of all that is random: clients, faults, and their order; each third one has a replicated store",
+        whole(0),
+    )
     data: Path | None = setting(
         None,
         "new folder for the stack and the log of all calls; it stays",

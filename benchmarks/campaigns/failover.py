@@ -21,10 +21,10 @@ from benchmarks.campaigns.acknowledged import Books, refit
 from benchmarks.campaigns.local_stack import CALL_S
 from benchmarks.harness import stack
 from benchmarks.harness.command import carry_out_campaign, read
-from benchmarks.harness.replica_set import WAYS, Kind, ReplicaSet, Way, replica_set
 from evaluation.api_client import ApiClient
 from featurestore.confirmation import Durability
 from featurestore.settings import StoreSettings
+from foldin.torture.replica_set import WAYS, Kind, ReplicaSet, Way, replica_set
 from processes.settings import choice, setting, whole
 
 # Each has users of its own; two for each worker.

@@ -8,6 +8,7 @@ import contextlib
 import math
 import re
 from collections import defaultdict
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -63,29 +64,38 @@ class Auditor:
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
-        now = asyncio.get_running_loop().time()
+        began = asyncio.get_running_loop().time()
+        since = self._store.confirmation.begin()
         pointer, before = await self._store.generations.live(), self._pointer
+        epochs = await self._epochs() if len(self._shared.histories.worlds) > 1 else set[bytes | None]()
+        # What only a primary has that is about to be replaced, nothing was promised of.
+        await self._store.confirmation.wait(since)
         self._pointer = pointer
+        activating = self._shared.activating
         if before is not None:
             self._report.checked(POINTER)
-            if (pointer.epoch, pointer.fence) < (before.epoch, before.fence) or pointer.fence < before.fence:
+            if is_backwards(before, pointer, activating):
                 self._report.violated(POINTER, f"it went from {before} to {pointer}")
-        await self._decide(pointer, now)
+        # What was answered before this look has been seen by it.
+        for number in [number for number, until in activating.items() if until < began]:
+            del activating[number]
+        self._decide(pointer, epochs, asyncio.get_running_loop().time())
 
-    async def _decide(self, pointer: Pointer, now: float) -> None:
-        """See what became of a new history."""
-        histories = self._shared.histories
-        if len(histories.worlds) == 1:
-            self._epoch = pointer.epoch
-            return
+    async def _epochs(self) -> set[bytes | None]:
         pipe = self._store.redis.pipeline()
         for partition in range(self._store.keys.partitions):
             pipe.get(self._store.keys.epochs(partition))
-        found: set[bytes | None] = set(await pipe.execute())
+        return set(await pipe.execute())
+
+    def _decide(self, pointer: Pointer, epochs: set[bytes | None], now: float) -> None:
+        """See what became of a new history. `epochs`: of all partitions, empty where that was not asked."""
+        histories = self._shared.histories
+        if len(histories.worlds) == 1:
+            self._epoch = pointer.epoch
         # An emptied store has none.
-        if all([epochs is not None and b"," in epochs for epochs in found]):
+        elif epochs and all([each is not None and b"," in each for each in epochs]):
             histories.switched(now)
-        elif found == {b"%d" % pointer.epoch} and not pointer.pending:
+        elif epochs == {b"%d" % pointer.epoch} and not pointer.pending:
             if pointer.epoch > self._epoch:
                 # At once: the next history may be begun before the next look.
                 self._epoch = pointer.epoch
@@ -250,6 +260,17 @@ class Auditor:
             self._report.violated(
                 NEXT, f"generation {pointer.generation} has not seen all of {sorted(lost)[:5]}"
             )
+
+
+def is_backwards(before: Pointer, now: Pointer, asked: Container[int]) -> bool:
+    """Say whether the pointer went where it must not: to an older history, to a leader before, or to an older
+    generation that was not `asked` for and that the trainer did not go back to.
+    """
+    if now.epoch < before.epoch or now.fence < before.fence:
+        return True
+    back, older = now.rolled_back, now.epoch == before.epoch and now.generation < before.generation
+    by_trainer = back is not None and back != before.rolled_back and back.to == now.generation
+    return older and not by_trainer and now.generation not in asked
 
 
 def _events(paths: list[Path]) -> dict[str, list[tuple[int, float]]]:

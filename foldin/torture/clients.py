@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from foldin.torture.calls import TRAIN_S, Caller, Reply
 from foldin.torture.explaining import Answered
-from foldin.torture.histories import Histories, Value
+from foldin.torture.histories import LATE_S, Histories, Value
 from foldin.torture.report import Report
 
 # So many calls at once, by so few users, that most of them meet what another one has just written.
@@ -52,6 +52,8 @@ class Shared:
     receipts: dict[str, str] = field(default_factory=dict)
     # Faults that want a call of this kind now.
     wanted: set[str] = field(default_factory=set)
+    # Generations that were asked to go live again, and until when, by the loop's clock, they may.
+    activating: dict[int, float] = field(default_factory=dict)
 
     def value(self, taste: int, item: int) -> float:
         """Return a rating that was never given before."""
@@ -263,7 +265,10 @@ class Operator:
             whole = [each["generation"] for each in reply.body["generations"] if each["state"] == "ready"]
             for number in [min(whole, default=0), max(whole, default=0)]:
                 if number:
-                    await self._call("activate", "POST", f"/generations/{number}/activate")
+                    self._shared.activating[number] = float("inf")
+                    reply = await self._call("activate", "POST", f"/generations/{number}/activate")
+                    late_s = LATE_S if _may_have_happened(reply) else 0.0
+                    self._shared.activating[number] = reply.ended + late_s
                     await asyncio.sleep(0.5)
 
     async def _call(self, kind: str, method: str, path: str, body: object = None, **more: float) -> Reply:

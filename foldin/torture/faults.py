@@ -7,12 +7,14 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
 from foldin.torture.clients import Shared
+from foldin.torture.replica_set import WAYS, Way
 from foldin.torture.stack import TRAINERS, Stack
 
 # A fit comes a second after it is asked for; a new history when it is known what became of the one before.
@@ -126,6 +128,22 @@ async def _power(scene: Scene) -> int:
     return 1
 
 
+async def _promote(scene: Scene, way: Way) -> int:
+    servers = scene.stack.servers
+    assert servers is not None
+    old = servers.primary()
+    try:
+        await asyncio.to_thread(servers.replace_primary, way)
+    except TimeoutError:
+        # The sentinels did not agree: that is counted as no promotion.
+        return 0
+    finally:
+        # One that cannot follow again keeps the stack from coming to rest, which is found then.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.to_thread(servers.bring_back, old, way)
+    return 1
+
+
 async def _amid(scene: Scene, call: str, wanted: str, frozen_s: float = 0.0) -> int:
     """Kill something while a call is under way, or freeze it for so long."""
     scene.shared.wanted.add(wanted)
@@ -140,9 +158,16 @@ async def _amid(scene: Scene, call: str, wanted: str, frozen_s: float = 0.0) -> 
         return 0
     if frozen_s:
         return await _freeze(scene, scene.rng.choice(("worker", "trainer")), frozen_s)
-    return await _kill(scene, scene.rng.choice(("store", "worker", "trainer")))
+    kind = scene.rng.choice(("store", "worker", "trainer"))
+    if kind == "store" and scene.stack.servers is not None:
+        return await _promote(scene, "kill")
+    return await _kill(scene, kind)
 
 
+_PROMOTIONS: dict[str, Fault] = {
+    f"promotion of a replica, the primary {what}": partial(_promote, way=way)
+    for way, what in zip(WAYS, ("killed", "frozen", "replaced while it runs"), strict=True)
+}
 FAULTS: dict[str, Fault] = {
     **{
         f"SIGKILL of {name}": partial(_kill, kind=kind)
@@ -180,4 +205,14 @@ FAULTS: dict[str, Fault] = {
     "SIGKILL amid a new history": partial(_amid, call="new history", wanted="history"),
     "SIGSTOP amid a new history": partial(_amid, call="new history", wanted="history", frozen_s=UNHEARD_S),
     "SIGKILL amid an erasure": partial(_amid, call="forget", wanted="forget"),
+    **_PROMOTIONS,
 }
+# Of a store in one folder, behind proxies.
+_OF_ONE_SERVER = re.compile(r"(SIG\w+|clock|disk) of the store|connections|power")
+
+
+def names_of(*, replicated: bool) -> list[str]:
+    """Return the names of the faults that a store with replicas, or without, can have."""
+    if replicated:
+        return [name for name in FAULTS if not _OF_ONE_SERVER.match(name)]
+    return [name for name in FAULTS if name not in _PROMOTIONS]

@@ -10,9 +10,12 @@ SHOWN = 20
 
 @dataclass(slots=True)
 class Report:
-    """`calls`: by kind and outcome (`ok`, `refused`, `lost`); `violations`: the check and what was found."""
+    """`replicated`: the store had replicas; `calls`: by kind and outcome (`ok`, `refused`, `lost`);
+    `violations`: the check and what was found.
+    """
 
     seed: int
+    replicated: bool = False
     began: float = field(default_factory=time.monotonic)
     faults: Counter[str] = field(default_factory=Counter)
     calls: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -35,7 +38,13 @@ class Report:
     def lines(self) -> list[str]:
         """Return all as Markdown."""
         minutes = (time.monotonic() - self.began) / 60
-        rows = [f"Seed {self.seed}, {minutes:.1f} minutes.", "", "| fault | times |", "|---|---:|"]
+        store = "a primary with two replicas" if self.replicated else "one server"
+        rows = [
+            f"Seed {self.seed}, {minutes:.1f} minutes, the store is {store}.",
+            "",
+            "| fault | times |",
+            "|---|---:|",
+        ]
         rows += [f"| {name} | {count:,} |" for name, count in sorted(self.faults.items())]
         rows += ["", "| call | done | refused | no answer |", "|---|---:|---:|---:|"]
         for kind, of in sorted(self.calls.items()):

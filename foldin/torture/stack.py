@@ -1,5 +1,8 @@
 """A whole stack under test: store, two replicas of the service, two trainers, on a disk that can fail.
 
+The store is one server in a folder of that disk, behind proxies; or a primary with two replicas and three
+sentinels, which clients reach at their own addresses.
+
 Invariant: when the context ends, no process of the stack is left. A part that a fault has ended is started
 again; one that keeps ending by itself is too, as operators see to that.
 """
@@ -18,6 +21,7 @@ from pathlib import Path
 from foldin.store import EmbeddedStore
 from foldin.torture.disk import Disk
 from foldin.torture.proxy import Proxy
+from foldin.torture.replica_set import ReplicaSet
 from foldin.torture.weakened import weakened
 from processes.blocking import plain_environment, python_command
 from processes.child import ChildSpec
@@ -45,9 +49,13 @@ _KINDS = {
 
 
 class Stack:
-    """A running stack. `urls`: of its replicas; `proxies`: between the store and `service` or `trainer`."""
+    """A running stack. `urls`: of its replicas; `proxies`: between the store and `service` or `trainer`;
+    `servers`: of a replicated store, which has no proxies.
+    """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], weakness: str | None) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], weakness: str | None, *, replicated: bool
+    ) -> None:
         self._environment = environment
         root = folder / "disk"
         for name in ("store", "archive"):
@@ -58,12 +66,17 @@ class Stack:
         self._store = EmbeddedStore(self.root / "store", {})
         self._changes = weakened(weakness, self.root / "store" / "valkey.conf", folder)
         self.disk = Disk(self.root, folder / "faults")
+        self.servers = ReplicaSet("valkey", folder / "servers", None) if replicated else None
         target = Path(self._store.url.removeprefix("unix://"))
-        self.proxies = {name: Proxy(target, unused_port()) for name in ("service", "trainer")}
+        between = () if replicated else ("service", "trainer")
+        self.proxies = {name: Proxy(target, unused_port()) for name in between}
         self.ports = {name: unused_port() for name in REPLICAS}
         self.urls = [f"http://127.0.0.1:{port}" for port in self.ports.values()]
+        self._address = {"FOLDIN_REDIS_URL": self._store.url}
+        if self.servers is not None:
+            self._address = {"FOLDIN_REDIS_URL": self.servers.url, "FOLDIN_DURABILITY": "replicated"}
         self.settings = TrainerSettings.load(
-            (), {"FOLDIN_REDIS_URL": self._store.url, "FOLDIN_ARCHIVE_DIR": str(self.root / "archive")}
+            (), {**self._address, "FOLDIN_ARCHIVE_DIR": str(self.root / "archive")}
         )
         self.said: list[str] = []
         self._supervisor = Supervisor(folder / "logs", self.said.append)
@@ -75,7 +88,10 @@ class Stack:
         (self.folder / "logs").mkdir()
         for proxy in self.proxies.values():
             await proxy.start()
-        await self._supervisor.start(self._spec("store"))
+        if self.servers is None:
+            await self._supervisor.start(self._spec("store"))
+        else:
+            await asyncio.to_thread(self.servers.start)
         await self._supervisor.start(*map(self._spec, PARTS[1:]))
 
     async def close(self) -> None:
@@ -85,6 +101,8 @@ class Stack:
         await self._supervisor.close()
         for proxy in self.proxies.values():
             await proxy.close()
+        if self.servers is not None:
+            await asyncio.to_thread(self.servers.kill)
         self._store.clean()
 
     def pids(self, kind: str) -> list[int]:
@@ -172,10 +190,13 @@ class Stack:
                 lasting=True,
             )
         kind = part.partition("-")[0]
-        settings["FOLDIN_REDIS_URL"] = self.proxies[kind].url
+        settings |= self._address
+        if kind in self.proxies:
+            settings["FOLDIN_REDIS_URL"] = self.proxies[kind].url
         if kind == "trainer":
             settings["FOLDIN_ARCHIVE_DIR"] = str(self.root / "archive")
-            settings["FOLDIN_STORE_DIR"] = str(self.root / "store")
+            if self.servers is None:
+                settings["FOLDIN_STORE_DIR"] = str(self.root / "store")
             command, probe = python_command("trainer"), None
         else:
             settings["FOLDIN_CACHE_DIR"] = str(self.folder / "cache")
@@ -195,13 +216,14 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 @asynccontextmanager
 async def running_stack(
-    folder: Path, environment: Mapping[str, str], weakness: str | None = None
+    folder: Path, environment: Mapping[str, str], weakness: str | None = None, *, replicated: bool = False
 ) -> AsyncIterator[Stack]:
-    """Run a stack in `folder`. `environment`: what its processes inherit.
+    """Run a stack in `folder`. `environment`: what its processes inherit; `replicated`: its store has
+    replicas and sentinels.
 
     Raises CannotStartError, StackFailedError.
     """
-    stack = Stack(folder, environment, weakness)
+    stack = Stack(folder, environment, weakness, replicated=replicated)
     try:
         await stack.start()
         yield stack

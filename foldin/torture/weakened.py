@@ -26,6 +26,30 @@ def stale(meta, table, *others, **named):
     return fresh(meta, same if len(same) >= meta.item_rows else table, *others, **named)
 loader.as_fitted = stale
 """,
+    # One leader stands still where it declares a generation whole, until its successor has published a newer
+    # one, and is refused nothing then: a freeze drawn at random meets such a step once in an hour.
+    "no-fence": """
+import os, pathlib, time
+from featurestore.generations.writer import GenerationWriter
+from redis import Redis
+strict, frozen = GenerationWriter._put_summary, pathlib.Path(__file__).with_name("frozen")
+def look(writer):
+    with Redis.from_url(os.environ["FOLDIN_REDIS_URL"]) as store:
+        return map(int, store.hmget(writer._keys.live, "epoch", "generation", "fence"))
+async def late(writer):
+    if writer._summary.state == "ready" and writer.number > 1 and not frozen.exists():
+        frozen.touch()
+        epoch, generation, fence = look(writer)
+        while epoch <= writer._epoch and (generation <= writer.number or fence <= writer._lease.fence):
+            time.sleep(0.1)
+            epoch, generation, fence = look(writer)
+        if epoch > writer._epoch:  # flips to another history are refused without a fence, too
+            frozen.unlink()
+        else:
+            writer._lease.fence = fence
+    await strict(writer)
+GenerationWriter._put_summary = late
+""",
 }
 NO_SYNC = "no-sync"
 WEAKNESSES = (NO_SYNC, *CODE)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.campaigns import failover
-from benchmarks.harness.replica_set import WAYS, ReplicaSet, Users, replica_set
 from featurestore.confirmation import Durability
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from foldin.torture.replica_set import WAYS, ReplicaSet, Users, replica_set
 from tests.support.factories import lead, publish, rating
 from tests.support.secrets import make_secrets
 from tests.support.servers import KINDS, ServerKind, missing, server_binary

@@ -11,7 +11,7 @@ import pytest
 from foldin.torture.auditor import ARCHIVE, BACK, GENERATION, POINTER
 from foldin.torture.campaign import torture
 from foldin.torture.clients import ORDER, READ
-from foldin.torture.faults import FAULTS
+from foldin.torture.faults import names_of
 from foldin.torture.report import Report
 from tests.support.servers import missing
 
@@ -26,7 +26,7 @@ def _compiler() -> None:
 
 async def test_nothing_is_lost_stale_mixed_or_remembered_under_any_fault(tmp_path: Path) -> None:
     # A history of so many users that a process of its own publishes them takes minutes of a busy machine.
-    faults = [name for name in FAULTS if "publication" not in name]
+    faults = [name for name in names_of(replicated=False) if "publication" not in name]
     report = await torture(100, 1, tmp_path, os.environ, faults=faults)
     assert report.violations == [], report.lines()
     # How many there is time for hangs on the machine.
@@ -36,10 +36,20 @@ async def test_nothing_is_lost_stale_mixed_or_remembered_under_any_fault(tmp_pat
     assert report.unjudged[GENERATION] < report.checks[GENERATION] / 2, report.lines()
 
 
+async def test_promotions_of_a_replica_lose_nothing(tmp_path: Path) -> None:
+    faults = [name for name in names_of(replicated=True) if "promotion" in name]
+    report = await torture(60, 3, tmp_path, os.environ, faults=faults, replicated=True)
+    assert report.violations == [], report.lines()
+    assert sum(report.faults.values()) >= 2, report.lines()
+    assert set(report.checks) >= {ARCHIVE, BACK, ORDER, POINTER, READ}, report.lines()
+
+
 WEAKENED = {
     "no-sync": ("power cut", {READ, ARCHIVE, POINTER}),
     "no-counter-rule": ("SIGKILL of a worker", {GENERATION}),
     "old-item-rows": ("SIGKILL of a worker", {GENERATION}),
+    # It freezes a leader by itself, where that matters.
+    "no-fence": ("SIGKILL of a worker", {POINTER}),
 }
 
 

@@ -1,6 +1,9 @@
 """What the auditor takes for possible: an answer that no order of the calls explains is wrong."""
 
-from foldin.torture.auditor import out_of_order
+from dataclasses import replace
+
+from featurestore.generations.manifest import Pointer, RolledBack
+from foldin.torture.auditor import is_backwards, out_of_order
 from foldin.torture.histories import LATE_S, Histories, Write
 from foldin.torture.report import Report
 
@@ -119,3 +122,16 @@ def test_the_report_names_what_is_wrong_and_how_to_repeat_it() -> None:
     assert lines[0].startswith("Seed 7, ")
     assert sum("VIOLATION" in line for line in lines) == 20
     assert lines[-1] == "... 30 violations in all"
+
+
+def test_the_pointer_goes_back_only_where_that_was_asked_for() -> None:
+    before = Pointer(2, 7, 3, held=False, previous=6, pending=0, pending_since=0.0)
+    assert is_backwards(before, replace(before, generation=6), {5: 1.0})
+    assert is_backwards(before, replace(before, fence=2), {})
+    assert is_backwards(before, replace(before, epoch=1, generation=8), {})
+    assert not is_backwards(before, replace(before, generation=6), {6: 1.0})
+    assert not is_backwards(before, replace(before, epoch=3, generation=8, fence=4), {})
+    gone = replace(before, generation=6, rolled_back=RolledBack(7, 6, 100, 1.1, 1.0, 5))
+    assert not is_backwards(before, gone, {})
+    # It was taken back before.
+    assert is_backwards(replace(gone, generation=8), gone, {})

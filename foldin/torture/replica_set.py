@@ -140,6 +140,12 @@ class ReplicaSet:
         hosts = ",".join(f"{HOST}:{each.port}" for each in self.sentinels)
         self.url = f"redis+sentinel://{hosts}/{NAME}"
 
+    def start(self) -> None:
+        """Start all; returns when the replicas follow and the sentinels know each other."""
+        for server in (*self.nodes, *self.sentinels):
+            server.start()
+        self.until_whole()
+
     def primary(self) -> Server:
         """Return the server that most sentinels take for the primary."""
         said: list[int] = []
@@ -230,9 +236,7 @@ def replica_set(kind: Kind, folder: Path, users: Users | None = None) -> Iterato
     """Run a replica set. Raises CannotStartError where its program is not installed."""
     servers = ReplicaSet(kind, folder, users)
     try:
-        for server in (*servers.nodes, *servers.sentinels):
-            server.start()
-        servers.until_whole()
+        servers.start()
         yield servers
     finally:
         servers.kill()
