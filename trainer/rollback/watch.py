@@ -25,7 +25,7 @@ from trainer.consume.open_epochs import OpenEpochs
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import ArchivedBatch, Arrivals, LiveFit
 from trainer.publication.switch import Switch
-from trainer.rollback.betting import Bet
+from trainer.rollback.betting import Bet, liars_among
 from trainer.threads import Threads
 
 # Of a batch, which comes twice a second at most: 20 ms of a thread, and a reply of the store of 1 MB at most.
@@ -53,12 +53,14 @@ class _Contender:
     posterior: PosteriorModel
 
     def predict(self, arrived: _Arrived, histories: Histories) -> tuple[Float64s, npt.NDArray[np.bool_]]:
-        """Return the predicted ratings (m,), and which ratings (m,) the fit has not learned."""
+        """Return the predicted ratings (m,), and which ratings (m,) the fit has not learned, of users whom it
+        knows: accounts cost an attacker nothing.
+        """
         rows = self.fit.rows_of(arrived.users)
         known = rows >= 0
         users = np.repeat(self.posterior.prior_user[None], len(rows), axis=0)
         users[known] = self.fit.users[rows[known]]
-        fresh = ~known
+        fresh = known.copy()
         fresh[known] = arrived.n[known] > self.fit.user_n[rows[known]]
         users = self.posterior.fold_in_users(self.fit.items, histories, current=users)
         scores = Scorer(self.posterior, self.fit.items).score(users, None, arrived.item_row, arrived.time)
@@ -79,9 +81,7 @@ class _Match:
         (live, fresh), (before, also_fresh) = (each.predict(arrived, histories) for each in self.contenders)
         for k in np.flatnonzero(fresh & also_fresh).tolist():
             self.bet.add(arrived.users[k], float(live[k]), float(before[k]), float(arrived.rating[k]))
-            if self.bet.first_is_worse:
-                return True
-        return False
+        return self.bet.first_is_worse
 
 
 @dataclass
@@ -133,7 +133,8 @@ class RollbackWatch:
         if len(models) < 2 or any(model.feedback == "implicit" for model in models):
             return None
         first, second = (_Contender(fit, posterior_of(fit.model)) for fit in fits if fit is not None)
-        return _Match(live, before, (first, second), Bet(models[0].scale.low, models[0].scale.high))
+        scale, liars = first.fit.model.scale, liars_among(second.fit.n_users)
+        return _Match(live, before, (first, second), Bet(scale.low, scale.high, liars))
 
     async def _opponent(self, live: LiveFit) -> int:
         """Return the generation before, 0 where the live one is not to be judged."""

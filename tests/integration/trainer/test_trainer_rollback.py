@@ -118,21 +118,25 @@ async def test_ratings_that_it_has_learned_do_not_count(
     monkeypatch.setattr(Bet, "add", counted)
     every = ratings(users=120, items=20)
     async with running_trainer(settings):
-        first, second = every[::2], every[1::2]
+        first, second, third = every[::3], every[1::3], every[2::3]
         await store.ratings.append(first)
         await fitted(store)
         await store.ratings.append(second)
         assert await fitted(store) == (await store.generations.live()).generation
         assert sum(judged) == 0
+        # Of accounts that were made since, too.
         await arrive(store, ratings(users=120, items=20, prefix="v")[::9])
+        await arrive(store, third[:70])
         await wait_until_async(lambda: sum(judged) > 60, 20, "those that arrive after it count")
+        assert sum(judged) <= 70
 
 
 async def test_good_generations_stay(store: Store, settings: TrainerSettings) -> None:
+    every = ratings(users=200, items=20, seed=3)
     async with running_trainer(settings):
         for k in range(5):
-            await arrive(store, ratings(users=60, items=20, seed=3, prefix=f"{k}-"))
+            await arrive(store, every[k::6])
             generation = await fitted(store)
             assert await live(store) == (generation, None)
-        await arrive(store, ratings(users=60, items=20, seed=3, prefix="last-"))
+        await arrive(store, every[5::6])
         assert await live(store) == (generation, None)

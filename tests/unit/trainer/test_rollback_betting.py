@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.rollback.betting import Bet
+from trainer.rollback.betting import Bet, liars_among
 
 
 def stopped_after(seed: int, spread: tuple[float, float], most: int, users: int = 200) -> int | None:
@@ -27,7 +27,7 @@ def test_a_good_one_is_never_condemned_in_300_worlds() -> None:
     assert found == [None] * 300
 
 
-@pytest.mark.parametrize(("worse", "within"), [(0.9, 400), (0.6, 1_000)])
+@pytest.mark.parametrize(("worse", "within"), [(0.9, 450), (0.6, 1_050)])
 def test_a_worse_one_is_condemned_the_sooner_the_worse_it_is(worse: float, within: int) -> None:
     found = [stopped_after(seed, (worse, 0.3), 2_000) or 2_000 for seed in range(40)]
     assert np.quantile(found, 0.9) < within
@@ -60,6 +60,37 @@ def test_one_account_condemns_nothing() -> None:
     assert 3_000 < among.ratings < 3_020
     assert not alone.first_is_worse
     assert not among.first_is_worse
+
+
+def attacked(seed: int, liars: int, bearing: int, users: int = 2_000) -> int | None:
+    """After how many ratings of others a good generation is condemned by liars who know both predictions of
+    what they rate, and rate as often as all others together.
+    """
+    rng, bet = np.random.default_rng(seed), Bet(1.0, 5.0, bearing)
+    for k in range(1_500):
+        score = rng.normal(3.5, 0.7)
+        rating = float(np.clip(round(score + rng.normal(0.0, 0.9)), 1, 5))
+        first, second = score + rng.normal(0.0, 0.3, 2)
+        bet.add(b"%d" % rng.integers(users), first, second, rating)
+        first, second = score + rng.normal(0.0, 0.3, 2)
+        bet.add(b"liar %d" % rng.integers(liars), first, second, 1.0 if first > second else 5.0)
+        if k % 32 == 0 and bet.first_is_worse:
+            return k
+    return None
+
+
+@pytest.mark.parametrize("liars", [1, 20])
+def test_one_user_or_one_percent_of_the_users_cannot_bring_about_a_roll_back(liars: int) -> None:
+    assert [attacked(seed, liars, liars_among(2_000)) for seed in range(10)] == [None] * 10
+
+
+def test_without_setting_any_aside_one_percent_could() -> None:
+    """The negative control."""
+    assert None not in [attacked(seed, 20, 0) for seed in range(10)]
+
+
+def test_how_many_liars_a_generation_bears() -> None:
+    assert [liars_among(n) for n in (0, 30, 150, 2_000, 10**7)] == [1, 1, 2, 20, 5_000]
 
 
 def test_predictors_that_agree_say_nothing_and_predictions_are_kept_to_the_scale() -> None:
