@@ -49,6 +49,8 @@ class Auditor:
         self._stack, self._store, self._shared = stack, store, shared
         self._report = shared.report
         self._seen: dict[int, Seen] = {}
+        # How often the primary had been replaced when a generation was first seen.
+        self._promotions: dict[int, int] = {}
         self._rows: dict[int, list[int]] = {}
         self._pointer: Pointer | None = None
         # The one that answers, as far as that is decided.
@@ -59,7 +61,11 @@ class Auditor:
         while True:
             with contextlib.suppress(StoreError):
                 await self._look()
+            # Also of a primary that confirms nothing any more: services read there, too.
+            with contextlib.suppress(StoreError):
                 await observe(self._store, self._seen)
+            for number in self._seen.keys() - self._promotions.keys():
+                self._promotions[number] = self._shared.promotions
             await self._explain()
             await asyncio.sleep(LOOK_S)
 
@@ -116,6 +122,9 @@ class Auditor:
                 None if known is None or rows is None else await asyncio.to_thread(judge, known, answer, rows)
             )
             self._report.checked(GENERATION)
+            if verdict == "mixed" and self._promotions[answer.generation] != self._shared.promotions:
+                # By a row, perhaps, that went with a primary between two looks.
+                verdict = None
             if verdict is None:
                 self._report.unjudged[GENERATION] += 1
             elif verdict != "explained":

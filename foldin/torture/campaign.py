@@ -94,7 +94,7 @@ async def torture(
         try:
             async with aiohttp.ClientSession(connector=connector) as session:
                 caller = Caller(session, stack.urls, folder / "calls.jsonl", report)
-                shared = Shared(caller, Histories(), report)
+                shared = Shared(caller, Histories(replicated=replicated), report)
                 scene = Scene(stack, shared, rng)
                 try:
                     auditor = Auditor(stack, store, shared)

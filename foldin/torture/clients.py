@@ -39,7 +39,9 @@ READ, ORDER, UNSEEN = "reads have all writes", "order of events", "no seen item 
 
 @dataclass(slots=True)
 class Shared:
-    """What all clients share. `open`: cleared while they are to be still; `busy`: sessions amid calls."""
+    """What all clients share. `open`: cleared while they are to be still; `busy`: sessions amid calls;
+    `promotions`: how often the primary of the store was about to be replaced.
+    """
 
     caller: Caller
     histories: Histories
@@ -52,6 +54,7 @@ class Shared:
     receipts: dict[str, str] = field(default_factory=dict)
     # Faults that want a call of this kind now.
     wanted: set[str] = field(default_factory=set)
+    promotions: int = 0
     # Generations that were asked to go live again, and until when, by the loop's clock, they may.
     activating: dict[int, float] = field(default_factory=dict)
 

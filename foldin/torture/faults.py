@@ -132,6 +132,7 @@ async def _promote(scene: Scene, way: Way) -> int:
     servers = scene.stack.servers
     assert servers is not None
     old = servers.primary()
+    scene.shared.promotions += 1
     try:
         await asyncio.to_thread(servers.replace_primary, way)
     except TimeoutError:

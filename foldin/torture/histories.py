@@ -1,7 +1,9 @@
 """What may be stored, as far as its clients can know: every answer of a read is held against that.
 
-Invariant: a value that an unanswered call may have written stays possible until a later answer rules it out.
-A call without an answer may still take effect for `LATE_S`; after that it has, or never will.
+Invariant: a value that an unanswered call may have written stays possible until a later answer rules it out;
+of a replicated store only a later write does, because a promoted replica may lack what a read found and no
+answer promised. A call without an answer may still take effect for `LATE_S`; after that it has, or never
+will.
 """
 
 from collections import defaultdict
@@ -58,7 +60,8 @@ class World:
 class Histories:
     """What is known of all histories. `worlds`: the live one, and behind it one that is being prepared."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, replicated: bool = False) -> None:
+        self._replicated = replicated
         self.worlds = [World(float("-inf"))]
         self._ended: list[tuple[World, float]] = []
         self._leaving: dict[str, set[float]] = defaultdict(set)
@@ -134,7 +137,7 @@ class Histories:
         wrong = [self._wrong(world, user, ratings, began) for world in possible]
         if all(wrong):
             return wrong[0]
-        if len(possible) == 1:
+        if len(possible) == 1 and not self._replicated:
             for item, cell in possible[0].cells[user].items():
                 cell.settled = {ratings.get(item)}
         return []

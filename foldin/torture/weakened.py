@@ -27,27 +27,40 @@ def stale(meta, table, *others, **named):
 loader.as_fitted = stale
 """,
     # One leader stands still where it declares a generation whole, until its successor has published a newer
-    # one, and is refused nothing then: a freeze drawn at random meets such a step once in an hour.
+    # one; then what it was about to write arrives, and is not refused. A freeze drawn at random meets such
+    # a step once in an hour.
     "no-fence": """
-import os, pathlib, time
+import asyncio, os, pathlib, time
+from featurestore.errors import StoreError
 from featurestore.generations.writer import GenerationWriter
+from featurestore.leases import Lease
 from redis import Redis
 strict, frozen = GenerationWriter._put_summary, pathlib.Path(__file__).with_name("frozen")
 def look(writer):
     with Redis.from_url(os.environ["FOLDIN_REDIS_URL"]) as store:
         return map(int, store.hmget(writer._keys.live, "epoch", "generation", "fence"))
+async def arrive(writer):
+    while True:
+        try:
+            await strict(writer)
+            await writer.flip(automatic=False)
+            return
+        except StoreError:  # its sockets are as old as the freeze
+            await asyncio.sleep(0.1)
 async def late(writer):
-    if writer._summary.state == "ready" and writer.number > 1 and not frozen.exists():
-        frozen.touch()
+    if writer._summary.state != "ready" or writer.number < 3 or frozen.exists():
+        return await strict(writer)
+    frozen.touch()
+    lease, (epoch, generation, fence) = writer._lease, look(writer)
+    while epoch <= writer._epoch and (generation <= writer.number or fence <= lease.fence):
+        time.sleep(0.1)
         epoch, generation, fence = look(writer)
-        while epoch <= writer._epoch and (generation <= writer.number or fence <= writer._lease.fence):
-            time.sleep(0.1)
-            epoch, generation, fence = look(writer)
-        if epoch > writer._epoch:  # flips to another history are refused without a fence, too
-            frozen.unlink()
-        else:
-            writer._lease.fence = fence
-    await strict(writer)
+    if epoch > writer._epoch:  # flips to another history are refused without a fence, too
+        frozen.unlink()
+        return await strict(writer)
+    writer._lease = Lease(writer._keys, writer._client, lease.token, lease.ttl_ms, fence)
+    # The end of its term does not take back what it has sent.
+    await asyncio.shield(asyncio.create_task(arrive(writer)))
 GenerationWriter._put_summary = late
 """,
 }
