@@ -16,6 +16,7 @@ from trainer.capacity.watch import RoomWatch
 from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.erasure.file_rewrites import FileRewrites
+from trainer.erasure.older_copy import keep_attributes_erased
 from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
 from trainer.leadership import Leadership
@@ -56,6 +57,7 @@ class Term:
         forgotten = ForgottenUsers(store)
         self._settings = settings
         self._store = store
+        self._root = root
         self._leadership = leadership
         self._threads = threads
         self._group = group
@@ -100,6 +102,8 @@ class Term:
                 group.create_task(self.refitter.run(), name="refit")
                 group.create_task(self.rollbacks.run(), name="judge what is live")
                 group.create_task(self.upkeep.run(), name="upkeep")
+                erased = keep_attributes_erased(self._store, self._root)
+                group.create_task(erased, name="keep attributes erased")
         finally:
             self._leadership.end()
             await self._threads.drained()

@@ -76,6 +76,21 @@ class UserAttributes:
             if data is not None
         }
 
+    async def given_at(self, cursor: int) -> tuple[int, Mapping[bytes, int | None]]:
+        """The same of the times alone, whatever the attributes are; None where the time cannot be read."""
+        found: Any
+        cursor, found = await self._client.scan(cursor, self._keys.attributes_pattern, SCANNED_AT_ONCE)
+        pipe = self._client.pipeline()
+        for key in found:
+            pipe.hmget(key, ["value", "at"])
+        times: dict[bytes, int | None] = {}
+        for key, reply in zip(found, await pipe.execute(raise_on_error=False), strict=True):
+            # Neither is there: removed since the scan.
+            if reply != [None, None]:
+                at = (reply[1] or b"0") if isinstance(reply, list) else b""
+                times[self._keys.attributes_user(key)] = int(at) if at.isdigit() else None
+        return cursor, times
+
     def _read(self, user_id: bytes, data: bytes) -> Values:
         try:
             return _DECODER.decode(data)

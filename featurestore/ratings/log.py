@@ -190,8 +190,9 @@ class RatingsLog:
         if reply[0] == b"LONG":
             raise HistoryFull(share.users[int(reply[1]) - 1], most)
 
-    async def forget(self, user_id: bytes) -> Forgotten:
-        """Remove a user with everything that is known of it; the trainer is told by an event.
+    async def forget(self, user_id: bytes, keep: Sequence[NewRating] = ()) -> Forgotten:
+        """Remove a user with everything that is known of it; the trainer is told by an event. `keep`: ratings
+        that the user has again after it, in the same step, whatever room there is.
 
         Safe to repeat: the receipt of an unknown user has no ratings.
         """
@@ -204,7 +205,8 @@ class RatingsLog:
                 await self._epochs.refresh()
             expected = self._epochs.expected[partition]
             names = [keys.epochs(partition), keys.attributes(user_id)]
-            for epoch in map(int, expected.split(b",")):
+            epochs = list(map(int, expected.split(b",")))
+            for epoch in epochs:
                 names += [
                     keys.ratings(epoch, partition),
                     keys.counts(epoch, partition),
@@ -213,12 +215,24 @@ class RatingsLog:
                     keys.history(epoch, user_id),
                 ]
             args = [expected, pack_ids([user_id]), digest, mark]
+            try:
+                args += [await self._packed(epoch, keep) for epoch in epochs if keep]
+            except EpochGone:
+                await self._epochs.refresh()
+                continue
             (reply,) = await self._client.call("forget", (names, args))
             if reply[0] == b"OK":
                 await self._confirmation.wait(since)
                 return Forgotten(self._count(reply[2]), int(reply[1]), digest, int(reply[3]))
             await self._epochs.learn(partition, reply[1])
         raise StoreUnavailable("the history is being replaced just now", 0.1)
+
+    async def _packed(self, epoch: int, ratings: Sequence[NewRating]) -> bytes:
+        """Return ratings of one user as history entries of an epoch. Raises `EpochGone`, `RegistryFull`."""
+        rows = await self._registries.of(epoch).register([each.item_id for each in ratings])
+        return b"".join(
+            codecs.pack_entry(row, each.rating, each.time) for row, each in zip(rows, ratings, strict=True)
+        )
 
     def _count(self, history: bytes) -> int:
         """Return how many ratings a history had; of a damaged one, which is gone now, its entries."""

@@ -211,9 +211,13 @@ local function rate(keys, args)
   return { 'OK' }
 end
 
+-- Bytes of the ratings of a forgotten user that go into one entry of the stream: as many as a large call has.
+local KEPT = 5000 * ENTRY
+
 -- keys: epochs, attributes of the user, then for each epoch: ratings, counts, forgotten, user, history.
--- args: expected epochs, the id as the stream has it, digest, the entry that says so. Answers n and history of the
--- first epoch, and the time of it: later than every event before it, no later than any that follows.
+-- args: expected epochs, the id as the stream has it, digest, the entry that says so[, for each epoch the entries that the
+-- user has again at once]. Answers n and history of the first epoch, and the time of it: later than every event before
+-- it, no later than any that follows.
 local function forget(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
@@ -247,6 +251,15 @@ local function forget(keys, args)
     end
   end
   redis.call('UNLINK', keys[2])
+  for i = 1, #args - 4 do
+    for first = 1, #args[4 + i], KEPT do
+      local kept = string.sub(args[4 + i], first, first + KEPT - 1)
+      local refusal = rate_epoch(keys, { [6] = '1', [7] = args[3], [8] = args[2], [9] = kept }, 5 * i, 8, #kept / ENTRY)
+      if refusal then
+        return refusal
+      end
+    end
+  end
   return { 'OK', found[1].n or found[1].before or '0', found[1].history, whole(time) }
 end
 

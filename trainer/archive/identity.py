@@ -123,6 +123,16 @@ def read_identity(root: Path) -> str | None:
     return identity if isinstance(identity, str) and _IDENTITY.fullmatch(identity) else UNREADABLE
 
 
-def write_identity(root: Path, identity: str) -> None:
-    """Say which store an archive folder belongs to. Raises OSError."""
-    write_json(root / IDENTITY_FILE, {"identity": identity})
+def write_identity(root: Path, identity: str, since_ms: int = 0) -> None:
+    """Say which store an archive folder belongs to, and since when by that store's clock where it was
+    another one's before. Raises OSError.
+    """
+    write_json(root / IDENTITY_FILE, {"identity": identity, **({"since_ms": since_ms} if since_ms else {})})
+
+
+def read_since(root: Path) -> int:
+    """Return since when an archive folder belongs to its store, in milliseconds by that store's clock; 0
+    where it always did. Raises `ArchiveRefusedError` for a file of a newer format.
+    """
+    since_ms = (read_json(root / IDENTITY_FILE) or {}).get("since_ms", 0)
+    return since_ms if isinstance(since_ms, int) else 0

@@ -139,11 +139,13 @@ class ArchiveRoot:
         """Return which store this archive says that it belongs to. Raises `ArchiveRefusedError`."""
         return read_identity(self._path)
 
-    def belong_to(self, identity: str) -> None:
-        """Say from now on that this is the archive of the store with this identity."""
+    def belong_to(self, identity: str, since_ms: int = 0) -> None:
+        """Say from now on that this is the archive of the store with this identity; `since_ms`: since now, by
+        that store's clock, where it was another one's.
+        """
         try:
             self._require_ours()
-            write_identity(self._path, identity)
+            write_identity(self._path, identity, since_ms)
         except OSError as exc:
             raise ArchiveFailedError(f"cannot write {self.root}: {exc.strerror or exc}") from exc
 

@@ -58,7 +58,9 @@ async def match(
             log.event("epoch_to_trash", epoch=number, why="adopted", entry=entry and entry.path.name)
     # Last: an adoption that was cut off is found again by the identity from before.
     if archive.identity != store.identity:
-        await with_retries(asyncio.to_thread, root.belong_to, store.identity)
+        # What the ledger has from before is about users of the other store.
+        since_ms = await with_retries(store.time_ms) if archive.identity is not None and not restored else 0
+        await with_retries(asyncio.to_thread, root.belong_to, store.identity, since_ms)
 
 
 async def _erase_again(store: Store, root: ArchiveRoot, leadership: Leadership) -> None:

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.codecs import ENTRY_DTYPE
+from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.keys import shown_key
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
@@ -21,6 +23,7 @@ from trainer import log
 from trainer.archive.epoch_archive import uncovered
 from trainer.archive.erasures import Ledger, readable_ledgers
 from trainer.archive.events import make_table
+from trainer.archive.identity import read_since
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import read_segment
 from trainer.errors import SegmentDamagedError, SegmentGoneError
@@ -28,8 +31,8 @@ from trainer.retry import with_retries
 
 # Of one step of reading a stream: a few milliseconds of the store.
 _ENTRIES = 1_000
-# Ratings in one call: the store is busy with it for some 40 ms, in which others wait.
-_SLICE = 5_000
+# As often as a leader looks after other things: a copy is put back once in years.
+_LOOK_S = 1.0
 
 Key = tuple[bytes, bytes]
 """Item id, and the bits of rating and time."""
@@ -49,21 +52,53 @@ async def erase_again(store: Store, root: ArchiveRoot) -> None:
     log.event("users_erased_again", epoch=epoch, users=ratings, attributes=attributes)
 
 
-async def erase_attributes_again(store: Store, epoch: int, ledgers: Sequence[Ledger]) -> int:
-    """Remove attributes that were given before an erasure of their user in the ledgers; return of how many
-    users. A trainer has the files of the store written anew. `epoch`: the live one.
+async def keep_attributes_erased(store: Store, root: ArchiveRoot) -> None:
+    """Remove attributes of erased users whenever the store may be an older copy of itself, until cancelled.
+
+    An erasure of a user without ratings leaves no event, so that nothing else tells that a copy is older.
+    """
+    seen = -1
+    while True:
+        sockets = store.bulk.reconnects_total
+        if sockets != seen:
+            try:
+                ledgers = await asyncio.to_thread(readable_ledgers, root.root)
+                since_ms = await asyncio.to_thread(read_since, root.root)
+                epoch = (await store.generations.live()).epoch
+                users = await erase_attributes_again(store, epoch, ledgers, since_ms)
+                if users:
+                    log.event("attributes_erased_again", users=users)
+                seen = sockets
+            except StoreUnavailable:
+                # The consumer says so.
+                pass
+            except StoreError as exc:
+                log.warning("attributes_not_looked_at", error=str(exc))
+        await asyncio.sleep(_LOOK_S)
+
+
+async def erase_attributes_again(
+    store: Store, epoch: int, ledgers: Sequence[Ledger], since_ms: int = 0
+) -> int:
+    """Remove attributes that were given before an erasure of their user in the ledgers, if that was later
+    than `since_ms`; return of how many users. A trainer has the files of the store written anew. `epoch`:
+    the live one.
 
     Safe to repeat. Raises `StoreError`.
     """
     again = cursor = 0
     more = bool(ledgers)
     while more:
-        cursor, found = await store.attributes.scan(cursor)
+        cursor, found = await store.attributes.given_at(cursor)
         more = cursor != 0
         erased = _erased_at(ledgers, list(found))
-        for user_id, (_, given_ms) in found.items():
+        for user_id, given_ms in found.items():
             at_ms = erased[user_id]
-            if not at_ms or given_ms > at_ms:
+            if given_ms is None:
+                key = shown_key(store.keys.attributes(user_id))
+                log.warning("attributes_damaged", key=key, erased=at_ms > since_ms)
+            # Where it is not known when they were given: of a user who was erased they go.
+            if at_ms <= since_ms or (given_ms or 0) > at_ms:
                 continue
             # First: where this is cut off in between, the attributes are what it is repeated by.
             await store.commands.ask("erase", epoch=epoch, user=user_id, at_ms=at_ms)
@@ -97,11 +132,12 @@ async def _erase_ratings_again(
         if len(kept) == len(entries):
             # The copy is from after the erasure.
             continue
-        forgotten = await with_retries(store.ratings.forget, user.user_id)
-        for start in range(0, len(kept), _SLICE):
-            await with_retries(store.ratings.append, kept[start : start + _SLICE])
-        # For what a mark in the stream does not reach: the files of the store.
-        await with_retries(store.commands.ask, "erase", epoch=epoch, user=user.user_id, at_ms=forgotten.at_ms)
+        # For what a mark in the stream does not reach: the files of the store. First: where this is cut off
+        # in between, the ratings from before are what it is repeated by.
+        at = at_ms[user.user_id]
+        await with_retries(store.commands.ask, "erase", epoch=epoch, user=user.user_id, at_ms=at)
+        # In one step: what was forgotten and not yet written back would be known from nowhere.
+        await with_retries(store.ratings.forget, user.user_id, kept)
         again += 1
     return again
 

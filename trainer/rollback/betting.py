@@ -44,7 +44,7 @@ def liars_among(n_users: int) -> int:
 @dataclass
 class Bet:
     """What was seen of two predictors of ratings from `low` to `high`, and the player's capital. `errors`:
-    sums of their squared errors. `set_aside`: how many users decide nothing, whoever they are.
+    sums of their squared errors. `set_aside`: how many users decide nothing.
     """
 
     low: float

@@ -1,13 +1,19 @@
 """A user who was forgotten never comes back from an older copy, and loses nothing that was rated since."""
 
 import asyncio
+import contextlib
 import math
 import shutil
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from featurestore.commands import Commands
+from featurestore.errors import StoreUnavailable
+from featurestore.ratings.log import RatingsLog
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError
@@ -19,6 +25,7 @@ from tests.support.recovering import (
     Held,
     archive_ratings,
     empty,
+    held,
     now_held,
     opened,
     restored,
@@ -27,7 +34,9 @@ from tests.support.servers import StoreServer
 from tests.support.trainers import archived, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
 from trainer.archive.erasures import ledger_files
+from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import read_segment
+from trainer.erasure.older_copy import erase_again
 from trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
@@ -218,16 +227,116 @@ async def test_adopting_a_store_that_was_put_back_erases_again(
         assert await now_held(settings) == expected
 
 
+class KilledError(Exception):
+    """The leader ends here."""
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [(Commands.ask, False), (Commands.ask, True), (RatingsLog.forget, True), (RatingsLog.append, False)],
+)
+async def test_a_leader_killed_while_it_erases_again_loses_no_later_rating(
+    own_server: StoreServer,
+    settings: TrainerSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cut: tuple[Callable[..., Awaitable[object]], bool],
+) -> None:
+    """Before a step, or after it."""
+    step, done = cut
+    await archive_ratings(settings)
+    own_server.stop()
+    shutil.copytree(own_server.folder / "appendonlydir", tmp_path / "aof")
+    own_server.start()
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.forget(b"u4")
+        await until_drained(store)
+    put_back(own_server, tmp_path / "aof")
+    root = ArchiveRoot(settings.archive_folder, guard=lambda: None)
+    async with opened(settings.store) as store:
+        await store.ratings.append([rating("u4", "i2", 1.0, 3e9), rating("u4", "new", 4.0, 3e9)])
+
+        async def killed(*args: Any, **more: Any) -> None:
+            if done:
+                await step(*args, **more)
+            raise KilledError
+
+        with monkeypatch.context() as patch, contextlib.suppress(KilledError):
+            owner = Commands if step is Commands.ask else RatingsLog
+            patch.setattr(owner, step.__name__, killed)
+            await erase_again(store, root)
+        await erase_again(store, root)
+        left = {pair: entry for pair, entry in (await held(store)).items() if pair[0] == "u4"}
+        assert left == {("u4", "i2"): (1.0, 3e9), ("u4", "new"): (4.0, 3e9)}
+        # So that the files of the store are written anew.
+        assert await store.redis.hlen(store.keys.erasing)
+
+
+def put_back(own_server: StoreServer, files: Path) -> None:
+    """Let the store have the files of an older copy."""
+    own_server.stop()
+    shutil.rmtree(own_server.folder / "appendonlydir")
+    shutil.copytree(files, own_server.folder / "appendonlydir")
+    own_server.start()
+
+
+async def test_a_copy_that_lacks_no_event_is_looked_through_for_erased_attributes(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    """Erasing a user without ratings leaves no event: the streams of the copy are those of the archive."""
+    await archive_ratings(settings)
+    async with opened(settings.store) as store:
+        for user in (b"silent", b"other", b"damaged"):
+            await store.attributes.change(user, lambda _: {"city": "Old"})
+        damaged = store.keys.attributes(b"damaged")
+        own_server.stop()
+        shutil.copytree(own_server.folder / "appendonlydir", tmp_path / "aof")
+        own_server.start()
+    async with running_trainer(settings), opened(settings.store) as store:
+        at_ms = (await store.ratings.forget(b"silent")).at_ms
+        receipt = await store.commands.ask("erase", epoch=1, user=b"silent", at_ms=at_ms)
+        assert await store.commands.wait(receipt, 20) is not None
+    put_back(own_server, tmp_path / "aof")
+    async with opened(settings.store) as store:
+        assert await store.attributes.get(b"silent") == {"city": "Old"}
+        # What cannot be read keeps nothing else from being looked at.
+        await store.redis.delete(damaged)
+        await store.redis.set(damaged, b"\xff")
+        # It is not to be adopted: nothing is missing.
+        async with running_trainer(settings):
+
+            async def gone() -> bool:
+                return await store.attributes.get(b"silent") is None
+
+            await wait_until_async(gone, 20, "the attributes are gone again")
+            assert await store.attributes.get(b"other") == {"city": "Old"}
+            # Also under a trainer that runs.
+            await store.redis.hset(store.keys.attributes(b"silent"), mapping={"value": "{}", "at": at_ms})
+            own_server.stop()
+            own_server.start()
+
+            async def gone_again() -> bool:
+                with contextlib.suppress(StoreUnavailable):
+                    return await store.attributes.get(b"silent") is None
+                return False
+
+            await wait_until_async(gone_again, 20, "the attributes are gone once more")
+        assert await store.redis.get(damaged) == b"\xff"
+
+
 @pytest.mark.parametrize("way", ["adopt", "restore"])
 async def test_attributes_of_an_older_copy_are_erased_again(
     own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, way: str
 ) -> None:
     """`silent` has no rating, `later` only newer ones. What was given after the erasure stays."""
     await archive_ratings(settings)
-    erased = (b"silent", b"later", b"again")
+    erased = (b"silent", b"later", b"again", b"spoilt")
     async with opened(settings.store) as store:
-        for user in (*erased, b"other"):
+        for user in (*erased[:3], b"other"):
             await store.attributes.change(user, lambda _: {"city": "Old"})
+        # Damaged: one of a user who is erased, and one of another.
+        for user in (b"spoilt", b"spoilt too"):
+            await store.redis.hset(store.keys.attributes(user), mapping={"value": "{", "at": "x"})
     own_server.stop()
     shutil.copytree(own_server.folder / "appendonlydir", tmp_path / "aof")
     own_server.start()
@@ -263,7 +372,9 @@ async def test_attributes_of_an_older_copy_are_erased_again(
 
             await wait_until_async(ended, 20, "the erasures have ended")
         now = {user: await store.attributes.get(user) for user in (*erased, b"other")}
-        assert now == {b"silent": None, b"later": None, b"again": {"city": "New"}, b"other": {"city": "Old"}}
+        new, old = {"city": "New"}, {"city": "Old"}
+        assert now == {b"silent": None, b"later": None, b"spoilt": None, b"again": new, b"other": old}
+        assert await store.redis.exists(store.keys.attributes(b"spoilt too"))
         assert ("later", "i2") in await now_held(settings)
     # Each was asked of the trainer, so that the store has written its files anew.
     own_server.stop()
