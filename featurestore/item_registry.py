@@ -180,12 +180,25 @@ class ItemRegistry:
 
     async def refresh(self) -> None:
         """Read the rows that others registered, in small steps."""
+        # What lay still for a while may have changed on its disk: of all items, when they are first read.
+        fresh = not len(self)
         while True:
             known = len(self)
             ids: Any = await self._client.lrange(self._order, known, known + IDS_AT_ONCE - 1)
+            if fresh and ids:
+                await self._require_listed(known, ids)
             self.follow(known, ids)
             if len(ids) < IDS_AT_ONCE:
                 return
+
+    async def _require_listed(self, first: int, ids: Sequence[bytes]) -> None:
+        """Raise `StoreDamaged` where the list by row and the rows by id do not say the same."""
+        rows: Any = await self._client.hmget(self._items, ids)
+        # Of an epoch that was removed in between there is nothing.
+        for row, found in enumerate(rows if any(rows) else (), first):
+            if found != b"%d" % row:
+                why = f"row {row} of the list has another row, or none, by its id"
+                raise StoreDamaged(f"{shown_key(self._items)} or {shown_key(self._order)}", why)
 
     def follow(self, first: int, ids: Sequence[bytes]) -> None:
         """Take in the ids of the rows from `first` on, from the list of the store. Raises `StoreDamaged`."""

@@ -68,7 +68,7 @@ class Store:
         )
         self.generations = Generations(self.keys, self.bulk, self.redis)
         self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
-        self.stream = RatingsStream(self.keys, self.bulk, self.redis)
+        self.stream = RatingsStream(self.keys, self.bulk, self.redis, self.config.scale)
         self.ratings = RatingsLog(
             self.keys,
             self.bulk,

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float64s, Int32s, Int64s
+from factors import Float64s, Int32s, Int64s, Scale
 from featurestore.client import Client
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW, item_rows_of
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW, impossible, item_rows_of
 from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreDamaged, StoreError
 from featurestore.keys import Keys, shown_key, whole
 from featurestore.leases import Lease
@@ -102,10 +102,11 @@ class _Reading:
 class RatingsStream:
     """Reads and trims the streams, for one task an epoch."""
 
-    def __init__(self, keys: Keys, connection: Connection, client: Client) -> None:
+    def __init__(self, keys: Keys, connection: Connection, client: Client, scale: Scale) -> None:
         self._keys = keys
         self._connection = connection
         self._client = client
+        self._scale = scale
         self._readings: dict[int, _Reading] = {}
 
     async def read(self, epoch: int, lease: Lease, count: int, block_ms: int) -> Events:
@@ -258,7 +259,9 @@ class RatingsStream:
         ids = [stream_id.split(b"-") for _, stream_id, _ in entries]
         numbers = np.array([int(number) for _, number in ids], dtype=np.int64)
         found, damaged = unpack([fields for _, _, fields in entries], numbers)
-        for k in damaged:
+        marks = found.table["item_row"] == FORGOTTEN_ROW
+        bad = found.entry[impossible(found.table, self._scale) & ~marks]
+        for k in [*damaged, *bad.tolist()]:
             # Left out here it would be trimmed with those after it.
             number, stream_id, _ = entries[k]
             key = shown_key(self._keys.ratings(epoch, number))

@@ -383,4 +383,9 @@ class UserRecords:
         return folded
 
     def _fold(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
+        for user in users:
+            if user.n < user.entries:
+                # Each event has added one entry; they are compacted, and `n` never falls.
+                key = shown_key(self._keys.user(live.epoch, user.user_id))
+                raise StoreDamaged(key, f"n is {user.n}, and the history has {user.entries} entries")
         return fold_in(live, users, [self._history(live.epoch, user.user_id, user.history) for user in users])

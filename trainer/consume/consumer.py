@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.codecs import FORGOTTEN_ROW
-from featurestore.errors import EpochGone, StoreChanged, StoreUnavailable
-from featurestore.keys import digest_of
+from featurestore.codecs import FORGOTTEN_ROW, item_rows_of
+from featurestore.errors import EpochGone, StoreChanged, StoreDamaged, StoreUnavailable
+from featurestore.keys import digest_of, shown_key
 from featurestore.leases import Lease
 from featurestore.ratings.stream import Events
 from featurestore.store import Store
@@ -206,6 +207,7 @@ class EpochConsumer:
         if events.n_items > len(registry):
             # Another process has registered items.
             await registry.refresh()
+            self._require_items(events, len(registry))
         table, spans = await self._threads.run(new_events, events, registry.ids, self.positions)
         if spans:
             forgotten = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
@@ -226,6 +228,14 @@ class EpochConsumer:
                 self._progress.notify_all()
             if table.num_rows:
                 await self._item_updates.put(ArchivedBatch(self.epoch, table))
+
+    def _require_items(self, events: Events, n_items: int) -> None:
+        """Raise `StoreDamaged` for an event of an item row that was never given."""
+        unknown = (item_rows_of(events.item_row) >= n_items) & (events.item_row != FORGOTTEN_ROW)
+        for k in np.flatnonzero(unknown)[:1].tolist():
+            key = self._store.keys.ratings(self.epoch, int(events.partition[k]))
+            why = f"event {events.stream_seq[k]} is of an item row that was never given, there are {n_items}"
+            raise StoreDamaged(shown_key(key), why)
 
     async def _erase(self, user_id: bytes) -> None:
         erased = await with_retries(self._threads.run, self._archive.erase, user_id, ALL_OF_A_USER)

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, impossible
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, impossible, item_rows_of
 from featurestore.errors import StoreDamaged
 from featurestore.keys import shown_key
 from featurestore.ratings.stream import Events, Progress
@@ -90,6 +90,10 @@ async def _table(
     if (bad := np.flatnonzero(impossible(entries, store.config.scale))).size:
         key = store.keys.history(epoch, users[int(owner[bad[0]])].user_id)
         raise StoreDamaged(shown_key(key), "an entry that no rating has")
+    for user, count in zip(users, counts.tolist(), strict=True):
+        if user.n < count:
+            key = store.keys.user(epoch, user.user_id)
+            raise StoreDamaged(shown_key(key), f"n is {user.n}, and the history has {count} entries")
     after = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(entries))
     zeros = np.zeros(len(entries), dtype=np.int64)
     events = Events(
@@ -107,4 +111,7 @@ async def _table(
     registry = store.items(epoch)
     if events.n_items > len(registry):
         await with_retries(registry.refresh)
+    for k in np.flatnonzero(item_rows_of(entries["item_row"]) >= len(registry))[:1].tolist():
+        key = store.keys.history(epoch, users[int(owner[k])].user_id)
+        raise StoreDamaged(shown_key(key), f"an item row that was never given, there are {len(registry)}")
     return await threads.run(make_table, events, registry.ids)
