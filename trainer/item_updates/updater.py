@@ -202,9 +202,12 @@ class ItemUpdater:
         rows = np.array(chosen.items, dtype=np.int32)
         self._step("items:push")
         try:
+            since = self._store.confirmation.begin()
             await self._store.generations.push_delta(
                 self._lease, summary.epoch, summary.generation, rows, vectors, factors=factors
             )
+            # A replica that is promoted without them would leave these items as they were before.
+            await self._store.confirmation.wait(since)
         except StoreError:
             ratings.put_back(chosen)
             raise

@@ -6,11 +6,15 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from factors import item_statistics
+from featurestore.confirmation import Confirmation
+from featurestore.errors import StoreUnavailable
+from featurestore.generations.catalog import Generations
 from featurestore.generations.follower import Follower
 from featurestore.generations.manifest import Pointer
 from featurestore.generations.served import wait_until_served
@@ -30,6 +34,8 @@ from tests.support.trainers import (
     until_live,
 )
 from tests.support.waiting import wait_until_async
+from trainer.app import Trainer
+from trainer.errors import CannotStartError
 from trainer.gate import Policy
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
@@ -324,18 +330,39 @@ async def test_held_generation_is_not_replaced_unasked(
         assert third > second
 
 
-async def test_ratings_out_of_scale_fail_the_command_and_leave_the_live_one(
-    store: Store, settings: TrainerSettings
+async def test_a_rating_off_the_scale_is_not_archived(store: Store, settings: TrainerSettings) -> None:
+    """No call can have written it. In the archive it would let every fit fail."""
+    given = ratings()
+    async with running_trainer(settings):
+        await store.ratings.append(given)
+        generation = await fitted(store)
+    await store.ratings.append([NewRating(b"u1", b"i1", 77.0, 1e9)])
+    with pytest.raises(CannotStartError, match=r"ratings: entry .* is not what was written"):
+        await asyncio.wait_for(Trainer(settings).run(asyncio.Event()), 30)
+    assert (await store.generations.live()).generation == generation
+    assert len(archived(settings)) == len(given)
+
+
+async def test_items_that_no_replica_confirmed_are_pushed_again(
+    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pushes, push = [0], Generations.push_delta
+
+    async def pushed(*args: Any, **more: Any) -> None:
+        await push(*args, **more)
+        pushes[0] += 1
+
+    async def wait(_: Confirmation, __: object) -> None:
+        if pushes == [1]:
+            raise StoreUnavailable("the store's replicas did not confirm the write in time")
+
     async with running_trainer(settings):
         await store.ratings.append(ratings())
-        generation = await fitted(store)
-        await store.ratings.append([NewRating(b"u1", b"i1", 77.0, 1e9)])
-        command = await store.commands.ask("refit", epoch=1)
-        outcome = await store.commands.wait(command, 30)
-        assert outcome is not None
-        assert (outcome.state, outcome.code) == ("failed", "fit_refused")
-        assert (await store.generations.live()).generation == generation
+        await fitted(store)
+        monkeypatch.setattr(Generations, "push_delta", pushed)
+        monkeypatch.setattr(Confirmation, "wait", wait)
+        await store.ratings.append([NewRating(b"u1", b"fresh", 5.0, 1e9)])
+        await wait_until_async(lambda: pushes[0] > 1, 20, "the item is pushed again")
 
 
 async def test_implicit_engine_goes_live_and_users_are_folded_in(
