@@ -37,6 +37,7 @@ from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import RankingParameters
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
 from factors.ranking.training import RankingFit
+from factors.ranking.type_weights import TypeWeight
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.explain import explain
@@ -92,6 +93,7 @@ __all__ = [
     "Scale",
     "Scorer",
     "Scores",
+    "TypeWeight",
     "UInt8s",
     "all_finite_items",
     "build_index",

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from factors import Blended, Bools, Float32s, Int64s, Ranked
-from featurestore.codecs import History, pack_histories
+from featurestore.codecs import History, pack_feedback
 from featurestore.generations.live import LiveGeneration
 from service.http.problems import Problem
 from service.metrics import Counts
@@ -51,7 +51,7 @@ class RankingRequest:
         """Whether it takes less than about 2 ms."""
         depth, ranking = self.n + len(self.exclude), self.live.ranking
         if self.history is not None and ranking is not None:
-            return ranking.multiplications(len(self.history), depth) <= _QUICK
+            return ranking.multiplications(self.history.entries, depth) <= _QUICK
         return self.live.ranker.multiplications(sampled=self.rng is not None, depth=depth) <= _QUICK
 
 
@@ -146,7 +146,7 @@ def _rank(block: list[RankingRequest]) -> list[Blended]:
     histories = [request.history for request in block if request.history is not None]
     if live.ranking is not None and len(histories) == len(block):
         return live.ranking.top(
-            *(live.scorer, vectors, pack_histories(histories), first.n, exclude),
+            *(live.scorer, vectors, pack_feedback(histories), first.n, exclude),
             allowed=first.allowed,
             rng=first.rng,
         )

@@ -7,13 +7,15 @@ From top to bottom: decide -> take a snapshot -> fit -> judge -> publish -> swit
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from factors import TypeWeight
 from featurestore.commands import FailureCode
 from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown
 from featurestore.leases import Lease
+from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
 from trainer import gate, log
 from trainer.archive.epoch_archive import Snapshot
@@ -258,6 +260,7 @@ class Refitter:
                     seed=epoch.archive.epoch,
                     live=None if fit is None else str(fit.path.absolute()),
                     from_scratch=self._from_scratch,
+                    types=weights_of(await with_retries(self._store.event_types.current)),
                 )
                 fitting = fit_in_process(request, files, step=self._step)
                 result = await (self._unless_requested(fitting) if automatic else fitting)
@@ -290,6 +293,11 @@ class Refitter:
             running.cancel()
             requested.cancel()
             await asyncio.wait({running, requested})
+
+
+def weights_of(types: Sequence[EventType]) -> tuple[TypeWeight, ...]:
+    """Return what events of these types count in a ranking head; those of retired ones count on."""
+    return tuple(TypeWeight(each.code, each.meaning, each.weight, each.consumed) for each in types)
 
 
 def _failure(exc: Exception) -> Failure:

@@ -65,6 +65,13 @@ class Choices:
     time: Float64s
     type_code: UInt8s
 
+    def take(self, rows: Int64s | Bools) -> "Choices":
+        """Return those at `rows` (positions, or a mask) alone."""
+        return Choices(
+            *(self.user_row[rows], self.item_row[rows], self.value[rows], self.time[rows]),
+            self.type_code[rows],
+        )
+
     def ratings(self) -> Ratings:
         """Return the ratings alone."""
         rated = self.type_code == 0
@@ -88,12 +95,20 @@ class Histories:
     time: Float64s
     type_code: UInt8s | None = None
 
-    def one(self, number: int) -> "Histories":
-        """Return history `number` alone."""
-        part = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
-        offsets = np.array([0, part.stop - part.start], dtype=np.int64)
-        codes = None if self.type_code is None else self.type_code[part]
-        return Histories(offsets, self.other_row[part], self.value[part], self.time[part], codes)
+    def part(self, start: int, stop: int) -> "Histories":
+        """Return the histories from `start` to before `stop`."""
+        entries = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        offsets = self.offsets[start : stop + 1] - self.offsets[start]
+        codes = None if self.type_code is None else self.type_code[entries]
+        return Histories(offsets, self.other_row[entries], self.value[entries], self.time[entries], codes)
+
+    def ratings(self) -> "Histories":
+        """Return the same histories with the ratings alone."""
+        if self.type_code is None:
+            return self
+        rated = self.type_code == 0
+        offsets = np.concatenate([[0], np.cumsum(rated)])[self.offsets]
+        return Histories(offsets, self.other_row[rated], self.value[rated], self.time[rated])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,19 @@
 """Fits a ranking head: chooses, then learns from everything. Invariant: what is published is finite."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from factors.errors import FitRefused
-from factors.inference.histories import compress_pairs
-from factors.model.types import Ratings
+from factors.inference.histories import Compressed, compress_pairs
+from factors.model.types import Choices, Ratings
 from factors.ranking.choices import HoldOut, choices_of
 from factors.ranking.head import RankingHead
+from factors.ranking.held_out import Typed
 from factors.ranking.selection import LEAST_EVENTS, choose
 from factors.ranking.training import RankingFit, fit_with
+from factors.ranking.type_weights import TypeTable, TypeWeight, one_of_pairs, resolved
 
 # From an earlier head so many sweeps take in what is new, as many as a choice has.
 _SWEEPS = 4
@@ -27,27 +30,51 @@ def fit_ranking(
     threads: int = 1,
     hold_out: HoldOut = "latest",
     start: RankingHead | None = None,
+    choices: Choices | None = None,
+    types: Sequence[TypeWeight] = (),
 ) -> RankingFit:
-    """Return a head fitted to who rated what, with choices made on a part of it that is held out.
+    """Return a head fitted to who rated what, with settings chosen on a part of it that is held out.
 
     `hold_out`: the latest events of each user, where times tell which they are, or a random part. `start`: an
     earlier head, perhaps of fewer items, to go on from while the events are about as many as it was chosen
-    by. BLAS threads are the caller's to pin. Raises `FitRefused` where there is nothing to learn from, and
+    by. `choices`: where there are events of other types, these and the ratings, which count as `types` say.
+    BLAS threads are the caller's to pin. Raises `FitRefused` where there is nothing to learn from, and
     `FitDiverged`.
     """
-    by_user = compress_pairs(ratings.user_row, ratings.item_row, ratings.value, ratings.time, n_users)
+    by_user, to_choose = _events(ratings, n_users, start, choices, types)
+    codes = None if to_choose is None else to_choose.codes
     events = len(by_user.other)
     if events == 0:
         raise FitRefused("no rating to learn a ranking from")
-    if start is not None and LEAST_EVENTS <= events < _AGAIN * start.parameters.decided:
-        choices = replace(choices_of(start.parameters), sweeps=_SWEEPS)
-        found = fit_with(by_user, n_items, choices, rng=rng, begin=start.items, threads=threads)
+    chosen = to_choose is None or not to_choose.open_codes
+    if start is not None and chosen and LEAST_EVENTS <= events < _AGAIN * start.parameters.decided:
+        settings = replace(choices_of(start.parameters), sweeps=_SWEEPS)
+        settings = replace(settings, types=() if to_choose is None else to_choose.types)
+        found = fit_with(by_user, n_items, settings, rng=rng, begin=start.items, threads=threads, codes=codes)
     else:
-        choices, figures = choose(by_user, n_items, hold_out, rng, threads)
-        found = fit_with(by_user, n_items, choices, rng=rng, threads=threads)
+        settings, figures = choose(by_user, n_items, hold_out, rng, threads, types=to_choose)
+        found = fit_with(by_user, n_items, settings, rng=rng, threads=threads, codes=codes)
         found = replace(found, metrics=figures)
     told = {
-        f"ranking_{name}": float(getattr(choices, name))
+        f"ranking_{name}": float(getattr(settings, name))
         for name in ("negatives", "ridge", "sparse_weight", "recency_boost", "gamma")
     }
+    told |= {f"ranking_weight_{each.code}": float(each.weight or 0.0) for each in settings.types}
     return replace(found, metrics={**found.metrics, **told})
+
+
+def _events(
+    ratings: Ratings,
+    n_users: int,
+    start: RankingHead | None,
+    choices: Choices | None,
+    types: Sequence[TypeWeight],
+) -> tuple[Compressed, Typed | None]:
+    """Return the events by user, and of events of several types what they count."""
+    if choices is None:
+        return compress_pairs(ratings.user_row, ratings.item_row, ratings.value, ratings.time, n_users), None
+    used = set(np.unique(choices.type_code).tolist())
+    weights, open_codes = resolved(types, () if start is None else start.parameters.types)
+    high = float(ratings.value.max()) if len(ratings.value) else 1.0
+    by_user = one_of_pairs(choices, n_users, TypeTable.of(weights), high)
+    return by_user, Typed(choices.type_code, weights, open_codes & used)

@@ -2,14 +2,15 @@
 judged by.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from factors.inference.histories import Compressed
-from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s
+from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s, UInt8s
 from factors.ranking.choices import HoldOut
 from factors.ranking.parameters import later_events
+from factors.ranking.type_weights import TypeTable, TypeWeight
 
 # A tenth of the events is held out: so many are learned less than will be.
 _SHARE = 0.1
@@ -19,6 +20,8 @@ _LEAST = 5
 DEPTH, SHORT = 100, 10
 # Lists are made of so many users and items at most: 160 MB of scores.
 _MOST_USERS, _MOST_SCORES = 2_000, 40_000_000
+# A tenth of as many events as a choice needs.
+LEAST_WANTED = 100
 # Relevance runs from 0 to 4, as judges of search results have it: gains 2^grade - 1 (Burges et al., 2005).
 _GRADES = 4
 
@@ -37,9 +40,18 @@ class HeldOut:
     gain: Float64s
 
     @classmethod
-    def of(cls, by_user: Compressed, n_items: int, held: Bools, rng: np.random.Generator) -> "HeldOut":
-        """Hold out the entries `held` (n,)."""
+    def of(
+        cls,
+        by_user: Compressed,
+        n_items: int,
+        held: Bools,
+        rng: np.random.Generator,
+        typed: "Typed | None" = None,
+    ) -> "HeldOut":
+        """Hold out the entries `held` (n,). `typed`: what tells which of these are wanted; None: all."""
         known, wanted = _part(by_user, ~held), _part(by_user, held)
+        if typed is not None:
+            wanted = _part(wanted, typed.wanted(wanted))
         users = np.flatnonzero(wanted.counts)
         most = max(1, min(_MOST_USERS, _MOST_SCORES // max(1, n_items)))
         if len(users) > most:
@@ -58,6 +70,8 @@ class HeldOut:
         histories = Histories(
             indptr, listed.other[order].astype(np.int32), listed.value[order], listed.time[order]
         )
+        if typed is not None:
+            histories = replace(histories, type_code=typed.codes[listed.source[order]])
         return cls(known, users, histories, row, item, np.exp2(_GRADES * grade) - 1.0)
 
     def quality(self, scores: Float32s, gain: Float64s | None = None, depth: int = DEPTH) -> Float64s:
@@ -84,6 +98,29 @@ class HeldOut:
             np.bincount(self.row[order], ideal, len(self.users)),
         )
         return np.asarray(sums[0] / np.maximum(sums[1], 1e-12))
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """Types of events: their `codes` by the `source` of an entry, what they count to begin with, and the
+    codes of the types whose weight is to be chosen.
+    """
+
+    codes: UInt8s
+    types: tuple[TypeWeight, ...]
+    open_codes: frozenset[int]
+
+    def wanted(self, data: Compressed) -> Bools:
+        """Return which events (n,) lists are to find: ratings and what users did on purpose; where there are
+        too few to choose by, all that was wanted.
+        """
+        own, table = self.codes[data.source], TypeTable.of(self.types)
+        decisive = table.decisive[own]
+        return decisive if decisive.sum() >= LEAST_WANTED else table.target[own] > 0
+
+    def ratings(self, data: Compressed) -> Compressed:
+        """Return the events that are ratings."""
+        return _part(data, self.codes[data.source] == 0)
 
 
 def hold_out(by_user: Compressed, how: HoldOut, rng: np.random.Generator) -> tuple[Bools, HoldOut]:

@@ -113,12 +113,20 @@ class CoOccurrences:
     events: Int64s
 
     @classmethod
-    def of(cls, by_user: Compressed, n_items: int) -> "CoOccurrences":
-        """Count the events of the users, of which the longest histories are thinned."""
+    def of(cls, by_user: Compressed, n_items: int, said: Float64s | None = None) -> "CoOccurrences":
+        """Count the events of the users, of which the longest histories are thinned. `said`: how much each
+        event (n,) says, 1 where None.
+        """
+        if said is not None:
+            # An item that was not wanted is chosen together with none.
+            (wanted,) = np.nonzero(said)
+            by_user, said = by_user.only(wanted), said[wanted]
         events = by_user.thinned(*_thinning(by_user.counts))
         weight = (events.counts + 1.0) ** -0.5
         weight /= (weight @ events.counts) / max(1, len(events.other))
         root = np.repeat(np.sqrt(weight), events.counts).astype(np.float32)
+        if said is not None:
+            root *= said[events.source]
         chosen = sp.csr_array((root, events.other, events.indptr), shape=(by_user.rows, n_items))
         gram = sp.csr_array(chosen.T @ chosen)
         gram.sort_indices()

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from factors.inference.histories import Compressed
-from factors.model.types import Float32s, Float64s, Scale
+from factors.model.types import Float32s, Float64s, Scale, UInt8s
 from factors.ranking.blending import blended
 from factors.ranking.choices import HoldOut, RankingChoices
 from factors.ranking.expected import expected_ratings
 from factors.ranking.head import RankingHead
-from factors.ranking.held_out import SHORT, HeldOut, hold_out
+from factors.ranking.held_out import LEAST_WANTED, SHORT, HeldOut, Typed, hold_out
 from factors.ranking.neighbours import CoOccurrences, Neighbours, no_neighbours
 from factors.ranking.parameters import RankingParameters
-from factors.ranking.training import fit_factors
+from factors.ranking.training import fit_factors, said
+from factors.ranking.type_weights import CODES
 
 # Of fewer events less than a hundred are held out, and chance would choose.
 LEAST_EVENTS = 1_000
@@ -45,19 +46,29 @@ _COST = 0.005
 
 
 def choose(
-    by_user: Compressed, n_items: int, how: HoldOut, rng: np.random.Generator, threads: int = 1
+    by_user: Compressed,
+    n_items: int,
+    how: HoldOut,
+    rng: np.random.Generator,
+    threads: int = 1,
+    *,
+    types: Typed | None = None,
 ) -> tuple[RankingChoices, dict[str, float]]:
-    """Return the choices for the events `by_user`, and figures of how they were made."""
+    """Return the choices for the events `by_user`, and figures of how they were made. `types`: where there
+    are events that are no ratings.
+    """
     decided = float(len(by_user.other))
+    begin = RankingChoices() if types is None else RankingChoices(types=types.types)
     # A single user is not to be all that is looked at.
     sample, n_items = _sample(by_user.thinned(), n_items, rng)
     if len(sample.other) < LEAST_EVENTS:
-        return RankingChoices(), {}
+        return begin, {}
     held, how = hold_out(sample, how, rng)
-    search = _Search(HeldOut.of(sample, n_items, held, rng), n_items, threads)
-    choices = search.settings(replace(RankingChoices(), decided=decided))
+    search = _Search(HeldOut.of(sample, n_items, held, rng, types), n_items, threads, begin, types)
+    choices = search.weights(search.settings(replace(begin, decided=decided)))
     if how == "latest":
         choices = search.recency(choices)
+    # An event of another type has the highest rating.
     scale = Scale(float(sample.value.min()), float(sample.value.max()))
     choices, figures = search.gamma(choices, scale, rng)
     rank, sweeps = RankingChoices().rank, RankingChoices().sweeps
@@ -67,17 +78,22 @@ def choose(
 
 @dataclass(slots=True)
 class _Search:
-    """The fits of a search. `factors` and `found` are those of the best choices so far."""
+    """The fits of a search, from the choices `begin` on. `factors` and `found` are those of the best choices
+    so far.
+    """
 
     held: HeldOut
     n_items: int
     threads: int
+    begin: RankingChoices
+    typed: Typed | None = None
     together: CoOccurrences = field(init=False)
     factors: tuple[RankingParameters, Float32s] | None = None
     neighbours: Neighbours = field(init=False)
 
     def __post_init__(self) -> None:
-        self.together = CoOccurrences.of(self.held.known, self.n_items)
+        known = self.held.known
+        self.together = CoOccurrences.of(known, self.n_items, said(known, self.begin, self._codes))
         self.neighbours = no_neighbours(self.n_items)
 
     def settings(self, choices: RankingChoices) -> RankingChoices:
@@ -114,6 +130,44 @@ class _Search:
         weight, _ = self._weighted(dense, self.neighbours)
         return replace(choices, sparse_weight=weight)
 
+    @property
+    def _codes(self) -> UInt8s | None:
+        return None if self.typed is None else self.typed.codes
+
+    def weights(self, choices: RankingChoices) -> RankingChoices:
+        """Return choices with the weight of one type after the other moved to where lists are best."""
+        if self.typed is None:
+            return choices
+        events = np.bincount(self.typed.codes[self.held.known.source], minlength=CODES)
+        for code in sorted(self.typed.open_codes):
+            # Of fewer, chance would choose.
+            if events[code] >= LEAST_WANTED:
+                choices = self._weight_moved(choices, code)
+        return choices
+
+    def _weight_moved(self, choices: RankingChoices, code: int) -> RankingChoices:
+        found: dict[float, tuple[RankingChoices, tuple[RankingParameters, Float32s]]] = {}
+
+        def measure(value: float) -> float:
+            types = (replace(each, weight=value) if each.code == code else each for each in choices.types)
+            return self._measured(replace(choices, types=tuple(types)), found, value)
+
+        weight = next(each.weight or 1.0 for each in choices.types if each.code == code)
+        best = climb(weight, lambda value, up: value * _RIDGE_STEP**up, measure)
+        chosen, self.factors = found[best]
+        return chosen
+
+    def _measured(
+        self,
+        choices: RankingChoices,
+        found: dict[float, tuple[RankingChoices, tuple[RankingParameters, Float32s]]],
+        value: float,
+    ) -> float:
+        """Return how good lists are with these choices, and keep the factors with `value`."""
+        found[value] = choices, self._fit(choices)
+        term = self.neighbours.scaled(choices.sparse_weight)
+        return float(self.held.quality(self._relevance(choices, found[value][1], term)).mean())
+
     def recency(self, choices: RankingChoices) -> RankingChoices:
         """Return choices with as little recency as is as good as the best."""
         qualities = {choices: self._quality(choices)}
@@ -135,7 +189,8 @@ class _Search:
         """
         held = self.held
         relevance = self._relevance(choices, self._best(), self.neighbours.scaled(choices.sparse_weight))
-        rating = expected_ratings(held.known, self.n_items, held.users, scale, rng)
+        rated = held.known if self.typed is None else self.typed.ratings(held.known)
+        rating = expected_ratings(rated, self.n_items, held.users, scale, rng)
         if rating is None or scale.low >= scale.high:
             return replace(choices, gamma=0.0), {"ranking_ndcg": float(held.quality(relevance).mean())}
         parts = relevance.astype(np.float64), rating.astype(np.float64)
@@ -159,10 +214,7 @@ class _Search:
 
         def measure(value: float) -> float:
             change: dict[str, Any] = {name: value}
-            moved = replace(choices, **change)
-            tried[value] = moved, self._fit(moved)
-            term = self.neighbours.scaled(choices.sparse_weight)
-            return float(self.held.quality(self._relevance(moved, tried[value][1], term)).mean())
+            return self._measured(replace(choices, **change), tried, value)
 
         best, self.factors = tried[climb(getattr(choices, name), move, measure)]
         return best
@@ -171,7 +223,8 @@ class _Search:
         begin = None if self.factors is None else self.factors[1]
         # All begin alike: a choice must not win by its start.
         rng = np.random.default_rng(1)
-        return fit_factors(self.held.known, self.n_items, choices, rng=rng, begin=begin, threads=self.threads)
+        how: dict[str, Any] = {"rng": rng, "begin": begin, "threads": self.threads, "codes": self._codes}
+        return fit_factors(self.held.known, self.n_items, choices, **how)
 
     def _best(self) -> tuple[RankingParameters, Float32s]:
         if self.factors is None:

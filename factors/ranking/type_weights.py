@@ -10,7 +10,7 @@ An event of weight `w` is a term `w (x y - t)^2` of the squares that the head mi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -41,6 +41,26 @@ class TypeWeight:
     meaning: Meaning
     weight: float | None = None
     decisive: bool = False
+
+
+def resolved(
+    types: Sequence[TypeWeight], earlier: Sequence[TypeWeight] = ()
+) -> tuple[tuple[TypeWeight, ...], frozenset[int]]:
+    """Return the types, each with a weight: its own, else that of `earlier`, else that of its meaning; and
+    the codes of those that have this last one, and are to be chosen.
+    """
+    before = {each.code: each.weight for each in earlier}
+    open_codes = {each.code for each in types if each.weight is None and before.get(each.code) is None}
+    weights = [
+        each.weight
+        if each.weight is not None
+        else _UNCHOSEN[each.meaning]
+        if each.code in open_codes
+        else before[each.code]
+        for each in types
+    ]
+    found = tuple(replace(each, weight=weight) for each, weight in zip(types, weights, strict=True))
+    return found, frozenset(open_codes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ class BlendedRanker:
         excluded = [rows[(rows >= 0) & (rows < count)] for rows in excluded]
         # All users of the block at once: a fold-in is a few calls of LAPACK, whose overhead they share.
         expected = head.fold_in_users(histories)
-        parts = [histories.one(j) for j in range(b)]
+        parts = [histories.part(j, j + 1) for j in range(b)]
         vectors = expected
         if rng is not None:
             pairs = zip(expected, parts, strict=True)

@@ -1,4 +1,4 @@
-"""The catalogue as one file of a backup, with attributes of users and scenarios.
+"""The catalogue as one file of a backup, with attributes of users, scenarios and types of events.
 
 Invariant: what is put back replaces nothing: a store that has an item, or has deleted it since, keeps that.
 """
@@ -17,6 +17,7 @@ from featurestore.catalogue.catalogue import READ_AT_ONCE, Catalogue, Change
 from featurestore.catalogue.item import AttributeType, AttributeValue, CatalogueItem, type_of
 from featurestore.catalogue.scenarios import Scenarios
 from featurestore.catalogue.schema import KINDS, Kind, Types
+from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, EventTypes, with_types
 
 FORMAT = "foldin-catalogue-1"
 # Text of one language: a higher level takes five times as long for a tenth less.
@@ -40,7 +41,7 @@ class DumpedUser(msgspec.Struct, frozen=True):
 
 class Dump(msgspec.Struct, frozen=True):
     """All of a catalogue. `deleted`: ids of deleted items; `types`: of attributes, by kind and name;
-    `scenarios`: rules as JSON, by name.
+    `scenarios`: rules as JSON, by name; `event_types`: where they are not those that a store begins with.
     """
 
     types: dict[str, dict[str, AttributeType]]
@@ -48,11 +49,12 @@ class Dump(msgspec.Struct, frozen=True):
     deleted: list[str]
     users: list[DumpedUser]
     scenarios: dict[str, str] = {}
+    event_types: list[EventType] = []
     format: str = FORMAT
 
     def __bool__(self) -> bool:
         """Whether there is anything in it."""
-        known = self.items or self.deleted or self.users or self.scenarios
+        known = self.items or self.deleted or self.users or self.scenarios or self.event_types
         return bool(known or any(self.types.values()))
 
 
@@ -80,7 +82,9 @@ def dump_from_bytes(data: bytes) -> Dump:
     return dump
 
 
-async def read_dump(catalogue: Catalogue, attributes: UserAttributes, scenarios: Scenarios) -> Dump:
+async def read_dump(
+    catalogue: Catalogue, attributes: UserAttributes, scenarios: Scenarios, event_types: EventTypes
+) -> Dump:
     """Return all that was acknowledged before the call. Raises `StoreError`."""
     items: dict[str, CatalogueItem] = {}
     after = b""
@@ -105,16 +109,24 @@ async def read_dump(catalogue: Catalogue, attributes: UserAttributes, scenarios:
             users[user_id] = DumpedUser(user_id.decode(), at_ms, values)
         more = cursor != 0
     types: dict[str, dict[str, AttributeType]] = {kind: await catalogue.schema.types(kind) for kind in KINDS}
-    return Dump(types, list(items.values()), sorted(deleted), list(users.values()), await scenarios.texts())
+    known = await event_types.current()
+    lists = list(items.values()), sorted(deleted), list(users.values())
+    return Dump(types, *lists, await scenarios.texts(), [] if known == DEFAULT_TYPES else list(known))
 
 
 async def put_back(
-    catalogue: Catalogue, attributes: UserAttributes, scenarios: Scenarios, dump: Dump
+    catalogue: Catalogue,
+    attributes: UserAttributes,
+    scenarios: Scenarios,
+    event_types: EventTypes,
+    dump: Dump,
 ) -> PutBack:
     """Put back what the store lacks; values whose attribute has another type there are left out.
 
-    Safe to repeat. Raises `StoreError`.
+    Safe to repeat. Raises `StoreError`, `StoreRefused` where a code means another type of event there.
     """
+    if dump.event_types:
+        await event_types.change(partial(with_types, more=dump.event_types))
     types = {kind: await _types(catalogue, dump, kind) for kind in KINDS}
     by_id = {item.item_id.encode(): item for item in dump.items}
     gone = {item_id.encode() for item_id in dump.deleted}

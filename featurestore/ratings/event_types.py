@@ -87,6 +87,20 @@ def replaced(before: Sequence[EventType], wanted: Sequence[NewType]) -> tuple[Ev
     return tuple(sorted(found.values(), key=lambda each: each.code))
 
 
+def with_types(before: Sequence[EventType], more: Sequence[EventType]) -> tuple[EventType, ...]:
+    """Return the types `before` with those of `more` that they lack. Raises `StoreRefused` where a code or a
+    name means another type.
+    """
+    found = {each.code: each for each in before}
+    for each in more:
+        there = found.setdefault(each.code, each)
+        if (there.name, there.meaning) != (each.name, each.meaning):
+            raise StoreRefused(f"the event type {each.code} is {there.name} here, and {each.name} there")
+    if len({each.name for each in found.values()}) < len(found):
+        raise StoreRefused("an event type has another code here than there")
+    return tuple(found[code] for code in sorted(found))
+
+
 def consumed_codes(types: Sequence[EventType]) -> list[int]:
     """Return the codes of the types after which an item counts as seen."""
     return [each.code for each in types if each.consumed]

@@ -60,7 +60,7 @@ class Erased:
         came = self.since.take(self.stays(self.since) & erased[self.since.user])
         columns = {
             name: np.concatenate([getattr(events.take(~erased[events.user]), name), getattr(came, name)])
-            for name in ("user", "item", "n", "rating", "time", "arrived_ms")
+            for name in ("user", "item", "n", "rating", "time", "arrived_ms", "type_code")
         }
         return RatingEvents(events.user_ids, events.item_ids, **columns)
 

@@ -11,7 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Float64s, Int64s
+from factors import Float64s, Int64s, UInt8s
+from featurestore.codecs import type_codes_of
+
+# Codes of types have five bits.
+_TYPES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,8 @@ class RatingEvents:
     `n` int64 (m,): of the events of a pair the one with the highest is the last, of equal ones the later in
     this order. `rating` float64 (m,), NaN takes the pair back; `time` float64 (m,), seconds since 1970, NaN
     if unknown; `arrived_ms` int64 (m,), by the store's clock; where that is unknown 0, or, of a rebuilt
-    archive, the negative of a time by which it was there.
+    archive, the negative of a time by which it was there; `type_code` uint8 (m,), 0 for a rating, of
+    another type `rating` is the value. A pair is a user with an item and a type.
     """
 
     user_ids: pa.StringArray
@@ -32,9 +37,16 @@ class RatingEvents:
     rating: Float64s
     time: Float64s
     arrived_ms: Int64s
+    type_code: UInt8s
 
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def key(self) -> Int64s:
+        """Return item and type of each event (m,) as one number: with the user, what a later one replaces."""
+        keys: Int64s = self.item * _TYPES + self.type_code
+        return keys
 
     def take(self, rows: Int64s | npt.NDArray[np.bool_]) -> "RatingEvents":
         """Some of the events, in this order, with the same codes."""
@@ -46,6 +58,7 @@ class RatingEvents:
             rating=self.rating[rows],
             time=self.time[rows],
             arrived_ms=self.arrived_ms[rows],
+            type_code=self.type_code[rows],
         )
 
 
@@ -62,9 +75,10 @@ def of_tables(tables: Iterable[pa.Table]) -> RatingEvents:
     items, item_ids = _codes([table["item_id"] for table in tables])
     n, arrived, seq = (_numbers(tables, name, np.int64) for name in ("n", "stream_ms", "stream_seq"))
     rating, time = (_numbers(tables, name, np.float64) for name in ("rating", "time"))
+    codes = type_codes_of(_numbers(tables, "item_row", np.uint32))
     # A rebuilt archive has the time when it was rebuilt in place of the number.
     arrived = np.where(arrived > 0, arrived, -seq)
-    return RatingEvents(user_ids, item_ids, users, items, n, rating, time, arrived)
+    return RatingEvents(user_ids, item_ids, users, items, n, rating, time, arrived, codes)
 
 
 def with_codes_of(events: RatingEvents, other: RatingEvents) -> RatingEvents:
@@ -106,7 +120,7 @@ def joined(first: RatingEvents, later: RatingEvents) -> RatingEvents:
     after = int(first.n.max(initial=0)) + 1 - int(later.n.min(initial=0))
     columns = {
         name: np.concatenate([getattr(first, name), getattr(later, name)])
-        for name in ("user", "item", "rating", "time", "arrived_ms")
+        for name in ("user", "item", "rating", "time", "arrived_ms", "type_code")
     }
     return RatingEvents(
         later.user_ids, later.item_ids, n=np.concatenate([first.n, later.n + after]), **columns

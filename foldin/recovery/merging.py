@@ -36,11 +36,11 @@ def merge(source: RatingEvents, live: RatingEvents) -> Merged:
     It is the last live one where the source has that less often than the live side has; else the last one of
     the source. Equal is what has the same bits: the same rating may be given again, after another.
     """
-    last_source = last_of_pairs(source.user, source.item, source.n)
-    last_live = last_of_pairs(live.user, live.item, live.n)
+    last_source = last_of_pairs(source.user, source.key, source.n)
+    last_live = last_of_pairs(live.user, live.key, live.n)
     # A pair as one number: a sort by one key, and a search in it.
-    width = 1 + max(source.item.max(initial=0), live.item.max(initial=0))
-    source_pair, live_pair = source.user * width + source.item, live.user * width + live.item
+    width = 1 + max(source.key.max(initial=0), live.key.max(initial=0))
+    source_pair, live_pair = source.user * width + source.key, live.user * width + live.key
     # Ordered as `last_of_pairs` orders them: by user, then item.
     wanted = live_pair[last_live]
     seen, given = (
@@ -53,7 +53,7 @@ def merge(source: RatingEvents, live: RatingEvents) -> Merged:
 
 def holding(events: RatingEvents) -> Int64s:
     """Return the positions of the ratings that hold, ordered by user, then item."""
-    last = last_of_pairs(events.user, events.item, events.n)
+    last = last_of_pairs(events.user, events.key, events.n)
     return last[~np.isnan(events.rating[last])]
 
 
@@ -106,8 +106,8 @@ def differences(before: RatingEvents, after: RatingEvents) -> tuple[Int64s, Int6
     """Return positions: in `after` of pairs that are new, in `before` of those that are gone, in `after` of
     those with another rating or time. Both as in `change`.
     """
-    width = 1 + max(before.item.max(initial=0), after.item.max(initial=0))
-    was, now = before.user * width + before.item, after.user * width + after.item
+    width = 1 + max(before.key.max(initial=0), after.key.max(initial=0))
+    was, now = before.user * width + before.key, after.user * width + after.key
     # Each side has a pair once: `holding` has seen to it.
     _, old, fresh = np.intersect1d(was, now, assume_unique=True, return_indices=True)
     same = (bits(before.rating[old]) == bits(after.rating[fresh])) & (

@@ -18,7 +18,7 @@ import numpy as np
 
 from factors import Int64s
 from featurestore.catalogue.dump import Dump, put_back
-from featurestore.errors import EpochBusy, EpochGone, StoreError
+from featurestore.errors import EpochBusy, EpochGone, StoreError, StoreRefused
 from featurestore.generations.manifest import Pointer
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store
@@ -183,9 +183,12 @@ class Restore:
         stays = erased.since_erasure([user.user_id.encode() for user in dump.users], at_ms)
         users = [user for user, is_kept in zip(dump.users, stays.tolist(), strict=True) if is_kept]
         dump = msgspec.structs.replace(dump, users=users)
-        found = await retried(
-            put_back, self._store.catalogue, self._store.attributes, self._store.scenarios, dump
-        )
+        store = self._store
+        try:
+            held = store.catalogue, store.attributes, store.scenarios, store.event_types
+            found = await retried(put_back, *held, dump)
+        except StoreRefused as exc:
+            raise RecoveryRefusedError(f"{exc}: its events would mean something else") from exc
         self._say(
             f"  {found.items:,} items of the catalogue and attributes of {found.users:,} users are back"
         )
@@ -293,6 +296,7 @@ class Restore:
                     [items[code] for code in events.item[rows].tolist()],
                     events.rating[rows],
                     events.time[rows],
+                    events.type_code[rows] if events.type_code[rows].any() else None,
                 )
                 await retried(writer.ratings.append_columns, columns, epoch=epoch)
                 written += len(columns)

@@ -146,7 +146,7 @@ def read_source(source: Source, *, skip_damaged: bool = False) -> Archived:
 def require_scale(archived: Archived, source: Source, store: Store) -> None:
     """Raise `RecoveryRefusedError` where the store does not take such ratings."""
     rating, scale = archived.events.rating, store.config.scale
-    valid = rating[~np.isnan(rating)]
+    valid = rating[~np.isnan(rating) & (archived.events.type_code == 0)]
     if len(valid) and (valid.min() < scale.low or valid.max() > scale.high):
         told = source.manifest.scale if source.manifest else f"{valid.min():g}:{valid.max():g}"
         raise RecoveryRefusedError(

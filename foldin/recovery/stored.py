@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from factors import Int64s
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, item_rows_of, type_codes_of
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from foldin.recovery.events import RatingEvents
@@ -57,11 +57,12 @@ def _columns(users: list[StoredUser], item_ids: pa.StringArray) -> Histories:
         user_ids=string_array(user.user_id for user in users),
         item_ids=item_ids,
         user=owner,
-        item=entries["item_row"].astype(np.int64),
+        item=item_rows_of(entries["item_row"]),
         n=np.arange(len(entries)) - np.repeat(np.cumsum(counts) - counts, counts),
         rating=entries["rating"].astype(np.float64),
         time=entries["time"].astype(np.float64),
         arrived_ms=np.zeros(len(entries), dtype=np.int64),
+        type_code=type_codes_of(entries["item_row"]),
     )
     # A row beyond the registry is of no item; the store has lost it.
     known = events.item < len(item_ids)

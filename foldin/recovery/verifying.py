@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from factors import Int64s
 from featurestore.catalogue.dump import read_dump
+from featurestore.codecs import item_rows_of
 from featurestore.errors import StoreDamaged
 from featurestore.keys import digest_of
 from featurestore.store import Store
@@ -104,7 +105,7 @@ def _read(paths: Sequence[Path]) -> tuple[RatingEvents, Int64s]:
         tables = [read_segment(path, file)[0] for path, file in files]
     except SegmentDamagedError as exc:
         raise RecoveryStoppedError(f"{exc.path} is damaged ({exc.why}): the trainer rebuilds it") from exc
-    rows = [np.zeros(0, np.int64), *[table["item_row"].to_numpy().astype(np.int64) for table in tables]]
+    rows = [np.zeros(0, np.int64), *[item_rows_of(table["item_row"].to_numpy()) for table in tables]]
     return of_tables(tables), np.concatenate(rows)
 
 
@@ -160,13 +161,14 @@ def _compare(both: _Both, still: npt.NDArray[np.bool_]) -> tuple[list[str], int]
 
 def _pair(events: RatingEvents, row: int) -> str:
     user, item = events.user_ids[int(events.user[row])], events.item_ids[int(events.item[row])]
-    return f"user {user}, item {item}:"
+    code = int(events.type_code[row])
+    return f"user {user}, item {item}{f', event type {code}' if code else ''}:"
 
 
 async def _catalogue(store: Store) -> list[str]:
     """Return a line where something of the catalogue cannot be read: the first thing."""
     try:
-        await retried(read_dump, store.catalogue, store.attributes, store.scenarios)
+        await retried(read_dump, store.catalogue, store.attributes, store.scenarios, store.event_types)
     except StoreDamaged as exc:
         return [str(exc)]
     return []

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 
 from factors import explain
-from featurestore.codecs import pack_histories
+from featurestore.codecs import pack_feedback, pack_histories
 from service.context import CONTEXT
 from service.http.parsing import path_id
 from service.http.response import json_answer
@@ -24,7 +24,9 @@ class Part(msgspec.Struct):
 
 
 class RelevancePart(msgspec.Struct):
-    """By how much having rated one item, at whatever value, moved the relevance."""
+    """By how much having chosen one item, by a rating of whatever value or by another event, moved the
+    relevance.
+    """
 
     item_id: str
     contribution: float
@@ -100,7 +102,8 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
         None if member is None else member.shown,
     )
     if live.ranking is not None:
-        why = await computed(live, history, partial(live.ranking.explain, packed, row, score.rating))
+        whole = pack_feedback([history])
+        why = await computed(live, history, partial(live.ranking.explain, whole, row, score.rating))
         pairs = zip(await item_names(registry, why.item_rows), why.contributions.tolist(), strict=True)
         shares = [RelevancePart(name or "", contribution) for name, contribution in pairs]
         shares.sort(key=lambda part: -abs(part.contribution))

@@ -328,4 +328,4 @@ async def _best_items(
 
 async def computed(live: LiveGeneration, history: History, compute: Callable[[], T]) -> T:
     """Return what `compute` makes of `history`, in a thread where that is long."""
-    return compute() if len(history) <= _LONG else await live.in_thread(compute)
+    return compute() if history.entries <= _LONG else await live.in_thread(compute)

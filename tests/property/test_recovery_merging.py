@@ -12,14 +12,16 @@ from foldin.recovery.events import RatingEvents, with_codes_of
 from foldin.recovery.merging import change, differences, holding, merge
 from trainer.archive.events import string_array
 
-Event = tuple[str, str, int, float, float]  # user, item, n, rating, time
+Event = tuple[
+    str, str, int, float, float
+]  # user, item (of another type than a rating with its code), n, rating, time
 Pair = tuple[str, str]
 
 # Few values, so that ratings repeat: that is what the rule turns on.
 events_ = st.lists(
     st.tuples(
         st.sampled_from(["ann", "bob", "cy"]),
-        st.sampled_from(["x", "y", "z"]),
+        st.sampled_from(["x", "y", "z", "x:1", "x:30", "y:1"]),
         st.integers(1, 6),
         st.sampled_from([1.0, 2.0, nan]),
         st.sampled_from([10.0, 20.0, nan, struct.unpack("<d", struct.pack("<Q", 0x7FF8000000000123))[0]]),
@@ -30,16 +32,17 @@ events_ = st.lists(
 
 def columns(events: list[Event]) -> RatingEvents:
     users = sorted({event[0] for event in events}, reverse=True)
-    items = sorted({event[1] for event in events}, reverse=True)
+    items = sorted({event[1][0] for event in events}, reverse=True)
     return RatingEvents(
         string_array(user.encode() for user in users),
         string_array(item.encode() for item in items),
         np.array([users.index(event[0]) for event in events], dtype=np.int64),
-        np.array([items.index(event[1]) for event in events], dtype=np.int64),
+        np.array([items.index(event[1][0]) for event in events], dtype=np.int64),
         np.array([event[2] for event in events], dtype=np.int64),
         np.array([event[3] for event in events], dtype=np.float64),
         np.array([event[4] for event in events], dtype=np.float64),
         np.zeros(len(events), dtype=np.int64),
+        np.array([int(event[1][2:] or 0) for event in events], dtype=np.uint8),
     )
 
 
@@ -66,7 +69,8 @@ def as_dict(*parts: RatingEvents) -> dict[Pair, tuple[float | None, float | None
     found = {}
     for part in parts:
         for k in range(len(part)):
-            pair = part.user_ids[part.user[k]].as_py(), part.item_ids[part.item[k]].as_py()
+            code = f":{part.type_code[k]}" if part.type_code[k] else ""
+            pair = part.user_ids[part.user[k]].as_py(), part.item_ids[part.item[k]].as_py() + code
             assert pair not in found, "each pair once"
             time = float(part.time[k])
             value = float(part.rating[k])

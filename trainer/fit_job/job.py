@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from factors import FactorsError, FitDiverged, FitSettings, Fitted, Scale
+from factors import FactorsError, FitDiverged, FitSettings, Fitted, Scale, TypeWeight
 from processes.messages import Parent
 from trainer.archive.item_list import read_items
 from trainer.engines import EngineName, make_engine
@@ -47,7 +47,8 @@ FailureKind = Literal["damaged", "refused", "diverged", "memory", "disk"]
 class FitRequest:
     """What to fit and where to leave it. `items`: the file of the registry's item ids; `live`: the folder of
     the live generation's fit, to be compared with, and to start from unless `from_scratch`; `descriptors`:
-    the open files of `paths`, which may have no name any more.
+    the open files of `paths`, which may have no name any more; `types`: what events that are no ratings count
+    in a ranking head.
     """
 
     paths: tuple[str, ...]
@@ -62,6 +63,7 @@ class FitRequest:
     live: str | None = None
     from_scratch: bool = False
     descriptors: tuple[int, ...] = ()
+    types: tuple[TypeWeight, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -96,7 +98,8 @@ def run_fit(request: FitRequest, report: Report) -> None:
     data, live = _fit_ratings(request, rng, report)
     if engine_has_head(request.engine):
         start = None if request.from_scratch else live
-        add_head(unnamed(output), data, start, rng=rng, threads=request.threads)
+        threads, types = request.threads, request.types
+        add_head(unnamed(output), data, start, rng=rng, threads=threads, types=types)
     take_name(output)
 
 

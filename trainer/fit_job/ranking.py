@@ -3,11 +3,12 @@ ratings' result stays as it is.
 """
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from factors import FactorsError, FitRefused, RankingFit, fit_ranking, head_from_bytes
+from factors import FactorsError, FitRefused, RankingFit, TypeWeight, fit_ranking, head_from_bytes
 from trainer import log
 from trainer.engines import EngineName
 from trainer.fit_job.ratings import FitInput
@@ -20,13 +21,20 @@ def engine_has_head(engine: EngineName) -> bool:
 
 
 def add_head(
-    path: Path, data: FitInput, live: FitResult | None, *, rng: np.random.Generator, threads: int
+    path: Path,
+    data: FitInput,
+    live: FitResult | None,
+    *,
+    rng: np.random.Generator,
+    threads: int,
+    types: Sequence[TypeWeight] = (),
 ) -> None:
-    """Fit the ranking head of these ratings, begun from that of the `live` fit, and add it to the result
-    `path`. Where that fails, the log says why, and lists go by expected rating until the next fit.
+    """Fit the ranking head of these ratings and other events, which count as `types` say, begun from that of
+    the `live` fit, and add it to the result `path`. Where that fails, the log says why, and lists go by
+    expected rating until the next fit.
     """
     try:
-        write_head(path, _fitted_head(data, live, rng, threads))
+        write_head(path, _fitted_head(data, live, rng, threads, types))
     except FitRefused:
         # No rating is left.
         return
@@ -35,11 +43,22 @@ def add_head(
 
 
 def _fitted_head(
-    data: FitInput, live: FitResult | None, rng: np.random.Generator, threads: int
+    data: FitInput,
+    live: FitResult | None,
+    rng: np.random.Generator,
+    threads: int,
+    types: Sequence[TypeWeight],
 ) -> RankingFit:
     start = None
     if live is not None and live.ranking is not None:
         # One that is damaged or of another version: this fit chooses for itself.
         with contextlib.suppress(FactorsError):
             start = head_from_bytes(live.ranking.data, len(live.items))
-    return fit_ranking(data.ratings, data.n_users, data.n_items, rng=rng, threads=threads, start=start)
+    return fit_ranking(
+        *(data.ratings, data.n_users, data.n_items),
+        rng=rng,
+        threads=threads,
+        start=start,
+        choices=data.choices,
+        types=types,
+    )

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from factors import (
+    Choices,
     Fitted,
     Model,
     ModelUnreadable,
@@ -52,7 +53,9 @@ class FitResult:
     `item_users[item_indptr[j]:item_indptr[j + 1]]` with `item_values`, `item_times`. Ids lie one behind the
     other in `id_bytes`, cut at `id_offsets` (u + 1,); `hashes` (u,), ascending, finds them by `hash_rows`.
     `ranking` uint8: the ranking head as it is published, and `ranking_users` float32 (u, r), the vectors that
-    items are folded into it with; None where the fit has none.
+    items are folded into it with; None where the fit has none. Events of other types by item, as the ratings:
+    `event_indptr`, `event_users`, `event_codes` uint8, `event_values`, `event_times`; None where there are
+    none.
     """
 
     path: Path
@@ -72,6 +75,11 @@ class FitResult:
     item_times: npt.NDArray[np.float64]
     ranking: npt.NDArray[np.uint8] | None = None
     ranking_users: npt.NDArray[np.float32] | None = None
+    event_indptr: npt.NDArray[np.int64] | None = None
+    event_users: npt.NDArray[np.int32] | None = None
+    event_codes: npt.NDArray[np.uint8] | None = None
+    event_values: npt.NDArray[np.float64] | None = None
+    event_times: npt.NDArray[np.float64] | None = None
 
     def head(self) -> RankingHead | None:
         """Return the ranking head, a view of the file; None where there is none that can be read."""
@@ -129,9 +137,29 @@ class FitResult:
 
     def item_history(self, item_row: int) -> slice:
         """Return where the ratings of an item are; nowhere for an item that the fit did not know."""
-        if item_row + 1 >= len(self.item_indptr):
-            return slice(0, 0)
-        return slice(int(self.item_indptr[item_row]), int(self.item_indptr[item_row + 1]))
+        return _place_of(item_row, self.item_indptr)
+
+    def of_item(self, item_row: int, *, events: bool) -> Choices:
+        """Return the ratings of an item, and then the `events` of other types where these are wanted."""
+        part = self.item_history(item_row)
+        users, values, times = self.item_users[part], self.item_values[part], self.item_times[part]
+        codes = np.zeros(len(users), dtype=np.uint8)
+        if events and self.event_indptr is not None:
+            part = _place_of(item_row, self.event_indptr)
+            users = np.concatenate([users, _all(self.event_users)[part]])
+            values = np.concatenate([values, _all(self.event_values)[part]])
+            times = np.concatenate([times, _all(self.event_times)[part]])
+            codes = np.concatenate([codes, _all(self.event_codes)[part]])
+        return Choices(users, np.full(len(users), item_row, dtype=np.int32), values, times, codes)
+
+    def items_of(self, user_row: int) -> npt.NDArray[np.int64]:
+        """Return the rows of the items of which a user has ratings or other events."""
+        found = [np.zeros(0, dtype=np.int64)]
+        for indptr, users in ((self.item_indptr, self.item_users), (self.event_indptr, self.event_users)):
+            if indptr is not None and users is not None:
+                entries = np.flatnonzero(np.asarray(users) == user_row)
+                found.append(np.searchsorted(indptr, entries, side="right") - 1)
+        return np.unique(np.concatenate(found))
 
 
 _ARRAYS = (
@@ -151,7 +179,9 @@ _ARRAYS = (
 _OF_A_HEAD = ("ranking", "ranking_users")
 
 
-_OF_A_RATING = ("item_values", "item_times")
+# Only of a fit that has learned events of other types than ratings.
+_OF_EVENTS = ("event_indptr", "event_users", "event_codes", "event_values", "event_times")
+_OF_A_RATING = ("item_values", "item_times", "event_values", "event_times")
 
 
 def fit_in_memory(
@@ -194,9 +224,7 @@ def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, 
     hashes = np.array([user_hash(raw[a:b]) for a, b in pairwise(edges)], dtype=np.uint64)
     by_hash = np.argsort(hashes, kind="stable")
     ratings = data.ratings
-    by_item = np.argsort(ratings.item_row, kind="stable")
-    indptr = np.zeros(data.n_items + 1, dtype=np.int64)
-    np.cumsum(np.bincount(ratings.item_row, minlength=data.n_items), out=indptr[1:])
+    by_item, indptr = _by_item(ratings.item_row, data.n_items)
     arrays: dict[str, npt.NDArray[Any]] = {
         "users": fitted.users.astype(np.float32, copy=False),
         "items": fitted.items.astype(np.float32, copy=False),
@@ -210,6 +238,12 @@ def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, 
         "item_values": ratings.value[by_item],
         "item_times": ratings.time[by_item],
     }
+    if data.choices is not None:
+        events = data.choices.take(np.flatnonzero(data.choices.type_code))
+        by_item, indptr = _by_item(events.item_row, data.n_items)
+        events = events.take(by_item)
+        columns = indptr, events.user_row, events.type_code, events.value, events.time
+        arrays |= zip(_OF_EVENTS, columns, strict=True)
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -265,8 +299,10 @@ def read_result(path: Path) -> FitResult:
         # Version 0.1.0 did not say.
         if summary.get("format", 1) != FORMAT:
             raise FitFailedError(f"the fit in {path.name} is of another version")
-        there = all((path / f"{name}.npy").is_file() for name in _OF_A_HEAD)
-        names = (*_ARRAYS, *_OF_A_HEAD) if there else _ARRAYS
+        names: tuple[str, ...] = _ARRAYS
+        for more in (_OF_A_HEAD, _OF_EVENTS):
+            if all((path / f"{name}.npy").is_file() for name in more):
+                names += more
         arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
         model = from_bytes((path / "model.bin").read_bytes())
         metrics = {str(name): float(value) for name, value in summary["metrics"].items()}
@@ -293,12 +329,13 @@ def erase_user(path: Path, user_id: bytes) -> bool:
         vectors = np.load(path / "ranking_users.npy", mmap_mode="r+", allow_pickle=False)
         vectors[row] = 0.0
         vectors.flush()
-    own = np.asarray(result.item_users) == row
     for name in _OF_A_RATING:
-        # As a rating that was taken back: the arrays keep their sizes, for those that have them mapped.
-        array = np.load(path / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
-        array[own] = np.nan
-        array.flush()
+        users_of = result.event_users if name.startswith("event") else result.item_users
+        if users_of is not None:
+            # As a rating that was taken back: the arrays keep their sizes, for those that have them mapped.
+            array = np.load(path / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
+            array[np.asarray(users_of) == row] = np.nan
+            array.flush()
     # The id last: as long as it stands, a repeated call finds what is left to do.
     start, stop = int(result.id_offsets[row]), int(result.id_offsets[row + 1])
     ids = np.load(path / "id_bytes.npy", mmap_mode="r+", allow_pickle=False)
@@ -315,6 +352,28 @@ def is_erased(user_id: bytes) -> bool:
 def user_hash(user_id: bytes) -> int:
     """Return 64 bits of an id, the same in every process."""
     return int.from_bytes(blake2b(user_id, digest_size=8).digest(), "little")
+
+
+def _by_item(
+    item_row: npt.NDArray[np.int32], n_items: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the order (m,) by item, and where each item begins in it (n_items + 1,)."""
+    indptr = np.zeros(n_items + 1, dtype=np.int64)
+    np.cumsum(np.bincount(item_row, minlength=n_items), out=indptr[1:])
+    return np.argsort(item_row, kind="stable"), indptr
+
+
+def _all(array: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    """Return an array that is there where `event_indptr` is."""
+    if array is None:
+        raise FitFailedError("a fit lacks some of its events")
+    return array
+
+
+def _place_of(item_row: int, indptr: npt.NDArray[np.int64]) -> slice:
+    if item_row + 1 >= len(indptr):
+        return slice(0, 0)
+    return slice(int(indptr[item_row]), int(indptr[item_row + 1]))
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,8 @@
 """Ratings of items since a fit, on top of the fit's own, and the items folded in from them. Invariant: an
 item's vector is the half-step over all of its ratings, with its raters as they were read last.
+
+Events of other types are among them where the fit has a ranking head that has learned such: in that head an
+item's factors rest on all of its events.
 """
 
 import os
@@ -14,7 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from factors import Float32s, Histories, Model, RankingHead, posterior_of
-from trainer.archive.events import type_codes
+from featurestore.codecs import item_rows_of
+from trainer.archive.events import ratings_of, type_codes
 from trainer.fit_job.results import FitResult
 
 # Events beyond this are left to the next fit: 40 bytes each, and a fit is overdue by then.
@@ -30,7 +34,7 @@ PIECE_ITEMS = 16
 # Rows for items that come later, so that the table is not copied for each of them.
 SPARE_ROWS = 1_024
 
-_EVENT = np.dtype([("slot", np.int64), ("rating", np.float64), ("time", np.float64)])
+_EVENT = np.dtype([("slot", np.int64), ("rating", np.float64), ("time", np.float64), ("type_code", np.uint8)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class RatingsSinceFit:
         self.posterior = posterior_of(model)
         self.head = head
         self._base = base
+        self._takes_events = head is not None and bool(head.parameters.types)
         self._n_base = 0 if base is None else base.n_users
         self._slots: dict[bytes, int] = {}
         self._ids: list[bytes] = []
@@ -106,14 +111,13 @@ class RatingsSinceFit:
         slots = np.array([self._slots[user_id] for user_id in ids], dtype=np.int64)
         slots = slots[encoded.indices.to_numpy(zero_copy_only=False)]
         np.maximum.at(self._last_n, slots, table["n"].to_numpy())
-        rated = type_codes(table) == 0
-        if not rated.all():
-            slots, table = slots[rated], table.filter(pa.array(rated))
-        item_row = table["item_row"].to_numpy().astype(np.int64)
+        if not self._takes_events:
+            slots, table = slots[type_codes(table) == 0], ratings_of(table)
+        codes, item_row = type_codes(table), item_rows_of(table["item_row"].to_numpy())
         order = np.argsort(item_row, kind="stable")
         block = np.empty(len(order), dtype=_EVENT)
         block["slot"], block["rating"] = slots[order], table["rating"].to_numpy()[order]
-        block["time"] = table["time"].to_numpy()[order]
+        block["time"], block["type_code"] = table["time"].to_numpy()[order], codes[order]
         found, first = np.unique(item_row[order], return_index=True)
         borders = pairwise([*first.tolist(), len(order)])
         for row, (start, stop) in zip(found.tolist(), borders, strict=True):
@@ -139,9 +143,8 @@ class RatingsSinceFit:
             # The files of the fit have been overwritten by now.
             base_row = int(self._base.rows_of([user_id], erased=True)[0])
             if base_row >= 0:
-                entries = np.flatnonzero(np.asarray(self._base.item_users) == base_row)
-                for row in np.searchsorted(self._base.item_indptr, entries, side="right") - 1:
-                    self._waiting.setdefault(int(row))
+                for row in self._base.items_of(base_row).tolist():
+                    self._waiting.setdefault(row)
 
     def next_round(self) -> Round:
         """Return the items that have waited longest, as many as the bounds of a round allow, and at least
@@ -154,9 +157,9 @@ class RatingsSinceFit:
             parts = [np.zeros(0, dtype=np.int64), *(part["slot"] for part in self._events.get(row, ()))]
             n_of_item = sum(map(len, parts))
             if self._base is not None:
-                fitted = self._base.item_history(row)
-                n_of_item += fitted.stop - fitted.start
-                slots = self._slot_of_row[self._base.item_users[fitted]]
+                fitted = self._base.of_item(row, events=self._takes_events)
+                n_of_item += len(fitted.user_row)
+                slots = self._slot_of_row[fitted.user_row]
                 parts.append(slots[slots >= 0].astype(np.int64))
             # Of all raters those with events that came after they were read.
             raters = np.unique(np.concatenate(parts))
@@ -211,34 +214,37 @@ class RatingsSinceFit:
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         # Ratings in the order in which they were made. The key of a user with newer events is the slot behind
         # all rows of the fit, that of any other the row.
-        parts = [(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))]
+        parts = [(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.uint8))]
         for k, row in enumerate(chosen.items):
             newer = self._events.get(row, [])
             offsets[k + 1] = offsets[k] + sum(map(len, newer))
             if base is not None:
-                fitted = base.item_history(row)
-                user_rows = np.asarray(base.item_users[fitted], dtype=np.int64)
-                slots = self._slot_of_row[user_rows]
-                keys = np.where(slots >= 0, self._n_base + slots, user_rows)
-                parts.append((keys, base.item_values[fitted], base.item_times[fitted]))
+                fitted = base.of_item(row, events=self._takes_events)
+                slots = self._slot_of_row[fitted.user_row]
+                keys = np.where(slots >= 0, self._n_base + slots, fitted.user_row.astype(np.int64))
+                parts.append((keys, fitted.value, fitted.time, fitted.type_code))
                 offsets[k + 1] += len(keys)
-            parts += [(part["slot"] + self._n_base, part["rating"], part["time"]) for part in newer]
-        keys, values, times = (np.concatenate(column) for column in zip(*parts, strict=True))
+            parts += [
+                (part["slot"] + self._n_base, part["rating"], part["time"], part["type_code"])
+                for part in newer
+            ]
+        keys, values, times, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
         distinct, compact = np.unique(keys, return_inverse=True)
         users = np.empty((len(distinct), self._vectors.shape[1]), dtype=np.float32)
         of_fit = distinct < self._n_base
         if base is not None:
             users[of_fit] = base.users[distinct[of_fit]]
         users[~of_fit] = self._vectors[distinct[~of_fit] - self._n_base]
-        user_row = compact.astype(np.int32)
+        every = Histories(
+            offsets, compact.astype(np.int32), values, times, codes if self._takes_events else None
+        )
         folded, factors = [], []
         ranked = self._ranked_users(distinct)
         for start in range(0, len(rows), PIECE_ITEMS):
             stop = min(start + PIECE_ITEMS, len(rows))
-            part = slice(offsets[start], offsets[stop])
-            borders = offsets[start : stop + 1] - offsets[start]
-            piece = Histories(borders, user_row[part], values[part], times[part])
-            folded.append(self.posterior.fold_in_items(users, piece, current=current[start:stop]))
+            piece = every.part(start, stop)
+            rated = piece.ratings()
+            folded.append(self.posterior.fold_in_items(users, rated, current=current[start:stop]))
             if self.head is not None:
                 factors.append(self.head.fold_in_items(ranked, piece))
             # Processes that answer requests on this core wait for a piece, not for the next tick of the

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from factors import Ranker, Scorer
-from featurestore.codecs import pack_histories
+from featurestore.codecs import pack_feedback
 from featurestore.errors import GenerationUnknown, StoreDamaged, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationMeta
 from featurestore.generations.live import LiveGeneration
@@ -224,7 +224,7 @@ class ItemUpdater:
         for start in range(0, len(chosen.users), HISTORIES_AT_ONCE):
             some = slice(start, start + HISTORIES_AT_ONCE)
             parts = await self._store.users.parts(target.meta.summary.epoch, chosen.users[some])
-            await self._threads.run(target.ratings.set_histories, chosen.slots[some], pack_histories(parts))
+            await self._threads.run(target.ratings.set_histories, chosen.slots[some], pack_feedback(parts))
 
 
 def _open_target(

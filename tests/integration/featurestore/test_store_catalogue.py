@@ -171,7 +171,7 @@ async def test_users_who_are_put_back_share_a_confirmation(
     # A confirmation comes once all who lack their attributes wait for it.
     monkeypatch.setattr(Confirmation, "wait", lambda *_: all_wait.wait())
     async with asyncio.timeout(20):
-        found = await put_back(store.catalogue, store.attributes, store.scenarios, dump)
+        found = await put_back(store.catalogue, store.attributes, store.scenarios, store.event_types, dump)
     assert found == PutBack(0, 19)
     ages = [await store.attributes.get(user.user_id.encode()) for user in users]
     assert ages == [{"age": 99.0}, *(user.values for user in users[1:])]

@@ -1,0 +1,72 @@
+"""Events of types other than ratings come back, each as what it was."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurestore.ratings.batches import Columns
+from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, NewType, replaced
+from featurestore.store import Store
+from foldin.recovery.backing_up import back_up
+from foldin.recovery.verifying import verify
+from tests.support.recovering import GIVEN, empty, opened, restored
+from tests.support.servers import StoreServer
+from tests.support.trainers import fitted, running_trainer, until_drained
+from trainer.settings import TrainerSettings
+
+pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
+
+SHARE = 8
+# Views beyond the scale, one of an item that was rated, one of an item that has no rating; one taken back.
+EVENTS = [(1, "i1", 30.0), (SHARE, "i1", 1.0), (1, "seen-only", -4.0), (4, "i2", 1.0), (4, "i2", np.nan)]
+KEPT = [(1, "i1", 30.0), (SHARE, "i1", 1.0), (1, "seen-only", -4.0)]
+
+
+async def send(store: Store) -> None:
+    codes, items, values = zip(*EVENTS, strict=True)
+    columns = Columns(
+        [b"u1"] * len(EVENTS),
+        [item.encode() for item in items],
+        np.array(values),
+        np.full(len(EVENTS), 5.0),
+        np.array(codes, dtype=np.uint8),
+    )
+    await store.ratings.append_columns(columns)
+    wanted = [NewType(each.name, each.meaning) for each in DEFAULT_TYPES]
+    await store.event_types.change(lambda before: replaced(before, [*wanted, NewType("share", "positive")]))
+
+
+async def events_of(store: Store) -> tuple[list[tuple[int, str, float]], int]:
+    """The events of the user in the live history, and how many ratings there are beside them."""
+    epoch = (await store.generations.live()).epoch
+    registry = store.items(epoch)
+    await registry.refresh()
+    _, history = await store.users.history(epoch, b"u1")
+    feedback = history.feedback
+    names = [registry.id(row) for row in feedback.item_row.tolist()]
+    return list(zip(feedback.type_code.tolist(), names, feedback.value.tolist(), strict=True)), len(history)
+
+
+async def test_events_are_backed_up_verified_and_restored(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup"
+    async with opened(settings.store) as store, running_trainer(settings):
+        await store.ratings.append(GIVEN)
+        await send(store)
+        await fitted(store)
+        await until_drained(store)
+        before = await events_of(store)
+        assert before[0] == KEPT
+        assert (await verify(store, settings, print)).differences == ()
+        await back_up(store, settings, backup, print)
+    empty(own_server)
+    async with running_trainer(replace(settings, archive_dir=tmp_path / "new")):
+        generation, _ = await asyncio.wait_for(restored(settings, backup), 60)
+        assert generation
+        async with opened(settings.store) as store:
+            assert await events_of(store) == before
+            assert (await store.event_types.current())[-1] == EventType("share", SHARE, "positive")
