@@ -1,4 +1,4 @@
-"""Events of several types in a ranking head: which of a pair counts, what it counts, what fits learn of them."""
+"""Events of several types in a ranking head: which of a pair counts, how much, and what fits learn."""
 
 from dataclasses import replace
 from functools import cache
