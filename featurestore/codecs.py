@@ -142,6 +142,12 @@ def has_events(data: bytes) -> bool:
     return bool(entries["item_row"].max(initial=0) > MAX_ITEM_ROW)
 
 
+def has_ratings(data: bytes) -> bool:
+    """Say whether stored entries have any that is a rating, or takes one back."""
+    entries = np.frombuffer(data, dtype=ENTRY_DTYPE)
+    return bool(entries["item_row"].min(initial=FORGOTTEN_ROW) <= MAX_ITEM_ROW)
+
+
 def typed_rows(type_code: npt.NDArray[np.integer[Any]], item_row: npt.NDArray[np.integer[Any]]) -> Int64s:
     """Return `item_row` (m,) as entries have it, with the code of each event's type (m,)."""
     return (type_code.astype(np.int64) << ROW_BITS) | item_row.astype(np.int64)

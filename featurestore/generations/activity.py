@@ -63,20 +63,32 @@ class Activity:
         return found
 
 
-def activity_to_bytes(item_indptr: Int64s, times: Float64s) -> bytes:
+def activity_to_bytes(
+    item_indptr: Int64s, times: Float64s, others: tuple[Int64s, Float64s] | None = None
+) -> bytes:
     """Return what a fit says of its items. `times` (m,), in seconds since 1970, item by item: those of item
     `j` are `times[item_indptr[j]:item_indptr[j + 1]]`, NaN where not known, which counts for nothing.
+    `others`: the same of events that are no ratings, which weigh as much.
     """
-    n = len(item_indptr) - 1
-    known = np.isfinite(times)
-    weighed_s = _DAY_S * (np.floor(times[known].max() / _DAY_S) + 1.0) if known.any() else 0.0
-    each = np.exp2((np.where(known, times, -np.inf) - weighed_s) / HALF_LIFE_S)
-    counts, weights = np.diff(item_indptr), np.zeros(n)
-    # Between two items with ratings there are none: the sums go from one beginning to the next.
-    some = counts > 0
-    weights[some] = np.add.reduceat(each, item_indptr[:-1][some]) if some.any() else 0.0
+    n, counts = len(item_indptr) - 1, np.diff(item_indptr)
+    every = times if others is None else np.concatenate([times, others[1]])
+    known = np.isfinite(every)
+    weighed_s = _DAY_S * (np.floor(every[known].max() / _DAY_S) + 1.0) if known.any() else 0.0
+    weights = _weights(item_indptr, times, weighed_s)
+    if others is not None:
+        weights += _weights(*others, weighed_s)
     data = weights.astype("<f4").tobytes() + counts.astype("<u4").tobytes()
     return _HEAD.pack(_FORMAT, weighed_s, n) + data
+
+
+def _weights(item_indptr: Int64s, times: Float64s, weighed_s: float) -> Float64s:
+    """Return how much the events of each item weigh then (n_items,)."""
+    each = np.exp2((np.where(np.isfinite(times), times, -np.inf) - weighed_s) / HALF_LIFE_S)
+    weights = np.zeros(len(item_indptr) - 1)
+    # Between two items with events there are none: the sums go from one beginning to the next.
+    some = np.diff(item_indptr) > 0
+    weights[some] = np.add.reduceat(each, item_indptr[:-1][some]) if some.any() else 0.0
+    return weights
 
 
 def activity_from_bytes(data: bytes | memoryview, n_items: int) -> Activity:

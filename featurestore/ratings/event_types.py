@@ -140,8 +140,12 @@ class EventTypes:
     async def current(self) -> tuple[EventType, ...]:
         """Return the types by code, as they were at most `FOLLOWED_S` ago."""
         if time.monotonic() - self._read_at > FOLLOWED_S:
-            self._keep(self._types(await self._stored()))
+            return await self.fresh()
         return self._kept
+
+    async def fresh(self) -> tuple[EventType, ...]:
+        """Return the types as they are now."""
+        return self._keep(self._types(await self._stored()))
 
     async def known(self) -> tuple[EventType, ...]:
         """Return the same; while the store is away, the types as this process read them last."""

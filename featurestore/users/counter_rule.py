@@ -85,6 +85,11 @@ def may_continue(live: LiveGeneration, record: bytes, n: int) -> bool:
     return len(record) == len(live.prior_record) and COUNTER.unpack_from(record)[0] <= n
 
 
+def unseen(record: bytes, n: int) -> int:
+    """Return how many of `n` events a record has not seen."""
+    return n - int(COUNTER.unpack_from(record)[0])
+
+
 def behind(n: Int64s, seen: Int64s) -> Int64s:
     """The positions at which a record that has `seen` so much is not current; the same rule, for arrays."""
     return np.flatnonzero(n != seen)

@@ -5,11 +5,11 @@ of one moment, so that the new record has seen exactly what it says.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from factors import Float32s
+from factors import RECENT, Float32s
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.generations.live import LiveGeneration
-from featurestore.users.counter_rule import may_continue
+from featurestore.users.counter_rule import may_continue, unseen
 
 # Ratings of one fold-in, which take most of its memory; what is more is folded in block by block.
 BLOCK_ENTRIES = 200_000
@@ -50,15 +50,38 @@ class FoldedUsers:
 
 
 def fold_in(live: LiveGeneration, users: Sequence[StaleUser], histories: list[History]) -> FoldedUsers:
-    """Fold users in with the item table of `live`. `histories`: the effective one of each."""
+    """Fold users in with the item table of `live`. `histories`: the effective one of each.
+
+    A user of whom only events that are no ratings came since the record keeps its vector.
+    """
     # A fold-in takes over from the record so far what only a fit learns, or from the prior.
+    continued = [bool(user.record) and may_continue(live, user.record or b"", user.n) for user in users]
     records = [
-        user.record if user.record and may_continue(live, user.record, user.n) else live.prior_record
-        for user in users
+        (goes_on and user.record) or live.prior_record for user, goes_on in zip(users, continued, strict=True)
     ]
     _, current = codecs.unpack_records(records, live.model.user_width)
-    rows = live.posterior.fold_in_users(live.items, codecs.pack_histories(histories), current=current)
+    rated = [k for k, user in enumerate(users) if not (continued[k] and has_its_ratings(user))]
+    if len(rated) == len(users):
+        packed = codecs.pack_histories(histories)
+        return FoldedUsers(live.posterior.fold_in_users(live.items, packed, current=current), histories)
+    rows = current.copy()
+    if rated:
+        packed = codecs.pack_histories([histories[k] for k in rated])
+        rows[rated] = live.posterior.fold_in_users(live.items, packed, current=current[rated])
     return FoldedUsers(rows, histories)
+
+
+def has_its_ratings(user: StaleUser) -> bool:
+    """Say whether the record of a user, which may be continued, has seen all ratings: the entries of the
+    events that it has not seen are all of other types.
+    """
+    count = 0 if user.record is None else unseen(user.record, user.n)
+    # Where the history was ever compacted, its last entries may not be those of the last events: one that was
+    # taken back has none. What was read has at least so many of the latest.
+    if not 0 < count <= RECENT or user.n != user.entries:
+        return False
+    latest = user.history[-count * ENTRY_BYTES :]
+    return len(latest) == count * ENTRY_BYTES and not codecs.has_ratings(latest)
 
 
 def blocks(users: Sequence[StaleUser]) -> Iterator[list[StaleUser]]:

@@ -189,6 +189,8 @@ class Restore:
             found = await retried(put_back, *held, dump)
         except StoreRefused as exc:
             raise RecoveryRefusedError(f"{exc}: its events would mean something else") from exc
+        if not dump.items and not dump.users:
+            return
         self._say(
             f"  {found.items:,} items of the catalogue and attributes of {found.users:,} users are back"
         )

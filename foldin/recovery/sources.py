@@ -25,6 +25,7 @@ from trainer.archive.item_list import NAME as ITEMS
 from trainer.archive.item_list import read_items
 from trainer.archive.segments import DAMAGED, SegmentName, open_segment, read_segment
 from trainer.archive.trash import NOTE
+from trainer.archive.type_names import read_types
 from trainer.errors import (
     ArchiveFailedError,
     ArchiveRefusedError,
@@ -191,7 +192,9 @@ def _ledgers(source: Source, *, skip_damaged: bool) -> tuple[Ledger, ...]:
 def _catalogue(source: Source, *, skip_damaged: bool) -> Dump | None:
     name = source.manifest.catalogue_file if source.manifest else None
     if name is None:
-        return None
+        # An archive names the types of its events; a backup of types that a store begins with has none.
+        types = read_types(source.folder)
+        return Dump({}, [], [], [], event_types=types) if types else None
     try:
         return dump_from_bytes((source.folder / name).read_bytes())
     except (OSError, DumpUnreadable) as exc:

@@ -18,16 +18,18 @@ from featurestore.codecs import FORGOTTEN_ROW, item_rows_of
 from featurestore.errors import EpochGone, StoreChanged, StoreDamaged, StoreUnavailable
 from featurestore.keys import digest_of, shown_key
 from featurestore.leases import Lease
+from featurestore.ratings.event_types import DEFAULT_TYPES
 from featurestore.ratings.stream import Events
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
 from trainer.archive.erasures import Erasures
-from trainer.archive.events import START, Position, new_events, without_user
+from trainer.archive.events import START, Position, new_events, type_codes, without_user
 from trainer.archive.identity import ArchiveState
 from trainer.archive.segments import Step
 from trainer.archive.trash import Trash
+from trainer.archive.type_names import write_types
 from trainer.consume.matching import difference
 from trainer.consume.rebuild import is_incomplete, rebuild
 from trainer.fit_job.folder import FitFolder
@@ -89,6 +91,8 @@ class EpochConsumer:
         # Held for a batch, a repair or an erasure: each begins when the one before is whole.
         self._exclusive = asyncio.Lock()
         self._erased: OrderedDict[bytes, None] = OrderedDict()
+        # Codes of types whose names are beside the segments: a rating needs none.
+        self._named = {0}
 
     async def run(self) -> None:
         """Consume until cancelled. Raises `LeaseLost`, `EpochGone`, `StoreChanged`; waits out an unreachable
@@ -221,6 +225,7 @@ class EpochConsumer:
                 for user_id, n in zip(user_ids, marks["n"].to_pylist(), strict=True):
                     table = without_user(table, user_id, n)
                     await self._erase(user_id)
+            await self._name_types(table)
             await with_retries(self._threads.run, self._archive.append, table, spans)
             async with self._progress:
                 self.positions.update({p: span.last for p, span in spans.items()})
@@ -236,6 +241,16 @@ class EpochConsumer:
             key = self._store.keys.ratings(self.epoch, int(events.partition[k]))
             why = f"event {events.stream_seq[k]} is of an item row that was never given, there are {n_items}"
             raise StoreDamaged(shown_key(key), why)
+
+    async def _name_types(self, table: pa.Table | None = None) -> None:
+        """Have the types of these events, or of any, on the disk by name."""
+        if table is not None and set(np.unique(type_codes(table)).tolist()) <= self._named:
+            return
+        # A type is put before its first event.
+        types = await with_retries(self._store.event_types.fresh)
+        if types != DEFAULT_TYPES:
+            await with_retries(self._threads.run, write_types, self._archive.directory, types)
+        self._named = {0, *(each.code for each in types)}
 
     async def _erase(self, user_id: bytes) -> None:
         erased = await with_retries(self._threads.run, self._archive.erase, user_id, ALL_OF_A_USER)
@@ -261,6 +276,7 @@ class EpochConsumer:
             entry = self._trash.keep(paths, self.epoch, self._identity, "rebuilt")
             log.event("epoch_to_trash", epoch=self.epoch, why="rebuilt", entry=entry.path.name)
 
+        await self._name_types()
         await with_retries(rebuild, self._store, self._archive, self._threads, keep)
         self._take_stock()
 

@@ -152,6 +152,17 @@ class FitResult:
             codes = np.concatenate([codes, _all(self.event_codes)[part]])
         return Choices(users, np.full(len(users), item_row, dtype=np.int32), values, times, codes)
 
+    def wanted_times(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+        """Return where each item's events of other types than ratings begin (i + 1,), and their times (m,):
+        NaN where they do not say that a user wanted the item. None where there are none.
+        """
+        head = self.head()
+        if head is None or self.event_indptr is None:
+            return None
+        positive = [each.code for each in head.parameters.types if each.meaning == "positive"]
+        counts = np.isin(_all(self.event_codes), positive) & ~np.isnan(_all(self.event_values))
+        return self.event_indptr, np.where(counts, _all(self.event_times), np.nan)
+
     def items_of(self, user_row: int) -> npt.NDArray[np.int64]:
         """Return the rows of the items of which a user has ratings or other events."""
         found = [np.zeros(0, dtype=np.int64)]

@@ -192,7 +192,8 @@ async def _write_items(writer: GenerationWriter, fit: FitResult, beside: _Beside
         await _with_room(writer.write_blob, RANKING_INDEX, index_to_bytes(beside.head_index))
     # A fit that is in memory has no ratings by item.
     if len(fit.item_indptr) == len(fit.items) + 1:
-        activity = await asyncio.to_thread(activity_to_bytes, fit.item_indptr, fit.item_times)
+        times = fit.item_indptr, fit.item_times, fit.wanted_times()
+        activity = await asyncio.to_thread(activity_to_bytes, *times)
         await _with_room(writer.write_blob, ACTIVITY, activity)
 
 

@@ -1,6 +1,7 @@
 """Events of types other than ratings come back, each as what it was."""
 
 import asyncio
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from foldin.recovery.verifying import verify
 from tests.support.recovering import GIVEN, empty, opened, restored
 from tests.support.servers import StoreServer
 from tests.support.trainers import fitted, running_trainer, until_drained
+from trainer.archive.type_names import read_types
 from trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
@@ -50,8 +52,9 @@ async def events_of(store: Store) -> tuple[list[tuple[int, str, float]], int]:
     return list(zip(feedback.type_code.tolist(), names, feedback.value.tolist(), strict=True)), len(history)
 
 
-async def test_events_are_backed_up_verified_and_restored(
-    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+@pytest.mark.parametrize("kept", ["backup", "archive"])
+async def test_events_are_verified_and_restored(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, kept: str
 ) -> None:
     backup = tmp_path / "backup"
     async with opened(settings.store) as store, running_trainer(settings):
@@ -63,9 +66,14 @@ async def test_events_are_backed_up_verified_and_restored(
         assert before[0] == KEPT
         assert (await verify(store, settings, print)).differences == ()
         await back_up(store, settings, backup, print)
+        archive = settings.archive_folder / "epoch-000001"
+        assert read_types(archive)[-1] == EventType("share", SHARE, "positive")
+        # As one that has lost all but its segments and lists.
+        shutil.copytree(archive, tmp_path / "copy")
+    source = {"backup": backup, "archive": tmp_path / "copy"}[kept]
     empty(own_server)
     async with running_trainer(replace(settings, archive_dir=tmp_path / "new")):
-        generation, _ = await asyncio.wait_for(restored(settings, backup), 60)
+        generation, _ = await asyncio.wait_for(restored(settings, source), 60)
         assert generation
         async with opened(settings.store) as store:
             assert await events_of(store) == before
