@@ -74,6 +74,16 @@ class Rating(msgspec.Struct, frozen=True, omit_defaults=True):
     timestamp: float | None = None
 
 
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event as `POST /events` takes it. `timestamp`: seconds since 1970, None for now."""
+
+    user_id: str
+    item_id: str
+    type: str
+    value: float | None = None
+    timestamp: float | None = None
+
+
 class ItemTypes(msgspec.Struct, frozen=True):
     """The types of the attributes of items, as `GET` and `PUT /schema` have them."""
 
@@ -162,6 +172,11 @@ class ApiClient:
         # Lines, not an array: one form for one rating and for many.
         body = msgspec.json.Encoder().encode_lines(ratings)
         await self._call("POST", "/ratings", body, "application/x-ndjson", retry=retry)
+
+    async def send_events(self, events: Sequence[Event]) -> None:
+        """`POST /events`: all or, where one is refused, none."""
+        body = msgspec.json.Encoder().encode_lines(events)
+        await self._call("POST", "/events", body, "application/x-ndjson")
 
     async def item_types(self) -> dict[str, AttributeType]:
         """`GET /schema`: the types of the attributes of items, by name."""

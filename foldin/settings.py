@@ -100,8 +100,9 @@ class ImportOptions:
     format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS))
     columns: Mapping[str, str] | None = setting(
         None,
-        "names of the columns in a CSV or Parquet file, user=..,item=..,rating=..,timestamp=..; numbers are "
-        "positions in a CSV file without a header. Of items: item_id=..,title=.., and types of other columns",
+        "names of the columns in a CSV or Parquet file, user=..,item=..,rating=..,timestamp=.., and type=.. "
+        "where rows are events of types, with the rating as their value; numbers are positions in a CSV file "
+        "without a header. Of items: item_id=..,title=.., and types of other columns",
         named_columns,
         shown="by their names",
         metavar="user=..,item=..,rating=..,timestamp=..",
@@ -138,8 +139,11 @@ class ImportOptions:
             wrong = ", ".join(sorted(types - set(ATTRIBUTE_TYPES)))
             return [f"--columns says {wrong}, which is no type of an attribute"] if wrong else []
         found = ["--dry-run goes with --items"] if self.dry_run else []
-        if named and not {"user", "item", "rating"} <= set(named) <= {"user", "item", "rating", "timestamp"}:
-            found.append("--columns must name user, item and rating, and perhaps timestamp")
+        roles = {"user", "item", "rating", "timestamp", "type"}
+        # With a type the rating is the value of an event, which may have none.
+        least = {"user", "item", "type" if "type" in named else "rating"}
+        if named and not least <= set(named) <= roles:
+            found.append("--columns must name user, item and rating, or type, and perhaps timestamp")
         return found
 
 

@@ -14,13 +14,14 @@ from typing import Any, Protocol
 import aiohttp
 import numpy as np
 
-from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Rating
-from factors import Scale
+from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Event, Rating
+from factors import Scale, UInt8s
 from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable, StreamFull
 from featurestore.ratings.batches import Columns
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.errors import ImportStoppedError
+from foldin.files.rows import RATING, Row
 from foldin.settings import DEFAULT_API, FrontDoorSettings, ImportOptions
 from processes.errors import CannotStartError
 from processes.settings import load, secret_of
@@ -30,7 +31,6 @@ API_TIMEOUT_S = 30.0
 # Here a late answer does no harm, and a store that is busy with large batches answers late.
 STORE_TIMEOUT_S = 15.0
 DEFAULT_DATA = Path("data")  # as `foldin up` has it
-Row = tuple[bytes, bytes, float, float]  # user id, item id, rating, seconds since 1970
 
 
 class SinkBusyError(Exception):
@@ -107,10 +107,10 @@ class StoreSink:
             # As a service does: past it the disk would fill up all the same.
             if (reason := await self._store.room.lacking()) is not None:
                 raise StoreFull(f"{reason} has no room", reason)
-            users, items, values, times = zip(*rows, strict=True)
-            await self._store.ratings.append_columns(
-                Columns(users, items, np.array(values, dtype=np.float64), np.array(times, dtype=np.float64))
-            )
+            users, items, values, times, *types = zip(*rows, strict=True)
+            numbers = np.array(values, dtype=np.float64), np.array(times, dtype=np.float64)
+            codes = await self._codes(types[0]) if types else None
+            await self._store.ratings.append_columns(Columns(users, items, *numbers, codes))
         except StreamFull as exc:
             raise SinkBusyError("the trainer archives what it has", exc.retry_after_s, full=True) from exc
         except StoreFull as exc:
@@ -119,6 +119,15 @@ class StoreSink:
             raise SinkBusyError(f"the store does not answer ({exc})", exc.retry_after_s, full=False) from exc
         except StoreError as exc:
             raise ImportStoppedError(f"the store refuses the ratings: {exc}") from exc
+
+    async def _codes(self, types: Sequence[bytes]) -> UInt8s:
+        """Return the codes of types by name. Raises RowRefusedError."""
+        known = {each.name.encode(): each.code for each in await self._store.event_types.current()}
+        known[RATING] = 0
+        for position, name in enumerate(types):
+            if name not in known:
+                raise RowRefusedError(f"there is no event type {name.decode()[:50]!r}", position)
+        return np.array([known[name] for name in types], dtype=np.uint8)
 
     async def close(self) -> None:
         """As in Sink."""
@@ -165,9 +174,10 @@ class ApiSink:
     async def write(self, rows: Sequence[Row]) -> None:
         """As in Sink."""
         try:
-            await self._client.rate(
-                [Rating(user.decode(), item.decode(), rating, time) for user, item, rating, time in rows]
-            )
+            if len(rows[0]) > len(("user", "item", "rating", "time")):
+                await self._client.send_events([_event(*row) for row in rows])
+            else:
+                await self._client.rate([_rating(*row) for row in rows])
         except ApiBusyError as exc:
             full = exc.status == HTTPStatus.TOO_MANY_REQUESTS
             raise SinkBusyError(exc.detail, exc.retry_after_s, full=full) from exc
@@ -179,6 +189,14 @@ class ApiSink:
     async def close(self) -> None:
         """As in Sink."""
         await self._session.close()
+
+
+def _rating(user: bytes, item: bytes, rating: float, time: float, _type: bytes = RATING) -> Rating:
+    return Rating(user.decode(), item.decode(), rating, time)
+
+
+def _event(user: bytes, item: bytes, rating: float, time: float, kind: bytes = RATING) -> Event:
+    return Event(user.decode(), item.decode(), kind.decode(), rating, time)
 
 
 async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink:

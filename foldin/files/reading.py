@@ -154,6 +154,7 @@ class RatingsFile:
                 or pa.types.is_string(kind)
                 or pa.types.is_timestamp(kind)
                 or pa.types.is_date(kind),
+                "type": is_text(kind),
             }
             if not fits[role]:
                 raise CannotStartError(

@@ -26,6 +26,9 @@ Values = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 MAX_ID_BYTES = 256  # as the API has it
+RATING = b"rating"  # the type of an event that is a rating
+# User id, item id, rating, seconds since 1970, and in a file with types the type, whose rating is its value.
+Row = tuple[bytes, bytes, float, float] | tuple[bytes, bytes, float, float, bytes]
 SHOWN_CHARACTERS = 40  # of a bad value
 STEP_TOLERANCE = 1e-6  # of a step: 0.1 + 0.2 is on a scale in tenths
 MAX_DISTINCT = 1000  # more are as good as continuous
@@ -46,7 +49,8 @@ class Batch:
     """Ratings of one part of a file, in its order, each checked.
 
     Arrays are equally long, bad rows are not in them. `last_line`: where the part ends. `seen`: the different
-    numbers of the rating column, on the scale or not (see `distinct`).
+    numbers of the rating column, on the scale or not (see `distinct`). `types`: names of types, where the
+    file has a column of them; `ratings` are then the values of events.
     """
 
     user_ids: pa.Array
@@ -57,6 +61,7 @@ class Batch:
     last_line: int
     bad: tuple[BadRow, ...]
     seen: Values
+    types: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.ratings)
@@ -84,6 +89,7 @@ class Batch:
             ratings=self.ratings[keep],
             times=self.times[keep],
             lines=self.lines[keep],
+            types=None if self.types is None else self.types.filter(mask),
         )
 
 
@@ -97,8 +103,10 @@ class RowRules:
     def check(
         self, columns: dict[str, pa.Array], lines: Lines, last_line: int, torn: tuple[BadRow, ...] = ()
     ) -> Batch:
-        """Check columns `user`, `item`, `rating`, perhaps `timestamp`, equally long. `torn`: rows that gave
-        no columns.
+        """Check columns `user`, `item`, `rating`, perhaps `timestamp` and `type`, equally long. `torn`: rows
+        that gave no columns.
+
+        With types only a row of the type `rating` must be on the scale; others have any value, or 1.
         """
         bad: dict[int, BadRow] = {}
 
@@ -110,15 +118,19 @@ class RowRules:
 
         users = _ids(columns["user"], "user", refuse)
         items = _ids(columns["item"], "item", refuse)
-        ratings = _numbers(columns["rating"], "rating", _number, refuse)
+        types, rated = None, np.ones(len(lines), bool)
+        if "type" in columns:
+            types = _ids(columns["type"], "type", refuse)
+            rated = pc.equal(types, RATING).to_numpy(zero_copy_only=False)
+        ratings = _numbers(_values(columns.get("rating"), rated), "rating", _number, refuse)
         if "timestamp" in columns:
             times = _numbers(columns["timestamp"], "timestamp", _time, refuse)
             refuse(np.abs(times) > MAX_TIMESTAMP, lambda _: "timestamp is too far from 1970")
         else:
             times = np.full(len(lines), self.now)
-        seen = distinct(ratings)
+        seen = distinct(ratings[rated])
         refuse(
-            off_scale(ratings, self.scale),
+            off_scale(ratings, self.scale) & rated,
             lambda position: f"rating {ratings[position]:g} is off the scale",
             off_scale=True,
         )
@@ -127,8 +139,27 @@ class RowRules:
         if bad:
             mask = pa.array(keep)
             users, items = users.filter(mask), items.filter(mask)
+            types = None if types is None else types.filter(mask)
         rows = tuple(sorted((*bad.values(), *torn), key=lambda row: row.line))
-        return Batch(users, items, ratings[keep], times[keep], lines[keep], last_line, rows, seen)
+        return Batch(users, items, ratings[keep], times[keep], lines[keep], last_line, rows, seen, types)
+
+
+def _values(column: pa.Array | None, rated: Mask) -> pa.Array:
+    """Return the column of ratings, with 1 where an event of another type has no value."""
+    if column is None:
+        # A rating without a value is refused as a row.
+        return pa.array(np.ones(len(rated)), mask=rated)
+    if rated.all():
+        return column
+    missing = column.is_null()
+    if pa.types.is_binary(column.type) or pa.types.is_string(column.type):
+        missing = pc.or_(missing, pc.equal(pc.binary_length(column), 0).fill_null(fill_value=True))
+    one = pa.scalar(1).cast(pa.string()).cast(column.type) if _is_text(column) else pa.scalar(1)
+    return pc.if_else(pc.and_(missing, pa.array(~rated)), one.cast(column.type), column)
+
+
+def _is_text(column: pa.Array) -> bool:
+    return bool(pa.types.is_binary(column.type) or pa.types.is_string(column.type))
 
 
 Refuse = Any  # a callback with a keyword-only argument has no short type
@@ -259,15 +290,17 @@ def _time(text: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def pieces(batch: Batch, size: int) -> Iterator[tuple[list[tuple[bytes, bytes, float, float]], list[int]]]:
-    """Yield a batch in pieces of at most `size` ratings: rows (user, item, rating, time), and their lines."""
+def pieces(batch: Batch, size: int) -> Iterator[tuple[list[Row], list[int]]]:
+    """Yield a batch in pieces of at most `size` ratings: rows, and their lines."""
     for start in range(0, len(batch), size):
         end = min(start + size, len(batch))
+        types = () if batch.types is None else (batch.types.slice(start, size).to_pylist(),)
         rows = zip(
             batch.user_ids.slice(start, size).to_pylist(),
             batch.item_ids.slice(start, size).to_pylist(),
             batch.ratings[start:end].tolist(),
             batch.times[start:end].tolist(),
+            *types,
             strict=True,
         )
         yield list(rows), batch.lines[start:end].tolist()

@@ -20,19 +20,18 @@ from factors import Scale
 from foldin.files import reading
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
-from foldin.files.rows import BadRow, RowRules, off_scale, pieces, suggested_scale
+from foldin.files.rows import BadRow, Row, RowRules, off_scale, pieces, suggested_scale
 from processes.errors import CannotStartError
 
 NOW = 1_700_000_000.0
 RULES = RowRules(Scale(1.0, 5.0), NOW)
-Rating = tuple[bytes, bytes, float, float]
 
 
 def read(
     path: Path, rules: RowRules = RULES, kind: str = "auto", columns: dict[str, str] | None = None
-) -> tuple[list[Rating], list[int], list[BadRow]]:
+) -> tuple[list[Row], list[int], list[BadRow]]:
     """Everything in a file: ratings, their lines, bad rows."""
-    rows: list[Rating] = []
+    rows: list[Row] = []
     lines: list[int] = []
     bad: list[BadRow] = []
     for batch in RatingsFile(path, find_layout(path, kind, columns)).read(rules):
@@ -91,6 +90,42 @@ def test_parquet_takes_numbers_text_and_moments(tmp_path: Path) -> None:
         assert [row[3] for row in rows] == [881250949.0 if kind == "s" else 881250949.25, 891717742.0]
         assert lines == [1, 2]
         assert not bad
+
+
+EVENTS = {
+    "events.csv": "u,i,kind,v,t\nann,x,view,,1\nann,y,rating,4,2\nbob,x,purchase,30,3\n"
+    "bob,y,rating,9,4\nbob,z,rating,,5\ncy,x,,1,6\n",
+    "events.parquet": "",
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_rows_may_be_events_of_types(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        table = {
+            "u": ["ann", "ann", "bob", "bob", "bob", "cy"],
+            "i": ["x", "y", "x", "y", "z", "x"],
+            "kind": ["view", "rating", "purchase", "rating", "rating", None],
+            "v": [None, 4.0, 30.0, 9.0, None, 1.0],
+            "t": [1, 2, 3, 4, 5, 6],
+        }
+        pq.write_table(pa.table(table), path)
+    else:
+        path.write_text(EVENTS[name])
+    columns = {"user": "u", "item": "i", "type": "kind", "rating": "v", "timestamp": "t"}
+    rows, _, bad = read(path, columns=columns)
+    assert rows == [
+        (b"ann", b"x", 1.0, 1.0, b"view"),
+        (b"ann", b"y", 4.0, 2.0, b"rating"),
+        (b"bob", b"x", 30.0, 3.0, b"purchase"),
+    ]
+    assert [row.line - bad[0].line for row in bad] == [0, 1, 2]
+    # Without a column of values each event counts 1, and a rating has none.
+    del columns["rating"]
+    rows, _, bad = read(path, columns=columns)
+    assert [(row[2], row[4]) for row in rows if len(row) == 5] == [(1.0, b"view"), (1.0, b"purchase")]
+    assert len(bad) == 4
 
 
 def test_parquet_rows_that_are_none(tmp_path: Path) -> None:

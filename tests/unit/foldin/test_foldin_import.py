@@ -15,9 +15,10 @@ from factors import Scale
 from foldin import importing
 from foldin.errors import ImportStoppedError
 from foldin.files import reading
+from foldin.files.rows import Row
 from foldin.importing import run_import
 from foldin.settings import FrontDoorSettings, ImportOptions
-from foldin.sinks import Row, RowRefusedError, SinkBusyError, open_sink, running_stack
+from foldin.sinks import RowRefusedError, SinkBusyError, open_sink, running_stack
 from processes.errors import CannotStartError
 
 
@@ -87,7 +88,7 @@ def test_every_rating_is_written_each_user_s_in_order(
     assert run_import(options(file), settings) == 0
     assert len(sink.rows) == 200
     for user in range(20):
-        mine = [item for who, item, _, _ in sink.rows if who == b"u%d" % user]
+        mine = [row[1] for row in sink.rows if row[0] == b"u%d" % user]
         assert mine == [b"i%d" % item for item in range(10)]
     assert sink.closed
     assert "200 ratings written to the fake" in capsys.readouterr().out
