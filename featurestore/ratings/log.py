@@ -190,9 +190,9 @@ class RatingsLog:
         if reply[0] == b"LONG":
             raise HistoryFull(share.users[int(reply[1]) - 1], most)
 
-    async def forget(self, user_id: bytes, keep: Sequence[NewRating] = ()) -> Forgotten:
-        """Remove a user with everything that is known of it; the trainer is told by an event. `keep`: ratings
-        that the user has again after it, in the same step, whatever room there is.
+    async def forget(self, user_id: bytes, keep: Columns | None = None) -> Forgotten:
+        """Remove a user with everything that is known of it; the trainer is told by an event. `keep`: what
+        the user has rated or done again after it, in the same step, whatever room there is.
 
         Safe to repeat: the receipt of an unknown user has no ratings.
         """
@@ -216,7 +216,7 @@ class RatingsLog:
                 ]
             args = [expected, pack_ids([user_id]), digest, mark]
             try:
-                args += [await self._packed(epoch, keep) for epoch in epochs if keep]
+                args += [await self._packed(epoch, keep) for epoch in epochs if keep is not None]
             except EpochGone:
                 await self._epochs.refresh()
                 continue
@@ -227,12 +227,13 @@ class RatingsLog:
             await self._epochs.learn(partition, reply[1])
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 
-    async def _packed(self, epoch: int, ratings: Sequence[NewRating]) -> bytes:
-        """Return ratings of one user as history entries of an epoch. Raises `EpochGone`, `RegistryFull`."""
-        rows = await self._registries.of(epoch).register([each.item_id for each in ratings])
-        return b"".join(
-            codecs.pack_entry(row, each.rating, each.time) for row, each in zip(rows, ratings, strict=True)
-        )
+    async def _packed(self, epoch: int, columns: Columns) -> bytes:
+        """Return events of one user as history entries of an epoch. Raises `EpochGone`, `RegistryFull`."""
+        rows = await self._registries.of(epoch).register(columns.item_id)
+        table = np.empty(len(columns), dtype=codecs.ENTRY_DTYPE)
+        table["item_row"] = columns.typed(np.array(rows, dtype=np.int64))
+        table["rating"], table["time"] = columns.rating, columns.time
+        return table.tobytes()
 
     def _count(self, history: bytes) -> int:
         """Return how many ratings a history had; of a damaged one, which is gone now, its entries."""

@@ -211,7 +211,10 @@ class EpochConsumer:
         if events.n_items > len(registry):
             # Another process has registered items.
             await registry.refresh()
-            self._require_items(events, len(registry))
+            if events.n_items > len(registry):
+                # Which of the two is damaged?
+                await registry.require_whole()
+                self._require_items(events, len(registry))
         table, spans = await self._threads.run(new_events, events, registry.ids, self.positions)
         if spans:
             forgotten = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))

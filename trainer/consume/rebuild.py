@@ -90,10 +90,10 @@ async def _table(
     if (bad := np.flatnonzero(impossible(entries, store.config.scale))).size:
         key = store.keys.history(epoch, users[int(owner[bad[0]])].user_id)
         raise StoreDamaged(shown_key(key), "an entry that no rating has")
-    for user, count in zip(users, counts.tolist(), strict=True):
-        if user.n < count:
-            key = store.keys.user(epoch, user.user_id)
-            raise StoreDamaged(shown_key(key), f"n is {user.n}, and the history has {count} entries")
+    n = np.array([user.n for user in users], dtype=np.int64)
+    for k in np.flatnonzero(n < counts)[:1].tolist():
+        key = store.keys.user(epoch, users[k].user_id)
+        raise StoreDamaged(shown_key(key), f"n is {n[k]}, and the history has {counts[k]} entries")
     after = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(entries))
     zeros = np.zeros(len(entries), dtype=np.int64)
     events = Events(
@@ -103,7 +103,7 @@ async def _table(
         stream_seq=zeros + since_ms,
         users=[user.user_id for user in users],
         user=owner,
-        n=np.array([user.n for user in users], dtype=np.int64)[owner] - after,
+        n=n[owner] - after,
         item_row=entries["item_row"].astype(np.int64),
         rating=entries["rating"].astype(np.float64),
         time=entries["time"].astype(np.float64),
@@ -111,6 +111,8 @@ async def _table(
     registry = store.items(epoch)
     if events.n_items > len(registry):
         await with_retries(registry.refresh)
+        if events.n_items > len(registry):
+            await with_retries(registry.require_whole)
     for k in np.flatnonzero(item_rows_of(entries["item_row"]) >= len(registry))[:1].tolist():
         key = store.keys.history(epoch, users[int(owner[k])].user_id)
         raise StoreDamaged(shown_key(key), f"an item row that was never given, there are {len(registry)}")

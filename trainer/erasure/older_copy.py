@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.codecs import ENTRY_DTYPE
+from featurestore.codecs import ENTRY_DTYPE, item_rows_of, type_codes_of
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.keys import shown_key
-from featurestore.ratings.log import NewRating
+from featurestore.ratings.batches import Columns
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer import log
 from trainer.archive.epoch_archive import uncovered
 from trainer.archive.erasures import Ledger, readable_ledgers
-from trainer.archive.events import make_table
+from trainer.archive.events import make_table, type_codes
 from trainer.archive.identity import read_since
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import read_segment
@@ -34,8 +34,8 @@ _ENTRIES = 1_000
 # As often as a leader looks after other things: a copy is put back once in years.
 _LOOK_S = 1.0
 
-Key = tuple[bytes, bytes]
-"""Item id, and the bits of rating and time."""
+Key = tuple[bytes, int, bytes]
+"""Item id, code of the event's type, and the bits of rating and time."""
 
 
 async def erase_again(store: Store, root: ArchiveRoot) -> None:
@@ -123,21 +123,28 @@ async def _erase_ratings_again(
     again = 0
     for user in users.values():
         entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE)
-        ratings = [
-            NewRating(user.user_id, registry.ids[row] or b"", rating, time)
-            for row, rating, time in entries.tolist()
-            if row < len(registry)
-        ]
-        kept = [each for each in ratings if _key(each.item_id, each.rating, each.time) in known[user.user_id]]
+        rows = item_rows_of(entries["item_row"]).tolist()
+        item_ids = [registry.ids[row] if row < len(registry) else b"" for row in rows]
+        codes = type_codes_of(entries["item_row"])
+        values = item_ids, codes.tolist(), entries["rating"].tolist(), entries["time"].tolist()
+        own = known[user.user_id]
+        kept = [k for k, each in enumerate(zip(*values, strict=True)) if each[0] and _key(*each) in own]
         if len(kept) == len(entries):
             # The copy is from after the erasure.
             continue
+        keep = Columns(
+            [user.user_id] * len(kept),
+            [item_ids[k] for k in kept],
+            entries["rating"][kept],
+            entries["time"][kept],
+            codes[kept],
+        )
         # For what a mark in the stream does not reach: the files of the store. First: where this is cut off
         # in between, the ratings from before are what it is repeated by.
         at = at_ms[user.user_id]
         await with_retries(store.commands.ask, "erase", epoch=epoch, user=user.user_id, at_ms=at)
         # In one step: what was forgotten and not yet written back would be known from nowhere.
-        await with_retries(store.ratings.forget, user.user_id, kept)
+        await with_retries(store.ratings.forget, user.user_id, keep)
         again += 1
     return again
 
@@ -188,13 +195,15 @@ def _known(tables: Iterable[pa.Table], at_ms: Mapping[bytes, int]) -> dict[bytes
 
 def _add(known: dict[bytes, set[Key]], table: pa.Table, at_ms: Mapping[bytes, int]) -> None:
     columns = ("user_id", "item_id", "rating", "time", "stream_ms", "stream_seq")
-    for user, item, rating, time, ms, seq in zip(*(table[name].to_pylist() for name in columns), strict=True):
+    values = [table[name].to_pylist() for name in columns]
+    codes = type_codes(table).tolist()
+    for user, item, rating, time, ms, seq, code in zip(*values, codes, strict=True):
         user_id = user.encode()
         # A rebuilt archive has the time of the rebuild in place of the number: it was there by then.
         if user_id in at_ms and (ms or seq) >= at_ms[user_id]:
-            known[user_id].add(_key(item.encode(), rating, time))
+            known[user_id].add(_key(item.encode(), code, rating, time))
 
 
-def _key(item_id: bytes, rating: float, time: float) -> Key:
+def _key(item_id: bytes, code: int, rating: float, time: float) -> Key:
     # Bits, not numbers: an unknown time is NaN, which equals nothing.
-    return item_id, np.array([rating, time]).tobytes()
+    return item_id, code, np.array([rating, time]).tobytes()

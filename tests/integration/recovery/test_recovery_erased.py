@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from featurestore.commands import Commands
 from featurestore.errors import StoreUnavailable
+from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import RatingsLog
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
@@ -25,7 +27,6 @@ from tests.support.recovering import (
     Held,
     archive_ratings,
     empty,
-    held,
     now_held,
     opened,
     restored,
@@ -255,6 +256,8 @@ async def test_a_leader_killed_while_it_erases_again_loses_no_later_rating(
     root = ArchiveRoot(settings.archive_folder, guard=lambda: None)
     async with opened(settings.store) as store:
         await store.ratings.append([rating("u4", "i2", 1.0, 3e9), rating("u4", "new", 4.0, 3e9)])
+        one = np.ones(1)
+        await store.ratings.append_columns(Columns([b"u4"], [b"i3"], one, 3e9 * one, one.astype(np.uint8)))
 
         async def killed(*args: Any, **more: Any) -> None:
             if done:
@@ -266,8 +269,12 @@ async def test_a_leader_killed_while_it_erases_again_loses_no_later_rating(
             patch.setattr(owner, step.__name__, killed)
             await erase_again(store, root)
         await erase_again(store, root)
-        left = {pair: entry for pair, entry in (await held(store)).items() if pair[0] == "u4"}
-        assert left == {("u4", "i2"): (1.0, 3e9), ("u4", "new"): (4.0, 3e9)}
+        _, history = await store.users.history(1, b"u4")
+        registry = store.items(1)
+        await registry.refresh()
+        left = {registry.id(row) for row in history.item_row.tolist()}, history.rating.tolist()
+        assert left == ({"i2", "new"}, [1.0, 4.0])
+        assert history.feedback.type_code.tolist() == [1]
         # So that the files of the store are written anew.
         assert await store.redis.hlen(store.keys.erasing)
 
