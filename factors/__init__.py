@@ -6,6 +6,8 @@ one function gives the same answer in the fit, in the service and in a notebook.
 
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
 from factors.inference.histories import RECENT, SAMPLED, sample_order
+from factors.model.attributes import Attribute, Encoding, Labels, Numbers, learn_encoding
+from factors.model.columns import Columns
 from factors.model.quantized_rows import all_finite_items
 from factors.model.scale import scale_levels
 from factors.model.serialization import from_bytes, to_bytes
@@ -33,6 +35,11 @@ from factors.posterior.posterior_model import PosteriorModel
 from factors.ranking.choices import HoldOut
 from factors.ranking.fit import fit_ranking
 from factors.ranking.head import RankingHead
+from factors.ranking.item_attributes import (
+    ItemAttributes,
+    item_attributes_from_bytes,
+    item_attributes_to_bytes,
+)
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import RankingParameters
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
@@ -60,11 +67,14 @@ __all__ = [
     "BASIS",
     "RECENT",
     "SAMPLED",
+    "Attribute",
     "BiasBaseline",
     "Blended",
     "BlendedRanker",
     "Bools",
     "Choices",
+    "Columns",
+    "Encoding",
     "Explanation",
     "FactorsError",
     "FitDiverged",
@@ -78,11 +88,14 @@ __all__ = [
     "Index",
     "Int32s",
     "Int64s",
+    "ItemAttributes",
     "ItemStatistics",
+    "Labels",
     "Link",
     "Model",
     "ModelUnreadable",
     "Neighbours",
+    "Numbers",
     "PosteriorModel",
     "Ranked",
     "Ranker",
@@ -108,7 +121,10 @@ __all__ = [
     "index_from_bytes",
     "index_of",
     "index_to_bytes",
+    "item_attributes_from_bytes",
+    "item_attributes_to_bytes",
     "item_statistics",
+    "learn_encoding",
     "log_density",
     "posterior_of",
     "prior_model",

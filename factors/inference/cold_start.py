@@ -7,7 +7,7 @@ effect says so). A row that the fit has not seen had no time yet. It is taken fo
 the one behind an average rating, of which those at hand are a random sample: with `k` of them, the implicit
 effects `beta_j` of who rated, their average `b` and the typical count `N`,
 
-    prior mean = M + sum_j (beta_j - b) / sqrt(max(k, N))
+    prior mean = M + sum_j (beta_j - b) / sqrt(max(k, N)) + what its attributes say
 
 `M` predicts the scores of the fit's own ratings best when their rows are not known: with `x` the posterior
 mean of the row of a rating and `f` the features of the other row, it is the ridge regression of `f . x` on
@@ -16,12 +16,15 @@ means, by the prior. The prior's covariance is that of the rows round `M`: a row
 has no implicit effects to explain a part of it. A rating whose implicit effect no fit has learned counts as
 `b`. (MovieLens 100K, new items with 10 ratings: RMSE 0.970 with the mean row and the covariance of the fit,
 0.918 with these; users without ratings: 1.0215 with the mean user, 1.0185 now; the item mean has 1.0197.)
+Attributes have effects of their own here, as those of rows in the fit say only what the implicit effects
+leave to them.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from factors.model.columns import Columns
 from factors.model.parameters import Side
 from factors.model.types import Bools, Float64s
 
@@ -49,23 +52,34 @@ class RowPriors:
         return linear
 
 
-def row_priors(own: Side, counts: Float64s, new: Bools | None, effect_sums: Float64s) -> RowPriors:
+def row_priors(
+    own: Side,
+    counts: Float64s,
+    new: Bools | None,
+    effect_sums: Float64s,
+    attributes: Columns | None = None,
+) -> RowPriors:
     """Return the priors of rows of side `own` with `counts` (b,) ratings, whose implicit effects sum to
     `effect_sums` (b, d). `new` (b,): the rows that came after the fit; None for none but those without
-    ratings.
+    ratings. `attributes`: of the rows; None where they have none.
     """
     base, shown, cold_start = own.mean[None], np.maximum(counts, 1.0), own.cold_start
+    if attributes is not None and own.attribute_effects is not None:
+        base = base + attributes.times(own.attribute_effects)
     # A row without ratings is new to the fit as well, whatever its age.
     cold = counts == 0 if new is None else new | (counts == 0)
     if cold_start is None or not cold.any():
         share = 1.0 / np.sqrt(shown)
         mean = base + share[:, None] * effect_sums
-        return RowPriors(mean, own.precision, own.precision, None, share, np.zeros_like(base))
+        return RowPriors(mean, own.precision, own.precision, None, share, np.zeros_like(own.mean[None]))
     pull = np.where(cold[:, None], cold_start.effect, 0.0)
     # The ratings at hand are a sample of as many as an average rating has behind it.
     shown[cold] = np.maximum(counts[cold], cold_start.count)
     share = 1.0 / np.sqrt(shown)
-    mean = np.where(cold[:, None], cold_start.mean, base)
+    cold_base = cold_start.mean[None]
+    if attributes is not None and cold_start.attribute_effects is not None:
+        cold_base = cold_base + attributes.times(cold_start.attribute_effects)
+    mean = np.where(cold[:, None], cold_base, base)
     mean = mean + share[:, None] * (effect_sums - counts[:, None] * pull)
     return RowPriors(mean, own.precision, cold_start.precision, cold, share, pull)
 

@@ -19,6 +19,7 @@ from factors.inference.session_effects import (
     session_block,
 )
 from factors.inference.side_moments import SideMoments, gather_side_moments
+from factors.model.columns import Columns
 from factors.model.layout import pack, triangle
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.quantized_rows import Table
@@ -29,7 +30,7 @@ from factors.model.types import Bools, Float64s, Int64s
 class HalfStepInput:
     """What a half-step of side `own` computes from: its histories `data` with their `sessions`, and the
     `table` (n, width) of the side `other`. `new` (b,): the rows that came after the fit (`cold_start`),
-    beside those without ratings; None where it makes no difference.
+    beside those without ratings; None where it makes no difference. `attributes`: of the rows, None for none.
     """
 
     parameters: Parameters
@@ -39,6 +40,7 @@ class HalfStepInput:
     data: Compressed
     sessions: Sessions
     new: Bools | None
+    attributes: Columns | None = None
 
     @staticmethod
     def of(
@@ -49,6 +51,7 @@ class HalfStepInput:
         *,
         sessions: Sessions | None = None,
         new: Bools | None = None,
+        attributes: Columns | None = None,
     ) -> "HalfStepInput":
         """Return the input of side `name`; `sessions`: those of `data`, where they are known already."""
         own, other = parameters.side(name)
@@ -56,7 +59,7 @@ class HalfStepInput:
             sessions = NO_SESSIONS
         elif sessions is None:
             sessions = group_sessions(data, own.session_length)
-        return HalfStepInput(parameters, own, other, table, data, sessions, new)
+        return HalfStepInput(parameters, own, other, table, data, sessions, new, attributes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from factors.inference.session_effects import (
     SessionSums,
     write_slots,
 )
-from factors.inference.side_moments import prior_rows
+from factors.inference.side_moments import prior_rows, rests_on_attributes
 from factors.model.layout import COUNT, RATING_MEAN, unpack
 from factors.model.parameters import Parameters
 from factors.model.scale import rating_levels
@@ -105,6 +105,9 @@ def half_step(
     rows = prior_rows(own, data.rows)
     rows[:, COUNT] = counts = data.counts
     rows[:, RATING_MEAN] = np.bincount(entries.row, data.value, data.rows) / np.maximum(counts, 1)
+    if rests_on_attributes(own) and inputs.attributes is not None:
+        # As `prior_rows` has it.
+        rows[:, RATING_MEAN] += (counts == 0) & inputs.attributes.described
     # Of rows that stand still the posterior becomes a view of the rows: no second copy is kept.
     mean, covariance = entries.motion.write(rows, posterior.mean, posterior.covariance)
     if len(inputs.sessions):
@@ -138,7 +141,8 @@ class _Solver:
         own, data, motion = entries.inputs.own, entries.inputs.data, entries.motion
         effects = known_effects(own, entries.other.implicit_effect)
         sums = segment_sums(data.indptr, entries.other.columns, np.ones(len(data.other)), effects)
-        priors = row_priors(own, data.counts.astype(np.float64), entries.inputs.new, sums)
+        counts, inputs = data.counts.astype(np.float64), entries.inputs
+        priors = row_priors(own, counts, inputs.new, sums, inputs.attributes)
         precision, cold = (motion.state_precision(p) for p in (priors.precision, priors.cold_precision))
         return _Solver(entries, priors, motion.states(priors.linear), precision, cold)
 

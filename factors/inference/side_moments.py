@@ -10,7 +10,8 @@ import numpy as np
 from factors.inference.histories import Compressed
 from factors.inference.motion import means_at
 from factors.inference.segments import FEW
-from factors.model.layout import NO_SESSION, FloatTable, outer, pack, session_keys
+from factors.model.columns import Columns
+from factors.model.layout import NO_SESSION, RATING_MEAN, FloatTable, outer, pack, session_keys
 from factors.model.parameters import Side
 from factors.model.quantized_rows import QuantizedTable, Table
 from factors.model.types import Float64s, Int64s
@@ -42,16 +43,26 @@ class SideMoments:
         return entry if self.columns is None else self.columns[entry]
 
 
-def prior_rows(side: Side, n_rows: int) -> Float64s:
-    """Return rows (n_rows, width) of which nothing is known but the prior."""
+def prior_rows(side: Side, n_rows: int, attributes: Columns | None = None) -> Float64s:
+    """Return rows (n_rows, width) of which nothing is known but the prior, and their `attributes`. Where that
+    rests on attributes the rating mean, which a row without ratings has not, is 1.
+    """
     layout = side.layout
     rows = np.zeros((n_rows, layout.width))
     prior = side.cold_start or side
     rows[:, layout.mean] = prior.mean
+    if attributes is not None and prior.attribute_effects is not None:
+        rows[:, layout.mean] += attributes.times(prior.attribute_effects)
+        rows[:, RATING_MEAN] = attributes.described
     rows[:, layout.covariance] = pack(prior.covariance)
     rows[:, layout.keys] = NO_SESSION
     rows[:, layout.variances] = side.session_variance
     return rows
+
+
+def rests_on_attributes(side: Side) -> bool:
+    """Return whether what is known of a row without ratings may rest on its attributes."""
+    return side.cold_start is not None and side.cold_start.attribute_effects is not None
 
 
 def match_sessions(side: Side, rows: FloatTable, index: Int64s, time: Float64s) -> tuple[Float64s, Float64s]:

@@ -9,7 +9,8 @@ A row of either side, all float numbers, is
 
 `mean` and `covariance` are the posterior of `[latent (k), bias]`. The covariance is packed row by row from
 its lower triangle, so the latent block comes first and the bias row last. `implicit effect` is what a history
-with this row in it adds to the prior mean of its own row. Session keys name the J sessions (days of a user)
+with this row in it adds to the prior mean of its own row. The rating mean of a row without ratings is 1 where
+its mean rests on attributes, else 0. Session keys name the J sessions (days of a user)
 that have an effect. Of a side that moves, `mean` is where the row stood at `anchor time`, that of its latest
 rating, and `velocity` where it was going (`motion`). Users are stored like this; an item has this row once it
 is read out of its stored one (`quantized_rows`), whose first numbers, up to the mean, are the same.

@@ -25,6 +25,7 @@ SideName = Literal["user", "item"]
 class ColdStart:
     """The prior of rows that came after the fit, with the letters of `factors.inference.cold_start`: `mean`
     (d,) `M`, `effect` (d,) `b`, `count` `N`; `covariance` and its inverse `precision` (d, d) round that mean.
+    `attribute_effects` (c, d): what the columns of the attributes add to it; None where they say nothing.
     """
 
     mean: Float64s
@@ -34,6 +35,7 @@ class ColdStart:
     # takes 10 us (rank 8).
     covariance: Float64s
     precision: Float64s
+    attribute_effects: Float64s | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class Side:
     `mean` (d,), `covariance` and its inverse `precision` (d, d). `session_length`, in units of the
     timestamps, and `session_variance`, the prior variance of the effect of a session: 0 for none.
     `implicit_ridge`: ridge of the implicit effects on this side, 0 for none. `cold_start`: the prior of rows
-    that came after the fit; None while it goes on. `drift`: None where rows stand still.
+    that came after the fit; None while it goes on. `drift`: None where rows stand still. `attribute_effects`
+    (c, d): what the columns of the attributes add to the prior mean of a row; None for nothing.
     """
 
     layout: Layout
@@ -73,6 +76,7 @@ class Side:
     implicit_ridge: float = 0.0
     cold_start: ColdStart | None = None
     drift: Drift | None = None
+    attribute_effects: Float64s | None = None
 
     @property
     def has_sessions(self) -> bool:
@@ -90,7 +94,8 @@ class Parameters:
 
     `mean`: that of all ratings. `noise`: variance of a rating (of its latent value, with the ordinal link)
     round its score. `cuts`: the cut points of the ordinal link, ascending, one fewer than the scale has
-    levels; empty with the Gaussian link. `decided`: from so many ratings the terms were chosen.
+    levels; empty with the Gaussian link. `decided`: from so many ratings the terms were chosen, and with so
+    many columns of attributes of users and of items, `decided_columns`.
     `variance_scale`, `std_calibration` (STD_TERMS,): see `factors.training.calibration`.
     """
 
@@ -105,6 +110,7 @@ class Parameters:
     decided: float = 0.0
     variance_scale: float = 1.0
     std_calibration: Float64s = field(default_factory=lambda: np.zeros(STD_TERMS))
+    decided_columns: tuple[int, int] = (0, 0)
 
     @property
     def moves(self) -> bool:
@@ -129,7 +135,12 @@ def to_model(parameters: Parameters) -> Model:
         "spread": np.array([parameters.variance_scale]),
         "stretch": parameters.std_calibration,
     }
+    # As of what a side has not: without attributes the bytes are those of a version that knew none.
+    if any(parameters.decided_columns):
+        arrays["decided_columns"] = np.array(parameters.decided_columns, dtype=np.float64)
     for prefix, side in (("user", parameters.users), ("item", parameters.items)):
+        if side.attribute_effects is not None:
+            arrays[f"{prefix}_attributes"] = side.attribute_effects
         arrays[f"{prefix}_mean"] = side.mean
         arrays[f"{prefix}_covariance"] = side.covariance
         arrays[f"{prefix}_precision"] = side.precision
@@ -140,6 +151,8 @@ def to_model(parameters: Parameters) -> Model:
             cold = side.cold_start
             arrays[f"{prefix}_unseen"] = np.concatenate([cold.mean, cold.effect, [cold.count]])
             arrays[f"{prefix}_unseen_matrices"] = np.vstack([cold.covariance, cold.precision])
+            if cold.attribute_effects is not None:
+                arrays[f"{prefix}_unseen_attributes"] = cold.attribute_effects
         if side.drift is not None:
             drift = side.drift
             arrays[f"{prefix}_drift"] = np.array([drift.origin, drift.unit, drift.widening])
@@ -163,6 +176,9 @@ def from_model(model: Model) -> Parameters:
     mean, noise, decided, variance_scale = (
         float(_array(model, name, 1)[0]) for name in ("mean", "noise", "decided", "spread")
     )
+    columns = np.zeros(2)
+    if "decided_columns" in model.parameters:
+        columns = _array(model, "decided_columns", 2)
     return Parameters(
         link=model.link,
         scale=model.scale,
@@ -174,6 +190,7 @@ def from_model(model: Model) -> Parameters:
         decided=decided,
         variance_scale=variance_scale,
         std_calibration=_array(model, "stretch", STD_TERMS),
+        decided_columns=(int(columns[0]), int(columns[1])),
     )
 
 
@@ -184,7 +201,8 @@ def _side(model: Model, name: SideName) -> Side:
         vectors = _array(model, f"{name}_unseen", 2 * dim + 1)
         matrices = _array(model, f"{name}_unseen_matrices", 2 * dim, dim)
         mean, effect, count = vectors[:dim], vectors[dim:-1], float(vectors[-1])
-        cold_start = ColdStart(mean, effect, count, matrices[:dim], matrices[dim:])
+        effects = _effects(model, f"{name}_unseen_attributes", dim)
+        cold_start = ColdStart(mean, effect, count, matrices[:dim], matrices[dim:], effects)
     # The layout has looked whether there is one: it makes the rows wider.
     if layout.moving:
         origin, unit, widening = _array(model, f"{name}_drift", 3).tolist()
@@ -203,7 +221,14 @@ def _side(model: Model, name: SideName) -> Side:
         implicit_ridge,
         cold_start,
         drift,
+        _effects(model, f"{name}_attributes", dim),
     )
+
+
+def _effects(model: Model, name: str, dim: int) -> Float64s | None:
+    """Return effects (c, dim) of attributes, None where there are none."""
+    found = model.parameters.get(name)
+    return None if found is None else _array(model, name, len(np.atleast_1d(found)), dim)
 
 
 def _array(model: Model, name: str, *shape: int) -> Float64s:

@@ -24,6 +24,7 @@ import scipy.sparse as sp
 
 from factors.inference.histories import Compressed, compress
 from factors.inference.side_moments import prior_rows
+from factors.model.columns import Columns
 from factors.model.layout import COUNT, RATING_MEAN, Layout, outer, pack, unpack
 from factors.model.parameters import Parameters, Side, SideName, to_model
 from factors.model.scale import scale_range
@@ -139,9 +140,11 @@ class ImplicitPosterior(PosteriorModel):
         histories: Histories,
         current: Float32s | None,
         at: float | None,
+        *,
+        attributes: Columns | None,
     ) -> Float64s:
-        # An unknown other row is no choice. Neither earlier rows nor times play a part.
-        del current, at
+        # An unknown other row is no choice. Neither earlier rows, times nor attributes play a part.
+        del current, at, attributes
         own, _ = self.parameters.side(name)
         rank, unit = own.layout.rank, self._range if name == "user" else 1.0
         data = compress(histories, len(table), whole=name == "item")

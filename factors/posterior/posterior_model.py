@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from factors.errors import ModelUnreadable
 from factors.inference.histories import Compressed
 from factors.inference.side_moments import prior_rows
+from factors.model.columns import Columns
 from factors.model.links import link_of
-from factors.model.parameters import SideName, from_model
+from factors.model.parameters import ColdStart, Side, SideName, from_model
 from factors.model.quantized_rows import item_codec
 from factors.model.types import Float32s, Float64s, Histories, Model
 
@@ -39,6 +41,7 @@ class PosteriorModel(ABC):
         *,
         current: Float32s | None = None,
         at: float | None = None,
+        attributes: Columns | None = None,
     ) -> Float32s:
         """Return the rows (b, user_width) of users from their whole histories and the item table
         (n_items, item_width).
@@ -47,19 +50,40 @@ class PosteriorModel(ABC):
         prior. `current` (b, user_width): the rows of these users so far, `prior_user` for a user without a
         row. The implicit effects in them are kept, because only a fit learns these; without `current` they
         are 0, and a user counts as one who was in the fit. `at`: seconds since 1970; the rows then keep the
-        effect of the session of that time, for a prediction of that time (see `keeps_time`).
+        effect of the session of that time, for a prediction of that time (see `keeps_time`). `attributes`: of
+        these users, as they were encoded for the fit; None for none.
         """
-        return self._rows("user", items, histories, current, at).astype(np.float32)
+        known = self._known("user", attributes)
+        return self._rows("user", items, histories, current, at, attributes=known).astype(np.float32)
 
     def fold_in_items(
-        self, users: Float32s, histories: Histories, *, current: Float32s | None = None
+        self,
+        users: Float32s,
+        histories: Histories,
+        *,
+        current: Float32s | None = None,
+        attributes: Columns | None = None,
     ) -> Float32s:
         """Return the stored rows (b, item_width) of items from their whole histories, whose `other_row` are
-        positions in `users` (n, user_width). `current` (b, item_width) as for users.
+        positions in `users` (n, user_width). `current` (b, item_width) and `attributes` as for users.
         """
         # Covariances are nine tenths of the rows so far, and none of it is needed here.
         before = None if current is None else self.item_codec.decode(current, covariance=False)
-        return self.item_codec.encode(self._rows("item", users, histories, before, None))
+        known = self._known("item", attributes)
+        return self.item_codec.encode(self._rows("item", users, histories, before, None, attributes=known))
+
+    def _known(self, name: SideName, attributes: Columns | None) -> Columns | None:
+        """Return `attributes` where the model has effects of such columns. Raises `ModelUnreadable` where it
+        has effects of others.
+        """
+        side = self.parameters.side(name)[0]
+        priors: list[Side | ColdStart] = [side] if side.cold_start is None else [side, side.cold_start]
+        known = [prior.attribute_effects for prior in priors if prior.attribute_effects is not None]
+        if attributes is None or not known:
+            return None
+        if any(len(each) != attributes.width for each in known):
+            raise ModelUnreadable(f"{attributes.width} columns of attributes are not those of the model")
+        return attributes
 
     @abstractmethod
     def keeps_time(self, user: Float32s, time: float) -> bool:
@@ -86,5 +110,7 @@ class PosteriorModel(ABC):
         histories: Histories,
         current: Float32s | None,
         at: float | None,
+        *,
+        attributes: Columns | None,
     ) -> Float64s:
         """Return the rows (b, width) of side `name`, not yet stored, from the stored `table` of the other."""

@@ -11,6 +11,7 @@ import numpy as np
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import entry_terms, half_step
 from factors.inference.histories import Compressed, compress
+from factors.model.columns import Columns
 from factors.model.layout import COUNT, NO_SESSION, FloatTable, session_keys
 from factors.model.parameters import SideName
 from factors.model.quantized_rows import QuantizedTable
@@ -46,13 +47,16 @@ class RatingPosterior(PosteriorModel):
         histories: Histories,
         current: Float32s | None,
         at: float | None,
+        *,
+        attributes: Columns | None,
     ) -> Float64s:
         own, _ = self.parameters.side(name)
         read = QuantizedTable(table, self.item_codec) if name == "user" else table
         keep = math.nan if at is None else float(session_keys(np.array([at]), own.session_length)[0])
         data = compress(histories, len(table), whole=name == "item")
         new = self._came_after(name, current)
-        rows = half_step(HalfStepInput.of(self.parameters, name, read, data, new=new), keep_session=keep).rows
+        inputs = HalfStepInput.of(self.parameters, name, read, data, new=new, attributes=attributes)
+        rows = half_step(inputs, keep_session=keep).rows
         # A half-step knows no implicit effects of its own rows.
         if current is not None:
             rows[:, own.layout.implicit_effect] = current[:, own.layout.implicit_effect]

@@ -7,10 +7,12 @@ import numpy as np
 
 from factors.errors import FitRefused
 from factors.inference.histories import Compressed, compress_pairs
-from factors.model.types import Choices, Ratings
+from factors.model.columns import Columns
+from factors.model.types import Bools, Choices, Ratings
 from factors.ranking.choices import HoldOut, choices_of
 from factors.ranking.head import RankingHead
 from factors.ranking.held_out import Typed
+from factors.ranking.item_attributes import factors_of, learn_relevance
 from factors.ranking.selection import LEAST_EVENTS, choose
 from factors.ranking.training import RankingFit, fit_with
 from factors.ranking.type_weights import TypeTable, TypeWeight, one_of_pairs, resolved
@@ -32,14 +34,15 @@ def fit_ranking(
     start: RankingHead | None = None,
     choices: Choices | None = None,
     types: Sequence[TypeWeight] = (),
+    attributes: Columns | None = None,
 ) -> RankingFit:
     """Return a head fitted to who rated what, with settings chosen on a part of it that is held out.
 
     `hold_out`: the latest events of each user, where times tell which they are, or a random part. `start`: an
     earlier head, perhaps of fewer items, to go on from while the events are about as many as it was chosen
     by. `choices`: where there are events of other types, these and the ratings, which count as `types` say.
-    BLAS threads are the caller's to pin. Raises `FitRefused` where there is nothing to learn from, and
-    `FitDiverged`.
+    `attributes`: of the items; those without events have the factors that these say. BLAS threads are the
+    caller's to pin. Raises `FitRefused` where there is nothing to learn from, and `FitDiverged`.
     """
     by_user, to_choose = _events(ratings, n_users, start, choices, types)
     codes = None if to_choose is None else to_choose.codes
@@ -55,6 +58,8 @@ def fit_ranking(
         settings, figures = choose(by_user, n_items, hold_out, rng, threads, types=to_choose)
         found = fit_with(by_user, n_items, settings, rng=rng, threads=threads, codes=codes)
         found = replace(found, metrics=figures)
+    if attributes is not None:
+        found = _described(found, attributes, np.bincount(by_user.other, minlength=n_items) > 0)
     told = {
         f"ranking_{name}": float(getattr(settings, name))
         for name in ("negatives", "ridge", "sparse_weight", "recency_boost", "gamma")
@@ -78,3 +83,15 @@ def _events(
     high = float(ratings.value.max()) if len(ratings.value) else 1.0
     by_user = one_of_pairs(choices, n_users, TypeTable.of(weights), high)
     return by_user, Typed(choices.type_code, weights, open_codes & used)
+
+
+def _described(found: RankingFit, attributes: Columns, chosen: Bools) -> RankingFit:
+    """Return `found` with the items that are not `chosen` (n_items,) as their attributes have them."""
+    # What all users add to the precision of an item is, but for a factor, what relevance is made of.
+    user_gram = found.head.parameters.item_gram
+    relevance = learn_relevance(attributes, found.head.items, chosen, user_gram)
+    if relevance is None:
+        return found
+    items, others = found.head.items.copy(), np.flatnonzero(~chosen)
+    items[others] = factors_of(relevance, attributes.take(others))
+    return replace(found, head=replace(found.head, items=items), relevance=relevance)

@@ -6,12 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from factors.inference.pair_moments import PairMoments, Rows
+from factors.inference.side_moments import rests_on_attributes
 from factors.model.layout import COUNT, RATING_MEAN, FloatTable
 from factors.model.std_calibration import std_factors
 from factors.model.types import Float32s, Float64s, ItemStatistics, Scores
 from factors.posterior.posterior_model import PosteriorModel
 
 Basis = npt.NDArray[np.uint8]
+# The bit of `BASIS`.
+_ATTRIBUTES = np.uint8(4)
 
 
 class Scorer:
@@ -27,6 +30,7 @@ class Scorer:
         self._link = posterior.link
         self._pairs = PairMoments(parameters, items)
         self._std_calibrated = bool(parameters.std_calibration.any())
+        self._by_attributes = rests_on_attributes(parameters.items)
 
     def score(
         self, users: FloatTable, user_index: Rows | None, item_rows: Rows, time: Float64s | None = None
@@ -42,7 +46,7 @@ class Scorer:
         # A fit of few ratings has no calibration: its factor would be 1, at a third of the time of one pair.
         if self._std_calibrated:
             std *= std_factors(self._parameters, counts)
-        return Scores(rating, std, _basis(counts))
+        return Scores(rating, std, self._basis(counts, item_rows))
 
     def rating(self, users: FloatTable, user_index: Rows, item_rows: Rows) -> Float64s:
         """Return the ratings of `score` alone (m,). Where they follow from means no covariance is read."""
@@ -66,7 +70,19 @@ class Scorer:
     ) -> tuple[Float64s, Float64s, Basis]:
         """Return mean and variance (without noise) of the scores before the link, and the basis; all (m,)."""
         mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time)
-        return mean, variance, _basis(counts)
+        return mean, variance, self._basis(counts, item_rows)
+
+    def _basis(self, counts: FloatTable, item_rows: Rows) -> Basis:
+        known = counts.astype(np.bool_).view(np.uint8)
+        # Twice the user's bit plus the item's, in place: a call of numpy costs more than a pair.
+        basis: Basis = known[0]
+        basis += basis
+        basis += known[1]
+        if self._by_attributes:
+            unrated = np.flatnonzero(known[1] == 0)
+            unrated = unrated[(item_rows[unrated] >= 0) & (item_rows[unrated] < len(self.items))]
+            basis[unrated] += (self.items[item_rows[unrated], RATING_MEAN] > 0).view(np.uint8) * _ATTRIBUTES
+        return basis
 
 
 def item_statistics(items: Float32s) -> ItemStatistics:
@@ -74,12 +90,3 @@ def item_statistics(items: Float32s) -> ItemStatistics:
     count = np.rint(items[:, COUNT]).astype(np.int64)
     mean = np.where(count > 0, items[:, RATING_MEAN], np.nan).astype(np.float64)
     return ItemStatistics(count, mean)
-
-
-def _basis(counts: FloatTable) -> Basis:
-    known = counts.astype(np.bool_).view(np.uint8)
-    # Twice the user's bit plus the item's, in place: a call of numpy costs more than a pair.
-    basis: Basis = known[0]
-    basis += basis
-    basis += known[1]
-    return basis

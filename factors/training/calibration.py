@@ -46,7 +46,10 @@ def calibrate(
     # So few ratings say nothing of a quantile: deviations stay as they are.
     if len(held_out) < 50:
         return 1.0, parameters.std_calibration
-    parameters = learn_cold_start(parameters, state.user_rows, state.item_rows, state.training.by_user)
+    training = state.training
+    parameters = learn_cold_start(
+        parameters, state.user_rows, state.item_rows, training.by_user, training.attributes
+    )
     items = item_codec(parameters).encode(state.item_rows)
     pairs = PairMoments(parameters, items)
     user, item = by_user.row[held_out], by_user.other[held_out]
@@ -118,7 +121,9 @@ def _shortened(
         data.time[entry],
         len(rows),
     )
-    return half_step(HalfStepInput.of(parameters, name, table, short, new=new)).rows
+    columns = state.training.attributes.get(name)
+    attributes = None if columns is None else columns.take(rows)
+    return half_step(HalfStepInput.of(parameters, name, table, short, new=new, attributes=attributes)).rows
 
 
 def _quantile_regression(features: Float64s, target: Float64s, weight: Float64s) -> Float64s:

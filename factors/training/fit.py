@@ -4,7 +4,7 @@ chapter 10).
 Invariant: what `fit` returns is finite, and its user rows are what `fold_in_users` gives with its item rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +14,12 @@ from factors.inference.compiled.backend import choose_backend
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.side_moments import prior_rows
+from factors.model.columns import Columns
 from factors.model.layout import COUNT
-from factors.model.parameters import to_model
+from factors.model.parameters import Parameters, Side, SideName, to_model
 from factors.model.quantized_rows import QuantizedTable, item_codec
 from factors.model.scale import scale_range
-from factors.model.types import Float32s, Ratings
+from factors.model.types import Float32s, Float64s, Int64s, Ratings
 from factors.posterior.fitted import Fitted
 from factors.training.drift import narrowed, widened
 from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank
@@ -26,7 +27,7 @@ from factors.training.model_selection import LEAST_RATINGS, observed_scale, sele
 from factors.training.priors import learn_cold_start, prior_fit
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
-from factors.training.terms import Terms
+from factors.training.terms import Terms, with_attributes
 from factors.training.training_set import TrainingSet
 from factors.training.units import in_rating_units
 
@@ -42,21 +43,26 @@ def fit(
     rng: np.random.Generator,
     start: Fitted | None = None,
     progress: Progress | None = None,
+    attributes: Mapping[SideName, Columns] | None = None,
 ) -> Fitted:
     """Fit `ratings` of `n_users` x `n_items`; users (n_users, w) and items (n_items, w') of the result are
     float32.
 
     `start`: an earlier fit, perhaps of fewer users and items, to begin from; it is used where its rank is the
     same, and changes how long the fit takes. A scale without a step gets that of the ratings, if they keep
-    one. `progress(sweep, metrics)` is called after each sweep; what it raises ends the fit. Raises
-    `FitRefused` where the input cannot be fitted and `FitDiverged` where the result is not finite.
+    one. `progress(sweep, metrics)` is called after each sweep; what it raises ends the fit. `attributes`: of
+    the rows of either side; held-out ratings decide whether they have effects. Raises `FitRefused` where the
+    input cannot be fitted and `FitDiverged` where the result is not finite.
     """
     by_user = prepare(ratings, n_users, n_items, settings)
     if len(by_user.value) == 0:
         return prior_fit(settings, n_users, n_items)
     settings = replace(settings, scale=observed_scale(settings.scale, by_user.value))
     backend = choose_backend(len(by_user.value), threads=settings.threads, block_rows=settings.block_rows)
-    training = TrainingSet.of(by_user, n_items, backend)
+    training = TrainingSet.of(by_user, n_items, backend, attributes)
+    for name, columns in training.attributes.items():
+        if columns.rows != training.side(name).rows:
+            raise FitRefused(f"attributes of {columns.rows} {name}s, not of {training.side(name).rows}")
     state, found = _begin(training, settings, rng, start)
     # With fewer ratings a sweep costs next to nothing, and the fit goes on until it is more settled.
     tolerance = settings.tolerance * (0.2 if len(training) < 50_000 else 1.0)
@@ -77,10 +83,18 @@ def _begin(
     for few ratings.
     """
     n = len(training)
-    if start is not None and _continues(start, settings, n):
+    offered = _offered(training)
+    if start is not None and _continues(start, settings, n, offered):
         known = narrowed(start.posterior.parameters)
         # The priors of rows that come after a fit are learned when it ends: to the sweeps every row is known.
-        users, items = (replace(side, cold_start=None) for side in (known.users, known.items))
+        # Columns of the same number may be others: their effects are learned anew in each sweep.
+        users, items = (
+            with_attributes(
+                replace(side, cold_start=None),
+                None if side.attribute_effects is None else training.attributes.get(name),
+            )
+            for name, side in _sides(known)
+        )
         known = replace(known, users=users, items=items)
         item_rows = start.posterior.item_codec.decode(start.items).astype(np.float64)
         return State.of_rows(training, known, start.users.astype(np.float64), item_rows), {}
@@ -89,13 +103,23 @@ def _begin(
         state = initial_state(training, settings, rng)
         return (state.branch(Terms("ordinal")) if settings.link == "ordinal" else state), {}
     found = select_terms(training, settings, rng)
-    found.state.parameters = replace(found.state.parameters, decided=float(n))
+    found.state.parameters = replace(found.state.parameters, decided=float(n), decided_columns=offered)
     return found.state, found.metrics
 
 
-def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
+def _sides(parameters: Parameters) -> tuple[tuple[SideName, Side], tuple[SideName, Side]]:
+    return ("user", parameters.users), ("item", parameters.items)
+
+
+def _offered(training: TrainingSet) -> tuple[int, int]:
+    """Return how many columns of attributes users and items have."""
+    users, items = training.attributes.get("user"), training.attributes.get("item")
+    return users.width if users else 0, items.width if items else 0
+
+
+def _continues(start: Fitted, settings: FitSettings, n_ratings: int, offered: tuple[int, int]) -> bool:
     """Return whether a fit may go on from `start`: same scale, rank and link, and its terms chosen from about
-    as many ratings as there are now.
+    as many ratings as there are now, and with or without attributes as now.
     """
     model, few = start.model, n_ratings < FEW_RATINGS
     same_rank = (few and settings.rank == "auto") or model.rank == largest_rank(settings, n_ratings)
@@ -105,6 +129,8 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int) -> bool:
         model.scale == settings.scale
         and same_rank
         and settings.link in ("auto", model.link)
+        and [columns > 0 for columns in offered]
+        == [columns > 0 for columns in start.posterior.parameters.decided_columns]
         and LEAST_RATINGS <= n_ratings < again * start.posterior.parameters.decided
     )
 
@@ -138,23 +164,36 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """
     training = state.training
     parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
-    parameters = learn_cold_start(widened(parameters), user_rows, item_rows, training.by_user)
+    parameters = learn_cold_start(
+        widened(parameters), user_rows, item_rows, training.by_user, training.attributes
+    )
     model = to_model(parameters)
     codec = item_codec(parameters)
     items = codec.encode(item_rows)
     # The sweeps know no cold start: rows without ratings get the prior of new ones.
-    items[item_rows[:, COUNT] == 0] = codec.encode(prior_rows(parameters.items, 1))
+    unrated = np.flatnonzero(item_rows[:, COUNT] == 0)
+    items[unrated] = codec.encode(_priors(parameters.items, unrated, training.attributes.get("item")))
     if not (codec.all_finite(items) and all(np.isfinite(array).all() for array in model.parameters.values())):
         raise FitDiverged("the fit gave item rows or priors that are not finite")
     # Users are folded in with items as the service reads them, so that a later fold-in gives the same row.
     table = QuantizedTable(items, codec)
     by_user = training.by_user.thinned()
-    step = training.backend.half_step(HalfStepInput.of(parameters, "user", table, by_user))
+    of_users = training.attributes.get("user")
+    step = training.backend.half_step(
+        HalfStepInput.of(parameters, "user", table, by_user, attributes=of_users)
+    )
     users: Float32s = step.rows.astype(np.float32)
     effect = parameters.users.layout.implicit_effect
     users[:, effect] = user_rows[:, effect]
-    unrated = users[:, COUNT] == 0
-    users[unrated] = prior_rows(parameters.users, int(unrated.sum()))
+    unrated = np.flatnonzero(users[:, COUNT] == 0)
+    users[unrated] = _priors(parameters.users, unrated, of_users)
     if not np.isfinite(users).all():
         raise FitDiverged("the fit gave user rows that are not finite")
     return Fitted(model, users, items, metrics)
+
+
+def _priors(side: Side, rows: Int64s, attributes: Columns | None) -> Float64s:
+    """Return the rows (m, width) of those at `rows` (m,), which have no ratings."""
+    if attributes is None:
+        return np.repeat(prior_rows(side, 1), len(rows), axis=0)
+    return prior_rows(side, len(rows), attributes.take(rows))

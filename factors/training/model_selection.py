@@ -106,6 +106,7 @@ def _select(
         drift = best_drift(state.parameters, state.item_rows, part.by_user, state.residuals())
     state = search.with_all_effects(state)
     state = search.best_ridge(state)
+    state = search.best_attributes(state)
     state = search.best_motion(state, drift)
     state = search.best_sessions(state)
     state = search.best_link(state, in_doubt_ordinal=n < FEW_RATINGS)
@@ -149,6 +150,16 @@ class _Search:
             return state
         terms = terms_of(state.parameters)
         return self._best(state, [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in _RIDGES])
+
+    def best_attributes(self, state: State) -> State:
+        """Return the state with effects of the attributes of either side, or both, if that predicts best."""
+        terms, sides = terms_of(state.parameters), state.training.attributes
+        options = [
+            replace(terms, user_attributes=user, item_attributes=item)
+            for user, item in ((False, False), (False, True), (True, False), (True, True))
+            if user <= ("user" in sides) and item <= ("item" in sides)
+        ]
+        return self._best(state, options) if len(options) > 1 else state
 
     def best_motion(self, state: State, drift: float) -> State:
         """Return the state whose users move, with velocities of relative variance `drift`, if that predicts
@@ -231,7 +242,8 @@ def _widened(state: State) -> State:
 def _folded_in(state: State, widening: float, by_user: Compressed) -> State:
     """Return `state` with its users folded in from `by_user` under this widening."""
     parameters = widened(with_widening(state.parameters, widening))
-    inputs = HalfStepInput.of(parameters, "user", state.item_rows, by_user)
+    attributes = state.training.attributes.get("user")
+    inputs = HalfStepInput.of(parameters, "user", state.item_rows, by_user, attributes=attributes)
     rows = state.training.backend.half_step(inputs).rows
     effect = parameters.users.layout.implicit_effect
     rows[:, effect] = state.user_rows[:, effect]
@@ -315,4 +327,6 @@ def _sample(training: TrainingSet, rng: np.random.Generator) -> tuple[TrainingSe
     users, user_row = np.unique(by_user.row[entries], return_inverse=True)
     items, item_row = np.unique(by_user.other[entries], return_inverse=True)
     found = compress_pairs(user_row, item_row, by_user.value[entries], by_user.time[entries], len(users))
-    return TrainingSet.of(found, len(items), training.backend), users, items
+    chosen = {"user": users, "item": items}
+    attributes = {name: columns.take(chosen[name]) for name, columns in training.attributes.items()}
+    return TrainingSet.of(found, len(items), training.backend, attributes), users, items

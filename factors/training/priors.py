@@ -5,16 +5,19 @@ Invariant: a covariance is always positive definite, however few rows there are 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from factors.inference.histories import Compressed
+from factors.model.columns import Columns
 from factors.model.layout import COUNT, Layout, unpack
-from factors.model.parameters import ColdStart, Parameters, Side, to_model
+from factors.model.parameters import ColdStart, Parameters, Side, SideName, to_model
 from factors.model.scale import scale_range
 from factors.model.types import Float64s, Int64s, Model, Scale
 from factors.posterior.fitted import Fitted, posterior_of
+from factors.training.attribute_effects import AttributeEffects
 from factors.training.settings import FitSettings
 
 
@@ -90,17 +93,22 @@ def shrunk_covariance(scatter: Float64s, n: float, before: Float64s) -> Float64s
 
 
 def learn_cold_start(
-    parameters: Parameters, user_rows: Float64s, item_rows: Float64s, by_user: Compressed
+    parameters: Parameters,
+    user_rows: Float64s,
+    item_rows: Float64s,
+    by_user: Compressed,
+    attributes: Mapping[SideName, Columns],
 ) -> Parameters:
     """Return `parameters` with the priors of rows that come after a fit (`factors.inference.cold_start`),
-    from the rows (both float64) and the ratings of that fit alone.
+    from the rows (both float64), their `attributes`, and the ratings of that fit alone.
     """
     users, items = parameters.users, parameters.items
     # `M` has a number for each dimension: so many ratings know it.
     entries = np.arange(0, len(by_user.value), max(1, len(by_user.value) // 200_000))
     user = np.searchsorted(by_user.indptr, entries, side="right") - 1
     item = by_user.other[entries]
-    of_user, of_item = _RatedSide(users, user_rows, user), _RatedSide(items, item_rows, item)
+    of_user = _RatedSide(users, user_rows, user, attributes.get("user"))
+    of_item = _RatedSide(items, item_rows, item, attributes.get("item"))
     new_users = None
     # Without implicit effects nothing in a user's row tells whether it is new: then all count as known.
     if items.implicit_ridge > 0:
@@ -115,11 +123,14 @@ def learn_cold_start(
 
 @dataclass(frozen=True, slots=True)
 class _RatedSide:
-    """A `side` of a fit, its `rows`, and the row of each rating that is looked at, `index` (m,)."""
+    """A `side` of a fit, its `rows`, and the row of each rating that is looked at, `index` (m,); and the
+    `attributes` of the rows, None for none.
+    """
 
     side: Side
     rows: Float64s
     index: Int64s
+    attributes: Columns | None
 
 
 def _cold_start(own: _RatedSide, other: _RatedSide, weight: Float64s, noise: float) -> ColdStart | None:
@@ -135,16 +146,32 @@ def _cold_start(own: _RatedSide, other: _RatedSide, weight: Float64s, noise: flo
     # Of a sample of the ratings each stands for several.
     unit = noise * len(apart) / total
     mean = mean + np.linalg.solve(features.T @ features + unit * side.precision, features.T @ apart)
-    covariance = _scatter(side, own.rows, mean, weight)
+    covariance, described = _scatter(side, own.rows, mean, weight), None
+    if own.attributes is not None and own.attributes.width:
+        described = _described(own, own.attributes, mean, covariance)
+    if own.attributes is not None and described is not None:
+        covariance = _scatter(side, own.rows, mean + own.attributes.times(described), weight)
     effect = other_count @ other.rows[:, other.side.layout.implicit_effect] / max(other_count.sum(), 1.0)
     # The count behind an average rating, by its square root, which implicit effects are divided by.
     typical = float((count @ np.sqrt(count)) / total) ** 2
     precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-    return ColdStart(mean, effect, typical, covariance, precision)
+    return ColdStart(mean, effect, typical, covariance, precision, described)
+
+
+def _described(own: _RatedSide, attributes: Columns, mean: Float64s, covariance: Float64s) -> Float64s | None:
+    """Return effects (c, d) of the attributes of a row of which nothing else is known, None where rows that
+    are left out say that they have none.
+    """
+    layout, count = own.side.layout, own.rows[:, COUNT]
+    precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+    regression, deviations = AttributeEffects(attributes, count > 0), own.rows[:, layout.mean] - mean
+    if not regression.helps(deviations, precision):
+        return None
+    return regression.learn(deviations, precision)
 
 
 def _scatter(side: Side, rows: Float64s, mean: Float64s, weight: Float64s) -> Float64s:
-    """Return the covariance (d, d) of the posteriors in `rows` (n, width) round `mean` (d,)."""
+    """Return the covariance (d, d) of the posteriors in `rows` (n, width) round `mean` (d,) or (n, d)."""
     layout = side.layout
     total = float(weight.sum())
     deviation = rows[:, layout.mean] - mean

@@ -128,7 +128,8 @@ class State:
         training, side = self.training, self.parameters.side(name)[0]
         table = self.item_rows if name == "user" else self.user_rows
         sessions = training.sessions(name, side.session_length)
-        return HalfStepInput.of(self.parameters, name, table, training.side(name), sessions=sessions)
+        data, attributes = training.side(name), training.attributes.get(name)
+        return HalfStepInput.of(self.parameters, name, table, data, sessions=sessions, attributes=attributes)
 
     def _half_step(self, name: SideName, begin: HalfStep | None) -> HalfStep:
         # Ordinal sites move along with the posteriors, one step of the fixed point in each sweep, once they
@@ -142,8 +143,14 @@ class State:
         """
         side = self.parameters.side(name)[0]
         implicit = self.training.implicit_effects(name, side.implicit_ridge)
-        learned = learn_side(side, step.rows, implicit.offsets(effects))
-        return learned, implicit.learn(step.rows[:, side.layout.mean] - learned.mean, effects)
+        attributes = self.training.attribute_effects(name, side.attribute_effects)
+        implied = implicit.offsets(effects)
+        learned = learn_side(side, step.rows, implied + attributes.offsets(side.attribute_effects))
+        deviations = step.rows[:, side.layout.mean] - learned.mean
+        # Each of the two learns what the other leaves: the sweeps come to the regression on both.
+        described = attributes.learn(deviations - implied, learned.precision)
+        learned = replace(learned, attribute_effects=described)
+        return learned, implicit.learn(deviations - attributes.offsets(described), effects)
 
     def _learn_noise(self, user_step: HalfStep, item_step: HalfStep) -> Parameters:
         parameters, training, every = self.parameters, self.training, self._compared_each

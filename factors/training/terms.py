@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from factors.inference.side_moments import prior_rows
+from factors.model.columns import Columns
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Link
@@ -21,7 +22,8 @@ class Terms:
     """Which terms a model has. `user_ridge`, `item_ridge`: ridge of the implicit effects on users and on
     items, 0 for none. `user_session`, `item_session`: length of the sessions with an effect of their own, 0
     for none. `user_drift`: whether users move, 0 for no, else the variance of their velocities, relative to
-    that of their positions, to begin with.
+    that of their positions, to begin with. `user_attributes`, `item_attributes`: whether attributes have
+    effects.
     """
 
     link: Link = "gaussian"
@@ -30,6 +32,8 @@ class Terms:
     user_session: float = 0.0
     item_session: float = 0.0
     user_drift: float = 0.0
+    user_attributes: bool = False
+    item_attributes: bool = False
 
 
 def terms_of(parameters: Parameters) -> Terms:
@@ -42,6 +46,8 @@ def terms_of(parameters: Parameters) -> Terms:
         users.session_length,
         items.session_length,
         float(users.layout.moving),
+        users.attribute_effects is not None,
+        items.attribute_effects is not None,
     )
 
 
@@ -53,16 +59,28 @@ def with_terms(parameters: Parameters, terms: Terms, training: TrainingSet) -> P
     if terms.user_drift:
         drift = users.drift or start_drift(users, training.by_user.time, terms.user_drift)
     layout = replace(users.layout, moving=drift is not None)
+    users = replace(users, layout=layout, drift=drift, implicit_ridge=terms.user_ridge)
+    items = replace(items, implicit_ridge=terms.item_ridge)
     changed = replace(
         parameters,
-        users=replace(users, layout=layout, drift=drift, implicit_ridge=terms.user_ridge),
-        items=replace(items, implicit_ridge=terms.item_ridge),
+        users=with_attributes(users, training.attributes.get("user") if terms.user_attributes else None),
+        items=with_attributes(items, training.attributes.get("item") if terms.item_attributes else None),
     )
     if terms.link == "ordinal" and parameters.link == "gaussian":
         # Scores are in units of the ratings so far: half-way between the levels.
         levels = np.linspace(parameters.scale.low, parameters.scale.high, scale_levels(parameters.scale))
         return replace(changed, link="ordinal", cuts=0.5 * (levels[1:] + levels[:-1]))
     return changed
+
+
+def with_attributes(side: Side, columns: Columns | None) -> Side:
+    """Return `side` with effects of these attributes, 0 where it had none of so many; without for None."""
+    if columns is None or columns.width == 0:
+        return replace(side, attribute_effects=None)
+    known, shape = side.attribute_effects, (columns.width, side.layout.dim)
+    if known is not None and known.shape == shape:
+        return side
+    return replace(side, attribute_effects=np.zeros(shape))
 
 
 def _with_sessions(

@@ -3,33 +3,45 @@
 Invariant: it never changes, so that all states of a fit share one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from factors.inference.backend import HalfStepBackend, NumpyBackend
 from factors.inference.histories import Compressed, Sessions, group_sessions
+from factors.model.columns import Columns
 from factors.model.parameters import SideName
-from factors.model.types import Int64s
+from factors.model.types import Float64s, Int64s
+from factors.training.attribute_effects import AttributeEffects, NoAttributeEffects
 from factors.training.implicit_effects import ImplicitEffects, NoImplicitEffects
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """The same ratings `by_user` and `by_item`, and the `backend` that computes over them."""
+    """The same ratings `by_user` and `by_item`, the `backend` that computes over them, and the `attributes`
+    of the rows of a side, where it has any.
+    """
 
     by_user: Compressed
     by_item: Compressed
     backend: HalfStepBackend
+    attributes: Mapping[SideName, Columns] = field(default_factory=dict)
     # Sorting times and factorising Gram matrices take seconds on large sets: once for all states.
     _sessions: dict[tuple[SideName, float], Sessions] = field(default_factory=dict)
     _implicit: dict[tuple[SideName, float], ImplicitEffects] = field(default_factory=dict)
+    _regressions: dict[SideName, AttributeEffects] = field(default_factory=dict)
     _samples: dict[int, tuple[Int64s, Int64s]] = field(default_factory=dict)
 
     @staticmethod
-    def of(by_user: Compressed, n_items: int, backend: HalfStepBackend | None = None) -> "TrainingSet":
+    def of(
+        by_user: Compressed,
+        n_items: int,
+        backend: HalfStepBackend | None = None,
+        attributes: Mapping[SideName, Columns] | None = None,
+    ) -> "TrainingSet":
         """Return the training set of ratings by user, each pair once."""
-        return TrainingSet(by_user, by_user.by_other(n_items), backend or NumpyBackend())
+        return TrainingSet(by_user, by_user.by_other(n_items), backend or NumpyBackend(), attributes or {})
 
     def __len__(self) -> int:
         return len(self.by_user.value)
@@ -48,7 +60,8 @@ class TrainingSet:
 
     def only(self, entries: Int64s) -> "TrainingSet":
         """Return the same users and items with these `entries` of `by_user` alone."""
-        return TrainingSet.of(self.by_user.only(entries), self.by_item.rows, self.backend)
+        part = self.by_user.only(entries)
+        return TrainingSet.of(part, self.by_item.rows, self.backend, self.attributes)
 
     def without(self, held_out: Int64s) -> "TrainingSet":
         """Return the same users and items without the ratings at these entries of `by_user`."""
@@ -84,3 +97,14 @@ class TrainingSet:
             own, other = self.side(name), self.side("item" if name == "user" else "user")
             self._implicit[key] = ImplicitEffects(own, other, ridge, self.backend.rated_sets(own, other))
         return self._implicit[key]
+
+    def attribute_effects(
+        self, name: SideName, effects: Float64s | None
+    ) -> AttributeEffects | NoAttributeEffects:
+        """Return the regression on the attributes of users or of items; `effects` None stands for none."""
+        if effects is None or name not in self.attributes:
+            return NoAttributeEffects()
+        if name not in self._regressions:
+            rated = self.side(name).counts > 0
+            self._regressions[name] = AttributeEffects(self.attributes[name], rated)
+        return self._regressions[name]

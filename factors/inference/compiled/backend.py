@@ -149,6 +149,7 @@ class _Entries:
         self._run, self._parameters, self._own = backend.run, inputs.parameters, inputs.own
         self._data, self._sessions, table = inputs.data, inputs.sessions, inputs.table
         self._other_layout, self._scale = inputs.other.layout, inputs.parameters.scale
+        self._attributes = inputs.attributes
         layout = self._other_layout
         self._rows: FloatTable = table.expanded() if isinstance(table, QuantizedTable) else table
         self._with_effects = bool(np.any(self._rows[:, layout.implicit_effect]))
@@ -177,7 +178,10 @@ class _Entries:
         of_row = np.searchsorted(sessions.row, np.arange(data.rows + 1)) if n else np.zeros(0, np.int64)
         rows, square = np.zeros((data.rows, layout.width)), np.zeros(data.rows)
         entries = (data.indptr, data.other, data.value)
-        prior = (own.mean, np.ascontiguousarray(own.precision))
+        mean = own.mean[None]
+        if self._attributes is not None and own.attribute_effects is not None:
+            mean = mean + self._attributes.times(own.attribute_effects)
+        prior = (np.ascontiguousarray(mean), np.ascontiguousarray(own.precision))
         known = (*entries, *seen, self._with_effects, *prior, of_row, *sums)
         self._run(solve_kernels.solve_rows, data.indptr, *known, rows, square)
         rows[:, layout.keys] = NO_SESSION

@@ -76,11 +76,12 @@ def solve_rows(
 
     With `weight` empty each entry has the weight `unit` and the target `target - shift`, and `square` (rows,)
     becomes the expected sum of the squares of target less score; otherwise its `weight` and `linear`, and
-    `unit` is 1. `mean` (d,) and `precision` (d, d) are those of the prior. `groups` (rows + 1,): where the
-    sessions of each row begin, empty for none; `load` (G, d), `scale`, `surprise` (G,): see
+    `unit` is 1. `mean` (1, d), or (rows, d), and `precision` (d, d) are those of the prior. `groups` (rows +
+    1,): where the sessions of each row begin, empty for none; `load` (G, d), `scale`, `surprise` (G,): see
     `session_effects`.
     """
-    dim = len(mean)
+    dim = mean.shape[1]
+    several = len(mean) > 1
     packed = dim * (dim + 1) // 2
     features = packed - dim
     bias_at = packed + dim - 1
@@ -181,7 +182,7 @@ def solve_rows(
                 right[a, lane] = unit * sums_linear[lane, a]
             t = 0
             for a in range(dim):
-                prior_mean = mean[a] + share * sums_set[a]
+                prior_mean = mean[row if several else 0, a] + share * sums_set[a]
                 for b in range(dim):
                     right[b, lane] += precision[b, a] * prior_mean
                 for b in range(a + 1):

@@ -9,12 +9,13 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from factors import FitSettings, Float64s, Ratings, fit
+from factors import Columns, FitSettings, Float64s, Ratings, fit
 from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend
 from factors.inference.compiled.backend import LOOPS, LoopBackend, choose_backend, load_loops
 from factors.inference.compiled.score_kernels import score_entries
 from factors.inference.histories import compress_pairs
 from factors.inference.ordinal import EntryScores, Sites, level_bounds, ordinal_sites
+from factors.model.parameters import SideName
 from factors.training.fit import prepare
 from factors.training.initialization import initial_state
 from factors.training.sweep import State
@@ -28,6 +29,8 @@ TERMS = [
     Terms("gaussian", 2.0, 2.0, 3600.0, 7200.0),
     Terms("ordinal", 2.0, 0.0),
     Terms("ordinal", 2.0, 2.0, 3600.0, 7200.0),
+    Terms("gaussian", 2.0, 2.0, user_attributes=True, item_attributes=True),
+    Terms("ordinal", 2.0, 2.0, item_attributes=True),
 ]
 
 
@@ -36,10 +39,18 @@ def plain() -> LoopBackend:
     return LoopBackend({loop: loop for loop in LOOPS})
 
 
+def columns_of(rows: int) -> Columns:
+    """Three columns of numbers, of all rows but the last."""
+    table = np.random.default_rng(rows).normal(size=(rows - 1, 3))
+    row, column = np.indices(table.shape)
+    return Columns.of(np.stack([row.ravel(), column.ravel(), table.ravel()]), table.mean(axis=0), rows)
+
+
 def swept(ratings: Ratings, terms: Terms, backend: HalfStepBackend) -> State:
     """A state after some sweeps. 17 users: one more than fill the lanes twice."""
     settings = FitSettings(STARS, rank=2)
-    training = TrainingSet.of(prepare(ratings, 17, 12, settings), 12, backend)
+    attributes: dict[SideName, Columns] = {"user": columns_of(17), "item": columns_of(12)}
+    training = TrainingSet.of(prepare(ratings, 17, 12, settings), 12, backend, attributes)
     state = initial_state(training, settings, np.random.default_rng(1))
     state.sweep()
     state = state.branch(terms)
