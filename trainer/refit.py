@@ -21,6 +21,7 @@ from trainer import gate, log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.item_list import write_items
 from trainer.archive.segments import Step
+from trainer.catalogue.reading import write_catalogue
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.errors import FitFailedError, GateRefusedError, GaveWayError, NoRoomError, SegmentDamagedError
 from trainer.fit_job.job import FitRequest
@@ -242,6 +243,9 @@ class Refitter:
                 await self._rebuild(epoch, exc.path, exc.why)
                 continue
             try:
+                # Before the list of items, which so has those of the catalogue. Gone when the fit is.
+                folder = epoch.fits.new.with_name("new.catalogue")
+                described = await with_retries(write_catalogue, self._store.catalogue, registry, folder)
                 # After the snapshot: the registry has every item that is in it.
                 await with_retries(registry.refresh)
                 item_ids = registry.ids[:]
@@ -261,6 +265,8 @@ class Refitter:
                     live=None if fit is None else str(fit.path.absolute()),
                     from_scratch=self._from_scratch,
                     types=weights_of(await with_retries(self._store.event_types.current)),
+                    catalogue=str(described[0].absolute()),
+                    catalogue_version=described[1],
                 )
                 fitting = fit_in_process(request, files, step=self._step)
                 result = await (self._unless_requested(fitting) if automatic else fitting)

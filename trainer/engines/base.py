@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from factors import Fitted, Float64s, Int32s, Ratings
+from factors import Columns, Fitted, Float64s, Int32s, Ratings
 
 Report = Callable[[dict[str, float]], None]
 
@@ -21,7 +21,8 @@ class FitTask:
     """What an engine fits: `ratings` of `n_users` x `n_items`.
 
     `start`: an earlier fit to go on from, in which users and items have the same rows but there may be fewer
-    of them. `report` is called with the figures of each sweep.
+    of them. `report` is called with the figures of each sweep. `attributes`: of the items, None where they
+    have none.
     """
 
     ratings: Ratings
@@ -30,6 +31,7 @@ class FitTask:
     rng: np.random.Generator
     start: Fitted | None = None
     report: Report = _report_nothing
+    attributes: Columns | None = None
 
 
 class Engine(Protocol):

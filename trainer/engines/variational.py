@@ -27,6 +27,7 @@ class VariationalEngine:
             rng=task.rng,
             start=task.start,
             progress=lambda sweep, metrics: task.report({"sweep": float(sweep), **metrics}),
+            attributes=None if task.attributes is None else {"item": task.attributes},
         )
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:

@@ -6,6 +6,7 @@ In: a `FitRequest`. Out: any number of `Progress`, then `Done` or `Failed`.
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,9 +16,20 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from factors import FactorsError, FitDiverged, FitSettings, Fitted, Scale, TypeWeight
+from factors import (
+    Attribute,
+    FactorsError,
+    FitDiverged,
+    FitSettings,
+    Fitted,
+    Scale,
+    TypeWeight,
+    learn_encoding,
+)
 from processes.messages import Parent
 from trainer.archive.item_list import read_items
+from trainer.catalogue.attributes import attributes_of
+from trainer.catalogue.reading import read_catalogue
 from trainer.engines import EngineName, make_engine
 from trainer.engines.base import FitTask, Report
 from trainer.errors import (
@@ -28,7 +40,7 @@ from trainer.errors import (
 )
 from trainer.fit_job.ranking import add_head, engine_has_head
 from trainer.fit_job.ratings import FitInput, load_ratings
-from trainer.fit_job.results import FitResult, read_result, take_name, unnamed, write_result
+from trainer.fit_job.results import Described, FitResult, read_result, take_name, unnamed, write_result
 from trainer.fit_job.trial import try_out
 
 # Workers that answer users on the same cores go first, but POST /train has a minute: no idle priority.
@@ -48,7 +60,8 @@ class FitRequest:
     """What to fit and where to leave it. `items`: the file of the registry's item ids; `live`: the folder of
     the live generation's fit, to be compared with, and to start from unless `from_scratch`; `descriptors`:
     the open files of `paths`, which may have no name any more; `types`: what events that are no ratings count
-    in a ranking head.
+    in a ranking head. `catalogue`: the file of its items, of this `catalogue_version`; None where attributes
+    are not to be learned.
     """
 
     paths: tuple[str, ...]
@@ -64,6 +77,8 @@ class FitRequest:
     from_scratch: bool = False
     descriptors: tuple[int, ...] = ()
     types: tuple[TypeWeight, ...] = ()
+    catalogue: str | None = None
+    catalogue_version: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -121,17 +136,37 @@ def _fit_ratings(
     data = load_ratings(segments, item_ids, known_ids, learned)
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
-    task = FitTask(data.ratings, data.n_users, data.n_items, rng, report=report)
+    attributes = read_attributes(request, item_ids)
+    described = describe(request, attributes, data.n_items)
+    columns = None if described is None else described.columns
+    task = FitTask(data.ratings, data.n_users, data.n_items, rng, report=report, attributes=columns)
     if live is not None and not request.from_scratch:
         users = np.asarray(live.users)[data.kept]
         task = replace(task, start=Fitted(live.model, users, np.asarray(live.items)[: data.n_items]))
-    trial, metrics = try_out(engine, task, data, live)
+    earlier = None if live is None else live.item_attributes()
+    before = None if earlier is None else earlier.encoding.encode(attributes, data.n_items)
+    trial, metrics = try_out(engine, task, data, live, before)
     fitted = engine.fit(task if trial is None else replace(task, start=trial))
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
     if data.unknown:
         metrics["unknown_items"] = float(data.unknown)
-    write_result(unnamed(Path(request.output)), data, fitted, {**finite, **metrics})
+    write_result(unnamed(Path(request.output)), data, fitted, {**finite, **metrics}, described)
     return data, live
+
+
+def read_attributes(request: FitRequest, item_ids: pa.StringArray) -> list[Attribute]:
+    """Return what the catalogue says of the items; nothing where this engine learns nothing from it."""
+    if request.catalogue is None or not engine_has_head(request.engine):
+        return []
+    return attributes_of(read_catalogue(Path(request.catalogue), item_ids))
+
+
+def describe(request: FitRequest, attributes: Sequence[Attribute], n_items: int) -> Described | None:
+    """Return the attributes of the items, encoded; None where they say nothing."""
+    encoding = learn_encoding(attributes, n_items)
+    if encoding.width == 0:
+        return None
+    return Described(encoding, encoding.encode(attributes, n_items), request.catalogue_version)
 
 
 def main() -> int:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from factors import FactorsError, FitRefused, RankingFit, TypeWeight, fit_ranking, head_from_bytes
+from factors import Columns, FactorsError, FitRefused, RankingFit, TypeWeight, fit_ranking, head_from_bytes
 from trainer import log
 from trainer.engines import EngineName
 from trainer.fit_job.ratings import FitInput
-from trainer.fit_job.results import FitResult, write_head
+from trainer.fit_job.results import FitResult, read_columns, write_head
 
 
 def engine_has_head(engine: EngineName) -> bool:
@@ -29,12 +29,13 @@ def add_head(
     threads: int,
     types: Sequence[TypeWeight] = (),
 ) -> None:
-    """Fit the ranking head of these ratings and other events, which count as `types` say, begun from that of
-    the `live` fit, and add it to the result `path`. Where that fails, the log says why, and lists go by
-    expected rating until the next fit.
+    """Fit the ranking head of these ratings and other events, which count as `types` say, and of the
+    attributes in the result `path`, begun from that of the `live` fit, and add it to the result. Where that
+    fails, the log says why, and lists go by expected rating until the next fit.
     """
     try:
-        write_head(path, _fitted_head(data, live, rng, threads, types))
+        head = _fitted_head(data, live, rng, threads, types=types, attributes=read_columns(path))
+        write_head(path, head)
     except FitRefused:
         # No rating is left.
         return
@@ -47,7 +48,9 @@ def _fitted_head(
     live: FitResult | None,
     rng: np.random.Generator,
     threads: int,
+    *,
     types: Sequence[TypeWeight],
+    attributes: Columns | None,
 ) -> RankingFit:
     start = None
     if live is not None and live.ranking is not None:
@@ -61,4 +64,5 @@ def _fitted_head(
         start=start,
         choices=data.choices,
         types=types,
+        attributes=attributes,
     )

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import scipy.sparse as sp
 
 from factors import (
     Choices,
+    Columns,
+    Encoding,
     Fitted,
+    ItemAttributes,
     Model,
     ModelUnreadable,
     RankingFit,
@@ -29,6 +33,8 @@ from factors import (
     from_bytes,
     head_from_bytes,
     head_to_bytes,
+    item_attributes_from_bytes,
+    item_attributes_to_bytes,
     posterior_of,
     to_bytes,
 )
@@ -45,6 +51,17 @@ _SUMMARY = "fit.json"
 
 
 @dataclass(frozen=True, slots=True)
+class Described:
+    """Attributes of the items of a fit: their `encoding` and `columns` (n_items, c), and the `version` of the
+    catalogue that they are of.
+    """
+
+    encoding: Encoding
+    columns: Columns
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class FitResult:
     """A finished fit, its arrays mapped from disk.
 
@@ -55,7 +72,8 @@ class FitResult:
     `ranking` uint8: the ranking head as it is published, and `ranking_users` float32 (u, r), the vectors that
     items are folded into it with; None where the fit has none. Events of other types by item, as the ratings:
     `event_indptr`, `event_users`, `event_codes` uint8, `event_values`, `event_times`; None where there are
-    none.
+    none. `attributes` uint8: how attributes of items were encoded, as it is published, `columns` (i, c):
+    theirs, and `catalogue`: the version that had them; None, and empty, where there were none.
     """
 
     path: Path
@@ -80,6 +98,19 @@ class FitResult:
     event_codes: npt.NDArray[np.uint8] | None = None
     event_values: npt.NDArray[np.float64] | None = None
     event_times: npt.NDArray[np.float64] | None = None
+    attributes: npt.NDArray[np.uint8] | None = None
+    columns: Columns | None = None
+    catalogue: str = ""
+
+    def item_attributes(self) -> ItemAttributes | None:
+        """Return how attributes of items are encoded; None where there are none that can be read."""
+        if self.attributes is None:
+            return None
+        try:
+            return item_attributes_from_bytes(self.attributes.data)
+        except ModelUnreadable as exc:
+            log.warning("attributes_unreadable", fit=self.path.name, error=str(exc))
+            return None
 
     def head(self) -> RankingHead | None:
         """Return the ranking head, a view of the file; None where there is none that can be read."""
@@ -186,8 +217,9 @@ _ARRAYS = (
     "item_values",
     "item_times",
 )
-# Release 0.1.0 wrote none, and reads a fit that has them.
+# Release 0.1.0 wrote none of these, and reads a fit that has them.
 _OF_A_HEAD = ("ranking", "ranking_users")
+_OF_ATTRIBUTES = ("attributes", "columns_indptr", "columns_index", "columns_value", "columns_center")
 
 
 # Only of a fit that has learned events of other types than ratings.
@@ -220,16 +252,15 @@ def fit_in_memory(
     )
 
 
-def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, float]) -> None:
+def write_result(
+    path: Path,
+    data: FitInput,
+    fitted: Fitted,
+    metrics: dict[str, float],
+    described: Described | None = None,
+) -> None:
     """Write the fit of the ratings to the folder `path`, which appears only when it is complete."""
-    # Of no users at all the buffers may be missing.
-    offsets, content = np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
-    if ids := len(data.user_ids):
-        _, offset_buffer, buffer = data.user_ids.buffers()
-        skipped = data.user_ids.offset
-        offsets = np.frombuffer(offset_buffer, dtype=np.int32)[skipped : skipped + ids + 1].astype(np.int64)
-        content = np.frombuffer(buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
-        offsets -= offsets[0]
+    offsets, content = _id_arrays(data.user_ids)
     edges = offsets.tolist()
     raw = content.tobytes()
     hashes = np.array([user_hash(raw[a:b]) for a, b in pairwise(edges)], dtype=np.uint64)
@@ -255,13 +286,16 @@ def write_result(path: Path, data: FitInput, fitted: Fitted, metrics: dict[str, 
         events = events.take(by_item)
         columns = indptr, events.user_row, events.type_code, events.value, events.time
         arrays |= zip(_OF_EVENTS, columns, strict=True)
+    if described is not None:
+        arrays |= _attribute_arrays(described)
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for name, array in arrays.items():
         np.save(temporary / f"{name}.npy", array, allow_pickle=False)
     (temporary / "model.bin").write_bytes(to_bytes(fitted.model))
-    summary = {"format": FORMAT, "metrics": metrics, "n_ratings": len(ratings.value)}
+    version = {} if described is None else {"catalogue": described.version}
+    summary = {"format": FORMAT, "metrics": metrics, "n_ratings": len(ratings.value), **version}
     (temporary / _SUMMARY).write_text(json.dumps(summary))
     for file in temporary.iterdir():
         _sync(file)
@@ -275,8 +309,13 @@ def write_head(path: Path, ranking: RankingFit) -> None:
     summary = json.loads((path / _SUMMARY).read_text())
     summary["metrics"] |= ranking.metrics
     head: npt.NDArray[Any] = np.frombuffer(head_to_bytes(ranking.head), dtype=np.uint8)
+    arrays = dict(zip(_OF_A_HEAD, (head, ranking.users), strict=True))
+    if ranking.relevance is not None:
+        known = item_attributes_from_bytes(_mapped(path, _OF_ATTRIBUTES[0]).data)
+        known = replace(known, relevance=ranking.relevance)
+        arrays[_OF_ATTRIBUTES[0]] = np.frombuffer(item_attributes_to_bytes(known), dtype=np.uint8)
     (path / (_SUMMARY + TEMPORARY)).write_text(json.dumps(summary))
-    for name, array in zip(_OF_A_HEAD, (head, ranking.users), strict=True):
+    for name, array in arrays.items():
         with (path / f"{name}.npy{TEMPORARY}").open("wb") as file:
             np.save(file, array, allow_pickle=False)
     for written in path.glob(f"*{TEMPORARY}"):
@@ -310,11 +349,13 @@ def read_result(path: Path) -> FitResult:
         # Version 0.1.0 did not say.
         if summary.get("format", 1) != FORMAT:
             raise FitFailedError(f"the fit in {path.name} is of another version")
-        names: tuple[str, ...] = _ARRAYS
+        arrays: dict[str, Any] = {name: _mapped(path, name) for name in _ARRAYS}
         for more in (_OF_A_HEAD, _OF_EVENTS):
-            if all((path / f"{name}.npy").is_file() for name in more):
-                names += more
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+            if _are_there(path, more):
+                arrays |= {name: _mapped(path, name) for name in more}
+        if (columns := read_columns(path)) is not None:
+            encoded = _mapped(path, _OF_ATTRIBUTES[0])
+            arrays |= {"attributes": encoded, "columns": columns, "catalogue": str(summary["catalogue"])}
         model = from_bytes((path / "model.bin").read_bytes())
         metrics = {str(name): float(value) for name, value in summary["metrics"].items()}
         return FitResult(
@@ -322,6 +363,41 @@ def read_result(path: Path) -> FitResult:
         )
     except (OSError, ValueError, KeyError) as exc:
         raise FitFailedError(f"the files of the fit in {path.name} are not readable: {exc}") from exc
+
+
+def _id_arrays(user_ids: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Return where each id begins and ends, (u + 1,), and the bytes of all."""
+    # Of no users at all the buffers may be missing.
+    if not (count := len(user_ids)):
+        return np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+    _, offset_buffer, buffer = user_ids.buffers()
+    part = slice(user_ids.offset, user_ids.offset + count + 1)
+    offsets = np.frombuffer(offset_buffer, dtype=np.int32)[part].astype(np.int64)
+    return offsets - offsets[0], np.frombuffer(buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
+
+
+def _attribute_arrays(described: Described) -> dict[str, npt.NDArray[Any]]:
+    known = item_attributes_to_bytes(ItemAttributes(described.encoding))
+    matrix, center = described.columns.matrix, described.columns.center
+    parts = (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data, center)
+    return dict(zip(_OF_ATTRIBUTES, (np.frombuffer(known, dtype=np.uint8), *parts), strict=True))
+
+
+def read_columns(path: Path) -> Columns | None:
+    """Return the attributes of the items of a fit, encoded; None where there are none."""
+    if not _are_there(path, _OF_ATTRIBUTES):
+        return None
+    indptr, index, value, center = (_mapped(path, name) for name in _OF_ATTRIBUTES[1:])
+    matrix = sp.csr_array((value, index, indptr), shape=(len(indptr) - 1, len(center)))
+    return Columns(matrix, np.asarray(center))
+
+
+def _mapped(path: Path, name: str) -> npt.NDArray[Any]:
+    return np.asanyarray(np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+
+
+def _are_there(path: Path, names: Sequence[str]) -> bool:
+    return all((path / f"{name}.npy").is_file() for name in names)
 
 
 def erase_user(path: Path, user_id: bytes) -> bool:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from factors import Fitted, Float32s, Histories, Int32s, Int64s, Ratings, posterior_of
+from factors import Columns, Fitted, Float32s, Histories, Int32s, Int64s, Ratings, posterior_of
 from trainer.engines.base import Engine, FitTask, compared
 from trainer.fit_job.ratings import FitInput
 from trainer.fit_job.results import FitResult
@@ -30,16 +30,18 @@ _ENTRIES_AT_ONCE = 100_000
 
 
 class _FoldIn(Protocol):
-    def __call__(self, histories: Histories, *, current: Float32s) -> Float32s: ...
+    def __call__(
+        self, histories: Histories, *, current: Float32s, attributes: Columns | None
+    ) -> Float32s: ...
 
 
 def try_out(
-    engine: Engine, task: FitTask, data: FitInput, live: FitResult | None
+    engine: Engine, task: FitTask, data: FitInput, live: FitResult | None, described: Columns | None = None
 ) -> tuple[Fitted | None, dict[str, float]]:
     """Return a fit of a part of the ratings, None where there are too few, and what it is like on the others.
 
-    `live`: the fit of the live generation. `newest` in what is returned: on how many ratings that one was
-    measured, too, 0 for none.
+    `live`: the fit of the live generation; `described`: the items as that has their attributes. `newest` in
+    what is returned: on how many ratings that one was measured, too, 0 for none.
     """
     size = len(data.ratings.value)
     if size < _HELD_OUT_FROM:
@@ -56,7 +58,7 @@ def try_out(
     # "unseen": under this name in the metrics of every generation that was ever stored.
     metrics = {**engine.held_out(trial, known, tried), "unseen": float(len(held_out)), "newest": 0.0}
     if live is not None and against_live and live.model.feedback == trial.model.feedback:
-        served = as_served(live, data, known)
+        served = as_served(live, data, known, described)
         own, other = (engine.losses(fitted, known, tried) for fitted in (trial, served))
         metrics |= {**compared(own, other, tried.user_row[: len(own)]), "newest": float(len(own))}
     return trial, metrics
@@ -74,9 +76,9 @@ def newest(data: FitInput, wanted: int) -> Int64s:
     return newest_first[nth_of_user < max(1.0, _SHARE_OF_A_USER * wanted)][:wanted]
 
 
-def as_served(live: FitResult, data: FitInput, known: Ratings) -> Fitted:
+def as_served(live: FitResult, data: FitInput, known: Ratings, described: Columns | None = None) -> Fitted:
     """Return an earlier fit as it answers when the ratings `known` have been folded into it, first the users,
-    then the items.
+    then the items, which have the attributes `described`.
     """
     posterior = posterior_of(live.model)
     users = np.repeat(posterior.prior_user[None], data.n_users, axis=0)
@@ -86,12 +88,20 @@ def as_served(live: FitResult, data: FitInput, known: Ratings) -> Fitted:
     items[:n_items] = live.items[:n_items]
     user_row, item_row = known.user_row, known.item_row
     users = _folded(partial(posterior.fold_in_users, items), user_row, item_row, known, users)
-    items = _folded(partial(posterior.fold_in_items, users), item_row, user_row, known, items)
+    items = _folded(
+        partial(posterior.fold_in_items, users), item_row, user_row, known, items, described=described
+    )
     return Fitted(live.model, users, items)
 
 
 def _folded(
-    fold_in: _FoldIn, row: Int32s, other_row: Int32s, ratings: Ratings, current: Float32s
+    fold_in: _FoldIn,
+    row: Int32s,
+    other_row: Int32s,
+    ratings: Ratings,
+    current: Float32s,
+    *,
+    described: Columns | None = None,
 ) -> Float32s:
     """Return the rows (b, width) that `fold_in` gives of `ratings` by `row` (n,), some of them at a time."""
     order = np.argsort(row, kind="stable")
@@ -103,6 +113,7 @@ def _folded(
         some = order[first : ends[stop - 1]]
         offsets = np.concatenate([[0], ends[start:stop] - first])
         part = Histories(offsets, other_row[some], ratings.value[some], ratings.time[some])
-        rows[start:stop] = fold_in(part, current=current[start:stop])
+        attributes = None if described is None else described.take(np.arange(start, stop))
+        rows[start:stop] = fold_in(part, current=current[start:stop], attributes=attributes)
         start, first = stop, int(ends[stop - 1])
     return rows

@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Float32s, Histories, Model, RankingHead, posterior_of
+from factors import Columns, Float32s, Histories, Model, RankingHead, posterior_of
+from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import item_rows_of
 from trainer.archive.events import ratings_of, type_codes
+from trainer.catalogue.described import DescribedItems
 from trainer.fit_job.results import FitResult
 
 # Events beyond this are left to the next fit: 40 bytes each, and a fit is overdue by then.
@@ -53,10 +55,19 @@ class RatingsSinceFit:
     was fitted.
     """
 
-    def __init__(self, model: Model, base: FitResult | None, head: RankingHead | None = None) -> None:
-        """`head`: of `base`, where there is one whose items are to be kept up to date, too."""
+    def __init__(
+        self,
+        model: Model,
+        base: FitResult | None,
+        head: RankingHead | None = None,
+        described: DescribedItems | None = None,
+    ) -> None:
+        """`head`: of `base`, where there is one whose items are to be kept up to date, too. `described`: the
+        attributes of the items, None where the fit knows none.
+        """
         self.posterior = posterior_of(model)
         self.head = head
+        self.described = described
         self._base = base
         self._takes_events = head is not None and bool(head.parameters.types)
         self._n_base = 0 if base is None else base.n_users
@@ -124,6 +135,11 @@ class RatingsSinceFit:
             self._events[row].append(block[start:stop])
             self._waiting.setdefault(row)
         self._n_events += table.num_rows
+
+    def describe(self, items: Sequence[tuple[int, CatalogueItem]]) -> None:
+        """Take in what the catalogue says of items, each with its row: those that are others now wait."""
+        if self.described is not None:
+            self._waiting.update(dict.fromkeys(self.described.update(items)))
 
     def forget(self, user_id: bytes) -> None:
         """Take a user out: the items that the user rated are to be folded in without these ratings."""
@@ -240,19 +256,32 @@ class RatingsSinceFit:
         )
         folded, factors = [], []
         ranked = self._ranked_users(distinct)
+        columns = None if self.described is None else self.described.columns(rows)
         for start in range(0, len(rows), PIECE_ITEMS):
             stop = min(start + PIECE_ITEMS, len(rows))
             piece = every.part(start, stop)
             rated = piece.ratings()
-            folded.append(self.posterior.fold_in_items(users, rated, current=current[start:stop]))
+            some = None if columns is None else columns.take(np.arange(start, stop))
+            folded.append(
+                self.posterior.fold_in_items(users, rated, current=current[start:stop], attributes=some)
+            )
             if self.head is not None:
-                factors.append(self.head.fold_in_items(ranked, piece))
+                factors.append(self._factors_of(self.head.fold_in_items(ranked, piece), some))
             # Processes that answer requests on this core wait for a piece, not for the next tick of the
             # system.
             os.sched_yield()
         for row in chosen.items:
             self._waiting.pop(row, None)
         return np.concatenate(folded), np.concatenate(factors) if factors else None
+
+    def _factors_of(self, factors: Float32s, columns: Columns | None) -> Float32s:
+        """Return `factors` (m, r), those of items without events, which are 0, as attributes have them."""
+        if self.described is None or columns is None:
+            return factors
+        by_attributes = self.described.factors(columns)
+        if by_attributes is None:
+            return factors
+        return np.where(factors.any(axis=1, keepdims=True), factors, by_attributes)
 
     def _ranked_users(self, keys: npt.NDArray[np.int64]) -> Float32s:
         """Return the vectors (m, r) in the ranking head of users by their keys (m,), as in `fold`."""

@@ -28,6 +28,8 @@ from trainer import log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.events import START, Position, after, in_registry, parse_position, string_array
 from trainer.archive.segments import Step, read_segment
+from trainer.catalogue.described import DescribedItems
+from trainer.catalogue.reading import read_all, read_changes
 from trainer.errors import SegmentDamagedError
 from trainer.item_updates.messages import (
     ArchivedBatch,
@@ -42,6 +44,10 @@ from trainer.item_updates.since_fit import SPARE_ROWS, RatingsSinceFit, Round
 from trainer.retry import with_retries
 from trainer.threads import Threads
 
+# How often the version of the catalogue is asked for: a new item is served within a second.
+LOOK_S = 0.25
+# When the store did not answer, or said what cannot be read: not a line of the log four times a second.
+LOOK_AGAIN_S = 5.0
 # Histories that are read at once for the ranking head: 25 MB of the longest.
 HISTORIES_AT_ONCE = 256
 
@@ -49,13 +55,14 @@ HISTORIES_AT_ONCE = 256
 @dataclass(slots=True)
 class _Target:
     """The generation that rows are folded in for. `positions`: up to where `ratings` has been read from
-    the archive.
+    the archive. `catalogue`: the version of it that `ratings` has the attributes of.
     """
 
     meta: GenerationMeta
     ratings: RatingsSinceFit
     items: npt.NDArray[np.float32]
     positions: dict[int, Position]
+    catalogue: bytes
 
     @property
     def generation(self) -> int:
@@ -91,14 +98,19 @@ class ItemUpdater:
     async def run(self) -> None:
         """Fold in until cancelled."""
         backoff = Backoff(0.1, 5.0)
-        next_round_at = 0.0
+        next_round_at = next_look_at = 0.0
         while True:
+            described = [each for each in self._targets.values() if each.ratings.described is not None]
+            if described and time.monotonic() >= next_look_at:
+                followed = [await self._follow_catalogue(each) for each in described]
+                next_look_at = time.monotonic() + (LOOK_S if all(followed) else LOOK_AGAIN_S)
             now = time.monotonic()
             target = next((each for each in self._targets.values() if each.ratings.waiting_items), None)
             if target is None or now < next_round_at:
                 # Updates are taken over during a pause, too: the consumer would wait when the queue is full.
+                ends = [next_round_at] * (target is not None) + [next_look_at] * bool(described)
                 try:
-                    async with asyncio.timeout(None if target is None else next_round_at - now):
+                    async with asyncio.timeout(max(0.0, min(ends) - now) if ends else None):
                         update = await self._updates.get()
                 except TimeoutError:
                     continue
@@ -155,6 +167,28 @@ class ItemUpdater:
         target = await self._open(fit)
         if target is not None:
             self._targets[fit.generation] = target
+
+    async def _follow_catalogue(self, target: _Target) -> bool:
+        """Take in what the catalogue says of items since `target` was told last; whether that was read."""
+        catalogue, registry = self._store.catalogue, self._store.items(target.meta.summary.epoch)
+        try:
+            version = await catalogue.version()
+            while target.catalogue != version:
+                changed = await read_changes(catalogue, registry, target.catalogue)
+                if changed is None:
+                    async for items in read_all(catalogue, registry):
+                        await self._threads.run(target.ratings.describe, items)
+                    target.catalogue = version
+                    break
+                await self._threads.run(target.ratings.describe, changed.items)
+                target.catalogue = changed.version
+                if not changed.more:
+                    break
+        except StoreError as exc:
+            # The next look goes on from there.
+            log.warning("catalogue_not_followed", error=str(exc))
+            return False
+        return True
 
     async def _open(self, live: LiveFit) -> _Target | None:
         # Before anything is read: what the leader before pushes from now on is refused.
@@ -237,7 +271,11 @@ def _open_target(
     # What has no head that is served needs none kept up to date.
     served = live.result is not None and RANKING in live.meta.blobs
     head = live.result.head() if live.result is not None and served else None
-    ratings = RatingsSinceFit(live.meta.model, live.result, head)
+    attributes = None if live.result is None else live.result.item_attributes()
+    described = None
+    if live.result is not None and live.result.columns is not None and attributes is not None:
+        described = DescribedItems(attributes, live.result.columns)
+    ratings = RatingsSinceFit(live.meta.model, live.result, head, described)
     items = np.zeros((0, live.meta.model.item_width), dtype=np.float32)
     if live.result is not None:
         items = np.load(live.result.path / "items.npy", mmap_mode="c", allow_pickle=False)
@@ -251,4 +289,5 @@ def _open_target(
             continue
         if not spans or any(span.last > fitted.get(p, START) for p, span in spans.items()):
             ratings.add(in_registry(after(table, fitted), item_ids))
-    return _Target(live.meta, ratings, items, snapshot.positions)
+    version = b"" if live.result is None else live.result.catalogue.encode()
+    return _Target(live.meta, ratings, items, snapshot.positions, version)

@@ -15,7 +15,7 @@ from factors import Index, build_index, index_of, index_to_bytes
 from featurestore.errors import LeaseLost, StoreError, StoreFull
 from featurestore.generations.activity import activity_to_bytes
 from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
-from featurestore.generations.manifest import ACTIVITY, RANKING, RANKING_INDEX
+from featurestore.generations.manifest import ACTIVITY, ATTRIBUTES, RANKING, RANKING_INDEX
 from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.messages import HelperEndedError
@@ -157,12 +157,13 @@ class Publisher:
 @dataclass(frozen=True, slots=True)
 class _Beside:
     """What is published beside the items: their index, the ranking head as bytes, and the index of its
-    factors; each None where there is none.
+    factors, and how attributes of items are encoded; each None where there is none.
     """
 
     index: Index | None
     head: memoryview | None
     head_index: Index | None
+    attributes: memoryview | None
 
     def recalls(self) -> dict[str, float]:
         """Return what the indexes find of the exact top 10."""
@@ -175,10 +176,11 @@ def _made_beside(fit: FitResult) -> _Beside:
     # Users are drawn by a seed that the ratings give: a fit has one index.
     rng = np.random.default_rng(fit.n_ratings)
     index = build_index(fit.model, fit.items, fit.users, rng)
+    attributes = None if fit.attributes is None else fit.attributes.data
     head = fit.head()
     if head is None or fit.ranking is None or fit.ranking_users is None:
-        return _Beside(index, None, None)
-    return _Beside(index, fit.ranking.data, index_of(head.items, fit.ranking_users, rng))
+        return _Beside(index, None, None, attributes)
+    return _Beside(index, fit.ranking.data, index_of(head.items, fit.ranking_users, rng), attributes)
 
 
 async def _write_items(writer: GenerationWriter, fit: FitResult, beside: _Beside) -> None:
@@ -190,6 +192,8 @@ async def _write_items(writer: GenerationWriter, fit: FitResult, beside: _Beside
         await _with_room(writer.write_blob, RANKING, beside.head)
     if beside.head_index is not None:
         await _with_room(writer.write_blob, RANKING_INDEX, index_to_bytes(beside.head_index))
+    if beside.attributes is not None:
+        await _with_room(writer.write_blob, ATTRIBUTES, beside.attributes)
     # A fit that is in memory has no ratings by item.
     if len(fit.item_indptr) == len(fit.items) + 1:
         times = fit.item_indptr, fit.item_times, fit.wanted_times()

@@ -1,0 +1,194 @@
+"""Attributes of items in a running stack: learned by a fit, and said of items that come after it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from factors import BASIS, Histories
+from featurestore.catalogue.item import CatalogueItem
+from featurestore.generations.follower import Follower
+from featurestore.generations.live import LiveGeneration
+from featurestore.generations.manifest import ATTRIBUTES
+from featurestore.generations.served import wait_until_served
+from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.trainers import fitted, running_trainer, trainer_settings
+from tests.support.waiting import wait_until_async
+from trainer.catalogue import reading
+from trainer.settings import TrainerSettings
+
+GENRES = ("drama", "comedy", "war", "horror")
+USERS, ITEMS = 24, 40
+
+
+@pytest.fixture
+def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
+    return trainer_settings(store_settings, tmp_path / "archive")
+
+
+@asynccontextmanager
+async def following(store: Store, folder: Path) -> AsyncIterator[Follower]:
+    follower, stop = Follower(store, folder, "w1"), asyncio.Event()
+    task = asyncio.create_task(follower.run(stop))
+    try:
+        yield follower
+    finally:
+        stop.set()
+        await task
+
+
+def item(item_id: str, genre: str, year: float = 1990.0) -> CatalogueItem:
+    return CatalogueItem(item_id, categories=[genre], attributes={"year": year})
+
+
+async def put(store: Store, items: list[CatalogueItem]) -> None:
+    await store.catalogue.change({each.item_id.encode(): partial(became, each) for each in items})
+
+
+def became(item: CatalogueItem, _: CatalogueItem | None) -> CatalogueItem:
+    return item
+
+
+def given() -> list[NewRating]:
+    """Users who choose items of one genre, and rate drama high and horror low."""
+    rng = np.random.default_rng(4)
+    return [
+        NewRating(b"u%d" % user, b"i%d" % row, float(np.clip(5 - row % 4 + rng.integers(-1, 2), 1, 5)), 1e9)
+        for user in range(USERS)
+        for row in rng.permutation(ITEMS)[:25].tolist()
+        if (row + user) % 4 or row % 2
+    ]
+
+
+async def catalogue_of(store: Store) -> None:
+    await put(store, [item(f"i{row}", GENRES[row % 4], 1950.0 + row) for row in range(ITEMS)])
+    await put(store, [item("unrated-drama", "drama"), item("unrated-horror", "horror")])
+
+
+def live_of(follower: Follower) -> LiveGeneration:
+    assert follower.live is not None
+    return follower.live
+
+
+def rated(store: Store, follower: Follower, item_id: bytes) -> tuple[float, str]:
+    """What a user without ratings is told of an item."""
+    live, row = live_of(follower), store.items(1).row(item_id)
+    assert row is not None
+    prior = live.posterior.prior_user[None]
+    scores = live.scorer.score(prior, np.zeros(1, dtype=np.int64), np.array([row]))
+    return float(scores.rating[0]), BASIS[scores.basis[0]]
+
+
+async def served(store: Store, follower: Follower, item_id: bytes, basis: str) -> None:
+    async def known() -> bool:
+        row = store.items(1).row(item_id)
+        return row is not None and rated(store, follower, item_id)[1] == basis
+
+    await wait_until_async(known, 10, f"{item_id!r} served as {basis}")
+
+
+async def test_items_without_ratings_are_served_by_their_attributes(
+    store: Store, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    await catalogue_of(store)
+    async with following(store, tmp_path / "cache") as follower:
+        async with running_trainer(settings):
+            await store.ratings.append(given())
+            generation = await fitted(store)
+            assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
+            drama, basis = rated(store, follower, b"unrated-drama")
+            horror, _ = rated(store, follower, b"unrated-horror")
+            assert (basis, drama > horror + 0.5) == ("attributes", True)
+            # One that comes after the fit, and one that changes.
+            await put(store, [item("new-drama", "drama"), item("unrated-horror", "drama")])
+            await served(store, follower, b"new-drama", "attributes")
+            assert rated(store, follower, b"new-drama")[0] == pytest.approx(drama, abs=0.3)
+
+            async def changed() -> bool:
+                return rated(store, follower, b"unrated-horror")[0] > horror + 0.4
+
+            await wait_until_async(changed, 10, "what was changed in the answers")
+            # A rating of its own, and it rests on that.
+            await store.ratings.append([NewRating(b"u1", b"new-drama", 4.0, 2e9)])
+            await served(store, follower, b"new-drama", "item")
+            # Without attributes, nothing is known of it.
+            await put(store, [CatalogueItem("plain", title="Plain")])
+            await served(store, follower, b"plain", "prior")
+        assert ATTRIBUTES in live_of(follower).meta.blobs
+
+
+async def test_a_catalogue_whose_changes_are_lost_is_read_anew(
+    store: Store, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    await catalogue_of(store)
+    async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
+        await store.ratings.append(given())
+        generation = await fitted(store)
+        assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
+        await store.redis.delete(store.keys.catalogue_changes)
+        await put(store, [item("late", "drama")])
+        await store.redis.xtrim(store.keys.catalogue_changes, maxlen=0)
+        await served(store, follower, b"late", "attributes")
+
+
+async def test_a_store_without_a_catalogue_is_fitted_as_ever(
+    store: Store, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
+        await store.ratings.append(given())
+        generation = await fitted(store)
+        assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
+        live = live_of(follower)
+        assert ATTRIBUTES not in live.meta.blobs
+        assert not [name for name in live.model.parameters if "attributes" in name]
+
+
+async def test_the_file_of_a_fit_leaves_out_what_cannot_be_read(store: Store, tmp_path: Path) -> None:
+    await put(store, [item("a", "drama"), item("b", "war")])
+    await store.redis.hset(store.keys.catalogue_items, "b", b"\xff")
+    path, version = await reading.write_catalogue(store.catalogue, store.items(1), tmp_path / "new")
+    assert version.encode() == await store.catalogue.version()
+    found = reading.read_catalogue(path, pa.array(["x", "a", "b"]))
+    assert [(row, each.item_id) for row, each in found] == [(1, "a")]
+
+
+async def test_an_unrated_item_is_relevant_by_its_attributes(
+    store: Store, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    # Users who choose one genre each.
+    await catalogue_of(store)
+    rng = np.random.default_rng(2)
+    chosen = [
+        NewRating(b"u%d" % user, b"i%d" % row, float(rng.integers(2, 6)), 1e9)
+        for user in range(USERS)
+        for row in rng.permutation(ITEMS).tolist()
+        if row % 4 == user % 4
+    ]
+    async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
+        await store.ratings.append(chosen)
+        generation = await fitted(store)
+        assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
+        await put(store, [item("new-drama", "drama"), item("new-war", "war")])
+
+        async def joined() -> bool:
+            ranking, war = live_of(follower).ranking, store.items(1).row(b"new-war")
+            items = () if ranking is None else ranking.head.items
+            return war is not None and war < len(items) and bool(np.any(items[war]))
+
+        # How high it is rated the attributes do not tell here.
+        await wait_until_async(joined, 10, "the new items in the head of the service")
+        ranking = live_of(follower).ranking
+        assert ranking is not None
+        rows = [store.items(1).row(f"i{row}".encode()) for row in (0, 4, 8, 12)]
+        history = Histories(np.array([0, 4]), np.array(rows, np.int32), np.full(4, 4.0), np.full(4, 1e9))
+        fresh = [store.items(1).row(name) for name in (b"new-drama", b"new-war", b"unrated-drama")]
+        drama, war, unrated = ranking.head.scores(history, np.array(fresh))
+        assert drama > war + 0.05
+        assert drama == pytest.approx(unrated, rel=1e-3)
