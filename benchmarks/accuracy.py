@@ -27,7 +27,8 @@ from evaluation.errors import EngineFailedError
 from evaluation.offline import cold_start as coldstart
 from evaluation.offline.cold_start import ColdCurve, Side
 from evaluation.offline.data import DataSet
-from evaluation.offline.engines import AUTO, title
+from evaluation.offline.engines import ATTRIBUTES, AUTO, title
+from evaluation.offline.new_items import NewItems, measure_new_items
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.shills import Shift, measure_shifts
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
@@ -61,6 +62,7 @@ SECTIONS = (
     "lectures",
     "ablation",
     "cold",
+    "new-items",
     "shills",
 )
 # The course takes 1,000 steps in 3 worlds after 10,000 known ratings: two worlds more, and fewer known ones.
@@ -117,7 +119,8 @@ def plans(section: str, data: DataSet, options: Choice) -> Iterator[Plan]:
             api = () if options.no_api or options.quick else (DEPLOYED,)
             # Slow peers and the deployment for the first fold alone: it is the one that others publish.
             first, *rest = (1,) if options.quick else options.folds
-            yield plan(given_folds(data, [first]), (AUTO, *api, "neural", *BASELINES, *peers, *slow))
+            own = (AUTO, ATTRIBUTES, *api, "neural")
+            yield plan(given_folds(data, [first]), (*own, *BASELINES, *peers, *slow))
             if rest:
                 yield plan(
                     given_folds(data, rest), (AUTO, *BASELINES, *(peer for peer in peers if peer != "myfm"))
@@ -149,6 +152,8 @@ def run(options: Choice, console: Console) -> Found:
             found.played = _played(options)
         elif section == "cold":
             found.cold = _cold(options, console)
+        elif section == "new-items":
+            found.new_items = _new_items(options)
         elif section == "shills":
             found.shifts = _shifts(options)
         else:
@@ -192,6 +197,16 @@ def _cold(options: Choice, console: Console) -> list[ColdCurve]:
                 console.print(f"cold start, new {side}s: {exc}", style="red", markup=False)
     kept.save(path, settings, curves)
     return curves
+
+
+def _new_items(options: Choice) -> list[NewItems]:
+    data = datasets.load("new-items", scale=options.scale, seed=options.seed)
+    path, settings = options.output / NAME / "new_items.json", {"data": data.digest(), "seed": options.seed}
+    lines = kept.load(path, settings, NewItems) if options.resume else None
+    if lines is None:
+        lines = measure_new_items(data, options.seed)
+        kept.save(path, settings, lines)
+    return lines
 
 
 def _shifts(options: Choice) -> list[Shift]:

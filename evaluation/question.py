@@ -5,20 +5,31 @@ question without held-out pairs the training ratings are in time order, and each
 is learned.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:  # not loaded in the process of a peer, whose memory is measured
-    from factors import Ratings, Scale
+    from factors import Columns, Ratings, Scale
 
+SideName = Literal["user", "item"]
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float32]
+
+
+def no_columns() -> Array:
+    """The columns of attributes where there are none."""
+    return np.empty((3, 0))
+
+
+def no_center() -> Array:
+    """The centre of such columns."""
+    return np.empty(0)
 
 
 def no_tuning() -> Bools:
@@ -33,7 +44,9 @@ class Question:
 
     `top`: how many items, not rated in training, to rank for each of `ranked_users`; 0: none. `tuning` (n,):
     training ratings to choose settings of rankings by, held out in the manner of the pairs; `latest`: the
-    pairs come after what is learned.
+    pairs come after what is learned. `item_columns`, `user_columns` (3, m): attributes as columns of numbers,
+    each entry with row, column and value; `item_center`, `user_center` (c,): what each row that has any is
+    less. Without attributes all are empty.
     """
 
     # Numbers and arrays only: each is a member of the file by which a question reaches its process.
@@ -52,6 +65,24 @@ class Question:
     top: int = 0
     tuning: Bools = field(default_factory=no_tuning)
     latest: bool = False
+    item_columns: Array = field(default_factory=no_columns)
+    item_center: Array = field(default_factory=no_center)
+    user_columns: Array = field(default_factory=no_columns)
+    user_center: Array = field(default_factory=no_center)
+
+    def attributes(self) -> "Mapping[SideName, Columns]":
+        """The attributes of items and of users as `factors` has them, where there are any."""
+        from factors import Columns  # as below
+
+        sides: Mapping[SideName, tuple[Array, Array, int]] = {
+            "item": (self.item_columns, self.item_center, self.n_items),
+            "user": (self.user_columns, self.user_center, self.n_users),
+        }
+        return {
+            name: Columns.of(entries, center, n_rows)
+            for name, (entries, center, n_rows) in sides.items()
+            if len(center)
+        }
 
     def ranked_users(self) -> Rows:
         """The users to rank for, ascending: those of the pairs of whom something is known."""

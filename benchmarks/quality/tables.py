@@ -13,6 +13,7 @@ from benchmarks.harness.report import Row, number
 from benchmarks.quality.goals import PUBLISHED, Found, goals
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from evaluation.offline.engines import AUTO, title
+from evaluation.offline.new_items import RANDOM, NewItems
 from evaluation.offline.shills import SHARE, Shift
 from evaluation.report import deciles, engines_table, figure, groups, new_table
 from evaluation.results.course import Summary
@@ -41,6 +42,8 @@ def show(found: Found, console: Console, *, full: bool) -> None:
         console.print(engines_table(shown, f"{name}: ratings that were not seen"))
     if found.cold:
         console.print(cold_table(found))
+    if found.new_items:
+        console.print(new_items_table(found.new_items))
     if found.shifts:
         console.print(shift_table(found.shifts))
     by_decile = decile_table(found)
@@ -106,6 +109,20 @@ def cold_table(found: Found) -> Table:
         coverage = f"{min(covered):.1%} to {max(covered):.1%}" if covered else ""
         errors = (f"{error:.4f}" for error in curve.rmse)
         shown.add_row(f"{curve.side}s", title(curve.engine), *errors, coverage)
+    return shown
+
+
+def new_items_table(lines: Sequence[NewItems]) -> Table:
+    """Return how items without any rating are rated, and ranked among themselves."""
+    first = lines[0]
+    shown = new_table(
+        f"{first.data}: {first.n_items} items without any rating, {first.n_test:,} ratings of them",
+        ("engine", "RMSE", "NDCG@10 among them"),
+        left=("engine",),
+    )
+    for one in lines:
+        name = one.engine if one.engine == RANDOM else title(one.engine)
+        shown.add_row(name, figure(one.rmse, ".4f"), figure(one.ndcg_10, ".4f"))
     return shown
 
 

@@ -13,17 +13,17 @@ import numpy.typing as npt
 
 from evaluation.metrics import inside
 from evaluation.offline.data import DataSet
-from evaluation.offline.engines import AUTO, find, fit_options
+from evaluation.offline.engines import ATTRIBUTES, AUTO, attributes_of, find, fit_options
 from evaluation.offline.jobs import run_apart
 from evaluation.offline.splits import Split
 from evaluation.question import Array, Question, Rows
-from factors import FitSettings, Histories, Scorer, fit
+from factors import Columns, FitSettings, Histories, Scorer, fit
 
 Side = Literal["user", "item"]
 COUNTS = (0, 1, 2, 3, 5, 10, 20)  # about even on a logarithmic axis
 NEW_SHARE = 0.2  # of those with enough ratings
 LEAST_HELD_OUT = 10  # ratings of each new one beyond the last count
-ENGINES = (AUTO, "item-mean", "user-mean", "bias")
+ENGINES = (AUTO, ATTRIBUTES, "item-mean", "user-mean", "bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,8 @@ def curve(data: DataSet, side: Side, engine: str, seed: int) -> ColdCurve:
 def run(task: ColdStart, options: Mapping[str, str], seed: int) -> tuple[dict[str, npt.NDArray[Any]], str]:
     """Answer a task, for `run_apart`: `rating` and `std` (counts, m), `std` empty without."""
     if options["engine"].split(":")[0] == AUTO:
-        rating, std = _folded_in(task, fit_options(options["engine"]), seed)
+        attributes = attributes_of(options["engine"], task)
+        rating, std = _folded_in(task, fit_options(options["engine"]), attributes, seed)
         return {"rating": rating, "std": std}, ""
     baseline = find(options["engine"])
     questions = [task.question(int(count)) for count in task.counts]
@@ -127,13 +128,18 @@ def run(task: ColdStart, options: Mapping[str, str], seed: int) -> tuple[dict[st
     return {"rating": rating, "std": np.empty(0)}, ""
 
 
-def _folded_in(task: ColdStart, options: dict[str, Any], seed: int) -> tuple[Array, Array]:
+def _folded_in(
+    task: ColdStart, options: dict[str, Any], attributes: Mapping[Side, Columns], seed: int
+) -> tuple[Array, Array]:
     question = task.question(0)  # nothing is known of the new ones
     settings = FitSettings(question.scale(), **options)
     rng = np.random.default_rng(seed)
-    fitted = fit(question.ratings(), task.n_users, task.n_items, settings=settings, rng=rng)
+    shape = task.n_users, task.n_items
+    fitted = fit(question.ratings(), *shape, settings=settings, rng=rng, attributes=attributes)
     rows, others = (task.first_user, task.first_item)[:: 1 if task.side == 0 else -1]
-    new = np.unique(rows)
+    new = np.unique(rows).astype(np.int64)
+    columns = attributes.get("user" if task.side == 0 else "item")
+    of_new = None if columns is None else columns.take(new)
     order = np.lexsort((task.first_rank, rows))  # by row, and within a row in time
     ratings, stds = [], []
     for count in task.counts.tolist():
@@ -142,9 +148,13 @@ def _folded_in(task: ColdStart, options: dict[str, Any], seed: int) -> tuple[Arr
         histories = Histories(offsets, others[part], task.first_value[part], task.first_time[part])
         users, items = fitted.users.copy(), fitted.items.copy()
         if task.side == 0:
-            users[new] = fitted.posterior.fold_in_users(items, histories, current=users[new])
+            users[new] = fitted.posterior.fold_in_users(
+                items, histories, current=users[new], attributes=of_new
+            )
         else:
-            items[new] = fitted.posterior.fold_in_items(users, histories, current=items[new])
+            items[new] = fitted.posterior.fold_in_items(
+                users, histories, current=items[new], attributes=of_new
+            )
         scores = Scorer(fitted.posterior, items).score(users, task.test_user, task.test_item, task.test_time)
         ratings.append(scores.rating)
         stds.append(scores.std)

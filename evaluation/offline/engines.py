@@ -5,6 +5,7 @@ Invariant: an engine sees a `Question` only; nothing here is chosen by held-out 
 
 A name may carry options after colons: `auto:rank=16:link=gaussian:no-set-effects:no-periods`. Lists of
 `auto` are in the order of the service's scores, unless `order=rating` or `order=relevance` is among them.
+With `attributes` it has those of items and users, too.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,11 @@ from evaluation.question import (
 )
 
 AUTO = "auto"
-OPTIONS = "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods, order=rating, order=relevance"
+ATTRIBUTES = "auto:attributes"
+OPTIONS = (
+    "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods, attributes, order=rating, "
+    "order=relevance"
+)
 REFIT_EVENTS = 5000  # the trainer's default
 FOLD_EVENTS = 250  # items follow within a second: so many ratings are made in one by a busy site of this size
 USER_RIDGE, ITEM_RIDGE = 15.0, 10.0  # Koren's (2010) for MovieLens-like data
@@ -83,11 +88,16 @@ def fit_options(name: str) -> dict[str, Any]:
                 found["implicit_effects"] = False
             case "no-periods", "":
                 found["session_effects"] = False
-            case "order", "rating" | "relevance":
+            case ("order", "rating" | "relevance") | ("attributes", ""):
                 continue
             case _:
                 raise ValueError(f"{AUTO} has no option {option}: it has {OPTIONS}")
     return found
+
+
+def attributes_of(name: str, question: Question) -> Any:
+    """Return the attributes of a question's items and users, if an `auto` engine of this name has them."""
+    return question.attributes() if "attributes" in name.split(":")[1:] else {}
 
 
 def _foldin(name: str, options: dict[str, Any], order: str) -> ComparedEngine:
@@ -105,6 +115,7 @@ def _foldin(name: str, options: dict[str, Any], order: str) -> ComparedEngine:
             question.n_items,
             settings=FitSettings(question.scale(), **options),
             rng=np.random.default_rng(seed),
+            attributes=attributes_of(name, question),
         )
         sweeps = fitted.metrics.get("sweeps", float("nan"))
         note = f"rank {fitted.model.rank}, {fitted.model.link}, {sweeps:.0f} sweeps"

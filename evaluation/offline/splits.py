@@ -69,6 +69,7 @@ class Split:
             top=top,
             tuning=self._tuning(replace(self.data, ratings=train)) if top else no_tuning(),
             latest=self.latest,
+            **self.data.attribute_arrays(),
         )
 
     def _tuning(self, train: DataSet) -> Mask:

@@ -18,7 +18,7 @@ def top_by_relevance(question: Question, seed: int) -> Predicted:
     head = _fit(question, seed).head
 
     def relevance(users: Rows) -> Array:
-        return np.stack([head.scores(_histories(question, users[j : j + 1])) for j in range(len(users))])
+        return np.stack([head.scores(histories_of(question, users[j : j + 1])) for j in range(len(users))])
 
     return Predicted(top=top_by_score(question, relevance), note=_note(head))
 
@@ -30,7 +30,7 @@ def top_by_served_score(question: Question, fitted: Fitted, seed: int) -> Predic
     top = np.full((len(users), question.top), -1, dtype=np.int32)
     for start in range(0, len(users), USERS_AT_ONCE):
         part = users[start : start + USERS_AT_ONCE]
-        asked = (fitted.users[part], _histories(question, part), question.top, seen_by(question, part))
+        asked = (fitted.users[part], histories_of(question, part), question.top, seen_by(question, part))
         for line, found in zip(top[start:], ranker.top(scorer, *asked, exact=True), strict=False):
             line[: len(found.item_rows)] = found.item_rows
     return Predicted(top=top, note=_note(head))
@@ -47,7 +47,7 @@ def _fit(question: Question, seed: int) -> RankingFit:
     )
 
 
-def _histories(question: Question, users: Rows) -> Histories:
+def histories_of(question: Question, users: Rows) -> Histories:
     """Return the training ratings of `users`, ascending, one history each."""
     known = np.flatnonzero(np.isin(question.train_user, users))
     known = known[np.argsort(question.train_user[known], kind="stable")]
