@@ -4,7 +4,7 @@ the call began.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -159,9 +159,9 @@ def check_rearranging(rules: Rules, places: int, *, explores: bool) -> None:
         raise refused("/n", detail)
 
 
-async def directions(live: LiveGeneration, rows: Int64s) -> Float32s:
+async def directions(context: ServiceContext, live: LiveGeneration, rows: Int64s) -> Float32s:
     """Return a vector (m, rank) of each of `rows`, by which diversity compares items."""
-    return await live.in_thread(partial(live.ranker.directions, rows))
+    return await context.rankings.in_thread(partial(live.ranker.directions, rows), live)
 
 
 async def ruled(
@@ -180,17 +180,18 @@ async def ruled(
     if call.rules == Rules(order=call.rules.order):
         return Listed(await ranking.top(wanted, exclude, shown), None)
     rows = await _rows(context, live, call)
-    mask = partial(_mask, call.view, n_items, rows)
-    both = call.view.both
-    applied = await apply(call.rules, rows, mask, both, n_items=n_items, shown=shown, exclude=exclude)
+
+    async def mask(passing: Filter) -> Bools:
+        return await call.view.mask(passing, n_items, rows, context.rankings.in_thread)
+
+    applied = await apply(
+        call.rules, rows, mask, call.view.both, n_items=n_items, shown=shown, exclude=exclude
+    )
     if applied.empty:
         return Listed(await ranking.top(0, exclude, None), NO_ITEM_PASSES)
-    items = await RuledList(applied, ranking, call.view.columns).first(wanted)
+    made = RuledList(applied, ranking, call.view.columns, context.rankings.in_thread)
+    items = await made.first(wanted)
     return Listed(items, None if len(items.rows) else NO_ITEM_LEFT)
-
-
-async def _mask(view: CatalogueView, n_items: int, rows: Mapping[bytes, int], passing: Filter) -> Bools:
-    return await view.mask(passing, n_items, rows)
 
 
 async def _rows(context: ServiceContext, live: LiveGeneration, call: CallRules) -> dict[bytes, int]:

@@ -1,13 +1,15 @@
 """Where rankings are computed: at once where that is quick, else in a thread, together with others that wait.
 
 Invariant: a ranking that takes longer than about 2 ms never runs on the event loop, and the thread works on
-one block of users against one item table at a time. So many wait; one more is refused at once.
+one block of users against one item table at a time. So many wait, with what else lists take long for; one
+more is refused at once.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from service.metrics import Counts
 _QUICK = 1_000_000
 # Users in one product: it reads the item table once for all of them. More would make the first wait longer.
 _BLOCK = 64
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,12 +68,15 @@ class _Waiting:
 
 
 class RankingDesk:
-    """Ranks items for users; at most `most_waiting` requests wait for the thread."""
+    """Ranks items for users. At most `most_waiting` requests wait for the thread, or have what lists take
+    long for in one.
+    """
 
     def __init__(self, counts: Counts, *, most_waiting: int) -> None:
         self._counts = counts
         self._most_waiting = most_waiting
         self._waiting: list[_Waiting] = []
+        self._in_threads = 0
         self._running: asyncio.Task[None] | None = None
 
     async def top(self, request: RankingRequest) -> Blended:
@@ -80,9 +87,7 @@ class RankingDesk:
         """
         if request.quick:
             return _rank([request])[0]
-        if len(self._waiting) >= self._most_waiting:
-            self._counts.overloads += 1
-            raise Problem("overloaded", f"{len(self._waiting)} rankings wait", retry_after_s=1)
+        self._require_room()
         ranked: asyncio.Future[Blended] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(request, ranked))
         # The task ends when nothing waits: an idle worker has no thread at work.
@@ -90,21 +95,43 @@ class RankingDesk:
             self._running = asyncio.create_task(self._run(), name="rank")
         return await ranked
 
+    async def in_thread(self, compute: Callable[[], T], live: LiveGeneration | None = None) -> T:
+        """Return what `compute` makes, in a thread; of the rows of `live`, none of which changes meanwhile.
+
+        Raises `overloaded` where too many wait already.
+        """
+        self._require_room()
+        self._in_threads += 1
+        try:
+            return await (asyncio.to_thread(compute) if live is None else live.in_thread(compute))
+        finally:
+            self._in_threads -= 1
+
     async def similar(
         self, live: LiveGeneration, item_row: int, n: int, allowed: Bools | None = None
     ) -> Ranked:
         """Return the `n` items most like `item_row`, of those `allowed`."""
-        return await _computed(live, partial(live.ranker.similar, item_row, n, allowed))
+        return await self._computed(live, partial(live.ranker.similar, item_row, n, allowed))
 
     async def popular(self, live: LiveGeneration, n: int, allowed: Bools | None = None) -> Ranked:
         """Return the `n` most loved items, of those `allowed`."""
-        return await _computed(live, partial(live.ranker.popular, n, allowed))
+        return await self._computed(live, partial(live.ranker.popular, n, allowed))
 
     async def close(self) -> None:
         """Cancel the requests that wait."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
+
+    def _require_room(self) -> None:
+        waiting = len(self._waiting) + self._in_threads
+        if waiting >= self._most_waiting:
+            self._counts.overloads += 1
+            raise Problem("overloaded", f"{waiting} rankings wait", retry_after_s=1)
+
+    async def _computed(self, live: LiveGeneration, rank: Callable[[], Ranked]) -> Ranked:
+        quick = live.ranker.prepared and live.ranker.multiplications() <= _QUICK
+        return rank() if quick else await self.in_thread(rank, live)
 
     async def _run(self) -> None:
         try:
@@ -132,11 +159,6 @@ class RankingDesk:
             for each in self._waiting:
                 each.ranked.cancel()
             self._waiting.clear()
-
-
-async def _computed(live: LiveGeneration, rank: Callable[[], Ranked]) -> Ranked:
-    quick = live.ranker.prepared and live.ranker.multiplications() <= _QUICK
-    return rank() if quick else await live.in_thread(rank)
 
 
 def _rank(block: list[RankingRequest]) -> list[Blended]:

@@ -13,7 +13,7 @@ from featurestore.catalogue.schema import Types
 from featurestore.errors import StoreDamaged
 from featurestore.item_registry import ItemRegistry
 from service.catalogue.availability import Availability
-from service.rules.columns import Columns
+from service.rules.columns import Columns, InThread
 from service.rules.filters import Filter, Rows
 from service.rules.masks import Masks
 
@@ -100,12 +100,14 @@ class CatalogueView:
                         self.columns.put(*self._unsettled.popitem())
                 await asyncio.sleep(0)
 
-    async def mask(self, wanted: Filter, n: int, rows: Rows) -> Bools:
+    async def mask(
+        self, wanted: Filter, n: int, rows: Rows, in_thread: InThread = asyncio.to_thread
+    ) -> Bools:
         """Return which of the first `n` item rows pass a filter (n,), not to be written to. `rows`: of the
-        ids that it names.
+        ids that it names; `in_thread`: where it is made if that takes long.
         """
         await self.settle()
-        return await self._masks.mask(wanted, n, rows)
+        return await self._masks.mask(wanted, n, rows, in_thread)
 
     def both(self, passing: Bools, shown: Bools) -> Bools:
         """Return what passes a filter and may be shown (n,), of masks that never change."""

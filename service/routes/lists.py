@@ -3,7 +3,6 @@
 Invariant: a row that has no name yet is in no answer, and neither is what may not be shown.
 """
 
-import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -142,27 +141,31 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
         found = await context.rankings.similar(live, row, n, _without(allowed, exclude, live.ranker.n_items))
         return _scored(found.item_rows, found.scores)
 
-    content = np.zeros(0) if by == "behaviour" else await _likeness(live, call, row)
+    content = np.zeros(0)
+    if by != "behaviour":
+        n_items = live.ranker.n_items
+        content = await _read(context, call, n_items, partial(likeness, call.view.columns, row, n_items))
 
     async def by_content(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
-        passing = _without(allowed, exclude, len(content)) & (content > 0)
-        return _best(np.where(passing, content, -np.inf), n)
+        return await _read(context, call, len(content), partial(_best, content, n, exclude, allowed))
 
     async def by_both(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         depth = _PER_ITEM * n + _SPARE
         # What is among the best of neither is hardly among the best by their mean.
         near = [await each(depth, exclude, allowed) for each in (behaviour, by_content)]
         rows = np.unique(np.concatenate([part.rows for part in near]))
+        rows = rows[rows < len(content)]
         mask = np.zeros(len(content), dtype=np.bool_)
-        mask[rows[rows < len(mask)]] = True
+        mask[rows] = True
         known = await behaviour(len(rows), exclude, mask)
-        scores = np.where(mask, content / 2, -np.inf)
+        scores = content[rows] / 2
         # Tastes that are contrary are no likeness that content could make up for.
-        scores[known.rows] += np.maximum(known.scores, 0.0) / 2
-        return _best(scores, n)
+        scores[np.searchsorted(rows, known.rows)] += np.maximum(known.scores, 0.0) / 2
+        best = best_rows(scores, n)
+        return _scored(rows[best], scores[best])
 
     top = {"behaviour": behaviour, "content": by_content, "both": by_both}[by]
-    ranking = Ranking(top, partial(directions, live), 0.0)
+    ranking = Ranking(top, partial(directions, context, live), 0.0)
     found, reason = await _listed(context, live, call, ranking, n, row)
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
@@ -196,7 +199,7 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
         found = await context.rankings.popular(live, n, allowed)
         return _scored(found.item_rows, found.scores)
 
-    ranking = Ranking(top, partial(directions, live), live.model.scale.low)
+    ranking = Ranking(top, partial(directions, context, live), live.model.scale.low)
     found, reason = await _listed(context, live, call, ranking, n)
     names = await item_names(context.store.items(live.epoch), found.rows)
     behind = statistics_of(live, found.rows)
@@ -226,13 +229,12 @@ async def get_trending(request: web.Request) -> web.StreamResponse:
     activity = live.activity
     if activity is None:
         return json_answer(Trending(live.generation, [], call.degraded, NO_ACTIVITY))
-    scores = await _read(call, activity.n_items, partial(activity.at, time.time()))
+    scores = await _read(context, call, activity.n_items, partial(activity.at, time.time()))
 
     async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
-        passing = _without(allowed, exclude, len(scores)) & (scores > 0)
-        return _best(np.where(passing, scores, -np.inf), n)
+        return await _read(context, call, len(scores), partial(_best, scores, n, exclude, allowed))
 
-    ranking = Ranking(top, partial(directions, live), 0.0)
+    ranking = Ranking(top, partial(directions, context, live), 0.0)
     found, reason = await _listed(context, live, call, ranking, n)
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
@@ -263,9 +265,9 @@ async def get_latest(request: web.Request) -> web.StreamResponse:
 
     async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         mask = _without(allowed, exclude, live.ranker.n_items)
-        return await _read(call, len(mask), partial(_latest, call.view.columns, mask, n))
+        return await _read(context, call, len(mask), partial(_latest, call.view.columns, mask, n))
 
-    ranking = Ranking(top, partial(directions, live), 0.0)
+    ranking = Ranking(top, partial(directions, context, live), 0.0)
     found, reason = await _listed(context, live, call, ranking, n)
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
@@ -295,22 +297,11 @@ async def _listed(
     return await ruled(context, live, call, ranking, wanted=n, exclude=exclude)
 
 
-async def _likeness(live: LiveGeneration, call: CallRules, row: int) -> Float64s:
-    n_items = live.ranker.n_items
-    return await _read(call, n_items, partial(likeness, call.view.columns, row, n_items))
-
-
-async def _read(call: CallRules, n_items: int, compute: Callable[[], T]) -> T:
+async def _read(context: ServiceContext, call: CallRules, n_items: int, compute: Callable[[], T]) -> T:
     """Return what `compute` makes of the columns, in a thread where there are many rows."""
     await call.view.settle()
-    if n_items <= _QUICK_ROWS:
-        return compute()
-
-    def run() -> T:
-        with call.view.columns.lock.reading():
-            return compute()
-
-    return await asyncio.to_thread(run)
+    in_thread, quick = context.rankings.in_thread, n_items <= _QUICK_ROWS
+    return await call.view.columns.read(compute, in_thread, quick=quick)
 
 
 def _latest(columns: Columns, allowed: Bools, n: int) -> Scored:
@@ -332,8 +323,10 @@ def _without(allowed: Bools | None, exclude: Int64s, n: int) -> Bools:
     return mask
 
 
-def _best(scores: Float64s, n: int) -> Scored:
-    rows = best_rows(scores, n)
+def _best(scores: Float64s, n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+    """Return the `n` rows with the largest of `scores` (m,) above 0, of those that are allowed."""
+    passing = _without(allowed, exclude, len(scores)) & (scores > 0)
+    rows = best_rows(np.where(passing, scores, -np.inf), n)
     return _scored(rows, scores[rows])
 
 

@@ -315,7 +315,7 @@ async def _best_items(
 
     # A boost multiplies a score, or what is above the lowest rating: a scale may begin below 0.
     floor = live.model.scale.low if history is None else 0.0
-    ranking = Ranking(top, partial(directions, live), floor)
+    ranking = Ranking(top, partial(directions, context, live), floor)
     # Items before the offset are ranked too: their scores decide which ones come behind them.
     found, reason = await ruled(context, live, call, ranking, wanted=places, exclude=exclude)
     shown = found.at(slice(wanted.offset, None))

@@ -6,8 +6,8 @@ Invariant: a row is in every column what the last `put` said of it. Rows beyond 
 """
 
 from array import array
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,16 @@ _FEW_CODES = 8
 # Spare rows of an array that grows: one that grows row by row is copied seldom.
 _SPARE_ROWS = 1024
 
+T = TypeVar("T")
 Value = TypeVar("Value", bound=Hashable)
 Texts = tuple[str, ...]
+
+
+class InThread(Protocol):
+    """Returns what a function makes, in a thread. Raises `overloaded` where too many wait for one."""
+
+    async def __call__(self, compute: Callable[[], T], /) -> T:
+        """Run `compute`."""
 
 
 class NumberColumn:
@@ -284,6 +292,19 @@ class Columns:
                 column: Column = getattr(self, key)
                 return column
         return self._attributes.get(key)
+
+    async def read(self, compute: Callable[[], T], in_thread: InThread, *, quick: bool) -> T:
+        """Return what `compute` makes of the columns: at once where that is quick, else in a thread, and
+        then no row changes meanwhile.
+        """
+        if quick:
+            return compute()
+
+        def run() -> T:
+            with self.lock.reading():
+                return compute()
+
+        return await in_thread(run)
 
     def texts(self) -> Iterator[TextColumn | ListColumn]:
         """Yield the columns of categories, and of attributes that are texts or lists of texts."""

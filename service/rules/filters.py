@@ -73,6 +73,15 @@ class Filter:
             else:
                 yield condition
 
+    @property
+    def n_values(self) -> int:
+        """How many values and ids it compares with."""
+        return sum(
+            len(leaf.ids) if isinstance(leaf, HasId) else len(leaf.values)
+            for leaf in self.leaves()
+            if isinstance(leaf, HasId | NumberMatch | TextMatch)
+        )
+
     def ids(self) -> list[bytes]:
         """Return the ids that it names."""
         return [item_id for leaf in self.leaves() if isinstance(leaf, HasId) for item_id in leaf.ids]

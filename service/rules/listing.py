@@ -2,28 +2,36 @@
 
 Invariant: the list is what all items would give that are allowed, not some candidates of them. Boosts are
 exact, as items are ranked apart by what multiplies them; so are caps, as the others are ranked again where a
-category is full. Diversity alone chooses among the best candidates, as its definition has it.
+category is full, deeper each time, so that there are few rankings whatever the categories. Diversity alone
+chooses among the best candidates, as its definition has it.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from factors import Bools, Float32s, Float64s, Int64s
-from service.rules.columns import Columns
+from service.rules.columns import Columns, InThread, ListColumn
 from service.rules.filters import NO_FILTER, Filter
 from service.rules.request import Rules
 from service.rules.rerank import Selection, boost_groups, unit, with_pinned
 
 # Candidates an item that is wanted, for a list under a cap or with diversity, and at least so many.
 _PER_ITEM, _SPARE = 4, 100
+# So many times deeper each ranking under a cap: of a million items the sixth has all that have room.
+_DEEPER = 8
 # Items wanted times candidates, of which each is compared with each in 2 ms; more are in a thread.
 _QUICK_PAIRS = 20_000
 # Item rows that are put into groups in 1 ms.
 _QUICK_ROWS = 200_000
+# Candidates whose categories are counted in 1 ms.
+_QUICK_CANDIDATES = 1_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +130,15 @@ async def apply(
 
 
 class RuledList:
-    """The list of one request: `rules` on what `ranking` gives."""
+    """The list of one request: `rules` on what `ranking` gives. What takes long is done by `in_thread`."""
 
-    def __init__(self, rules: Applied, ranking: Ranking, columns: Columns) -> None:
+    def __init__(
+        self, rules: Applied, ranking: Ranking, columns: Columns, in_thread: InThread = asyncio.to_thread
+    ) -> None:
         self._rules = rules
         self._ranking = ranking
         self._columns = columns
+        self._in_thread = in_thread
 
     async def first(self, wanted: int) -> Scored:
         """Return the first `wanted` places."""
@@ -145,33 +156,61 @@ class RuledList:
         return both.at(np.array(with_pinned(range(len(chosen.rows)), known), dtype=np.int64))
 
     async def _chosen(self, wanted: int) -> Scored:
-        rules, categories = self._rules, self._columns.categories
+        rules = self._rules
         # One that is pinned farther behind is in no other place, either.
         exclude = np.concatenate([rules.exclude, np.array(list(rules.pinned.values()), dtype=np.int64)])
         if rules.cap is None and rules.trade_off is None:
             return await self._boosted(wanted, exclude, rules.allowed)
-        selection = Selection(wanted, cap=rules.cap, trade_off=rules.trade_off)
         depth = _PER_ITEM * wanted + _SPARE
+        selection = Selection(wanted, cap=rules.cap, trade_off=rules.trade_off)
+        if rules.trade_off is None:
+            return await self._capped(selection, depth, exclude)
+        # Under a cap each category has as many candidates for a place as the whole list has for one.
+        cap = None if rules.cap is None else _PER_ITEM * rules.cap
+        candidates = await self._capped(Selection(depth, cap=cap), depth, exclude)
+        chosen = await self._diverse(selection, candidates, quick=wanted * depth <= _QUICK_PAIRS)
+        if cap is None or selection.full or not len(candidates.rows):
+            return chosen
+        # Where items have several categories the candidates may be too few: the next best are behind them.
+        rest = await self._capped(selection, depth, np.concatenate([exclude, chosen.rows]))
+        return joined([chosen, rest])
+
+    async def _capped(self, selection: Selection, depth: int, exclude: Int64s) -> Scored:
+        """Return the best items that `selection` has room for; the first ranking is `depth` deep."""
+        rules, categories = self._rules, self._columns.categories
         parts: list[Scored] = []
-        highest = 0.0
         while not selection.full:
             allowed = rules.allowed
             if closed := selection.closed():
-                open_rows = ~categories.equals_any(closed, rules.n_items)
-                allowed = open_rows if allowed is None else allowed & open_rows
+                without = partial(_without, categories, closed, allowed, rules.n_items)
+                allowed = await self._read(without, quick=rules.n_items <= _QUICK_ROWS)
             found = await self._boosted(depth, exclude, allowed)
-            if not len(found.rows):
+            take = partial(_taken, selection, categories, found)
+            parts.append(await self._read(take, quick=len(found.rows) <= _QUICK_CANDIDATES))
+            if len(found.rows) < depth:
+                # These were all that had room.
                 break
-            gains = found.scores - self._ranking.floor
-            # Later candidates are measured by the best of the first ones, too.
-            highest = highest or max(float(gains.max()), np.finfo(np.float64).tiny)
-            vectors = None if rules.trade_off is None else unit(await self._ranking.vectors(found.rows))
-            take = partial(selection.take, categories.of(found.rows), gains / highest, vectors)
-            taken = take() if wanted * depth <= _QUICK_PAIRS else await asyncio.to_thread(take)
-            parts.append(found.at(np.array(taken, dtype=np.int64)))
             # What was passed over had a full category, and is closed in the next round.
             exclude = np.concatenate([exclude, parts[-1].rows])
+            depth = min(_DEEPER * depth, rules.n_items)
         return joined(parts) if parts else await self._ranking.top(0, exclude, None)
+
+    async def _diverse(self, selection: Selection, candidates: Scored, *, quick: bool) -> Scored:
+        """Return what `selection` takes of candidates by marginal relevance."""
+        if not len(candidates.rows):
+            return candidates
+        gains = candidates.scores - self._ranking.floor
+        highest = max(float(gains.max()), np.finfo(np.float64).tiny)
+        vectors = unit(await self._ranking.vectors(candidates.rows))
+
+        def take() -> Scored:
+            names = self._columns.categories.of(candidates.rows)
+            return candidates.at(np.array(selection.take(names, gains / highest, vectors), dtype=np.int64))
+
+        return await self._read(take, quick=quick)
+
+    async def _read(self, compute: Callable[[], T], *, quick: bool) -> T:
+        return await self._columns.read(compute, self._in_thread, quick=quick)
 
     async def _boosted(self, n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         """Return the best `n` by their boosted scores."""
@@ -180,7 +219,7 @@ class RuledList:
             return await top(n, exclude, allowed)
         everywhere = np.ones(self._rules.n_items, dtype=np.bool_) if allowed is None else allowed
         group = partial(boost_groups, boosts, everywhere)
-        groups = group() if len(everywhere) <= _QUICK_ROWS else await asyncio.to_thread(group)
+        groups = group() if len(everywhere) <= _QUICK_ROWS else await self._in_thread(group)
         floor = self._ranking.floor
         parts = []
         for factor, rows in groups:
@@ -192,3 +231,13 @@ class RuledList:
         # Scores of 0 are told apart by relevance, as in the ranking itself.
         relevance = np.nan_to_num(both.relevance)
         return both.at(np.lexsort((both.rows, -both.rating, -relevance, -both.scores))[:n])
+
+
+def _without(categories: ListColumn, closed: Sequence[str], allowed: Bools | None, n: int) -> Bools:
+    """Return which of `n` rows are allowed and have no category that is closed (n,)."""
+    open_rows = ~categories.equals_any(closed, n)
+    return open_rows if allowed is None else allowed & open_rows
+
+
+def _taken(selection: Selection, categories: ListColumn, found: Scored) -> Scored:
+    return found.at(np.array(selection.take(categories.of(found.rows), found.scores, None), dtype=np.int64))

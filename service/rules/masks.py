@@ -4,13 +4,16 @@ Invariant: a mask is that of the columns as they are; one that a column has chan
 """
 
 import asyncio
+from functools import partial
 
 from factors import Bools
-from service.rules.columns import Columns
+from service.rules.columns import Columns, InThread
 from service.rules.filters import Filter, HasId, Rows, mask_of
 
 # Rows times conditions that are looked at in less than 2 ms; more are in a thread.
 _QUICK = 2_000_000
+# Values that are looked up in 1 ms.
+_QUICK_VALUES = 2_000
 # A front-end has some ten filters, and a mask of a million items is a megabyte.
 _KEPT_BYTES = 32_000_000
 
@@ -30,20 +33,23 @@ class Masks:
         self._bytes = 0
         self._pairs: dict[tuple[int, int], tuple[Bools, Bools, Bools]] = {}
 
-    async def mask(self, wanted: Filter, n: int, rows: Rows) -> Bools:
+    async def mask(
+        self, wanted: Filter, n: int, rows: Rows, in_thread: InThread = asyncio.to_thread
+    ) -> Bools:
         """Return which of the first `n` item rows pass (n,), not to be written to. `rows`: of the ids that it
-        names.
+        names; `in_thread`: where it is made if that takes long.
         """
         keys = [None if isinstance(leaf, HasId) else leaf.key for leaf in wanted.leaves()]
-        quick = n * len(keys) <= _QUICK
+        quick = n * len(keys) <= _QUICK and wanted.n_values <= _QUICK_VALUES
+        make = partial(mask_of, wanted, self._columns, n, rows)
         if None in keys:
             # An item may be given its row at any time.
-            return await self._made(wanted, n, rows, quick=quick)
+            return await self._columns.read(make, in_thread, quick=quick)
         columns = [self._columns.column(key) for key in keys if key is not None]
         key = (wanted, n, tuple(-1 if column is None else column.changes for column in columns))
         mask = self._kept.get(key)
         if mask is None:
-            mask = await self._made(wanted, n, rows, quick=quick)
+            mask = await self._columns.read(make, in_thread, quick=quick)
             mask.flags.writeable = False
         self._keep(key, mask)
         return mask
@@ -71,13 +77,3 @@ class Masks:
         if len(self._pairs) > _PAIRS_KEPT:
             del self._pairs[next(iter(self._pairs))]
         return pair[2]
-
-    async def _made(self, wanted: Filter, n: int, rows: Rows, *, quick: bool) -> Bools:
-        if quick:
-            return mask_of(wanted, self._columns, n, rows)
-
-        def run() -> Bools:
-            with self._columns.lock.reading():
-                return mask_of(wanted, self._columns, n, rows)
-
-        return await asyncio.to_thread(run)

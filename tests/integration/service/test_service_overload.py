@@ -12,9 +12,12 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service import ranking_queue
 from service.context import CONTEXT
 from service.http import heads
 from service.http import response as answers
+from service.routes import lists
+from service.rules import masks
 from tests.support.factories import Written
 from tests.support.serving import BOTH_WAYS, Client, Reply, is_problem, serves, serving
 from tests.support.waiting import wait_until_async
@@ -81,6 +84,31 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
         assert [reply.status for reply in await asyncio.gather(*taken)] == [200] * 5
         assert app[CONTEXT].counts.overloads == 7
         assert (await client.post(path, body)).status == 200
+
+
+async def test_lists_without_a_user_wait_among_the_rankings(
+    store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever a list does takes long.
+    for module, limit in ((ranking_queue, "_QUICK"), (lists, "_QUICK_ROWS"), (masks, "_QUICK")):
+        monkeypatch.setattr(module, limit, -1)
+    paths = ["/popular", "/similar/item-1", "/similar/item-1?by=content", "/latest", "/popular?category=a"]
+    async with serving(store_settings, rankings_waiting=2) as (client, app):
+        await serves(client, published.writer.number)
+        live = app[CONTEXT].live()
+        for path in paths:
+            assert (await client.get(path)).status == 200
+            # None may read the rows or the columns while one is written.
+            columns = (await app[CONTEXT].catalogue.current(app[CONTEXT].catalogue.ask(), 1)).view.columns
+            async with live.row_lock.writing(), columns.lock.writing():
+                calls = [asyncio.create_task(client.get(path)) for _ in range(6)]
+                waiting = set(calls)
+                while len(waiting) > 2:
+                    more, waiting = await asyncio.wait(waiting, timeout=10, return_when="FIRST_COMPLETED")
+                    assert more, "two wait"
+            replies = await asyncio.gather(*calls)
+            assert sorted(reply.status for reply in replies) == [200, 200, 503, 503, 503, 503]
+            assert all(is_problem(reply, 503, "overloaded") for reply in replies if reply.status == 503)
 
 
 async def test_a_large_body_that_comes_slowly_keeps_no_turn_from_others(

@@ -1,6 +1,7 @@
 """A list under rules is that of a slow search through all items."""
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,39 @@ async def test_a_full_category_is_left_out_of_the_next_ranking() -> None:
     assert (
         await world.list(2, allowed=np.zeros(1003, dtype=np.bool_), boosts=[(2.0, np.ones(1003, bool))]) == []
     )
+
+
+async def test_few_rankings_fill_a_list_however_categories_lie() -> None:
+    # Each category has three hundred items side by side, so that each ranking of so many opens one more.
+    items = [CatalogueItem("", categories=[str(row // 300)]) for row in range(30_000)]
+    world = World([float(30_000 - row) for row in range(30_000)], columns_of(items))
+    firsts = list(range(0, 30_000, 300))
+    assert await world.list(40, cap=1) == firsts[:40]
+    assert world.asked <= 4
+    assert await world.list(200, cap=1) == firsts
+    world.asked = 0
+    diverse = await world.list(40, cap=1, trade_off=0.5)
+    assert sorted(row // 300 for row in diverse) == list(range(40))
+    assert world.asked <= 8
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+async def test_a_diverse_list_under_a_cap_is_as_long_as_it_can_be(data: st.DataObject) -> None:
+    names = data.draw(
+        st.lists(st.lists(st.sampled_from("abc"), max_size=3, unique=True), min_size=1, max_size=150)
+    )
+    columns = columns_of([CatalogueItem("", categories=each) for each in names])
+    world, cap = World([float(len(names) - row) for row in range(len(names))], columns), 2
+    wanted = data.draw(st.integers(1, 12))
+    found = await world.list(wanted, cap=cap, trade_off=0.3)
+    counts = Counter(name for row in found for name in names[row])
+    assert len(set(found)) == len(found) <= wanted
+    assert max(counts.values(), default=0) <= cap
+    if len(found) < wanted:
+        # Whatever is not in it has a category that is full.
+        rest = set(range(len(names))) - set(found)
+        assert all(any(counts[name] == cap for name in names[row]) for row in rest)
 
 
 async def test_a_boost_brings_up_what_no_list_of_candidates_has() -> None:
