@@ -20,10 +20,12 @@ from service.openapi import Schema, query_parameter
 from service.rules.filter_parsing import UnknownAttribute, refused
 from service.rules.filters import Filter
 from service.rules.listing import Ranking, RuledList, Scored, apply
-from service.rules.request import MAX_NAME, RuleFields, Rules, merged, parse_rules
+from service.rules.request import MAX_NAME, RuleFields, Rules, merged, narrowed, parse_rules
 
 # Candidates are compared with all that were chosen: a list of so many takes a second of a core.
 MOST_COMPARED = 1_000
+# Rules with so many bytes of JSON are checked in 2 ms: a thousand values.
+_QUICK_BYTES = 8_192
 NO_ITEM_PASSES = "no item passes the filter"
 NO_ITEM_LEFT = "each item that passes is left out: it was rated, excluded, or its category is full"
 # As long as an item id may be; a few dozen ids, percent-encoded, in the head of a request.
@@ -98,37 +100,50 @@ async def rules_of(
     live: LiveGeneration,
     asked: AskedRules,
     fields: RuleFields,
+    *,
     category: str | None = None,
+    n_bytes: int = 0,
 ) -> CallRules:
-    """Return the rules that a call and its scenario say. Raises `invalid_rule`, `unknown_scenario`."""
+    """Return the rules that a call and its scenario say. `n_bytes`: of the body that says them.
+
+    Raises `invalid_rule`, `unknown_scenario`.
+    """
     view, degraded = await context.catalogue.current(asked.version, live.epoch)
-    member = asked.member
+    member, parse = asked.member, partial(_parsed, context, view)
     try:
-        scenario = await context.scenarios.read(asked.name, asked.scenario)
+        scenario = await context.scenarios.read(asked.name, asked.scenario, parse)
     except Problem as problem:
         if problem.code != "unknown_scenario" or asked.name == asked.said:
             raise
         # The call has not named what is not there.
-        scenario, member = await context.scenarios.read(asked.said, context.scenarios.ask(asked.said)), None
+        again = context.scenarios.ask(asked.said)
+        scenario, member = await context.scenarios.read(asked.said, again, parse), None
     if member is not None:
         context.arm_counts.asked(member.experiment, member.arm, [member.mark])
-    rules = await _parsed(view, partial(parse_rules, merged(fields, scenario), category=category))
-    return CallRules(rules, view, degraded, member)
+    call = await parse(partial(parse_rules, fields), n_bytes)
+    return CallRules(narrowed(merged(call, fields, scenario), category), view, degraded, member)
 
 
-async def checked_fields(context: ServiceContext, fields: RuleFields) -> None:
-    """Raise `invalid_rule` where the catalogue does not have what `fields` are about."""
+async def checked_fields(context: ServiceContext, fields: RuleFields, n_bytes: int) -> None:
+    """Raise `invalid_rule` where the catalogue does not have what `fields` are about, from so many bytes."""
     view, _ = await context.catalogue.current(context.catalogue.ask(), await context.epoch())
-    await _parsed(view, partial(parse_rules, fields))
+    await _parsed(context, view, partial(parse_rules, fields), n_bytes)
 
 
-async def _parsed(view: CatalogueView, parse: Callable[[Types], Rules]) -> Rules:
+async def _parsed(
+    context: ServiceContext, view: CatalogueView, parse: Callable[[Types], Rules], n_bytes: int
+) -> Rules:
     """Return what `parse` makes of the types of attributes, as the store has them."""
+
+    async def parsed(types: Types) -> Rules:
+        make = partial(parse, types)
+        return make() if n_bytes <= _QUICK_BYTES else await context.rankings.in_thread(make)
+
     try:
-        return parse(view.types)
+        return await parsed(view.types)
     except UnknownAttribute:
         # A type may have been fixed since, with or without an item that has the attribute.
-        return parse(await view.read_types())
+        return await parsed(await view.read_types())
 
 
 def query_rules(query: Query) -> tuple[RuleFields, str | None]:

@@ -1,6 +1,9 @@
-"""Named rules of lists. Invariant: what is read here was written whole; readers know what it says."""
+"""Named rules of lists. Invariant: what is read here was written whole, with the version that tells a reader
+whether it has it already; readers know what it says.
+"""
 
 import asyncio
+from hashlib import blake2b
 from typing import Any
 
 from featurestore.client import Client
@@ -12,6 +15,9 @@ from featurestore.wire.resp import encode
 
 # A front-end has some ten lists; each may be 1 MB of ids.
 MOST_SCENARIOS = 1_000
+# Of the field that has the version of a scenario: no name begins so.
+_MARK = b":"
+_VERSION_BYTES = 16  # no two texts have the same by chance
 
 
 class Scenarios:
@@ -26,11 +32,16 @@ class Scenarios:
         self._confirmation = confirmation
 
     def ask(self, name: bytes) -> "asyncio.Future[list[Any]]":
-        """Ask for a scenario in the write of this turn of the event loop; `found` reads the reply."""
-        return self._hot.execute(encode(b"HGET", self._key, name), 1)
+        """Ask for the version of a scenario in the write of this turn of the event loop; `found` reads the
+        reply.
+        """
+        return self._hot.execute(encode(b"HGET", self._key, _MARK + name), 1)
 
     def found(self, reply: Any) -> bytes | None:
-        """Return what a reply has, None where there is no such scenario. Raises `StoreError`."""
+        """Return the version that a reply has, None where there is no such scenario, or it has no version.
+
+        Raises `StoreError`.
+        """
         if isinstance(reply, Exception):
             raise self._hot.failure(reply)
         return None if reply is None else bytes(reply)
@@ -43,7 +54,7 @@ class Scenarios:
     async def names(self) -> list[bytes]:
         """Return the names of all, in order."""
         names: Any = await self._client.hkeys(self._key)
-        return sorted(names)
+        return sorted(name for name in names if not name.startswith(_MARK))
 
     async def texts(self) -> dict[str, str]:
         """Return all scenarios, each as its text. Raises `StoreDamaged` where one is none."""
@@ -59,15 +70,22 @@ class Scenarios:
 
     async def put(self, name: bytes, value: bytes) -> None:
         """Store a scenario in place of the one before. Raises `StoreRefused` where there are too many."""
-        if await self._client.hlen(self._key) >= MOST_SCENARIOS and await self.get(name) is None:
+        names = await self.names()
+        if len(names) >= MOST_SCENARIOS and name not in names:
             raise StoreRefused(f"there may be {MOST_SCENARIOS} scenarios")
         since = self._confirmation.begin()
-        await self._client.hset(self._key, name, value)
+        # In one step, so that no reader takes an earlier text for this version.
+        await self._client.hset(self._key, mapping={name: value, _MARK + name: version_of(value)})
         await self._confirmation.wait(since)
 
     async def delete(self, name: bytes) -> bool:
         """Remove a scenario; whether it was there."""
         since = self._confirmation.begin()
-        removed = await self._client.hdel(self._key, name)
+        removed = await self._client.hdel(self._key, name, _MARK + name)
         await self._confirmation.wait(since)
         return bool(removed)
+
+
+def version_of(value: bytes) -> bytes:
+    """Return the version of a scenario: of equal texts it is the same."""
+    return blake2b(value, digest_size=_VERSION_BYTES).hexdigest().encode()

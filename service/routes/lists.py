@@ -281,7 +281,8 @@ async def get_latest(request: web.Request) -> web.StreamResponse:
 async def _asked(context: ServiceContext, query: Query) -> tuple[LiveGeneration, CallRules]:
     live = context.live()
     fields, category = query_rules(query)
-    return live, await rules_of(context, live, ask(context, query.text("scenario")), fields, category)
+    asked = ask(context, query.text("scenario"))
+    return live, await rules_of(context, live, asked, fields, category=category)
 
 
 async def _listed(

@@ -180,7 +180,7 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed))
     fields, category = query_rules(query)
     fields.order = query.choice("order", "", ORDERS) or None
-    return await _for_user(request, wanted, fields, query.text("scenario"), category)
+    return await _for_user(request, wanted, fields, query.text("scenario"), category=category)
 
 
 @Route(
@@ -198,7 +198,8 @@ async def post_recommend_user(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     async with context.bodies.read(request, context.predictions) as received:
         body = await _LIST_BODY.decode_off_loop(received.raw)
-        return await _for_user(request, checked_wanted(body), body, body.scenario)
+        wanted = checked_wanted(body)
+        return await _for_user(request, wanted, body, body.scenario, n_bytes=len(received.raw))
 
 
 async def _for_user(
@@ -206,7 +207,9 @@ async def _for_user(
     wanted: Wanted,
     fields: RuleFields,
     scenario: str | None,
+    *,
     category: str | None = None,
+    n_bytes: int = 0,
 ) -> web.StreamResponse:
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
@@ -214,7 +217,7 @@ async def _for_user(
     # In the write in which the user is looked up.
     asked = ask_for_user(context, scenario, user_id)
     profile, degraded = await context.scorer.profile(live, user_id)
-    call = await rules_of(context, live, asked, fields, category)
+    call = await rules_of(context, live, asked, fields, category=category, n_bytes=n_bytes)
     seen = profile.history
     if wanted.exclude_seen and not profile.whole:
         _, seen = await context.store.users.history(live.epoch, user_id)
@@ -252,7 +255,7 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         live = context.live()
         asked = ask_for_user(context, body.scenario, None)
         rows = await context.store.items(live.epoch).rows(item_ids)
-        call = await rules_of(context, live, asked, body)
+        call = await rules_of(context, live, asked, body, n_bytes=len(received.raw))
         known = [k for k, row in enumerate(rows) if row is not None]
         history = History(
             np.array([rows[k] for k in known], dtype=np.int32),

@@ -4,7 +4,7 @@ Invariant: what a call says takes the place of what its scenario says, field by 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
@@ -78,7 +78,17 @@ class RuleFields(msgspec.Struct, kw_only=True, omit_defaults=True):
     order: Annotated[str, Meta(extra_json_schema={"enum": list(ORDERS)})] | None = None
 
 
-RULES = RuleFields.__struct_fields__
+# What each field becomes.
+_PARTS = {
+    "filter": "filter",
+    "exclude_items": "exclude",
+    "candidate_items": "candidates",
+    "boosts": "boosts",
+    "diversity": "trade_off",
+    "per_category": "cap",
+    "pinned": "pinned",
+    "order": "order",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +120,29 @@ class Rules:
         return bool(self.boosts or self.pinned or self.cap or self.trade_off is not None)
 
 
-def merged(call: RuleFields, scenario: RuleFields | None) -> RuleFields:
-    """Return the fields of a call with those of its scenario where it has none."""
+def merged(call: Rules, fields: RuleFields, scenario: Rules | None) -> Rules:
+    """Return the rules of a call, which `fields` say, with those of its scenario where these say nothing."""
     if scenario is None:
         return call
-    given = {name: getattr(call, name) for name in RULES}
-    return RuleFields(**{k: getattr(scenario, k) if v is None else v for k, v in given.items()})
+    given = [part for name, part in _PARTS.items() if getattr(fields, name) is not None]
+    return replace(scenario, **{part: getattr(call, part) for part in given})
 
 
-def parse_rules(fields: RuleFields, types: Types, *, category: str | None = None) -> Rules:
-    """Return the rules that `fields` say; `types`: of the attributes of items; `category`: which items must
-    have besides.
+def narrowed(rules: Rules, category: str | None) -> Rules:
+    """Return rules that leave only items of a category, of those that their filter leaves."""
+    if category is None:
+        return rules
+    return replace(rules, filter=Filter(must=(TextMatch("categories", (category,)), rules.filter)))
+
+
+def parse_rules(fields: RuleFields, types: Types) -> Rules:
+    """Return the rules that `fields` say; `types`: of the attributes of items.
 
     Raises `invalid_rule`, whose field is the pointer of what is wrong, `UnknownAttribute` among them.
     """
-    passing = NO_FILTER if fields.filter is None else parse_filter(fields.filter, types, "/filter")
-    # It narrows what the filter leaves, be that of the call or of its scenario.
-    if category is not None:
-        passing = Filter(must=(TextMatch("categories", (category,)), passing))
     candidates = fields.candidate_items
     return Rules(
-        passing,
+        NO_FILTER if fields.filter is None else parse_filter(fields.filter, types, "/filter"),
         _ids(fields.exclude_items or (), "/exclude_items"),
         None if candidates is None else _ids(candidates, "/candidate_items"),
         tuple(_boosts(fields.boosts or (), types)),

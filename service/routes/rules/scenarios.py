@@ -85,7 +85,7 @@ async def put_scenario(request: web.Request) -> web.StreamResponse:
     async with context.bodies.read(request, context.imports, limit_bytes=_MOST_BYTES) as received:
         fields = await _BODY.decode_off_loop(received.raw)
         # A front-end would else find out what its editor did wrong.
-        await checked_fields(context, fields)
+        await checked_fields(context, fields, len(received.raw))
         try:
             await context.store.scenarios.put(name.encode(), msgspec.json.encode(fields))
         except StoreRefused as exc:

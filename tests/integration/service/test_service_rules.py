@@ -1,5 +1,6 @@
 """Lists under rules over HTTP: filters, boosts, caps, pinned places, scenarios, by whichever worker."""
 
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from featurestore.catalogue.item import AttributeValue, CatalogueItem
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service.rules.request import parse_rules
 from tests.support.factories import Written, lead, make_head, publish, publish_for_ann, rating
 from tests.support.serving import Client, is_problem, serves, serving
 
@@ -228,11 +230,38 @@ async def test_a_scenario_is_checked_when_it_is_put(
     assert (await client.ask("PUT", "/scenarios/home", json={"per_category": 2})).status == 200
     assert is_problem(await client.ask("PUT", "/scenarios/more", json={}), 422, "too_many_scenarios")
     # Foreign bytes under its name are told, and can be replaced.
-    await store.redis.hset(store.keys.scenarios, "home", b"\xff{")
+    await store.scenarios.put(b"home", b"\xff{")
     for path in ("/recommend/ann?scenario=home", "/scenarios/home"):
         assert is_problem(await client.get(path), 503, "data_damaged")
     assert (await client.ask("PUT", "/scenarios/home", json={})).status == 200
     assert (await client.get("/recommend/ann?scenario=home")).status == 200
+
+
+async def test_a_scenario_is_parsed_once_a_version_and_off_the_event_loop(
+    client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[tuple[int, bool]] = []
+    main = threading.current_thread()
+
+    def parse(fields: Any, types: Any) -> Any:
+        parsed.append((len(fields.exclude_items or ()), threading.current_thread() is main))
+        return parse_rules(fields, types)
+
+    monkeypatch.setattr("service.rules.scenarios.parse_rules", parse)
+    many = [f"gone-{n}" for n in range(9_000)]
+    for excluded in (["item-3"], ["item-4", *many], ["item-4", *many], ["item-5"]):
+        assert (await client.ask("PUT", "/scenarios/home", json={"exclude_items": excluded})).status == 200
+        for _ in range(3):
+            assert set(await listed(client, "/recommend/ann?n=100&scenario=home")) == {
+                *range(3, ITEMS),
+            } - {int(excluded[0][5:])}
+    # Of equal texts the version is the same.
+    assert parsed == [(1, True), (9_001, False), (1, True)]
+    # One that was stored without a version is read all the same.
+    await store.redis.hdel(store.keys.scenarios, ":home")
+    assert 5 not in await listed(client, "/recommend/ann?n=100&scenario=home")
+    await store.redis.hset(store.keys.scenarios, "home", b"{}")
+    assert 5 in await listed(client, "/recommend/ann?n=100&scenario=home")
 
 
 async def test_rules_are_about_the_score_of_the_ranking_head(

@@ -24,7 +24,9 @@ from service.rules.request import (
     Diversity,
     Pin,
     RuleFields,
+    Rules,
     merged,
+    narrowed,
     parse_rules,
 )
 from tests.unit.service.rules_world import FILMS, TYPES, columns_of
@@ -202,7 +204,7 @@ async def test_rules_become_rows() -> None:
         diversity=Diversity(1.0),
         order="rating",
     )
-    rules = parse_rules(fields, TYPES, category="horror")
+    rules = narrowed(parse_rules(fields, TYPES), "horror")
     assert set(rules.ids()) == {b"heat", b"gone", b"alien", b"7", b"solaris", b"nothing"}
     assert (rules.cap, rules.trade_off, rules.order) == (2, None, "rating")
 
@@ -235,17 +237,41 @@ async def test_a_filter_that_passes_nothing_is_told_from_no_filter() -> None:
         return mask_of(wanted, columns, len(FILMS), ROWS)
 
     for category, empty in ((None, False), ("opera", True)):
-        rules = parse_rules(RuleFields(), {}, category=category)
+        rules = narrowed(parse_rules(RuleFields(), {}), category)
         options: dict[str, Any] = {"n_items": 5, "shown": None, "exclude": np.zeros(0, dtype=np.int64)}
         assert (await apply(rules, ROWS, mask, np.logical_and, **options)).empty is empty
 
 
 def test_what_the_call_says_takes_the_place_of_the_scenario() -> None:
-    scenario = RuleFields(per_category=2, order="rating", exclude_items=["a"])
-    call = RuleFields(per_category=5, exclude_items=[])
-    both = merged(call, scenario)
-    assert (both.per_category, both.order, both.exclude_items) == (5, "rating", [])
-    assert merged(call, None) is call
+    scenario = parse_rules(
+        RuleFields(per_category=2, order="rating", exclude_items=["a"], diversity=Diversity(0.5)), {}
+    )
+    fields = RuleFields(per_category=5, exclude_items=[], diversity=Diversity(1.0))
+    call = parse_rules(fields, {})
+    both = merged(call, fields, scenario)
+    assert (both.cap, both.order, both.exclude, both.trade_off) == (5, "rating", (), None)
+    assert merged(call, fields, None) is call
+    assert merged(parse_rules(RuleFields(), {}), RuleFields(), scenario) == scenario
+
+
+def test_every_field_of_a_call_takes_the_place_of_its_part() -> None:
+    values: dict[str, Any] = {
+        "filter": {"must_not": [{"has_id": ["b"]}]},
+        "exclude_items": ["b"],
+        "candidate_items": ["b"],
+        "boosts": [Boost({}, 2.0)],
+        "diversity": Diversity(0.1),
+        "per_category": 3,
+        "pinned": [Pin("b", 1)],
+        "order": "rating",
+    }
+    assert set(values) == set(RuleFields.__struct_fields__)
+    whole = RuleFields(**values)
+    for name, value in values.items():
+        fields = RuleFields(**{name: value})
+        call = parse_rules(fields, {})
+        assert merged(call, fields, Rules()) == call != Rules()
+        assert merged(call, fields, parse_rules(whole, {})) == parse_rules(whole, {})
 
 
 @pytest.mark.parametrize(
