@@ -1,17 +1,22 @@
-"""Why an item has its rating and its place in a list. Invariant: the parts add up to what is served."""
+"""Why an item has its rating and its place in a list. Invariant: the parts add up to what is served, in all
+digits that are shown.
+"""
 
+import math
 from functools import partial
 
 import msgspec
+import numpy as np
 from aiohttp import web
 
-from factors import explain
+from factors import BASIS, Float64s, Scale, explain
 from featurestore.codecs import pack_feedback, pack_histories
 from service.context import CONTEXT
 from service.http.parsing import path_id
 from service.http.response import json_answer
 from service.openapi import MODEL, Route
-from service.routes.items import expected, item_names
+from service.prediction_json import rounded, shown
+from service.routes.items import item_names
 from service.routes.recommend import computed
 
 
@@ -82,30 +87,38 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     found = await computed(
         live, history, partial(explain, live.posterior, live.items, packed, row, current=current)
     )
-    score = expected(live, current, 0 if profile.n else -1, row)
+    scale = live.model.scale
+    exact = live.scorer.score(current, np.array([0 if profile.n else -1]), np.array([row]))
+    score = rounded(exact, scale)
+    rating, std = float(score.rating[0]), float(score.std[0])
     values = dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True))
-    names = await item_names(registry, found.item_rows)
-    # The base is what is left of the score that is served, so that the parts add up to that one exactly.
-    base = score.rating - float(found.contributions.sum())
-    parts = [
-        Part(name or "", values.get(rated, 0.0), contribution)
-        for name, rated, contribution in zip(
-            names, found.item_rows.tolist(), found.contributions.tolist(), strict=True
-        )
-    ]
+    base, shares = _shares(rating, found.contributions, scale)
+    pairs = zip(await item_names(registry, found.item_rows), found.item_rows.tolist(), shares, strict=True)
+    parts = [Part(name or "", values.get(rated, 0.0), contribution) for name, rated, contribution in pairs]
     # The ratings that moved the score most are what a reader looks for.
     parts.sort(key=lambda part: -abs(part.contribution))
     answer = Explained(
-        *(user_id.decode(), item_id.decode(), score.rating, score.std, score.basis, base, parts),
+        *(user_id.decode(), item_id.decode(), rating, std, BASIS[score.basis[0]], base, parts),
         live.generation,
         degraded,
         None if member is None else member.shown,
     )
     if live.ranking is not None:
         whole = pack_feedback([history])
-        why = await computed(live, history, partial(live.ranking.explain, whole, row, score.rating))
-        pairs = zip(await item_names(registry, why.item_rows), why.contributions.tolist(), strict=True)
-        shares = [RelevancePart(name or "", contribution) for name, contribution in pairs]
-        shares.sort(key=lambda part: -abs(part.contribution))
-        answer.score, answer.relevance = why.score, Relevance(why.relevance, why.base, shares)
+        rank = partial(live.ranking.explain, whole, row, float(exact.rating[0]))
+        why = await computed(live, history, rank)
+        answer.score, value = shown(np.array([why.score, why.relevance]), scale)
+        base, shares = _shares(value, why.contributions, scale)
+        named = zip(await item_names(registry, why.item_rows), shares, strict=True)
+        moved = [RelevancePart(name or "", contribution) for name, contribution in named]
+        moved.sort(key=lambda part: -abs(part.contribution))
+        answer.relevance = Relevance(value, base, moved)
     return json_answer(answer)
+
+
+def _shares(total: float, contributions: Float64s, scale: Scale) -> tuple[float, list[float]]:
+    """Return the base that `contributions` leave of a `total`, and these, all as they are shown."""
+    shares = shown(contributions, scale)
+    # Of numbers as they are shown, so that their sum is the total in all digits.
+    (base,) = shown(np.array([total - math.fsum(shares)]), scale)
+    return base, shares

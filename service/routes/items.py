@@ -17,7 +17,7 @@ from service.http.parsing import path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import STORE, Route, query_parameter, whole
-from service.prediction_json import Prediction, rounded
+from service.prediction_json import Prediction, rounded, shown
 
 # A list for people or for a re-ranking; more items cost the choosing and the encoding alike.
 MAX_N = 1000
@@ -67,7 +67,7 @@ def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[t
     # An item that was registered after the fit has a row in the table when it is folded in.
     inside = rows < live.n_items
     found = item_statistics(live.items[rows[inside]])
-    known = iter(zip(found.count.tolist(), found.mean.tolist(), strict=True))
+    known = iter(zip(found.count.tolist(), shown(found.mean, live.model.scale), strict=True))
     pairs = [next(known) if is_inside else (0, 0.0) for is_inside in inside.tolist()]
     return [(count, mean if count else None) for count, mean in pairs]
 
@@ -88,12 +88,12 @@ async def get_item(request: web.Request) -> web.StreamResponse:
         raise Problem("unknown_item", "this item was deleted")
     registry = context.store.items(live.epoch)
     if state.data is None:
-        shown, row = ItemShown(item_id.decode()), await item_row(registry, item_id)
+        item, row = ItemShown(item_id.decode()), await item_row(registry, item_id)
     else:
-        shown = ItemShown.of(context.store.catalogue.read(state.data))
+        item = ItemShown.of(context.store.catalogue.read(state.data))
         found = (await registry.rows([item_id]))[0]
         row = -1 if found is None else found
     count, mean = statistics_of(live, np.array([row]))[0] if row >= 0 else (0, None)
     score = expected(live, live.posterior.prior_user[None], -1, row)
-    known = msgspec.structs.asdict(shown)
+    known = msgspec.structs.asdict(item)
     return json_answer(ItemOut(**known, ratings=count, mean=mean, expected=score, generation=live.generation))

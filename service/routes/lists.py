@@ -31,6 +31,7 @@ from service.context import CONTEXT, ServiceContext
 from service.http.parsing import Query, path_id
 from service.http.response import json_answer
 from service.openapi import MODEL, Route, query_parameter
+from service.prediction_json import shown
 from service.routes.items import MAX_N, QUERY_N, item_names, item_row, statistics_of
 from service.rules.columns import Columns
 from service.rules.likeness import best_rows, likeness
@@ -170,7 +171,7 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
         Neighbour(name, score)
-        for name, score in zip(names, found.scores.tolist(), strict=True)
+        for name, score in zip(names, shown(found.scores, live.model.scale), strict=True)
         if name is not None
     ]
     return json_answer(Similar(item_id.decode(), live.generation, items, call.degraded, reason))
@@ -205,7 +206,9 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
     behind = statistics_of(live, found.rows)
     items = [
         Loved(name, score, count, mean)
-        for name, score, (count, mean) in zip(names, found.scores.tolist(), behind, strict=True)
+        for name, score, (count, mean) in zip(
+            names, shown(found.scores, live.model.scale), behind, strict=True
+        )
         if name is not None
     ]
     return json_answer(Popular(live.generation, items, call.degraded, reason))
@@ -239,7 +242,7 @@ async def get_trending(request: web.Request) -> web.StreamResponse:
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
         Rising(name, score)
-        for name, score in zip(names, found.scores.tolist(), strict=True)
+        for name, score in zip(names, shown(found.scores, live.model.scale), strict=True)
         if name is not None
     ]
     return json_answer(Trending(live.generation, items, call.degraded, reason))

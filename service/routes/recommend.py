@@ -6,7 +6,7 @@ it was stored.
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, NamedTuple, TypeVar
 
@@ -43,6 +43,7 @@ from service.http.parsing import (
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, MODEL, Route, query_parameter, request_body, whole
+from service.prediction_json import shown
 from service.ranking_queue import RankingRequest
 from service.routes.items import MAX_N, QUERY_N, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale, checked_times
@@ -321,12 +322,17 @@ async def _best_items(
     ranking = Ranking(top, partial(directions, context, live), floor)
     # Items before the offset are ranked too: their scores decide which ones come behind them.
     found, reason = await ruled(context, live, call, ranking, wanted=places, exclude=exclude)
-    shown = found.at(slice(wanted.offset, None))
-    names = await item_names(registry, shown.rows)
+    page, scale = found.at(slice(wanted.offset, None)), live.model.scale
+    names = await item_names(registry, page.rows)
     # The expected rating alone has no relevance beside it.
-    relevance = [None] * len(names) if history is None else shown.relevance.tolist()
-    parts = zip(names, shown.scores.tolist(), shown.rating.tolist(), relevance, strict=True)
-    return [Recommended(name, *numbers) for name, *numbers in parts if name is not None], reason
+    relevance: Sequence[float | None] = [None] * len(names)
+    if history is not None:
+        relevance = shown(page.relevance, scale)
+    parts = zip(names, shown(page.scores, scale), shown(page.rating, scale), relevance, strict=True)
+    items = [
+        Recommended(name, score, rating, likely) for name, score, rating, likely in parts if name is not None
+    ]
+    return items, reason
 
 
 async def computed(live: LiveGeneration, history: History, compute: Callable[[], T]) -> T:
