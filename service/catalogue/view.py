@@ -5,6 +5,9 @@ gets its row later is placed before the next question.
 import asyncio
 import logging
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from factors import Bools
 from featurestore.catalogue.catalogue import Catalogue, ItemState
@@ -23,6 +26,7 @@ log = logging.getLogger("foldin.service")
 _SEEN_KEPT = 1_000
 # Items that are put into columns in 2 ms.
 _SETTLED_AT_ONCE = 64
+_NOTHING = CatalogueItem("")
 
 
 class CatalogueView:
@@ -68,26 +72,31 @@ class CatalogueView:
         self.types = await self._catalogue.schema.types("items")
         return self.types
 
-    def put(self, state: ItemState, row: int | None) -> None:
-        """Take in what is stored of an item; `row` None: it had none when it was asked for."""
-        if row is None:
+    def put(self, states: Sequence[ItemState], rows: Sequence[int | None]) -> None:
+        """Take in what is stored of different items; `rows`: None where there was none when it was asked
+        for.
+        """
+        placed: dict[int, CatalogueItem | None] = {}
+        spans: list[tuple[float, float]] = []
+        for state, given in zip(states, rows, strict=True):
             # It may have got one since, and then its row is no longer looked for.
-            row = self._registry.row(state.item_id)
-        if row is None:
-            self._unplaced[state.item_id] = state
-            return
-        # What was known before it had a row must not replace this.
-        self._unplaced.pop(state.item_id, None)
-        item = self._item(state)
-        self._unsettled[row] = item or CatalogueItem("")
-        # One that was never in the catalogue may be shown.
-        start, end = -math.inf, math.inf
-        if item is None or item.hidden:
-            start = -math.inf if state.data is None and not state.deleted else math.inf
-        else:
-            start = start if item.available_from is None else item.available_from
-            end = end if item.available_until is None else item.available_until
-        self._availability.put(row, start, end)
+            row = self._registry.row(state.item_id) if given is None else given
+            if row is None:
+                self._unplaced[state.item_id] = state
+                continue
+            # What was known before it had a row must not replace this.
+            self._unplaced.pop(state.item_id, None)
+            placed[row] = item = self._item(state)
+            spans.append(_span(state, item))
+            self._unsettled[row] = item or _NOTHING
+        if placed:
+            starts, ends = np.array(spans).T
+            self._availability.put(np.fromiter(placed, dtype=np.int64), starts, ends)
+
+    def fill(self, states: Sequence[ItemState], rows: Sequence[int | None]) -> None:
+        """Take in what is stored of items, in a view that no answer has yet: in any thread."""
+        self.put(states, rows)
+        self._settle_some(len(self._unsettled))
 
     async def settle(self) -> None:
         """Bring the columns up to date with what was put, in small steps."""
@@ -96,9 +105,12 @@ class CatalogueView:
         async with self._settling:
             while self._unsettled:
                 async with self.columns.lock.writing():
-                    for _ in range(min(len(self._unsettled), _SETTLED_AT_ONCE)):
-                        self.columns.put(*self._unsettled.popitem())
+                    self._settle_some(_SETTLED_AT_ONCE)
                 await asyncio.sleep(0)
+
+    def _settle_some(self, most: int) -> None:
+        some = [self._unsettled.popitem() for _ in range(min(len(self._unsettled), most))]
+        self.columns.put([row for row, _ in some], [item for _, item in some])
 
     async def mask(
         self, wanted: Filter, n: int, rows: Rows, in_thread: InThread = asyncio.to_thread
@@ -135,5 +147,14 @@ class CatalogueView:
         if self._unplaced:
             for row in range(self._placed, known):
                 if (state := self._unplaced.pop(self._ids[row], None)) is not None:
-                    self.put(state, row)
+                    self.put([state], [row])
         self._placed = known
+
+
+def _span(state: ItemState, item: CatalogueItem | None) -> tuple[float, float]:
+    """Return from when and until when an item may be shown. `item`: None for none that can be read."""
+    # One that was never in the catalogue may be shown.
+    if item is None or item.hidden:
+        return (-math.inf if state.data is None and not state.deleted else math.inf), math.inf
+    start, end = item.available_from, item.available_until
+    return (-math.inf if start is None else start), (math.inf if end is None else end)

@@ -12,8 +12,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from factors import Bools, Float64s, Int32s
-from featurestore.catalogue.item import AttributeType, AttributeValue, CatalogueItem, Time, type_of
+from factors import Bools, Float64s, Int32s, Int64s
+from featurestore.catalogue.item import AttributeType, AttributeValue, CatalogueItem, type_of
 from featurestore.generations.row_lock import RowLock
 
 # So many comparisons of a million codes take as long as one look into a table by code.
@@ -41,20 +41,28 @@ class NumberColumn:
         self.changes = self.filled = 0
         self._values: Float64s = np.empty(0)
 
-    def put(self, row: int, value: float | None) -> None:
-        """Set the value of a row; None empties it."""
-        new = np.nan if value is None else float(value)
-        if row >= len(self._values):
-            if value is None:
-                return
-            self._values = _grown(self._values, row + 1, np.nan)
-        old = self._values[row]
+    def put(self, rows: Int64s, places: Sequence[int], values: Sequence[float]) -> None:
+        """Set the values of those of `rows` (m,), all different, at `places`; empty the others."""
+        new = np.full(len(rows), np.nan)
+        new[places] = values
+        rows, new = self._reached(rows, new, ~np.isnan(new))
+        old = self._values[rows]
+        was, is_now = ~np.isnan(old), ~np.isnan(new)
         # Two empty values differ as numbers.
-        was, is_now = not np.isnan(old), value is not None
-        if was != is_now or (is_now and old != new):
-            self.filled += is_now - was
-            self._values[row] = new
+        if ((was != is_now) | (is_now & (old != new))).any():
+            self.filled += int(is_now.sum()) - int(was.sum())
+            self._values[rows] = new
             self.changes += 1
+
+    def _reached(self, rows: Int64s, new: Float64s, filled: Bools) -> tuple[Int64s, Float64s]:
+        """Grow up to the last row that has a value; return the rows within, and their values."""
+        if rows.max(initial=-1) >= len(self._values):
+            end = int(rows[filled].max(initial=-1)) + 1
+            if end > len(self._values):
+                self._values = _grown(self._values, end, np.nan)
+            inside = rows < len(self._values)
+            return rows[inside], new[inside]
+        return rows, new
 
     def values(self, n: int) -> Float64s:
         """Return the values of the first `n` rows (n,), NaN where empty."""
@@ -100,23 +108,31 @@ class _CodedColumn(Generic[Value]):
         self._code_of: dict[Value, int] = {}
         self._free: list[int] = []
 
-    def _set(self, row: int, value: Value) -> None:
-        empty = value == self._none
-        if row >= len(self._codes):
-            if empty:
-                return
-            self._codes = _grown(self._codes, row + 1, 0)
-        old = int(self._codes[row])
-        if self._values[old] == value:
+    def _set(self, rows: Int64s, places: Sequence[int], values: Sequence[Value]) -> None:
+        """Set the values of those of `rows` (m,), all different, at `places`; empty the others."""
+        new = np.zeros(len(rows), dtype=np.int32)
+        get, none = self._code_of.get, self._none
+        new[places] = [0 if value == none else get(value) or self._added(value) for value in values]
+        if rows.max(initial=-1) >= len(self._codes):
+            end = int(rows[new > 0].max(initial=-1)) + 1
+            if end > len(self._codes):
+                self._codes = _grown(self._codes, end, 0)
+            inside = rows < len(self._codes)
+            rows, new = rows[inside], new[inside]
+        old = self._codes[rows]
+        changed = old != new
+        if not changed.any():
             return
-        new = 0 if empty else self._code_of.get(value) or self._added(value)
-        self._codes[row] = new
-        self._rows[new] += 1
-        if old:
-            self._rows[old] -= 1
-            if self._rows[old] == 0:
-                self._removed(old)
-        self.filled += (new > 0) - (old > 0)
+        rows, new, old = rows[changed], new[changed], old[changed]
+        self._codes[rows] = new
+        # Those that come first: a value that goes from one row to another keeps its code.
+        for code in new.tolist():
+            self._rows[code] += 1
+        for code in old[old > 0].tolist():
+            self._rows[code] -= 1
+            if self._rows[code] == 0:
+                self._removed(code)
+        self.filled += int((new > 0).sum()) - int((old > 0).sum())
         self.changes += 1
 
     def _added(self, value: Value) -> int:
@@ -158,9 +174,9 @@ class TextColumn(_CodedColumn[str | None]):
     kind: AttributeType = "text"
     _none = None
 
-    def put(self, row: int, value: str | None) -> None:
-        """Set the value of a row; None empties it."""
-        self._set(row, value)
+    def put(self, rows: Int64s, places: Sequence[int], values: Sequence[str]) -> None:
+        """Set the values of those of `rows` (m,), all different, at `places`; empty the others."""
+        self._set(rows, places, values)
 
     def equals_any(self, values: Sequence[str], n: int) -> Bools:
         """Return which of the first `n` rows have one of `values` (n,)."""
@@ -196,12 +212,13 @@ class ListColumn(_CodedColumn[Texts]):
     def __init__(self) -> None:
         super().__init__()
         self._with: dict[str, array[int]] = {}
-        # By code.
+        # By code: how many texts it has, and where it stands among the codes of each of them.
         self._lengths = array("i", [0])
+        self._places = [array("i")]
 
-    def put(self, row: int, value: Sequence[str] | None) -> None:
-        """Set the texts of a row; None empties it."""
-        self._set(row, tuple(dict.fromkeys(value or ())))
+    def put(self, rows: Int64s, places: Sequence[int], values: Sequence[Sequence[str]]) -> None:
+        """Set the texts of those of `rows` (m,), all different, at `places`; empty the others."""
+        self._set(rows, places, [tuple(dict.fromkeys(value)) for value in values])
 
     def of(self, rows: npt.NDArray[np.integer[Any]]) -> list[Texts]:
         """Return the texts of each of `rows`."""
@@ -238,20 +255,28 @@ class ListColumn(_CodedColumn[Texts]):
         code = super()._added(value)
         if code == len(self._lengths):
             self._lengths.append(0)
+            self._places.append(array("i"))
         self._lengths[code] = len(value)
+        places = self._places[code]
         for text in value:
-            self._with.setdefault(text, array("i")).append(code)
+            codes = self._with.get(text)
+            if codes is None:
+                codes = self._with[text] = array("i")
+            places.append(len(codes))
+            codes.append(code)
         return code
 
     def _removed(self, code: int) -> None:
-        for text in self._values[code]:
+        # A text may be in very many different lists: none of them is looked through.
+        for text, place in zip(self._values[code], self._places[code], strict=True):
             codes = self._with[text]
-            # By numpy: a text may be in very many different lists.
-            place = int(np.flatnonzero(np.array(codes) == code)[0])
-            codes[place] = codes[-1]
-            codes.pop()
-            if not codes:
+            last = codes.pop()
+            if last != code:
+                codes[place] = last
+                self._places[last][self._values[last].index(text)] = place
+            elif not codes:
                 del self._with[text]
+        self._places[code] = array("i")
         super()._removed(code)
 
 
@@ -269,21 +294,27 @@ class Columns:
         self.available_from, self.available_until = NumberColumn("time"), NumberColumn("time")
         self._attributes: dict[str, Column] = {}
 
-    def put(self, row: int, item: CatalogueItem) -> None:
-        """Set what is known of the item of a row."""
-        self.title.put(row, item.title or None)
-        self.categories.put(row, item.categories)
-        self.available_from.put(row, item.available_from)
-        self.available_until.put(row, item.available_until)
-        for name, column in self._attributes.items():
-            if name not in item.attributes:
-                column.put(row, None)
-        for name, value in item.attributes.items():
-            self._put_attribute(row, name, value)
-
-    def remove(self, row: int) -> None:
-        """Empty a row."""
-        self.put(row, CatalogueItem(""))
+    def put(self, rows: Sequence[int], items: Sequence[CatalogueItem]) -> None:
+        """Set what is known of the items of `rows`, which are all different. An item without anything empties
+        its row.
+        """
+        where = np.array(rows, dtype=np.int64)
+        for key, column in (
+            *(("title", self.title), ("categories", self.categories)),
+            *(("available_from", self.available_from), ("available_until", self.available_until)),
+        ):
+            given = [getattr(item, key) for item in items]
+            # What is empty is no value; the beginning of 1970 is one.
+            places = [place for place, value in enumerate(given) if value or value == 0.0]
+            column.put(where, places, [given[place] for place in places])
+        found: dict[str, tuple[list[int], list[Any]]] = {name: ([], []) for name in self._attributes}
+        for place, item in enumerate(items):
+            for name, value in item.attributes.items():
+                pair = found.get(name) or found.setdefault(name, ([], []))
+                pair[0].append(place)
+                pair[1].append(value)
+        for name, (places, values) in found.items():
+            self._put_attribute(name, where, places, values)
 
     def column(self, key: str) -> Column | None:
         """Return the column of a key; None for a key that no item has had."""
@@ -311,26 +342,23 @@ class Columns:
         yield self.categories
         yield from (each for each in self._attributes.values() if not isinstance(each, NumberColumn))
 
-    def _put_attribute(self, row: int, name: str, value: AttributeValue) -> None:
-        kind = type_of(value)
-        column = self._attributes.get(name)
+    def _put_attribute(
+        self, name: str, rows: Int64s, places: Sequence[int], values: Sequence[AttributeValue]
+    ) -> None:
+        column, kinds = self._attributes.get(name), list(map(type_of, values))
         # The type of an attribute is held by the catalogue; it may change when no item has it any more.
-        if column is None or (column.kind != kind and not column.filled):
+        if kinds and (column is None or (column.kind != kinds[0] and not column.filled)):
             # It goes on counting, so that what was found in the column before is not taken for its own.
             changes = column.changes if column else 0
-            column = self._attributes[name] = _column(kind)
+            column = self._attributes[name] = _column(kinds[0])
             column.changes = changes + 1
-        match column, value:
-            case NumberColumn(), Time(seconds=seconds) if column.kind == kind:
-                column.put(row, seconds)
-            case NumberColumn(), bool() | int() | float() if column.kind == kind:
-                column.put(row, value)
-            case TextColumn(), str():
-                column.put(row, value)
-            case ListColumn(), list():
-                column.put(row, value)
-            case _:
-                column.put(row, None)
+        if column is None:
+            return
+        fits = [number for number, kind in enumerate(kinds) if kind == column.kind]
+        fitting: list[Any] = [values[number] for number in fits]
+        if column.kind == "time":
+            fitting = [moment.seconds for moment in fitting]
+        column.put(rows, [places[number] for number in fits], fitting)
 
 
 def _column(kind: AttributeType) -> Column:

@@ -1,5 +1,6 @@
 """Filters over columns say what they say of each item; columns forget what an item was before."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -103,13 +104,13 @@ def test_columns_after_changes_are_those_of_what_is_there(
     changes: list[tuple[int, CatalogueItem | None]], condition: dict[str, Any]
 ) -> None:
     changed, items = Columns(), {0: FIRST}
-    changed.put(0, FIRST)
+    changed.put([0], [FIRST])
     for row, item in changes:
         if item is None:
-            changed.remove(row + 1)
+            changed.put([row + 1], [CatalogueItem("")])
             items.pop(row + 1, None)
         else:
-            changed.put(row + 1, item)
+            changed.put([row + 1], [item])
             items[row + 1] = item
     fresh = columns_of([items.get(row, CatalogueItem("")) for row in range(8)])
     assert masked(condition, changed, 8) == masked(condition, fresh, 8)
@@ -119,10 +120,29 @@ def test_columns_after_changes_are_those_of_what_is_there(
         assert column.filled == sum(bool(values_of(item, key)) for item in items.values())
 
 
+@given(st.lists(st.tuples(st.integers(0, 6), TEXTS), max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_a_text_knows_the_lists_that_it_is_in(changes: list[tuple[int, list[str]]]) -> None:
+    columns, now = Columns(), dict[int, tuple[str, ...]]()
+    for row, texts in changes:
+        columns.put([row], [CatalogueItem("", categories=texts)])
+        now[row] = tuple(dict.fromkeys(texts))
+    lists = {texts for texts in now.values() if texts}
+    column = columns.categories
+    found = {text: [column._values[code] for code in codes] for text, codes in column._with.items()}
+    assert {text: sorted(each) for text, each in found.items()} == {
+        text: sorted(each for each in lists if text in each) for text in {*itertools.chain(*lists)}
+    }
+    for code, held in enumerate(column._values):
+        assert [
+            column._with[text][place] for text, place in zip(held, column._places[code], strict=True)
+        ] == [code] * len(held)
+
+
 def test_codes_are_given_again() -> None:
     columns = Columns()
     for number in range(10_000):
-        columns.put(number % 3, CatalogueItem("", str(number), [str(number), "all"]))
+        columns.put([number % 3], [CatalogueItem("", str(number), [str(number), "all"])])
     assert len(columns.title._values) <= 5
     assert len(columns.categories._values) <= 5
     assert len(columns.categories._with) == 4
@@ -130,13 +150,13 @@ def test_codes_are_given_again() -> None:
 
 def test_an_attribute_that_no_item_has_may_change_its_type() -> None:
     columns = Columns()
-    columns.put(0, CatalogueItem("", attributes={"size": 1.0}))
+    columns.put([0], [CatalogueItem("", attributes={"size": 1.0})])
     before = columns.column("size")
-    columns.put(1, CatalogueItem("", attributes={"size": "large"}))
+    columns.put([1], [CatalogueItem("", attributes={"size": "large"})])
     assert columns.column("size") is before
     assert masked({"must": {"key": "size", "match": {"except": []}}}, columns, 2) == [True, False]
-    columns.remove(0)
-    columns.put(1, CatalogueItem("", attributes={"size": "large"}))
+    columns.put([0], [CatalogueItem("")])
+    columns.put([1], [CatalogueItem("", attributes={"size": "large"})])
     after = columns.column("size")
     assert after is not None
     assert before is not None

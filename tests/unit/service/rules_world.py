@@ -27,8 +27,7 @@ TYPES = {name: type_of(value) for film in FILMS for name, value in film.attribut
 def columns_of(items: Sequence[CatalogueItem]) -> Columns:
     """Columns in which each item has its place in `items` as its row."""
     columns = Columns()
-    for row, item in enumerate(items):
-        columns.put(row, item)
+    columns.put(range(len(items)), items)
     return columns
 
 

@@ -12,16 +12,20 @@ from service.catalogue.availability import Availability
 INF = math.inf
 
 
+def put(found: Availability, row: int, start: float, end: float) -> None:
+    found.put(np.array([row], dtype=np.int64), np.array([float(start)]), np.array([float(end)]))
+
+
 def test_nothing_said_bars_nothing() -> None:
     found = Availability()
     assert found.mask(0.0, 5) is None
-    found.put(2, -INF, INF)
+    put(found, 2, -INF, INF)
     assert found.mask(0.0, 5) is None
 
 
 def test_a_row_is_shown_in_its_span() -> None:
     found = Availability()
-    found.put(1, 10.0, 20.0)
+    put(found, 1, 10.0, 20.0)
     for now, shown in ((5.0, False), (10.0, True), (19.9, True), (20.0, False)):
         mask = found.mask(now, 3)
         assert (mask is None) == shown
@@ -30,11 +34,11 @@ def test_a_row_is_shown_in_its_span() -> None:
 
 def test_what_is_put_again_takes_no_room() -> None:
     found = Availability()
-    found.put(0, 10.0, 20.0)
+    put(found, 0, 10.0, 20.0)
     tracemalloc.start()
     try:
         for _ in range(5_000):
-            found.put(0, 10.0, 20.0)
+            put(found, 0, 10.0, 20.0)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -45,10 +49,10 @@ def test_what_is_put_again_takes_no_room() -> None:
 
 def test_a_mask_that_was_handed_out_never_changes() -> None:
     found = Availability()
-    found.put(0, INF, INF)
+    put(found, 0, INF, INF)
     first = found.mask(0.0, 2)
     assert first is found.mask(1.0, 2), "the same while nothing changes, so that rankings share a product"
-    found.put(1, INF, INF)
+    put(found, 1, INF, INF)
     second = found.mask(1.0, 2)
     assert first is not None
     assert second is not None
@@ -57,7 +61,7 @@ def test_a_mask_that_was_handed_out_never_changes() -> None:
 
 def test_a_longer_table_is_covered() -> None:
     found = Availability()
-    found.put(0, INF, INF)
+    put(found, 0, INF, INF)
     mask = found.mask(0.0, 10_000)
     assert mask is not None
     assert len(mask) == 10_000
@@ -73,7 +77,7 @@ def test_it_is_what_each_row_says(spans: list[tuple[int, int, int]], times: list
     pending = list(spans)
     for now in sorted(times):
         for row, start, end in pending[:4]:
-            found.put(row, start, end)
+            put(found, row, start, end)
             said[row] = start, end
         del pending[:4]
         expected = [row not in said or said[row][0] <= now < said[row][1] for row in range(6)]

@@ -32,15 +32,15 @@ async def test_a_mask_has_all_that_was_put() -> None:
     registry = _Registry()
     view = CatalogueView(cast("Any", _Catalogue()), cast("Any", registry))
     for row in range(300):
-        view.put(state(str(row), hidden=row == 2), row)
+        view.put([state(str(row), hidden=row == 2)], [row])
     assert (await view.mask(CRIME, 301, {})).tolist() == [True] * 300 + [False]
     allowed = view.allowed(0.0, 301)
     assert allowed is not None
     assert [row for row in range(301) if not allowed[row]] == [2]
     # Deleted, damaged, and one of which nothing was ever stored.
-    view.put(ItemState(b"0", None, deleted=True), 0)
-    view.put(ItemState(b"1", b"{", deleted=False), 1)
-    view.put(ItemState(b"2", None, deleted=False), 2)
+    view.put([ItemState(b"0", None, deleted=True)], [0])
+    view.put([ItemState(b"1", b"{", deleted=False)], [1])
+    view.put([ItemState(b"2", None, deleted=False)], [2])
     assert (await view.mask(CRIME, 4, {})).tolist() == [False, False, False, True]
     allowed = view.allowed(0.0, 4)
     assert allowed is not None
@@ -50,7 +50,7 @@ async def test_a_mask_has_all_that_was_put() -> None:
 async def test_an_item_that_gets_its_row_later_is_in_the_next_mask() -> None:
     registry = _Registry()
     view = CatalogueView(cast("Any", _Catalogue()), cast("Any", registry))
-    view.put(state("late", hidden=True), None)
+    view.put([state("late", hidden=True)], [None])
     assert not (await view.mask(CRIME, 2, {})).any()
     assert view.allowed(0.0, 2) is None
     registry.ids += [b"other", b"late"]
@@ -66,7 +66,7 @@ async def test_an_item_that_gets_its_row_just_before_it_is_put_is_placed() -> No
     registry.ids.append(b"late")
     assert view.allowed(0.0, 1) is None
     # The row was asked for before the item got it.
-    view.put(state("late", hidden=True), None)
+    view.put([state("late", hidden=True)], [None])
     allowed = view.allowed(0.0, 1)
     assert allowed is not None
     assert allowed.tolist() == [False]
@@ -75,9 +75,9 @@ async def test_an_item_that_gets_its_row_just_before_it_is_put_is_placed() -> No
 async def test_what_was_known_before_an_item_had_a_row_does_not_replace_what_came_later() -> None:
     registry = _Registry()
     view = CatalogueView(cast("Any", _Catalogue()), cast("Any", registry))
-    view.put(state("late"), None)
+    view.put([state("late")], [None])
     registry.ids.append(b"late")
-    view.put(state("late", hidden=True), 0)
+    view.put([state("late", hidden=True)], [0])
     allowed = view.allowed(0.0, 1)
     assert allowed is not None
     assert allowed.tolist() == [False]

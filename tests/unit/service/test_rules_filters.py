@@ -122,11 +122,11 @@ async def test_a_mask_is_kept_until_its_column_changes() -> None:
     first = await kept.mask(wanted, 5, {})
     assert await kept.mask(wanted, 5, {}) is first
     # Another column, and the same texts again.
-    columns.put(0, CatalogueItem("solaris", "Solyaris", list(FILMS[0].categories)))
+    columns.put([0], [CatalogueItem("solaris", "Solyaris", list(FILMS[0].categories))])
     assert await kept.mask(wanted, 5, {}) is first
-    columns.put(4, CatalogueItem("heat", "Heat", ["science fiction"]))
+    columns.put([4], [CatalogueItem("heat", "Heat", ["science fiction"])])
     assert (await kept.mask(wanted, 5, {})).tolist() == [True, True, False, False, True]
-    columns.remove(1)
+    columns.put([1], [CatalogueItem("")])
     assert (await kept.mask(wanted, 5, {})).tolist() == [True, False, False, False, True]
     with pytest.raises(ValueError, match="read-only"):
         first[0] = False
@@ -170,7 +170,7 @@ async def test_long_masks_are_made_in_a_thread_while_nothing_is_written(
 
     async def write() -> None:
         async with columns.lock.writing():
-            columns.put(3, CatalogueItem("nothing", "Something", ["science fiction"]))
+            columns.put([3], [CatalogueItem("nothing", "Something", ["science fiction"])])
 
     asked = asyncio.create_task(Masks(columns).mask(parse_filter({"must": SCIFI}, TYPES, ""), 5, {}))
     await asyncio.to_thread(began.wait)
