@@ -5,6 +5,7 @@ Invariant: a row is in every column what the last `put` said of it. Rows beyond 
 `put` and `remove` run on the event loop, under `Columns.lock` where threads may read. Reading never writes.
 """
 
+import sys
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,6 +21,8 @@ from featurestore.generations.row_lock import RowLock
 _FEW_CODES = 8
 # Spare rows of an array that grows: one that grows row by row is copied seldom.
 _SPARE_ROWS = 1024
+
+_NO_PLACES = array("i")
 
 T = TypeVar("T")
 Value = TypeVar("Value", bound=Hashable)
@@ -214,7 +217,7 @@ class ListColumn(_CodedColumn[Texts]):
         self._with: dict[str, array[int]] = {}
         # By code: how many texts it has, and where it stands among the codes of each of them.
         self._lengths = array("i", [0])
-        self._places = [array("i")]
+        self._places = [_NO_PLACES]
 
     def put(self, rows: Int64s, places: Sequence[int], values: Sequence[Sequence[str]]) -> None:
         """Set the texts of those of `rows` (m,), all different, at `places`; empty the others."""
@@ -252,18 +255,21 @@ class ListColumn(_CodedColumn[Texts]):
         return _ended((left > 0).take(self._codes[:n]), n, False)
 
     def _added(self, value: Texts) -> int:
+        # Each text once, however many lists it is in: as they were read, no two are one object.
+        value = tuple(map(sys.intern, value))
         code = super()._added(value)
         if code == len(self._lengths):
             self._lengths.append(0)
-            self._places.append(array("i"))
+            self._places.append(_NO_PLACES)
         self._lengths[code] = len(value)
-        places = self._places[code]
+        places = []
         for text in value:
             codes = self._with.get(text)
             if codes is None:
                 codes = self._with[text] = array("i")
             places.append(len(codes))
             codes.append(code)
+        self._places[code] = array("i", places)
         return code
 
     def _removed(self, code: int) -> None:
@@ -276,7 +282,7 @@ class ListColumn(_CodedColumn[Texts]):
                 self._places[last][self._values[last].index(text)] = place
             elif not codes:
                 del self._with[text]
-        self._places[code] = array("i")
+        self._places[code] = _NO_PLACES
         super()._removed(code)
 
 
