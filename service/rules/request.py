@@ -106,6 +106,13 @@ class Rules:
     pinned: tuple[tuple[int, bytes], ...] = ()
     order: Order | None = None
 
+    @property
+    def n_values(self) -> int:
+        """How many ids and values it names."""
+        filters = (self.filter, *(passing for _, passing in self.boosts))
+        ids = len(self.exclude) + len(self.candidates or ()) + len(self.pinned)
+        return ids + sum(each.n_values for each in filters)
+
     def ids(self) -> Iterator[bytes]:
         """Yield all ids that it names."""
         yield from self.exclude
