@@ -29,7 +29,9 @@ _RECEIPT = re.compile(r"([0-9a-f]{32})(?:-([0-9a-f]{1,12}))?")
 
 
 class UserOut(msgspec.Struct, omit_defaults=True):
-    """What is known of a user. `expected`: of an unknown item. `events`: ratings made or taken back."""
+    """What is known of a user. `expected`: of an unknown item. `events`: all that were made or taken
+    back, ratings and others.
+    """
 
     user_id: str
     ratings: int

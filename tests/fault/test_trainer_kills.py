@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 import pytest
 
+from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -65,6 +67,13 @@ def ratings(seed: int, users: int = 25) -> list[NewRating]:
     ]
 
 
+def viewed(rated: list[NewRating]) -> Columns:
+    """A view of each item that is rated."""
+    users, items = [each.user_id for each in rated], [each.item_id for each in rated]
+    size = len(rated)
+    return Columns(users, items, np.ones(size), np.full(size, 1e9), np.full(size, 1, dtype=np.uint8))
+
+
 async def live_is_whole(store: Store) -> None:
     """Whatever is live was written completely."""
     pointer = await store.generations.live()
@@ -78,6 +87,7 @@ async def live_is_whole(store: Store) -> None:
 @pytest.mark.parametrize(("store_server", "step", "occurrence"), STEPS, indirect=["store_server"])
 async def test_killed_at_a_step(store: Store, settings: TrainerSettings, step: str, occurrence: int) -> None:
     given = ratings(0)
+    views: list[NewRating] = []
     await store.ratings.append(given)
     command = await store.commands.ask("refit", epoch=1)
     child = ChildTrainer(settings, step, occurrence)
@@ -87,7 +97,9 @@ async def test_killed_at_a_step(store: Store, settings: TrainerSettings, step: s
                 break
             more = ratings(seed, users=3)
             await store.ratings.append(more)
+            await store.ratings.append_columns(viewed(more))
             given += more
+            views += more
             try:
                 await wait_until_async(lambda: child.ended, 0.5, "the trainer killed")
             except AssertionError:
@@ -105,9 +117,7 @@ async def test_killed_at_a_step(store: Store, settings: TrainerSettings, step: s
         await live_is_whole(store)
         meta = await store.generations.meta(1, generation)
         states = {summary.state for summary in await store.generations.list()}
-    counts = dict.fromkeys({rating.user_id.decode() for rating in given}, 0)
-    for rating in given:
-        counts[rating.user_id.decode()] += 1
+    counts = Counter(rating.user_id.decode() for rating in [*given, *views])
     found = archived(settings)
     assert sorted((user, n) for user, n, _, _ in found) == sorted(
         (user, n) for user, count in counts.items() for n in range(1, count + 1)

@@ -196,3 +196,31 @@ async def test_a_forgotten_user_leaves_no_sample(store: Store, live: LiveGenerat
     assert await store.redis.hget(user, "sample") is None
     profile = await store.users.profile(live, b"u")
     assert profile.history.item_row.tolist() == [7]
+
+
+async def test_views_push_no_rating_out(store: Store, live: LiveGeneration) -> None:
+    rated = np.arange(50)
+    await rate(store, rated)
+    before = await vector(store, live)
+    reads: list[int] = []
+    for start in range(0, 10_000, 500):
+        ids = [b"%d" % item for item in range(100 + start, 600 + start)]
+        views = np.full(len(ids), 1, dtype=np.uint8)
+        times = np.full(len(ids), 1e9)
+        await store.ratings.append_columns(Columns([b"u"] * len(ids), ids, np.ones(len(ids)), times, views))
+        # Each time from what is read of it, and its record from that.
+        np.testing.assert_array_equal(await vector(store, live), before)
+        profile = await store.users.profile(live, b"u")
+        assert profile.history.item_row.tolist() == rated.tolist()
+        reads.append(profile.history.entries)
+    # Of the events so many as count, not all of them.
+    assert reads[-1] < 10_000 / 2
+    # From nothing it is the same: all ratings are there.
+    await store.redis.hdel(store.keys.user(1, b"u"), f"g{live.generation}")
+    np.testing.assert_array_equal(await vector(store, live), before)
+    # A rating that is taken back is known to be, and all events stay.
+    await rate(store, rated[:1], np.array([math.nan]))
+    assert not np.array_equal(await vector(store, live), before)
+    np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), rtol=1e-6)
+    _, history = await store.users.history(1, b"u")
+    assert (len(history), len(history.feedback)) == (49, 10_000)
