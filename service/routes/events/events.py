@@ -17,7 +17,15 @@ from factors import Scale
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.event_types import EventType
 from service.context import CONTEXT
-from service.http.parsing import INLINE_BYTES, DescribedId, Query, Timestamp, body_ids, path_id
+from service.http.parsing import (
+    INLINE_BYTES,
+    TEXT_ID_SCHEMA,
+    DescribedId,
+    Query,
+    Timestamp,
+    body_ids,
+    path_id,
+)
 from service.http.problems import Problem
 from service.http.quotas import CALLED_BY
 from service.http.response import json_answer
@@ -49,7 +57,7 @@ RATING = "rating"
 # An answer's own token has fewer; what is longer was not made here.
 MAX_TOKEN = 200
 _PROBLEMS = ("too_many_ratings", "stream_full", "data_damaged", *WRITES)
-_PATH_TYPE = parameter("type", "path", {"type": "string"}, "A type of GET /event-types", required=True)
+_PATH_TYPE = parameter("type", "path", TEXT_ID_SCHEMA, "A type of GET /event-types", required=True)
 
 
 class EventIn(msgspec.Struct):
@@ -202,7 +210,7 @@ async def get_user_events(request: web.Request) -> web.StreamResponse:
 
 @Route(
     *("DELETE", "/events/{user_id}/{item_id}/{type}", "Events", Deleted),
-    ("invalid_parameter", "invalid_type", "unknown_event", "not_found", *_PROBLEMS),
+    ("invalid_parameter", "unknown_event", "not_found", *_PROBLEMS),
     needs="rate",
     operation_id="deleteEvent",
     parameters=(_PATH_TYPE,),
@@ -218,13 +226,12 @@ async def delete_event(request: web.Request) -> web.StreamResponse:
     store, live, epoch = context.store, context.follower.live, await context.epoch()
     # A retired type takes none, and gives back what it took.
     codes = {each.name: each.code for each in await store.event_types.current()}
-    if (code := codes.get(name)) is None:
-        raise unknown_type(name, codes)
     row = (await store.items(epoch).rows([item_id]))[0]
     _, history = await store.users.history(epoch, user_id)
-    feedback = history.feedback
-    if row is None or not ((feedback.item_row == row) & (feedback.type_code == code)).any():
-        raise Problem("unknown_event", f"this user has no {name} of this item")
+    feedback, code = history.feedback, codes.get(name)
+    known = row is not None and code is not None
+    if not known or not ((feedback.item_row == row) & (feedback.type_code == code)).any():
+        raise Problem("unknown_event", f"this user has no event of the type {name[:50]!r} of this item")
     # The last entry of a pair counts, and NaN means none.
     one = np.array([math.nan]), np.array([time.time()]), np.array([code], dtype=np.uint8)
     await store.ratings.append_columns(Columns([user_id], [item_id], *one))
