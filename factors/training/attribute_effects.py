@@ -46,7 +46,9 @@ class AttributeEffects:
     def __init__(self, columns: Columns, rated: Bools) -> None:
         self.columns = columns
         self._rated = rated
-        values, self._vectors = np.linalg.eigh(columns.take(rated).gram())
+        # Cut out once, and not in each sweep.
+        self._known = columns.take(rated)
+        values, self._vectors = np.linalg.eigh(self._known.gram())
         # Rounding may leave an eigenvalue of nearly 0 below it.
         self._values = np.maximum(values, 0.0)
 
@@ -61,7 +63,7 @@ class AttributeEffects:
 
     def _fitted(self, deviations: Float64s, precision: Float64s) -> tuple[Float64s, float]:
         """Return the target (c, d) along the eigenvectors, and the ridge."""
-        sums = self.columns.take(self._rated).transposed_times(deviations[self._rated])
+        sums = self._known.transposed_times(deviations[self._rated])
         target, ridge = np.asarray(self._vectors.T @ sums), 1.0
         # Of each eigenvector its square, in units of the precision.
         squares = np.einsum("cd,de,ce->c", target, precision, target)
