@@ -2,7 +2,8 @@
 exact; with one it is exact among the items that the index finds and those that the sparse term reaches.
 
 What may stand in a list is bounded: the item's relevance times the highest rating of the scale. Candidates
-are taken by relevance, and more of them, until no item that is left out can reach the last one of the list.
+are taken by relevance, and more of them, until no item that is left out can reach the last one of the list;
+by an index, more of those in the same lists, as it was measured with these.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +26,8 @@ from factors.serving.scoring import Scorer
 
 # Candidates for a list of n by factors alone, at first: with these most lists need no second look.
 _PER_ITEM, _SPARE = 3, 50
-# So many times as many, where those did not do.
-_MORE = 4
+# So many times as many, where those did not do: about what ten lists of an index of a million items hold.
+_MORE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,11 @@ class _Asked:
 
     def relevance(self, rows: Int64s) -> Float64s:
         """Return the relevance of `rows` (m,)."""
-        relevance = self.dense(rows)
+        return self.with_added(rows, self.dense(rows))
+
+    def with_added(self, rows: Int64s, dense: Float64s) -> Float64s:
+        """Return the relevance of `rows` (m,) of which the factors make `dense` (m,)."""
+        relevance = dense.copy()
         hit, place = _places(self.reached, rows)
         relevance[hit] += self.added[place]
         return relevance
@@ -186,11 +191,12 @@ class BlendedRanker:
             vectors = np.stack([_drawn(head, part, vector, rng) for vector, part in pairs])
         features = vectors.astype(np.float32)
 
-        def nearest(some: Sequence[int], depth: int) -> list[Int64s]:
-            barred = [excluded[j] for j in some]
-            return view.means.best(features[some], depth, barred, exact=exact, allowed=allowed)
-
         depth = _PER_ITEM * n + _SPARE
+
+        def nearest(some: Sequence[int], wanted: int) -> list[Int64s]:
+            barred = [excluded[j] for j in some]
+            return view.means.best(features[some], wanted, barred, exact=exact, allowed=allowed, within=depth)
+
         first = nearest(range(b), depth)
         answers = []
         for j, found in enumerate(first):
@@ -232,7 +238,10 @@ class BlendedRanker:
             # Ratings are what costs most of a candidate, so few are asked for at first.
             rating = np.concatenate([rating, rate(rows[len(rating) : looked_at])])
             found = self._valued(rows[:looked_at], relevance[:looked_at], rating)
-            order = best_first(found.scores, found.relevance, rating, found.item_rows)[:n]
+            # All that tie with the last of the list.
+            high = np.flatnonzero(found.scores >= _nth(found.scores, n))
+            some = found.scores[high], found.relevance[high], rating[high], found.item_rows[high]
+            order = high[best_first(*some)[:n]]
             left_out = float(relevance[looked_at]) if looked_at < len(rows) else -np.inf
             left_out = max(left_out, candidates.rest)
             last = (-np.inf, -np.inf)
@@ -265,12 +274,13 @@ def _candidates(
     # Rows that are reached ascend: looking few others up in them takes a fifth of the time of `isin`.
     _, barred = _places(reached, exclude)
     reached = np.delete(reached, barred)
-    # What is not reached has no more than its factors say, and all that say more are found.
-    rest = -np.inf if len(found) < depth else float(asked.dense(found).min())
     # A row may be both.
-    both, _ = _places(reached, found)
-    rows = np.concatenate([reached, np.delete(found, both)])
-    relevance = asked.relevance(rows)
+    reached = np.delete(reached, _places(np.sort(found), reached)[0])
+    rows = np.concatenate([found, reached])
+    dense = asked.dense(rows)
+    # What is not reached has no more than its factors say, and all that say more are found.
+    rest = -np.inf if len(found) < depth else float(dense[: len(found)].min())
+    relevance = asked.with_added(rows, dense)
     order = np.argsort(-relevance, kind="stable")
     return _Candidates(rows[order], relevance[order], rest)
 
@@ -281,6 +291,11 @@ def _places(ascending: Int64s, rows: Int64s) -> tuple[Int64s, Int64s]:
     hit = np.flatnonzero(place < len(ascending))
     hit = hit[ascending[place[hit]] == rows[hit]]
     return hit, place[hit].astype(np.int64)
+
+
+def _nth(scores: Float64s, n: int) -> float:
+    """Return the n-th largest score, -inf where there are fewer."""
+    return float(np.partition(scores, len(scores) - n)[len(scores) - n]) if n <= len(scores) else -np.inf
 
 
 def _nothing() -> Blended:

@@ -109,18 +109,23 @@ class MeanTable:
         *,
         exact: bool,
         allowed: Bools | None = None,
+        within: int | None = None,
     ) -> list[Int64s]:
         """Return the rows of the best `n` items, best first, for each of `features` (b, dim), without the
         rows in `exclude` (b arrays). By the index where there is one and `n` is small, unless `exact`.
 
+        `within`: an index is looked into as for so many, though up to `n` of what it has there are returned.
         `allowed` (n_items,): the rows that may be returned; one beyond its end may not. What one allows that
         cannot be written to is remembered for the next call with it.
         """
         excluded = [np.sort(self.positions[rows]).astype(np.int64) for rows in exclude]
+        least = n if within is None else min(n, within)
         if allowed is not None and not allowed.flags.writeable:
             kept = self._remember(allowed)
             pairs = zip(features, excluded, strict=True)
-            found = [self._best_of_kept(user, n, kept, rows, exact=exact) for user, rows in pairs]
+            found = [
+                self._best_of_kept(user, n, kept, rows, least=least, exact=exact) for user, rows in pairs
+            ]
         elif allowed is not None:
             allowed = allowed[: self.n_items]
             # A millionth of a second for 30,000 rows: no reason to remember it with the mask.
@@ -130,12 +135,13 @@ class MeanTable:
                 each = zip(features, excluded, strict=True)
                 return [self._rows(self._best_among(user, n, positions, rows)) for user, rows in each]
             found = [
-                None if exact else self._searched_allowed(*each, n, allowed, count)
+                None if exact else self._searched_allowed(*each, n, least=least, allowed=allowed, count=count)
                 for each in zip(features, excluded, strict=True)
             ]
         else:
             found = [
-                None if exact else self._searched(*each, n) for each in zip(features, excluded, strict=True)
+                None if exact else self._searched(*each, n, least)
+                for each in zip(features, excluded, strict=True)
             ]
         left = [j for j, positions in enumerate(found) if positions is None]
         exactly = self._exact(features[left], n, [excluded[j] for j in left], allowed)
@@ -154,10 +160,12 @@ class MeanTable:
         probes = self.index.probes * max(1, -(-depth // (2 * TOP)))
         return probes if probes * 4 <= len(self.index.centres) else None
 
-    def _searched(self, user: Float32s, exclude: Int64s, n: int) -> Int64s | None:
-        """Return the positions of about the best `n` items by the index; None where it does not serve."""
+    def _searched(self, user: Float32s, exclude: Int64s, n: int, least: int) -> Int64s | None:
+        """Return the positions of about the best `n` items by the index, `least` ones at least; None where it
+        does not serve.
+        """
         # What is excluded tends to be what would stand highest.
-        probes = self._probes(n + len(exclude))
+        probes = self._probes(least + len(exclude))
         if self.index is None or probes is None:
             return None
         near = self.index.centres @ user
@@ -165,13 +173,13 @@ class MeanTable:
         segments = list(zip(self.starts[lists].tolist(), self.starts[lists + 1].tolist(), strict=True))
         segments.append((len(self.index.lists), self.n_items))
         best = self._best_of(user, n, segments, exclude)
-        return best if len(best) == n else None
+        return best if len(best) >= least else None
 
     def _searched_allowed(
-        self, user: Float32s, exclude: Int64s, n: int, allowed: Bools, count: int
+        self, user: Float32s, exclude: Int64s, n: int, *, least: int, allowed: Bools, count: int
     ) -> Int64s | None:
         """Return what `_searched` does of the `count` rows that are `allowed`."""
-        probes = self._probes(n + len(exclude))
+        probes = self._probes(least + len(exclude))
         if self.index is None or probes is None:
             return None
         near, lists = self.index.centres @ user, len(self.index.centres)
@@ -190,7 +198,7 @@ class MeanTable:
             # A mask may go against the user's taste: near lists then hold few of its rows.
             if len(positions) >= wanted:
                 best = self._best_among(user, n, positions, exclude)
-                return best if len(best) == n else None
+                return best if len(best) >= least else None
             probes *= 2
         return None
 
@@ -207,29 +215,31 @@ class MeanTable:
         return kept
 
     def _best_of_kept(
-        self, user: Float32s, n: int, kept: _Allowed, exclude: Int64s, *, exact: bool
+        self, user: Float32s, n: int, kept: _Allowed, exclude: Int64s, *, least: int, exact: bool
     ) -> Int64s | None:
         """Return the best `n` of what a mask allows, by the index where there is one, unless `exact`; None
         where the product with all items is faster.
         """
-        probes = None if exact else self._probes(n + len(exclude))
+        probes = None if exact else self._probes(least + len(exclude))
         if self.index is not None and probes is not None and len(kept.positions) > FEW_ALLOWED:
-            near, lists = self.index.centres @ user, len(self.index.centres)
-            # As many allowed rows as a search without a mask looks at; lists that are near may have few.
-            wanted = probes * len(self.index.lists) // lists
-            probes = probes * len(self.index.lists) // len(kept.positions)
-            while probes < lists:
-                some = np.argpartition(near, lists - probes)[lists - probes :]
-                borders = zip(kept.starts[some].tolist(), kept.starts[some + 1].tolist(), strict=True)
-                parts = [kept.positions[start:stop] for start, stop in borders]
-                # Items that came after the index are in none of its lists.
-                positions = np.concatenate([*parts, kept.positions[kept.starts[-1] :]]).astype(np.int64)
-                if len(positions) >= wanted:
-                    best = self._best_among(user, n, positions, exclude)
-                    if len(best) == n:
-                        return best
-                    break
-                probes *= 2
+            # As many allowed rows as a search without a mask looks at, from the lists that are nearest.
+            wanted = probes * len(self.index.lists) // len(self.index.centres)
+            near, sizes = np.argsort(-(self.index.centres @ user)), np.diff(kept.starts)
+            needed = 1 + int(np.searchsorted(np.cumsum(sizes[near]), wanted))
+            # By so many lists as a mask needs more than a random one of its size, it goes against the user's
+            # taste: the best that is left is spread over as many more.
+            random = probes * len(self.index.lists) // len(kept.positions)
+            some = np.sort(near[: needed + max(0, needed - random)])
+            # Their places one after the other, and items that came after the index, which are in no list.
+            before = np.cumsum(sizes[some]) - sizes[some]
+            places = np.repeat(kept.starts[some] - before, sizes[some])
+            places += np.arange(len(places))
+            newer = kept.positions[kept.starts[-1] :]
+            positions = np.concatenate([kept.positions[places], newer]).astype(np.int64)
+            if len(positions) < self.n_items // 4:
+                best = self._best_among(user, n, positions, exclude)
+                if len(best) >= least:
+                    return best
         # Rows that are copied one by one take four times as long as in their order.
         few = len(kept.positions) <= max(FEW_ALLOWED, self.n_items // 4)
         return self._best_among(user, n, kept.positions.astype(np.int64), exclude) if few else None

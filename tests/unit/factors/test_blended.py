@@ -3,11 +3,23 @@
 from copy import copy
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
-from factors import Bools, Float64s, Histories, Int64s, PosteriorModel, Ratings, Scale, Scorer, posterior_of
+from factors import (
+    Bools,
+    Float32s,
+    Float64s,
+    Histories,
+    Int64s,
+    PosteriorModel,
+    Ratings,
+    Scale,
+    Scorer,
+    posterior_of,
+)
 from factors.inference.histories import compress_pairs
 from factors.ranking.blending import blended, highest_score
 from factors.ranking.choices import RankingChoices
@@ -15,6 +27,7 @@ from factors.ranking.head import RankingHead
 from factors.ranking.training import fit_with
 from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.ivf_index import Index, index_of
+from factors.serving.mean_table import MeanTable
 from tests.support.factories import make_items, make_model
 
 ITEMS, USERS = 3_000, 60
@@ -153,6 +166,31 @@ def test_the_index_finds_what_all_items_give(
     ranker = BlendedRanker(world.head, world.posterior, index)
     assert recall(world, ranker, None) >= 0.95
     assert recall(world, ranker, np.random.default_rng(2).random(ITEMS) < 0.1) >= 0.95
+
+
+def test_more_candidates_are_from_the_lists_that_were_looked_into(
+    world: World, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ratings decide, many items could reach the list: reading them all is what an index saves."""
+    # In this small world the lists for 50 candidates more would be most of all.
+    monkeypatch.setattr("factors.serving.blended._SPARE", 8)
+    head = replace(world.head, parameters=replace(world.head.parameters, gamma=6.0))
+    other = copy(world)
+    other.head = head
+    plain, ranker = BlendedRanker(head, world.posterior), BlendedRanker(head, world.posterior, index)
+    exact = [ask(other, plain, user, 3) for user in range(USERS)]
+    read: list[int] = []
+    product = MeanTable._exact
+
+    def counted(self: MeanTable, features: Float32s, *rest: Any) -> list[Int64s]:
+        read.append(len(features))
+        return product(self, features, *rest)
+
+    monkeypatch.setattr(MeanTable, "_exact", counted)
+    found = [ask(other, ranker, user, 3) for user in range(USERS)]
+    assert sum(read) == 0
+    pairs = zip(exact, found, strict=True)
+    assert np.mean([len(np.intersect1d(a.item_rows, b.item_rows)) / 3 for a, b in pairs]) >= 0.95
 
 
 def test_a_draw_changes_the_order_and_tells_the_expected_scores(world: World) -> None:
