@@ -39,7 +39,7 @@ ITEMS, USERS, WAITING, TOP = 1_000_000, 10_000, 16, 10
 # What is asked for: lists by the ranking head with the expected rating, by that alone, and the first under a
 # filter that leaves a tenth of the items.
 QUERIES = {"score": "", "rating": "&order=rating", "score, filtered": "&category=tenth"}
-TENTH = 10
+TENTH = 10  # one item in so many
 # Items of the catalogue in a call: it takes 10,000.
 ITEMS_A_CALL = 5_000
 # Longer than a worker takes to read a hundred thousand of them, three times over.
