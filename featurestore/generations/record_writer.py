@@ -16,9 +16,16 @@ from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many, encode_packed_call
 from featurestore.wire.resp import bulk
 
-# One call of so many records keeps the store for about 0.1 ms (6 us each): a lookup waits for one at most,
-# since each is awaited and followed by a pause.
+# One call of so many records keeps the store for about 0.1 ms (6 us each): a lookup waits for one at most
+# where the store is near, since each write is awaited and followed by a pause.
 RECORDS_AT_ONCE = 16
+# A store that is far, or behind busy cores, takes long to answer, whatever is asked: a call for each so many
+# seconds of the answer before goes into one write, so that they keep the store for an eighth of that time.
+CALL_EACH_S = 0.0008
+CALLS_AT_ONCE = 8
+# At least half of the time is left to lookups, on a machine that is shared with them too. A longer wait than
+# this was not for the store's work.
+MOST_PAUSE_S = 0.002
 # A generation that was dropped since records were last written is likely one of so many before this one.
 LIKELY_DROPPED = 3
 
@@ -58,19 +65,39 @@ class RecordWriter:
         table = np.empty(len(n), dtype=[("length", f"S{len(length)}"), ("record", record), ("end", "S2")])
         table["length"], table["end"] = length, b"\r\n"
         table["record"]["n"], table["record"]["vector"] = n[order], vectors[order]
+        starts = [0, *ends]
+        parts = [
+            (each, slice(start, min(start + RECORDS_AT_ONCE, end)))
+            for each, end in enumerate(ends)
+            for start in range(starts[each], end, RECORDS_AT_ONCE)
+        ]
         taken = first = 0
-        for each, end in enumerate(ends):
-            for start in range(first, end, RECORDS_AT_ONCE):
-                stop = min(start + RECORDS_AT_ONCE, end)
-                began = time.monotonic()
-                taken += await self._put(head, each, ordered[start:stop], table[start:stop].tobytes())
-                # At least half of the time is left to lookups, on a machine that is shared with them too.
-                await asyncio.sleep(time.monotonic() - began)
-            first = end
+        waited_s = 0.0
+        while first < len(parts):
+            some = parts[first : first + max(1, min(int(waited_s / CALL_EACH_S), CALLS_AT_ONCE))]
+            began = time.monotonic()
+            taken += await self._put(
+                head, [(each, ordered[part], table[part].tobytes()) for each, part in some]
+            )
+            waited_s = time.monotonic() - began
+            await asyncio.sleep(min(waited_s, MOST_PAUSE_S))
+            first += len(some)
         return taken
 
-    async def _put(self, head: bytes, partition: int, user_ids: Sequence[bytes], records: bytes) -> int:
-        """One call: `records` of these users of one partition, as RESP."""
+    async def _put(self, head: bytes, parts: Sequence[tuple[int, Sequence[bytes], bytes]]) -> int:
+        """One write: for each part a call with its partition, its users, and their records as RESP."""
+        replies = await call_many(self._connection, [self._call(head, *part) for part in parts])
+        again = []
+        taken = 0
+        for part, reply in zip(parts, replies, strict=True):
+            if reply[0] == b"DIGESTS":
+                self._with_digests.add(part[0])
+                again.append(part)
+            else:
+                taken += int(reply[1])
+        return taken + (await self._put(head, again) if again else 0)
+
+    def _call(self, head: bytes, partition: int, user_ids: Sequence[bytes], records: bytes) -> bytes:
         prefix = self._keys.user_prefixes(self._epoch)[partition]
         a = len(prefix)
         names = [bulk(self._keys.forgotten(self._epoch, partition))]
@@ -78,9 +105,4 @@ class RecordWriter:
         # Digests are of use only where a user was forgotten: then the store asks for them.
         digests = b"".join(map(digest_of, user_ids)) if partition in self._with_digests else b""
         args = [head, bulk(digests), records]
-        packed = encode_packed_call("put_records", len(names), names, 5 + len(user_ids), args)
-        (reply,) = await call_many(self._connection, [packed])
-        if reply[0] == b"DIGESTS":
-            self._with_digests.add(partition)
-            return await self._put(head, partition, user_ids, records)
-        return int(reply[1])
+        return encode_packed_call("put_records", len(names), names, 5 + len(user_ids), args)

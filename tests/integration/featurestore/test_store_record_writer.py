@@ -1,12 +1,19 @@
 """Records of a generation as they are written: which are taken, and what goes to make room for them."""
 
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from featurestore.codecs import pack_records, unpack_records
+from featurestore.generations import record_writer
 from featurestore.generations.record_writer import RecordWriter
 from featurestore.keys import partition_of
 from featurestore.store import Store
+from featurestore.wire.connection import Connection
+from featurestore.wire.functions import call_many
 from tests.support.factories import rating
 
 WIDTH = 5
@@ -40,6 +47,28 @@ async def test_many_users_of_all_partitions_get_their_own_record(store: Store) -
     assert seen.tolist() == n.tolist()
     assert read.tolist() == vectors.tolist()
     assert await writer(store, 3).write(users, n, vectors) == 700
+
+
+async def test_a_store_that_takes_long_is_not_asked_for_each_few_records(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One round trip for 16 records took a minute for 20,000 users of a store behind busy cores."""
+    users = [b"%d" % u for u in range(2_000)]
+    await store.ratings.append([rating(user.decode(), "a") for user in users])
+    writes: list[int] = []
+
+    async def slow(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
+        writes.append(len(calls))
+        await asyncio.sleep(0.01)
+        return await call_many(connection, calls)
+
+    monkeypatch.setattr(record_writer, "call_many", slow)
+    assert await write(store, users, 3) == 2_000
+    assert writes[0] == 1
+    assert max(writes) == record_writer.CALLS_AT_ONCE
+    assert (
+        len(writes) <= 1 + 144 / record_writer.CALLS_AT_ONCE
+    )  # each partition's last call has fewer records
 
 
 async def test_a_user_has_a_record_of_each_kept_generation_and_no_more(store: Store) -> None:
