@@ -83,6 +83,7 @@ class Keys:
         self.workers = b"{%b}:workers" % self.live
         self.stored = b"{%b}:epochs" % self.live
         self.experiments = b"{%b}:experiments" % self.live
+        self.showings = b"{%b}:showings" % self.live
         # What a function needs that decides which generation is live, or stays.
         self.switched = [self.live, self.generations, self.experiments]
         self.synced = self._ns + b":synced"
@@ -110,6 +111,10 @@ class Keys:
     def experiment_users(self, name: str, arm: int) -> bytes:
         """How many users an arm has had."""
         return b"{%b}:experiment:%b:users:%d" % (self.live, name.encode(), arm)
+
+    def shown_items(self, generation: int) -> bytes:
+        """Which items a generation has shown."""
+        return b"{%b}:shown:%d" % (self.live, generation)
 
     def bucket(self, name: bytes) -> bytes:
         """A token bucket of a quota; `name`: of which quota and which caller."""

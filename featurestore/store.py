@@ -12,6 +12,7 @@ from featurestore.client import Client
 from featurestore.commands import Commands
 from featurestore.confirmation import EVERYSEC_S, Confirmation
 from featurestore.errors import StoreChanged, StoreRefused
+from featurestore.experiments.showings import StoredShowings
 from featurestore.experiments.stored import StoredExperiments
 from featurestore.experiments.tallies import Tallies
 from featurestore.generations.catalog import Generations
@@ -93,6 +94,7 @@ class Store:
         self.event_types = EventTypes(self.keys, self.redis, self.confirmation)
         self.experiments = StoredExperiments(self.keys, self.redis, self.confirmation)
         self.tallies = Tallies(self.keys, self.redis)
+        self.showings = StoredShowings(self.keys, self.redis)
         self.quotas = Buckets(self.keys, self.redis)
         self.files = StoreFiles(self.keys, self.redis)
 

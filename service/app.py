@@ -8,12 +8,13 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 from threadpoolctl import threadpool_limits
 
+from factors import Scale
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.generations.follower import Follower
 from featurestore.quotas.limits import DEFAULT
@@ -22,6 +23,7 @@ from featurestore.store import Store
 from service.catalogue.follower import CatalogueFollower
 from service.context import CONTEXT, ServiceContext
 from service.experiments.counting import ArmCounts
+from service.feedback.recorder import FeedbackRecorder
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
@@ -85,10 +87,7 @@ async def _service_context(
         ):
             scale = store.config.scale
             snapshot_files = SnapshotFiles(slot.folder, slot.worker)
-            counts = Counts(slot.worker, time.time(), error_bounds(scale.low, scale.high), starts=1)
-            # The counters of the worker that had this slot before: a counter never falls.
-            if (earlier := snapshot_files.earlier()) is not None:
-                counts.carry(earlier)
+            counts = _counts(slot, scale, snapshot_files)
             audit = Audit(OPERATIONS, settings.proxies)
             # Beyond loopback there are quotas unless told otherwise; on it where told so.
             limits = None if loopback and settings.quotas is None else DEFAULT.but(settings.quotas or ())
@@ -125,11 +124,33 @@ async def _service_context(
                 audit=audit,
                 quotas=quotas,
                 arm_counts=arm_counts,
+                feedback=FeedbackRecorder(store, follower, counts, arm_counts),
             )
-            async with _sampled(context), _shared(quotas, store), _flushed(arm_counts, store):
+            async with _at_work(context):
                 yield context
             await context.batcher.close()
             await context.rankings.close()
+
+
+@asynccontextmanager
+async def _at_work(context: ServiceContext) -> AsyncIterator[None]:
+    """Do what a worker does beside answering."""
+    store = context.store
+    async with (
+        _sampled(context),
+        _running(context.quotas.share(store.quotas), "share the quotas"),
+        _running(context.arm_counts.run(store.tallies), "hand over figures of experiments"),
+        _running(context.feedback.run(), "record what was shown"),
+    ):
+        yield
+
+
+def _counts(slot: WorkerSlot, scale: Scale, snapshot_files: SnapshotFiles) -> Counts:
+    counts = Counts(slot.worker, time.time(), error_bounds(scale.low, scale.high), starts=1)
+    # The counters of the worker that had this slot before: a counter never falls.
+    if (earlier := snapshot_files.earlier()) is not None:
+        counts.carry(earlier)
+    return counts
 
 
 @asynccontextmanager
@@ -203,18 +224,8 @@ async def _load_first(store: Store, follower: Follower) -> None:
 
 
 @asynccontextmanager
-async def _shared(quotas: Quotas, store: Store) -> AsyncIterator[None]:
-    task = asyncio.create_task(quotas.share(store.quotas), name="share the quotas")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-@asynccontextmanager
-async def _flushed(arm_counts: ArmCounts, store: Store) -> AsyncIterator[None]:
-    task = asyncio.create_task(arm_counts.run(store.tallies), name="hand over figures of experiments")
+async def _running(work: Coroutine[None, None, None], name: str) -> AsyncIterator[None]:
+    task = asyncio.create_task(work, name=name)
     try:
         yield
     finally:

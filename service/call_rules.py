@@ -59,13 +59,14 @@ class AskedRules(NamedTuple):
 
 class CallRules(NamedTuple):
     """The rules of a call and the catalogue that they are about. `degraded`: as known last. `member`: the arm
-    of an experiment that the scenario is.
+    of an experiment that the scenario is. `scenario`: its name.
     """
 
     rules: Rules
     view: CatalogueView
     degraded: bool
     member: Membership | None = None
+    scenario: str | None = None
 
 
 class Listed(NamedTuple):
@@ -111,19 +112,20 @@ async def rules_of(
     Raises `invalid_rule`, `unknown_scenario`.
     """
     view, degraded = await context.catalogue.current(asked.version, live.epoch)
-    member, parse = asked.member, partial(_parsed, context, view)
+    member, name, parse = asked.member, asked.name, partial(_parsed, context, view)
     try:
         scenario = await context.scenarios.read(asked.name, asked.scenario, parse)
     except Problem as problem:
         if problem.code != "unknown_scenario" or asked.name == asked.said:
             raise
         # The call has not named what is not there.
-        again = context.scenarios.ask(asked.said)
-        scenario, member = await context.scenarios.read(asked.said, again, parse), None
+        name, member = asked.said, None
+        scenario = await context.scenarios.read(name, context.scenarios.ask(name), parse)
     if member is not None:
         context.arm_counts.asked(member.experiment, member.arm, [member.mark])
     call = await parse(partial(parse_rules, fields), n_bytes)
-    return CallRules(narrowed(merged(call, fields, scenario), category), view, degraded, member)
+    rules = narrowed(merged(call, fields, scenario), category)
+    return CallRules(rules, view, degraded, member, name)
 
 
 async def checked_fields(context: ServiceContext, fields: RuleFields, n_bytes: int) -> None:

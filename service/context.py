@@ -18,6 +18,7 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
 from service.catalogue.follower import CatalogueFollower
 from service.experiments.counting import ArmCounts, Membership
+from service.feedback.recorder import FeedbackRecorder
 from service.http.access import Access
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
@@ -63,6 +64,7 @@ class ServiceContext:
     audit: Audit
     quotas: Quotas
     arm_counts: ArmCounts
+    feedback: FeedbackRecorder
 
     def live(self) -> LiveGeneration:
         """Return the generation that is served; raises `no_generation` before the first."""

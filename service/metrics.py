@@ -57,6 +57,10 @@ _COUNTERS = {
         "Requests and connections that were refused because there were too many.",
     ),
     "starts": ("foldin_worker_starts", "Workers that were started, first and again."),
+    "impressions_lost": (
+        "foldin_impressions_lost",
+        "Items shown that were not recorded: too many waited, or the store took none.",
+    ),
     "degraded": ("foldin_degraded", "Answers from copies, because the store was away."),
     "reconnects": ("foldin_store_reconnects", "Connections to the store that were made anew."),
 }
@@ -132,6 +136,7 @@ class Counts(msgspec.Struct):
     exceptions: int = 0
     overloads: int = 0
     degraded: int = 0
+    impressions_lost: int = 0
     quota_refusals: dict[str, int] = msgspec.field(default_factory=dict)
     reconnects: int = 0
     starts: int = 0
@@ -257,8 +262,10 @@ def expose(
     store_up: bool,
     refusing: FullReason | None = None,
     rolled_back: int = 0,
+    *,
+    more: Iterable[Metric] = (),
 ) -> bytes:
-    """Return the text that Prometheus scrapes.
+    """Return the text that Prometheus scrapes; `more`: what is said besides.
 
     `lag`: events of each partition that are not archived yet, None where it is not known. `refusing`: what
     has no room left for ratings. `rolled_back`: the generation that the trainer has taken back last.
@@ -267,6 +274,7 @@ def expose(
     class Families(Collector):
         def collect(self) -> Iterable[Metric]:
             yield from _families(snapshots, lag, store_up)
+            yield from more
             full = GaugeMetricFamily(
                 "foldin_refusing",
                 "Whether ratings are refused for lack of room, by what is full.",

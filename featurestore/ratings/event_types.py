@@ -28,6 +28,10 @@ _ATTEMPTS = 8
 _FORMAT = 1
 
 
+# The type of a rating: code 0, and no type of the store.
+RATING = "rating"
+
+
 class EventType(msgspec.Struct, frozen=True):
     """One type. `meaning`: the user wanted the item (`positive`), or did not (`negative`), or was only
     `shown` it; `weight`: how much an event counts in a ranking head, where a rating counts 1, None where a

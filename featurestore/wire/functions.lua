@@ -684,6 +684,16 @@ local function count_distinct(key, packed, width)
   end
 end
 
+-- keys: showings, items shown by the generation. args: generation, doubles or '', item rows joined. Answers of how many
+-- generations there are any.
+local function add_showings(keys, args)
+  count_distinct(keys[2], args[3], 4)
+  if args[2] ~= '' then
+    add_doubles(keys[1], args[1], args[2])
+  end
+  return { 'OK', redis.call('HLEN', keys[1]) }
+end
+
 -- keys: experiments, sums, users of the arm. args: name, arm, doubles or '', marks of users joined.
 local function add_tally(keys, args)
   if redis.call('HEXISTS', keys[1], args[1]) == 0 then
@@ -1066,6 +1076,7 @@ register('roll_back', roll_back, ALWAYS)
 register('begin_experiment', begin_experiment, {})
 register('end_experiment', end_experiment, ALWAYS)
 register('add_tally', add_tally, {})
+register('add_showings', add_showings, {})
 register('begin_epoch', begin_epoch, {})
 register('hold_epoch', hold_epoch, ALWAYS)
 register('abandon_epoch', abandon_epoch, ALWAYS)

@@ -81,6 +81,7 @@ class ArmCounts:
         """Hand what waits to the store. Raises `StoreUnavailable`; what had not been handed over is lost, as
         it may have been counted.
         """
+        # Taken first: what is counted while the store is asked belongs to the next flush.
         waiting, self._waiting = self._waiting, {}
         for (experiment, arm), found in waiting.items():
             await tallies.add(experiment.name, arm, found.tally, [*found.marks])

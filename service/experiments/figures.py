@@ -60,7 +60,11 @@ def positive_rate(tally: Float64s) -> Estimate | None:
     found = _jackknife(tally[Figure.POSITIVES], tally[Figure.SHOWN], float)
     by_chance = rate * (1.0 - rate) / shown
     effect = 1.0 if found is None or not by_chance else max(1.0, found[1] ** 2 / by_chance)
-    n = shown / effect
+    return wilson(rate, shown / effect)
+
+
+def wilson(rate: float, n: float) -> Estimate:
+    """Return a share of `n` with Wilson's interval (1927), which is right for small shares, too."""
     middle = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n * n))
     return Estimate(rate, max(0.0, middle - half), min(1.0, middle + half))

@@ -5,8 +5,10 @@ from dataclasses import asdict
 import msgspec
 from aiohttp import web
 
+from featurestore.experiments.showings import Showings
 from featurestore.generations.served import wait_until_served
 from service.context import CONTEXT
+from service.experiments.figures import Estimate, wilson
 from service.http.audit import WHAT
 from service.http.parsing import whole_number
 from service.http.problems import Problem
@@ -18,7 +20,20 @@ from service.training import SERVED_WITHIN_S
 MAX_NUMBER = 2**53
 
 
-class GenerationOut(msgspec.Struct):
+class Feedback(msgspec.Struct, frozen=True):
+    """What came of a generation's lists: how many there were, items shown in them, of these the positives (a
+    positive event within seven days), their share with a 95 % interval, and the share of its items that were
+    shown at all, to about a percent.
+    """
+
+    lists: int
+    shown: int
+    positives: int
+    positive_rate: Estimate | None
+    coverage: float
+
+
+class GenerationOut(msgspec.Struct, omit_defaults=True):
     """One generation. `created`: seconds since 1970."""
 
     generation: int
@@ -33,6 +48,7 @@ class GenerationOut(msgspec.Struct):
     n_items: int
     n_ratings: int
     metrics: dict[str, float]
+    feedback: Feedback | None = None
 
 
 class RolledBackOut(msgspec.Struct):
@@ -69,12 +85,21 @@ class Activated(msgspec.Struct):
     served: bool
 
 
+def feedback_of(found: Showings, n_items: int) -> Feedback:
+    """Return what came of lists over so many items."""
+    # Items may come after the fit, and distinct ones are counted to about a percent.
+    coverage = min(1.0, found.distinct / n_items) if n_items else 0.0
+    rate = wilson(min(1.0, found.positives / found.shown), found.shown) if found.shown else None
+    return Feedback(found.lists, found.shown, found.positives, rate, coverage)
+
+
 @Route("GET", "/generations", "Training", GenerationsOut, STORE, operation_id="getGenerations", needs="read")
 async def get_generations(request: web.Request) -> web.StreamResponse:
     """The generations that are kept."""
     context = request.app[CONTEXT]
     generations = context.store.generations
     pointer, summaries = await generations.live(), await generations.list()
+    showings = await context.store.showings.read()
     found = [
         # Every other field has the name that it has in the store.
         msgspec.convert(
@@ -82,6 +107,9 @@ async def get_generations(request: web.Request) -> web.StreamResponse:
         )
         for each in sorted(summaries, key=lambda each: -each.generation)
     ]
+    for each in found:
+        if (shown := showings.get(each.generation)) is not None:
+            each.feedback = feedback_of(shown, each.n_items)
     back = pointer.rolled_back
     told = None if back is None else RolledBackOut(*msgspec.structs.astuple(back))
     return json_answer(GenerationsOut(pointer.generation, pointer.epoch, pointer.held, found, told))

@@ -13,6 +13,7 @@ from aiohttp import web
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.store import Store
 from service.context import CONTEXT
+from service.experiments.exposition import stored_figures
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
 from service.metrics import CONTENT_TYPE, RECENT_S, expose, together
@@ -122,7 +123,9 @@ async def get_metrics(request: web.Request) -> web.StreamResponse:
     snapshots = await asyncio.to_thread(context.snapshot_files.all, context.snapshot())
     pointer = context.follower.pointer
     back = pointer.rolled_back.generation if pointer and pointer.rolled_back else 0
-    text = expose(snapshots, lag, lag is not None, context.follower.full, back)
+    running = context.follower.experiments.running
+    stored = [] if lag is None else await stored_figures(context.store, running, _PROBE_TIMEOUT_S)
+    text = expose(snapshots, lag, lag is not None, context.follower.full, back, more=stored)
     return Answer(text, content_type=CONTENT_TYPE)
 
 

@@ -17,9 +17,8 @@ from msgspec import Meta
 
 from factors import Bools, Float32s, Int32s, Int64s
 from featurestore.codecs import History, pack_histories
-from featurestore.experiments.tallies import Figure
 from featurestore.generations.live import LiveGeneration
-from featurestore.ratings.event_types import consumed_codes
+from featurestore.ratings.event_types import RATING, consumed_codes
 from service.call_rules import (
     QUERY_RULES,
     CallRules,
@@ -31,6 +30,9 @@ from service.call_rules import (
     rules_of,
 )
 from service.context import CONTEXT, ServiceContext
+from service.experiments.counting import Membership
+from service.feedback.tokens import new_token
+from service.http.access import LEVELS
 from service.http.parsing import (
     Body,
     DescribedId,
@@ -56,6 +58,7 @@ EXPLORE = ("none", "thompson")
 # What a JSON number holds exactly.
 MAX_SEED = 2**53
 _EXPLORE_SCHEMA = {"type": "string", "enum": list(EXPLORE), "default": "none"}
+_SEEN_SCHEMA = {"type": "string", "default": "true"}
 _ORDER_SCHEMA = {"type": "string", "enum": list(ORDERS), "default": "score"}
 # Histories that are longer are folded in and explained in a thread: about 2 ms.
 _LONG = 2000
@@ -75,13 +78,15 @@ class Recommended(msgspec.Struct, omit_defaults=True):
 
 class Recommendations(msgspec.Struct, omit_defaults=True):
     """Items, best first. `order`: what ranked them; of a generation without a ranking head it is `rating`,
-    also where `score` was asked for. `ignored`: ratings of the call whose item is not known. `reason`: why
-    rules have left no item. `arms`: the user's arm by the name of each experiment that the list is of.
+    also where `score` was asked for. `recommendation_id`: names this answer; to be sent back with events.
+    `ignored`: ratings of the call whose item is not known. `reason`: why rules have left no item. `arms`: the
+    user's arm by the name of each experiment that the list is of.
     """
 
     generation: int
     items: list[Recommended]
     order: str
+    recommendation_id: str
     user_id: str | None = None
     ignored: int | None = None
     seed: int | None = None
@@ -105,7 +110,7 @@ class ListBody(RuleFields, kw_only=True):
 
     n: Annotated[int, Meta(extra_json_schema=whole(1, MAX_N))] = 10
     offset: Annotated[int, Meta(extra_json_schema=whole(0, MAX_OFFSET))] = 0
-    exclude_seen: bool = True
+    exclude_seen: bool | list[str] = True
     explore: Annotated[str, Meta(extra_json_schema=_EXPLORE_SCHEMA)] = "none"
     seed: Annotated[int, Meta(extra_json_schema=whole(0, MAX_SEED))] | None = None
     scenario: str | None = None
@@ -118,11 +123,13 @@ class RecommendBody(ListBody, kw_only=True):
 
 
 class Wanted(NamedTuple):
-    """The `n` items behind the best `offset`; with `seed`, a draw from the posterior ranks them."""
+    """The `n` items behind the best `offset`; with `seed`, a draw from the posterior ranks them.
+    `exclude_seen`: whether items are left out that were seen, or the types of events that count as that.
+    """
 
     n: int
     offset: int
-    exclude_seen: bool
+    exclude_seen: bool | tuple[str, ...]
     seed: int | None
 
 
@@ -139,7 +146,7 @@ class _Person(NamedTuple):
 T = TypeVar("T")
 _BODY: Body[RecommendBody] = Body(RecommendBody)
 _LIST_BODY: Body[ListBody] = Body(ListBody)
-_RULE_PROBLEMS = ("invalid_rule", "unknown_scenario", "data_damaged")
+_RULE_PROBLEMS = ("invalid_rule", "invalid_type", "unknown_scenario", "data_damaged")
 _EXAMPLE = {
     "n": 5,
     # Categories are known to every catalogue; an attribute is, once an item has it.
@@ -159,9 +166,10 @@ _EXAMPLE = {
         query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the best to leave out"),
         query_parameter(
             "exclude_seen",
-            {"type": "boolean", "default": True},
-            "Leave out what the user has rated or consumed",
+            _SEEN_SCHEMA,
+            "Leave out what the user has rated or consumed; or names of types, with commas between",
         ),
+        query_parameter("impressions", {"type": "boolean"}, "Record the items as shown to the user"),
         query_parameter("explore", _EXPLORE_SCHEMA, "`thompson` ranks by a draw from the posterior"),
         query_parameter("seed", whole(0, MAX_SEED), "Makes a draw repeatable"),
         query_parameter("order", _ORDER_SCHEMA, "`rating` ranks by the expected rating alone"),
@@ -175,12 +183,14 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     """
     query = Query(request.raw_path)
     n, offset = query.integer("n", 10, 1, MAX_N), query.integer("offset", 0, 0, MAX_OFFSET)
-    exclude_seen = query.flag("exclude_seen", default=True)
+    exclude_seen = _exclude_seen(query)
     explore = query.choice("explore", "none", EXPLORE)
     seed = query.integer("seed", -1, 0, MAX_SEED)
     wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed))
     fields, category = query_rules(query)
     fields.order = query.choice("order", "", ORDERS) or None
+    if query.text("impressions") is not None:
+        fields.impressions = query.flag("impressions", default=False)
     return await _for_user(request, wanted, fields, query.text("scenario"), category=category)
 
 
@@ -215,6 +225,9 @@ async def _for_user(
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live, member = context.serving(user_id)
+    if fields.impressions:
+        # What a scenario records, an operator has said.
+        context.access.admit(request.headers, LEVELS["rate"])
     # In the write in which the user is looked up.
     asked = ask_for_user(context, scenario, user_id)
     profile, degraded = await context.scorer.profile(live, user_id)
@@ -222,16 +235,44 @@ async def _for_user(
     seen = profile.history
     if wanted.exclude_seen and not profile.whole:
         _, seen = await context.store.users.history(live.epoch, user_id)
-    types = await context.store.event_types.known() if len(seen.feedback) else ()
-    person = _Person(profile.vector, profile.history, seen.seen(consumed_codes(types)))
+    person = _Person(profile.vector, profile.history, await _seen_rows(context, seen, wanted))
     items, reason = await _best_items(context, live, person, wanted, call)
-    answer = Recommendations(live.generation, items, _ranked_by(live, call), user_id.decode(), reason=reason)
+    members = tuple(each for each in (member, call.member) if each is not None)
+    answer = _answer(live, items, call, members)
+    answer.user_id, answer.reason = user_id.decode(), reason
     answer.seed, answer.degraded = wanted.seed, degraded | call.degraded
-    for each in (member, call.member):
-        if each is not None:
-            answer.arms = {**(answer.arms or {}), **each.shown}
-            context.arm_counts.count(each, Figure.LISTS)
+    context.feedback.listed(live.generation, members)
+    if call.rules.impressions and not answer.degraded:
+        registry = context.store.items(live.epoch)
+        shown = [(item_id, registry.row(item_id)) for item_id in (each.item_id.encode() for each in items)]
+        known = [(item_id, row) for item_id, row in shown if row is not None]
+        context.feedback.show(live.generation, user_id, known, members)
     return json_answer(answer)
+
+
+def _answer(
+    live: LiveGeneration, items: list[Recommended], call: CallRules, members: tuple[Membership, ...] = ()
+) -> Recommendations:
+    arms = {experiment: arm for each in members for experiment, arm in each.shown.items()}
+    token = new_token(live.generation, time.time(), call.scenario, arms)
+    return Recommendations(live.generation, items, _ranked_by(live, call), token, arms=arms or None)
+
+
+async def _seen_rows(context: ServiceContext, history: History, wanted: Wanted) -> Int32s:
+    """Return the rows of the items that count as seen. Raises `invalid_type`."""
+    names = wanted.exclude_seen
+    if names is False or (names is True and not len(history.feedback)):
+        return history.item_row
+    types = await context.store.event_types.known()
+    if names is True:
+        return history.seen(consumed_codes(types))
+    codes = {RATING: 0} | {each.name: each.code for each in types}
+    unknown = next((name for name in names if name not in codes), None)
+    if unknown is not None:
+        detail = f"there is no event type {unknown[:50]!r}; there are {', '.join(codes)}"
+        raise Problem("invalid_type", detail, field="exclude_seen")
+    rows = history.seen([codes[name] for name in names])
+    return rows if RATING in names else rows[len(history) :]
 
 
 @Route(
@@ -267,8 +308,8 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         vectors = await computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
         person = _Person(vectors[0], history, history.item_row)
         items, reason = await _best_items(context, live, person, wanted, call)
-    answer = Recommendations(live.generation, items, _ranked_by(live, call), reason=reason)
-    answer.ignored = len(rows) - len(known)
+    answer = _answer(live, items, call)
+    answer.reason, answer.ignored = reason, len(rows) - len(known)
     answer.seed, answer.degraded = wanted.seed, call.degraded
     return json_answer(answer)
 
@@ -281,7 +322,15 @@ def checked_wanted(body: ListBody) -> Wanted:
             raise Problem("invalid_body", f"{name} must be from {low} to {high}, not {value}", field=name)
     if body.explore not in EXPLORE:
         raise Problem("invalid_body", f"explore must be one of {', '.join(EXPLORE)}", field="explore")
-    return Wanted(body.n, body.offset, body.exclude_seen, _seed(body.explore, body.seed))
+    seen = tuple(body.exclude_seen) if isinstance(body.exclude_seen, list) else body.exclude_seen
+    return Wanted(body.n, body.offset, seen, _seed(body.explore, body.seed))
+
+
+def _exclude_seen(query: Query) -> bool | tuple[str, ...]:
+    text = query.text("exclude_seen")
+    if text is None or text.lower() in ("true", "false", "1", "0"):
+        return query.flag("exclude_seen", default=True)
+    return tuple(text.split(","))
 
 
 def _seed(explore: str, seed: int | None) -> int | None:

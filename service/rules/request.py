@@ -4,7 +4,7 @@ Invariant: what a call says takes the place of what its scenario says, field by 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
@@ -76,6 +76,8 @@ class RuleFields(msgspec.Struct, kw_only=True, omit_defaults=True):
     per_category: Annotated[int, Meta(extra_json_schema={"minimum": 1})] | None = None
     pinned: Annotated[list[Pin], Meta(extra_json_schema={"maxItems": MAX_PINNED})] | None = None
     order: Annotated[str, Meta(extra_json_schema={"enum": list(ORDERS)})] | None = None
+    # Of a list for a user: whether the items that it has shown are recorded.
+    impressions: bool | None = None
 
 
 # What each field becomes.
@@ -88,13 +90,15 @@ _PARTS = {
     "per_category": "cap",
     "pinned": "pinned",
     "order": "order",
+    "impressions": "impressions",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Rules, checked. `candidates`: the only items there may be, None for all; `pinned`: position and item;
-    `trade_off`: of maximal marginal relevance; `cap`: of items of a category.
+    `trade_off`: of maximal marginal relevance; `cap`: of items of a category; `impressions`: what is shown is
+    recorded.
     """
 
     filter: Filter = NO_FILTER
@@ -105,6 +109,8 @@ class Rules:
     cap: int | None = None
     pinned: tuple[tuple[int, bytes], ...] = ()
     order: Order | None = None
+    # Of what happens to a list, not of what it has: rules that differ in this alone are equal.
+    impressions: bool = field(default=False, compare=False)
 
     @property
     def n_values(self) -> int:
@@ -157,6 +163,7 @@ def parse_rules(fields: RuleFields, types: Types) -> Rules:
         _cap(fields.per_category),
         tuple(_pinned(fields.pinned or ())),
         _order(fields.order),
+        bool(fields.impressions),
     )
 
 

@@ -7,13 +7,12 @@ from aiohttp import web
 from msgspec import Meta
 
 from featurestore.errors import StoreRefused
-from featurestore.ratings.event_types import EventType, Meaning, NewType, replaced
+from featurestore.ratings.event_types import RATING, EventType, Meaning, NewType, replaced
 from service.context import CONTEXT
 from service.http.parsing import Body
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, STORE, WRITES, Route, request_body
-from service.routes.events.events import RATING
 
 # An event counts as much as ten ratings at most: beyond, one click would be all that a list rests on.
 MAX_WEIGHT = 10.0
@@ -43,7 +42,12 @@ class TypesOut(msgspec.Struct):
 
 
 _BODY: Body[TypesIn] = Body(TypesIn)
-_EXAMPLE = {"types": [{"name": "purchase", "meaning": "positive", "weight": 1, "consumed": True}]}
+_EXAMPLE = {
+    "types": [
+        {"name": "view", "meaning": "positive"},
+        {"name": "purchase", "meaning": "positive", "weight": 1, "consumed": True},
+    ]
+}
 
 
 @Route(

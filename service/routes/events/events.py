@@ -7,7 +7,8 @@ all of it is stored, and known to every read after that.
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -15,8 +16,9 @@ from aiohttp import web
 
 from factors import Scale
 from featurestore.ratings.batches import Columns
-from featurestore.ratings.event_types import EventType
+from featurestore.ratings.event_types import RATING, EventType
 from service.context import CONTEXT
+from service.feedback.tokens import Token, parse_token
 from service.http.parsing import (
     INLINE_BYTES,
     TEXT_ID_SCHEMA,
@@ -52,18 +54,14 @@ from service.routes.ratings import (
 )
 from service.routes.users import MAX_OFFSET, MAX_PAGE
 
-# The type whose value is a rating, which is checked against the scale.
-RATING = "rating"
-# An answer's own token has fewer; what is longer was not made here.
-MAX_TOKEN = 200
 _PROBLEMS = ("too_many_ratings", "stream_full", "data_damaged", *WRITES)
 _PATH_TYPE = parameter("type", "path", TEXT_ID_SCHEMA, "A type of GET /event-types", required=True)
 
 
 class EventIn(msgspec.Struct):
-    """One event as it is sent. `value`: any number, 1 without it; of type `rating` the rating. `timestamp`:
-    seconds since 1970; without it, the moment of arrival. `recommendation_id`: of the answer that showed the
-    item.
+    """One event as it is sent. `value`: any number, 1 without it; of type `rating` the rating; of a type that
+    means `shown` it is the generation, whatever is sent. `timestamp`: seconds since 1970; without it, the
+    moment of arrival. `recommendation_id`: of the answer that showed the item.
     """
 
     user_id: DescribedId
@@ -97,34 +95,48 @@ _ONE = msgspec.json.Decoder(EventIn)
 _MANY = msgspec.json.Decoder(list[EventIn])
 
 
-def parse_events(
-    body: bytes | bytearray, codes: Mapping[str, int], scale: Scale, now: float, *, lines: bool
-) -> Columns:
-    """Return the events in `body`: one object, an array, or an object a line. `codes`: of the known types.
+class Known(NamedTuple):
+    """What the events of a call are held to. `types`: those that take events, by name; `generation`: the live
+    one.
+    """
+
+    types: Mapping[str, EventType]
+    generation: int
+    scale: Scale
+    now: float
+
+
+class Events(NamedTuple):
+    """The events of a call, with what their `recommendation_id` says, None where there is none."""
+
+    columns: Columns
+    tokens: list[Token | None]
+
+
+def parse_events(body: bytes | bytearray, known: Known, *, lines: bool) -> Events:
+    """Return the events in `body`: one object, an array, or an object a line.
 
     Raises a `Problem` that names a field, and the first bad row where there are rows.
     """
+    codes = codes_of(known.types.values())
     rows, is_object = decoded_rows(body, _ONE, _MANY, lines=lines)
     try:
         user_ids = body_ids([row.user_id for row in rows], "user_id")
         item_ids = body_ids([row.item_id for row in rows], "item_id")
         types = np.array([_code(row.type, codes, k) for k, row in enumerate(rows)], dtype=np.uint8)
-        values = np.array([_value(row, k) for k, row in enumerate(rows)], dtype=np.float64)
+        tokens = [_token(row.recommendation_id, k) for k, row in enumerate(rows)]
+        values = np.array([_value(row, k, tokens[k], known) for k, row in enumerate(rows)], dtype=np.float64)
         # Those that are no ratings pass with any value.
-        check_scale(np.where(types == 0, values, scale.low), scale, "value")
-        times = checked_times([row.timestamp for row in rows], now, "timestamp")
-        for k, row in enumerate(rows):
-            if row.recommendation_id is not None and len(row.recommendation_id) > MAX_TOKEN:
-                detail = f"recommendation_id must have at most {MAX_TOKEN} characters"
-                raise Problem("invalid_body", detail, field="recommendation_id", row=k)
+        check_scale(np.where(types == 0, values, known.scale.low), known.scale, "value")
+        times = checked_times([row.timestamp for row in rows], known.now, "timestamp")
     except Problem as problem:
         if is_object:
             problem.row = None
         raise
-    return Columns(user_ids, item_ids, values, np.array(times, dtype=np.float64), types)
+    return Events(Columns(user_ids, item_ids, values, np.array(times, dtype=np.float64), types), tokens)
 
 
-def codes_of(types: tuple[EventType, ...]) -> dict[str, int]:
+def codes_of(types: Iterable[EventType]) -> dict[str, int]:
     """Return the codes of the types that take events, with that of a rating."""
     return {RATING: 0} | {each.name: each.code for each in types if not each.retired}
 
@@ -142,7 +154,19 @@ def unknown_type(name: str, codes: Mapping[str, int], row: int | None = None) ->
     return Problem("invalid_type", detail, field="type", row=row)
 
 
-def _value(row: EventIn, number: int) -> float:
+def _token(text: str | None, row: int) -> Token | None:
+    token = None if text is None else parse_token(text)
+    if text is not None and token is None:
+        detail = "recommendation_id is none that an answer has"
+        raise Problem("invalid_body", detail, field="recommendation_id", row=row)
+    return token
+
+
+def _value(row: EventIn, number: int, token: Token | None, known: Known) -> float:
+    kind = known.types.get(row.type)
+    if kind is not None and kind.meaning == "shown":
+        # What comes of it counts for the generation that has shown it.
+        return float(known.generation if token is None else token.generation)
     if row.value is None and row.type == RATING:
         raise Problem("invalid_body", "value is missing: it is the rating", field="value", row=number)
     return 1.0 if row.value is None else row.value
@@ -164,14 +188,19 @@ async def post_events(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     context.require_room()
     async with context.bodies.read(request, context.imports, takes_lines=True) as (raw, lines):
-        codes = codes_of(await context.store.event_types.current())
+        types, live = await context.store.event_types.current(), context.follower.live
         # One moment for the whole call: its events keep their order.
-        now, scale = time.time(), context.store.config.scale
+        taken = {each.name: each for each in types if not each.retired}
+        known = Known(taken, live.generation if live else 0, context.store.config.scale, time.time())
         if len(raw) <= INLINE_BYTES:
-            columns = parse_events(raw, codes, scale, now, lines=lines)
+            events = parse_events(raw, known, lines=lines)
         else:
-            columns = await asyncio.to_thread(parse_events, raw, codes, scale, now, lines=lines)
-        return json_answer(await store_columns(request, columns))
+            events = await asyncio.to_thread(parse_events, raw, known, lines=lines)
+        noted = await context.feedback.note(events.columns, types, events.tokens)
+        accepted = await store_columns(request, events.columns)
+        if noted is not None:
+            context.feedback.count(noted)
+        return json_answer(accepted)
 
 
 @Route(

@@ -135,6 +135,8 @@ async def test_recommendations(client: Client) -> None:
     everything = (await client.get("/recommend/ann?n=100&exclude_seen=false")).json["items"]
     assert len(everything) == ITEMS
     draws = [(await client.get(f"/recommend/ann?explore=thompson&seed={seed}")).json for seed in (1, 1, 2)]
+    # Each answer has an id of its own.
+    assert len({each.pop("recommendation_id") for each in draws}) == 3
     assert draws[0] == draws[1]
     assert draws[0]["seed"] == 1
     assert not {"item-0", "item-1", "item-2"} & {each["item_id"] for each in draws[2]["items"]}

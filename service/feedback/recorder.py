@@ -1,0 +1,260 @@
+"""Records what lists have shown, and counts what came of it, beside the answers.
+
+Invariant: no answer waits for it, and what waits is bounded: what is beyond the bound, or cannot be stored,
+is left out and counted.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from factors import Float64s
+from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.experiments.showings import Showings
+from featurestore.experiments.tallies import Figure
+from featurestore.generations.follower import Follower
+from featurestore.ratings.batches import Columns
+from featurestore.ratings.event_types import EventType
+from featurestore.store import Store
+from service.experiments.counting import ArmCounts, Membership
+from service.feedback.attribution import positives
+from service.feedback.tokens import Token
+from service.metrics import Counts
+
+log = logging.getLogger("foldin.service")
+
+# The type that what `/recommend` records has, where it has not been retired.
+IMPRESSION = "impression"
+# Soon after the answer, and together with those of other answers.
+_STORE_S = 0.2
+# 3 MB; a worker answers some 2,000 lists of 10 items in the time.
+_MOST_WAITING = 20_000
+# One call of ratings may have as many.
+_AT_ONCE = 10_000
+# Figures are looked at by people.
+_FLUSH_S = 2.0
+# Histories that are read for the positive events of a call. A larger call is an import.
+MOST_POSITIVES = 256
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What waits to be handed over of one generation."""
+
+    showings: Showings = field(default_factory=Showings)
+    rows: set[int] = field(default_factory=set)
+
+
+class _Shown(NamedTuple):
+    """An item that an answer has shown, to be stored."""
+
+    user_id: bytes
+    item_id: bytes
+    row: int
+    generation: int
+    members: tuple[Membership, ...]
+    at: float
+
+
+class Noted(NamedTuple):
+    """What the events of a call count for, once they are stored: positions and generations of those shown,
+    and of those that followed a showing.
+    """
+
+    columns: Columns
+    shown: Sequence[tuple[int, int]]
+    positives: Sequence[tuple[int, int]]
+    tokens: Sequence[Token | None]
+
+
+class FeedbackRecorder:
+    """What one worker has shown and counted, and not yet handed over."""
+
+    def __init__(self, store: Store, follower: Follower, counts: Counts, arm_counts: ArmCounts) -> None:
+        self._store = store
+        self._follower = follower
+        self._counts = counts
+        self._arm_counts = arm_counts
+        self._shown: list[_Shown] = []
+        self._waiting: dict[int, _Waiting] = {}
+        self._flushed_at = time.monotonic()
+
+    def listed(self, generation: int, members: Collection[Membership]) -> None:
+        """Count an answered list."""
+        self._of(generation).showings.lists += 1
+        for member in members:
+            self._arm_counts.count(member, Figure.LISTS)
+
+    def show(
+        self,
+        generation: int,
+        user_id: bytes,
+        items: Sequence[tuple[bytes, int]],
+        members: tuple[Membership, ...],
+    ) -> None:
+        """Record that `items` (id and row) were shown to a user, soon."""
+        now = time.time()
+        # The first are the likeliest to be looked at.
+        room = max(0, _MOST_WAITING - len(self._shown))
+        self._counts.impressions_lost += max(0, len(items) - room)
+        self._shown += [
+            _Shown(user_id, item_id, row, generation, members, now) for item_id, row in items[:room]
+        ]
+
+    async def note(
+        self, columns: Columns, types: Sequence[EventType], tokens: Sequence[Token | None]
+    ) -> Noted | None:
+        """Look at the events of a call before they are stored; None where none says anything of lists. Of a
+        call with over `MOST_POSITIVES` positive events none of these counts.
+        """
+        live = self._follower.live
+        if live is None or columns.type_code is None:
+            return None
+        # A retired type's events stay, and so does what they mean.
+        codes = {each.code: each.meaning for each in types}
+        meant = [codes.get(code) for code in columns.type_code.tolist()]
+        shown = [(k, int(columns.rating[k])) for k, what in enumerate(meant) if what == "shown"]
+        wanted = [k for k, what in enumerate(meant) if what == "positive"]
+        found: list[tuple[int, int]] = []
+        if 0 < len(wanted) <= MOST_POSITIVES:
+            found = await self._followed(columns, wanted, types, live.epoch)
+        return Noted(columns, shown, found, tokens) if shown or found else None
+
+    async def _followed(
+        self, columns: Columns, wanted: Sequence[int], types: Sequence[EventType], epoch: int
+    ) -> list[tuple[int, int]]:
+        of_user: dict[bytes, list[int]] = {}
+        for k in wanted:
+            of_user.setdefault(columns.user_id[k], []).append(k)
+        names = dict.fromkeys(columns.item_id[k] for k in wanted)
+        try:
+            histories, rows = await asyncio.gather(
+                self._store.users.parts(epoch, list(of_user)), self._store.items(epoch).rows(list(names))
+            )
+        except StoreUnavailable:
+            # The call itself says so, if it lasts.
+            return []
+        row_of = {item: -1 if row is None else row for item, row in zip(names, rows, strict=True)}
+        shown, positive = (
+            [each.code for each in types if each.meaning == meaning] for meaning in ("shown", "positive")
+        )
+        found = []
+        for history, places in zip(histories, of_user.values(), strict=True):
+            items = [row_of[columns.item_id[k]] for k in places]
+            times = [float(columns.time[k]) for k in places]
+            for place, generation in positives(history.feedback, items, times, shown, positive):
+                found.append((places[place], generation))
+        return found
+
+    def count(self, noted: Noted) -> None:
+        """Count the events of a call that is stored."""
+        columns, registry = noted.columns, self._store.items(self._epoch())
+        newest = self._store.users.kept.upto
+        for events, figure in ((noted.shown, Figure.SHOWN), (noted.positives, Figure.POSITIVES)):
+            for k, generation in events:
+                if not 0 < generation <= newest:
+                    # Of a token that was made up, or an import: it would take the place of one that there is.
+                    continue
+                row = registry.row(columns.item_id[k]) if figure is Figure.SHOWN else None
+                members = self._members(columns.user_id[k], generation, noted.tokens[k])
+                self._count(figure, generation, row, members)
+
+    def _epoch(self) -> int:
+        return 1 if self._follower.live is None else self._follower.live.epoch
+
+    def _members(self, user_id: bytes, generation: int, token: Token | None) -> list[Membership]:
+        """Return the arms that an event counts for: of generations by what has shown the item, of scenarios
+        by the token of the answer.
+        """
+        found, arms = [], {} if token is None else token.arms
+        for experiment in self._follower.experiments.running:
+            mark = experiment.mark_of(user_id)
+            place = experiment.arm_of(mark)
+            if place >= 0:
+                arm = experiment.arms[place]
+                by_generation = experiment.over_generations and arm.generation == generation
+                if by_generation or (
+                    not experiment.over_generations and arms.get(experiment.name) == arm.name
+                ):
+                    found.append(Membership(experiment, place, mark))
+        return found
+
+    def _count(
+        self, figure: Figure, generation: int, row: int | None, members: Collection[Membership]
+    ) -> None:
+        waiting = self._of(generation)
+        if figure is Figure.SHOWN:
+            waiting.showings.shown += 1
+            if row is not None:
+                waiting.rows.add(row)
+        else:
+            waiting.showings.positives += 1
+        for member in members:
+            self._arm_counts.count(member, figure)
+
+    def _of(self, generation: int) -> _Waiting:
+        found = self._waiting.get(generation)
+        if found is None:
+            found = self._waiting[generation] = _Waiting()
+        return found
+
+    async def run(self) -> None:
+        """Store and hand over until cancelled, and once more then."""
+        try:
+            while True:
+                await asyncio.sleep(_STORE_S)
+                await self._try(last=False)
+        finally:
+            await self._try(last=True)
+
+    async def _try(self, *, last: bool) -> None:
+        try:
+            await self._store_shown()
+            if last or time.monotonic() - self._flushed_at >= _FLUSH_S:
+                self._flushed_at = time.monotonic()
+                waiting, self._waiting = self._waiting, {}
+                for generation, each in waiting.items():
+                    await self._store.showings.add(generation, each.showings, each.rows)
+        except StoreUnavailable:
+            # The follower says so.
+            pass
+        except StoreError as exc:
+            log.warning("figures of lists cannot be stored: %s", exc)
+
+    async def _store_shown(self) -> None:
+        """Store what was shown as events, and count it."""
+        while self._shown:
+            some, self._shown = self._shown[:_AT_ONCE], self._shown[_AT_ONCE:]
+            try:
+                code = next(
+                    each.code
+                    for each in await self._store.event_types.current()
+                    if each.name == IMPRESSION and not each.retired
+                )
+                await self._store.ratings.append_columns(_columns(some, code))
+            except (StoreError, StopIteration) as exc:
+                # Some may have been stored: they are not sent again, as they would be shown twice.
+                self._counts.impressions_lost += len(some)
+                if isinstance(exc, StopIteration):
+                    # An operator has retired the type.
+                    return
+                raise
+            for each in some:
+                self._count(Figure.SHOWN, each.generation, each.row, each.members)
+
+
+def _columns(some: Sequence[_Shown], code: int) -> Columns:
+    # The value of a showing is the generation that has shown it.
+    values: Float64s = np.array([each.generation for each in some], dtype=np.float64)
+    return Columns(
+        [each.user_id for each in some],
+        [each.item_id for each in some],
+        values,
+        np.array([each.at for each in some]),
+        np.full(len(some), code, dtype=np.uint8),
+    )

@@ -1,0 +1,72 @@
+"""What a `recommendation_id` says, and which events follow a showing: values alone."""
+
+import numpy as np
+import pytest
+
+from featurestore.codecs import NO_FEEDBACK, Feedback
+from service.feedback.attribution import WINDOW_S, Positive, positives
+from service.feedback.tokens import MAX_TOKEN, Token, new_token, parse_token
+
+SHOWN, LIKE, BUY = 7, 3, 4
+DAY_S = 86_400.0
+
+
+def events(*some: tuple[int, int, float, float]) -> Feedback:
+    """Events (row, type, value, time)."""
+    rows, codes, values, times = zip(*some, strict=True)
+    return Feedback(
+        np.array(rows, np.int32),
+        np.array(codes, np.uint8),
+        np.array(values, np.float64),
+        np.array(times, np.float64),
+        np.zeros(len(some), np.int64),
+    )
+
+
+def follow(before: Feedback, *asked: tuple[int, float]) -> list[tuple[int, int]]:
+    rows, times = [row for row, _ in asked], [at for _, at in asked]
+    found = positives(before, rows, times, [SHOWN], [LIKE, BUY])
+    return [(each.place, each.generation) for each in found]
+
+
+def test_of_each_showing_one_event_counts_within_seven_days() -> None:
+    before = events((1, SHOWN, 41.0, 100.0), (2, SHOWN, 42.0, 200.0))
+    assert follow(before, (1, 150.0), (2, 250.0), (3, 250.0)) == [(0, 41), (1, 42)]
+    # Once an item, however many events of a call.
+    assert follow(before, (1, 150.0), (1, 160.0)) == [(0, 41)]
+    assert follow(before, (1, 100.0 + WINDOW_S)) == [(0, 41)]
+    assert follow(before, (1, 100.0 + WINDOW_S + 1)) == []
+    # What was done before the item was shown does not follow from that.
+    assert follow(before, (1, 99.0)) == []
+    assert follow(NO_FEEDBACK, (1, 150.0)) == []
+    assert isinstance(positives(before, [1], [150.0], [SHOWN], [LIKE])[0], Positive)
+
+
+def test_what_was_answered_counts_again_only_when_it_is_shown_again() -> None:
+    shown_and_liked = events((1, SHOWN, 41.0, 100.0), (1, LIKE, 1.0, 120.0))
+    assert follow(shown_and_liked, (1, 150.0)) == []
+    again = events((1, LIKE, 1.0, 120.0), (1, SHOWN, 42.0, 130.0))
+    assert follow(again, (1, 150.0)) == [(0, 42)]
+    # Events of other items, and negative ones, are no answer.
+    others = events((1, SHOWN, 41.0, 100.0), (2, LIKE, 1.0, 120.0), (1, 6, 1.0, 120.0))
+    assert follow(others, (1, 150.0)) == [(0, 41)]
+
+
+@pytest.mark.parametrize("scenario", [None, "home", "a" * 64])
+@pytest.mark.parametrize("arms", [{}, {"fits": "now"}, {"e" * 64: "a" * 64, "f" * 64: "b" * 64}])
+def test_a_token_says_what_it_was_made_of(scenario: str | None, arms: dict[str, str]) -> None:
+    text = new_token(42, 1_700_000_000.4, scenario, arms)
+    assert len(text) <= MAX_TOKEN
+    assert parse_token(text) == Token(42, 1_700_000_000.0, scenario, arms)
+    assert new_token(42, 1_700_000_000.4, scenario, arms) != text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "42", "42~1~zz~home~", "-1~1~0123456789abcdef~~", "42~1~0123456789abcdef~~a", "x" * 500),
+        *("42~1~0123456789abcdef~~a:b,c:d,e:f", "42~1~0123456789abcdef~~\n", "٤~1~0123456789abcdef~~"),
+    ],
+)
+def test_what_is_no_token_is_none(text: str) -> None:
+    assert parse_token(text) is None
