@@ -194,7 +194,7 @@ async def test_a_call_of_many_events_is_an_import_and_counts_no_positives(
 
 
 async def answered(client: Client, path: str) -> None:
-    """Ask until the store was heard: a worker that a busy machine has kept waiting says 503, or `degraded`."""
+    """Ask until the store was heard: a worker that a busy machine keeps waiting says 503, or `degraded`."""
 
     async def is_answered() -> bool:
         reply = await client.get(path, headers={"Connection": "close"})
