@@ -21,9 +21,9 @@ from foldin.files.layout import find_layout
 from foldin.files.positions import Position, PositionFile
 from foldin.files.progress import ImportProgress
 from foldin.files.reading import RatingsFile
-from foldin.files.rows import BadRow, Batch, Row, RowRules, Values, distinct, pieces, suggested_scale
+from foldin.files.rows import BadRow, Batch, RowRules, Values, distinct, pieces, suggested_scale
 from foldin.settings import FrontDoorSettings, ImportOptions
-from foldin.sinks import RowRefusedError, Sink, SinkBusyError, open_sink
+from foldin.sinks import Row, RowRefusedError, Sink, SinkBusyError, open_sink
 from processes.errors import CannotStartError
 
 SHOWN_ROWS = 20  # of the bad rows: what fits on a terminal

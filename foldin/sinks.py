@@ -18,10 +18,10 @@ from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Event, Rati
 from factors import Scale, UInt8s
 from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable, StreamFull
 from featurestore.ratings.batches import Columns
+from featurestore.ratings.event_types import RATING
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.errors import ImportStoppedError
-from foldin.files.rows import RATING, Row
 from foldin.settings import DEFAULT_API, FrontDoorSettings, ImportOptions
 from processes.errors import CannotStartError
 from processes.settings import load, secret_of
@@ -31,6 +31,8 @@ API_TIMEOUT_S = 30.0
 # Here a late answer does no harm, and a store that is busy with large batches answers late.
 STORE_TIMEOUT_S = 15.0
 DEFAULT_DATA = Path("data")  # as `foldin up` has it
+# User id, item id, rating, seconds since 1970, and in a file with types the type, whose rating is its value.
+Row = tuple[bytes, bytes, float, float] | tuple[bytes, bytes, float, float, bytes]
 
 
 class SinkBusyError(Exception):
@@ -123,7 +125,7 @@ class StoreSink:
     async def _codes(self, types: Sequence[bytes]) -> UInt8s:
         """Return the codes of types by name. Raises RowRefusedError."""
         known = {each.name.encode(): each.code for each in await self._store.event_types.current()}
-        known[RATING] = 0
+        known[RATING.encode()] = 0
         for position, name in enumerate(types):
             if name not in known:
                 raise RowRefusedError(f"there is no event type {name.decode()[:50]!r}", position)
@@ -191,11 +193,11 @@ class ApiSink:
         await self._session.close()
 
 
-def _rating(user: bytes, item: bytes, rating: float, time: float, _type: bytes = RATING) -> Rating:
+def _rating(user: bytes, item: bytes, rating: float, time: float, _type: bytes = b"") -> Rating:
     return Rating(user.decode(), item.decode(), rating, time)
 
 
-def _event(user: bytes, item: bytes, rating: float, time: float, kind: bytes = RATING) -> Event:
+def _event(user: bytes, item: bytes, rating: float, time: float, kind: bytes = b"") -> Event:
     return Event(user.decode(), item.decode(), kind.decode(), rating, time)
 
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from factors import Scale
 from featurestore.codecs import MAX_TIMESTAMP
+from featurestore.ratings.event_types import RATING
 from featurestore.settings import format_scale
 from foldin.files.layout import NUMBER
 
@@ -26,9 +27,6 @@ Values = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 MAX_ID_BYTES = 256  # as the API has it
-RATING = b"rating"  # the type of an event that is a rating
-# User id, item id, rating, seconds since 1970, and in a file with types the type, whose rating is its value.
-Row = tuple[bytes, bytes, float, float] | tuple[bytes, bytes, float, float, bytes]
 SHOWN_CHARACTERS = 40  # of a bad value
 STEP_TOLERANCE = 1e-6  # of a step: 0.1 + 0.2 is on a scale in tenths
 MAX_DISTINCT = 1000  # more are as good as continuous
@@ -121,7 +119,7 @@ class RowRules:
         types, rated = None, np.ones(len(lines), bool)
         if "type" in columns:
             types = _ids(columns["type"], "type", refuse)
-            rated = pc.equal(types, RATING).to_numpy(zero_copy_only=False)
+            rated = pc.equal(types, RATING.encode()).to_numpy(zero_copy_only=False)
         ratings = _numbers(_values(columns.get("rating"), rated), "rating", _number, refuse)
         if "timestamp" in columns:
             times = _numbers(columns["timestamp"], "timestamp", _time, refuse)
@@ -290,8 +288,8 @@ def _time(text: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def pieces(batch: Batch, size: int) -> Iterator[tuple[list[Row], list[int]]]:
-    """Yield a batch in pieces of at most `size` ratings: rows, and their lines."""
+def pieces(batch: Batch, size: int) -> Iterator[tuple[list[Any], list[int]]]:
+    """Yield a batch in pieces of at most `size` ratings: rows for a `foldin.sinks.Sink`, and their lines."""
     for start in range(0, len(batch), size):
         end = min(start + size, len(batch))
         types = () if batch.types is None else (batch.types.slice(start, size).to_pylist(),)

@@ -4,8 +4,7 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.files.rows import Row
-from foldin.sinks import ApiSink, RowRefusedError, Sink, StoreSink
+from foldin.sinks import ApiSink, Row, RowRefusedError, Sink, StoreSink
 from tests.support.serving import serving
 
 ROWS: list[Row] = [

@@ -57,7 +57,7 @@ async def test_events_are_beside_the_ratings(
         assert (await client.ask("DELETE", "/events/ann/item-0/view")).json["deleted"] == 1
         again = await client.ask("DELETE", "/events/ann/item-0/view")
         assert (again.status, again.json["code"]) == (404, "unknown_event")
-        for path in ("/events/ann/item-0/sneeze", "/events/ann/nothing/view", "/events/nobody/item-0/view"):
+        for path in ("/events/ann/item-0/sneeze", "/events/ann/nothing/view", "/events/zoe/item-0/view"):
             assert (await client.ask("DELETE", path)).json["code"] == "unknown_event"
         assert await events_of(client, "ann") == [latest[0], latest[2]]
         assert (await client.ask("DELETE", "/ratings/ann/item-2")).status == 200

@@ -20,7 +20,8 @@ from factors import Scale
 from foldin.files import reading
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
-from foldin.files.rows import BadRow, Row, RowRules, off_scale, pieces, suggested_scale
+from foldin.files.rows import BadRow, RowRules, off_scale, pieces, suggested_scale
+from foldin.sinks import Row
 from processes.errors import CannotStartError
 
 NOW = 1_700_000_000.0

@@ -15,10 +15,9 @@ from factors import Scale
 from foldin import importing
 from foldin.errors import ImportStoppedError
 from foldin.files import reading
-from foldin.files.rows import Row
 from foldin.importing import run_import
 from foldin.settings import FrontDoorSettings, ImportOptions
-from foldin.sinks import RowRefusedError, SinkBusyError, open_sink, running_stack
+from foldin.sinks import Row, RowRefusedError, SinkBusyError, open_sink, running_stack
 from processes.errors import CannotStartError
 
 
