@@ -27,8 +27,9 @@ R = TypeVar("R")
 WINDOW_STEPS = 512
 # Of the windows of all games: 26,843 steps of one at a thousand tokens, 2,684 at ten thousand.
 WINDOWS_BYTES = 1 << 28
-# User and item take four bytes each, the rating one; each variable takes eight.
+# User and item take four bytes each, the rating one.
 STEP_BYTES = 9
+# A float64 each.
 VARIABLE_BYTES = 8
 # Below that drawing would be all that is done: at most a million tokens, so 0.6 GB.
 LEAST_STEPS = 64

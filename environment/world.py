@@ -33,9 +33,10 @@ MAX_PAIRS = 4_000_000  # drawing such a world takes about a second and 300 MB fo
 DRIFT_EVENTS = 10_000  # the `drift` option counts in radians over so many events
 MAX_VARIABLES = 32  # numbers of an event; the course's second environment has five
 MAX_NUMBERS = 16_000_000  # of all events of a world: 128 MB for a moment
-# How far the variables of an event move a score: a standard deviation of 1 by itself, and of half a component
-# of the taste, so that a score has variance 9 + 1 + 1.5. The course never published how its variables enter.
+# The course never published how its variables enter a rating. Here they move a score by a standard deviation
+# of 1 by themselves,
 SHIFT = 1.0
+# and each component of a taste by half of one, so that a score has variance 9 + 1 + 1.5.
 TURN = 0.5
 
 Floats = npt.NDArray[np.float64]

@@ -145,6 +145,9 @@ class Auditor:
         world, began = self._shared.histories.live, asyncio.get_running_loop().time()
         erased = await self._erased()
         epoch = (await retried(self._store.generations.live)).epoch
+        if epoch != self._epoch:
+            # Live for a moment only: the next look decides whose ratings it has.
+            return
         folder = self._stack.settings.archive_folder / f"epoch-{epoch:06d}"
         events = None
         while events is None:
