@@ -14,7 +14,8 @@ from pathlib import Path
 
 from trainer.archive.segments import sync_directory
 from trainer.errors import FitFailedError
-from trainer.fit_job.results import FitResult, erase_user, read_result
+from trainer.fit_job.result_files import erase_user, read_result
+from trainer.fit_job.results import FitResult
 
 _NAME = re.compile(r"generation-(\d+)")
 

@@ -40,7 +40,8 @@ from trainer.errors import (
 )
 from trainer.fit_job.ranking import add_head, engine_has_head
 from trainer.fit_job.ratings import FitInput, load_ratings
-from trainer.fit_job.results import Described, FitResult, read_result, take_name, unnamed, write_result
+from trainer.fit_job.result_files import read_result, take_name, unnamed, write_result
+from trainer.fit_job.results import Described, FitResult
 from trainer.fit_job.trial import try_out
 
 # Workers that answer users on the same cores go first, but POST /train has a minute: no idle priority.

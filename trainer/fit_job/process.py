@@ -14,7 +14,8 @@ from trainer import log
 from trainer.archive.segments import TEMPORARY, Step, no_step
 from trainer.errors import FitFailedError
 from trainer.fit_job.job import Answer, Failed, FitRequest, Progress
-from trainer.fit_job.results import FitResult, read_result, take_name
+from trainer.fit_job.result_files import read_result, take_name
+from trainer.fit_job.results import FitResult
 
 
 async def fit_in_process(

@@ -12,7 +12,8 @@ from factors import Columns, FactorsError, FitRefused, RankingFit, TypeWeight, f
 from trainer import log
 from trainer.engines import EngineName
 from trainer.fit_job.ratings import FitInput
-from trainer.fit_job.results import FitResult, read_columns, write_head
+from trainer.fit_job.result_files import read_columns, write_head
+from trainer.fit_job.results import FitResult
 
 
 def engine_has_head(engine: EngineName) -> bool:

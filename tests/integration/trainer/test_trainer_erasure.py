@@ -29,7 +29,7 @@ from tests.support.trainers import ChildTrainer, fitted, running_trainer, traine
 from tests.support.waiting import wait_until_async
 from trainer.consume.consumer import EpochConsumer
 from trainer.erasure.file_rewrites import FileRewrites
-from trainer.fit_job import results
+from trainer.fit_job import result_files
 from trainer.settings import TrainerSettings
 
 OTHERS = low_rank_ratings(users=12, items=12)
@@ -167,7 +167,7 @@ async def test_what_would_be_left(
     elif without == "renewed streams":
         monkeypatch.setattr(StoreFiles, "renew_streams", nothing)
     else:
-        monkeypatch.setattr(results, "_OF_A_RATING", ("item_values",))
+        monkeypatch.setattr(result_files, "_OF_A_RATING", ("item_values",))
     async with (
         running_trainer(settings),
         opened(settings.store) as store,

@@ -16,7 +16,8 @@ from tests.support.trainers import fitted, running_trainer, trainer_settings, un
 from tests.support.waiting import wait_until_async
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
-from trainer.fit_job.results import FitResult, read_result
+from trainer.fit_job.result_files import read_result
+from trainer.fit_job.results import FitResult
 from trainer.gate import Policy
 from trainer.rollback.betting import Bet
 from trainer.settings import TrainerSettings

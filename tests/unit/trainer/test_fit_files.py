@@ -33,7 +33,8 @@ from trainer.errors import (
 from trainer.fit_job.job import FitRequest, run_fit
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.results import FitResult, erase_user, read_result, unnamed
+from trainer.fit_job.result_files import erase_user, read_result, unnamed
+from trainer.fit_job.results import FitResult
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]

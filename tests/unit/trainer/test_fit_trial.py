@@ -20,7 +20,8 @@ from trainer.engines.base import compared
 from trainer.fit_job import trial
 from trainer.fit_job.job import FitRequest, run_fit
 from trainer.fit_job.ratings import FitInput, load_ratings
-from trainer.fit_job.results import FitResult, read_result
+from trainer.fit_job.result_files import read_result
+from trainer.fit_job.results import FitResult
 from trainer.fit_job.trial import as_served, newest
 from trainer.gate import Policy
 

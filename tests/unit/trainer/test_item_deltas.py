@@ -20,7 +20,8 @@ from tests.support.event_tables import event_table, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import after, spans_of
 from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.results import FitResult, erase_user, read_result, write_result
+from trainer.fit_job.result_files import erase_user, read_result, write_result
+from trainer.fit_job.results import FitResult
 from trainer.item_updates.since_fit import RatingsSinceFit
 
 NAN = float("nan")

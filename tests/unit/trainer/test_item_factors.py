@@ -11,7 +11,8 @@ from tests.unit.trainer.test_item_deltas import NAN, SETTINGS, Event, known, tab
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of
 from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.results import FitResult, read_result, write_head, write_result
+from trainer.fit_job.result_files import read_result, write_head, write_result
+from trainer.fit_job.results import FitResult
 from trainer.item_updates.since_fit import RatingsSinceFit
 
 

@@ -15,7 +15,7 @@ from trainer.archive.events import spans_of
 from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.ratings import FitInput, load_ratings
-from trainer.fit_job.results import read_result, write_result
+from trainer.fit_job.result_files import read_result, write_result
 from trainer.refit import Failure, RefitRequests
 from trainer.retry import with_retries
 from trainer.schedule import Rules, Schedule
