@@ -15,10 +15,10 @@ import aiohttp
 import numpy as np
 
 from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Event, Rating
-from factors import Scale, UInt8s
+from factors import Scale
 from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable, StreamFull
 from featurestore.ratings.batches import Columns
-from featurestore.ratings.event_types import RATING
+from featurestore.ratings.event_types import codes_taken, unknown_type
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.errors import ImportStoppedError
@@ -111,8 +111,10 @@ class StoreSink:
                 raise StoreFull(f"{reason} has no room", reason)
             users, items, values, times, *types = zip(*rows, strict=True)
             numbers = np.array(values, dtype=np.float64), np.array(times, dtype=np.float64)
-            codes = await self._codes(types[0]) if types else None
-            await self._store.ratings.append_columns(Columns(users, items, *numbers, codes))
+            columns = Columns(users, items, *numbers)
+            if types:
+                columns = await self._typed(columns, types[0])
+            await self._store.ratings.append_columns(columns)
         except StreamFull as exc:
             raise SinkBusyError("the trainer archives what it has", exc.retry_after_s, full=True) from exc
         except StoreFull as exc:
@@ -122,14 +124,18 @@ class StoreSink:
         except StoreError as exc:
             raise ImportStoppedError(f"the store refuses the ratings: {exc}") from exc
 
-    async def _codes(self, types: Sequence[bytes]) -> UInt8s:
-        """Return the codes of types by name. Raises RowRefusedError."""
-        known = {each.name.encode(): each.code for each in await self._store.event_types.current()}
-        known[RATING.encode()] = 0
-        for position, name in enumerate(types):
+    async def _typed(self, columns: Columns, names: Sequence[bytes]) -> Columns:
+        """Return events of types by name, held to the rules of the API. Raises RowRefusedError."""
+        types = await self._store.event_types.current()
+        taken = codes_taken(types)
+        known = {name.encode(): code for name, code in taken.items()}
+        for position, name in enumerate(names):
             if name not in known:
-                raise RowRefusedError(f"there is no event type {name.decode()[:50]!r}", position)
-        return np.array([known[name] for name in types], dtype=np.uint8)
+                raise RowRefusedError(unknown_type(name.decode(), taken), position)
+        codes = np.array([known[name] for name in names], dtype=np.uint8)
+        # Their value is the generation that has shown the item, which a file does not know: 0 is none.
+        shown = np.isin(codes, [each.code for each in types if each.meaning == "shown"])
+        return replace(columns, rating=np.where(shown, 0.0, columns.rating), type_code=codes)
 
     async def close(self) -> None:
         """As in Sink."""

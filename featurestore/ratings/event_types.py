@@ -6,7 +6,7 @@ code that means something else to the others.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha1
 from typing import Any, Literal
 
@@ -103,6 +103,16 @@ def with_types(before: Sequence[EventType], more: Sequence[EventType]) -> tuple[
     if len({each.name for each in found.values()}) < len(found):
         raise StoreRefused("an event type has another code here than there")
     return tuple(found[code] for code in sorted(found))
+
+
+def codes_taken(types: Iterable[EventType]) -> dict[str, int]:
+    """Return the codes of the types that take events, by name, with that of a rating."""
+    return {RATING: 0} | {each.name: each.code for each in types if not each.retired}
+
+
+def unknown_type(name: str, codes: Mapping[str, int]) -> str:
+    """Say that there is no type of this name, and which there are."""
+    return f"there is no event type {name[:50]!r}; there are {', '.join(codes)}"
 
 
 def consumed_codes(types: Sequence[EventType]) -> list[int]:

@@ -18,7 +18,7 @@ from msgspec import Meta
 from factors import Bools, Float32s, Int32s, Int64s
 from featurestore.codecs import History, pack_histories
 from featurestore.generations.live import LiveGeneration
-from featurestore.ratings.event_types import RATING, consumed_codes
+from featurestore.ratings.event_types import RATING, consumed_codes, unknown_type
 from service.call_rules import (
     QUERY_RULES,
     CallRules,
@@ -269,8 +269,7 @@ async def _seen_rows(context: ServiceContext, history: History, wanted: Wanted) 
     codes = {RATING: 0} | {each.name: each.code for each in types}
     unknown = next((name for name in names if name not in codes), None)
     if unknown is not None:
-        detail = f"there is no event type {unknown[:50]!r}; there are {', '.join(codes)}"
-        raise Problem("invalid_type", detail, field="exclude_seen")
+        raise Problem("invalid_type", unknown_type(unknown, codes), field="exclude_seen")
     rows = history.seen([codes[name] for name in names])
     return rows if RATING in names else rows[len(history) :]
 

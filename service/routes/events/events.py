@@ -7,7 +7,7 @@ all of it is stored, and known to every read after that.
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -16,7 +16,7 @@ from aiohttp import web
 
 from factors import Scale
 from featurestore.ratings.batches import Columns
-from featurestore.ratings.event_types import RATING, EventType
+from featurestore.ratings.event_types import RATING, EventType, codes_taken, unknown_type
 from service.context import CONTEXT
 from service.feedback.tokens import Token, parse_token
 from service.http.parsing import (
@@ -118,7 +118,7 @@ def parse_events(body: bytes | bytearray, known: Known, *, lines: bool) -> Event
 
     Raises a `Problem` that names a field, and the first bad row where there are rows.
     """
-    codes = codes_of(known.types.values())
+    codes = codes_taken(known.types.values())
     rows, is_object = decoded_rows(body, _ONE, _MANY, lines=lines)
     try:
         user_ids = body_ids([row.user_id for row in rows], "user_id")
@@ -136,22 +136,11 @@ def parse_events(body: bytes | bytearray, known: Known, *, lines: bool) -> Event
     return Events(Columns(user_ids, item_ids, values, np.array(times, dtype=np.float64), types), tokens)
 
 
-def codes_of(types: Iterable[EventType]) -> dict[str, int]:
-    """Return the codes of the types that take events, with that of a rating."""
-    return {RATING: 0} | {each.name: each.code for each in types if not each.retired}
-
-
 def _code(name: str, codes: Mapping[str, int], row: int) -> int:
     code = codes.get(name)
     if code is None:
-        raise unknown_type(name, codes, row)
+        raise Problem("invalid_type", unknown_type(name, codes), field="type", row=row)
     return code
-
-
-def unknown_type(name: str, codes: Mapping[str, int], row: int | None = None) -> Problem:
-    """Return the problem of a type that takes no events."""
-    detail = f"there is no event type {name[:50]!r}; there are {', '.join(codes)}"
-    return Problem("invalid_type", detail, field="type", row=row)
 
 
 def _token(text: str | None, row: int) -> Token | None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from featurestore.ratings.event_types import DEFAULT_TYPES, NewType, replaced
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.sinks import ApiSink, Row, RowRefusedError, Sink, StoreSink
@@ -11,6 +12,8 @@ ROWS: list[Row] = [
     (b"ann", b"x", 1.0, 5.0, b"view"),
     (b"ann", b"y", 4.0, 6.0, b"rating"),
     (b"ann", b"x", 30.0, 7.0, b"purchase"),
+    # Of what was shown the value is the generation, and here there is none.
+    (b"ann", b"y", 9.0, 8.0, b"impression"),
 ]
 
 
@@ -20,17 +23,23 @@ async def test_events_arrive_as_they_are(store: Store, store_settings: StoreSett
         sink: Sink = StoreSink(store, "the store", 1)
         if target == "api":
             sink = await ApiSink.open(client.url, None)
+        wanted = [NewType(each.name, each.meaning) for each in DEFAULT_TYPES if each.name != "click"]
+        await store.event_types.change(lambda before: replaced(before, wanted))
         await sink.write(ROWS)
-        with pytest.raises(RowRefusedError) as refused:
-            await sink.write([*ROWS, (b"ann", b"z", 1.0, 8.0, b"sneeze")])
-        assert refused.value.position == 3
-        assert "sneeze" in str(refused.value)
+        # One that there never was, and a retired one.
+        for name in ("sneeze", "click"):
+            with pytest.raises(RowRefusedError) as refused:
+                await sink.write([*ROWS, (b"ann", b"z", 1.0, 8.0, name.encode())])
+            assert refused.value.position == 4
+            assert f"no event type '{name}'" in str(refused.value)
+            assert "impression" in str(refused.value)
         _, history = await store.users.history(1, b"ann")
         assert (history.rating.tolist(), history.time.tolist()) == ([4.0], [6.0])
         feedback = history.feedback
         assert list(zip(feedback.type_code.tolist(), feedback.value.tolist(), strict=True)) == [
             (1, 1.0),
             (4, 30.0),
+            (7, 0.0),
         ]
         if target == "api":
             await sink.close()
