@@ -7,7 +7,7 @@ the ids of its users; `n`, for each user the count before and how many events it
 entries. Its id ends with the number of its last event.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,7 +28,8 @@ STEP_RATINGS = 128
 class Columns:
     """Ratings of a call, in order. `user_id`, `item_id`: m ids; `rating` float64 (m,), NaN takes the item's
     rating back; `time` float64 (m,), seconds since 1970, NaN if unknown. `type_code` uint8 (m,): where there
-    are events of other types among them (0: a rating), whose `rating` is their value.
+    are events of other types among them (0: a rating), whose `rating` is their value. `known`: the `n` of
+    each user as it was read: of those who were forgotten since nothing is stored.
     """
 
     user_id: Sequence[bytes]
@@ -36,6 +37,7 @@ class Columns:
     rating: Float64s
     time: Float64s
     type_code: UInt8s | None = None
+    known: Mapping[bytes, int] | None = None
 
     def __len__(self) -> int:
         return len(self.user_id)
@@ -71,6 +73,14 @@ class Share:
     users: list[bytes]
     rows: Int64s
     ends: list[int]
+
+    def without(self, gone: Collection[int]) -> "Share":
+        """Return the share without the users at the positions `gone`."""
+        kept = [u for u in range(len(self.users)) if u not in gone]
+        size = np.diff(self.ends)
+        rows = self.rows[np.repeat(~np.isin(np.arange(len(size)), [*gone]), size)]
+        ends = [0, *np.cumsum(size[kept]).tolist()]
+        return Share(self.partition, [self.users[u] for u in kept], rows, ends)
 
 
 def shares_of(user_ids: Sequence[bytes], partitions: int) -> list[Share]:
@@ -145,6 +155,8 @@ def encode_rate(
             for each in users
         ]
         args += pack_entries(share, item_row, columns)
+    if columns.known is not None:
+        args.append(np.array([columns.known[each] for each in users], dtype="<u8").tobytes())
     n_keys = 1 + len(item_rows) * (3 + 2 * len(users))
     packed = [b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args]
     return encode_packed_call("rate", n_keys, names, len(args), packed)

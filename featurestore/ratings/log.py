@@ -109,26 +109,28 @@ class RatingsLog:
 
     async def append_columns(
         self, columns: Columns, *, epoch: int | None = None, limits: WriteLimits | None = None
-    ) -> None:
+    ) -> int:
         """The same for ratings in columns. `limits`: what the caller may add; raises `ItemsSpent`,
-        `HistoryFull` (before the first write, as for a full stream).
+        `HistoryFull` (before the first write, as for a full stream). Returns how many were left out: where
+        `columns.known` is told, those of users who were forgotten since, or who have no room.
         """
         if not len(columns):
-            return
+            return 0
         left = shares_of(columns.user_id, self._keys.partitions)
-        since = self._confirmation.begin()
+        since, left_out = self._confirmation.begin(), 0
         for _ in range(ATTEMPTS):
-            left = await self._append(left, columns, epoch, limits)
+            left, out = await self._append(left, columns, epoch, limits)
+            left_out += out
             if not left:
                 await self._confirmation.wait(since)
-                return
+                return left_out
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 
     async def _append(
         self, shares: Sequence[Share], columns: Columns, epoch: int | None, limits: WriteLimits | None
-    ) -> list[Share]:
+    ) -> tuple[list[Share], int]:
         """Write `shares` of a call; return those for which this process was wrong about the partition, of
-        which it has learned meanwhile.
+        which it has learned meanwhile, and how many events were left out.
         """
         # Each call says which epochs it believes its ratings go to. Where that is no longer so nothing is
         # written.
@@ -146,7 +148,7 @@ class RatingsLog:
         # Before items are registered: a call that is refused leaves nothing.
         if len(shares) > 1 or not all(registry.knows(columns.item_id) for registry in registries):
             await self._check_room(shares, targets)
-            if most:
+            if most and columns.known is None:
                 await self._check_histories(shares, targets, most)
         try:
             # The first epoch is the live one: a new item is one to the caller.
@@ -156,12 +158,11 @@ class RatingsLog:
             if epoch is not None:
                 raise
             await self._epochs.refresh()
-            return list(shares)
+            return list(shares), 0
         item_rows = {
             each: columns.typed(np.array(of, dtype=np.int64)) for each, of in zip(epochs, rows, strict=True)
         }
-        mode = b"live" if epoch is None else b"bootstrap"
-        left = []
+        mode = b"bootstrap" if epoch is not None else b"live" if columns.known is None else b"shown"
         fixed = (
             b"%d" % self._stream_limit,
             b"%d" % (most * codecs.ENTRY_BYTES),
@@ -169,7 +170,19 @@ class RatingsLog:
             self._identity().encode(),
         )
         replies = await self._rate(shares, expected, targets, item_rows, columns=columns, fixed=fixed)
+        return await self._learned(shares, replies, most, leaves_out=columns.known is not None)
+
+    async def _learned(
+        self, shares: Sequence[Share], replies: Sequence[Any], most: int, *, leaves_out: bool
+    ) -> tuple[list[Share], int]:
+        """Return what is to be written again of `shares`, and how many events were left out of them."""
+        left, left_out = list[Share](), 0
         for share, reply in zip(shares, replies, strict=True):
+            if leaves_out and not isinstance(reply, ReplyError) and reply[0] in (b"FORGOTTEN", b"LONG"):
+                rest = share.without([int(u) - 1 for u in reply[1:]])
+                left_out += len(share.rows) - len(rest.rows)
+                left += [rest] if rest.users else []
+                continue
             self._require_taken(share, reply, most)
             if reply[0] != b"OK":
                 left.append(share)
@@ -179,7 +192,7 @@ class RatingsLog:
                 await self._epochs.learn(share.partition, reply[1])
             elif reply[0] == b"CHANGED":
                 await self._epochs.look_again()
-        return left
+        return left, left_out
 
     def _require_taken(self, share: Share, reply: Any, most: int) -> None:
         """Raise what a reply says is not to be tried again."""

@@ -155,10 +155,26 @@ local function rate_epoch(keys, args, key, arg, count)
   return refusal
 end
 
+-- The reply that names the users who were forgotten since a caller had read their `n`. One whose mark is as high may
+-- have been unknown when that was read: nothing of such a user is written either.
+local function forgotten_since(keys, args)
+  local gone = { 'FORGOTTEN' }
+  for u = 1, tonumber(args[6]) do
+    local n = tonumber(redis.call('HGET', keys[3 + 2 * u], 'n') or '0')
+    local read = struct.unpack('<I8', args[#args], 8 * u - 7)
+    local mark = args[7] ~= '' and redis.call('HGET', keys[4], string.sub(args[7], 16 * u - 15, 16 * u))
+    if n < read or (mark and tonumber(mark) >= read) then
+      gone[#gone + 1] = u
+    end
+  end
+  return gone
+end
+
 -- keys: epochs, then for each epoch: ratings, counts, forgotten, and (user, history) for each user.
--- args: expected epochs, stream limit, most bytes of a history ('0': any), 'bootstrap' or 'live', identity of the
--- store that the caller knows, number of users, their digests joined or '', their ids as the stream has them, then for
--- each epoch the new entries of each user.
+-- args: expected epochs, stream limit, most bytes of a history ('0': any), 'bootstrap', 'live' or 'shown', identity of
+-- the store that the caller knows, number of users, their digests joined or '', their ids as the stream has them, then for
+-- each epoch the new entries of each user; of 'shown', which writes nothing where a user was forgotten since, the `n` of
+-- each user in the first epoch as the caller had read it, joined.
 local function rate(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
@@ -171,6 +187,10 @@ local function rate(keys, args)
     local key, arg, bytes = 4 + e * stride, 8 + e * users, 0
     if redis.call('HLEN', keys[key]) > 0 and args[7] == '' then
       return { 'DIGESTS' }
+    end
+    local gone = e == 0 and args[4] == 'shown' and forgotten_since(keys, args) or {}
+    if #gone > 1 then
+      return gone
     end
     for u = 1, users do
       local history = bootstrap and redis.call('GET', keys[key + 2 * u])
@@ -245,8 +265,9 @@ local function forget(keys, args)
       end
       redis.call('HSET', keys[at + 2], args[3], state.n)
       redis.call('UNLINK', keys[at + 3], keys[at + 4])
-    elseif i > 1 and not state.before then
-      -- It is being prepared: what is still to be written there of this user is from before, and is left out.
+    elseif not state.before then
+      -- What is still to be written of this user, in an epoch that is being prepared or as shown, is from before, and
+      -- is left out.
       redis.call('HSET', keys[at + 2], args[3], '0')
     end
   end

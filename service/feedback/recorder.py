@@ -18,6 +18,8 @@ from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.experiments.showings import Showings
 from featurestore.experiments.tallies import Figure
 from featurestore.generations.follower import Follower
+from featurestore.keys import partition_of
+from featurestore.quotas.limits import WriteLimits
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
@@ -59,6 +61,8 @@ class _Shown(NamedTuple):
     generation: int
     members: tuple[Membership, ...]
     at: float
+    n: int
+    most: int | None
 
 
 class Noted(NamedTuple):
@@ -96,15 +100,24 @@ class FeedbackRecorder:
         user_id: bytes,
         items: Sequence[tuple[bytes, int]],
         members: tuple[Membership, ...],
+        *,
+        n: int,
+        most: int | None,
     ) -> None:
-        """Record that `items` (id and row) were shown to a user, soon."""
+        """Record that `items` (id and row) were shown to a user, soon. `n`: the user's as it was read for the
+        answer; `most`: entries that a user may have.
+        """
         now = time.time()
         # The first are the likeliest to be looked at.
         room = max(0, _MOST_WAITING - len(self._shown))
         self._counts.impressions_lost += max(0, len(items) - room)
         self._shown += [
-            _Shown(user_id, item_id, row, generation, members, now) for item_id, row in items[:room]
+            _Shown(user_id, item_id, row, generation, members, now, n, most) for item_id, row in items[:room]
         ]
+
+    def forget(self, user_id: bytes) -> None:
+        """Drop what waits of a user."""
+        self._shown = [each for each in self._shown if each.user_id != user_id]
 
     async def note(
         self, columns: Columns, types: Sequence[EventType], tokens: Sequence[Token | None]
@@ -231,25 +244,46 @@ class FeedbackRecorder:
         while self._shown:
             some, self._shown = self._shown[:_AT_ONCE], self._shown[_AT_ONCE:]
             try:
-                code = next(
-                    each.code
-                    for each in await self._store.event_types.current()
-                    if each.name == IMPRESSION and not each.retired
-                )
-                await self._store.ratings.append_columns(_columns(some, code))
-            except (StoreError, StopIteration) as exc:
-                # Some may have been stored: they are not sent again, as they would be shown twice.
+                types = await self._store.event_types.current()
+            except StoreError:
                 self._counts.impressions_lost += len(some)
-                if isinstance(exc, StopIteration):
-                    # An operator has retired the type.
-                    return
                 raise
+            code = next((each.code for each in types if each.name == IMPRESSION and not each.retired), None)
+            # An operator has retired the type, or nothing may be written.
+            if code is None or self._follower.full is not None:
+                self._counts.impressions_lost += len(some)
+                continue
+            # A partition that is full, or a user who is damaged, costs no other partition its showings.
+            parts: dict[tuple[int, int | None], list[_Shown]] = {}
             for each in some:
-                self._count(Figure.SHOWN, each.generation, each.row, each.members)
+                place = partition_of(each.user_id, self._store.keys.partitions)
+                parts.setdefault((place, each.most), []).append(each)
+            calls = (self._store_part(part, code, most) for (_, most), part in parts.items())
+            for failed in await asyncio.gather(*calls, return_exceptions=True):
+                if failed is not None:
+                    raise failed
+
+    async def _store_part(self, part: Sequence[_Shown], code: int, most: int | None) -> None:
+        """Store and count what was shown to users of one partition. Raises `StoreError`."""
+        # All items are known: none is charged.
+        limits = WriteLimits(b"", None, most)
+        try:
+            left_out = await self._store.ratings.append_columns(_columns(part, code), limits=limits)
+        except StoreError:
+            # Some may have been stored: they are not sent again, as they would be shown twice.
+            self._counts.impressions_lost += len(part)
+            raise
+        self._counts.impressions_lost += left_out
+        for each in part:
+            self._count(Figure.SHOWN, each.generation, each.row, each.members)
 
 
 def _columns(some: Sequence[_Shown], code: int) -> Columns:
     # The value of a showing is the generation that has shown it.
+    known: dict[bytes, int] = {}
+    for each in some:
+        # Of several answers the first: what was shown before the user was forgotten must not be stored.
+        known.setdefault(each.user_id, each.n)
     values: Float64s = np.array([each.generation for each in some], dtype=np.float64)
     return Columns(
         [each.user_id for each in some],
@@ -257,4 +291,5 @@ def _columns(some: Sequence[_Shown], code: int) -> Columns:
         values,
         np.array([each.at for each in some]),
         np.full(len(some), code, dtype=np.uint8),
+        known,
     )

@@ -43,6 +43,7 @@ from service.http.parsing import (
     path_id,
 )
 from service.http.problems import Problem
+from service.http.quotas import CALLED_BY
 from service.http.response import json_answer
 from service.openapi import BODY, MODEL, Route, query_parameter, request_body, whole
 from service.prediction_json import shown
@@ -246,7 +247,12 @@ async def _for_user(
         registry = context.store.items(live.epoch)
         shown = [(item_id, registry.row(item_id)) for item_id in (each.item_id.encode() for each in items)]
         known = [(item_id, row) for item_id, row in shown if row is not None]
-        context.feedback.show(live.generation, user_id, known, members)
+        caller = request.get(CALLED_BY)
+        if context.quotas.taken(caller, "ratings", len(known)) is None:
+            most = None if caller is None else caller.limits.history
+            context.feedback.show(live.generation, user_id, known, members, n=profile.n, most=most)
+        else:
+            context.counts.impressions_lost += len(known)
     return json_answer(answer)
 
 

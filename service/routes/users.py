@@ -145,6 +145,7 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
         store.users.copies.forget(user_id)
     # From here on no read finds the user; the archive is the trainer's, which may be away.
     forgotten = await store.ratings.forget(user_id)
+    context.feedback.forget(user_id)
     context.counts.users_forgotten += 1
     epoch = (await store.generations.live()).epoch
     receipt = await store.commands.ask("erase", epoch=epoch, user=user_id, at_ms=forgotten.at_ms)

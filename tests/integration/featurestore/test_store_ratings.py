@@ -13,6 +13,7 @@ import pytest
 from featurestore import codecs
 from featurestore.errors import EpochGone, StoreError, StreamFull
 from featurestore.keys import digest_of, partition_of
+from featurestore.ratings.batches import Columns
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, make_draft, make_items, make_model, rating
@@ -162,6 +163,26 @@ async def test_forgetting_twice_or_an_unknown_user_is_harmless(store: Store) -> 
     second = await store.ratings.forget(b"u")
     assert (first.ratings, second.ratings, second.n) == (1, 0, 1)
     assert len(await store.stream.read(1, lease, 1000, 0)) == 2
+
+
+async def test_of_users_who_were_forgotten_since_they_were_read_nothing_is_written(store: Store) -> None:
+    # More than one step has: each leaves out its own.
+    users = [b"u%d" % k for k in range(40 * store.keys.partitions)]
+    known = dict.fromkeys(users[1:], 0) | {b"u0": 1}
+    await store.ratings.append([rating("u0", "a"), rating("u2", "a")])
+    known[b"u2"] = 1
+    for user in (b"u0", b"u1", b"u2"):
+        await store.ratings.forget(user)
+    # Who has come back counts on; what was read before that is still of before.
+    await store.ratings.append([rating("u2", "b")])
+    ones = np.ones(len(users))
+    shown = Columns(users, [b"a"] * len(users), ones, ones, ones.astype(np.uint8), known)
+    assert await store.ratings.append_columns(shown) == 3
+    assert [(await store.users.history(1, user))[0] for user in users[:4]] == [0, 0, 2, 1]
+    known[b"u2"] = 2
+    last = Columns([b"u2"], [b"a"], ones[:1], ones[:1], ones[:1].astype(np.uint8), known)
+    assert await store.ratings.append_columns(last) == 0
+    assert (await store.users.history(1, b"u2"))[0] == 3
 
 
 async def test_who_comes_back_counts_on_and_old_records_stay_out(store: Store) -> None:

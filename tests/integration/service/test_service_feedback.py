@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from featurestore.generations.served import FRESH_BEAT_S
+from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service.context import CONTEXT
 from tests.support.factories import Written, lead, publish, rating
 from tests.support.serving import Client, client_of, is_problem, processes, serves, serving
 from tests.support.waiting import wait_until_async
@@ -128,6 +130,41 @@ async def test_a_scenario_records_for_all_its_lists(client: Client, written: Wri
     await client.post("/recommend/eve", {"n": 2, "impressions": True})
     assert len(await until_shown(client, "eve", 2)) == 2
     assert (await client.get("/users/bob/events")).status == 404
+
+
+async def test_what_was_shown_does_not_bring_back_who_is_forgotten(client: Client, store: Store) -> None:
+    for user, other in (("ann", "bob"), ("stranger", "other")):
+        await client.get(f"/recommend/{user}?n=4&impressions=true")
+        assert (await client.ask("DELETE", f"/users/{user}")).status == 200
+        # By another worker, which knows of no queue but its own.
+        await client.get(f"/recommend/{other}?n=4&impressions=true")
+        await store.ratings.forget(other.encode())
+    await client.get("/recommend/eve?n=4&impressions=true")
+    await until_shown(client, "eve", 4)
+    for user in ("ann", "bob", "stranger", "other"):
+        assert (await client.get(f"/users/{user}/events")).status == 404
+    # Who comes back is shown lists again.
+    assert (await client.post("/ratings", {"user_id": "ann", "item_id": "item-1", "rating": 3})).status == 200
+    await client.get("/recommend/ann?n=4&impressions=true")
+    await until_shown(client, "ann", 4)
+
+
+async def test_impressions_beyond_a_quota_are_left_out_and_counted(
+    store_settings: StoreSettings, written: Written
+) -> None:
+    async with serving(store_settings, quotas=parse_quotas("off,ratings=10/h,history=5")) as (client, app):
+        await serves(client, written.writer.number)
+        await client.get("/recommend/ann?n=4&impressions=true")
+        await until_shown(client, "ann", 4)
+        # There are 5 entries of ann; of the other there may be as many.
+        await client.get("/recommend/ann?n=2&impressions=true")
+        await client.get("/recommend/bob?n=4&impressions=true")
+        await until_shown(client, "bob", 4)
+        assert app[CONTEXT].counts.impressions_lost == 2
+        # 10 are taken.
+        await client.get("/recommend/eve?n=4&impressions=true")
+        assert app[CONTEXT].counts.impressions_lost == 6
+        assert (await client.get("/users/eve/events")).status == 404
 
 
 async def test_positives_count_for_the_arm_that_has_shown_the_item(client: Client, written: Written) -> None:
