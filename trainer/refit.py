@@ -13,7 +13,8 @@ from pathlib import Path
 
 from factors import TypeWeight
 from featurestore.commands import FailureCode
-from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown
+from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown, StoreDamaged
+from featurestore.item_registry import ItemRegistry
 from featurestore.leases import Lease
 from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
@@ -245,7 +246,7 @@ class Refitter:
             try:
                 # Before the list of items, which so has those of the catalogue. Gone when the fit is.
                 folder = epoch.fits.new.with_name("new.catalogue")
-                described = await with_retries(write_catalogue, self._store.catalogue, registry, folder)
+                described = await self._described(registry, folder)
                 # After the snapshot: the registry has every item that is in it.
                 await with_retries(registry.refresh)
                 item_ids = registry.ids[:]
@@ -264,8 +265,8 @@ class Refitter:
                     seed=epoch.archive.epoch,
                     live=None if fit is None else str(fit.path.absolute()),
                     from_scratch=self._from_scratch,
-                    types=weights_of(await with_retries(self._store.event_types.current)),
-                    catalogue=str(described[0].absolute()),
+                    types=weights_of(await self._store.event_types.known()),
+                    catalogue=described[0],
                     catalogue_version=described[1],
                 )
                 fitting = fit_in_process(request, files, step=self._step)
@@ -278,6 +279,17 @@ class Refitter:
             finally:
                 for file in files:
                     file.close()
+
+    async def _described(self, registry: ItemRegistry, folder: Path) -> tuple[str | None, str]:
+        """Write what the catalogue says of items to a file; return it and its version. None where that cannot
+        be read: the ratings are fitted all the same.
+        """
+        try:
+            path, version = await with_retries(write_catalogue, self._store.catalogue, registry, folder)
+        except StoreDamaged as exc:
+            log.warning("catalogue_unreadable", error=str(exc))
+            return None, ""
+        return str(path.absolute()), version
 
     async def _rebuild(self, epoch: OpenEpoch, damaged: Path, why: str) -> None:
         log.warning("segment_damaged", epoch=epoch.archive.epoch, segment=damaged.name, why=why)

@@ -162,10 +162,12 @@ class EventTypes:
         return self._keep(self._types(await self._stored()))
 
     async def known(self) -> tuple[EventType, ...]:
-        """Return the same; while the store is away, the types as this process read them last."""
+        """Return the same; while the store is away, or what it has cannot be read, the types as this process
+        read them last. Raises nothing.
+        """
         try:
             return await self.current()
-        except StoreUnavailable:
+        except (StoreUnavailable, StoreDamaged):
             return self._kept
 
     async def change(

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from featurestore.errors import StoreRefused
+from featurestore.errors import StoreDamaged, StoreRefused
 from featurestore.ratings.event_types import RATING, EventType, Meaning, NewType, replaced
 from service.context import CONTEXT
 from service.http.parsing import Body
@@ -16,6 +16,8 @@ from service.openapi import BODY, STORE, WRITES, Route, request_body
 
 # An event counts as much as ten ratings at most: beyond, one click would be all that a list rests on.
 MAX_WEIGHT = 10.0
+# Thirty types take 4 KB.
+_MOST_BYTES = 10_000
 
 
 class TypeIn(msgspec.Struct):
@@ -73,18 +75,24 @@ async def put_event_types(request: web.Request) -> web.StreamResponse:
     One that is left out is retired: its events stay.
     """
     context = request.app[CONTEXT]
-    async with context.bodies.read(request, context.imports) as received:
+    async with context.bodies.read(request, context.imports, limit_bytes=_MOST_BYTES) as received:
         body = _BODY.decode(received.raw)
-    names = [each.name for each in body.types]
-    for row, name in enumerate(names):
-        if name == RATING or name in names[:row]:
-            detail = (
-                f"types: {name} is a type of its own" if name == RATING else f"types: {name} stands twice"
+    seen = {RATING}
+    for row, each in enumerate(body.types):
+        if each.name in seen:
+            twice = "is a type of its own" if each.name == RATING else "stands twice"
+            raise Problem("invalid_type", f"types: {each.name} {twice}", field="types.name", row=row)
+        # The pattern's `$` lets it through.
+        if each.name.endswith("\n"):
+            raise Problem(
+                "invalid_type", "types: a name may not end with a line break", field="types.name", row=row
             )
-            raise Problem("invalid_type", detail, field="types.name", row=row)
+        seen.add(each.name)
     wanted = [NewType(each.name, each.meaning, each.weight, each.consumed) for each in body.types]
     try:
         types = await context.store.event_types.change(lambda before: replaced(before, wanted))
+    except StoreDamaged:
+        raise
     except StoreRefused as exc:
         raise Problem("invalid_type", str(exc), field="types") from exc
     return json_answer(TypesOut(list(types)))

@@ -145,7 +145,11 @@ async def test_types_are_put_and_retired(published: Written, store_settings: Sto
         for types in bad:
             refused = await client.ask("PUT", "/event-types", json={"types": types})
             assert (refused.status, refused.json["code"]) == (422, "invalid_type")
-        for types in ([{"name": "No", "meaning": "positive"}], [{"name": "a", "meaning": "maybe"}]):
+        for types in (
+            [{"name": "No", "meaning": "positive"}],
+            [{"name": "view\n", "meaning": "positive"}],
+            [{"name": "a", "meaning": "maybe"}],
+        ):
             assert (await client.ask("PUT", "/event-types", json={"types": types})).status == 422
         assert (await client.get("/event-types")).json["types"] == put.json["types"]
 
@@ -165,3 +169,5 @@ async def test_what_was_stored_can_be_read(published: Written, store: Store) -> 
     await store.redis.set(store.keys.event_types, b'{"format":1,"types":[{"name":"a"}]}')
     async with serving(store.settings) as (client, _):
         assert (await client.post("/events", event("bob", "item-0", "view"))).json["code"] == "data_damaged"
+        put = await client.ask("PUT", "/event-types", json={"types": [{"name": "a", "meaning": "positive"}]})
+        assert (put.status, put.json["code"]) == (503, "data_damaged")

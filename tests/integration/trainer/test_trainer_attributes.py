@@ -22,6 +22,7 @@ from featurestore.store import Store
 from tests.support.trainers import fitted, running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
 from trainer.catalogue import reading
+from trainer.errors import ArchiveFailedError
 from trainer.settings import TrainerSettings
 
 GENRES = ("drama", "comedy", "war", "horror")
@@ -192,3 +193,22 @@ async def test_an_unrated_item_is_relevant_by_its_attributes(
         drama, war, unrated = ranking.head.scores(history, np.array(fresh))
         assert drama > war + 0.05
         assert drama == pytest.approx(unrated, rel=1e-3)
+
+
+async def test_ratings_are_fitted_without_a_catalogue_that_cannot_be_read(
+    settings: TrainerSettings, store: Store
+) -> None:
+    await store.ratings.append(given())
+    await put(store, [item("i0", "drama")])
+    await store.redis.set(store.keys.catalogue, b"zz")
+    await store.redis.set(store.keys.event_types, b"{")
+    async with running_trainer(settings):
+        assert await fitted(store)
+    await store.redis.delete(store.keys.event_types)
+
+
+async def test_a_catalogue_that_no_disk_has_room_for_is_waited_for(store: Store, tmp_path: Path) -> None:
+    await put(store, [item("i0", "drama")])
+    (tmp_path / "items.ndjson").mkdir()
+    with pytest.raises(ArchiveFailedError, match="cannot write"):
+        await reading.write_catalogue(store.catalogue, store.items(1), tmp_path)
