@@ -43,14 +43,16 @@ class Tallies:
         self._keys = keys
         self._client = client
 
-    async def add(self, name: str, arm: int, tally: Float64s, marks: Sequence[int]) -> None:
+    async def add(self, experiment: Experiment, arm: int, tally: Float64s, marks: Sequence[int]) -> None:
         """Add a tally (figures, groups) to that of an arm, and users by their marks."""
-        keys = self._keys
+        keys, name = self._keys, experiment.name
+        began = repr(experiment.definition.began).encode()
         names = [keys.experiments, keys.experiment_sums(name), keys.experiment_users(name, arm)]
         numbers = tally.astype("<f8").tobytes()
         for start in range(0, max(len(marks), 1), MARKS_AT_ONCE):
             packed = np.array(marks[start : start + MARKS_AT_ONCE], dtype="<u8").tobytes()
-            await self._client.call("add_tally", (names, [name.encode(), b"%d" % arm, numbers, packed]))
+            args = [name.encode(), b"%d" % arm, numbers, packed, began]
+            await self._client.call("add_tally", (names, args))
             numbers = b""
 
     async def read(self, experiment: Experiment) -> "list[tuple[Float64s, int]]":

@@ -532,10 +532,13 @@ local function arms_of(experiments, epoch)
   local found
   for _, text in ipairs(redis.call('HVALS', experiments)) do
     local is_json, experiment = pcall(cjson.decode, text)
-    if is_json and type(experiment) == 'table' and experiment.epoch == epoch then
-      for _, arm in ipairs(experiment.arms) do
+    local is_one = is_json and type(experiment) == 'table' and experiment.epoch == epoch
+    for _, arm in ipairs(is_one and type(experiment.arms) == 'table' and experiment.arms or {}) do
+      local number = type(arm) == 'table' and arm.generation
+      -- Not NaN, which cjson reads and no table has as a key.
+      if type(number) == 'number' and number == number then
         found = found or {}
-        found[arm.generation or 0] = true
+        found[number] = true
       end
     end
   end
@@ -646,7 +649,7 @@ local function begin_experiment(keys, args)
   for at = 1, #fields, 2 do
     local is_json, other = pcall(cjson.decode, fields[at + 1])
     if fields[at] ~= '' and is_json and type(other) == 'table' then
-      local alike = (other.epoch or 0) > 0 == (#args > 3) and (#args > 3 or other.scenario == new.scenario)
+      local alike = (tonumber(other.epoch) or 0) > 0 == (#args > 3) and (#args > 3 or other.scenario == new.scenario)
       -- Of a history that has ended the generations are gone, and nothing of it is compared.
       if alike and (#args == 3 or other.epoch == epoch) then
         return { 'BUSY', fields[at] }
@@ -715,9 +718,11 @@ local function add_showings(keys, args)
   return { 'OK', redis.call('HLEN', keys[1]) }
 end
 
--- keys: experiments, sums, users of the arm. args: name, arm, doubles or '', marks of users joined.
+-- keys: experiments, sums, users of the arm. args: name, arm, doubles or '', marks of users joined, when the experiment
+-- began: another one may have the name of one that has ended.
 local function add_tally(keys, args)
-  if redis.call('HEXISTS', keys[1], args[1]) == 0 then
+  local is_json, stands = pcall(cjson.decode, redis.call('HGET', keys[1], args[1]) or '')
+  if not is_json or type(stands) ~= 'table' or stands.began ~= tonumber(args[5]) then
     return { 'GONE' }
   end
   count_distinct(keys[3], args[4], 8)

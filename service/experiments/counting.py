@@ -84,7 +84,7 @@ class ArmCounts:
         # Taken first: what is counted while the store is asked belongs to the next flush.
         waiting, self._waiting = self._waiting, {}
         for (experiment, arm), found in waiting.items():
-            await tallies.add(experiment.name, arm, found.tally, [*found.marks])
+            await tallies.add(experiment, arm, found.tally, [*found.marks])
 
     async def run(self, tallies: Tallies) -> None:
         """Flush until cancelled, and once more then."""

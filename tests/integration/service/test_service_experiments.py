@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from featurestore.codecs import History, pack_histories
-from featurestore.experiments.definition import Experiment
+from featurestore.experiments.definition import Arm, Definition, Experiment
+from featurestore.experiments.stored import Winner
+from featurestore.experiments.tallies import new_tally
 from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -298,6 +300,47 @@ async def test_one_that_cannot_be_read_does_nothing_and_can_be_ended(client: Cli
     assert (await client.get("/predict?user_id=user-0&item_id=item-0")).status == 200
     assert (await client.ask("DELETE", "/experiments/torn")).status == 200
     assert (await client.get("/experiments")).json == {"experiments": []}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b'{"arms":5,"epoch":1}',
+        b'{"arms":[5,{"generation":NaN},{"generation":[]}],"epoch":1}',
+        b'{"epoch":[]}',
+    ],
+)
+async def test_one_without_arms_stops_no_publication_and_no_other_experiment(
+    store: Store, broken: bytes
+) -> None:
+    lease, first, second = await two_generations(store)
+    await store.redis.hset(store.keys.experiments, "broken", broken)
+    third = await write_generation(store, lease, n_items=ITEMS, seed=3)
+    # As a refit does it: none is an arm.
+    assert await third.writer.flip()
+    both = tuple(
+        Arm(f"g{each.writer.number}", 0.5, generation=each.writer.number) for each in (first, second)
+    )
+    if b"arms" not in broken:
+        assert (await store.experiments.begin("fits", Definition(both, 1e9, 1))).name == "fits"
+
+
+async def test_what_one_has_counted_late_is_none_of_another_of_its_name(store: Store) -> None:
+    _, first, second = await two_generations(store)
+    numbers = (first.writer.number, second.writer.number)
+    both = tuple(Arm(f"g{number}", 0.5, generation=number) for number in numbers)
+    ended = await store.experiments.begin("fits", Definition(both, 1e9 + 0.1, 1))
+    await store.tallies.add(ended, 0, new_tally() + 1.0, [1, 2])
+    assert (await store.tallies.read(ended))[0][0].all()
+    assert await store.experiments.end("fits", 2, Winner())
+    await store.tallies.add(ended, 0, new_tally() + 1.0, [3])
+    new = await store.experiments.begin("fits", Definition(both, 1e9 + 0.2, 1))
+    await store.tallies.add(ended, 0, new_tally() + 1.0, [4])
+    ((tally, users), _) = await store.tallies.read(new)
+    assert (float(tally.sum()), users) == (0.0, 0)
+    await store.tallies.add(new, 0, new_tally() + 1.0, [4])
+    ((tally, users), _) = await store.tallies.read(new)
+    assert (float(tally.min()), users) == (1.0, 1)
 
 
 async def test_two_workers_agree_from_the_answer_on(
