@@ -68,6 +68,10 @@ class StoreRefused(StoreError):
     """
 
 
+class UserChanged(StoreError):
+    """The user was written to since. Look at the user again; nothing was written."""
+
+
 class StoreDamaged(StoreRefused):
     """What a key holds is not what was written there: truncated, foreign, of another type. Answer 503, and
     leave it as it is: docs/operations.md says what a person can do. `key` is shown without a user id.

@@ -18,7 +18,7 @@ from factors import Int64s, Scale
 from featurestore import codecs
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
-from featurestore.errors import EpochGone, HistoryFull, StoreUnavailable, StreamFull
+from featurestore.errors import EpochGone, HistoryFull, StoreUnavailable, StreamFull, UserChanged
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys, digest_of, partition_of, whole
 from featurestore.quotas.limits import WriteLimits
@@ -203,11 +203,12 @@ class RatingsLog:
         if reply[0] == b"LONG":
             raise HistoryFull(share.users[int(reply[1]) - 1], most)
 
-    async def forget(self, user_id: bytes, keep: Columns | None = None) -> Forgotten:
+    async def forget(self, user_id: bytes, keep: Columns | None = None, n: int | None = None) -> Forgotten:
         """Remove a user with everything that is known of it; the trainer is told by an event. `keep`: what
-        the user has rated or done again after it, in the same step, whatever room there is.
+        the user has rated or done again after it, in the same step, whatever room there is. `n`: the user's
+        last one in the live epoch when `keep` was made; raises `UserChanged` where it no longer is.
 
-        Safe to repeat: the receipt of an unknown user has no ratings.
+        Safe to repeat, with `keep` only where `n` is given: the receipt of an unknown user has no ratings.
         """
         keys, digest = self._keys, digest_of(user_id)
         partition = partition_of(user_id, keys.partitions)
@@ -227,7 +228,7 @@ class RatingsLog:
                     keys.user(epoch, user_id),
                     keys.history(epoch, user_id),
                 ]
-            args = [expected, pack_ids([user_id]), digest, mark]
+            args = [expected, pack_ids([user_id]), digest, mark, b"" if n is None else b"%d" % n]
             try:
                 args += [await self._packed(epoch, keep) for epoch in epochs if keep is not None]
             except EpochGone:
@@ -237,6 +238,10 @@ class RatingsLog:
             if reply[0] == b"OK":
                 await self._confirmation.wait(since)
                 return Forgotten(self._count(reply[2]), int(reply[1]), digest, int(reply[3]))
+            if reply[0] == b"CHANGED":
+                # Perhaps by an attempt before this one, whose answer was lost.
+                await self._confirmation.wait(since)
+                raise UserChanged
             await self._epochs.learn(partition, reply[1])
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 

@@ -235,9 +235,9 @@ end
 local KEPT = 5000 * ENTRY
 
 -- keys: epochs, attributes of the user, then for each epoch: ratings, counts, forgotten, user, history.
--- args: expected epochs, the id as the stream has it, digest, the entry that says so[, for each epoch the entries that the
--- user has again at once]. Answers n and history of the first epoch, and the time of it: later than every event before
--- it, no later than any that follows.
+-- args: expected epochs, the id as the stream has it, digest, the entry that says so, the n that the user still has in the
+-- first epoch ('': any)[, for each epoch the entries that the user has again at once]. Answers n and history of the first
+-- epoch, and the time of it: later than every event before it, no later than any that follows.
 local function forget(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
@@ -254,6 +254,9 @@ local function forget(keys, args)
       before = redis.call('HGET', keys[at + 2], args[3]),
       history = redis.call('GET', keys[at + 4]) or '',
     }
+  end
+  if args[5] ~= '' and found[1].n ~= args[5] then
+    return { 'CHANGED' }
   end
   for i, state in ipairs(found) do
     local at = 5 * i - 2
@@ -272,9 +275,9 @@ local function forget(keys, args)
     end
   end
   redis.call('UNLINK', keys[2])
-  for i = 1, #args - 4 do
-    for first = 1, #args[4 + i], KEPT do
-      local kept = string.sub(args[4 + i], first, first + KEPT - 1)
+  for i = 1, #args - 5 do
+    for first = 1, #args[5 + i], KEPT do
+      local kept = string.sub(args[5 + i], first, first + KEPT - 1)
       local refusal = rate_epoch(keys, { [6] = '1', [7] = args[3], [8] = args[2], [9] = kept }, 5 * i, 8, #kept / ENTRY)
       if refusal then
         return refusal

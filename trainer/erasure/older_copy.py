@@ -7,6 +7,7 @@ attributes that say since when they are these.
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.codecs import ENTRY_DTYPE, item_rows_of, type_codes_of
-from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.errors import StoreError, StoreUnavailable, UserChanged
+from featurestore.item_registry import ItemRegistry
 from featurestore.keys import shown_key
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store
@@ -33,6 +35,9 @@ from trainer.retry import with_retries
 _ENTRIES = 1_000
 # As often as a leader looks after other things: a copy is put back once in years.
 _LOOK_S = 1.0
+# Between two steps through the attributes: each lasts a fraction of a millisecond, so that the store is left
+# free most of the time.
+_PAUSE_S = 0.002
 
 Key = tuple[bytes, int, bytes]
 """Item id, code of the event's type, and the bits of rating and time."""
@@ -57,24 +62,38 @@ async def keep_attributes_erased(store: Store, root: ArchiveRoot) -> None:
 
     An erasure of a user without ratings leaves no event, so that nothing else tells that a copy is older.
     """
-    seen = -1
+    seen, looked_through = -1, ""
     while True:
         sockets = store.bulk.reconnects_total
         if sockets != seen:
             try:
+                run = await _run_of(store)
+                if run and run == looked_through:
+                    # The connection alone was lost.
+                    seen = sockets
+                    continue
                 ledgers = await asyncio.to_thread(readable_ledgers, root.root)
                 since_ms = await asyncio.to_thread(read_since, root.root)
                 epoch = (await store.generations.live()).epoch
                 users = await erase_attributes_again(store, epoch, ledgers, since_ms)
                 if users:
                     log.event("attributes_erased_again", users=users)
-                seen = sockets
+                seen, looked_through = sockets, run
             except StoreUnavailable:
                 # The consumer says so.
                 pass
             except StoreError as exc:
                 log.warning("attributes_not_looked_at", error=str(exc))
         await asyncio.sleep(_LOOK_S)
+
+
+async def _run_of(store: Store) -> str:
+    """Return what is another after each start of the store, and where it took over what another one had; ''
+    where the store does not say.
+    """
+    server, replication = await store.redis.info("server"), await store.redis.info("replication")
+    run, history = server.get("run_id"), replication.get("master_replid")
+    return f"{run} {history}" if run and history else ""
 
 
 async def erase_attributes_again(
@@ -104,6 +123,7 @@ async def erase_attributes_again(
             await store.commands.ask("erase", epoch=epoch, user=user_id, at_ms=at_ms)
             await store.attributes.erase(user_id, at_ms)
             again += 1
+        await asyncio.sleep(_PAUSE_S)
     return again
 
 
@@ -114,39 +134,58 @@ async def _erase_ratings_again(
     at_ms = _erased_at(ledgers, list(users))
     known = await asyncio.to_thread(_known, _archived(root, store.identity, users), at_ms)
     registry = store.items(epoch)
-    await with_retries(registry.refresh)
-    async for events in store.stream.rest(epoch, {}, _ENTRIES):
-        _add(known, make_table(events, registry.ids), at_ms)
-        # What comes in from here on is not asked for: of a store in use the streams have no end.
-        if not events.more:
-            break
-    again = 0
-    for user in users.values():
-        entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE)
-        rows = item_rows_of(entries["item_row"]).tolist()
-        item_ids = [registry.ids[row] if row < len(registry) else b"" for row in rows]
-        codes = type_codes_of(entries["item_row"])
-        values = item_ids, codes.tolist(), entries["rating"].tolist(), entries["time"].tolist()
-        own = known[user.user_id]
-        kept = [k for k, each in enumerate(zip(*values, strict=True)) if each[0] and _key(*each) in own]
-        if len(kept) == len(entries):
-            # The copy is from after the erasure.
-            continue
-        keep = Columns(
-            [user.user_id] * len(kept),
-            [item_ids[k] for k in kept],
-            entries["rating"][kept],
-            entries["time"][kept],
-            codes[kept],
-        )
-        # For what a mark in the stream does not reach: the files of the store. First: where this is cut off
-        # in between, the ratings from before are what it is repeated by.
-        at = at_ms[user.user_id]
-        await with_retries(store.commands.ask, "erase", epoch=epoch, user=user.user_id, at_ms=at)
-        # In one step: what was forgotten and not yet written back would be known from nowhere.
-        await with_retries(store.ratings.forget, user.user_id, keep)
-        again += 1
+    left, again = list(users.values()), 0
+    while left:
+        await with_retries(registry.refresh)
+        # After the histories: of what these have nothing is missing then.
+        async for events in store.stream.rest(epoch, {}, _ENTRIES):
+            _add(known, make_table(events, registry.ids), at_ms)
+            # What comes in from here on is not asked for: of a store in use the streams have no end.
+            if not events.more:
+                break
+        changed = []
+        for user in left:
+            keep = _kept(user, known[user.user_id], registry)
+            if keep is None:
+                # The copy is from after the erasure.
+                continue
+            # For what a mark in the stream does not reach: the files of the store. First: where this is cut
+            # off in between, the ratings from before are what it is repeated by.
+            at = at_ms[user.user_id]
+            await with_retries(store.commands.ask, "erase", epoch=epoch, user=user.user_id, at_ms=at)
+            try:
+                # In one step: what was forgotten and not yet written back would be known from nowhere.
+                await with_retries(store.ratings.forget, user.user_id, keep, user.n)
+                again += 1
+            except UserChanged:
+                changed.append(user)
+        # What services took meanwhile, or what is there where the answer to the step was lost.
+        found = await with_retries(store.users.stored, epoch, [user.user_id for user in changed])
+        left = [
+            replace(user, n=n, history=history)
+            for user, (n, history) in zip(changed, found, strict=True)
+            if history
+        ]
     return again
+
+
+def _kept(user: StoredUser, known: set[Key], registry: ItemRegistry) -> Columns | None:
+    """Return what of a history is `known` to have come after the erasure; None where that is all of it."""
+    entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE)
+    rows = item_rows_of(entries["item_row"]).tolist()
+    item_ids = [registry.ids[row] if row < len(registry) else b"" for row in rows]
+    codes = type_codes_of(entries["item_row"])
+    values = item_ids, codes.tolist(), entries["rating"].tolist(), entries["time"].tolist()
+    kept = [k for k, each in enumerate(zip(*values, strict=True)) if each[0] and _key(*each) in known]
+    if len(kept) == len(entries):
+        return None
+    return Columns(
+        [user.user_id] * len(kept),
+        [item_ids[k] for k in kept],
+        entries["rating"][kept],
+        entries["time"][kept],
+        codes[kept],
+    )
 
 
 async def _erased_users(store: Store, epoch: int, ledgers: list[Ledger]) -> dict[bytes, StoredUser]:

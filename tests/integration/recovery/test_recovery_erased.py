@@ -15,7 +15,7 @@ import pytest
 from featurestore.commands import Commands
 from featurestore.errors import StoreUnavailable
 from featurestore.ratings.batches import Columns
-from featurestore.ratings.log import RatingsLog
+from featurestore.ratings.log import Forgotten, RatingsLog
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError
@@ -37,6 +37,7 @@ from tests.support.waiting import wait_until_async
 from trainer.archive.erasures import ledger_files
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import read_segment
+from trainer.erasure import older_copy
 from trainer.erasure.older_copy import erase_again
 from trainer.settings import TrainerSettings
 
@@ -279,6 +280,53 @@ async def test_a_leader_killed_while_it_erases_again_loses_no_later_rating(
         assert await store.redis.hlen(store.keys.erasing)
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["before the step", "after a step whose answer is lost"])
+async def test_a_rating_that_comes_in_while_users_are_erased_again_stays(
+    own_server: StoreServer,
+    settings: TrainerSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: bool,
+) -> None:
+    """`u3` has nothing that is kept, `u4` has a rating from after the copy."""
+    await archive_ratings(settings)
+    own_server.stop()
+    shutil.copytree(own_server.folder / "appendonlydir", tmp_path / "aof")
+    own_server.start()
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.forget(b"u3")
+        await store.ratings.forget(b"u4")
+        await until_drained(store)
+    put_back(own_server, tmp_path / "aof")
+    root = ArchiveRoot(settings.archive_folder, guard=lambda: None)
+    forget, came_in = RatingsLog.forget, set[bytes]()
+
+    async def interrupted(log: RatingsLog, user_id: bytes, *args: Any) -> Forgotten:
+        is_first = user_id not in came_in
+        came_in.add(user_id)
+        if lost and is_first:
+            await forget(log, user_id, *args)
+        if is_first:
+            await log.append([rating(user_id.decode(), "came in", 5.0, 3e9)])
+        if lost and is_first:
+            raise StoreUnavailable("the answer was lost")
+        return await forget(log, user_id, *args)
+
+    async with opened(settings.store) as store:
+        await store.ratings.append([rating("u4", "i2", 1.0, 3e9)])
+        with monkeypatch.context() as patch:
+            patch.setattr(RatingsLog, "forget", interrupted)
+            await erase_again(store, root)
+        assert came_in == {b"u3", b"u4"}
+        registry = store.items(1)
+        await registry.refresh()
+        left = {}
+        for user_id in sorted(came_in):
+            _, history = await store.users.history(1, user_id)
+            left[user_id] = {registry.id(row) for row in history.item_row.tolist()}
+        assert left == {b"u3": {"came in"}, b"u4": {"i2", "came in"}}
+
+
 def put_back(own_server: StoreServer, files: Path) -> None:
     """Let the store have the files of an older copy."""
     own_server.stop()
@@ -329,6 +377,46 @@ async def test_a_copy_that_lacks_no_event_is_looked_through_for_erased_attribute
 
             await wait_until_async(gone_again, 20, "the attributes are gone once more")
         assert await store.redis.get(damaged) == b"\xff"
+
+
+async def test_attributes_are_looked_through_again_when_the_store_has_started_not_when_a_connection_was_lost(
+    own_server: StoreServer, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await archive_ratings(settings)
+    root = ArchiveRoot(settings.archive_folder, guard=lambda: None)
+    looks: list[int] = []
+
+    async def counted(_store: Store, epoch: int, *_: Any) -> int:
+        looks.append(epoch)
+        return 0
+
+    monkeypatch.setattr(older_copy, "erase_attributes_again", counted)
+    monkeypatch.setattr(older_copy, "_LOOK_S", 0.02)
+    async with opened(settings.store) as store:
+        asked = 0
+        info = store.redis.info
+
+        async def counted_info(section: str) -> Any:
+            nonlocal asked
+            found = await info(section)
+            asked += section == "replication"
+            return found
+
+        monkeypatch.setattr(store.redis, "info", counted_info)
+        keeping = asyncio.create_task(older_copy.keep_attributes_erased(store, root))
+        try:
+            await wait_until_async(lambda: looks == [1], 10, "the first look")
+            # Twice: that it asks again says that what followed the first is over.
+            for _ in range(2):
+                before = asked
+                await store.redis.client_kill_filter(_type="normal")
+                await wait_until_async(lambda: asked > before, 10, "it asks whether the process is the same")  # noqa: B023
+            own_server.stop()
+            own_server.start()
+            await wait_until_async(lambda: len(looks) > 1, 20, "another process of the store")
+        finally:
+            keeping.cancel()
+    assert looks == [1, 1]
 
 
 @pytest.mark.parametrize("way", ["adopt", "restore"])
