@@ -30,7 +30,14 @@ from tests.support.waiting import wait_until, wait_until_async
 one_kind = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 # What is promised: a key that was removed lets no request in for longer.
 ROTATED_WITHIN_S = 2.0
-NAMES = {"user_id": "ann", "item_id": "dune", "receipt": "none", "generation": "1", "name": "style.css"}
+NAMES = {
+    "type": "view",
+    "user_id": "ann",
+    "item_id": "dune",
+    "receipt": "none",
+    "generation": "1",
+    "name": "style.css",
+}
 
 
 @pytest.fixture

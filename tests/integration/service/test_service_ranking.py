@@ -73,7 +73,7 @@ async def test_a_rating_counts_in_the_next_list_of_every_worker(
     for item in after["items"]:
         parts = (item["score"], item["relevance"], item["rating"])
         assert parts == pytest.approx(expected[item["item_id"]], rel=1e-4, abs=1e-6)
-    assert (await one.get("/recommend/ann?n=5")).json == after
+    assert (await one.get("/recommend/ann?n=5")).json["items"] == after["items"]
     # And taken back.
     assert (await other.ask("DELETE", f"/ratings/ann/{best}")).status == 200
     assert (await one.get("/recommend/ann?n=5")).json["items"] == before["items"]
@@ -138,7 +138,7 @@ async def test_a_draw_is_repeatable_and_tells_the_expected_numbers(
     client, other = clients
     path = "/recommend/ann?n=10&explore=thompson&seed="
     first = (await client.get(f"{path}1")).json
-    assert (await other.get(f"{path}1")).json == first
+    assert (await other.get(f"{path}1")).json["items"] == first["items"]
     orders = {
         tuple(item["item_id"] for item in (await client.get(f"{path}{k}")).json["items"]) for k in range(9)
     }
