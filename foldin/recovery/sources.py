@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.catalogue.dump import Dump, DumpUnreadable, dump_from_bytes
+from featurestore.ratings.event_types import DEFAULT_TYPES
 from featurestore.settings import format_scale
 from featurestore.store import Store
 from foldin.recovery.erased import read_ledgers
@@ -140,7 +141,9 @@ def read_source(source: Source, *, skip_damaged: bool = False) -> Archived:
             listed = _items(items, events, skip_damaged=skip_damaged)
             # After the events: it has the erasures of all that is missing there.
             ledgers = _ledgers(source, skip_damaged=skip_damaged)
-            return Archived(events, listed, ledgers, _catalogue(source, skip_damaged=skip_damaged))
+            catalogue = _catalogue(source, skip_damaged=skip_damaged)
+            events = _named(events, catalogue, source, skip_damaged=skip_damaged)
+            return Archived(events, listed, ledgers, catalogue)
     raise RecoveryRefusedError(f"{source.folder} changes all the time: run this again")
 
 
@@ -193,7 +196,14 @@ def _catalogue(source: Source, *, skip_damaged: bool) -> Dump | None:
     name = source.manifest.catalogue_file if source.manifest else None
     if name is None:
         # An archive names the types of its events; a backup of types that a store begins with has none.
-        types = read_types(source.folder)
+        try:
+            types = read_types(source.folder)
+        except ArchiveFailedError as exc:
+            if skip_damaged:
+                return None
+            raise RecoveryRefusedError(f"{exc}: leave it out with --skip-damaged") from exc
+        except ArchiveRefusedError as exc:
+            raise RecoveryRefusedError(exc.why) from exc
         return Dump({}, [], [], [], event_types=types) if types else None
     try:
         return dump_from_bytes((source.folder / name).read_bytes())
@@ -202,6 +212,23 @@ def _catalogue(source: Source, *, skip_damaged: bool) -> Dump | None:
             return None
         why = f"{source.folder / name} is damaged ({exc}): leave it out with --skip-damaged"
         raise RecoveryRefusedError(why) from exc
+
+
+def _named(
+    events: RatingEvents, catalogue: Dump | None, source: Source, *, skip_damaged: bool
+) -> RatingEvents:
+    """Return the events whose type is named: another store may give the code of any other another meaning."""
+    types = DEFAULT_TYPES if catalogue is None else (*DEFAULT_TYPES, *catalogue.event_types)
+    known = np.isin(events.type_code, [0, *(each.code for each in types)])
+    if known.all():
+        return events
+    if not skip_damaged:
+        codes = ", ".join(map(str, np.unique(events.type_code[~known]).tolist()))
+        raise RecoveryRefusedError(
+            f"{source.folder} does not say what its events of the types {codes} are: leave them out with "
+            "--skip-damaged"
+        )
+    return events.take(known)
 
 
 def _segment_files(folder: Path) -> list[tuple[SegmentName, Path]]:

@@ -4,6 +4,7 @@ archived again.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,7 +19,6 @@ from featurestore.codecs import FORGOTTEN_ROW, item_rows_of
 from featurestore.errors import EpochGone, StoreChanged, StoreDamaged, StoreUnavailable
 from featurestore.keys import digest_of, shown_key
 from featurestore.leases import Lease
-from featurestore.ratings.event_types import DEFAULT_TYPES
 from featurestore.ratings.stream import Events
 from featurestore.store import Store
 from processes.backoff import Backoff
@@ -29,7 +29,7 @@ from trainer.archive.events import START, Position, new_events, type_codes, with
 from trainer.archive.identity import ArchiveState
 from trainer.archive.segments import Step
 from trainer.archive.trash import Trash
-from trainer.archive.type_names import write_types
+from trainer.archive.type_names import TypeNames
 from trainer.consume.matching import difference
 from trainer.consume.rebuild import is_incomplete, rebuild
 from trainer.fit_job.folder import FitFolder
@@ -91,8 +91,7 @@ class EpochConsumer:
         # Held for a batch, a repair or an erasure: each begins when the one before is whole.
         self._exclusive = asyncio.Lock()
         self._erased: OrderedDict[bytes, None] = OrderedDict()
-        # Codes of types whose names are beside the segments: a rating needs none.
-        self._named = {0}
+        self._types = TypeNames(archive.directory)
 
     async def run(self) -> None:
         """Consume until cancelled. Raises `LeaseLost`, `EpochGone`, `StoreChanged`; waits out an unreachable
@@ -246,14 +245,21 @@ class EpochConsumer:
             raise StoreDamaged(shown_key(key), why)
 
     async def _name_types(self, table: pa.Table | None = None) -> None:
-        """Have the types of these events, or of any, on the disk by name."""
-        if table is not None and set(np.unique(type_codes(table)).tolist()) <= self._named:
+        """Have the types of these events, or of any, on the disk as the store has them."""
+        codes: set[int] = set() if table is None else set(np.unique(type_codes(table)).tolist())
+        if codes == {0}:
             return
         # A type is put before its first event.
-        types = await with_retries(self._store.event_types.fresh)
-        if types != DEFAULT_TYPES:
-            await with_retries(self._threads.run, write_types, self._archive.directory, types)
-        self._named = {0, *(each.code for each in types)}
+        known = bool(codes) and codes <= self._types.codes
+        ask = self._store.event_types.current if known else self._store.event_types.fresh
+        try:
+            types = await with_retries(ask)
+        except StoreDamaged:
+            # Of types that are named nothing is lost while the document is mended.
+            if known:
+                return
+            raise
+        await with_retries(self._threads.run, self._types.name, types)
 
     async def _erase(self, user_id: bytes) -> None:
         erased = await with_retries(self._threads.run, self._archive.erase, user_id, ALL_OF_A_USER)
@@ -270,6 +276,9 @@ class EpochConsumer:
     async def _complete(self) -> None:
         """Rebuild the archive where it lacks what was trimmed from the streams."""
         self._take_stock()
+        # A file that was damaged meanwhile would keep the archive from being restored.
+        with contextlib.suppress(StoreDamaged):
+            await self._name_types()
         ends = await with_retries(self._store.stream.progress, self.epoch)
         if is_incomplete(self._archive.snapshot(), ends, holes=self._archive.has_holes()):
             await self._rebuild()

@@ -12,11 +12,13 @@ from featurestore.ratings.batches import Columns
 from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, NewType, replaced
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
+from foldin.recovery.errors import RecoveryRefusedError
+from foldin.recovery.restoring import RestoreRequest
 from foldin.recovery.verifying import verify
 from tests.support.recovering import GIVEN, empty, opened, restored
 from tests.support.servers import StoreServer
 from tests.support.trainers import fitted, running_trainer, until_drained
-from trainer.archive.type_names import read_types
+from trainer.archive.type_names import NAME, read_types
 from trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
@@ -78,3 +80,35 @@ async def test_events_are_verified_and_restored(
         async with opened(settings.store) as store:
             assert await events_of(store) == before
             assert (await store.event_types.current())[-1] == EventType("share", SHARE, "positive")
+
+
+@pytest.mark.parametrize("damage", ["torn", "missing"])
+async def test_events_that_nothing_names_are_not_restored(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, damage: str
+) -> None:
+    async with opened(settings.store) as store:
+        async with running_trainer(settings):
+            await store.ratings.append(GIVEN)
+            await send(store)
+            await fitted(store)
+            await until_drained(store)
+            ratings = (await events_of(store))[1]
+        folder = settings.archive_folder / "epoch-000001"
+        source = tmp_path / "copy"
+        shutil.copytree(folder, source)
+        for file in (folder / NAME, source / NAME):
+            file.unlink() if damage == "missing" else file.write_text(file.read_text()[:40])
+        # The store knows them still, and the next trainer writes them again.
+        async with running_trainer(settings):
+            await fitted(store)
+        assert read_types(folder)[-1] == EventType("share", SHARE, "positive")
+    empty(own_server)
+    async with running_trainer(replace(settings, archive_dir=tmp_path / "new")):
+        with pytest.raises(RecoveryRefusedError, match=NAME if damage == "torn" else f"types {SHARE} are"):
+            await restored(settings, source)
+        request = RestoreRequest(source, skip_damaged=True)
+        await asyncio.wait_for(restored(settings, source, request=request), 60)
+        async with opened(settings.store) as store:
+            named = [event for event in KEPT if event[0] != SHARE]
+            assert await events_of(store) == (named, ratings)
+            assert await store.event_types.current() == DEFAULT_TYPES
