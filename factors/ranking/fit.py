@@ -19,7 +19,8 @@ from factors.ranking.type_weights import TypeTable, TypeWeight, one_of_pairs, re
 
 # From an earlier head so many sweeps take in what is new, as many as a choice has.
 _SWEEPS = 4
-# With so many times the events what was chosen is chosen again, as the terms of the ratings' fit are.
+# With so many times the events, of all or of a type, what was chosen is chosen again, as the terms of the
+# ratings' fit are.
 _AGAIN = 1.5
 
 
@@ -44,18 +45,19 @@ def fit_ranking(
     `attributes`: of the items; those without events have the factors that these say. BLAS threads are the
     caller's to pin. Raises `FitRefused` where there is nothing to learn from, and `FitDiverged`.
     """
-    by_user, to_choose = _events(ratings, n_users, start, choices, types)
-    codes = None if to_choose is None else to_choose.codes
+    by_user, typed = _events(ratings, n_users, start, choices, types)
+    codes = None if typed is None else typed.codes
     events = len(by_user.other)
     if events == 0:
         raise FitRefused("no rating to learn a ranking from")
-    chosen = to_choose is None or not to_choose.open_codes
+    chosen = typed is None or not typed.grown(by_user, _AGAIN)
     if start is not None and chosen and LEAST_EVENTS <= events < _AGAIN * start.parameters.decided:
         settings = replace(choices_of(start.parameters), sweeps=_SWEEPS)
-        settings = replace(settings, types=() if to_choose is None else to_choose.types)
+        settings = replace(settings, types=() if typed is None else typed.types)
         found = fit_with(by_user, n_items, settings, rng=rng, begin=start.items, threads=threads, codes=codes)
     else:
-        settings, figures = choose(by_user, n_items, hold_out, rng, threads, types=to_choose)
+        typed = None if typed is None else typed.counted(by_user)
+        settings, figures = choose(by_user, n_items, hold_out, rng, threads, types=typed)
         found = fit_with(by_user, n_items, settings, rng=rng, threads=threads, codes=codes)
         found = replace(found, metrics=figures)
     if attributes is not None:
@@ -78,11 +80,10 @@ def _events(
     """Return the events by user, and of events of several types what they count."""
     if choices is None:
         return compress_pairs(ratings.user_row, ratings.item_row, ratings.value, ratings.time, n_users), None
-    used = set(np.unique(choices.type_code).tolist())
     weights, open_codes = resolved(types, () if start is None else start.parameters.types)
     high = float(ratings.value.max()) if len(ratings.value) else 1.0
     by_user = one_of_pairs(choices, n_users, TypeTable.of(weights), high)
-    return by_user, Typed(choices.type_code, weights, open_codes & used)
+    return by_user, Typed(choices.type_code, weights, open_codes)
 
 
 def _described(found: RankingFit, attributes: Columns, chosen: Bools) -> RankingFit:

@@ -10,7 +10,7 @@ from factors.inference.histories import Compressed
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s, UInt8s
 from factors.ranking.choices import HoldOut
 from factors.ranking.parameters import later_events
-from factors.ranking.type_weights import TypeTable, TypeWeight
+from factors.ranking.type_weights import CODES, TypeTable, TypeWeight
 
 # A tenth of the events is held out: so many are learned less than will be.
 _SHARE = 0.1
@@ -103,7 +103,7 @@ class HeldOut:
 @dataclass(frozen=True, slots=True)
 class Typed:
     """Types of events: their `codes` by the `source` of an entry, what they count to begin with, and the
-    codes of the types whose weight is to be chosen.
+    codes of the types whose weight a fit chooses.
     """
 
     codes: UInt8s
@@ -117,6 +117,31 @@ class Typed:
         own, table = self.codes[data.source], TypeTable.of(self.types)
         decisive = table.decisive[own]
         return decisive if decisive.sum() >= LEAST_WANTED else table.target[own] > 0
+
+    def grown(self, data: Compressed, growth: float) -> bool:
+        """Say whether a type has enough events to choose its weight by, and had not when it was chosen last,
+        or has `growth` times as many.
+        """
+        counts = self.counts(data)
+        return any(
+            counts[each.code] >= LEAST_WANTED
+            and (each.decided < LEAST_WANTED or counts[each.code] >= growth * each.decided)
+            for each in self.types
+            if each.code in self.open_codes
+        )
+
+    def counted(self, data: Compressed) -> "Typed":
+        """Return the same, with the events of `data` as those that the open weights are chosen by."""
+        counts = self.counts(data)
+        types = (
+            replace(each, decided=int(counts[each.code])) if each.code in self.open_codes else each
+            for each in self.types
+        )
+        return replace(self, types=tuple(types))
+
+    def counts(self, data: Compressed) -> Int64s:
+        """Return how many events there are of each type, by code."""
+        return np.bincount(self.codes[data.source], minlength=CODES)
 
     def ratings(self, data: Compressed) -> Compressed:
         """Return the events that are ratings."""

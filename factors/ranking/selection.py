@@ -21,7 +21,6 @@ from factors.ranking.held_out import LEAST_WANTED, SHORT, HeldOut, Typed, hold_o
 from factors.ranking.neighbours import CoOccurrences, Neighbours, no_neighbours
 from factors.ranking.parameters import RankingParameters
 from factors.ranking.training import fit_factors, said
-from factors.ranking.type_weights import CODES
 
 # Of fewer events less than a hundred are held out, and chance would choose.
 LEAST_EVENTS = 1_000
@@ -138,7 +137,7 @@ class _Search:
         """Return choices with the weight of one type after the other moved to where lists are best."""
         if self.typed is None:
             return choices
-        events = np.bincount(self.typed.codes[self.held.known.source], minlength=CODES)
+        events = self.typed.counts(self.held.known)
         for code in sorted(self.typed.open_codes):
             # Of fewer, chance would choose.
             if events[code] >= LEAST_WANTED:

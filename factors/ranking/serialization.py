@@ -90,7 +90,10 @@ def head_from_bytes(buffer: bytes | memoryview, n_items: int) -> RankingHead:
     except TypeError as exc:
         raise ModelUnreadable("a ranking head with other parameters") from exc
     parameters.check()
-    if not all(0 < each.code < CODES and 0 <= (each.weight or 0) < np.inf for each in header.types):
+    if not all(
+        0 < each.code < CODES and 0 <= (each.weight or 0) < np.inf and each.decided >= 0
+        for each in header.types
+    ):
         raise ModelUnreadable("a ranking head with other event types")
     _check_tables(items, neighbours)
     return RankingHead(parameters, items, neighbours)

@@ -34,33 +34,34 @@ _DECISIVE, _RATING = 2, 3
 @dataclass(frozen=True, slots=True)
 class TypeWeight:
     """What the events of one type count. `weight`: where a rating counts 1; None: to be chosen; `decisive`:
-    what users did on purpose, which lists are to find.
+    what users did on purpose, which lists are to find; `decided`: events of the type when the weight was last
+    chosen, or they were too few for that; 0 where it is given.
     """
 
     code: int
     meaning: Meaning
     weight: float | None = None
     decisive: bool = False
+    decided: int = 0
 
 
 def resolved(
     types: Sequence[TypeWeight], earlier: Sequence[TypeWeight] = ()
 ) -> tuple[tuple[TypeWeight, ...], frozenset[int]]:
-    """Return the types, each with a weight: its own, else that of `earlier`, else that of its meaning; and
-    the codes of those that have this last one, and are to be chosen.
+    """Return the types, each with a weight: its own, else what was chosen in `earlier`, else that of its
+    meaning; and the codes of those without one of their own.
     """
-    before = {each.code: each.weight for each in earlier}
-    open_codes = {each.code for each in types if each.weight is None and before.get(each.code) is None}
-    weights = [
-        each.weight
-        if each.weight is not None
-        else _UNCHOSEN[each.meaning]
-        if each.code in open_codes
-        else before[each.code]
-        for each in types
-    ]
-    found = tuple(replace(each, weight=weight) for each, weight in zip(types, weights, strict=True))
-    return found, frozenset(open_codes)
+    # A weight that was given once was not chosen.
+    before = {each.code: each for each in earlier if each.decided}
+    found = []
+    for each in types:
+        weight, decided = each.weight, 0
+        if weight is None:
+            chosen = before.get(each.code, each)
+            weight = _UNCHOSEN[each.meaning] if chosen.weight is None else chosen.weight
+            decided = chosen.decided
+        found.append(replace(each, weight=weight, decided=decided))
+    return tuple(found), frozenset(each.code for each in types if each.weight is None)
 
 
 @dataclass(frozen=True, slots=True)

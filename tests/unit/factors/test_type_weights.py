@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factors import Choices, Histories, RankingFit, Ratings, TypeWeight, fit_ranking
+from factors import Choices, Histories, RankingFit, RankingHead, Ratings, TypeWeight, fit_ranking
 from factors.errors import ModelUnreadable
+from factors.ranking.held_out import Typed
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
 from factors.ranking.type_weights import TypeTable, one_of_pairs, resolved
 
-VIEW, PURCHASE, DISLIKE, SHOWN = 1, 4, 6, 7
+VIEW, CLICK, PURCHASE, DISLIKE, SHOWN = 1, 2, 4, 6, 7
 TYPES = (
     TypeWeight(VIEW, "positive"),
     TypeWeight(PURCHASE, "positive", 1.0, decisive=True),
@@ -22,6 +23,7 @@ TYPES = (
 )
 GROUPS, PER_GROUP, USERS = 4, 12, 120
 ITEMS = GROUPS * PER_GROUP
+GROWN = 150
 Rows = list[tuple[int, int, int, float, float]]  # user, item, type, value, time
 
 
@@ -55,10 +57,18 @@ def grouped(kind: int = PURCHASE, views_are: str = "random") -> Choices:
     return choices_of(rows)
 
 
-def fitted(choices: Choices, types: tuple[TypeWeight, ...] = TYPES) -> RankingFit:
+def fitted(
+    choices: Choices, types: tuple[TypeWeight, ...] = TYPES, start: RankingHead | None = None
+) -> RankingFit:
     ratings = choices.ratings()
-    rng = np.random.default_rng(1)
-    return fit_ranking(ratings, USERS, ITEMS, rng=rng, hold_out="random", choices=choices, types=types)
+    return fit_ranking(
+        *(ratings, USERS, ITEMS),
+        rng=np.random.default_rng(1),
+        hold_out="random",
+        start=start,
+        choices=choices,
+        types=types,
+    )
 
 
 @settings(deadline=None)
@@ -91,6 +101,20 @@ def test_one_event_of_a_pair_counts(events: list[tuple[int, int, int, float]]) -
     assert dict(zip(pairs, found.source.tolist(), strict=True)) == best
     values = [rows[k][3] if rows[k][2] == 0 else 5.0 for k in found.source.tolist()]
     assert found.value.tolist() == values
+
+
+@pytest.mark.parametrize(
+    ("decided", "grows"), [(0, True), (99, True), (GROWN, False), (GROWN * 2 // 3, True), (GROWN - 1, False)]
+)
+def test_a_type_has_grown(decided: int, grows: bool) -> None:
+    rows: Rows = [(0, item, VIEW, 1.0, 1.0) for item in range(GROWN)]
+    choices = choices_of(rows)
+    types = (TypeWeight(VIEW, "positive", 1.0, decided=decided),)
+    by_user = one_of_pairs(choices, 1, TypeTable.of(types))
+    assert Typed(choices.type_code, types, frozenset({VIEW})).grown(by_user, 1.5) == grows
+    assert not Typed(choices.type_code, types, frozenset()).grown(by_user, 1.5)
+    few = one_of_pairs(choices_of(rows[:99]), 1, TypeTable.of(types))
+    assert not Typed(choices.type_code, types, frozenset({VIEW})).grown(few, 1.5)
 
 
 def test_folding_in_solves_the_weighted_squares() -> None:
@@ -144,8 +168,47 @@ def test_a_weight_is_chosen_by_what_it_says_and_kept_where_it_is_given() -> None
     assert (weights["random"][VIEW] or 0.0) < (weights["own"][VIEW] or 0.0)
     given_weight = (replace(TYPES[0], weight=0.5), *TYPES[1:])
     found = fitted(grouped(), given_weight).head.parameters.types
-    assert found[0].weight == 0.5
-    assert resolved(TYPES, found)[1] == frozenset()
+    assert (found[0].weight, found[0].decided) == (0.5, 0)
+    # Set back to null, it is nothing that a fit has chosen.
+    again, open_codes = resolved(TYPES, found)
+    assert (again[0].weight, open_codes) == (1.0, frozenset({VIEW}))
+
+
+def test_a_weight_is_chosen_when_its_type_has_grown_and_kept_until_then() -> None:
+    choices = grouped()
+    views = np.flatnonzero(choices.type_code == VIEW)
+    types = (*TYPES, TypeWeight(CLICK, "positive", 0.1))
+
+    def with_views(count: int) -> Choices:
+        """The same events, but so many views, and clicks in place of the others."""
+        codes = choices.type_code.copy()
+        codes[views[count:]] = CLICK
+        return replace(choices, type_code=codes)
+
+    def view_of(fit: RankingFit) -> TypeWeight:
+        return next(each for each in fit.head.parameters.types if each.code == VIEW)
+
+    def is_anew(fit: RankingFit) -> bool:
+        return "ranking_latest" in fit.metrics
+
+    few = fitted(with_views(1), types)
+    assert view_of(few) == TypeWeight(VIEW, "positive", 1.0, decided=1)
+    still_few = fitted(with_views(90), types, few.head)
+    assert not is_anew(still_few)
+    assert view_of(still_few) == view_of(few)
+    many = fitted(with_views(len(views)), types, still_few.head)
+    assert is_anew(many)
+    assert view_of(many).weight != 1.0
+    assert view_of(many).decided > 2 * 90
+    same = fitted(with_views(len(views) - 50), types, many.head)
+    assert not is_anew(same)
+    assert view_of(same) == view_of(many)
+    # One that was given and is no more is chosen from where there was no choice.
+    fixed = fitted(with_views(len(views)), (replace(TYPES[0], weight=0.5), *types[1:]), many.head)
+    assert view_of(fixed).weight == 0.5
+    reopened = fitted(with_views(len(views)), types, fixed.head)
+    assert is_anew(reopened)
+    assert view_of(reopened).weight not in (0.5, 1.0)
 
 
 def test_without_events_a_head_is_what_it_was() -> None:
