@@ -22,6 +22,7 @@ from featurestore.settings import redacted
 from featurestore.store import Store
 from service.catalogue.follower import CatalogueFollower
 from service.context import CONTEXT, ServiceContext
+from service.experiments.background import BackgroundSteps
 from service.experiments.counting import ArmCounts
 from service.feedback.recorder import FeedbackRecorder
 from service.http.audit import Audit
@@ -136,10 +137,11 @@ async def _service_context(
 async def _at_work(context: ServiceContext) -> AsyncIterator[None]:
     """Do what a worker does beside answering."""
     store = context.store
+    steps = BackgroundSteps("hand over figures of experiments", context.counts)
     async with (
         _sampled(context),
         _running(context.quotas.share(store.quotas), "share the quotas"),
-        _running(context.arm_counts.run(store.tallies), "hand over figures of experiments"),
+        _running(context.arm_counts.run(store.tallies, steps), steps.work),
         _running(context.feedback.run(), "record what was shown"),
     ):
         yield
@@ -226,11 +228,17 @@ async def _load_first(store: Store, follower: Follower) -> None:
 @asynccontextmanager
 async def _running(work: Coroutine[None, None, None], name: str) -> AsyncIterator[None]:
     task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_tell_end)
     try:
         yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def _tell_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (exc := task.exception()) is not None:
+        log.error("ends work=%r reason=%r", task.get_name(), exc, exc_info=exc)
 
 
 @asynccontextmanager

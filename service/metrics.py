@@ -51,7 +51,10 @@ _COUNTERS = {
     "events": ("foldin_events", "Events of other types than ratings that were accepted."),
     "ratings_deleted": ("foldin_ratings_deleted", "Ratings that were taken back."),
     "users_forgotten": ("foldin_users_forgotten", "Users that were forgotten."),
-    "exceptions": ("foldin_exceptions", "Requests that ended in an unexpected exception."),
+    "exceptions": (
+        "foldin_exceptions",
+        "Requests, and steps beside them, that ended in an unexpected exception.",
+    ),
     "overloads": (
         "foldin_overloads",
         "Requests and connections that were refused because there were too many.",

@@ -5,18 +5,15 @@ nothing is kept.
 """
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from factors import Float64s, Int64s
-from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.experiments.definition import GROUPS, Experiment
 from featurestore.experiments.tallies import Figure, Tallies, new_tally
-
-log = logging.getLogger("foldin.service")
+from service.experiments.background import BackgroundSteps
 
 # Figures are looked at by people; each flush is a call an arm.
 _FLUSH_S = 2.0
@@ -86,20 +83,11 @@ class ArmCounts:
         for (experiment, arm), found in waiting.items():
             await tallies.add(experiment, arm, found.tally, [*found.marks])
 
-    async def run(self, tallies: Tallies) -> None:
+    async def run(self, tallies: Tallies, steps: BackgroundSteps) -> None:
         """Flush until cancelled, and once more then."""
         try:
             while True:
                 await asyncio.sleep(_FLUSH_S)
-                await self._try(tallies)
+                await steps.make(self.flush(tallies))
         finally:
-            await self._try(tallies)
-
-    async def _try(self, tallies: Tallies) -> None:
-        try:
-            await self.flush(tallies)
-        except StoreUnavailable:
-            # The follower says so.
-            pass
-        except StoreError as exc:
-            log.warning("figures of an experiment cannot be stored: %s", exc)
+            await steps.make(self.flush(tallies))

@@ -5,7 +5,6 @@ is left out and counted.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from factors import Float64s
-from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.errors import StoreDamaged, StoreUnavailable
 from featurestore.experiments.showings import Showings
 from featurestore.experiments.tallies import Figure
 from featurestore.generations.follower import Follower
@@ -23,12 +22,11 @@ from featurestore.quotas.limits import WriteLimits
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
+from service.experiments.background import BackgroundSteps
 from service.experiments.counting import ArmCounts, Membership
 from service.feedback.attribution import positives
 from service.feedback.tokens import Token
 from service.metrics import Counts
-
-log = logging.getLogger("foldin.service")
 
 # The type that what `/recommend` records has, where it has not been retired.
 IMPRESSION = "impression"
@@ -42,6 +40,8 @@ _AT_ONCE = 10_000
 _FLUSH_S = 2.0
 # Histories that are read for the positive events of a call. A larger call is an import.
 MOST_POSITIVES = 256
+# To look for what had shown an item takes some 30 microseconds; a thread takes as long as a few.
+_INLINE_POSITIVES = 16
 
 
 @dataclass(slots=True)
@@ -87,6 +87,7 @@ class FeedbackRecorder:
         self._shown: list[_Shown] = []
         self._waiting: dict[int, _Waiting] = {}
         self._flushed_at = time.monotonic()
+        self._steps = BackgroundSteps("record what was shown", counts)
 
     def listed(self, generation: int, members: Collection[Membership]) -> None:
         """Count an answered list."""
@@ -149,20 +150,24 @@ class FeedbackRecorder:
             histories, rows = await asyncio.gather(
                 self._store.users.parts(epoch, list(of_user)), self._store.items(epoch).rows(list(names))
             )
-        except StoreUnavailable:
-            # The call itself says so, if it lasts.
+        except (StoreUnavailable, StoreDamaged):
+            # The call itself says what matters to it: to store events no history is read.
             return []
         row_of = {item: -1 if row is None else row for item, row in zip(names, rows, strict=True)}
         shown, positive = (
             [each.code for each in types if each.meaning == meaning] for meaning in ("shown", "positive")
         )
-        found = []
-        for history, places in zip(histories, of_user.values(), strict=True):
-            items = [row_of[columns.item_id[k]] for k in places]
-            times = [float(columns.time[k]) for k in places]
-            for place, generation in positives(history.feedback, items, times, shown, positive):
-                found.append((places[place], generation))
-        return found
+
+        def follow() -> list[tuple[int, int]]:
+            found = []
+            for history, places in zip(histories, of_user.values(), strict=True):
+                items = [row_of[columns.item_id[k]] for k in places]
+                times = [float(columns.time[k]) for k in places]
+                for place, generation in positives(history.feedback, items, times, shown, positive):
+                    found.append((places[place], generation))
+            return found
+
+        return follow() if len(wanted) <= _INLINE_POSITIVES else await asyncio.to_thread(follow)
 
     def count(self, noted: Noted) -> None:
         """Count the events of a call that is stored."""
@@ -221,23 +226,19 @@ class FeedbackRecorder:
         try:
             while True:
                 await asyncio.sleep(_STORE_S)
-                await self._try(last=False)
+                await self._steps.make(self._store_shown())
+                if time.monotonic() - self._flushed_at >= _FLUSH_S:
+                    await self._steps.make(self._flush())
         finally:
-            await self._try(last=True)
+            await self._steps.make(self._store_shown())
+            await self._steps.make(self._flush())
 
-    async def _try(self, *, last: bool) -> None:
-        try:
-            await self._store_shown()
-            if last or time.monotonic() - self._flushed_at >= _FLUSH_S:
-                self._flushed_at = time.monotonic()
-                waiting, self._waiting = self._waiting, {}
-                for generation, each in waiting.items():
-                    await self._store.showings.add(generation, each.showings, each.rows)
-        except StoreUnavailable:
-            # The follower says so.
-            pass
-        except StoreError as exc:
-            log.warning("figures of lists cannot be stored: %s", exc)
+    async def _flush(self) -> None:
+        """Hand the sums over."""
+        self._flushed_at = time.monotonic()
+        waiting, self._waiting = self._waiting, {}
+        for generation, each in waiting.items():
+            await self._store.showings.add(generation, each.showings, each.rows)
 
     async def _store_shown(self) -> None:
         """Store what was shown as events, and count it."""
@@ -245,7 +246,7 @@ class FeedbackRecorder:
             some, self._shown = self._shown[:_AT_ONCE], self._shown[_AT_ONCE:]
             try:
                 types = await self._store.event_types.current()
-            except StoreError:
+            except Exception:
                 self._counts.impressions_lost += len(some)
                 raise
             code = next((each.code for each in types if each.name == IMPRESSION and not each.retired), None)
@@ -269,7 +270,7 @@ class FeedbackRecorder:
         limits = WriteLimits(b"", None, most)
         try:
             left_out = await self._store.ratings.append_columns(_columns(part, code), limits=limits)
-        except StoreError:
+        except Exception:
             # Some may have been stored: they are not sent again, as they would be shown twice.
             self._counts.impressions_lost += len(part)
             raise

@@ -203,7 +203,9 @@ class Quotas:
                     log.warning("what callers took is not shared with other workers reason=%s", exc)
                 failing = True
             except Exception:  # the edge of the loop: were it to end, each worker would be on its own
-                log.exception("what callers took is not shared with other workers")
+                if not failing:
+                    log.exception("what callers took is not shared with other workers")
+                failing = True
             if (now := monotonic()) - forgotten >= FORGET_S:
                 self._forget(now)
                 forgotten = now
