@@ -1,10 +1,13 @@
 """GET /generations and going back to one. Invariant: activation is the same pointer flip as publishing."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import msgspec
 from aiohttp import web
 
+from featurestore.errors import StoreDamaged
 from featurestore.experiments.showings import Showings
 from featurestore.generations.served import wait_until_served
 from service.context import CONTEXT
@@ -15,6 +18,8 @@ from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import STORE, WRITES, Route, parameter, whole
 from service.training import SERVED_WITHIN_S
+
+log = logging.getLogger("foldin.service")
 
 # What a JSON number holds exactly.
 MAX_NUMBER = 2**53
@@ -99,7 +104,12 @@ async def get_generations(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     generations = context.store.generations
     pointer, summaries = await generations.live(), await generations.list()
-    showings = await context.store.showings.read()
+    showings: Mapping[int, Showings] = {}
+    try:
+        showings = await context.store.showings.read()
+    except StoreDamaged as exc:
+        # Figures for people: without them there is still what is needed to go back to a generation.
+        log.warning("figures of lists cannot be read: %s", exc)
     found = [
         # Every other field has the name that it has in the store.
         msgspec.convert(

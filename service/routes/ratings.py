@@ -189,15 +189,23 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
             columns = parse_ratings(raw, scale, now, lines=lines)
         else:
             columns = await asyncio.to_thread(parse_ratings, raw, scale, now, lines=lines)
+        charge_entries(request, len(columns))
         return json_answer(await store_columns(request, columns))
 
 
+def charge_entries(request: web.Request, entries: int) -> None:
+    """Take so many entries from the quota of the caller. Raises `quota_exceeded`."""
+    quotas = request.app[CONTEXT].quotas
+    if (refusal := quotas.taken(request.get(CALLED_BY), "ratings", entries)) is not None:
+        raise refusal
+
+
 async def store_columns(request: web.Request, columns: Columns) -> Accepted:
-    """Store the ratings, or events of any types, of a call, and count them. Raises what refuses them."""
+    """Store the ratings, or events of any types, of a call that was charged, and count them. Raises what
+    refuses them.
+    """
     context = request.app[CONTEXT]
     counts, live, caller = context.counts, context.follower.live, request.get(CALLED_BY)
-    if (refusal := context.quotas.taken(caller, "ratings", len(columns))) is not None:
-        raise refusal
     errors, ratings = np.zeros(0), columns.ratings()
     # Before they are stored: the error on what the model has not learned is the honest one.
     if live is not None and len(ratings):
@@ -227,8 +235,7 @@ async def store_columns(request: web.Request, columns: Columns) -> Accepted:
 async def delete_rating(request: web.Request) -> web.StreamResponse:
     """Take one rating back."""
     context = request.app[CONTEXT]
-    if (refusal := context.quotas.taken(request.get(CALLED_BY), "ratings")) is not None:
-        raise refusal
+    charge_entries(request, 1)
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
     store, live, epoch = context.store, context.follower.live, await context.epoch()

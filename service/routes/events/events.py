@@ -29,7 +29,6 @@ from service.http.parsing import (
     path_id,
 )
 from service.http.problems import Problem
-from service.http.quotas import CALLED_BY
 from service.http.response import json_answer
 from service.openapi import (
     BODY,
@@ -47,6 +46,7 @@ from service.routes.ratings import (
     MAX_RATINGS,
     Accepted,
     Deleted,
+    charge_entries,
     check_scale,
     checked_times,
     decoded_rows,
@@ -185,6 +185,8 @@ async def post_events(request: web.Request) -> web.StreamResponse:
             events = parse_events(raw, known, lines=lines)
         else:
             events = await asyncio.to_thread(parse_events, raw, known, lines=lines)
+        # Before histories are read: a call that is refused costs the store nothing.
+        charge_entries(request, len(events.columns))
         noted = await context.feedback.note(events.columns, types, events.tokens)
         accepted = await store_columns(request, events.columns)
         if noted is not None:
@@ -236,8 +238,7 @@ async def get_user_events(request: web.Request) -> web.StreamResponse:
 async def delete_event(request: web.Request) -> web.StreamResponse:
     """Take one event back."""
     context = request.app[CONTEXT]
-    if (refusal := context.quotas.taken(request.get(CALLED_BY), "ratings")) is not None:
-        raise refusal
+    charge_entries(request, 1)
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
     name = path_id(path, 3, "type").decode()

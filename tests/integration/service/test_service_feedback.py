@@ -2,12 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from featurestore.codecs import History
 from featurestore.generations.served import FRESH_BEAT_S
 from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
@@ -90,16 +92,18 @@ async def test_what_a_list_shows_is_recorded_and_what_comes_of_it_is_counted(
     assert (await event(client, "bob", items[1], "like")).status == 200
     late = time.time() + 8 * 86_400
     assert (await event(client, "ann", items[2], "like", timestamp=late)).status == 200
-    found = await until(client, written, lists=2, shown=4, positives=1)
-    assert (found["lists"], found["shown"], found["positives"]) == (2, 4, 1)
+    # The last one counts: what was to count before it has been counted by then.
+    assert (await event(client, "ann", items[3], "like")).status == 200
+    found = await until(client, written, lists=2, shown=4, positives=2)
+    assert (found["lists"], found["shown"], found["positives"]) == (2, 4, 2)
     assert found["coverage"] == pytest.approx(0.5)
     rate = found["positive_rate"]
-    # Wilson's interval of 1 of 4.
-    assert (rate["value"], rate["low"], rate["high"]) == pytest.approx((0.25, 0.0456, 0.6994), abs=1e-3)
+    # Wilson's interval of 2 of 4.
+    assert (rate["value"], rate["low"], rate["high"]) == pytest.approx((0.5, 0.1500, 0.8500), abs=1e-3)
     text = (await client.get("/metrics")).text
     number = written.writer.number
     assert f'foldin_generation_shown_items{{generation="{number}"}} 4.0' in text
-    assert f'foldin_generation_positives{{generation="{number}"}} 1.0' in text
+    assert f'foldin_generation_positives{{generation="{number}"}} 2.0' in text
     assert "foldin_impressions_lost_total 0.0" in text
 
 
@@ -222,12 +226,68 @@ async def test_what_counts_as_seen_is_said_by_type(client: Client) -> None:
 async def test_a_call_of_many_events_is_an_import_and_counts_no_positives(
     client: Client, written: Written
 ) -> None:
-    await client.get("/recommend/ann?n=1&impressions=true")
-    (item,) = await until_shown(client, "ann", 1)
+    await client.get("/recommend/ann?n=2&impressions=true")
+    item, other = await until_shown(client, "ann", 2)
     many = [{"user_id": f"u{k}", "item_id": item, "type": "like"} for k in range(300)]
     many.append({"user_id": "ann", "item_id": item, "type": "like"})
     assert (await client.post("/events", many)).status == 200
-    assert (await until(client, written, shown=1))["positives"] == 0
+    # It counts, and later than those before it.
+    assert (await event(client, "ann", other, "like")).status == 200
+    assert (await until(client, written, shown=2, positives=1))["positives"] == 1
+
+
+async def test_a_damaged_history_refuses_no_event_and_damaged_sums_no_generations(
+    client: Client, store: Store, written: Written
+) -> None:
+    await store.redis.append(store.keys.history(1, b"ann"), b"half")
+    assert (await event(client, "ann", "item-1", "like")).status == 200
+    await store.redis.hset(store.keys.showings, "1", b"short")
+    reply = await client.get("/generations")
+    assert reply.status == 200
+    assert [each["generation"] for each in reply.json["generations"]] == [written.writer.number]
+    assert "feedback" not in reply.json["generations"][0]
+
+
+async def test_a_call_beyond_the_quota_reads_no_history(
+    store_settings: StoreSettings, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(store_settings, quotas=parse_quotas("off,ratings=1/h")) as (client, app):
+        await serves(client, written.writer.number)
+        read = []
+        parts = app[CONTEXT].store.users.parts
+
+        async def counted(epoch: int, user_ids: Sequence[bytes]) -> list[History]:
+            read.append(user_ids)
+            return await parts(epoch, user_ids)
+
+        monkeypatch.setattr(app[CONTEXT].store.users, "parts", counted)
+        assert (await event(client, "ann", "item-1", "like")).status == 200
+        refused = await event(client, "bob", "item-1", "like")
+        assert is_problem(refused, 429, "quota_exceeded")
+        assert read == [[b"ann"]]
+
+
+async def test_while_there_is_no_room_nothing_shown_is_stored(
+    store_settings: StoreSettings, store: Store
+) -> None:
+    lease = await lead(store)
+    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
+    number = (await publish(store, lease, n_items=ITEMS)).writer.number
+    async with serving(store_settings) as (client, app):
+        await serves(client, number)
+        await store.room.say(lease, "archive_disk", await store.time())
+        await wait_until_async(lambda: is_full(app), 10.0, "the worker knows")
+        await client.get("/recommend/bob?n=4&impressions=true")
+        await wait_until_async(lambda: lost(app, 4), 10.0, "4 items are left out")
+        assert (await client.get("/users/bob/events")).status == 404
+
+
+async def is_full(app: web.Application) -> bool:
+    return app[CONTEXT].follower.full is not None
+
+
+async def lost(app: web.Application, count: int) -> bool:
+    return app[CONTEXT].counts.impressions_lost == count
 
 
 async def answered(client: Client, path: str) -> None:
