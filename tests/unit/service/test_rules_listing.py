@@ -264,14 +264,19 @@ def test_every_field_of_a_call_takes_the_place_of_its_part() -> None:
         "per_category": 3,
         "pinned": [Pin("b", 1)],
         "order": "rating",
+        "impressions": True,
     }
     assert set(values) == set(RuleFields.__struct_fields__)
     whole = RuleFields(**values)
     for name, value in values.items():
         fields = RuleFields(**{name: value})
         call = parse_rules(fields, {})
-        assert merged(call, fields, Rules()) == call != Rules()
-        assert merged(call, fields, parse_rules(whole, {})) == parse_rules(whole, {})
+        alone, over = merged(call, fields, Rules()), merged(call, fields, parse_rules(whole, {}))
+        assert alone == call
+        assert over == parse_rules(whole, {})
+        # Rules that record what they show list as those that do not: that is left out of their comparison.
+        assert (call == Rules()) == alone.impressions == (name == "impressions")
+        assert over.impressions
 
 
 @pytest.mark.parametrize(
