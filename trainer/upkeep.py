@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from featurestore.errors import LeaseLost, StoreChanged, StoreError, StoreUnavailable
+from featurestore.errors import LeaseLost, StoreChanged, StoreDamaged, StoreError, StoreUnavailable
 from featurestore.generations.manifest import Pointer
 from featurestore.leases import Lease
 from featurestore.store import Store
@@ -59,7 +59,7 @@ class Upkeep:
             try:
                 pointer = await self.store.generations.live()
                 await self.switch.follow(pointer)
-                await self.switch.follow_arms(pointer)
+                await self._follow_arms(pointer)
                 await self._merge(await self._remove_unused())
                 if time.monotonic() - self._emptied_at > _TRASH_S:
                     self._emptied_at = time.monotonic()
@@ -71,6 +71,13 @@ class Upkeep:
                 pass
             except (StoreError, ArchiveFailedError) as exc:
                 log.warning("upkeep_failed", error=str(exc))
+
+    async def _follow_arms(self, pointer: Pointer) -> None:
+        try:
+            await self.switch.follow_arms(pointer)
+        except StoreDamaged as exc:
+            # The archive does not rest on experiments: it is merged and tidied up all the same.
+            log.warning("upkeep_failed", error=str(exc))
 
     async def _merge(self, pointer: Pointer) -> None:
         for number in {pointer.epoch, pointer.pending} - {0}:

@@ -6,7 +6,7 @@ Invariant: the arm of a user depends on the id and on the experiment alone, in e
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from zlib import crc32
 
@@ -131,6 +131,11 @@ class Experiments:
         others = {each.definition.scenario: each for each in self.running if not each.over_generations}
         object.__setattr__(self, "over_generations", fits[0] if fits else None)
         object.__setattr__(self, "by_scenario", others)
+
+    def of_epoch(self, epoch: int) -> "Experiments":
+        """Return these without those over generations of another history, which are gone."""
+        kept = (e for e in self.running if not e.over_generations or e.definition.epoch == epoch)
+        return replace(self, running=tuple(kept))
 
     def named(self, name: str) -> Experiment | None:
         """Return an experiment, None where there is none of this name."""

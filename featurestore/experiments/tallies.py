@@ -76,4 +76,7 @@ def _tally(data: Any, key: bytes) -> Float64s:
     if len(data) != empty.nbytes:
         raise StoreDamaged(shown_key(key), f"{len(data)} bytes are no tally of {empty.nbytes}")
     found: npt.NDArray[np.float64] = np.frombuffer(data, dtype="<f8").reshape(empty.shape)
+    # NaN is neither.
+    if not ((found >= 0) & (found < np.inf)).all():
+        raise StoreDamaged(shown_key(key), "a sum is negative or no number")
     return found

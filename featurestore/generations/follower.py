@@ -20,6 +20,7 @@ from featurestore.errors import (
     FullReason,
     GenerationBroken,
     GenerationUnknown,
+    StoreDamaged,
     StoreError,
     StoreUnavailable,
 )
@@ -42,6 +43,8 @@ DELTAS_AT_ONCE = 64
 ITEMS_AT_ONCE = 2_000
 # A load that failed costs the store the whole table: not again with each poll.
 RETRY_LOAD_S = 1.0
+# The position of their reply in that of a poll.
+_EXPERIMENTS = 4
 
 
 class Served(NamedTuple):
@@ -57,7 +60,7 @@ class Served(NamedTuple):
 
 class Follower:
     """Keeps `live` up to date from a `Store`; `pointer` is what was polled last. `experiments`: those that
-    run, `arms`: the generations of these beside the live one, by number.
+    run in the history that is live, `arms`: the generations of these beside the live one, by number.
 
     Counters for metrics: `loads_total`, `failures_total`; `polled_at` is `time.monotonic` of the last good
     poll.
@@ -97,7 +100,7 @@ class Follower:
         self._loading: asyncio.Task[None] | None = None
         self._load_at = float("-inf")
         self._load_failure = ""
-        self._experiment_fields: Mapping[bytes, bytes] = {}
+        self._experiments_read: tuple[Mapping[bytes, bytes] | None, int] = {}, 0
         # Arms that cannot be served: they are not tried again before the experiments change.
         self._lost: set[int] = set()
 
@@ -163,7 +166,9 @@ class Follower:
                 deltas = self._keys.deltas(each.epoch, each.generation)
                 pipe.xrange(deltas, f"({each.after}", "+", DELTAS_AT_ONCE)
             pipe.lrange(self._keys.order(live.epoch), known, known + ITEMS_AT_ONCE - 1)
-        (seconds, microseconds), pointer_fields, numbers, identity, experiments, *rest = await pipe.execute()
+        # What answers users does not rest on experiments: where they cannot be read, there are none.
+        replies = await pipe.execute(spared=_EXPERIMENTS)
+        (seconds, microseconds), pointer_fields, numbers, identity, experiments, *rest = replies
         if identity is None or identity.decode() != self._identity:
             # Emptied while it was connected; where the connection was lost, this has been done.
             await self._store.look_again()
@@ -177,7 +182,7 @@ class Follower:
             self.live = None
         self._store.users.polled(Kept(self._numbers), now)
         self.polled_at = now
-        self._follow_experiments(experiments)
+        self._follow_experiments(experiments, pointer.epoch)
         more = False
         if held and held[0] is self.live:
             *deltas_of, ids = rest
@@ -191,11 +196,15 @@ class Follower:
         self._serve_what_is_named(pointer, now)
         return more
 
-    def _follow_experiments(self, fields: Mapping[bytes, bytes]) -> None:
-        if fields != self._experiment_fields:
-            self._experiment_fields = fields
-            self.experiments = read_experiments(fields)
+    def _follow_experiments(self, fields: Mapping[bytes, bytes] | StoreDamaged, epoch: int) -> None:
+        damage = fields if isinstance(fields, StoreDamaged) else None
+        known = None if isinstance(fields, StoreDamaged) else fields
+        if (known, epoch) != self._experiments_read:
+            self._experiments_read = known, epoch
+            self.experiments = read_experiments(known or {}).of_epoch(epoch)
             self._lost.clear()
+            if damage is not None:
+                log.error("experiments cannot be read: %s", damage)
             if self.experiments.damaged:
                 log.error("experiments cannot be read", extra={"names": self.experiments.damaged})
 
@@ -227,7 +236,7 @@ class Follower:
     def _arms_wanted(self, pointer: Pointer) -> set[int]:
         """Return the generations of an experiment that are not the live one."""
         experiment = self.experiments.over_generations
-        # Those of a history that has ended are gone.
+        # They were read with the pointer of the last poll, which may be an earlier one.
         if experiment is None or experiment.definition.epoch != pointer.epoch:
             return set()
         return {*experiment.generations} - {pointer.generation}

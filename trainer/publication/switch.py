@@ -67,13 +67,9 @@ class Switch:
 
     async def follow_arms(self, pointer: Pointer) -> None:
         """Fold items in for the generations of an experiment, too; to be called after `follow`."""
-        experiment = (await self.store.experiments.all()).over_generations
-        # Those of a history that has ended are gone.
-        self.experiments = experiment is not None and experiment.definition.epoch == pointer.epoch
-        arms = (
-            frozenset(experiment.generations) if experiment is not None and self.experiments else frozenset()
-        )
-        arms -= {pointer.generation}
+        experiment = (await self.store.experiments.all()).of_epoch(pointer.epoch).over_generations
+        self.experiments = experiment is not None
+        arms = frozenset(() if experiment is None else experiment.generations) - {pointer.generation}
         if arms == self.arms:
             return
         epoch, fits = await self.epochs.open(pointer.epoch), []

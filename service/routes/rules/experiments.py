@@ -10,7 +10,7 @@ import time
 import msgspec
 from aiohttp import web
 
-from featurestore.errors import GenerationUnknown, StoreRefused
+from featurestore.errors import GenerationUnknown, StoreDamaged, StoreRefused
 from featurestore.experiments.definition import Arm, Definition, Experiment, require_readable
 from featurestore.experiments.stored import ExperimentExists, Winner, arm_named
 from featurestore.experiments.tallies import Figure
@@ -133,7 +133,12 @@ _EXAMPLE = {
 }
 
 
-@Route("GET", "/experiments", "Rules", ExperimentsOut, STORE, needs="read", operation_id="getExperiments")
+@Route(
+    *("GET", "/experiments", "Rules", ExperimentsOut),
+    ("data_damaged", *STORE),
+    needs="read",
+    operation_id="getExperiments",
+)
 async def get_experiments(request: web.Request) -> web.StreamResponse:
     """The experiments that run."""
     found = await request.app[CONTEXT].store.experiments.all()
@@ -167,7 +172,8 @@ async def get_experiment(request: web.Request) -> web.StreamResponse:
             found.rmse_difference = rmse_difference(tally, first)
             found.positive_rate_difference = rate_difference(tally, first)
         arms.append(found)
-    waits = experiment.over_generations
+    # Of a history that has ended the generations are gone: nothing waits for it.
+    waits = experiment.over_generations and definition.epoch == await context.epoch()
     return json_answer(ExperimentFigures(experiment.name, arms, definition.began, waits, definition.scenario))
 
 
@@ -175,7 +181,7 @@ async def get_experiment(request: web.Request) -> web.StreamResponse:
     *("PUT", "/experiments/{name}", "Rules", Begun),
     (
         *(*BODY, "invalid_parameter", "experiment_exists", "too_many_experiments", "unknown_generation"),
-        *("unknown_scenario", "not_found", *WRITES),
+        *("unknown_scenario", "data_damaged", "not_found", *WRITES),
     ),
     needs="operate",
     operation_id="putExperiment",
@@ -202,6 +208,8 @@ async def put_experiment(request: web.Request) -> web.StreamResponse:
     except ExperimentExists as exc:
         detail = f"the experiment {exc.name!r} runs, with other arms or about the same calls; end it first"
         raise Problem("experiment_exists", detail, field="name") from exc
+    except StoreDamaged:
+        raise
     except StoreRefused as exc:
         raise Problem("too_many_experiments", str(exc)) from exc
     described = msgspec.structs.asdict(_described(found))
@@ -215,6 +223,7 @@ async def put_experiment(request: web.Request) -> web.StreamResponse:
         "unknown_experiment",
         "unknown_generation",
         "unknown_scenario",
+        "data_damaged",
         "not_found",
         *WRITES,
     ),

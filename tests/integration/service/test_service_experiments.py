@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -341,6 +342,63 @@ async def test_what_one_has_counted_late_is_none_of_another_of_its_name(store: S
     await store.tallies.add(new, 0, new_tally() + 1.0, [4])
     ((tally, users), _) = await store.tallies.read(new)
     assert (float(tally.min()), users) == (1.0, 1)
+
+
+async def test_one_of_an_ended_history_is_in_the_way_of_nothing(
+    client: Client, store: Store, generations: tuple[Lease, Written, Written]
+) -> None:
+    _, first, second = generations
+    numbers = [each.writer.number for each in (first, second)]
+    ended = Definition((Arm("x", 0.5, numbers[0]), Arm("y", 0.5, numbers[1])), 1.0, epoch=77)
+    # By name it comes first.
+    await store.redis.hset(store.keys.experiments, "a", msgspec.json.encode(ended))
+    await begun(client, "fits", arms(first, second))
+    for user in USERS:
+        reply = await client.post("/ratings", {"user_id": user, "item_id": "item-1", "rating": 3.0})
+        assert reply.status == 200
+    replies = [(await client.get(f"/predict?user_id={user}&item_id=item-3")).json for user in USERS]
+    assert {each["generation"] for each in replies} == {*numbers}
+    assert {each["arms"]["fits"] for each in replies} == {"old", "new"}
+    found = await until_figures(client, "fits", users=len(USERS), ratings=len(USERS))
+    assert all(arm["ratings"] > 0 for arm in found)
+    assert (await client.get("/experiments/fits")).json["waits"]
+    left = (await client.get("/experiments/a")).json
+    assert (left["waits"], sum(arm["ratings"] for arm in left["arms"])) == (False, 0)
+
+
+@BOTH_WAYS
+async def test_a_worker_goes_on_where_experiments_are_of_another_type(
+    client: Client, store: Store, generations: tuple[Lease, Written, Written]
+) -> None:
+    lease, first, second = generations
+    await begun(client, "fits", arms(first, second))
+    await store.redis.set(store.keys.experiments, b"x")
+    later = await write_generation(store, lease, n_items=ITEMS, seed=3)
+    assert await later.writer.flip(automatic=False)
+    await serves(client, later.writer.number)
+    answers = [(await client.get(f"/predict?user_id={user}&item_id=item-3")).json for user in USERS]
+    assert {each["generation"] for each in answers} == {later.writer.number}
+    assert not any({"arms", "degraded"} & each.keys() for each in answers)
+    assert is_problem(await client.get("/experiments"), 503, "data_damaged")
+    damaged = await client.ask("PUT", "/experiments/fits", json=arms(first, second))
+    assert is_problem(damaged, 503, "data_damaged")
+    # What a person does about it.
+    await store.redis.delete(store.keys.experiments)
+    await begun(client, "fits", arms(first, second))
+    answers = [(await client.get(f"/predict?user_id={user}&item_id=item-3")).json for user in USERS]
+    assert {each["arms"]["fits"] for each in answers} == {"old", "new"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -96.0])
+async def test_a_sum_that_counts_nothing_is_damage(
+    client: Client, store: Store, generations: tuple[Lease, Written, Written], value: float
+) -> None:
+    await begun(client, "fits", arms(*generations[1:]))
+    tally = new_tally()
+    tally[0, 0] = value
+    await store.redis.hset(store.keys.experiment_sums("fits"), "0", tally.astype("<f8").tobytes())
+    assert is_problem(await client.get("/experiments/fits"), 503, "data_damaged")
+    assert (await client.get("/metrics")).status == 200
 
 
 async def test_two_workers_agree_from_the_answer_on(

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -35,8 +36,11 @@ async def test_items_of_every_arm_are_kept_up_to_date_and_automatic_refits_wait(
             await store.ratings.append(low_rank_ratings())
             numbers = [await fitted(store), await fitted(store)]
             arms = tuple(Arm(f"g{number}", 0.5, generation=number) for number in numbers)
+            # One of a history that has ended, which comes first by name, changes nothing.
+            ended = msgspec.json.encode(Definition(arms, 1e9, 77))
+            await store.redis.hset(store.keys.experiments, "a", ended)
             await store.experiments.begin("fits", Definition(arms, 1e9, 1))
-            assert (await store.experiments.all()).over_generations is not None
+            assert (await store.experiments.all()).of_epoch(1).over_generations is not None
 
             def both() -> bool:
                 return all(follower.holds(number) for number in numbers)
@@ -73,3 +77,15 @@ async def test_items_of_every_arm_are_kept_up_to_date_and_automatic_refits_wait(
     finally:
         stop.set()
         await following
+
+
+async def test_upkeep_goes_on_where_experiments_are_of_another_type(
+    store: Store, settings: TrainerSettings
+) -> None:
+    unused = settings.archive_folder / "epoch-000001" / "fits" / "generation-000099"
+    async with running_trainer(settings):
+        await store.ratings.append(low_rank_ratings())
+        await fitted(store)
+        await store.redis.set(store.keys.experiments, b"x")
+        unused.mkdir()
+        await wait_until_async(lambda: not unused.exists(), 20.0, "an unused fit is removed")

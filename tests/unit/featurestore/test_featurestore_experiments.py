@@ -86,6 +86,17 @@ def test_what_cannot_be_read_is_told_and_does_nothing() -> None:
         require_readable(found, "text", b"key")
 
 
+def test_those_of_an_ended_history_do_nothing() -> None:
+    now = msgspec.json.encode(split("now", 0.5, 0.5).definition)
+    ended = now.replace(b'"epoch":1', b'"epoch":7')
+    found = read_experiments({b"a": ended, b"lists": stored(), b"now": now})
+    acting = found.of_epoch(1)
+    assert [each.name for each in acting.running] == ["lists", "now"]
+    assert acting.over_generations == acting.named("now")
+    assert found.of_epoch(2).over_generations is None
+    assert acting.version == found.version
+
+
 def test_the_version_tells_two_sets_apart() -> None:
     sets = [{}, {b"a": stored()}, {b"b": stored()}, {b"a": stored(scenario="x")}, {b"a": b"", b"b": b""}]
     versions = [read_experiments(fields).version for fields in sets]
