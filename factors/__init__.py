@@ -44,7 +44,7 @@ from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import RankingParameters
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
 from factors.ranking.training import RankingFit
-from factors.ranking.type_weights import TypeWeight
+from factors.ranking.type_weights import TYPE_CODES, Meaning, TypeWeight
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.explain import explain
@@ -67,6 +67,7 @@ __all__ = [
     "BASIS",
     "RECENT",
     "SAMPLED",
+    "TYPE_CODES",
     "Attribute",
     "BiasBaseline",
     "Blended",
@@ -92,6 +93,7 @@ __all__ = [
     "ItemStatistics",
     "Labels",
     "Link",
+    "Meaning",
     "Model",
     "ModelUnreadable",
     "Neighbours",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float32s, Float64s, Histories, Int32s, Int64s, Scale, UInt8s
+from factors import TYPE_CODES, Float32s, Float64s, Histories, Int32s, Int64s, Scale, UInt8s
 
 ENTRY = struct.Struct("<Idd")
 COUNTER = struct.Struct("<Q")
@@ -30,10 +30,10 @@ MAX_TIMESTAMP = 1e15
 MAX_STORED_TIME = 1e16
 
 # 134 million items, beyond what an item table in memory can have; the 5 bits above them tell the type.
-ROW_BITS = 27
+ROW_BITS = 32 - (TYPE_CODES - 1).bit_length()
 MAX_ITEM_ROW = 2**ROW_BITS - 1
 # 0 is a rating. The last one stays free: `FORGOTTEN_ROW` would have it.
-MAX_TYPE_CODE = 30
+MAX_TYPE_CODE = TYPE_CODES - 2
 
 # A history is rewritten without what was superseded when that is more than half of it and worth the write.
 COMPACT_ENTRIES = 64

@@ -10,7 +10,7 @@ from factors.inference.histories import Compressed
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s, UInt8s
 from factors.ranking.choices import HoldOut
 from factors.ranking.parameters import later_events
-from factors.ranking.type_weights import CODES, TypeTable, TypeWeight
+from factors.ranking.type_weights import TYPE_CODES, TypeTable, TypeWeight
 
 # A tenth of the events is held out: so many are learned less than will be.
 _SHARE = 0.1
@@ -141,7 +141,7 @@ class Typed:
 
     def counts(self, data: Compressed) -> Int64s:
         """Return how many events there are of each type, by code."""
-        return np.bincount(self.codes[data.source], minlength=CODES)
+        return np.bincount(self.codes[data.source], minlength=TYPE_CODES)
 
     def ratings(self, data: Compressed) -> Compressed:
         """Return the events that are ratings."""

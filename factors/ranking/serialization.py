@@ -18,7 +18,7 @@ from factors.model.layout import MAX_RANK
 from factors.ranking.head import RankingHead
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import RankingParameters
-from factors.ranking.type_weights import CODES, TypeWeight
+from factors.ranking.type_weights import TYPE_CODES, TypeWeight
 
 _FORMAT = "foldin-ranking-1"
 _LINE = f"{_FORMAT}\n".encode()
@@ -91,7 +91,7 @@ def head_from_bytes(buffer: bytes | memoryview, n_items: int) -> RankingHead:
         raise ModelUnreadable("a ranking head with other parameters") from exc
     parameters.check()
     if not all(
-        0 < each.code < CODES and 0 <= (each.weight or 0) < np.inf and each.decided >= 0
+        0 < each.code < TYPE_CODES and 0 <= (each.weight or 0) < np.inf and each.decided >= 0
         for each in header.types
     ):
         raise ModelUnreadable("a ranking head with other event types")

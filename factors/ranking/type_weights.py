@@ -20,8 +20,8 @@ from factors.model.types import Bools, Choices, Float64s, Histories, Int64s, UIn
 
 Meaning = Literal["positive", "negative", "shown"]
 
-# Codes have five bits.
-CODES = 32
+# Codes have five bits: stored entries have them above the row of the item.
+TYPE_CODES = 32
 # What a type counts where nothing chooses: what users did as much as a rating, what they saw hardly, as it
 # comes tenfold.
 _UNCHOSEN = {"positive": 1.0, "negative": 1.0, "shown": 0.1}
@@ -78,8 +78,8 @@ class TypeTable:
     @classmethod
     def of(cls, types: Sequence[TypeWeight]) -> "TypeTable":
         """Return the table of these types and of ratings."""
-        weight, target = np.zeros(CODES), np.ones(CODES)
-        rank, decisive = np.zeros(CODES, dtype=np.int64), np.zeros(CODES, dtype=np.bool_)
+        weight, target = np.zeros(TYPE_CODES), np.ones(TYPE_CODES)
+        rank, decisive = np.zeros(TYPE_CODES, dtype=np.int64), np.zeros(TYPE_CODES, dtype=np.bool_)
         weight[0], rank[0], decisive[0] = 1.0, _RATING, True
         for each in types:
             weight[each.code] = _UNCHOSEN[each.meaning] if each.weight is None else each.weight
@@ -118,9 +118,9 @@ def one_of_pairs(choices: Choices, n_rows: int, table: TypeTable, high: float = 
     The value of an event that is no rating is `high`.
     """
     # Each type of a pair once, the last one, unless that was taken back.
-    codes, key = choices.type_code, choices.item_row.astype(np.int64) * CODES + choices.type_code
+    codes, key = choices.type_code, choices.item_row.astype(np.int64) * TYPE_CODES + choices.type_code
     each = compress_pairs(choices.user_row, key, choices.value, choices.time, n_rows)
-    own, pair_other = codes[each.source], each.other // CODES
+    own, pair_other = codes[each.source], each.other // TYPE_CODES
     order = np.lexsort((each.source, table.rank[own], pair_other, each.row))
     order = order[table.weight[own[order]] > 0]
     pair_row, pair_other = each.row[order], pair_other[order]

@@ -8,17 +8,16 @@ code that means something else to the others.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha1
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from factors import Meaning
 from featurestore.client import Client
 from featurestore.codecs import MAX_TYPE_CODE
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreRefused, StoreUnavailable
 from featurestore.keys import Keys, shown_key
-
-Meaning = Literal["positive", "negative", "shown"]
 
 # A process that has read the types asks again after so long: a new one is known everywhere within this time.
 FOLLOWED_S = 1.0

@@ -11,11 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Float64s, Int64s, UInt8s
+from factors import TYPE_CODES, Float64s, Int64s, UInt8s
 from featurestore.codecs import type_codes_of
-
-# Codes of types have five bits.
-_TYPES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ class RatingEvents:
     @property
     def key(self) -> Int64s:
         """Return item and type of each event (m,) as one number: with the user, what a later one replaces."""
-        keys: Int64s = self.item * _TYPES + self.type_code
+        keys: Int64s = self.item * TYPE_CODES + self.type_code
         return keys
 
     def take(self, rows: Int64s | npt.NDArray[np.bool_]) -> "RatingEvents":

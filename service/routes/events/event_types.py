@@ -6,8 +6,9 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
+from factors import Meaning
 from featurestore.errors import StoreDamaged, StoreRefused
-from featurestore.ratings.event_types import RATING, EventType, Meaning, NewType, replaced
+from featurestore.ratings.event_types import RATING, EventType, NewType, replaced
 from service.context import CONTEXT
 from service.http.parsing import Body
 from service.http.problems import Problem
