@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from factors import UInt8s
+from factors import Float64s, UInt8s
 from featurestore.codecs import Feedback
 
 # As long as someone may think about a purchase; windows of shops and advertisers are 1 to 30 days.
@@ -48,6 +48,23 @@ def positives(
             counted.add(row)
             found.append(Positive(place, int(before.value[last])))
     return found
+
+
+def with_showings(
+    before: Feedback, rows: Sequence[int], times: Float64s, generations: Float64s, shown: Sequence[int]
+) -> Feedback:
+    """Return a user's events with showings of items `rows` (m,) at `times` (m,) by `generations` (m,) behind
+    them.
+    """
+    if not len(rows):
+        return before
+    return Feedback(
+        np.append(before.item_row, np.array(rows, dtype=np.int32)),
+        np.append(before.type_code, np.full(len(rows), shown[0], dtype=np.uint8)),
+        np.append(before.value, generations),
+        np.append(before.time, times),
+        np.append(before.place, np.zeros(len(rows), dtype=np.int64)),
+    )
 
 
 def _of(codes: UInt8s, some: Collection[int]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -6,6 +6,7 @@ is left out and counted.
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
 from service.experiments.background import BackgroundSteps
 from service.experiments.counting import ArmCounts, Membership
-from service.feedback.attribution import positives
+from service.feedback.attribution import positives, with_showings
 from service.feedback.tokens import Token
 from service.metrics import Counts
 
@@ -136,15 +137,21 @@ class FeedbackRecorder:
         wanted = [k for k, what in enumerate(meant) if what == "positive"]
         found: list[tuple[int, int]] = []
         if 0 < len(wanted) <= MOST_POSITIVES:
-            found = await self._followed(columns, wanted, types, live.epoch)
+            found = await self._followed(columns, wanted, [k for k, _ in shown], types, live.epoch)
         return Noted(columns, shown, found, tokens) if shown or found else None
 
     async def _followed(
-        self, columns: Columns, wanted: Sequence[int], types: Sequence[EventType], epoch: int
+        self,
+        columns: Columns,
+        wanted: Sequence[int],
+        shown_here: Sequence[int],
+        types: Sequence[EventType],
+        epoch: int,
     ) -> list[tuple[int, int]]:
-        of_user: dict[bytes, list[int]] = {}
-        for k in wanted:
-            of_user.setdefault(columns.user_id[k], []).append(k)
+        of_user, shown_to = defaultdict[bytes, list[int]](list), defaultdict[bytes, list[int]](list)
+        for events, by_user in ((wanted, of_user), (shown_here, shown_to)):
+            for k in events:
+                by_user[columns.user_id[k]].append(k)
         names = dict.fromkeys(columns.item_id[k] for k in wanted)
         try:
             histories, rows = await asyncio.gather(
@@ -153,17 +160,30 @@ class FeedbackRecorder:
         except (StoreUnavailable, StoreDamaged):
             # The call itself says what matters to it: to store events no history is read.
             return []
-        row_of = {item: -1 if row is None else row for item, row in zip(names, rows, strict=True)}
+        # A number of its own also for an item without a row: it may be shown and chosen in this call.
+        row_of = {
+            item: -1 - k if row is None else row
+            for k, (item, row) in enumerate(zip(names, rows, strict=True))
+        }
         shown, positive = (
             [each.code for each in types if each.meaning == meaning] for meaning in ("shown", "positive")
         )
 
         def follow() -> list[tuple[int, int]]:
             found = []
-            for history, places in zip(histories, of_user.values(), strict=True):
+            for history, (user_id, places) in zip(histories, of_user.items(), strict=True):
+                # What a call shows comes before what it says was chosen, as clients send in batches.
+                here = [k for k in shown_to.get(user_id, ()) if columns.item_id[k] in row_of]
+                before = with_showings(
+                    history.feedback,
+                    [row_of[columns.item_id[k]] for k in here],
+                    columns.time[here],
+                    columns.rating[here],
+                    shown,
+                )
                 items = [row_of[columns.item_id[k]] for k in places]
                 times = [float(columns.time[k]) for k in places]
-                for place, generation in positives(history.feedback, items, times, shown, positive):
+                for place, generation in positives(before, items, times, shown, positive):
                     found.append((places[place], generation))
             return found
 

@@ -242,6 +242,9 @@ async def _for_user(
     answer = _answer(live, items, call, members)
     answer.user_id, answer.reason = user_id.decode(), reason
     answer.seed, answer.degraded = wanted.seed, degraded | call.degraded
+    if request.method == "HEAD":
+        # No list is shown.
+        return json_answer(answer)
     context.feedback.listed(live.generation, members)
     if call.rules.impressions and not answer.degraded:
         registry = context.store.items(live.epoch)

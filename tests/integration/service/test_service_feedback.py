@@ -201,6 +201,26 @@ async def test_positives_count_for_the_arm_that_has_shown_the_item(client: Clien
     assert (await until(client, written, positives=18))["positives"] == 18
 
 
+async def test_what_is_shown_and_chosen_in_one_call_counts(client: Client, written: Written) -> None:
+    """Clients send in batches, and an item may be new to all."""
+    token = (await client.get("/recommend/ann?n=2")).json["recommendation_id"]
+    both = [
+        {"user_id": "ann", "item_id": item, "type": kind, "recommendation_id": token}
+        for item, kinds in (
+            ("item-3", ("impression", "purchase")),
+            ("new-1", ("impression",)),
+            ("new-2", ("like",)),
+        )
+        for kind in kinds
+    ]
+    assert (await client.post("/events", both)).status == 200
+    assert (await client.ask("HEAD", "/recommend/ann?n=2&impressions=true")).status == 200
+    # Counts, and later than those before it.
+    assert (await event(client, "ann", "new-1", "like", recommendation_id=token)).status == 200
+    found = await until(client, written, shown=2, positives=2)
+    assert (found["shown"], found["positives"], found["lists"]) == (2, 2, 1)
+
+
 async def test_what_counts_as_seen_is_said_by_type(client: Client) -> None:
     for item, kind in (("item-1", "view"), ("item-2", "purchase"), ("item-3", "impression")):
         assert (await event(client, "ann", item, kind)).status == 200
