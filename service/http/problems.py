@@ -46,6 +46,7 @@ KINDS: Mapping[str, Kind] = {
     "unknown_experiment": Kind(404, "There is no experiment of this name"),
     "unknown_rating": Kind(404, "There is no such rating"),
     "unknown_event": Kind(404, "There is no such event"),
+    "unknown_event_type": Kind(404, "There is no event type of this name"),
     "unknown_generation": Kind(404, "This generation is not kept"),
     "unknown_receipt": Kind(404, "There is no such receipt"),
     "not_found": Kind(404, "There is nothing at this address"),

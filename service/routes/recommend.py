@@ -147,7 +147,7 @@ class _Person(NamedTuple):
 T = TypeVar("T")
 _BODY: Body[RecommendBody] = Body(RecommendBody)
 _LIST_BODY: Body[ListBody] = Body(ListBody)
-_RULE_PROBLEMS = ("invalid_rule", "invalid_type", "unknown_scenario", "data_damaged")
+_RULE_PROBLEMS = ("invalid_rule", "unknown_event_type", "unknown_scenario", "data_damaged")
 _EXAMPLE = {
     "n": 5,
     # Categories are known to every catalogue; an attribute is, once an item has it.
@@ -268,7 +268,7 @@ def _answer(
 
 
 async def _seen_rows(context: ServiceContext, history: History, wanted: Wanted) -> Int32s:
-    """Return the rows of the items that count as seen. Raises `invalid_type`."""
+    """Return the rows of the items that count as seen. Raises `unknown_event_type`."""
     names = wanted.exclude_seen
     if names is False or (names is True and not len(history.feedback)):
         return history.item_row
@@ -278,7 +278,7 @@ async def _seen_rows(context: ServiceContext, history: History, wanted: Wanted) 
     codes = {RATING: 0} | {each.name: each.code for each in types}
     unknown = next((name for name in names if name not in codes), None)
     if unknown is not None:
-        raise Problem("invalid_type", unknown_type(unknown, codes), field="exclude_seen")
+        raise Problem("unknown_event_type", unknown_type(unknown, codes), field="exclude_seen")
     rows = history.seen([codes[name] for name in names])
     return rows if RATING in names else rows[len(history) :]
 

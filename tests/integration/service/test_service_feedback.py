@@ -238,7 +238,7 @@ async def test_what_counts_as_seen_is_said_by_type(client: Client) -> None:
     reply = await client.post("/recommend/ann", {"n": 100, "exclude_seen": ["view"]})
     assert {each["item_id"] for each in reply.json["items"]}.isdisjoint({"item-1"})
     refused = await client.get("/recommend/ann?exclude_seen=view,glance")
-    assert is_problem(refused, 422, "invalid_type")
+    assert is_problem(refused, 404, "unknown_event_type")
     assert "glance" in refused.json["detail"]
     assert refused.json["field"] == "exclude_seen"
 
