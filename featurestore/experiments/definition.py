@@ -23,7 +23,7 @@ from featurestore.keys import shown_key
 # infinitely many.
 GROUPS = 32
 # Shares that are written with a few digits add up to 1 within this.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 # Finalizer of SplitMix64 (Steele, Lea and Flood, 2014): each bit of the result depends on each of the input.
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 # Its arithmetic is that of words of 64 bits.
@@ -66,7 +66,7 @@ class Experiment:
     def __post_init__(self) -> None:
         salt = hashlib.blake2b(self.name.encode(), digest_size=8).digest()
         ends = list(accumulate(arm.share for arm in self.arms))
-        if ends[-1] >= 1.0 - _ROUNDING:
+        if ends[-1] >= 1.0 - ROUNDING:
             ends[-1] = 1.0
         object.__setattr__(self, "_salt", int.from_bytes(salt, "little"))
         object.__setattr__(self, "_ends", tuple(ends))

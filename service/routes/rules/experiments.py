@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from featurestore.errors import GenerationUnknown, StoreDamaged, StoreRefused
-from featurestore.experiments.definition import Arm, Definition, Experiment, require_readable
+from featurestore.experiments.definition import ROUNDING, Arm, Definition, Experiment, require_readable
 from featurestore.experiments.stored import ExperimentExists, Winner, arm_named
 from featurestore.experiments.tallies import Figure
 from featurestore.generations.served import wait_until_followed
@@ -36,8 +36,6 @@ from service.training import SERVED_WITHIN_S
 MAX_ARMS = 8
 # Definitions have names and numbers alone.
 _MOST_BYTES = 10_000
-# Shares that are written with a few digits add up to 1 within this.
-_ROUNDING = 1e-9
 
 
 class ArmIn(msgspec.Struct):
@@ -309,7 +307,7 @@ def _checked_arms(body: ExperimentBody) -> tuple[Arm, ...]:
         raise _refused("arms", f"there must be 2 to {MAX_ARMS} arms")
     if any(not NAME.fullmatch(name) for name in names) or len({*names}) < len(names):
         raise _refused("arms.name", "each arm needs a name of its own of letters, digits and `_.-`")
-    if any(not 0 < arm.share <= 1 for arm in arms) or math.fsum(arm.share for arm in arms) > 1 + _ROUNDING:
+    if any(not 0 < arm.share <= 1 for arm in arms) or math.fsum(arm.share for arm in arms) > 1 + ROUNDING:
         raise _refused("arms.share", "shares must be above 0, and 1 at most together")
     if not over_generations and kinds != {(True, False)}:
         raise _refused("arms", "each arm has a generation, or each has a scenario")

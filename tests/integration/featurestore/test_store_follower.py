@@ -4,8 +4,7 @@ import asyncio
 import fcntl
 import threading
 import zlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,9 @@ from featurestore.id_columns import Ids
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating
+from tests.support.following import following
 from tests.support.servers import StoreServer
 from tests.support.waiting import wait_until_async
-
-
-@asynccontextmanager
-async def following(
-    store: Store, folder: Path, name: str = "w", poll_s: float = 0.02
-) -> AsyncIterator[Follower]:
-    follower = Follower(store, folder, name, poll_s)
-    stop = asyncio.Event()
-    task = asyncio.create_task(follower.run(stop))
-    try:
-        yield follower
-    finally:
-        stop.set()
-        await task
 
 
 def capacity_of(rows: int) -> int:

@@ -12,8 +12,9 @@ from featurestore.generations.follower import Follower
 from featurestore.generations.manifest import RANKING, RANKING_INDEX
 from featurestore.generations.served import wait_until_served
 from featurestore.store import Store
-from tests.integration.featurestore.test_store_follower import contents, files, following, until
+from tests.integration.featurestore.test_store_follower import contents, files, until
 from tests.support.factories import lead, make_head, publish, write_generation
+from tests.support.following import following
 
 N_ITEMS = 8
 

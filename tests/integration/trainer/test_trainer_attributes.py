@@ -1,8 +1,5 @@
 """Attributes of items in a running stack: learned by a fit, and said of items that come after it."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from tests.support.following import following
 from tests.support.trainers import fitted, running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
 from trainer.catalogue import reading
@@ -32,17 +30,6 @@ USERS, ITEMS = 24, 40
 @pytest.fixture
 def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
     return trainer_settings(store_settings, tmp_path / "archive")
-
-
-@asynccontextmanager
-async def following(store: Store, folder: Path) -> AsyncIterator[Follower]:
-    follower, stop = Follower(store, folder, "w1"), asyncio.Event()
-    task = asyncio.create_task(follower.run(stop))
-    try:
-        yield follower
-    finally:
-        stop.set()
-        await task
 
 
 def item(item_id: str, genre: str, year: float = 1990.0) -> CatalogueItem:

@@ -1,8 +1,5 @@
 """The ranking head in a running stack: published with a fit, loaded by services, kept up to date."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from tests.support.following import following
 from tests.support.trainers import fitted, running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
 from trainer.publication import publish as publisher
@@ -26,17 +24,6 @@ GROUPS, PER_GROUP, USERS = 4, 10, 60
 @pytest.fixture
 def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
     return trainer_settings(store_settings, tmp_path / "archive")
-
-
-@asynccontextmanager
-async def following(store: Store, folder: Path) -> AsyncIterator[Follower]:
-    follower, stop = Follower(store, folder, "w1"), asyncio.Event()
-    task = asyncio.create_task(follower.run(stop))
-    try:
-        yield follower
-    finally:
-        stop.set()
-        await task
 
 
 def given() -> list[NewRating]:

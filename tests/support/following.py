@@ -1,0 +1,24 @@
+"""Followers for tests: they load what is live, as a worker's does."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from featurestore.generations.follower import Follower
+from featurestore.store import Store
+
+
+@asynccontextmanager
+async def following(
+    store: Store, folder: Path, name: str = "w", poll_s: float = 0.02
+) -> AsyncIterator[Follower]:
+    """A follower that runs within the block."""
+    follower = Follower(store, folder, name, poll_s)
+    stop = asyncio.Event()
+    task = asyncio.create_task(follower.run(stop))
+    try:
+        yield follower
+    finally:
+        stop.set()
+        await task
