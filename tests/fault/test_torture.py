@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foldin.torture.auditor import ARCHIVE, BACK, GENERATION, POINTER
+from foldin.torture.auditor import ARCHIVE, BACK, GENERATION, NEXT, POINTER
 from foldin.torture.campaign import torture
 from foldin.torture.clients import ORDER, READ
 from foldin.torture.faults import names_of
@@ -48,8 +48,9 @@ WEAKENED = {
     "no-sync": ("power cut", {READ, ARCHIVE, POINTER}),
     "no-counter-rule": ("SIGKILL of a worker", {GENERATION}),
     "old-item-rows": ("SIGKILL of a worker", {GENERATION}),
-    # It freezes a leader by itself, where that matters.
-    "no-fence": ("connections of the services delayed", {POINTER}),
+    # It freezes a leader by itself, where that matters. Whoever looks first finds it: at the pointer, or at
+    # the generation that answers after a refit, which is an older one.
+    "no-fence": ("connections of the services delayed", {POINTER, NEXT}),
 }
 
 

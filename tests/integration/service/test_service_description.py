@@ -16,6 +16,7 @@ from featurestore.store import Store
 from tests.support.factories import rating
 from tests.support.serving import Client
 from tests.support.small_trainer import serving_with_trainer
+from tests.support.waiting import wait_until_async
 
 # A description cannot say that a whole number written as 7.0 is no id, nor that lists are parallel: for
 # bodies the check that all it allows is accepted is left out.
@@ -83,6 +84,8 @@ async def test_whatever_is_asked_by_whomever_is_no_5xx(store: Store, client: Cli
         secret = new_secret()
         await store.access.add(secret, role, role)
         headers.append(secret)
+    # Its copy of the keys is renewed twice a second; until then the description has no 401.
+    await wait_until_async(lambda: is_refused(client), 10.0, "the service asks for keys")
     for sent in (None, new_secret(), *headers):
         await fuzzed(client, [] if sent is None else ["-H", f"X-API-Key: {sent}"])
     page = (await client.get("/metrics", headers={"X-API-Key": headers[-1]})).text
@@ -93,6 +96,10 @@ async def test_whatever_is_asked_by_whomever_is_no_5xx(store: Store, client: Cli
     assert {"200", "401", "403"} <= set(by_status)
     assert sum(by_status.values()) >= REQUESTS, by_status
     print(f"{sum(by_status.values())} requests, by status: {dict(sorted(by_status.items()))}")
+
+
+async def is_refused(client: Client) -> bool:
+    return (await client.get("/users/ann")).status == 401
 
 
 async def fuzzed(client: Client, more: list[str]) -> None:
