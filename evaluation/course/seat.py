@@ -98,7 +98,7 @@ class Seat:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._answer_timeout_s):
-                prediction = await self._player.predict(pair.user, pair.item)
+                prediction = await self._player.predict(pair)
         except TimeoutError:
             self._last_trouble = f"last missing answer: none after {self._answer_timeout_s:g} s"
             return None, math.nan
@@ -113,7 +113,7 @@ class Seat:
     async def _teach(self, pair: Pair, rating: int) -> None:
         try:
             async with asyncio.timeout(self._answer_timeout_s):
-                await self._player.learn(pair.user, pair.item, float(rating))
+                await self._player.learn(pair, float(rating))
         except (TimeoutError, PlayerFailedError):
             # Not an error of this step: what it costs shows in the predictions that follow.
             self.lost_ratings += 1

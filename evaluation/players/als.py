@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from environment.client import KnownRatings
+from environment.client import KnownRatings, Pair
 from evaluation.players.baselines import LocalPlayer, clip
 from evaluation.players.table import Floats, RatingTable
 
@@ -104,14 +104,16 @@ class AlsPlayer(LocalPlayer):
             fit, self._table.values, self._table.seen, self._seed
         )
 
-    async def predict(self, user: int, item: int) -> float:
+    async def predict(self, pair: Pair) -> float:
         """Return the clipped score; an unknown user or item counts with zero components."""
+        user, item = pair.user, pair.item
         user_row = self._factors.user[user] if user < len(self._factors.user) else np.zeros(RANK + 1)
         item_row = self._factors.item[item] if item < len(self._factors.item) else np.zeros(RANK + 1)
         return clip(self._factors.mean + user_row[RANK] + item_row[RANK] + user_row[:RANK] @ item_row[:RANK])
 
-    async def learn(self, user: int, item: int, rating: float) -> None:
+    async def learn(self, pair: Pair, rating: float) -> None:
         """Solve for this user and this item; after `REFIT_RATINGS` for all."""
+        user, item = pair.user, pair.item
         self._table.add(user, item, rating)
         values, seen, factors = self._table.values, self._table.seen, self._factors
         factors.user = np.pad(factors.user, ((0, len(values) - len(factors.user)), (0, 0)))

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from environment.client import KnownRatings
+from environment.client import KnownRatings, Pair
 
 
 class PlayerFailedError(Exception):
@@ -25,10 +25,10 @@ class Player(Protocol):
     async def prepare(self, history: KnownRatings) -> None:
         """Learn the history. Raises PlayerFailedError."""
 
-    async def predict(self, user: int, item: int) -> float:
+    async def predict(self, pair: Pair) -> float:
         """Return the expected rating of the pair. Raises PlayerFailedError when there is no answer."""
 
-    async def learn(self, user: int, item: int, rating: float) -> None:
+    async def learn(self, pair: Pair, rating: float) -> None:
         """Take in the true rating of a pair. Raises PlayerFailedError."""
 
     async def close(self) -> None:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from environment.client import KnownRatings
+from environment.client import KnownRatings, Pair
 from environment.world import SCALE
 from evaluation.players.table import Floats, RatingTable
 from factors import Ratings, fit_biases
@@ -29,7 +29,7 @@ class LocalPlayer:
     async def prepare(self, history: KnownRatings) -> None:
         """Needs no history."""
 
-    async def learn(self, user: int, item: int, rating: float) -> None:
+    async def learn(self, pair: Pair, rating: float) -> None:
         """Learns nothing."""
 
     async def close(self) -> None:
@@ -42,7 +42,7 @@ class RandomPlayer(LocalPlayer):
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
 
-    async def predict(self, user: int, item: int) -> float:
+    async def predict(self, pair: Pair) -> float:
         """Return any rating of the scale."""
         return float(self._random.choice(SCALE))
 
@@ -50,7 +50,7 @@ class RandomPlayer(LocalPlayer):
 class ConstantPlayer(LocalPlayer):
     """Answers the middle of the scale."""
 
-    async def predict(self, user: int, item: int) -> float:
+    async def predict(self, pair: Pair) -> float:
         """Return the middle of the scale."""
         return float(np.mean(SCALE))
 
@@ -75,14 +75,16 @@ class BiasPlayer(LocalPlayer):
         self.mean = self._table.mean()
         self._user_bias, self._item_bias = biases.user, biases.item
 
-    async def predict(self, user: int, item: int) -> float:
+    async def predict(self, pair: Pair) -> float:
         """A user or item that is unknown counts with bias 0."""
+        user, item = pair.user, pair.item
         user_bias = self._user_bias[user] if user < self._user_bias.size else 0.0
         item_bias = self._item_bias[item] if item < self._item_bias.size else 0.0
         return clip(self.mean + user_bias + item_bias)
 
-    async def learn(self, user: int, item: int, rating: float) -> None:
+    async def learn(self, pair: Pair, rating: float) -> None:
         """Fit the item's bias, then the user's, each in closed form with all others as they are."""
+        user, item = pair.user, pair.item
         self._table.add(user, item, rating)
         # Only these two: a rating moves those of other rows by less than 1e-3 on the lecture's world, and the
         # next rating of such a row fits it again.

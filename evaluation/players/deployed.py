@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from environment.client import KnownRatings
+from environment.client import KnownRatings, Pair
 from evaluation import api_client
 from evaluation.api_client import ApiClient, ApiError, Rating
 from evaluation.players.base import PlayerFailedError
@@ -53,19 +53,19 @@ class DeployedPlayer:
             if not await self._trained(history):
                 await self._add_beside(history)
 
-    async def predict(self, user: int, item: int) -> float:
+    async def predict(self, pair: Pair) -> float:
         """`GET /predict`."""
         with _failures_of_the_player():
-            prediction = await self._api.client.predict(*self._ids(user, item))
+            prediction = await self._api.client.predict(*self._ids(pair.user, pair.item))
         self.std = math.nan if prediction.std is None else prediction.std
         return prediction.rating
 
-    async def learn(self, user: int, item: int, rating: float) -> None:
+    async def learn(self, pair: Pair, rating: float) -> None:
         """`POST /ratings`, when playing online."""
         if self._online:
             # Once, without waiting: a rating that comes late costs the next prediction, not the game.
             with _failures_of_the_player():
-                await self._api.client.rate([Rating(*self._ids(user, item), rating)])
+                await self._api.client.rate([Rating(*self._ids(pair.user, pair.item), rating)])
 
     async def close(self) -> None:
         """The connection is the caller's."""

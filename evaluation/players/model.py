@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from environment.client import KnownRatings
+from environment.client import KnownRatings, Pair
 from environment.world import SCALE
 from evaluation.offline.online import histories_of
 from evaluation.players import MakePlayer, PlayerFailedError
@@ -46,17 +46,18 @@ class ModelPlayer:
         self._shape = (history.n_users, history.n_items)
         await self._fit()
 
-    async def predict(self, user: int, item: int) -> float:
+    async def predict(self, pair: Pair) -> float:
         """Return the expected rating; its standard deviation is then in `std`."""
         fitted = self._known()
         scores = Scorer(fitted.posterior, fitted.items).score(
-            fitted.users, np.array([user]), np.array([item])
+            fitted.users, np.array([pair.user]), np.array([pair.item])
         )
         self.std = float(scores.std[0])
         return float(scores.rating[0])
 
-    async def learn(self, user: int, item: int, rating: float) -> None:
+    async def learn(self, pair: Pair, rating: float) -> None:
         """Fold the user in, the items a little later; now and then refit."""
+        user, item = pair.user, pair.item
         fitted = self._known()
         self._ratings = _with(self._ratings, user, item, rating)
         self._new_ratings += 1

@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 
-from environment.client import KnownRatings
+from environment.client import KnownRatings, Pair
 from evaluation.players.baselines import LocalPlayer, clip
 from evaluation.players.table import Floats, RatingTable
 
@@ -30,8 +30,9 @@ class NeighboursPlayer(LocalPlayer):
         self._new_ratings = 0
         await self._refresh()
 
-    async def predict(self, user: int, item: int) -> float:
+    async def predict(self, pair: Pair) -> float:
         """Return the prediction; the item's mean where the user has rated nothing similar."""
+        user, item = pair.user, pair.item
         values, seen = self._table.values, self._table.seen
         n_users, n_items = values.shape
         mean = self._table.mean()
@@ -51,9 +52,9 @@ class NeighboursPlayer(LocalPlayer):
         deviations = values[user, :known] - item_means[:known]
         return clip(item_means[item] + similar @ deviations / weight)
 
-    async def learn(self, user: int, item: int, rating: float) -> None:
+    async def learn(self, pair: Pair, rating: float) -> None:
         """Enter the rating, which counts in the next answer; now and then compute similarities again."""
-        self._table.add(user, item, rating)
+        self._table.add(pair.user, pair.item, rating)
         self._new_ratings += 1
         if self._new_ratings % REFRESH_RATINGS == 0:
             await self._refresh()

@@ -19,6 +19,9 @@ UInt8s = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
 Link = Literal["gaussian", "ordinal"]
+ContextKind = Literal["number", "category"]
+"""What a field of the context of ratings holds: a number, or the code of a category, a whole number from 0.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +41,20 @@ class Ratings:
     not known); where a pair stands twice the later position wins.
 
     `user_row`, `item_row`: int32 (n,); `value`: float64 (n,); `time`: float64 (n,), seconds since 1970, NaN
-    if unknown.
+    if unknown. `context`: float32 (n, fields), numbers and codes of categories given with the ratings, NaN
+    where one was not; None where none was.
     """
 
     user_row: Int32s
     item_row: Int32s
     value: Float64s
     time: Float64s
+    context: Float32s | None = None
 
     def take(self, rows: Int64s | Bools) -> "Ratings":
         """Return those at `rows` (positions, or a mask) alone."""
-        return Ratings(self.user_row[rows], self.item_row[rows], self.value[rows], self.time[rows])
+        context = None if self.context is None else self.context[rows]
+        return Ratings(self.user_row[rows], self.item_row[rows], self.value[rows], self.time[rows], context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,8 @@ class Histories:
     an item). Where an entry stands twice the last one wins; a NaN value takes the rating back.
     `offsets`: int64 (b + 1,); `other_row`: int32; `value`: float64; `time`: float64, seconds since 1970 or
     NaN. `type_code`: uint8, 0 for a rating, where events of other types stand between them, which only a
-    ranking head reads; of these the last one of each type of an item wins.
+    ranking head reads; of these the last one of each type of an item wins. `context`: as in `Ratings`, a row
+    for each entry.
     """
 
     offsets: Int64s
@@ -94,13 +101,16 @@ class Histories:
     value: Float64s
     time: Float64s
     type_code: UInt8s | None = None
+    context: Float32s | None = None
 
     def part(self, start: int, stop: int) -> "Histories":
         """Return the histories from `start` to before `stop`."""
         entries = slice(int(self.offsets[start]), int(self.offsets[stop]))
         offsets = self.offsets[start : stop + 1] - self.offsets[start]
         codes = None if self.type_code is None else self.type_code[entries]
-        return Histories(offsets, self.other_row[entries], self.value[entries], self.time[entries], codes)
+        context = None if self.context is None else self.context[entries]
+        others, values, times = self.other_row[entries], self.value[entries], self.time[entries]
+        return Histories(offsets, others, values, times, codes, context)
 
     def ratings(self) -> "Histories":
         """Return the same histories with the ratings alone."""
@@ -108,7 +118,9 @@ class Histories:
             return self
         rated = self.type_code == 0
         offsets = np.concatenate([[0], np.cumsum(rated)])[self.offsets]
-        return Histories(offsets, self.other_row[rated], self.value[rated], self.time[rated])
+        context = None if self.context is None else self.context[rated]
+        others, values, times = self.other_row[rated], self.value[rated], self.time[rated]
+        return Histories(offsets, others, values, times, context=context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,15 @@ class PosteriorModel(ABC):
             raise ModelUnreadable(f"{attributes.width} columns of attributes are not those of the model")
         return attributes
 
+    def shift_users(self, users: Float32s, context: Float32s) -> Float32s:
+        """Return `users` (m, user_width) as they rate in each `context` (m, fields), to be scored, ranked and
+        explained with, never to be stored; `users` themselves where the model has no use for contexts.
+
+        Fields beyond those of the fit, NaN and categories that it did not know count as not given.
+        """
+        _ = context
+        return users
+
     @abstractmethod
     def keeps_time(self, user: Float32s, time: float) -> bool:
         """Return whether the row `user` (user_width,) holds everything that its history says of a rating at

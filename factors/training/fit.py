@@ -4,7 +4,7 @@ chapter 10).
 Invariant: what `fit` returns is finite, and its user rows are what `fold_in_users` gives with its item rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from factors.model.layout import COUNT
 from factors.model.parameters import Parameters, Side, SideName, to_model
 from factors.model.quantized_rows import QuantizedTable, item_codec
 from factors.model.scale import scale_range
-from factors.model.types import Float32s, Float64s, Int64s, Ratings
+from factors.model.types import ContextKind, Float32s, Float64s, Int64s, Ratings
 from factors.posterior.fitted import Fitted
 from factors.training.drift import narrowed, widened
 from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank
@@ -44,6 +44,7 @@ def fit(
     start: Fitted | None = None,
     progress: Progress | None = None,
     attributes: Mapping[SideName, Columns] | None = None,
+    context_kinds: Sequence[ContextKind] = (),
 ) -> Fitted:
     """Fit `ratings` of `n_users` x `n_items`; users (n_users, w) and items (n_items, w') of the result are
     float32.
@@ -51,7 +52,8 @@ def fit(
     `start`: an earlier fit, perhaps of fewer users and items, to begin from; it is used where its rank is the
     same, and changes how long the fit takes. A scale without a step gets that of the ratings, if they keep
     one. `progress(sweep, metrics)` is called after each sweep; what it raises ends the fit. `attributes`: of
-    the rows of either side; held-out ratings decide whether they have effects. Raises `FitRefused` where the
+    the rows of either side; held-out ratings decide whether they have effects. `context_kinds`: of the fields
+    of the context of `ratings`. Raises `FitRefused` where the
     input cannot be fitted and `FitDiverged` where the result is not finite.
     """
     by_user = prepare(ratings, n_users, n_items, settings)

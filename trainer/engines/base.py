@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from factors import Columns, Fitted, Float64s, Int32s, Ratings
+from factors import Columns, ContextKind, Fitted, Float64s, Int32s, Ratings
 
 Report = Callable[[dict[str, float]], None]
 
@@ -22,7 +22,7 @@ class FitTask:
 
     `start`: an earlier fit to go on from, in which users and items have the same rows but there may be fewer
     of them. `report` is called with the figures of each sweep. `attributes`: of the items, None where they
-    have none.
+    have none. `context_kinds`: of the fields of the context of `ratings`, where they have any.
     """
 
     ratings: Ratings
@@ -32,6 +32,7 @@ class FitTask:
     start: Fitted | None = None
     report: Report = _report_nothing
     attributes: Columns | None = None
+    context_kinds: tuple[ContextKind, ...] = ()
 
 
 class Engine(Protocol):

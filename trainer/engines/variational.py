@@ -28,6 +28,7 @@ class VariationalEngine:
             start=task.start,
             progress=lambda sweep, metrics: task.report({"sweep": float(sweep), **metrics}),
             attributes=None if task.attributes is None else {"item": task.attributes},
+            context_kinds=task.context_kinds,
         )
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:

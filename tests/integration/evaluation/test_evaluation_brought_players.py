@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from environment.client import KnownRatings
+from environment.client import KnownRatings, Pair
 from environment.world import WorldOptions
 from evaluation.course.protocol import evaluate, main
 from evaluation.course.settings import EvaluationSettings
@@ -32,13 +32,13 @@ async def test_a_rating_counts_at_once_also_of_a_new_user() -> None:
     pairs = rng.permutation(300)[:200]
     history = KnownRatings(15, 20, pairs // 20, pairs % 20, rng.integers(1, 6, 200).astype(float))
     await player.prepare(history)
-    before = await player.predict(3, 4)
+    before = await player.predict(Pair(3, 4))
     assert player.std > 0
     for item in (5, 6, 7):
-        await player.learn(3, item, 5.0)
-    assert await player.predict(3, 4) != before
-    await player.learn(16, 21, 4.0)
-    assert 1 <= await player.predict(16, 4) <= 5
+        await player.learn(Pair(3, item), 5.0)
+    assert await player.predict(Pair(3, 4)) != before
+    await player.learn(Pair(16, 21), 4.0)
+    assert 1 <= await player.predict(Pair(16, 4)) <= 5
     await player.close()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from environment.client import KnownRatings
+from environment.client import KnownRatings, Pair
 from environment.world import WorldOptions, make_world
 from evaluation.players import LOCAL_PLAYERS, Player, PlayerFailedError, make_player, player_name
 from evaluation.players.als import RANK, AlsPlayer, initial, solve
@@ -34,8 +34,8 @@ async def error_of(name: str, seed: int, steps: int = 600) -> float:
     squared = []
     for event in range(10_000, 10_000 + steps):
         user, item, rating = int(world.user[event]), int(world.item[event]), float(world.rating[event])
-        squared.append((await player.predict(user, item) - rating) ** 2)
-        await player.learn(user, item, rating)
+        squared.append((await player.predict(Pair(user, item)) - rating) ** 2)
+        await player.learn(Pair(user, item), rating)
     await player.close()
     return float(np.mean(squared))
 
@@ -52,9 +52,9 @@ async def test_a_player_without_any_history_answers_on_the_scale_and_grows(name:
     player = local(name)
     await player.prepare(EMPTY)
     for user, item in ((0, 0), (3, 5), (9, 2), (2, 40), (50, 50)):
-        assert 1 <= await player.predict(user, item) <= 5
-        await player.learn(user, item, 5.0)
-        assert 1 <= await player.predict(user, item) <= 5
+        assert 1 <= await player.predict(Pair(user, item)) <= 5
+        await player.learn(Pair(user, item), 5.0)
+        assert 1 <= await player.predict(Pair(user, item)) <= 5
     assert player.note == ""
 
 
@@ -66,11 +66,11 @@ async def test_a_rating_counts_in_the_next_answer(name: str) -> None:
     player = local(name)
     await player.prepare(history)
     seen = set(zip(users.tolist(), items.tolist(), strict=True))
-    before = await player.predict(0, 0)
+    before = await player.predict(Pair(0, 0))
     for item in range(1, 20):
         if (0, item) not in seen:
-            await player.learn(0, item, 5.0)
-    after = await player.predict(0, 0)
+            await player.learn(Pair(0, item), 5.0)
+    after = await player.predict(Pair(0, 0))
     assert after != before
 
 
@@ -85,9 +85,11 @@ async def test_the_online_biases_are_those_of_a_fit_when_they_have_settled() -> 
     online.mean = batch.mean
     for _ in range(30):
         for user, item, rating in zip(history.user, history.item, history.rating, strict=True):
-            await online.learn(int(user), int(item), float(rating))
+            await online.learn(Pair(int(user), int(item)), float(rating))
     for user, item in ((0, 0), (5, 7), (11, 14)):
-        assert await online.predict(user, item) == pytest.approx(await batch.predict(user, item), abs=0.01)
+        assert await online.predict(Pair(user, item)) == pytest.approx(
+            await batch.predict(Pair(user, item)), abs=0.01
+        )
 
 
 def test_the_ridge_step_is_the_normal_equations_of_each_row() -> None:
