@@ -89,6 +89,7 @@ class Keys:
         self.synced = self._ns + b":synced"
         self.access = self._ns + b":access"
         self.event_types = self._ns + b":event_types"
+        self.contexts = self._ns + b":contexts"
         self.catalogue = self._ns + b":catalogue"
         self.catalogue_items = b"{%b}:items" % self.catalogue
         self.catalogue_ids = b"{%b}:ids" % self.catalogue

@@ -21,6 +21,7 @@ from featurestore.keys import Keys
 from featurestore.leases import Leases
 from featurestore.namespace import NamespaceConfig, prepare
 from featurestore.quotas.buckets import Buckets
+from featurestore.ratings.context_schema import StoredContextSchema
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.event_types import EventTypes
 from featurestore.ratings.files import StoreFiles
@@ -92,6 +93,7 @@ class Store:
         self.attributes = UserAttributes(self.keys, self.redis, self.confirmation)
         self.scenarios = Scenarios(self.keys, self.hot or self.bulk, self.redis, self.confirmation)
         self.event_types = EventTypes(self.keys, self.redis, self.confirmation)
+        self.contexts = StoredContextSchema(self.keys, self.redis, self.confirmation)
         self.experiments = StoredExperiments(self.keys, self.redis, self.confirmation)
         self.tallies = Tallies(self.keys, self.redis)
         self.showings = StoredShowings(self.keys, self.redis)

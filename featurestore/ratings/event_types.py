@@ -5,10 +5,7 @@ The types stand in the store, not in settings: so every process reads the same o
 code that means something else to the others.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from hashlib import sha1
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -16,13 +13,10 @@ from factors import Meaning
 from featurestore.client import Client
 from featurestore.codecs import MAX_TYPE_CODE
 from featurestore.confirmation import Confirmation
-from featurestore.errors import StoreDamaged, StoreRefused, StoreUnavailable
-from featurestore.keys import Keys, shown_key
+from featurestore.errors import StoreRefused
+from featurestore.keys import Keys
+from featurestore.ratings.stored_document import StoredDocument
 
-# A process that has read the types asks again after so long: a new one is known everywhere within this time.
-FOLLOWED_S = 1.0
-# As often another call may change the types in between.
-_ATTEMPTS = 8
 # Grows when an older version could not read what is stored.
 _FORMAT = 1
 
@@ -138,64 +132,14 @@ def types_from_bytes(data: bytes) -> tuple[EventType, ...]:
     return tuple(document.types)
 
 
-class EventTypes:
-    """Reads and changes the types. Every method may raise `StoreUnavailable`, and may then be repeated;
-    `StoreDamaged` where what is stored cannot be read.
-    """
+class EventTypes(StoredDocument[Sequence[EventType]]):
+    """Reads and changes the types, by code."""
 
     def __init__(self, keys: Keys, client: Client, confirmation: Confirmation) -> None:
-        self._key = keys.event_types
-        self._client = client
-        self._confirmation = confirmation
-        self._kept: tuple[EventType, ...] = DEFAULT_TYPES
-        self._read_at = float("-inf")
-
-    async def current(self) -> tuple[EventType, ...]:
-        """Return the types by code, as they were at most `FOLLOWED_S` ago."""
-        if time.monotonic() - self._read_at > FOLLOWED_S:
-            return await self.fresh()
-        return self._kept
-
-    async def fresh(self) -> tuple[EventType, ...]:
-        """Return the types as they are now."""
-        return self._keep(self._types(await self._stored()))
-
-    async def known(self) -> tuple[EventType, ...]:
-        """Return the same; while the store is away, or what it has cannot be read, the types as this process
-        read them last. Raises nothing.
-        """
-        try:
-            return await self.current()
-        except (StoreUnavailable, StoreDamaged):
-            return self._kept
-
-    async def change(
-        self, change: Callable[[Sequence[EventType]], Sequence[EventType]]
-    ) -> tuple[EventType, ...]:
-        """Change the types in one step; return what they are then. Raises what `change` raises."""
-        since = self._confirmation.begin()
-        for _ in range(_ATTEMPTS):
-            data = await self._stored()
-            after = tuple(change(self._types(data)))
-            digest = b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
-            (reply,) = await self._client.call("put_text", ([self._key], [digest, types_to_bytes(after)]))
-            if reply[0] == b"OK":
-                await self._confirmation.wait(since)
-                return self._keep(after)
-        raise StoreUnavailable("others are changing the event types", 0.1)
-
-    async def _stored(self) -> bytes | None:
-        data: Any = await self._client.get(self._key)
-        return None if data is None else bytes(data)
-
-    def _types(self, data: bytes | None) -> tuple[EventType, ...]:
-        if data is None:
-            return DEFAULT_TYPES
-        try:
-            return types_from_bytes(data)
-        except ValueError as exc:
-            raise StoreDamaged(shown_key(self._key), str(exc)) from exc
-
-    def _keep(self, types: tuple[EventType, ...]) -> tuple[EventType, ...]:
-        self._kept, self._read_at = types, time.monotonic()
-        return types
+        super().__init__(
+            *(client, confirmation),
+            key=keys.event_types,
+            default=DEFAULT_TYPES,
+            to_bytes=types_to_bytes,
+            from_bytes=types_from_bytes,
+        )

@@ -1,0 +1,98 @@
+"""One JSON document of the store that all processes follow, and change by compare-and-set.
+
+Invariant: a change is made from what is stored at that moment, or not at all.
+"""
+
+import time
+from collections.abc import Callable
+from hashlib import sha1
+from typing import Any, Generic, TypeVar
+
+from featurestore.client import Client
+from featurestore.confirmation import Confirmation
+from featurestore.errors import StoreDamaged, StoreUnavailable
+from featurestore.keys import shown_key
+
+# A process that has read the document asks again after so long: each knows of a change within this time.
+FOLLOWED_S = 1.0
+# As often another call may change the document in between.
+_ATTEMPTS = 8
+
+T = TypeVar("T")
+
+
+class StoredDocument(Generic[T]):
+    """Reads and changes one document. Every method may raise `StoreUnavailable`, and may then be repeated;
+    `StoreDamaged` where what is stored cannot be read.
+
+    `default`: what holds while nothing is stored; `to_bytes`, `from_bytes`: its format, the latter raises
+    `ValueError` for anything else.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        confirmation: Confirmation,
+        *,
+        key: bytes,
+        default: T,
+        to_bytes: Callable[[T], bytes],
+        from_bytes: Callable[[bytes], T],
+    ) -> None:
+        self._key = key
+        self._client = client
+        self._confirmation = confirmation
+        self._default = default
+        self._to_bytes = to_bytes
+        self._from_bytes = from_bytes
+        self._kept = default
+        self._read_at = float("-inf")
+
+    async def current(self) -> T:
+        """Return the document as it was at most `FOLLOWED_S` ago."""
+        if time.monotonic() - self._read_at > FOLLOWED_S:
+            return await self.fresh()
+        return self._kept
+
+    async def fresh(self) -> T:
+        """Return the document as it is now."""
+        return self._keep(self._read(await self._stored()))
+
+    async def known(self) -> T:
+        """Return the same as `current`; while the store is away, or what it has cannot be read, the document
+        as this process read it last. Raises nothing.
+        """
+        try:
+            return await self.current()
+        except (StoreUnavailable, StoreDamaged):
+            return self._kept
+
+    async def change(self, change: Callable[[T], T]) -> T:
+        """Change the document in one step; return what it is then. Raises what `change` raises."""
+        since = self._confirmation.begin()
+        for _ in range(_ATTEMPTS):
+            data = await self._stored()
+            after = change(self._read(data))
+            digest = b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
+            reply: Any
+            (reply,) = await self._client.call("put_text", ([self._key], [digest, self._to_bytes(after)]))
+            if reply[0] == b"OK":
+                await self._confirmation.wait(since)
+                return self._keep(after)
+        raise StoreUnavailable(f"others are changing {shown_key(self._key)}", 0.1)
+
+    async def _stored(self) -> bytes | None:
+        data: Any = await self._client.get(self._key)
+        return None if data is None else bytes(data)
+
+    def _read(self, data: bytes | None) -> T:
+        if data is None:
+            return self._default
+        try:
+            return self._from_bytes(data)
+        except ValueError as exc:
+            raise StoreDamaged(shown_key(self._key), str(exc)) from exc
+
+    def _keep(self, document: T) -> T:
+        self._kept, self._read_at = document, time.monotonic()
+        return document

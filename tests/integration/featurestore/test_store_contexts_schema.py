@@ -1,0 +1,58 @@
+"""The schema of contexts in a real server of each kind: followed by all, changed by many at once."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from featurestore.errors import StoreDamaged
+from featurestore.ratings.context_schema import (
+    ContextRefused,
+    ContextSchema,
+    StoredContextSchema,
+    UnknownContextField,
+)
+from featurestore.store import Store
+
+
+def another(store: Store) -> StoredContextSchema:
+    """As another process has it."""
+    return StoredContextSchema(store.keys, store.redis, store.confirmation)
+
+
+async def test_contexts_of_ratings_are_registered_and_known_to_others(store: Store) -> None:
+    other = another(store)
+    assert await other.rows([None, {}], extend=True) is None
+    assert await other.current() == ContextSchema()
+    assert await store.redis.get(store.keys.contexts) is None, "nothing is stored before there is a field"
+    rows = await store.contexts.rows([{"hour": 1, "device": "phone"}], extend=True)
+    assert rows is not None
+    # The copy of the other one is of less than a second ago, and has no field.
+    asked = await other.rows([{"device": "phone"}], extend=False)
+    np.testing.assert_array_equal(asked, np.array([[np.nan, 0]], dtype=np.float32))
+    with pytest.raises(UnknownContextField):
+        await other.rows([{"day": 1}], extend=False)
+
+
+async def test_fields_that_come_at_once_get_places_of_their_own(store: Store) -> None:
+    writers = [another(store) for _ in range(6)]
+    given = [[{f"v{k}": k, "device": f"d{k}"}] for k in range(6)]
+    await asyncio.gather(*(each.rows(rows, extend=True) for each, rows in zip(writers, given, strict=True)))
+    schema = await store.contexts.fresh()
+    assert {each.name for each in schema.fields} == {"device", *(f"v{k}" for k in range(6))}
+    for writer, rows in zip(writers, given, strict=True):
+        found = await writer.rows(rows, extend=True)
+        assert found is not None
+        assert schema.named(found[0]) == rows[0]
+
+
+async def test_what_is_refused_leaves_nothing(store: Store) -> None:
+    with pytest.raises(ContextRefused):
+        await store.contexts.rows([{"hour": 1}, {"hour": "noon"}], extend=True)
+    assert await store.redis.get(store.keys.contexts) is None
+
+
+async def test_damaged_bytes_are_told(store: Store) -> None:
+    await store.redis.set(store.keys.contexts, b"{")
+    with pytest.raises(StoreDamaged, match=":contexts: no schema of contexts"):
+        await store.contexts.rows([{"hour": 1}], extend=True)

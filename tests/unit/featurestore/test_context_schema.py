@@ -1,0 +1,130 @@
+"""The schema of contexts: what is inferred, what is refused, and rows that keep their meaning."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurestore.ratings.context_schema import (
+    ContextField,
+    ContextRefused,
+    ContextSchema,
+    UnknownContextField,
+    Values,
+    schema_from_bytes,
+    schema_to_bytes,
+)
+
+HOUR = ContextField("hour", "number")
+DEVICE = ContextField("device", "category", ("phone", "desk"))
+
+
+def test_fields_are_inferred_and_rows_come_back() -> None:
+    given: list[Values | None] = [{"hour": 14, "device": "phone"}, None, {"device": "desk", "new": True}, {}]
+    schema = ContextSchema().extended(given)
+    assert schema.fields == (HOUR, DEVICE, ContextField("new", "number"))
+    assert schema.kinds == ("number", "category", "number")
+    rows = schema.rows(given)
+    assert rows is not None
+    assert rows.dtype == np.float32
+    nan = np.nan
+    expected = [[14, 0, nan], [nan] * 3, [nan, 1, 1], [nan] * 3]
+    np.testing.assert_array_equal(rows, np.array(expected, dtype=np.float32))
+    assert [schema.named(row) for row in rows] == [given[0], {}, {"device": "desk", "new": 1}, {}]
+    # An older row is shorter, and one of a store that knows more is longer.
+    assert schema.named(rows[0, :1]) == {"hour": 14}
+    assert ContextSchema((HOUR,)).named(rows[0]) == {"hour": 14}
+
+
+def test_what_is_known_is_not_changed() -> None:
+    schema = ContextSchema((HOUR, DEVICE))
+    assert schema.extended([{"hour": 3, "device": "desk"}, None, {"other": None}]) is schema
+    more = schema.extended([{"device": "tv", "where": "home"}])
+    assert more.fields == (HOUR, ContextField("device", "category", ("phone", "desk", "tv")), more.fields[2])
+    assert more.rows([{"device": "desk"}]) is not None
+
+
+def test_nothing_given_is_no_rows() -> None:
+    assert ContextSchema((HOUR,)).rows([None, {}, {"hour": None}, {"unknown": None}]) is None
+
+
+def test_a_fraction_comes_back_as_it_was_given() -> None:
+    schema = ContextSchema((HOUR,))
+    rows = schema.rows([{"hour": 0.1}])
+    assert rows is not None
+    assert schema.named(rows[0]) == {"hour": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"hour": "noon"}, "'hour' must be a finite number, true or false, not a text"),
+        ({"hour": [1]}, "not a list"),
+        ({"hour": {"a": 1}}, "not an object"),
+        ({"hour": 1e39}, "finite"),
+        ({"hour": 10**400}, "finite"),
+        ({"hour": float("nan")}, "finite"),
+        ({"device": 3}, "'device' must be a text of at most 64 bytes, not a number"),
+        ({"device": True}, "not a number"),
+        ({"new": {}}, "'new' must be a finite number, true or false, or a text"),
+        ({"": 1}, "1 to 64 bytes"),
+        ({"x" * 65: 1}, "1 to 64 bytes"),
+        ({"device": "x" * 65}, "at most 64 bytes"),
+    ],
+)
+def test_a_context_of_a_rating_is_refused(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(ContextRefused, match=why) as refused:
+        ContextSchema((HOUR, DEVICE)).extended([None, given])
+    assert refused.value.row == 1
+    assert refused.value.name == next(iter(given))[:64]
+
+
+def test_there_are_limits() -> None:
+    fields = {f"v{k}": 0 for k in range(32)}
+    full = ContextSchema().extended([fields])
+    assert len(full.fields) == 32
+    with pytest.raises(ContextRefused, match=r"'v32' is one field too many: a context may have 32"):
+        full.extended([None, None, {"v32": 0}])
+    texts: list[Values | None] = [{"device": str(k)} for k in range(256)]
+    many = ContextSchema().extended(texts)
+    with pytest.raises(ContextRefused, match="'device' has 256 categories") as refused:
+        many.extended([*texts, {"device": "256"}])
+    assert refused.value.row == 256
+
+
+def test_a_question_may_have_unknown_categories_but_no_unknown_fields() -> None:
+    schema = ContextSchema((HOUR, DEVICE))
+    rows = schema.rows([{"hour": 1, "device": "tv"}])
+    assert rows is not None
+    np.testing.assert_array_equal(rows, [[1, np.nan]])
+    with pytest.raises(UnknownContextField, match="'day' is no field of a context; there are hour, device"):
+        schema.rows([None, {"day": 3}])
+    with pytest.raises(ContextRefused, match="'hour' must be a finite number"):
+        schema.rows([{"hour": "noon"}])
+
+
+def test_schemas_of_two_stores_become_one_and_rows_keep_their_meaning() -> None:
+    here = ContextSchema((DEVICE,))
+    there = ContextSchema((HOUR, ContextField("device", "category", ("tv", "desk"))))
+    both = here.merged(there)
+    assert both.fields == (ContextField("device", "category", ("phone", "desk", "tv")), HOUR)
+    given: list[Values | None] = [{"hour": 3, "device": "tv"}, {"device": "desk"}, {"hour": 5}]
+    rows = there.rows(given)
+    assert rows is not None
+    recoded = both.recoded(np.concatenate([rows, [[0, 7]]]).astype(np.float32), there)
+    assert [both.named(row) for row in recoded] == [*given, {"hour": 0}], "a code that there is not is none"
+    assert both.merged(there) is both
+    with pytest.raises(ContextRefused, match="'device' is a category here, and a number there"):
+        here.merged(ContextSchema((ContextField("device", "number"),)))
+    with pytest.raises(ContextRefused, match="no categories"):
+        here.merged(ContextSchema((ContextField("age", "number", ("old",)),)))
+
+
+def test_bytes_come_back_and_others_are_refused() -> None:
+    schema = ContextSchema((HOUR, DEVICE))
+    assert schema_from_bytes(schema_to_bytes(schema)) == schema
+    twice = schema_to_bytes(ContextSchema((HOUR, HOUR)))
+    many = schema_to_bytes(ContextSchema(tuple(ContextField(str(k), "number") for k in range(33))))
+    for data in (b"", b"{}", b"[1]", b'{"format":2,"fields":[]}', twice, many):
+        with pytest.raises(ValueError, match=r"schema of contexts|too many"):
+            schema_from_bytes(data)
