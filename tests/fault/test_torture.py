@@ -48,8 +48,8 @@ WEAKENED = {
     "no-sync": ("power cut", {READ, ARCHIVE, POINTER}),
     "no-counter-rule": ("SIGKILL of a worker", {GENERATION}),
     "old-item-rows": ("SIGKILL of a worker", {GENERATION}),
-    # It freezes a leader by itself, where that matters. Whoever looks first finds it: at the pointer, or at
-    # the generation that answers after a refit, which is an older one.
+    # It freezes a leader by itself, where that matters. The check that looks first finds it: at the pointer,
+    # or at the generation that answers after a refit, which is an older one.
     "no-fence": ("connections of the services delayed", {POINTER, NEXT}),
 }
 
