@@ -175,6 +175,11 @@ class Refitter:
             epoch = await self._epochs.open(number)
             try:
                 published = await self._fit_and_publish(epoch, automatic=automatic)
+            except FitFailedError as exc:
+                # Its folder went to the trash under the fit.
+                if self._epochs.opened(number) is not epoch:
+                    raise EpochGone(number) from exc
+                raise
             finally:
                 await self._threads.run(epoch.fits.end_fit)
         except (EpochGone, GaveWayError) as exc:

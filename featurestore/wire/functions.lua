@@ -573,10 +573,11 @@ local function retire_generation(keys, args)
   return { 'OK', summary }
 end
 
--- Whether the leader has taken this generation back.
+-- Whether the leader has taken this generation back. What cannot be read says so of none: it must not keep every fit from
+-- going live.
 local function taken_back(live, generation)
-  local why = redis.call('HGET', live, 'rolled_back')
-  return why and whole(cjson.decode(why).generation) == generation
+  local is_json, why = pcall(cjson.decode, redis.call('HGET', live, 'rolled_back') or '')
+  return is_json and type(why) == 'table' and type(why.generation) == 'number' and whole(why.generation) == generation
 end
 
 -- keys: live, generations, experiments. args: number, fence ('' when a person asks), automatic '1' or '0', hold '1' or

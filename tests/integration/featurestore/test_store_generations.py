@@ -200,6 +200,18 @@ async def test_the_leader_goes_back_where_nothing_has_changed_meanwhile(store: S
     assert (await state())[:2] == (back_to, third.writer.number)
 
 
+@pytest.mark.parametrize(
+    "damaged", ["{", "", "7", "[]", "null", '{"generation": "x"}', '{"generation": null}']
+)
+async def test_what_was_rolled_back_is_damaged_and_fits_go_live(store: Store, damaged: str) -> None:
+    lease = await lead(store)
+    first = await publish(store, lease)
+    await store.redis.hset(store.keys.live, "rolled_back", damaged)
+    second = await publish(store, lease)
+    pointer = await store.generations.live()
+    assert (pointer.generation, pointer.previous) == (second.writer.number, first.writer.number)
+
+
 async def test_flipping_again_keeps_what_to_roll_back_to(store: Store) -> None:
     lease = await lead(store)
     first, second = await publish(store, lease), await publish(store, lease)

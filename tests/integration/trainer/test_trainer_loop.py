@@ -5,10 +5,12 @@ lost on a restart.
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from factors import item_statistics
@@ -34,8 +36,13 @@ from tests.support.trainers import (
     until_live,
 )
 from tests.support.waiting import wait_until_async
+from trainer import refit
 from trainer.app import Trainer
+from trainer.archive.segments import Step, no_step
 from trainer.errors import CannotStartError
+from trainer.fit_job.job import FitRequest
+from trainer.fit_job.process import fit_in_process
+from trainer.fit_job.results import FitResult
 from trainer.gate import Policy
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
@@ -236,6 +243,35 @@ async def test_abandoned_epoch_is_given_up(store: Store, settings: TrainerSettin
         await wait_until_async(given_up, 20, "the new history given up")
         await store.ratings.append(ratings(users=3))
         await fitted(store)
+
+
+async def test_a_fit_whose_history_goes_to_the_trash_meanwhile_says_so(
+    store: Store,
+    settings: TrainerSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fit = fit_in_process
+    async with running_trainer(settings):
+        await until_live(store)
+        epoch = await store.epochs.begin()
+        folder = settings.archive_dir / settings.store.namespace / f"epoch-{epoch:06d}"
+
+        async def leave_and_fit(
+            request: FitRequest, files: Sequence[pa.OSFile], *, step: Step = no_step
+        ) -> FitResult:
+            await store.epochs.abandon(epoch)
+            await wait_until_async(lambda: not folder.exists(), 20, "the history in the trash")
+            return await fit(request, files, step=step)
+
+        monkeypatch.setattr(refit, "fit_in_process", leave_and_fit)
+        await store.ratings.append(ratings(), epoch=epoch)
+        command = await store.commands.ask("epoch", epoch=epoch)
+        outcome = await store.commands.wait(command, 30)
+        assert outcome is not None
+        assert (outcome.state, outcome.code) == ("failed", "epoch_gone"), outcome
+        # No alert comes of it.
+        assert "fit_failed" not in caplog.text
 
 
 async def test_erased_user_is_in_no_file_and_may_come_back(store: Store, settings: TrainerSettings) -> None:
