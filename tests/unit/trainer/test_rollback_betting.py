@@ -6,17 +6,19 @@ import pytest
 from trainer.rollback.betting import Bet, liars_among
 
 
-def stopped_after(seed: int, spread: tuple[float, float], most: int, users: int = 200) -> int | None:
-    """After how many ratings of a world the first of two predictors is condemned; their scores err by
-    `spread` besides what none can foretell.
+def stopped_after(
+    seed: int, spread: tuple[float, float], most: int, users: int = 200, *, bearing: int = 1, each: int = 1
+) -> int | None:
+    """After how many ratings of a world the first of two predictors is condemned, looked at after `each`;
+    their scores err by `spread` besides what none can foretell.
     """
-    rng, bet = np.random.default_rng(seed), Bet(1.0, 5.0)
+    rng, bet = np.random.default_rng(seed), Bet(1.0, 5.0, bearing)
     score = rng.normal(3.5, 0.7, most)
     rating = np.clip(np.round(score + rng.normal(0.0, 0.9, most)), 1, 5)
-    first, second = (score + rng.normal(0.0, each, most) for each in spread)
+    first, second = (score + rng.normal(0.0, error, most) for error in spread)
     for k, user in enumerate(rng.integers(users, size=most).tolist()):
         bet.add(b"%d" % user, first[k], second[k], rating[k])
-        if bet.first_is_worse:
+        if k % each == 0 and bet.first_is_worse:
             return k + 1
     return None
 
@@ -33,6 +35,14 @@ def test_a_worse_one_is_condemned_the_sooner_the_worse_it_is(worse: float, withi
     assert np.quantile(found, 0.9) < within
     # The other way round it is the better one.
     assert {stopped_after(seed, (0.3, worse), 2_000) for seed in range(40)} == {None}
+
+
+@pytest.mark.parametrize(("users", "within"), [(2_000, 1_200), (20_000, 4_000)])
+def test_among_many_users_a_worse_one_is_condemned_without_those_who_may_lie(users: int, within: int) -> None:
+    """RMSE 20 % worse: as in docs/trainer.md."""
+    for seed in range(4):
+        found = stopped_after(seed, (0.72, 0.3), within, users, bearing=liars_among(users), each=users // 200)
+        assert found is not None
 
 
 def test_a_test_for_one_look_would_condemn_many_good_ones() -> None:
