@@ -130,7 +130,10 @@ def shift_table(shifts: Sequence[Shift]) -> Table:
     """Return by how much each attack moved the predictions of its target."""
     shown = new_table(
         f"{shifts[0].data}: what {shifts[0].shills} accounts, {SHARE:.0%} of all, add to an item",
-        ("more popular", "ratings", "besides", "mean rating", "folded in", "fitted", "RMSE before", "after"),
+        (
+            *("more popular", "ratings", "besides", "mean rating", "folded in", "fitted", "defended"),
+            *("RMSE before", "after", "before, defended"),
+        ),
         left=("more popular", "besides"),
     )
     for one in shifts:
@@ -138,8 +141,8 @@ def shift_table(shifts: Sequence[Shift]) -> Table:
             f"{one.popularity:.0%}",
             str(one.n_ratings),
             one.attack,
-            *(f"{moved:+.3f}" for moved in (one.plain_mean, one.online, one.fitted)),
-            *(f"{error:.4f}" for error in (one.rmse_before, one.rmse)),
+            *(f"{moved:+.3f}" for moved in (one.plain_mean, one.online, one.fitted, one.defended)),
+            *(f"{error:.4f}" for error in (one.rmse_before, one.rmse, one.rmse_defended)),
         )
     return shown
 

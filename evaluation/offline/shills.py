@@ -2,17 +2,23 @@
 
 Invariant: an attack changes nothing but what it adds: its accounts are new, and the predictions compared are
 those of all other users. Shills push: they rate one item, the target, as high as the scale goes.
+
+Besides they rate `nothing else`; items at `random`; items at random round their `average`; 20 of the 50 that
+most people know as high as the target (`bandwagon`); items as often as they are rated by all, each at its
+mean (`popular`; Hurley et al., 2009), also one after the other over the whole time (`slow`) or many of them
+(`heavy`).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from evaluation.offline.data import DataSet
+from evaluation.offline.light_raters import without_surplus
 from factors import (
     FitSettings,
     Fitted,
@@ -24,14 +30,16 @@ from factors import (
     item_statistics,
 )
 
-Attack = Literal["nothing else", "random", "average", "bandwagon"]
-ATTACKS: tuple[Attack, ...] = ("nothing else", "random", "average", "bandwagon")
+Attack = Literal["nothing else", "random", "average", "bandwagon", "popular", "slow", "heavy"]
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
 # Of all accounts.
 SHARE = 0.01
 # Targets by how popular they are: shares of the rated items that are more popular.
 POPULARITY = (0.05, 0.3, 0.7)
 # Ratings of an account besides the target; the quarter of all users has fewer in MovieLens 100K.
 FILLERS = 40
+# As many as the busiest quarter of the users of MovieLens 100K has at least.
+MANY_FILLERS = 148
 # Items that everybody knows, for those who want to look like everybody.
 BANDWAGON = 50
 # Ratings on which errors are measured.
@@ -42,8 +50,9 @@ HELD_OUT = 0.1
 class Shift:
     """What an attack on an item with `n_ratings` did, in units of the scale: to the `plain_mean` of its
     ratings, to the mean prediction of all honest users when the item and the accounts were folded in
-    (`online`) and after a fit with them (`fitted`). `rmse`: of held-out ratings after that fit,
-    `rmse_before` without the attack.
+    (`online`), after a fit with them (`fitted`), and where that fit had the defence of
+    `evaluation.offline.light_raters` (`defended`). `rmse`: of held-out ratings after that fit, `rmse_before`
+    without the attack, `rmse_defended` without the attack and with the defence.
     """
 
     data: str
@@ -54,12 +63,16 @@ class Shift:
     plain_mean: float
     online: float
     fitted: float
+    defended: float
     rmse_before: float
     rmse: float
+    rmse_defended: float
 
 
 def shills(data: DataSet, target: int, attack: Attack, rng: np.random.Generator) -> Ratings:
-    """Return the ratings of the accounts, which are numbered behind the users, all at the last one's time."""
+    """Return the ratings of the accounts, which are numbered behind the users, all at the last one's time
+    unless they are slow.
+    """
     ratings, scale = data.ratings, data.scale
     count = np.bincount(ratings.item_row, minlength=data.n_items)
     means = np.bincount(ratings.item_row, ratings.value, data.n_items) / np.maximum(count, 1)
@@ -74,6 +87,10 @@ def shills(data: DataSet, target: int, attack: Attack, rng: np.random.Generator)
             known = others[np.argsort(-count[others], kind="stable")][:BANDWAGON]
             rows = rng.choice(known, min(FILLERS, len(known)) // 2, replace=False)
             values = np.full(len(rows), scale.high)
+        elif attack in ("popular", "slow", "heavy"):
+            size = min(MANY_FILLERS if attack == "heavy" else FILLERS, len(others))
+            rows = rng.choice(others, size, replace=False, p=count[others] / count[others].sum())
+            values = np.clip(np.round(means[rows]), scale.low, scale.high)
         elif attack != "nothing else":
             rows = rng.choice(others, min(FILLERS, len(others)), replace=False)
             centre = means[rows] if attack == "average" else np.full(len(rows), overall)
@@ -84,8 +101,10 @@ def shills(data: DataSet, target: int, attack: Attack, rng: np.random.Generator)
         item.append(np.append(rows, target))
         value.append(np.append(values, scale.high))
     users = np.concatenate(user).astype(np.int32)
-    last = np.full(len(users), ratings.time.max())
-    return Ratings(users, np.concatenate(item).astype(np.int32), np.concatenate(value), last)
+    times = np.full(len(users), ratings.time.max())
+    if attack == "slow":
+        times = rng.choice(ratings.time, len(users))
+    return Ratings(users, np.concatenate(item).astype(np.int32), np.concatenate(value), times)
 
 
 def measure_shifts(data: DataSet, seed: int) -> Iterator[Shift]:
@@ -97,12 +116,14 @@ def measure_shifts(data: DataSet, seed: int) -> Iterator[Shift]:
         known, test = data.part(~held_out), data.part(held_out)
         settings = FitSettings(data.scale)
         before = fit(known, data.n_users, data.n_items, settings=settings, rng=np.random.default_rng(seed))
+        defended = without_surplus(before, known)
+        rmse_before, rmse_defended = rmse(before, test), rmse(defended, test)
         statistics = item_statistics(before.items)
         count, means = statistics.count, statistics.mean
         by_count = np.argsort(-count, kind="stable")[: np.count_nonzero(count)]
         for popularity in POPULARITY:
             target = int(by_count[int(popularity * len(by_count))])
-            honest = predictions(before, target, data.n_users)
+            honest, before_it = (predictions(each, target, data.n_users) for each in (before, defended))
             n_ratings, mean = int(count[target]), float(means[target])
             for attack in ATTACKS:
                 rng = np.random.default_rng(seed)
@@ -119,15 +140,16 @@ def measure_shifts(data: DataSet, seed: int) -> Iterator[Shift]:
                     start=before,
                 )
                 between = folded(before, every, added, target)
-                moved = [
+                online, fitted = (
                     float(np.mean(predictions(each, target, data.n_users) - honest))
                     for each in (between, after)
-                ]
+                )
+                now = predictions(without_surplus(after, every), target, data.n_users)
                 yield Shift(
                     *(data.name, popularity, n_ratings, attack, n_shills),
                     n_shills * (data.scale.high - mean) / (n_ratings + n_shills),
-                    *moved,
-                    *(rmse(each, test) for each in (before, after)),
+                    *(online, fitted, float(np.mean(now - before_it))),
+                    *(rmse_before, rmse(after, test), rmse_defended),
                 )
 
 
