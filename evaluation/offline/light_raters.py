@@ -22,14 +22,14 @@ def usual_shares(n_ratings: Int64s) -> Int64s:
     order = np.argsort(n_ratings, kind="stable")
     ends = np.searchsorted(n_ratings[order], n_ratings, side="right")
     share = np.cumsum(n_ratings[order])[ends - 1] / n_ratings.sum()
-    return np.floor(-np.log2(share)).astype(np.int64)
+    return np.asarray(np.floor(-np.log2(share)), dtype=np.int64)
 
 
 def counted(level: Int64s, spread: Int64s) -> Bools:
     """Return which of an item's raters (m,) count: beside those of lower levels no more of each `level` than
     all who rate as little usually are, and one; of equals those of lowest `spread`.
     """
-    keep = level == 0
+    keep: Bools = np.equal(level, 0)
     for k in np.unique(level[level > 0]):
         usual = 0.5**k
         most = _ALWAYS + int(np.count_nonzero(keep) * usual / (1.0 - usual))
@@ -61,8 +61,8 @@ def without_surplus(fitted: Fitted, ratings: Ratings) -> Fitted:
     by_user = np.argsort(ratings.user_row, kind="stable")
     ends = np.searchsorted(ratings.user_row[by_user], np.arange(1, n_users))
     theirs = _histories(ratings, np.split(by_user, ends), ratings.item_row)
-    users = posterior.fold_in_users(items, theirs, current=fitted.users)
-    return Fitted(fitted.model, users, items)
+    folded = posterior.fold_in_users(items, theirs, current=fitted.users)
+    return Fitted(fitted.model, folded, items)
 
 
 def _histories(ratings: Ratings, parts: list[Int64s], other: Int32s) -> Histories:

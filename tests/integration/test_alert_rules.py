@@ -58,6 +58,7 @@ WELL: dict[str, tuple[float, float]] = {
     "foldin_trainer_behind_seconds": (0, 0),
     EVENT % "fit_published": (0, STEP_S),
     EVENT % "archive_rebuild": (-3_600, 0),
+    EVENT % "item_pushed": (-7_200, 0),
     "foldin_trainer_fit_failures": (0, 0),
     "foldin_trainer_fit_running_seconds": (2, 0),
     "foldin_trainer_fit_seconds": (4, 0),
@@ -119,6 +120,7 @@ FAULTS = [
     Fault("FoldinMistakes", {'foldin_exceptions_total{instance="a"}': (2, 0)}),
     Fault("FoldinSlow", {PREDICTS % "0.01": (0, 0)}, within_s=420),
     Fault("FoldinReplicasDisagree", {'foldin_generation{instance="a"}': (8, 0)}, within_s=90),
+    Fault("FoldinItemPushed", {EVENT % "item_pushed": (WELL_S, 0)}),
     Fault("FoldinRolledBack", {'foldin_rolled_back_generation{instance="a"}': (8, 0)}),
 ]
 

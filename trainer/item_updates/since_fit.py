@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Columns, Float32s, Histories, Model, RankingHead, posterior_of
+from factors import Columns, Float32s, Histories, Model, RankingHead, item_statistics, posterior_of
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import item_rows_of
 from trainer.archive.events import ratings_of, type_codes
 from trainer.catalogue.described import DescribedItems
 from trainer.fit_job.results import FitResult
+from trainer.item_updates.pushed import PushedItem, PushWatch
 
 # Events beyond this are left to the next fit: 40 bytes each, and a fit is overdue by then.
 MAX_EVENTS = 2_000_000
@@ -85,6 +86,8 @@ class RatingsSinceFit:
         self._slot_of_row = np.full(self._n_base, -1, dtype=np.int32)
         # By item: its events, as parts of the blocks in which they came.
         self._events: defaultdict[int, list[npt.NDArray[Any]]] = defaultdict(list)
+        self._watch = None if base is None else PushWatch(model.scale.high - model.scale.low)
+        self._pushed: list[PushedItem] = []
         # Items to fold in, the one that has waited longest first.
         self._waiting: OrderedDict[int, None] = OrderedDict()
         self._n_events = 0
@@ -135,6 +138,30 @@ class RatingsSinceFit:
             self._events[row].append(block[start:stop])
             self._waiting.setdefault(row)
         self._n_events += table.num_rows
+        self._look_at_items(item_row[order], block)
+
+    def _look_at_items(self, item_row: npt.NDArray[np.int64], block: npt.NDArray[Any]) -> None:
+        """Look whether new accounts push any of the items `item_row` (m,) of the events in `block` (m,)."""
+        if self._watch is None or self._base is None:
+            return
+        rated = (block["type_code"] == 0) & ~np.isnan(block["rating"])
+        new = self._base_row[block["slot"]] < 0
+        for row in self._watch.add(item_row[rated], block["rating"][rated], new[rated]):
+            events = np.concatenate(self._events[row])
+            events = events[events["type_code"] == 0][::-1]
+            # The last rating of each account, which may have taken the one before back.
+            last = events[np.unique(events["slot"], return_index=True)[1]]
+            last = last[~np.isnan(last["rating"])]
+            before = item_statistics(self._base.items[row : row + 1])
+            count, mean = before.count.sum(), before.mean.sum()
+            new_raters = self._base_row[last["slot"]] < 0
+            found = self._watch.look(row, last["rating"], new_raters, int(count), float(mean))
+            self._pushed += [] if found is None else [found]
+
+    def pushed_items(self) -> list[PushedItem]:
+        """Return the items that new accounts are pushing, each once."""
+        found, self._pushed = self._pushed, []
+        return found
 
     def describe(self, items: Sequence[tuple[int, CatalogueItem]]) -> None:
         """Take in what the catalogue says of items, each with its row: those that are others now wait."""

@@ -50,6 +50,8 @@ LOOK_S = 0.25
 LOOK_AGAIN_S = 5.0
 # Histories that are read at once for the ranking head: 25 MB of the longest.
 HISTORIES_AT_ONCE = 256
+# Of one batch so many pushed items are told of: an attack on thousands must not fill the log.
+MAX_PUSHED = 10
 
 
 @dataclass(slots=True)
@@ -159,6 +161,28 @@ class ItemUpdater:
                     with contextlib.suppress(asyncio.QueueFull):
                         self._arrivals.put_nowait(ArchivedBatch(update.epoch, newer))
                 await self._threads.run(target.ratings.add, newer)
+                if target.generation == self._live:
+                    await self._tell_of_pushed(target)
+
+    async def _tell_of_pushed(self, target: _Target) -> None:
+        """Log the items that new accounts push."""
+        pushed = target.ratings.pushed_items()
+        if not pushed:
+            return
+        registry = self._store.items(target.meta.summary.epoch)
+        with contextlib.suppress(StoreError):
+            await registry.refresh()
+        for each in pushed[:MAX_PUSHED]:
+            known = each.item_row < len(registry)
+            item_id = registry.ids[each.item_row].decode("utf-8", "replace") if known else None
+            log.warning(
+                "item_pushed",
+                item_id=item_id,
+                **{name: getattr(each, name) for name in ("item_row", "new_accounts", "raters")},
+                usual=round(each.usual, 4),
+                moved=round(each.moved, 3),
+                others=len(pushed) - 1,
+            )
 
     async def _begin(self, fit: LiveFit) -> None:
         """Fold items in for a generation from now on."""
