@@ -8,6 +8,7 @@ from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadabl
 from factors.inference.histories import RECENT, SAMPLED, sample_order
 from factors.model.attributes import Attribute, Encoding, Labels, Numbers, learn_encoding
 from factors.model.columns import Columns
+from factors.model.parameters import SideName
 from factors.model.quantized_rows import all_finite_items
 from factors.model.scale import scale_levels
 from factors.model.serialization import from_bytes, to_bytes
@@ -36,14 +37,14 @@ from factors.posterior.posterior_model import PosteriorModel
 from factors.ranking.choices import HoldOut
 from factors.ranking.fit import fit_ranking
 from factors.ranking.head import RankingHead
-from factors.ranking.item_attributes import (
-    ItemAttributes,
-    item_attributes_from_bytes,
-    item_attributes_to_bytes,
-)
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import RankingParameters
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
+from factors.ranking.side_attributes import (
+    SideAttributes,
+    side_attributes_from_bytes,
+    side_attributes_to_bytes,
+)
 from factors.ranking.training import RankingFit
 from factors.ranking.type_weights import TYPE_CODES, Meaning, TypeWeight
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
@@ -91,7 +92,6 @@ __all__ = [
     "Index",
     "Int32s",
     "Int64s",
-    "ItemAttributes",
     "ItemStatistics",
     "Labels",
     "Link",
@@ -110,6 +110,8 @@ __all__ = [
     "Scale",
     "Scorer",
     "Scores",
+    "SideAttributes",
+    "SideName",
     "TypeWeight",
     "UInt8s",
     "all_finite_items",
@@ -125,8 +127,6 @@ __all__ = [
     "index_from_bytes",
     "index_of",
     "index_to_bytes",
-    "item_attributes_from_bytes",
-    "item_attributes_to_bytes",
     "item_statistics",
     "learn_encoding",
     "log_density",
@@ -135,6 +135,8 @@ __all__ = [
     "read_index",
     "sample_order",
     "scale_levels",
+    "side_attributes_from_bytes",
+    "side_attributes_to_bytes",
     "step_log_likelihood",
     "to_bytes",
 ]

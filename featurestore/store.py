@@ -90,7 +90,7 @@ class Store:
         self.catalogue = Catalogue(
             *(self.keys, self.hot or self.bulk, self.redis, self.confirmation), max_items=settings.max_items
         )
-        self.attributes = UserAttributes(self.keys, self.redis, self.confirmation)
+        self.attributes = UserAttributes(self.keys, self.redis, self.confirmation, self.epochs)
         self.scenarios = Scenarios(self.keys, self.hot or self.bulk, self.redis, self.confirmation)
         self.event_types = EventTypes(self.keys, self.redis, self.confirmation)
         self.contexts = StoredContextSchema(self.keys, self.redis, self.confirmation)

@@ -22,6 +22,7 @@ from featurestore.id_columns import Ids
 from featurestore.store import Store
 from featurestore.users.copies import UserCopies
 from featurestore.users.counter_rule import Profile
+from featurestore.users.fold_in import columns_of
 from service.http.problems import Problem
 from service.metrics import Counts
 from service.prediction_json import OnePrediction, rounded, writer
@@ -119,7 +120,13 @@ class PairScorer:
             # The record has dropped what it would need of that time: the history has all.
             profile, degraded = await self.profile(live, user_id)
             packed, current = pack_histories([profile.history]), profile.vector[None]
-            fold_in = partial(live.posterior.fold_in_users, live.items, packed, current=current, at=time)
+            fold_in = partial(
+                live.posterior.fold_in_users,
+                *(live.items, packed),
+                current=current,
+                at=time,
+                attributes=columns_of(live, [profile.attributes]),
+            )
             vectors = await live.in_thread(fold_in)
         index = np.zeros(1, dtype=np.int64)
         times = None if time is None else np.array([time])

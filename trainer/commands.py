@@ -172,7 +172,7 @@ class CommandHandler:
     async def _erase_to_the_end(self, command: Command) -> None:
         await self._erase(command.user or b"", command.at_ms)
         # A service of 0.1.0, which may have forgotten the user, knows of no attributes.
-        await with_retries(self._store.attributes.erase, command.user or b"", command.at_ms)
+        await with_retries(self._store.attributes.erase, command.epoch, command.user or b"", command.at_ms)
         await with_retries(self._store.commands.drop_erasure, self._lease, command)
         self._step("erase:dropped")
         await self._rewrites.rewritten()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from factors import TypeWeight
 from featurestore.commands import FailureCode
@@ -23,6 +24,7 @@ from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.item_list import write_items
 from trainer.archive.segments import Step
 from trainer.catalogue.reading import write_catalogue
+from trainer.catalogue.users import write_user_attributes
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.errors import FitFailedError, GateRefusedError, GaveWayError, NoRoomError, SegmentDamagedError
 from trainer.fit_job.job import FitRequest
@@ -128,6 +130,8 @@ class Refitter:
         self.last_fit_s: float | None = None
         # After a refusal of the gate the next fit starts from nothing, not from the generation before.
         self._from_scratch = False
+        # Epochs that know the users of whom there were attributes before.
+        self._described_epochs: set[int] = set()
 
     async def run(self) -> None:
         """Fit whenever it is due, until cancelled."""
@@ -237,8 +241,8 @@ class Refitter:
     async def _fit(self, epoch: OpenEpoch, *, automatic: bool) -> tuple[Snapshot, int, FitResult]:
         """Fit what is archived now; return that, how many items the registry had, and the fit."""
         low, high, scale_step = self._settings.scale
-        registry = self._store.items(epoch.archive.epoch)
-        attempt = 0
+        number, attempt = epoch.archive.epoch, 0
+        registry = self._store.items(number)
         while True:
             attempt += 1
             # From here on the folder remembers whom the archive loses: the snapshot may still know them.
@@ -248,16 +252,19 @@ class Refitter:
             except SegmentDamagedError as exc:
                 await self._rebuild(epoch, exc.path, exc.why)
                 continue
+            users: BinaryIO | None = None
             try:
                 # Before the list of items, which so has those of the catalogue. Gone when the fit is.
                 folder = epoch.fits.new.with_name("new.catalogue")
                 described = await self._described(registry, folder)
+                users_read_ms = await with_retries(self._store.time_ms)
+                users = await self._users(epoch, folder)
                 # After the snapshot: the registry has every item that is in it.
                 await with_retries(registry.refresh)
                 item_ids = registry.ids[:]
                 items = await with_retries(self._threads.run, write_items, epoch.archive.directory, item_ids)
                 live = self._switch.live
-                fit = live.result if live is not None and live.epoch == epoch.archive.epoch else None
+                fit = live.result if live is not None and live.epoch == number else None
                 request = FitRequest(
                     paths=tuple(str(path.absolute()) for path in snapshot.paths),
                     items=str(items.absolute()),
@@ -267,14 +274,15 @@ class Refitter:
                     high=high,
                     step=scale_step,
                     threads=self._settings.fit_threads,
-                    seed=epoch.archive.epoch,
+                    seed=number,
                     live=None if fit is None else str(fit.path.absolute()),
                     from_scratch=self._from_scratch,
                     types=weights_of(await self._store.event_types.known()),
                     catalogue=described[0],
                     catalogue_version=described[1],
+                    users_read_ms=users_read_ms,
                 )
-                fitting = fit_in_process(request, files, step=self._step)
+                fitting = fit_in_process(request, files, users, step=self._step)
                 result = await (self._unless_requested(fitting) if automatic else fitting)
                 return snapshot, len(item_ids), result
             except FitFailedError as exc:
@@ -282,8 +290,25 @@ class Refitter:
                     raise
                 await self._rebuild(epoch, exc.damaged, exc.why)
             finally:
-                for file in files:
+                for file in (*files, *([] if users is None else [users])):
                     file.close()
+
+    async def _users(self, epoch: OpenEpoch, folder: Path) -> BinaryIO | None:
+        """Return the file of the attributes of users; None where there are none, or they cannot be read. An
+        epoch may have begun after they were given: this trainer's first fit of it makes their users known
+        there.
+        """
+        number = epoch.archive.epoch
+        make_known = number not in self._described_epochs
+        try:
+            file = await with_retries(
+                write_user_attributes, self._store, folder, number, make_known=make_known
+            )
+        except StoreDamaged as exc:
+            log.warning("user_attributes_unreadable", error=str(exc))
+            return None
+        self._described_epochs.add(number)
+        return file
 
     async def _described(self, registry: ItemRegistry, folder: Path) -> tuple[str | None, str]:
         """Write what the catalogue says of items to a file; return it and its version. None where that cannot

@@ -62,7 +62,7 @@ def prior_rows(side: Side, n_rows: int, attributes: Columns | None = None) -> Fl
 
 def rests_on_attributes(side: Side) -> bool:
     """Return whether what is known of a row without ratings may rest on its attributes."""
-    return side.cold_start is not None and side.cold_start.attribute_effects is not None
+    return (side.cold_start or side).attribute_effects is not None
 
 
 def match_sessions(side: Side, rows: FloatTable, index: Int64s, time: Float64s) -> tuple[Float64s, Float64s]:

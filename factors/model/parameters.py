@@ -83,6 +83,13 @@ class Side:
         """Whether rows of this side keep effects of their sessions."""
         return self.layout.slots > 0 and self.session_variance > 0
 
+    @property
+    def attribute_width(self) -> int:
+        """How many columns of attributes priors of this side rest on, 0 for none."""
+        priors: tuple[Side | ColdStart | None, ...] = (self, self.cold_start)
+        effects = [prior.attribute_effects for prior in priors if prior is not None]
+        return max((len(each) for each in effects if each is not None), default=0)
+
     def with_drift(self, change: Callable[[Drift], Drift]) -> "Side":
         """Return this side with its drift changed; itself where its rows stand still."""
         return self if self.drift is None else replace(self, drift=change(self.drift))

@@ -146,9 +146,14 @@ class Model:
         return "implicit" if "confidence" in self.parameters else "explicit"
 
 
-BASIS = ("prior", "item", "user", "user+item", "attributes", "item", "user+attributes", "user+item")
+BASIS = (
+    *("prior", "item", "user", "user+item"),
+    *("attributes", "item", "user+attributes", "user+item"),
+    *("attributes", "attributes+item", "user", "user+item"),
+    *("attributes", "attributes+item", "user+attributes", "user+item"),
+)
 """What a score rests on, by its `basis` code: bit 0 = the item has ratings, bit 1 = the user has, bit 2 = the
-item has none, but attributes.
+item has none, but attributes, bit 3 = the user has none, but attributes.
 """
 
 

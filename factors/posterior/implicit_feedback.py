@@ -123,10 +123,10 @@ class ImplicitPosterior(PosteriorModel):
         return True
 
     def entry_terms(
-        self, items: Float32s, data: Compressed, current: Float32s | None
+        self, items: Float32s, data: Compressed, current: Float32s | None, attributes: Columns | None = None
     ) -> tuple[Float64s, Float64s]:
         """See `PosteriorModel.entry_terms`."""
-        del current
+        del current, attributes
         factors, index, confidence = self._choices("user", items, data)
         terms = np.zeros((len(index), factors.shape[1] + 1))
         # The covariance of a user's row is in units of range^2 noise, its mean in units of the range.

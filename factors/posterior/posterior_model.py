@@ -11,7 +11,7 @@ from factors.inference.histories import Compressed
 from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
 from factors.model.links import link_of
-from factors.model.parameters import ColdStart, Side, SideName, from_model
+from factors.model.parameters import SideName, from_model
 from factors.model.quantized_rows import item_codec
 from factors.model.types import Float32s, Float64s, Histories, Model
 
@@ -76,12 +76,10 @@ class PosteriorModel(ABC):
         """Return `attributes` where the model has effects of such columns. Raises `ModelUnreadable` where it
         has effects of others.
         """
-        side = self.parameters.side(name)[0]
-        priors: list[Side | ColdStart] = [side] if side.cold_start is None else [side, side.cold_start]
-        known = [prior.attribute_effects for prior in priors if prior.attribute_effects is not None]
-        if attributes is None or not known:
+        width = self.parameters.side(name)[0].attribute_width
+        if attributes is None or not width:
             return None
-        if any(len(each) != attributes.width for each in known):
+        if width != attributes.width:
             raise ModelUnreadable(f"{attributes.width} columns of attributes are not those of the model")
         return attributes
 
@@ -102,10 +100,10 @@ class PosteriorModel(ABC):
 
     @abstractmethod
     def entry_terms(
-        self, items: Float32s, data: Compressed, current: Float32s | None
+        self, items: Float32s, data: Compressed, current: Float32s | None, attributes: Columns | None = None
     ) -> tuple[Float64s, Float64s]:
         """Return what each entry of the one user history `data` adds to the linear term of the posterior and
-        what it adds to the prior mean, both (n, k + 1).
+        what it adds to the prior mean, both (n, k + 1). `attributes`: of the user, as for `fold_in_users`.
 
         With `S` the covariance of the user's row: its mean = the mean without ratings + the sum of the second
         + S times the sum of the first.

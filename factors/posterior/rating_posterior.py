@@ -34,11 +34,12 @@ class RatingPosterior(PosteriorModel):
         )
 
     def entry_terms(
-        self, items: Float32s, data: Compressed, current: Float32s | None
+        self, items: Float32s, data: Compressed, current: Float32s | None, attributes: Columns | None = None
     ) -> tuple[Float64s, Float64s]:
         """See `PosteriorModel.entry_terms`."""
         new, table = self._came_after("user", current), QuantizedTable(items, self.item_codec)
-        return entry_terms(HalfStepInput.of(self.parameters, "user", table, data, new=new))
+        known = self._known("user", attributes)
+        return entry_terms(HalfStepInput.of(self.parameters, "user", table, data, new=new, attributes=known))
 
     def _rows(
         self,

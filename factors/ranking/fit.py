@@ -12,8 +12,8 @@ from factors.model.types import Bools, Choices, Ratings
 from factors.ranking.choices import HoldOut, choices_of
 from factors.ranking.head import RankingHead
 from factors.ranking.held_out import Typed
-from factors.ranking.item_attributes import factors_of, learn_relevance
 from factors.ranking.selection import LEAST_EVENTS, choose
+from factors.ranking.side_attributes import factors_of, learn_relevance
 from factors.ranking.training import RankingFit, fit_with
 from factors.ranking.type_weights import TypeTable, TypeWeight, one_of_pairs, resolved
 

@@ -23,7 +23,7 @@ from factors.ranking.type_weights import TypeTable, event_counts
 @dataclass(frozen=True, slots=True)
 class RankingFit:
     """A fitted head, the vectors `users` (n_users, r) of the fit, without recency, and figures of the fit.
-    `relevance` (1 + c, r): of `ItemAttributes`; None without attributes, or where they tell nothing.
+    `relevance` (1 + c, r): of `SideAttributes`; None without attributes, or where they tell nothing.
     """
 
     head: RankingHead

@@ -11,6 +11,7 @@ history is divided in proportion to the parts before the link.
 import numpy as np
 
 from factors.inference.histories import compress
+from factors.model.columns import Columns
 from factors.model.layout import unpack
 from factors.model.types import Explanation, Float32s, Histories
 from factors.posterior.posterior_model import PosteriorModel
@@ -24,23 +25,24 @@ def explain(
     item_row: int,
     *,
     current: Float32s | None = None,
+    attributes: Columns | None = None,
 ) -> Explanation:
     """Return why the user with this one `history` gets the rating of `item_row`.
 
-    `current` (1, user_width): the user's row, as for `fold_in_users`. Raises `ValueError` where `history` is
-    not exactly one.
+    `current` (1, user_width): the user's row, `attributes`: of the user, as for `fold_in_users`. Raises
+    `ValueError` where `history` is not exactly one.
     """
     if len(history.offsets) != 2:
         raise ValueError(f"explain takes one history, not {len(history.offsets) - 1}")
     link, layout = posterior.link, posterior.parameters.users.layout
-    user = posterior.fold_in_users(items, history, current=current)
+    user = posterior.fold_in_users(items, history, current=current, attributes=attributes)
     scorer = Scorer(posterior, items)
     mean, variance, _ = scorer.latent(user, np.zeros(1, dtype=np.int64), np.array([item_row]))
     rating = float(link.rating_moments(mean, variance)[0][0])
     data = compress(history, len(items), whole=False)
     item = items[item_row] if 0 <= item_row < len(items) else posterior.prior_item
     direction = np.append(item[layout.latent].astype(np.float64), 1.0)
-    terms, implicit_terms = posterior.entry_terms(items, data, current)
+    terms, implicit_terms = posterior.entry_terms(items, data, current, attributes)
     covariance = unpack(user[:, layout.covariance], layout.dim)[0]
     parts = terms @ (covariance @ direction) + implicit_terms @ direction
     # The variance stays that of the user with the history, so that only the mean moves between both ratings.

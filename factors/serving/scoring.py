@@ -13,8 +13,8 @@ from factors.model.types import Float32s, Float64s, ItemStatistics, Scores
 from factors.posterior.posterior_model import PosteriorModel
 
 Basis = npt.NDArray[np.uint8]
-# The bit of `BASIS`.
-_ATTRIBUTES = np.uint8(4)
+# The bits of `BASIS`.
+_ITEM_ATTRIBUTES, _USER_ATTRIBUTES = np.uint8(4), np.uint8(8)
 
 
 class Scorer:
@@ -30,7 +30,8 @@ class Scorer:
         self._link = posterior.link
         self._pairs = PairMoments(parameters, items)
         self._std_calibrated = bool(parameters.std_calibration.any())
-        self._by_attributes = rests_on_attributes(parameters.items)
+        self._items_described = rests_on_attributes(parameters.items)
+        self._users_described = rests_on_attributes(parameters.users)
 
     def score(
         self, users: FloatTable, user_index: Rows | None, item_rows: Rows, time: Float64s | None = None
@@ -46,7 +47,7 @@ class Scorer:
         # A fit of few ratings has no calibration: its factor would be 1, at a third of the time of one pair.
         if self._std_calibrated:
             std *= std_factors(self._parameters, counts)
-        return Scores(rating, std, self._basis(counts, item_rows))
+        return Scores(rating, std, self._basis(counts, users, user_index, item_rows))
 
     def rating(self, users: FloatTable, user_index: Rows, item_rows: Rows) -> Float64s:
         """Return the ratings of `score` alone (m,). Where they follow from means no covariance is read."""
@@ -70,19 +71,32 @@ class Scorer:
     ) -> tuple[Float64s, Float64s, Basis]:
         """Return mean and variance (without noise) of the scores before the link, and the basis; all (m,)."""
         mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time)
-        return mean, variance, self._basis(counts, item_rows)
+        return mean, variance, self._basis(counts, users, user_index, item_rows)
 
-    def _basis(self, counts: FloatTable, item_rows: Rows) -> Basis:
+    def _basis(
+        self, counts: FloatTable, users: FloatTable, user_index: Rows | None, item_rows: Rows
+    ) -> Basis:
         known = counts.astype(np.bool_).view(np.uint8)
         # Twice the user's bit plus the item's, in place: a call of numpy costs more than a pair.
         basis: Basis = known[0]
         basis += basis
         basis += known[1]
-        if self._by_attributes:
+        if self._items_described:
             unrated = np.flatnonzero(known[1] == 0)
-            unrated = unrated[(item_rows[unrated] >= 0) & (item_rows[unrated] < len(self.items))]
-            basis[unrated] += (self.items[item_rows[unrated], RATING_MEAN] > 0).view(np.uint8) * _ATTRIBUTES
+            basis[unrated] += _described(self.items, item_rows[unrated]) * _ITEM_ATTRIBUTES
+        if self._users_described:
+            unrated = np.flatnonzero(counts[0] == 0)
+            rows = unrated if user_index is None else user_index[unrated]
+            basis[unrated] += _described(users, rows) * _USER_ATTRIBUTES
         return basis
+
+
+def _described(table: FloatTable, rows: Rows) -> Basis:
+    """Return 1 for each of `rows` (m,) without ratings whose mean rests on attributes, 0 for the others."""
+    found = np.zeros(len(rows), dtype=np.uint8)
+    known = np.flatnonzero((rows >= 0) & (rows < len(table)))
+    found[known] = table[rows[known], RATING_MEAN] > 0
+    return found
 
 
 def item_statistics(items: Float32s) -> ItemStatistics:

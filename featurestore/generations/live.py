@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from factors import BlendedRanker, Float32s, Model, PosteriorModel, Ranker, Scorer
+from factors import BlendedRanker, Float32s, Model, PosteriorModel, Ranker, Scorer, SideAttributes
 from featurestore.codecs import pack_records, record_dtype
 from featurestore.generations.activity import Activity
 from featurestore.generations.manifest import GenerationMeta
@@ -20,7 +20,7 @@ T = TypeVar("T")
 class LiveGeneration:
     """A generation that can be asked. `items` float32 (n_items, item_width), rows as they are stored.
     `ranking`: by the ranking head, `activity`: how much items are rated of late; None where there is none
-    that can be used.
+    that can be used. `user_attributes`: how those of users are encoded, None where they play no part.
 
     `items`, `ranker` and `ranking` follow the deltas in place; the model and the users' records stay those of
     the fit.
@@ -36,6 +36,7 @@ class LiveGeneration:
     meta: GenerationMeta
     ranking: BlendedRanker | None = None
     activity: Activity | None = None
+    user_attributes: SideAttributes | None = None
     # What the follower goes on from: the table whose first rows are `items`, None where it has no others, and
     # the stream id of the last delta in it.
     table: Float32s | None = None

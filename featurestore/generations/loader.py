@@ -14,7 +14,13 @@ from featurestore.errors import GenerationBroken
 from featurestore.generations.deltas import decode_deltas
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import LiveGeneration
-from featurestore.generations.manifest import ACTIVITY, RANKING, RANKING_INDEX, GenerationMeta
+from featurestore.generations.manifest import (
+    ACTIVITY,
+    RANKING,
+    RANKING_INDEX,
+    USER_ATTRIBUTES,
+    GenerationMeta,
+)
 from featurestore.generations.states import as_fitted, room_for, updated
 
 if TYPE_CHECKING:
@@ -46,7 +52,10 @@ class GenerationLoader:
         index = await generations.load_index(meta) if meta.index_bytes else b""
         ranking = await self._blob(meta, RANKING), await self._blob(meta, RANKING_INDEX)
         activity = await self._blob(meta, ACTIVITY)
-        fitted = partial(as_fitted, meta, table, index, *ranking, activity_bytes=activity)
+        users = await self._blob(meta, USER_ATTRIBUTES)
+        fitted = partial(
+            as_fitted, meta, table, index, *ranking, activity_bytes=activity, user_attribute_bytes=users
+        )
         live = await asyncio.to_thread(fitted)
         deltas = self._store.keys.deltas(epoch, generation)
         while entries := await self._store.redis.xrange(deltas, f"({live.after}", "+", DELTAS_AT_LOAD):

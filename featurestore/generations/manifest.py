@@ -20,8 +20,9 @@ from featurestore.keys import record_field, shown_key, whole
 CHUNK_BYTES = 65_536
 
 # Names of blobs: the ranking head, and the index of its factors where there is one; how much items are rated;
-# how their attributes are encoded.
+# how their attributes are encoded, and those of users.
 RANKING, RANKING_INDEX, ACTIVITY, ATTRIBUTES = "ranking", "ranking_index", "activity", "attributes"
+USER_ATTRIBUTES = "user_attributes"
 
 # Of summary, meta, tables and records. Grows when an older version could not read them.
 FORMAT = 1

@@ -44,12 +44,15 @@ class RecordWriter:
         self._kept = Kept(frozenset({*kept, number}))
         self._with_digests: set[int] = set()
 
-    async def write(self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s) -> int:
+    async def write(
+        self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s, read_ms: int | None = None
+    ) -> int:
         """Write records of users: the `n` (u,) that the fit has seen of each, its row (u, user_width).
+        `read_ms`: when the attributes that they rest on were read, by the store's clock; None for none.
 
         Packs them in one turn of the event loop (1.5 us each): some thousands at a time. Returns how many are
-        there now. Not there are users who were forgotten meanwhile, or whose record of this generation is
-        newer. May be repeated. Raises `StoreError`.
+        there now. Not there are users who were forgotten meanwhile, whose attributes were changed, or whose
+        record of this generation is newer. May be repeated. Raises `StoreError`.
         """
         partition = partitions_of(user_ids, self._keys.partitions)
         # Partition by partition: a call has the keys of one.
@@ -60,7 +63,9 @@ class RecordWriter:
         before = range(max(1, self._number - LIKELY_DROPPED), self._number)
         likely = b",".join([record_field(number) for number in before if number not in self._kept.numbers])
         kept = self._kept
-        head = b"".join(map(bulk, (record_field(self._number), b"%d" % kept.upto, kept.fields, likely)))
+        since = b"" if read_ms is None else b"%d" % read_ms
+        fixed = (record_field(self._number), b"%d" % kept.upto, kept.fields, likely, since)
+        head = b"".join(map(bulk, fixed))
         record = codecs.record_dtype(vectors.shape[1])
         length = b"$%d\r\n" % record.itemsize
         table = np.empty(len(n), dtype=[("length", f"S{len(length)}"), ("record", record), ("end", "S2")])
@@ -106,4 +111,4 @@ class RecordWriter:
         # Digests are of use only where a user was forgotten: then the store asks for them.
         digests = b"".join(map(digest_of, user_ids)) if partition in self._with_digests else b""
         args = [head, bulk(digests), records]
-        return encode_packed_call("put_records", len(names), names, 5 + len(user_ids), args)
+        return encode_packed_call("put_records", len(names), names, 6 + len(user_ids), args)

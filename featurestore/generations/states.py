@@ -15,11 +15,13 @@ from factors import (
     Ranker,
     RankingHead,
     Scorer,
+    SideAttributes,
     head_from_bytes,
     index_from_bytes,
     item_statistics,
     posterior_of,
     read_index,
+    side_attributes_from_bytes,
 )
 from featurestore.errors import GenerationBroken
 from featurestore.generations.activity import Activity, activity_from_bytes
@@ -55,6 +57,7 @@ def as_fitted(
     head_index_bytes: memoryview | None = None,
     *,
     activity_bytes: memoryview | None = None,
+    user_attribute_bytes: memoryview | None = None,
 ) -> LiveGeneration:
     """What is served of a generation, as it was fitted. `table` may have spare rows."""
     index = None
@@ -77,6 +80,7 @@ def as_fitted(
         meta=meta,
         ranking=_ranking(meta, posterior, head_bytes, head_index_bytes),
         activity=_activity(meta, activity_bytes),
+        user_attributes=user_attributes_of(posterior, user_attribute_bytes),
         table=table,
     )
 
@@ -88,6 +92,17 @@ def _activity(meta: GenerationMeta, data: memoryview | None) -> Activity | None:
     except GenerationBroken as exc:
         log.warning("the activity of the items cannot be used", extra={"why": str(exc)})
         return None
+
+
+def user_attributes_of(posterior: PosteriorModel, data: memoryview | None) -> SideAttributes | None:
+    """How attributes of users are encoded; None where they play no part, or cannot be read."""
+    try:
+        known = None if data is None else side_attributes_from_bytes(data)
+    except ModelUnreadable as exc:
+        log.warning("attributes of users cannot be used", extra={"why": str(exc)})
+        return None
+    fits = known is not None and known.encoding.width == posterior.parameters.users.attribute_width
+    return known if fits else None
 
 
 def _ranking(

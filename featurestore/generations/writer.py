@@ -138,11 +138,12 @@ class GenerationWriter:
             await asyncio.sleep(0)
         return blob
 
-    async def write_users(self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s) -> int:
-        """Write records of users: the `n` (u,) that the fit has seen of each, its row (u, user_width).
+    async def write_users(
+        self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s, read_ms: int | None = None
+    ) -> int:
+        """Write records of users; see `RecordWriter.write`.
 
-        Returns how many were taken. One is not taken of a user that was forgotten meanwhile, or whose record
-        of this generation is newer; one that is not there is folded in by its first reader.
+        Returns how many were taken; one that is not there is folded in by its first reader.
         """
         if self._meta is None:
             raise StoreError("users are written after the items")
@@ -150,7 +151,7 @@ class GenerationWriter:
             raise GenerationBroken(f"user rows of shape {vectors.shape} for {len(user_ids)} users")
         if not np.isfinite(vectors).all():
             raise GenerationBroken("user rows that are not finite")
-        return await self._records.write(user_ids, n, vectors)
+        return await self._records.write(user_ids, n, vectors, read_ms)
 
     async def finish(self) -> GenerationMeta:
         """Read all that was written back and declare the generation whole. Raises `GenerationBroken`."""

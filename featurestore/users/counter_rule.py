@@ -34,7 +34,8 @@ class UserLookup(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Profile:
     """One user as of now: `n`, `vector` float32 (user_width,), the effective history (where that is not
-    `whole`, a part that has all that the vector rests on), and whether it was folded in for this answer.
+    `whole`, a part that has all that the vector rests on), whether it was folded in for this answer, and the
+    `attributes` as they are stored, where the vector may rest on such.
     """
 
     n: int
@@ -42,6 +43,7 @@ class Profile:
     history: History
     folded: bool
     whole: bool = True
+    attributes: bytes = b""
 
 
 def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any]) -> UserLookup:

@@ -5,8 +5,9 @@ of one moment, so that the new record has seen exactly what it says.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from factors import RECENT, Float32s
+from factors import RECENT, Columns, Float32s
 from featurestore import codecs
+from featurestore.catalogue.columns import columns_of_users
 from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.generations.live import LiveGeneration
 from featurestore.users.counter_rule import may_continue, unseen
@@ -23,7 +24,8 @@ class StaleUser:
     record of this generation if there is one.
 
     `whole`: whether that is all of the history; `entries`: how many it has; `renews`: whether a new sample is
-    to be stored, and `due` what the one before says (see `histories`).
+    to be stored, and `due` what the one before says (see `histories`). `attributes`: as they are stored,
+    empty for none, and since when (`described`) they are these: empty where they play no part.
     """
 
     user_id: bytes
@@ -34,6 +36,8 @@ class StaleUser:
     entries: int = 0
     renews: bool = False
     due: int = 0
+    attributes: bytes = b""
+    described: bytes = b""
 
     @property
     def has_events(self) -> bool:
@@ -61,14 +65,23 @@ def fold_in(live: LiveGeneration, users: Sequence[StaleUser], histories: list[Hi
     ]
     _, current = codecs.unpack_records(records, live.model.user_width)
     rated = [k for k, user in enumerate(users) if not (continued[k] and has_its_ratings(user))]
-    if len(rated) == len(users):
-        packed = codecs.pack_histories(histories)
-        return FoldedUsers(live.posterior.fold_in_users(live.items, packed, current=current), histories)
     rows = current.copy()
     if rated:
-        packed = codecs.pack_histories([histories[k] for k in rated])
-        rows[rated] = live.posterior.fold_in_users(live.items, packed, current=current[rated])
+        rows[rated] = live.posterior.fold_in_users(
+            live.items,
+            codecs.pack_histories([histories[k] for k in rated]),
+            current=current[rated],
+            attributes=columns_of(live, [users[k].attributes for k in rated]),
+        )
     return FoldedUsers(rows, histories)
+
+
+def columns_of(live: LiveGeneration, stored: Sequence[bytes]) -> Columns | None:
+    """Return the columns (m, c) of users by their attributes as these are `stored`, empty for none; None
+    where attributes of users play no part.
+    """
+    known = live.user_attributes
+    return None if known is None else columns_of_users(known.encoding, stored)
 
 
 def has_its_ratings(user: StaleUser) -> bool:
@@ -76,6 +89,9 @@ def has_its_ratings(user: StaleUser) -> bool:
     events that it has not seen are all of other types.
     """
     count = 0 if user.record is None else unseen(user.record, user.n)
+    if count == user.n:
+        # As it is marked where the attributes are others.
+        return False
     # Where the history was ever compacted, its last entries may not be those of the last events: one that was
     # taken back has none. What was read has at least so many of the latest.
     if not 0 < count <= RECENT or user.n != user.entries:

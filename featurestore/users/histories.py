@@ -49,7 +49,8 @@ _WITH_EVENTS = codecs.pack_entry(codecs.FORGOTTEN_ROW, float("nan"), 0.0)
 @dataclass(frozen=True, slots=True)
 class Look:
     """What was read of a user at one moment: `n` (None: unknown), the record, the end of the history, how
-    many bytes it has in all (`size`), and the stored sample.
+    many bytes it has in all (`size`), the stored sample, and, where they were asked for, the attributes as
+    they are stored (empty: none) and since when (`described`) they are these.
     """
 
     n: int | None
@@ -57,6 +58,8 @@ class Look:
     tail: bytes
     size: int
     sample: bytes | None = None
+    attributes: bytes | None = None
+    described: bytes = b""
 
     @property
     def state(self) -> tuple[bytes | None, bytes | None]:
@@ -150,18 +153,20 @@ class HistoryReader:
         self._keys = keys
         self._connection = connection
 
-    async def look(self, epoch: int, field: bytes, user_id: bytes) -> Look:
-        """Look at one user. Raises `StoreError`."""
-        (reply,) = await call_many(self._connection, [self._call(epoch, field, user_id)])
+    async def look(self, epoch: int, field: bytes, user_id: bytes, *, attributes: bool = False) -> Look:
+        """Look at one user, and at the attributes if wanted. Raises `StoreError`."""
+        (reply,) = await call_many(self._connection, [self._call(epoch, field, user_id, attributes)])
         return self._look_of(epoch, user_id, reply)
 
-    async def look_many(self, epoch: int, field: bytes, user_ids: Sequence[bytes]) -> list[Look | ReplyError]:
+    async def look_many(
+        self, epoch: int, field: bytes, user_ids: Sequence[bytes], *, attributes: bool = False
+    ) -> list[Look | ReplyError]:
         """Look at users, errors in their place."""
         found: list[Look | ReplyError] = []
         for start in range(0, len(user_ids), CALLS_AT_ONCE):
             some = user_ids[start : start + CALLS_AT_ONCE]
             replies = await ask_many(
-                self._connection, [self._call(epoch, field, user_id) for user_id in some]
+                self._connection, [self._call(epoch, field, user_id, attributes) for user_id in some]
             )
             found += [
                 reply if isinstance(reply, ReplyError) else self._look_of(epoch, user_id, reply)
@@ -181,7 +186,7 @@ class HistoryReader:
             before = await self._before(epoch, user_id, look)
             if before is not None:
                 return replace(look, tail=before + look.tail)
-            look = await self.look(epoch, field, user_id)
+            look = await self.look(epoch, field, user_id, attributes=look.attributes is not None)
         raise StoreUnavailable("the history of a user is being rewritten just now", 0.1)
 
     async def _before(self, epoch: int, user_id: bytes, look: Look) -> bytes | None:
@@ -200,11 +205,14 @@ class HistoryReader:
                 pieces.append(piece)
         return b"".join(pieces)
 
-    def _call(self, epoch: int, field: bytes, user_id: bytes) -> bytes:
+    def _call(self, epoch: int, field: bytes, user_id: bytes, attributes: bool) -> bytes:
         names = [self._keys.user(epoch, user_id), self._keys.history(epoch, user_id)]
+        if attributes:
+            names.append(self._keys.attributes(user_id))
         return encode_call("look", names, [field, b"%d" % ANSWER_ENTRIES, b"%d" % RECENT])
 
     def _look_of(self, epoch: int, user_id: bytes, reply: Any) -> Look:
-        n, record, tail, size, sample = reply
+        n, record, tail, size, sample, *described = reply
         count = None if n is None else whole(n, self._keys.user(epoch, user_id))
-        return Look(count, record, tail or b"", size, sample)
+        since, attributes = described or (b"", None)
+        return Look(count, record, tail or b"", size, sample, attributes, since)

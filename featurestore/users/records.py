@@ -183,17 +183,19 @@ class UserRecords:
 
     async def _profile(self, live: LiveGeneration, user_id: bytes) -> Profile:
         self._require_followed()
-        field = record_field(live.generation)
-        look = await self._histories.look(live.epoch, field, user_id)
+        field, wanted = record_field(live.generation), live.user_attributes is not None
+        look = await self._histories.look(live.epoch, field, user_id, attributes=wanted)
         look = await self._histories.with_part(live.epoch, field, user_id, look)
         lookup = counter_rule.apply(live, [user_id], [look.state])
         if lookup.behind:
             stale = await self._stale(live, user_id, look)
             folded = await self._fold_in(live, [stale])
-            return Profile(stale.n, folded.vectors[0], folded.histories[0], True, stale.whole)
+            history, whole = folded.histories[0], stale.whole
+            return Profile(stale.n, folded.vectors[0], history, True, whole, stale.attributes)
         data = b"" if look.n is None else look.part or b""
         history = await self._unpacked(live.epoch, user_id, data)
-        return Profile(int(lookup.n[0]), lookup.vectors[0], history, False, look.whole)
+        n, vector = int(lookup.n[0]), lookup.vectors[0]
+        return Profile(n, vector, history, False, look.whole, look.attributes or b"")
 
     async def history(self, epoch: int, user_id: bytes) -> tuple[int, History]:
         """`n` and the effective history, as of one moment; 0 and nothing for an unknown user.
@@ -285,7 +287,7 @@ class UserRecords:
             ]
             args = [
                 *(record_field(live.generation), record, digest_of(user.user_id)),
-                *(b"%d" % self.kept.upto, self.kept.fields),
+                *(b"%d" % self.kept.upto, self.kept.fields, user.described),
             ]
             # Of a history that is mostly superseded only what holds is kept, unless a rating came in since.
             compacted = user.whole and codecs.worth_compacting(user.history, history)
@@ -355,7 +357,13 @@ class UserRecords:
         """What there is of each user, all of one moment."""
         found: list[Look] = []
         size = live.record_dtype.itemsize
-        for look in await self._histories.look_many(live.epoch, record_field(live.generation), user_ids):
+        looks = self._histories.look_many(
+            live.epoch,
+            record_field(live.generation),
+            user_ids,
+            attributes=live.user_attributes is not None,
+        )
+        for look in await looks:
             if isinstance(look, ReplyError):
                 raise self._connection.failure(look)
             found.append(look)
@@ -370,6 +378,8 @@ class UserRecords:
             entries=look.entries,
             renews=look.renews,
             due=look.due,
+            attributes=look.attributes or b"",
+            described=look.described,
         )
 
     async def _fold_in(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:

@@ -260,6 +260,11 @@ local function forget(keys, args)
   end
   for i, state in ipairs(found) do
     local at = 5 * i - 2
+    if state.n == '0' then
+      -- Known by attributes alone: no event names this user.
+      redis.call('UNLINK', keys[at + 3])
+      state.n = nil
+    end
     if state.n then
       local number = struct.pack('<I8I4', tonumber(state.n) - 1, 1)
       local refusal = add_entry(keys[at], keys[at + 1], 1, number, args[2], args[4], time)
@@ -342,17 +347,22 @@ local function drop_fields(user, upto, kept)
   end
 end
 
--- keys: user, history, forgotten. args: field, record, digest, upto, kept fields[, n, compacted history or '', sample or ''].
+-- keys: user, history, forgotten. args: field, record, digest, upto, kept fields, since when the attributes are those that
+-- it rests on ('': it rests on none)[, n, compacted history or '', sample or ''].
 -- The compacted history is taken only while nothing was added since it was read.
 local function put_record(keys, args)
-  local floor = tonumber(redis.call('HGET', keys[3], args[3]) or '0')
-  local n = args[6] and redis.call('HGET', keys[1], 'n')
-  local sample = args[8] or ''
-  if n and n == args[6] and args[7] ~= '' and redis.call('EXISTS', keys[2]) == 1 then
-    redis.call('SET', keys[2], args[7])
+  -- Of a user of whom attributes alone are known `n` is 0.
+  local floor = tonumber(redis.call('HGET', keys[3], args[3]) or '-1')
+  local n = args[7] and redis.call('HGET', keys[1], 'n')
+  local sample = args[9] or ''
+  if n and n == args[7] and args[8] ~= '' and redis.call('EXISTS', keys[2]) == 1 then
+    redis.call('SET', keys[2], args[8])
   end
   if n and sample ~= '' and counter(sample) > floor and counter(sample) <= tonumber(n) then
     redis.call('HSET', keys[1], 'sample', sample)
+  end
+  if args[6] ~= '' and (redis.call('HGET', keys[1], 'described') or '0') ~= args[6] then
+    return { 'OK', 0 }
   end
   local taken, written = put(keys[1], args[1], args[2], floor)
   if written then
@@ -364,12 +374,13 @@ local function put_record(keys, args)
 end
 
 -- keys: forgotten, users. args: field, upto, kept fields (with this one), fields that are not kept and likely to be
--- there, the users' digests joined or '', a record for each user.
+-- there, when the attributes that the records rest on were read ('': they rest on none), the users' digests joined or '',
+-- a record for each user. One whose attributes were changed since is left to its first reader.
 -- Likely fields go unseen, and the names are looked at only where more are left than are kept: with the names of each
 -- user a record takes half as long again.
 local function put_records(keys, args)
   local call = redis.call
-  local field, upto, digests = args[1], tonumber(args[2]), args[5]
+  local field, upto, read_ms, digests = args[1], tonumber(args[2]), tonumber(args[5]), args[6]
   if digests == '' and call('HLEN', keys[1]) > 0 then
     return { 'DIGESTS' }
   end
@@ -383,7 +394,10 @@ local function put_records(keys, args)
     if digests ~= '' then
       floor = tonumber(call('HGET', keys[1], string.sub(digests, 16 * u - 31, 16 * u - 16)) or '0')
     end
-    local is_there, written = put(user, field, args[u + 4], floor)
+    local is_there, written = false, false
+    if not read_ms or tonumber(call('HGET', user, 'described') or '0') < read_ms then
+      is_there, written = put(user, field, args[u + 5], floor)
+    end
     if is_there then
       taken = taken + 1
     end
@@ -399,9 +413,8 @@ local function put_records(keys, args)
   return { 'OK', taken }
 end
 
--- keys: user, history. args: field, most entries, entries that count in any case. What a reader needs of one user, as of
--- one moment: of a longer history its end, as far back as the sample that stands beside it.
-local function look(keys, args)
+-- What a reader needs of one user but the attributes.
+local function look_at_ratings(keys, args)
   local state = redis.call('HMGET', keys[1], 'n', args[1], 'sample')
   local size, most = redis.call('STRLEN', keys[2]), tonumber(args[2])
   local entries, sample = math.floor(size / ENTRY), state[3] or ''
@@ -413,6 +426,19 @@ local function look(keys, args)
     most = math.max(since, tonumber(args[3]))
   end
   return { state[1], state[2], redis.call('GETRANGE', keys[2], (entries - most) * ENTRY, -1), size, sample }
+end
+
+-- keys: user, history[, attributes of the user]. args: field, most entries, entries that count in any case. What a reader
+-- needs of one user, as of one moment: of a longer history its end, as far back as the sample that stands beside it.
+local function look(keys, args)
+  local found = look_at_ratings(keys, args)
+  if keys[3] then
+    -- Attributes that cannot be read keep no user from an answer.
+    local value = redis.pcall('HGET', keys[3], 'value')
+    found[6] = redis.call('HGET', keys[1], 'described') or '0'
+    found[7] = not refused(value) and value or ''
+  end
+  return found
 end
 
 -- keys: user, history. args: first byte, last byte.
@@ -1039,26 +1065,83 @@ local function put_text(keys, args)
   return { 'OK' }
 end
 
--- keys: attributes of a user. args: SHA-1 of what they were, what they become ('': none). Since when they are these stands
--- beside them, so that an erasure that is seen through later leaves what came after it.
+-- Makes a user known, of whom nothing may be but attributes. One who was forgotten goes on above the mark of that.
+local function make_known(user, forgotten, digest)
+  local before = redis.call('HGET', forgotten, digest)
+  redis.call('HSET', user, 'n', before and whole(tonumber(before) + 1) or '0')
+end
+
+-- Has the records of a user be behind, as these have other attributes to rest on. Each stays for what only a fit learns.
+local function outdate(user)
+  local known, without_events = redis.call('HGETALL', user), redis.call('HGET', user, 'n') == '0'
+  for at = 1, #known, 2 do
+    local field, record = known[at], known[at + 1]
+    if string.match(field, '^g%d+$') and without_events then
+      -- It has nothing of a fit, and would be current as it is.
+      redis.call('HDEL', user, field)
+    elseif string.match(field, '^g%d+$') then
+      redis.call('HSET', user, field, struct.pack('<I8', 0) .. string.sub(record, 9))
+    end
+  end
+end
+
+-- keys: epochs, attributes of a user, then for each epoch: forgotten, user. args: expected epochs, SHA-1 of what they were,
+-- what they become ('': none), digest. Since when they are these stands beside them, so that an erasure that is seen
+-- through later leaves what came after it, and beside the records (`described`), where it never falls: a record that
+-- rests on earlier ones is refused.
 local function put_attributes(keys, args)
-  if not is_still(redis.call('HGET', keys[1], 'value'), args[1]) then
+  local epochs = redis.call('GET', keys[1]) or ''
+  if epochs ~= args[1] then
+    return { 'EPOCHS', epochs }
+  end
+  if not is_still(redis.call('HGET', keys[2], 'value'), args[2]) then
     return { 'CHANGED' }
   end
-  if args[2] == '' then
-    redis.call('UNLINK', keys[1])
+  local since = now_ms()
+  for at = 3, #keys, 2 do
+    -- These raise before any write where a key has the wrong type.
+    redis.call('HLEN', keys[at])
+    since = math.max(since, tonumber(redis.call('HGET', keys[at + 1], 'described') or '0') + 1)
+  end
+  for at = 3, #keys, 2 do
+    local user = keys[at + 1]
+    if redis.call('HEXISTS', user, 'n') == 0 then
+      make_known(user, keys[at], args[4])
+    end
+    redis.call('HSET', user, 'described', whole(since))
+    outdate(user)
+  end
+  if args[3] == '' then
+    redis.call('UNLINK', keys[2])
   else
-    redis.call('HSET', keys[1], 'value', args[2], 'at', whole(now_ms()))
+    redis.call('HSET', keys[2], 'value', args[3], 'at', whole(since))
   end
   return { 'OK' }
 end
 
--- keys: attributes of a user. args: when the user was forgotten, in milliseconds.
+-- keys: forgotten, users. args: digests joined. Users of whom attributes are known are known themselves from here on: of
+-- these a reader makes the prior that the attributes give.
+local function know_users(keys, args)
+  for u = 2, #keys do
+    if redis.call('HEXISTS', keys[u], 'n') == 0 then
+      make_known(keys[u], keys[1], string.sub(args[1], 16 * u - 31, 16 * u - 16))
+    end
+  end
+  return { 'OK' }
+end
+
+-- keys: attributes of a user, user, history. args: when the user was forgotten, in milliseconds. Of one without a history
+-- nothing stays, of another one no record that rests on them.
 local function erase_attributes(keys, args)
   local is_hash = redis.call('TYPE', keys[1]).ok == 'hash'
   local at = is_hash and tonumber(redis.call('HGET', keys[1], 'at') or '')
-  if not at or at <= tonumber(args[1]) then
+  if redis.call('EXISTS', keys[1]) == 1 and (not at or at <= tonumber(args[1])) then
     redis.call('UNLINK', keys[1])
+    if redis.call('EXISTS', keys[3]) == 0 then
+      redis.call('UNLINK', keys[2])
+    else
+      outdate(keys[2])
+    end
   end
   return { 'OK' }
 end
@@ -1127,4 +1210,5 @@ register('hold_types', hold_types, {})
 register('change_catalogue', change_catalogue, {})
 register('put_text', put_text, {})
 register('put_attributes', put_attributes, {})
+register('know_users', know_users, {})
 register('erase_attributes', erase_attributes, ALWAYS)

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from factors import BASIS, Float64s, Scale, explain
 from featurestore.codecs import pack_feedback, pack_histories
+from featurestore.users.fold_in import columns_of
 from service.context import CONTEXT
 from service.http.parsing import path_id
 from service.http.response import json_answer
@@ -85,10 +86,17 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     current = profile.vector[None]
     packed = pack_histories([history])
     found = await computed(
-        live, history, partial(explain, live.posterior, live.items, packed, row, current=current)
+        live,
+        history,
+        partial(
+            explain,
+            *(live.posterior, live.items, packed, row),
+            current=current,
+            attributes=columns_of(live, [profile.attributes]),
+        ),
     )
     scale = live.model.scale
-    exact = live.scorer.score(current, np.array([0 if profile.n else -1]), np.array([row]))
+    exact = live.scorer.score(current, np.zeros(1, dtype=np.int64), np.array([row]))
     score = rounded(exact, scale)
     rating, std = float(score.rating[0]), float(score.std[0])
     values = dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True))

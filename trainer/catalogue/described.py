@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from factors import Columns, Float32s, Int64s, ItemAttributes
+from factors import Columns, Float32s, Int64s, SideAttributes
+from featurestore.catalogue.columns import attributes_of
 from featurestore.catalogue.item import CatalogueItem
-from trainer.catalogue.attributes import attributes_of
 
 # Items that change between two fits: each is pushed to every worker. The next fit learns the others.
 MOST_CHANGED = 100_000
@@ -19,7 +19,7 @@ class DescribedItems:
     the fit.
     """
 
-    def __init__(self, attributes: ItemAttributes, columns: Columns) -> None:
+    def __init__(self, attributes: SideAttributes, columns: Columns) -> None:
         self.attributes = attributes
         self._base = columns
         # By item row: columns (1, c) that have come since.

@@ -1,13 +1,13 @@
 """What every engine has: the task that it is given, its methods, and how two fits are compared by them."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from factors import Columns, ContextKind, Fitted, Float64s, Int32s, Ratings
+from factors import Columns, ContextKind, Fitted, Float64s, Int32s, Ratings, SideName
 
 Report = Callable[[dict[str, float]], None]
 
@@ -21,8 +21,8 @@ class FitTask:
     """What an engine fits: `ratings` of `n_users` x `n_items`.
 
     `start`: an earlier fit to go on from, in which users and items have the same rows but there may be fewer
-    of them. `report` is called with the figures of each sweep. `attributes`: of the items, None where they
-    have none. `context_kinds`: of the fields of the context of `ratings`, where they have any.
+    of them. `report` is called with the figures of each sweep. `attributes`: of the sides that have any.
+    `context_kinds`: of the fields of the context of `ratings`, where they have any.
     """
 
     ratings: Ratings
@@ -31,7 +31,7 @@ class FitTask:
     rng: np.random.Generator
     start: Fitted | None = None
     report: Report = _report_nothing
-    attributes: Columns | None = None
+    attributes: Mapping[SideName, Columns] = field(default_factory=dict)
     context_kinds: tuple[ContextKind, ...] = ()
 
 

@@ -27,7 +27,7 @@ class VariationalEngine:
             rng=task.rng,
             start=task.start,
             progress=lambda sweep, metrics: task.report({"sweep": float(sweep), **metrics}),
-            attributes=None if task.attributes is None else {"item": task.attributes},
+            attributes=task.attributes,
             context_kinds=task.context_kinds,
         )
 

@@ -121,7 +121,7 @@ async def erase_attributes_again(
                 continue
             # First: where this is cut off in between, the attributes are what it is repeated by.
             await store.commands.ask("erase", epoch=epoch, user=user_id, at_ms=at_ms)
-            await store.attributes.erase(user_id, at_ms)
+            await store.attributes.erase(epoch, user_id, at_ms)
             again += 1
         await asyncio.sleep(_PAUSE_S)
     return again

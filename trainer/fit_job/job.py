@@ -6,7 +6,7 @@ In: a `FitRequest`. Out: any number of `Progress`, then `Done` or `Failed`.
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,18 +18,21 @@ from threadpoolctl import threadpool_limits
 
 from factors import (
     Attribute,
+    Columns,
     FactorsError,
     FitDiverged,
     FitSettings,
     Fitted,
     Scale,
+    SideName,
     TypeWeight,
     learn_encoding,
 )
+from featurestore.catalogue.columns import attributes_of
 from processes.messages import Parent
 from trainer.archive.item_list import read_items
-from trainer.catalogue.attributes import attributes_of
 from trainer.catalogue.reading import read_catalogue
+from trainer.catalogue.users import read_user_attributes
 from trainer.engines import EngineName, make_engine
 from trainer.engines.base import FitTask, Report
 from trainer.errors import (
@@ -62,7 +65,8 @@ class FitRequest:
     the live generation's fit, to be compared with, and to start from unless `from_scratch`; `descriptors`:
     the open files of `paths`, which may have no name any more; `types`: what events that are no ratings count
     in a ranking head. `catalogue`: the file of its items, of this `catalogue_version`; None where attributes
-    are not to be learned.
+    are not to be learned. `user_attributes`: the open file of those of users, which were read at
+    `users_read_ms`; None where there are none.
     """
 
     paths: tuple[str, ...]
@@ -80,6 +84,8 @@ class FitRequest:
     types: tuple[TypeWeight, ...] = ()
     catalogue: str | None = None
     catalogue_version: str = ""
+    user_attributes: int | None = None
+    users_read_ms: int = 0
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -137,15 +143,16 @@ def _fit_ratings(
     data = load_ratings(segments, item_ids, known_ids, learned)
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
-    attributes = read_attributes(request, item_ids)
-    described = describe(request, attributes, data.n_items)
-    columns = None if described is None else described.columns
+    given = read_attributes(request, item_ids, data.user_ids)
+    described = describe(request, given)
+    columns = {name: each.columns for name, each in described.items()}
     task = FitTask(data.ratings, data.n_users, data.n_items, rng, report=report, attributes=columns)
-    if live is not None and not request.from_scratch:
-        users = np.asarray(live.users)[data.kept]
-        task = replace(task, start=Fitted(live.model, users, np.asarray(live.items)[: data.n_items]))
-    earlier = None if live is None else live.item_attributes()
-    before = None if earlier is None else earlier.encoding.encode(attributes, data.n_items)
+    before: dict[SideName, Columns] = {}
+    if live is not None:
+        if not request.from_scratch:
+            users = np.asarray(live.users)[data.kept]
+            task = replace(task, start=Fitted(live.model, users, np.asarray(live.items)[: data.n_items]))
+        before = {name: each.encoding.encode(*given[name]) for name, each in live.known_attributes().items()}
     trial, metrics = try_out(engine, task, data, live, before)
     fitted = engine.fit(task if trial is None else replace(task, start=trial))
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
@@ -155,19 +162,32 @@ def _fit_ratings(
     return data, live
 
 
-def read_attributes(request: FitRequest, item_ids: pa.StringArray) -> list[Attribute]:
-    """Return what the catalogue says of the items; nothing where this engine learns nothing from it."""
-    if request.catalogue is None or not engine_has_head(request.engine):
-        return []
-    return attributes_of(read_catalogue(Path(request.catalogue), item_ids))
+def read_attributes(
+    request: FitRequest, item_ids: pa.StringArray, user_ids: pa.StringArray
+) -> dict[SideName, tuple[list[Attribute], int]]:
+    """Return what the catalogue says of the items, and what is said of the users, each with the number of
+    rows; nothing where this engine learns nothing from it.
+    """
+    of_items: list[Attribute] = []
+    of_users: list[Attribute] = []
+    if engine_has_head(request.engine) and request.catalogue is not None:
+        of_items = attributes_of(read_catalogue(Path(request.catalogue), item_ids))
+    if engine_has_head(request.engine) and request.user_attributes is not None:
+        of_users = read_user_attributes(request.user_attributes, user_ids)
+    return {"item": (of_items, len(item_ids)), "user": (of_users, len(user_ids))}
 
 
-def describe(request: FitRequest, attributes: Sequence[Attribute], n_items: int) -> Described | None:
-    """Return the attributes of the items, encoded; None where they say nothing."""
-    encoding = learn_encoding(attributes, n_items)
-    if encoding.width == 0:
-        return None
-    return Described(encoding, encoding.encode(attributes, n_items), request.catalogue_version)
+def describe(
+    request: FitRequest, given: Mapping[SideName, tuple[Sequence[Attribute], int]]
+) -> dict[SideName, Described]:
+    """Return the attributes of each side, encoded; of one of which they say nothing there are none."""
+    versions: dict[SideName, str] = {"item": request.catalogue_version, "user": str(request.users_read_ms)}
+    encodings = {name: learn_encoding(*attributes) for name, attributes in given.items()}
+    return {
+        name: Described(encoding, encoding.encode(*given[name]), versions[name])
+        for name, encoding in encodings.items()
+        if encoding.width
+    }
 
 
 def main() -> int:

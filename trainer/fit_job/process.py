@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import pyarrow as pa
@@ -19,19 +20,27 @@ from trainer.fit_job.results import FitResult
 
 
 async def fit_in_process(
-    request: FitRequest, files: Sequence[pa.OSFile], *, step: Step = no_step
+    request: FitRequest,
+    files: Sequence[pa.OSFile],
+    users: BinaryIO | None = None,
+    *,
+    step: Step = no_step,
 ) -> FitResult:
     """Fit in a child process; return the result, mapped from its files. `files`: the segments of the request,
-    open.
+    open; `users`: the file of the attributes of users, where there are any.
 
     Where the process is killed while it fits the ranking head, the result has none. Raises `FitFailedError`
     where there is no result.
     """
     request = replace(request, descriptors=tuple(file.fileno() for file in files))
+    opened = request.descriptors
+    if users is not None:
+        request = replace(request, user_attributes=users.fileno())
+        opened += (users.fileno(),)
     output = Path(request.output)
     decode = msgspec.msgpack.Decoder(Answer).decode
     try:
-        async with helper("trainer.fit_job.job", request.descriptors) as running:
+        async with helper("trainer.fit_job.job", opened) as running:
             step("fit:started")
             answer = decode(await running.ask(msgspec.msgpack.encode(request)))
             while isinstance(answer, Progress):

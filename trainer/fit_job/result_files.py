@@ -7,10 +7,11 @@ of a fit names or describes a forgotten user.
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ import scipy.sparse as sp
 from factors import (
     Columns,
     Fitted,
-    ItemAttributes,
     RankingFit,
+    SideAttributes,
+    SideName,
     from_bytes,
     head_to_bytes,
-    item_attributes_from_bytes,
-    item_attributes_to_bytes,
     posterior_of,
+    side_attributes_from_bytes,
+    side_attributes_to_bytes,
     to_bytes,
 )
 from trainer.archive.segments import TEMPORARY, sync_directory
@@ -54,6 +56,7 @@ _ARRAYS = (
 # Release 0.1.0 wrote none of these, and reads a fit that has them.
 _OF_A_HEAD = ("ranking", "ranking_users")
 _OF_ATTRIBUTES = ("attributes", "columns_indptr", "columns_index", "columns_value", "columns_center")
+_OF_USERS = "user_attributes"
 # Only of a fit that has learned events of other types than ratings.
 _OF_EVENTS = ("event_indptr", "event_users", "event_codes", "event_values", "event_times")
 _OF_A_RATING = ("item_values", "item_times", "event_values", "event_times")
@@ -64,9 +67,11 @@ def write_result(
     data: FitInput,
     fitted: Fitted,
     metrics: dict[str, float],
-    described: Described | None = None,
+    described: Mapping[SideName, Described] = MappingProxyType({}),
 ) -> None:
-    """Write the fit of the ratings to the folder `path`, which appears only when it is complete."""
+    """Write the fit of the ratings to the folder `path`, which appears only when it is complete. Of users
+    whose rows do not rest on attributes nothing is written of these, and of others how they are encoded.
+    """
     offsets, content = _id_arrays(data.user_ids)
     edges = offsets.tolist()
     raw = content.tobytes()
@@ -93,15 +98,20 @@ def write_result(
         events = events.take(by_item)
         columns = indptr, events.user_row, events.type_code, events.value, events.time
         arrays |= zip(_OF_EVENTS, columns, strict=True)
-    if described is not None:
-        arrays |= _attribute_arrays(described)
+    version = {}
+    if (items := described.get("item")) is not None:
+        arrays |= _attribute_arrays(items)
+        version["catalogue"] = items.version
+    users = described.get("user")
+    if users is not None and fitted.posterior.parameters.users.attribute_width:
+        arrays[_OF_USERS] = _as_bytes(SideAttributes(users.encoding))
+        version["users_read_ms"] = users.version
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for name, array in arrays.items():
         np.save(temporary / f"{name}.npy", array, allow_pickle=False)
     (temporary / "model.bin").write_bytes(to_bytes(fitted.model))
-    version = {} if described is None else {"catalogue": described.version}
     summary = {"format": FORMAT, "metrics": metrics, "n_ratings": len(ratings.value), **version}
     (temporary / _SUMMARY).write_text(json.dumps(summary))
     for file in temporary.iterdir():
@@ -118,9 +128,9 @@ def write_head(path: Path, ranking: RankingFit) -> None:
     head: npt.NDArray[Any] = np.frombuffer(head_to_bytes(ranking.head), dtype=np.uint8)
     arrays = dict(zip(_OF_A_HEAD, (head, ranking.users), strict=True))
     if ranking.relevance is not None:
-        known = item_attributes_from_bytes(_mapped(path, _OF_ATTRIBUTES[0]).data)
+        known = side_attributes_from_bytes(_mapped(path, _OF_ATTRIBUTES[0]).data)
         known = replace(known, relevance=ranking.relevance)
-        arrays[_OF_ATTRIBUTES[0]] = np.frombuffer(item_attributes_to_bytes(known), dtype=np.uint8)
+        arrays[_OF_ATTRIBUTES[0]] = _as_bytes(known)
     (path / (_SUMMARY + TEMPORARY)).write_text(json.dumps(summary))
     for name, array in arrays.items():
         with (path / f"{name}.npy{TEMPORARY}").open("wb") as file:
@@ -163,6 +173,8 @@ def read_result(path: Path) -> FitResult:
         if (columns := read_columns(path)) is not None:
             encoded = _mapped(path, _OF_ATTRIBUTES[0])
             arrays |= {"attributes": encoded, "columns": columns, "catalogue": str(summary["catalogue"])}
+        if _are_there(path, [_OF_USERS]):
+            arrays |= {_OF_USERS: _mapped(path, _OF_USERS), "users_read_ms": int(summary["users_read_ms"])}
         model = from_bytes((path / "model.bin").read_bytes())
         metrics = {str(name): float(value) for name, value in summary["metrics"].items()}
         return FitResult(
@@ -184,10 +196,14 @@ def _id_arrays(user_ids: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDA
 
 
 def _attribute_arrays(described: Described) -> dict[str, npt.NDArray[Any]]:
-    known = item_attributes_to_bytes(ItemAttributes(described.encoding))
+    known = _as_bytes(SideAttributes(described.encoding))
     matrix, center = described.columns.matrix, described.columns.center
     parts = (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data, center)
-    return dict(zip(_OF_ATTRIBUTES, (np.frombuffer(known, dtype=np.uint8), *parts), strict=True))
+    return dict(zip(_OF_ATTRIBUTES, (known, *parts), strict=True))
+
+
+def _as_bytes(attributes: SideAttributes) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(side_attributes_to_bytes(attributes), dtype=np.uint8)
 
 
 def read_columns(path: Path) -> Columns | None:

@@ -19,12 +19,13 @@ from factors import (
     Choices,
     Columns,
     Encoding,
-    ItemAttributes,
     Model,
     ModelUnreadable,
     RankingHead,
+    SideAttributes,
+    SideName,
     head_from_bytes,
-    item_attributes_from_bytes,
+    side_attributes_from_bytes,
 )
 from trainer import log
 from trainer.errors import FitFailedError
@@ -35,8 +36,8 @@ ERASED = 0xFF
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Attributes of the items of a fit: their `encoding` and `columns` (n_items, c), and the `version` of the
-    catalogue that they are of.
+    """Attributes of the items or of the users of a fit: their `encoding` and `columns` (n, c), and the
+    `version` that they are of: that of the catalogue, or when those of users were read.
     """
 
     encoding: Encoding
@@ -57,6 +58,8 @@ class FitResult:
     `event_indptr`, `event_users`, `event_codes` uint8, `event_values`, `event_times`; None where there are
     none. `attributes` uint8: how attributes of items were encoded, as it is published, `columns` (i, c):
     theirs, and `catalogue`: the version that had them; None, and empty, where there were none.
+    `user_attributes` uint8: how attributes of users were encoded, where rows of users rest on such, and
+    `users_read_ms`: when these were read, by the store's clock; None where they do not.
     """
 
     path: Path
@@ -84,13 +87,28 @@ class FitResult:
     attributes: npt.NDArray[np.uint8] | None = None
     columns: Columns | None = None
     catalogue: str = ""
+    user_attributes: npt.NDArray[np.uint8] | None = None
+    users_read_ms: int | None = None
 
-    def item_attributes(self) -> ItemAttributes | None:
+    def item_attributes(self) -> SideAttributes | None:
         """Return how attributes of items are encoded; None where there are none that can be read."""
-        if self.attributes is None:
-            return None
+        return self._read(self.attributes)
+
+    def attributes_of_users(self) -> SideAttributes | None:
+        """Return how attributes of users are encoded; None where there are none that can be read."""
+        return self._read(self.user_attributes)
+
+    def known_attributes(self) -> dict[SideName, SideAttributes]:
+        """Return how attributes of each side are encoded, of those that have any that can be read."""
+        sides: dict[SideName, SideAttributes | None] = {
+            "item": self.item_attributes(),
+            "user": self.attributes_of_users(),
+        }
+        return {name: known for name, known in sides.items() if known is not None}
+
+    def _read(self, attributes: npt.NDArray[np.uint8] | None) -> SideAttributes | None:
         try:
-            return item_attributes_from_bytes(self.attributes.data)
+            return None if attributes is None else side_attributes_from_bytes(attributes.data)
         except ModelUnreadable as exc:
             log.warning("attributes_unreadable", fit=self.path.name, error=str(exc))
             return None

@@ -4,13 +4,15 @@ Invariant: where the live generation is measured too, it is on the same ratings,
 and with all others folded in, as services answer from it.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
-from factors import Columns, Fitted, Float32s, Histories, Int32s, Int64s, Ratings, posterior_of
+from factors import Columns, Fitted, Float32s, Histories, Int32s, Int64s, Ratings, SideName, posterior_of
 from trainer.engines.base import Engine, FitTask, compared
 from trainer.fit_job.ratings import FitInput
 from trainer.fit_job.results import FitResult
@@ -27,6 +29,7 @@ _SHARE_OF_A_USER = 0.05
 _NEWEST_FROM = 100
 # Ratings that are folded in at once: some 100 MB at rank 50.
 _ENTRIES_AT_ONCE = 100_000
+_NOT_DESCRIBED: Mapping[SideName, Columns] = MappingProxyType({})
 
 
 class _FoldIn(Protocol):
@@ -36,11 +39,16 @@ class _FoldIn(Protocol):
 
 
 def try_out(
-    engine: Engine, task: FitTask, data: FitInput, live: FitResult | None, described: Columns | None = None
+    engine: Engine,
+    task: FitTask,
+    data: FitInput,
+    live: FitResult | None,
+    described: Mapping[SideName, Columns] = _NOT_DESCRIBED,
 ) -> tuple[Fitted | None, dict[str, float]]:
     """Return a fit of a part of the ratings, None where there are too few, and what it is like on the others.
 
-    `live`: the fit of the live generation; `described`: the items as that has their attributes. `newest` in
+    `live`: the fit of the live generation; `described`: the sides as that has their
+    attributes. `newest` in
     what is returned: on how many ratings that one was measured, too, 0 for none.
     """
     size = len(data.ratings.value)
@@ -76,7 +84,9 @@ def newest(data: FitInput, wanted: int) -> Int64s:
     return newest_first[nth_of_user < max(1.0, _SHARE_OF_A_USER * wanted)][:wanted]
 
 
-def as_served(live: FitResult, data: FitInput, known: Ratings, described: Columns | None = None) -> Fitted:
+def as_served(
+    live: FitResult, data: FitInput, known: Ratings, described: Mapping[SideName, Columns] = _NOT_DESCRIBED
+) -> Fitted:
     """Return an earlier fit as it answers when the ratings `known` have been folded into it, first the users,
     then the items, which have the attributes `described`.
     """
@@ -87,10 +97,10 @@ def as_served(live: FitResult, data: FitInput, known: Ratings, described: Column
     n_items = min(len(live.items), data.n_items)
     items[:n_items] = live.items[:n_items]
     user_row, item_row = known.user_row, known.item_row
-    users = _folded(partial(posterior.fold_in_users, items), user_row, item_row, known, users)
-    items = _folded(
-        partial(posterior.fold_in_items, users), item_row, user_row, known, items, described=described
-    )
+    fold_in, of_users = partial(posterior.fold_in_users, items), described.get("user")
+    users = _folded(fold_in, user_row, item_row, known, users, described=of_users)
+    fold_in, of_items = partial(posterior.fold_in_items, users), described.get("item")
+    items = _folded(fold_in, item_row, user_row, known, items, described=of_items)
     return Fitted(live.model, users, items)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Ranker, Scorer
+from factors import Ranker, Scorer, SideAttributes
 from featurestore.codecs import pack_feedback
 from featurestore.errors import GenerationUnknown, StoreDamaged, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationMeta
@@ -57,7 +57,8 @@ MAX_PUSHED = 10
 @dataclass(slots=True)
 class _Target:
     """The generation that rows are folded in for. `positions`: up to where `ratings` has been read from
-    the archive. `catalogue`: the version of it that `ratings` has the attributes of.
+    the archive. `catalogue`: the version of it that `ratings` has the attributes of. `user_attributes`: how
+    those of users are encoded.
     """
 
     meta: GenerationMeta
@@ -65,6 +66,7 @@ class _Target:
     items: npt.NDArray[np.float32]
     positions: dict[int, Position]
     catalogue: bytes
+    user_attributes: SideAttributes | None
 
     @property
     def generation(self) -> int:
@@ -250,6 +252,7 @@ class ItemUpdater:
                 # Nothing is ranked here: of no items it costs nothing.
                 ranker=Ranker(ratings.posterior, target.items[:0]),
                 meta=target.meta,
+                user_attributes=target.user_attributes,
             )
             current = await self._store.users.current(live, chosen.users)
             if ratings.head is not None:
@@ -314,4 +317,5 @@ def _open_target(
         if not spans or any(span.last > fitted.get(p, START) for p, span in spans.items()):
             ratings.add(in_registry(after(table, fitted), item_ids))
     version = b"" if live.result is None else live.result.catalogue.encode()
-    return _Target(live.meta, ratings, items, snapshot.positions, version)
+    of_users = None if live.result is None else live.result.attributes_of_users()
+    return _Target(live.meta, ratings, items, snapshot.positions, version, of_users)

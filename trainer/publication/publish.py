@@ -15,7 +15,13 @@ from factors import Index, build_index, index_of, index_to_bytes
 from featurestore.errors import LeaseLost, StoreError, StoreFull
 from featurestore.generations.activity import activity_to_bytes
 from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
-from featurestore.generations.manifest import ACTIVITY, ATTRIBUTES, RANKING, RANKING_INDEX
+from featurestore.generations.manifest import (
+    ACTIVITY,
+    ATTRIBUTES,
+    RANKING,
+    RANKING_INDEX,
+    USER_ATTRIBUTES,
+)
 from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.messages import HelperEndedError
@@ -128,7 +134,7 @@ class Publisher:
             apart: RecordProcess | None = None
             if fit.n_users >= self.apart_from:
                 kept, width = sorted(writer.kept), fit.model.user_width
-                task = Task(self.store.settings, epoch, writer.number, kept, width)
+                task = Task(self.store.settings, epoch, writer.number, kept, width, fit.users_read_ms)
                 try:
                     apart = await ends.enter_async_context(record_process(task))
                 except HelperEndedError as exc:
@@ -147,7 +153,7 @@ class Publisher:
                         await apart.end()
                         apart = None
                 if apart is None:
-                    taken += await _with_room(writer.write_users, users, n, vectors)
+                    taken += await _with_room(writer.write_users, users, n, vectors, fit.users_read_ms)
                 self.step("publish:some_users")
                 # Packing 2,000 records takes milliseconds: the consumer and the lease come in between.
                 await asyncio.sleep(0)
@@ -157,13 +163,14 @@ class Publisher:
 @dataclass(frozen=True, slots=True)
 class _Beside:
     """What is published beside the items: their index, the ranking head as bytes, and the index of its
-    factors, and how attributes of items are encoded; each None where there is none.
+    factors, and how attributes of items and of users are encoded; each None where there is none.
     """
 
     index: Index | None
     head: memoryview | None
     head_index: Index | None
     attributes: memoryview | None
+    user_attributes: memoryview | None
 
     def recalls(self) -> dict[str, float]:
         """Return what the indexes find of the exact top 10."""
@@ -176,11 +183,11 @@ def _made_beside(fit: FitResult) -> _Beside:
     # Users are drawn by a seed that the ratings give: a fit has one index.
     rng = np.random.default_rng(fit.n_ratings)
     index = build_index(fit.model, fit.items, fit.users, rng)
-    attributes = None if fit.attributes is None else fit.attributes.data
+    attributes = [None if each is None else each.data for each in (fit.attributes, fit.user_attributes)]
     head = fit.head()
     if head is None or fit.ranking is None or fit.ranking_users is None:
-        return _Beside(index, None, None, attributes)
-    return _Beside(index, fit.ranking.data, index_of(head.items, fit.ranking_users, rng), attributes)
+        return _Beside(index, None, None, *attributes)
+    return _Beside(index, fit.ranking.data, index_of(head.items, fit.ranking_users, rng), *attributes)
 
 
 async def _write_items(writer: GenerationWriter, fit: FitResult, beside: _Beside) -> None:
@@ -194,6 +201,8 @@ async def _write_items(writer: GenerationWriter, fit: FitResult, beside: _Beside
         await _with_room(writer.write_blob, RANKING_INDEX, index_to_bytes(beside.head_index))
     if beside.attributes is not None:
         await _with_room(writer.write_blob, ATTRIBUTES, beside.attributes)
+    if beside.user_attributes is not None:
+        await _with_room(writer.write_blob, USER_ATTRIBUTES, beside.user_attributes)
     # A fit that is in memory has no ratings by item.
     if len(fit.item_indptr) == len(fit.items) + 1:
         times = fit.item_indptr, fit.item_times, fit.wanted_times()

@@ -23,13 +23,14 @@ READY = b"ready"
 
 
 class Task(msgspec.Struct, frozen=True):
-    """Whose records are written: see `RecordWriter`. `width`: numbers in a row."""
+    """Whose records are written: see `RecordWriter`, for `read_ms` its `write`. `width`: numbers in a row."""
 
     store: StoreSettings
     epoch: int
     number: int
     kept: list[int]
     width: int
+    read_ms: int | None = None
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -54,7 +55,7 @@ async def _write_all(task: Task, parent: Parent) -> None:
             vectors = np.frombuffer(batch.vectors, dtype=np.float32).reshape(len(n), task.width)
             if len(batch.user_ids) != len(n) or not np.isfinite(vectors).all():
                 raise ValueError("rows that are not finite, or not one a user")
-            parent.send(b"%d" % await writer.write(batch.user_ids, n, vectors))
+            parent.send(b"%d" % await writer.write(batch.user_ids, n, vectors, task.read_ms))
     finally:
         await store.close()
 

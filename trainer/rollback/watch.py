@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Float64s, Histories, PosteriorModel, Scorer, posterior_of
+from featurestore.catalogue.columns import columns_of_users
 from featurestore.codecs import ENTRY_DTYPE, MAX_ITEM_ROW
 from featurestore.errors import EpochGone, GenerationUnknown, StoreUnavailable
 from featurestore.generations.manifest import RolledBack
@@ -52,9 +53,11 @@ class _Contender:
     fit: FitResult
     posterior: PosteriorModel
 
-    def predict(self, arrived: _Arrived, histories: Histories) -> tuple[Float64s, npt.NDArray[np.bool_]]:
+    def predict(
+        self, arrived: _Arrived, histories: Histories, stored: Sequence[bytes]
+    ) -> tuple[Float64s, npt.NDArray[np.bool_]]:
         """Return the predicted ratings (m,), and which ratings (m,) the fit has not learned, of users whom it
-        knows: accounts cost an attacker nothing.
+        knows: accounts cost an attacker nothing. `stored`: their attributes, as they are stored.
         """
         rows = self.fit.rows_of(arrived.users)
         known = rows >= 0
@@ -62,7 +65,9 @@ class _Contender:
         users[known] = self.fit.users[rows[known]]
         fresh = known.copy()
         fresh[known] = arrived.n[known] > self.fit.user_n[rows[known]]
-        users = self.posterior.fold_in_users(self.fit.items, histories, current=users)
+        known_by = self.fit.attributes_of_users()
+        columns = None if known_by is None else columns_of_users(known_by.encoding, stored)
+        users = self.posterior.fold_in_users(self.fit.items, histories, current=users, attributes=columns)
         scores = Scorer(self.posterior, self.fit.items).score(users, None, arrived.item_row, arrived.time)
         return scores.rating, fresh
 
@@ -76,9 +81,15 @@ class _Match:
     contenders: tuple[_Contender, _Contender]
     bet: Bet
 
-    def judge(self, arrived: _Arrived, histories: Histories) -> bool:
+    @property
+    def reads_attributes(self) -> bool:
+        """Whether attributes of users play a part in either."""
+        return any(each.fit.user_attributes is not None for each in self.contenders)
+
+    def judge(self, arrived: _Arrived, histories: Histories, stored: Sequence[bytes]) -> bool:
         """Say whether the live one is condemned by now."""
-        (live, fresh), (before, also_fresh) = (each.predict(arrived, histories) for each in self.contenders)
+        predicted = (each.predict(arrived, histories, stored) for each in self.contenders)
+        (live, fresh), (before, also_fresh) = predicted
         for k in np.flatnonzero(fresh & also_fresh).tolist():
             self.bet.add(arrived.users[k], float(live[k]), float(before[k]), float(arrived.rating[k]))
         return self.bet.first_is_worse
@@ -117,8 +128,9 @@ class RollbackWatch:
         if match is None or await self._opponent(live) != match.before:
             return
         arrived = await self.threads.run(_chosen, batch.table)
-        histories = await self._histories(batch.epoch, arrived)
-        if await self.threads.run(match.judge, *histories):
+        arrived, histories = await self._histories(batch.epoch, arrived)
+        stored = await self.store.attributes.stored(arrived.users) if match.reads_attributes else []
+        if await self.threads.run(match.judge, arrived, histories, stored):
             await self._go_back(match)
 
     async def _begin(self, live: LiveFit) -> _Match | None:

@@ -154,9 +154,9 @@ async def test_attributes_go_with_their_user(store: Store) -> None:
 async def test_an_erasure_leaves_what_came_after_it(store: Store) -> None:
     await store.attributes.change(b"ann", becomes({"age": 30.0}))
     at = await store.time_ms()
-    await store.attributes.erase(b"ann", at - 10_000)
+    await store.attributes.erase(1, b"ann", at - 10_000)
     assert await store.attributes.get(b"ann") == {"age": 30.0}
-    await store.attributes.erase(b"ann", at)
+    await store.attributes.erase(1, b"ann", at)
     assert await store.attributes.get(b"ann") is None
 
 

@@ -24,10 +24,10 @@ from factors import (
 )
 from factors.model.attributes import MOST_COLUMNS, encoding_from_bytes, encoding_to_bytes
 from factors.model.layout import COUNT
-from factors.ranking.item_attributes import (
-    ItemAttributes,
-    item_attributes_from_bytes,
-    item_attributes_to_bytes,
+from factors.ranking.side_attributes import (
+    SideAttributes,
+    side_attributes_from_bytes,
+    side_attributes_to_bytes,
 )
 from factors.training.attribute_effects import AttributeEffects
 from tests.unit.factors.factors_world import STARS, histories_of, history
@@ -113,15 +113,15 @@ def test_columns_are_centred_over_the_rows_that_have_any() -> None:
 
 def test_an_encoding_is_read_as_it_was_written_and_nothing_else_is() -> None:
     given = both(numbers("year", [1.0, 2.0] * 5), labels("genre", [["a"]] * 10))
-    attributes = ItemAttributes(learn_encoding(given, 10), np.ones((3, 4)))
-    data = item_attributes_to_bytes(attributes)
-    read = item_attributes_from_bytes(memoryview(data))
+    attributes = SideAttributes(learn_encoding(given, 10), np.ones((3, 4)))
+    data = side_attributes_to_bytes(attributes)
+    read = side_attributes_from_bytes(memoryview(data))
     assert read.encoding == attributes.encoding
     np.testing.assert_array_equal(read.relevance, attributes.relevance)
     encoding = encoding_to_bytes(attributes.encoding)
     for bad in (b"", data[:-1], data.replace(b"-1", b"-9"), encoding):
         with pytest.raises(ModelUnreadable):
-            item_attributes_from_bytes(bad)
+            side_attributes_from_bytes(bad)
     for bad in (b"", encoding[:-3], data):
         with pytest.raises(ModelUnreadable):
             encoding_from_bytes(bad)

@@ -1,4 +1,5 @@
-"""What a generation knows of attributes of items: how they are encoded, and what they say of relevance.
+"""What a generation knows of attributes of items or of users: how they are encoded, and, of items, what they
+say of relevance.
 
 Invariant: an item without events has the factors that its attributes say, in the fit as in a fold-in; one
 with events has those that its events say, and nothing else.
@@ -28,7 +29,7 @@ class _Bytes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
-class ItemAttributes:
+class SideAttributes:
     """The `encoding`, and `relevance` (1 + c, r): the factors in the ranking head of a typical item, and what
     each column adds to them; None where it adds nothing that is known.
     """
@@ -52,7 +53,7 @@ def factors_of(relevance: Float64s, columns: Columns) -> Float32s:
 def learn_relevance(
     columns: Columns, factors: Float32s, chosen: Bools, user_gram: Float64s
 ) -> Float64s | None:
-    """Return the `relevance` of `ItemAttributes` from the `factors` (n, r) of the `chosen` items (n,); None
+    """Return the `relevance` of `SideAttributes` from the `factors` (n, r) of the `chosen` items (n,); None
     where items that are left out say that attributes tell nothing.
 
     `user_gram` (r, r): second moments of the users, in any unit. A factor counts by what it changes in the
@@ -72,7 +73,7 @@ def learn_relevance(
     return np.vstack([typical, regression.learn(deviations, precision)])
 
 
-def item_attributes_to_bytes(attributes: ItemAttributes) -> bytes:
+def side_attributes_to_bytes(attributes: SideAttributes) -> bytes:
     """Return them as bytes; the same bytes for the same attributes."""
     relevance = attributes.relevance
     rank = 0 if relevance is None else relevance.shape[1]
@@ -80,19 +81,19 @@ def item_attributes_to_bytes(attributes: ItemAttributes) -> bytes:
     return msgspec.msgpack.encode(_Bytes(_FORMAT, encoding_to_bytes(attributes.encoding), rank, data))
 
 
-def item_attributes_from_bytes(payload: bytes | memoryview) -> ItemAttributes:
-    """Return what `item_attributes_to_bytes` wrote. Raises `ModelUnreadable` for anything else."""
+def side_attributes_from_bytes(payload: bytes | memoryview) -> SideAttributes:
+    """Return what `side_attributes_to_bytes` wrote. Raises `ModelUnreadable` for anything else."""
     try:
         read = msgspec.msgpack.decode(payload, type=_Bytes)
     except msgspec.MsgspecError as exc:
-        raise ModelUnreadable(f"no attributes of items: {exc}") from exc
+        raise ModelUnreadable(f"no attributes: {exc}") from exc
     encoding = encoding_from_bytes(read.encoding)
     # As float64: 8 bytes each.
     if not 0 <= read.rank <= MAX_RANK or len(read.relevance) != 8 * read.rank * (1 + encoding.width):
-        raise ModelUnreadable("attributes of items whose relevance has another shape")
+        raise ModelUnreadable("attributes whose relevance has another shape")
     if read.rank == 0:
-        return ItemAttributes(encoding)
+        return SideAttributes(encoding)
     relevance = np.frombuffer(read.relevance, dtype="<f8").reshape(1 + encoding.width, read.rank)
     if not np.isfinite(relevance).all():
-        raise ModelUnreadable("attributes of items that are not finite")
-    return ItemAttributes(encoding, relevance.astype(np.float64))
+        raise ModelUnreadable("attributes that are not finite")
+    return SideAttributes(encoding, relevance.astype(np.float64))
