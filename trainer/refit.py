@@ -23,6 +23,7 @@ from trainer import gate, log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.item_list import write_items
 from trainer.archive.segments import Step
+from trainer.catalogue.changes import ChangedItems
 from trainer.catalogue.reading import write_catalogue
 from trainer.catalogue.users import write_user_attributes
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
@@ -130,6 +131,7 @@ class Refitter:
         self.last_fit_s: float | None = None
         # After a refusal of the gate the next fit starts from nothing, not from the generation before.
         self._from_scratch = False
+        self._changed = ChangedItems(store.catalogue)
         # Epochs that know the users of whom there were attributes before.
         self._described_epochs: set[int] = set()
 
@@ -149,14 +151,16 @@ class Refitter:
                 await asyncio.sleep(_LOOK_S)
                 continue
             live = self._switch.live
+            fitted = live if live is not None and live.epoch == pointer.epoch else None
             decision = self.schedule.look(
                 self._clock(),
                 pointer.epoch,
                 epoch.consumer.archived_events,
-                live.fitted_events if live is not None and live.epoch == pointer.epoch else 0,
+                0 if fitted is None else fitted.fitted_events,
                 requested=len(self._requests) > 0,
                 held=pointer.held or self._switch.experiments,
                 files_missing=live is not None and live.files_missing,
+                catalogue=await self._changed.look(self._clock(), _version_of(fitted)),
             )
             if decision.reason is None:
                 wait_s = _LOOK_S if decision.wait_s is None else min(decision.wait_s, _LOOK_S)
@@ -341,6 +345,12 @@ class Refitter:
             running.cancel()
             requested.cancel()
             await asyncio.wait({running, requested})
+
+
+def _version_of(live: LiveFit | None) -> bytes | None:
+    """Return the version of the catalogue that a fit has learned; None where it has learned none."""
+    result = None if live is None else live.result
+    return None if result is None or result.catalogue is None else result.catalogue.encode()
 
 
 def weights_of(types: Sequence[EventType]) -> tuple[TypeWeight, ...]:

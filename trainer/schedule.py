@@ -9,7 +9,7 @@ from typing import Literal
 from processes.backoff import Backoff
 from processes.settings import real, setting, whole
 
-Reason = Literal["requested", "files", "events", "seconds"]
+Reason = Literal["requested", "files", "events", "catalogue", "seconds"]
 
 # With fewer new ratings a refit says little that a fold-in does not.
 _LEAST_GROWTH = 100
@@ -26,7 +26,7 @@ class Rules:
     """When to refit unasked.
 
     After so many `events`, so many `seconds` after the first of them, or when there are more by `growth` (a
-    fraction; 0: not for growth) than the last fit knew.
+    fraction; 0: not for growth) than the last fit knew, or that part of the catalogue's items has changed.
     """
 
     events: int = setting(
@@ -40,12 +40,24 @@ class Rules:
     )
     growth: float = setting(
         0.2,
-        "refit when there are so many per cent more events than the last fit knew, and 100 at least; "
-        "0: not for that",
+        "refit when there are so many per cent more events than the last fit knew, and 100 at least, or when "
+        "so many per cent of the items of the catalogue have changed since it; 0: not for that",
         _per_cent,
         variable="FOLDIN_REFIT_GROWTH",
         shown="20",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueChanges:
+    """So many `items`, `of` all in the catalogue, have changed since the newest fit: the first at `first_at`
+    and the last at `last_at`, seconds of a monotonic clock; None where none has.
+    """
+
+    items: int = 0
+    of: int = 0
+    first_at: float | None = None
+    last_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,7 @@ class Situation:
     fit; `first_new_at`: when the first of them was; `fitted_events`: how many that fit knew. `lately`: how
     many came in the last seconds. `files_missing`: this host does not have the live generation's fit, so
     that items cannot be folded in. `not_before`: no automatic fit earlier than this, after failures.
+    `catalogue`: what has changed in it.
     """
 
     now: float
@@ -67,6 +80,7 @@ class Situation:
     first_new_at: float | None
     files_missing: bool
     not_before: float
+    catalogue: CatalogueChanges = CatalogueChanges()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +96,34 @@ def decide(s: Situation, rules: Rules) -> Decision:
     # Before all else: a request also lifts the hold, and is not made to wait for failures before it.
     if s.requested:
         return Decision("requested")
-    if s.held or (s.new_events <= 0 and not s.files_missing):
+    described_at = _described_at(s, rules)
+    if s.held or (s.new_events <= 0 and not s.files_missing and described_at is None):
         return Decision(None)
     # While an import pours in, a fit would be out of date before it ends, and take a core from it.
     grows = rules.growth > 0 and s.fitted_events > 0
     grown = grows and s.new_events >= max(_LEAST_GROWTH, rules.growth * s.fitted_events)
     reason: Reason = "seconds"
     due_at = (s.now if s.first_new_at is None else s.first_new_at) + rules.seconds
+    if described_at is not None and (s.new_events <= 0 or described_at < due_at):
+        reason, due_at = "catalogue", described_at
     if s.files_missing:
         reason, due_at = "files", s.now
     elif (s.new_events >= rules.events or grown) and s.lately < rules.events:
         reason, due_at = "events", s.now
     at = max(due_at, s.not_before)
     return Decision(reason) if at <= s.now else Decision(None, at - s.now)
+
+
+def _described_at(s: Situation, rules: Rules) -> float | None:
+    """Return when a fit is due for what has changed in the catalogue; None where that is too little for one.
+    A fit takes all items that have changed so far: single ones cause none, however often.
+    """
+    changed = s.catalogue
+    least = max(_LEAST_GROWTH, rules.growth * changed.of)
+    if rules.growth <= 0 or s.fitted_events <= 0 or changed.first_at is None or changed.items < least:
+        return None
+    # While more come in, until they pause; an import without an end is not waited for.
+    return min((changed.last_at or changed.first_at) + _LATELY_S, changed.first_at + rules.seconds)
 
 
 class Schedule:
@@ -130,6 +159,7 @@ class Schedule:
         requested: bool = False,
         held: bool = False,
         files_missing: bool = False,
+        catalogue: CatalogueChanges = CatalogueChanges(),
     ) -> Decision:
         """Take note of how many events are archived, and how many of them the live fit had learned; return
         whether to fit now. For the rest see `Situation`.
@@ -153,6 +183,7 @@ class Schedule:
             first_new_at=self.first_new_at,
             files_missing=files_missing,
             not_before=self._not_before,
+            catalogue=catalogue,
         )
         return decide(situation, self._rules)
 

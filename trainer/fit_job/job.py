@@ -144,7 +144,7 @@ def _fit_ratings(
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     given = read_attributes(request, item_ids, data.user_ids)
-    described = describe(request, given)
+    described = describe(given)
     columns = {name: each.columns for name, each in described.items()}
     task = FitTask(data.ratings, data.n_users, data.n_items, rng, report=report, attributes=columns)
     before: dict[SideName, Columns] = {}
@@ -158,7 +158,11 @@ def _fit_ratings(
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
     if data.unknown:
         metrics["unknown_items"] = float(data.unknown)
-    write_result(unnamed(Path(request.output)), data, fitted, {**finite, **metrics}, described)
+    write_result(
+        *(unnamed(Path(request.output)), data, fitted, {**finite, **metrics}, described),
+        catalogue=None if request.catalogue is None else request.catalogue_version,
+        users_read_ms=request.users_read_ms,
+    )
     return data, live
 
 
@@ -177,14 +181,11 @@ def read_attributes(
     return {"item": (of_items, len(item_ids)), "user": (of_users, len(user_ids))}
 
 
-def describe(
-    request: FitRequest, given: Mapping[SideName, tuple[Sequence[Attribute], int]]
-) -> dict[SideName, Described]:
+def describe(given: Mapping[SideName, tuple[Sequence[Attribute], int]]) -> dict[SideName, Described]:
     """Return the attributes of each side, encoded; of one of which they say nothing there are none."""
-    versions: dict[SideName, str] = {"item": request.catalogue_version, "user": str(request.users_read_ms)}
     encodings = {name: learn_encoding(*attributes) for name, attributes in given.items()}
     return {
-        name: Described(encoding, encoding.encode(*given[name]), versions[name])
+        name: Described(encoding, encoding.encode(*given[name]))
         for name, encoding in encodings.items()
         if encoding.width
     }

@@ -68,9 +68,13 @@ def write_result(
     fitted: Fitted,
     metrics: dict[str, float],
     described: Mapping[SideName, Described] = MappingProxyType({}),
+    *,
+    catalogue: str | None = None,
+    users_read_ms: int = 0,
 ) -> None:
     """Write the fit of the ratings to the folder `path`, which appears only when it is complete. Of users
     whose rows do not rest on attributes nothing is written of these, and of others how they are encoded.
+    `catalogue`: the version that was read, `users_read_ms`: when the attributes of users were.
     """
     offsets, content = _id_arrays(data.user_ids)
     edges = offsets.tolist()
@@ -98,14 +102,13 @@ def write_result(
         events = events.take(by_item)
         columns = indptr, events.user_row, events.type_code, events.value, events.time
         arrays |= zip(_OF_EVENTS, columns, strict=True)
-    version = {}
+    version: dict[str, Any] = {} if catalogue is None else {"catalogue": catalogue}
     if (items := described.get("item")) is not None:
         arrays |= _attribute_arrays(items)
-        version["catalogue"] = items.version
     users = described.get("user")
     if users is not None and fitted.posterior.parameters.users.attribute_width:
         arrays[_OF_USERS] = _as_bytes(SideAttributes(users.encoding))
-        version["users_read_ms"] = users.version
+        version["users_read_ms"] = users_read_ms
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -172,7 +175,9 @@ def read_result(path: Path) -> FitResult:
                 arrays |= {name: _mapped(path, name) for name in more}
         if (columns := read_columns(path)) is not None:
             encoded = _mapped(path, _OF_ATTRIBUTES[0])
-            arrays |= {"attributes": encoded, "columns": columns, "catalogue": str(summary["catalogue"])}
+            arrays |= {"attributes": encoded, "columns": columns}
+        if "catalogue" in summary:
+            arrays["catalogue"] = str(summary["catalogue"])
         if _are_there(path, [_OF_USERS]):
             arrays |= {_OF_USERS: _mapped(path, _OF_USERS), "users_read_ms": int(summary["users_read_ms"])}
         model = from_bytes((path / "model.bin").read_bytes())

@@ -36,13 +36,10 @@ ERASED = 0xFF
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Attributes of the items or of the users of a fit: their `encoding` and `columns` (n, c), and the
-    `version` that they are of: that of the catalogue, or when those of users were read.
-    """
+    """Attributes of the items or of the users of a fit: their `encoding` and `columns` (n, c)."""
 
     encoding: Encoding
     columns: Columns
-    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +54,7 @@ class FitResult:
     items are folded into it with; None where the fit has none. Events of other types by item, as the ratings:
     `event_indptr`, `event_users`, `event_codes` uint8, `event_values`, `event_times`; None where there are
     none. `attributes` uint8: how attributes of items were encoded, as it is published, `columns` (i, c):
-    theirs, and `catalogue`: the version that had them; None, and empty, where there were none.
+    theirs; None where there were none. `catalogue`: the version of it that was read, None for none.
     `user_attributes` uint8: how attributes of users were encoded, where rows of users rest on such, and
     `users_read_ms`: when these were read, by the store's clock; None where they do not.
     """
@@ -86,7 +83,7 @@ class FitResult:
     event_times: npt.NDArray[np.float64] | None = None
     attributes: npt.NDArray[np.uint8] | None = None
     columns: Columns | None = None
-    catalogue: str = ""
+    catalogue: str | None = None
     user_attributes: npt.NDArray[np.uint8] | None = None
     users_read_ms: int | None = None
 

@@ -316,6 +316,6 @@ def _open_target(
             continue
         if not spans or any(span.last > fitted.get(p, START) for p, span in spans.items()):
             ratings.add(in_registry(after(table, fitted), item_ids))
-    version = b"" if live.result is None else live.result.catalogue.encode()
+    version = b"" if live.result is None else (live.result.catalogue or "").encode()
     of_users = None if live.result is None else live.result.attributes_of_users()
     return _Target(live.meta, ratings, items, snapshot.positions, version, of_users)

@@ -1,5 +1,6 @@
 """Attributes of items in a running stack: learned by a fit, and said of items that come after it."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from tests.support.following import following
 from tests.support.trainers import fitted, running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
 from trainer.catalogue import reading
+from trainer.catalogue.changes import ChangedItems
 from trainer.errors import ArchiveFailedError
+from trainer.schedule import CatalogueChanges, Rules
 from trainer.settings import TrainerSettings
 
 GENRES = ("drama", "comedy", "war", "horror")
@@ -199,3 +202,35 @@ async def test_a_catalogue_that_no_disk_has_room_for_is_waited_for(store: Store,
     (tmp_path / "items.ndjson").mkdir()
     with pytest.raises(ArchiveFailedError, match="cannot write"):
         await reading.write_catalogue(store.catalogue, store.items(1), tmp_path)
+
+
+async def test_many_items_that_are_described_after_a_fit_cause_one(
+    store: Store, settings: TrainerSettings
+) -> None:
+    async with running_trainer(replace(settings, rules=Rules(10**9, 1.0))):
+        await store.ratings.append(given())
+        generation = await fitted(store)
+        await put(store, [item(f"i{row}", GENRES[row % 4]) for row in range(ITEMS)])
+        await put(store, [item(f"new-{k}", GENRES[k % 4]) for k in range(100)])
+
+        async def refitted() -> bool:
+            meta = await store.generations.meta(1, (await store.generations.live()).generation)
+            return meta.summary.generation > generation and ATTRIBUTES in meta.blobs
+
+        await wait_until_async(refitted, 60, "a fit of what the catalogue says")
+        # What has been learned counts no more.
+        generation = (await store.generations.live()).generation
+        changed = ChangedItems(store.catalogue)
+        version = await store.catalogue.version()
+        assert await changed.look(0.0, version) == CatalogueChanges()
+        for k in range(3):
+            await put(store, [item("i1", GENRES[k])])
+        assert await changed.look(10.0, version) == CatalogueChanges(1, ITEMS + 100, 10.0, 10.0)
+        # As often as asked, the store is asked once a second.
+        await put(store, [item("i2", "none")])
+        assert (await changed.look(10.5, version)).items == 1
+        assert await changed.look(11.5, version) == CatalogueChanges(2, ITEMS + 100, 10.0, 11.5)
+        assert await changed.look(12.0, None) == CatalogueChanges()
+        # Of an unknown version all items have changed.
+        assert (await changed.look(20.0, b"1-1")).items == ITEMS + 100
+        assert (await store.generations.live()).generation == generation

@@ -20,7 +20,7 @@ from trainer.archive.events import Span, after, format_position, join_spans, mak
 from trainer.consume.rebuild import is_incomplete
 from trainer.gate import Evidence, Policy, judge
 from trainer.leadership import Leadership
-from trainer.schedule import Decision, Rules, Situation, decide
+from trainer.schedule import CatalogueChanges, Decision, Rules, Situation, decide
 from trainer.settings import TrainerSettings
 
 CALM = Situation(
@@ -70,6 +70,30 @@ GOOD = Evidence(
 )
 def test_when_to_fit(changes: dict[str, float], expected: Decision) -> None:
     assert decide(replace(CALM, **changes), Rules(100, 60.0)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "growth", "expected"),
+    [
+        (CatalogueChanges(), 0.2, Decision(None)),
+        (CatalogueChanges(99, 99, 90.0, 95.0), 0.2, Decision(None)),
+        (CatalogueChanges(199, 1_000, 90.0, 95.0), 0.2, Decision(None)),
+        (CatalogueChanges(200, 1_000, 90.0, 95.0), 0.2, Decision("catalogue")),
+        (CatalogueChanges(200, 1_000, 90.0, 95.0), 0.0, Decision(None)),
+        # While an import pours in, but not for ever.
+        (CatalogueChanges(200, 1_000, 90.0, 99.0), 0.2, Decision(None, 1.0)),
+        (CatalogueChanges(200, 1_000, 39.0, 100.0), 0.2, Decision("catalogue")),
+    ],
+)
+def test_items_that_have_changed_are_fitted_again(
+    changed: CatalogueChanges, growth: float, expected: Decision
+) -> None:
+    situation = replace(CALM, fitted_events=1_000, catalogue=changed)
+    assert decide(situation, Rules(5_000, 60.0, growth)) == expected
+    # Not before any event is fitted, nor while an older generation is held; events that are due go on.
+    assert decide(replace(situation, fitted_events=0), Rules(5_000, 60.0, growth)).reason is None
+    assert decide(replace(situation, held=True), Rules(5_000, 60.0, growth)) == Decision(None)
+    assert decide(replace(situation, new_events=5_000), Rules(5_000, 60.0, growth)).reason == "events"
 
 
 @pytest.mark.parametrize(
