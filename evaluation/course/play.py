@@ -21,7 +21,7 @@ from evaluation.course.command import run_command
 from evaluation.course.playboard import Progress, Standing, closing_lines, progress_line, progress_table
 from evaluation.course.seat import GameOverError, Seat
 from evaluation.course.settings import PlaySettings
-from evaluation.players import API_PLAYERS, SharedApi, make_player
+from evaluation.players import API_PLAYERS, SharedApi, make_player, seeing
 
 
 async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
@@ -78,7 +78,9 @@ def _seat(
 ) -> Seat:
     name = settings.players[position]
     # Players on one API would see each other's ratings: the second and later ones keep to ids of their own.
-    own_ids = name in API_PLAYERS and any(other in API_PLAYERS for other in settings.players[:position])
+    own_ids = seeing(name) in API_PLAYERS and any(
+        seeing(other) in API_PLAYERS for other in settings.players[:position]
+    )
     token = f"{tag}-{position}"
     player = make_player(name, seed=position, api=api, tag=token, replace=settings.replace, own_ids=own_ids)
     client = EnvironmentClient(session, settings.environment, f"play-{token}")

@@ -25,7 +25,14 @@ from evaluation.course.command import run_command
 from evaluation.course.seat import GameOverError, Seat
 from evaluation.course.settings import EvaluationSettings
 from evaluation.pictures import draw_course, drawn
-from evaluation.players import BROUGHT_PLAYERS, MakePlayer, PlayerFailedError, SharedApi, make_player
+from evaluation.players import (
+    BROUGHT_PLAYERS,
+    MakePlayer,
+    PlayerFailedError,
+    SharedApi,
+    make_player,
+    seeing,
+)
 from evaluation.report import new_console, players_table, write_course_files
 from evaluation.results.course import EvaluationReport, Result
 from processes.settings import SettingsError
@@ -89,7 +96,7 @@ async def evaluate(
 def _check(lineup: Sequence[str], brought: Mapping[str, MakePlayer]) -> None:
     # Before the first game: a run takes minutes.
     for name in lineup:
-        if name in BROUGHT_PLAYERS:
+        if seeing(name) in BROUGHT_PLAYERS:
             try:
                 make_player(name, seed=0, api=None, tag="", brought=brought)
             except PlayerFailedError as error:
@@ -129,7 +136,7 @@ class _Evaluation:
         )
         client = EnvironmentClient(self.session, self.environment, f"evaluate-{tag}")
         seat = Seat(name, player, client, answer_timeout_s=settings.answer_timeout_s)
-        pause_s = settings.delay_ms / 1_000 if name == LEARNS_MEANWHILE else 0.0
+        pause_s = settings.delay_ms / 1_000 if seeing(name) == LEARNS_MEANWHILE else 0.0
         try:
             history = await seat.reset(seed)
             with suppress(PlayerFailedError):  # its answers are missing from here on, as its note says

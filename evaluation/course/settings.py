@@ -6,7 +6,7 @@ from pathlib import Path
 
 from environment.settings import MAX_SEED, ServerSettings
 from environment.world import COURSE_STEPS, MAX_PAIRS, WorldOptions
-from evaluation.players import API_PLAYERS, LOCAL_PLAYERS, player_name
+from evaluation.players import API_PLAYERS, LOCAL_PLAYERS, player_name, seeing
 from processes.settings import load, nested, real, secret_of, setting, url, whole
 
 
@@ -130,6 +130,6 @@ class EvaluationSettings(PlayerLimits):
         elif self.world != WorldOptions():
             # A server that runs has drawn its options already.
             found.append("a world's options can only be set where no environment is given")
-        if self.api is None and any(name in API_PLAYERS for name in self.players):
+        if self.api is None and any(seeing(name) in API_PLAYERS for name in self.players):
             found.append(f"the players {' and '.join(API_PLAYERS)} need the address of an API")
         return found

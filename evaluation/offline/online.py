@@ -68,7 +68,9 @@ def histories_of(ratings: Ratings, parts: Sequence[Rows], other: npt.NDArray[np.
     """Return a history for each of `parts`, positions of ratings; `other`: the rows of the other side."""
     chosen = np.concatenate(parts)
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return Histories(offsets, other[chosen], ratings.value[chosen], ratings.time[chosen])
+    context = None if ratings.context is None else ratings.context[chosen]
+    columns = (other[chosen], ratings.value[chosen], ratings.time[chosen])
+    return Histories(offsets, *columns, context=context)
 
 
 def predict_then_learn(

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from evaluation.players.als import AlsPlayer
 from evaluation.players.base import Player, PlayerFailedError
 from evaluation.players.baselines import BiasPlayer, ConstantPlayer, RandomPlayer
+from evaluation.players.blind import BlindPlayer
 from evaluation.players.deployed import DeployedPlayer, SharedApi
 from evaluation.players.neighbours import NeighboursPlayer
 
@@ -26,12 +27,21 @@ BROUGHT_PLAYERS = ("variational", "ordinal", "neural")
 # `deployed-frozen` is not told the ratings that come: the difference is what learning online is worth.
 API_PLAYERS = ("deployed", "deployed-frozen")
 PLAYERS = LOCAL_PLAYERS + BROUGHT_PLAYERS + API_PLAYERS
+# At the end of the name of a player that is to see no variables of the events.
+BLIND_SUFFIX = "-blind"
+
+
+def seeing(name: str) -> str:
+    """Return the name of the player that a blind one is, and of any other its own."""
+    return name.removesuffix(BLIND_SUFFIX)
 
 
 def player_name(text: str) -> str:
     """Parse the name of a player. Raises ValueError that lists them all."""
-    if text not in PLAYERS:
-        raise ValueError(f"must name players among {', '.join(PLAYERS)}, not {text}")
+    if seeing(text) not in PLAYERS:
+        raise ValueError(
+            f"must name players among {', '.join(PLAYERS)}, each also with {BLIND_SUFFIX}, not {text}"
+        )
     return text
 
 
@@ -50,6 +60,18 @@ def make_player(
     `seed`: of its random numbers. `brought`: players that the caller adds. The rest is for the players that
     need the API, see `DeployedPlayer`.
     """
+    if name != seeing(name):
+        return BlindPlayer(
+            make_player(
+                seeing(name),
+                seed=seed,
+                api=api,
+                tag=tag,
+                replace=replace,
+                own_ids=own_ids,
+                brought=brought,
+            )
+        )
     if name in brought:
         return brought[name](seed)
     if name in LOCAL_PLAYERS:
@@ -72,4 +94,5 @@ __all__ = [
     "SharedApi",
     "make_player",
     "player_name",
+    "seeing",
 ]

@@ -10,12 +10,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from environment.client import KnownRatings, Pair
 from environment.world import SCALE
 from evaluation.offline.online import histories_of
 from evaluation.players import MakePlayer, PlayerFailedError
-from factors import FitSettings, Fitted, Ratings, Scale, Scorer
+from factors import ContextKind, FitSettings, Fitted, Float32s, Ratings, Scale, Scorer
 from trainer.engines import ENGINES, make_engine
 from trainer.engines.base import FitTask
 
@@ -25,7 +26,9 @@ GRID = Scale(float(SCALE[0]), float(SCALE[-1]), 1.0)
 
 
 class ModelPlayer:
-    """Plays with an engine of the trainer. `note` names rank and link of the last fit."""
+    """Plays with an engine of the trainer. `note` names rank and link of the last fit, and whether the
+    variables of the events move its predictions.
+    """
 
     def __init__(self, engine: str, settings: FitSettings, seed: int) -> None:
         self._engine = make_engine(engine, settings)  # type: ignore[arg-type] # checked by its caller
@@ -41,7 +44,8 @@ class ModelPlayer:
         """Fit to the history, in a thread."""
         unknown = np.full(history.rating.size, np.nan)  # the environment counts events, not time
         self._ratings = Ratings(
-            history.user.astype(np.int32), history.item.astype(np.int32), history.rating, unknown
+            *(history.user.astype(np.int32), history.item.astype(np.int32), history.rating, unknown),
+            _context(history.variables),
         )
         self._shape = (history.n_users, history.n_items)
         await self._fit()
@@ -50,7 +54,10 @@ class ModelPlayer:
         """Return the expected rating; its standard deviation is then in `std`."""
         fitted = self._known()
         scores = Scorer(fitted.posterior, fitted.items).score(
-            fitted.users, np.array([pair.user]), np.array([pair.item])
+            fitted.users,
+            np.array([pair.user]),
+            np.array([pair.item]),
+            context=_context([pair.variables]),
         )
         self.std = float(scores.std[0])
         return float(scores.rating[0])
@@ -59,7 +66,7 @@ class ModelPlayer:
         """Fold the user in, the items a little later; now and then refit."""
         user, item = pair.user, pair.item
         fitted = self._known()
-        self._ratings = _with(self._ratings, user, item, rating)
+        self._ratings = _with(self._ratings, pair, rating, _context([pair.variables]))
         self._new_ratings += 1
         # A user or item that the tables do not have yet needs a fit, too.
         if self._new_ratings % REFIT_RATINGS == 0 or user >= len(fitted.users) or item >= len(fitted.items):
@@ -101,20 +108,32 @@ class ModelPlayer:
             max(n_users, int(user.max(initial=-1)) + 1),
             max(n_items, int(item.max(initial=-1)) + 1),
         )
-        task = FitTask(self._ratings, *self._shape, self._rng, self._fitted)
+        context = self._ratings.context
+        kinds: tuple[ContextKind, ...] = () if context is None else ("number",) * context.shape[1]
+        task = FitTask(self._ratings, *self._shape, self._rng, self._fitted, context_kinds=kinds)
         fitted = await asyncio.to_thread(self._engine.fit, task)
         # Copies to write to: the tables that a fit returns may be read-only.
         self._rated.clear()
         self._fitted = Fitted(fitted.model, fitted.users.copy(), fitted.items.copy(), fitted.metrics)
         self.note = f"rank {fitted.model.rank}, {fitted.model.link}"
+        if fitted.posterior.reads_context:
+            self.note += ", variables"
 
 
-def _with(ratings: Ratings, user: int, item: int, rating: float) -> Ratings:
+def _context(variables: npt.ArrayLike) -> Float32s | None:
+    """Return variables (n, k) of events as the context of ratings, None where there are none."""
+    context = np.asarray(variables, dtype=np.float32)
+    return context if context.size else None
+
+
+def _with(ratings: Ratings, pair: Pair, rating: float, context: Float32s | None) -> Ratings:
+    known = ratings.context
     return Ratings(
-        np.append(ratings.user_row, np.int32(user)),
-        np.append(ratings.item_row, np.int32(item)),
+        np.append(ratings.user_row, np.int32(pair.user)),
+        np.append(ratings.item_row, np.int32(pair.item)),
         np.append(ratings.value, rating),
         np.append(ratings.time, np.nan),
+        None if known is None or context is None else np.concatenate([known, context]),
     )
 
 

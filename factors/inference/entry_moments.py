@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from factors.inference.context import ContextShifts
 from factors.inference.histories import NO_SESSIONS, Compressed, Sessions, group_sessions
 from factors.inference.motion import Motion, motion_of
 from factors.inference.ordinal import EntryScores
@@ -31,6 +32,7 @@ class HalfStepInput:
     """What a half-step of side `own` computes from: its histories `data` with their `sessions`, and the
     `table` (n, width) of the side `other`. `new` (b,): the rows that came after the fit (`cold_start`),
     beside those without ratings; None where it makes no difference. `attributes`: of the rows, None for none.
+    `shifts`: what contexts do at the entries, None for nothing.
     """
 
     parameters: Parameters
@@ -41,6 +43,7 @@ class HalfStepInput:
     sessions: Sessions
     new: Bools | None
     attributes: Columns | None = None
+    shifts: ContextShifts | None = None
 
     @staticmethod
     def of(
@@ -59,7 +62,8 @@ class HalfStepInput:
             sessions = NO_SESSIONS
         elif sessions is None:
             sessions = group_sessions(data, own.session_length)
-        return HalfStepInput(parameters, own, other, table, data, sessions, new, attributes)
+        shifts = ContextShifts.of(parameters, name, data.context)
+        return HalfStepInput(parameters, own, other, table, data, sessions, new, attributes, shifts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class EntryMoments:
     def of(inputs: HalfStepInput, block_rows: int) -> "EntryMoments":
         """Return the entries of `inputs`, in blocks of `block_rows` rows."""
         data = inputs.data
-        other = gather_side_moments(inputs.other, inputs.table, data)
+        other = gather_side_moments(inputs.other, inputs.table, data, inputs.shifts)
         motion = motion_of(inputs.own, data)
         blocks = []
         for start in range(0, data.rows, block_rows):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors.model.layout import session_keys
-from factors.model.types import Float64s, Histories, Int64s
+from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s
 
 Rows = npt.NDArray[np.integer[Any]]
 # Of a user with more ratings than both together, so many of the latest count. After `m` ratings a posterior
@@ -31,7 +31,8 @@ class Compressed:
     """Rows of ratings without repeats or holes, entries of a row ordered by the other row.
 
     `indptr` int64 (b + 1,); `other` int64 (n,): row of the other table, -1 where it has none; `value`, `time`
-    float64 (n,); `source` int64 (n,): position of the entry in what it came from.
+    float64 (n,); `source` int64 (n,): position of the entry in what it came from; `context` (n, fields): as
+    in `Ratings`.
     """
 
     indptr: Int64s
@@ -39,6 +40,7 @@ class Compressed:
     value: Float64s
     time: Float64s
     source: Int64s
+    context: Float32s | None = None
 
     @property
     def rows(self) -> int:
@@ -60,12 +62,12 @@ class Compressed:
 
     def by_other(self, n_rows: int) -> "Compressed":
         """Return the same ratings by the rows of the other table, which has `n_rows`."""
-        return compress_pairs(self.other, self.row, self.value, self.time, n_rows)
+        return compress_pairs(self.other, self.row, self.value, self.time, n_rows, context=self.context)
 
     def only(self, entries: Int64s) -> "Compressed":
         """Return the same rows with these `entries` alone."""
         part = self.row[entries], self.other[entries], self.value[entries], self.time[entries]
-        return compress_pairs(*part, self.rows)
+        return compress_pairs(*part, self.rows, context=_at(self.context, entries))
 
     def thinned(self, recent: int = RECENT, sampled: int = SAMPLED) -> "Compressed":
         """Return the same rows, of the longer ones the `recent` entries of highest `source`, and `sampled` of
@@ -83,11 +85,12 @@ class Compressed:
         keep = ~long[row]
         keep[entry[latest]] = keep[entry[others[chosen]]] = True
         indptr = np.concatenate([[0], np.cumsum(keep)])[self.indptr]
-        return Compressed(indptr, self.other[keep], self.value[keep], self.time[keep], self.source[keep])
+        entries = (self.other[keep], self.value[keep], self.time[keep], self.source[keep])
+        return Compressed(indptr, *entries, _at(self.context, keep))
 
     def histories(self) -> Histories:
         """Return these ratings as they are folded in."""
-        return Histories(self.indptr, self.other.astype(np.int32), self.value, self.time)
+        return Histories(self.indptr, self.other.astype(np.int32), self.value, self.time, None, self.context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,15 @@ _NO_ROWS: Int64s = np.zeros(0, dtype=np.int64)
 NO_SESSIONS = Sessions(_NO_ROWS, _NO_ROWS, _NO_ROWS, np.zeros(0))
 
 
-def compress_pairs(row: Rows, other: Rows, value: Float64s, time: Float64s, n_rows: int) -> Compressed:
+def compress_pairs(
+    row: Rows,
+    other: Rows,
+    value: Float64s,
+    time: Float64s,
+    n_rows: int,
+    *,
+    context: Float32s | None = None,
+) -> Compressed:
     """Return entries (n,) in the order in which they were written, as rows in which the last entry of a pair
     counts.
 
@@ -133,7 +144,12 @@ def compress_pairs(row: Rows, other: Rows, value: Float64s, time: Float64s, n_ro
         value[order].astype(np.float64, copy=False),
         time[order].astype(np.float64, copy=False),
         order.astype(np.int64, copy=False),
+        _at(context, order),
     )
+
+
+def _at(context: Float32s | None, entries: Int64s | Bools) -> Float32s | None:
+    return None if context is None else context[entries]
 
 
 def _order_by_pair(row: Rows, other: Rows) -> Int64s:
@@ -179,7 +195,9 @@ def compress(histories: Histories, n_other: int, *, whole: bool = True) -> Compr
     offsets = np.asarray(histories.offsets, dtype=np.int64)
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     other = histories.other_row.astype(np.int64)
-    compressed = compress_pairs(row, other, histories.value, histories.time, len(offsets) - 1)
+    compressed = compress_pairs(
+        row, other, histories.value, histories.time, len(offsets) - 1, context=histories.context
+    )
     if not whole:
         compressed = compressed.thinned()
     unknown = (compressed.other < 0) | (compressed.other >= n_other)

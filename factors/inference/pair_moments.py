@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from factors.inference.context import shift_rows
 from factors.inference.motion import means_at
 from factors.inference.side_moments import match_sessions, prior_rows
 from factors.model.layout import COUNT, MEAN, FloatTable, triangle
@@ -63,6 +64,7 @@ class PairMoments:
         self._sides = (parameters.users, parameters.items)
         self._has_sessions = any(side.has_sessions for side in self._sides)
         self._moves = parameters.moves
+        self._context = parameters.context
         self._prior_session_variance = parameters.users.session_variance + parameters.items.session_variance
         prior_user: Float32s = prior_rows(parameters.users, 1)[0].astype(np.float32)
         self._priors = (prior_user, self._codec.encode(prior_rows(parameters.items, 1))[0])
@@ -77,16 +79,24 @@ class PairMoments:
         return self._means(means)
 
     def moments(
-        self, users: FloatTable, user_index: Rows | None, item_rows: Rows, time: Float64s | None
+        self,
+        users: FloatTable,
+        user_index: Rows | None,
+        item_rows: Rows,
+        time: Float64s | None,
+        context: Float32s | None = None,
     ) -> tuple[Float64s, Float64s, FloatTable]:
         """Return mean and variance (without noise) of the scores of the pairs (m,), and how many ratings
         stand behind user and item (2, m).
 
         Pairs are (`users[user_index[j]]`, `items[item_rows[j]]`); without `user_index` each pair has its row
         in `users`, which is cheaper. `time` (m,): seconds since 1970 or NaN; without it sessions and drift do
-        not count.
+        not count. `context` (m, fields): as given with each question.
         """
         m = len(item_rows)
+        if context is not None and self._context is not None:
+            users = self._shifted(users, user_index, context)
+            user_index = None
         if m == 1:
             # Numpy adds up a single column in another order than it adds up columns.
             table = users.repeat(2, axis=0) if user_index is None else users
@@ -116,6 +126,11 @@ class PairMoments:
             if self._moves:
                 mean += self._change_at(own, item_rows, time)
         return mean, variance, counts
+
+    def _shifted(self, users: FloatTable, user_index: Rows | None, context: Float32s) -> FloatTable:
+        """Return the user row of each pair as it is in its context."""
+        known = users if user_index is None else self._gather(0, users, user_index)
+        return shift_rows(self._sides[0].layout, known, self._context, context)
 
     def _block_latent(
         self, users: FloatTable, user_index: Rows | None, item_rows: Rows

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from factors.inference.context import ContextShifts
 from factors.inference.histories import Compressed
 from factors.inference.motion import means_at
 from factors.inference.segments import FEW
@@ -81,13 +82,16 @@ def match_sessions(side: Side, rows: FloatTable, index: Int64s, time: Float64s) 
     return effect, variance
 
 
-def gather_side_moments(side: Side, table: Table, data: Compressed) -> SideMoments:
-    """Return the moments of the rows of `side` in `data`."""
+def gather_side_moments(
+    side: Side, table: Table, data: Compressed, shifts: ContextShifts | None = None
+) -> SideMoments:
+    """Return the moments of the rows of `side` in `data`, whose entries have these `shifts`."""
     n, known = len(data.other), np.flatnonzero(data.other >= 0)
     columns: Int64s | None = None
     # Few entries, or few for the size of the table: a row for each, so that sums need no indirection.
-    # Otherwise each row once, however often it is rated. A row that moves is another one at each entry.
-    if n <= max(FEW, len(table) - 1) or side.layout.moving:
+    # Otherwise each row once, however often it is rated. A row that moves, or that is seen in contexts, is
+    # another one at each entry.
+    if n <= max(FEW, len(table) - 1) or side.layout.moving or shifts is not None:
         rows = _rows_at(side, table, data.other, known)
         mean = means_at(side, rows, data.time)
     else:
@@ -99,7 +103,11 @@ def gather_side_moments(side: Side, table: Table, data: Compressed) -> SideMomen
     effect, variance = np.zeros(n), np.zeros(n)
     if side.has_sessions:
         effect, variance = match_sessions(side, rows, np.arange(n) if columns is None else columns, data.time)
-    return _read(side, rows, mean, columns, (effect, variance))
+    covariance = rows[:, side.layout.covariance].astype(np.float64)
+    if shifts is not None:
+        shifts.move_other(side.layout, mean, covariance)
+    implicit_effect = rows[:, side.layout.implicit_effect].astype(np.float64)
+    return _read(side, (mean, covariance, implicit_effect), columns, (effect, variance))
 
 
 def _rows_at(side: Side, table: Table, index: Int64s, known: Int64s) -> FloatTable:
@@ -121,17 +129,18 @@ def _prior_of(side: Side, table: Table) -> FloatTable:
 
 def _read(
     side: Side,
-    rows: FloatTable,
-    features: Float64s,
+    known: tuple[Float64s, Float64s, Float64s],
     columns: Int64s | None,
     sessions: tuple[Float64s, Float64s],
 ) -> SideMoments:
-    layout = side.layout
-    rank = layout.rank
+    """Return the moments of rows of which mean, covariance and implicit effect are `known`. Writes to the
+    mean.
+    """
+    features, covariance, implicit_effect = known
+    rank = side.layout.rank
     # In place of its own bias a row multiplies that of the side that is solved, with 1.
     bias = features[:, rank].copy()
     features[:, rank] = 1.0
-    covariance = rows[:, layout.covariance].astype(np.float64)
     direct = outer(features)
     second = direct.copy()
     latent_packed = rank * (rank + 1) // 2
@@ -139,6 +148,5 @@ def _read(
     # E[f b] is the product of the means and the covariance of latent part and bias.
     cross = features * bias[:, None]
     cross[:, :rank] += covariance[:, latent_packed : latent_packed + rank]
-    implicit_effect = rows[:, layout.implicit_effect].astype(np.float64)
     moments = (features, bias, direct, second, cross, covariance, implicit_effect)
     return SideMoments(*moments, columns, *sessions)

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from factors.errors import ModelUnreadable
+from factors.model.context import ContextEffects, ContextEncoding, check_encoding
 from factors.model.layout import Layout, layout_of, stored_width
 from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Link, Model, Scale
@@ -102,7 +103,8 @@ class Parameters:
     `mean`: that of all ratings. `noise`: variance of a rating (of its latent value, with the ordinal link)
     round its score. `cuts`: the cut points of the ordinal link, ascending, one fewer than the scale has
     levels; empty with the Gaussian link. `decided`: from so many ratings the terms were chosen, and with so
-    many columns of attributes of users and of items, `decided_columns`.
+    many columns of attributes of users and of items, `decided_columns`, and of contexts, `decided_context`.
+    `context`: what contexts do to users; None for nothing.
     `variance_scale`, `std_calibration` (STD_TERMS,): see `factors.training.calibration`.
     """
 
@@ -118,6 +120,8 @@ class Parameters:
     variance_scale: float = 1.0
     std_calibration: Float64s = field(default_factory=lambda: np.zeros(STD_TERMS))
     decided_columns: tuple[int, int] = (0, 0)
+    context: ContextEffects | None = None
+    decided_context: int = 0
 
     @property
     def moves(self) -> bool:
@@ -145,6 +149,12 @@ def to_model(parameters: Parameters) -> Model:
     # As of what a side has not: without attributes the bytes are those of a version that knew none.
     if any(parameters.decided_columns):
         arrays["decided_columns"] = np.array(parameters.decided_columns, dtype=np.float64)
+    if parameters.decided_context:
+        arrays["decided_context"] = np.array([parameters.decided_context], dtype=np.float64)
+    if parameters.context is not None:
+        encoding = parameters.context.encoding
+        arrays["context_numbers"], arrays["context_codes"] = encoding.numbers, encoding.codes
+        arrays["context_effects"] = parameters.context.effects
     for prefix, side in (("user", parameters.users), ("item", parameters.items)):
         if side.attribute_effects is not None:
             arrays[f"{prefix}_attributes"] = side.attribute_effects
@@ -198,7 +208,24 @@ def from_model(model: Model) -> Parameters:
         variance_scale=variance_scale,
         std_calibration=_array(model, "stretch", STD_TERMS),
         decided_columns=(int(columns[0]), int(columns[1])),
+        context=_context(model),
+        decided_context=int(_array(model, "decided_context", 1)[0])
+        if "decided_context" in model.parameters
+        else 0,
     )
+
+
+def _context(model: Model) -> ContextEffects | None:
+    if "context_effects" not in model.parameters:
+        return None
+    numbers, codes = (
+        _array(model, name, len(np.atleast_1d(model.parameters.get(name, 0))), 3)
+        for name in ("context_numbers", "context_codes")
+    )
+    encoding = ContextEncoding(numbers, codes)
+    check_encoding(encoding)
+    effects = _array(model, "context_effects", encoding.width, model.rank + 1)
+    return ContextEffects(encoding, effects)
 
 
 def _side(model: Model, name: SideName) -> Side:

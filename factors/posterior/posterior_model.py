@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from factors.errors import ModelUnreadable
+from factors.inference.context import shift_rows
 from factors.inference.histories import Compressed
 from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
@@ -83,14 +84,19 @@ class PosteriorModel(ABC):
             raise ModelUnreadable(f"{attributes.width} columns of attributes are not those of the model")
         return attributes
 
+    @property
+    def reads_context(self) -> bool:
+        """Whether the context of a question moves its answer."""
+        return self.parameters.context is not None
+
     def shift_users(self, users: Float32s, context: Float32s) -> Float32s:
         """Return `users` (m, user_width) as they rate in each `context` (m, fields), to be scored, ranked and
         explained with, never to be stored; `users` themselves where the model has no use for contexts.
 
         Fields beyond those of the fit, NaN and categories that it did not know count as not given.
         """
-        _ = context
-        return users
+        moved = shift_rows(self.parameters.users.layout, users, self.parameters.context, context)
+        return moved.astype(np.float32, copy=False)
 
     @abstractmethod
     def keeps_time(self, user: Float32s, time: float) -> bool:

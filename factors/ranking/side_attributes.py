@@ -16,7 +16,7 @@ from factors.model.attributes import Encoding, encoding_from_bytes, encoding_to_
 from factors.model.columns import Columns
 from factors.model.layout import MAX_RANK
 from factors.model.types import Bools, Float32s, Float64s
-from factors.training.attribute_effects import AttributeEffects
+from factors.training.effects.attribute_effects import AttributeEffects
 
 _FORMAT: Literal["foldin-item-attributes-1"] = "foldin-item-attributes-1"
 

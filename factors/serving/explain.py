@@ -26,18 +26,21 @@ def explain(
     *,
     current: Float32s | None = None,
     attributes: Columns | None = None,
+    context: Float32s | None = None,
 ) -> Explanation:
     """Return why the user with this one `history` gets the rating of `item_row`.
 
-    `current` (1, user_width): the user's row, `attributes`: of the user, as for `fold_in_users`. Raises
-    `ValueError` where `history` is not exactly one.
+    `current` (1, user_width): the user's row, `attributes`: of the user, as for `fold_in_users`. `context`
+    (1, fields): as for `Scorer.score`. Raises `ValueError` where `history` is not exactly one.
     """
     if len(history.offsets) != 2:
         raise ValueError(f"explain takes one history, not {len(history.offsets) - 1}")
     link, layout = posterior.link, posterior.parameters.users.layout
     user = posterior.fold_in_users(items, history, current=current, attributes=attributes)
     scorer = Scorer(posterior, items)
-    mean, variance, _ = scorer.latent(user, np.zeros(1, dtype=np.int64), np.array([item_row]))
+    mean, variance, _ = scorer.latent(
+        user, np.zeros(1, dtype=np.int64), np.array([item_row]), context=context
+    )
     rating = float(link.rating_moments(mean, variance)[0][0])
     data = compress(history, len(items), whole=False)
     item = items[item_row] if 0 <= item_row < len(items) else posterior.prior_item

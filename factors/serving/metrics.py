@@ -25,6 +25,7 @@ def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
     keep = ~np.isnan(ratings.value)
     value, time = ratings.value[keep], ratings.time[keep]
     user, item = ratings.user_row[keep], ratings.item_row[keep]
+    context = None if ratings.context is None else ratings.context[keep]
     if len(value) == 0:
         return {"rmse": np.nan, "mae": np.nan, "log_likelihood": np.nan, "coverage": np.nan, "count": 0.0}
     scorer, scale = Scorer(fitted.posterior, fitted.items), fitted.model.scale
@@ -32,7 +33,8 @@ def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
     rating, std, likelihood = np.empty(len(value)), np.empty(len(value)), np.empty(len(value))
     for start in range(0, len(value), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        pairs = (fitted.users, user[part], item[part], time[part])
+        asked = None if context is None else context[part]
+        pairs = (fitted.users, user[part], item[part], time[part], asked)
         scores = scorer.score(*pairs)
         rating[part], std[part] = scores.rating, scores.std
         if levels > 1:

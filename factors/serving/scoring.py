@@ -34,15 +34,20 @@ class Scorer:
         self._users_described = rests_on_attributes(parameters.users)
 
     def score(
-        self, users: FloatTable, user_index: Rows | None, item_rows: Rows, time: Float64s | None = None
+        self,
+        users: FloatTable,
+        user_index: Rows | None,
+        item_rows: Rows,
+        time: Float64s | None = None,
+        context: Float32s | None = None,
     ) -> Scores:
         """Return the scores of the pairs (`users[user_index[j]]`, `items[item_rows[j]]`), all arrays (m,).
 
         `users` (u, user_width); without `user_index` the j-th user row is that of pair j, which is cheaper.
         `time` (m,): seconds since 1970 or NaN, when the rating would be given; a session effect that the rows
-        keep for that time then counts.
+        keep for that time then counts. `context` (m, fields): what is given with each pair, as in `Ratings`.
         """
-        mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time)
+        mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time, context)
         rating, std = self._link.rating_moments(mean, variance)
         # A fit of few ratings has no calibration: its factor would be 1, at a third of the time of one pair.
         if self._std_calibrated:
@@ -58,19 +63,29 @@ class Scorer:
         return self._link.rating_moments(mean, np.zeros(len(mean)))[0]
 
     def distribution(
-        self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
+        self,
+        users: FloatTable,
+        user_index: Rows,
+        item_rows: Rows,
+        time: Float64s | None = None,
+        context: Float32s | None = None,
     ) -> Float64s:
         """Return the probability of each step of the scale, (m, levels). Raises `FactorsError` where the
         scale has no steps.
         """
-        mean, variance, _ = self._pairs.moments(users, user_index, item_rows, time)
+        mean, variance, _ = self._pairs.moments(users, user_index, item_rows, time, context)
         return self._link.rating_distribution(mean, variance)
 
     def latent(
-        self, users: FloatTable, user_index: Rows, item_rows: Rows, time: Float64s | None = None
+        self,
+        users: FloatTable,
+        user_index: Rows,
+        item_rows: Rows,
+        time: Float64s | None = None,
+        context: Float32s | None = None,
     ) -> tuple[Float64s, Float64s, Basis]:
         """Return mean and variance (without noise) of the scores before the link, and the basis; all (m,)."""
-        mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time)
+        mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time, context)
         return mean, variance, self._basis(counts, users, user_index, item_rows)
 
     def _basis(

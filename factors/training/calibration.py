@@ -54,7 +54,8 @@ def calibrate(
     pairs = PairMoments(parameters, items)
     user, item = by_user.row[held_out], by_user.other[held_out]
     value, time = by_user.value[held_out], by_user.time[held_out]
-    mean, variance, _ = pairs.moments(state.user_rows, user, item, time)
+    context = None if by_user.context is None else by_user.context[held_out]
+    mean, variance, _ = pairs.moments(state.user_rows, user, item, time, context)
     parameters = replace(parameters, variance_scale=_best_variance_scale(parameters, value, mean, variance))
     parts = [(value, mean, variance, state.user_rows[user, COUNT], items[item, COUNT])]
     # Few rows of a fit have few ratings, but new ones will: histories are cut short and folded in.
@@ -70,7 +71,8 @@ def calibrate(
             others = item_codec(parameters).encode(_shortened(parameters, "item", state, item[some], rng))
             other_index = np.arange(len(some))
         pairs = PairMoments(parameters, others)
-        mean, variance, _ = pairs.moments(own, own_index, other_index, time[some])
+        theirs = None if context is None else context[some]
+        mean, variance, _ = pairs.moments(own, own_index, other_index, time[some], theirs)
         parts.append((value[some], mean, variance, own[own_index, COUNT], others[other_index, COUNT]))
     value, mean, variance, user_count, item_count = (
         np.concatenate(column) for column in zip(*parts, strict=True)
@@ -120,6 +122,7 @@ def _shortened(
         data.value[entry],
         data.time[entry],
         len(rows),
+        context=None if data.context is None else data.context[entry],
     )
     columns = state.training.attributes.get(name)
     attributes = None if columns is None else columns.take(rows)

@@ -15,6 +15,7 @@ from factors.inference.entry_moments import HalfStepInput
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
+from factors.model.context import learn_context_encoding
 from factors.model.layout import COUNT
 from factors.model.parameters import Parameters, Side, SideName, to_model
 from factors.model.quantized_rows import QuantizedTable, item_codec
@@ -27,7 +28,7 @@ from factors.training.model_selection import LEAST_RATINGS, observed_scale, sele
 from factors.training.priors import learn_cold_start, prior_fit
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
-from factors.training.terms import Terms, with_attributes
+from factors.training.terms import Terms, with_attributes, with_context
 from factors.training.training_set import TrainingSet
 from factors.training.units import in_rating_units
 
@@ -61,7 +62,10 @@ def fit(
         return prior_fit(settings, n_users, n_items)
     settings = replace(settings, scale=observed_scale(settings.scale, by_user.value))
     backend = choose_backend(len(by_user.value), threads=settings.threads, block_rows=settings.block_rows)
-    training = TrainingSet.of(by_user, n_items, backend, attributes)
+    encoding = learn_context_encoding(by_user.context, context_kinds)
+    if encoding is None:
+        by_user = replace(by_user, context=None)
+    training = TrainingSet.of(by_user, n_items, backend, attributes, encoding)
     for name, columns in training.attributes.items():
         if columns.rows != training.side(name).rows:
             raise FitRefused(f"attributes of {columns.rows} {name}s, not of {training.side(name).rows}")
@@ -97,7 +101,8 @@ def _begin(
             )
             for name, side in _sides(known)
         )
-        known = replace(known, users=users, items=items)
+        encoding = None if known.context is None else training.context
+        known = replace(known, users=users, items=items, context=with_context(known, encoding))
         item_rows = start.posterior.item_codec.decode(start.items).astype(np.float64)
         return State.of_rows(training, known, start.users.astype(np.float64), item_rows), {}
     decides = settings.link != "gaussian" or settings.implicit_effects or settings.session_effects
@@ -105,7 +110,9 @@ def _begin(
         state = initial_state(training, settings, rng)
         return (state.branch(Terms("ordinal")) if settings.link == "ordinal" else state), {}
     found = select_terms(training, settings, rng)
-    found.state.parameters = replace(found.state.parameters, decided=float(n), decided_columns=offered)
+    found.state.parameters = replace(
+        found.state.parameters, decided=float(n), decided_columns=offered[:2], decided_context=offered[2]
+    )
     return found.state, found.metrics
 
 
@@ -113,17 +120,17 @@ def _sides(parameters: Parameters) -> tuple[tuple[SideName, Side], tuple[SideNam
     return ("user", parameters.users), ("item", parameters.items)
 
 
-def _offered(training: TrainingSet) -> tuple[int, int]:
-    """Return how many columns of attributes users and items have."""
-    users, items = training.attributes.get("user"), training.attributes.get("item")
-    return users.width if users else 0, items.width if items else 0
+def _offered(training: TrainingSet) -> tuple[int, int, int]:
+    """Return how many columns the attributes of users and of items have, and the contexts of ratings."""
+    users, items, context = training.attributes.get("user"), training.attributes.get("item"), training.context
+    return users.width if users else 0, items.width if items else 0, context.width if context else 0
 
 
-def _continues(start: Fitted, settings: FitSettings, n_ratings: int, offered: tuple[int, int]) -> bool:
+def _continues(start: Fitted, settings: FitSettings, n_ratings: int, offered: tuple[int, int, int]) -> bool:
     """Return whether a fit may go on from `start`: same scale, rank and link, and its terms chosen from about
-    as many ratings as there are now, and with or without attributes as now.
+    as many ratings as there are now, and with or without attributes and contexts as now.
     """
-    model, few = start.model, n_ratings < FEW_RATINGS
+    model, few, known = start.model, n_ratings < FEW_RATINGS, start.posterior.parameters
     same_rank = (few and settings.rank == "auto") or model.rank == largest_rank(settings, n_ratings)
     # When there are so many times the ratings terms are chosen again: of few ratings that takes a second.
     again = 1.1 if few else 1.5
@@ -132,8 +139,8 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int, offered: tu
         and same_rank
         and settings.link in ("auto", model.link)
         and [columns > 0 for columns in offered]
-        == [columns > 0 for columns in start.posterior.parameters.decided_columns]
-        and LEAST_RATINGS <= n_ratings < again * start.posterior.parameters.decided
+        == [columns > 0 for columns in (*known.decided_columns, known.decided_context)]
+        and LEAST_RATINGS <= n_ratings < again * known.decided
     )
 
 
@@ -148,6 +155,9 @@ def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings)
     for name, rows, size in (("user", user, n_users), ("item", item, n_items)):
         if len(rows) and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= size):
             raise FitRefused(f"a {name} row is outside the table of {size} rows")
+    context = ratings.context
+    if context is not None and (context.ndim != 2 or len(context) != len(value)):
+        raise FitRefused("the context of ratings must have a row for each of them")
     # A NaN rating takes a pair back, here as in histories.
     known = value[~np.isnan(value)]
     # Bounds such as 0.1 + 0.2 are no exact floats.
@@ -157,7 +167,7 @@ def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings)
             f"ratings from {known.min():g} to {known.max():g} are outside the scale "
             f"from {settings.scale.low:g} to {settings.scale.high:g}"
         )
-    return compress_pairs(user, item, value, time, n_users)
+    return compress_pairs(user, item, value, time, n_users, context=context)
 
 
 def finish(state: State, metrics: dict[str, float]) -> Fitted:

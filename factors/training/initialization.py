@@ -21,6 +21,7 @@ from factors.model.types import Float64s
 from factors.training.priors import start_parameters, uniform_variance
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
+from factors.training.terms import Terms
 from factors.training.training_set import TrainingSet
 
 # With fewer ratings several starts cost little: a second for all of them.
@@ -70,16 +71,21 @@ def flat_state(training: TrainingSet, settings: FitSettings, rank: int | None = 
     return State.of_priors(training, replace(parameters, users=side, items=side))
 
 
-def best_start(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> State:
-    """Return, for few ratings, the swept state of highest evidence: biases alone, or one of several ranks."""
+def best_start(
+    training: TrainingSet, settings: FitSettings, rng: np.random.Generator, *, context: bool = False
+) -> State:
+    """Return, for few ratings, the swept state of highest evidence: biases alone, or one of several ranks;
+    with effects of the `context` of the ratings if that is so.
+    """
     # Each is a start of its own, so that the steps between them grow.
     ranks = (1, 2, 3, 4, 6, 8) if settings.rank == "auto" else (settings.rank,)
-    best = flat_state(training, settings, ranks[0])
+    terms = Terms(context=context)
+    best = flat_state(training, settings, ranks[0]).branch(terms)
     # Biases alone settle sooner.
     _sweep(best, settings, 10, held=0)
     highest = evidence(best)
     for rank in ranks:
-        state = initial_state(training, settings, rng, rank)
+        state = initial_state(training, settings, rng, rank).branch(terms)
         _sweep(state, settings, 40, held=20)
         found = evidence(state)
         if found > highest:

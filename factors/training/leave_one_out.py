@@ -24,7 +24,7 @@ from factors.model.types import Float64s, Int64s
 @dataclass(frozen=True, slots=True)
 class StepEntries:
     """Some `entries` (m,) of a half-step, with the `row` (m,) of each, and the motion and sessions that the
-    half-step had.
+    half-step had. `shift` (m, d): what contexts add to the rows, None for nothing.
     """
 
     layout: Layout
@@ -33,11 +33,25 @@ class StepEntries:
     sessions: Sessions
     row: Int64s
     entries: Int64s
+    shift: Float64s | None = None
 
     def rows(self) -> Float64s:
         """Return the rows (m, width) as they were at their entries."""
         step = self.step
-        return self.motion.rows_at(step.rows, step.posterior.covariance, self.row, self.entries)
+        rows = self.motion.rows_at(step.rows, step.posterior.covariance, self.row, self.entries)
+        if self.shift is not None:
+            rows[:, self.layout.mean] += self.shift
+        return rows
+
+    def timed(self) -> tuple[Int64s, Int64s]:
+        """Return the positions in `entries` of those with a session, and the session of each."""
+        sessions = self.sessions
+        session = np.full(int(self.entries.max(initial=0)) + 1, -1, dtype=np.int64)
+        near = sessions.entry < len(session)
+        session[sessions.entry[near]] = sessions.group[near]
+        session = session[self.entries]
+        timed = np.flatnonzero(session >= 0)
+        return timed, session[timed]
 
 
 def leave_one_out_scores(users: StepEntries, items: StepEntries) -> tuple[Float64s, Float64s]:
@@ -65,18 +79,13 @@ def leave_one_out_scores(users: StepEntries, items: StepEntries) -> tuple[Float6
 
 def _side_moments(side: StepEntries, rows: Float64s, other_rows: Float64s) -> tuple[Float64s, Float64s]:
     """Of one side the effect of the session at each entry (m,), and its part of the variance of the score."""
-    layout, sessions, effects = side.layout, side.sessions, side.step.posterior.effects
+    layout, effects = side.layout, side.step.posterior.effects
     features = other_rows[:, layout.mean].copy()
     features[:, -1] = 1.0
     loads = outer(features) * triangle(layout.dim)[2]
     variance = np.einsum("nt,nt->n", rows[:, layout.covariance], loads)
     effect = np.zeros(len(side.entries))
-    session = np.full(int(side.entries.max(initial=0)) + 1, -1, dtype=np.int64)
-    near = sessions.entry < len(session)
-    session[sessions.entry[near]] = sessions.group[near]
-    session = session[side.entries]
-    timed = np.flatnonzero(session >= 0)
-    session = session[timed]
+    timed, session = side.timed()
     if len(timed):
         effect[timed] = effects.mean[session]
         covariance = side.motion.covariance_at(effects.covariance[session], side.entries[timed])

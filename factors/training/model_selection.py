@@ -88,19 +88,17 @@ def _select(
     held_out = np.sort(rng.permutation(n)[:size])
     part, search = training.without(held_out), _Search(settings, HeldOut(training.by_user, held_out))
     if training.sparse:
-        state = search.run(flat_state(part, settings), 10)
+        state = search.best_context(search.run(flat_state(part, settings), 10))
         if settings.link == "ordinal":
-            state = search.run(state.branch(Terms("ordinal")), 8)
+            state = search.run(state.branch(replace(terms_of(state.parameters), link="ordinal")), 8)
         return _calibrated(state, training, held_out, search.score(state), rng)
     # Of few ratings each counts: the start is found with all of them, and goes on without those held out.
     whole = best_start(training, settings, rng) if n < FEW_RATINGS else None
     state = initial_state(part, settings, rng)
     if whole is None:
-        search.run(state, 6)
+        state = search.best_context(search.run(state, 6))
     else:
-        state = State.of_rows(part, whole.parameters, whole.user_rows, whole.item_rows)
-        # Sweeps in which it loses what it knows of the ratings held out.
-        search.run(state, 10)
+        whole, state = search.best_whole(training, part, whole, rng)
     drift = 0.0
     if may_move:
         drift = best_drift(state.parameters, state.item_rows, part.by_user, state.residuals())
@@ -141,8 +139,33 @@ class _Search:
             user_session = best_session_length(state.training.by_user, residual)
             item_session = best_session_length(by_item, residual[by_item.source])
         ridge = _RIDGES[-1] if settings.implicit_effects else 0.0
-        terms = Terms("gaussian", ridge, ridge, user_session, item_session)
+        context = state.parameters.context is not None
+        terms = Terms("gaussian", ridge, ridge, user_session, item_session, context=context)
         return self.run(state.branch(terms), 7)
+
+    def best_whole(
+        self, training: TrainingSet, part: TrainingSet, plain: State, rng: np.random.Generator
+    ) -> tuple[State, State]:
+        """Return `plain`, or a start with effects of contexts if that predicts better, both of few ratings;
+        and the state of `part` that goes on from it.
+        """
+        # Sweeps in which each loses what it knows of the ratings held out.
+        begun = self.run(State.of_rows(part, plain.parameters, plain.user_rows, plain.item_rows), 10)
+        if training.context is None:
+            return plain, begun
+        other = best_start(training, self._settings, rng, context=True)
+        state = self.run(State.of_rows(part, other.parameters, other.user_rows, other.item_rows), 10)
+        gain = self._test.log_likelihoods(state) - self._test.log_likelihoods(begun)
+        helps = gain.mean() > gain.std() / math.sqrt(len(gain))
+        return (other, state) if helps else (plain, begun)
+
+    def best_context(self, state: State) -> State:
+        """Return the state with effects of the contexts of ratings if that predicts best."""
+        if state.training.context is None:
+            return state
+        terms = terms_of(state.parameters)
+        # From nothing to nearly all of an effect: what users have taken for their own comes back slowly.
+        return self._best(state, [terms, replace(terms, context=True)], sweeps=6)
 
     def best_ridge(self, state: State) -> State:
         """Return the state with the implicit effects that predict best, or with none."""
@@ -191,15 +214,15 @@ class _Search:
         doubt = gain.std() / math.sqrt(len(gain)) if in_doubt_ordinal else 0.0
         return ordinal if link == "ordinal" or gain.mean() > -doubt else state
 
-    def _best(self, state: State, options: list[Terms]) -> State:
-        """Return the branch of `state`, one for each of `options`, that predicts best after two sweeps.
+    def _best(self, state: State, options: list[Terms], sweeps: int = 2) -> State:
+        """Return the branch of `state`, one for each of `options`, that predicts best after these `sweeps`.
 
         `options` go from the simplest on: a later one must be better by more than the standard error of the
         difference.
         """
         best, best_scores = state, np.full(1, -math.inf)
         for terms in options:
-            branch = self.run(state.branch(terms), 2)
+            branch = self.run(state.branch(terms), sweeps)
             scores = self._test.log_likelihoods(branch)
             if not np.isfinite(scores).all():
                 continue
@@ -215,11 +238,13 @@ class HeldOut:
     def __init__(self, by_user: Compressed, held_out: Int64s) -> None:
         self._user, self._item = by_user.row[held_out], by_user.other[held_out]
         self._time, self._value = by_user.time[held_out], by_user.value[held_out]
+        self._context = None if by_user.context is None else by_user.context[held_out]
 
     def log_likelihoods(self, state: State) -> Float64s:
         """Return nats of each rating (n,); -inf for a state that is not finite."""
         pairs = PairMoments(state.parameters, item_codec(state.parameters).encode(state.item_rows))
-        mean, variance, _ = pairs.moments(state.user_rows, self._user, self._item, self._time)
+        asked = (self._user, self._item, self._time, self._context)
+        mean, variance, _ = pairs.moments(state.user_rows, *asked)
         if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
             return np.full(len(mean), -math.inf)
         return link_of(state.parameters).log_likelihoods(self._value, mean, variance)
@@ -326,7 +351,10 @@ def _sample(training: TrainingSet, rng: np.random.Generator) -> tuple[TrainingSe
     # Without the rows that no rating is left of: each would be solved anew in every half-step.
     users, user_row = np.unique(by_user.row[entries], return_inverse=True)
     items, item_row = np.unique(by_user.other[entries], return_inverse=True)
-    found = compress_pairs(user_row, item_row, by_user.value[entries], by_user.time[entries], len(users))
+    context = None if by_user.context is None else by_user.context[entries]
+    columns = (by_user.value[entries], by_user.time[entries])
+    found = compress_pairs(user_row, item_row, *columns, len(users), context=context)
     chosen = {"user": users, "item": items}
     attributes = {name: columns.take(chosen[name]) for name, columns in training.attributes.items()}
-    return TrainingSet.of(found, len(items), training.backend, attributes), users, items
+    sample = TrainingSet.of(found, len(items), training.backend, attributes, training.context)
+    return sample, users, items

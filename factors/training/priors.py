@@ -17,7 +17,7 @@ from factors.model.parameters import ColdStart, Parameters, Side, SideName, to_m
 from factors.model.scale import scale_range
 from factors.model.types import Float64s, Int64s, Model, Scale
 from factors.posterior.fitted import Fitted, posterior_of
-from factors.training.attribute_effects import AttributeEffects
+from factors.training.effects.attribute_effects import AttributeEffects
 from factors.training.settings import FitSettings
 
 

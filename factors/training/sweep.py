@@ -15,10 +15,12 @@ from factors.inference.half_step import HalfStep, Iteration
 from factors.inference.motion import motion_of
 from factors.inference.ordinal import learn_link
 from factors.inference.side_moments import prior_rows
+from factors.model.context import ContextEffects
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.scale import rating_levels, scale_range
 from factors.model.types import Float64s, Int64s
 from factors.training.drift import learn_drift
+from factors.training.effects.context_effects import learn_context, regression_size
 from factors.training.leave_one_out import StepEntries, leave_one_out_scores
 from factors.training.priors import learn_side, uniform_variance
 from factors.training.terms import Terms, relayout, with_terms
@@ -87,7 +89,7 @@ class State:
         self._item_step, self.item_rows = item_step, item_step.rows
         items, user_effect = self._learn_side("item", item_step, user_effect)
         learn = self._learn_cuts if parameters.link == "ordinal" else self._learn_noise
-        learned = learn(user_step, item_step)
+        learned = replace(learn(user_step, item_step), context=self._learn_context(user_step))
         self.item_rows[:, parameters.items.layout.implicit_effect] = item_effect
         self.user_rows[:, parameters.users.layout.implicit_effect] = user_effect
         if not learn_priors or training.sparse:
@@ -176,11 +178,24 @@ class State:
         cuts, noise = learn_link(parameters.cuts, parameters.noise, level, mean, variance)
         return replace(parameters, cuts=cuts, noise=noise)
 
+    def _learn_context(self, user_step: HalfStep) -> ContextEffects | None:
+        """Return what contexts do, learned from what the users' posteriors leave of the ratings."""
+        parameters, training = self.parameters, self.training
+        if parameters.context is None or training.by_user.context is None:
+            return None
+        entries, _ = training.sample(regression_size(parameters.context))
+        of_items = self.item_rows[training.by_user.other[entries]]
+        context = training.by_user.context[entries]
+        users = self._entries("user", user_step, entries)
+        return learn_context(parameters, users, of_items, context)
+
     def _entries(self, name: SideName, step: HalfStep, entries: Int64s) -> StepEntries:
         inputs = self._input(name)
         row = np.searchsorted(inputs.data.indptr, entries, side="right") - 1
         motion = motion_of(inputs.own, inputs.data)
-        return StepEntries(inputs.own.layout, step, motion, inputs.sessions, row, entries)
+        shifts = inputs.shifts
+        shift = shifts.amount[entries] if shifts is not None and shifts.own else None
+        return StepEntries(inputs.own.layout, step, motion, inputs.sessions, row, entries, shift)
 
     @property
     def _compared_each(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
+from factors.model.context import ContextEffects, ContextEncoding
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Link
@@ -23,7 +24,7 @@ class Terms:
     items, 0 for none. `user_session`, `item_session`: length of the sessions with an effect of their own, 0
     for none. `user_drift`: whether users move, 0 for no, else the variance of their velocities, relative to
     that of their positions, to begin with. `user_attributes`, `item_attributes`: whether attributes have
-    effects.
+    effects. `context`: whether contexts have.
     """
 
     link: Link = "gaussian"
@@ -34,6 +35,7 @@ class Terms:
     user_drift: float = 0.0
     user_attributes: bool = False
     item_attributes: bool = False
+    context: bool = False
 
 
 def terms_of(parameters: Parameters) -> Terms:
@@ -48,6 +50,7 @@ def terms_of(parameters: Parameters) -> Terms:
         float(users.layout.moving),
         users.attribute_effects is not None,
         items.attribute_effects is not None,
+        parameters.context is not None,
     )
 
 
@@ -65,6 +68,7 @@ def with_terms(parameters: Parameters, terms: Terms, training: TrainingSet) -> P
         parameters,
         users=with_attributes(users, training.attributes.get("user") if terms.user_attributes else None),
         items=with_attributes(items, training.attributes.get("item") if terms.item_attributes else None),
+        context=with_context(parameters, training.context if terms.context else None),
     )
     if terms.link == "ordinal" and parameters.link == "gaussian":
         # Scores are in units of the ratings so far: half-way between the levels.
@@ -81,6 +85,20 @@ def with_attributes(side: Side, columns: Columns | None) -> Side:
     if known is not None and known.shape == shape:
         return side
     return replace(side, attribute_effects=np.zeros(shape))
+
+
+def with_context(parameters: Parameters, encoding: ContextEncoding | None) -> ContextEffects | None:
+    """Return effects of contexts that are encoded so, those of columns that are known already as they were
+    and the others 0; None for None.
+    """
+    if encoding is None:
+        return None
+    effects = np.zeros((encoding.width, parameters.users.layout.dim))
+    if parameters.context is not None:
+        known = dict(zip(parameters.context.encoding.keys, parameters.context.effects, strict=True))
+        for row, key in enumerate(encoding.keys):
+            effects[row] = known.get(key, 0.0)
+    return ContextEffects(encoding, effects)
 
 
 def _with_sessions(

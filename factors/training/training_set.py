@@ -11,22 +11,25 @@ import numpy as np
 from factors.inference.backend import HalfStepBackend, NumpyBackend
 from factors.inference.histories import Compressed, Sessions, group_sessions
 from factors.model.columns import Columns
+from factors.model.context import ContextEncoding
 from factors.model.parameters import SideName
 from factors.model.types import Float64s, Int64s
-from factors.training.attribute_effects import AttributeEffects, NoAttributeEffects
-from factors.training.implicit_effects import ImplicitEffects, NoImplicitEffects
+from factors.training.effects.attribute_effects import AttributeEffects, NoAttributeEffects
+from factors.training.effects.implicit_effects import ImplicitEffects, NoImplicitEffects
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """The same ratings `by_user` and `by_item`, the `backend` that computes over them, and the `attributes`
-    of the rows of a side, where it has any.
+    """The same ratings `by_user` and `by_item`, the `backend` that computes over them, the `attributes`
+    of the rows of a side, where it has any, and how the contexts of the ratings are encoded, where they say
+    anything.
     """
 
     by_user: Compressed
     by_item: Compressed
     backend: HalfStepBackend
     attributes: Mapping[SideName, Columns] = field(default_factory=dict)
+    context: ContextEncoding | None = None
     # Sorting times and factorising Gram matrices take seconds on large sets: once for all states.
     _sessions: dict[tuple[SideName, float], Sessions] = field(default_factory=dict)
     _implicit: dict[tuple[SideName, float], ImplicitEffects] = field(default_factory=dict)
@@ -39,9 +42,11 @@ class TrainingSet:
         n_items: int,
         backend: HalfStepBackend | None = None,
         attributes: Mapping[SideName, Columns] | None = None,
+        context: ContextEncoding | None = None,
     ) -> "TrainingSet":
         """Return the training set of ratings by user, each pair once."""
-        return TrainingSet(by_user, by_user.by_other(n_items), backend or NumpyBackend(), attributes or {})
+        by_item = by_user.by_other(n_items)
+        return TrainingSet(by_user, by_item, backend or NumpyBackend(), attributes or {}, context)
 
     def __len__(self) -> int:
         return len(self.by_user.value)
@@ -61,7 +66,7 @@ class TrainingSet:
     def only(self, entries: Int64s) -> "TrainingSet":
         """Return the same users and items with these `entries` of `by_user` alone."""
         part = self.by_user.only(entries)
-        return TrainingSet.of(part, self.by_item.rows, self.backend, self.attributes)
+        return TrainingSet.of(part, self.by_item.rows, self.backend, self.attributes, self.context)
 
     def without(self, held_out: Int64s) -> "TrainingSet":
         """Return the same users and items without the ratings at these entries of `by_user`."""

@@ -32,6 +32,7 @@ def in_rating_units(
     factor = scale_range(parameters.scale) / score_range(parameters)
     # Both sides share the unit of their products; a bias has all of it.
     vector = np.append(np.full(parameters.users.layout.rank, math.sqrt(factor)), factor)
+    context = parameters.context
     result = replace(
         parameters,
         mean=parameters.mean * factor,
@@ -39,6 +40,7 @@ def in_rating_units(
         cuts=parameters.cuts * factor,
         users=_scaled_side(parameters.users, vector),
         items=_scaled_side(parameters.items, vector),
+        context=context and replace(context, effects=context.effects * vector),
     )
     return (
         result,

@@ -42,7 +42,7 @@ class VariationalEngine:
     def losses(self, fitted: Fitted, train: Ratings, test: Ratings) -> Float64s:
         """See `Engine.losses`: squared errors."""
         scorer = Scorer(fitted.posterior, fitted.items)
-        scores = scorer.score(fitted.users, test.user_row, test.item_row, test.time)
+        scores = scorer.score(fitted.users, test.user_row, test.item_row, test.time, test.context)
         return np.asarray((test.value - scores.rating) ** 2)
 
 

@@ -45,8 +45,8 @@ def choose_backend(n_ratings: int, *, threads: int, block_rows: int) -> HalfStep
 class LoopBackend:
     """`loops` by the function that they are made from, run by `threads` threads over parts of the rows.
 
-    These loops know no velocities: where rows move, `plain` does the work. A fit of so many ratings does not
-    choose them, but may go on from one of fewer that did.
+    These loops know no velocities and no contexts: with these `plain` does the work. A fit of so many ratings
+    does not choose velocities, but may go on from one of fewer that did.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LoopBackend:
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """See `HalfStepBackend`."""
         parameters = inputs.parameters
-        if parameters.moves:
+        if parameters.moves or inputs.shifts is not None:
             return self._plain.half_step(inputs, iteration)
         entries = _Entries(self, inputs)
         if parameters.link == "gaussian":
@@ -80,7 +80,7 @@ class LoopBackend:
         self, inputs: HalfStepInput, step: HalfStep, other_step: HalfStep, every: int
     ) -> tuple[float, Float64s]:
         """See `HalfStepBackend`."""
-        if inputs.parameters.moves:
+        if inputs.parameters.moves or inputs.shifts is not None:
             return self._plain.score_errors(inputs, step, other_step, every)
         entries, squares = _Entries(self, inputs), other_step.expected_squares
         if not math.isfinite(squares):

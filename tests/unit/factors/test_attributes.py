@@ -29,7 +29,7 @@ from factors.ranking.side_attributes import (
     side_attributes_from_bytes,
     side_attributes_to_bytes,
 )
-from factors.training.attribute_effects import AttributeEffects
+from factors.training.effects.attribute_effects import AttributeEffects
 from tests.unit.factors.factors_world import STARS, histories_of, history
 
 N_USERS, N_ITEMS = 60, 80
