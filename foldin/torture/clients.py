@@ -27,8 +27,8 @@ SEEDERS = 150  # fitted in less than a second
 # From 20,000 on a process of its own writes their records.
 MANY = 20_000
 # What can be learned, so that the gate lets refits pass, and a little more each time: so every rating is told
-# from every other one.
-LEVELS, TICK, TICKS = 7, 1e-6, 400_000
+# from every other one. An hour gives over a million, most of them of large histories.
+LEVELS, TICK, TICKS = 7, 1e-9, 400_000_000
 # A call that was refused is not made again at once: it would only be refused again.
 PAUSE_S = 0.1
 # So that a machine of two cores has room for fits.

@@ -4,8 +4,8 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-# So many violations are printed; a fault of the software gives one a second.
-SHOWN = 20
+# So many violations of each check are printed; a fault of the software gives one a second.
+SHOWN = 10
 
 
 @dataclass(slots=True)
@@ -53,8 +53,11 @@ class Report:
         wrong = Counter(check for _, check, _ in self.violations)
         for check in sorted({*self.checks, *wrong}):
             rows.append(f"| {check} | {self.checks[check]:,} | {self.unjudged[check]:,} | {wrong[check]:,} |")
-        for at, check, what in self.violations[:SHOWN]:
-            rows.append(f"VIOLATION after {at:.1f} s, {check}: {what}")
-        if len(self.violations) > SHOWN:
+        shown = Counter[str]()
+        for at, check, what in self.violations:
+            shown[check] += 1
+            if shown[check] <= SHOWN:
+                rows.append(f"VIOLATION after {at:.1f} s, {check}: {what}")
+        if any(count > SHOWN for count in wrong.values()):
             rows.append(f"... {len(self.violations):,} violations in all")
         return rows

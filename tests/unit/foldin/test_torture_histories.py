@@ -1,9 +1,11 @@
 """What the auditor takes for possible: an answer that no order of the calls explains is wrong."""
 
+import itertools
 from dataclasses import replace
 
 from featurestore.generations.manifest import Pointer, RolledBack
 from foldin.torture.auditor import is_backwards, out_of_order
+from foldin.torture.clients import Shared
 from foldin.torture.histories import LATE_S, Histories, Write
 from foldin.torture.report import Report
 
@@ -117,11 +119,22 @@ def test_the_report_names_what_is_wrong_and_how_to_repeat_it() -> None:
     assert "| order | 2 | 0 | 0 |" in report.lines()
     for number in range(30):
         report.violated("order", f"the {number}. one")
+    report.violated("reads", "a late one")
     lines = report.lines()
     assert "| order | 2 | 0 | 30 |" in lines
     assert lines[0].startswith("Seed 7, ")
-    assert sum("VIOLATION" in line for line in lines) == 20
-    assert lines[-1] == "... 30 violations in all"
+    assert sum("VIOLATION" in line for line in lines) == 11
+    assert any("a late one" in line for line in lines)
+    assert lines[-1] == "... 31 violations in all"
+
+
+def test_no_rating_is_given_twice() -> None:
+    shared = Shared(None, Histories(), Report(seed=1))  # type: ignore[arg-type]  # calls nobody
+    first = [shared.value(0, 0) for _ in range(2)]
+    # More than an hour of large histories gives.
+    shared.numbers = itertools.count(10_000_000)
+    assert first[0] != first[1]
+    assert shared.value(0, 0) not in first
 
 
 def test_the_pointer_goes_back_only_where_that_was_asked_for() -> None:
