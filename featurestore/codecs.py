@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors import TYPE_CODES, Float32s, Float64s, Histories, Int32s, Int64s, Scale, UInt8s
+from featurestore.contexts import codec as context_codec
 
 ENTRY = struct.Struct("<Idd")
 COUNTER = struct.Struct("<Q")
@@ -72,12 +73,14 @@ class History:
     events of the user.
 
     `item_row`: int32 (m,); `rating`: float64 (m,); `time`: float64 (m,), seconds since 1970, NaN if unknown.
+    `context`: float32 (m, k), NaN what was not given (`contexts/codec.py`); None where nothing was.
     """
 
     item_row: Int32s
     rating: Float64s
     time: Float64s
     feedback: Feedback = NO_FEEDBACK
+    context: Float32s | None = None
 
     def __len__(self) -> int:
         return len(self.item_row)
@@ -92,7 +95,8 @@ class History:
             feedback.time[events],
             np.searchsorted(ratings, feedback.place[events]),
         )
-        return History(self.item_row[ratings], self.rating[ratings], self.time[ratings], part)
+        context = None if self.context is None else self.context[ratings]
+        return History(self.item_row[ratings], self.rating[ratings], self.time[ratings], part, context)
 
     @property
     def entries(self) -> int:
@@ -190,9 +194,24 @@ def _event_places(history: History) -> Int64s:
     return history.feedback.place + np.arange(len(history.feedback))
 
 
+def pack_contexts(history: History) -> bytes:
+    """The contexts of a history as entries; nothing where it has none."""
+    if history.context is None:
+        return b""
+    given = np.flatnonzero(~np.isnan(history.context).all(axis=1))
+    columns = history.item_row[given], history.time[given], history.context[given]
+    return context_codec.pack_entries(*columns, [0, len(given)])[0]
+
+
+def with_contexts(history: History, contexts: context_codec.Contexts) -> History:
+    """Return a history whose ratings have their contexts among these."""
+    found = context_codec.match(history.item_row, history.time, contexts)
+    return history if found is None else replace(history, context=found)
+
+
 def unpack_history(data: bytes, scale: Scale) -> History:
     """The effective history of stored bytes: the last entry of an item wins, one with NaN takes it away.
-    `scale`: of the ratings.
+    `scale`: of the ratings. Contexts are not in these bytes: see `with_contexts`.
 
     In the order of the entries that survive. Raises `RecordCorrupt` for bytes that are no entries.
     """
@@ -251,7 +270,10 @@ def impossible(entries: npt.NDArray[Any], scale: Scale) -> npt.NDArray[np.bool_]
 
 def pack_histories(histories: Sequence[History]) -> Histories:
     """The ratings of histories in the compressed form that `factors` folds in."""
-    return _compressed([(each.item_row, each.rating, each.time) for each in histories])
+    packed = _compressed([(each.item_row, each.rating, each.time) for each in histories])
+    if all(each.context is None for each in histories):
+        return packed
+    return replace(packed, context=context_codec.joined([(len(each), each.context) for each in histories]))
 
 
 def pack_feedback(histories: Sequence[History]) -> Histories:

@@ -17,7 +17,7 @@ from featurestore.errors import StoreDamaged
 from featurestore.id_columns import Ids, checksums
 
 # A user id ends these.
-_OF_A_USER = re.compile(rb"(.*\{\d+\}:(?:user|history|attributes):)(.*)", re.DOTALL)
+_OF_A_USER = re.compile(rb"(.*\{\d+\}:(?:user|history|contexts|attributes):)(.*)", re.DOTALL)
 # Of the keys of one call: its partition's and those of the first user.
 _SHOWN_KEYS = 6
 # Enough to see what kind of bytes stand there.
@@ -147,6 +147,10 @@ class Keys:
         """What the keys of a partition's histories begin with."""
         return b"%b.%d:{%d}:history:" % (self._ns, epoch, partition)
 
+    def contexts_prefix(self, epoch: int, partition: int) -> bytes:
+        """What the keys of a partition's contexts begin with."""
+        return b"%b.%d:{%d}:contexts:" % (self._ns, epoch, partition)
+
     def user(self, epoch: int, user_id: bytes) -> bytes:
         """A user's hash: `n` and the records."""
         return self.user_prefixes(epoch)[partition_of(user_id, self.partitions)] + user_id
@@ -160,6 +164,10 @@ class Keys:
         """A user's packed ratings."""
         return self.history_prefix(epoch, partition_of(user_id, self.partitions)) + user_id
 
+    def user_contexts(self, epoch: int, user_id: bytes) -> bytes:
+        """The contexts of a user's ratings, where any has one."""
+        return self.contexts_prefix(epoch, partition_of(user_id, self.partitions)) + user_id
+
     def ratings(self, epoch: int, partition: int) -> bytes:
         """The stream of a partition's rating events."""
         return b"%b.%d:{%d}:ratings" % (self._ns, epoch, partition)
@@ -170,7 +178,8 @@ class Keys:
 
     def counts(self, epoch: int, partition: int) -> bytes:
         """Of a stream: id of its `last` entry, number of the last event that is `done`, and how many ratings
-        came in live, not with the call that began the epoch (the field is called `loose`).
+        came in live, not with the call that began the epoch (the field is called `loose`); `contexts` is 1
+        where any user of the partition gave a context.
         """
         return b"%b.%d:{%d}:counts" % (self._ns, epoch, partition)
 

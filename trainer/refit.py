@@ -285,6 +285,7 @@ class Refitter:
                     catalogue=described[0],
                     catalogue_version=described[1],
                     users_read_ms=users_read_ms,
+                    context_kinds=(await self._store.contexts.known()).kinds,
                 )
                 fitting = fit_in_process(request, files, users, step=self._step)
                 result = await (self._unless_requested(fitting) if automatic else fitting)

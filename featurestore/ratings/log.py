@@ -14,15 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from factors import Int64s, Scale
+from factors import Float32s, Int64s, Scale
 from featurestore import codecs
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
+from featurestore.contexts.codec import joined
 from featurestore.errors import EpochGone, HistoryFull, StoreUnavailable, StreamFull, UserChanged
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys, digest_of, partition_of, whole
 from featurestore.quotas.limits import WriteLimits
-from featurestore.ratings.batches import Columns, Share, encode_rate, pack_ids, shares_of
+from featurestore.ratings.batches import (
+    Columns,
+    Share,
+    encode_rate,
+    pack_contexts,
+    pack_entries,
+    pack_ids,
+    shares_of,
+)
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.stream import RatingsStream
 from featurestore.wire.connection import Connection
@@ -33,18 +42,23 @@ from featurestore.wire.resp import ReplyError, encode
 ATTEMPTS = 5
 # As for a store that is away: the trainer frees room all the time.
 RETRY_FULL_S = 1.0
+# Ratings of a forgotten user that go into one entry of the stream: as many as a large call has.
+KEPT_AT_ONCE = 5_000
 # Ratings that are packed between two looks at the event loop: about 1 ms.
 AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class NewRating:
-    """One rating as it comes in; a NaN `rating` takes the item's rating back. `time`: seconds since 1970."""
+    """One rating as it comes in; a NaN `rating` takes the item's rating back. `time`: seconds since 1970;
+    `context`: float32 (k,), what was told with it.
+    """
 
     user_id: bytes
     item_id: bytes
     rating: float
     time: float
+    context: Float32s | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,8 @@ class RatingsLog:
         self._scale = scale
         # Partitions that had forgotten users: only there the store wants a digest with each user.
         self._digests: set[int] = set()
+        # Partitions with users who gave contexts: only there a rating without one may replace one with.
+        self._with_contexts: set[int] = set()
 
     async def append(self, ratings: Sequence[NewRating], *, epoch: int | None = None) -> None:
         """Write ratings; those of one user in one step, in the order given.
@@ -104,6 +120,7 @@ class RatingsLog:
             [rating.item_id for rating in ratings],
             np.array([rating.rating for rating in ratings], dtype=np.float64),
             np.array([rating.time for rating in ratings], dtype=np.float64),
+            context=joined([(1, None if each.context is None else each.context[None]) for each in ratings]),
         )
         await self.append_columns(columns, epoch=epoch)
 
@@ -188,6 +205,8 @@ class RatingsLog:
                 left.append(share)
             if reply[0] == b"DIGESTS":
                 self._digests.add(share.partition)
+            elif reply[0] == b"CONTEXTS":
+                self._with_contexts.add(share.partition)
             elif reply[0] == b"EPOCHS":
                 await self._epochs.learn(share.partition, reply[1])
             elif reply[0] == b"CHANGED":
@@ -227,10 +246,11 @@ class RatingsLog:
                     keys.forgotten(epoch, partition),
                     keys.user(epoch, user_id),
                     keys.history(epoch, user_id),
+                    keys.user_contexts(epoch, user_id),
                 ]
             args = [expected, pack_ids([user_id]), digest, mark, b"" if n is None else b"%d" % n]
             try:
-                args += [await self._packed(epoch, keep) for epoch in epochs if keep is not None]
+                args += await self._kept(epochs, keep)
             except EpochGone:
                 await self._epochs.refresh()
                 continue
@@ -245,13 +265,27 @@ class RatingsLog:
             await self._epochs.learn(partition, reply[1])
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 
-    async def _packed(self, epoch: int, columns: Columns) -> bytes:
-        """Return events of one user as history entries of an epoch. Raises `EpochGone`, `RegistryFull`."""
-        rows = await self._registries.of(epoch).register(columns.item_id)
-        table = np.empty(len(columns), dtype=codecs.ENTRY_DTYPE)
-        table["item_row"] = columns.typed(np.array(rows, dtype=np.int64))
-        table["rating"], table["time"] = columns.rating, columns.time
-        return table.tobytes()
+    async def _kept(self, epochs: Sequence[int], columns: Columns | None) -> list[bytes]:
+        """Return events of one user, in pieces, as `forget` takes them. Raises `EpochGone`,
+        `RegistryFull`.
+        """
+        if columns is None:
+            return [b""]
+        starts = range(0, len(columns), KEPT_AT_ONCE)
+        pieces = [columns.part(slice(start, start + KEPT_AT_ONCE)) for start in starts]
+        given, args = b"", list[bytes]()
+        for epoch in epochs:
+            registered = await self._registries.of(epoch).register(columns.item_id)
+            rows = columns.typed(np.array(registered, dtype=np.int64))
+            contexts = []
+            for start, piece in zip(starts, pieces, strict=True):
+                some, every = rows[start : start + KEPT_AT_ONCE], np.arange(len(piece))
+                share = Share(0, [piece.user_id[0]], every, [0, len(piece)])
+                args += pack_entries(share, some, piece)
+                contexts.append(pack_contexts(every, share.ends, some, piece))
+            args += [each.entries[0] for each in contexts]
+            given = b"".join([each.given for each in contexts])
+        return [given, *args]
 
     def _count(self, history: bytes) -> int:
         """Return how many ratings a history had; of a damaged one, which is gone now, its entries."""
@@ -361,7 +395,10 @@ class RatingsLog:
                 b"".join(map(digest_of, share.users)) if partition in self._digests else b"",
             ]
             rows = {epoch: item_rows[epoch] for epoch in targets[partition]}
-            calls.append(encode_rate(self._keys, share, rows, columns, args))
+            contexts = columns.context is not None or (
+                partition in self._with_contexts and columns.has_ratings
+            )
+            calls.append(encode_rate(self._keys, share, rows, columns, args, contexts=contexts))
             packed += len(share.rows)
             if packed >= AT_ONCE:
                 pending.append(asyncio.ensure_future(ask_many(self._connection, calls)))

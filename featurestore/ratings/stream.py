@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float64s, Int32s, Int64s, Scale
+from factors import Float32s, Float64s, Int32s, Int64s, Scale
 from featurestore.client import Client
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW, impossible, item_rows_of
+from featurestore.contexts import codec as contexts
 from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreDamaged, StoreError
 from featurestore.keys import Keys, shown_key, whole
 from featurestore.leases import Lease
-from featurestore.ratings.batches import LENGTH_DTYPE, NUMBER_DTYPE
+from featurestore.ratings.batches import CONTEXT_LENGTH_DTYPE, LENGTH_DTYPE, NUMBER_DTYPE
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many
 from featurestore.wire.resp import encode
@@ -39,7 +40,8 @@ class Events:
     ids; `user` int64 (m,): position in `users`; `n` int64 (m,); `item_row` int64 (m,): the item's row with
     the code of the event's type, as entries have it, `codecs.FORGOTTEN_ROW` where the user was forgotten;
     `rating` (NaN deletes), `time` float64 (m,). `more`: a partition gave as many entries as it was asked for,
-    so others may wait.
+    so others may wait. `context` float32 (m, k): what was told with each, NaN what was not; None where with
+    none was anything.
     """
 
     partition: Int32s
@@ -52,6 +54,7 @@ class Events:
     rating: Float64s
     time: Float64s
     more: bool = False
+    context: Float32s | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -278,6 +281,7 @@ class RatingsStream:
             rating=found.table["rating"].astype(np.float64),
             time=found.table["time"].astype(np.float64),
             more=any(len(some) >= ask for _, some in streams),
+            context=found.context,
         )
         return events, int(np.bincount(found.entry).max(initial=0))
 
@@ -287,7 +291,8 @@ class Unpacked:
     """Events of several entries, in order.
 
     `entry`, `number`: int64 (m,), the position of an event's entry and the event's own number in the stream;
-    `users`: ids; `user` int64 (m,): position in `users`; `n` int64 (m,); `table`: history entries (m,).
+    `users`: ids; `user` int64 (m,): position in `users`; `n` int64 (m,); `table`: history entries (m,);
+    `context` float32 (m, k): what was told with each, None where nothing was.
     """
 
     entry: Int64s
@@ -296,6 +301,7 @@ class Unpacked:
     user: Int64s
     n: Int64s
     table: npt.NDArray[Any]
+    context: Float32s | None = None
 
 
 def unpack(fields: Sequence[Sequence[bytes]], last: Int64s) -> tuple[Unpacked, list[int]]:
@@ -328,13 +334,46 @@ def unpack(fields: Sequence[Sequence[bytes]], last: Int64s) -> tuple[Unpacked, l
         user=user,
         n=(numbers["before"].astype(np.int64) + 1 + of_user - np.cumsum(of_user))[user] + position,
         table=table,
+        context=_contexts(fields, sound, table, user),
     )
     damaged = sorted(set(range(len(fields))) - set(sound))
     return unpacked, damaged
 
 
+def _contexts(
+    fields: Sequence[Sequence[bytes]], sound: Sequence[int], table: npt.NDArray[Any], user: Int64s
+) -> Float32s | None:
+    """Return the contexts of the events `table` (m,) of the `sound` entries, whose users are `user` (m,)."""
+    if all(len(fields[k]) == 6 for k in sound):
+        return None
+    pieces, owner, first = list[bytes](), list[int](), 0
+    for k in sound:
+        count = len(fields[k][1]) // NUMBER_DTYPE.itemsize
+        if len(fields[k]) > 6:
+            pieces += _pieces(fields[k][7], count)
+            owner += range(first, first + count)
+        first += count
+    every, of_entry = contexts.of_users(pieces, owner)
+    return contexts.match(table["item_row"], table["time"].astype(np.float64), every, (user, of_entry))
+
+
+def _pieces(field: bytes, count: int) -> list[bytes]:
+    """The contexts of each of the `count` users of an entry."""
+    first = count * CONTEXT_LENGTH_DTYPE.itemsize
+    stops = first + np.cumsum(np.frombuffer(field[:first], CONTEXT_LENGTH_DTYPE), dtype=np.int64)
+    return [field[start:stop] for start, stop in pairwise([first, *stops.tolist()])]
+
+
+def _has_sound_contexts(field: bytes, count: int) -> bool:
+    first = count * CONTEXT_LENGTH_DTYPE.itemsize
+    if len(field) < first:
+        return False
+    length = int(np.frombuffer(field, CONTEXT_LENGTH_DTYPE, count).sum(dtype=np.int64))
+    return length == len(field) - first and all(contexts.unpack(each).sound for each in _pieces(field, count))
+
+
 def _is_sound(fields: Sequence[bytes]) -> bool:
-    if len(fields) != 6 or fields[0] != b"n" or fields[2] != b"u" or fields[4] != b"e":
+    if len(fields) not in (6, 8) or fields[0] != b"n" or fields[2] != b"u" or fields[4] != b"e":
         return False
     numbers, ids, entries = fields[1], fields[3], fields[5]
     count, rest = divmod(len(numbers), NUMBER_DTYPE.itemsize)
@@ -345,4 +384,6 @@ def _is_sound(fields: Sequence[bytes]) -> bool:
     else:
         length = int(np.frombuffer(ids, LENGTH_DTYPE, count).sum(dtype=np.int64))
         events = int(np.frombuffer(numbers, NUMBER_DTYPE)["events"].sum(dtype=np.int64))
+    if len(fields) == 8 and not (fields[6] == b"x" and _has_sound_contexts(fields[7], count)):
+        return False
     return length == len(ids) - count * LENGTH_DTYPE.itemsize and events * ENTRY_BYTES == len(entries)

@@ -25,7 +25,8 @@ class StaleUser:
 
     `whole`: whether that is all of the history; `entries`: how many it has; `renews`: whether a new sample is
     to be stored, and `due` what the one before says (see `histories`). `attributes`: as they are stored,
-    empty for none, and since when (`described`) they are these: empty where they play no part.
+    empty for none, and since when (`described`) they are these: empty where they play no part. `contexts`:
+    the latest, as entries, and whether those are all.
     """
 
     user_id: bytes
@@ -38,6 +39,8 @@ class StaleUser:
     due: int = 0
     attributes: bytes = b""
     described: bytes = b""
+    contexts: bytes = b""
+    all_contexts: bool = True
 
     @property
     def has_events(self) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 from factors import RECENT, SAMPLED, Int32s, Int64s, sample_order
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
+from featurestore.contexts.codec import MOST_BYTES
 from featurestore.errors import StoreUnavailable
 from featurestore.keys import Keys, whole
 from featurestore.wire.connection import Connection
@@ -31,6 +32,8 @@ from featurestore.wire.resp import ReplyError
 # 60 KB, which the store copies in some 10 microseconds; what came since a sample fits, and the latest that
 # count.
 ANSWER_ENTRIES = 3 * RECENT
+# Of the latest contexts at least as many: 442 KB where all have 32 fields.
+ANSWER_CONTEXT_BYTES = ANSWER_ENTRIES * MOST_BYTES
 # Seldom enough to be no work beside the ratings, often enough that the entries since are few.
 RENEW_EVENTS = RECENT
 # Half of them may be among the latest, or taken back, before others would be wanted in their place.
@@ -50,7 +53,8 @@ _WITH_EVENTS = codecs.pack_entry(codecs.FORGOTTEN_ROW, float("nan"), 0.0)
 class Look:
     """What was read of a user at one moment: `n` (None: unknown), the record, the end of the history, how
     many bytes it has in all (`size`), the stored sample, and, where they were asked for, the attributes as
-    they are stored (empty: none) and since when (`described`) they are these.
+    they are stored (empty: none) and since when (`described`) they are these; the end of the contexts, and
+    how many bytes these have in all.
     """
 
     n: int | None
@@ -60,6 +64,8 @@ class Look:
     sample: bytes | None = None
     attributes: bytes | None = None
     described: bytes = b""
+    contexts: bytes = b""
+    contexts_size: int = 0
 
     @property
     def state(self) -> tuple[bytes | None, bytes | None]:
@@ -70,6 +76,11 @@ class Look:
     def whole(self) -> bool:
         """Whether `tail` is all of the history."""
         return len(self.tail) == self.size
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the history is there, and all of its contexts."""
+        return self.whole and len(self.contexts) == self.contexts_size
 
     @property
     def entries(self) -> int:
@@ -176,43 +187,57 @@ class HistoryReader:
 
     async def with_part(self, epoch: int, field: bytes, user_id: bytes, look: Look) -> Look:
         """A look, this one or a later one, that has a `part`."""
-        return look if look.part is not None else await self.with_all(epoch, field, user_id, look)
+        # Of a whole history all contexts are wanted, too: it may be compacted, and they are with it.
+        enough = look.complete if look.whole else look.part is not None
+        return look if enough else await self.with_all(epoch, field, user_id, look)
 
     async def with_all(self, epoch: int, field: bytes, user_id: bytes, look: Look) -> Look:
-        """A look, this one or a later one, with the whole history in its `tail`."""
+        """A look, this one or a later one, with the whole history in its `tail`, and all contexts."""
         for _ in range(ATTEMPTS):
-            if look.whole:
+            if look.complete:
                 return look
             before = await self._before(epoch, user_id, look)
             if before is not None:
-                return replace(look, tail=before + look.tail)
+                entries, contexts = before
+                return replace(look, tail=entries + look.tail, contexts=contexts + look.contexts)
             look = await self.look(epoch, field, user_id, attributes=look.attributes is not None)
         raise StoreUnavailable("the history of a user is being rewritten just now", 0.1)
 
-    async def _before(self, epoch: int, user_id: bytes, look: Look) -> bytes | None:
-        """The entries before the tail of `look`; None where the history is no longer the one it was."""
+    async def _before(self, epoch: int, user_id: bytes, look: Look) -> tuple[bytes, bytes] | None:
+        """What stands before the tail of `look`, and before its contexts; None where the history, which is
+        compacted together with its contexts, is no longer the one it was.
+        """
         names = [self._keys.user(epoch, user_id), self._keys.history(epoch, user_id)]
-        stop, step = look.size - len(look.tail), ANSWER_ENTRIES * ENTRY_BYTES
-        calls = [
-            encode_call("look_at", names, [b"%d" % start, b"%d" % (min(start + step, stop) - 1)])
-            for start in range(0, stop, step)
-        ]
-        pieces: list[bytes] = []
-        for start in range(0, len(calls), PIECES_AT_ONCE):
-            for n, size, piece in await call_many(self._connection, calls[start : start + PIECES_AT_ONCE]):
-                if int(n or 0) - size // ENTRY_BYTES != look.missing:
-                    return None
-                pieces.append(piece)
-        return b"".join(pieces)
+        step, found = ANSWER_ENTRIES * ENTRY_BYTES, list[bytes]()
+        for key, stop in (
+            (names[1], look.size - len(look.tail)),
+            (self._keys.user_contexts(epoch, user_id), look.contexts_size - len(look.contexts)),
+        ):
+            calls = [
+                encode_call("look_at", [*names, key], [b"%d" % start, b"%d" % (min(start + step, stop) - 1)])
+                for start in range(0, stop, step)
+            ]
+            pieces: list[bytes] = []
+            for start in range(0, len(calls), PIECES_AT_ONCE):
+                some = calls[start : start + PIECES_AT_ONCE]
+                for n, size, piece in await call_many(self._connection, some):
+                    if int(n or 0) - size // ENTRY_BYTES != look.missing:
+                        return None
+                    pieces.append(piece)
+            found.append(b"".join(pieces))
+        return found[0], found[1]
 
     def _call(self, epoch: int, field: bytes, user_id: bytes, attributes: bool) -> bytes:
-        names = [self._keys.user(epoch, user_id), self._keys.history(epoch, user_id)]
+        keys = self._keys
+        names = [keys.user(epoch, user_id), keys.history(epoch, user_id), keys.user_contexts(epoch, user_id)]
         if attributes:
-            names.append(self._keys.attributes(user_id))
-        return encode_call("look", names, [field, b"%d" % ANSWER_ENTRIES, b"%d" % RECENT])
+            names.append(keys.attributes(user_id))
+        most = [b"%d" % ANSWER_ENTRIES, b"%d" % RECENT, b"%d" % ANSWER_CONTEXT_BYTES]
+        return encode_call("look", names, [field, *most])
 
     def _look_of(self, epoch: int, user_id: bytes, reply: Any) -> Look:
-        n, record, tail, size, sample, *described = reply
+        n, record, tail, size, sample, contexts, contexts_size, *described = reply
         count = None if n is None else whole(n, self._keys.user(epoch, user_id))
         since, attributes = described or (b"", None)
-        return Look(count, record, tail or b"", size, sample, attributes, since)
+        read = (count, record, tail or b"", size, sample, attributes, since)
+        return Look(*read, contexts=contexts, contexts_size=contexts_size)

@@ -5,6 +5,7 @@ folded in with the item table of the same generation, answered from that, and wr
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from factors import Float32s, Int64s, Scale
 from featurestore import codecs
 from featurestore.client import Client
 from featurestore.codecs import ENTRY_BYTES, History, RecordCorrupt
+from featurestore.contexts import codec as context_codec
 from featurestore.errors import StoreDamaged, StoreUnavailable
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Kept
@@ -32,6 +34,8 @@ from featurestore.users.histories import CALLS_AT_ONCE, HistoryReader, Look, due
 from featurestore.wire.connection import Connection, swallow
 from featurestore.wire.functions import encode_call
 from featurestore.wire.resp import ReplyError
+
+log = logging.getLogger(__name__)
 
 # A fold-in of so many ratings takes about as long as the hand-over to a thread costs.
 INLINE_ENTRIES = 2_000
@@ -63,12 +67,15 @@ class CurrentUsers:
 
 @dataclass(frozen=True, slots=True)
 class StoredUser:
-    """What is stored of a user: `n` and the history, as entries (see `codecs`)."""
+    """What is stored of a user: `n` and the history, as entries (see `codecs`), and its contexts
+    (`contexts/codec.py`).
+    """
 
     user_id: bytes
     partition: int
     n: int
     history: bytes
+    contexts: bytes = b""
 
 
 class UserRecords:
@@ -193,7 +200,7 @@ class UserRecords:
             history, whole = folded.histories[0], stale.whole
             return Profile(stale.n, folded.vectors[0], history, True, whole, stale.attributes)
         data = b"" if look.n is None else look.part or b""
-        history = await self._unpacked(live.epoch, user_id, data)
+        history = await self._unpacked(live.epoch, user_id, data, look)
         n, vector = int(lookup.n[0]), lookup.vectors[0]
         return Profile(n, vector, history, False, look.whole, look.attributes or b"")
 
@@ -205,31 +212,44 @@ class UserRecords:
         self._require_followed()
         look = await self._histories.look(epoch, b"n", user_id)
         look = await self._histories.with_all(epoch, b"n", user_id, look)
-        return look.n or 0, await self._unpacked(epoch, user_id, look.tail)
+        return look.n or 0, await self._unpacked(epoch, user_id, look.tail, look)
 
-    async def _unpacked(self, epoch: int, user_id: bytes, data: bytes) -> History:
+    async def _unpacked(self, epoch: int, user_id: bytes, data: bytes, look: Look) -> History:
+        given = epoch, user_id, data, look.contexts, len(look.contexts) == look.contexts_size
         if len(data) > INLINE_ENTRIES * ENTRY_BYTES:
-            return await asyncio.to_thread(self._history, epoch, user_id, data)
-        return self._history(epoch, user_id, data)
+            return await asyncio.to_thread(self._history, *given)
+        return self._history(*given)
 
-    def _history(self, epoch: int, user_id: bytes, data: bytes) -> History:
+    def _history(
+        self, epoch: int, user_id: bytes, data: bytes, contexts: bytes, whole_contexts: bool
+    ) -> History:
         try:
-            return codecs.unpack_history(data, self._scale)
+            history = codecs.unpack_history(data, self._scale)
         except RecordCorrupt as exc:
             raise StoreDamaged(shown_key(self._keys.history(epoch, user_id)), str(exc)) from exc
+        if not contexts:
+            return history
+        found = context_codec.unpack(contexts, whole=whole_contexts)
+        if not found.sound:
+            # They count as not given: ratings are worth more than what was told with them.
+            self.corrupt_total += 1
+            log.warning("contexts damaged: %s", shown_key(self._keys.user_contexts(epoch, user_id)))
+        return codecs.with_contexts(history, found)
 
-    async def stored(self, epoch: int, user_ids: Sequence[bytes]) -> list[tuple[int, bytes]]:
-        """`n` of each user and the history as entries, each as of one moment; 0 and nothing for a user who is
-        unknown, or whose key has the wrong type.
+    async def stored(self, epoch: int, user_ids: Sequence[bytes]) -> list[StoredUser]:
+        """Each user as of one moment; `n` 0 and nothing for a user who is unknown, or whose key has the wrong
+        type.
         """
-        found: list[tuple[int, bytes]] = []
+        found: list[StoredUser] = []
         looks = await self._histories.look_many(epoch, b"n", user_ids)
         for user_id, look in zip(user_ids, looks, strict=True):
+            partition = partition_of(user_id, self._keys.partitions)
             if isinstance(look, ReplyError):
-                found.append((0, b""))
+                found.append(StoredUser(user_id, partition, 0, b""))
             else:
-                whole_look = await self._histories.with_all(epoch, b"n", user_id, look)
-                found.append((whole_look.n or 0, whole_look.tail))
+                all_of_it = await self._histories.with_all(epoch, b"n", user_id, look)
+                state = all_of_it.n or 0, all_of_it.tail, all_of_it.contexts
+                found.append(StoredUser(user_id, partition, *state))
         return found
 
     async def parts(self, epoch: int, user_ids: Sequence[bytes]) -> list[History]:
@@ -239,10 +259,10 @@ class UserRecords:
         found = []
         looks = await self._histories.look_many(epoch, b"n", user_ids)
         for user_id, look in zip(user_ids, looks, strict=True):
-            data = b""
+            part = Look(None, None, b"", 0)
             if not isinstance(look, ReplyError):
-                data = (await self._histories.with_part(epoch, b"n", user_id, look)).part or b""
-            found.append(await self._unpacked(epoch, user_id, data))
+                part = await self._histories.with_part(epoch, b"n", user_id, look)
+            found.append(await self._unpacked(epoch, user_id, part.part or b"", part))
         return found
 
     async def scan(self, epoch: int, partition: int, cursor: int = 0) -> tuple[int, list[StoredUser]]:
@@ -258,17 +278,28 @@ class UserRecords:
         for user_id in user_ids:
             pipe.hget(self._keys.user(epoch, user_id), "n")
             pipe.get(self._keys.history(epoch, user_id))
-        replies = await pipe.execute()
+        # After the histories: a context that came with one of their entries is said to be there.
+        pipe.hget(self._keys.counts(epoch, partition), "contexts")
+        *replies, any_contexts = await pipe.execute()
+        contexts = await self._contexts(epoch, user_ids) if any_contexts else [b""] * len(user_ids)
         for user_id, history in zip(user_ids, replies[1::2], strict=True):
             if len(history or b"") % ENTRY_BYTES:
                 key = shown_key(self._keys.history(epoch, user_id))
                 raise StoreDamaged(key, f"{len(history)} bytes are no entries of {ENTRY_BYTES}")
         users = [
-            StoredUser(user_id, partition, whole(n, self._keys.user(epoch, user_id)), history or b"")
-            for user_id, n, history in zip(user_ids, replies[::2], replies[1::2], strict=True)
+            StoredUser(user_id, partition, whole(n, self._keys.user(epoch, user_id)), history or b"", given)
+            for user_id, n, history, given in zip(
+                user_ids, replies[::2], replies[1::2], contexts, strict=True
+            )
             if n is not None
         ]
         return cursor, users
+
+    async def _contexts(self, epoch: int, user_ids: Sequence[bytes]) -> list[bytes]:
+        pipe = self._client.pipeline()
+        for user_id in user_ids:
+            pipe.get(self._keys.user_contexts(epoch, user_id))
+        return [given or b"" for given in await pipe.execute()]
 
     def write_back(self, live: LiveGeneration, users: Sequence[StaleUser], folded: FoldedUsers) -> None:
         """Store the records of users who were folded in, unless newer ones are there or the users were
@@ -284,6 +315,7 @@ class UserRecords:
                 keys.user(live.epoch, user.user_id),
                 keys.history(live.epoch, user.user_id),
                 keys.forgotten(live.epoch, partition_of(user.user_id, keys.partitions)),
+                keys.user_contexts(live.epoch, user.user_id),
             ]
             args = [
                 *(record_field(live.generation), record, digest_of(user.user_id)),
@@ -300,6 +332,7 @@ class UserRecords:
                     pack_sample(user.n, user.n - entries, due, history, user.has_events)
                     if user.renews
                     else b"",
+                    codecs.pack_contexts(history) if compacted else b"",
                 ]
             calls.append(encode_call("put_record", names, args))
         for start in range(0, len(calls), CALLS_AT_ONCE):
@@ -380,6 +413,8 @@ class UserRecords:
             due=look.due,
             attributes=look.attributes or b"",
             described=look.described,
+            contexts=look.contexts,
+            all_contexts=len(look.contexts) == look.contexts_size,
         )
 
     async def _fold_in(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
@@ -398,4 +433,11 @@ class UserRecords:
                 # Each event has added one entry; they are compacted, and `n` never falls.
                 key = shown_key(self._keys.user(live.epoch, user.user_id))
                 raise StoreDamaged(key, f"n is {user.n}, and the history has {user.entries} entries")
-        return fold_in(live, users, [self._history(live.epoch, user.user_id, user.history) for user in users])
+        return fold_in(
+            live,
+            users,
+            [
+                self._history(live.epoch, user.user_id, user.history, user.contexts, user.all_contexts)
+                for user in users
+            ],
+        )

@@ -5,6 +5,8 @@
 
 -- Bytes of a history entry: `ENTRY` of featurestore/codecs.py.
 local ENTRY = 20
+-- Bytes of an entry of contexts behind its numbers, of 4 bytes each: featurestore/contexts/codec.py.
+local FOOT = 16
 -- What a leader is told that was replaced: an error, so that no caller has to look for it.
 local LOST = { err = 'LOST another trainer leads' }
 
@@ -32,17 +34,40 @@ local function of_new_items(history, blob)
   return table.concat(kept)
 end
 
+-- The entries of contexts whose item is in `history`. Where each begins is told by its mask, which ends it.
+local function of_items(history, contexts)
+  local seen, kept, stop = {}, {}, #contexts
+  for at = 1, #history, ENTRY do
+    seen[string.sub(history, at, at + 3)] = true
+  end
+  while stop > 0 do
+    local mask, first = struct.unpack('<I4', contexts, stop - 3), stop - FOOT + 1
+    while mask > 0 do
+      first = first - 4 * (mask % 2)
+      mask = math.floor(mask / 2)
+    end
+    if seen[string.sub(contexts, stop - FOOT + 1, stop - FOOT + 4)] then
+      kept[#kept + 1] = string.sub(contexts, first, stop)
+    end
+    stop = first - 1
+  end
+  for i = 1, math.floor(#kept / 2) do
+    kept[i], kept[#kept + 1 - i] = kept[#kept + 1 - i], kept[i]
+  end
+  return table.concat(kept)
+end
+
 -- Whether `pcall` gave an error, such as WRONGTYPE or OOM, in place of a reply.
 local function refused(reply)
   return type(reply) == 'table' and reply.err ~= nil
 end
 
--- Of a stream's counts: events ever added, those that are done, the milliseconds of the last entry, and the identity of
--- the store, where it was said.
+-- Of a stream's counts: events ever added, those that are done, the milliseconds of the last entry, the identity of
+-- the store, where it was said, and whether any of its users has contexts.
 local function progress(counts)
-  local state = redis.call('HMGET', counts, 'last', 'done', 'identity')
+  local state = redis.call('HMGET', counts, 'last', 'done', 'identity', 'contexts')
   local ms, added = string.match(state[1] or '0-0', '^(%d+)-(%d+)$')
-  return tonumber(added), tonumber(state[2] or '0'), tonumber(ms), state[3]
+  return tonumber(added), tonumber(state[2] or '0'), tonumber(ms), state[3], state[4] == '1'
 end
 
 -- The store's time in milliseconds.
@@ -51,14 +76,18 @@ local function now_ms()
   return 1000 * tonumber(now[1]) + math.floor(tonumber(now[2]) / 1000)
 end
 
--- Adds `count` events as one entry; returns the refusal, or nil. The entry's id ends with the number of its last
--- event, so that ids count events; its milliseconds are the store's time, or `least` where that is later, and never
--- fall.
-local function add_entry(stream, counts, count, numbers, ids, entries, least)
+-- Adds `count` events as one entry, with their contexts where these are not ''; returns the refusal, or nil. The entry's
+-- id ends with the number of its last event, so that ids count events; its milliseconds are the store's time, or `least`
+-- where that is later, and never fall.
+local function add_entry(stream, counts, count, numbers, ids, entries, contexts, least)
   local added, _, last_ms = progress(counts)
   local ms = math.max(last_ms, now_ms(), least or 0)
   local id = string.format('%.0f-%.0f', ms, added + count)
-  local reply = redis.pcall('XADD', stream, id, 'n', numbers, 'u', ids, 'e', entries)
+  local fields = { 'n', numbers, 'u', ids, 'e', entries }
+  if contexts ~= '' then
+    fields = { 'n', numbers, 'u', ids, 'e', entries, 'x', contexts }
+  end
+  local reply = redis.pcall('XADD', stream, id, unpack(fields))
   if refused(reply) then
     return reply
   end
@@ -101,15 +130,37 @@ local function spend(keys, args)
   return { 'OK', levels }
 end
 
+-- Appends to a key as long as nothing was refused; returns the length, false where nothing is appended, and the refusal.
+local function append(key, blob, refusal)
+  if refusal or blob == '' then
+    return false, refusal
+  end
+  local length = redis.pcall('APPEND', key, blob)
+  if refused(length) then
+    return false, length
+  end
+  return length, nil
+end
+
+-- Takes back what `append` did.
+local function cut(key, length, blob)
+  if length and length == #blob then
+    redis.call('DEL', key)
+  elseif length then
+    redis.call('SET', key, redis.call('GETRANGE', key, 0, length - #blob - 1))
+  end
+end
+
 -- Counts and appends the entries of all users in one epoch, and adds their events; returns the refusal, or nil.
--- `key` and `arg`: before the keys and before the entries of the first user. Looking at each user before the first write
--- would cost as much as the writes: what was written before a refusal is taken back instead.
-local function rate_epoch(keys, args, key, arg, count)
+-- `key` and `arg`: before the keys and before the entries of the first user; `ctx`: before the first one's contexts, nil
+-- where these have no keys. Looking at each user before the first write would cost as much as the writes: what was
+-- written before a refusal is taken back instead.
+local function rate_epoch(keys, args, key, arg, count, ctx)
   local call, try, pack = redis.call, redis.pcall, struct.pack
-  local users, any_forgotten = tonumber(args[6]), redis.call('HLEN', keys[key]) > 0
-  local numbers, fresh, lengths, refusal = {}, {}, {}, nil
+  local users, any_forgotten, each = tonumber(args[6]), redis.call('HLEN', keys[key]) > 0, ctx and 3 or 2
+  local numbers, fresh, lengths, widths, contexts, refusal = {}, {}, {}, {}, {}, nil
   for u = 1, users do
-    local user, new = keys[key + 2 * u - 1], #args[arg + u] / ENTRY
+    local user, new = keys[key + each * (u - 1) + 1], #args[arg + u] / ENTRY
     -- Of none the key must not come into being.
     local n = new > 0 and try('HINCRBY', user, 'n', new) or tonumber(call('HGET', user, 'n') or '0')
     if refused(n) then
@@ -125,42 +176,52 @@ local function rate_epoch(keys, args, key, arg, count)
     end
     numbers[u] = pack('<I8I4', n - new, new)
   end
+  local given = false
   for u = 1, refusal and 0 or users do
-    local length = args[arg + u] ~= '' and try('APPEND', keys[key + 2 * u], args[arg + u])
-    if refused(length) then
-      refusal = length
-      break
+    local at = key + each * (u - 1) + 2
+    lengths[u], refusal = append(keys[at], args[arg + u], refusal)
+    if ctx then
+      -- One who never gave a context has none to be replaced by 'not given'.
+      local gives = string.sub(args[9], u, u) == '1' and args[ctx + u] ~= ''
+      contexts[u] = (gives or call('EXISTS', keys[at + 1]) == 1) and args[ctx + u] or ''
+      widths[u], refusal = append(keys[at + 1], contexts[u], refusal)
+      given = given or gives
     end
-    lengths[u] = length
   end
   if not refusal then
-    local entries = table.concat(args, '', arg + 1, arg + users)
-    refusal = add_entry(keys[key - 2], keys[key - 1], count, table.concat(numbers), args[8], entries)
+    local entries, packed = table.concat(args, '', arg + 1, arg + users), table.concat(contexts)
+    if packed ~= '' then
+      local sizes = {}
+      for u = 1, users do
+        sizes[u] = pack('<I4', #contexts[u])
+      end
+      packed = table.concat(sizes) .. packed
+    end
+    refusal = add_entry(keys[key - 2], keys[key - 1], count, table.concat(numbers), args[8], entries, packed)
   end
   if refusal then
     for u = 1, #numbers do
-      local user, history, blob = keys[key + 2 * u - 1], keys[key + 2 * u], args[arg + u]
+      local at, blob = key + each * (u - 1) + 1, args[arg + u]
       if fresh[u] then
-        call('HDEL', user, 'n')
+        call('HDEL', keys[at], 'n')
       elseif blob ~= '' then
-        call('HINCRBY', user, 'n', -#blob / ENTRY)
+        call('HINCRBY', keys[at], 'n', -#blob / ENTRY)
       end
-      if lengths[u] == #blob then
-        call('DEL', history)
-      elseif lengths[u] then
-        call('SET', history, call('GETRANGE', history, 0, lengths[u] - #blob - 1))
-      end
+      cut(keys[at + 1], lengths[u], blob)
+      cut(keys[at + 2], widths[u], contexts[u])
     end
+  elseif given then
+    call('HSET', keys[key - 1], 'contexts', '1')
   end
   return refusal
 end
 
 -- The reply that names the users who were forgotten since a caller had read their `n`. One whose mark is as high may
 -- have been unknown when that was read: nothing of such a user is written either.
-local function forgotten_since(keys, args)
+local function forgotten_since(keys, args, each)
   local gone = { 'FORGOTTEN' }
   for u = 1, tonumber(args[6]) do
-    local n = tonumber(redis.call('HGET', keys[3 + 2 * u], 'n') or '0')
+    local n = tonumber(redis.call('HGET', keys[5 + each * (u - 1)], 'n') or '0')
     local read = struct.unpack('<I8', args[#args], 8 * u - 7)
     local mark = args[7] ~= '' and redis.call('HGET', keys[4], string.sub(args[7], 16 * u - 15, 16 * u))
     if n < read or (mark and tonumber(mark) >= read) then
@@ -170,56 +231,70 @@ local function forgotten_since(keys, args)
   return gone
 end
 
--- keys: epochs, then for each epoch: ratings, counts, forgotten, and (user, history) for each user.
+-- keys: epochs, then for each epoch: ratings, counts, forgotten, and (user, history[, contexts]) for each user.
 -- args: expected epochs, stream limit, most bytes of a history ('0': any), 'bootstrap', 'live' or 'shown', identity of
--- the store that the caller knows, number of users, their digests joined or '', their ids as the stream has them, then for
--- each epoch the new entries of each user; of 'shown', which writes nothing where a user was forgotten since, the `n` of
--- each user in the first epoch as the caller had read it, joined.
+-- the store that the caller knows, number of users, their digests joined or '', their ids as the stream has them, what
+-- there is of contexts, then for each epoch the new entries of each user. Of contexts there may be '' (none was given;
+-- but where any user of the partition has some, their keys are wanted: CONTEXTS), '-' (there are no ratings among the
+-- entries), or for each user '1' where any was given, else '0': then each user has a third key, and behind all entries
+-- there are for each epoch the contexts of each user, one for each rating, also of those without any, so that a rating
+-- that replaces another does not get its context. Last, of 'shown', which writes nothing where a user was forgotten
+-- since, the `n` of each user in the first epoch as the caller had read it, joined.
 local function rate(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
     return { 'EPOCHS', epochs }
   end
   local limit, most, bootstrap, users = tonumber(args[2]), tonumber(args[3]), args[4] == 'bootstrap', tonumber(args[6])
-  local stride = 3 + 2 * users
+  local each = (args[9] == '' or args[9] == '-') and 2 or 3
+  local stride = 3 + each * users
   local sets, counts = (#keys - 1) / stride, {}
   for e = 0, sets - 1 do
-    local key, arg, bytes = 4 + e * stride, 8 + e * users, 0
+    local key, arg, bytes = 4 + e * stride, 9 + e * users, 0
+    local ctx = each == 3 and arg + sets * users
     if redis.call('HLEN', keys[key]) > 0 and args[7] == '' then
       return { 'DIGESTS' }
     end
-    local gone = e == 0 and args[4] == 'shown' and forgotten_since(keys, args) or {}
+    local gone = e == 0 and args[4] == 'shown' and forgotten_since(keys, args, each) or {}
     if #gone > 1 then
       return gone
     end
     for u = 1, users do
-      local history = bootstrap and redis.call('GET', keys[key + 2 * u])
+      local at = key + each * (u - 1) + 2
+      local history, given = bootstrap and redis.call('GET', keys[at]), #args[arg + u]
       if bootstrap and args[7] ~= '' and redis.call('HEXISTS', keys[key], string.sub(args[7], 16 * u - 15, 16 * u)) == 1 then
         -- Forgotten since this history began.
         args[arg + u] = ''
       elseif history then
         args[arg + u] = of_new_items(history, args[arg + u])
       end
+      if ctx and #args[arg + u] < given then
+        args[ctx + u] = of_items(args[arg + u], args[ctx + u])
+      end
       bytes = bytes + #args[arg + u]
-      if most > 0 and redis.call('STRLEN', keys[key + 2 * u]) + #args[arg + u] > most then
+      if most > 0 and redis.call('STRLEN', keys[at]) + #args[arg + u] > most then
         return { 'LONG', u }
       end
     end
     counts[e] = bytes / ENTRY
     -- Raises now, before any write, where the key is no stream.
     redis.call('XLEN', keys[key - 2])
-    local added, done, _, identity = progress(keys[key - 1])
+    local added, done, _, identity, any_contexts = progress(keys[key - 1])
     if identity and identity ~= args[5] then
       -- Decided on another store: rows of items there may be those of others here.
       return { 'CHANGED' }
+    end
+    if any_contexts and args[9] == '' then
+      return { 'CONTEXTS' }
     end
     if added - done + counts[e] > limit then
       return { 'FULL' }
     end
   end
   for e = 0, sets - 1 do
-    local key = 4 + e * stride
-    local refusal = counts[e] > 0 and rate_epoch(keys, args, key, 8 + e * users, counts[e])
+    local key, arg = 4 + e * stride, 9 + e * users
+    local ctx = each == 3 and arg + sets * users
+    local refusal = counts[e] > 0 and rate_epoch(keys, args, key, arg, counts[e], ctx)
     if refusal then
       return refusal
     end
@@ -231,20 +306,18 @@ local function rate(keys, args)
   return { 'OK' }
 end
 
--- Bytes of the ratings of a forgotten user that go into one entry of the stream: as many as a large call has.
-local KEPT = 5000 * ENTRY
-
--- keys: epochs, attributes of the user, then for each epoch: ratings, counts, forgotten, user, history.
+-- keys: epochs, attributes of the user, then for each epoch: ratings, counts, forgotten, user, history, contexts.
 -- args: expected epochs, the id as the stream has it, digest, the entry that says so, the n that the user still has in the
--- first epoch ('': any)[, for each epoch the entries that the user has again at once]. Answers n and history of the first
--- epoch, and the time of it: later than every event before it, no later than any that follows.
+-- first epoch ('': any), then what the user has again at once, in pieces, each an entry of the stream: whether a piece has
+-- any context, '1' or '0', for each piece; and for each epoch the entries of all pieces, then the contexts of all. Answers
+-- n and history of the first epoch, and the time of it: later than every event before it, no later than any that follows.
 local function forget(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
     return { 'EPOCHS', epochs }
   end
   local found, time = {}, now_ms()
-  for at = 3, #keys, 5 do
+  for at = 3, #keys, 6 do
     -- These two raise before any write where a key has the wrong type.
     redis.call('XLEN', keys[at])
     local _, _, last_ms = progress(keys[at + 1])
@@ -259,7 +332,7 @@ local function forget(keys, args)
     return { 'CHANGED' }
   end
   for i, state in ipairs(found) do
-    local at = 5 * i - 2
+    local at = 6 * i - 3
     if state.n == '0' then
       -- Known by attributes alone: no event names this user.
       redis.call('UNLINK', keys[at + 3])
@@ -267,12 +340,12 @@ local function forget(keys, args)
     end
     if state.n then
       local number = struct.pack('<I8I4', tonumber(state.n) - 1, 1)
-      local refusal = add_entry(keys[at], keys[at + 1], 1, number, args[2], args[4], time)
+      local refusal = add_entry(keys[at], keys[at + 1], 1, number, args[2], args[4], '', time)
       if refusal then
         return refusal
       end
       redis.call('HSET', keys[at + 2], args[3], state.n)
-      redis.call('UNLINK', keys[at + 3], keys[at + 4])
+      redis.call('UNLINK', keys[at + 3], keys[at + 4], keys[at + 5])
     elseif not state.before then
       -- What is still to be written of this user, in an epoch that is being prepared or as shown, is from before, and
       -- is left out.
@@ -280,10 +353,13 @@ local function forget(keys, args)
     end
   end
   redis.call('UNLINK', keys[2])
-  for i = 1, #args - 5 do
-    for first = 1, #args[5 + i], KEPT do
-      local kept = string.sub(args[5 + i], first, first + KEPT - 1)
-      local refusal = rate_epoch(keys, { [6] = '1', [7] = args[3], [8] = args[2], [9] = kept }, 5 * i, 8, #kept / ENTRY)
+  local pieces = #args[6]
+  for i = 1, pieces > 0 and #found or 0 do
+    local first = 6 + 2 * pieces * (i - 1)
+    for j = 1, pieces do
+      local kept, contexts, gives = args[first + j], args[first + pieces + j], string.sub(args[6], j, j)
+      local one = { [6] = '1', [7] = args[3], [8] = args[2], [9] = gives, [10] = kept, [11] = contexts }
+      local refusal = rate_epoch(keys, one, 6 * i - 1, 9, #kept / ENTRY, 10)
       if refusal then
         return refusal
       end
@@ -347,9 +423,10 @@ local function drop_fields(user, upto, kept)
   end
 end
 
--- keys: user, history, forgotten. args: field, record, digest, upto, kept fields, since when the attributes are those that
--- it rests on ('': it rests on none)[, n, compacted history or '', sample or ''].
--- The compacted history is taken only while nothing was added since it was read.
+-- keys: user, history, forgotten, contexts. args: field, record, digest, upto, kept fields, since when the attributes are
+-- those that it rests on ('': it rests on none)[, n, compacted history or '', sample or '', contexts of the compacted
+-- history or '']. The compacted history is taken only while nothing was added since it was read, its contexts with it: so
+-- there are never more of these than entries.
 local function put_record(keys, args)
   -- Of a user of whom attributes alone are known `n` is 0.
   local floor = tonumber(redis.call('HGET', keys[3], args[3]) or '-1')
@@ -357,6 +434,11 @@ local function put_record(keys, args)
   local sample = args[9] or ''
   if n and n == args[7] and args[8] ~= '' and redis.call('EXISTS', keys[2]) == 1 then
     redis.call('SET', keys[2], args[8])
+    if args[10] ~= '' then
+      redis.call('SET', keys[4], args[10])
+    else
+      redis.call('UNLINK', keys[4])
+    end
   end
   if n and sample ~= '' and counter(sample) > floor and counter(sample) <= tonumber(n) then
     redis.call('HSET', keys[1], 'sample', sample)
@@ -418,33 +500,37 @@ local function look_at_ratings(keys, args)
   local state = redis.call('HMGET', keys[1], 'n', args[1], 'sample')
   local size, most = redis.call('STRLEN', keys[2]), tonumber(args[2])
   local entries, sample = math.floor(size / ENTRY), state[3] or ''
+  local contexts = redis.call('GETRANGE', keys[3], '-' .. args[4], -1)
+  local width = contexts ~= '' and redis.call('STRLEN', keys[3]) or 0
   if entries <= most then
-    return { state[1], state[2], redis.call('GET', keys[2]), size, false }
+    return { state[1], state[2], redis.call('GET', keys[2]), size, false, contexts, width }
   end
   local since = #sample >= 8 and (tonumber(state[1] or '') or 0) - counter(sample) or most
   if since >= 0 and since < most then
     most = math.max(since, tonumber(args[3]))
   end
-  return { state[1], state[2], redis.call('GETRANGE', keys[2], (entries - most) * ENTRY, -1), size, sample }
+  local tail = redis.call('GETRANGE', keys[2], (entries - most) * ENTRY, -1)
+  return { state[1], state[2], tail, size, sample, contexts, width }
 end
 
--- keys: user, history[, attributes of the user]. args: field, most entries, entries that count in any case. What a reader
--- needs of one user, as of one moment: of a longer history its end, as far back as the sample that stands beside it.
+-- keys: user, history, contexts[, attributes of the user]. args: field, most entries, entries that count in any case, most
+-- bytes of contexts. What a reader needs of one user, as of one moment: of a longer history its end, as far back as the
+-- sample that stands beside it, and the end of the contexts.
 local function look(keys, args)
   local found = look_at_ratings(keys, args)
-  if keys[3] then
+  if keys[4] then
     -- Attributes that cannot be read keep no user from an answer.
-    local value = redis.pcall('HGET', keys[3], 'value')
-    found[6] = redis.call('HGET', keys[1], 'described') or '0'
-    found[7] = not refused(value) and value or ''
+    local value = redis.pcall('HGET', keys[4], 'value')
+    found[8] = redis.call('HGET', keys[1], 'described') or '0'
+    found[9] = not refused(value) and value or ''
   end
   return found
 end
 
--- keys: user, history. args: first byte, last byte.
+-- keys: user, history, history or contexts. args: first byte, last byte, of the third.
 local function look_at(keys, args)
   local n = redis.call('HGET', keys[1], 'n')
-  return { n, redis.call('STRLEN', keys[2]), redis.call('GETRANGE', keys[2], args[1], args[2]) }
+  return { n, redis.call('STRLEN', keys[2]), redis.call('GETRANGE', keys[3], args[1], args[2]) }
 end
 
 -- keys: items, order, bucket of the caller. args: most rows, size and tokens a second of the bucket ('0': none), most new

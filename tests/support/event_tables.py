@@ -26,6 +26,7 @@ def event_table(
     stream_ms: npt.ArrayLike,
     partition: npt.ArrayLike = 0,
     time: npt.ArrayLike = np.nan,
+    context: npt.ArrayLike | None = None,
 ) -> pa.Table:
     """A table of one event for each of `users`; the item with row 7 is `i7`."""
     count = len(users)
@@ -40,6 +41,7 @@ def event_table(
         item_row=items,
         rating=np.asarray(rating, dtype=np.float64),
         time=np.full(count, time, dtype=np.float64),
+        context=None if context is None else np.asarray(context, dtype=np.float32),
     )
     return make_table(events, [b"i%d" % row for row in range(events.n_items)])
 

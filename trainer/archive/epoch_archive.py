@@ -153,7 +153,7 @@ class EpochArchive:
                     return False
             spans = join_spans(segment.spans for segment in merged)
             name = SegmentName(merged[0].name.first, merged[-1].name.last)
-            self._replace(merged, name, pa.concat_tables(tables), spans)
+            self._replace(merged, name, _joined(tables), spans)
             return True
 
     def erase(self, user_id: bytes, up_to_n: int) -> int:
@@ -269,6 +269,11 @@ class EpochArchive:
                 self.damaged.append(exc)
                 path.rename(path.with_name(path.name + DAMAGED))
         sync_directory(self.directory)
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return tables one behind the other; where one has contexts, the others have none of theirs."""
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def uncovered(directory: Path) -> list[tuple[SegmentName, Path]]:

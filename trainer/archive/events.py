@@ -3,7 +3,8 @@
 The columns of an archived event are those of `SCHEMA`. `n` is the user's own count: of two events of a pair
 the one with the higher `n` is the later one. A NaN rating takes the pair back. `item_row` is what entries of
 histories have (`featurestore/codecs.py`): of an event of another type than a rating, the item's row with the
-code of that type in its highest bits, and of such a pair is each item once for each type.
+code of that type in its highest bits, and of such a pair is each item once for each type. A table in which
+any event has a context has one more column (`featurestore/contexts/codec.py`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import UInt8s
+from factors import Float32s, UInt8s
 from featurestore.codecs import item_rows_of, type_codes_of, typed_rows
+from featurestore.contexts.codec import pack_cells, trimmed, unpack_cells
 from featurestore.ratings.stream import Events
 
 SCHEMA = pa.schema(
@@ -30,6 +32,8 @@ SCHEMA = pa.schema(
         pa.field("time", pa.float64(), nullable=False),
     ]
 )
+
+CONTEXT = pa.field("context", pa.binary())
 
 Position = tuple[int, int]
 """Where an event is in its stream: milliseconds, then its number among all events of the stream."""
@@ -110,7 +114,39 @@ def make_table(events: Events, item_ids: Sequence[bytes | None]) -> pa.Table:
         "rating": events.rating,
         "time": events.time,
     }
-    return pa.table([pa.array(columns[name]) for name in SCHEMA.names], schema=SCHEMA)
+    table = pa.table([pa.array(columns[name]) for name in SCHEMA.names], schema=SCHEMA)
+    return table if events.context is None else with_contexts(table, events.context)
+
+
+def with_contexts(table: pa.Table, context: Float32s) -> pa.Table:
+    """Return a table without contexts with these (m, k); the same one where nothing is given in them."""
+    data, ends = pack_cells(context)
+    if not data:
+        return table
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    missing = np.diff(offsets) == 0
+    valid = pa.array(~missing).buffers()[1]
+    cells = pa.Array.from_buffers(
+        pa.binary(), len(ends), [valid, pa.py_buffer(offsets), pa.py_buffer(data)], int(missing.sum())
+    )
+    return table.append_column(CONTEXT, cells)
+
+
+def contexts_of(table: pa.Table) -> Float32s | None:
+    """Return the contexts (m, k) of the events of a table; None where there are none.
+
+    Raises `ValueError` for bytes that are no contexts.
+    """
+    if CONTEXT.name not in table.schema.names:
+        return None
+    sizes, data = [np.zeros(0, np.int64)], list[bytes]()
+    # By their buffers: no Python object for each of millions.
+    for chunk in table[CONTEXT.name].chunks:
+        _, offsets, content = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+        sizes.append(np.diff(ends).astype(np.int64))
+        data.append(memoryview(content or b"")[ends[0] : ends[-1]].tobytes())
+    return trimmed(unpack_cells(b"".join(data), np.cumsum(np.concatenate(sizes))))
 
 
 def after(table: pa.Table, positions: Mapping[int, Position]) -> pa.Table:

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.archive.events import SCHEMA, Span, Spans, type_codes
+from trainer.archive.events import CONTEXT, SCHEMA, Span, Spans, type_codes
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
 
 METADATA_KEY = b"foldin"
 # Grows when a segment of today could not be read by an older trainer. One with events that are no ratings,
-# which a trainer of format 1 would learn as ratings, has the higher number; others are written as ever.
-FORMAT, RATINGS_FORMAT = 2, 1
+# which a trainer of format 1 would learn as ratings, has the second number, one with contexts of ratings the
+# third; others are written as ever.
+FORMAT, EVENTS_FORMAT, RATINGS_FORMAT = 3, 2, 1
 TEMPORARY = ".tmp"
 DAMAGED = ".damaged"
 # Row groups bound the memory of a streaming reader; a quarter of a million rows is some 10 MB.
@@ -91,11 +92,14 @@ def write_segment(
 
     Raises `ArchiveFailedError` with nothing left under the final name. Repeating is safe.
     """
+    if CONTEXT.name in table.schema.names and table[CONTEXT.name].null_count == table.num_rows:
+        # Those that had any were erased.
+        table = table.drop_columns(CONTEXT.name)
     path = directory / str(name)
     temporary = path.with_name(path.name + TEMPORARY)
     covered = {str(p): [*span.first, *span.last, span.events] for p, span in sorted(spans.items())}
     header = {
-        "format": FORMAT if type_codes(table).any() else RATINGS_FORMAT,
+        "format": _format_of(table),
         "rows": table.num_rows,
         "spans": covered,
         "digest": digest(table, covered),
@@ -159,7 +163,7 @@ def read_segment(path: Path, file: pa.NativeFile | None = None) -> tuple[pa.Tabl
     # Parquet has checked its pages, not that all rows and the right spans are there.
     header = _header(path, table.schema.metadata)
     table = table.replace_schema_metadata(None)
-    if not table.schema.equals(SCHEMA):
+    if not table.schema.equals(SCHEMA) and not table.schema.equals(SCHEMA.append(CONTEXT)):
         raise SegmentDamagedError(path, "has other columns")
     spans = _parse_spans(path, header)
     if header.get("rows") != table.num_rows or header.get("digest") != digest(table, header["spans"]):
@@ -183,9 +187,9 @@ def digest(table: pa.Table, spans: object) -> str:
     spans.
     """
     state = hashlib.sha256(json.dumps(spans, sort_keys=True).encode())
-    for field in SCHEMA:
+    for field in table.schema:
         chunks = [chunk for chunk in table[field.name].chunks if len(chunk)]
-        if not pa.types.is_string(field.type):
+        if pa.types.is_primitive(field.type):
             for chunk in chunks:
                 state.update(np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).data)
             continue
@@ -212,13 +216,19 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def _format_of(table: pa.Table) -> int:
+    if CONTEXT.name in table.schema.names:
+        return FORMAT
+    return EVENTS_FORMAT if type_codes(table).any() else RATINGS_FORMAT
+
+
 def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, object]:
     try:
         header = json.loads((metadata or {})[METADATA_KEY])
         number = header["format"] if isinstance(header, dict) else None
     except (KeyError, ValueError) as exc:
         raise SegmentDamagedError(path, "has no header") from exc
-    if number not in {FORMAT, RATINGS_FORMAT}:
+    if number not in {FORMAT, EVENTS_FORMAT, RATINGS_FORMAT}:
         # Whole, and of another version or program: not ours to set aside.
         raise ArchiveRefusedError(
             f"{path} has format {str(number)[:20]}, this version reads up to {FORMAT}: "

@@ -9,11 +9,13 @@ that they change nothing.
 """
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, impossible, item_rows_of
+from featurestore.contexts import codec as contexts
 from featurestore.errors import StoreDamaged
 from featurestore.keys import shown_key
 from featurestore.ratings.stream import Events, Progress
@@ -108,6 +110,15 @@ async def _table(
         rating=entries["rating"].astype(np.float64),
         time=entries["time"].astype(np.float64),
     )
+    given = [k for k, user in enumerate(users) if user.contexts]
+    if given:
+        every, of_entry = contexts.of_users([users[k].contexts for k in given], given)
+        for k in given if not every.sound else ():
+            if not contexts.unpack(users[k].contexts).sound:
+                shown = shown_key(store.keys.user_contexts(epoch, users[k].user_id))
+                log.warning("contexts_damaged", key=shown)
+        context = contexts.match(events.item_row, events.time, every, (owner, of_entry))
+        events = replace(events, context=context)
     registry = store.items(epoch)
     if events.n_items > len(registry):
         await with_retries(registry.refresh)

@@ -7,7 +7,6 @@ attributes that say since when they are these.
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.codecs import ENTRY_DTYPE, item_rows_of, type_codes_of
+from featurestore.contexts.codec import match, unpack
 from featurestore.errors import StoreError, StoreUnavailable, UserChanged
 from featurestore.item_registry import ItemRegistry
 from featurestore.keys import shown_key
@@ -161,11 +161,7 @@ async def _erase_ratings_again(
                 changed.append(user)
         # What services took meanwhile, or what is there where the answer to the step was lost.
         found = await with_retries(store.users.stored, epoch, [user.user_id for user in changed])
-        left = [
-            replace(user, n=n, history=history)
-            for user, (n, history) in zip(changed, found, strict=True)
-            if history
-        ]
+        left = [user for user in found if user.history]
     return again
 
 
@@ -179,12 +175,15 @@ def _kept(user: StoredUser, known: set[Key], registry: ItemRegistry) -> Columns 
     kept = [k for k, each in enumerate(zip(*values, strict=True)) if each[0] and _key(*each) in known]
     if len(kept) == len(entries):
         return None
+    given = unpack(user.contexts)
+    context = match(entries["item_row"], entries["time"].astype(np.float64), given)
     return Columns(
         [user.user_id] * len(kept),
         [item_ids[k] for k in kept],
         entries["rating"][kept],
         entries["time"][kept],
         codes[kept],
+        context=None if context is None else context[kept],
     )
 
 

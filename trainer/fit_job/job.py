@@ -19,10 +19,12 @@ from threadpoolctl import threadpool_limits
 from factors import (
     Attribute,
     Columns,
+    ContextKind,
     FactorsError,
     FitDiverged,
     FitSettings,
     Fitted,
+    Ratings,
     Scale,
     SideName,
     TypeWeight,
@@ -66,7 +68,7 @@ class FitRequest:
     the open files of `paths`, which may have no name any more; `types`: what events that are no ratings count
     in a ranking head. `catalogue`: the file of its items, of this `catalogue_version`; None where attributes
     are not to be learned. `user_attributes`: the open file of those of users, which were read at
-    `users_read_ms`; None where there are none.
+    `users_read_ms`; None where there are none. `context_kinds`: of the fields of contexts.
     """
 
     paths: tuple[str, ...]
@@ -86,6 +88,7 @@ class FitRequest:
     catalogue_version: str = ""
     user_attributes: int | None = None
     users_read_ms: int = 0
+    context_kinds: tuple[ContextKind, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -141,12 +144,18 @@ def _fit_ratings(
     opened = [pa.PythonFile(os.fdopen(descriptor, "rb")) for descriptor in request.descriptors]
     segments = list(zip(map(Path, request.paths), opened, strict=True))
     data = load_ratings(segments, item_ids, known_ids, learned)
+    data = replace(data, ratings=of_kinds(data.ratings, len(request.context_kinds)))
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     given = read_attributes(request, item_ids, data.user_ids)
     described = describe(given)
     columns = {name: each.columns for name, each in described.items()}
-    task = FitTask(data.ratings, data.n_users, data.n_items, rng, report=report, attributes=columns)
+    task = FitTask(
+        *(data.ratings, data.n_users, data.n_items, rng),
+        report=report,
+        attributes=columns,
+        context_kinds=request.context_kinds,
+    )
     before: dict[SideName, Columns] = {}
     if live is not None:
         if not request.from_scratch:
@@ -179,6 +188,17 @@ def read_attributes(
     if engine_has_head(request.engine) and request.user_attributes is not None:
         of_users = read_user_attributes(request.user_attributes, user_ids)
     return {"item": (of_items, len(item_ids)), "user": (of_users, len(user_ids))}
+
+
+def of_kinds(ratings: Ratings, fields: int) -> Ratings:
+    """Return ratings whose contexts have so many fields: some may be given in no rating, and what a store
+    that was put back from an older copy does not know any more is left out.
+    """
+    if ratings.context is None:
+        return ratings
+    context = ratings.context[:, :fields]
+    missing = np.full((len(context), fields - context.shape[1]), np.nan, dtype=np.float32)
+    return replace(ratings, context=np.hstack([context, missing]))
 
 
 def describe(given: Mapping[SideName, tuple[Sequence[Attribute], int]]) -> dict[SideName, Described]:

@@ -5,7 +5,7 @@ registry's, found by item id: the row that an event was archived with may be ano
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Choices, Ratings
+from factors import Choices, Float32s, Ratings
 from featurestore.codecs import type_codes_of, typed_rows
+from featurestore.contexts.codec import joined, trimmed
+from trainer.archive.events import contexts_of
 from trainer.archive.segments import read_segment
 
 
@@ -65,8 +67,10 @@ def load_ratings(
         "time": [np.zeros(0, np.float64)],
         "item_row": [np.zeros(0, np.uint32)],
     }
+    contexts = list[tuple[int, Float32s | None]]()
     for path, file in segments:
         table, _ = read_segment(path, file)
+        contexts.append((table.num_rows, contexts_of(table)))
         users.add(table["user_id"])
         items.add(table["item_id"])
         for name, parts in columns.items():
@@ -76,17 +80,10 @@ def load_ratings(
     n, rating, time, stored = map(np.concatenate, columns.values())
     found_rows = pc.index_in(distinct, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False)
     item_row = found_rows.astype(np.int64)[item_codes]
-    kept = np.zeros(0, np.int64)
-    if earlier is not None and len(earlier):
-        found = pc.index_in(user_ids, value_set=earlier).fill_null(-1).to_numpy(zero_copy_only=False)
-        # Known users by their earlier rows, then the others by their first event.
-        order = np.argsort(np.where(found < 0, len(earlier), found), kind="stable")
-        user_ids = user_ids.take(pa.array(order))
-        kept = found[order][: int((found >= 0).sum())].astype(np.int64)
-        rows = np.empty(len(order), dtype=np.int64)
-        rows[order] = np.arange(len(order))
-        codes = rows[codes]
-    user_row = codes.astype(np.int64, copy=False)
+    user_ids, order, kept = _in_order(user_ids, earlier)
+    rows = np.empty(len(order), dtype=np.int64)
+    rows[order] = np.arange(len(order))
+    user_row = rows[codes]
     user_n = np.zeros(len(user_ids), dtype=np.int64)
     np.maximum.at(user_n, user_row, n)
     type_code = type_codes_of(stored)
@@ -99,6 +96,8 @@ def load_ratings(
     )
     rated = every.type_code == 0
     ratings, last = every.ratings(), last[rated]
+    context = joined(contexts)
+    ratings = ratings if context is None else replace(ratings, context=trimmed(context[last]))
     learned_n = np.zeros(len(user_ids), dtype=np.int64)
     if learned is not None:
         learned_n[: len(kept)] = learned[kept]
@@ -106,6 +105,21 @@ def load_ratings(
     unlearned = new[np.argsort(last[new])]
     unknown, choices = int((item_row < 0).sum()), None if rated.all() else every
     return FitInput(user_ids, user_n, ratings, len(item_ids), kept, unlearned, unknown, choices)
+
+
+def _in_order(
+    user_ids: pa.StringArray, earlier: pa.StringArray | None
+) -> tuple[pa.StringArray, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the users in the order of their rows, their positions (u,) in `user_ids`, and the rows in the
+    earlier fit of those who are in it, who come first.
+    """
+    if earlier is None or not len(earlier):
+        return user_ids, np.arange(len(user_ids)), np.zeros(0, np.int64)
+    found = pc.index_in(user_ids, value_set=earlier).fill_null(-1).to_numpy(zero_copy_only=False)
+    # Known users by their earlier rows, then the others by their first event.
+    order = np.argsort(np.where(found < 0, len(earlier), found), kind="stable")
+    kept = found[order][: int((found >= 0).sum())].astype(np.int64)
+    return user_ids.take(pa.array(order)), order, kept
 
 
 class _Dictionary:

@@ -59,6 +59,8 @@ _OF_ATTRIBUTES = ("attributes", "columns_indptr", "columns_index", "columns_valu
 _OF_USERS = "user_attributes"
 # Only of a fit that has learned events of other types than ratings.
 _OF_EVENTS = ("event_indptr", "event_users", "event_codes", "event_values", "event_times")
+# Only where contexts were given.
+_OF_CONTEXTS = ("item_contexts",)
 _OF_A_RATING = ("item_values", "item_times", "event_values", "event_times")
 
 
@@ -96,6 +98,8 @@ def write_result(
         "item_values": ratings.value[by_item],
         "item_times": ratings.time[by_item],
     }
+    if ratings.context is not None:
+        arrays["item_contexts"] = ratings.context[by_item]
     if data.choices is not None:
         events = data.choices.take(np.flatnonzero(data.choices.type_code))
         by_item, indptr = _by_item(events.item_row, data.n_items)
@@ -170,7 +174,7 @@ def read_result(path: Path) -> FitResult:
         if summary.get("format", 1) != FORMAT:
             raise FitFailedError(f"the fit in {path.name} is of another version")
         arrays: dict[str, Any] = {name: _mapped(path, name) for name in _ARRAYS}
-        for more in (_OF_A_HEAD, _OF_EVENTS):
+        for more in (_OF_A_HEAD, _OF_EVENTS, _OF_CONTEXTS):
             if _are_there(path, more):
                 arrays |= {name: _mapped(path, name) for name in more}
         if (columns := read_columns(path)) is not None:
@@ -244,7 +248,9 @@ def erase_user(path: Path, user_id: bytes) -> bool:
         vectors = np.load(path / "ranking_users.npy", mmap_mode="r+", allow_pickle=False)
         vectors[row] = 0.0
         vectors.flush()
-    for name in _OF_A_RATING:
+    for name in (*_OF_A_RATING, *_OF_CONTEXTS):
+        if name in _OF_CONTEXTS and result.item_contexts is None:
+            continue
         users_of = result.event_users if name.startswith("event") else result.item_users
         if users_of is not None:
             # As a rating that was taken back: the arrays keep their sizes, for those that have them mapped.

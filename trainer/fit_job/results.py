@@ -53,8 +53,9 @@ class FitResult:
     `ranking` uint8: the ranking head as it is published, and `ranking_users` float32 (u, r), the vectors that
     items are folded into it with; None where the fit has none. Events of other types by item, as the ratings:
     `event_indptr`, `event_users`, `event_codes` uint8, `event_values`, `event_times`; None where there are
-    none. `attributes` uint8: how attributes of items were encoded, as it is published, `columns` (i, c):
-    theirs; None where there were none. `catalogue`: the version of it that was read, None for none.
+    none. `item_contexts` float32 (m, k): the context of each of `item_values`, NaN what was not given; None
+    where none was. `attributes` uint8: how attributes of items were encoded, as it is published, `columns`
+    (i, c): theirs; None where there were none. `catalogue`: the version of it that was read, None for none.
     `user_attributes` uint8: how attributes of users were encoded, where rows of users rest on such, and
     `users_read_ms`: when these were read, by the store's clock; None where they do not.
     """
@@ -81,6 +82,7 @@ class FitResult:
     event_codes: npt.NDArray[np.uint8] | None = None
     event_values: npt.NDArray[np.float64] | None = None
     event_times: npt.NDArray[np.float64] | None = None
+    item_contexts: npt.NDArray[np.float32] | None = None
     attributes: npt.NDArray[np.uint8] | None = None
     columns: Columns | None = None
     catalogue: str | None = None
@@ -180,6 +182,15 @@ class FitResult:
             times = np.concatenate([times, _all(self.event_times)[part]])
             codes = np.concatenate([codes, _all(self.event_codes)[part]])
         return Choices(users, np.full(len(users), item_row, dtype=np.int32), values, times, codes)
+
+    def contexts_of(self, item_row: int, count: int) -> list[tuple[int, npt.NDArray[np.float32] | None]]:
+        """Return the contexts (m, k) of the ratings of an item, None where there are none of any, and of its
+        other events, which have none: of how many, and theirs. `count`: of `of_item`.
+        """
+        if self.item_contexts is None:
+            return [(count, None)]
+        found = self.item_contexts[self.item_history(item_row)]
+        return [(len(found), found), (count - len(found), None)]
 
     def wanted_times(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
         """Return where each item's events of other types than ratings begin (i + 1,), and their times (m,):

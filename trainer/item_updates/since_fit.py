@@ -19,7 +19,8 @@ import pyarrow as pa
 from factors import Columns, Float32s, Histories, Model, RankingHead, item_statistics, posterior_of
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import item_rows_of
-from trainer.archive.events import ratings_of, type_codes
+from featurestore.contexts.codec import joined
+from trainer.archive.events import contexts_of, ratings_of, type_codes
 from trainer.catalogue.described import DescribedItems
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.pushed import PushedItem, PushWatch
@@ -86,6 +87,8 @@ class RatingsSinceFit:
         self._slot_of_row = np.full(self._n_base, -1, dtype=np.int32)
         # By item: its events, as parts of the blocks in which they came.
         self._events: defaultdict[int, list[npt.NDArray[Any]]] = defaultdict(list)
+        # And of each part how many they are, and their contexts.
+        self._contexts: defaultdict[int, list[tuple[int, Float32s | None]]] = defaultdict(list)
         self._watch = None if base is None else PushWatch(model.scale.high - model.scale.low)
         self._pushed: list[PushedItem] = []
         # Items to fold in, the one that has waited longest first.
@@ -128,6 +131,7 @@ class RatingsSinceFit:
         if not self._takes_events:
             slots, table = slots[type_codes(table) == 0], ratings_of(table)
         codes, item_row = type_codes(table), item_rows_of(table["item_row"].to_numpy())
+        context = contexts_of(table)
         order = np.argsort(item_row, kind="stable")
         block = np.empty(len(order), dtype=_EVENT)
         block["slot"], block["rating"] = slots[order], table["rating"].to_numpy()[order]
@@ -136,6 +140,8 @@ class RatingsSinceFit:
         borders = pairwise([*first.tolist(), len(order)])
         for row, (start, stop) in zip(found.tolist(), borders, strict=True):
             self._events[row].append(block[start:stop])
+            told = None if context is None else context[order[start:stop]]
+            self._contexts[row].append((stop - start, told))
             self._waiting.setdefault(row)
         self._n_events += table.num_rows
         self._look_at_items(item_row[order], block)
@@ -258,6 +264,7 @@ class RatingsSinceFit:
         # Ratings in the order in which they were made. The key of a user with newer events is the slot behind
         # all rows of the fit, that of any other the row.
         parts = [(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.uint8))]
+        contexts = list[tuple[int, Float32s | None]]()
         for k, row in enumerate(chosen.items):
             newer = self._events.get(row, [])
             offsets[k + 1] = offsets[k] + sum(map(len, newer))
@@ -267,6 +274,8 @@ class RatingsSinceFit:
                 keys = np.where(slots >= 0, self._n_base + slots, fitted.user_row.astype(np.int64))
                 parts.append((keys, fitted.value, fitted.time, fitted.type_code))
                 offsets[k + 1] += len(keys)
+                contexts += base.contexts_of(row, len(keys))
+            contexts += self._contexts.get(row, [])
             parts += [
                 (part["slot"] + self._n_base, part["rating"], part["time"], part["type_code"])
                 for part in newer
@@ -279,7 +288,9 @@ class RatingsSinceFit:
             users[of_fit] = base.users[distinct[of_fit]]
         users[~of_fit] = self._vectors[distinct[~of_fit] - self._n_base]
         every = Histories(
-            offsets, compact.astype(np.int32), values, times, codes if self._takes_events else None
+            *(offsets, compact.astype(np.int32), values, times),
+            type_code=codes if self._takes_events else None,
+            context=joined(contexts),
         )
         folded, factors = [], []
         ranked = self._ranked_users(distinct)

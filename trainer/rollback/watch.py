@@ -160,9 +160,10 @@ class RollbackWatch:
         """Return those of the ratings whose users are still there, with the histories before them."""
         stored = await self.store.users.stored(epoch, arrived.users)
         keep, parts = [], []
-        for k, (n, data) in enumerate(stored):
-            entries = np.frombuffer(data, dtype=ENTRY_DTYPE, count=len(data) // ENTRY_DTYPE.itemsize)
-            since = n - int(arrived.n[k]) + 1
+        for k, user in enumerate(stored):
+            count = len(user.history) // ENTRY_DTYPE.itemsize
+            entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE, count=count)
+            since = user.n - int(arrived.n[k]) + 1
             if since > 0:
                 # Each event has added one entry. An earlier rating of the same item would tell.
                 entries = entries[: max(0, len(entries) - since)]

@@ -153,7 +153,7 @@ async def test_a_history_that_is_rewritten_while_it_is_read_is_read_again(
 
     async def compacted(
         self: histories.HistoryReader, epoch: int, user_id: bytes, look: Look
-    ) -> bytes | None:
+    ) -> tuple[bytes, bytes] | None:
         if not times:
             # The last entry goes, as it would by a compaction: what lies before the tail is elsewhere now.
             await store.redis.set(key, data[: -codecs.ENTRY_BYTES])

@@ -184,6 +184,46 @@ def test_item_list_is_what_was_written(tmp_path: Path) -> None:
         read_items(path)
 
 
+def test_each_rating_has_the_context_of_its_last_event(tmp_path: Path) -> None:
+    archived(tmp_path, [("a", 1, 0, 1.0)])
+    archive = EpochArchive(tmp_path, 1, guard=free)
+    for first, contexts in ((2, [[7.0, NAN], [8.0, NAN], [NAN, 9.0]]), (3, [[NAN], [5.0], [NAN]])):
+        ms = np.arange(3) + 10 * first
+        rows = np.array([0, 1, first])
+        table = event_table(
+            ["a", "b", "a"], [first, first, first], rows, [3.0] * 3, stream_ms=ms, context=contexts
+        )
+        archive.append(table, spans_of(table))
+    given = load_ratings(opened(archive), item_ids(4)).ratings
+    assert given.context is not None
+    found = {
+        (user, item): context
+        for user, item, context in zip(
+            given.user_row.tolist(),
+            given.item_row.tolist(),
+            np.nan_to_num(given.context).tolist(),
+            strict=True,
+        )
+    }
+    assert found == {(0, 0): [0.0, 0.0], (1, 1): [5.0, 0.0], (0, 2): [0.0, 9.0], (0, 3): [0.0, 0.0]}
+
+
+async def test_erased_user_leaves_no_context_in_the_files(tmp_path: Path) -> None:
+    events = world()
+    archive = EpochArchive(tmp_path / "archive", 1, guard=free)
+    context = np.where(np.array([user == "u7" for user, *_ in events]), 1234.5, 2.25)[:, None]
+    table = event_table(*zip(*events, strict=True), stream_ms=np.arange(len(events)), context=context)
+    archive.append(table, spans_of(table))
+    result = await fitted(request(archive, tmp_path / "fit", context_kinds=("number", "number")))
+    assert result.item_contexts is not None
+    of_user = np.asarray(result.item_users) == 7
+    assert (np.asarray(result.item_contexts)[of_user] == 1234.5).all()
+    assert erase_user(result.path, b"u7")
+    files = b"".join(path.read_bytes() for path in result.path.iterdir())
+    assert np.float32(1234.5).tobytes() not in files
+    assert np.float32(2.25).tobytes() in files
+
+
 def test_nothing_archived_is_an_empty_input() -> None:
     given = load_ratings([], item_ids(0))
     assert (given.n_users, given.n_items, len(given.ratings.value)) == (0, 0, 0)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive, read_spans
-from trainer.archive.events import Span, spans_of
+from trainer.archive.events import CONTEXT, SCHEMA, Span, contexts_of, spans_of, with_contexts
 from trainer.archive.merging import MERGED_ROWS, choose_merge
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Segment, SegmentName, inspect_segment, read_segment
@@ -373,3 +374,45 @@ def test_sigkill_at_each_step(
     else:
         after.erase(b"user-1", 10**9)
         assert contents(reopened(tmp_path)) == [ms for ms in range(1, 91) if ms % 3 != 1]
+
+
+def told(
+    first_ms: int, contexts: list[list[float]] | None, users: list[str]
+) -> tuple[pa.Table, dict[int, Span]]:
+    """An event of each of `users`, with contexts."""
+    ms, n = np.arange(first_ms, first_ms + len(users)), np.full(len(users), first_ms)
+    table = event_table(users, n, n, np.full(len(users), 3.0), stream_ms=ms, time=ms, context=contexts)
+    return table, spans_of(table)
+
+
+def test_contexts_are_in_the_log_and_only_where_there_are_any(tmp_path: Path) -> None:
+    archive = filled(tmp_path, segments=6, rows=3)
+    plain = {path.name: path.read_bytes() for path in archive.snapshot().paths}
+    archive.append(*told(100, [[1.0, np.nan], [np.nan, np.nan]], ["ann", "bob"]))
+    archive.append(*told(200, [[np.nan]], ["bob"]))
+    paths = archive.snapshot().paths
+    tables = [read_segment(path)[0] for path in paths]
+    assert [CONTEXT.name in table.schema.names for table in tables] == [False] * 6 + [True, False]
+    assert {path.name: path.read_bytes() for path in paths[:6]} == plain
+    found = contexts_of(tables[6])
+    assert found is not None
+    np.testing.assert_array_equal(found, np.array([[1.0], [np.nan]], dtype=np.float32))
+    archive.merge()
+    (merged,) = archive.snapshot().paths
+    found = contexts_of(read_segment(merged)[0])
+    assert found is not None
+    assert found[~np.isnan(found)].tolist() == [1.0]
+    assert archive.erase(b"ann", 1_000) == 1
+    (left,) = archive.snapshot().paths
+    assert read_segment(left)[0].schema.equals(SCHEMA)
+
+
+def test_a_context_that_was_changed_is_damage(tmp_path: Path) -> None:
+    archive = reopened(tmp_path)
+    archive.append(*told(1, [[1234.5]], ["ann"]))
+    (path,) = archive.snapshot().paths
+    table = pq.read_table(path)
+    other = with_contexts(table.drop_columns(CONTEXT.name), np.array([[1234.75]], dtype=np.float32))
+    pq.write_table(other.replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(SegmentDamagedError, match="checksum"):
+        read_segment(path)

@@ -1,0 +1,1 @@
+"""Contexts of ratings: what was told with them."""
