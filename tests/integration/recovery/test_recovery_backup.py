@@ -10,7 +10,7 @@ import pytest
 
 from featurestore.catalogue.catalogue import Change
 from featurestore.catalogue.item import CatalogueItem
-from featurestore.codecs import pack_entry
+from featurestore.codecs import ENTRY_BYTES, pack_entry
 from featurestore.ratings.log import NewRating
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
@@ -94,6 +94,23 @@ async def test_the_catalogue_comes_back_from_a_backup(
             await store.redis.hset(store.keys.catalogue_items, "a", b"{")
         found = await verified(settings)
         assert "catalogue}:items" in found.differences[0]
+
+
+async def test_any_byte_of_a_history_that_was_changed_is_found(settings: TrainerSettings) -> None:
+    """Where it makes another number that a rating can have, no reader of the history notices."""
+    await archive_ratings(settings)
+    async with running_trainer(settings), opened(settings.store) as store:
+        await until_drained(store)
+        key = store.keys.history(1, GIVEN[0].user_id)
+        good = await store.redis.get(key)
+        assert isinstance(good, bytes)
+        for place in range(ENTRY_BYTES):
+            await store.redis.set(key, good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+            found = await verify(store, settings, lambda _line: None)
+            assert found.count > 0, place
+            assert GIVEN[0].user_id.decode() in found.differences[0]
+        await store.redis.set(key, good)
+        assert (await verify(store, settings, lambda _line: None)).count == 0
 
 
 def _becomes(item: CatalogueItem | None) -> Change:
