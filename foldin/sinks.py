@@ -18,7 +18,7 @@ from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Event, Rati
 from factors import Scale
 from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable, StreamFull
 from featurestore.ratings.batches import Columns
-from featurestore.ratings.event_types import codes_taken, unknown_type
+from featurestore.ratings.event_types import RATING, codes_taken, unknown_type
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.errors import ImportStoppedError
@@ -204,7 +204,9 @@ def _rating(user: bytes, item: bytes, rating: float, time: float, _type: bytes =
 
 
 def _event(user: bytes, item: bytes, rating: float, time: float, kind: bytes = b"") -> Event:
-    return Event(user.decode(), item.decode(), kind.decode(), rating, time)
+    # As it is without a value: of a type that means `shown` the service knows better.
+    value = None if rating == 1.0 and kind != RATING.encode() else rating
+    return Event(user.decode(), item.decode(), kind.decode(), value, time)
 
 
 async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink:

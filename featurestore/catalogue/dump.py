@@ -41,7 +41,8 @@ class DumpedUser(msgspec.Struct, frozen=True):
 
 class Dump(msgspec.Struct, frozen=True):
     """All of a catalogue. `deleted`: ids of deleted items; `types`: of attributes, by kind and name;
-    `scenarios`: rules as JSON, by name; `event_types`: where they are not those that a store begins with.
+    `scenarios`: rules as JSON, by name; `event_types`: where they are not those that a store begins with;
+    `default_scenario`: of calls that ask for none, as an experiment has left it.
     """
 
     types: dict[str, dict[str, AttributeType]]
@@ -50,12 +51,13 @@ class Dump(msgspec.Struct, frozen=True):
     users: list[DumpedUser]
     scenarios: dict[str, str] = {}
     event_types: list[EventType] = []
+    default_scenario: str | None = None
     format: str = FORMAT
 
     def __bool__(self) -> bool:
         """Whether there is anything in it."""
-        known = self.items or self.deleted or self.users or self.scenarios or self.event_types
-        return bool(known or any(self.types.values()))
+        rules = self.scenarios or self.default_scenario or self.event_types
+        return bool(self.items or self.deleted or self.users or rules or any(self.types.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,8 @@ async def read_dump(
     types: dict[str, dict[str, AttributeType]] = {kind: await catalogue.schema.types(kind) for kind in KINDS}
     known = await event_types.current()
     lists = list(items.values()), sorted(deleted), list(users.values())
-    return Dump(types, *lists, await scenarios.texts(), [] if known == DEFAULT_TYPES else list(known))
+    changed = [] if known == DEFAULT_TYPES else list(known)
+    return Dump(types, *lists, await scenarios.texts(), changed, await scenarios.default())
 
 
 async def put_back(
@@ -149,6 +152,8 @@ async def put_back(
     for name, text in dump.scenarios.items():
         if await scenarios.get(name.encode()) is None:
             await scenarios.put(name.encode(), text.encode())
+    if dump.default_scenario is not None:
+        await scenarios.put_default(dump.default_scenario)
     return PutBack(count, users)
 
 

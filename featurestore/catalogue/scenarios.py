@@ -9,6 +9,7 @@ from typing import Any
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreRefused
+from featurestore.experiments.definition import DEFAULT_SCENARIO
 from featurestore.keys import Keys, shown_key
 from featurestore.wire.connection import Connection
 from featurestore.wire.resp import encode
@@ -27,6 +28,7 @@ class Scenarios:
 
     def __init__(self, keys: Keys, hot: Connection, client: Client, confirmation: Confirmation) -> None:
         self._key = keys.scenarios
+        self._experiments = keys.experiments
         self._hot = hot
         self._client = client
         self._confirmation = confirmation
@@ -76,6 +78,17 @@ class Scenarios:
         since = self._confirmation.begin()
         # In one step, so that no reader takes an earlier text for this version.
         await self._client.hset(self._key, mapping={name: value, _MARK + name: version_of(value)})
+        await self._confirmation.wait(since)
+
+    async def default(self) -> str | None:
+        """Return the scenario of calls that ask for none, as an experiment has left it; None for none."""
+        name: Any = await self._client.hget(self._experiments, DEFAULT_SCENARIO)
+        return name.decode("utf-8", "replace") if name else None
+
+    async def put_default(self, name: str) -> None:
+        """Put back the scenario of calls that ask for none, where the store has none."""
+        since = self._confirmation.begin()
+        await self._client.hsetnx(self._experiments, DEFAULT_SCENARIO, name.encode())
         await self._confirmation.wait(since)
 
     async def delete(self, name: bytes) -> bool:

@@ -134,8 +134,12 @@ class Experiments:
 
     def of_epoch(self, epoch: int) -> "Experiments":
         """Return these without those over generations of another history, which are gone."""
-        kept = (e for e in self.running if not e.over_generations or e.definition.epoch == epoch)
-        return replace(self, running=tuple(kept))
+        ended = self.of_ended(epoch)
+        return replace(self, running=tuple(each for each in self.running if each not in ended))
+
+    def of_ended(self, epoch: int) -> tuple[Experiment, ...]:
+        """Return those over generations of another history than that of this epoch."""
+        return tuple(e for e in self.running if e.over_generations and e.definition.epoch != epoch)
 
     def named(self, name: str) -> Experiment | None:
         """Return an experiment, None where there is none of this name."""

@@ -17,7 +17,7 @@ from featurestore.experiments.definition import (
     Experiments,
     read_experiments,
 )
-from featurestore.keys import Keys
+from featurestore.keys import Keys, whole
 
 # A worker reads all of them ten times a second, and each is about its own scenario.
 MOST_EXPERIMENTS = 32
@@ -58,8 +58,9 @@ class StoredExperiments:
     async def begin(self, name: str, definition: Definition) -> Experiment:
         """Begin an experiment, and return it; one that runs already with the same arms is returned as it is.
 
-        Raises `ExperimentExists`, `GenerationUnknown` for one that is not whole or belongs to another
-        history, `StoreRefused` where there are too many.
+        Those over generations of a history that has ended, which do nothing, give way where one of them has
+        the name, or the room. Raises `ExperimentExists`, `GenerationUnknown` for one that is not whole or
+        belongs to another history, `StoreRefused` where there are too many.
         """
         found = Experiment(name, definition)
         text = msgspec.json.encode(definition)
@@ -67,6 +68,8 @@ class StoredExperiments:
         since = self._confirmation.begin()
         args = [name.encode(), text, b"%d" % MOST_EXPERIMENTS, *numbers]
         (reply,) = await self._client.call("begin_experiment", (self._keys.switched, args))
+        if reply[0] in {b"FULL", b"EXISTS"} and await self._drop_ended():
+            (reply,) = await self._client.call("begin_experiment", (self._keys.switched, args))
         if reply[0] == b"UNKNOWN":
             raise GenerationUnknown(int(reply[1]), "is not kept, or belongs to another history")
         if reply[0] == b"FULL":
@@ -87,18 +90,35 @@ class StoredExperiments:
 
         Raises `GenerationUnknown` where the generation that is kept is gone.
         """
-        of_arms = [self._keys.experiment_users(name, arm) for arm in range(max(arms, 1))]
-        names = [*self._keys.switched, self._keys.experiment_sums(name), *of_arms]
         number = b"" if winner.generation is None else b"%d" % winner.generation
         args = [name.encode(), number, b"1" if winner.hold else b"0", (winner.scenario or "").encode()]
         since = self._confirmation.begin()
-        (reply,) = await self._client.call("end_experiment", (names, args))
+        (reply,) = await self._client.call("end_experiment", (self._names(name, arms), args))
         if reply[0] == b"GONE":
             return False
         if reply[0] != b"OK":
             raise GenerationUnknown(winner.generation or 0, reply[1].decode())
         await self._confirmation.wait(since)
         return True
+
+    async def _drop_ended(self) -> bool:
+        """Remove experiments of histories that have ended; whether there was any."""
+        fields: Any = await self._client.hgetall(self._keys.experiments)
+        epoch = whole(await self._client.hget(self._keys.live, b"epoch") or b"0", self._keys.live)
+        ended = read_experiments(fields).of_ended(epoch)
+        # Unless another call has put one of its own under the name since.
+        calls = [
+            (self._names(e.name, len(e.arms)), [e.name.encode(), b"", b"0", b"", fields[e.name.encode()]])
+            for e in ended
+        ]
+        if calls:
+            await self._client.call("end_experiment", *calls)
+        return bool(calls)
+
+    def _names(self, name: str, arms: int) -> list[bytes]:
+        """Return the keys that the end of an experiment of so many `arms` touches."""
+        of_arms = [self._keys.experiment_users(name, arm) for arm in range(max(arms, 1))]
+        return [*self._keys.switched, self._keys.experiment_sums(name), *of_arms]
 
 
 def _alike(one: Definition, other: Definition) -> bool:

@@ -781,9 +781,10 @@ local function begin_experiment(keys, args)
 end
 
 -- keys: live, generations, experiments, then what came of it. args: name, the generation that goes live or '', hold '1' or
--- '0', the scenario of calls that ask for none or ''.
+-- '0', the scenario of calls that ask for none or ''[, the definition that must stand under the name].
 local function end_experiment(keys, args)
-  if redis.call('HEXISTS', keys[3], args[1]) == 0 then
+  local stands = redis.call('HGET', keys[3], args[1])
+  if not stands or (args[5] and stands ~= args[5]) then
     return { 'GONE' }
   end
   if args[2] ~= '' then

@@ -153,6 +153,9 @@ class FeedbackRecorder:
             for k in events:
                 by_user[columns.user_id[k]].append(k)
         names = dict.fromkeys(columns.item_id[k] for k in wanted)
+        if any(each.user_id in of_user for each in self._shown):
+            # Who is as fast as that was shown the item by an answer that is not stored yet.
+            await self._steps.make(self._store_shown())
         try:
             histories, rows = await asyncio.gather(
                 self._store.users.parts(epoch, list(of_user)), self._store.items(epoch).rows(list(names))

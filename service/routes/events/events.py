@@ -41,6 +41,7 @@ from service.openapi import (
     request_body,
     whole,
 )
+from service.routes.generations import MAX_NUMBER
 from service.routes.items import item_names
 from service.routes.ratings import (
     MAX_RATINGS,
@@ -60,8 +61,9 @@ _PATH_TYPE = parameter("type", "path", TEXT_ID_SCHEMA, "A type of GET /event-typ
 
 class EventIn(msgspec.Struct):
     """One event as it is sent. `value`: any number, 1 without it; of type `rating` the rating; of a type that
-    means `shown` it is the generation, whatever is sent. `timestamp`: seconds since 1970; without it, the
-    moment of arrival. `recommendation_id`: of the answer that showed the item.
+    means `shown` the generation that has shown it, 0 for none, and the live one without it. `timestamp`:
+    seconds since 1970; without it, the moment of arrival. `recommendation_id`: of the answer that showed the
+    item.
     """
 
     user_id: DescribedId
@@ -155,6 +157,11 @@ def _value(row: EventIn, number: int, token: Token | None, known: Known) -> floa
     kind = known.types.get(row.type)
     if kind is not None and kind.meaning == "shown":
         # What comes of it counts for the generation that has shown it.
+        if token is None and row.value is not None:
+            if not 0.0 <= row.value <= MAX_NUMBER or row.value != int(row.value):
+                detail = f"value must be the generation that has shown the item, or 0, not {row.value:g}"
+                raise Problem("invalid_body", detail, field="value", row=number)
+            return row.value
         return float(known.generation if token is None else token.generation)
     if row.value is None and row.type == RATING:
         raise Problem("invalid_body", "value is missing: it is the rating", field="value", row=number)

@@ -8,7 +8,15 @@ import pytest
 from featurestore.catalogue import attributes
 from featurestore.catalogue import catalogue as catalogue_module
 from featurestore.catalogue.catalogue import NO_VERSION
-from featurestore.catalogue.dump import Dump, DumpedUser, PutBack, put_back
+from featurestore.catalogue.dump import (
+    Dump,
+    DumpedUser,
+    PutBack,
+    dump_from_bytes,
+    dump_to_bytes,
+    put_back,
+    read_dump,
+)
 from featurestore.catalogue.item import CatalogueItem, Time
 from featurestore.catalogue.schema import SchemaChanged
 from featurestore.confirmation import Confirmation
@@ -175,6 +183,17 @@ async def test_users_who_are_put_back_share_a_confirmation(
     assert found == PutBack(0, 19)
     ages = [await store.attributes.get(user.user_id.encode()) for user in users]
     assert ages == [{"age": 99.0}, *(user.values for user in users[1:])]
+
+
+async def test_a_dump_has_the_scenario_that_an_experiment_has_left(store: Store) -> None:
+    parts = store.catalogue, store.attributes, store.scenarios, store.event_types
+    assert not await read_dump(*parts)
+    await put_back(*parts, Dump({}, [], [], [], default_scenario="home"))
+    # One that the store has stays.
+    await put_back(*parts, Dump({}, [], [], [], default_scenario="other"))
+    read = dump_from_bytes(dump_to_bytes(await read_dump(*parts)))
+    assert (bool(read), read.default_scenario) == (True, "home")
+    assert (await store.experiments.all()).default_scenario == "home"
 
 
 async def test_one_scan_finds_the_attributes_of_all_partitions(

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from featurestore.codecs import History, pack_histories
+from featurestore.errors import StoreRefused
 from featurestore.experiments.definition import Arm, Definition, Experiment
-from featurestore.experiments.stored import Winner
+from featurestore.experiments.stored import MOST_EXPERIMENTS, ExperimentExists, Winner
 from featurestore.experiments.tallies import new_tally
 from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
@@ -342,6 +343,29 @@ async def test_what_one_has_counted_late_is_none_of_another_of_its_name(store: S
     await store.tallies.add(new, 0, new_tally() + 1.0, [4])
     ((tally, users), _) = await store.tallies.read(new)
     assert (float(tally.min()), users) == (1.0, 1)
+
+
+async def test_those_of_ended_histories_leave_name_and_room(store: Store) -> None:
+    _, first, second = await two_generations(store)
+    arms = tuple(
+        Arm(f"g{each.writer.number}", 0.5, generation=each.writer.number) for each in (first, second)
+    )
+    names = ["fits", *(f"old-{k}" for k in range(MOST_EXPERIMENTS - 1))]
+    for name in names:
+        await store.redis.hset(store.keys.experiments, name, msgspec.json.encode(Definition(arms, 1e9, 99)))
+    left = Experiment("fits", Definition(arms, 1e9, 99))
+    await store.tallies.add(left, 0, new_tally() + 1.0, [1])
+    found = await store.experiments.begin("fits", Definition(arms, 1e9, 1))
+    assert (await store.experiments.all()).running == (found,)
+    assert not await store.redis.exists(store.keys.experiment_sums("fits"))
+    # One that runs keeps its name and its room.
+    scenarios = Arm("a", 0.5, scenario="a"), Arm("b", 0.5, scenario="b")
+    with pytest.raises(ExperimentExists):
+        await store.experiments.begin("fits", Definition(scenarios, 1e9))
+    for k in range(MOST_EXPERIMENTS - 1):
+        await store.experiments.begin(f"new-{k}", Definition(scenarios, 1e9, scenario=f"s{k}"))
+    with pytest.raises(StoreRefused):
+        await store.experiments.begin("more", Definition(scenarios, 1e9, scenario="more"))
 
 
 async def test_one_of_an_ended_history_is_in_the_way_of_nothing(

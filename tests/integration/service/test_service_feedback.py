@@ -121,9 +121,26 @@ async def test_a_front_end_says_itself_what_it_has_shown(client: Client, written
     # Without a token it is what answers now.
     assert (await event(client, "ann", "item-7", "impression")).status == 200
     assert (await until(client, written, shown=2))["positives"] == 1
+    # What an import says is kept; one of a generation that there is not counts for none.
+    for value in (12345, 0):
+        assert (await event(client, "eve", f"item-{value % 7}", "impression", value=value)).status == 200
+    values = {each["value"] for each in (await client.get("/users/eve/events")).json["events"]}
+    assert values == {12345.0, 0.0}
+    for wrong in (-1, 2.5, 1e300):
+        reply = await event(client, "eve", "item-1", "impression", value=wrong)
+        assert is_problem(reply, 422, "invalid_body")
+        assert reply.json["field"] == "value"
     reply = await event(client, "ann", "item-6", "impression", recommendation_id="mine")
     assert is_problem(reply, 422, "invalid_body")
     assert reply.json["field"] == "recommendation_id"
+
+
+async def test_what_is_chosen_at_once_counts(client: Client, written: Written) -> None:
+    (shown, *_) = (await client.get("/recommend/ann?n=2&impressions=true")).json["items"]
+    # Before the next step of what stores showings.
+    assert (await event(client, "ann", shown["item_id"], "purchase")).status == 200
+    found = await until(client, written, shown=2, positives=1)
+    assert (found["shown"], found["positives"]) == (2, 1)
 
 
 async def test_a_scenario_records_for_all_its_lists(client: Client, written: Written) -> None:
