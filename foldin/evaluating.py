@@ -6,7 +6,7 @@ Invariant: what is finished is on disk, and `--resume` with the same file, split
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +26,13 @@ from evaluation.results.lines import Line, LineStore
 from factors import Scale
 from featurestore.settings import format_scale, parse_scale
 from foldin.files.dataset import FileData, FileRules, read_files
+from foldin.files.item_attributes import item_columns
 from foldin.settings import FILE_FORMATS, FORMAT_HELP, columns
 from processes.errors import CannotStartError
 from processes.settings import choice, load, setting, whole
 
 DEFAULT_ENGINES = (AUTO, "global-mean", "item-mean", "bias")
+WITH_ATTRIBUTES = f"{AUTO}:attributes"
 SHARE = 0.2  # as MovieLens holds out a fifth
 INTERRUPTED = 130  # exit code of a shell's command that SIGINT ended
 
@@ -64,6 +66,12 @@ class EvaluateOptions:
     )
     test: Path | None = setting(
         None, "hold out the ratings of this second file, in place of a split", Path, metavar="FILE"
+    )
+    items: Path | None = setting(
+        None,
+        "what is said of the items: anything that `foldin import --items` reads; auto:attributes learns it",
+        Path,
+        metavar="FILE",
     )
     folds: tuple[int, ...] = setting(
         tuple(range(1, splits.FOLDS + 1)), "of given-fold", whole(1, splits.FOLDS), many=True
@@ -123,13 +131,14 @@ def evaluate_file(argv: Sequence[str]) -> int:
     about = "Compare engines on the ratings of a file: a part is learned, the rest is predicted."
     options = load(EvaluateOptions, argv, {}, command="foldin evaluate", about=about)
     console = new_console()
-    read = _read(options, console)
+    read = _described(options, _read(options, console))
     for remark in read.remarks:
         console.print(remark, style="yellow", markup=False)
+    default = RANKING_ENGINES if options.ranking else DEFAULT_ENGINES
+    if read.data.attributes:
+        default = (WITH_ATTRIBUTES, *default)
     # An engine or fold that is named twice is run once.
-    engines = tuple(
-        dict.fromkeys(options.engines or (RANKING_ENGINES if options.ranking else DEFAULT_ENGINES))
-    )
+    engines = tuple(dict.fromkeys(options.engines or default))
     plan = Plan(
         _splits(options, read), engines, options.seed, ranking=options.ranking, limit_s=options.timeout_s
     )
@@ -162,6 +171,22 @@ def _read(options: EvaluateOptions, console: Console) -> FileData:
             FileRules(options.format, options.columns, options.on_bad == "skip", options.scale),
             lambda path, share: progress.update(tasks[path], completed=share),
         )
+
+
+def _described(options: EvaluateOptions, read: FileData) -> FileData:
+    """Return what was read with the attributes of its items, where a file says any."""
+    if options.items is None:
+        return read
+    found = item_columns(options.items, read.item_ids)
+    remarks = [*read.remarks, *found.remarks]
+    if found.described < read.data.n_items:
+        remarks.append(f"{options.items} describes {found.described:,} of {read.data.n_items:,} items")
+    if found.columns is None:
+        raise CannotStartError(
+            f"{options.items} says nothing that tells items apart: give a file with attributes or categories "
+            "of items that are rated"
+        )
+    return replace(read, data=replace(read.data, attributes={"item": found.columns}), remarks=tuple(remarks))
 
 
 def _splits(options: EvaluateOptions, read: FileData) -> list[Split]:

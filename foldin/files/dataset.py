@@ -40,12 +40,13 @@ class FileRules:
 @dataclass(frozen=True, slots=True)
 class FileData:
     """A data set from files. `n_first`: how many of its ratings are of the first file; `remarks`: what was
-    left out, a line each.
+    left out, a line each; `item_ids`: by item row, as bytes.
     """
 
     data: DataSet
     n_first: int
     remarks: tuple[str, ...]
+    item_ids: pa.Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,8 @@ def read_files(
         for part in (path, second)
         if part is not None
     ]
-    user, n_users = _rows([part.user for part in parts])
-    item, n_items = _rows([part.item for part in parts])
+    user, user_ids = _rows([part.user for part in parts])
+    item, item_ids = _rows([part.item for part in parts])
     value = np.concatenate([part.value for part in parts])
     time = np.concatenate([part.time for part in parts])
     kept = last_of_each_pair(user, item)
@@ -90,7 +91,8 @@ def read_files(
         )
     ratings = Ratings(user[kept], item[kept], value[kept], time[kept])
     n_first = int((kept < len(parts[0].value)).sum())
-    return FileData(DataSet(path.name, ratings, n_users, n_items, scale), n_first, tuple(remarks))
+    data = DataSet(path.name, ratings, len(user_ids), len(item_ids), scale)
+    return FileData(data, n_first, tuple(remarks), item_ids)
 
 
 def _read(path: Path, rules: FileRules, remarks: list[str], on_progress: Callable[[float], None]) -> _Columns:
@@ -121,9 +123,11 @@ def _read(path: Path, rules: FileRules, remarks: list[str], on_progress: Callabl
     )
 
 
-def _rows(parts: list[pa.Array]) -> tuple[npt.NDArray[np.int32], int]:
+def _rows(parts: list[pa.Array]) -> tuple[npt.NDArray[np.int32], pa.Array]:
+    """Return the row of each id (n,), and the ids by row."""
     encoded = pc.dictionary_encode(pa.concat_arrays(parts))
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32), len(encoded.dictionary)
+    rows = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+    return rows, encoded.dictionary.cast(pa.binary())
 
 
 def last_of_each_pair(user: npt.NDArray[np.int32], item: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

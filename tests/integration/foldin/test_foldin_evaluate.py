@@ -60,6 +60,30 @@ def test_a_table_a_csv_and_pictures(ratings: Path, tmp_path: Path) -> None:
         assert (out / name).read_text().startswith("<?xml")
 
 
+def test_what_is_said_of_the_items_is_learned(ratings: Path, tmp_path: Path) -> None:
+    # Half of the items, of which one kind is liked by far more.
+    lines = ratings.read_text().splitlines()
+    ratings.write_text("\n".join([lines[0], *map(_with_kinds, lines[1:])]) + "\n")
+    items, out = tmp_path / "items.csv", tmp_path / "out"
+    items.write_text("item_id,kind,year\n" + "".join(f"i{k},{_kind(k)},{1950 + k}\n" for k in range(28)))
+    engines = "auto:attributes,global-mean"
+    done = evaluate(ratings, "--items", items, "--engines", engines, "--out", out)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "describes 28 of 30 items" in done.stdout
+    with (out / "summary.csv").open(newline="") as file:
+        rows = {row["engine"]: row for row in csv.DictReader(file)}
+    assert float(rows["auto:attributes"]["rmse"]) < float(rows["global-mean"]["rmse"])
+
+
+def _kind(item: int) -> str:
+    return "liked" if item % 2 else "other"
+
+
+def _with_kinds(line: str) -> str:
+    user, item, _, moment = line.split(",")
+    return f"{user},{item},{4 if int(item[1:]) % 2 else 2},{moment}"
+
+
 def test_lists_beside_those_of_a_tuned_rival(ratings: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--ranking", "--split", "leave-last-k", "-k", 3, "--engines", "auto,popularity,edlae")
@@ -117,6 +141,8 @@ def test_each_rating_before_it_is_learned(ratings: Path, tmp_path: Path) -> None
         (("{file}", "--test", "{file}"), "two different files"),
         (("{file}", "--out", "{file}/x"), "another --out"),
         (("{file}", "--scale", "1:3"), "--scale"),
+        (("{file}", "--items", "{file}"), "says nothing that tells items apart"),
+        (("{file}", "--items", "{file}.none"), "cannot be read"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(

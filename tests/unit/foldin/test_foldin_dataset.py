@@ -11,6 +11,7 @@ import pytest
 from evaluation.offline import splits
 from factors import Scale
 from foldin.files.dataset import FileRules, read_files
+from foldin.files.item_attributes import item_columns
 from foldin.files.rows import scale_of
 from processes.errors import CannotStartError
 
@@ -91,3 +92,22 @@ def test_bad_rows_can_be_left_out(tmp_path: Path) -> None:
 )
 def test_the_scale_is_the_one_that_the_ratings_keep(values: list[float], scale: Scale) -> None:
     assert scale_of(np.array(values, dtype=float)) == scale
+
+
+def test_a_file_of_items_describes_those_that_are_rated(tmp_path: Path) -> None:
+    path, ids = tmp_path / "items.csv", pa.array([b"i%d" % k for k in range(12)])
+    lines = [f"i{k},{('drama', 'war')[k % 2]},{1950 + k},2020-01-{k + 1:02}" for k in range(10)]
+    path.write_text("item_id,genres,year,since\n" + "\n".join([*lines, "other,drama,1,2020-01-01"]) + "\n")
+    found = item_columns(path, ids)
+    assert found.columns is not None
+    assert (found.described, found.columns.rows) == (10, 12)
+    assert found.columns.described.tolist() == [True] * 10 + [False] * 2
+    # Two genres, the year, and the time, which is a number too.
+    assert found.columns.width == 4
+    lines = [f'{{"item_id": "i{k}", "attributes": {{"year": {1950 + k}, "none": null}}}}' for k in range(10)]
+    path.write_text("\n".join(lines))
+    assert item_columns(path, ids).described == 10
+    path.write_text("\n".join([*lines, '{"item_id": "i11", "attributes": {"year": "long ago"}}']))
+    with pytest.raises(CannotStartError, match=r"row 11 of .*year"):
+        item_columns(path, ids)
+    assert item_columns(path, pa.array([b"x"])).columns is None
