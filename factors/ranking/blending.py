@@ -19,9 +19,9 @@ def blended(relevance: Float64s, rating: Float64s, gamma: float, scale: Scale) -
     return np.asarray(np.maximum(relevance, 0.0) * _factor(rating, gamma, scale))
 
 
-def highest_score(relevance: float, gamma: float, scale: Scale) -> float:
-    """Return the highest score of an item that is no more relevant than that, whatever its rating."""
-    return max(relevance, 0.0) * float(_factor(np.array(scale.high), gamma, scale))
+def highest_scores(relevance: Float64s, gamma: float, scale: Scale) -> Float64s:
+    """Return the highest score that an item with this relevance (m,) may have, whatever its rating."""
+    return np.asarray(np.maximum(relevance, 0.0) * _factor(np.array(scale.high), gamma, scale))
 
 
 def best_first(scores: Float64s, relevance: Float64s, rating: Float64s, rows: Int64s) -> Int64s:

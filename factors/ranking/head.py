@@ -6,6 +6,7 @@ types count as `factors/ranking/type_weights.py` says.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -34,6 +35,15 @@ class RankingHead:
         with.
         """
         return self._solved(self._events(histories), recency=recency, threads=threads)
+
+    def fold_in_and_reach(self, histories: Histories) -> tuple[Float64s, list[tuple[Int64s, Float64s]]]:
+        """Return the vectors (b, r) of users with these histories, and of each the rows (m,), ascending, that
+        the sparse term adds to, and what it adds to the relevance of each (m,).
+        """
+        data = self._events(histories)
+        said, borders = self._said(data), pairwise(data.compressed.indptr.tolist())
+        reached = [self.neighbours.reached(data.compressed.other[a:b], said[a:b]) for a, b in borders]
+        return self._solved(data), reached
 
     def fold_in_items(self, users: Float32s, histories: Histories) -> Float32s:
         """Return the factors (m, r) of items that were chosen by these of `users` (u, r); their values in
@@ -85,17 +95,6 @@ class RankingHead:
         other = data.compressed.other
         sparse = self.neighbours.weights_of(other, item_row)
         return base, other.astype(np.int32), np.asarray(self._said(data) * (chosen @ direction + sparse))
-
-    def reached(self, history: Histories) -> tuple[Int64s, Float64s]:
-        """Return the rows (m,), ascending, that the sparse term of this one history adds to, and what it adds
-        to the relevance of each (m,).
-        """
-        data = self._events(history)
-        entries, lengths = self.neighbours.entries(data.compressed.other)
-        added = np.repeat(self._said(data), lengths) * self.neighbours.weight[entries]
-        # Several events reach the same item: one sum for each.
-        rows, place = np.unique(self.neighbours.item_row[entries], return_inverse=True)
-        return rows.astype(np.int64), np.bincount(place, added, minlength=len(rows)).astype(np.float64)
 
     def covariance(self, history: Histories) -> Float64s:
         """Return the covariance (r, r) of the user's vector: the inverse of its precision times the noise."""

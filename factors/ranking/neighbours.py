@@ -69,6 +69,16 @@ class Neighbours:
         terms = np.repeat(weight, lengths)[hit] * self.weight[entries[hit]]
         return np.asarray(np.bincount(place[hit], terms, minlength=len(distinct))[inverse], np.float64)
 
+    def reached(self, items: Int64s, weight: Float64s) -> tuple[Int64s, Float64s]:
+        """Return the rows (m,), ascending, that `add` adds to, and what it adds to each (m,)."""
+        entries, lengths = self.entries(items)
+        row, added = self.item_row[entries], np.repeat(weight, lengths) * self.weight[entries]
+        order = np.argsort(row, kind="stable")
+        row, added = row[order], added[order]
+        # Several events reach the same item: one sum for each.
+        first = np.flatnonzero(np.diff(row, prepend=-1))
+        return row[first].astype(np.int64), np.add.reduceat(added, first) if len(first) else added
+
     def weights_of(self, items: Int64s, row: int) -> Float64s:
         """Return what each of `items` (h,) adds to the score of the one item `row`."""
         entries, lengths = self.entries(items)

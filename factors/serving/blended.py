@@ -17,17 +17,19 @@ import numpy.typing as npt
 from factors.model.layout import FloatTable
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int32s, Int64s
 from factors.posterior.posterior_model import PosteriorModel
-from factors.ranking.blending import best_first, blended, highest_score
+from factors.ranking.blending import best_first, blended, highest_scores
 from factors.ranking.head import RankingHead
 from factors.serving.ivf_index import Index
-from factors.serving.mean_table import MeanTable, grown
+from factors.serving.mean_table import MeanTable, Products, grown, largest, places
 from factors.serving.posterior_draw import PosteriorDraw
 from factors.serving.scoring import Scorer
 
 # Candidates for a list of n by factors alone, at first: with these most lists need no second look.
 _PER_ITEM, _SPARE = 3, 50
-# So many times as many, where those did not do: about what ten lists of an index of a million items hold.
+# So many times as many, where those did not do.
 _MORE = 64
+# Of candidates few ratings are asked for at first, as they cost the most; then of so many times as many.
+_RATED_MORE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,13 @@ class Blended:
 
     def behind(self, offset: int) -> "Blended":
         """Return what stands behind the best `offset`."""
-        part = slice(offset, None)
-        return Blended(self.item_rows[part], self.scores[part], self.relevance[part], self.rating[part])
+        return self.at(slice(offset, None))
+
+    def at(self, places: Int64s | slice) -> "Blended":
+        """Return those at `places`, in that order."""
+        return Blended(
+            self.item_rows[places], self.scores[places], self.relevance[places], self.rating[places]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +77,37 @@ class _View:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """One user: `vector` float64 (r,); `reached` (m,), ascending, the rows that the sparse term adds `added`
-    (m,) to.
+class _Candidates:
+    """Items at `positions` (m,) of a table with their `relevance` float64 (m,), -inf of one that may not be
+    returned; no other item is more relevant than `rest`.
     """
 
-    head: RankingHead
-    vector: Float64s
-    reached: Int64s
-    added: Float64s
-
-    def dense(self, rows: Int64s) -> Float64s:
-        """Return what the factors make of `rows` (m,)."""
-        # In float32, as the search multiplies: a bound taken from one must hold in the other.
-        return (self.head.items[rows] @ self.vector.astype(np.float32)).astype(np.float64)
-
-    def relevance(self, rows: Int64s) -> Float64s:
-        """Return the relevance of `rows` (m,)."""
-        return self.with_added(rows, self.dense(rows))
-
-    def with_added(self, rows: Int64s, dense: Float64s) -> Float64s:
-        """Return the relevance of `rows` (m,) of which the factors make `dense` (m,)."""
-        relevance = dense.copy()
-        hit, place = _places(self.reached, rows)
-        relevance[hit] += self.added[place]
-        return relevance
+    positions: Int64s
+    relevance: Float64s
+    rest: float
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidates:
-    """Rows (m,) with their relevance (m,), most relevant first; no other row is more relevant than `rest`."""
+class _Reached:
+    """The rows (m,), ascending, that the sparse term adds `added` float64 (m,) to the relevance of."""
 
     rows: Int64s
-    relevance: Float64s
-    rest: float
+    added: Float64s
+
+    def only(self, exclude: Int64s, allowed: Bools | None) -> "_Reached":
+        """Return those that are not in `exclude` and are `allowed`."""
+        keep = np.ones(len(self.rows), dtype=np.bool_)
+        keep[places(self.rows, exclude)[1]] = False
+        if allowed is not None:
+            inside = self.rows < len(allowed)
+            keep &= inside
+            keep[inside] &= allowed[self.rows[inside]]
+        return _Reached(self.rows[keep], self.added[keep])
+
+    def add(self, relevance: Float64s, rows: Int64s) -> None:
+        """Add to the `relevance` (m,) of `rows` (m,)."""
+        hit, place = places(self.rows, rows)
+        relevance[hit] += self.added[place]
 
 
 Rate = Callable[[Int64s], Float64s]
@@ -183,36 +187,40 @@ class BlendedRanker:
         excluded = [np.asarray(rows, np.int64) for rows in exclude]
         excluded = [rows[(rows >= 0) & (rows < count)] for rows in excluded]
         # All users of the block at once: a fold-in is a few calls of LAPACK, whose overhead they share.
-        expected = head.fold_in_users(histories)
-        parts = [histories.part(j, j + 1) for j in range(b)]
+        expected, by_history = head.fold_in_and_reach(histories)
+        reached = [_Reached(*each) for each in by_history]
         vectors = expected
         if rng is not None:
+            parts = [histories.part(j, j + 1) for j in range(b)]
             pairs = zip(expected, parts, strict=True)
             vectors = np.stack([_drawn(head, part, vector, rng) for vector, part in pairs])
         features = vectors.astype(np.float32)
 
+        def candidates(some: slice, wanted: int, *, exact: bool) -> list[_Candidates]:
+            own = features[some], wanted, excluded[some]
+            found = view.means.products(*own, exact=exact, allowed=allowed)
+            each = zip(found, features[some], reached[some], excluded[some], strict=True)
+            return [
+                _with_reached(view.means, products, user, sparse.only(barred, allowed))
+                for products, user, sparse, barred in each
+            ]
+
         depth = _PER_ITEM * n + _SPARE
-
-        def nearest(some: Sequence[int], wanted: int) -> list[Int64s]:
-            barred = [excluded[j] for j in some]
-            return view.means.best(features[some], wanted, barred, exact=exact, allowed=allowed, within=depth)
-
-        first = nearest(range(b), depth)
         answers = []
-        for j, found in enumerate(first):
-            asked = _Asked(head, vectors[j], *head.reached(parts[j]))
+        for j, found in enumerate(candidates(slice(None), depth, exact=exact)):
             rate = partial(_expected, scorer, users[j : j + 1])
             order = rate if rng is None else _draw(self._posterior, scorer, users[j], rng)
-            best = self._best(_candidates(asked, found, depth, excluded[j], allowed), n, order)
-            more = depth
+            best, more = self._best(view.means, found, n, order), depth
             while best is None:
                 more *= _MORE
-                candidates = _candidates(asked, nearest([j], more)[0], more, excluded[j], allowed)
-                best = self._best(candidates, n, order)
+                (deeper,) = candidates(slice(j, j + 1), more, exact=True)
+                best = self._best(view.means, deeper, n, order)
             if rng is not None:
                 # A client reads what is expected; the draw has decided which items, and in which order.
                 rows = best.item_rows
-                best = self._valued(rows, replace(asked, vector=expected[j]).relevance(rows), rate(rows))
+                relevance = view.means.of_rows(expected[j].astype(np.float32), rows).astype(np.float64)
+                reached[j].add(relevance, rows)
+                best = self._valued(rows, relevance, rate(rows))
             answers.append(best)
         return answers
 
@@ -228,31 +236,37 @@ class BlendedRanker:
         score = self._valued(np.array([item_row]), np.array([relevance]), np.array([rating])).scores[0]
         return ExplainedScore(float(score), relevance, base, rows, contributions)
 
-    def _best(self, candidates: _Candidates, n: int, rate: Rate) -> Blended | None:
+    def _best(self, means: MeanTable, candidates: _Candidates, n: int, rate: Rate) -> Blended | None:
         """Return the best `n` of the candidates; None where an item that is none may belong among them."""
         scale, gamma = self._posterior.model.scale, self.head.parameters.gamma
-        rows, relevance = candidates.rows, candidates.relevance
-        rating = np.zeros(0)
-        looked_at = min(len(rows), 2 * n + _SPARE)
+        positions, relevance = candidates.positions, candidates.relevance
+        highest = highest_scores(relevance, gamma, scale)
+        some = 2 * n + _SPARE
+        chosen = largest(relevance, some)
+        rows = means.rows_at(positions[chosen])
+        rating = rate(rows)
         while True:
-            # Ratings are what costs most of a candidate, so few are asked for at first.
-            rating = np.concatenate([rating, rate(rows[len(rating) : looked_at])])
-            found = self._valued(rows[:looked_at], relevance[:looked_at], rating)
+            found = self._valued(rows, relevance[chosen], rating)
             # All that tie with the last of the list.
             high = np.flatnonzero(found.scores >= _nth(found.scores, n))
-            some = found.scores[high], found.relevance[high], rating[high], found.item_rows[high]
-            order = high[best_first(*some)[:n]]
-            left_out = float(relevance[looked_at]) if looked_at < len(rows) else -np.inf
-            left_out = max(left_out, candidates.rest)
-            last = (-np.inf, -np.inf)
+            tied = found.at(high)
+            order = high[best_first(tied.scores, tied.relevance, tied.rating, tied.item_rows)[:n]]
+            last = -np.inf, -np.inf
             if len(order) == n:
                 last = float(found.scores[order[-1]]), float(found.relevance[order[-1]])
-            if left_out == -np.inf or last >= (highest_score(left_out, gamma, scale), left_out):
-                return self._valued(found.item_rows[order], found.relevance[order], rating[order])
-            # No candidate is left that could settle it: more are wanted.
-            if looked_at == len(rows):
-                return None
-            looked_at = min(len(rows), 2 * looked_at)
+            # What could still reach the list, be it rated as high as the scale goes.
+            able = (highest > last[0]) | ((highest == last[0]) & (relevance >= last[1]))
+            able &= relevance > -np.inf
+            able[chosen] = False
+            left = np.flatnonzero(able)
+            if len(left) == 0:
+                rest = float(highest_scores(np.array([candidates.rest]), gamma, scale)[0]), candidates.rest
+                settled = candidates.rest == -np.inf or last >= rest
+                return found.at(order) if settled else None
+            some *= _RATED_MORE
+            more = left[largest(relevance[left], some)]
+            chosen, news = np.concatenate([chosen, more]), means.rows_at(positions[more])
+            rows, rating = np.concatenate([rows, news]), np.concatenate([rating, rate(news)])
 
     def _valued(self, rows: Int64s, relevance: Float64s, rating: Float64s) -> Blended:
         gamma = self.head.parameters.gamma
@@ -261,36 +275,18 @@ class BlendedRanker:
         )
 
 
-def _candidates(
-    asked: _Asked, found: Int64s, depth: int, exclude: Int64s, allowed: Bools | None
-) -> _Candidates:
-    """Return the rows `found` by factors alone, with those that the sparse term reaches. Fewer than `depth`:
-    they are all that is left.
-    """
-    reached = asked.reached
-    if allowed is not None:
-        reached = reached[reached < len(allowed)]
-        reached = reached[allowed[reached]]
-    # Rows that are reached ascend: looking few others up in them takes a fifth of the time of `isin`.
-    _, barred = _places(reached, exclude)
-    reached = np.delete(reached, barred)
-    # A row may be both.
-    reached = np.delete(reached, _places(np.sort(found), reached)[0])
-    rows = np.concatenate([found, reached])
-    dense = asked.dense(rows)
-    # What is not reached has no more than its factors say, and all that say more are found.
-    rest = -np.inf if len(found) < depth else float(dense[: len(found)].min())
-    relevance = asked.with_added(rows, dense)
-    order = np.argsort(-relevance, kind="stable")
-    return _Candidates(rows[order], relevance[order], rest)
-
-
-def _places(ascending: Int64s, rows: Int64s) -> tuple[Int64s, Int64s]:
-    """Return which of `rows` (m,) are among distinct `ascending` ones, and the place of each of these."""
-    place = np.searchsorted(ascending, rows)
-    hit = np.flatnonzero(place < len(ascending))
-    hit = hit[ascending[place[hit]] == rows[hit]]
-    return hit, place[hit].astype(np.int64)
+def _with_reached(means: MeanTable, products: Products, user: Float32s, reached: _Reached) -> _Candidates:
+    """Return what was looked at for the features `user` (r,), with all that the sparse term reaches."""
+    positions, relevance = products.positions, products.values.astype(np.float64)
+    own = means.positions[reached.rows].astype(np.int64)
+    hit, place = places(positions, own)
+    relevance[place] += reached.added[hit]
+    # What was not looked at and is not reached has no more than its factors say.
+    apart = np.delete(np.arange(len(own)), hit)
+    others = means.of_rows(user, reached.rows[apart]) + reached.added[apart]
+    return _Candidates(
+        np.concatenate([positions, own[apart]]), np.concatenate([relevance, others]), products.rest
+    )
 
 
 def _nth(scores: Float64s, n: int) -> float:

@@ -21,13 +21,13 @@ from factors import (
     posterior_of,
 )
 from factors.inference.histories import compress_pairs
-from factors.ranking.blending import blended, highest_score
+from factors.ranking.blending import blended, highest_scores
 from factors.ranking.choices import RankingChoices
 from factors.ranking.head import RankingHead
 from factors.ranking.training import fit_with
 from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.ivf_index import Index, index_of
-from factors.serving.mean_table import MeanTable
+from factors.serving.mean_table import MeanTable, Products
 from tests.support.factories import make_items, make_model
 
 ITEMS, USERS = 3_000, 60
@@ -182,7 +182,7 @@ def test_more_candidates_are_from_the_lists_that_were_looked_into(
     read: list[int] = []
     product = MeanTable._exact
 
-    def counted(self: MeanTable, features: Float32s, *rest: Any) -> list[Int64s]:
+    def counted(self: MeanTable, features: Float32s, *rest: Any) -> list[Products]:
         read.append(len(features))
         return product(self, features, *rest)
 
@@ -258,5 +258,5 @@ def test_scores_rise_with_relevance_and_rating_on_every_scale(scale: Scale) -> N
     scores = blended(np.full(7, 0.3), rating, 0.5, scale)
     assert (np.diff(scores) > 0).all()
     assert scores[0] > 0
-    assert scores[-1] == pytest.approx(highest_score(0.3, 0.5, scale))
+    assert scores[-1] == pytest.approx(highest_scores(np.array([0.3]), 0.5, scale)[0])
     assert (blended(np.full(7, -0.1), rating, 0.5, scale) == 0).all()
