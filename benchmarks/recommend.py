@@ -96,13 +96,16 @@ def head_rows(options: CatalogueOptions, generation: Generation, made: MadeHead)
     """Measure lists by the ranking head, in this process, for one user at a time."""
     posterior, head = posterior_of(generation.model), made.head
     scorer = Scorer(posterior, generation.items)
+    # As the service has it: without the index of the ratings, which no list by the head reads.
+    bound = Ranker(posterior, generation.items).highest_ratings
     users = np.random.default_rng(options.seed).permutation(len(generation.users))
     work = f"top-{TOP} by the head of {len(generation.items):,} x {head.parameters.rank}"
 
     def top(ranker: BlendedRanker, user: int, allowed: Bools | None = None) -> Blended:
         history = made.history(user)
         vector = generation.users[user : user + 1]
-        return ranker.top(scorer, vector, history, TOP, [history.other_row], allowed=allowed)[0]
+        seen = [history.other_row]
+        return ranker.top(scorer, vector, history, TOP, seen, allowed=allowed, bound=bound)[0]
 
     def arm(ranker: BlendedRanker, allowed: Bools | None = None) -> Callable[[], float]:
         turn = itertools.cycle(users.tolist())

@@ -171,6 +171,7 @@ def _rank(block: list[RankingRequest]) -> list[Blended]:
             *(live.scorer, vectors, pack_feedback(histories), first.n, exclude),
             allowed=first.allowed,
             rng=first.rng,
+            bound=live.ranker.highest_ratings,
         )
     found = live.ranker.top(vectors, first.n, exclude, first.rng, allowed=first.allowed)
     return [

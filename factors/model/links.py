@@ -7,7 +7,11 @@ Ordinal: the rating is the number of cut points `c_1 < ... < c_(L-1)` below `z =
 so that `P(rating > l) = Phi((s - c_l) / sqrt(variance of s + noise))`.
 """
 
+import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +21,11 @@ from factors.errors import FactorsError
 from factors.model.parameters import Parameters
 from factors.model.scale import rating_levels, scale_levels, scale_range
 from factors.model.types import Float64s
+
+# Means and standard deviations of the table that bounds ordinal ratings, within a hundredth of a level or so.
+_MEANS, _DEVIATIONS = 512, 64
+# So many times the noise: beyond it a score says next to nothing.
+_LARGEST_STD = 100.0
 
 
 class RatingLink(ABC):
@@ -38,6 +47,12 @@ class RatingLink(ABC):
     def rating_moments(self, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
         """Return expected rating, clipped to the scale, and standard deviation of the rating itself, both
         (m,)."""
+
+    @abstractmethod
+    def highest_ratings(self, mean: Float64s) -> Float64s:
+        """Return what the expected ratings of scores with this `mean` (m,) do not exceed, whatever the
+        variances.
+        """
 
     @abstractmethod
     def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
@@ -76,8 +91,11 @@ class GaussianLink(RatingLink):
 
     def rating_moments(self, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
         """See `RatingLink`."""
-        rating = np.minimum(np.maximum(mean, self._scale.low), self._scale.high)
-        return rating, self._std(variance)
+        return self.highest_ratings(mean), self._std(variance)
+
+    def highest_ratings(self, mean: Float64s) -> Float64s:
+        """See `RatingLink`: the rating itself."""
+        return np.minimum(np.maximum(mean, self._scale.low), self._scale.high)
 
     def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
         """See `RatingLink`: beyond the middle between two levels."""
@@ -109,10 +127,49 @@ class OrdinalLink(RatingLink):
         std = self._step * np.sqrt(np.maximum(above @ self._odd_numbers - steps * steps, 0.0))
         return self._scale.low + self._step * steps, np.maximum(std, self._min_std)
 
+    def highest_ratings(self, mean: Float64s) -> Float64s:
+        """See `RatingLink`: from a table, which is made at the first call."""
+        return self._scale.low + self._step * self._bounds.at(mean)
+
     def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
         """See `RatingLink`: beyond the cut points."""
         std = np.sqrt(self._variance_scale * (variance + self._noise))
         return np.asarray(ndtr((mean[:, None] - self._cuts) / std[:, None]))
+
+    @cached_property
+    def _bounds(self) -> "_OrdinalBounds":
+        return _OrdinalBounds.of(self._cuts, math.sqrt(self._variance_scale * self._noise))
+
+
+@dataclass(frozen=True, slots=True)
+class _OrdinalBounds:
+    """At most so many `steps` (k,) above the lowest level are expected of a score whose mean is not above
+    `start` plus so many times `width`, whatever its variance.
+    """
+
+    start: float
+    width: float
+    steps: Float64s
+
+    @classmethod
+    def of(cls, cuts: Float64s, least_std: float) -> "_OrdinalBounds":
+        """Return the bounds for scores whose standard deviation with noise is at least `least_std`."""
+        # Beyond four deviations from the outer cuts a score is as good as at the end of the scale.
+        means = np.linspace(cuts[0] - 4 * least_std, cuts[-1] + 4 * least_std, _MEANS)
+        # As the deviation grows, cuts below the mean are exceeded less likely, those above it more likely: of
+        # all deviations between two, the smaller bounds the former and the larger the latter.
+        deviations = np.append(least_std * np.geomspace(1.0, _LARGEST_STD, _DEVIATIONS), np.inf)
+        apart, steps = means[:, None] - cuts, np.zeros(_MEANS)
+        for smaller, larger in pairwise(deviations.tolist()):
+            above = ndtr(apart / np.where(apart > 0, smaller, larger)).sum(axis=1)
+            steps = np.maximum(steps, above)
+        # Beyond the last mean.
+        return cls(float(means[0]), float(means[1] - means[0]), np.append(steps, float(len(cuts))))
+
+    def at(self, mean: Float64s) -> Float64s:
+        """Return the bounds (m,) of scores with this `mean` (m,)."""
+        place = np.ceil((mean - self.start) / self.width)
+        return self.steps[np.clip(place, 0, len(self.steps) - 1).astype(np.int64)]
 
 
 def link_of(parameters: Parameters) -> RatingLink:

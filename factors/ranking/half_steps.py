@@ -57,11 +57,30 @@ class Prior:
     mean: Floats | None = None
 
 
-def solve_rows(events: Events, table: Floats, prior: Prior, threads: int = 1) -> Floats:
-    """Return the rows (b, r) in the precision of `table` (m, r)."""
+@dataclass(frozen=True, slots=True)
+class GramAxes:
+    """The Gram matrix of a prior as `vectors diag(values) vectors'`."""
+
+    values: Float64s
+    vectors: Float64s
+
+    @classmethod
+    def of(cls, gram: Floats) -> "GramAxes":
+        """Return those of `gram` (r, r)."""
+        values, vectors = np.linalg.eigh(gram.astype(np.float64))
+        # Rounding may leave an eigenvalue of nearly 0 below it.
+        return cls(np.maximum(values, 0.0), vectors)
+
+
+def solve_rows(
+    events: Events, table: Floats, prior: Prior, threads: int = 1, *, known: GramAxes | None = None
+) -> Floats:
+    """Return the rows (b, r) in the precision of `table` (m, r). `known`: of the prior's Gram matrix."""
     result = np.empty((len(events.indptr) - 1, table.shape[1]), dtype=table.dtype)
     # For a few rows the decomposition costs more than it saves.
-    axes = _Axes.of(table, prior) if len(result) > table.shape[1] else None
+    if known is None and len(result) > table.shape[1]:
+        known = GramAxes.of(prior.gram)
+    axes = None if known is None else _Axes.of(table, prior, known)
 
     def solve(rows: Int64s) -> None:
         if axes is not None and 2 * events.counts[rows].max() <= table.shape[1]:
@@ -113,11 +132,9 @@ class _Axes:
     mean: Floats
 
     @classmethod
-    def of(cls, table: Floats, prior: Prior) -> "_Axes":
-        values, vectors = np.linalg.eigh(prior.gram.astype(np.float64))
-        mean = np.zeros(len(values)) if prior.mean is None else prior.mean @ vectors
-        # Rounding may leave an eigenvalue of nearly 0 below it.
-        parts = (np.maximum(values, 0.0), vectors, table @ vectors.astype(table.dtype), mean)
+    def of(cls, table: Floats, prior: Prior, axes: GramAxes) -> "_Axes":
+        mean = np.zeros(len(axes.values)) if prior.mean is None else prior.mean @ axes.vectors
+        parts = (axes.values, axes.vectors, table @ axes.vectors.astype(table.dtype), mean)
         return cls(*(part.astype(table.dtype) for part in parts))
 
 

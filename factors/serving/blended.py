@@ -18,14 +18,18 @@ from factors.model.layout import FloatTable
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int32s, Int64s
 from factors.posterior.posterior_model import PosteriorModel
 from factors.ranking.blending import best_first, blended, highest_scores
+from factors.ranking.half_steps import GramAxes
 from factors.ranking.head import RankingHead
 from factors.serving.ivf_index import Index
 from factors.serving.mean_table import MeanTable, Products, grown, largest, places
 from factors.serving.posterior_draw import PosteriorDraw
 from factors.serving.scoring import Scorer
 
-# Candidates for a list of n by factors alone, at first: with these most lists need no second look.
-_PER_ITEM, _SPARE = 3, 50
+# An index is looked into as for so many items by factors alone for each of a list: sparse term and ratings
+# put others into it.
+_PER_ITEM = 3
+# More than twice as many candidates as are wanted are rated at first: with these many lists need no others.
+_SPARE = 50
 # So many times as many, where those did not do.
 _MORE = 64
 # Of candidates few ratings are asked for at first, as they cost the most; then of so many times as many.
@@ -46,6 +50,15 @@ class Blended:
     def behind(self, offset: int) -> "Blended":
         """Return what stands behind the best `offset`."""
         return self.at(slice(offset, None))
+
+    def followed_by(self, other: "Blended") -> "Blended":
+        """Return these, then the other ones."""
+        return Blended(
+            np.concatenate([self.item_rows, other.item_rows]),
+            np.concatenate([self.scores, other.scores]),
+            np.concatenate([self.relevance, other.relevance]),
+            np.concatenate([self.rating, other.rating]),
+        )
 
     def at(self, places: Int64s | slice) -> "Blended":
         """Return those at `places`, in that order."""
@@ -111,6 +124,8 @@ class _Reached:
 
 
 Rate = Callable[[Int64s], Float64s]
+Bound = Callable[[FloatTable, Int64s], Float64s]
+"""What the ratings of rows (m,) by a user (user_width,) do not exceed; quicker than the ratings."""
 
 
 class BlendedRanker:
@@ -119,6 +134,7 @@ class BlendedRanker:
     def __init__(self, head: RankingHead, posterior: PosteriorModel, index: Index | None = None) -> None:
         """`index`: of the first rows of the head's factors, if there is one."""
         self._posterior = posterior
+        self._axes = GramAxes.of(head.parameters.user_gram)
         means = MeanTable.of(head.items, slice(0, head.parameters.rank), index)
         self._view = _View(head, head.items, means)
 
@@ -133,7 +149,7 @@ class BlendedRanker:
         """
         head, rank = self._view.head, self._view.head.parameters.rank
         reached = len(head.neighbours.item_row) / max(1, len(head.items)) * events
-        table = len(head.items) * rank * self._view.means.share(_PER_ITEM * depth + _SPARE)
+        table = len(head.items) * rank * self._view.means.share(_PER_ITEM * depth)
         return table + (events + rank) * rank * rank + reached * rank
 
     def with_room(self, n_items: int) -> RankingHead:
@@ -171,6 +187,7 @@ class BlendedRanker:
         allowed: Bools | None = None,
         rng: np.random.Generator | None = None,
         exact: bool = False,
+        bound: Bound | None = None,
     ) -> list[Blended]:
         """Return the best `n` items for each of `users` (b, user_width) with their `histories`, without the
         item rows in `exclude` (b arrays).
@@ -178,7 +195,8 @@ class BlendedRanker:
         `scorer`: of the ratings. `allowed` (n_items,): the rows that may be returned; one beyond its end may
         not. With `rng` a draw of each user's vector in the head, and one from the posteriors of the ratings,
         give the order (Thompson sampling); scores, relevance and ratings are the expected ones all the same.
-        Fewer than `n` where the table ends. An index is not used where `exact`.
+        Fewer than `n` where the table ends. An index is not used where `exact`. `bound`: of the ratings that
+        `scorer` gives.
         """
         view, b = self._view, len(users)
         if n < 1 or b == 0:
@@ -187,7 +205,7 @@ class BlendedRanker:
         excluded = [np.asarray(rows, np.int64) for rows in exclude]
         excluded = [rows[(rows >= 0) & (rows < count)] for rows in excluded]
         # All users of the block at once: a fold-in is a few calls of LAPACK, whose overhead they share.
-        expected, by_history = head.fold_in_and_reach(histories)
+        expected, by_history = head.fold_in_and_reach(histories, self._axes)
         reached = [_Reached(*each) for each in by_history]
         vectors = expected
         if rng is not None:
@@ -196,25 +214,21 @@ class BlendedRanker:
             vectors = np.stack([_drawn(head, part, vector, rng) for vector, part in pairs])
         features = vectors.astype(np.float32)
 
-        def candidates(some: slice, wanted: int, *, exact: bool) -> list[_Candidates]:
-            own = features[some], wanted, excluded[some]
-            found = view.means.products(*own, exact=exact, allowed=allowed)
-            each = zip(found, features[some], reached[some], excluded[some], strict=True)
-            return [
-                _with_reached(view.means, products, user, sparse.only(barred, allowed))
-                for products, user, sparse, barred in each
-            ]
-
-        depth = _PER_ITEM * n + _SPARE
-        answers = []
-        for j, found in enumerate(candidates(slice(None), depth, exact=exact)):
+        depth, answers = _PER_ITEM * n, []
+        looked_at = view.means.products(features, depth, excluded, exact=exact, allowed=allowed)
+        for j, products in enumerate(looked_at):
             rate = partial(_expected, scorer, users[j : j + 1])
             order = rate if rng is None else _draw(self._posterior, scorer, users[j], rng)
-            best, more = self._best(view.means, found, n, order), depth
+            least = None if bound is None or rng is not None else partial(bound, users[j])
+            own = reached[j].only(excluded[j], allowed)
+            found = _with_reached(view.means, products, features[j], own)
+            best, more = self._best(view.means, found, n, order, least), depth
             while best is None:
                 more *= _MORE
-                (deeper,) = candidates(slice(j, j + 1), more, exact=True)
-                best = self._best(view.means, deeper, n, order)
+                some = features[j : j + 1], more, excluded[j : j + 1]
+                (deeper,) = view.means.products(*some, exact=True, allowed=allowed)
+                found = _with_reached(view.means, deeper, features[j], own)
+                best = self._best(view.means, found, n, order, least)
             if rng is not None:
                 # A client reads what is expected; the draw has decided which items, and in which order.
                 rows = best.item_rows
@@ -236,37 +250,46 @@ class BlendedRanker:
         score = self._valued(np.array([item_row]), np.array([relevance]), np.array([rating])).scores[0]
         return ExplainedScore(float(score), relevance, base, rows, contributions)
 
-    def _best(self, means: MeanTable, candidates: _Candidates, n: int, rate: Rate) -> Blended | None:
+    def _best(
+        self, means: MeanTable, candidates: _Candidates, n: int, rate: Rate, bound: Rate | None = None
+    ) -> Blended | None:
         """Return the best `n` of the candidates; None where an item that is none may belong among them."""
         scale, gamma = self._posterior.model.scale, self.head.parameters.gamma
-        positions, relevance = candidates.positions, candidates.relevance
-        highest = highest_scores(relevance, gamma, scale)
+        relevance = candidates.relevance
         some = 2 * n + _SPARE
-        chosen = largest(relevance, some)
-        rows = means.rows_at(positions[chosen])
-        rating = rate(rows)
+        # In no order: a third of the time of `largest`.
+        chosen = (
+            np.argpartition(relevance, -some)[-some:] if some < len(relevance) else np.arange(len(relevance))
+        )
+        chosen = chosen[relevance[chosen] > -np.inf]
+        rows = means.rows_at(candidates.positions[chosen])
+        found = self._valued(rows, relevance[chosen], rate(rows))
+        order, last = _first(found, n)
+        able = highest_scores(relevance, gamma, scale) >= max(last[0], 0.0)
+        able &= relevance > -np.inf
+        able[chosen] = False
+        left = np.flatnonzero(able)
+        left_rows = means.rows_at(candidates.positions[left])
+        # Of each that is left, the highest score that it may have: as tight as its rating is bounded.
+        limits = np.full(len(left), scale.high) if bound is None or not len(left) else bound(left_rows)
+        highest = self._valued(left_rows, relevance[left], limits)
         while True:
-            found = self._valued(rows, relevance[chosen], rating)
-            # All that tie with the last of the list.
-            high = np.flatnonzero(found.scores >= _nth(found.scores, n))
-            tied = found.at(high)
-            order = high[best_first(tied.scores, tied.relevance, tied.rating, tied.item_rows)[:n]]
-            last = -np.inf, -np.inf
-            if len(order) == n:
-                last = float(found.scores[order[-1]]), float(found.relevance[order[-1]])
-            # What could still reach the list, be it rated as high as the scale goes.
-            able = (highest > last[0]) | ((highest == last[0]) & (relevance >= last[1]))
-            able &= relevance > -np.inf
-            able[chosen] = False
-            left = np.flatnonzero(able)
-            if len(left) == 0:
-                rest = float(highest_scores(np.array([candidates.rest]), gamma, scale)[0]), candidates.rest
-                settled = candidates.rest == -np.inf or last >= rest
+            able = _not_behind(highest, last)
+            if not able.any():
+                rest = np.array([candidates.rest])
+                settled = candidates.rest == -np.inf or last >= (
+                    float(highest_scores(rest, gamma, scale)[0]),
+                    candidates.rest,
+                )
                 return found.at(order) if settled else None
-            some *= _RATED_MORE
-            more = left[largest(relevance[left], some)]
-            chosen, news = np.concatenate([chosen, more]), means.rows_at(positions[more])
-            rows, rating = np.concatenate([rows, news]), np.concatenate([rating, rate(news)])
+            highest, some = highest.at(np.flatnonzero(able)), some * _RATED_MORE
+            more = largest(highest.scores, some)
+            news = self._valued(
+                highest.item_rows[more], highest.relevance[more], rate(highest.item_rows[more])
+            )
+            highest = highest.at(np.delete(np.arange(len(highest.scores)), more))
+            found = found.at(order).followed_by(news)
+            order, last = _first(found, n)
 
     def _valued(self, rows: Int64s, relevance: Float64s, rating: Float64s) -> Blended:
         gamma = self.head.parameters.gamma
@@ -287,6 +310,27 @@ def _with_reached(means: MeanTable, products: Products, user: Float32s, reached:
     return _Candidates(
         np.concatenate([positions, own[apart]]), np.concatenate([relevance, others]), products.rest
     )
+
+
+def _first(found: Blended, n: int) -> tuple[Int64s, tuple[float, float]]:
+    """Return the order of the best `n` of what was `found`, and score and relevance of the last of them; -inf
+    where there are fewer.
+    """
+    # All that tie with the last of the list.
+    high = np.flatnonzero(found.scores >= _nth(found.scores, n))
+    tied = found.at(high)
+    order = high[best_first(tied.scores, tied.relevance, tied.rating, tied.item_rows)[:n]]
+    if len(order) < n:
+        return order, (-np.inf, -np.inf)
+    return order, (float(found.scores[order[-1]]), float(found.relevance[order[-1]]))
+
+
+def _not_behind(highest: Blended, last: tuple[float, float]) -> Bools:
+    """Return which of items with these `highest` scores (m,) may stand before the last of a list, which has
+    this score and relevance.
+    """
+    level = (highest.scores == last[0]) & (highest.relevance >= last[1])
+    return np.asarray((highest.scores > last[0]) | level)
 
 
 def _nth(scores: Float64s, n: int) -> float:

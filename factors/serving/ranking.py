@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.layout import COUNT, FloatTable, outer, triangle
+from factors.model.layout import COUNT, FloatTable, outer, triangle, user_layout
 from factors.model.std_calibration import NINETY
 from factors.model.types import Bools, Float32s, Float64s, Int64s, Ranked
 from factors.posterior.posterior_model import PosteriorModel
@@ -21,6 +21,8 @@ from factors.serving.scoring import Scorer
 
 # Rows that are read at once: their covariances stay in the cache while they become floats.
 _ROWS_AT_ONCE = 1 << 10
+# More than float32 rounds off of a score, in proportion to it.
+_ROUNDED = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,20 @@ class Ranker:
             Ranked(rows[order], rating[order])
             for rows, rating, order in zip(found, ratings, orders, strict=True)
         ]
+
+    def highest_ratings(self, user: Float32s, rows: Int64s) -> Float64s:
+        """Return what the expected ratings of `rows` (m,) by `user` (user_width,) do not exceed.
+
+        Reads their means alone, which lie closer together than the rows of the table.
+        """
+        means, model = self._state.means, self._posterior.model
+        # The item's bias counts once, the user's for all of them.
+        base = self._posterior.parameters.mean + float(user[user_layout(model).mean][-1])
+        inside = np.minimum(rows, means.n_items - 1)
+        score = means.of_rows(query_features(model, user[None])[0], inside) + base
+        highest = self._posterior.link.highest_ratings(score + _ROUNDED * (1.0 + np.abs(score)))
+        # Nothing is known of what is not in the table.
+        return np.where(rows < means.n_items, highest, model.scale.high)
 
     def similar(self, item_row: int, n: int, allowed: Bools | None = None) -> Ranked:
         """Return the `n` rated items whose scores go together with those of `item_row` over the users.

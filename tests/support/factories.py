@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -39,9 +39,11 @@ from tests.support.servers import StoreServer
 SCALE = Scale(1.0, 5.0)
 
 
-def make_model(rank: int = 2, scale: Scale = SCALE) -> Model:
+def make_model(
+    rank: int = 2, scale: Scale = SCALE, link: Literal["gaussian", "ordinal"] = "gaussian"
+) -> Model:
     """The model before anything was learned."""
-    return prior_model(FitSettings(scale=scale, rank=rank, link="gaussian"))
+    return prior_model(FitSettings(scale=scale, rank=rank, link=link))
 
 
 def with_user_sessions(model: Model, session_length: float, variance: float) -> Model:

@@ -3,7 +3,7 @@
 from copy import copy
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from factors import (
     Histories,
     Int64s,
     PosteriorModel,
+    Ranker,
     Ratings,
     Scale,
     Scorer,
@@ -25,7 +26,7 @@ from factors.ranking.blending import blended, highest_scores
 from factors.ranking.choices import RankingChoices
 from factors.ranking.head import RankingHead
 from factors.ranking.training import fit_with
-from factors.serving.blended import Blended, BlendedRanker
+from factors.serving.blended import Blended, BlendedRanker, Bound
 from factors.serving.ivf_index import Index, index_of
 from factors.serving.mean_table import MeanTable, Products
 from tests.support.factories import make_items, make_model
@@ -94,9 +95,17 @@ def index(world: World) -> Index:
     return built
 
 
-def ask(world: World, ranker: BlendedRanker, user: int, n: int, *, exclude: Int64s = NOTHING) -> Blended:
+def ask(
+    world: World,
+    ranker: BlendedRanker,
+    user: int,
+    n: int,
+    *,
+    exclude: Int64s = NOTHING,
+    bound: Bound | None = None,
+) -> Blended:
     users, history = world.users[user : user + 1], world.history(user)
-    return ranker.top(world.scorer, users, history, n, [exclude])[0]
+    return ranker.top(world.scorer, users, history, n, [exclude], bound=bound)[0]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 6.0])
@@ -125,6 +134,30 @@ def test_users_of_a_block_are_ranked_as_alone(world: World) -> None:
         assert not np.intersect1d(alone.item_rows, exclude[user]).size
         expected = world.slowly(user, 10, exclude[user].astype(np.int64))
         np.testing.assert_array_equal(alone.item_rows, expected)
+
+
+@pytest.mark.parametrize("gamma", [0.25, 6.0])
+@pytest.mark.parametrize("link", ["gaussian", "ordinal"])
+def test_bounds_of_ratings_change_no_list(
+    world: World, link: Literal["gaussian", "ordinal"], gamma: float
+) -> None:
+    posterior = posterior_of(make_model(scale=Scale(1, 5, 1), link=link))
+    other = copy(world)
+    other.head = replace(world.head, parameters=replace(world.head.parameters, gamma=gamma))
+    other.posterior, other.scorer = posterior, Scorer(posterior, world.items)
+    other.users = posterior.fold_in_users(world.items, world.histories)
+    ranker, bound = BlendedRanker(other.head, posterior), Ranker(posterior, world.items).highest_ratings
+    every = np.arange(ITEMS, dtype=np.int64)
+    for user in range(0, USERS, 6):
+        highest, (_, rating) = bound(other.users[user], every), other.parts(user)
+        assert (highest >= rating).all()
+        # As tight as to be of use.
+        assert np.median(highest - rating) < 0.2
+        plain, bounded = ask(other, ranker, user, 10), ask(other, ranker, user, 10, bound=bound)
+        np.testing.assert_array_equal(plain.item_rows, bounded.item_rows)
+        np.testing.assert_array_equal(bounded.item_rows, other.slowly(user, 10, NOTHING))
+    # Nothing is known of what is not in the table.
+    assert bound(other.users[0], np.array([ITEMS]))[0] == posterior.model.scale.high
 
 
 def test_the_parts_of_a_score_make_it(world: World) -> None:
