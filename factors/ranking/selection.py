@@ -100,7 +100,7 @@ class _Search:
         choices = replace(choices, rank=_RANK, sweeps=_FIRST_SWEEPS)
         self.factors = self._fit(choices)
         choices = replace(choices, sweeps=_SWEEPS)
-        dense = self._relevance(choices, self.factors, no_neighbours(self.n_items))
+        dense = self._head(choices, self.factors).dense(self.held.histories, threads=self.threads)
         terms: dict[tuple[int, float], tuple[float, Float64s, Neighbours]] = {}
 
         most, start = choices.neighbours, choices.neighbour_ridge
@@ -125,7 +125,7 @@ class _Search:
             choices = self._moved(choices, name, lambda value, up: value * _STEP**up)
         for name in ("user_power", "item_power"):
             choices = self._moved(choices, name, lambda value, up: value + _POWER_STEP * up)
-        dense = self._relevance(choices, self._best(), no_neighbours(self.n_items))
+        dense = self._head(choices, self._best()).dense(self.held.histories, threads=self.threads)
         weight, _ = self._weighted(dense, self.neighbours)
         return replace(choices, sparse_weight=weight)
 
@@ -230,12 +230,21 @@ class _Search:
             raise RuntimeError("no factors were fitted")
         return self.factors
 
+    def _head(
+        self,
+        choices: RankingChoices,
+        factors: tuple[RankingParameters, Float32s],
+        term: Neighbours | None = None,
+    ) -> RankingHead:
+        parameters, items = factors
+        span, power = choices.recency_span, choices.recency_boost
+        parameters = replace(parameters, recency_span=span, recency_boost=power)
+        return RankingHead(parameters, items, term or no_neighbours(self.n_items))
+
     def _relevance(
         self, choices: RankingChoices, factors: tuple[RankingParameters, Float32s], term: Neighbours
     ) -> Float32s:
-        parameters, items = factors
-        span, power = choices.recency_span, choices.recency_boost
-        head = RankingHead(replace(parameters, recency_span=span, recency_boost=power), items, term)
+        head = self._head(choices, factors, term)
         return head.relevance(self.held.histories, threads=self.threads)
 
     def _quality(self, choices: RankingChoices) -> Float64s:
@@ -245,7 +254,7 @@ class _Search:
     def _weighted(self, dense: Float32s, term: Neighbours) -> tuple[float, Float64s]:
         """Return the best weight of a sparse term beside the relevance `dense`, and its quality."""
         parameters, items = self._best()
-        alone = RankingHead(parameters, np.zeros_like(items), term).relevance(self.held.histories)
+        alone = RankingHead(parameters, items, term).sparse(self.held.histories)
         found = {weight: self.held.quality(dense + np.float32(weight) * alone) for weight in _SPARSE_WEIGHTS}
         best = max(found, key=lambda weight: float(found[weight].mean()))
         return best, found[best]
