@@ -53,9 +53,10 @@ class RankingRequest:
     @property
     def quick(self) -> bool:
         """Whether it takes less than about 2 ms."""
-        depth, ranking = self.n + len(self.exclude), self.live.ranking
+        excluded, ranking = len(self.exclude), self.live.ranking
         if self.history is not None and ranking is not None:
-            return ranking.multiplications(self.history.entries, depth) <= _QUICK
+            return ranking.multiplications(self.history.entries, self.n, excluded) <= _QUICK
+        depth = self.n + excluded
         return self.live.ranker.multiplications(sampled=self.rng is not None, depth=depth) <= _QUICK
 
 

@@ -143,14 +143,16 @@ class BlendedRanker:
         """The head with the items as they are now."""
         return self._view.head
 
-    def multiplications(self, events: int, depth: int) -> float:
-        """Return about how many multiplications one ranking takes: with a history of so many `events`,
-        `depth` items wanted and excluded.
+    def multiplications(self, events: int, n: int, excluded: int) -> float:
+        """Return about how many multiplications one ranking takes: with a history of so many `events`, `n`
+        items wanted and so many `excluded`.
         """
         head, rank = self._view.head, self._view.head.parameters.rank
         reached = len(head.neighbours.item_row) / max(1, len(head.items)) * events
-        table = len(head.items) * rank * self._view.means.share(_PER_ITEM * depth)
-        return table + (events + rank) * rank * rank + reached * rank
+        table = len(head.items) * rank * self._view.means.share(_PER_ITEM * n + excluded)
+        # Along the axes of the prior a short history inverts a matrix of its own size.
+        folded = events * (rank + events) if 2 * events <= rank else (events + rank) * rank
+        return table + folded * rank + reached * rank
 
     def with_room(self, n_items: int) -> RankingHead:
         """Return the head with at least `n_items`; new ones, of which nothing is known, are relevant to no
@@ -207,15 +209,9 @@ class BlendedRanker:
         # All users of the block at once: a fold-in is a few calls of LAPACK, whose overhead they share.
         expected, by_history = head.fold_in_and_reach(histories, self._axes)
         reached = [_Reached(*each) for each in by_history]
-        vectors = expected
-        if rng is not None:
-            parts = [histories.part(j, j + 1) for j in range(b)]
-            pairs = zip(expected, parts, strict=True)
-            vectors = np.stack([_drawn(head, part, vector, rng) for vector, part in pairs])
-        features = vectors.astype(np.float32)
-
-        depth, answers = _PER_ITEM * n, []
-        looked_at = view.means.products(features, depth, excluded, exact=exact, allowed=allowed)
+        vectors = expected if rng is None else _drawn(head, histories, expected, rng)
+        features, depth, answers = vectors.astype(np.float32), _PER_ITEM * n, []
+        looked_at = view.means.products(features, depth, excluded, exact=exact, allowed=allowed, spare=_SPARE)
         for j, products in enumerate(looked_at):
             rate = partial(_expected, scorer, users[j : j + 1])
             order = rate if rng is None else _draw(self._posterior, scorer, users[j], rng)
@@ -358,9 +354,12 @@ def _draw(posterior: PosteriorModel, scorer: Scorer, user: FloatTable, rng: np.r
     return rate
 
 
-def _drawn(head: RankingHead, history: Histories, vector: Float64s, rng: np.random.Generator) -> Float64s:
-    """Return a draw of a user's vector (r,) round its mean `vector`."""
-    values, directions = np.linalg.eigh(head.covariance(history))
-    # Rounding may leave an eigenvalue just below 0.
-    noise = rng.standard_normal(len(vector)) * np.sqrt(np.maximum(values, 0.0))
-    return np.asarray(vector + directions @ noise)
+def _drawn(head: RankingHead, histories: Histories, vectors: Float64s, rng: np.random.Generator) -> Float64s:
+    """Return a draw of the vector of each user (b, r) round its mean in `vectors` (b, r)."""
+    drawn = np.empty_like(vectors)
+    for j, vector in enumerate(vectors):
+        values, directions = np.linalg.eigh(head.covariance(histories.part(j, j + 1)))
+        # Rounding may leave an eigenvalue just below 0.
+        noise = rng.standard_normal(len(vector)) * np.sqrt(np.maximum(values, 0.0))
+        drawn[j] = vector + directions @ noise
+    return drawn

@@ -139,16 +139,18 @@ class MeanTable:
         *,
         exact: bool = False,
         allowed: Bools | None = None,
+        spare: int = 0,
     ) -> list[Products]:
         """Return the products of what a search for the best `n` looks at; arguments as of `best`.
 
-        By the index that is all in some of its lists. Else it is what may be among the best `n`.
+        By the index that is all in some of its lists. Else it is what may be among the best `n` and
+        `spare` more, as a second look would read all again.
         """
         excluded = [self._at(rows) for rows in exclude]
         pairs = zip(features, excluded, strict=True)
         found = [self._searched(*pair, n, exact=exact, allowed=allowed) for pair in pairs]
         left = [j for j, products in enumerate(found) if products is None]
-        exactly = iter(self._exact(features[left], n, [excluded[j] for j in left], allowed))
+        exactly = iter(self._exact(features[left], n + spare, [excluded[j] for j in left], allowed))
         found = [next(exactly) if products is None else products for products in found]
         for products, positions in zip(found, excluded, strict=True):
             if products is not None:
