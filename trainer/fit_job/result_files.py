@@ -20,6 +20,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from factors import (
+    Choices,
     Columns,
     Fitted,
     RankingFit,
@@ -101,11 +102,7 @@ def write_result(
     if ratings.context is not None:
         arrays["item_contexts"] = ratings.context[by_item]
     if data.choices is not None:
-        events = data.choices.take(np.flatnonzero(data.choices.type_code))
-        by_item, indptr = _by_item(events.item_row, data.n_items)
-        events = events.take(by_item)
-        columns = indptr, events.user_row, events.type_code, events.value, events.time
-        arrays |= zip(_OF_EVENTS, columns, strict=True)
+        arrays |= _event_arrays(data.choices, data.n_items)
     version: dict[str, Any] = {} if catalogue is None else {"catalogue": catalogue}
     if (items := described.get("item")) is not None:
         arrays |= _attribute_arrays(items)
@@ -191,6 +188,14 @@ def read_result(path: Path) -> FitResult:
         )
     except (OSError, ValueError, KeyError) as exc:
         raise FitFailedError(f"the files of the fit in {path.name} are not readable: {exc}") from exc
+
+
+def _event_arrays(choices: Choices, n_items: int) -> dict[str, npt.NDArray[Any]]:
+    events = choices.take(np.flatnonzero(choices.type_code))
+    by_item, indptr = _by_item(events.item_row, n_items)
+    events = events.take(by_item)
+    columns = indptr, events.user_row, events.type_code, events.value, events.time
+    return dict(zip(_OF_EVENTS, columns, strict=True))
 
 
 def _id_arrays(user_ids: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
