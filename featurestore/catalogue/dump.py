@@ -1,4 +1,5 @@
-"""The catalogue as one file of a backup, with attributes of users, scenarios and types of events.
+"""The catalogue as one file of a backup, with attributes of users, scenarios, types of events and fields of
+contexts.
 
 Invariant: what is put back replaces nothing: a store that has an item, or has deleted it since, keeps that.
 """
@@ -17,6 +18,7 @@ from featurestore.catalogue.catalogue import READ_AT_ONCE, Catalogue, Change
 from featurestore.catalogue.item import AttributeType, AttributeValue, CatalogueItem, type_of
 from featurestore.catalogue.scenarios import Scenarios
 from featurestore.catalogue.schema import KINDS, Kind, Types
+from featurestore.ratings.context_schema import ContextField, StoredContextSchema
 from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, EventTypes, with_types
 
 FORMAT = "foldin-catalogue-1"
@@ -42,7 +44,8 @@ class DumpedUser(msgspec.Struct, frozen=True):
 class Dump(msgspec.Struct, frozen=True):
     """All of a catalogue. `deleted`: ids of deleted items; `types`: of attributes, by kind and name;
     `scenarios`: rules as JSON, by name; `event_types`: where they are not those that a store begins with;
-    `default_scenario`: of calls that ask for none, as an experiment has left it.
+    `default_scenario`: of calls that ask for none, as an experiment has left it; `contexts`: the fields of
+    contexts of ratings.
     """
 
     types: dict[str, dict[str, AttributeType]]
@@ -52,11 +55,12 @@ class Dump(msgspec.Struct, frozen=True):
     scenarios: dict[str, str] = {}
     event_types: list[EventType] = []
     default_scenario: str | None = None
+    contexts: list[ContextField] = []
     format: str = FORMAT
 
     def __bool__(self) -> bool:
         """Whether there is anything in it."""
-        rules = self.scenarios or self.default_scenario or self.event_types
+        rules = self.scenarios or self.default_scenario or self.event_types or self.contexts
         return bool(self.items or self.deleted or self.users or rules or any(self.types.values()))
 
 
@@ -85,7 +89,11 @@ def dump_from_bytes(data: bytes) -> Dump:
 
 
 async def read_dump(
-    catalogue: Catalogue, attributes: UserAttributes, scenarios: Scenarios, event_types: EventTypes
+    catalogue: Catalogue,
+    attributes: UserAttributes,
+    scenarios: Scenarios,
+    event_types: EventTypes,
+    contexts: StoredContextSchema,
 ) -> Dump:
     """Return all that was acknowledged before the call. Raises `StoreError`."""
     items: dict[str, CatalogueItem] = {}
@@ -114,7 +122,9 @@ async def read_dump(
     known = await event_types.current()
     lists = list(items.values()), sorted(deleted), list(users.values())
     changed = [] if known == DEFAULT_TYPES else list(known)
-    return Dump(types, *lists, await scenarios.texts(), changed, await scenarios.default())
+    told = list((await contexts.fresh()).fields)
+    texts, default = await scenarios.texts(), await scenarios.default()
+    return Dump(types, *lists, texts, changed, default, told)
 
 
 async def put_back(

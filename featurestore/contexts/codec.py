@@ -155,6 +155,16 @@ def joined(parts: Sequence[tuple[int, Float32s | None]]) -> Float32s | None:
     return table
 
 
+def digests(count: int, context: Float32s | None) -> npt.NDArray[np.uint64]:
+    """Return 64 bits of each context (m,), 0 where nothing was given; `count`: how many they are."""
+    found = np.zeros(count, dtype=np.uint64)
+    for field, column in enumerate([] if context is None else context.T):
+        number = (np.ascontiguousarray(column).view(_WORD).astype(np.uint64) + np.uint64(1)) * _OF_ROW
+        number ^= number >> np.uint64(29)
+        found += np.where(np.isnan(column), np.uint64(0), number * (_OF_OWNER + np.uint64(2 * field)))
+    return found
+
+
 def of_users(pieces: Sequence[bytes], owner: Sequence[int]) -> tuple[Contexts, Int64s]:
     """Return the entries of several users, and the user of each: `pieces[j]` are all of `owner[j]`."""
     parts = [unpack(piece) for piece in pieces]

@@ -78,7 +78,8 @@ async def back_up(
     registry = store.items(epoch)
     await retried(registry.refresh)
     ids = list(registry.ids)
-    dump = await retried(read_dump, store.catalogue, store.attributes, store.scenarios, store.event_types)
+    held = store.catalogue, store.attributes, store.scenarios, store.event_types, store.contexts
+    dump = await retried(read_dump, *held)
     manifest = Manifest(
         identity=store.identity,
         namespace=settings.store.namespace,

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from factors import Int64s
 from featurestore.codecs import FORGOTTEN_ROW
+from featurestore.contexts.codec import joined
 from featurestore.keys import digest_of
 from featurestore.store import Store
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
@@ -58,11 +59,13 @@ class Erased:
         events = with_codes_of(live, self.since)
         erased = self._at(as_bytes(events.user_ids)) > 0
         came = self.since.take(self.stays(self.since) & erased[self.since.user])
+        stays = events.take(~erased[events.user])
         columns = {
-            name: np.concatenate([getattr(events.take(~erased[events.user]), name), getattr(came, name)])
+            name: np.concatenate([getattr(stays, name), getattr(came, name)])
             for name in ("user", "item", "n", "rating", "time", "arrived_ms", "type_code")
         }
-        return RatingEvents(events.user_ids, events.item_ids, **columns)
+        context = joined([(len(each), each.context) for each in (stays, came)])
+        return RatingEvents(events.user_ids, events.item_ids, context=context, **columns)
 
     def _at(self, user_ids: list[bytes]) -> Int64s:
         found = np.zeros(len(user_ids), dtype=np.int64)

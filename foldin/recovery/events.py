@@ -11,8 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import TYPE_CODES, Float64s, Int64s, UInt8s
+from factors import TYPE_CODES, Float32s, Float64s, Int64s, UInt8s
 from featurestore.codecs import type_codes_of
+from featurestore.contexts import codec as contexts
+from trainer.archive.events import contexts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class RatingEvents:
     this order. `rating` float64 (m,), NaN takes the pair back; `time` float64 (m,), seconds since 1970, NaN
     if unknown; `arrived_ms` int64 (m,), by the store's clock; where that is unknown 0, or, of a rebuilt
     archive, the negative of a time by which it was there; `type_code` uint8 (m,), 0 for a rating, of
-    another type `rating` is the value. A pair is a user with an item and a type.
+    another type `rating` is the value. A pair is a user with an item and a type. `context` float32 (m, k):
+    what was told with each (`featurestore/contexts/codec.py`), None where with none was anything.
     """
 
     user_ids: pa.StringArray
@@ -35,6 +38,7 @@ class RatingEvents:
     time: Float64s
     arrived_ms: Int64s
     type_code: UInt8s
+    context: Float32s | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -56,6 +60,7 @@ class RatingEvents:
             time=self.time[rows],
             arrived_ms=self.arrived_ms[rows],
             type_code=self.type_code[rows],
+            context=None if self.context is None else self.context[rows],
         )
 
 
@@ -75,7 +80,8 @@ def of_tables(tables: Iterable[pa.Table]) -> RatingEvents:
     codes = type_codes_of(_numbers(tables, "item_row", np.uint32))
     # A rebuilt archive has the time when it was rebuilt in place of the number.
     arrived = np.where(arrived > 0, arrived, -seq)
-    return RatingEvents(user_ids, item_ids, users, items, n, rating, time, arrived, codes)
+    context = contexts.joined([(table.num_rows, contexts_of(table)) for table in tables])
+    return RatingEvents(user_ids, item_ids, users, items, n, rating, time, arrived, codes, context)
 
 
 def with_codes_of(events: RatingEvents, other: RatingEvents) -> RatingEvents:
@@ -120,5 +126,8 @@ def joined(first: RatingEvents, later: RatingEvents) -> RatingEvents:
         for name in ("user", "item", "rating", "time", "arrived_ms", "type_code")
     }
     return RatingEvents(
-        later.user_ids, later.item_ids, n=np.concatenate([first.n, later.n + after]), **columns
+        *(later.user_ids, later.item_ids),
+        n=np.concatenate([first.n, later.n + after]),
+        context=contexts.joined([(len(each), each.context) for each in (first, later)]),
+        **columns,
     )

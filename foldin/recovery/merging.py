@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors import Float64s, Int64s
+from featurestore.contexts.codec import digests
 from foldin.recovery.events import RatingEvents
 from trainer.fit_job.ratings import last_of_pairs
 
@@ -68,7 +69,14 @@ def _equals(wanted: Int64s, last: RatingEvents, pairs: Int64s, events: RatingEve
     equal = (bits(events.rating[rows]) == bits(last.rating)[place]) & (
         bits(events.time[rows]) == bits(last.time)[place]
     )
+    if events.context is not None or last.context is not None:
+        equal &= _told(events)[rows] == _told(last)[place]
     return np.bincount(place[equal], minlength=len(wanted))
+
+
+def _told(events: RatingEvents) -> npt.NDArray[np.uint64]:
+    """Return what tells contexts apart that are not the same."""
+    return digests(len(events), events.context)
 
 
 def bits(values: Float64s) -> Int64s:
@@ -86,7 +94,8 @@ def is_among(pairs: Int64s, ordered: Int64s) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How ratings that hold differ from others: pairs that are new, gone, or have another rating or time."""
+    """How ratings that hold differ from others: pairs that are new, gone, or have another rating, time or
+    context."""
 
     new: int
     gone: int
@@ -104,7 +113,7 @@ def change(before: RatingEvents, after: RatingEvents) -> Change:
 
 def differences(before: RatingEvents, after: RatingEvents) -> tuple[Int64s, Int64s, Int64s]:
     """Return positions: in `after` of pairs that are new, in `before` of those that are gone, in `after` of
-    those with another rating or time. Both as in `change`.
+    those with another rating, time or context. Both as in `change`.
     """
     width = 1 + max(before.key.max(initial=0), after.key.max(initial=0))
     was, now = before.user * width + before.key, after.user * width + after.key
@@ -113,6 +122,7 @@ def differences(before: RatingEvents, after: RatingEvents) -> tuple[Int64s, Int6
     same = (bits(before.rating[old]) == bits(after.rating[fresh])) & (
         bits(before.time[old]) == bits(after.time[fresh])
     )
+    same &= _told(before)[old] == _told(after)[fresh]
     new = np.setdiff1d(np.arange(len(now)), fresh, assume_unique=True)
     gone = np.setdiff1d(np.arange(len(was)), old, assume_unique=True)
     return new, gone, np.sort(fresh[~same])

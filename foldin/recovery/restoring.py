@@ -21,6 +21,7 @@ from featurestore.catalogue.dump import Dump, put_back
 from featurestore.errors import EpochBusy, EpochGone, StoreError, StoreRefused
 from featurestore.generations.manifest import Pointer
 from featurestore.ratings.batches import Columns
+from featurestore.ratings.context_schema import ContextRefused, ContextSchema
 from featurestore.store import Store
 from foldin.recovery.adoption import adopt, must_adopt, was_put_back
 from foldin.recovery.erased import Erased, find_erased, take_over
@@ -130,6 +131,7 @@ class Restore:
             await reach(self._store, pointer.epoch, source.folder, self._say)
         archived = await asyncio.to_thread(self._read, source)
         require_scale(archived, source, self._store)
+        archived = await self._recoded(archived)
         # Without a new history: what comes in meanwhile may be missing in what is told.
         if self._request.dry_run:
             self._tell(await self._plan(archived, pointer.epoch), would=True)
@@ -194,6 +196,25 @@ class Restore:
         self._say(
             f"  {found.items:,} items of the catalogue and attributes of {found.users:,} users are back"
         )
+
+    async def _recoded(self, archived: Archived) -> Archived:
+        """Return what is archived with its contexts as this store has them, which gets the fields that it
+        lacks. Raises `RecoveryRefusedError` where a field means something else there.
+        """
+        if archived.events.context is None or archived.catalogue is None:
+            return archived
+        source = ContextSchema(tuple(archived.catalogue.contexts))
+        contexts = self._store.contexts
+        try:
+            if self._request.dry_run:
+                schema = (await retried(contexts.fresh)).merged(source)
+            else:
+                # Of no epoch, and first: from here on each field has its place.
+                schema = await retried(contexts.change, lambda before: before.merged(source))
+        except ContextRefused as exc:
+            raise RecoveryRefusedError(f"the field {exc} of a context: its ratings cannot be told") from exc
+        context = schema.recoded(archived.events.context, source)
+        return replace(archived, events=replace(archived.events, context=context))
 
     def _read(self, source: Source) -> Archived:
         """Read what is wanted of the source. Raises `RecoveryRefusedError`."""
@@ -299,6 +320,7 @@ class Restore:
                     events.rating[rows],
                     events.time[rows],
                     events.type_code[rows] if events.type_code[rows].any() else None,
+                    context=None if events.context is None else events.context[rows],
                 )
                 await retried(writer.ratings.append_columns, columns, epoch=epoch)
                 written += len(columns)

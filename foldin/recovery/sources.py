@@ -3,7 +3,7 @@ changed, and what is damaged or newer than this version is refused, naming the f
 """
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.events import RatingEvents, of_tables
 from foldin.recovery.manifest import NAME as MANIFEST
 from foldin.recovery.manifest import Manifest, read_manifest
+from trainer.archive.context_fields import read_fields
 from trainer.archive.epoch_archive import uncovered
 from trainer.archive.erasures import Ledger
 from trainer.archive.identity import read_identity
@@ -143,6 +144,7 @@ def read_source(source: Source, *, skip_damaged: bool = False) -> Archived:
             ledgers = _ledgers(source, skip_damaged=skip_damaged)
             catalogue = _catalogue(source, skip_damaged=skip_damaged)
             events = _named(events, catalogue, source, skip_damaged=skip_damaged)
+            events = _told(events, catalogue, source, skip_damaged=skip_damaged)
             return Archived(events, listed, ledgers, catalogue)
     raise RecoveryRefusedError(f"{source.folder} changes all the time: run this again")
 
@@ -198,13 +200,14 @@ def _catalogue(source: Source, *, skip_damaged: bool) -> Dump | None:
         # An archive names the types of its events; a backup of types that a store begins with has none.
         try:
             types = read_types(source.folder)
+            fields = list(read_fields(source.folder).fields)
         except ArchiveFailedError as exc:
             if skip_damaged:
                 return None
             raise RecoveryRefusedError(f"{exc}: leave it out with --skip-damaged") from exc
         except ArchiveRefusedError as exc:
             raise RecoveryRefusedError(exc.why) from exc
-        return Dump({}, [], [], [], event_types=types) if types else None
+        return Dump({}, [], [], [], event_types=types, contexts=fields) if types or fields else None
     try:
         return dump_from_bytes((source.folder / name).read_bytes())
     except (OSError, DumpUnreadable) as exc:
@@ -229,6 +232,21 @@ def _named(
             "--skip-damaged"
         )
     return events.take(known)
+
+
+def _told(
+    events: RatingEvents, catalogue: Dump | None, source: Source, *, skip_damaged: bool
+) -> RatingEvents:
+    """Return the events with those of their contexts whose fields are named."""
+    named = 0 if catalogue is None else len(catalogue.contexts)
+    if events.context is None or events.context.shape[1] <= named:
+        return events
+    if not skip_damaged:
+        raise RecoveryRefusedError(
+            f"{source.folder} does not say what the contexts of its ratings are: leave them out with "
+            "--skip-damaged"
+        )
+    return replace(events, context=events.context[:, :named] if named else None)
 
 
 def _segment_files(folder: Path) -> list[tuple[SegmentName, Path]]:

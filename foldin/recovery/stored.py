@@ -4,12 +4,15 @@ user's entries in their order.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Int64s
+from factors import Float32s, Int64s
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, item_rows_of, type_codes_of
+from featurestore.contexts import codec as contexts
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from foldin.recovery.events import RatingEvents
@@ -63,9 +66,18 @@ def _columns(users: list[StoredUser], item_ids: pa.StringArray) -> Histories:
         time=entries["time"].astype(np.float64),
         arrived_ms=np.zeros(len(entries), dtype=np.int64),
         type_code=type_codes_of(entries["item_row"]),
+        context=_contexts(users, owner, entries),
     )
     # A row beyond the registry is of no item; the store has lost it.
     known = events.item < len(item_ids)
     return Histories(
         events if known.all() else events.take(known), np.array([user.n for user in users], dtype=np.int64)
     )
+
+
+def _contexts(users: list[StoredUser], owner: Int64s, entries: npt.NDArray[Any]) -> Float32s | None:
+    """Return the contexts of `entries` (m,), whose users are `owner` (m,)."""
+    given = [k for k, user in enumerate(users) if user.contexts]
+    every, of_entry = contexts.of_users([users[k].contexts for k in given], given)
+    time = entries["time"].astype(np.float64)
+    return contexts.match(entries["item_row"], time, every, (owner, of_entry))

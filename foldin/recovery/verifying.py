@@ -152,7 +152,7 @@ def _compare(both: _Both, still: npt.NDArray[np.bool_]) -> tuple[list[str], int]
     said = [
         *((archived, row, "is in the archive only") for row in new.tolist()),
         *((stored, row, "is in the store only") for row in gone.tolist()),
-        *((archived, row, "has another rating, or another time, in the archive") for row in other.tolist()),
+        *((archived, row, "has another rating, time or context in the archive") for row in other.tolist()),
     ]
     lines = [f"{_pair(events, row)} {what}" for events, row, what in said[:SHOWN]]
     # The rest is counted only.
@@ -168,7 +168,8 @@ def _pair(events: RatingEvents, row: int) -> str:
 async def _catalogue(store: Store) -> list[str]:
     """Return a line where something of the catalogue cannot be read: the first thing."""
     try:
-        await retried(read_dump, store.catalogue, store.attributes, store.scenarios, store.event_types)
+        held = store.catalogue, store.attributes, store.scenarios, store.event_types, store.contexts
+        await retried(read_dump, *held)
     except StoreDamaged as exc:
         return [str(exc)]
     return []

@@ -23,9 +23,10 @@ from featurestore.ratings.stream import Events
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
+from trainer.archive.context_fields import ContextFields
 from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
 from trainer.archive.erasures import Erasures
-from trainer.archive.events import START, Position, new_events, type_codes, without_user
+from trainer.archive.events import CONTEXT, START, Position, new_events, type_codes, without_user
 from trainer.archive.identity import ArchiveState
 from trainer.archive.segments import Step
 from trainer.archive.trash import Trash
@@ -92,6 +93,7 @@ class EpochConsumer:
         self._exclusive = asyncio.Lock()
         self._erased: OrderedDict[bytes, None] = OrderedDict()
         self._types = TypeNames(archive.directory)
+        self._fields = ContextFields(archive.directory)
 
     async def run(self) -> None:
         """Consume until cancelled. Raises `LeaseLost`, `EpochGone`, `StoreChanged`; waits out an unreachable
@@ -228,6 +230,8 @@ class EpochConsumer:
                     table = without_user(table, user_id, n)
                     await self._erase(user_id)
             await self._name_types(table)
+            if CONTEXT.name in table.schema.names:
+                await self._name_fields()
             await with_retries(self._threads.run, self._archive.append, table, spans)
             async with self._progress:
                 self.positions.update({p: span.last for p, span in spans.items()})
@@ -261,6 +265,12 @@ class EpochConsumer:
             raise
         await with_retries(self._threads.run, self._types.name, types)
 
+    async def _name_fields(self) -> None:
+        """Have the fields of contexts on the disk as the store has them."""
+        schema = await with_retries(self._store.contexts.fresh)
+        if schema.fields:
+            await with_retries(self._threads.run, self._fields.name, schema)
+
     async def _erase(self, user_id: bytes) -> None:
         erased = await with_retries(self._threads.run, self._archive.erase, user_id, ALL_OF_A_USER)
         # After the archive: a fit whose snapshot still had the user has begun by now, and is told.
@@ -279,6 +289,8 @@ class EpochConsumer:
         # A file that was damaged meanwhile would keep the archive from being restored.
         with contextlib.suppress(StoreDamaged):
             await self._name_types()
+        with contextlib.suppress(StoreDamaged):
+            await self._name_fields()
         ends = await with_retries(self._store.stream.progress, self.epoch)
         if is_incomplete(self._archive.snapshot(), ends, holes=self._archive.has_holes()):
             await self._rebuild()
@@ -289,6 +301,7 @@ class EpochConsumer:
             log.event("epoch_to_trash", epoch=self.epoch, why="rebuilt", entry=entry.path.name)
 
         await self._name_types()
+        await self._name_fields()
         await with_retries(rebuild, self._store, self._archive, self._threads, keep)
         self._take_stock()
 

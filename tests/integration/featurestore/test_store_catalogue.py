@@ -187,11 +187,11 @@ async def test_users_who_are_put_back_share_a_confirmation(
 
 async def test_a_dump_has_the_scenario_that_an_experiment_has_left(store: Store) -> None:
     parts = store.catalogue, store.attributes, store.scenarios, store.event_types
-    assert not await read_dump(*parts)
+    assert not await read_dump(*parts, store.contexts)
     await put_back(*parts, Dump({}, [], [], [], default_scenario="home"))
     # One that the store has stays.
     await put_back(*parts, Dump({}, [], [], [], default_scenario="other"))
-    read = dump_from_bytes(dump_to_bytes(await read_dump(*parts)))
+    read = dump_from_bytes(dump_to_bytes(await read_dump(*parts, store.contexts)))
     assert (bool(read), read.default_scenario) == (True, "home")
     assert (await store.experiments.all()).default_scenario == "home"
 
