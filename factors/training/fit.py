@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from factors.errors import FitDiverged, FitRefused
+from factors.inference.backend import MANY_RATINGS
 from factors.inference.compiled.backend import choose_backend
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.histories import Compressed, compress_pairs
@@ -54,7 +55,7 @@ def fit(
     same, and changes how long the fit takes. A scale without a step gets that of the ratings, if they keep
     one. `progress(sweep, metrics)` is called after each sweep; what it raises ends the fit. `attributes`: of
     the rows of either side; held-out ratings decide whether they have effects. `context_kinds`: of the fields
-    of the context of `ratings`. Raises `FitRefused` where the
+    of the context of `ratings`; of `MANY_RATINGS` and more it is not looked at. Raises `FitRefused` where the
     input cannot be fitted and `FitDiverged` where the result is not finite.
     """
     by_user = prepare(ratings, n_users, n_items, settings)
@@ -62,7 +63,10 @@ def fit(
         return prior_fit(settings, n_users, n_items)
     settings = replace(settings, scale=observed_scale(settings.scale, by_user.value))
     backend = choose_backend(len(by_user.value), threads=settings.threads, block_rows=settings.block_rows)
-    encoding = learn_context_encoding(by_user.context, context_kinds)
+    encoding = None
+    # With contexts each rating takes 2 KB and more, and nothing is compiled.
+    if len(by_user.value) < MANY_RATINGS:
+        encoding = learn_context_encoding(by_user.context, context_kinds)
     if encoding is None:
         by_user = replace(by_user, context=None)
     training = TrainingSet.of(by_user, n_items, backend, attributes, encoding)

@@ -122,7 +122,9 @@ def _folded(
         stop = max(start + 1, int(np.searchsorted(ends, first + _ENTRIES_AT_ONCE, side="right")))
         some = order[first : ends[stop - 1]]
         offsets = np.concatenate([[0], ends[start:stop] - first])
-        part = Histories(offsets, other_row[some], ratings.value[some], ratings.time[some])
+        context = None if ratings.context is None else ratings.context[some]
+        columns = (other_row[some], ratings.value[some], ratings.time[some])
+        part = Histories(offsets, *columns, context=context)
         attributes = None if described is None else described.take(np.arange(start, stop))
         rows[start:stop] = fold_in(part, current=current[start:stop], attributes=attributes)
         start, first = stop, int(ends[stop - 1])

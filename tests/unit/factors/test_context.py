@@ -228,6 +228,14 @@ def test_a_refit_goes_on_with_what_was_learned(moved: tuple[Fitted, Ratings, Rat
 _COLUMNS = ("user_row", "item_row", "value", "time", "context")
 
 
+def test_of_many_ratings_contexts_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, _ = world(5, 400, 400)
+    monkeypatch.setattr("factors.training.fit.MANY_RATINGS", 400)
+    found, plain = fitted(known), fitted(replace(known, context=None))
+    assert not found.posterior.reads_context
+    np.testing.assert_array_equal(found.users, plain.users)
+
+
 def test_categories_and_numbers_become_columns() -> None:
     nan = np.nan
     context = np.array([[1.0, 0.0]] * 6 + [[3.0, 1.0]] * 6 + [[nan, 2.0], [nan, nan]], dtype=np.float32)
