@@ -79,23 +79,25 @@ def best_start(
     """
     # Each is a start of its own, so that the steps between them grow.
     ranks = (1, 2, 3, 4, 6, 8) if settings.rank == "auto" else (settings.rank,)
-    terms = Terms(context=context)
+    # What users and items have taken for their own comes back to contexts slowly: in a world of 2,000 ratings
+    # with five variables three starts of rank 3 end at errors of 0.49 to 0.59, with so many at 0.416 each.
+    terms, patience = Terms(context=context), 3 if context else 1
     best = flat_state(training, settings, ranks[0]).branch(terms)
     # Biases alone settle sooner.
-    _sweep(best, settings, 10, held=0)
+    _sweep(best, min(10, settings.sweeps), held=0)
     highest = evidence(best)
     for rank in ranks:
         state = initial_state(training, settings, rng, rank).branch(terms)
-        _sweep(state, settings, 40, held=20)
+        _sweep(state, patience * min(40, settings.sweeps), held=patience * 20)
         found = evidence(state)
         if found > highest:
             best, highest = state, found
     return best
 
 
-def _sweep(state: State, settings: FitSettings, sweeps: int, *, held: int) -> None:
+def _sweep(state: State, sweeps: int, *, held: int) -> None:
     """Sweep until `state` can be judged: at most so often, `held` times with the priors as they are."""
-    for sweep in range(min(sweeps, settings.sweeps)):
+    for sweep in range(sweeps):
         change = state.sweep(learn_priors=sweep >= held)
         # In units of the range.
         if sweep > held and change < 1e-4:
