@@ -79,21 +79,13 @@ def write_result(
     whose rows do not rest on attributes nothing is written of these, and of others how they are encoded.
     `catalogue`: the version that was read, `users_read_ms`: when the attributes of users were.
     """
-    offsets, content = _id_arrays(data.user_ids)
-    edges = offsets.tolist()
-    raw = content.tobytes()
-    hashes = np.array([user_hash(raw[a:b]) for a, b in pairwise(edges)], dtype=np.uint64)
-    by_hash = np.argsort(hashes, kind="stable")
     ratings = data.ratings
     by_item, indptr = _by_item(ratings.item_row, data.n_items)
     arrays: dict[str, npt.NDArray[Any]] = {
         "users": fitted.users.astype(np.float32, copy=False),
         "items": fitted.items.astype(np.float32, copy=False),
         "user_n": data.user_n,
-        "id_offsets": offsets,
-        "id_bytes": content,
-        "hashes": hashes[by_hash],
-        "hash_rows": by_hash.astype(np.int64),
+        **_user_arrays(data.user_ids),
         "item_indptr": indptr,
         "item_users": ratings.user_row[by_item],
         "item_values": ratings.value[by_item],
@@ -196,6 +188,20 @@ def _event_arrays(choices: Choices, n_items: int) -> dict[str, npt.NDArray[Any]]
     events = events.take(by_item)
     columns = indptr, events.user_row, events.type_code, events.value, events.time
     return dict(zip(_OF_EVENTS, columns, strict=True))
+
+
+def _user_arrays(user_ids: pa.StringArray) -> dict[str, npt.NDArray[Any]]:
+    """Return the ids of the users in the order of their rows, and what finds a row by the hash of its id."""
+    offsets, content = _id_arrays(user_ids)
+    raw = content.tobytes()
+    hashes = np.array([user_hash(raw[a:b]) for a, b in pairwise(offsets.tolist())], dtype=np.uint64)
+    by_hash = np.argsort(hashes, kind="stable")
+    return {
+        "id_offsets": offsets,
+        "id_bytes": content,
+        "hashes": hashes[by_hash],
+        "hash_rows": by_hash.astype(np.int64),
+    }
 
 
 def _id_arrays(user_ids: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:

@@ -129,7 +129,7 @@ def test_the_report_names_what_is_wrong_and_how_to_repeat_it() -> None:
 
 
 def test_no_rating_is_given_twice() -> None:
-    shared = Shared(None, Histories(), Report(seed=1))  # type: ignore[arg-type]  # calls nobody
+    shared = Shared(None, Histories(), Report(seed=1))  # type: ignore[arg-type]  # no call is made
     first = [shared.value(0, 0) for _ in range(2)]
     # More than an hour of large histories gives.
     shared.numbers = itertools.count(10_000_000)
