@@ -9,7 +9,7 @@ It lies here because players need it, and `foldin` imports this package.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from featurestore.catalogue.item import AttributeType
+from featurestore.ratings.context_schema import ContextKind
 
 T = TypeVar("T")
 
@@ -66,22 +67,28 @@ class ApiUnreadableError(ApiError):
 
 
 class Rating(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A rating as `POST /ratings` takes it. `timestamp`: seconds since 1970, None for now."""
+    """A rating as `POST /ratings` takes it. `timestamp`: seconds since 1970, None for now. `context`: numbers
+    and categories by name.
+    """
 
     user_id: str
     item_id: str
     rating: float
     timestamp: float | None = None
+    context: Mapping[str, float | str] | None = None
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event as `POST /events` takes it. `timestamp`: seconds since 1970, None for now."""
+    """An event as `POST /events` takes it. `timestamp`: seconds since 1970, None for now. `context`: of one
+    that is a rating.
+    """
 
     user_id: str
     item_id: str
     type: str
     value: float | None = None
     timestamp: float | None = None
+    context: Mapping[str, float | str] | None = None
 
 
 class ItemTypes(msgspec.Struct, frozen=True):
@@ -90,8 +97,19 @@ class ItemTypes(msgspec.Struct, frozen=True):
     items: dict[str, AttributeType] = msgspec.field(default_factory=dict)
 
 
+class _ContextField(msgspec.Struct, frozen=True):
+    kind: ContextKind
+
+
+class _Contexts(msgspec.Struct, frozen=True):
+    # Not there before there were contexts.
+    context: dict[str, _ContextField] = msgspec.field(default_factory=dict)
+
+
 class TrainBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A new history as `POST /train` takes it: parallel lists. `replace`: what is known is thrown away."""
+    """A new history as `POST /train` takes it: parallel lists. `replace`: what is known is thrown away.
+    `variables_history`: numbers beside each event, its context with the names `variables_context` gives.
+    """
 
     nb_users: int
     nb_items: int
@@ -99,6 +117,12 @@ class TrainBody(msgspec.Struct, frozen=True, omit_defaults=True):
     item_history: list[int]
     rating_history: list[float]
     replace: bool = False
+    variables_history: list[list[float]] | None = None
+
+
+def variables_context(variables: Sequence[float]) -> dict[str, float | str] | None:
+    """Return the numbers beside an event as the context of its rating, None where there are none."""
+    return {f"v{number}": value for number, value in enumerate(variables, 1)} or None
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -157,14 +181,22 @@ class ApiClient:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def predict(
-        self, user_id: str, item_id: str, *, timestamp: float | None = None, distribution: bool = False
+        self,
+        user_id: str,
+        item_id: str,
+        *,
+        timestamp: float | None = None,
+        distribution: bool = False,
+        context: Mapping[str, float | str] | None = None,
     ) -> Prediction:
-        """`GET /predict`. `timestamp`: predict for that time instead of now."""
+        """`GET /predict`. `timestamp`: predict for that time instead of now; `context`: as in `Rating`."""
         query = {"user_id": user_id, "item_id": item_id}
         if timestamp is not None:
             query["timestamp"] = repr(timestamp)
         if distribution:
             query["distribution"] = "true"
+        if context is not None:
+            query["context"] = msgspec.json.encode(context).decode()
         return self._decode(await self._call("GET", "/predict", query=query), Prediction)
 
     async def rate(self, ratings: Sequence[Rating], *, retry: bool = False) -> None:
@@ -185,6 +217,11 @@ class ApiClient:
     async def tell_item_types(self, types: dict[str, AttributeType]) -> None:
         """`PUT /schema`: tell types of attributes of items."""
         await self._call("PUT", "/schema", msgspec.json.encode(ItemTypes(types)), "application/json")
+
+    async def context_kinds(self) -> dict[str, ContextKind]:
+        """`GET /schema`: the kinds of the fields of contexts, by name."""
+        fields = self._decode(await self._call("GET", "/schema"), _Contexts).context
+        return {name: each.kind for name, each in fields.items()}
 
     async def put_items(self, items: Sequence[dict[str, Any]]) -> None:
         """`POST /items`: all or, where one is refused, none; waits while the API is busy."""

@@ -109,9 +109,11 @@ class PairScorer:
         *,
         time: float | None,
         distribution: bool,
+        given: Float32s | None = None,
         arms: dict[str, str] | None = None,
     ) -> OnePrediction:
-        """Predict one pair at `time`, if given; with the probabilities of the steps of the scale, if wanted.
+        """Predict one pair at `time` and in the context `given` (1, k), if there are any; with the
+        probabilities of the steps of the scale, if wanted.
 
         Raises `invalid_parameter` where the scale has no steps.
         """
@@ -130,7 +132,7 @@ class PairScorer:
             vectors = await live.in_thread(fold_in)
         index = np.zeros(1, dtype=np.int64)
         times = None if time is None else np.array([time])
-        scores = rounded(live.scorer.score(vectors, index, rows, times), live.model.scale)
+        scores = rounded(live.scorer.score(vectors, index, rows, times, context=given), live.model.scale)
         prediction = OnePrediction(
             *(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]], live.generation),
             degraded=degraded,
@@ -139,7 +141,8 @@ class PairScorer:
         if distribution:
             # The model knows whether its scale has steps; a fit may have found them.
             try:
-                prediction.distribution = live.scorer.distribution(vectors, index, rows, times)[0].tolist()
+                steps = live.scorer.distribution(vectors, index, rows, times, context=given)
+                prediction.distribution = steps[0].tolist()
             except FactorsError as exc:
                 raise Problem("invalid_parameter", f"distribution: {exc}", field="distribution") from exc
         self._counts.predictions += 1
@@ -147,13 +150,20 @@ class PairScorer:
         return prediction
 
     async def predict_batch(
-        self, live: LiveGeneration, user_ids: Ids, item_ids: Ids, arms: dict[str, str] | None = None
+        self,
+        live: LiveGeneration,
+        user_ids: Ids,
+        item_ids: Ids,
+        given: Float32s | None = None,
+        arms: dict[str, str] | None = None,
     ) -> bytearray:
         """Return the body for the pairs `user_ids[j]`, `item_ids[j]` in their order, or for one user with all
-        items. `arms`: of that user, where `live` is an arm of an experiment.
+        items. `given`: the contexts of the pairs (m, k), or one (1, k) of all of them; `arms`: of that user,
+        where `live` is an arm of an experiment.
         """
         (vectors, rows, degraded), index = await self._look_up_batch(live, user_ids, item_ids)
         elements = writer(live.model.scale).elements
+        contexts = None if given is None else np.broadcast_to(given, (len(rows), given.shape[1]))
         mark = b'"degraded":true,' if degraded else b""
         if arms is not None:
             mark += b'"arms":%b,' % msgspec.json.encode(arms)
@@ -164,7 +174,8 @@ class PairScorer:
                     # Requests that came meanwhile have their turn.
                     await asyncio.sleep(0)
                 part = slice(start, start + _SLICE)
-                scores = live.scorer.score(vectors, index[part], rows[part])
+                context = None if contexts is None else contexts[part]
+                scores = live.scorer.score(vectors, index[part], rows[part], context=context)
                 body += elements(rounded(scores, live.model.scale))
         if len(rows):
             # The last comma.

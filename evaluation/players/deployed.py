@@ -7,7 +7,7 @@ Into one that holds ratings the history goes beside them, under ids of this game
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,7 +35,8 @@ class DeployedPlayer:
     caller's.
 
     `own_ids`: never trains, always plays under ids of its own: for a second player on the same API, which
-    must not see the ratings of the first. `note` says so after `prepare`.
+    must not see the ratings of the first. `note` says so after `prepare`. The variables of an event are the
+    context of its rating.
     """
 
     def __init__(self, api: SharedApi, *, tag: str, online: bool, replace: bool, own_ids: bool) -> None:
@@ -56,7 +57,9 @@ class DeployedPlayer:
     async def predict(self, pair: Pair) -> float:
         """`GET /predict`."""
         with _failures_of_the_player():
-            prediction = await self._api.client.predict(*self._ids(pair.user, pair.item))
+            prediction = await self._api.client.predict(
+                *self._ids(pair.user, pair.item), context=api_client.variables_context(pair.variables)
+            )
         self.std = math.nan if prediction.std is None else prediction.std
         return prediction.rating
 
@@ -65,7 +68,7 @@ class DeployedPlayer:
         if self._online:
             # Once, without waiting: a rating that comes late costs the next prediction, not the game.
             with _failures_of_the_player():
-                await self._api.client.rate([Rating(*self._ids(pair.user, pair.item), rating)])
+                await self._api.client.rate([self._rating(pair.user, pair.item, rating, pair.variables)])
 
     async def close(self) -> None:
         """The connection is the caller's."""
@@ -84,6 +87,7 @@ class DeployedPlayer:
             history.item.tolist(),
             history.rating.tolist(),
             self._replace,
+            history.variables.tolist() if history.variables.size else None,
         )
         try:
             await self._api.client.train(document)
@@ -106,13 +110,15 @@ class DeployedPlayer:
         self._own_ids = True
         self.note = f"ids world-{self._tag}-* beside other ratings"
         columns = (history.user.tolist(), history.item.tolist(), history.rating.tolist())
-        ratings = [
-            Rating(*self._ids(user, item), rating) for user, item, rating in zip(*columns, strict=True)
-        ]
+        variables = history.variables.tolist() if history.variables.size else [()] * history.rating.size
+        ratings = [self._rating(*event) for event in zip(*columns, variables, strict=True)]
         for first in range(0, len(ratings), BATCH_RATINGS):
             await self._api.client.rate(ratings[first : first + BATCH_RATINGS], retry=True)
         if ratings:
             await self._api.client.train()
+
+    def _rating(self, user: int, item: int, rating: float, variables: Sequence[float]) -> Rating:
+        return Rating(*self._ids(user, item), rating, context=api_client.variables_context(variables))
 
     def _ids(self, user: int, item: int) -> tuple[str, str]:
         if self._own_ids:

@@ -4,11 +4,12 @@ Invariant: a field keeps its place and its kind, and a category its code, for st
 are appended alone, so that a row of an older schema is the beginning of a row of a newer one.
 """
 
+import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from featurestore.confirmation import Confirmation
 from featurestore.keys import Keys
 from featurestore.ratings.stored_document import StoredDocument
 
+T = TypeVar("T")
 ContextKind = Literal["number", "category"]
 Values = Mapping[str, object]
 """The context of one rating by field: a finite number, a boolean, a text for a category; None: not given."""
@@ -29,9 +31,12 @@ MOST_FIELDS = 32
 MOST_CATEGORIES = 256
 MOST_NAME_BYTES = 64  # as of an attribute
 MOST_CATEGORY_BYTES = 64  # the schema then has 0.5 MB at most
+# Values of a call that are read in about 1 ms; more are read in a thread.
+_AT_ONCE = 2_000
 # Grows when an older version could not read what is stored.
 _FORMAT = 1
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+"""Of those that are given: contexts are stored as float32."""
 _WANTED: Mapping[ContextKind, str] = {
     "number": "a finite number, true or false",
     "category": f"a text of at most {MOST_CATEGORY_BYTES} bytes",
@@ -229,7 +234,7 @@ def number_of(value: object) -> float | None:
     except OverflowError:
         return None
     # Not so of a NaN either.
-    return number if abs(number) <= _LARGEST else None
+    return number if abs(number) <= LARGEST_NUMBER else None
 
 
 class _Document(msgspec.Struct, frozen=True):
@@ -271,15 +276,25 @@ class StoredContextSchema(StoredDocument[ContextSchema]):
 
     async def rows(self, given: Sequence[Values | None], *, extend: bool) -> Float32s | None:
         """Return contexts as `ContextSchema.rows` does. `extend`: those of ratings, whose new fields and
-        categories are stored first; else those of questions. Raises what that raises.
+        categories are stored first; else those of questions, which are answered while the store is away.
+
+        Raises what `ContextSchema.rows` and `ContextSchema.extended` raise.
         """
-        if not any(given):
+        values = sum(len(each) for each in given if each)
+        if not values:
             return None
-        schema = await self.current()
-        if extend and schema.extended(given) is not schema:
-            schema = await self.change(lambda before: before.extended(given))
+        run = asyncio.to_thread if values > _AT_ONCE else _now
+        schema = await (self.current() if extend else self.known())
+        if extend and await run(schema.extended, given) is not schema:
+            # By the newest one: what this process lacks others may have stored, and then it is no change.
+            wanted = await run((await self.fresh()).extended, given)
+            schema = await self.change(lambda before: before.merged(wanted))
         try:
-            return schema.rows(given)
+            return await run(schema.rows, given)
         except UnknownContextField:
             # Another process may have stored it since this one asked.
-            return (await self.fresh()).rows(given)
+            return await run((await self.fresh()).rows, given)
+
+
+async def _now(compute: Callable[[Sequence[Values | None]], T], given: Sequence[Values | None]) -> T:
+    return compute(given)

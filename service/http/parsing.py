@@ -9,6 +9,7 @@ NaN, of half a surrogate pair) is found by reading the refused body once more wi
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, TypeVar
@@ -203,6 +204,7 @@ class Body(Generic[T]):
 
 _PATH = re.compile(r" - at `\$(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
+_SOME_KEY = "[...]"
 _STEP = re.compile(r"\[(?P<row>\d+)\]|\.(?P<name>[^.\[]+)")
 Path = list[str | int]
 
@@ -214,7 +216,10 @@ def problem_of(exc: Exception, body: bytes | bytearray, *, lines: bool) -> Probl
     message = str(exc)
     path: Path = []
     if found := _PATH.search(message):
-        for step in _STEP.finditer(found["path"]):
+        # Of an object with any names msgspec does not say which: a number out of range can be looked for.
+        if _SOME_KEY in found["path"] and (located := _locate(bytes(body), lines=lines)).field is not None:
+            return located
+        for step in _STEP.finditer(found["path"].replace(_SOME_KEY, "")):
             path.append(step["name"] or int(step["row"]))
     text = _PATH.sub("", message)
     if missing := _MISSING.match(text):
@@ -295,6 +300,8 @@ def _locate_element(text: str, start: int, decoder: json.JSONDecoder) -> Problem
 def _at_strange(value: object, path: Path) -> Problem | None:
     if isinstance(value, _Constant):
         return _problem_at(path, f"{value.name} is not a finite number")
+    if isinstance(value, float) and not math.isfinite(value):
+        return _problem_at(path, "is not a finite number: it is too large")
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode()

@@ -15,6 +15,7 @@ from featurestore.catalogue.catalogue import Change, title_key
 from featurestore.catalogue.item import AttributeType, CatalogueItem
 from featurestore.catalogue.schema import MOST_NAME_BYTES
 from featurestore.errors import EpochGone, ItemsSpent, StoreUnavailable
+from featurestore.ratings.context_schema import ContextField, ContextKind, ContextRefused, ContextSchema
 from service.catalogue.held_types import ATTEMPTS, held_types, hold
 from service.catalogue.parsing import (
     MAX_ROWS,
@@ -69,11 +70,19 @@ class ItemPage(msgspec.Struct):
     next: str | None
 
 
+class ContextFieldBody(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """A field of the contexts of ratings. `categories`: those that it has, where it is one of categories."""
+
+    kind: ContextKind
+    categories: list[str] = msgspec.field(default_factory=list)
+
+
 class SchemaBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The types of attributes of items and of users."""
+    """The types of attributes of items and of users, and the fields of the contexts of ratings."""
 
     items: dict[str, AttributeType] = msgspec.field(default_factory=dict)
     users: dict[str, AttributeType] = msgspec.field(default_factory=dict)
+    context: dict[str, ContextFieldBody] = msgspec.field(default_factory=dict)
 
 
 _ITEM: Body[ItemIn] = Body(ItemIn)
@@ -263,22 +272,38 @@ async def get_export(request: web.Request) -> web.StreamResponse:
     return answer
 
 
-@Route(*("GET", "/schema", "Catalogue", SchemaBody), STORE, needs="read", operation_id="getSchema")
+@Route(
+    *("GET", "/schema", "Catalogue", SchemaBody, ("data_damaged", *STORE)),
+    needs="read",
+    operation_id="getSchema",
+)
 async def get_schema(request: web.Request) -> web.StreamResponse:
-    """Return the type of each attribute, told or inferred at its first use."""
-    schema = request.app[CONTEXT].store.catalogue.schema
-    return json_answer(SchemaBody(await schema.types("items"), await schema.types("users")))
+    """Return the type of each attribute and field of a context, told or inferred at its first use."""
+    store = request.app[CONTEXT].store
+    fields = {
+        each.name: ContextFieldBody(each.kind, list(each.categories))
+        for each in (await store.contexts.fresh()).fields
+    }
+    types = store.catalogue.schema.types
+    return json_answer(SchemaBody(await types("items"), await types("users"), fields))
 
 
 @Route(
     *("PUT", "/schema", "Catalogue", SchemaBody),
-    (*BODY, *WRITES),
+    (*BODY, "invalid_context", "data_damaged", *WRITES),
     needs="operate",
     operation_id="putSchema",
-    body=request_body(SchemaBody, {"items": {"released": "time"}, "users": {"age": "number"}}),
+    body=request_body(
+        SchemaBody,
+        {
+            "items": {"released": "time"},
+            "users": {"age": "number"},
+            "context": {"hour": {"kind": "number"}, "device": {"kind": "category", "categories": ["phone"]}},
+        },
+    ),
 )
 async def put_schema(request: web.Request) -> web.StreamResponse:
-    """Tell types of attributes before their first use; those of others stay."""
+    """Tell types of attributes, and fields of contexts, before their first use; those of others stay."""
     context = request.app[CONTEXT]
     async with context.bodies.read(request, context.imports) as received:
         told = _SCHEMA.decode(received.raw)
@@ -299,6 +324,15 @@ async def put_schema(request: web.Request) -> web.StreamResponse:
                 detail = f"{name} is of type {held[name]} since its first use, not {each}"
                 raise Problem("invalid_body", detail, field=f"{kind}.{name}")
         holding.append((kind, held, {**held, **types}))
+    fields = ContextSchema(
+        tuple(ContextField(name, each.kind, tuple(each.categories)) for name, each in told.context.items())
+    )
+    try:
+        schema = await store.contexts.fresh()
+        if schema.merged(fields) is not schema:
+            await store.contexts.change(lambda before: before.merged(fields))
+    except ContextRefused as exc:
+        raise Problem("invalid_context", f"context: {exc}", field=f"context.{exc.name}") from exc
     # When all of the call was found right.
     for kind, held, wanted in holding:
         if not await hold(store, kind, held, wanted):

@@ -13,7 +13,8 @@ from factors import BASIS, Float64s, Scale, explain
 from featurestore.codecs import pack_feedback, pack_histories
 from featurestore.users.fold_in import columns_of
 from service.context import CONTEXT
-from service.http.parsing import path_id
+from service.http.parsing import Query, path_id
+from service.http.rating_contexts import CONTEXT_PROBLEMS, context_rows, query_context
 from service.http.response import json_answer
 from service.openapi import MODEL, Route
 from service.prediction_json import rounded, shown
@@ -67,7 +68,7 @@ class Explained(msgspec.Struct, omit_defaults=True):
 
 @Route(
     *("GET", "/explain/{user_id}/{item_id}", "Recommend", Explained),
-    ("invalid_parameter", "not_found", *MODEL),
+    ("invalid_parameter", "not_found", *CONTEXT_PROBLEMS, "data_damaged", *MODEL),
     needs="read",
     operation_id="explain",
 )
@@ -76,6 +77,7 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
+    given = await context_rows(context.store.contexts, query_context(Query(request.raw_path)))
     live, member = context.serving(user_id)
     registry = context.store.items(live.epoch)
     profile, degraded = await context.scorer.profile(live, user_id)
@@ -85,18 +87,16 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     row = -1 if row is None else row
     current = profile.vector[None]
     packed = pack_histories([history])
-    found = await computed(
-        live,
-        history,
-        partial(
-            explain,
-            *(live.posterior, live.items, packed, row),
-            current=current,
-            attributes=columns_of(live, [profile.attributes]),
-        ),
+    why_rated = partial(
+        explain,
+        *(live.posterior, live.items, packed, row),
+        current=current,
+        attributes=columns_of(live, [profile.attributes]),
+        context=given,
     )
+    found = await computed(live, history, why_rated)
     scale = live.model.scale
-    exact = live.scorer.score(current, np.zeros(1, dtype=np.int64), np.array([row]))
+    exact = live.scorer.score(current, np.zeros(1, dtype=np.int64), np.array([row]), context=given)
     score = rounded(exact, scale)
     rating, std = float(score.rating[0]), float(score.std[0])
     values = dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import msgspec
 from aiohttp import web
 
+from factors import Float32s
 from featurestore.codecs import MAX_TIMESTAMP
 from featurestore.id_columns import Ids
 from service.context import CONTEXT, ServiceContext
@@ -21,6 +22,15 @@ from service.http.parsing import (
 )
 from service.http.problems import Problem
 from service.http.quotas import CALLED_BY, Caller
+from service.http.rating_contexts import (
+    CONTEXT_PROBLEMS,
+    Context,
+    Given,
+    context_rows,
+    given_contexts,
+    one_context,
+    query_context,
+)
 from service.http.response import Answer, json_answer
 from service.openapi import (
     BODY,
@@ -49,6 +59,8 @@ class PredictBody(msgspec.Struct):
     item_id: Id | msgspec.UnsetType = msgspec.UNSET
     item_ids: list[Id] | msgspec.UnsetType = msgspec.UNSET
     pairs: list[tuple[Id, Id]] | msgspec.UnsetType = msgspec.UNSET
+    # One for all pairs, or one of each.
+    context: Context | list[Context | None] | None = None
 
 
 class Pair(NamedTuple):
@@ -83,6 +95,12 @@ class PairQuery(NamedTuple):
     item_id: bytes
     time: float | None
     distribution: bool
+    context: Given | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it asks for no more than the pair."""
+        return self.time is None and self.context is None and not self.distribution
 
 
 def _object(**properties: Schema) -> Schema:
@@ -108,12 +126,13 @@ def parse_pair_query(raw_path: str) -> PairQuery:
         query.id("item_id", "item"),
         query.number("timestamp"),
         query.flag("distribution", default=False),
+        query_context(query),
     )
 
 
 @Route(
     *("GET", "/predict", "Predict", OnePrediction),
-    ("missing_parameter", "invalid_parameter", *MODEL),
+    ("missing_parameter", "invalid_parameter", *CONTEXT_PROBLEMS, "data_damaged", *MODEL),
     needs="read",
     operation_id="predict",
     parameters=(
@@ -134,22 +153,28 @@ def parse_pair_query(raw_path: str) -> PairQuery:
 async def get_predict(request: web.Request) -> web.StreamResponse:
     """The expected rating of one pair. `user` and `item` are synonyms of the parameters."""
     context = request.app[CONTEXT]
-    user_id, item_id, time, distribution = parse_pair_query(request.raw_path)
+    query = parse_pair_query(request.raw_path)
     # The rest is asked rarely: a time may need the history, a distribution the steps of the scale.
-    if time is None and not distribution:
-        prediction = await context.batcher.submit(user_id, item_id)
-    else:
-        live, member = context.serving(user_id)
-        arms = None if member is None else member.shown
-        prediction = await context.scorer.predict_one(
-            live, user_id, item_id, time=time, distribution=distribution, arms=arms
-        )
-    return json_answer(prediction)
+    if query.plain:
+        return json_answer(await context.batcher.submit(query.user_id, query.item_id))
+    given = await context_rows(context.store.contexts, query.context)
+    return json_answer(await _one(context, query, given))
+
+
+async def _one(context: ServiceContext, query: PairQuery, given: Float32s | None) -> OnePrediction:
+    live, member = context.serving(query.user_id)
+    return await context.scorer.predict_one(
+        *(live, query.user_id, query.item_id),
+        time=query.time,
+        distribution=query.distribution,
+        given=given,
+        arms=None if member is None else member.shown,
+    )
 
 
 @Route(
     *("POST", "/predict", "Predict", content({"anyOf": [OnePrediction, Predictions]})),
-    (*BODY, "too_many_rows", *MODEL),
+    (*BODY, "too_many_rows", *CONTEXT_PROBLEMS, "data_damaged", *MODEL),
     needs="read",
     operation_id="predictMany",
     body=request_body(
@@ -174,22 +199,39 @@ async def _answer_body(context: ServiceContext, raw: bytearray, caller: Caller |
     # 10,000 pairs in the usual form are read in 0.3 ms; to decode and check an object for each takes 2.4.
     plain = plain_pairs(raw)
     body = PredictBody() if plain is not None else await _BODY.decode_off_loop(raw)
-    # Once the body is there, which may have taken its sender seconds: the answer is of the newest generation.
-    live, arms = context.live(), None
+    given: Float32s | None = None
     if plain is None:
         pairs = checked_pairs(body)
-        # In the batch of what arrived with it, like GET /predict.
-        if isinstance(pairs, Pair):
-            return json_answer(await context.batcher.submit(*pairs))
+        sent = checked_contexts(body, 1 if isinstance(pairs, Pair) else len(pairs.item_ids))
     else:
-        pairs = Pairs(*plain)
+        pairs, sent = Pairs(*plain), None
         check_rows(len(pairs.item_ids), MAX_PAIRS, "pairs")
-    context.quotas.charge(caller, len(pairs.item_ids) / PAIRS_A_REQUEST)
+    if not isinstance(pairs, Pair):
+        context.quotas.charge(caller, len(pairs.item_ids) / PAIRS_A_REQUEST)
+    if sent is not None:
+        given = await context_rows(context.store.contexts, sent)
+    if isinstance(pairs, Pair):
+        # In the batch of what arrived with it, like GET /predict.
+        if given is None:
+            return json_answer(await context.batcher.submit(*pairs))
+        return json_answer(await _one(context, PairQuery(*pairs, None, distribution=False), given))
+    # Once the body is there, which may have taken its sender seconds: the answer is of the newest generation.
+    live, arms = context.live(), None
     # Pairs of several users, who may be in several arms, are answered by what is live: by one generation.
     if isinstance(body.item_ids, list):
         live, member = context.serving(next(iter(pairs.user_ids)))
         arms = None if member is None else member.shown
-    return Answer(await context.scorer.predict_batch(live, *pairs, arms))
+    return Answer(await context.scorer.predict_batch(live, *pairs, given, arms))
+
+
+def checked_contexts(body: PredictBody, n_pairs: int) -> Given | None:
+    """Return the contexts of so many pairs, one for all of them where it is one."""
+    if not isinstance(body.context, list):
+        return one_context(body.context)
+    if len(body.context) != n_pairs:
+        detail = f"context has {len(body.context)} entries, and there are {n_pairs} pairs"
+        raise Problem("invalid_body", detail, field="context")
+    return given_contexts(body.context)
 
 
 def checked_pairs(body: PredictBody) -> Pair | Pairs:

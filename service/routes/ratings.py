@@ -8,7 +8,8 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -33,6 +34,7 @@ from service.http.parsing import (
 )
 from service.http.problems import Problem
 from service.http.quotas import CALLED_BY
+from service.http.rating_contexts import CONTEXT_PROBLEMS, Context, Given, context_rows, given_contexts
 from service.http.response import json_answer
 from service.openapi import BODY, WRITES, Route, list_of, request_body
 from service.scoring import PairScorer
@@ -42,17 +44,22 @@ MAX_RATINGS = 10_000
 # So many ratings of a call are predicted before they are learned, of a larger call an even sample:
 # enough for the error of a minute, at a small part of what storing 10,000 takes.
 _PREDICTED = 256
+# Contexts are stored by a schema, which may be damaged.
+_CONTEXT = (*CONTEXT_PROBLEMS, "data_damaged")
 # Where one object ends and the next begins on a later line.
 _NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 
 
 class RatingIn(msgspec.Struct):
-    """One rating as it is sent. `timestamp`: seconds since 1970; without it, the moment of arrival."""
+    """One rating as it is sent. `timestamp`: seconds since 1970; without it, the moment of arrival.
+    `context`: under which circumstances it was given.
+    """
 
     user_id: DescribedId
     item_id: DescribedId
     rating: float
     timestamp: Timestamp | None = None
+    context: Context | None = None
 
 
 class Accepted(msgspec.Struct):
@@ -76,7 +83,14 @@ _ONE = msgspec.json.Decoder(RatingIn)
 _MANY = msgspec.json.Decoder(list[RatingIn])
 
 
-def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: bool) -> Columns:
+class Rated(NamedTuple):
+    """The ratings of a call, and their contexts."""
+
+    columns: Columns
+    contexts: Given | None
+
+
+def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: bool) -> Rated:
     """Return the ratings in `body`: one object, an array, or an object a line.
 
     Raises a `Problem` that names a field, and the first bad row where there are rows.
@@ -92,7 +106,8 @@ def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: b
         if is_object:
             problem.row = None
         raise
-    return Columns(user_ids, item_ids, ratings, np.array(times, dtype=np.float64))
+    columns = Columns(user_ids, item_ids, ratings, np.array(times, dtype=np.float64))
+    return Rated(columns, given_contexts([row.context for row in rows], numbered=not is_object))
 
 
 def decoded_rows(
@@ -163,13 +178,14 @@ async def _squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Col
     positions: dict[bytes, int] = {}
     index = [positions.setdefault(user_id, len(positions)) for user_id in columns.user_id]
     vectors, item_rows, _ = await scorer.look_up(live, list(positions), columns.item_id)
-    predicted = live.scorer.score(vectors, np.array(index, dtype=np.int64), item_rows).rating
+    pairs = vectors, np.array(index, dtype=np.int64), item_rows
+    predicted = live.scorer.score(*pairs, context=columns.context).rating
     return np.square(columns.rating - predicted)
 
 
 @Route(
     *("POST", "/ratings", "Ratings", Accepted),
-    (*BODY, "too_many_rows", "too_many_items", "too_many_ratings", "stream_full", *WRITES),
+    (*BODY, "too_many_rows", "too_many_items", "too_many_ratings", "stream_full", *_CONTEXT, *WRITES),
     needs="rate",
     operation_id="rate",
     body=request_body(
@@ -186,11 +202,11 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
         # One moment for the whole call: its ratings keep their order.
         now, scale = time.time(), context.store.config.scale
         if len(raw) <= INLINE_BYTES:
-            columns = parse_ratings(raw, scale, now, lines=lines)
+            rated = parse_ratings(raw, scale, now, lines=lines)
         else:
-            columns = await asyncio.to_thread(parse_ratings, raw, scale, now, lines=lines)
-        charge_entries(request, len(columns))
-        return json_answer(await store_columns(request, columns))
+            rated = await asyncio.to_thread(parse_ratings, raw, scale, now, lines=lines)
+        charge_entries(request, len(rated.columns))
+        return json_answer(await store_columns(request, *rated))
 
 
 def charge_entries(request: web.Request, entries: int) -> None:
@@ -200,11 +216,13 @@ def charge_entries(request: web.Request, entries: int) -> None:
         raise refusal
 
 
-async def store_columns(request: web.Request, columns: Columns) -> Accepted:
-    """Store the ratings, or events of any types, of a call that was charged, and count them. Raises what
-    refuses them.
+async def store_columns(request: web.Request, columns: Columns, contexts: Given | None) -> Accepted:
+    """Store the ratings, or events of any types, of a call that was charged, with their contexts, and count
+    them. Raises what refuses them.
     """
     context = request.app[CONTEXT]
+    if (rows := await context_rows(context.store.contexts, contexts, extend=True)) is not None:
+        columns = replace(columns, context=rows)
     counts, live, caller = context.counts, context.follower.live, request.get(CALLED_BY)
     errors, ratings = np.zeros(0), columns.ratings()
     # Before they are stored: the error on what the model has not learned is the honest one.

@@ -44,6 +44,15 @@ from service.http.parsing import (
 )
 from service.http.problems import Problem
 from service.http.quotas import CALLED_BY
+from service.http.rating_contexts import (
+    CONTEXT_PROBLEMS,
+    Context,
+    Given,
+    context_rows,
+    given_contexts,
+    one_context,
+    query_context,
+)
 from service.http.response import json_answer
 from service.openapi import BODY, MODEL, Route, query_parameter, request_body, whole
 from service.prediction_json import shown
@@ -102,11 +111,12 @@ class AnonymousRating(msgspec.Struct):
     item_id: DescribedId
     rating: float
     timestamp: Timestamp | None = None
+    context: Context | None = None
 
 
 class ListBody(RuleFields, kw_only=True):
     """What is wanted, and under which rules. `scenario`: rules that are stored, for those that the call does
-    not have.
+    not have. `context`: that of the ratings that the list is made for.
     """
 
     n: Annotated[int, Meta(extra_json_schema=whole(1, MAX_N))] = 10
@@ -115,6 +125,7 @@ class ListBody(RuleFields, kw_only=True):
     explore: Annotated[str, Meta(extra_json_schema=_EXPLORE_SCHEMA)] = "none"
     seed: Annotated[int, Meta(extra_json_schema=whole(0, MAX_SEED))] | None = None
     scenario: str | None = None
+    context: Context | None = None
 
 
 class RecommendBody(ListBody, kw_only=True):
@@ -147,7 +158,10 @@ class _Person(NamedTuple):
 T = TypeVar("T")
 _BODY: Body[RecommendBody] = Body(RecommendBody)
 _LIST_BODY: Body[ListBody] = Body(ListBody)
-_RULE_PROBLEMS = ("invalid_rule", "unknown_event_type", "unknown_scenario", "data_damaged")
+_RULE_PROBLEMS = (
+    *("invalid_rule", "unknown_event_type", "unknown_scenario", "data_damaged"),
+    *CONTEXT_PROBLEMS,
+)
 _EXAMPLE = {
     "n": 5,
     # Categories are known to every catalogue; an attribute is, once an item has it.
@@ -192,7 +206,8 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     fields.order = query.choice("order", "", ORDERS) or None
     if query.text("impressions") is not None:
         fields.impressions = query.flag("impressions", default=False)
-    return await _for_user(request, wanted, fields, query.text("scenario"), category=category)
+    given = query_context(query)
+    return await _for_user(request, wanted, fields, query.text("scenario"), given, category=category)
 
 
 @Route(
@@ -211,7 +226,8 @@ async def post_recommend_user(request: web.Request) -> web.StreamResponse:
     async with context.bodies.read(request, context.predictions) as received:
         body = await _LIST_BODY.decode_off_loop(received.raw)
         wanted = checked_wanted(body)
-        return await _for_user(request, wanted, body, body.scenario, n_bytes=len(received.raw))
+        given = one_context(body.context)
+        return await _for_user(request, wanted, body, body.scenario, given, n_bytes=len(received.raw))
 
 
 async def _for_user(
@@ -219,12 +235,14 @@ async def _for_user(
     wanted: Wanted,
     fields: RuleFields,
     scenario: str | None,
+    given: Given | None,
     *,
     category: str | None = None,
     n_bytes: int = 0,
 ) -> web.StreamResponse:
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
+    circumstances = await context_rows(context.store.contexts, given)
     live, member = context.serving(user_id)
     if fields.impressions:
         # What a scenario records, an operator has said.
@@ -236,7 +254,8 @@ async def _for_user(
     seen = profile.history
     if wanted.exclude_seen and not profile.whole:
         _, seen = await context.store.users.history(live.epoch, user_id)
-    person = _Person(profile.vector, profile.history, await _seen_rows(context, seen, wanted))
+    vector = _in_context(live, profile.vector, circumstances)
+    person = _Person(vector, profile.history, await _seen_rows(context, seen, wanted))
     items, reason = await _best_items(context, live, person, wanted, call)
     members = tuple(each for each in (member, call.member) if each is not None)
     answer = _answer(live, items, call, members)
@@ -265,6 +284,16 @@ def _answer(
     arms = {experiment: arm for each in members for experiment, arm in each.shown.items()}
     token = new_token(live.generation, time.time(), call.scenario, arms)
     return Recommendations(live.generation, items, _ranked_by(live, call), token, arms=arms or None)
+
+
+def _in_context(live: LiveGeneration, vector: Float32s, circumstances: Float32s | None) -> Float32s:
+    """Return the vector of someone as in the context (1, k): it moves the ratings of a list alone, for what
+    is chosen has no context.
+    """
+    if circumstances is None:
+        return vector
+    shifted: Float32s = live.posterior.shift_users(vector[None], circumstances)[0]
+    return shifted
 
 
 async def _seen_rows(context: ServiceContext, history: History, wanted: Wanted) -> Int32s:
@@ -302,6 +331,9 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         check_scale(values, context.store.config.scale, "ratings.rating")
         timestamps = [rating.timestamp for rating in body.ratings]
         times = checked_times(timestamps, time.time(), "ratings.timestamp")
+        contexts = given_contexts([rating.context for rating in body.ratings], field="ratings.context")
+        rated_in = await context_rows(context.store.contexts, contexts)
+        circumstances = await context_rows(context.store.contexts, one_context(body.context))
         live = context.live()
         asked = ask_for_user(context, body.scenario, None)
         rows = await context.store.items(live.epoch).rows(item_ids)
@@ -311,10 +343,11 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
             np.array([rows[k] for k in known], dtype=np.int32),
             np.array([values[k] for k in known], dtype=np.float64),
             np.array([times[k] for k in known], dtype=np.float64),
+            context=None if rated_in is None else rated_in[known],
         )
         packed = pack_histories([history])
         vectors = await computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
-        person = _Person(vectors[0], history, history.item_row)
+        person = _Person(_in_context(live, vectors[0], circumstances), history, history.item_row)
         items, reason = await _best_items(context, live, person, wanted, call)
     answer = _answer(live, items, call)
     answer.reason, answer.ignored = reason, len(rows) - len(known)

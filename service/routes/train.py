@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -9,8 +10,16 @@ import numpy as np
 from aiohttp import web
 from msgspec import Meta
 
-from factors import Scale
+from factors import Float32s, Scale
 from featurestore.ratings.batches import Columns
+from featurestore.ratings.context_schema import (
+    LARGEST_NUMBER,
+    MOST_FIELDS,
+    ContextField,
+    ContextRefused,
+    ContextSchema,
+    StoredContextSchema,
+)
 from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import Body, Id, body_ids, check_rows
@@ -39,6 +48,8 @@ class TrainBody(msgspec.Struct):
     user_history: Annotated[list[Id], Meta(extra_json_schema=_EVENTS)]
     item_history: Annotated[list[Id], Meta(extra_json_schema=_EVENTS)]
     rating_history: Annotated[list[float], Meta(extra_json_schema={**_EVENTS, "minItems": 1})]
+    # Numbers beside each event, as many in each row: the fields `v1`, `v2`, ... of its context.
+    variables_history: Annotated[list[list[float]] | None, Meta(extra_json_schema=_EVENTS)] = None
     replace: bool = False
 
 
@@ -61,6 +72,7 @@ _BODY: Body[TrainBody] = Body(TrainBody)
         *BODY,
         *("train_in_progress", "training_refused", "training_failed", "training_timeout", *WRITES),
         *("ratings_would_be_lost", "too_many_rows", "too_many_items", "stream_full"),
+        *("invalid_context", "data_damaged"),
     ),
     needs="operate",
     operation_id="train",
@@ -94,6 +106,9 @@ async def post_train(request: web.Request) -> web.StreamResponse:
     # The bytes of the body are let go of before the wait for the trainer.
     # Checking a million ratings takes some 0.5 s: in a thread the event loop goes on every 5 ms.
     item_ids, ratings = await asyncio.to_thread(checked_history, body, context.store.config.scale)
+    if body.variables_history:
+        variables = await asyncio.to_thread(checked_variables, body.variables_history, len(ratings))
+        ratings = replace(ratings, context=await _as_contexts(context.store.contexts, variables))
     trained = await training.begin_history(ratings, item_ids, replace=body.replace)
     context.counts.ratings += len(ratings)
     return _answer(trained)
@@ -127,6 +142,37 @@ def checked_history(body: TrainBody, scale: Scale) -> tuple[list[bytes], Columns
     # The times are not known; histories keep the order.
     ratings = Columns(users, items, values, np.full(count, np.nan))
     return [b"%d" % row for row in range(body.nb_items)], ratings
+
+
+def checked_variables(rows: Sequence[Sequence[float]], count: int) -> Float32s:
+    """Return numbers beside `count` events (count, k). Raises a `Problem` that names field and row."""
+    field = "variables_history"
+    if len(rows) != count:
+        detail = f"{field} has {len(rows)} entries, rating_history {count}: they are parallel lists"
+        raise Problem("invalid_body", detail, field=field)
+    width = len(rows[0])
+    uneven = next((row for row, numbers in enumerate(rows) if len(numbers) != width), None)
+    if uneven is not None:
+        detail = f"{field} has {width} numbers in its first row, and {len(rows[uneven])} in row {uneven}"
+        raise Problem("invalid_body", detail, field=field, row=uneven)
+    if width > MOST_FIELDS:
+        detail = f"{field} may have {MOST_FIELDS} numbers a row, not {width}"
+        raise Problem("invalid_context", detail, field=field)
+    values = np.array(rows, dtype=np.float64).reshape(count, width)
+    too_large = np.flatnonzero(np.abs(values).max(axis=1, initial=0.0) > LARGEST_NUMBER)
+    if len(too_large):
+        row = int(too_large[0])
+        raise Problem("invalid_context", f"{field} of row {row} is too large", field=field, row=row)
+    return values.astype(np.float32)
+
+
+async def _as_contexts(schema: StoredContextSchema, variables: Float32s) -> Float32s:
+    told = ContextSchema(tuple(ContextField(f"v{k + 1}", "number") for k in range(variables.shape[1])))
+    try:
+        held = await schema.change(lambda before: before.merged(told))
+    except ContextRefused as exc:
+        raise Problem("invalid_context", str(exc), field=f"variables_history.{exc.name}") from exc
+    return held.recoded(variables, told)
 
 
 def _ids(values: Sequence[Id], entities: int, field: str, limit: str) -> list[bytes]:

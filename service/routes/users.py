@@ -43,11 +43,14 @@ class UserOut(msgspec.Struct, omit_defaults=True):
 
 
 class RatingOut(msgspec.Struct):
-    """One rating of a user. `timestamp` is null where it is not known."""
+    """One rating of a user. `timestamp` is null where it is not known. `context`: as it was given, numbers
+    with the digits of a float32; not there where none was.
+    """
 
     item_id: str
     rating: float
     timestamp: float | None
+    context: dict[str, float | str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class RatingsPage(msgspec.Struct):
@@ -120,10 +123,15 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     names = await item_names(store.items(epoch), history.item_row[::-1][page])
     times = history.time[::-1][page].tolist()
     ratings = [
-        RatingOut(name, rating, None if math.isnan(moment) else moment)
+        RatingOut(name or "", rating, None if math.isnan(moment) else moment)
         for name, rating, moment in zip(names, history.rating[::-1][page].tolist(), times, strict=True)
-        if name is not None
     ]
+    if history.context is not None:
+        # As it is now: the latest ratings may have a field of a moment ago.
+        schema = await store.contexts.fresh()
+        for rating, row in zip(ratings, history.context[::-1][page], strict=True):
+            rating.context = schema.named(row) or msgspec.UNSET
+    ratings = [rating for rating, name in zip(ratings, names, strict=True) if name is not None]
     return json_answer(RatingsPage(user_id.decode(), len(history), limit, offset, ratings))
 
 

@@ -105,7 +105,7 @@ def _unusual_pair(path: str) -> tuple[bytes, bytes] | None:
     except Problem:
         # The handler tells the client what is wrong.
         return None
-    return None if query.time is not None or query.distribution else (query.user_id, query.item_id)
+    return (query.user_id, query.item_id) if query.plain else None
 
 
 class _Request:

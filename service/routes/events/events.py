@@ -7,7 +7,7 @@ all of it is stored, and known to every read after that.
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -29,6 +29,7 @@ from service.http.parsing import (
     path_id,
 )
 from service.http.problems import Problem
+from service.http.rating_contexts import CONTEXT_PROBLEMS, Context, Given, given_contexts
 from service.http.response import json_answer
 from service.openapi import (
     BODY,
@@ -63,7 +64,7 @@ class EventIn(msgspec.Struct):
     """One event as it is sent. `value`: any number, 1 without it; of type `rating` the rating; of a type that
     means `shown` the generation that has shown it, 0 for none, and the live one without it. `timestamp`:
     seconds since 1970; without it, the moment of arrival. `recommendation_id`: of the answer that showed the
-    item.
+    item. `context`: of a rating.
     """
 
     user_id: DescribedId
@@ -72,6 +73,7 @@ class EventIn(msgspec.Struct):
     value: float | None = None
     timestamp: Timestamp | None = None
     recommendation_id: str | None = None
+    context: Context | None = None
 
 
 class EventOut(msgspec.Struct):
@@ -109,10 +111,13 @@ class Known(NamedTuple):
 
 
 class Events(NamedTuple):
-    """The events of a call, with what their `recommendation_id` says, None where there is none."""
+    """The events of a call, with what their `recommendation_id` says, None where there is none, and the
+    contexts of its ratings.
+    """
 
     columns: Columns
     tokens: list[Token | None]
+    contexts: Given | None
 
 
 def parse_events(body: bytes | bytearray, known: Known, *, lines: bool) -> Events:
@@ -131,11 +136,21 @@ def parse_events(body: bytes | bytearray, known: Known, *, lines: bool) -> Event
         # Those that are no ratings pass with any value.
         check_scale(np.where(types == 0, values, known.scale.low), known.scale, "value")
         times = checked_times([row.timestamp for row in rows], known.now, "timestamp")
+        _check_contexts(rows)
     except Problem as problem:
         if is_object:
             problem.row = None
         raise
-    return Events(Columns(user_ids, item_ids, values, np.array(times, dtype=np.float64), types), tokens)
+    columns = Columns(user_ids, item_ids, values, np.array(times, dtype=np.float64), types)
+    return Events(columns, tokens, given_contexts([row.context for row in rows], numbered=not is_object))
+
+
+def _check_contexts(rows: Sequence[EventIn]) -> None:
+    for number, row in enumerate(rows):
+        # Refused rather than let go: it would be nowhere.
+        if row.context and row.type != RATING:
+            detail = f"context: a rating may have one, and {row.type} is none"
+            raise Problem("invalid_context", detail, field="context", row=number)
 
 
 def _code(name: str, codes: Mapping[str, int], row: int) -> int:
@@ -170,7 +185,7 @@ def _value(row: EventIn, number: int, token: Token | None, known: Known) -> floa
 
 @Route(
     *("POST", "/events", "Events", Accepted),
-    (*BODY, "invalid_type", "too_many_rows", "too_many_items", *_PROBLEMS),
+    (*BODY, "invalid_type", "too_many_rows", "too_many_items", *CONTEXT_PROBLEMS, *_PROBLEMS),
     needs="rate",
     operation_id="postEvents",
     body=request_body(
@@ -195,7 +210,7 @@ async def post_events(request: web.Request) -> web.StreamResponse:
         # Before histories are read: a call that is refused costs the store nothing.
         charge_entries(request, len(events.columns))
         noted = await context.feedback.note(events.columns, types, events.tokens)
-        accepted = await store_columns(request, events.columns)
+        accepted = await store_columns(request, events.columns, events.contexts)
         if noted is not None:
             context.feedback.count(noted)
         return json_answer(accepted)

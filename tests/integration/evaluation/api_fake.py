@@ -12,11 +12,13 @@ from aiohttp import web
 
 class FakeApi:
     """`ratings`: (user id, item id) -> rating. `live_ratings`: whether some came in by other ways than
-    `POST /train`.
+    `POST /train`. `contexts`, `asked_in`: of the ratings that came in those ways, and of the questions.
     """
 
     def __init__(self) -> None:
         self.ratings: dict[tuple[str, str], float] = {}
+        self.contexts: list[dict[str, float] | None] = []
+        self.asked_in: list[dict[str, float] | None] = []
         self.live_ratings = False
         self.generation = 0
         self.fitted = 0
@@ -46,7 +48,7 @@ class FakeApi:
             if self.live_ratings and not document.get("replace"):
                 return problem(409, "ratings_would_be_lost")
             columns = (document["user_history"], document["item_history"], document["rating_history"])
-            assert len(document) - ("replace" in document) == 5
+            assert len(document.keys() - {"replace", "variables_history"}) == 5
             self.ratings = {(str(u), str(i)): float(r) for u, i, r in zip(*columns, strict=True)}
             self.live_ratings = False
         self.generation += 1
@@ -59,9 +61,10 @@ class FakeApi:
         assert request.content_type == "application/x-ndjson"
         for line in (await request.read()).splitlines():
             row = json.loads(line)
-            assert set(row) == {"user_id", "item_id", "rating"}
+            assert row.keys() - {"context"} == {"user_id", "item_id", "rating"}
             assert isinstance(row["user_id"], str)
             self.ratings[row["user_id"], row["item_id"]] = row["rating"]
+            self.contexts.append(row.get("context"))
         self.live_ratings = True
         return web.json_response({"accepted": 1})
 
@@ -69,6 +72,7 @@ class FakeApi:
         if self.answers:
             return self.answers.pop(0)
         user, item = request.query["user_id"], request.query["item_id"]
+        self.asked_in.append(json.loads(request.query.get("context", "null")))
         of_item = [rating for (_, other), rating in self.ratings.items() if other == item]
         of_user = [rating for (other, _), rating in self.ratings.items() if other == user]
         rating = fmean([*of_item, *of_user, 3.0])

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -150,6 +151,27 @@ async def test_two_deployed_players_do_not_see_each_other(environment: str, api:
     own = [user for user, _ in fake.ratings if user.startswith("world-")]
     assert (len(own), len(fake.ratings)) == (120, 250)
     assert last.standings[1].note
+
+
+@pytest.mark.parametrize("beside", [False, True])
+async def test_variables_are_the_contexts_of_ratings(api: tuple[FakeApi, str], beside: bool) -> None:
+    fake, address = api
+    if beside:
+        fake.ratings, fake.generation, fake.fitted = {("ann", "film"): 4.0}, 1, 1
+    world = replace(SMALL, n_variables=2)
+    async with running_server(ServerSettings(port=0, world=world)) as environment:
+        await played(PlaySettings(environment=environment, api=address, players=("deployed",), steps=3))
+        assert len(fake.contexts) == 3 + 120 * beside
+        assert all(each is not None and each.keys() == {"v1", "v2"} for each in fake.contexts)
+        # Asked under the numbers under which it is rated then.
+        assert fake.asked_in == fake.contexts[-3:]
+        if not beside:
+            document = fake.trains[0]
+            assert document is not None
+            assert np.array(document["variables_history"]).shape == (120, 2)
+        await played(PlaySettings(environment=environment, api=address, players=("deployed-blind",), steps=2))
+    assert fake.asked_in[3:] == [None, None]
+    assert not any(fake.contexts[3 + 120 * beside :])
 
 
 async def test_a_busy_api_is_waited_for(environment: str, api: tuple[FakeApi, str]) -> None:

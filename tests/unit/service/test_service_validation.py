@@ -67,17 +67,17 @@ def test_numbers_of_queries_are_finite(text: str) -> None:
 
 def test_one_object_an_array_and_lines_are_the_same() -> None:
     one, other = row('"u"', "7"), row("12", '"i"', "4.5", ', "timestamp": 5')
-    array = parse_ratings(f" [{one}, {other}]".encode(), SCALE, 1e9, lines=False)
+    array = parse_ratings(f" [{one}, {other}]".encode(), SCALE, 1e9, lines=False).columns
     assert array.user_id == [b"u", b"12"]
     assert array.item_id == [b"7", b"i"]
     assert (array.rating.tolist(), array.time.tolist()) == ([3.0, 4.5], [1e9, 5.0])
     for text in (f"{one}\n{other}", f"{one}\r\n\r\n{other}\n"):
         for lines in (True, False):
-            found = parse_ratings(text.encode(), SCALE, 1e9, lines=lines)
+            found = parse_ratings(text.encode(), SCALE, 1e9, lines=lines).columns
             assert (found.user_id, found.item_id) == (array.user_id, array.item_id)
             np.testing.assert_array_equal([found.rating, found.time], [array.rating, array.time])
-    assert parse_ratings(one.encode(), SCALE, 1e9, lines=False).user_id == [b"u"]
-    assert parse_ratings(b"[]", SCALE, 1e9, lines=False).rating.tolist() == []
+    assert parse_ratings(one.encode(), SCALE, 1e9, lines=False).columns.user_id == [b"u"]
+    assert parse_ratings(b"[]", SCALE, 1e9, lines=False).columns.rating.tolist() == []
 
 
 WRONG = {

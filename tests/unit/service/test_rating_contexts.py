@@ -1,0 +1,116 @@
+"""Contexts in bodies and queries: what is read, and what is named where one cannot be."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from factors import Scale
+from featurestore.ratings.context_schema import MOST_FIELDS
+from featurestore.ratings.event_types import DEFAULT_TYPES
+from service.http.parsing import Query
+from service.http.problems import Problem
+from service.http.rating_contexts import Given, query_context
+from service.routes.events.events import Known, parse_events
+from service.routes.predict import PredictBody, checked_contexts, parse_pair_query
+from service.routes.ratings import Rated, parse_ratings
+from service.routes.train import checked_variables
+
+SCALE = Scale(1.0, 5.0)
+PAIR = {"user_id": "u", "item_id": "i"}
+
+
+def parsed(context: str) -> Rated:
+    row = json.dumps({**PAIR, "rating": 3})
+    body = f'[{row}, {row[:-1]}, "context": {context}}}]'
+    return parse_ratings(body.encode(), SCALE, 1e9, lines=False)
+
+
+def test_contexts_of_ratings_stand_by_row() -> None:
+    assert parsed('{"hour": 14, "device": "phone"}').contexts == Given(
+        [None, {"hour": 14, "device": "phone"}]
+    )
+    for nothing in ("null", "{}"):
+        assert parsed(nothing).contexts is None
+    alone = json.dumps({**PAIR, "rating": 3, "context": {"hour": 1}}).encode()
+    assert parse_ratings(alone, SCALE, 1e9, lines=False).contexts == Given([{"hour": 1}], numbered=False)
+
+
+@pytest.mark.parametrize(
+    ("context", "field"),
+    [
+        ('{"hour": NaN}', "context.hour"),
+        ('{"day": 1, "hour": 1e400}', "context.hour"),
+        ('{"hour": -Infinity}', "context.hour"),
+        (r'{"hour": "\ud800"}', "context.hour"),
+        ("5", "context"),
+        ('"hour"', "context"),
+        ("[1]", "context"),
+    ],
+)
+def test_what_is_no_context_is_named_by_field_and_row(context: str, field: str) -> None:
+    with pytest.raises(Problem) as caught:
+        parsed(context)
+    assert (caught.value.status, caught.value.field, caught.value.row) == (422, field, 1), caught.value.detail
+
+
+def test_an_event_that_is_no_rating_has_no_context() -> None:
+    known = Known({each.name: each for each in DEFAULT_TYPES}, 1, SCALE, 1e9)
+    rows: list[dict[str, Any]] = [
+        {**PAIR, "type": "rating", "value": 3, "context": {"hour": 1}},
+        {**PAIR, "type": "view", "context": {}},
+    ]
+    assert parse_events(json.dumps(rows).encode(), known, lines=False).contexts == Given([{"hour": 1}, {}])
+    rows[1]["context"] = {"hour": 2}
+    with pytest.raises(Problem) as caught:
+        parse_events(json.dumps(rows).encode(), known, lines=False)
+    problem = caught.value
+    assert (problem.code, problem.field, problem.row) == ("invalid_context", "context", 1)
+
+
+def test_a_query_has_a_context_in_json() -> None:
+    query = parse_pair_query("/predict?user=u&item=i&context=%7B%22hour%22:14%7D")
+    assert query.context == Given([{"hour": 14}], numbered=False)
+    assert not query.plain
+    # Of nothing the answer is that of a plain question, and as fast.
+    assert parse_pair_query("/predict?user=u&item=i&context=%7B%7D").plain
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%7B", "5", "null", "[]", "%7B%22a%22:NaN%7D", "%7B%22a%22:1e400%7D", "%ff"]
+)
+def test_a_query_with_another_context_is_refused(text: str) -> None:
+    with pytest.raises(Problem) as caught:
+        query_context(Query(f"/predict?context={text}"))
+    assert (caught.value.code, caught.value.field) == ("invalid_parameter", "context")
+
+
+def test_many_pairs_have_one_context_or_one_each() -> None:
+    one: dict[str, Any] = {"hour": 1}
+    assert checked_contexts(PredictBody(context=one), 3) == Given([one], numbered=False)
+    assert checked_contexts(PredictBody(context=[None, one]), 2) == Given([None, one])
+    assert checked_contexts(PredictBody(context=[None, {}]), 2) is None
+    with pytest.raises(Problem, match="context has 2 entries, and there are 3 pairs"):
+        checked_contexts(PredictBody(context=[None, one]), 3)
+
+
+def test_variables_are_parallel_to_the_ratings() -> None:
+    found = checked_variables([[0.5, 1], [2, -3.25]], 2)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [[0.5, 1], [2, -3.25]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "row", "why"),
+    [
+        ([[1.0]], None, "has 1 entries, rating_history 2"),
+        ([[1.0], [1.0, 2.0]], 1, "has 1 numbers in its first row, and 2 in row 1"),
+        ([[1.0], [1e39]], 1, "of row 1 is too large"),
+        ([[0.0] * (MOST_FIELDS + 1)] * 2, None, "may have 32 numbers a row, not 33"),
+    ],
+)
+def test_variables_that_are_not_are_refused(rows: list[list[float]], row: int | None, why: str) -> None:
+    with pytest.raises(Problem, match=why) as caught:
+        checked_variables(rows, 2)
+    assert (caught.value.field, caught.value.row) == ("variables_history", row)
