@@ -17,6 +17,7 @@ from rich.console import Console
 
 from featurestore.settings import format_scale
 from foldin.errors import ImportStoppedError
+from foldin.files.contexts import PREFIX
 from foldin.files.layout import find_layout
 from foldin.files.positions import Position, PositionFile
 from foldin.files.progress import ImportProgress
@@ -112,6 +113,8 @@ class Importer:
             start = self._start(positions, sink)
             # One moment for all ratings without a time, in both passes.
             rules = RowRules(sink.scale, time.time())
+            if any(role.startswith(PREFIX) for role in self._file.layout.columns):
+                rules.kinds.update(await sink.context_kinds())
             if self._options.on_bad == "refuse":
                 await self._check(rules)
             began = time.monotonic()

@@ -101,8 +101,8 @@ class ImportOptions:
     columns: Mapping[str, str] | None = setting(
         None,
         "names of the columns in a CSV or Parquet file, user=..,item=..,rating=..,timestamp=.., and type=.. "
-        "where rows are events of types, with the rating as their value; numbers are positions in a CSV file "
-        "without a header. Of items: item_id=..,title=.., and types of other columns",
+        "where rows are events of types, with the rating as their value, and context.NAME=..; numbers are "
+        "positions in a CSV file without a header. Of items: item_id=..,title=.., and types of other columns",
         named_columns,
         shown="by their names",
         metavar="user=..,item=..,rating=..,timestamp=..",
@@ -142,8 +142,11 @@ class ImportOptions:
         roles = {"user", "item", "rating", "timestamp", "type"}
         # With a type the rating is the value of an event, which may have none.
         least = {"user", "item", "type" if "type" in named else "rating"}
-        if named and not least <= set(named) <= roles:
-            found.append("--columns must name user, item and rating, or type, and perhaps timestamp")
+        others = {name for name in named if not name.startswith("context.")}
+        if named and not least <= others <= roles:
+            found.append(
+                "--columns must name user, item and rating, or type, and perhaps timestamp and context.NAME"
+            )
         return found
 
 

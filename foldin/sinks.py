@@ -18,6 +18,7 @@ from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Event, Rati
 from factors import Scale
 from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable, StreamFull
 from featurestore.ratings.batches import Columns
+from featurestore.ratings.context_schema import ContextKind, ContextRefused
 from featurestore.ratings.event_types import RATING, codes_taken, unknown_type
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -31,8 +32,11 @@ API_TIMEOUT_S = 30.0
 # Here a late answer does no harm, and a store that is busy with large batches answers late.
 STORE_TIMEOUT_S = 15.0
 DEFAULT_DATA = Path("data")  # as `foldin up` has it
-# User id, item id, rating, seconds since 1970, and in a file with types the type, whose rating is its value.
-Row = tuple[bytes, bytes, float, float] | tuple[bytes, bytes, float, float, bytes]
+Context = Mapping[str, float | str] | None
+_Whole = tuple[bytes, bytes, float, float, bytes | None, Context]
+# User id, item id, rating, seconds since 1970; in a file with types the type, whose rating is its value; in
+# one with contexts the type or None, and the context by field.
+Row = tuple[bytes, bytes, float, float] | tuple[bytes, bytes, float, float, bytes] | _Whole
 
 
 class SinkBusyError(Exception):
@@ -62,6 +66,9 @@ class Sink(Protocol):
     batch_rows: int
     scale: Scale
     epoch: int
+
+    async def context_kinds(self) -> dict[str, ContextKind]:
+        """Return the kinds of the fields of contexts that are known. Raises CannotStartError."""
 
     async def write(self, rows: Sequence[Row]) -> None:
         """Write the rows of one call. Raises SinkBusyError, RowRefusedError, ImportStoppedError."""
@@ -103,18 +110,30 @@ class StoreSink:
             ) from exc
         return cls(store, name, live.epoch)
 
+    async def context_kinds(self) -> dict[str, ContextKind]:
+        """As in Sink."""
+        try:
+            return {each.name: each.kind for each in (await self._store.contexts.fresh()).fields}
+        except StoreError as exc:
+            raise CannotStartError(f"{self.name} cannot be read ({exc})") from exc
+
     async def write(self, rows: Sequence[Row]) -> None:
         """As in Sink."""
         try:
             # As a service does: past it the disk would fill up all the same.
             if (reason := await self._store.room.lacking()) is not None:
                 raise StoreFull(f"{reason} has no room", reason)
-            users, items, values, times, *types = zip(*rows, strict=True)
+            users, items, values, times, types, contexts = zip(*map(_whole, rows), strict=True)
             numbers = np.array(values, dtype=np.float64), np.array(times, dtype=np.float64)
             columns = Columns(users, items, *numbers)
-            if types:
-                columns = await self._typed(columns, types[0])
+            if any(types):
+                columns = await self._typed(columns, types)
+            if any(contexts):
+                context = await self._store.contexts.rows(contexts, extend=True)
+                columns = replace(columns, context=context)
             await self._store.ratings.append_columns(columns)
+        except ContextRefused as exc:
+            raise RowRefusedError(f"context: {exc}", -1 if exc.row is None else exc.row) from exc
         except StreamFull as exc:
             raise SinkBusyError("the trainer archives what it has", exc.retry_after_s, full=True) from exc
         except StoreFull as exc:
@@ -179,13 +198,21 @@ class ApiSink:
             raise CannotStartError(why) from exc
         return cls(session, client, Scale(*status.scale))
 
+    async def context_kinds(self) -> dict[str, ContextKind]:
+        """As in Sink."""
+        try:
+            return await self._client.context_kinds()
+        except ApiError as exc:
+            raise CannotStartError(str(exc)) from exc
+
     async def write(self, rows: Sequence[Row]) -> None:
         """As in Sink."""
         try:
-            if len(rows[0]) > len(("user", "item", "rating", "time")):
-                await self._client.send_events([_event(*row) for row in rows])
+            whole = list(map(_whole, rows))
+            if any(kind for *_, kind, _ in whole):
+                await self._client.send_events([_event(row) for row in whole])
             else:
-                await self._client.rate([_rating(*row) for row in rows])
+                await self._client.rate([_rating(row) for row in whole])
         except ApiBusyError as exc:
             full = exc.status == HTTPStatus.TOO_MANY_REQUESTS
             raise SinkBusyError(exc.detail, exc.retry_after_s, full=full) from exc
@@ -199,14 +226,22 @@ class ApiSink:
         await self._session.close()
 
 
-def _rating(user: bytes, item: bytes, rating: float, time: float, _type: bytes = b"") -> Rating:
-    return Rating(user.decode(), item.decode(), rating, time)
+def _whole(row: Row) -> _Whole:
+    padded: Any = (*row, None, None)[:6]
+    whole: _Whole = padded
+    return whole
 
 
-def _event(user: bytes, item: bytes, rating: float, time: float, kind: bytes = b"") -> Event:
+def _rating(row: _Whole) -> Rating:
+    user, item, rating, time, _, context = row
+    return Rating(user.decode(), item.decode(), rating, time, context)
+
+
+def _event(row: _Whole) -> Event:
+    user, item, rating, time, kind, context = row
     # As it is without a value: of a type that means `shown` the service knows better.
     value = None if rating == 1.0 and kind != RATING.encode() else rating
-    return Event(user.decode(), item.decode(), kind.decode(), value, time)
+    return Event(user.decode(), item.decode(), (kind or b"").decode(), value, time, context)
 
 
 async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink:

@@ -17,6 +17,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from foldin.files.contexts import PREFIX
 from processes.errors import CannotStartError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -38,8 +39,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How to read a file. `kind`: `text` or `parquet`. `columns`: the roles user, item, rating and perhaps
-    timestamp, each with its position in `names`. `separator`: one character, or the `::` of MovieLens.
-    `header_lines`: lines before the first rating.
+    timestamp and `context.NAME`, each with its position in `names`. `separator`: one character, or the `::`
+    of MovieLens. `header_lines`: lines before the first rating.
     """
 
     kind: str
@@ -209,6 +210,7 @@ def _by_synonyms(names: Sequence[str]) -> dict[str, int] | None:
         for role, words in SYNONYMS.items()
         if any(word in plain for word in words)
     }
+    found |= {name: names.index(name) for name in names if name.startswith(PREFIX) and name != PREFIX}
     return found if {"user", "item", "rating"} <= set(found) else None
 
 

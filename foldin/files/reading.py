@@ -155,8 +155,9 @@ class RatingsFile:
                 or pa.types.is_timestamp(kind)
                 or pa.types.is_date(kind),
                 "type": is_text(kind),
+                "context": is_text(kind) or is_number(kind) or pa.types.is_boolean(kind),
             }
-            if not fits[role]:
+            if not fits[role.partition(".")[0]]:
                 raise CannotStartError(
                     f"column {name} of {self.path} holds {kind}, which cannot be a {role}: convert it, or "
                     "name another with --columns"

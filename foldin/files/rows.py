@@ -6,9 +6,10 @@ Invariant: columns are checked as a whole, and value by value only where one is 
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ import pyarrow.compute as pc
 
 from factors import Scale
 from featurestore.codecs import MAX_TIMESTAMP
+from featurestore.ratings.context_schema import ContextKind
 from featurestore.ratings.event_types import RATING
 from featurestore.settings import format_scale
+from foldin.files.contexts import Contexts, context_columns, context_rows, given_mask
 from foldin.files.layout import NUMBER
 
 Lines = npt.NDArray[np.int64]
@@ -48,7 +51,8 @@ class Batch:
 
     Arrays are equally long, bad rows are not in them. `last_line`: where the part ends. `seen`: the different
     numbers of the rating column, on the scale or not (see `distinct`). `types`: names of types, where the
-    file has a column of them; `ratings` are then the values of events.
+    file has a column of them; `ratings` are then the values of events. `contexts`: by field, where the file
+    has any.
     """
 
     user_ids: pa.Array
@@ -60,6 +64,7 @@ class Batch:
     bad: tuple[BadRow, ...]
     seen: Values
     types: pa.Array | None = None
+    contexts: Contexts = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ratings)
@@ -69,16 +74,17 @@ class Batch:
         if line <= 0 or (self.lines.size and line < self.lines[0]):
             return self
         bad = tuple(row for row in self.bad if row.line > line)
-        return replace(self._only(self.lines > line), bad=bad)
+        return replace(self.only(self.lines > line), bad=bad)
 
     def lane(self, number: int, lanes: int) -> "Batch":
         """Return the ratings of the users of one of `lanes` lanes, in their order."""
         # Not hash(), which differs between processes: the same file gives the same calls.
         crc32 = zlib.crc32
         own = [crc32(user) % lanes == number for user in self.user_ids.to_pylist()]
-        return self._only(np.array(own, bool))
+        return self.only(np.array(own, bool))
 
-    def _only(self, keep: Mask) -> "Batch":
+    def only(self, keep: Mask) -> "Batch":
+        """Return the ratings to keep."""
         mask = pa.array(keep, pa.bool_())
         return replace(
             self,
@@ -88,21 +94,25 @@ class Batch:
             times=self.times[keep],
             lines=self.lines[keep],
             types=None if self.types is None else self.types.filter(mask),
+            contexts={name: column.filter(mask) for name, column in self.contexts.items()},
         )
 
 
 @dataclass(frozen=True, slots=True)
 class RowRules:
-    """What a rating must be: on the scale. One without a time is from `now`, seconds since 1970."""
+    """What a rating must be: on the scale. One without a time is from `now`, seconds since 1970. `kinds`: of
+    the fields of contexts; `check` adds those that it meets first.
+    """
 
     scale: Scale
     now: float
+    kinds: dict[str, ContextKind] = field(default_factory=dict)
 
     def check(
         self, columns: dict[str, pa.Array], lines: Lines, last_line: int, torn: tuple[BadRow, ...] = ()
     ) -> Batch:
-        """Check columns `user`, `item`, `rating`, perhaps `timestamp` and `type`, equally long. `torn`: rows
-        that gave no columns.
+        """Check columns `user`, `item`, `rating`, perhaps `timestamp`, `type` and `context.NAME`, equally
+        long. `torn`: rows that gave no columns.
 
         With types only a row of the type `rating` must be on the scale; others have any value, or 1.
         """
@@ -132,14 +142,14 @@ class RowRules:
             lambda position: f"rating {ratings[position]:g} is off the scale",
             off_scale=True,
         )
+        contexts = context_columns(columns, self.kinds, refuse)
+        if not rated.all():
+            refuse(given_mask(contexts, len(lines)) & ~rated, lambda _: "a rating may have a context")
+        rows = tuple(sorted((*bad.values(), *torn), key=lambda row: row.line))
+        batch = Batch(users, items, ratings, times, lines, last_line, rows, seen, types, contexts)
         keep = np.ones(len(lines), bool)
         keep[list(bad)] = False
-        if bad:
-            mask = pa.array(keep)
-            users, items = users.filter(mask), items.filter(mask)
-            types = None if types is None else types.filter(mask)
-        rows = tuple(sorted((*bad.values(), *torn), key=lambda row: row.line))
-        return Batch(users, items, ratings[keep], times[keep], lines[keep], last_line, rows, seen, types)
+        return batch.only(keep) if bad else batch
 
 
 def _values(column: pa.Array | None, rated: Mask) -> pa.Array:
@@ -292,13 +302,17 @@ def pieces(batch: Batch, size: int) -> Iterator[tuple[list[Any], list[int]]]:
     """Yield a batch in pieces of at most `size` ratings: rows for a `foldin.sinks.Sink`, and their lines."""
     for start in range(0, len(batch), size):
         end = min(start + size, len(batch))
-        types = () if batch.types is None else (batch.types.slice(start, size).to_pylist(),)
+        more: list[Iterable[Any]] = []
+        if batch.types is not None:
+            more = [batch.types.slice(start, size).to_pylist()]
+        if batch.contexts:
+            more = [*(more or [repeat(None, end - start)]), context_rows(batch.contexts, start, size)]
         rows = zip(
             batch.user_ids.slice(start, size).to_pylist(),
             batch.item_ids.slice(start, size).to_pylist(),
             batch.ratings[start:end].tolist(),
             batch.times[start:end].tolist(),
-            *types,
+            *more,
             strict=True,
         )
         yield list(rows), batch.lines[start:end].tolist()

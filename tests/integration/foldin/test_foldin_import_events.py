@@ -1,4 +1,4 @@
-"""An import of events of types, straight to the store and through the API."""
+"""An import of events of types, and of contexts, straight to the store and through the API."""
 
 import pytest
 
@@ -41,5 +41,29 @@ async def test_events_arrive_as_they_are(store: Store, store_settings: StoreSett
             (4, 30.0),
             (7, 0.0),
         ]
+        if target == "api":
+            await sink.close()
+
+
+@pytest.mark.parametrize("target", ["store", "api"])
+async def test_contexts_arrive_with_their_ratings(
+    store: Store, store_settings: StoreSettings, target: str
+) -> None:
+    async with serving(store_settings) as (client, _):
+        sink: Sink = StoreSink(store, "the store", 1)
+        if target == "api":
+            sink = await ApiSink.open(client.url, None)
+        assert await sink.context_kinds() == {}
+        given: dict[str, float | str] = {"hour": 14.5, "device": "phone"}
+        await sink.write([(b"ann", b"x", 4.0, 5.0, None, given), (b"ann", b"y", 2.0, 6.0, None, None)])
+        events: list[Row] = [(b"ann", b"z", 3.0, 7.0, b"rating", {"hour": 9}), (*ROWS[0], None)]
+        await sink.write(events)
+        assert await sink.context_kinds() == {"hour": "number", "device": "category"}
+        with pytest.raises(RowRefusedError, match="'device' must be a text") as refused:
+            await sink.write([events[1], (b"bob", b"z", 3.0, 7.0, b"rating", {"device": 9})])
+        assert refused.value.position == 1
+        page = (await client.get("/users/ann/ratings")).json["ratings"]
+        assert [each.get("context") for each in page] == [{"hour": 9}, None, given]
+        assert (await store.users.history(1, b"bob"))[0] == 0
         if target == "api":
             await sink.close()

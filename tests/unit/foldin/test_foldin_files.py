@@ -8,6 +8,7 @@ import gzip
 import io
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factors import Scale
+from featurestore.ratings.context_schema import ContextKind
 from foldin.files import reading
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
@@ -358,3 +360,80 @@ def test_the_suggested_scale_takes_all_ratings(values: list[float], text: str) -
 def test_between_two_steps_is_off_the_scale() -> None:
     ratings = np.array([0.5, 0.75, 1.0, 5.0, 5.5, np.nan])
     assert off_scale(ratings, Scale(0.5, 5.0, 0.5)).tolist() == [False, True, False, False, True, False]
+
+
+def read_contexts(
+    path: Path, columns: dict[str, str] | None = None, **kinds: ContextKind
+) -> tuple[list[tuple[Any, ...]], list[tuple[int, str]]]:
+    """The ratings of a file with contexts, and its bad rows. `kinds`: of the fields that the target knows."""
+    rows, _, bad = read(path, RowRules(RULES.scale, NOW, dict(kinds)), columns=columns)
+    return list(rows), [(each.line, each.reason) for each in bad]
+
+
+def test_columns_of_contexts_are_numbers_or_categories(tmp_path: Path) -> None:
+    header = "user,item,rating,context.hour,context.device,context.empty"
+    lines = ["a,x,3,14,phone,", "b,y,4,,tv 2,", "c,z,5,2.5,,"]
+    text = tmp_path / "r.csv"
+    text.write_text("\n".join([header, *lines]) + "\n")
+    expected = [{"hour": 14.0, "device": "phone"}, {"device": "tv 2"}, {"hour": 2.5}]
+    rows, bad = read_contexts(text)
+    assert [row[5] for row in rows] == expected
+    assert bad == []
+    table = {
+        "user": ["a", "b", "c"],
+        "item": ["x", "y", "z"],
+        "rating": [3.0, 4.0, 5.0],
+        "context.hour": pa.array([14, None, 2.5]),
+        "context.device": pa.array(["phone", "tv 2", ""]).dictionary_encode(),
+        "context.empty": pa.array([None, float("nan"), None], pa.float64()),
+    }
+    path = tmp_path / "r.parquet"
+    pq.write_table(pa.table(table), path)
+    assert [row[5] for row in read_contexts(path)[0]] == expected
+    table["context.empty"] = pa.array([True, False, None])
+    pq.write_table(pa.table(table), path)
+    assert [(row[5] or {}).get("empty") for row in read_contexts(path)[0]] == [1.0, 0.0, None]
+
+
+def test_a_context_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
+    lines = [
+        "user,item,rating,context.hour,context.device",
+        "a,x,3,14,phone",
+        "b,y,4,noon,phone",
+        f"c,z,5,1,{'x' * 65}",
+        "d,z,5,1e39,",
+        "e,z,5,inf,",
+        "f,z,5,nan,tv",
+    ]
+    path = tmp_path / "r.csv"
+    path.write_text("\n".join(lines) + "\n")
+    rows, bad = read_contexts(path, hour="number", device="category")
+    assert [(row[0], row[5]) for row in rows] == [
+        (b"a", {"hour": 14.0, "device": "phone"}),
+        (b"f", {"device": "tv"}),
+    ]
+    assert bad == [
+        (3, "context.hour is not a number: 'noon'"),
+        (4, "context.device has 65 bytes, more than 64"),
+        (5, "context.hour is not a finite number of a float32"),
+        (6, "context.hour is not a finite number of a float32"),
+    ]
+    # What the target has already decides: texts that look like numbers may be categories.
+    assert read_contexts(path, hour="category")[0][0][5] == {"hour": "14", "device": "phone"}
+    path.write_bytes(b"user,item,rating,context.a\na,x,3,\xff\nb,y,4,ok\n")
+    rows, bad = read_contexts(path)
+    assert [row[5] for row in rows] == [{"a": "ok"}]
+    assert bad == [(2, "context.a is not UTF-8")]
+    table = pa.table({"user": ["a"], "item": ["x"], "rating": [3.0], "context.device": [7]})
+    pq.write_table(table, tmp_path / "r.parquet")
+    _, bad = read_contexts(tmp_path / "r.parquet", device="category")
+    assert "has categories, and this is a number" in bad[0][1]
+
+
+def test_an_event_that_is_no_rating_has_no_context(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("u,i,t,v,h\na,x,rating,3,1\nb,y,view,,2\nc,z,view,,\n")
+    columns = {"user": "u", "item": "i", "type": "t", "rating": "v", "context.hour": "h"}
+    rows, bad = read_contexts(path, columns)
+    assert [row[4:] for row in rows] == [(b"rating", {"hour": 1.0}), (b"view", None)]
+    assert bad == [(3, "a rating may have a context")]
