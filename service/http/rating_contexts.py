@@ -29,8 +29,8 @@ Context = Annotated[
     Meta(
         description="Numbers (a boolean is 1 or 0) and categories (texts of at most "
         f"{MOST_CATEGORY_BYTES} bytes, {MOST_CATEGORIES} a field) by name; null: not given. The first value "
-        "of a name fixes its kind.",
-        extra_json_schema={"maxProperties": MOST_FIELDS, "additionalProperties": _VALUE},
+        f"of a name fixes its kind; a store has at most {MOST_FIELDS} names.",
+        extra_json_schema={"additionalProperties": _VALUE},
     ),
 ]
 CONTEXT_PROBLEMS = ("invalid_context", "unknown_context_field")
