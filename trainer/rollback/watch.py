@@ -13,15 +13,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Float64s, Histories, PosteriorModel, Scorer, posterior_of
+from factors import Float32s, Float64s, Histories, PosteriorModel, Scorer, posterior_of
 from featurestore.catalogue.columns import columns_of_users
 from featurestore.codecs import ENTRY_DTYPE, MAX_ITEM_ROW
+from featurestore.contexts import codec as contexts
 from featurestore.errors import EpochGone, GenerationUnknown, StoreUnavailable
 from featurestore.generations.manifest import RolledBack
 from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
-from trainer.archive.events import ratings_of
+from trainer.archive.events import contexts_of, ratings_of
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import ArchivedBatch, Arrivals, LiveFit
@@ -37,13 +38,16 @@ _LONGEST_HISTORY = 1_000
 
 @dataclass(frozen=True, slots=True)
 class _Arrived:
-    """Ratings of a batch that are judged, each of another user or item: arrays (m,)."""
+    """Ratings of a batch that are judged, each of another user or item: arrays (m,). `context` (m, k): None
+    where none was given.
+    """
 
     users: list[bytes]
     n: npt.NDArray[np.int64]
     item_row: npt.NDArray[np.int64]
     rating: Float64s
     time: Float64s
+    context: Float32s | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,9 @@ class _Contender:
         known_by = self.fit.attributes_of_users()
         columns = None if known_by is None else columns_of_users(known_by.encoding, stored)
         users = self.posterior.fold_in_users(self.fit.items, histories, current=users, attributes=columns)
-        scores = Scorer(self.posterior, self.fit.items).score(users, None, arrived.item_row, arrived.time)
-        return scores.rating, fresh
+        scorer = Scorer(self.posterior, self.fit.items)
+        asked = arrived.item_row, arrived.time, arrived.context
+        return scorer.score(users, None, *asked).rating, fresh
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +175,16 @@ class RollbackWatch:
                 entries = entries[entries["item_row"] <= MAX_ITEM_ROW]
                 parts.append(entries[entries["item_row"] != arrived.item_row[k]])
                 keep.append(k)
-        entries = np.concatenate([np.zeros(0, ENTRY_DTYPE), *parts])
+        entries, counts = np.concatenate([np.zeros(0, ENTRY_DTYPE), *parts]), list(map(len, parts))
+        item_row, time = entries["item_row"].astype(np.int32), entries["time"].astype(np.float64)
+        told, of_entries = contexts.of_users([stored[k].contexts for k in keep], range(len(keep)))
+        owners = np.repeat(np.arange(len(keep)), counts), of_entries
         histories = Histories(
-            np.cumsum([0, *map(len, parts)]),
-            entries["item_row"].astype(np.int32),
+            np.cumsum([0, *counts]),
+            item_row,
             entries["rating"].astype(np.float64),
-            entries["time"].astype(np.float64),
+            time,
+            context=contexts.match(item_row, time, told, owners),
         )
         return _taken(arrived, keep), histories
 
@@ -193,9 +202,13 @@ class RollbackWatch:
 
 def _taken(arrived: _Arrived, rows: Sequence[int]) -> _Arrived:
     index = np.array(rows, dtype=np.int64)
-    users = [arrived.users[row] for row in rows]
     return _Arrived(
-        users, arrived.n[index], arrived.item_row[index], arrived.rating[index], arrived.time[index]
+        [arrived.users[row] for row in rows],
+        arrived.n[index],
+        arrived.item_row[index],
+        arrived.rating[index],
+        arrived.time[index],
+        None if arrived.context is None else arrived.context[index],
     )
 
 
@@ -211,4 +224,5 @@ def _chosen(table: pa.Table) -> _Arrived:
         table["item_row"].to_numpy().astype(np.int64),
         table["rating"].to_numpy(),
         table["time"].to_numpy(),
+        contexts_of(table),
     )

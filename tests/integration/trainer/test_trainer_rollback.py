@@ -1,6 +1,7 @@
 """A generation that arriving ratings condemn is taken back by the trainer itself; a good one is not."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,32 @@ async def test_good_generations_stay(store: Store, settings: TrainerSettings) ->
             assert await live(store) == (generation, None)
         await arrive(store, every[5::6])
         assert await live(store) == (generation, None)
+
+
+async def test_what_was_told_with_a_rating_counts(
+    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[tuple[float, float]] = []
+    add = Bet.add
+
+    def noted(self: Bet, user_id: bytes, first: float, second: float, rating: float) -> None:
+        errors.append((first - rating, second - rating))
+        add(self, user_id, first, second, rating)
+
+    monkeypatch.setattr(Bet, "add", noted)
+    # Half of them a step up, the others one down, and nothing but the context says which.
+    up = np.random.default_rng(0).integers(0, 2, 2_400) * 2.0 - 1.0
+    told = await store.contexts.rows([{"mood": float(step)} for step in up], extend=True)
+    assert told is not None
+    every = [
+        replace(each, rating=3.0 + 0.5 * (each.rating - 3.0) + step, context=context)
+        for each, step, context in zip(ratings(users=120, items=20), up.tolist(), told, strict=False)
+    ]
+    async with running_trainer(settings):
+        await store.ratings.append(every[::2])
+        await fitted(store)
+        await fitted(store)
+        await arrive(store, every[1::2][:300])
+        await wait_until_async(lambda: len(errors) > 100, 30, "ratings are judged")
+    # The steps alone have a variance of 1.
+    assert np.square(errors).mean(axis=0).max() < 0.5
