@@ -35,6 +35,7 @@ PAUSE_S = 0.1
 THINKING_S = 0.03
 _OPERATIONS = {"refit", "history", "large history"}
 READ, ORDER, UNSEEN = "reads have all writes", "order of events", "no seen item is recommended"
+TOLD = "a rating has what was told with it"
 
 
 @dataclass(slots=True)
@@ -132,7 +133,10 @@ class Session:
         for user, item, value in rows:
             by_user.setdefault(user, {})[item] = value
             self._shared.histories.sent[user].add(value)
-        body = [{"user_id": user, "item_id": item, "rating": value} for user, item, value in rows]
+        body = [
+            {"user_id": user, "item_id": item, "rating": value, "context": context_of(value)}
+            for user, item, value in rows
+        ]
         reply = await self._call("rate", "POST", "/ratings", body)
         for user, ratings in by_user.items():
             if reply.ok or _may_have_happened(reply):
@@ -206,6 +210,13 @@ class Session:
         return reply
 
 
+def context_of(value: float) -> dict[str, float] | None:
+    """Return what is told with a rating of this value: with one in three a number, which it decides."""
+    ticks = round(value / TICK)
+    # Exact as a float32.
+    return {"mark": ticks % 4096} if ticks % 3 == 0 else None
+
+
 async def read_user(shared: Shared, user: str, replica: int) -> Reply:
     """Read all ratings of a user, and hold them against what may be."""
     path = f"/users/{quote(user)}/ratings?limit=1000"
@@ -216,6 +227,13 @@ async def read_user(shared: Shared, user: str, replica: int) -> Reply:
         found = {row["item_id"]: row["rating"] for row in rows}
         for wrong in shared.histories.found(user, found, reply.began):
             shared.report.violated(READ, f"replica {replica % 2}: {wrong}")
+        shared.report.checked(TOLD, len(rows))
+        for row in rows:
+            # Of a new history no rating has any.
+            if row["rating"] in shared.histories.sent[user] and row.get("context") != context_of(
+                row["rating"]
+            ):
+                shared.report.violated(TOLD, f"replica {replica % 2}, user {user}: {row}")
     return reply
 
 
