@@ -153,6 +153,11 @@ class Client(Redis):
         except RedisError as exc:
             note_keys(exc, _keys(command))
             raise self.failure(exc) from exc
+        except RuntimeError as exc:
+            # So says uvloop where the other end closes the connection between two writes.
+            if "handler is closed" not in str(exc):
+                raise
+            raise StoreUnavailable(f"cannot reach the store: {exc}") from exc
 
     def failure(self, exc: RedisError) -> StoreError:
         """What an error reply means. redis-py takes the code off the text of those that it knows."""

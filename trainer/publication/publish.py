@@ -99,7 +99,10 @@ class Publisher:
         )
         learned = {partition: format_position(position) for partition, position in positions.items()}
         self.step("publish:begin")
+        since = self.store.confirmation.begin()
         writer = await _with_room(self.store.generations.begin, self.lease, draft, learned)
+        # A number that a promoted replica does not know would be given again, to another fit.
+        await self.store.confirmation.wait(since)
         if folder is not None:
             # Before anything is written: a generation that is live has its files under its number.
             fit = await self.threads.run(folder.adopt, fit, writer.number)

@@ -62,6 +62,16 @@ async def test_while_the_store_is_away_calls_fail_at_once(own_server: StoreServe
             await pipe.execute()
 
 
+async def test_a_connection_that_closes_between_two_writes_is_a_store_that_is_away(store: Store) -> None:
+    def closed() -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    with pytest.raises(StoreUnavailable), store.redis.errors():
+        closed()
+    with pytest.raises(RuntimeError, match="another"), store.redis.errors():
+        raise RuntimeError("another")
+
+
 async def test_a_cancellation_that_redis_py_drops_is_raised_all_the_same(store: Store) -> None:
     async def drop() -> None:
         with store.redis.errors(), contextlib.suppress(asyncio.CancelledError):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from featurestore.codecs import unpack_records
-from featurestore.errors import EpochGone, GenerationBroken
+from featurestore.errors import EpochGone, GenerationBroken, StoreUnavailable
 from featurestore.generations.catalog import GenerationMeta, GenerationWriter
 from featurestore.keys import record_field
 from featurestore.store import Store
@@ -190,3 +190,24 @@ async def test_a_table_that_was_taken_away_from_a_live_history_is_damage(
     monkeypatch.setattr(GenerationWriter, "finish", lose_and_finish)
     with pytest.raises(GenerationBroken, match="items:0"):
         await published(store, fitted(10), lambda _: None)
+
+
+async def test_nothing_is_written_under_a_number_that_was_not_confirmed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that is promoted without it would give it again."""
+    steps: list[str] = []
+
+    async def unconfirmed(_since: object) -> None:
+        raise StoreUnavailable("the store's replicas did not confirm the write in time")
+
+    publishing = Publisher(store, await lead(store), Threads(), step=steps.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.confirmation, "wait", unconfirmed)
+        with pytest.raises(StoreUnavailable):
+            await publishing.publish(
+                1, fitted(), engine="variational", positions={}, folder=None, automatic=True
+            )
+    assert steps == ["publish:begin"]
+    (begun,) = await store.generations.list()
+    assert not await store.redis.exists(store.keys.meta(1, begun.generation))
