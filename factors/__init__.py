@@ -5,6 +5,7 @@ one function gives the same answer in the fit, in the service and in a notebook.
 """
 
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
+from factors.inference.backend import MANY_RATINGS
 from factors.inference.histories import RECENT, SAMPLED, sample_order
 from factors.model.attributes import Attribute, Encoding, Labels, Numbers, learn_encoding
 from factors.model.columns import Columns
@@ -67,6 +68,7 @@ from factors.training.settings import FitSettings
 
 __all__ = [
     "BASIS",
+    "MANY_RATINGS",
     "RECENT",
     "SAMPLED",
     "TYPE_CODES",

@@ -261,8 +261,11 @@ class Importer:
 
     def how_to_go_on(self, reason: str) -> str:
         """Return what happened, how far the import is, and the command that goes on there."""
-        if self._position is None or not self._position.ratings:
+        if self._position is None:
             return f"{reason}; nothing was written"
+        if not self._position.ratings:
+            # Lanes beside the one that stopped may have been faster.
+            return f"{reason}; some of the first rows may be written: mended, the file is imported as a whole"
         options = self._options
         parts = ["foldin", "import", str(options.path)]
         for flag, value in (("--url", options.url), ("--data", options.data)):

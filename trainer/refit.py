@@ -17,9 +17,11 @@ from featurestore.commands import FailureCode
 from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown, StoreDamaged
 from featurestore.item_registry import ItemRegistry
 from featurestore.leases import Lease
+from featurestore.ratings.context_schema import ContextSchema
 from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
 from trainer import gate, log
+from trainer.archive.context_fields import read_fields
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.item_list import write_items
 from trainer.archive.segments import Step
@@ -242,6 +244,14 @@ class Refitter:
             await self._switch.to(LiveFit(published.meta, published.fit, epoch.archive))
         return published
 
+    async def _fields(self, epoch: OpenEpoch) -> ContextSchema:
+        """Return the fields of contexts, as the archive has them where the store's are damaged."""
+        try:
+            return await with_retries(self._store.contexts.fresh)
+        except StoreDamaged as exc:
+            log.warning("context_fields_from_archive", error=str(exc))
+            return await with_retries(self._threads.run, read_fields, epoch.archive.directory)
+
     async def _fit(self, epoch: OpenEpoch, *, automatic: bool) -> tuple[Snapshot, int, FitResult]:
         """Fit what is archived now; return that, how many items the registry had, and the fit."""
         low, high, scale_step = self._settings.scale
@@ -285,7 +295,7 @@ class Refitter:
                     catalogue=described[0],
                     catalogue_version=described[1],
                     users_read_ms=users_read_ms,
-                    context_kinds=(await self._store.contexts.known()).kinds,
+                    context_kinds=(await self._fields(epoch)).kinds,
                 )
                 fitting = fit_in_process(request, files, users, step=self._step)
                 result = await (self._unless_requested(fitting) if automatic else fitting)

@@ -93,6 +93,7 @@ def learn_context_encoding(context: Float32s | None, kinds: Sequence[ContextKind
         value = context[:, field].astype(np.float64)
         value = value[np.isfinite(value)]
         if kind == "number":
+            value = _within_reach(value)
             if len(value) >= LEAST_ROWS and value.std() > 0:
                 numbers.append((field, value.mean(), value.std()))
             continue
@@ -108,6 +109,19 @@ def learn_context_encoding(context: Float32s | None, kinds: Sequence[ContextKind
         np.array(codes, dtype=np.float64).reshape(-1, 3)[kept],
     )
     return encoding if encoding.width else None
+
+
+def _within_reach(value: Float64s) -> Float64s:
+    """Return numbers (m,) with those that are far from most of the others cut: a single one that is off by
+    far would be all of the standard deviation.
+    """
+    if len(value) < LEAST_ROWS:
+        return value
+    # Of a normal distribution a standard deviation on either side.
+    low, middle, high = np.quantile(value, (0.16, 0.5, 0.84))
+    reach = FARTHEST * (high - low) / 2
+    # Where most are one and the same number, nothing says how far the others may be.
+    return np.clip(value, middle - reach, middle + reach) if reach > 0 else value
 
 
 def check_encoding(encoding: ContextEncoding) -> None:

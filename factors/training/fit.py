@@ -136,8 +136,9 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int, offered: tu
     """
     model, few, known = start.model, n_ratings < FEW_RATINGS, start.posterior.parameters
     same_rank = (few and settings.rank == "auto") or model.rank == largest_rank(settings, n_ratings)
-    # When there are so many times the ratings terms are chosen again: of few ratings that takes a second.
-    again = 1.1 if few else 1.5
+    # When there are so many times the ratings terms are chosen again: of few ratings that takes a second, but
+    # with contexts many.
+    again = 1.1 if few and not known.decided_context else 1.5
     return (
         model.scale == settings.scale
         and same_rank

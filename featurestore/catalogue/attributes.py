@@ -84,7 +84,9 @@ class UserAttributes:
             by_partition.setdefault(partition_of(user_id, keys.partitions), []).append(user_id)
         calls = []
         for partition, users in by_partition.items():
-            names = [keys.forgotten(epoch, partition), *keys.users(epoch, users)]
+            names = [keys.forgotten(epoch, partition)]
+            for user_id, key in zip(users, keys.users(epoch, users), strict=True):
+                names += [keys.attributes(user_id), key]
             calls.append((names, [b"".join(map(digest_of, users))]))
         await self._client.call("know_users", *calls)
 

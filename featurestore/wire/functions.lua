@@ -1206,12 +1206,14 @@ local function put_attributes(keys, args)
   return { 'OK' }
 end
 
--- keys: forgotten, users. args: digests joined. Users of whom attributes are known are known themselves from here on: of
--- these a reader makes the prior that the attributes give.
+-- keys: forgotten, then of each user attributes and user. args: digests joined. Users of whom attributes are known are known
+-- themselves from here on: of these a reader makes the prior that the attributes give. One who was forgotten since the
+-- attributes were read stays so.
 local function know_users(keys, args)
-  for u = 2, #keys do
-    if redis.call('HEXISTS', keys[u], 'n') == 0 then
-      make_known(keys[u], keys[1], string.sub(args[1], 16 * u - 31, 16 * u - 16))
+  for u = 1, (#keys - 1) / 2 do
+    local user = keys[2 * u + 1]
+    if redis.call('EXISTS', keys[2 * u]) == 1 and redis.call('HEXISTS', user, 'n') == 0 then
+      make_known(user, keys[1], string.sub(args[1], 16 * u - 15, 16 * u))
     end
   end
   return { 'OK' }

@@ -201,9 +201,10 @@ class Restore:
         """Return what is archived with its contexts as this store has them, which gets the fields that it
         lacks. Raises `RecoveryRefusedError` where a field means something else there.
         """
-        if archived.events.context is None or archived.catalogue is None:
+        source = ContextSchema(tuple(archived.catalogue.contexts if archived.catalogue else ()))
+        # Also fields that no rating has yet: they were told.
+        if not source.fields:
             return archived
-        source = ContextSchema(tuple(archived.catalogue.contexts))
         contexts = self._store.contexts
         try:
             if self._request.dry_run:
@@ -213,6 +214,8 @@ class Restore:
                 schema = await retried(contexts.change, lambda before: before.merged(source))
         except ContextRefused as exc:
             raise RecoveryRefusedError(f"the field {exc} of a context: its ratings cannot be told") from exc
+        if archived.events.context is None:
+            return archived
         context = schema.recoded(archived.events.context, source)
         return replace(archived, events=replace(archived.events, context=context))
 

@@ -106,7 +106,7 @@ async def post_train(request: web.Request) -> web.StreamResponse:
     # The bytes of the body are let go of before the wait for the trainer.
     # Checking a million ratings takes some 0.5 s: in a thread the event loop goes on every 5 ms.
     item_ids, ratings = await asyncio.to_thread(checked_history, body, context.store.config.scale)
-    if body.variables_history:
+    if body.variables_history is not None:
         variables = await asyncio.to_thread(checked_variables, body.variables_history, len(ratings))
         ratings = replace(ratings, context=await _as_contexts(context.store.contexts, variables))
     trained = await training.begin_history(ratings, item_ids, replace=body.replace)

@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import web
 
 from featurestore.commands import OUTCOME_S
+from featurestore.errors import StoreDamaged
 from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import Query, path_id
@@ -127,8 +128,12 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
         for name, rating, moment in zip(names, history.rating[::-1][page].tolist(), times, strict=True)
     ]
     if history.context is not None:
-        # As it is now: the latest ratings may have a field of a moment ago.
-        schema = await store.contexts.fresh()
+        try:
+            # As it is now: the latest ratings may have a field of a moment ago.
+            schema = await store.contexts.fresh()
+        except StoreDamaged:
+            # Ratings are worth more than what was told with them.
+            schema = await store.contexts.known()
         for rating, row in zip(ratings, history.context[::-1][page], strict=True):
             rating.context = schema.named(row) or msgspec.UNSET
     ratings = [rating for rating, name in zip(ratings, names, strict=True) if name is not None]

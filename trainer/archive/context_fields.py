@@ -26,30 +26,38 @@ class ContextFields:
         self._directory = directory
         self._written: ContextSchema | None = None
 
+    def count(self) -> int:
+        """Return how many fields are on the disk. Blocks. Raises as `name`."""
+        return len(self._known().fields)
+
     def name(self, schema: ContextSchema) -> None:
         """Have the fields of the store on the disk. Blocks.
 
         Raises `ArchiveFailedError`, and `ArchiveRefusedError` for a newer format.
         """
-        if self._written is None:
-            try:
-                self._written = read_fields(self._directory)
-            except ArchiveFailedError:
-                # The store has them: the file is written anew.
-                self._written = ContextSchema()
+        known = self._known()
         try:
             # A store that was put back from an older copy has lost fields of archived contexts.
-            found = self._written.merged(schema)
+            found = known.merged(schema)
         except ContextRefused as exc:
             log.warning("context_fields_differ", why=str(exc))
             return
-        if found != self._written:
+        if found != known:
             path = self._directory / NAME
             try:
                 write_json(path, {"schema": msgspec.json.decode(schema_to_bytes(found))})
             except OSError as exc:
                 raise ArchiveFailedError(f"cannot write {path}: {exc.strerror or exc}") from exc
             self._written = found
+
+    def _known(self) -> ContextSchema:
+        if self._written is None:
+            try:
+                self._written = read_fields(self._directory)
+            except ArchiveFailedError:
+                # The store has them: the file is written anew.
+                self._written = ContextSchema()
+        return self._written
 
 
 def read_fields(directory: Path) -> ContextSchema:

@@ -23,10 +23,11 @@ from featurestore.ratings.stream import Events
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
+from trainer.archive import context_fields, type_names
 from trainer.archive.context_fields import ContextFields
 from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
 from trainer.archive.erasures import Erasures
-from trainer.archive.events import CONTEXT, START, Position, new_events, type_codes, without_user
+from trainer.archive.events import START, Position, contexts_of, new_events, type_codes, without_user
 from trainer.archive.identity import ArchiveState
 from trainer.archive.segments import Step
 from trainer.archive.trash import Trash
@@ -230,8 +231,7 @@ class EpochConsumer:
                     table = without_user(table, user_id, n)
                     await self._erase(user_id)
             await self._name_types(table)
-            if CONTEXT.name in table.schema.names:
-                await self._name_fields()
+            await self._name_fields(table)
             await with_retries(self._threads.run, self._archive.append, table, spans)
             async with self._progress:
                 self.positions.update({p: span.last for p, span in spans.items()})
@@ -265,9 +265,18 @@ class EpochConsumer:
             raise
         await with_retries(self._threads.run, self._types.name, types)
 
-    async def _name_fields(self) -> None:
-        """Have the fields of contexts on the disk as the store has them."""
-        schema = await with_retries(self._store.contexts.fresh)
+    async def _name_fields(self, table: pa.Table | None = None) -> None:
+        """Have the fields of the contexts of these events, or of any, on the disk as the store has them."""
+        told = None if table is None else contexts_of(table)
+        if table is not None and told is None:
+            return
+        try:
+            schema = await with_retries(self._store.contexts.fresh)
+        except StoreDamaged:
+            # Of fields that are named nothing is lost while the document is mended.
+            if told is not None and told.shape[1] <= await self._threads.run(self._fields.count):
+                return
+            raise
         if schema.fields:
             await with_retries(self._threads.run, self._fields.name, schema)
 
@@ -297,6 +306,9 @@ class EpochConsumer:
 
     async def _rebuild(self) -> None:
         def keep(paths: Sequence[Path]) -> None:
+            # Without what the codes in them mean, segments cannot be restored.
+            meanings = [self._archive.directory / name for name in (type_names.NAME, context_fields.NAME)]
+            paths = [*paths, *filter(Path.exists, meanings)]
             entry = self._trash.keep(paths, self.epoch, self._identity, "rebuilt")
             log.event("epoch_to_trash", epoch=self.epoch, why="rebuilt", entry=entry.path.name)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from factors import (
+    MANY_RATINGS,
     Attribute,
     Columns,
     ContextKind,
@@ -144,7 +145,10 @@ def _fit_ratings(
     opened = [pa.PythonFile(os.fdopen(descriptor, "rb")) for descriptor in request.descriptors]
     segments = list(zip(map(Path, request.paths), opened, strict=True))
     data = load_ratings(segments, item_ids, known_ids, learned)
-    data = replace(data, ratings=of_kinds(data.ratings, len(request.context_kinds)))
+    # Decided once, so that the trial is of what goes live; and what no fit reads is not carried along.
+    kinds = request.context_kinds if len(data.ratings.value) < MANY_RATINGS else ()
+    ratings = of_kinds(data.ratings, len(kinds)) if kinds else replace(data.ratings, context=None)
+    data = replace(data, ratings=ratings)
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     given = read_attributes(request, item_ids, data.user_ids)
@@ -154,7 +158,7 @@ def _fit_ratings(
         *(data.ratings, data.n_users, data.n_items, rng),
         report=report,
         attributes=columns,
-        context_kinds=request.context_kinds,
+        context_kinds=kinds,
     )
     before: dict[SideName, Columns] = {}
     if live is not None:

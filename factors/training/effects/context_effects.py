@@ -19,8 +19,10 @@ from factors.model.parameters import Parameters
 from factors.model.types import Float32s, Float64s, Int64s
 from factors.training.leave_one_out import StepEntries
 
-# Multiplications that a sweep may spend on the normal equations: some seconds of a core at the most.
-_MOST_WORK = 3e9
+# Multiplications that a sweep may spend on the normal equations: a part of a second of a core.
+_MOST_WORK = 5e8
+# Products of two columns that are in memory at once: 32 MB.
+_PRODUCTS = 1 << 22
 # Steps of the fixed point a sweep; the sweeps go on where it stopped.
 _ROUNDS = 5
 # Precisions of effects, relative to the users' own: beyond them nothing is left, or nothing is held back.
@@ -50,7 +52,11 @@ def learn_context(
     scale = len(users.step.sites.weight) / max(len(weight), 1)
     pull = scale * (columns.T @ (weight[:, None] * rest))
     rows, others = np.tril_indices(width)
-    products = scale * ((columns[:, rows] * columns[:, others]).T @ (weight[:, None] * second))
+    products, load = np.zeros((len(rows), second.shape[1])), scale * weight[:, None] * second
+    step = max(1, _PRODUCTS // len(rows))
+    for start in range(0, len(columns), step):
+        part = columns[start : start + step]
+        products += (part[:, rows] * part[:, others]).T @ load[start : start + step]
     blocks = np.zeros((width, width, dim, dim))
     blocks[rows, others] = blocks[others, rows] = unpack(products, dim)
     matrix = blocks.transpose(0, 2, 1, 3).reshape(width * dim, width * dim)

@@ -3,9 +3,9 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from featurestore.generations.manifest import RolledBack
@@ -35,8 +35,8 @@ def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
 def mix_up_items(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each fit from now on have the items of others."""
 
-    async def mixed_up(request: FitRequest, files: list[pa.OSFile], **_: object) -> FitResult:
-        result = await fit_in_process(request, files)
+    async def mixed_up(request: FitRequest, *files: Any, **_: object) -> FitResult:
+        result = await fit_in_process(request, *files)
         items = np.load(result.path / "items.npy")
         np.save(result.path / "items.npy", items[::-1])
         return read_result(result.path)

@@ -255,6 +255,22 @@ def test_categories_and_numbers_become_columns() -> None:
     np.testing.assert_allclose(encoding.encode(wider), columns[:1])
 
 
+def test_one_number_that_is_off_by_far_does_not_silence_a_field() -> None:
+    value = np.random.default_rng(1).normal(12.0, 3.0, (500, 1)).astype(np.float32)
+    clean = learn_context_encoding(value, ("number",))
+    value[7] = 1e38
+    spoiled = learn_context_encoding(value, ("number",))
+    assert clean is not None
+    assert spoiled is not None
+    np.testing.assert_allclose(spoiled.numbers, clean.numbers, rtol=0.05)
+    # Where nearly all are one number the others still count.
+    rare = np.zeros((500, 1), np.float32)
+    rare[::20] = 1.0
+    found = learn_context_encoding(rare, ("number",))
+    assert found is not None
+    assert found.numbers[0, 2] == pytest.approx(rare.std(), rel=1e-6)
+
+
 def test_an_encoding_is_never_wider_than_it_may_be() -> None:
     rng = np.random.default_rng(0)
     context = np.column_stack([rng.standard_normal((4_000, 20)), rng.integers(0, 200, (4_000, 3))])
