@@ -141,7 +141,7 @@ def test_each_rating_before_it_is_learned(ratings: Path, tmp_path: Path) -> None
         (("{file}", "--test", "{file}"), "two different files"),
         (("{file}", "--out", "{file}/x"), "another --out"),
         (("{file}", "--scale", "1:3"), "--scale"),
-        (("{file}", "--items", "{file}"), "says nothing that tells items apart"),
+        (("{file}", "--items", "{folder}/bare.csv"), "says nothing that tells items apart"),
         (("{file}", "--items", "{file}.none"), "cannot be read"),
     ],
 )
@@ -150,7 +150,11 @@ def test_what_cannot_be_done_is_said_in_one_line(
 ) -> None:
     from foldin.__main__ import main
 
-    given = [argument.replace("{file}", str(ratings)) for argument in arguments]
+    (ratings.parent / "bare.csv").write_text("item_id,title\ni0,Dune\ni1,Emma\n")
+    given = [
+        argument.replace("{file}", str(ratings)).replace("{folder}", str(ratings.parent))
+        for argument in arguments
+    ]
     try:
         code = main(["evaluate", *given])
     except SystemExit as exc:  # argparse

@@ -5,13 +5,11 @@ lost on a restart.
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from factors import item_statistics
@@ -275,12 +273,10 @@ async def test_a_fit_whose_history_goes_to_the_trash_meanwhile_says_so(
         epoch = await store.epochs.begin()
         folder = settings.archive_dir / settings.store.namespace / f"epoch-{epoch:06d}"
 
-        async def leave_and_fit(
-            request: FitRequest, files: Sequence[pa.OSFile], *, step: Step = no_step
-        ) -> FitResult:
+        async def leave_and_fit(request: FitRequest, *files: Any, step: Step = no_step) -> FitResult:
             await store.epochs.abandon(epoch)
             await wait_until_async(lambda: not folder.exists(), 20, "the history in the trash")
-            return await fit(request, files, step=step)
+            return await fit(request, *files, step=step)
 
         monkeypatch.setattr(refit, "fit_in_process", leave_and_fit)
         await store.ratings.append(ratings(), epoch=epoch)
