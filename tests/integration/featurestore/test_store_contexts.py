@@ -17,6 +17,7 @@ from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
 from featurestore.ratings.stream import Events
 from featurestore.store import Store
+from featurestore.users.records import StoredUser
 from tests.support.factories import as_live, lead, publish, rating
 from tests.support.waiting import wait_until_async
 
@@ -265,9 +266,13 @@ async def test_the_latest_contexts_of_a_long_history_are_read(
 
 async def test_a_scan_has_the_contexts(store: Store) -> None:
     await store.ratings.append([told("u", "a", 1.0), rating("v", "a")])
-    users = [
-        user for p in range(store.keys.partitions) for user in (await store.users.scan(1, p))[1] if user.n
-    ]
+    users = list[StoredUser]()
+    for partition in range(store.keys.partitions):
+        cursor = -1
+        # A page may be empty before the last one.
+        while cursor:
+            cursor, page = await store.users.scan(1, partition, max(cursor, 0))
+            users += page
     assert {user.user_id: bool(user.contexts) for user in users} == {b"u": True, b"v": False}
 
 
