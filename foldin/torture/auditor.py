@@ -292,9 +292,11 @@ def _events(paths: list[Path]) -> dict[str, list[tuple[int, float]]]:
     tables = [read_segment(path, file)[0] for path, file in files]
     if not tables:
         return {}
-    table = pa.concat_tables(tables)
+    wanted = ["user_id", "n", "rating"]
+    # Some segments have contexts, others have not.
+    table = pa.concat_tables([each.select(wanted) for each in tables])
     found = defaultdict(list)
-    columns = [table[name].to_pylist() for name in ("user_id", "n", "rating")]
+    columns = [table[name].to_pylist() for name in wanted]
     for user, n, rating in zip(*columns, strict=True):
         found[user].append((n, rating))
     return {user: sorted(events) for user, events in found.items()}
