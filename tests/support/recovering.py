@@ -11,6 +11,8 @@ from dataclasses import asdict, replace
 from math import isnan
 from pathlib import Path
 
+from featurestore.codecs import History
+from featurestore.item_registry import ItemRegistry
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -125,3 +127,12 @@ def killed_restore(settings: TrainerSettings, source: Path, step: str) -> int | 
     finally:
         if child.code is None:
             child.end(signal.SIGKILL, 10)
+
+
+async def live_history(store: Store, user_id: bytes) -> tuple[History, ItemRegistry]:
+    """The user's history in the live epoch, and the names of its rows."""
+    epoch = (await store.generations.live()).epoch
+    registry = store.items(epoch)
+    await registry.refresh()
+    _, history = await store.users.history(epoch, user_id)
+    return history, registry

@@ -147,8 +147,7 @@ def _fit_ratings(
     data = load_ratings(segments, item_ids, known_ids, learned)
     # Decided once, so that the trial is of what goes live; and what no fit reads is not carried along.
     kinds = request.context_kinds if len(data.ratings.value) < MANY_RATINGS else ()
-    ratings = of_kinds(data.ratings, len(kinds)) if kinds else replace(data.ratings, context=None)
-    data = replace(data, ratings=ratings)
+    data = replace(data, ratings=of_kinds(data.ratings, len(kinds)))
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     given = read_attributes(request, item_ids, data.user_ids)
@@ -198,8 +197,8 @@ def of_kinds(ratings: Ratings, fields: int) -> Ratings:
     """Return ratings whose contexts have so many fields: some may be given in no rating, and what a store
     that was put back from an older copy does not know any more is left out.
     """
-    if ratings.context is None:
-        return ratings
+    if ratings.context is None or not fields:
+        return replace(ratings, context=None)
     context = ratings.context[:, :fields]
     missing = np.full((len(context), fields - context.shape[1]), np.nan, dtype=np.float32)
     return replace(ratings, context=np.hstack([context, missing]))

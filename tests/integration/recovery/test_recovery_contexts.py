@@ -15,7 +15,7 @@ from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.verifying import verify
-from tests.support.recovering import GIVEN, empty, opened, restored
+from tests.support.recovering import GIVEN, empty, live_history, opened, restored
 from tests.support.servers import StoreServer
 from tests.support.trainers import fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
@@ -40,10 +40,7 @@ async def send(store: Store) -> None:
 
 async def contexts_of(store: Store) -> dict[str, dict[str, float | str]]:
     """What was told with the ratings of the user, by item."""
-    epoch = (await store.generations.live()).epoch
-    registry = store.items(epoch)
-    await registry.refresh()
-    _, history = await store.users.history(epoch, b"u1")
+    history, registry = await live_history(store, b"u1")
     schema, names = await store.contexts.fresh(), [registry.id(row) for row in history.item_row.tolist()]
     assert history.context is not None
     found = dict(zip(names, map(schema.named, history.context), strict=True))

@@ -15,7 +15,7 @@ from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.restoring import RestoreRequest
 from foldin.recovery.verifying import verify
-from tests.support.recovering import GIVEN, empty, opened, restored
+from tests.support.recovering import GIVEN, empty, live_history, opened, restored
 from tests.support.servers import StoreServer
 from tests.support.trainers import fitted, running_trainer, until_drained
 from trainer.archive.type_names import NAME, read_types
@@ -45,10 +45,7 @@ async def send(store: Store) -> None:
 
 async def events_of(store: Store) -> tuple[list[tuple[int, str, float]], int]:
     """The events of the user in the live history, and how many ratings there are beside them."""
-    epoch = (await store.generations.live()).epoch
-    registry = store.items(epoch)
-    await registry.refresh()
-    _, history = await store.users.history(epoch, b"u1")
+    history, registry = await live_history(store, b"u1")
     feedback = history.feedback
     names = [registry.id(row) for row in feedback.item_row.tolist()]
     return list(zip(feedback.type_code.tolist(), names, feedback.value.tolist(), strict=True)), len(history)
