@@ -21,12 +21,12 @@ from featurestore.keys import Keys
 from featurestore.leases import Leases
 from featurestore.namespace import NamespaceConfig, prepare
 from featurestore.quotas.buckets import Buckets
-from featurestore.ratings.context_schema import StoredContextSchema
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.event_types import EventTypes
 from featurestore.ratings.files import StoreFiles
 from featurestore.ratings.log import RatingsLog
 from featurestore.ratings.room import Room
+from featurestore.ratings.stored_context_schema import StoredContextSchema
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
 from featurestore.users.copies import UserCopies

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,7 +130,8 @@ class StoreSink:
             if any(types):
                 columns = await self._typed(columns, types)
             if any(contexts):
-                context = await self._store.contexts.rows(contexts, extend=True)
+                admit = partial(self._store.ratings.admit, columns)
+                context = await self._store.contexts.rows(contexts, extend=admit)
                 columns = replace(columns, context=context)
             await self._store.ratings.append_columns(columns)
         except ContextRefused as exc:

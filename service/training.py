@@ -8,10 +8,12 @@ trainer abandons that of a service which died half-way.
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from factors import Float32s
 from featurestore.commands import REFUSALS, CommandKind
 from featurestore.errors import RETRY_WHEN_FULL_S, RatingsLeftOut, StoreError
 from featurestore.generations.catalog import GenerationSummary
@@ -59,8 +61,16 @@ class Training:
             pointer = await self._store.generations.live()
             return await self._train("refit", pointer.epoch)
 
-    async def begin_history(self, ratings: Columns, item_ids: Sequence[bytes], *, replace: bool) -> Trained:
+    async def begin_history(
+        self,
+        ratings: Columns,
+        item_ids: Sequence[bytes],
+        *,
+        replace: bool,
+        contexts: Callable[[], Awaitable[Float32s]] | None = None,
+    ) -> Trained:
         """Replace what is known by `ratings`, with a catalogue of `item_ids` and the items that they name.
+        `contexts`: stores which fields those of the ratings have, and returns them.
 
         Raises `ratings_would_be_lost` unless `replace`, where ratings came in by other ways.
         """
@@ -75,6 +85,9 @@ class Training:
             live_ratings = await self._store.ratings.count_live(pointer.epoch)
             if live_ratings and not replace:
                 raise _would_be_lost(live_ratings)
+            if contexts is not None:
+                # Fields stay for ever: not those of a call that is refused.
+                ratings = dataclasses.replace(ratings, context=await contexts())
             try:
                 # What comes in from here on belongs to the new epoch.
                 epoch = await self._store.epochs.begin(None if replace else 0)

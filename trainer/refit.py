@@ -273,6 +273,7 @@ class Refitter:
                 described = await self._described(registry, folder)
                 users_read_ms = await with_retries(self._store.time_ms)
                 users = await self._users(epoch, folder)
+                fields = await self._fields(epoch)
                 # After the snapshot: the registry has every item that is in it.
                 await with_retries(registry.refresh)
                 item_ids = registry.ids[:]
@@ -295,7 +296,8 @@ class Refitter:
                     catalogue=described[0],
                     catalogue_version=described[1],
                     users_read_ms=users_read_ms,
-                    context_kinds=(await self._fields(epoch)).kinds,
+                    context_kinds=fields.kinds,
+                    context_retired=tuple(fields.retired),
                 )
                 fitting = fit_in_process(request, files, users, step=self._step)
                 result = await (self._unless_requested(fitting) if automatic else fitting)

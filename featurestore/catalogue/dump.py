@@ -18,8 +18,9 @@ from featurestore.catalogue.catalogue import READ_AT_ONCE, Catalogue, Change
 from featurestore.catalogue.item import AttributeType, AttributeValue, CatalogueItem, type_of
 from featurestore.catalogue.scenarios import Scenarios
 from featurestore.catalogue.schema import KINDS, Kind, Types
-from featurestore.ratings.context_schema import ContextField, StoredContextSchema
+from featurestore.ratings.context_schema import ContextField
 from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, EventTypes, with_types
+from featurestore.ratings.stored_context_schema import StoredContextSchema
 
 FORMAT = "foldin-catalogue-1"
 # Text of one language: a higher level takes five times as long for a tenth less.

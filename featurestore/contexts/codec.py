@@ -3,7 +3,9 @@
 A context is float32 (k,) in the order of the fields of the namespace's schema, NaN where a field was not
 given; fields are only ever appended, so one of an older schema is shorter. As bytes it is its numbers that
 were given, then a mask of their fields (uint32). An entry of a user's contexts has item row and time of its
-rating before the mask, 16 bytes at its end, so that the latest entries can be read from the end.
+rating before the mask, 16 bytes at its end, so that the latest entries can be read from the end. Where a
+field from the 33rd on is given, a second mask stands behind the numbers; an entry says so by the highest bit
+of its item row.
 
 Invariant: a context belongs to the ratings of its item row and time, bit by bit, and the last one wins; one
 that is of no rating, or that is damaged, counts as not given. Little endian throughout.
@@ -19,22 +21,26 @@ import numpy.typing as npt
 
 from factors import Float32s, Float64s, Int64s
 
-# As many as a mask has bits.
-MAX_FIELDS = 32
-# Of a mask, and of each number.
-MASK_BYTES = 4
+# As many as two masks have bits: those of a rating, and as many that the store had before.
+MAX_FIELDS = 64
+# Given with one rating: those that a store has at a time.
+MOST_GIVEN = 32
 # Of an entry without a field: item row, time, mask.
 LEAST_BYTES = 16
-# Of one with all fields.
-MOST_BYTES = LEAST_BYTES + 4 * MAX_FIELDS
-_FOOT, _MASK = LEAST_BYTES // 4, MASK_BYTES // 4
+# Of one with as many fields as may be given, and a second mask.
+MOST_BYTES = LEAST_BYTES + 4 * MOST_GIVEN + 4
+_FOOT = LEAST_BYTES // 4
 _WORD = np.dtype("<u4")
-_FIELDS = np.arange(MAX_FIELDS, dtype=np.uint32)
+_FIELDS = np.arange(MAX_FIELDS, dtype=np.uint64)
+# Of an item row with a second mask: of ratings the bits above those of rows are free.
+_SECOND = np.uint32(1 << 31)
 # Odd: item rows and owners spread over all bits of the keys (multiples of 2^64 over the golden ratio, and of
 # a prime of xxHash).
 _OF_ROW, _OF_OWNER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 Words = npt.NDArray[np.uint32]
+Masks = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.integer[Any]]
 
 
@@ -54,7 +60,7 @@ def pack_entries(item_row: Rows, time: Float64s, context: Float32s, ends: Sequen
     """Return the entries of ratings: those `ends[j]` to `ends[j + 1]` as one piece, for each j. `item_row`,
     `time` (m,); `context` (m, k), with an entry also for a rating without any.
     """
-    feet = np.empty((len(item_row), _FOOT - _MASK), dtype=_WORD)
+    feet = np.empty((len(item_row), _FOOT - 1), dtype=_WORD)
     feet[:, 0] = item_row
     feet[:, 1:] = np.ascontiguousarray(time, dtype="<f8").view(_WORD).reshape(-1, 2)
     words, stops = _packed(context, feet)
@@ -80,11 +86,13 @@ def unpack_cells(data: bytes, ends: Int64s) -> Float32s:
     if (sizes % 4).any() or len(data) % 4:
         raise ValueError("a context whose length is none")
     words, there = np.frombuffer(data, dtype=_WORD), np.flatnonzero(sizes)
-    stops = ends[there] // 4
-    masks = words[stops - 1]
-    if (_counts(masks) + _MASK != sizes[there] // 4).any():
+    stops, lengths = ends[there] // 4, sizes[there] // 4
+    # With a second mask its length is more than the first one accounts for, whatever that is.
+    second = (_counts(words[stops - 1]) + 1 != lengths) & (lengths > 1)
+    masks = _masks(words, stops - 1, stops - 2, second)
+    if (_counts(masks) + 1 + second != lengths).any():
         raise ValueError("a context whose length is not that of its fields")
-    found, _ = _values(words, stops - _MASK, masks)
+    found, _ = _values(words, stops - 1 - second, masks)
     table = np.full((len(ends), found.shape[1]), np.nan, dtype=np.float32)
     table[there] = found
     return table
@@ -93,19 +101,24 @@ def unpack_cells(data: bytes, ends: Int64s) -> Float32s:
 def unpack(data: bytes, *, whole: bool = True) -> Contexts:
     """Return entries; `whole`: all that there are, not only the latest, of which the first may be cut."""
     words = np.frombuffer(data, dtype=_WORD, offset=len(data) % 4)
-    sizes = (_counts(words) + _FOOT).tolist()
-    stops, at = [], len(words)
+    # Of each word, as if an entry ended with it.
+    sizes, second = _counts(words) + _FOOT, np.zeros(len(words), dtype=np.bool_)
+    second[_FOOT - 1 :] = words[: 1 - _FOOT] & _SECOND > 0
+    sizes += second
+    sizes[_FOOT:] += np.where(second[_FOOT:], _counts(words[:-_FOOT]), 0)
+    lengths, stops, at = sizes.tolist(), list[int](), len(words)
     while at > 0:
         stops.append(at)
-        at -= sizes[at - 1]
+        at -= lengths[at - 1]
     if at < 0:
         stops.pop()
     ends = np.array(stops[::-1], dtype=np.int64)
-    value, finite = _values(words, ends - _FOOT, words[ends - 1])
-    feet = words[ends[:, None] + np.arange(-_FOOT, -_MASK)]
+    more = second[ends - 1]
+    value, finite = _values(words, ends - _FOOT - more, _masks(words, ends - 1, ends - _FOOT - 1, more))
+    feet = words[ends[:, None] + np.arange(-_FOOT, -1)]
     time = np.ascontiguousarray(feet[:, 1:]).view("<f8").reshape(-1).astype(np.float64)
     sound = finite and not (whole and (at < 0 or len(data) % 4))
-    return Contexts(feet[:, 0].astype(np.int64), time, value, sound)
+    return Contexts((feet[:, 0] & ~_SECOND).astype(np.int64), time, value, sound)
 
 
 def match(
@@ -182,25 +195,38 @@ def of_users(pieces: Sequence[bytes], owner: Sequence[int]) -> tuple[Contexts, I
 def _packed(context: Float32s, feet: Words) -> tuple[Words, Int64s]:
     """Return contexts (m, k), each followed by its foot and its mask, and where each ends, in words."""
     given = ~np.isnan(context)
-    masks = (given.astype(np.uint32) << _FIELDS[: given.shape[1]]).sum(axis=1, dtype=np.uint32)
-    counts, tail = given.sum(axis=1), feet.shape[1] + _MASK
-    stops = np.cumsum(counts + tail)
+    masks = (given.astype(np.uint64) << _FIELDS[: given.shape[1]]).sum(axis=1, dtype=np.uint64)
+    first, others = masks.astype(_WORD), (masks >> np.uint64(32)).astype(_WORD)
+    second, counts, tail = others > 0, given.sum(axis=1), feet.shape[1] + 1
+    stops = np.cumsum(counts + tail + second)
     words = np.empty(int(stops[-1]) if len(stops) else 0, dtype=_WORD)
-    words[stops - 1] = masks
-    words[stops[:, None] + np.arange(-tail, -_MASK)] = feet
-    words[_places(stops - tail, counts)] = context[given].astype("<f4").view(_WORD)
+    words[stops - 1] = first
+    words[stops[second] - tail - 1] = others[second]
+    words[stops[:, None] + np.arange(-tail, -1)] = feet
+    if feet.shape[1]:
+        words[stops[second] - tail] |= _SECOND
+    words[_places(stops - tail - second, counts)] = context[given].astype("<f4").view(_WORD)
     return words, stops
 
 
-def _values(words: Words, stops: Int64s, masks: Words) -> tuple[Float32s, bool]:
+def _masks(words: Words, first: Int64s, others: Int64s, second: Bools) -> Masks:
+    """Return the mask of each context (c,), of up to 64 fields, whose words stand at `first`, and where there
+    is a `second` one at `others`.
+    """
+    masks = words[first].astype(np.uint64)
+    masks[second] |= words[others[second]].astype(np.uint64) << np.uint64(32)
+    return masks
+
+
+def _values(words: Words, stops: Int64s, masks: Masks) -> tuple[Float32s, bool]:
     """Return the contexts (c, k) whose numbers end at `stops`, and whether each is a number; others count as
     not given.
     """
-    given = ((masks[:, None] >> _FIELDS) & 1).astype(np.bool_)
     width = int(masks.max(initial=0)).bit_length()
+    given = ((masks[:, None] >> _FIELDS[:width]) & np.uint64(1)).astype(np.bool_)
     table = np.full((len(masks), width), np.nan, dtype=np.float32)
     numbers = words[_places(stops, _counts(masks))].view("<f4")
-    table[given[:, :width]] = numbers
+    table[given] = numbers
     infinite = np.isinf(table)
     table[infinite] = np.nan
     return table, not infinite.any() and not np.isnan(numbers).any()
@@ -213,7 +239,7 @@ def _places(stops: Int64s, counts: Int64s) -> Int64s:
     return places
 
 
-def _counts(masks: Words) -> Int64s:
+def _counts(masks: Words | Masks) -> Int64s:
     return np.bitwise_count(masks).astype(np.int64)
 
 

@@ -1,42 +1,38 @@
 """Which context may be given with a rating: named fields, each of numbers or of categories.
 
 Invariant: a field keeps its place and its kind, and a category its code, for stored contexts have these. Both
-are appended alone, so that a row of an older schema is the beginning of a row of a newer one.
+are appended alone, so that a row of an older schema is the beginning of a row of a newer one. What is retired
+keeps its number too: nothing else ever gets it, and it means the same when it comes back.
 """
 
-import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 import numpy as np
 
 from factors import Float32s
-from featurestore.client import Client
-from featurestore.confirmation import Confirmation
-from featurestore.keys import Keys
-from featurestore.ratings.stored_document import StoredDocument
+from featurestore.contexts.codec import MAX_FIELDS, MOST_GIVEN
 
-T = TypeVar("T")
 ContextKind = Literal["number", "category"]
 Values = Mapping[str, object]
 """The context of one rating by field: a finite number, a boolean, a text for a category; None: not given."""
 
-# Of a store: the mask of a stored context has 32 bits.
-MOST_FIELDS = 32
-# Of a field. A model has at most 64 columns of context, so most of more would never have one of their own.
+# Of a store at a time: each may be a column of its own beside as many of categories.
+MOST_FIELDS = MOST_GIVEN
+# Of a field at a time. A model has at most 64 columns of context, so most of more would never have one.
 MOST_CATEGORIES = 256
+# Those of a field with the retired ones. Many times what it may have at a time; the schema has 4 MB at most.
+_MOST_CODES = 1_024
 MOST_NAME_BYTES = 64  # as of an attribute
-MOST_CATEGORY_BYTES = 64  # the schema then has 0.5 MB at most
-# Values of a call that are read in about 1 ms; more are read in a thread.
-_AT_ONCE = 2_000
-# Grows when an older version could not read what is stored.
-_FORMAT = 1
-LARGEST_NUMBER = float(np.finfo(np.float32).max)
-"""Of those that are given: contexts are stored as float32."""
+MOST_CATEGORY_BYTES = 64  # as of a name
+# Grows when an older version could not read what is stored: the second has retired fields, or categories.
+_FORMAT, _FORMAT_RETIRED = 1, 2
+LARGEST_NUMBER = math.nextafter(2.0**128 - 2.0**103, 0.0)
+"""Of those that are given: the largest that becomes a float32, the shortest decimal of the last one too."""
 _WANTED: Mapping[ContextKind, str] = {
     "number": "a finite number, true or false",
     "category": f"a text of at most {MOST_CATEGORY_BYTES} bytes",
@@ -55,16 +51,26 @@ class ContextRefused(ValueError):  # noqa: N818 - says what happened
 
 
 class UnknownContextField(ContextRefused):
-    """No rating was ever given with this field."""
+    """No rating was ever given with this field, or it is retired."""
 
 
-@dataclass(frozen=True, slots=True)
-class ContextField:
-    """One field; `categories`: texts by code, of numbers none."""
+class ContextField(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One field; `categories`: texts by code, of numbers none. `retired`: it is neither given nor shown nor
+    learned any more; `retired_codes`: of categories of which that is so, in order.
+    """
 
     name: str
     kind: ContextKind
     categories: tuple[str, ...] = ()
+    retired: bool = False
+    retired_codes: tuple[int, ...] = ()
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The categories that are not retired."""
+        if not self.retired_codes:
+            return self.categories
+        return tuple(text for code, text in enumerate(self.categories) if code not in self.retired_codes)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,20 @@ class ContextSchema:
         """The kind of each field (k,)."""
         return tuple(each.kind for each in self.fields)
 
+    @property
+    def shown(self) -> list[ContextField]:
+        """The fields that are not retired."""
+        return [each for each in self.fields if not each.retired]
+
+    @property
+    def retired(self) -> list[tuple[int, int | None]]:
+        """Of what is retired the place, and the code of a category; None for a whole field."""
+        return [
+            (place, code)
+            for place, each in enumerate(self.fields)
+            for code in ([None] if each.retired else each.retired_codes)
+        ]
+
     @cached_property
     def _places(self) -> dict[str, int]:
         return {each.name: place for place, each in enumerate(self.fields)}
@@ -85,6 +105,17 @@ class ContextSchema:
     @cached_property
     def _codes(self) -> tuple[dict[str, int], ...]:
         return tuple({text: code for code, text in enumerate(each.categories)} for each in self.fields)
+
+    @cached_property
+    def _shown_codes(self) -> tuple[dict[str, int], ...]:
+        return tuple(
+            {text: codes[text] for text in each.shown}
+            for each, codes in zip(self.fields, self._codes, strict=True)
+        )
+
+    @cached_property
+    def _texts(self) -> tuple[dict[float, str], ...]:
+        return tuple({float(code): text for text, code in codes.items()} for codes in self._shown_codes)
 
     def rows(self, given: Sequence[Values | None]) -> Float32s | None:
         """Return contexts as rows (n, k): NaN where a value is not given, a category as its code, NaN where
@@ -98,8 +129,8 @@ class ContextSchema:
                 if value is None:
                     continue
                 place = self._places.get(name)
-                if place is None:
-                    there = ", ".join(self._places) or "none yet"
+                if place is None or self.fields[place].retired:
+                    there = ", ".join(each.name for each in self.shown) or "none yet"
                     raise UnknownContextField(name, f"is no field of a context; there are {there}", row)
                 found = number_of(value) if self.kinds[place] == "number" else self._code(place, value)
                 if found is None:
@@ -114,71 +145,128 @@ class ContextSchema:
 
     def _code(self, place: int, value: object) -> float | None:
         # A category that no rating was given with says nothing, as a value that is not given.
-        return self._codes[place].get(value, math.nan) if isinstance(value, str) else None
+        return self._shown_codes[place].get(value, math.nan) if isinstance(value, str) else None
 
     def named(self, row: Float32s) -> dict[str, float | str]:
         """Return what a row (k',) has by field; k' may be less or more than the fields there are."""
         found = dict[str, float | str]()
-        for field, value in zip(self.fields, row, strict=False):
+        for place, (field, value) in enumerate(zip(self.fields, row, strict=False)):
+            if field.retired:
+                continue
             if field.kind == "number" and np.isfinite(value):
                 # The shortest decimal that is this float32: 0.1 comes back as 0.1.
                 number = float(str(value))
                 found[field.name] = int(number) if number.is_integer() else number
-            elif field.kind == "category" and 0 <= value < len(field.categories) and value == int(value):
-                found[field.name] = field.categories[int(value)]
+            elif field.kind == "category" and value in self._texts[place]:
+                found[field.name] = self._texts[place][value]
         return found
 
-    def extended(self, given: Sequence[Values | None]) -> "ContextSchema":
-        """Return the schema with the fields and categories that `given` has besides; the same one where it
-        has all.
+    def lacking(self, given: Sequence[Values | None]) -> "Lacking":
+        """Return the fields and categories that `given` has besides.
 
-        Raises `ContextRefused` for a value of the wrong kind, and beyond the limits.
+        Raises `ContextRefused` for a value of the wrong kind, and for what is retired.
         """
-        fields = {each.name: each for each in self.fields}
-        # As sets, and in order: a field may get many categories from many rows.
-        categories = {each.name: dict.fromkeys(each.categories) for each in self.fields}
+        lacking: Lacking = {}
+        new: dict[str, ContextField] = {}
         for row, each in enumerate(given):
             for name, value in (each or {}).items():
                 if value is None:
                     continue
-                kind = _kind_of(value)
-                if name not in fields:
-                    fields[name] = _new_field(name, kind, len(fields), row)
-                    categories[name] = {}
-                if kind != fields[name].kind or kind is None:
-                    raise _wrong_kind(fields[name], value, row)
-                if isinstance(value, str) and value not in categories[name]:
-                    _check_category(name, value, len(categories[name]), row)
-                    categories[name][value] = None
-        return self._with(fields, {name: tuple(each) for name, each in categories.items()})
+                place = self._places.get(name)
+                if place is None:
+                    field = new.get(name)
+                    if field is None:
+                        field = new[name] = _new_field(name, _kind_of(value), row)
+                        lacking[field, None] = row
+                    known: Mapping[str, int] = {}
+                else:
+                    field, known = self.fields[place], self._shown_codes[place]
+                    if field.retired:
+                        raise _is_retired(name, None, row)
+                if _kind_of(value) != field.kind:
+                    raise _wrong_kind(field, value, row)
+                if isinstance(value, str) and value not in known and (field, value) not in lacking:
+                    if place is not None and value in self._codes[place]:
+                        raise _is_retired(name, value, row)
+                    _check_category(name, value, row)
+                    lacking[field, value] = row
+        return lacking
 
-    def merged(self, more: "ContextSchema") -> "ContextSchema":
-        """Return the schema with the fields and categories of `more` that it lacks. Raises `ContextRefused`
-        where a field is of another kind there, and beyond the limits.
+    def extended(self, lacking: "Lacking") -> "ContextSchema":
+        """Return the schema with what `lacking` has and it has not; the same one where it has all.
+
+        Raises `ContextRefused` for a field of another kind here, for what is retired, and beyond the limits.
         """
-        fields = {each.name: each for each in self.fields}
-        categories = {each.name: each.categories for each in self.fields}
+        fields = list(self.fields)
+        for (told, text), row in lacking.items():
+            place = next((at for at, each in enumerate(fields) if each.name == told.name), len(fields))
+            if place == len(fields):
+                fields.append(ContextField(told.name, told.kind))
+                _check_fields(fields, told.name, row)
+            field = fields[place]
+            if field.kind != told.kind:
+                raise _other_kind(field, told.kind, row)
+            if field.retired or (text is not None and text not in field.shown and text in field.categories):
+                raise _is_retired(field.name, None if field.retired else text, row)
+            if text is not None and text not in field.categories:
+                fields[place] = msgspec.structs.replace(field, categories=(*field.categories, text))
+                _check_categories(fields[place], row)
+        return self._with(fields)
+
+    def merged(self, more: "ContextSchema", *, keep_retired: bool = False) -> "ContextSchema":
+        """Return the schema with the fields and categories of `more` that it lacks. What is not retired there
+        is not retired any more, and the other way round; `keep_retired`: what it has stays as it is.
+
+        Raises `ContextRefused` where a field is of another kind there, and beyond the limits.
+        """
+        fields, places = list(self.fields), dict(self._places)
         for each in more.fields:
-            if each.name not in fields:
-                fields[each.name] = _new_field(each.name, each.kind, len(fields))
-            if fields[each.name].kind != each.kind:
-                why = f"is a {fields[each.name].kind} here, and a {each.kind} there"
-                raise ContextRefused(each.name, why)
+            place = places.setdefault(each.name, len(fields))
+            if place == len(fields):
+                fields.append(msgspec.structs.replace(_new_field(each.name, each.kind), retired=each.retired))
+            field = fields[place]
+            if field.kind != each.kind:
+                raise _other_kind(field, each.kind)
             if each.kind == "number" and each.categories:
                 raise ContextRefused(each.name, "is a number, and has no categories")
-            known = dict.fromkeys(categories.get(each.name, ()))
+            codes = {text: code for code, text in enumerate(field.categories)}
+            retired, there = set(field.retired_codes), set(each.shown)
             for text in each.categories:
-                if text not in known:
-                    _check_category(each.name, text, len(known))
-                    known[text] = None
-            categories[each.name] = tuple(known)
-        return self._with(fields, categories)
+                is_new = codes.setdefault(text, len(codes)) >= len(field.categories)
+                if is_new:
+                    _check_category(each.name, text)
+                if is_new or not keep_retired:
+                    (retired.discard if text in there else retired.add)(codes[text])
+            fields[place] = ContextField(
+                *(field.name, field.kind, tuple(codes)),
+                retired=field.retired if keep_retired else each.retired,
+                retired_codes=tuple(sorted(retired)),
+            )
+            _check_categories(fields[place])
+        # At the end: which of them comes first does not matter.
+        shown = {each.name for each in self.shown}
+        _check_fields(fields, next((each.name for each in more.fields[::-1] if each.name not in shown), ""))
+        return self._with(fields)
 
-    def _with(
-        self, fields: Mapping[str, ContextField], categories: Mapping[str, tuple[str, ...]]
-    ) -> "ContextSchema":
-        found = tuple(replace(each, categories=categories[each.name]) for each in fields.values())
-        return self if found == self.fields else ContextSchema(found)
+    def without(self, name: str, category: str | None = None) -> "ContextSchema":
+        """Return the schema in which a field, or one of its categories, is retired. Raises
+        `UnknownContextField` where there is no such thing, or it is retired already.
+        """
+        place = self._places.get(name)
+        if place is None or self.fields[place].retired:
+            raise UnknownContextField(name, "is no field of a context")
+        field = self.fields[place]
+        if category is None:
+            field = msgspec.structs.replace(field, retired=True)
+        elif category in field.shown:
+            codes = tuple(sorted((*field.retired_codes, self._codes[place][category])))
+            field = msgspec.structs.replace(field, retired_codes=codes)
+        else:
+            raise UnknownContextField(name, f"has no category {category[:MOST_CATEGORY_BYTES]!r}")
+        return self._with([*self.fields[:place], field, *self.fields[place + 1 :]])
+
+    def _with(self, fields: Sequence[ContextField]) -> "ContextSchema":
+        return self if tuple(fields) == self.fields else ContextSchema(tuple(fields))
 
     def recoded(self, rows: Float32s, source: "ContextSchema") -> Float32s:
         """Return rows (n, k') of another store's schema as rows (n, k) of this one, which has all that the
@@ -196,27 +284,55 @@ class ContextSchema:
         return table
 
 
-def _new_field(name: str, kind: ContextKind | None, there_are: int, row: int | None = None) -> ContextField:
+Lacking = dict[tuple[ContextField, str | None], int]
+"""What contexts have that a schema has not: a field, or one and a category; and the first row that has it."""
+
+
+def _new_field(name: str, kind: ContextKind | None, row: int | None = None) -> ContextField:
     if not 0 < len(name.encode()) <= MOST_NAME_BYTES:
         raise ContextRefused(name, f"must have 1 to {MOST_NAME_BYTES} bytes as a name", row)
-    if there_are >= MOST_FIELDS:
-        raise ContextRefused(name, f"is one field too many: a context may have {MOST_FIELDS}", row)
     if kind is None:
         raise ContextRefused(name, "must be a finite number, true or false, or a text", row)
     return ContextField(name, kind)
 
 
-def _check_category(name: str, text: str, there_are: int, row: int | None = None) -> None:
+def _check_fields(fields: Sequence[ContextField], name: str, row: int | None = None) -> None:
+    if sum(not each.retired for each in fields) > MOST_FIELDS:
+        why = f"is one field too many: a context may have {MOST_FIELDS}; DELETE /schema/context/NAME"
+        raise ContextRefused(name, f"{why} retires one", row)
+    if len(fields) > MAX_FIELDS:
+        why = f"is one field too many: a store has at most {MAX_FIELDS}, those included that are retired"
+        raise ContextRefused(name, why, row)
+
+
+def _check_category(name: str, text: str, row: int | None = None) -> None:
     if len(text.encode()) > MOST_CATEGORY_BYTES:
         raise ContextRefused(name, f"must be {_WANTED['category']}", row)
-    if there_are >= MOST_CATEGORIES:
-        raise ContextRefused(name, f"has {MOST_CATEGORIES} categories, and may not have more", row)
+
+
+def _check_categories(field: ContextField, row: int | None = None) -> None:
+    if len(field.categories) - len(field.retired_codes) > MOST_CATEGORIES:
+        why = f"has {MOST_CATEGORIES} categories, and may not have more; DELETE /schema/context/NAME/CATEGORY"
+        raise ContextRefused(field.name, f"{why} retires one", row)
+    if len(field.categories) > _MOST_CODES:
+        why = f"has {_MOST_CODES} categories, those included that are retired, and may not have more"
+        raise ContextRefused(field.name, why, row)
 
 
 def _kind_of(value: object) -> ContextKind | None:
     if isinstance(value, str):
         return "category"
     return None if number_of(value) is None else "number"
+
+
+def _is_retired(name: str, category: str | None, row: int) -> ContextRefused:
+    what = "is retired" if category is None else f"has retired its category {category!r}"
+    return ContextRefused(name, f"{what}: leave it out, or bring it back with PUT /schema", row)
+
+
+def _other_kind(field: ContextField, kind: ContextKind, row: int | None = None) -> ContextRefused:
+    here = f"{field.kind} here{' (it is retired)' if field.retired else ''}"
+    return ContextRefused(field.name, f"is a {here}, and a {kind} there", row)
 
 
 def _wrong_kind(field: ContextField, value: object, row: int) -> ContextRefused:
@@ -244,7 +360,8 @@ class _Document(msgspec.Struct, frozen=True):
 
 def schema_to_bytes(schema: ContextSchema) -> bytes:
     """Return a schema as it is stored."""
-    return msgspec.json.encode(_Document(_FORMAT, list(schema.fields)))
+    version = _FORMAT_RETIRED if schema.retired else _FORMAT
+    return msgspec.json.encode(_Document(version, list(schema.fields)))
 
 
 def schema_from_bytes(data: bytes) -> ContextSchema:
@@ -253,48 +370,10 @@ def schema_from_bytes(data: bytes) -> ContextSchema:
         document = msgspec.json.decode(data, type=_Document)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ValueError(f"no schema of contexts: {exc}") from exc
-    if document.format != _FORMAT:
+    if document.format not in (_FORMAT, _FORMAT_RETIRED):
         raise ValueError(f"a schema of contexts of format {document.format}")
     # Whatever could not have become so step by step is refused: a name twice, too many of anything.
     schema = ContextSchema(tuple(document.fields))
     if ContextSchema().merged(schema) != schema:
         raise ValueError("a schema of contexts in which a name stands twice")
     return schema
-
-
-class StoredContextSchema(StoredDocument[ContextSchema]):
-    """Reads and changes the schema of a store."""
-
-    def __init__(self, keys: Keys, client: Client, confirmation: Confirmation) -> None:
-        super().__init__(
-            *(client, confirmation),
-            key=keys.contexts,
-            default=ContextSchema(),
-            to_bytes=schema_to_bytes,
-            from_bytes=schema_from_bytes,
-        )
-
-    async def rows(self, given: Sequence[Values | None], *, extend: bool) -> Float32s | None:
-        """Return contexts as `ContextSchema.rows` does. `extend`: those of ratings, whose new fields and
-        categories are stored first; else those of questions, which are answered while the store is away.
-
-        Raises what `ContextSchema.rows` and `ContextSchema.extended` raise.
-        """
-        values = sum(len(each) for each in given if each)
-        if not values:
-            return None
-        run = asyncio.to_thread if values > _AT_ONCE else _now
-        schema = await (self.current() if extend else self.known())
-        if extend and await run(schema.extended, given) is not schema:
-            # By the newest one: what this process lacks others may have stored, and then it is no change.
-            wanted = await run((await self.fresh()).extended, given)
-            schema = await self.change(lambda before: before.merged(wanted))
-        try:
-            return await run(schema.rows, given)
-        except UnknownContextField:
-            # Another process may have stored it since this one asked.
-            return await run((await self.fresh()).rows, given)
-
-
-async def _now(compute: Callable[[Sequence[Values | None]], T], given: Sequence[Values | None]) -> T:
-    return compute(given)

@@ -6,7 +6,7 @@ may repeat it, since the last rating of a pair wins.
 """
 
 import asyncio
-from collections import Counter
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -23,6 +23,7 @@ from featurestore.errors import EpochGone, HistoryFull, StoreUnavailable, Stream
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys, digest_of, partition_of, whole
 from featurestore.quotas.limits import WriteLimits
+from featurestore.ratings.admission import RETRY_FULL_S, require_room, require_short_histories
 from featurestore.ratings.batches import (
     Columns,
     Share,
@@ -35,13 +36,11 @@ from featurestore.ratings.batches import (
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.stream import RatingsStream
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import ask_many, call_many
-from featurestore.wire.resp import ReplyError, encode
+from featurestore.wire.functions import ask_many
+from featurestore.wire.resp import ReplyError
 
 # An epoch changes twice in a `POST /train`; a call that finds it changed more often than this gives up.
 ATTEMPTS = 5
-# As for a store that is away: the trainer frees room all the time.
-RETRY_FULL_S = 1.0
 # Ratings of a forgotten user that go into one entry of the stream: as many as a large call has.
 KEPT_AT_ONCE = 5_000
 # Ratings that are packed between two looks at the event loop: about 1 ms.
@@ -143,11 +142,51 @@ class RatingsLog:
                 return left_out
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 
+    async def admit(self, columns: Columns, limits: WriteLimits | None = None) -> None:
+        """Raise what refuses these ratings as far as that is known before they are written; else their new
+        items have rows, as `append_columns` gives them.
+        """
+        # One that has gone meanwhile is found so once more, and asked for, where they are written.
+        with contextlib.suppress(EpochGone):
+            await self._admit(
+                shares_of(columns.user_id, self._keys.partitions), columns, None, limits, look=True
+            )
+
     async def _append(
         self, shares: Sequence[Share], columns: Columns, epoch: int | None, limits: WriteLimits | None
     ) -> tuple[list[Share], int]:
         """Write `shares` of a call; return those for which this process was wrong about the partition, of
         which it has learned meanwhile, and how many events were left out.
+        """
+        try:
+            expected, targets, item_rows = await self._admit(shares, columns, epoch, limits)
+        except EpochGone:
+            if epoch is not None:
+                raise
+            await self._epochs.refresh()
+            return list(shares), 0
+        most = (limits.history or 0) if limits else 0
+        mode = b"bootstrap" if epoch is not None else b"live" if columns.known is None else b"shown"
+        fixed = (
+            b"%d" % self._stream_limit,
+            b"%d" % (most * codecs.ENTRY_BYTES),
+            mode,
+            self._identity().encode(),
+        )
+        replies = await self._rate(shares, expected, targets, item_rows, columns=columns, fixed=fixed)
+        return await self._learned(shares, replies, most, leaves_out=columns.known is not None)
+
+    async def _admit(
+        self,
+        shares: Sequence[Share],
+        columns: Columns,
+        epoch: int | None,
+        limits: WriteLimits | None,
+        *,
+        look: bool = False,
+    ) -> tuple[dict[int, bytes], dict[int, tuple[int, ...]], dict[int, Int64s]]:
+        """Refuse what cannot be written, and give new items their rows; return the epochs of each partition
+        as text and as numbers, and of each epoch the rows of the items. `look`: also where the store will.
         """
         # Each call says which epochs it believes its ratings go to. Where that is no longer so nothing is
         # written.
@@ -163,31 +202,21 @@ class RatingsLog:
         registries = [self._registries.of(each) for each in epochs]
         most = (limits.history or 0) if limits else 0
         # Before items are registered: a call that is refused leaves nothing.
-        if len(shares) > 1 or not all(registry.knows(columns.item_id) for registry in registries):
-            await self._check_room(shares, targets)
+        if look or len(shares) > 1 or not all(each.knows(columns.item_id) for each in registries):
+            await require_room(self._stream, self._stream_limit, shares, targets)
             if most and columns.known is None:
-                await self._check_histories(shares, targets, most)
-        try:
-            # The first epoch is the live one: a new item is one to the caller.
-            rows = [await registries[0].register(columns.item_id, limits)]
-            rows += [await registry.register(columns.item_id) for registry in registries[1:]]
-        except EpochGone:
-            if epoch is not None:
-                raise
-            await self._epochs.refresh()
-            return list(shares), 0
-        item_rows = {
-            each: columns.typed(np.array(of, dtype=np.int64)) for each, of in zip(epochs, rows, strict=True)
-        }
-        mode = b"bootstrap" if epoch is not None else b"live" if columns.known is None else b"shown"
-        fixed = (
-            b"%d" % self._stream_limit,
-            b"%d" % (most * codecs.ENTRY_BYTES),
-            mode,
-            self._identity().encode(),
+                await require_short_histories(self._keys, self._connection, shares, targets, most=most)
+        # The first epoch is the live one: a new item is one to the caller.
+        rows = [await registries[0].register(columns.item_id, limits)]
+        rows += [await registry.register(columns.item_id) for registry in registries[1:]]
+        return (
+            expected,
+            targets,
+            {
+                each: columns.typed(np.array(of, dtype=np.int64))
+                for each, of in zip(epochs, rows, strict=True)
+            },
         )
-        replies = await self._rate(shares, expected, targets, item_rows, columns=columns, fixed=fixed)
-        return await self._learned(shares, replies, most, leaves_out=columns.known is not None)
 
     async def _learned(
         self, shares: Sequence[Share], replies: Sequence[Any], most: int, *, leaves_out: bool
@@ -341,33 +370,6 @@ class RatingsLog:
             pipe.hget(key, "loose")
         counts = zip(await pipe.execute(), keys, strict=True)
         return sum([0 if count is None else whole(count, key) for count, key in counts])
-
-    async def _check_room(self, todo: Iterable[Share], targets: Mapping[int, Sequence[int]]) -> None:
-        size = Counter[int]()
-        for share in todo:
-            size[share.partition] += len(share.rows)
-        for epoch in sorted({epoch for several in targets.values() for epoch in several}):
-            found = await self._stream.progress(epoch)
-            for partition, ratings in size.items():
-                room = self._stream_limit - found[partition].waiting
-                if epoch in targets[partition] and ratings > room:
-                    raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
-
-    async def _check_histories(
-        self, shares: Sequence[Share], targets: Mapping[int, Sequence[int]], most: int
-    ) -> None:
-        # The first epoch is the live one.
-        names = [
-            self._keys.history_prefix(targets[share.partition][0], share.partition) + user
-            for share in shares
-            for user in share.users
-        ]
-        new = np.concatenate([np.diff(share.ends) for share in shares])
-        stored = await call_many(self._connection, [encode(b"STRLEN", name) for name in names])
-        full = np.flatnonzero(np.array(stored) // codecs.ENTRY_BYTES + new > most)
-        if len(full):
-            users = [user for share in shares for user in share.users]
-            raise HistoryFull(users[full[0]], most)
 
     async def _rate(
         self,

@@ -34,19 +34,30 @@ local function of_new_items(history, blob)
   return table.concat(kept)
 end
 
--- The entries of contexts whose item is in `history`. Where each begins is told by its mask, which ends it.
+-- How many bits of a word are set.
+local function bits(mask)
+  local count = 0
+  while mask > 0 do
+    count = count + mask % 2
+    mask = math.floor(mask / 2)
+  end
+  return count
+end
+
+-- The entries of contexts whose item is in `history`. Where each begins is told by its mask, which ends it, and by a
+-- second one before the item's row, where that says so by its highest bit.
 local function of_items(history, contexts)
   local seen, kept, stop = {}, {}, #contexts
   for at = 1, #history, ENTRY do
     seen[string.sub(history, at, at + 3)] = true
   end
   while stop > 0 do
-    local mask, first = struct.unpack('<I4', contexts, stop - 3), stop - FOOT + 1
-    while mask > 0 do
-      first = first - 4 * (mask % 2)
-      mask = math.floor(mask / 2)
+    local mask, foot = struct.unpack('<I4', contexts, stop - 3), stop - FOOT + 1
+    local row, first = struct.unpack('<I4', contexts, foot), foot - 4 * bits(mask)
+    if row >= 2 ^ 31 then
+      row, first = row - 2 ^ 31, first - 4 - 4 * bits((struct.unpack('<I4', contexts, foot - 4)))
     end
-    if seen[string.sub(contexts, stop - FOOT + 1, stop - FOOT + 4)] then
+    if seen[struct.pack('<I4', row)] then
       kept[#kept + 1] = string.sub(contexts, first, stop)
     end
     stop = first - 1

@@ -199,7 +199,8 @@ class Restore:
 
     async def _recoded(self, archived: Archived) -> Archived:
         """Return what is archived with its contexts as this store has them, which gets the fields that it
-        lacks. Raises `RecoveryRefusedError` where a field means something else there.
+        lacks; what it has retired stays so. Raises `RecoveryRefusedError` where a field means something else
+        there, or there is no room for all of them.
         """
         source = ContextSchema(tuple(archived.catalogue.contexts if archived.catalogue else ()))
         # Also fields that no rating has yet: they were told.
@@ -208,12 +209,17 @@ class Restore:
         contexts = self._store.contexts
         try:
             if self._request.dry_run:
-                schema = (await retried(contexts.fresh)).merged(source)
+                schema = (await retried(contexts.fresh)).merged(source, keep_retired=True)
             else:
                 # Of no epoch, and first: from here on each field has its place.
-                schema = await retried(contexts.change, lambda before: before.merged(source))
+                schema = await retried(
+                    contexts.change, lambda before: before.merged(source, keep_retired=True)
+                )
         except ContextRefused as exc:
-            raise RecoveryRefusedError(f"the field {exc} of a context: its ratings cannot be told") from exc
+            raise RecoveryRefusedError(
+                f"the contexts of its ratings do not fit into this store: {exc}. Mend that and run this again, "
+                "or restore into an empty namespace (FOLDIN_NAMESPACE)"
+            ) from exc
         if archived.events.context is None:
             return archived
         context = schema.recoded(archived.events.context, source)

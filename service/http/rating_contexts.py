@@ -15,10 +15,10 @@ from featurestore.ratings.context_schema import (
     MOST_CATEGORY_BYTES,
     MOST_FIELDS,
     ContextRefused,
-    StoredContextSchema,
     UnknownContextField,
     Values,
 )
+from featurestore.ratings.stored_context_schema import Check, StoredContextSchema
 from service.http.parsing import Body, Query
 from service.http.problems import Problem
 
@@ -74,10 +74,10 @@ def given_contexts(
 
 
 async def context_rows(
-    schema: StoredContextSchema, given: Given | None, *, extend: bool = False
+    schema: StoredContextSchema, given: Given | None, *, extend: Check | None = None
 ) -> Float32s | None:
     """Return contexts as rows (n, k), None where nothing is given. `extend`: of ratings, whose new fields and
-    categories are stored first.
+    categories are stored when it refuses nothing.
 
     Raises `invalid_context`, `unknown_context_field`.
     """

@@ -59,6 +59,7 @@ ROUTES: tuple[Route, ...] = (
     *(catalogue.get_items, catalogue.post_items, catalogue.get_export),
     *(catalogue.put_item, catalogue.patch_item, catalogue.delete_item),
     *(catalogue.get_schema, catalogue.put_schema),
+    *(catalogue.delete_context_field, catalogue.delete_context_category),
     *(train.post_train, generations.get_generations, generations.post_activate),
     *(operations.get_livez, operations.get_readyz, operations.get_status, operations.get_metrics),
     *(get_openapi, page.get_static, page.get_docs, page.get_page),

@@ -6,6 +6,7 @@ Invariant: what was answered with a 2xx is in the next answer of every worker.
 import asyncio
 import base64
 import binascii
+import contextlib
 from typing import Literal
 
 import msgspec
@@ -15,7 +16,13 @@ from featurestore.catalogue.catalogue import Change, title_key
 from featurestore.catalogue.item import AttributeType, CatalogueItem
 from featurestore.catalogue.schema import MOST_NAME_BYTES
 from featurestore.errors import EpochGone, ItemsSpent, StoreUnavailable
-from featurestore.ratings.context_schema import ContextField, ContextKind, ContextRefused, ContextSchema
+from featurestore.ratings.context_schema import (
+    ContextField,
+    ContextKind,
+    ContextRefused,
+    ContextSchema,
+    UnknownContextField,
+)
 from service.catalogue.held_types import ATTEMPTS, held_types, hold
 from service.catalogue.parsing import (
     MAX_ROWS,
@@ -33,6 +40,7 @@ from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import (
     INLINE_BYTES,
+    NOT_DECODED,
     Body,
     Query,
     path_id,
@@ -88,8 +96,11 @@ class SchemaBody(msgspec.Struct, forbid_unknown_fields=True):
 _ITEM: Body[ItemIn] = Body(ItemIn)
 _PATCH: Body[ItemPatch] = Body(ItemPatch)
 _SCHEMA: Body[SchemaBody] = Body(SchemaBody)
+# As far as names can be told: what stands under each is decoded by itself.
+_NAMED = msgspec.json.Decoder(dict[str, dict[str, msgspec.Raw]])
 _ENCODER = msgspec.json.Encoder()
 _EXAMPLE = {"title": "Dune", "categories": ["sf", "classic"], "attributes": {"year": 1965}}
+_RETIRED = ("invalid_parameter", "not_found", "data_damaged", *WRITES)
 _CHANGED = (*BODY, "invalid_parameter", "not_found", "too_many_items", *WRITES)
 
 
@@ -281,8 +292,8 @@ async def get_schema(request: web.Request) -> web.StreamResponse:
     """Return the type of each attribute and field of a context, told or inferred at its first use."""
     store = request.app[CONTEXT].store
     fields = {
-        each.name: ContextFieldBody(each.kind, list(each.categories))
-        for each in (await store.contexts.fresh()).fields
+        each.name: ContextFieldBody(each.kind, list(each.shown))
+        for each in (await store.contexts.fresh()).shown
     }
     types = store.catalogue.schema.types
     return json_answer(SchemaBody(await types("items"), await types("users"), fields))
@@ -303,10 +314,13 @@ async def get_schema(request: web.Request) -> web.StreamResponse:
     ),
 )
 async def put_schema(request: web.Request) -> web.StreamResponse:
-    """Tell types of attributes, and fields of contexts, before their first use; those of others stay."""
+    """Tell types of attributes, and fields of contexts, before their first use; those of others stay.
+
+    A field or a category that was retired comes back.
+    """
     context = request.app[CONTEXT]
     async with context.bodies.read(request, context.imports) as received:
-        told = _SCHEMA.decode(received.raw)
+        told = _told_schema(received.raw)
     store = context.store
     kinds: tuple[tuple[Literal["items", "users"], Types], ...] = (
         ("items", told.items),
@@ -328,15 +342,67 @@ async def put_schema(request: web.Request) -> web.StreamResponse:
         tuple(ContextField(name, each.kind, tuple(each.categories)) for name, each in told.context.items())
     )
     try:
-        schema = await store.contexts.fresh()
-        if schema.merged(fields) is not schema:
-            await store.contexts.change(lambda before: before.merged(fields))
+        await store.contexts.tell(fields)
     except ContextRefused as exc:
         raise Problem("invalid_context", f"context: {exc}", field=f"context.{exc.name}") from exc
     # When all of the call was found right.
     for kind, held, wanted in holding:
         if not await hold(store, kind, held, wanted):
             raise StoreUnavailable("others are changing the schema", 0.1)
+    return await get_schema.handler(request)
+
+
+def _told_schema(raw: bytes | bytearray) -> SchemaBody:
+    """Return a schema; the problem has the name of what is wrong, which decoding as a whole does not say."""
+    try:
+        return _SCHEMA.decode(raw)
+    except Problem:
+        with contextlib.suppress(*NOT_DECODED):
+            for kind, named in _NAMED.decode(raw).items():
+                for name, told in named.items():
+                    _check_told(kind, name, told)
+        raise
+
+
+def _check_told(kind: str, name: str, told: msgspec.Raw) -> None:
+    try:
+        _SCHEMA.decode(msgspec.json.encode({kind: {name: told}}))
+    except Problem as problem:
+        if problem.field is None:
+            raise
+        field = f"{kind}.{name[:MOST_NAME_BYTES]}{problem.field.removeprefix(kind)}"
+        detail = problem.detail.replace(problem.field, field, 1)
+        raise Problem("invalid_body", detail, field=field) from None
+
+
+@Route(
+    *("DELETE", "/schema/context/{field}", "Catalogue", SchemaBody),
+    _RETIRED,
+    needs="operate",
+    operation_id="retireContextField",
+)
+async def delete_context_field(request: web.Request) -> web.StreamResponse:
+    """Retire a field of contexts: it is not given, shown or learned any more. Ratings keep it."""
+    return await _retire(request)
+
+
+@Route(
+    *("DELETE", "/schema/context/{field}/{category}", "Catalogue", SchemaBody),
+    _RETIRED,
+    needs="operate",
+    operation_id="retireContextCategory",
+)
+async def delete_context_category(request: web.Request) -> web.StreamResponse:
+    """Retire a category of a field of contexts: it is not given, shown or learned any more."""
+    return await _retire(request, path_id(request.rel_url.raw_path, 3, "category").decode())
+
+
+async def _retire(request: web.Request, category: str | None = None) -> web.StreamResponse:
+    name = path_id(request.rel_url.raw_path, 2, "field").decode()
+    try:
+        await request.app[CONTEXT].store.contexts.retire(name, category)
+    except UnknownContextField as exc:
+        raise Problem("not_found", str(exc)) from exc
     return await get_schema.handler(request)
 
 

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -220,17 +221,17 @@ async def store_columns(request: web.Request, columns: Columns, contexts: Given 
     """Store the ratings, or events of any types, of a call that was charged, with their contexts, and count
     them. Raises what refuses them.
     """
-    context = request.app[CONTEXT]
-    if (rows := await context_rows(context.store.contexts, contexts, extend=True)) is not None:
-        columns = replace(columns, context=rows)
-    counts, live, caller = context.counts, context.follower.live, request.get(CALLED_BY)
-    errors, ratings = np.zeros(0), columns.ratings()
-    # Before they are stored: the error on what the model has not learned is the honest one.
-    if live is not None and len(ratings):
-        errors = await squared_errors(context, ratings)
-    limits = context.quotas.write_limits(caller)
+    context, caller = request.app[CONTEXT], request.get(CALLED_BY)
+    log, limits, counts = context.store.ratings, context.quotas.write_limits(caller), context.counts
     try:
-        await context.store.ratings.append_columns(columns, limits=limits)
+        admit = partial(log.admit, columns, limits)
+        if (rows := await context_rows(context.store.contexts, contexts, extend=admit)) is not None:
+            columns = replace(columns, context=rows)
+        live, errors, ratings = context.follower.live, np.zeros(0), columns.ratings()
+        # Before they are stored: the error on what the model has not learned is the honest one.
+        if live is not None and len(ratings):
+            errors = await squared_errors(context, ratings)
+        await log.append_columns(columns, limits=limits)
     except ItemsSpent as exc:
         if caller is None:
             raise

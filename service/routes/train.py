@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -18,8 +18,8 @@ from featurestore.ratings.context_schema import (
     ContextField,
     ContextRefused,
     ContextSchema,
-    StoredContextSchema,
 )
+from featurestore.ratings.stored_context_schema import StoredContextSchema
 from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import Body, Id, body_ids, check_rows
@@ -106,10 +106,11 @@ async def post_train(request: web.Request) -> web.StreamResponse:
     # The bytes of the body are let go of before the wait for the trainer.
     # Checking a million ratings takes some 0.5 s: in a thread the event loop goes on every 5 ms.
     item_ids, ratings = await asyncio.to_thread(checked_history, body, context.store.config.scale)
+    contexts = None
     if body.variables_history is not None:
         variables = await asyncio.to_thread(checked_variables, body.variables_history, len(ratings))
-        ratings = replace(ratings, context=await _as_contexts(context.store.contexts, variables))
-    trained = await training.begin_history(ratings, item_ids, replace=body.replace)
+        contexts = partial(_as_contexts, context.store.contexts, variables)
+    trained = await training.begin_history(ratings, item_ids, replace=body.replace, contexts=contexts)
     context.counts.ratings += len(ratings)
     return _answer(trained)
 
@@ -169,7 +170,7 @@ def checked_variables(rows: Sequence[Sequence[float]], count: int) -> Float32s:
 async def _as_contexts(schema: StoredContextSchema, variables: Float32s) -> Float32s:
     told = ContextSchema(tuple(ContextField(f"v{k + 1}", "number") for k in range(variables.shape[1])))
     try:
-        held = await schema.change(lambda before: before.merged(told))
+        held = await schema.tell(told)
     except ContextRefused as exc:
         raise Problem("invalid_context", str(exc), field=f"variables_history.{exc.name}") from exc
     return held.recoded(variables, told)

@@ -69,7 +69,8 @@ class FitRequest:
     the open files of `paths`, which may have no name any more; `types`: what events that are no ratings count
     in a ranking head. `catalogue`: the file of its items, of this `catalogue_version`; None where attributes
     are not to be learned. `user_attributes`: the open file of those of users, which were read at
-    `users_read_ms`; None where there are none. `context_kinds`: of the fields of contexts.
+    `users_read_ms`; None where there are none. `context_kinds`: of the fields of contexts;
+    `context_retired`: the places of fields, and of categories with their code, that are not learned.
     """
 
     paths: tuple[str, ...]
@@ -90,6 +91,7 @@ class FitRequest:
     user_attributes: int | None = None
     users_read_ms: int = 0
     context_kinds: tuple[ContextKind, ...] = ()
+    context_retired: tuple[tuple[int, int | None], ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -147,7 +149,7 @@ def _fit_ratings(
     data = load_ratings(segments, item_ids, known_ids, learned)
     # Decided once, so that the trial is of what goes live; and what no fit reads is not carried along.
     kinds = request.context_kinds if len(data.ratings.value) < MANY_RATINGS else ()
-    data = replace(data, ratings=of_kinds(data.ratings, len(kinds)))
+    data = replace(data, ratings=of_fields(data.ratings, len(kinds), request.context_retired))
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     given = read_attributes(request, item_ids, data.user_ids)
@@ -193,15 +195,20 @@ def read_attributes(
     return {"item": (of_items, len(item_ids)), "user": (of_users, len(user_ids))}
 
 
-def of_kinds(ratings: Ratings, fields: int) -> Ratings:
+def of_fields(ratings: Ratings, fields: int, retired: Sequence[tuple[int, int | None]] = ()) -> Ratings:
     """Return ratings whose contexts have so many fields: some may be given in no rating, and what a store
-    that was put back from an older copy does not know any more is left out.
+    that was put back from an older copy does not know any more is left out. What is retired counts as not
+    given: the place of a field, or of one with the code of a category.
     """
     if ratings.context is None or not fields:
         return replace(ratings, context=None)
     context = ratings.context[:, :fields]
     missing = np.full((len(context), fields - context.shape[1]), np.nan, dtype=np.float32)
-    return replace(ratings, context=np.hstack([context, missing]))
+    found = np.hstack([context, missing])
+    for place, code in retired:
+        column = found[:, place]
+        column[... if code is None else column == code] = np.nan
+    return replace(ratings, context=found)
 
 
 def describe(given: Mapping[SideName, tuple[Sequence[Attribute], int]]) -> dict[SideName, Described]:

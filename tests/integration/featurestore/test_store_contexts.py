@@ -143,6 +143,22 @@ async def test_both_epochs_get_them_and_what_came_in_live_keeps_its_own(store: S
     assert await held(store, epoch=epoch) == {"a": [2.0], "b": [4.0]}
 
 
+async def test_fields_behind_the_32nd_stay_with_their_ratings(store: Store) -> None:
+    wide = [NAN] * 40
+    wide[3], wide[32], wide[39] = 1.0, 2.0, 3.0
+    await store.ratings.append([told("u", "x", 9.0), told("u", "a", *wide)])
+    epoch = await store.epochs.begin()
+    await store.items(epoch).register([b"z", b"a"])
+    await store.ratings.append([told("u", "a", *wide)])
+    # The store takes out what is there already, and has to find where each context begins.
+    await store.ratings.append([told("u", "a", *wide, 4.0), told("u", "b", *wide)], epoch=epoch)
+    for each, others in ((1, {"x": [9.0, *[NAN] * 39]}), (epoch, {"b": wide})):
+        found = await held(store, epoch=each)
+        assert found.keys() == {"a", *others}
+        for item, values in {"a": wide, **others}.items():
+            np.testing.assert_array_equal(found[item], values)
+
+
 async def test_being_forgotten_takes_contexts_along(store: Store) -> None:
     await store.ratings.append([told("u", "a", 1234.5), told("v", "a", 2.0)])
     await store.ratings.forget(b"u")

@@ -108,6 +108,66 @@ async def test_a_field_that_means_something_else_is_refused(
             await restored(other, source)
 
 
+async def test_what_is_retired_is_kept_and_comes_back_as_it_was(
+    settings: TrainerSettings, own_server: StoreServer, tmp_path: Path
+) -> None:
+    """A backup has it, restored ratings keep it, and what a store has retired since stays retired."""
+    backup = tmp_path / "backup"
+    shown = {"told-a": {"device": "tv"}, "told-b": {}, "told-c": {}}
+    async with opened(settings.store) as store, running_trainer(settings):
+        await store.ratings.append(GIVEN)
+        await send(store)
+        await store.contexts.retire("hour")
+        await store.contexts.retire("device", "phone")
+        await fitted(store)
+        await until_drained(store)
+        assert await contexts_of(store) == shown
+        assert (await verify(store, settings, print)).differences == ()
+        await back_up(store, settings, backup, print)
+        assert read_fields(settings.archive_folder / "epoch-000001").retired == [(0, None), (1, 0)]
+    empty(own_server)
+    async with running_trainer(replace(settings, archive_dir=tmp_path / "new")):
+        async with opened(settings.store) as store:
+            mine = ContextSchema(
+                (ContextField("mood", "number"), ContextField("device", "category", ("tv",)))
+            )
+            await store.contexts.change(lambda _: mine.without("device", "tv"))
+        generation, _ = await asyncio.wait_for(restored(settings, backup), 90)
+        assert generation
+        async with opened(settings.store) as store:
+            schema = await store.contexts.fresh()
+            assert [each.name for each in schema.shown] == ["mood", "device"]
+            assert await contexts_of(store) == {"told-a": {}, "told-b": {}, "told-c": {}}
+            await store.contexts.tell(FIELDS)
+            assert await contexts_of(store) == WANTED
+
+
+async def test_more_fields_than_fit_are_refused_with_a_way_round(
+    settings: TrainerSettings, own_server: StoreServer, tmp_path: Path
+) -> None:
+    async with opened(settings.store) as store, running_trainer(settings):
+        await store.ratings.append(GIVEN)
+        await send(store)
+        await fitted(store)
+        await until_drained(store)
+    source = tmp_path / "copy"
+    shutil.copytree(settings.archive_folder / "epoch-000001", source)
+    empty(own_server)
+    other = replace(settings, archive_dir=tmp_path / "new")
+    async with running_trainer(other):
+        async with opened(settings.store) as store:
+            many = ContextSchema(tuple(ContextField(f"v{k}", "number") for k in range(31)))
+            await store.contexts.tell(many)
+        with pytest.raises(RecoveryRefusedError, match="DELETE /schema/context/NAME retires one"):
+            await restored(other, source)
+        async with opened(settings.store) as store:
+            await store.contexts.retire("v0")
+        generation, _ = await asyncio.wait_for(restored(other, source), 90)
+        assert generation
+        async with opened(settings.store) as store:
+            assert await contexts_of(store) == WANTED
+
+
 async def test_a_rebuilt_archive_has_the_contexts(settings: TrainerSettings) -> None:
     async with opened(settings.store) as store:
         async with running_trainer(settings):

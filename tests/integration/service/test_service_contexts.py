@@ -13,6 +13,7 @@ import pytest
 from factors import Histories, Scorer, posterior_of
 from factors.model.context import ContextEffects, ContextEncoding
 from factors.model.parameters import from_model, to_model
+from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import Written, lead, make_model, publish
@@ -252,6 +253,80 @@ async def test_a_schema_that_cannot_be_told_is_refused_whole(client: Client) -> 
         assert reply.json["field"] == field
     schema = (await client.get("/schema")).json
     assert (schema["items"], [*schema["context"]]) == ({}, ["hour", "device"])
+
+
+async def test_what_is_wrong_with_a_schema_is_named(client: Client) -> None:
+    for told, field in (
+        ({"context": {"day": {"kind": "number"}, "mood": {"kind": "text"}}}, "context.mood.kind"),
+        ({"context": {"day": {}}}, "context.day.kind"),
+        ({"context": {"day": {"kind": "category", "categories": ["a", 1]}}}, "context.day.categories"),
+        ({"context": {"day": 5}}, "context.day"),
+        ({"items": {"year": "time", "title": "words"}}, "items.title"),
+        ({"users": []}, "users"),
+    ):
+        reply = await client.ask("PUT", "/schema", json=told)
+        assert is_problem(reply, 422, "invalid_body"), reply.text
+        assert reply.json["field"] == field
+        assert reply.json["detail"].startswith(field)
+
+
+async def test_a_field_is_retired_and_comes_back(client: Client, store_settings: StoreSettings) -> None:
+    assert (await client.post("/ratings", row("ann", 0, 5, {**EVENING, "houre": 8}))).status == 200
+
+    async def shown() -> Any:
+        return (await client.get("/users/ann/ratings")).json["ratings"][0].get("context")
+
+    reply = await client.ask("DELETE", "/schema/context/houre")
+    assert (reply.status, [*reply.json["context"]]) == (200, ["hour", "device"])
+    reply = await client.ask("DELETE", "/schema/context/device/tv")
+    assert (reply.status, reply.json["context"]["device"]["categories"]) == (200, ["phone"])
+    assert await shown() == {"hour": 20}
+    for address in ("houre", "none", "device/tv", "device/none", "hour/1", "%FF"):
+        reply = await client.ask("DELETE", f"/schema/context/{address}")
+        assert reply.status in (400, 404), reply.text
+    reply = await client.post("/ratings", [row("bob", 0, 5), row("bob", 1, 5, {"houre": 1})])
+    assert is_problem(reply, 422, "invalid_context")
+    assert (reply.json["field"], reply.json["row"]) == ("context.houre", 1)
+    assert "PUT /schema" in reply.json["detail"]
+    assert is_problem(await client.get(pair("ann", 1, {"houre": 1})), 422, "unknown_context_field")
+    # As a category that no rating was given with.
+    plain, asked = [(await client.get(pair("ann", 1, each))).json for each in (None, {"device": "tv"})]
+    assert plain == asked
+    async with serving(store_settings) as (other, _):
+        assert (await other.get(pair("ann", 1, MORNING))).status == 200
+        told = {"houre": {"kind": "number"}, "device": {"kind": "category", "categories": ["tv"]}}
+        assert (await client.ask("PUT", "/schema", json={"context": told})).status == 200
+        assert await shown() == {**EVENING, "houre": 8}
+        assert (await other.post("/ratings", row("ann", 1, 5, {**EVENING, "houre": 1}))).status == 200
+
+
+async def test_ratings_that_are_refused_leave_no_field(
+    written: Written, store: Store, store_settings: StoreSettings
+) -> None:
+    quotas = parse_quotas("off,ratings=100/h,history=1,items=1/h")
+    async with serving(replace(store_settings, stream_limit=10), quotas=quotas) as (client, _):
+        assert (await client.post("/ratings", row("ann", 0, 5))).status == 200
+        first = {**row("bob", 0, 5, {"typo": 1}), "item_id": "new"}
+        assert (await client.post("/ratings", first)).status == 200
+        for rows, code in (
+            (row("ann", 0, 5, {"one": 1}), "too_many_ratings"),
+            ([{**row("cid", 0, 5, {"two": "a"}), "item_id": "new-9"}], "quota_exceeded"),
+            ([row(f"u{k}", 0, 5, {"three": k}) for k in range(60)], "stream_full"),
+            ([row("u", 0, 5, {"four": 1})] * 99, "quota_exceeded"),
+        ):
+            reply = await client.post("/ratings", rows)
+            assert reply.json["code"] == code, reply.text
+        assert [each.name for each in (await store.contexts.fresh()).fields] == ["typo"]
+        # The history is not replaced unasked, and its fields are not told.
+        history = {
+            "user_history": [0],
+            "item_history": [0],
+            "rating_history": [3],
+            "variables_history": [[1]],
+        }
+        reply = await client.post("/train", {"nb_users": 1, "nb_items": 1, **history})
+        assert is_problem(reply, 409, "ratings_would_be_lost")
+        assert [each.name for each in (await store.contexts.fresh()).fields] == ["typo"]
 
 
 async def test_damaged_fields_are_told_and_plain_questions_go_on(client: Client, store: Store) -> None:

@@ -13,7 +13,7 @@ from factors import Float32s
 from featurestore.contexts import codec as contexts
 
 FLOATS = st.one_of(st.just(math.nan), st.floats(-1024.0, 1024.0, width=32))
-TABLES = npst.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=32).flatmap(
+TABLES = npst.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=64).flatmap(
     lambda shape: npst.arrays(np.float32, shape, elements=FLOATS)
 )
 
@@ -87,3 +87,16 @@ def test_any_bytes_are_read_without_an_error(data: bytes) -> None:
 def test_cells_that_are_none_are_refused(ends: list[int]) -> None:
     with pytest.raises(ValueError, match="context"):
         contexts.unpack_cells(b"\xff" * ends[-1], np.array(ends))
+
+
+def test_a_wide_entry_that_is_cut_is_none() -> None:
+    table = np.full((2, 40), math.nan, dtype=np.float32)
+    table[:, 39] = 1.0, 2.0
+    (data,) = contexts.pack_entries(np.arange(2), np.arange(2.0), table, [0, 2])
+    assert len(data) == 2 * (contexts.LEAST_BYTES + 4 + 4)
+    for cut in range(4, len(data) // 2, 4):
+        found = contexts.unpack(data[cut:], whole=False)
+        assert found.item_row.tolist() == [1]
+        same(found.value, table[1:])
+    found = contexts.unpack(data[4:])
+    assert (found.item_row.tolist(), found.sound) == ([1], False)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from factors import Histories, RankingHead, head_from_bytes, posterior_of
+from factors import Histories, RankingHead, Ratings, head_from_bytes, posterior_of
 from tests.support.event_tables import event_table, free, item_ids, opened
 from tests.support.trainers import started_fit
 from tests.support.waiting import wait_until, wait_until_async
@@ -30,7 +30,7 @@ from trainer.errors import (
     SegmentDamagedError,
     SegmentGoneError,
 )
-from trainer.fit_job.job import FitRequest, run_fit
+from trainer.fit_job.job import FitRequest, of_fields, run_fit
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.result_files import erase_user, read_result, unnamed
@@ -206,6 +206,20 @@ def test_each_rating_has_the_context_of_its_last_event(tmp_path: Path) -> None:
         )
     }
     assert found == {(0, 0): [0.0, 0.0], (1, 1): [5.0, 0.0], (0, 2): [0.0, 9.0], (0, 3): [0.0, 0.0]}
+
+
+def test_what_is_retired_is_not_learned() -> None:
+    context = np.array([[1, 5, 0], [2, 6, 1], [NAN, 7, 2]], dtype=np.float32)
+    rows = np.arange(3)
+    given = Ratings(rows, rows, np.full(3, 3.0), np.zeros(3), context=context)
+    for retired, wanted in (
+        ((), context),
+        (((0, None),), [[NAN, 5, 0], [NAN, 6, 1], [NAN, 7, 2]]),
+        (((1, None), (2, 1)), [[1, NAN, 0], [2, NAN, NAN], [NAN, NAN, 2]]),
+    ):
+        found = of_fields(given, 3, retired)
+        np.testing.assert_array_equal(found.context, wanted)
+    assert of_fields(given, 0).context is None
 
 
 async def test_erased_user_leaves_no_context_in_the_files(tmp_path: Path) -> None:
