@@ -132,9 +132,12 @@ async def test_what_is_stored_is_parsed_once(store: Store, monkeypatch: pytest.M
     texts = [{"device": f"{k:060}"} for k in range(200)]
     assert await other.rows(texts, extend=allowed) is not None
     threads = set[str]()
-    monkeypatch.setattr(
-        other, "_from_bytes", lambda data: (threads.add(current_thread().name), read(data))[1]
-    )
+
+    def told(data: bytes) -> ContextSchema:
+        threads.add(current_thread().name)
+        return read(data)
+
+    monkeypatch.setattr(other, "_from_bytes", told)
     await store.contexts.rows([{"hour": 1}], extend=allowed)
     assert len((await other.fresh()).fields) == 2
     assert threads

@@ -309,7 +309,8 @@ def test_a_store_that_was_emptied_is_said_and_everything_else_goes_on(tmp_path: 
     assert {path: path.read_bytes() for path in data.glob(segments)} == archived
     with stack(data, "--no-play", "--adopt") as running:
         assert known_ratings(running, "ann") == 1
-        # The old segments lie there until the trainer leads: first that they are gone, then that there are new ones.
+        # The old segments lie there until the trainer leads: first that they are gone, then that there are
+        # new ones.
         wait_until(lambda: any(data.glob(trash)), 30, "the old archive in the trash")
         wait_until(lambda: any(data.glob(segments)), 30, "the archive made anew")
         assert running.interrupt() == 0

@@ -194,6 +194,7 @@ def test_every_route_needs_a_role_and_few_are_public() -> None:
         *((method, "/items/{item_id}") for method in ("PUT", "PATCH", "DELETE")),
         ("POST", "/items"),
         ("PUT", "/schema"),
+        *(("DELETE", f"/schema/context/{what}") for what in ("{field}", "{field}/{category}")),
         ("PUT", "/event-types"),
         *((method, "/scenarios/{name}") for method in ("PUT", "DELETE")),
         *((method, "/experiments/{name}") for method in ("PUT", "DELETE")),

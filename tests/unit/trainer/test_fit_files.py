@@ -210,7 +210,7 @@ def test_each_rating_has_the_context_of_its_last_event(tmp_path: Path) -> None:
 
 def test_what_is_retired_is_not_learned() -> None:
     context = np.array([[1, 5, 0], [2, 6, 1], [NAN, 7, 2]], dtype=np.float32)
-    rows = np.arange(3)
+    rows = np.arange(3, dtype=np.int32)
     given = Ratings(rows, rows, np.full(3, 3.0), np.zeros(3), context=context)
     for retired, wanted in (
         ((), context),
