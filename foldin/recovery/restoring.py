@@ -217,8 +217,8 @@ class Restore:
                 )
         except ContextRefused as exc:
             raise RecoveryRefusedError(
-                f"the contexts of its ratings do not fit into this store: {exc}. Mend that and run this again, "
-                "or restore into an empty namespace (FOLDIN_NAMESPACE)"
+                f"the contexts of its ratings do not fit into this store: {exc}. Mend that and run this "
+                "again, or restore into an empty namespace (FOLDIN_NAMESPACE)"
             ) from exc
         if archived.events.context is None:
             return archived
