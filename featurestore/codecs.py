@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,13 @@ from featurestore.contexts import codec as context_codec
 ENTRY = struct.Struct("<Idd")
 COUNTER = struct.Struct("<Q")
 ENTRY_BYTES = ENTRY.size  # 20
+CHECK = struct.Struct("<I")
+# Of bytes behind which their own CRC-32 stands, whatever they are.
+SOUND = 0x2144DF1C
+# Of a record, told by its length: in 1 it ends with the vector, as release 0.1.0 writes it.
+RECORD_FORMAT = 2
+# What stands before a record that is to be behind, as if it had seen nothing.
+_OUTDATED = COUNTER.pack(0)
 FORGOTTEN_ROW = 0xFFFFFFFF
 """The `item_row` of an event that says: this user was forgotten."""
 
@@ -41,7 +49,7 @@ COMPACT_ENTRIES = 64
 
 
 class RecordCorrupt(ValueError):  # noqa: N818 - says what happened
-    """Bytes of the wrong length. The caller treats the record as missing and folds it in again."""
+    """Bytes that were not written so. The caller treats the record as missing and folds it in again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +124,61 @@ class History:
 
 @lru_cache(maxsize=64)
 def record_dtype(width: int) -> np.dtype[Any]:
-    """A record with a vector of `width` float32: the user's `n` that it has seen, then the vector."""
-    return np.dtype([("n", "<u8"), ("vector", "<f4", (width,))])
+    """A record with a vector of `width` float32: the user's `n` that it has seen, the vector, and the CRC-32
+    of both.
+    """
+    return np.dtype([("n", "<u8"), ("vector", "<f4", (width,)), ("check", "<u4")])
+
+
+def record_table(n: Int64s, vectors: Float32s) -> npt.NDArray[Any]:
+    """Records of `n` (u,) and `vectors` (u, width), `record_dtype` (u,)."""
+    table = np.empty(len(n), dtype=record_dtype(vectors.shape[1]))
+    table["n"], table["vector"] = n, vectors
+    size, data = table.itemsize, table.view(np.uint8).data
+    table["check"] = [crc32(data[end - size : end - CHECK.size]) for end in range(size, len(data) + 1, size)]
+    return table
 
 
 def pack_records(n: Int64s, vectors: Float32s) -> list[bytes]:
     """Records of `n` (u,) and `vectors` (u, width) as bytes, one a user."""
-    table = np.empty(len(n), dtype=record_dtype(vectors.shape[1]))
-    table["n"], table["vector"] = n, vectors
+    table = record_table(n, vectors)
     data, stride = table.tobytes(), table.itemsize
     return [data[start : start + stride] for start in range(0, len(data), stride)]
+
+
+def read_record(stored: bytes, size: int) -> bytes | None:
+    """Return a stored record as one of the present format, `size` bytes: one that is to be behind with `n` 0,
+    one of the format before with a check; None for one that is damaged.
+    """
+    outdated = len(stored) in (size + COUNTER.size, size - CHECK.size + COUNTER.size)
+    body = stored.removeprefix(_OUTDATED) if outdated else stored
+    if len(body) == size and crc32(body) == SOUND:
+        body = body[: -CHECK.size]
+    elif len(body) != size - CHECK.size:
+        return None
+    if outdated:
+        body = _OUTDATED + body[COUNTER.size :]
+    return body + CHECK.pack(crc32(body))
+
+
+def damaged_records(data: bytes | memoryview, size: int) -> list[int]:
+    """Return which of the records of `size` bytes in `data`, one behind the other, are not what was written.
+
+    All are looked at together, one by one only where any is damaged: the CRC-32 of what goes on behind a
+    sound record does not depend on what that record says.
+    """
+    count = len(data) // size
+    if crc32(data) == _sound_together(size, count):
+        return []
+    return [k for k in range(count) if crc32(data[k * size : (k + 1) * size]) != SOUND]
+
+
+# Each number of records that is read at once, of the generations of a process.
+@lru_cache(maxsize=8192)
+def _sound_together(size: int, count: int) -> int:
+    """Return the CRC-32 of any `count` sound records of `size` bytes, one behind the other."""
+    body = bytes(size - CHECK.size)
+    return crc32((body + CHECK.pack(crc32(body))) * count)
 
 
 def unpack_records(records: Sequence[bytes], width: int) -> tuple[npt.NDArray[np.uint64], Float32s]:
@@ -134,9 +187,10 @@ def unpack_records(records: Sequence[bytes], width: int) -> tuple[npt.NDArray[np
     Raises `RecordCorrupt`.
     """
     size = record_dtype(width).itemsize
-    if set(map(len, records)) - {size}:
-        raise RecordCorrupt(f"a record that is not {size} bytes long")
-    table = np.frombuffer(b"".join(records), record_dtype(width))
+    data = b"".join(records)
+    if set(map(len, records)) - {size} or damaged_records(data, size):
+        raise RecordCorrupt(f"a record that is not {size} bytes long, or has another CRC-32 than it says")
+    table = np.frombuffer(data, record_dtype(width))
     return table["n"], table["vector"]
 
 

@@ -256,12 +256,13 @@ async def _sampled(context: ServiceContext) -> AsyncIterator[None]:
 async def _sample_always(context: ServiceContext) -> None:
     counts, store = context.counts, context.store
     # The store's own counters begin at 0 with this process.
-    earlier_folds, earlier_reconnects = counts.folds, counts.reconnects
+    earlier_folds, earlier_damaged, earlier_reconnects = counts.folds, counts.damaged, counts.reconnects
     connections = [each for each in (store.hot, store.bulk) if each is not None]
     fade = math.exp(-_SAMPLE_S / RECENT_S)
     while True:
         await asyncio.sleep(_SAMPLE_S)
         counts.folds = earlier_folds + store.users.folded_total
+        counts.damaged = earlier_damaged + store.users.corrupt_total
         counts.reconnects = earlier_reconnects + sum(each.reconnects_total for each in connections)
         counts.recent_ratings *= fade
         counts.recent_errors *= fade

@@ -51,6 +51,10 @@ _COUNTERS = {
     "events": ("foldin_events", "Events of other types than ratings that were accepted."),
     "ratings_deleted": ("foldin_ratings_deleted", "Ratings that were taken back."),
     "users_forgotten": ("foldin_users_forgotten", "Users that were forgotten."),
+    "damaged": (
+        "foldin_stored_damaged",
+        "Records of users and contexts of ratings that were damaged in the store: answers do without them.",
+    ),
     "exceptions": (
         "foldin_exceptions",
         "Requests, and steps beside them, that ended in an unexpected exception.",
@@ -132,6 +136,7 @@ class Counts(msgspec.Struct):
     squared_error: Histogram = msgspec.field(default_factory=lambda: Histogram.empty(()))
     predictions: int = 0
     folds: int = 0
+    damaged: int = 0
     ratings: int = 0
     events: int = 0
     ratings_deleted: int = 0

@@ -66,11 +66,12 @@ class RecordWriter:
         since = b"" if read_ms is None else b"%d" % read_ms
         fixed = (record_field(self._number), b"%d" % kept.upto, kept.fields, likely, since)
         head = b"".join(map(bulk, fixed))
-        record = codecs.record_dtype(vectors.shape[1])
+        record = codecs.record_table(n[order], vectors[order])
         length = b"$%d\r\n" % record.itemsize
-        table = np.empty(len(n), dtype=[("length", f"S{len(length)}"), ("record", record), ("end", "S2")])
-        table["length"], table["end"] = length, b"\r\n"
-        table["record"]["n"], table["record"]["vector"] = n[order], vectors[order]
+        table = np.empty(
+            len(n), dtype=[("length", f"S{len(length)}"), ("record", record.dtype), ("end", "S2")]
+        )
+        table["length"], table["record"], table["end"] = length, record, b"\r\n"
         starts = [0, *ends]
         parts = [
             (each, slice(start, min(start + RECORDS_AT_ONCE, end)))

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float32s, Int64s
-from featurestore.codecs import COUNTER, record_dtype
+from factors import Int64s
 from featurestore.id_columns import Ids
 from featurestore.keys import partitions_of
 from featurestore.wire.resp import UnusualReplies
@@ -92,13 +91,13 @@ def _anywhere(data: Any, kind: str | np.dtype[Any]) -> npt.NDArray[Any]:
 # digit says where the next reply begins: a step each finds them, or one comparison where all digits are the
 # same, then all are checked at once.
 class LookupReader:
-    """Reads the replies to lookups of records into `n` int64 (count,), what the records have `seen` int64
-    (count,), and `vectors` float32 (count, width), which hold once `took` has returned bytes.
+    """Reads the replies to lookups of records into `n` int64 (count,) and the `records` (count,), of
+    `codecs.record_dtype`, which hold once `took` has returned bytes.
     """
 
-    def __init__(self, n: Int64s, seen: Int64s, vectors: Float32s) -> None:
-        self._n, self._seen, self._vectors = n, seen, vectors
-        self._record_bytes = record_dtype(vectors.shape[1]).itemsize
+    def __init__(self, n: Int64s, records: npt.NDArray[Any]) -> None:
+        self._n, self._records = n, records
+        self._record_bytes = records.itemsize
         self._middle = b"\r\n$%d\r\n" % self._record_bytes
         # Bytes of a reply but for those of `n`.
         self._fixed = _HEAD_BYTES + len(self._middle) + self._record_bytes + len(_END)
@@ -218,9 +217,8 @@ class LookupReader:
                 return False
             n = np.where(within, 10 * n + value, n)
         self._n[:] = n
-        self._seen[:] = self._fields(records, "<i8")
-        row = f"V{self._record_bytes - COUNTER.size}"
-        self._vectors.view(row)[:, 0] = self._fields(_moved(records, COUNTER.size), row)
+        row = f"V{self._record_bytes}"
+        self._records.view(row)[:] = self._fields(records, row)
         return True
 
     def _stands(self, text: bytes, places: _Places) -> bool:

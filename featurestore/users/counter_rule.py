@@ -1,4 +1,5 @@
-"""The counter rule. Invariant: a record is current if and only if it has seen the user's `n`.
+"""The counter rule. Invariant: a record is current if and only if it has seen the user's `n`, and is what was
+written.
 
 `n` counts the rating events of a user, and a record starts with the `n` that it has seen. An unknown user has
 neither: the prior stands for it. Nothing else is cached, so there is nothing to invalidate.
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from factors import Float32s, Int64s
-from featurestore.codecs import COUNTER, History
+from featurestore.codecs import COUNTER, History, damaged_records, read_record
 from featurestore.generations.live import LiveGeneration
 from featurestore.wire.resp import ReplyError
 
@@ -59,15 +61,22 @@ def apply(live: LiveGeneration, user_ids: Sequence[bytes], replies: Sequence[Any
             records.append(prior)
             continue
         n, record = reply
+        if record is not None and len(record) != size:
+            record = read_record(record, size)
         if n is None:
             records.append(prior)
-        # A record of another length is damaged. `n` is decimal text, as HINCRBY writes it: of any other
-        # `catch_up` tells.
-        elif record is not None and len(record) == size and n.isdigit() and seen(record)[0] == int(n):
+        # `n` is decimal text, as HINCRBY writes it: of any other `catch_up` tells.
+        elif record is not None and n.isdigit() and seen(record)[0] == int(n):
             records.append(record)
         else:
             behind.append(position)
             records.append(prior)
+    # Those that are behind are looked at where they are folded in.
+    damaged = damaged_records(b"".join(records), size)
+    if damaged:
+        behind = sorted({*behind, *damaged})
+        for position in damaged:
+            records[position] = prior
     found = of_records(live, records)
     return found._replace(behind=behind, behind_ids=[user_ids[k] for k in behind]) if behind else found
 
@@ -79,12 +88,12 @@ def of_records(live: LiveGeneration, records: Sequence[bytes]) -> UserLookup:
     return UserLookup(table["n"].view(np.int64), table["vector"], [], [], records)
 
 
-def may_continue(live: LiveGeneration, record: bytes, n: int) -> bool:
-    """Whether a fold-in of a history of `n` events may go on from `record`.
+def may_continue(record: bytes | None, n: int) -> bool:
+    """Whether a fold-in of a history of `n` events may go on from `record`, None where there is none.
 
-    Not from one that is missing, damaged, or has seen more than there is: that belongs to a lost history.
+    Not from one that has seen more than there is: that belongs to a lost history.
     """
-    return len(record) == len(live.prior_record) and COUNTER.unpack_from(record)[0] <= n
+    return record is not None and unseen(record, n) >= 0
 
 
 def unseen(record: bytes, n: int) -> int:
@@ -92,6 +101,10 @@ def unseen(record: bytes, n: int) -> int:
     return n - int(COUNTER.unpack_from(record)[0])
 
 
-def behind(n: Int64s, seen: Int64s) -> Int64s:
-    """The positions at which a record that has `seen` so much is not current; the same rule, for arrays."""
-    return np.flatnonzero(n != seen)
+def behind(n: Int64s, records: npt.NDArray[Any]) -> Int64s:
+    """The positions at which one of `records` (m,), `codecs.record_dtype`, is not current; the same rule, for
+    arrays.
+    """
+    found = n != records["n"].view(np.int64)
+    found[damaged_records(records.view(np.uint8).data, records.itemsize)] = True
+    return np.flatnonzero(found)

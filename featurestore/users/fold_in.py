@@ -21,7 +21,7 @@ BLOCK_USERS = 4_096
 @dataclass(frozen=True, slots=True)
 class StaleUser:
     """A user whose record is not current, read at one moment: `n`, what was read of the history, and the
-    record of this generation if there is one.
+    record of this generation if there is one, and whether it is `damaged`: then it is none.
 
     `whole`: whether that is all of the history; `entries`: how many it has; `renews`: whether a new sample is
     to be stored, and `due` what the one before says (see `histories`). `attributes`: as they are stored,
@@ -41,6 +41,7 @@ class StaleUser:
     described: bytes = b""
     contexts: bytes = b""
     all_contexts: bool = True
+    damaged: bool = False
 
     @property
     def has_events(self) -> bool:
@@ -62,7 +63,7 @@ def fold_in(live: LiveGeneration, users: Sequence[StaleUser], histories: list[Hi
     A user of whom only events that are no ratings came since the record keeps its vector.
     """
     # A fold-in takes over from the record so far what only a fit learns, or from the prior.
-    continued = [bool(user.record) and may_continue(live, user.record or b"", user.n) for user in users]
+    continued = [may_continue(user.record, user.n) for user in users]
     records = [
         (goes_on and user.record) or live.prior_record for user, goes_on in zip(users, continued, strict=True)
     ]

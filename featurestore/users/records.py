@@ -320,6 +320,7 @@ class UserRecords:
             args = [
                 *(record_field(live.generation), record, digest_of(user.user_id)),
                 *(b"%d" % self.kept.upto, self.kept.fields, user.described),
+                b"1" if user.damaged else b"",
             ]
             # Of a history that is mostly superseded only what holds is kept, unless a rating came in since.
             compacted = user.whole and codecs.worth_compacting(user.history, history)
@@ -349,12 +350,12 @@ class UserRecords:
         lookups = write_lookups(users, prefixes, LOOKUP_HEAD, LOOKUP_TAIL % (len(field), field))
         users = users.take(lookups.order)
         n = np.zeros(len(users), dtype=np.int64)
-        seen = np.zeros(len(users), dtype=np.int64)
-        vectors = np.empty((len(users), live.model.user_width), dtype=np.float32)
+        records = np.empty(len(users), dtype=live.record_dtype)
+        vectors = records["vector"]
         pending = []
         async with self._one_batch:
             for part, payload in lookups.blocks(LOOKUPS_AT_ONCE):
-                reader = LookupReader(n[part], seen[part], vectors[part])
+                reader = LookupReader(n[part], records[part])
                 size = part.stop - part.start
                 replies = self._connection.execute(payload, size, at_once=True, reader=reader)
                 # Where one fails the others are not awaited.
@@ -370,7 +371,7 @@ class UserRecords:
                 n[part], vectors[part] = block.n, block.vectors
                 behind += [part.start + position for position in block.behind]
             else:
-                some = counter_rule.behind(n[part], seen[part])
+                some = counter_rule.behind(n[part], records[part])
                 behind += (part.start + some).tolist()
         behind_ids = list(users.take(np.array(behind, dtype=np.int64))) if behind else []
         row_of = np.empty(len(users), dtype=np.int64)
@@ -389,7 +390,6 @@ class UserRecords:
     async def _look(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> list[Look]:
         """What there is of each user, all of one moment."""
         found: list[Look] = []
-        size = live.record_dtype.itemsize
         looks = self._histories.look_many(
             live.epoch,
             record_field(live.generation),
@@ -400,13 +400,20 @@ class UserRecords:
             if isinstance(look, ReplyError):
                 raise self._connection.failure(look)
             found.append(look)
-            self.corrupt_total += look.record is not None and len(look.record) != size
         return found
 
     async def _stale(self, live: LiveGeneration, user_id: bytes, look: Look) -> StaleUser:
-        look = await self._histories.with_part(live.epoch, record_field(live.generation), user_id, look)
+        field = record_field(live.generation)
+        look = await self._histories.with_part(live.epoch, field, user_id, look)
+        stored = look.record
+        record = None if stored is None else codecs.read_record(stored, len(live.prior_record))
+        damaged = record is None and stored is not None
+        if damaged:
+            self.corrupt_total += 1
+            key = shown_key(self._keys.user(live.epoch, user_id))
+            log.warning("record damaged, folded in again: %s field=%s", key, field.decode())
         return StaleUser(
-            *(user_id, look.n or 0, look.part or b"", look.record),
+            *(user_id, look.n or 0, look.part or b"", record),
             whole=look.whole,
             entries=look.entries,
             renews=look.renews,
@@ -415,6 +422,7 @@ class UserRecords:
             described=look.described,
             contexts=look.contexts,
             all_contexts=len(look.contexts) == look.contexts_size,
+            damaged=damaged,
         )
 
     async def _fold_in(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:

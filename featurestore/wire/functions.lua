@@ -400,9 +400,9 @@ local function names(list)
   return found, count
 end
 
--- Takes the record if its user is known, has come as far, and no newer record is there. Answers whether it is there
--- now, and whether it was written just now.
-local function put(user, field, record, floor)
+-- Takes the record if its user is known, has come as far, and no newer record is there (`anew`: nor one that has seen
+-- more). Answers whether it is there now, and whether it was written just now.
+local function put(user, field, record, floor, anew)
   local call = redis.call
   local n = tonumber(call('HGET', user, 'n') or '')
   local seen = counter(record)
@@ -412,7 +412,7 @@ local function put(user, field, record, floor)
   if call('HSETNX', user, field, record) == 0 then
     local old = call('HGET', user, field)
     local before = #old == #record and counter(old) or 0
-    if before >= seen and before <= n then
+    if before >= seen and before <= n and not (anew and before == seen) then
       return before == seen, false
     end
     call('HSET', user, field, record)
@@ -435,18 +435,18 @@ local function drop_fields(user, upto, kept)
 end
 
 -- keys: user, history, forgotten, contexts. args: field, record, digest, upto, kept fields, since when the attributes are
--- those that it rests on ('': it rests on none)[, n, compacted history or '', sample or '', contexts of the compacted
--- history or '']. The compacted history is taken only while nothing was added since it was read, its contexts with it: so
+-- those that it rests on ('': it rests on none), '1' where the one that is there was found damaged[, n, compacted history
+-- or '', sample or '', contexts of the compacted history or '']. The compacted history is taken only while nothing was added since it was read, its contexts with it: so
 -- there are never more of these than entries.
 local function put_record(keys, args)
   -- Of a user of whom attributes alone are known `n` is 0.
   local floor = tonumber(redis.call('HGET', keys[3], args[3]) or '-1')
-  local n = args[7] and redis.call('HGET', keys[1], 'n')
-  local sample = args[9] or ''
-  if n and n == args[7] and args[8] ~= '' and redis.call('EXISTS', keys[2]) == 1 then
-    redis.call('SET', keys[2], args[8])
-    if args[10] ~= '' then
-      redis.call('SET', keys[4], args[10])
+  local n = args[8] and redis.call('HGET', keys[1], 'n')
+  local sample = args[10] or ''
+  if n and n == args[8] and args[9] ~= '' and redis.call('EXISTS', keys[2]) == 1 then
+    redis.call('SET', keys[2], args[9])
+    if args[11] ~= '' then
+      redis.call('SET', keys[4], args[11])
     else
       redis.call('UNLINK', keys[4])
     end
@@ -457,7 +457,7 @@ local function put_record(keys, args)
   if args[6] ~= '' and (redis.call('HGET', keys[1], 'described') or '0') ~= args[6] then
     return { 'OK', 0 }
   end
-  local taken, written = put(keys[1], args[1], args[2], floor)
+  local taken, written = put(keys[1], args[1], args[2], floor, args[7] == '1')
   if written then
     local kept = names(args[5])
     kept[args[1]] = true
@@ -1169,7 +1169,8 @@ local function make_known(user, forgotten, digest)
   redis.call('HSET', user, 'n', before and whole(tonumber(before) + 1) or '0')
 end
 
--- Has the records of a user be behind, as these have other attributes to rest on. Each stays for what only a fit learns.
+-- Has the records of a user be behind, as these have other attributes to rest on: to what each has seen comes a zero
+-- before it. It stays as it is, with its check, for what only a fit learns.
 local function outdate(user)
   local known, without_events = redis.call('HGETALL', user), redis.call('HGET', user, 'n') == '0'
   for at = 1, #known, 2 do
@@ -1177,8 +1178,8 @@ local function outdate(user)
     if string.match(field, '^g%d+$') and without_events then
       -- It has nothing of a fit, and would be current as it is.
       redis.call('HDEL', user, field)
-    elseif string.match(field, '^g%d+$') then
-      redis.call('HSET', user, field, struct.pack('<I8', 0) .. string.sub(record, 9))
+    elseif string.match(field, '^g%d+$') and #record >= 8 and counter(record) > 0 then
+      redis.call('HSET', user, field, struct.pack('<I8', 0) .. record)
     end
   end
 end

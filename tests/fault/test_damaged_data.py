@@ -414,6 +414,37 @@ async def test_a_number_that_was_never_written_is_told(
     assert shown_key(key) in log + (ending or ""), (log, ending)
 
 
+@pytest.mark.timeout(120)
+async def test_each_byte_of_a_record_that_was_flipped_is_told_and_no_answer_rests_on_it(
+    world: World, redis: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer is that of the undamaged record, and another one takes its place."""
+    key, asks, headers = world.kinds["user:ID"], "/predict?user_id=ann&item_id=i3", {"X-API-Key": KEY}
+    field = b"g%d" % int(await redis.hget("foldin:live", "generation"))
+    record = await redis.hget(key, field)
+    async with serving(world.settings.store) as (client, _):
+        for place in range(len(record)):
+            damaged = bytearray(record)
+            damaged[place] ^= 1 << place % 8
+            await redis.hset(key, field, bytes(damaged))
+            caplog.clear()
+            reply = await client.get(asks, headers=headers)
+            assert (reply.status, lasting(reply.text)) == (200, world.answers[asks]), place
+            assert f"record damaged, folded in again: {shown_key(key)}" in caplog.text
+
+            async def replaced(damaged: bytes = bytes(damaged)) -> bool:
+                return bool(await redis.hget(key, field) != damaged)
+
+            await wait_until_async(replaced, 5.0, "another record is there")
+        assert (await client.get(asks, headers=headers)).status == 200
+
+        async def counted() -> bool:
+            metrics = (await client.get("/metrics", headers=headers)).text
+            return f"\nfoldin_stored_damaged_total {len(record)}.0\n" in metrics
+
+        await wait_until_async(counted, 10.0, "all are counted")
+
+
 async def test_an_archive_is_not_rebuilt_from_a_history_of_no_item(
     world: World, redis: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

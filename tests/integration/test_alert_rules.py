@@ -37,6 +37,7 @@ WELL: dict[str, tuple[float, float]] = {
     'foldin_store_up{instance="a"}': (1, 0),
     'foldin_store_up{instance="b"}': (1, 0),
     'foldin_store_reconnects_total{instance="a"}': (3, 0),
+    'foldin_stored_damaged_total{instance="a"}': (2, 0),
     LOOKUPS % "0.01": (0, 100),
     LOOKUPS % "0.05": (0, 100),
     LOOKUPS % "+Inf": (0, 100),
@@ -98,6 +99,7 @@ FAULTS = [
     Fault("FoldinStoreDown", {'foldin_store_up{instance="b"}': (0, 0)}),
     # Cut every five seconds.
     Fault("FoldinStoreUnsteady", {'foldin_store_reconnects_total{instance="a"}': (4, 1)}),
+    Fault("FoldinStoredDamaged", {'foldin_stored_damaged_total{instance="a"}': (3, 0)}),
     # A connection that is delayed by 30 ms.
     Fault("FoldinStoreSlow", {LOOKUPS % "0.01": (0, 0)}),
     Fault("FoldinStreamFilling", {LAG: (60_000, 0)}, within_s=90),

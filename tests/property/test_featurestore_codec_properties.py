@@ -76,6 +76,9 @@ def test_records_are_read_as_written(counters: list[int], width: int) -> None:
     rng = np.random.default_rng(len(counters))
     vectors = rng.normal(size=(len(counters), width)).astype(np.float32)
     n = np.array(counters, dtype=np.int64)
-    seen, read = codecs.unpack_records(codecs.pack_records(n, vectors), width)
+    records = codecs.pack_records(n, vectors)
+    assert codecs.record_table(n, vectors).tobytes() == b"".join(records)
+    assert codecs.damaged_records(b"".join(records), codecs.record_dtype(width).itemsize) == []
+    seen, read = codecs.unpack_records(records, width)
     assert seen.tolist() == counters
     np.testing.assert_array_equal(read, vectors)

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.codecs import pack_records, unpack_records
+from featurestore.codecs import pack_records, record_dtype
 from featurestore.users.batch_lookup import LookupReader
 from featurestore.wire.socket import StoreSocket
 
@@ -77,17 +77,17 @@ async def check(width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cut
     parser = hiredis.Reader()
     data, asked = b"", []
     for own, sorts in calls:
-        n, seen = np.zeros((2, len(sorts)), dtype=np.int64)
-        vectors = np.zeros((len(sorts), width), dtype=np.float32)
-        reader = LookupReader(n, seen, vectors) if own else None
-        asked.append((wire.execute(b"?", len(sorts), reader=reader), n, seen, vectors, sorts))
+        n = np.zeros(len(sorts), dtype=np.int64)
+        records = np.zeros(len(sorts), dtype=record_dtype(width))
+        reader = LookupReader(n, records) if own else None
+        asked.append((wire.execute(b"?", len(sorts), reader=reader), n, records, sorts))
         data += b"".join([reply(sort, n, width) for sort, n in sorts])
     parser.feed(data)
     for piece in pieces(data, cuts):
         give(wire, piece)
     assert wire.why is None
     taken = []
-    for future, n, seen, vectors, sorts in asked:
+    for future, n, records, sorts in asked:
         # No reader waits for what does not come.
         assert future.done()
         expected = [parser.gets() for _ in sorts]
@@ -97,11 +97,9 @@ async def check(width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cut
             assert shown(found) == shown(expected)
         else:
             assert n.tolist() == [int(number) for number, _ in expected]
-            counters, records = unpack_records([record for _, record in expected], width)
-            assert counters.tolist() == seen.tolist()
+            assert [each.tobytes() for each in records] == [record for _, record in expected]
             current = [place for place, (sort, _) in enumerate(sorts) if sort == "usual"]
-            assert seen[current].tolist() == n[current].tolist()
-            np.testing.assert_array_equal(vectors, records)
+            assert records["n"][current].tolist() == n[current].tolist()
     assert parser.gets() is False
     return taken
 

@@ -191,7 +191,7 @@ async def test_a_forgotten_user_leaves_no_sample(store: Store, live: LiveGenerat
     # A reader that had looked before is late.
     await rate(store, np.array([7]))
     names = [user, history, keys.forgotten(1, partition_of(b"u", keys.partitions))]
-    args = [b"g%d" % live.generation, record, digest_of(b"u"), b"0", b"", b"6001", b"", sample]
+    args = [b"g%d" % live.generation, record, digest_of(b"u"), b"0", b"", b"", b"", b"6001", b"", sample]
     await store.redis.call("put_record", (names, args))
     assert await store.redis.hget(user, "sample") is None
     profile = await store.users.profile(live, b"u")

@@ -207,7 +207,7 @@ async def test_a_reader_that_still_knew_a_user_cannot_bring_it_back(store: Store
     await store.ratings.append([rating("u", "a")] * 3)
     (record,) = codecs.pack_records(np.array([3]), np.ones((1, 4), dtype=np.float32))
     names = [keys.user(1, b"u"), keys.history(1, b"u"), keys.forgotten(1, p)]
-    args = [b"g1", record, digest_of(b"u"), b"1", b"g1", b"", b"3", b"compacted"]
+    args = [b"g1", record, digest_of(b"u"), b"1", b"g1", b"", b"", b"3", b"compacted"]
     await store.ratings.forget(b"u")
     assert await store.redis.call("put_record", (names, args)) == [[b"OK", 0]]
     assert not await store.redis.exists(*names[:2])
@@ -222,7 +222,7 @@ async def test_an_older_record_does_not_replace_a_newer_one(store: Store) -> Non
     names = [keys.user(1, b"u"), keys.history(1, b"u"), keys.forgotten(1, p)]
     old, new, future = codecs.pack_records(np.array([2, 3, 4]), np.ones((3, 4), dtype=np.float32))
     for record, taken in ((new, 1), (old, 0), (future, 0), (new, 1)):
-        args = [b"g1", record, digest_of(b"u"), b"1", b"g1", b""]
+        args = [b"g1", record, digest_of(b"u"), b"1", b"g1", b"", b""]
         assert await store.redis.call("put_record", (names, args)) == [[b"OK", taken]]
     assert await store.redis.hget(keys.user(1, b"u"), "g1") == new
 

@@ -163,6 +163,98 @@ async def test_a_record_of_the_wrong_length_is_folded_in_again(world: World, dam
     await settled(world, b"u", 1)
 
 
+async def put_record(world: World, user: bytes, record: bytes) -> None:
+    await world.store.redis.hset(
+        world.store.keys.user(1, user), mapping={b"g%d" % world.live.generation: record}
+    )
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("how", ["one", "batch", "profile"])
+async def test_each_byte_of_a_record_that_was_flipped_is_told_and_harms_no_answer(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The answer is that of the undamaged record, the log names the key, and a sound record comes again."""
+    store, users = world.store, [b"a", b"u", b"z"]
+    if how == "batch":
+        monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 2)
+        monkeypatch.setattr(users_module, "FEW_LOOKUPS", 1)
+    await store.ratings.append([rating(user.decode(), str(k), 5.0) for k in range(3) for user in users])
+    await store.users.current(world.live, users)
+    for user in users:
+        await settled(world, user, 3)
+    sound = await store.users.current(world.live, users)
+    assert not sound.folded.any()
+    record = await stored(world, b"u")
+    assert record is not None
+    for place in range(len(record)):
+        caplog.clear()
+        damaged_before = store.users.corrupt_total
+        await put_record(world, b"u", flipped(record, place))
+        if how == "profile":
+            profile = await store.users.profile(world.live, b"u")
+            assert (profile.n, profile.folded) == (3, True)
+            vectors, wanted = profile.vector[None], sound.vectors[1:2]
+        else:
+            current = await store.users.current(world.live, users)
+            assert (current.n.tolist(), current.folded.tolist()) == ([3, 3, 3], [False, True, False])
+            vectors, wanted = current.vectors, sound.vectors
+        np.testing.assert_array_equal(vectors, wanted)
+        assert store.users.corrupt_total == damaged_before + 1
+        assert f":user:<blake2b {digest_of(b'u').hex()}> field=g{world.live.generation}" in caplog.text
+
+        async def sound_again() -> bool:
+            return await stored(world, b"u") == record
+
+        await wait_until_async(sound_again, 5.0, "a sound record is there again")
+
+
+async def test_a_damaged_record_that_is_behind_is_not_gone_on_from(world: World) -> None:
+    """What a fold-in takes over from the record before would be wrong as well."""
+    store = world.store
+    await store.ratings.append([rating("u", "1", 5.0)])
+    await store.users.current(world.live, [b"u"])
+    await settled(world, b"u", 1)
+    record = await stored(world, b"u")
+    assert record is not None
+    await store.ratings.append([rating("u", "2", 1.0)])
+    for damaged in (flipped(record, 9), bytes(8) + flipped(record, 9)):
+        await put_record(world, b"u", damaged)
+        before = store.users.corrupt_total
+        current = await store.users.current(world.live, [b"u"])
+        np.testing.assert_array_equal(current.vectors[0], await expected(world, b"u"))
+        assert store.users.corrupt_total == before + 1
+        await settled(world, b"u", 2)
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+async def test_records_of_the_release_before_are_read_as_they_are(
+    world: World, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Release 0.1.0 writes none with a checksum, also while it runs beside this code."""
+    monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", at_once)
+    monkeypatch.setattr(users_module, "FEW_LOOKUPS", at_once)
+    store, users = world.store, [b"u%d" % k for k in range(10)]
+    await store.ratings.append([rating(user.decode(), "1", 5.0) for user in users])
+    width = world.live.model.user_width
+    vectors = np.arange(10 * width, dtype=np.float32).reshape(10, width)
+    records = codecs.pack_records(np.ones(10, dtype=np.int64), vectors)
+    for k, (user, record) in enumerate(zip(users, records, strict=True)):
+        await put_record(world, user, record if k % 3 else record[:-4])
+    current = await store.users.current(world.live, users)
+    assert not current.folded.any()
+    np.testing.assert_array_equal(current.vectors, vectors)
+    assert store.users.corrupt_total == 0
+    # It is behind with the next rating, as any other, and what is written then has one.
+    await store.ratings.append([rating("u0", "2", 1.0)])
+    assert (await store.users.current(world.live, users)).folded.tolist() == [True] + [False] * 9
+    await settled(world, b"u0", 2)
+    assert len(await stored(world, b"u0") or b"") == len(records[0])
+
+
 async def test_a_record_from_the_future_is_folded_in_again(world: World) -> None:
     await world.store.ratings.append([rating("u", "1")])
     (record,) = codecs.pack_records(np.array([9]), np.ones((1, world.live.model.user_width), np.float32))

@@ -139,6 +139,7 @@ async def test_a_fold_in_with_attributes_gives_the_row_of_the_fit(
         assert len(looked.behind) == USERS
         folded = await store.users.catch_up(live, looked)
         np.testing.assert_allclose(folded.vectors, fit.vectors, rtol=1e-4, atol=1e-4)
+        assert store.users.corrupt_total == 0
         # Other attributes move who has few ratings.
         await say(store, b"u1", {"taste": "sweet"})
         moved = await profile(store, follower, b"u1")

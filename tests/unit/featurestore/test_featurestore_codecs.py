@@ -25,7 +25,7 @@ def history(rows: list[int]) -> History:
 def test_sizes_are_those_of_the_documentation() -> None:
     assert codecs.ENTRY_BYTES == codecs.ENTRY_DTYPE.itemsize == 20
     assert batches.NUMBER_DTYPE.itemsize == 12
-    assert codecs.record_dtype(14).itemsize == 8 + 4 * 14
+    assert codecs.record_dtype(14).itemsize == 8 + 4 * 14 + 4
 
 
 def test_a_record_of_the_wrong_length_is_corrupt() -> None:
@@ -36,6 +36,45 @@ def test_a_record_of_the_wrong_length_is_corrupt() -> None:
     # Two wrong lengths that add up to two right ones.
     with pytest.raises(RecordCorrupt):
         codecs.unpack_records([good[:-1], good + b"x"], 4)
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
+
+
+def test_each_byte_of_a_record_is_told() -> None:
+    records = codecs.pack_records(np.array([3, 4, 5]), np.arange(12, dtype=np.float32).reshape(3, 4))
+    size = len(records[0])
+    assert codecs.damaged_records(b"".join(records), size) == []
+    assert codecs.damaged_records(b"", size) == []
+    for place in range(3 * size):
+        damaged = flipped(b"".join(records), place)
+        which = place // size
+        assert codecs.damaged_records(memoryview(damaged), size) == [which]
+        one = damaged[which * size : (which + 1) * size]
+        assert codecs.read_record(one, size) is None
+        with pytest.raises(RecordCorrupt):
+            codecs.unpack_records([one], 4)
+        # As it is marked where attributes of its user are others.
+        assert codecs.read_record(bytes(8) + one, size) is None
+    # Zeros are no record.
+    assert codecs.damaged_records(bytes(2 * size), size) == [0, 1]
+
+
+def test_records_of_each_format_are_read() -> None:
+    rows = np.array([[1.5, -2.0, 0.0]], dtype=np.float32)
+    (record,) = codecs.pack_records(np.array([7]), rows)
+    (outdated,) = codecs.pack_records(np.array([0]), rows)
+    size = len(record)
+    # Release 0.1.0 ends a record with the vector.
+    before = record[:-4]
+    assert before == (7).to_bytes(8, "little") + rows.tobytes()
+    for stored, read in (
+        *((record, record), (before, record)),
+        *((bytes(8) + record, outdated), (bytes(8) + before, outdated)),
+        *((b"", None), (record + b"x", None), (record + bytes(8), None), (bytes(size), None)),
+    ):
+        assert codecs.read_record(stored, size) == read
 
 
 def test_no_records_are_no_rows() -> None:

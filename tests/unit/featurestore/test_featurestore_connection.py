@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import numpy as np
 import pytest
 
+from featurestore.codecs import pack_records, record_dtype
 from featurestore.errors import StoreDamaged, StoreError, StoreFull, StoreRefused, StoreUnavailable
 from featurestore.users.batch_lookup import LookupReader
 from featurestore.wire import socket as socket_module
@@ -172,27 +173,27 @@ async def test_a_store_that_trickles_is_not_waited_for_without_end() -> None:
 
 
 async def test_calls_that_read_their_own_replies_go_between_others() -> None:
-    lookup = b"*2\r\n$1\r\n5\r\n$12\r\n\5\0\0\0\0\0\0\0\0\0\x80\x3f\r\n"
+    (record,) = pack_records(np.array([5]), np.ones((1, 1), dtype=np.float32))
+    lookup = b"*2\r\n$1\r\n5\r\n$%d\r\n%b\r\n" % (len(record), record)
 
     async def answer(data: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"".join([b":1\r\n" if byte == ord("x") else 2 * lookup for byte in data]))
 
     async with opened(Script(answer)) as connection:
-        found = [(*np.zeros((2, 2), dtype=np.int64), np.zeros((2, 1), dtype=np.float32)) for _ in range(4)]
+        found = [(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=record_dtype(1))) for _ in range(4)]
         readers = [LookupReader(*each) for each in found]
         first, second = (connection.execute(b"l", 2, reader=reader) for reader in readers[:2])
         other = connection.execute(b"x", 1)
         behind = connection.execute(b"l", 2, reader=readers[2])
         assert (await first, await second, await other) == ([], [], [1])
         assert await behind == []
-        n, seen = np.zeros((2, 2), dtype=np.int64)
-        spare = LookupReader(n, seen, np.zeros((2, 1), dtype=np.float32))
+        spare = LookupReader(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=record_dtype(1)))
         cancelled = connection.execute(b"l", 2, reader=spare)
         last = connection.execute(b"l", 2, reader=readers[3])
         cancelled.cancel()
         assert await last == []
-        for n, seen, vectors in found:
-            assert (n.tolist(), seen.tolist(), vectors.tolist()) == ([5, 5], [5, 5], [[1.0], [1.0]])
+        for n, records in found:
+            assert (n.tolist(), [each.tobytes() for each in records]) == ([5, 5], [record, record])
 
 
 def test_replies_end_where_they_end() -> None:
@@ -217,13 +218,12 @@ def test_replies_end_where_they_end() -> None:
 @pytest.mark.parametrize("stays", [True, False])
 async def test_a_call_that_reads_its_own_replies_fails_with_the_connection(stays: bool) -> None:
     async def half(_: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"*2\r\n$1\r\n5\r\n$12\r\n\5\0")
+        writer.write(b"*2\r\n$1\r\n5\r\n$%d\r\n\5\0" % record_dtype(1).itemsize)
         if not stays:
             writer.close()
 
     async with opened(Script(half), timeout_s=0.2 if stays else 30.0) as connection:
-        n, seen = np.zeros((2, 2), dtype=np.int64)
-        reader = LookupReader(n, seen, np.zeros((2, 1), dtype=np.float32))
+        reader = LookupReader(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=record_dtype(1)))
         with pytest.raises(StoreUnavailable, match="did not answer" if stays else "lost"):
             await connection.execute(b"l", 2, reader=reader)
 
