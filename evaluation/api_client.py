@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from featurestore.catalogue.item import AttributeType
-from featurestore.ratings.context_schema import ContextKind
+from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
 
 T = TypeVar("T")
 
@@ -99,6 +99,7 @@ class ItemTypes(msgspec.Struct, frozen=True):
 
 class _ContextField(msgspec.Struct, frozen=True):
     kind: ContextKind
+    categories: tuple[str, ...] = ()
 
 
 class _Contexts(msgspec.Struct, frozen=True):
@@ -218,10 +219,12 @@ class ApiClient:
         """`PUT /schema`: tell types of attributes of items."""
         await self._call("PUT", "/schema", msgspec.json.encode(ItemTypes(types)), "application/json")
 
-    async def context_kinds(self) -> dict[str, ContextKind]:
-        """`GET /schema`: the kinds of the fields of contexts, by name."""
+    async def context_schema(self) -> ContextSchema:
+        """`GET /schema`: the fields of contexts. Places and codes are not those of the store."""
         fields = self._decode(await self._call("GET", "/schema"), _Contexts).context
-        return {name: each.kind for name, each in fields.items()}
+        return ContextSchema(
+            tuple(ContextField(name, each.kind, each.categories) for name, each in fields.items())
+        )
 
     async def put_items(self, items: Sequence[dict[str, Any]]) -> None:
         """`POST /items`: all or, where one is refused, none; waits while the API is busy."""

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:  # not loaded in the process of a peer, whose memory is measured
-    from factors import Columns, Ratings, Scale
+    from factors import Columns, ContextKind, Ratings, Scale
 
 SideName = Literal["user", "item"]
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float32]
+Contexts = npt.NDArray[np.float32]
 
 
 def no_columns() -> Array:
@@ -30,6 +31,11 @@ def no_columns() -> Array:
 def no_center() -> Array:
     """The centre of such columns."""
     return np.empty(0)
+
+
+def no_context() -> Contexts:
+    """The contexts of ratings where there are none."""
+    return np.empty((0, 0), dtype=np.float32)
 
 
 def no_tuning() -> Bools:
@@ -46,7 +52,8 @@ class Question:
     training ratings to choose settings of rankings by, held out in the manner of the pairs; `latest`: the
     pairs come after what is learned. `item_columns`, `user_columns` (3, m): attributes as columns of numbers,
     each entry with row, column and value; `item_center`, `user_center` (c,): what each row that has any is
-    less. Without attributes all are empty.
+    less. Without attributes all are empty. `train_context` (n, k), `test_context` (m, k): what was told with
+    each rating, NaN what was not, and `categorical` (k,): which of it are codes of categories.
     """
 
     # Numbers and arrays only: each is a member of the file by which a question reaches its process.
@@ -69,6 +76,9 @@ class Question:
     item_center: Array = field(default_factory=no_center)
     user_columns: Array = field(default_factory=no_columns)
     user_center: Array = field(default_factory=no_center)
+    train_context: Contexts = field(default_factory=no_context)
+    test_context: Contexts = field(default_factory=no_context)
+    categorical: Bools = field(default_factory=no_tuning)
 
     def attributes(self) -> "Mapping[SideName, Columns]":
         """The attributes of items and of users as `factors` has them, where there are any."""
@@ -96,11 +106,16 @@ class Question:
 
         return Scale(self.low, self.high, self.step or None)
 
-    def ratings(self) -> "Ratings":
-        """The training ratings as `factors` has them."""
+    def ratings(self, *, context: bool = False) -> "Ratings":
+        """The training ratings as `factors` has them, with their contexts where these are wanted."""
         from factors import Ratings  # as above
 
-        return Ratings(self.train_user, self.train_item, self.train_value, self.train_time)
+        columns = (self.train_user, self.train_item, self.train_value, self.train_time)
+        return Ratings(*columns, context=self.train_context if context and len(self.categorical) else None)
+
+    def context_kinds(self) -> "tuple[ContextKind, ...]":
+        """The kind of each field of a context."""
+        return tuple("category" if is_category else "number" for is_category in self.categorical.tolist())
 
     def clip(self, rating: Array) -> Array:
         """`rating`, brought onto the scale."""

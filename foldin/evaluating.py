@@ -33,6 +33,7 @@ from processes.settings import choice, load, setting, whole
 
 DEFAULT_ENGINES = (AUTO, "global-mean", "item-mean", "bias")
 WITH_ATTRIBUTES = f"{AUTO}:attributes"
+WITH_CONTEXT = f"{AUTO}:context"
 SHARE = 0.2  # as MovieLens holds out a fifth
 INTERRUPTED = 130  # exit code of a shell's command that SIGINT ended
 
@@ -53,7 +54,12 @@ def _share(text: str) -> float:
 class EvaluateOptions:
     """Options of `foldin evaluate FILE`."""
 
-    file: Path = setting(..., "anything that `foldin import` reads", Path, flag="FILE")
+    file: Path = setting(
+        ...,
+        "anything that `foldin import` reads; auto:context learns columns context.NAME",
+        Path,
+        flag="FILE",
+    )
     # None and not "random": to tell a split that was named beside --test.
     split: SplitName | None = setting(
         None,
@@ -137,6 +143,8 @@ def evaluate_file(argv: Sequence[str]) -> int:
     default = RANKING_ENGINES if options.ranking else DEFAULT_ENGINES
     if read.data.attributes:
         default = (WITH_ATTRIBUTES, *default)
+    if read.data.context_kinds and not options.ranking:
+        default = (WITH_CONTEXT, *default)
     # An engine or fold that is named twice is run once.
     engines = tuple(dict.fromkeys(options.engines or default))
     plan = Plan(

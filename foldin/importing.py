@@ -17,7 +17,7 @@ from rich.console import Console
 
 from featurestore.settings import format_scale
 from foldin.errors import ImportStoppedError
-from foldin.files.contexts import PREFIX
+from foldin.files.contexts import PREFIX, FileFields, missing_columns
 from foldin.files.layout import find_layout
 from foldin.files.positions import Position, PositionFile
 from foldin.files.progress import ImportProgress
@@ -82,6 +82,8 @@ def run_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
     console = Console(highlight=False, soft_wrap=True)
     layout = find_layout(options.path, options.format, options.columns)
     console.print(f"{options.path}: {layout.describe()}", markup=False)
+    if missing := missing_columns(layout.names, layout.columns):
+        console.print(f"Not read, as --columns does not name them: {', '.join(missing)}", markup=False)
     importer = Importer(RatingsFile(options.path, layout), options, settings, console)
     try:
         asyncio.run(importer.run())
@@ -114,11 +116,12 @@ class Importer:
             # One moment for all ratings without a time, in both passes.
             rules = RowRules(sink.scale, time.time())
             if any(role.startswith(PREFIX) for role in self._file.layout.columns):
-                rules.kinds.update(await sink.context_kinds())
+                rules = replace(rules, fields=FileFields(await sink.context_schema()))
             if self._options.on_bad == "refuse":
                 await self._check(rules)
             began = time.monotonic()
             await self._write(sink, rules, start, positions)
+            self._tell_empty(rules)
             self._conclude(sink, max(time.monotonic() - began, 1e-6))
             positions.remove()
         finally:
@@ -254,6 +257,11 @@ class Importer:
         if self._findings.bad:
             self._report_bad_rows()
             self._console.print(f"{self._findings.bad:,} bad rows were left out.")
+
+    def _tell_empty(self, rules: RowRules) -> None:
+        read = [role for role in self._file.layout.columns if role.startswith(PREFIX)]
+        if empty := [role for role in read if role.removeprefix(PREFIX) not in rules.fields.given]:
+            self._console.print(f"No row gives anything in {', '.join(empty)}.", markup=False)
 
     def _report_bad_rows(self) -> None:
         for text in self._findings.lines("row" if self._file.layout.kind == "parquet" else "line"):

@@ -25,8 +25,9 @@ _PORT = whole(1, 65_535)
 def columns(text: str) -> dict[str, str]:
     """Parse `user=NAME,item=NAME,rating=NAME,timestamp=NAME`: the file's names of the columns."""
     found = named_columns(text)
-    if not {"user", "item", "rating"} <= set(found) <= {"user", "item", "rating", "timestamp"}:
-        raise ValueError("must name user, item and rating, and perhaps timestamp")
+    roles = {role for role in found if not role.startswith("context.")}
+    if not {"user", "item", "rating"} <= roles <= {"user", "item", "rating", "timestamp"}:
+        raise ValueError("must name user, item and rating, and perhaps timestamp and context.NAME")
     return found
 
 

@@ -19,7 +19,7 @@ from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Event, Rati
 from factors import Scale
 from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable, StreamFull
 from featurestore.ratings.batches import Columns
-from featurestore.ratings.context_schema import ContextKind, ContextRefused
+from featurestore.ratings.context_schema import ContextRefused, ContextSchema
 from featurestore.ratings.event_types import RATING, codes_taken, unknown_type
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -68,8 +68,8 @@ class Sink(Protocol):
     scale: Scale
     epoch: int
 
-    async def context_kinds(self) -> dict[str, ContextKind]:
-        """Return the kinds of the fields of contexts that are known. Raises CannotStartError."""
+    async def context_schema(self) -> ContextSchema:
+        """Return the fields of contexts that are known. Raises CannotStartError."""
 
     async def write(self, rows: Sequence[Row]) -> None:
         """Write the rows of one call. Raises SinkBusyError, RowRefusedError, ImportStoppedError."""
@@ -111,10 +111,10 @@ class StoreSink:
             ) from exc
         return cls(store, name, live.epoch)
 
-    async def context_kinds(self) -> dict[str, ContextKind]:
+    async def context_schema(self) -> ContextSchema:
         """As in Sink."""
         try:
-            return {each.name: each.kind for each in (await self._store.contexts.fresh()).fields}
+            return await self._store.contexts.fresh()
         except StoreError as exc:
             raise CannotStartError(f"{self.name} cannot be read ({exc})") from exc
 
@@ -200,10 +200,10 @@ class ApiSink:
             raise CannotStartError(why) from exc
         return cls(session, client, Scale(*status.scale))
 
-    async def context_kinds(self) -> dict[str, ContextKind]:
+    async def context_schema(self) -> ContextSchema:
         """As in Sink."""
         try:
-            return await self._client.context_kinds()
+            return await self._client.context_schema()
         except ApiError as exc:
             raise CannotStartError(str(exc)) from exc
 

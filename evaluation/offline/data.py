@@ -8,14 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.question import Array, SideName
-from factors import Columns, Ratings, Scale
+from factors import Columns, ContextKind, Ratings, Scale
 from featurestore.settings import format_scale
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
     """Ratings in the order of their source. `n_users`, `n_items`: of all of them, whatever is held out.
-    `attributes`: of items and users, encoded, where there are any.
+    `attributes`: of items and users, encoded, where there are any. `context_kinds`: of the fields of the
+    context of the ratings.
     """
 
     name: str
@@ -24,13 +25,13 @@ class DataSet:
     n_items: int
     scale: Scale
     attributes: Mapping[SideName, Columns] = field(default_factory=dict)
+    context_kinds: tuple[ContextKind, ...] = ()
 
     def part(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Ratings:
         """Return the ratings of these rows, a mask or positions."""
         ratings = self.ratings
-        return Ratings(
-            ratings.user_row[rows], ratings.item_row[rows], ratings.value[rows], ratings.time[rows]
-        )
+        columns = (ratings.user_row[rows], ratings.item_row[rows], ratings.value[rows], ratings.time[rows])
+        return Ratings(*columns, context=None if ratings.context is None else ratings.context[rows])
 
     def digest(self) -> str:
         """Return 16 bytes, hexadecimal, that differ between data sets."""
@@ -40,6 +41,8 @@ class DataSet:
             found.update(np.ascontiguousarray(column).tobytes())
         for column in self.attribute_arrays().values():
             found.update(np.ascontiguousarray(column).tobytes())
+        if ratings.context is not None:
+            found.update(repr(self.context_kinds).encode() + np.ascontiguousarray(ratings.context).tobytes())
         return found.hexdigest()
 
     def attribute_arrays(self) -> dict[str, Array]:

@@ -5,7 +5,7 @@ Invariant: an engine sees a `Question` only; nothing here is chosen by held-out 
 
 A name may carry options after colons: `auto:rank=16:link=gaussian:no-set-effects:no-periods`. Lists of
 `auto` are in the order of the service's scores, unless `order=rating` or `order=relevance` is among them.
-With `attributes` it has those of items and users, too.
+With `attributes` it has those of items and users, too, with `context` what was told with each rating.
 """
 
 from collections.abc import Mapping
@@ -31,8 +31,9 @@ from evaluation.question import (
 
 AUTO = "auto"
 ATTRIBUTES = "auto:attributes"
+CONTEXT = "auto:context"
 OPTIONS = (
-    "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods, attributes, order=rating, "
+    "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods, attributes, context, order=rating, "
     "order=relevance"
 )
 REFIT_EVENTS = 5000  # the trainer's default
@@ -88,7 +89,7 @@ def fit_options(name: str) -> dict[str, Any]:
                 found["implicit_effects"] = False
             case "no-periods", "":
                 found["session_effects"] = False
-            case ("order", "rating" | "relevance") | ("attributes", ""):
+            case ("order", "rating" | "relevance") | ("attributes" | "context", ""):
                 continue
             case _:
                 raise ValueError(f"{AUTO} has no option {option}: it has {OPTIONS}")
@@ -98,6 +99,11 @@ def fit_options(name: str) -> dict[str, Any]:
 def attributes_of(name: str, question: Question) -> Any:
     """Return the attributes of a question's items and users, if an `auto` engine of this name has them."""
     return question.attributes() if "attributes" in name.split(":")[1:] else {}
+
+
+def has_context(name: str) -> bool:
+    """Whether an `auto` engine of this name reads the contexts of ratings."""
+    return "context" in name.split(":")[1:]
 
 
 def _foldin(name: str, options: dict[str, Any], order: str) -> ComparedEngine:
@@ -110,12 +116,13 @@ def _foldin(name: str, options: dict[str, Any], order: str) -> ComparedEngine:
         if order == "relevance":
             return top_by_relevance(question, seed)
         fitted = fit(
-            question.ratings(),
+            question.ratings(context=has_context(name)),
             question.n_users,
             question.n_items,
             settings=FitSettings(question.scale(), **options),
             rng=np.random.default_rng(seed),
             attributes=attributes_of(name, question),
+            context_kinds=question.context_kinds(),
         )
         sweeps = fitted.metrics.get("sweeps", float("nan"))
         note = f"rank {fitted.model.rank}, {fitted.model.link}, {sweeps:.0f} sweeps"
@@ -136,6 +143,7 @@ def _foldin(name: str, options: dict[str, Any], order: str) -> ComparedEngine:
             question,
             FitSettings(question.scale(), **options),
             seed,
+            context=has_context(name),
             refit_events=REFIT_EVENTS,
             fold_events=FOLD_EVENTS,
         )
@@ -149,13 +157,20 @@ def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
     from factors import Ranker, Scorer, scale_levels
 
     scorer = Scorer(fitted.posterior, fitted.items)
-    scores = scorer.score(fitted.users, question.test_user, question.test_item, question.test_time)
+    # Of a model without contexts they move nothing.
+    context = question.test_context if len(question.categorical) else None
+    pairs = question.test_user, question.test_item, question.test_time
+    scores = scorer.score(fitted.users, *pairs, context)
     probabilities = no_probabilities()
     if scale_levels(question.scale()) > 1:
         starts = range(0, len(question.test_user), PAIRS_AT_ONCE)
         parts = [slice(start, start + PAIRS_AT_ONCE) for start in starts]
-        user, item, time = question.test_user, question.test_item, question.test_time
-        found = [scorer.distribution(fitted.users, user[part], item[part], time[part]) for part in parts]
+        user, item, time = pairs
+        told = [None if context is None else context[part] for part in parts]
+        found = [
+            scorer.distribution(fitted.users, user[part], item[part], time[part], given)
+            for part, given in zip(parts, told, strict=True)
+        ]
         probabilities = np.concatenate(found).astype(np.float32)
     top = no_top()
     if question.top:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.question import Array, Question
-from factors import FitSettings, Fitted, Histories, Ratings, Scorer, Scores, fit
+from factors import FitSettings, Fitted, Float32s, Histories, Ratings, Scorer, Scores, fit
 
 Rows = npt.NDArray[np.int64]
 
@@ -32,7 +32,11 @@ class Learner:
         """Predict the ratings at these positions, all as of now."""
         ratings = self._ratings
         return Scorer(self.fitted.posterior, self.items).score(
-            self.users, ratings.user_row[events], ratings.item_row[events], ratings.time[events]
+            self.users,
+            ratings.user_row[events],
+            ratings.item_row[events],
+            ratings.time[events],
+            self._context(events),
         )
 
     def learn(self, events: Rows) -> Scores:
@@ -44,7 +48,8 @@ class Learner:
         # A history for each event, up to it alone: the counter rule gives the same in the service.
         past = self._before(self._of_user, users, events, ratings.item_row)
         now = posterior.fold_in_users(self.items, past, current=self.users[users])
-        scores = Scorer(posterior, self.items).score(now, np.arange(len(events)), items, ratings.time[events])
+        asked = np.arange(len(events)), items, ratings.time[events], self._context(events)
+        scores = Scorer(posterior, self.items).score(now, *asked)
         # Users first, then the rated items from all who rated them: as service and trainer do it.
         users, items, end = np.unique(users), np.unique(items), events[-1:] + 1
         past = self._before(self._of_user, users, np.repeat(end, len(users)), ratings.item_row)
@@ -52,6 +57,9 @@ class Learner:
         past = self._before(self._of_item, items, np.repeat(end, len(items)), ratings.user_row)
         self.items[items] = posterior.fold_in_items(self.users, past, current=self.items[items])
         return scores
+
+    def _context(self, events: Rows) -> Float32s | None:
+        return None if self._ratings.context is None else self._ratings.context[events]
 
     def _before(
         self, positions: list[Rows], rows: npt.NDArray[np.int32], ends: Rows, other: npt.NDArray[np.int32]
@@ -74,13 +82,19 @@ def histories_of(ratings: Ratings, parts: Sequence[Rows], other: npt.NDArray[np.
 
 
 def predict_then_learn(
-    question: Question, settings: FitSettings, seed: int, *, refit_events: int, fold_events: int
+    question: Question,
+    settings: FitSettings,
+    seed: int,
+    *,
+    refit_events: int,
+    fold_events: int,
+    context: bool = False,
 ) -> tuple[Array, Array, str]:
     """Return predictions of the training ratings, which must be in time order, their standard deviations,
-    both (n,), and a note.
+    both (n,), and a note. `context`: reads what was told with each.
     """
-    shape = question.n_users, question.n_items
-    ratings = question.ratings()
+    shape, kinds = (question.n_users, question.n_items), question.context_kinds()
+    ratings = question.ratings(context=context)
     n = len(ratings.value)
     rating, std = np.empty(n), np.empty(n)
     # Without ratings the fit is the prior: the first users and items are predicted from it.
@@ -95,7 +109,8 @@ def predict_then_learn(
             start = learner.fitted if refits else None
             # A seed for each refit: what is drawn does not depend on the number of refits before.
             rng = np.random.default_rng([seed, begin])
-            learner.go_on_from(fit(known, *shape, settings=settings, rng=rng, start=start))
+            found = fit(known, *shape, settings=settings, rng=rng, start=start, context_kinds=kinds)
+            learner.go_on_from(found)
             refits += 1
         events = np.arange(begin, min(begin + fold_events, n))
         scores = learner.learn(events)
@@ -105,7 +120,8 @@ def predict_then_learn(
 
 def ratings_before(ratings: Ratings, end: int) -> Ratings:
     """Return the first `end` ratings."""
-    return Ratings(ratings.user_row[:end], ratings.item_row[:end], ratings.value[:end], ratings.time[:end])
+    columns = ratings.user_row[:end], ratings.item_row[:end], ratings.value[:end], ratings.time[:end]
+    return Ratings(*columns, context=None if ratings.context is None else ratings.context[:end])
 
 
 def _positions(rows: npt.NDArray[np.int32], size: int) -> list[Rows]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.offline.data import DataSet
-from evaluation.question import Question, no_tuning
+from evaluation.question import Question, no_context, no_tuning
 from processes.errors import CannotStartError
 
 SplitName = Literal["given-fold", "random", "leave-k-out", "leave-last-k", "time", "prequential"]
@@ -69,6 +69,9 @@ class Split:
             top=top,
             tuning=self._tuning(replace(self.data, ratings=train)) if top else no_tuning(),
             latest=self.latest,
+            train_context=no_context() if train.context is None else train.context,
+            test_context=no_context() if test.context is None else test.context,
+            categorical=np.array([kind == "category" for kind in self.data.context_kinds], dtype=np.bool_),
             **self.data.attribute_arrays(),
         )
 

@@ -1,9 +1,10 @@
 """Columns `context.NAME` of a file of ratings. An empty value, a null and a NaN are not given.
 
-Invariant: a field has one kind in a whole file: that of the target, or what its first values are.
+Invariant: a field has one kind in a whole file: that of the target, or what its first values are. What the
+target would have no room for is a bad row here, before anything is sent.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.ratings.context_schema import LARGEST_NUMBER, MOST_CATEGORY_BYTES, ContextKind
+from factors import Float32s
+from featurestore.ratings.context_schema import (
+    LARGEST_NUMBER,
+    MOST_CATEGORY_BYTES,
+    ContextField,
+    ContextKind,
+    ContextRefused,
+    ContextSchema,
+)
 
 PREFIX = "context."
 SHOWN_CHARACTERS = 40  # of a bad value
@@ -21,21 +30,79 @@ Refuse = Any  # a callback with a keyword-only argument has no short type
 Mask = npt.NDArray[np.bool_]
 
 
-def context_columns(columns: Contexts, kinds: dict[str, ContextKind], refuse: Refuse) -> dict[str, pa.Array]:
-    """Return the contexts among `columns` by field; refuse rows with a value that is none. `kinds`: of the
-    fields that are known, to which new ones are added.
+class FileFields:
+    """The fields of the contexts of a file: those that the target knows, to which new ones are added as far
+    as it has room. `given`: names of those that any row gives.
+    """
+
+    def __init__(self, known: ContextSchema | None = None) -> None:
+        self.schema = known or ContextSchema()
+        self.given = set[str]()
+
+    def take(self, role: str, column: pa.Array, refuse: Refuse, good: Callable[[], Mask]) -> pa.Array:
+        """Return a column as numbers or categories; refuse rows with a value that is none, or has no room.
+        `good`: which rows nothing was found wrong with yet.
+        """
+        name = role.removeprefix(PREFIX)
+        known = next((each for each in self.schema.fields if each.name == name), None)
+        kind = known.kind if known else _kind_of(column)
+        column = (_numbers if kind == "number" else _categories)(role, column, refuse)
+        there = good() & column.is_valid().to_numpy(zero_copy_only=False)
+        if not there.any():
+            return column
+        self.given.add(name)
+        field = ContextField(name, kind)
+        if why := self._lacks_room(field, None):
+            refuse(there, lambda _: f"{role}: {why}")
+        elif kind == "category":
+            texts = column.filter(pa.array(there)).unique().to_pylist()
+            wrong = {text: why for text in texts if (why := self._lacks_room(field, text))}
+            if wrong:
+                found = pc.is_in(column, pa.array(wrong, pa.string())).to_numpy(zero_copy_only=False)
+                refuse(there & found, lambda row: f"{role}: {wrong[column[row].as_py()]}")
+        return column
+
+    def _lacks_room(self, field: ContextField, category: str | None) -> str:
+        try:
+            self.schema = self.schema.extended({(field, category): 0})
+        except ContextRefused as exc:
+            return str(exc)
+        return ""
+
+    def rows(self, contexts: Contexts, n_rows: int) -> Float32s:
+        """Return the contexts of some rows as the target has them, (n, k), NaN where nothing is given."""
+        return _rows(self.schema, contexts, n_rows)
+
+
+def context_columns(
+    columns: Contexts, fields: FileFields, refuse: Refuse, good: Callable[[], Mask]
+) -> dict[str, pa.Array]:
+    """Return the contexts among `columns` by field; refuse rows with a value that is none. `good`: see
+    `FileFields.take`.
     """
     found: dict[str, pa.Array] = {}
     for role, column in columns.items():
         if not role.startswith(PREFIX):
             continue
-        name, given = role.removeprefix(PREFIX), _given(role, column, refuse)
+        given = _given(role, column, refuse)
         # A part of a file in which nothing is given says nothing of the kind.
         if given.null_count < len(given):
-            kind = kinds.setdefault(name, _kind_of(given))
-            given = (_numbers if kind == "number" else _categories)(role, given, refuse)
-        found[name] = given
+            given = fields.take(role, given, refuse, good)
+        found[role.removeprefix(PREFIX)] = given
     return found
+
+
+def may_be_context(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold values of contexts."""
+    inner, types = (kind.value_type if pa.types.is_dictionary(kind) else kind), pa.types
+    numbers = types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null
+    return _is_text(inner) or _is_view(inner) or any(is_number(kind) for is_number in numbers)
+
+
+def missing_columns(names: Sequence[str], columns: Mapping[str, int]) -> list[str]:
+    """Return the columns of contexts among `names` that are not read."""
+    read = {names[position] for position in columns.values()}
+    return [name for name in names if name.startswith(PREFIX) and name not in read]
 
 
 def given_mask(contexts: Contexts, n_rows: int) -> Mask:
@@ -54,10 +121,24 @@ def context_rows(contexts: Contexts, start: int, size: int) -> Iterator[dict[str
         yield given or None
 
 
+def _rows(schema: ContextSchema, contexts: Contexts, n_rows: int) -> Float32s:
+    table = np.full((n_rows, len(schema.fields)), np.nan, dtype=np.float32)
+    for place, field in enumerate(schema.fields):
+        column = contexts.get(field.name)
+        if column is None or column.null_count == n_rows:
+            continue
+        if field.kind == "category":
+            column = pc.index_in(column, pa.array(field.categories, pa.string())).cast(pa.float64())
+        table[:, place] = column.to_numpy(zero_copy_only=False)
+    return table
+
+
 def _given(role: str, column: pa.Array, refuse: Refuse) -> pa.Array:
     """Return a column as float64 or strings, null where nothing is given."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if _is_view(column.type):
+        column = column.cast(pa.large_binary())
     if pa.types.is_boolean(column.type):
         return column.cast(pa.int8()).cast(pa.float64())
     if not _is_text(column.type):
@@ -131,5 +212,10 @@ def _categories(role: str, given: pa.Array, refuse: Refuse) -> pa.Array:
     return given
 
 
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
+
+
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+    texts = pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary
+    return any(is_text(kind) for is_text in texts)

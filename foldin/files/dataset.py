@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evaluation.offline.data import DataSet
-from factors import Ratings, Scale
+from factors import Float32s, Ratings, Scale
+from featurestore.contexts.codec import joined, trimmed
 from featurestore.settings import format_scale
+from foldin.files.contexts import FileFields, missing_columns
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, Values, off_scale, scale_of
@@ -55,6 +57,7 @@ class _Columns:
     item: pa.Array
     value: Values
     time: Values
+    contexts: Float32s
 
 
 def read_files(
@@ -68,8 +71,10 @@ def read_files(
     A pair of both files counts in the second, as the last rating of a pair counts.
     """
     remarks: list[str] = []
+    # Of both files: the same field, and the same category, has one number.
+    fields = FileFields()
     parts = [
-        _read(part, rules, remarks, lambda share, part=part: on_progress(part, share))  # type: ignore[misc]
+        _read(part, rules, fields, remarks, lambda share, part=part: on_progress(part, share))  # type: ignore[misc]
         for part in (path, second)
         if part is not None
     ]
@@ -89,19 +94,30 @@ def read_files(
             f"{int(off.sum()):,} ratings of {path} are off the scale {format_scale(scale)}, such as "
             f"{value[off][0]:g}: give another --scale"
         )
-    ratings = Ratings(user[kept], item[kept], value[kept], time[kept])
+    told = joined([(len(part.value), part.contexts) for part in parts])
+    context = None if told is None else trimmed(told[kept])
+    ratings = Ratings(user[kept], item[kept], value[kept], time[kept], context=context)
     n_first = int((kept < len(parts[0].value)).sum())
-    data = DataSet(path.name, ratings, len(user_ids), len(item_ids), scale)
+    kinds = fields.schema.kinds[: 0 if context is None else context.shape[1]]
+    data = DataSet(path.name, ratings, len(user_ids), len(item_ids), scale, context_kinds=kinds)
     return FileData(data, n_first, tuple(remarks), item_ids)
 
 
-def _read(path: Path, rules: FileRules, remarks: list[str], on_progress: Callable[[float], None]) -> _Columns:
+def _read(
+    path: Path,
+    rules: FileRules,
+    fields: FileFields,
+    remarks: list[str],
+    on_progress: Callable[[float], None],
+) -> _Columns:
     file = RatingsFile(path, find_layout(path, rules.kind, rules.columns))
+    if missing := missing_columns(file.layout.names, file.layout.columns):
+        remarks.append(f"not read of {path}, as --columns does not name them: {', '.join(missing)}")
     bad: list[BadRow] = []
     n_bad = 0
     batches = []
     # Without a time column every time is NaN: nothing is known, and nothing is made up.
-    for batch in file.read(RowRules(ANY_SCALE, float("nan"))):
+    for batch in file.read(RowRules(ANY_SCALE, float("nan"), fields)):
         n_bad += len(batch.bad)
         bad += batch.bad[: SHOWN_ROWS - len(bad)]
         batches.append(batch)
@@ -120,6 +136,7 @@ def _read(path: Path, rules: FileRules, remarks: list[str], on_progress: Callabl
         pa.concat_arrays([batch.item_ids for batch in batches]),
         np.concatenate([batch.ratings for batch in batches]),
         np.concatenate([batch.times for batch in batches]),
+        np.concatenate([fields.rows(batch.contexts, len(batch)) for batch in batches]),
     )
 
 

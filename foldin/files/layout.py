@@ -109,15 +109,26 @@ def find_layout(path: Path, kind: str, columns: Mapping[str, str] | None) -> Lay
         reason = getattr(exc, "strerror", None) or exc
         raise CannotStartError(f"{path} cannot be read ({reason}): check the path and the file") from exc
     if head.startswith(PARQUET_MAGIC) or kind == "parquet":
-        return _parquet_layout(
-            path, kind, columns, compressed=compressed, is_parquet=head.startswith(PARQUET_MAGIC)
+        is_parquet = head.startswith(PARQUET_MAGIC)
+        return _clear(
+            path, _parquet_layout(path, kind, columns, compressed=compressed, is_parquet=is_parquet)
         )
     lines = head.removeprefix(BOM).decode("utf-8", "replace").splitlines()
     if not lines or not lines[0].strip():
         raise CannotStartError(
             f"{path} is empty, or begins with an empty line: give a file with a rating in each line"
         )
-    return _text_layout(path, lines[0], kind, columns, compressed=compressed)
+    return _clear(path, _text_layout(path, lines[0], kind, columns, compressed=compressed))
+
+
+def _clear(path: Path, layout: Layout) -> Layout:
+    """Return a layout whose contexts have names of their own. Raises CannotStartError."""
+    if PREFIX in layout.names:
+        raise CannotStartError(f"{path} has a column {PREFIX} without a name: name it, as in {PREFIX}hour")
+    twice = [role for role in layout.columns if role.startswith(PREFIX) and layout.names.count(role) > 1]
+    if twice:
+        raise CannotStartError(f"{path} has two columns {twice[0]}: leave one, or give one another name")
+    return layout
 
 
 def _text_layout(

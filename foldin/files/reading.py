@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from foldin.files.contexts import may_be_context
 from foldin.files.layout import BOM, CountingFile, Layout, open_text
 from foldin.files.rows import BadRow, Batch, Lines, RowRules
 from processes.errors import CannotStartError
@@ -155,7 +156,7 @@ class RatingsFile:
                 or pa.types.is_timestamp(kind)
                 or pa.types.is_date(kind),
                 "type": is_text(kind),
-                "context": is_text(kind) or is_number(kind) or pa.types.is_boolean(kind),
+                "context": may_be_context(kind),
             }
             if not fits[role.partition(".")[0]]:
                 raise CannotStartError(

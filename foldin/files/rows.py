@@ -19,10 +19,9 @@ import pyarrow.compute as pc
 
 from factors import Scale
 from featurestore.codecs import MAX_TIMESTAMP
-from featurestore.ratings.context_schema import ContextKind
 from featurestore.ratings.event_types import RATING
 from featurestore.settings import format_scale
-from foldin.files.contexts import Contexts, context_columns, context_rows, given_mask
+from foldin.files.contexts import Contexts, FileFields, context_columns, context_rows, given_mask
 from foldin.files.layout import NUMBER
 
 Lines = npt.NDArray[np.int64]
@@ -100,13 +99,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class RowRules:
-    """What a rating must be: on the scale. One without a time is from `now`, seconds since 1970. `kinds`: of
-    the fields of contexts; `check` adds those that it meets first.
+    """What a rating must be: on the scale. One without a time is from `now`, seconds since 1970. `fields`: of
+    contexts; `check` adds those that it meets first.
     """
 
     scale: Scale
     now: float
-    kinds: dict[str, ContextKind] = field(default_factory=dict)
+    fields: FileFields = field(default_factory=FileFields)
 
     def check(
         self, columns: dict[str, pa.Array], lines: Lines, last_line: int, torn: tuple[BadRow, ...] = ()
@@ -142,7 +141,11 @@ class RowRules:
             lambda position: f"rating {ratings[position]:g} is off the scale",
             off_scale=True,
         )
-        contexts = context_columns(columns, self.kinds, refuse)
+        everywhere = np.arange(len(lines))
+        # What only bad rows give takes no room.
+        contexts = context_columns(
+            columns, self.fields, refuse, lambda: ~np.isin(everywhere, list(bad)) & rated
+        )
         if not rated.all():
             refuse(given_mask(contexts, len(lines)) & ~rated, lambda _: "a rating may have a context")
         rows = tuple(sorted((*bad.values(), *torn), key=lambda row: row.line))

@@ -16,7 +16,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from factors import Bools, Float32s, Int32s, Int64s
-from featurestore.codecs import History, pack_histories
+from featurestore.codecs import ENTRY_BYTES, History, pack_histories
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.event_types import RATING, consumed_codes, unknown_type
 from service.call_rules import (
@@ -426,5 +426,6 @@ async def _best_items(
 
 
 async def computed(live: LiveGeneration, history: History, compute: Callable[[], T]) -> T:
-    """Return what `compute` makes of `history`, in a thread where that is long."""
-    return compute() if history.entries <= _LONG else await live.in_thread(compute)
+    """Return what `compute` makes of `history`, in a thread where that, or what was told with it, is long."""
+    told = 0 if history.context is None else history.context.nbytes // ENTRY_BYTES
+    return compute() if history.entries + told <= _LONG else await live.in_thread(compute)

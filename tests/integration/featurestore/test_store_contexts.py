@@ -3,6 +3,7 @@
 import asyncio
 import math
 import struct
+from threading import current_thread
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
 from featurestore.ratings.stream import Events
 from featurestore.store import Store
-from featurestore.users.records import StoredUser
+from featurestore.users.records import StoredUser, UserRecords
 from tests.support.factories import as_live, lead, publish, rating
 from tests.support.waiting import wait_until_async
 
@@ -278,6 +279,33 @@ async def test_the_latest_contexts_of_a_long_history_are_read(
     same(history.context, context.tolist())
     (user,) = await store.users.stored(1, [b"u"])
     assert len(user.contexts) == 5_000 * width
+
+
+async def test_many_bytes_of_contexts_are_folded_in_off_the_event_loop(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = list[str]()
+    fold, unpack = UserRecords._fold, UserRecords._history
+
+    def noted(*given: Any) -> Any:
+        threads.append(current_thread().name)
+        return fold(*given)
+
+    def read(*given: Any) -> Any:
+        threads.append(current_thread().name)
+        return unpack(*given)
+
+    monkeypatch.setattr(UserRecords, "_fold", noted)
+    monkeypatch.setattr(UserRecords, "_history", read)
+    live = as_live(await publish(store, await lead(store), n_items=4))
+    for name, width in (("narrow", 1), ("wide", 32)):
+        several = [told(name, f"i{k}", *[float(k)] * width) for k in range(300)]
+        await store.ratings.append(several)
+        threads.clear()
+        await store.users.current(live, [name.encode()])
+        await store.users.history(1, name.encode())
+        assert len(threads) >= 2
+        assert {each == "MainThread" for each in threads} == {width == 1}
 
 
 async def test_a_scan_has_the_contexts(store: Store) -> None:

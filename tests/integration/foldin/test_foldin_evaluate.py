@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.offline import splits
+from evaluation.offline.online import predict_then_learn
+from factors import FitSettings
+from foldin.files.dataset import FileRules, read_files
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -73,6 +77,37 @@ def test_what_is_said_of_the_items_is_learned(ratings: Path, tmp_path: Path) -> 
     with (out / "summary.csv").open(newline="") as file:
         rows = {row["engine"]: row for row in csv.DictReader(file)}
     assert float(rows["auto:attributes"]["rmse"]) < float(rows["global-mean"]["rmse"])
+
+
+def test_what_was_told_with_ratings_is_learned(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    at, mood = rng.normal(0, 1, (40, 30)), rng.integers(0, 2, (40, 30))
+    score = 3 + rng.normal(0, 0.5, 40)[:, None] + rng.normal(0, 0.3, (40, 30)) + 0.7 * at + 0.8 * mood
+    value = np.clip(np.rint(score), 1, 5).astype(int)
+    moods = np.where(mood, "calm", "wild").flat
+    lines = [
+        f"u{p // 30},i{p % 30},{value.flat[p]},{j},{at.flat[p]:.3f},{moods[p]}"
+        for j, p in enumerate(rng.permutation(1200)[:900])
+    ]
+    path, out = tmp_path / "ratings.csv", tmp_path / "out"
+    path.write_text("user,item,rating,timestamp,context.at,context.mood\n" + "\n".join(lines) + "\n")
+    # By default with and without.
+    done = evaluate(path, "--out", out)
+    assert done.returncode == 0, done.stderr + done.stdout
+    with (out / "summary.csv").open(newline="") as file:
+        rows = {row["engine"]: row for row in csv.DictReader(file)}
+    assert float(rows["auto:context"]["rmse"]) < 0.9 * float(rows["auto"]["rmse"])
+    # Rating by rating, too, from the first refit on.
+    question = splits.in_time_order(read_files(path, None, FileRules()).data).question()
+    settings = FitSettings(question.scale(), rank=2)
+    errors = {}
+    for context in (True, False):
+        rating, _, note = predict_then_learn(
+            question, settings, 1, context=context, refit_events=300, fold_events=50
+        )
+        assert note == "2 warm refits"
+        errors[context] = float(np.square(rating - question.train_value)[300:].mean())
+    assert errors[True] < 0.8 * errors[False]
 
 
 def _kind(item: int) -> str:

@@ -1,7 +1,10 @@
 """An import of events of types, and of contexts, straight to the store and through the API."""
 
+from typing import Any
+
 import pytest
 
+from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.event_types import DEFAULT_TYPES, NewType, replaced
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -53,12 +56,13 @@ async def test_contexts_arrive_with_their_ratings(
         sink: Sink = StoreSink(store, "the store", 1)
         if target == "api":
             sink = await ApiSink.open(client.url, None)
-        assert await sink.context_kinds() == {}
+        assert await sink.context_schema() == ContextSchema()
         given: dict[str, float | str] = {"hour": 14.5, "device": "phone"}
         await sink.write([(b"ann", b"x", 4.0, 5.0, None, given), (b"ann", b"y", 2.0, 6.0, None, None)])
         events: list[Row] = [(b"ann", b"z", 3.0, 7.0, b"rating", {"hour": 9}), (*ROWS[0], None)]
         await sink.write(events)
-        assert await sink.context_kinds() == {"hour": "number", "device": "category"}
+        known = {each.name: (each.kind, each.categories) for each in (await sink.context_schema()).fields}
+        assert known == {"hour": ("number", ()), "device": ("category", ("phone",))}
         with pytest.raises(RowRefusedError, match="'device' must be a text") as refused:
             await sink.write([events[1], (b"bob", b"z", 3.0, 7.0, b"rating", {"device": 9})])
         assert refused.value.position == 1
@@ -67,3 +71,23 @@ async def test_contexts_arrive_with_their_ratings(
         assert (await store.users.history(1, b"bob"))[0] == 0
         if target == "api":
             await sink.close()
+
+
+async def test_a_limit_that_others_reach_meanwhile_names_the_row(
+    store: Store, store_settings: StoreSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lanes write side by side: what one has told after the other looked refuses a row, not the import."""
+    admit = store.ratings.admit
+    other = await Store.open(store_settings, hot=False)
+
+    async def late(*told: Any) -> None:
+        await admit(*told)
+        texts = tuple(f"d{k}" for k in range(255))
+        await other.contexts.tell(ContextSchema((ContextField("device", "category", texts),)))
+
+    monkeypatch.setattr(store.ratings, "admit", late)
+    rows: list[Row] = [(b"u", b"%d" % k, 3.0, 5.0, None, {"device": f"new {k}"}) for k in range(3)]
+    with pytest.raises(RowRefusedError, match="'device' has 256 categories") as refused:
+        await StoreSink(store, "the store", 1).write(rows)
+    assert refused.value.position == 1
+    await other.close()

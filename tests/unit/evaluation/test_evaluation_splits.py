@@ -34,8 +34,8 @@ def test_a_question_has_no_rating_of_the_test() -> None:
         assert question.top == 7
         for field in fields(Question):
             if field.name.startswith("test_"):
-                assert field.name in {"test_user", "test_item", "test_time"}
-                assert np.asarray(getattr(question, field.name)).shape == (n_test,)
+                assert field.name in {"test_user", "test_item", "test_time", "test_context"}
+                assert len(getattr(question, field.name)) == (0 if field.name == "test_context" else n_test)
         assert split.truth().shape == (n_test,)
         assert split.known_of_user().shape == (n_test,)
 

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factors import Scale
-from featurestore.ratings.context_schema import ContextKind
+from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
 from foldin.files import reading
+from foldin.files.contexts import FileFields
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, off_scale, pieces, suggested_scale
@@ -366,7 +367,8 @@ def read_contexts(
     path: Path, columns: dict[str, str] | None = None, **kinds: ContextKind
 ) -> tuple[list[tuple[Any, ...]], list[tuple[int, str]]]:
     """The ratings of a file with contexts, and its bad rows. `kinds`: of the fields that the target knows."""
-    rows, _, bad = read(path, RowRules(RULES.scale, NOW, dict(kinds)), columns=columns)
+    known = ContextSchema(tuple(ContextField(name, kind) for name, kind in kinds.items()))
+    rows, _, bad = read(path, RowRules(RULES.scale, NOW, FileFields(known)), columns=columns)
     return list(rows), [(each.line, each.reason) for each in bad]
 
 
@@ -428,6 +430,73 @@ def test_a_context_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "r.parquet")
     _, bad = read_contexts(tmp_path / "r.parquet", device="category")
     assert "has categories, and this is a number" in bad[0][1]
+
+
+def test_what_the_target_has_no_room_for_is_a_bad_row(tmp_path: Path) -> None:
+    known = ContextSchema(tuple(ContextField(f"v{k}", "number") for k in range(30)))
+    known = known.merged(ContextSchema((ContextField("device", "category", ("tv", "old")),)))
+    fields = FileFields(known.without("v0").without("device", "old"))
+    header = "user,item,rating,context.device,context.new,context.more,context.v0"
+    texts = [f"d{k}" for k in range(260)]
+    rows = [f"u,i{k},3,{text},,," for k, text in enumerate(texts)]
+    # A category that only a bad row gives takes no room.
+    lines = [header, "u,i,99,bad,,,", *rows, "u,j,3,tv,,,", "u,j,3,old,,,", "u,k,3,,1,,", "u,k,3,,2,x,"]
+    lines += ["u,l,3,,,y,", "u,m,3,,,,5", "u,n,3,d0,3,,"]
+    path = tmp_path / "r.csv"
+    path.write_text("\n".join(lines) + "\n")
+    for _ in range(2):  # as the pass that checks, and the one that writes
+        found, where, bad = read(path, RowRules(RULES.scale, NOW, fields))
+        assert len(found) == len(where) == 255 + 1 + 1 + 2 + 1
+        reasons = {each.line: each.reason for each in bad}
+        assert len(reasons) == 8
+        assert reasons[258].startswith("context.device: 'device' has 256 categories")
+        assert "'device' has retired its category 'old'" in reasons[264]
+        assert reasons[268].startswith("context.v0: 'v0' is retired")
+    schema = fields.schema
+    assert [each.name for each in schema.shown][-2:] == ["new", "more"]
+    with pytest.raises(ValueError, match="256 categories"):
+        schema.extended(schema.lacking([{"device": "d259"}]))
+    assert fields.given == {"device", "new", "more", "v0"}
+
+
+def test_each_type_that_can_hold_a_context_is_read(tmp_path: Path) -> None:
+    told = {
+        "nothing": pa.nulls(2),
+        "view": pa.array(["tv", None], pa.string_view()),
+        "bytes_view": pa.array([b"tv", b""], pa.binary_view()),
+        "large": pa.array([b"tv", None], pa.large_binary()),
+        "number_view": pa.array(["1.5", None], pa.string_view()),
+    }
+    columns = {f"context.{name}": column for name, column in told.items()}
+    path = tmp_path / "r.parquet"
+    pq.write_table(pa.table({"user": ["a", "b"], "item": ["x", "y"], "rating": [3.0, 4.0], **columns}), path)
+    rows, bad = read_contexts(path)
+    assert bad == []
+    given = {"view": "tv", "bytes_view": "tv", "large": "tv", "number_view": 1.5}
+    assert [row[5] for row in rows] == [given, None]
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (("context.hour", "context.hour"), "two columns context.hour"),
+        (("context.", "context.a"), "without a name"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet", "inter"])
+def test_columns_of_contexts_have_names_of_their_own(
+    tmp_path: Path, names: tuple[str, str], why: str, kind: str
+) -> None:
+    path = tmp_path / f"r.{kind}"
+    every = ["user", "item", "rating", *names]
+    if kind == "parquet":
+        pq.write_table(pa.table([pa.array(["1"])] * 5, names=every), path)
+    elif kind == "csv":
+        path.write_text(",".join(every) + "\na,x,3,1,2\n")
+    else:
+        path.write_text("\t".join(f"{each}:token" for each in every) + "\na\tx\t3\t1\t2\n")
+    with pytest.raises(CannotStartError, match=why):
+        find_layout(path, "auto", None)
 
 
 def test_an_event_that_is_no_rating_has_no_context(tmp_path: Path) -> None:
