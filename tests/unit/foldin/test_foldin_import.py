@@ -6,12 +6,14 @@ The target is a fake.
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from factors import Scale
+from featurestore.ratings.context_schema import ContextField, ContextSchema
 from foldin import importing
 from foldin.errors import ImportStoppedError
 from foldin.files import reading
@@ -39,6 +41,10 @@ class FakeSink:
         if self._before_write:
             self._before_write(rows)
         self.rows += rows
+
+    async def context_schema(self) -> ContextSchema:
+        """As many categories as there may be, but for two."""
+        return ContextSchema((ContextField("device", "category", tuple(f"d{k}" for k in range(254))),))
 
     async def close(self) -> None:
         """Remember it."""
@@ -109,6 +115,32 @@ def test_a_bad_row_refuses_the_whole_file_before_anything_is_written(
     assert sink.rows == []
     assert sink.closed
     assert "line 202: rating is not a number: 'none'" in capsys.readouterr().out
+
+
+def test_contexts_that_do_not_fit_are_known_before_anything_is_written(
+    tmp_path: Path,
+    settings: FrontDoorSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "ratings.csv"
+    rows = "".join(f"u{n % 20},i{n},3,new {n % 4},\n" for n in range(200))
+    file.write_text("user,item,rating,context.device,context.mood\n" + rows)
+    sink, calls = use(monkeypatch, FakeSink(before_write=lambda rows: calls.append(len(rows)))), list[int]()
+    with pytest.raises(CannotStartError, match="100 bad rows"):
+        run_import(options(file), settings)
+    assert calls == []
+    said = capsys.readouterr().out
+    assert "line 4: context.device: 'device' has 256 categories" in said
+    # None is sent to be refused.
+    assert run_import(options(file, on_bad="skip"), settings) == 0
+    assert sum(calls) == len(sink.rows) == 100
+    said = capsys.readouterr().out
+    assert "100 bad rows were left out" in said
+    assert "No row gives anything in context.mood." in said
+    named = replace(options(file), columns={"user": "user", "item": "item", "rating": "rating"})
+    assert run_import(named, settings) == 0
+    assert "--columns does not name them: context.device, context.mood" in capsys.readouterr().out
 
 
 def test_off_the_scale_says_which_scale_would_take_it(
