@@ -436,8 +436,8 @@ end
 
 -- keys: user, history, forgotten, contexts. args: field, record, digest, upto, kept fields, since when the attributes are
 -- those that it rests on ('': it rests on none), '1' where the one that is there was found damaged[, n, compacted history
--- or '', sample or '', contexts of the compacted history or '']. The compacted history is taken only while nothing was added since it was read, its contexts with it: so
--- there are never more of these than entries.
+-- or '', sample or '', contexts of the compacted history or '']. The compacted history is taken only while nothing was
+-- added since it was read, its contexts with it: so there are never more of these than entries.
 local function put_record(keys, args)
   -- Of a user of whom attributes alone are known `n` is 0.
   local floor = tonumber(redis.call('HGET', keys[3], args[3]) or '-1')
