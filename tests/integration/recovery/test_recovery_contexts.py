@@ -122,6 +122,9 @@ async def test_what_is_retired_is_kept_and_comes_back_as_it_was(
         await fitted(store)
         await until_drained(store)
         assert await contexts_of(store) == shown
+        # What a fit has learned from: of the four values that were told, the one that is not retired.
+        (learned,) = {each.resolve() for each in settings.archive_folder.rglob("item_contexts.npy")}
+        assert np.load(learned)[~np.isnan(np.load(learned))].tolist() == [1.0]
         assert (await verify(store, settings, print)).differences == ()
         await back_up(store, settings, backup, print)
         assert read_fields(settings.archive_folder / "epoch-000001").retired == [(0, None), (1, 0)]
