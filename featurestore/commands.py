@@ -16,7 +16,7 @@ from featurestore.errors import StoreError
 from featurestore.keys import Keys
 from featurestore.leases import Lease
 
-CommandKind = Literal["refit", "epoch", "erase"]
+CommandKind = Literal["refit", "epoch", "erase", "take_back"]
 
 FailureCode = Literal[
     "fit_refused",
@@ -43,12 +43,18 @@ MOST_COMMANDS = 100_000
 POLL_S = 0.05
 # The store's time at which a user was forgotten, and the user.
 _ASKED = re.compile(rb"asked (\d+) (.+)", re.DOTALL)
+# The epoch, the store's time, the ends of its streams, and the item.
+_TAKE_BACK = re.compile(rb"take_back (\d+) (\d+) (\[[\d,\[\]]*\]) (.+)", re.DOTALL)
+
+Ends = list[tuple[int, int]]
+"""Where the stream of each partition ended (ms, number)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
     """One thing asked of the trainer. `stream_id` places it; `user` is set for `erase`, and `at_ms`, the
-    store's time when that user was forgotten.
+    store's time when that user was forgotten. For `take_back`, which takes back the ratings of an `item` that
+    came in before it was asked for: `at_ms` and where the streams of the `epoch` ended then.
     """
 
     stream_id: str
@@ -57,6 +63,15 @@ class Command:
     epoch: int
     user: bytes | None
     at_ms: int = 0
+    item: bytes | None = None
+    ends: bytes = b""
+
+    def stream_ends(self) -> Ends:
+        """Return `ends`, by partition. Raises `StoreError`."""
+        try:
+            return msgspec.json.decode(self.ends, type=Ends)
+        except msgspec.MsgspecError as exc:
+            raise StoreError("it cannot be read where the streams ended when this was asked") from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +98,22 @@ class Commands:
 
     async def ask(self, kind: CommandKind, *, epoch: int, user: bytes | None = None, at_ms: int = 0) -> str:
         """Ask, and return the id under which the outcome will be. Asking twice does it twice."""
+        stage = b"asked %d %b" % (at_ms, user or b"") if kind == "erase" else b""
+        return await self._ask(kind, epoch, stage, b"user", user or b"", b"at", b"%d" % at_ms)
+
+    async def ask_to_take_back(self, item: bytes, *, epoch: int, at_ms: int, ends: Ends) -> str:
+        """Ask for the ratings of an item to be taken back; see `Command`. Asking twice is harmless."""
+        packed = msgspec.json.encode(ends)
+        stage = b"take_back %d %d %b %b" % (epoch, at_ms, packed, item)
+        fields = b"at", b"%d" % at_ms, b"item", item, b"ends", packed
+        return await self._ask("take_back", epoch, stage, *fields)
+
+    async def _ask(self, kind: CommandKind, epoch: int, stage: bytes, *fields: bytes) -> str:
         command_id = uuid.uuid4().hex
-        fields = [b"id", command_id.encode(), b"kind", kind.encode(), b"epoch", b"%d" % epoch]
-        args = [b"%d" % MOST_COMMANDS, *fields, b"user", user or b"", b"at", b"%d" % at_ms]
-        # Its receipt is good until it has ended, however long that takes.
-        keys = [self._keys.commands, *([self._keys.erasing] if kind == "erase" else [])]
-        await self._client.call("ask", (keys, args))
+        first = [b"id", command_id.encode(), b"kind", kind.encode(), b"epoch", b"%d" % epoch]
+        # With a stage its receipt is good until it has ended, however long that takes.
+        keys = [self._keys.commands, *([self._keys.erasing] if stage else [])]
+        await self._client.call("ask", (keys, [b"%d" % MOST_COMMANDS, stage, *first, *fields]))
         return command_id
 
     async def outcome(self, command_id: str) -> Outcome | None:
@@ -136,7 +161,7 @@ class Commands:
 
     async def erasing(self) -> list[Command]:
         """Return the erasures that have not ended and whose commands are gone: `user` is None where only the
-        store's own files are left to be written anew.
+        store's own files are left to be written anew. Those of an item's ratings likewise.
         """
         found: dict[Any, Any] = await self._client.hgetall(self._keys.erasing)
         # After the hash: what is asked meanwhile is in neither.
@@ -147,11 +172,15 @@ class Commands:
             in_stream.update(command.id.encode() for command in commands)
         left = []
         for command_id, stage in found.items():
-            # A trainer of 0.1.0 says `done` after its part and drops the command; it does not know this hash.
-            asked = _ASKED.fullmatch(stage)
+            # A trainer of 0.1.0 says `done` after its part, or that it cannot do what is asked, and drops the
+            # command; it does not know this hash.
+            asked, name = _ASKED.fullmatch(stage), command_id.decode()
             if stage == b"files" or (asked and command_id not in in_stream):
                 user, at_ms = (asked[2], int(asked[1])) if asked else (None, 0)
-                left.append(Command("0-0", command_id.decode(), "erase", 0, user, at_ms))
+                left.append(Command("0-0", name, "erase", 0, user, at_ms))
+            elif (of_item := _TAKE_BACK.fullmatch(stage)) and command_id not in in_stream:
+                epoch, at_ms = int(of_item[1]), int(of_item[2])
+                left.append(Command("0-0", name, "take_back", epoch, None, at_ms, of_item[4], of_item[3]))
         return left
 
     async def drop_erasure(self, lease: Lease, command: Command) -> None:
@@ -163,8 +192,8 @@ class Commands:
         await self._client.call("drop_erasure", (keys, args))
 
     async def stage(self, command_id: str) -> Literal["asked", "files"] | None:
-        """Return how far an erasure has come: `files` where only the store's own files are left to be written
-        anew; None where it has ended, or there is none.
+        """Return how far an erasure, or the taking back of an item's ratings, has come: `files` where only
+        the store's own files are left to be written anew; None where it has ended, or there is none.
         """
         found = await self._client.hget(self._keys.erasing, command_id)
         return None if found is None else "files" if found == b"files" else "asked"
@@ -189,4 +218,6 @@ def _command(stream_id: bytes, fields: Mapping[bytes, bytes]) -> Command:
         user,
         # Of a service that does not say it the time of the command, which was sent after.
         int(at_ms) or int(stream_id.partition(b"-")[0]),
+        fields.get(b"item") or None,
+        fields.get(b"ends", b""),
     )

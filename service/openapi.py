@@ -69,7 +69,7 @@ class Route:
 
     `answer`: the struct of a 200, or its content by media type. `problems`: the codes that this call may be
     answered with. `needs`: the role of a key that may ask. `parameters`: those of the query; of the path,
-    those that are no ids.
+    those that are no ids. `accepts`: the struct of a 202, of what is done after the answer.
     """
 
     method: str
@@ -83,6 +83,7 @@ class Route:
     operation_id: str | None = None
     parameters: Sequence[Schema] = ()
     body: Schema | None = None
+    accepts: type | None = None
     handler: Handler = _no_handler
 
     def __call__(self, handler: Handler) -> "Route":
@@ -125,6 +126,8 @@ class Route:
     def _responses(self, *, with_keys: bool) -> Schema:
         answer = content(self.answer) if isinstance(self.answer, type) else self.answer
         responses: Schema = {"200": {"description": "Done", "content": answer}}
+        if self.accepts is not None:
+            responses["202"] = {"description": "Accepted", "content": content(self.accepts)}
         by_status: dict[int, list[str]] = {}
         keys = _WITH_KEY if with_keys and self.needs != "public" else ()
         for code in (*self.problems, *_ANYWHERE, *keys):

@@ -12,6 +12,7 @@ from trainer import log
 from trainer.archive.segments import Step
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.erasure.file_rewrites import FileRewrites
+from trainer.item_deletion.item_ratings import ItemRatings
 from trainer.refit import Ending, Failure, RefitRequests
 from trainer.retry import with_retries
 
@@ -34,8 +35,9 @@ class CommandHandler:
         lease: Lease,
         epochs: OpenEpochs,
         requests: RefitRequests,
-        rewrites: FileRewrites,
         *,
+        rewrites: FileRewrites,
+        item_ratings: ItemRatings,
         step: Step,
     ) -> None:
         self._store = store
@@ -43,6 +45,7 @@ class CommandHandler:
         self._epochs = epochs
         self._requests = requests
         self._rewrites = rewrites
+        self._item_ratings = item_ratings
         self._step = step
         # Taken commands in the order of the stream, by stream id: whether their outcome is stored.
         self._settled: dict[str, bool] = {}
@@ -101,6 +104,8 @@ class CommandHandler:
                 ending = await self._begin_epoch(command.epoch)
             elif kind == "erase":
                 await self._erase_to_the_end(command)
+            elif kind == "take_back":
+                ending = await self._take_back(command)
             else:
                 return Outcome("failed", code="unknown_command", detail=f"this trainer cannot {kind!r}")
         except (StoreUnavailable, LeaseLost):
@@ -132,6 +137,13 @@ class CommandHandler:
         if not isinstance(ending, Failure):
             await self._finish_epoch(epoch)
         return ending
+
+    async def _take_back(self, command: Command) -> Failure | None:
+        if await self._item_ratings.taken_back(command):
+            return None
+        return Failure(
+            "epoch_gone", f"epoch {command.epoch} was replaced: its ratings are gone, or were restored"
+        )
 
     async def _erase(self, user_id: bytes, at_ms: int) -> None:
         """Return when no archive, no fit and no key of the store has anything of a user who was forgotten at
@@ -178,17 +190,21 @@ class CommandHandler:
         await self._rewrites.rewritten()
 
     async def _finish_erasure(self, erasure: Command) -> None:
-        if erasure.user is None:
+        outcome = Outcome("done")
+        if erasure.kind == "take_back":
+            outcome = await self._outcome(erasure)
+        elif erasure.user is None:
             await self._rewrites.rewritten()
         else:
             await self._erase_to_the_end(erasure)
-        await with_retries(self._store.commands.report, self._lease, erasure.id, Outcome("done"))
+        await with_retries(self._store.commands.report, self._lease, erasure.id, outcome)
 
     async def _half_erased(self, command: Command) -> bool:
-        """Whether a trainer of 0.1.0 said `done` of an erasure, which does less than is asked for now."""
-        return (
-            command.kind == "erase" and await with_retries(self._store.commands.stage, command.id) is not None
-        )
+        """Whether a trainer of 0.1.0 said `done` of an erasure, which does less than is asked for now, or
+        that it knows no such command.
+        """
+        lasts = command.kind in ("erase", "take_back")
+        return lasts and await with_retries(self._store.commands.stage, command.id) is not None
 
     async def _finish_epoch(self, epoch: int) -> None:
         await with_retries(self._store.epochs.finish, epoch)

@@ -17,6 +17,7 @@ from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.erasure.file_rewrites import FileRewrites
 from trainer.erasure.older_copy import keep_attributes_erased
+from trainer.item_deletion.item_ratings import ItemRatings
 from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
 from trainer.leadership import Leadership
@@ -70,7 +71,16 @@ class Term:
         self.items = ItemUpdater(store, lease, item_updates, threads, arrivals, step=step)
         self.rollbacks = RollbackWatch(store, lease, self.epochs, self.switch, arrivals, threads)
         self.rewrites = FileRewrites(store, lambda: self.room.refusing == "store_disk")
-        self.commands = CommandHandler(store, lease, self.epochs, requests, self.rewrites, step=step)
+        self.item_ratings = ItemRatings(store, self.epochs, threads, step=step)
+        self.commands = CommandHandler(
+            store,
+            lease,
+            self.epochs,
+            requests,
+            rewrites=self.rewrites,
+            item_ratings=self.item_ratings,
+            step=step,
+        )
         self.refitter = Refitter(
             settings,
             store,
@@ -99,6 +109,7 @@ class Term:
                 await self._begin()
                 group.create_task(self.commands.run(), name="take commands")
                 group.create_task(self.rewrites.run(), name="rewrite the store's files")
+                group.create_task(self.item_ratings.run(), name="take ratings back")
                 group.create_task(self.refitter.run(), name="refit")
                 group.create_task(self.rollbacks.run(), name="judge what is live")
                 group.create_task(self.upkeep.run(), name="upkeep")

@@ -34,6 +34,8 @@ class Columns:
     are events of other types among them (0: a rating), whose `rating` is their value. `known`: the `n` of
     each user as it was read: of those who were forgotten since nothing is stored. `context` float32 (m, k):
     what was told with each rating (`contexts/codec.py`), NaN where nothing was; None where with none.
+    `only_into`: the live epoch, and the one that is being prepared where they may go there, too; of users who
+    have made any event since `known` nothing is stored then.
     """
 
     user_id: Sequence[bytes]
@@ -43,6 +45,7 @@ class Columns:
     type_code: UInt8s | None = None
     known: Mapping[bytes, int] | None = None
     context: Float32s | None = None
+    only_into: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.user_id)
@@ -69,6 +72,11 @@ class Columns:
         users, items = ([ids[k] for k in places] for ids in (self.user_id, self.item_id))
         context = None if self.context is None else self.context[places]
         return Columns(users, items, self.rating[places], self.time[places], context=context)
+
+    @property
+    def mode(self) -> bytes:
+        """How `rate` takes these where they are not those that begin an epoch."""
+        return b"live" if self.known is None else b"unchanged" if self.only_into else b"shown"
 
     @property
     def has_ratings(self) -> bool:

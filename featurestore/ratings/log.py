@@ -128,7 +128,8 @@ class RatingsLog:
     ) -> int:
         """The same for ratings in columns. `limits`: what the caller may add; raises `ItemsSpent`,
         `HistoryFull` (before the first write, as for a full stream). Returns how many were left out: where
-        `columns.known` is told, those of users who were forgotten since, or who have no room.
+        `columns.known` is told, those of users who were forgotten since, or who have no room. Raises
+        `EpochGone` where they would go to other epochs than `columns.only_into` says.
         """
         if not len(columns):
             return 0
@@ -164,9 +165,11 @@ class RatingsLog:
             if epoch is not None:
                 raise
             await self._epochs.refresh()
+            if columns.only_into:
+                raise
             return list(shares), 0
         most = (limits.history or 0) if limits else 0
-        mode = b"bootstrap" if epoch is not None else b"live" if columns.known is None else b"shown"
+        mode = b"bootstrap" if epoch is not None else columns.mode
         fixed = (
             b"%d" % self._stream_limit,
             b"%d" % (most * codecs.ENTRY_BYTES),
@@ -194,6 +197,8 @@ class RatingsLog:
             await self._epochs.refresh()
         expected = {share.partition: self._epochs.expected[share.partition] for share in shares}
         targets = {p: tuple(map(int, text.split(b","))) for p, text in expected.items()}
+        if columns.only_into and any(each != columns.only_into[: len(each)] for each in targets.values()):
+            raise EpochGone(columns.only_into[0])
         if epoch is not None:
             if not all(epoch in several for several in targets.values()):
                 raise EpochGone(epoch)
@@ -224,7 +229,7 @@ class RatingsLog:
         """Return what is to be written again of `shares`, and how many events were left out of them."""
         left, left_out = list[Share](), 0
         for share, reply in zip(shares, replies, strict=True):
-            if leaves_out and not isinstance(reply, ReplyError) and reply[0] in (b"FORGOTTEN", b"LONG"):
+            if leaves_out and not isinstance(reply, ReplyError) and reply[0] in (b"LEFT", b"LONG"):
                 rest = share.without([int(u) - 1 for u in reply[1:]])
                 left_out += len(share.rows) - len(rest.rows)
                 left += [rest] if rest.users else []

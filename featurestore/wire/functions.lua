@@ -227,15 +227,16 @@ local function rate_epoch(keys, args, key, arg, count, ctx)
   return refusal
 end
 
--- The reply that names the users who were forgotten since a caller had read their `n`. One whose mark is as high may
--- have been unknown when that was read: nothing of such a user is written either.
-local function forgotten_since(keys, args, each)
-  local gone = { 'FORGOTTEN' }
+-- The reply that names the users who were forgotten since a caller had read their `n`, or who have made any event since
+-- ('unchanged'). One whose mark is as high may have been unknown when that was read: nothing of such a user is written
+-- either.
+local function left_since(keys, args, each)
+  local gone, exact = { 'LEFT' }, args[4] == 'unchanged'
   for u = 1, tonumber(args[6]) do
     local n = tonumber(redis.call('HGET', keys[5 + each * (u - 1)], 'n') or '0')
     local read = struct.unpack('<I8', args[#args], 8 * u - 7)
     local mark = args[7] ~= '' and redis.call('HGET', keys[4], string.sub(args[7], 16 * u - 15, 16 * u))
-    if n < read or (mark and tonumber(mark) >= read) then
+    if n < read or (exact and n > read) or (mark and tonumber(mark) >= read) then
       gone[#gone + 1] = u
     end
   end
@@ -243,14 +244,15 @@ local function forgotten_since(keys, args, each)
 end
 
 -- keys: epochs, then for each epoch: ratings, counts, forgotten, and (user, history[, contexts]) for each user.
--- args: expected epochs, stream limit, most bytes of a history ('0': any), 'bootstrap', 'live' or 'shown', identity of
--- the store that the caller knows, number of users, their digests joined or '', their ids as the stream has them, what
+-- args: expected epochs, stream limit, most bytes of a history ('0': any), 'bootstrap', 'live', 'shown' or 'unchanged',
+-- identity of the store that the caller knows, number of users, their digests joined or '', their ids as the stream has them, what
 -- there is of contexts, then for each epoch the new entries of each user. Of contexts there may be '' (none was given;
 -- but where any user of the partition has some, their keys are wanted: CONTEXTS), '-' (there are no ratings among the
 -- entries), or for each user '1' where any was given, else '0': then each user has a third key, and behind all entries
 -- there are for each epoch the contexts of each user, one for each rating, also of those without any, so that a rating
 -- that replaces another does not get its context. Last, of 'shown', which writes nothing where a user was forgotten
--- since, the `n` of each user in the first epoch as the caller had read it, joined.
+-- since, and of 'unchanged', which writes nothing where a user has made any event since, the `n` of each user in the
+-- first epoch as the caller had read it, joined.
 local function rate(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
@@ -266,7 +268,8 @@ local function rate(keys, args)
     if redis.call('HLEN', keys[key]) > 0 and args[7] == '' then
       return { 'DIGESTS' }
     end
-    local gone = e == 0 and args[4] == 'shown' and forgotten_since(keys, args, each) or {}
+    local dated = e == 0 and (args[4] == 'shown' or args[4] == 'unchanged')
+    local gone = dated and left_since(keys, args, each) or {}
     if #gone > 1 then
       return gone
     end
@@ -1008,11 +1011,11 @@ local function beat(keys, args)
   return { 'OK' }
 end
 
--- keys: commands[, erasing]. args: most that wait, 'id', the id, 'kind', kind, 'epoch', epoch, 'user', user, 'at', time.
+-- keys: commands[, erasing]. args: most that wait, what `erasing` says of it, 'id', the id, then the other fields.
 local function ask(keys, args)
-  redis.call('XADD', keys[1], 'MAXLEN', '~', args[1], '*', unpack(args, 2))
+  redis.call('XADD', keys[1], 'MAXLEN', '~', args[1], '*', unpack(args, 3))
   if keys[2] then
-    redis.call('HSET', keys[2], args[3], 'asked ' .. args[11] .. ' ' .. args[9])
+    redis.call('HSET', keys[2], args[4], args[2])
   end
   return { 'OK' }
 end

@@ -151,9 +151,9 @@ class Answer(web.StreamResponse):
 _ENCODE = msgspec.json.Encoder().encode
 
 
-def json_answer(value: msgspec.Struct) -> Answer:
-    """Return 200 with `value` as JSON."""
-    return Answer(_ENCODE(value))
+def json_answer(value: msgspec.Struct, status: HTTPStatus = HTTPStatus.OK) -> Answer:
+    """Return `status` with `value` as JSON."""
+    return Answer(_ENCODE(value), status)
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:

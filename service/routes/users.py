@@ -25,8 +25,9 @@ from service.routes.items import expected, item_names
 MAX_PAGE = 1000
 # No history is longer.
 MAX_OFFSET = 2**31
-# The id of the command, and the time of the call in seconds: a replica of 0.1.0 knows none without.
-_RECEIPT = re.compile(r"([0-9a-f]{32})(?:-([0-9a-f]{1,12}))?")
+# The id of the command, the time of the call in seconds (a replica of 0.1.0 knows none without), and a mark
+# of those of the ratings of an item.
+_RECEIPT = re.compile(r"([0-9a-f]{32})(?:-([0-9a-f]{1,12}))?(-ratings)?")
 
 
 class UserOut(msgspec.Struct, omit_defaults=True):
@@ -65,7 +66,10 @@ class RatingsPage(msgspec.Struct):
 
 
 class Receipt(msgspec.Struct, omit_defaults=True):
-    """Proof of a request to be forgotten. `archive` is `erased` once the trainer has erased it there too."""
+    """Proof of a request to be forgotten, or to take the ratings of an item back. `archive` is `erased` once
+    the trainer has erased it there too; of the ratings of an item it becomes `taken_back`, or `failed` where
+    their history was replaced before.
+    """
 
     receipt: str
     archive: str
@@ -168,9 +172,16 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     done = outcome is not None and outcome.state == "done"
     # A trainer of 0.1.0 says `done` of less: the rest is left to the one after it.
     archive = "erased" if done and await store.commands.stage(receipt) is None else "pending"
-    return json_answer(
-        Receipt(f"{receipt}-{int(time.time()):x}", archive, user_id.decode(), forgotten.ratings)
-    )
+    return json_answer(Receipt(_stamped(receipt), archive, user_id.decode(), forgotten.ratings))
+
+
+def _stamped(command_id: str) -> str:
+    return f"{command_id}-{int(time.time()):x}"
+
+
+def item_receipt(command_id: str) -> str:
+    """Return the receipt of a command that takes the ratings of an item back."""
+    return f"{_stamped(command_id)}-ratings"
 
 
 @Route(
@@ -180,7 +191,7 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     operation_id="getReceipt",
 )
 async def get_receipt(request: web.Request) -> web.StreamResponse:
-    """Whether the archive has forgotten a user too."""
+    """Whether the archive has forgotten a user, or has the ratings of an item taken back, too."""
     context = request.app[CONTEXT]
     receipt = path_id(request.rel_url.raw_path, 1, "receipt").decode()
     match, commands = _RECEIPT.fullmatch(receipt), context.store.commands
@@ -191,8 +202,11 @@ async def get_receipt(request: web.Request) -> web.StreamResponse:
     stamped_s = int(match[2], 16) if match and match[2] else 0
     if stage is None and outcome is None and not 0 <= time.time() - stamped_s < OUTCOME_S:
         raise Problem("unknown_receipt", "receipts are kept for an hour after the end of their work")
+    of_item = match is not None and match[3] is not None
     if outcome is not None and outcome.state == "done":
-        return json_answer(Receipt(receipt, "erased"))
+        return json_answer(Receipt(receipt, "taken_back" if of_item else "erased"))
+    if outcome is not None and of_item and outcome.state == "failed":
+        return json_answer(Receipt(receipt, "failed", detail=outcome.detail))
     if outcome is not None:
         return json_answer(Receipt(receipt, "pending", detail=outcome.detail or outcome.code))
     detail = "the files of the store have it until they are written anew" if stage == "files" else None

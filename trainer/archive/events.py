@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Float32s, UInt8s
+from factors import Bools, Float32s, UInt8s
 from featurestore.codecs import item_rows_of, type_codes_of, typed_rows
 from featurestore.contexts.codec import pack_cells, trimmed, unpack_cells
 from featurestore.ratings.stream import Events
@@ -151,14 +151,20 @@ def contexts_of(table: pa.Table) -> Float32s | None:
 
 def after(table: pa.Table, positions: Mapping[int, Position]) -> pa.Table:
     """Return the events of a table that lie after the positions of their partitions."""
+    newer = lies_after(table, positions)
+    return table if newer.all() else table.filter(pa.array(newer))
+
+
+def lies_after(table: pa.Table, positions: Mapping[int, Position]) -> Bools:
+    """Say of each event of a table (m,) whether it lies after the position of its partition."""
     partition = table["partition"].to_numpy()
     ms, seq = table["stream_ms"].to_numpy(), table["stream_seq"].to_numpy()
     # Indexed by partition, which the archive keeps as 16 bits.
     last_ms, last_seq = np.full(1 << 16, -1), np.full(1 << 16, -1)
     for number, position in positions.items():
         last_ms[number], last_seq[number] = position
-    newer = (ms > last_ms[partition]) | ((ms == last_ms[partition]) & (seq > last_seq[partition]))
-    return table if newer.all() else table.filter(pa.array(newer))
+    newer: Bools = (ms > last_ms[partition]) | ((ms == last_ms[partition]) & (seq > last_seq[partition]))
+    return newer
 
 
 def spans_of(table: pa.Table) -> dict[int, Span]:

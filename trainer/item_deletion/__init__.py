@@ -1,0 +1,1 @@
+"""Items that are deleted with their ratings."""

@@ -1,0 +1,236 @@
+"""Take the ratings of items back from all users, where an operator asked for it. Invariant: a rating that
+came in after it was asked for stays, and one that is taken back is so as if its user had done it: by an event
+in the history, the count, the stream and the archive.
+
+Who rated is known to the archive, and what has come since to the store: a rating is taken back in the step
+that finds that its user has made no event since. So all of it may be done again, whatever was killed.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from factors import Bools
+from featurestore.codecs import ENTRY_DTYPE
+from featurestore.commands import Command
+from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError, StoreUnavailable
+from featurestore.ratings.batches import Columns
+from featurestore.store import Store
+from featurestore.users.records import StoredUser
+from trainer import log
+from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.events import SCHEMA, Position, lies_after, ratings_of, string_array
+from trainer.archive.segments import Step, read_segment
+from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
+from trainer.errors import SegmentDamagedError, SegmentGoneError
+from trainer.fit_job.ratings import last_of_pairs
+from trainer.retry import with_retries
+from trainer.threads import Threads
+
+# Those of a script share one reading of the archive, which takes seconds; one alone waits no longer.
+_TOGETHER_S = 0.2
+# A new history is prepared for seconds; what is damaged, or refused by the store, stays so for minutes.
+_LOOK_S, _MENDED_S = 0.25, 5.0
+# Users of one step: their histories are some 300 KB, and 8 MB at most.
+_USERS_AT_ONCE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A command that is open, and what its caller waits for: whether its ratings were taken back."""
+
+    command: Command
+    done: asyncio.Future[bool]
+
+
+class ItemRatings:
+    """Takes ratings of items back for one term."""
+
+    def __init__(self, store: Store, epochs: OpenEpochs, threads: Threads, *, step: Step) -> None:
+        self._store = store
+        self._epochs = epochs
+        self._threads = threads
+        self._step = step
+        self._waiting: list[_Waiting] = []
+        self._any = asyncio.Event()
+
+    async def taken_back(self, command: Command) -> bool:
+        """Return True when no rating of the item from before the command is left, in the history, in the
+        archive or for the next fit; False where its history was replaced before that.
+
+        Raises `StoreError` for a command that cannot be read.
+        """
+        command.stream_ends()
+        waiting = _Waiting(command, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._any.set()
+        return await waiting.done
+
+    async def run(self) -> None:
+        """Take back whenever one waits, until cancelled."""
+        while True:
+            await self._any.wait()
+            await asyncio.sleep(_TOGETHER_S)
+            self._any.clear()
+            try:
+                pause_s = await self._round()
+            except (EpochGone, StoreUnavailable):
+                # Replaced or given up just now: which is live says the pointer.
+                pause_s = _LOOK_S
+            except (StoreChanged, LeaseLost):
+                raise
+            except StoreError as exc:
+                # A receipt does not end before its ratings are gone, whatever a person must mend first.
+                log.warning("take_back_waits", why=str(exc))
+                pause_s = _MENDED_S
+            if self._waiting:
+                self._any.set()
+                await asyncio.sleep(pause_s)
+
+    async def _round(self) -> float:
+        """Take back what all that wait ask for, as far as it can be done now; return how long to wait before
+        the next round.
+        """
+        pointer = await with_retries(self._store.generations.live)
+        for each in self._waiting:
+            if each.command.epoch != pointer.epoch:
+                self._end(each, False)
+        only_into = (pointer.epoch, *([pointer.pending] if pointer.pending else []))
+        # Ratings of a call that begins a new history came after what was asked before it: they are not
+        # touched. What is restored is from before.
+        if not self._waiting or (pointer.pending and not pointer.pending_by):
+            return _LOOK_S
+        epoch = await self._epochs.open(pointer.epoch)
+        await epoch.consumer.reached_now()
+        asked = list(self._waiting)
+        commands = [each.command for each in asked]
+        try:
+            found = await with_retries(self._threads.run, holders, epoch.archive, commands)
+        except SegmentGoneError:
+            # It was merged meanwhile.
+            return 0.0
+        except SegmentDamagedError as exc:
+            log.warning("segment_damaged", epoch=pointer.epoch, segment=exc.path.name, why=exc.why)
+            await self._threads.run(epoch.archive.set_aside, exc.path, exc.why)
+            await epoch.consumer.repair()
+            return 0.0
+        self._step("take_back:found")
+        whole = [
+            await self._take_back(epoch, command.item or b"", seen, only_into)
+            for command, seen in zip(commands, found, strict=True)
+        ]
+        self._step("take_back:written")
+        # From here on a fit knows of it.
+        await epoch.consumer.reached_now()
+        for each, is_whole in zip(asked, whole, strict=True):
+            if is_whole:
+                self._end(each, True)
+        return _LOOK_S
+
+    def _end(self, waiting: _Waiting, done: bool) -> None:
+        self._waiting = [each for each in self._waiting if each is not waiting]
+        # One whose term ends is cancelled.
+        if not waiting.done.done():
+            waiting.done.set_result(done)
+
+    async def _take_back(
+        self, epoch: OpenEpoch, item_id: bytes, seen: Mapping[bytes, int], only_into: tuple[int, ...]
+    ) -> bool:
+        """Take an item's rating back from users, of whom the archive has `seen` so many events; say whether
+        none of them has to be looked at again, as events of that user came in just then.
+        """
+        number, whole, taken = epoch.archive.epoch, True, 0
+        row = (await with_retries(self._store.items(number).rows, [item_id]))[0]
+        users = list(seen) if row is not None else []
+        for start in range(0, len(users), _USERS_AT_ONCE):
+            some = users[start : start + _USERS_AT_ONCE]
+            found = await with_retries(self._store.users.stored, number, some)
+            states = [_state(user, row or 0, seen[user.user_id]) for user in found]
+            own = [user for user, state in zip(found, states, strict=True) if state == "held"]
+            columns = Columns(
+                [user.user_id for user in own],
+                [item_id] * len(own),
+                np.full(len(own), math.nan),
+                np.full(len(own), time.time()),
+                known={user.user_id: user.n for user in own},
+                only_into=only_into,
+            )
+            left_out = await with_retries(self._store.ratings.append_columns, columns)
+            taken += len(own) - left_out
+            whole &= not left_out and "later" not in states
+        log.event("ratings_taken_back", epoch=number, ratings=taken)
+        return whole
+
+
+def holders(archive: EpochArchive, commands: Sequence[Command]) -> list[dict[bytes, int]]:
+    """Return, for each command, the users who hold a rating of its item from before it, as the archive says,
+    and up to which `n` it has the events of each.
+
+    Blocking: reads the whole archive twice, a segment at a time. Raises `SegmentDamagedError`,
+    `SegmentGoneError`.
+    """
+    # Of one moment both times: what comes in between would be among the events of a user, but not of an item.
+    paths = archive.snapshot().paths
+    items = string_array({command.item or b"" for command in commands})
+    rated = _filtered(paths, "item_id", items)
+    owners = [_owners(rated, command) for command in commands]
+    users = string_array({user for each in owners for user in each})
+    # Of a user the last event comes last, but for those that stand twice after a rebuild.
+    events = _filtered(paths, "user_id", users) if len(users) else rated.slice(0, 0)
+    last = events.group_by("user_id").aggregate([("n", "max")])
+    ids = last["user_id"].cast(pa.binary()).to_pylist()
+    seen: dict[bytes, int] = dict(zip(ids, last["n_max"].to_pylist(), strict=True))
+    return [{user: seen[user] for user in each} for each in owners]
+
+
+def _filtered(paths: Sequence[Path], column: str, values: pa.StringArray) -> pa.Table:
+    """Return the events of segments that have one of `values` in a column, in the order of the log."""
+    parts = [SCHEMA.empty_table()]
+    for path in paths:
+        table = read_segment(path)[0].select(SCHEMA.names)
+        parts.append(table.filter(pc.is_in(table[column], value_set=values)))
+    return pa.concat_tables(parts)
+
+
+def _owners(rated: pa.Table, command: Command) -> list[bytes]:
+    """Return who holds a rating of a command's item from before it, by the events of its item and others."""
+    of_item = pc.equal(rated["item_id"], string_array([command.item or b""])[0])
+    table = ratings_of(rated.filter(of_item).combine_chunks())
+    users = table["user_id"].combine_chunks().dictionary_encode()
+    codes = users.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    last = last_of_pairs(codes, np.zeros_like(codes), table["n"].to_numpy())
+    held = ~np.isnan(table["rating"].to_numpy()[last])
+    table = table.take(pa.array(last[held & ~_came_later(table, command)[last]]))
+    return [bytes(each) for each in table["user_id"].cast(pa.binary()).to_pylist()]
+
+
+def _came_later(table: pa.Table, command: Command) -> Bools:
+    """Say of each event (m,) whether it came in after the command was asked."""
+    ends: dict[int, Position] = dict(enumerate(command.stream_ends()))
+    # A rebuilt archive does not know where its events stood, but that all were there by that time: of one
+    # that was rebuilt since, what the ratings say of themselves decides.
+    rebuilt = table["stream_ms"].to_numpy() == 0
+    since = table["stream_seq"].to_numpy() > command.at_ms
+    given_later = 1000 * table["time"].to_numpy() > command.at_ms
+    later: Bools = np.where(rebuilt, since & given_later, lies_after(table, ends))
+    return later
+
+
+def _state(user: StoredUser, item_row: int, seen: int) -> Literal["held", "later", "gone"]:
+    """Say whether a user holds a rating that is known from the first `seen` events; `later`: one of the
+    events since may be of the item, too.
+    """
+    entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE)
+    of_item = np.flatnonzero(entries["item_row"] == item_row)
+    # Each event has added an entry, and what is compacted keeps its order: the events since are in the end.
+    if (of_item >= len(entries) - max(0, user.n - seen)).any():
+        return "later"
+    return "held" if len(of_item) and not math.isnan(entries["rating"][of_item[-1]]) else "gone"
