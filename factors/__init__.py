@@ -62,6 +62,7 @@ from factors.serving.ivf_index import (
 from factors.serving.metrics import held_out_metrics, log_density, step_log_likelihood
 from factors.serving.ranking import Ranker
 from factors.serving.scoring import Scorer, item_statistics
+from factors.serving.tastes import Tastes
 from factors.training.fit import fit
 from factors.training.priors import prior_model
 from factors.training.settings import FitSettings
@@ -114,6 +115,7 @@ __all__ = [
     "Scores",
     "SideAttributes",
     "SideName",
+    "Tastes",
     "TypeWeight",
     "UInt8s",
     "all_finite_items",

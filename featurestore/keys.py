@@ -176,6 +176,10 @@ class Keys:
         """Digests of forgotten users with their last `n`."""
         return b"%b.%d:{%d}:forgotten" % (self._ns, epoch, partition)
 
+    def active(self, epoch: int, partition: int) -> bytes:
+        """Ids of the users of a partition among whom neighbours are looked for."""
+        return b"%b.%d:{%d}:active" % (self._ns, epoch, partition)
+
     def counts(self, epoch: int, partition: int) -> bytes:
         """Of a stream: id of its `last` entry, number of the last event that is `done`, and how many ratings
         came in live, not with the call that began the epoch (the field is called `loose`); `contexts` is 1

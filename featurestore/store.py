@@ -29,6 +29,7 @@ from featurestore.ratings.room import Room
 from featurestore.ratings.stored_context_schema import StoredContextSchema
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
+from featurestore.users.active import ActiveUsers
 from featurestore.users.copies import UserCopies
 from featurestore.users.records import UserRecords
 from featurestore.wire.connection import Connection, Prepare
@@ -68,6 +69,7 @@ class Store:
         self.users = UserRecords(
             *(self.keys, self.hot or self.bulk, self.redis, self.config.scale), UserCopies() if hot else None
         )
+        self.active = ActiveUsers(self.keys, self.redis)
         self.generations = Generations(self.keys, self.bulk, self.redis)
         self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
         self.stream = RatingsStream(self.keys, self.bulk, self.redis, self.config.scale)

@@ -32,6 +32,7 @@ from service.http.quotas import Quotas
 from service.key_copy import following_keys
 from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher
+from service.neighbours.nearest import Nearest
 from service.ranking_queue import RankingDesk
 from service.routes import OPERATIONS, add_routes
 from service.rules.scenarios import ScenarioReader
@@ -118,6 +119,7 @@ async def _service_context(
                 batcher=MicroBatcher(store, follower, counts, arm_counts),
                 scorer=PairScorer(store, counts),
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
+                nearest=Nearest(store),
                 catalogue=catalogue,
                 scenarios=ScenarioReader(store.scenarios),
                 training=Training(store, follower, settings.train_wait_s),
@@ -131,6 +133,7 @@ async def _service_context(
                 yield context
             await context.batcher.close()
             await context.rankings.close()
+            await context.nearest.close()
 
 
 @asynccontextmanager

@@ -26,6 +26,7 @@ from service.http.dispatch import Traffic
 from service.http.quotas import Quotas
 from service.metrics import Counts, SnapshotFiles
 from service.micro_batcher import MicroBatcher
+from service.neighbours.nearest import Nearest
 from service.ranking_queue import RankingDesk
 from service.rules.scenarios import ScenarioReader
 from service.scoring import PairScorer, require_live
@@ -57,6 +58,7 @@ class ServiceContext:
     batcher: MicroBatcher
     scorer: PairScorer
     rankings: RankingDesk
+    nearest: Nearest
     catalogue: CatalogueFollower
     scenarios: ScenarioReader
     training: Training

@@ -185,6 +185,9 @@ class CommandHandler:
         await self._erase(command.user or b"", command.at_ms)
         # A service of 0.1.0, which may have forgotten the user, knows of no attributes.
         await with_retries(self._store.attributes.erase, command.epoch, command.user or b"", command.at_ms)
+        pointer = await with_retries(self._store.generations.live)
+        for epoch in {pointer.epoch, pointer.pending} - {0}:
+            await with_retries(self._store.active.remove, epoch, command.user or b"")
         await with_retries(self._store.commands.drop_erasure, self._lease, command)
         self._step("erase:dropped")
         await self._rewrites.rewritten()

@@ -509,6 +509,18 @@ local function put_records(keys, args)
   return { 'OK', taken }
 end
 
+-- keys: active users, users. args: their ids. Those who are known are among the active ones from here on: one who was
+-- forgotten since the caller had read of that user stays so.
+local function add_active(keys, args)
+  local added = 0
+  for u = 2, #keys do
+    if redis.call('HEXISTS', keys[u], 'n') == 1 then
+      added = added + redis.call('SADD', keys[1], args[u - 1])
+    end
+  end
+  return { 'OK', added }
+end
+
 -- What a reader needs of one user but the attributes.
 local function look_at_ratings(keys, args)
   local state = redis.call('HMGET', keys[1], 'n', args[1], 'sample')
@@ -1278,6 +1290,7 @@ register('forget', forget, ALWAYS)
 register('release_forgotten', release_forgotten, ALWAYS)
 register('put_record', put_record, {})
 register('put_records', put_records, {})
+register('add_active', add_active, {})
 register('look', look, { 'no-writes' })
 register('look_at', look_at, { 'no-writes' })
 register('register_items', register_items, {})

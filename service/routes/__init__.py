@@ -54,6 +54,7 @@ ROUTES: tuple[Route, ...] = (
     *(experiments.put_experiment, experiments.delete_experiment),
     *(lists.get_similar, lists.get_popular, lists.get_trending, lists.get_latest, explain.get_explain),
     *(users.get_user, users.delete_user, users.get_user_ratings, users.get_receipt, items.get_item),
+    users.get_neighbours,
     *(attributes.get_attributes, attributes.put_attributes),
     *(attributes.patch_attributes, attributes.delete_attributes),
     *(catalogue.get_items, catalogue.post_items, catalogue.get_export),

@@ -1,4 +1,4 @@
-"""What is known of a user, and forgetting it.
+"""What is known of a user, who is like that user, and forgetting it.
 
 Invariant: after a 200 for DELETE no read finds anything of that user.
 """
@@ -8,6 +8,7 @@ import re
 import time
 
 import msgspec
+import numpy as np
 from aiohttp import web
 
 from featurestore.commands import OUTCOME_S
@@ -17,12 +18,17 @@ from service.http.audit import WHAT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import STORE, WRITES, Route, query_parameter, whole
-from service.prediction_json import Prediction
+from service.openapi import MODEL, STORE, WRITES, Route, query_parameter, whole
+from service.prediction_json import Prediction, shown
 from service.routes.items import expected, item_names
 
 # A page for people; a long history is read page by page.
 MAX_PAGE = 1000
+# Whoever wants more compares users by their ratings.
+MAX_NEAR = 100
+NO_ONE = (
+    "the last fit knew no other user, or was made by an older version; the next one will say who there is"
+)
 # No history is longer.
 MAX_OFFSET = 2**31
 # The id of the command, the time of the call in seconds (a replica of 0.1.0 knows none without), and a mark
@@ -63,6 +69,27 @@ class RatingsPage(msgspec.Struct):
     limit: int
     offset: int
     ratings: list[RatingOut]
+
+
+class NearUserOut(msgspec.Struct):
+    """A user, how like the taste is (1: the same, 0: none in common), and how many ratings say so."""
+
+    user_id: str
+    similarity: float
+    ratings: int
+
+
+class NeighboursOut(msgspec.Struct, omit_defaults=True):
+    """The users nearest to one, the nearest first. `among`: of how many they are the nearest. `reason`: why
+    there are none.
+    """
+
+    user_id: str
+    generation: int
+    neighbours: list[NearUserOut]
+    among: int
+    reason: str | None = None
+    arms: dict[str, str] | None = None
 
 
 class Receipt(msgspec.Struct, omit_defaults=True):
@@ -142,6 +169,40 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
             rating.context = schema.named(row) or msgspec.UNSET
     ratings = [rating for rating, name in zip(ratings, names, strict=True) if name is not None]
     return json_answer(RatingsPage(user_id.decode(), len(history), limit, offset, ratings))
+
+
+@Route(
+    *("GET", "/neighbours/{user_id}", "Recommend", NeighboursOut),
+    ("invalid_parameter", "not_found", "unknown_user", "data_damaged", *MODEL),
+    needs="read",
+    operation_id="neighbours",
+    parameters=(
+        query_parameter("n", whole(1, MAX_NEAR, 10), "How many"),
+        query_parameter(
+            "least", {"type": "number", "minimum": 0, "maximum": 1}, "Of at least this similarity"
+        ),
+    ),
+)
+async def get_neighbours(request: web.Request) -> web.StreamResponse:
+    """The users whose taste is nearest to a user's, among the most active ones."""
+    context, query = request.app[CONTEXT], Query(request.raw_path)
+    n, least = query.integer("n", 10, 1, MAX_NEAR), query.number("least") or 0.0
+    if not 0.0 <= least <= 1.0:
+        raise Problem("invalid_parameter", "least must be from 0 to 1", field="least")
+    user_id = path_id(request.rel_url.raw_path, 1, "user_id")
+    live, member = context.serving(user_id)
+    current = await context.store.users.current(live, [user_id])
+    if current.n[0] == 0:
+        raise Problem("unknown_user", "no rating of this user is known")
+    near, among = await context.nearest.near(live, user_id, current.vectors[0], n=n, least=least)
+    values = shown(np.array([each.likeness for each in near]), live.model.scale)
+    found = [
+        NearUserOut(each.user_id.decode(), value, each.ratings)
+        for each, value in zip(near, values, strict=True)
+    ]
+    reason = None if among else NO_ONE
+    arms = None if member is None else member.shown
+    return json_answer(NeighboursOut(user_id.decode(), live.generation, found, among, reason, arms))
 
 
 @Route(

@@ -134,6 +134,16 @@ class FitResult:
         edges = (offsets - offsets[0]).tolist()
         return [content[a:b] for a, b in pairwise(edges)]
 
+    def most_active(self, most: int) -> list[bytes]:
+        """Return the ids of the `most` users with the most ratings, of equal ones those that came first."""
+        held = np.asarray(self.item_users)[~np.isnan(self.item_values)]
+        counts = np.bincount(held, minlength=self.n_users)
+        rows = np.sort(np.argsort(-counts, kind="stable")[:most])
+        ids = [
+            self.id_bytes[self.id_offsets[row] : self.id_offsets[row + 1]].tobytes() for row in rows.tolist()
+        ]
+        return [user_id for user_id in ids if not is_erased(user_id)]
+
     def user_id_array(self) -> pa.StringArray:
         """Return all ids as one Arrow array, not copied."""
         # Offsets of 64 bits, as they lie on disk: there may be more than 2 GB of ids. The casts look at

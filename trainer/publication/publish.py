@@ -24,6 +24,7 @@ from featurestore.generations.manifest import (
 )
 from featurestore.leases import Lease
 from featurestore.store import Store
+from featurestore.users.active import MOST_ACTIVE
 from processes.messages import HelperEndedError
 from trainer import log
 from trainer.archive.events import Position, format_position
@@ -111,6 +112,8 @@ class Publisher:
             await _write_items(writer, fit, beside)
             self.step("publish:items")
             await self._write_users(writer, epoch, fit)
+            active = await self.threads.run(fit.most_active, MOST_ACTIVE)
+            await _with_room(self.store.active.replace, epoch, active)
             self.step("publish:users")
             meta = await _with_room(writer.finish)
             self.step("publish:finished")

@@ -127,6 +127,8 @@ async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, t
     ):
         await live_everywhere(store, client, settings)
         await store.attributes.change(ID, lambda _: {"born": "in Arrakeen"})
+        # Among those who may be neighbours.
+        assert ID in await store.active.ids(2)
         await store.redis.bgsave()
         found = traces(tmp_path, ID, RATED)
         kinds = {"id", "rating", "time"}
@@ -145,6 +147,7 @@ async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, t
             await fit
             assert traces(tmp_path, ID, RATED) == {}
         assert [key async for key in store.redis.scan_iter(b"*") if ID in key] == []
+        assert ID not in await store.active.ids(2)
         assert (await client.get(PATH)).status == 404
 
 

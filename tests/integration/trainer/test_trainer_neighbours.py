@@ -1,0 +1,229 @@
+"""Neighbours in a running stack: by their true tastes, with the latest rating, without who was forgotten."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from factors import Float64s
+from featurestore.ratings.log import NewRating
+from featurestore.store import Store
+from featurestore.users import active
+from service.neighbours import nearest
+from tests.support.factories import rating
+from tests.support.recovering import opened
+from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.trainers import fitted, running_trainer
+from tests.support.waiting import wait_until_async
+from trainer.settings import TrainerSettings
+
+one_kind = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
+USERS, ITEMS, RATED = 60, 100, 50
+
+
+@dataclass(frozen=True)
+class World:
+    """Tastes of dimension 2 and what each user rates. `like` (u, u): the correlation, over all items, of what
+    two would rate beyond others; the second axis of the items is a third of the first.
+    """
+
+    ratings: list[NewRating]
+    like: Float64s
+    scores: Float64s
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    rng = np.random.default_rng(8)
+    angle = rng.uniform(0, 2 * np.pi, USERS)
+    tastes = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    items = rng.normal(size=(ITEMS, 2)) * (1.2, 0.4)
+    departure = tastes @ items.T
+    # Some users rate all higher, and some items are better for all: neither says anything of tastes.
+    scores = 3.0 + departure + rng.normal(0, 0.3, (USERS, 1)) + rng.normal(0, 0.4, ITEMS)
+    given = [
+        NewRating(
+            b"u%d" % user,
+            b"i%d" % item,
+            float(np.clip(np.rint(2 * scores[user, item]) / 2, 0.5, 5.0)),
+            1e9 + user,
+        )
+        for user in range(USERS)
+        for item in rng.permutation(ITEMS)[:RATED].tolist()
+    ]
+    return World(given, np.asarray(np.corrcoef(departure)), scores)
+
+
+@asynccontextmanager
+async def stack(settings: TrainerSettings, world: World) -> AsyncIterator[tuple[Store, Client, Client]]:
+    async with (
+        running_trainer(settings),
+        opened(settings.store) as store,
+        serving(settings.store) as (client, _),
+        serving(settings.store) as (other, _),
+    ):
+        await store.ratings.append(world.ratings)
+        generation = await fitted(store)
+        await serves(client, generation)
+        await serves(other, generation)
+        yield store, client, other
+
+
+async def near(client: Client, user: str, more: str = "") -> list[int]:
+    """The numbers of a user's neighbours."""
+    reply = await client.get(f"/neighbours/{user}{more}")
+    assert reply.status == 200, reply.text
+    similarity = [each["similarity"] for each in reply.json["neighbours"]]
+    assert similarity == sorted(similarity, reverse=True)
+    assert all(0.0 < each <= 1.0 for each in similarity)
+    return [int(each["user_id"].removeprefix("u")) for each in reply.json["neighbours"]]
+
+
+@pytest.fixture
+def settings(settings: TrainerSettings) -> TrainerSettings:
+    return replace(settings, store=replace(settings.store, scale="0.5:5:0.5", timeout_s=5.0))
+
+
+async def test_they_have_the_same_true_taste(settings: TrainerSettings, world: World) -> None:
+    async with stack(settings, world) as (_, client, _other):
+        found, best, others = [], [], []
+        for user in range(USERS):
+            rows = await near(client, f"u{user}", "?n=5")
+            assert user not in rows
+            assert len(rows) == 5
+            others_of = np.delete(world.like[user], user)
+            found.append(world.like[user, rows].mean())
+            best.append(np.sort(others_of)[-5:].mean())
+            others.append(others_of.mean())
+        # The five that are found are nearly as alike as the five that are most alike in truth.
+        assert np.mean(found) > np.mean(others) + 0.95 * (np.mean(best) - np.mean(others))
+        # Tastes along the weak axis are hard to tell; strangers are found for none.
+        assert np.min(found) > 0.5
+        reply = (await client.get("/neighbours/u0?n=100")).json
+        assert reply["among"] == USERS - 1
+        assert {each["ratings"] for each in reply["neighbours"]} == {RATED}
+        # Of those that are not near there is none in a list, however long.
+        assert 0 < len(reply["neighbours"]) < USERS - 1
+        strict = [
+            each["similarity"]
+            for each in (await client.get("/neighbours/u0?n=100&least=0.9")).json["neighbours"]
+        ]
+        assert strict == [each["similarity"] for each in reply["neighbours"] if each["similarity"] >= 0.9]
+
+
+async def rate_as(store: Store, user: str, world: World, like: int, items: range) -> None:
+    await store.ratings.append(
+        [
+            rating(user, f"i{item}", float(np.clip(np.rint(2 * world.scores[like, item]) / 2, 0.5, 5.0)))
+            for item in items
+        ]
+    )
+
+
+async def test_a_rating_counts_in_the_next_answer(settings: TrainerSettings, world: World) -> None:
+    """Of whoever asks, and of who is found; on another worker; a user who came after the fit, too."""
+    one, opposite = 0, int(np.argmin(world.like[0]))
+    async with stack(settings, world) as (store, client, other):
+        assert is_problem(await client.get("/neighbours/new"), 404, "unknown_user")
+        await near(other, "u1")
+        await rate_as(store, "new", world, one, range(30))
+        for each in (client, other):
+            assert world.like[one, await near(each, "new", "?n=5")].mean() > 0.9
+        await rate_as(store, "new", world, opposite, range(60))
+        for each in (client, other):
+            assert world.like[opposite, await near(each, "new", "?n=5")].mean() > 0.9
+        # One who was near turns away.
+        first = (await near(other, "new", "?n=1"))[0]
+        await rate_as(store, f"u{first}", world, int(np.argmin(world.like[first])), range(ITEMS))
+        for each in (client, other):
+            assert first not in await near(each, "new", "?n=20")
+
+
+async def test_who_was_forgotten_is_gone_at_once(settings: TrainerSettings, world: World) -> None:
+    async with stack(settings, world) as (store, client, other):
+        first = (await near(client, "u0", "?n=1"))[0]
+        assert (await near(other, "u0", "?n=1"))[0] == first
+        name = b"u%d" % first
+        assert name in await store.active.ids(1)
+        receipt = (await client.ask("DELETE", f"/users/u{first}")).json["receipt"]
+        for each in (client, other):
+            assert first not in await near(each, "u0", "?n=100")
+            assert is_problem(await each.get(f"/neighbours/u{first}"), 404, "unknown_user")
+
+        async def erased() -> bool:
+            return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == "erased")
+
+        await wait_until_async(erased, 60, "the receipt says erased")
+        assert name not in await store.active.ids(1)
+        # No one brings the id back who had read it before.
+        await store.active.replace(1, [name, b"u0", b"u1"])
+        assert sorted(await store.active.ids(1)) == sorted({b"u0", b"u1"})
+        # One who comes back has no history of before.
+        await store.ratings.append([rating(f"u{first}", "i0", 5.0)])
+        assert (await client.get(f"/neighbours/u{first}")).status == 200
+
+
+@one_kind
+async def test_the_most_active_are_looked_among(
+    settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.publication.publish.MOST_ACTIVE", 10)
+    busy = [rating(f"u{user}", f"j{item}", 3.0) for user in range(10, 20) for item in range(3)]
+    more = World([*world.ratings, *busy], world.like, world.scores)
+    async with stack(settings, more) as (store, client, _):
+        assert sorted(await store.active.ids(1)) == [b"u%d" % user for user in range(10, 20)]
+        reply = (await client.get("/neighbours/u0?n=100")).json
+        assert reply["among"] == 10
+        assert {int(each["user_id"][1:]) for each in reply["neighbours"]} <= set(range(10, 20))
+        assert (await client.get("/neighbours/u10")).json["among"] == 9
+
+
+@one_kind
+async def test_one_damaged_user_keeps_no_other_from_an_answer(
+    settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stack(settings, world) as (store, client, other):
+        first = (await near(client, "u0", "?n=1"))[0]
+        user = b"u%d" % first
+        # Behind, with a history that is none.
+        await store.redis.hincrby(store.keys.user(1, user), "n", 1)
+        await store.redis.set(store.keys.history(1, user), b"x" * 20)
+        for each in (client, other):
+            rows = await near(each, "u0", "?n=100")
+            assert first not in rows
+            assert len(rows) > 5
+
+
+@one_kind
+async def test_a_table_is_let_go_and_read_again(
+    settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearest, "_KEPT_S", 0.2)
+    reads = 0
+    ids = active.ActiveUsers.ids
+
+    async def counted(self: active.ActiveUsers, epoch: int) -> list[bytes]:
+        nonlocal reads
+        reads += 1
+        return await ids(self, epoch)
+
+    async with stack(settings, world) as (store, client, _):
+        monkeypatch.setattr(active.ActiveUsers, "ids", counted)
+        # Callers of one moment share one.
+        await asyncio.gather(*[near(client, f"u{user}") for user in range(20)])
+        assert reads == 1
+        await asyncio.sleep(0.4)
+        await near(client, "u0")
+        assert reads == 2
+        for value in ("0", "101", "x"):
+            assert is_problem(await client.get(f"/neighbours/u0?n={value}"), 400, "invalid_parameter")
+        for value in ("-0.1", "1.1", "nan"):
+            assert is_problem(await client.get(f"/neighbours/u0?least={value}"), 400, "invalid_parameter")
+        await store.redis.delete(*[store.keys.active(1, p) for p in range(store.keys.partitions)])
+        await asyncio.sleep(0.4)
+        reply = (await client.get("/neighbours/u0")).json
+        assert (reply["neighbours"], reply["among"]) == ([], 0)
+        assert "next one" in reply["reason"]
