@@ -66,9 +66,8 @@ class Store:
             wait_s=wait_s,
         )
         # Who asks often keeps copies of what comes.
-        self.users = UserRecords(
-            *(self.keys, self.hot or self.bulk, self.redis, self.config.scale), UserCopies() if hot else None
-        )
+        copies, hot_or_bulk = UserCopies() if hot else None, self.hot or self.bulk
+        self.users = UserRecords(self.keys, hot_or_bulk, self.redis, self.config.scale, copies)
         self.active = ActiveUsers(self.keys, self.redis)
         self.generations = Generations(self.keys, self.bulk, self.redis)
         self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)

@@ -28,6 +28,7 @@ from service.routes import (
     train,
     users,
 )
+from service.routes.deletions import item, receipts
 from service.routes.events import event_types, events
 from service.routes.rules import experiments, scenarios
 
@@ -53,12 +54,12 @@ ROUTES: tuple[Route, ...] = (
     *(experiments.get_experiments, experiments.get_experiment),
     *(experiments.put_experiment, experiments.delete_experiment),
     *(lists.get_similar, lists.get_popular, lists.get_trending, lists.get_latest, explain.get_explain),
-    *(users.get_user, users.delete_user, users.get_user_ratings, users.get_receipt, items.get_item),
+    *(users.get_user, users.delete_user, users.get_user_ratings, receipts.get_receipt, items.get_item),
     users.get_neighbours,
     *(attributes.get_attributes, attributes.put_attributes),
     *(attributes.patch_attributes, attributes.delete_attributes),
     *(catalogue.get_items, catalogue.post_items, catalogue.get_export),
-    *(catalogue.put_item, catalogue.patch_item, catalogue.delete_item),
+    *(catalogue.put_item, catalogue.patch_item, item.delete_item),
     *(catalogue.get_schema, catalogue.put_schema),
     *(catalogue.delete_context_field, catalogue.delete_context_category),
     *(train.post_train, generations.get_generations, generations.post_activate),

@@ -124,7 +124,7 @@ async def rate_as(store: Store, user: str, world: World, like: int, items: range
 
 
 async def test_a_rating_counts_in_the_next_answer(settings: TrainerSettings, world: World) -> None:
-    """Of whoever asks, and of who is found; on another worker; a user who came after the fit, too."""
+    """Of the user who asks, and of those who are found; on another worker; of a user who is new."""
     one, opposite = 0, int(np.argmin(world.like[0]))
     async with stack(settings, world) as (store, client, other):
         assert is_problem(await client.get("/neighbours/new"), 404, "unknown_user")
