@@ -177,8 +177,9 @@ class Follower:
         self._clock_offset = seconds + microseconds / 1e6 - now
         self.pointer = pointer = read_pointer(pointer_fields, self._keys.live)
         self._numbers = frozenset(whole(number, self._keys.generations) for number in numbers)
-        if live is not None and live.epoch != pointer.epoch and not pointer.pending:
+        if live is not None and live.epoch != pointer.epoch != pointer.pending:
             # The history that it serves has ended without it: it was stopped, or cut off, and not waited for.
+            # While the one that is live is still pending, what is rated is written to both.
             self.live = None
         self._store.users.polled(Kept(self._numbers), now)
         self.polled_at = now

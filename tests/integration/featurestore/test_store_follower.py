@@ -16,6 +16,7 @@ from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.generations import item_table_file as itemtable
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
+from featurestore.generations.loader import GenerationLoader
 from featurestore.generations.served import wait_until_served
 from featurestore.id_columns import Ids
 from featurestore.settings import StoreSettings
@@ -219,6 +220,31 @@ async def test_a_worker_that_missed_the_end_of_its_history_reads_nothing_of_it(
         assert live_of(follower).epoch == epoch
         assert len((await worker.users.history(epoch, b"ann"))[1].rating) == 1
     await worker.close()
+
+
+async def test_a_history_that_has_ended_is_not_served_while_the_next_but_one_begins(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = await lead(store)
+    await publish(store, lease)
+    loads = GenerationLoader.load
+
+    async def load(loader: GenerationLoader, epoch: int, generation: int) -> LiveGeneration:
+        if epoch > 1:
+            raise StoreUnavailable("frozen amid a load, it was cut off", 0.1)
+        return await loads(loader, epoch, generation)
+
+    monkeypatch.setattr(GenerationLoader, "load", load)
+    # As one that is frozen between two polls: nothing waits for it.
+    async with following(store, tmp_path, poll_s=4.0) as follower:
+        await until(lambda: follower.live is not None, "it serves")
+        epoch = await store.epochs.begin()
+        await publish(store, lease, epoch=epoch)
+        await store.epochs.finish(epoch)
+        third = await store.epochs.begin()
+        assert live_of(follower).epoch == 1
+        await until(lambda: follower.pointer is not None and follower.pointer.pending == third, "it polls")
+        assert follower.live is None
 
 
 async def test_workers_of_a_host_write_the_file_once(store: Store, tmp_path: Path) -> None:
