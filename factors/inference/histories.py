@@ -15,7 +15,7 @@ from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s
 
 Rows = npt.NDArray[np.integer[Any]]
 # Of a user with more ratings than both together, so many of the latest count. After `m` ratings a posterior
-# of dimension d leaves about d / m of the noise's variance to the score: 17 / 2048 at the largest rank that
+# of dimension d leaves about d / m of the noise's variance to the score: 65 / 2048 at the largest rank that
 # `auto` takes, and half as much of the error.
 RECENT = 1024
 # And so many of the others: a user whose latest ratings are all of one kind keeps what was known besides.

@@ -24,7 +24,7 @@ from factors.model.scale import scale_range
 from factors.model.types import ContextKind, Float32s, Float64s, Int64s, Ratings
 from factors.posterior.fitted import Fitted
 from factors.training.drift import narrowed, widened
-from factors.training.initialization import FEW_RATINGS, initial_state, largest_rank
+from factors.training.initialization import FEW_RATINGS, initial_state
 from factors.training.model_selection import LEAST_RATINGS, observed_scale, select_terms
 from factors.training.priors import learn_cold_start, prior_fit
 from factors.training.settings import FitSettings
@@ -135,13 +135,12 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int, offered: tu
     as many ratings as there are now, and with or without attributes and contexts as now.
     """
     model, few, known = start.model, n_ratings < FEW_RATINGS, start.posterior.parameters
-    same_rank = (few and settings.rank == "auto") or model.rank == largest_rank(settings, n_ratings)
     # When there are so many times the ratings terms are chosen again: of few ratings that takes a second, but
     # with contexts many.
     again = 1.1 if few and not known.decided_context else 1.5
     return (
         model.scale == settings.scale
-        and same_rank
+        and settings.rank in ("auto", model.rank)
         and settings.link in ("auto", model.link)
         and [columns > 0 for columns in offered]
         == [columns > 0 for columns in (*known.decided_columns, known.decided_context)]

@@ -28,17 +28,13 @@ from factors.training.training_set import TrainingSet
 FEW_RATINGS = 5_000
 
 
-def largest_rank(settings: FitSettings, n_ratings: int) -> int:
-    """Return the largest rank that `settings` ask for."""
-    if settings.rank != "auto":
-        return settings.rank
-    # Unneeded dimensions are pruned by their prior; a large set of ratings carries more.
-    return 16 if n_ratings >= 1_000_000 else 8
+# Where `auto` begins: unneeded dimensions are pruned by their prior, and `rank` finds those that are missing.
+_FIRST_RANK = 8
 
 
 def _parameters(training: TrainingSet, settings: FitSettings, rank: int | None) -> Parameters:
     value = training.by_user.value
-    rank = rank or largest_rank(settings, len(value))
+    rank = rank or (_FIRST_RANK if settings.rank == "auto" else settings.rank)
     # With two pseudo-ratings: a few ratings that agree prove little.
     square = len(value) * value.var() + 2.0 * uniform_variance(settings.scale)
     return start_parameters(settings.scale, rank, float(value.mean()), float(square / (len(value) + 2.0)))

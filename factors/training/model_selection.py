@@ -1,7 +1,8 @@
-"""The terms of a fit, chosen one after the other by held-out ratings and by evidence.
+"""The terms and the rank of a fit, chosen one after the other by held-out ratings and by evidence.
 
-Invariant: a choice sees the training ratings only, and costs no more on millions of ratings than on some
-hundred thousand, even if one user made them all, and on however many items.
+Invariant: a choice sees the training ratings only. That of terms costs no more on millions of ratings than on
+some hundred thousand, even if one user made them all, and on however many items. The rank is what all of the
+ratings can carry: it is chosen on all of them, on the way to the fit.
 """
 
 import math
@@ -15,12 +16,14 @@ from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.pair_moments import PairMoments
 from factors.model.layout import session_keys
 from factors.model.links import link_of
+from factors.model.parameters import Parameters
 from factors.model.quantized_rows import item_codec
 from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Int64s, Scale
 from factors.training.calibration import calibrate
 from factors.training.drift import best_drift, latest, narrowed, widened, with_widening
 from factors.training.initialization import FEW_RATINGS, best_start, flat_state, initial_state
+from factors.training.rank import grown, missing_directions
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
 from factors.training.terms import Terms, terms_of
@@ -32,6 +35,15 @@ LEAST_RATINGS = 100
 _MOST_RATINGS = 300_000
 # Of these so many of one user: what a hundredth of the sample says is not what one user is like.
 _MOST_OF_USER = _MOST_RATINGS // 100
+# Ratings held out of a fit: the standard error of a mean over so many is under a hundredth of a nat.
+_MOST_HELD_OUT = 20_000
+# A dimension makes each look-up and each fold-in dearer: in nats of a rating, a tenth of a hundredth of the
+# error.
+_WORTH = 0.001
+# Records of 9 KB a user: further dimensions are for those who ask for them.
+_LARGEST_RANK = 64
+# Sweeps after which new dimensions have shown whether they help at all, and in which a state settles.
+_TRIAL, _SETTLE = 6, 12
 # The ordinal link learns a cut point for each step: a bound on its work, chosen and not measured.
 _MOST_LEVELS = 25
 # Ridges of the implicit effects, in units of (noise of a row round its set's prediction / variance of an
@@ -41,9 +53,8 @@ _RIDGES = (0.0, 20.0, 6.0, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The chosen terms, the state that they were found with, and how well it predicted."""
+    """The state that the chosen terms and rank were found with, and how well it predicted."""
 
-    terms: Terms
     state: State
     metrics: dict[str, float]
 
@@ -65,62 +76,108 @@ def observed_scale(scale: Scale, value: Float64s) -> Scale:
 
 
 def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> Selection:
-    """Choose terms for these ratings, from sweeps that go on from each other. The state has all rows of
-    `training`: those without a rating among the ones that were looked at are the prior.
+    """Choose terms and rank for these ratings, from sweeps that go on from each other. The state has all rows
+    of `training`: those that the choice has not seen a rating of are the prior.
     """
     sample, users, items = _sample(training, rng)
     # Velocities are known to no compiled loop, and each rating takes 2 KB where users move.
     may_move = settings.session_effects and len(training) < MANY_RATINGS
-    found = _select(sample, settings, rng, may_move=may_move)
-    state = State.of_priors(training, found.state.parameters)
-    state.user_rows[users], state.item_rows[items] = found.state.user_rows, found.state.item_rows
-    return replace(found, state=state)
-
-
-def _select(
-    training: TrainingSet, settings: FitSettings, rng: np.random.Generator, *, may_move: bool
-) -> Selection:
-    """`select_terms` by all of these ratings; the state is of a part of them."""
-    n = len(training)
-    # Of few ratings a larger part, so that chance does not decide; the standard error of a mean over 20,000
-    # is under a hundredth of a nat.
-    size = min(max(n // 10, min(300, n // 4)), 20_000)
-    held_out = np.sort(rng.permutation(n)[:size])
-    part, search = training.without(held_out), _Search(settings, HeldOut(training.by_user, held_out))
-    if training.sparse:
-        state = search.best_context(search.run(flat_state(part, settings), 10))
-        if settings.link == "ordinal":
-            state = search.run(state.branch(replace(terms_of(state.parameters), link="ordinal")), 8)
-        return _calibrated(state, training, held_out, search.score(state), rng)
-    # Of few ratings each counts: the start is found with all of them, and goes on without those held out.
-    whole = best_start(training, settings, rng) if n < FEW_RATINGS else None
-    state = initial_state(part, settings, rng)
-    if whole is None:
-        state = search.best_context(search.run(state, 6))
+    search = _Search(sample, settings, rng)
+    # Of few ratings each counts: a state that has seen those held out goes along.
+    whole = None if sample.sparse or len(sample) >= FEW_RATINGS else best_start(sample, settings, rng)
+    if sample.sparse:
+        state = search.flat()
     else:
-        whole, state = search.best_whole(training, part, whole, rng)
-    drift = 0.0
-    if may_move:
-        drift = best_drift(state.parameters, state.item_rows, part.by_user, state.residuals())
-    state = search.with_all_effects(state)
-    state = search.best_ridge(state)
-    state = search.best_attributes(state)
-    state = search.best_motion(state, drift)
-    state = search.best_sessions(state)
-    state = search.best_link(state, in_doubt_ordinal=n < FEW_RATINGS)
-    score = search.score(state)
+        whole, state = search.best_terms(whole, may_move=may_move)
+    if sample is not training:
+        search = _Search(training, settings, rng)
+        state = search.going_on(state, users, items)
     # Deviations are learned from a settled state: one on its way is off otherwise than the fit will be.
-    state.run(min(12, settings.sweeps), until=settings.tolerance)
-    found = _calibrated(_widened(state), training, held_out, score, rng)
-    return found if whole is None else _with_all(found, search.run(whole.branch(found.terms), 8))
+    state.run(min(_SETTLE, settings.sweeps), until=settings.tolerance)
+    if settings.rank == "auto" and whole is None and not training.sparse:
+        state = search.best_rank(state)
+    score = search.score(state)
+    state = search.calibrated(_widened(state))
+    if whole is not None:
+        state = _as_calibrated(state.parameters, search.run(whole.branch(terms_of(state.parameters)), 8))
+    elif state.training is not training:
+        state = State.of_rows(training, state.parameters, state.user_rows, state.item_rows)
+    return Selection(state, {"held_out_log_likelihood": score})
 
 
 class _Search:
-    """The choice of one term after the other, by the ratings `test` that the states have not seen."""
+    """The choice of one term after the other, by some ratings of `training` that the states do not see, but
+    only the others, `part`.
+    """
 
-    def __init__(self, settings: FitSettings, test: "HeldOut") -> None:
-        self._settings = settings
-        self._test = test
+    def __init__(self, training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> None:
+        n = len(training)
+        # Of few ratings a larger part, so that chance does not decide.
+        size = min(max(n // 10, min(300, n // 4)), _MOST_HELD_OUT)
+        self._held_out = np.sort(rng.permutation(n)[:size])
+        self._training, self._settings, self._rng = training, settings, rng
+        self._test = HeldOut(training.by_user, self._held_out)
+        self.part = training.without(self._held_out)
+
+    def flat(self) -> State:
+        """Return a state of biases alone, with the link of the settings."""
+        state = self.best_context(self.run(flat_state(self.part, self._settings), 10))
+        if self._settings.link == "ordinal":
+            state = self.run(state.branch(replace(terms_of(state.parameters), link="ordinal")), 8)
+        return state
+
+    def best_terms(self, whole: State | None, *, may_move: bool) -> tuple[State | None, State]:
+        """Return `whole`, a start of few ratings, perhaps with contexts, and a state with the terms that
+        predict best.
+        """
+        in_doubt_ordinal = whole is not None
+        state = initial_state(self.part, self._settings, self._rng)
+        if whole is None:
+            state = self.best_context(self.run(state, 6))
+        else:
+            whole, state = self.best_whole(whole)
+        drift = 0.0
+        if may_move:
+            drift = best_drift(state.parameters, state.item_rows, self.part.by_user, state.residuals())
+        state = self.with_all_effects(state)
+        state = self.best_ridge(state)
+        state = self.best_attributes(state)
+        state = self.best_motion(state, drift)
+        state = self.best_sessions(state)
+        return whole, self.best_link(state, in_doubt_ordinal=in_doubt_ordinal)
+
+    def going_on(self, state: State, users: Int64s, items: Int64s) -> State:
+        """Return a state that has the terms of one of a sample, and its rows, which are `users` and `items`
+        here.
+        """
+        if state.training.sparse and not self.part.sparse:
+            # A sample of many items can be sparse where all ratings are not.
+            begun = self.run(initial_state(self.part, self._settings, self._rng), _TRIAL)
+            return begun.branch(terms_of(state.parameters))
+        begun = State.of_priors(self.part, state.parameters)
+        begun.user_rows[users], begun.item_rows[items] = state.user_rows, state.item_rows
+        return begun
+
+    def best_rank(self, state: State) -> State:
+        """Return a settled state with as many more dimensions as its ratings show and predict better."""
+        while (rank := state.parameters.users.layout.rank) < _LARGEST_RANK:
+            found = missing_directions(state, _LARGEST_RANK - rank, self._rng)
+            if found is None:
+                break
+            larger, before = self.run(grown(state, found), _TRIAL), self._test.log_likelihoods(state)
+            gain = self._test.log_likelihoods(larger) - before
+            if gain.mean() < max(_WORTH, gain.std() / math.sqrt(len(gain))):
+                break
+            state = larger.run(_SETTLE, until=self._settings.tolerance)
+        return state
+
+    def calibrated(self, state: State) -> State:
+        """Return the state with deviations learned from the ratings held out."""
+        scale, std_calibration = calibrate(state, self._training.by_user, self._held_out, self._rng)
+        state.parameters = narrowed(
+            replace(state.parameters, variance_scale=scale, std_calibration=std_calibration)
+        )
+        return state
 
     def run(self, state: State, sweeps: int) -> State:
         """Return `state` after so many sweeps, no more than a fit may have."""
@@ -143,18 +200,16 @@ class _Search:
         terms = Terms("gaussian", ridge, ridge, user_session, item_session, context=context)
         return self.run(state.branch(terms), 7)
 
-    def best_whole(
-        self, training: TrainingSet, part: TrainingSet, plain: State, rng: np.random.Generator
-    ) -> tuple[State, State]:
+    def best_whole(self, plain: State) -> tuple[State, State]:
         """Return `plain`, or a start with effects of contexts if that predicts better, both of few ratings;
         and the state of `part` that goes on from it.
         """
         # Sweeps in which each loses what it knows of the ratings held out.
-        begun = self.run(State.of_rows(part, plain.parameters, plain.user_rows, plain.item_rows), 10)
-        if training.context is None:
+        begun = self.run(State.of_rows(self.part, plain.parameters, plain.user_rows, plain.item_rows), 10)
+        if self._training.context is None:
             return plain, begun
-        other = best_start(training, self._settings, rng, context=True)
-        state = self.run(State.of_rows(part, other.parameters, other.user_rows, other.item_rows), 10)
+        other = best_start(self._training, self._settings, self._rng, context=True)
+        state = self.run(State.of_rows(self.part, other.parameters, other.user_rows, other.item_rows), 10)
         gain = self._test.log_likelihoods(state) - self._test.log_likelihoods(begun)
         helps = gain.mean() > gain.std() / math.sqrt(len(gain))
         return (other, state) if helps else (plain, begun)
@@ -275,26 +330,15 @@ def _folded_in(state: State, widening: float, by_user: Compressed) -> State:
     return State(state.training, parameters, rows, state.item_rows)
 
 
-def _calibrated(
-    state: State, training: TrainingSet, held_out: Int64s, score: float, rng: np.random.Generator
-) -> Selection:
-    variance_scale, std_calibration = calibrate(state, training.by_user, held_out, rng)
-    state.parameters = narrowed(
-        replace(state.parameters, variance_scale=variance_scale, std_calibration=std_calibration)
-    )
-    return Selection(terms_of(state.parameters), state, {"held_out_log_likelihood": score})
-
-
-def _with_all(found: Selection, state: State) -> Selection:
-    """Return `found` with `state`, which has the same terms and has seen all ratings."""
-    known = found.state.parameters
+def _as_calibrated(known: Parameters, state: State) -> State:
+    """Return `state`, which has the terms of `known` and has seen all ratings, with its calibration."""
     drift = known.users.drift
     state.parameters = replace(
         with_widening(state.parameters, drift.widening if drift else 1.0),
         variance_scale=known.variance_scale,
         std_calibration=known.std_calibration,
     )
-    return replace(found, state=state)
+    return state
 
 
 def best_session_length(data: Compressed, residual: Float64s) -> float:

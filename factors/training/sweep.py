@@ -13,7 +13,7 @@ import numpy as np
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import HalfStep, Iteration
 from factors.inference.motion import motion_of
-from factors.inference.ordinal import learn_link
+from factors.inference.ordinal import Sites, interval_derivatives, learn_link, level_bounds
 from factors.inference.side_moments import prior_rows
 from factors.model.context import ContextEffects
 from factors.model.parameters import Parameters, Side, SideName
@@ -26,6 +26,9 @@ from factors.training.priors import learn_side, uniform_variance
 from factors.training.terms import Terms, relayout, with_terms
 from factors.training.training_set import TrainingSet
 from factors.training.units import score_range
+
+# Ratings whose slopes are computed at once: 10 MB a vector.
+_BLOCK = 1 << 20
 
 
 class State:
@@ -112,6 +115,20 @@ class State:
         if self._scores is None:
             return np.zeros(len(self.training))
         return self.training.by_user.value - self._scores
+
+    def slopes(self) -> tuple[Float64s, Float64s]:
+        """Return of each entry of `training.by_user` the slope of its log likelihood in its score, and minus
+        what that changes by (both (n,)). After a sweep; nothing before.
+        """
+        if self._user_step is None or self._item_step is None:
+            return np.zeros(0), np.zeros(0)
+        value, parameters = self.training.by_user.value, self.parameters
+        if parameters.link == "ordinal":
+            return _ordinal_slopes(parameters, value, self._user_step.sites)
+        scores = self.training.backend.score_errors(
+            self._input("user"), self._user_step, self._item_step, every=1
+        )[1]
+        return (value - scores) / parameters.noise, np.full(len(value), 1.0 / parameters.noise)
 
     def leave_one_out(self, most: int) -> tuple[Int64s, Float64s, Float64s]:
         """Of about `most` ratings their entries in `training.by_user`, and mean and variance of their scores
@@ -206,6 +223,21 @@ class State:
         if self._compared is not None and len(scores):
             self.change = float(np.sqrt(np.mean((scores - self._compared) ** 2)))
         self._compared = scores
+
+
+def _ordinal_slopes(parameters: Parameters, value: Float64s, sites: Sites) -> tuple[Float64s, Float64s]:
+    """Return slope and curvature of each rating where its score is known without it."""
+    slope, curvature = np.empty(len(value)), np.empty(len(value))
+    # In blocks: a dozen vectors of all ratings would be more memory than the fit needs.
+    for start in range(0, len(value), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        scale = np.sqrt(sites.variance[part].astype(np.float64) + parameters.noise)
+        level = rating_levels(parameters.scale, value[part])
+        low, high = ((bound - sites.mean[part]) / scale for bound in level_bounds(parameters.cuts, level))
+        slope[part], curvature[part] = interval_derivatives(low, high)
+        slope[part] /= scale
+        curvature[part] /= scale * scale
+    return slope, curvature
 
 
 def _learn_session_variance(side: Side, step: HalfStep) -> Side:

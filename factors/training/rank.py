@@ -1,0 +1,171 @@
+"""Latent dimensions that a fit lacks, read off what it leaves of its ratings.
+
+Invariant: to look costs less than a sweep, whatever the rank, and a state that grows predicts at first what
+it did before, but for the new dimensions.
+
+The slope of the log likelihood of a rating in its score is what the fit leaves of it. If all is said these
+slopes are noise, and turning the signs of some of them at random changes nothing; a dimension that is missing
+is a singular vector of their matrix that stands out against the same matrix with random signs (parallel
+analysis, Horn, 1965; with signs, Hong, Sheng and Dobriban, 2020). Rows and columns are scaled by the square
+roots of their information, each raised by the mean of all, so that rows of few ratings do not stand out by
+themselves (Chaudhuri, Chung and Tsiatas, 2012).
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+
+from factors.inference.side_moments import prior_rows
+from factors.model.layout import Layout, triangle
+from factors.model.parameters import Side
+from factors.model.types import Float32s, Float64s, Int64s
+from factors.training.sweep import State
+
+# At most so many dimensions are found at a time; a few more vectors make the last of them exact.
+_AT_ONCE, _SPARE = 16, 4
+# Power iterations: singular values of noise lie close together, and none of them has to be told from another.
+_ITERATIONS = 6
+# The largest singular value of noise varies by so much at a thousand rows, and less at more.
+_BEYOND_CHANCE = 1.01
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """Dimensions that are missing: `loadings` (m, k) of the items, and the prior `variance` (k,) of users and
+    of items in each; `information` (m,) that the ratings of an item have of its score.
+    """
+
+    loadings: Float64s
+    variance: Float64s
+    information: Float64s
+
+
+def missing_directions(state: State, most: int, rng: np.random.Generator) -> Directions | None:
+    """Return at most `most` dimensions that a swept state lacks; None where the ratings show none."""
+    by_user, by_item = state.training.by_user, state.training.by_item
+    most = min(most, _AT_ONCE, by_user.rows - _SPARE, by_item.rows - _SPARE)
+    slope, curvature = state.slopes()
+    if most < 1 or len(slope) == 0:
+        return None
+    of_users: Float64s = np.bincount(by_user.row, curvature, by_user.rows).astype(np.float64)
+    of_items: Float64s = np.bincount(by_user.other, curvature, by_item.rows).astype(np.float64)
+    total = float(of_items.sum())
+    user_scale, item_scale = (1.0 / np.sqrt(each + total / len(each)) for each in (of_users, of_items))
+    slope *= user_scale[by_user.row]
+    slope *= item_scale[by_user.other]
+    left = slope.astype(np.float32)
+    signs = rng.integers(0, 2, len(left), dtype=np.int8) * np.int8(2) - np.int8(1)
+    chance, _ = _singular(state, left * signs, most, rng)
+    values, vectors = _singular(state, left, most, rng)
+    found = int(np.count_nonzero(values > _BEYOND_CHANCE * chance[0]))
+    if found == 0:
+        return None
+    # What noise has added to a singular value is taken out of it, down to a tenth.
+    variance = np.sqrt(np.maximum(values[:found] ** 2 - chance[0] ** 2, 0.01 * values[:found] ** 2))
+    return Directions(
+        vectors[:, :found] * item_scale[:, None] * np.sqrt(variance * total), variance, of_items
+    )
+
+
+def _singular(
+    state: State, entries: Float32s, most: int, rng: np.random.Generator
+) -> tuple[Float64s, Float64s]:
+    """Return the `most` largest singular values, descending, of the matrix that has these `entries` of
+    `by_user`, and their vectors (items, most).
+    """
+    by_user, by_item = state.training.by_user, state.training.by_item
+    shape = by_user.rows, by_item.rows
+    matrix = sp.csr_array((entries, by_user.other, by_user.indptr), shape=shape)
+    # By item as well: a product with the transposed matrix would jump between its rows.
+    turned = sp.csr_array((entries[by_item.source], by_item.other, by_item.indptr), shape=shape[::-1])
+    vectors = rng.standard_normal((shape[1], most + _SPARE), dtype=np.float32)
+    for _ in range(_ITERATIONS):
+        users = np.linalg.qr(matrix @ vectors)[0]
+        vectors = np.linalg.qr(turned @ users)[0]
+    _, values, turn = np.linalg.svd(matrix @ vectors, full_matrices=False)
+    return values[:most].astype(np.float64), (vectors @ turn.T)[:, :most].astype(np.float64)
+
+
+def grown(state: State, directions: Directions) -> State:
+    """Return `state` with these dimensions after its own, of which users know nothing yet."""
+    known, extra = state.parameters, directions.variance
+    users, items = _grown_side(known.users, extra), _grown_side(known.items, extra)
+    context = known.context
+    if context is not None:
+        context = replace(context, effects=_spread(context.effects, users.layout, len(extra)))
+    parameters = replace(known, users=users, items=items, context=context)
+    user_rows = _grown_rows(known.users, users, state.user_rows)
+    item_rows = _grown_rows(known.items, items, state.item_rows)
+    # What ratings say of an item, were its users spread as the prior has it: the rest is left unknown.
+    told = directions.information[:, None] * extra * extra
+    told /= 1.0 + told
+    layout, first = items.layout, known.items.layout.rank
+    new = np.arange(first, layout.rank)
+    item_rows[:, layout.mean][:, new] = directions.loadings * told
+    item_rows[:, layout.covariance][:, new * (new + 1) // 2 + new] = extra * (1.0 - told)
+    return State(state.training, parameters, user_rows, item_rows)
+
+
+def _grown_side(side: Side, extra: Float64s) -> Side:
+    layout = replace(side.layout, rank=side.layout.rank + len(extra))
+    kept, new = _places(side.layout, len(extra))
+    covariance = np.zeros((layout.dim, layout.dim))
+    covariance[np.ix_(kept, kept)] = side.covariance
+    covariance[new, new] = extra
+    drift, effects = side.drift, side.attribute_effects
+    if drift is not None:
+        # New dimensions move as fast as the others do, in proportion.
+        ratio = float(np.trace(drift.covariance) / np.trace(side.covariance))
+        moving = np.zeros_like(covariance)
+        moving[np.ix_(kept, kept)] = drift.covariance
+        moving[new, new] = ratio * extra
+        drift = replace(drift, covariance=moving, precision=_inverse(moving))
+    return replace(
+        side,
+        layout=layout,
+        mean=_spread(side.mean[None], layout, len(extra))[0],
+        covariance=covariance,
+        precision=_inverse(covariance),
+        drift=drift,
+        attribute_effects=None if effects is None else _spread(effects, layout, len(extra)),
+    )
+
+
+def _inverse(matrix: Float64s) -> Float64s:
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
+def _places(layout: Layout, extra: int) -> tuple[Int64s, Int64s]:
+    """Return where the `[latent, bias]` of `layout` stand once `extra` dimensions are between, and where
+    these do.
+    """
+    new = np.arange(layout.rank, layout.rank + extra)
+    return np.append(np.arange(layout.rank), layout.rank + extra), new
+
+
+def _spread(vectors: Float64s, layout: Layout, extra: int) -> Float64s:
+    """Return `vectors` (n, d) in the dimensions of `layout`, 0 in the `extra` last latent ones."""
+    return np.insert(vectors, [layout.rank - extra] * extra, 0.0, axis=1)
+
+
+def _grown_rows(old: Side, new: Side, rows: Float64s) -> Float64s:
+    """Return `rows` of side `old` in the layout of side `new`, which has more dimensions: those as the prior
+    has them, effects and velocities there 0.
+    """
+    before, layout = old.layout, new.layout
+    extra = layout.rank - before.rank
+    kept, _ = _places(before, extra)
+    result = prior_rows(new, len(rows))
+    result[:, : layout.mean.start] = rows[:, : before.mean.start]
+    result[:, layout.mean][:, kept] = rows[:, before.mean]
+    down, across, _ = triangle(before.dim)
+    result[:, layout.covariance][:, kept[down] * (kept[down] + 1) // 2 + kept[across]] = rows[
+        :, before.covariance
+    ]
+    result[:, layout.implicit_effect] = _spread(rows[:, before.implicit_effect], layout, extra)
+    result[:, layout.keys.start : layout.variances.stop] = rows[:, before.keys.start : before.variances.stop]
+    if before.moving:
+        result[:, layout.velocity] = _spread(rows[:, before.velocity], layout, extra)
+        result[:, layout.anchor_time] = rows[:, before.anchor_time]
+    return result
