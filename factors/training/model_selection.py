@@ -84,7 +84,8 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
     may_move = settings.session_effects and len(training) < MANY_RATINGS
     search = _Search(sample, settings, rng)
     # Of few ratings each counts: a state that has seen those held out goes along.
-    whole = None if sample.sparse or len(sample) >= FEW_RATINGS else best_start(sample, settings, rng)
+    few = sample is training and len(sample) < FEW_RATINGS and not sample.sparse
+    whole = best_start(sample, settings, rng) if few else None
     if sample.sparse:
         state = search.flat()
     else:
@@ -160,16 +161,24 @@ class _Search:
 
     def best_rank(self, state: State) -> State:
         """Return a settled state with as many more dimensions as its ratings show and predict better."""
+        until, settle = self._settings.tolerance, min(_SETTLE, self._settings.sweeps)
         while (rank := state.parameters.users.layout.rank) < _LARGEST_RANK:
             found = missing_directions(state, _LARGEST_RANK - rank, self._rng)
             if found is None:
                 break
-            larger, before = self.run(grown(state, found), _TRIAL), self._test.log_likelihoods(state)
-            gain = self._test.log_likelihoods(larger) - before
-            if gain.mean() < max(_WORTH, gain.std() / math.sqrt(len(gain))):
+            larger = self.run(grown(state, found), _TRIAL)
+            # What comes of as many sweeps alone is no merit of the new dimensions; and what they bring at
+            # first may be gone once they have settled.
+            state.run(min(_TRIAL, settle), until=until)
+            if not (self.worth(larger, state) and self.worth(larger.run(settle, until=until), state)):
                 break
-            state = larger.run(_SETTLE, until=self._settings.tolerance)
+            state = larger
         return state
+
+    def worth(self, larger: State, state: State) -> bool:
+        """Whether more dimensions predict so much better that they are worth what they cost."""
+        gain = self._test.log_likelihoods(larger) - self._test.log_likelihoods(state)
+        return bool(gain.mean() > max(_WORTH, gain.std() / math.sqrt(len(gain))))
 
     def calibrated(self, state: State) -> State:
         """Return the state with deviations learned from the ratings held out."""
