@@ -3,6 +3,8 @@ outcome is stored.
 """
 
 import asyncio
+from contextlib import ExitStack
+from itertools import takewhile
 
 from featurestore.commands import Command, Outcome
 from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError, StoreUnavailable
@@ -74,13 +76,18 @@ class CommandHandler:
                         self._epochs.claim(command.epoch)
                 for command in commands:
                     await slots.acquire()
-                    group.create_task(self._handle(command, slots), name=f"command {command.kind}")
+                    slot = ExitStack()
+                    slot.callback(slots.release)
+                    group.create_task(self._handle(command, slot), name=f"command {command.kind}")
 
-    async def _handle(self, command: Command, slots: asyncio.Semaphore) -> None:
+    async def _handle(self, command: Command, slot: ExitStack) -> None:
         outcome = await with_retries(self._store.commands.outcome, command.id)
         if outcome is None or outcome.state == "running" or await self._half_erased(command):
             await with_retries(self._store.commands.report, self._lease, command.id, Outcome("running"))
             self._step("command:running")
+            if command.kind == "take_back":
+                # It waits for a new history, whose own command needs a slot; and takes a few KB meanwhile.
+                slot.close()
             outcome = await self._outcome(command)
             log.event(
                 "command", kind=command.kind, epoch=command.epoch, state=outcome.state, code=outcome.code
@@ -91,7 +98,7 @@ class CommandHandler:
         if command.kind == "epoch":
             self._epochs.release(command.epoch)
         await self._settle(command.stream_id)
-        slots.release()
+        slot.close()
 
     async def _outcome(self, command: Command) -> Outcome:
         # A service of a newer version may know more kinds.
@@ -216,11 +223,9 @@ class CommandHandler:
     async def _settle(self, stream_id: str) -> None:
         """Drop the commands up to the first that is still open."""
         self._settled[stream_id] = True
-        last = None
-        for each, settled in list(self._settled.items()):
-            if not settled:
-                break
-            last = each
+        # No further: behind an open one as many may wait as were ever asked for.
+        over = list(takewhile(self._settled.__getitem__, self._settled))
+        for each in over:
             del self._settled[each]
-        if last is not None:
-            await with_retries(self._store.commands.drop, last)
+        if over:
+            await with_retries(self._store.commands.drop, over[-1])

@@ -263,6 +263,33 @@ async def test_a_new_history_is_not_touched(settings: TrainerSettings) -> None:
 
 
 @one_kind
+async def test_many_that_wait_do_not_keep_a_new_history_from_its_fit(
+    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a refit; and a trainer that finds them all waiting gets as far."""
+    monkeypatch.setattr("trainer.commands._AT_ONCE", 2)
+    async with opened(settings.store) as store, serving(settings.store) as (client, _):
+        async with running_trainer(settings):
+            await store.ratings.append(GIVEN)
+            await fitted(store)
+            epoch = await store.epochs.begin()
+            receipts = [await asked(client, f"/items/i{row}?ratings=delete") for row in range(4)]
+            await fitted(store)
+        async with running_trainer(settings):
+            await fitted(store)
+            await store.ratings.append(GIVEN, epoch=epoch)
+            await fitted(store, "epoch", epoch)
+            for receipt in receipts:
+                await until(client, receipt, "failed")
+            # Each command has left the stream, though they ended in another order.
+            await wait_until_async(lambda: no_commands(store), 20, "no command is left")
+
+
+async def no_commands(store: Store) -> bool:
+    return not await store.redis.xlen(store.keys.commands)
+
+
+@one_kind
 async def test_what_is_restored_meanwhile_loses_them_too(settings: TrainerSettings) -> None:
     async with (
         running_trainer(settings),
