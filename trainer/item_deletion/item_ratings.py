@@ -9,7 +9,7 @@ that finds that its user has made no event since. So all of it may be done again
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Bools
+from factors import Bools, Int64s
 from featurestore.codecs import ENTRY_DTYPE
 from featurestore.commands import Command
 from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError, StoreUnavailable
@@ -124,8 +124,8 @@ class ItemRatings:
             return 0.0
         self._step("take_back:found")
         whole = [
-            await self._take_back(epoch, command.item or b"", seen, only_into)
-            for command, seen in zip(commands, found, strict=True)
+            await self._take_back(epoch, command.item or b"", users, only_into)
+            for command, users in zip(commands, found, strict=True)
         ]
         self._step("take_back:written")
         # From here on a fit knows of it.
@@ -142,17 +142,18 @@ class ItemRatings:
             waiting.done.set_result(done)
 
     async def _take_back(
-        self, epoch: OpenEpoch, item_id: bytes, seen: Mapping[bytes, int], only_into: tuple[int, ...]
+        self, epoch: OpenEpoch, item_id: bytes, users: pa.Table, only_into: tuple[int, ...]
     ) -> bool:
-        """Take an item's rating back from users, of whom the archive has `seen` so many events; say whether
-        none of them has to be looked at again, as events of that user came in just then.
+        """Take an item's rating back from users, as `holders` returned them; say whether none of them has to
+        be looked at again, as events of that user came in just then.
         """
         number, whole, taken = epoch.archive.epoch, True, 0
         row = (await with_retries(self._store.items(number).rows, [item_id]))[0]
-        users = list(seen) if row is not None else []
-        for start in range(0, len(users), _USERS_AT_ONCE):
-            some = users[start : start + _USERS_AT_ONCE]
-            found = await with_retries(self._store.users.stored, number, some)
+        for start in range(0, len(users) if row is not None else 0, _USERS_AT_ONCE):
+            some = users.slice(start, _USERS_AT_ONCE)
+            user_ids = some["user_id"].cast(pa.binary()).to_pylist()
+            seen = dict(zip(user_ids, some["n"].to_pylist(), strict=True))
+            found = await with_retries(self._store.users.stored, number, user_ids)
             states = [_state(user, row or 0, seen[user.user_id]) for user in found]
             own = [user for user, state in zip(found, states, strict=True) if state == "held"]
             columns = Columns(
@@ -170,46 +171,59 @@ class ItemRatings:
         return whole
 
 
-def holders(archive: EpochArchive, commands: Sequence[Command]) -> list[dict[bytes, int]]:
-    """Return, for each command, the users who hold a rating of its item from before it, as the archive says,
-    and up to which `n` it has the events of each.
+def holders(archive: EpochArchive, commands: Sequence[Command]) -> list[pa.Table]:
+    """Return, for each command, the users who hold a rating of its item from before it, as the archive says
+    (`user_id`), and up to which `n` it has the events of each.
 
-    Blocking: reads the whole archive twice, a segment at a time. Raises `SegmentDamagedError`,
-    `SegmentGoneError`.
+    Blocking: reads the whole archive twice. Takes memory for one segment, and for the users who rated the
+    items, however often they rated these or others. Raises `SegmentDamagedError`, `SegmentGoneError`.
     """
     # Of one moment both times: what comes in between would be among the events of a user, but not of an item.
     paths = archive.snapshot().paths
-    items = string_array({command.item or b"" for command in commands})
-    rated = _filtered(paths, "item_id", items)
-    owners = [_owners(rated, command) for command in commands]
-    users = string_array({user for each in owners for user in each})
-    # Of a user the last event comes last, but for those that stand twice after a rebuild.
-    events = _filtered(paths, "user_id", users) if len(users) else rated.slice(0, 0)
-    last = events.group_by("user_id").aggregate([("n", "max")])
-    ids = last["user_id"].cast(pa.binary()).to_pylist()
-    seen: dict[bytes, int] = dict(zip(ids, last["n_max"].to_pylist(), strict=True))
-    return [{user: seen[user] for user in each} for each in owners]
+    ratings = _last_ratings(paths, string_array({command.item or b"" for command in commands}))
+    seen = _seen(paths, pc.unique(ratings["user_id"]))
+    owners = [_owners(ratings, command) for command in commands]
+    return [seen.take(pc.index_in(users, value_set=seen["user_id"])) for users in owners]
 
 
-def _filtered(paths: Sequence[Path], column: str, values: pa.StringArray) -> pa.Table:
-    """Return the events of segments that have one of `values` in a column, in the order of the log."""
-    parts = [SCHEMA.empty_table()]
+def _last_ratings(paths: Sequence[Path], items: pa.StringArray) -> pa.Table:
+    """Return the last rating that each user has given to, or taken back from, each of `items`."""
+    found = SCHEMA.empty_table()
     for path in paths:
         table = read_segment(path)[0].select(SCHEMA.names)
-        parts.append(table.filter(pc.is_in(table[column], value_set=values)))
-    return pa.concat_tables(parts)
+        table = ratings_of(table.filter(pc.is_in(table["item_id"], value_set=items)))
+        # Segment by segment: else it would grow with how often they have rated.
+        found = pa.concat_tables([found, table]).combine_chunks()
+        last = last_of_pairs(_codes(found["user_id"]), _codes(found["item_id"]), found["n"].to_numpy())
+        found = found.take(pa.array(last))
+    return found
 
 
-def _owners(rated: pa.Table, command: Command) -> list[bytes]:
-    """Return who holds a rating of a command's item from before it, by the events of its item and others."""
-    of_item = pc.equal(rated["item_id"], string_array([command.item or b""])[0])
-    table = ratings_of(rated.filter(of_item).combine_chunks())
-    users = table["user_id"].combine_chunks().dictionary_encode()
-    codes = users.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    last = last_of_pairs(codes, np.zeros_like(codes), table["n"].to_numpy())
-    held = ~np.isnan(table["rating"].to_numpy()[last])
-    table = table.take(pa.array(last[held & ~_came_later(table, command)[last]]))
-    return [bytes(each) for each in table["user_id"].cast(pa.binary()).to_pylist()]
+def _codes(ids: pa.ChunkedArray) -> Int64s:
+    """Return a number for each id (m,), the same for the same."""
+    indices = ids.combine_chunks().dictionary_encode().indices
+    codes: Int64s = indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes
+
+
+def _seen(paths: Sequence[Path], users: pa.StringArray) -> pa.Table:
+    """Return the highest `n` of each of `users` among all events."""
+    columns = ["user_id", "n"]
+    found = SCHEMA.empty_table().select(columns)
+    schema = found.schema
+    for path in paths if len(users) else ():
+        table = read_segment(path)[0].select(columns)
+        table = table.filter(pc.is_in(table["user_id"], value_set=users))
+        highest = pa.concat_tables([found, table]).group_by("user_id").aggregate([("n", "max")])
+        found = highest.select(["user_id", "n_max"]).rename_columns(columns).cast(schema)
+    return found.combine_chunks()
+
+
+def _owners(ratings: pa.Table, command: Command) -> pa.ChunkedArray:
+    """Return who holds a rating of a command's item from before it, by the last one of each user."""
+    table = ratings.filter(pc.equal(ratings["item_id"], string_array([command.item or b""])[0]))
+    held = ~np.isnan(table["rating"].to_numpy())
+    return table["user_id"].filter(pa.array(held & ~_came_later(table, command)))
 
 
 def _came_later(table: pa.Table, command: Command) -> Bools:
