@@ -2,7 +2,7 @@
 
 Invariant: a choice sees the training ratings only. That of terms costs no more on millions of ratings than on
 some hundred thousand, even if one user made them all, and on however many items. The rank is what all of the
-ratings can carry: it is chosen on all of them, on the way to the fit.
+ratings can carry: it is chosen on all of them, by sweeps that are the fit's own.
 """
 
 import math
@@ -23,7 +23,7 @@ from factors.model.types import Float64s, Int64s, Scale
 from factors.training.calibration import calibrate
 from factors.training.drift import best_drift, latest, narrowed, widened, with_widening
 from factors.training.initialization import FEW_RATINGS, best_start, flat_state, initial_state
-from factors.training.rank import grown, missing_directions
+from factors.training.rank import SETTLE, best_rank, left_out_scores
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
 from factors.training.terms import Terms, terms_of
@@ -37,13 +37,6 @@ _MOST_RATINGS = 300_000
 _MOST_OF_USER = _MOST_RATINGS // 100
 # Ratings held out of a fit: the standard error of a mean over so many is under a hundredth of a nat.
 _MOST_HELD_OUT = 20_000
-# A dimension makes each look-up and each fold-in dearer: in nats of a rating, a tenth of a hundredth of the
-# error.
-_WORTH = 0.001
-# Records of 9 KB a user: further dimensions are for those who ask for them.
-_LARGEST_RANK = 64
-# Sweeps after which new dimensions have shown whether they help at all, and in which a state settles.
-_TRIAL, _SETTLE = 6, 12
 # The ordinal link learns a cut point for each step: a bound on its work, chosen and not measured.
 _MOST_LEVELS = 25
 # Ridges of the implicit effects, in units of (noise of a row round its set's prediction / variance of an
@@ -90,19 +83,31 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
         state = search.flat()
     else:
         whole, state = search.best_terms(whole, may_move=may_move)
-    if sample is not training:
-        search = _Search(training, settings, rng)
-        state = search.going_on(state, users, items)
     # Deviations are learned from a settled state: one on its way is off otherwise than the fit will be.
-    state.run(min(_SETTLE, settings.sweeps), until=settings.tolerance)
-    if settings.rank == "auto" and whole is None and not training.sparse:
-        state = search.best_rank(state)
-    score = search.score(state)
+    state.run(min(SETTLE, settings.sweeps), until=settings.tolerance)
+    may_grow = settings.rank == "auto" and whole is None
+    if may_grow and sample is training and not training.sparse:
+        state = best_rank(state, search.scores, settings, rng)
+    score = float(search.scores(state).mean())
     state = search.calibrated(_widened(state))
     if whole is not None:
         state = _as_calibrated(state.parameters, search.run(whole.branch(terms_of(state.parameters)), 8))
-    elif state.training is not training:
+    elif sample is training:
         state = State.of_rows(training, state.parameters, state.user_rows, state.item_rows)
+    else:
+        # From here on the sweeps are those of the fit itself.
+        begun = State.of_priors(training, state.parameters)
+        begun.user_rows[users], begun.item_rows[items] = state.user_rows, state.item_rows
+        state = begun
+        if may_grow and not training.sparse:
+            begun.run(settings.sweeps, until=settings.tolerance)
+            state = best_rank(begun, left_out_scores, settings, rng)
+        if state is not begun:
+            # Deviations of the larger rank, learned from the same sample.
+            part = State.of_priors(search.part, state.parameters)
+            part.user_rows, part.item_rows = state.user_rows[users], state.item_rows[items]
+            known = search.calibrated(_widened(search.run(part, SETTLE // 2))).parameters
+            state = _as_calibrated(known, state)
     return Selection(state, {"held_out_log_likelihood": score})
 
 
@@ -147,38 +152,9 @@ class _Search:
         state = self.best_sessions(state)
         return whole, self.best_link(state, in_doubt_ordinal=in_doubt_ordinal)
 
-    def going_on(self, state: State, users: Int64s, items: Int64s) -> State:
-        """Return a state that has the terms of one of a sample, and its rows, which are `users` and `items`
-        here.
-        """
-        if state.training.sparse and not self.part.sparse:
-            # A sample of many items can be sparse where all ratings are not.
-            begun = self.run(initial_state(self.part, self._settings, self._rng), _TRIAL)
-            return begun.branch(terms_of(state.parameters))
-        begun = State.of_priors(self.part, state.parameters)
-        begun.user_rows[users], begun.item_rows[items] = state.user_rows, state.item_rows
-        return begun
-
-    def best_rank(self, state: State) -> State:
-        """Return a settled state with as many more dimensions as its ratings show and predict better."""
-        until, settle = self._settings.tolerance, min(_SETTLE, self._settings.sweeps)
-        while (rank := state.parameters.users.layout.rank) < _LARGEST_RANK:
-            found = missing_directions(state, _LARGEST_RANK - rank, self._rng)
-            if found is None:
-                break
-            larger = self.run(grown(state, found), _TRIAL)
-            # What comes of as many sweeps alone is no merit of the new dimensions; and what they bring at
-            # first may be gone once they have settled.
-            state.run(min(_TRIAL, settle), until=until)
-            if not (self.worth(larger, state) and self.worth(larger.run(settle, until=until), state)):
-                break
-            state = larger
-        return state
-
-    def worth(self, larger: State, state: State) -> bool:
-        """Whether more dimensions predict so much better that they are worth what they cost."""
-        gain = self._test.log_likelihoods(larger) - self._test.log_likelihoods(state)
-        return bool(gain.mean() > max(_WORTH, gain.std() / math.sqrt(len(gain))))
+    def scores(self, state: State) -> Float64s:
+        """Return nats of the ratings held out."""
+        return self._test.log_likelihoods(state)
 
     def calibrated(self, state: State) -> State:
         """Return the state with deviations learned from the ratings held out."""
@@ -191,10 +167,6 @@ class _Search:
     def run(self, state: State, sweeps: int) -> State:
         """Return `state` after so many sweeps, no more than a fit may have."""
         return state.run(min(sweeps, self._settings.sweeps))
-
-    def score(self, state: State) -> float:
-        """Return nats of a held-out rating."""
-        return float(self._test.log_likelihoods(state).mean())
 
     def with_all_effects(self, state: State) -> State:
         """Return `state` swept with the effects that the settings allow, of the sessions that its residuals

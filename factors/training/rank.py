@@ -11,6 +11,8 @@ roots of their information, each raised by the mean of all, so that rows of few 
 themselves (Chaudhuri, Chung and Tsiatas, 2012).
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,14 +20,27 @@ import scipy.sparse as sp
 
 from factors.inference.side_moments import prior_rows
 from factors.model.layout import Layout, triangle
+from factors.model.links import link_of
 from factors.model.parameters import Side
 from factors.model.types import Float32s, Float64s, Int64s
+from factors.training.settings import FitSettings
 from factors.training.sweep import State
 
 # At most so many dimensions are found at a time; a few more vectors make the last of them exact.
 _AT_ONCE, _SPARE = 16, 4
 # Power iterations: singular values of noise lie close together, and none of them has to be told from another.
 _ITERATIONS = 6
+# A dimension makes each look-up and each fold-in dearer: in nats of a rating, a thousandth of the error.
+_WORTH = 0.001
+# Records of 9 KB a user: further dimensions are for those who ask for them.
+_LARGEST_RANK = 64
+# Sweeps in which a state settles.
+SETTLE = 12
+# After so many sweeps new dimensions must have brought this part of what they are worth; most that bring
+# nothing are given up after the first two.
+_TRIAL = ((2, 0.2), (4, 1.0), (SETTLE, 1.0))
+# Ratings whose standard error of a mean is under a hundredth of a nat.
+_LEFT_OUT = 20_000
 # The largest singular value of noise varies by so much at a thousand rows, and less at more.
 _BEYOND_CHANCE = 1.01
 
@@ -39,6 +54,37 @@ class Directions:
     loadings: Float64s
     variance: Float64s
     information: Float64s
+
+
+def best_rank(
+    state: State, scores: Callable[[State], Float64s], settings: FitSettings, rng: np.random.Generator
+) -> State:
+    """Return a settled state with as many more dimensions as its ratings show and that are worth it by their
+    `scores`, nats of some ratings (n,), each predicted without that rating.
+    """
+    while (rank := state.parameters.users.layout.rank) < _LARGEST_RANK:
+        found = missing_directions(state, _LARGEST_RANK - rank, rng)
+        if found is None:
+            break
+        # What comes of more sweeps alone is no merit of new dimensions.
+        if state.change >= settings.tolerance:
+            state.run(min(SETTLE // 2, settings.sweeps), until=settings.tolerance)
+        larger, known = grown(state, found), scores(state)
+        # What they bring at first may be gone once they have settled.
+        for sweeps, share in _TRIAL:
+            larger.run(min(sweeps, settings.sweeps), until=settings.tolerance)
+            gain = scores(larger) - known
+            if not gain.mean() > max(share * _WORTH, share * gain.std() / math.sqrt(len(gain))):
+                return state
+        state = larger
+    return state
+
+
+def left_out_scores(state: State) -> Float64s:
+    """Return nats of some ratings of a swept state, each as if it had not seen that one."""
+    entries, mean, variance = state.leave_one_out(_LEFT_OUT)
+    value = state.training.by_user.value[entries]
+    return link_of(state.parameters).log_likelihoods(value, mean, variance)
 
 
 def missing_directions(state: State, most: int, rng: np.random.Generator) -> Directions | None:
