@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Bools, Int64s
-from featurestore.codecs import ENTRY_DTYPE
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE
 from featurestore.commands import Command
-from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError, StoreUnavailable
+from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreDamaged, StoreError, StoreUnavailable
+from featurestore.keys import shown_key
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
@@ -41,14 +43,19 @@ _TOGETHER_S = 0.2
 _LOOK_S, _MENDED_S = 0.25, 5.0
 # Users of one step: their histories are some 300 KB, and 8 MB at most.
 _USERS_AT_ONCE = 128
+# Items of one round: of each user who rated one 54 bytes and both ids are in memory.
+_ITEMS_AT_ONCE = 128
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     """A command that is open, and what its caller waits for: whether its ratings were taken back."""
 
     command: Command
     done: asyncio.Future[bool]
+    # Of one that could not be done: why, and when it is tried again, by the clock of the loop.
+    why: str = ""
+    due_s: float = 0.0
 
 
 class ItemRatings:
@@ -59,7 +66,8 @@ class ItemRatings:
         self._epochs = epochs
         self._threads = threads
         self._step = step
-        self._waiting: list[_Waiting] = []
+        # In the order of their turns.
+        self._waiting: dict[_Waiting, None] = {}
         self._any = asyncio.Event()
 
     async def taken_back(self, command: Command) -> bool:
@@ -70,7 +78,7 @@ class ItemRatings:
         """
         command.stream_ends()
         waiting = _Waiting(command, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        self._waiting[waiting] = None
         self._any.set()
         return await waiting.done
 
@@ -96,21 +104,23 @@ class ItemRatings:
                 await asyncio.sleep(pause_s)
 
     async def _round(self) -> float:
-        """Take back what all that wait ask for, as far as it can be done now; return how long to wait before
-        the next round.
+        """Take back what those ask for whose turn it is, as far as it can be done now; return how long to
+        wait before the next round.
         """
         pointer = await with_retries(self._store.generations.live)
-        for each in self._waiting:
+        now_s = asyncio.get_running_loop().time()
+        due = list(islice((each for each in self._waiting if each.due_s <= now_s), _ITEMS_AT_ONCE))
+        asked = [each for each in due if each.command.epoch == pointer.epoch]
+        for each in due:
             if each.command.epoch != pointer.epoch:
                 self._end(each, False)
         only_into = (pointer.epoch, *([pointer.pending] if pointer.pending else []))
         # Ratings of a call that begins a new history came after what was asked before it: they are not
         # touched. What is restored is from before.
-        if not self._waiting or (pointer.pending and not pointer.pending_by):
+        if not asked or (pointer.pending and not pointer.pending_by):
             return _LOOK_S
         epoch = await self._epochs.open(pointer.epoch)
         await epoch.consumer.reached_now()
-        asked = list(self._waiting)
         commands = [each.command for each in asked]
         try:
             found = await with_retries(self._threads.run, holders, epoch.archive, commands)
@@ -124,8 +134,7 @@ class ItemRatings:
             return 0.0
         self._step("take_back:found")
         whole = [
-            await self._take_back(epoch, command.item or b"", users, only_into)
-            for command, users in zip(commands, found, strict=True)
+            await self._try(each, epoch, users, only_into) for each, users in zip(asked, found, strict=True)
         ]
         self._step("take_back:written")
         # From here on a fit knows of it.
@@ -133,13 +142,32 @@ class ItemRatings:
         for each, is_whole in zip(asked, whole, strict=True):
             if is_whole:
                 self._end(each, True)
+            else:
+                # Behind the others.
+                del self._waiting[each]
+                self._waiting[each] = None
         return _LOOK_S
 
     def _end(self, waiting: _Waiting, done: bool) -> None:
-        self._waiting = [each for each in self._waiting if each is not waiting]
+        del self._waiting[waiting]
         # One whose term ends is cancelled.
         if not waiting.done.done():
             waiting.done.set_result(done)
+
+    async def _try(
+        self, waiting: _Waiting, epoch: OpenEpoch, users: pa.Table, only_into: tuple[int, ...]
+    ) -> bool:
+        """`_take_back`; what keeps it from one item, which a person must mend, keeps it from no other."""
+        try:
+            return await self._take_back(epoch, waiting.command.item or b"", users, only_into)
+        except (EpochGone, StoreUnavailable, StoreChanged, LeaseLost):
+            raise
+        except StoreError as exc:
+            if str(exc) != waiting.why:
+                log.warning("take_back_waits", receipt=waiting.command.id, why=str(exc))
+            waiting.why = str(exc)
+            waiting.due_s = asyncio.get_running_loop().time() + _MENDED_S
+            return False
 
     async def _take_back(
         self, epoch: OpenEpoch, item_id: bytes, users: pa.Table, only_into: tuple[int, ...]
@@ -154,6 +182,10 @@ class ItemRatings:
             user_ids = some["user_id"].cast(pa.binary()).to_pylist()
             seen = dict(zip(user_ids, some["n"].to_pylist(), strict=True))
             found = await with_retries(self._store.users.stored, number, user_ids)
+            for user in found:
+                if len(user.history) % ENTRY_BYTES:
+                    key = shown_key(self._store.keys.history(number, user.user_id))
+                    raise StoreDamaged(key, f"{len(user.history)} bytes are no entries of {ENTRY_BYTES}")
             states = [_state(user, row or 0, seen[user.user_id]) for user in found]
             own = [user for user, state in zip(found, states, strict=True) if state == "held"]
             columns = Columns(

@@ -22,6 +22,7 @@ from tests.support.recovering import held, opened
 from tests.support.serving import Client, Service, client_of, is_problem, serves, serving
 from tests.support.trainers import ChildTrainer, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until, wait_until_async
+from trainer import log
 from trainer.consume.consumer import EpochConsumer
 from trainer.settings import TrainerSettings
 
@@ -287,6 +288,53 @@ async def test_many_that_wait_do_not_keep_a_new_history_from_its_fit(
 
 async def no_commands(store: Store) -> bool:
     return not await store.redis.xlen(store.keys.commands)
+
+
+@one_kind
+@pytest.mark.parametrize("damaged", ["history", "count"])
+async def test_an_item_that_cannot_be_done_holds_up_no_other(
+    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    """It is tried again, which is said once, and done when a person has mended the store."""
+    monkeypatch.setattr("trainer.item_deletion.item_ratings._MENDED_S", 0.1)
+    monkeypatch.setattr("trainer.item_deletion.item_ratings._ITEMS_AT_ONCE", 1)
+    stored, tried = UserRecords.stored, list[bytes]()
+
+    async def seen(self: UserRecords, epoch: int, user_ids: Sequence[bytes]) -> list[StoredUser]:
+        tried.extend(user_ids)
+        return await stored(self, epoch, user_ids)
+
+    async with (
+        running_trainer(settings),
+        opened(settings.store) as store,
+        serving(settings.store) as (client, _),
+    ):
+        await store.ratings.append([*GIVEN, rating("alone", "i3")])
+        await until_drained(store)
+        user, key = store.keys.user(1, b"alone"), store.keys.history(1, b"alone")
+        history = await store.redis.get(key)
+        if damaged == "history":
+            await store.redis.set(key, b"x" * 21)
+        else:
+            await store.redis.hset(user, "n", "none")
+        monkeypatch.setattr(UserRecords, "stored", seen)
+        said = waits()
+        receipt = await asked(client)
+        for item in ("i4", "i5"):
+            await until(client, await asked(client, f"/items/{item}?ratings=delete"))
+        await wait_until_async(lambda: tried.count(b"alone") >= 4, 20, "it is tried again")
+        assert waits() == said + 1
+        assert (await client.get(f"/receipts/{receipt}")).json["archive"] == "pending"
+        await store.redis.set(key, history or b"")
+        await store.redis.hset(user, "n", "1")
+        await until(client, receipt)
+        assert not {"i3", "i4", "i5"} & {item for _, item in await held(store)}
+        await is_clean(store, settings)
+
+
+def waits() -> int:
+    logged = log.logged().get("take_back_waits")
+    return logged.count if logged else 0
 
 
 @one_kind
