@@ -70,7 +70,8 @@ class ContextField(msgspec.Struct, frozen=True, omit_defaults=True):
         """The categories that are not retired."""
         if not self.retired_codes:
             return self.categories
-        return tuple(text for code, text in enumerate(self.categories) if code not in self.retired_codes)
+        retired = frozenset(self.retired_codes)
+        return tuple(text for code, text in enumerate(self.categories) if code not in retired)
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,10 @@ class ContextSchema:
             field = fields[place]
             if field.kind != told.kind:
                 raise _other_kind(field, told.kind, row)
-            if field.retired or (text is not None and text not in field.shown and text in field.categories):
+            is_new = text is not None and text not in field.categories
+            if field.retired or (text is not None and not is_new and text not in field.shown):
                 raise _is_retired(field.name, None if field.retired else text, row)
-            if text is not None and text not in field.categories:
+            if text is not None and is_new:
                 fields[place] = msgspec.structs.replace(field, categories=(*field.categories, text))
                 _check_categories(fields[place], row)
         return self._with(fields)
