@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from featurestore.errors import StoreUnavailable
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import Forgotten, RatingsLog
 from featurestore.store import Store
+from featurestore.users.active import ActiveUsers
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.manifest import read_manifest
@@ -184,8 +185,12 @@ async def test_a_store_that_was_put_back_from_an_older_copy(
         assert await now_held(settings) == without(before, "u3", "u4") | BACK | since
 
 
+async def published_no_more(_active: ActiveUsers, _epoch: int, _users: Sequence[bytes]) -> None:
+    pass
+
+
 async def test_adopting_a_store_that_was_put_back_erases_again(
-    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """u1 was erased and came back before the copy: all of it stays. u3 and u4 were erased after it."""
     await archive_ratings(settings)
@@ -210,9 +215,12 @@ async def test_adopting_a_store_that_was_put_back_erases_again(
     async with opened(settings.store) as store:
         assert await now_held(settings) == before
         assert {"u3", "u4"} <= {user for user, _ in before}
+        assert {b"u3", b"u4"} <= {*await store.active.ids(1)}
         await store.ratings.append(since)
         expected = without(before, "u3", "u4")
         expected |= {(str(r.user_id, "ascii"), str(r.item_id, "ascii")): (r.rating, r.time) for r in since}
+        # They leave those who may be neighbours by their erasures, not by the next generation alone.
+        monkeypatch.setattr(ActiveUsers, "replace", published_no_more)
         async with running_trainer(replace(settings, adopt=True)):
             await until_drained(store)
 
@@ -220,6 +228,7 @@ async def test_adopting_a_store_that_was_put_back_erases_again(
                 return not await store.redis.hlen(store.keys.erasing)
 
             await wait_until_async(erased, 20, "both erasures have ended")
+            assert not {b"u3", b"u4"} & {*await store.active.ids(1)}
             assert await now_held(settings) == expected
             assert {user for user, *_ in archived(settings)} == {user for user, _ in expected}
         # Nothing of theirs is in the trash that the archive went to.
