@@ -35,7 +35,7 @@ from evaluation.offline.splits import Split, given_folds, in_time_order, random_
 from evaluation.report import new_console, write_lines
 from evaluation.results.course import Summary
 from evaluation.results.lines import LineStore
-from processes.settings import choice, setting, whole
+from processes.settings import choice, program, setting, whole
 
 NAME = "accuracy"
 BASELINES = ("global-mean", "item-mean", "bias")
@@ -96,7 +96,7 @@ class Choice(Options):
     slow: bool = setting(False, "also myFM with dates and implicit terms: 300 s")
     resume: bool = setting(False, "keep the lines that were finished before")
     picture: Path | None = setting(None, "also write the learning curves there (SVG)", Path)
-    peers: str = setting(sys.executable, "interpreter that has the peers", shown="this one")
+    peers: str = setting(sys.executable, "interpreter that has the peers", program, shown="this one")
 
     @property
     def sections(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ the environment of the process by itself.
 import argparse
 import math
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -154,6 +155,13 @@ def data_path(text: str) -> Path:
     except UnicodeEncodeError:
         raise ValueError(f"must be a path in UTF-8, not {text!r}") from None
     return Path(text)
+
+
+def program(text: str) -> str:
+    """Parse the path of a program, or its name on PATH."""
+    if shutil.which(text) is None:
+        raise ValueError(f"must be a program that can be run, by its path or its name, not {text!r}")
+    return text
 
 
 def choice(options: Sequence[C]) -> Callable[[str], C]:

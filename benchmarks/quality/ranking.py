@@ -17,7 +17,7 @@ from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import LISTS_REPEATS, LISTS_SHARE, Split, list_protocols
 from evaluation.report import new_console, write_lines
 from evaluation.results.lines import Line, LineStore
-from processes.settings import choice, setting, whole
+from processes.settings import choice, program, setting, whole
 
 NAME = "ranking"
 SETS = ("ml-100k", "ml-latest-small", "lectures")
@@ -39,7 +39,7 @@ class Choice(Options):
     engines: tuple[str, ...] = setting(BENCH_ENGINES, "engines to run", _engine, many=True)
     repeats: int = setting(LISTS_REPEATS, "random splits", whole(1, 100))
     resume: bool = setting(False, "keep the lines that were finished before")
-    peers: str = setting(sys.executable, "interpreter that has the peers", shown="this one")
+    peers: str = setting(sys.executable, "interpreter that has the peers", program, shown="this one")
 
 
 def splits_of(name: str, options: Choice) -> list[Split]:

@@ -11,6 +11,7 @@ from processes.settings import (
     choice,
     load,
     nested,
+    program,
     real,
     reference,
     setting,
@@ -37,6 +38,7 @@ class Outer:
     names: tuple[str, ...] = setting(("a", "b"), "some names", many=True)
     loud: bool = setting(False, "whether it is loud", excludes="quiet")
     quiet: bool = setting(False, "whether it is quiet")
+    player: str = setting("python", "a program", program)
     secret_number: int = setting(0, HIDDEN, int)
     inner: Inner = nested(Inner, without=("left_out",))
     computed: int = 7
@@ -66,6 +68,10 @@ def test_every_mistake_is_reported_with_its_source_and_what_it_must_be() -> None
         "FOLDIN_SHARE must be a number from 0 to 1, not 'much'",
     }
     assert "\n" not in str(caught.value)
+    for player in ("/none/such", "no-such-program", "/"):
+        with pytest.raises(SettingsError, match=f"^--player must be a program .* not '{player}'$"):
+            load(Outer, ["f", "--player", player], {})
+    assert load(Outer, ["f", "--player", "sh"], {}).player == "sh"
     with pytest.raises(SettingsError, match="blue cannot be loud"):
         load(Outer, ["f", "--loud", "--colour", "blue"], {})
     with pytest.raises(SettingsError, match=r"^--loud and --quiet exclude each other: leave one out$"):
@@ -80,6 +86,7 @@ def test_the_reference_has_a_row_for_each_setting_that_a_person_may_set() -> Non
         "| `--names` | `a` `b` | some names |",
         "| `--loud` | off | whether it is loud |",
         "| `--quiet` | off | whether it is quiet |",
+        "| `--player` | `python` | a program |",
         "| `FOLDIN_SHARE` | 0.5 | a share |",
     ]
 
