@@ -435,7 +435,7 @@ async def test_each_byte_of_a_record_that_was_flipped_is_told_and_no_answer_rest
             async def replaced(damaged: bytes = bytes(damaged)) -> bool:
                 return bool(await redis.hget(key, field) != damaged)
 
-            await wait_until_async(replaced, 5.0, "another record is there")
+            await wait_until_async(replaced, 30.0, "another record is there")
         assert (await client.get(asks, headers=headers)).status == 200
 
         async def counted() -> bool:

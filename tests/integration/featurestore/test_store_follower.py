@@ -3,8 +3,10 @@
 import asyncio
 import fcntl
 import threading
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from featurestore.generations.served import wait_until_served
 from featurestore.id_columns import Ids
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from featurestore.users.records import FOLLOWED_S
 from tests.support.factories import lead, publish, rating
 from tests.support.following import following
 from tests.support.servers import StoreServer
@@ -51,6 +54,28 @@ def replace_contents(path: Path, data: bytes) -> None:
 def live_of(follower: Follower) -> LiveGeneration:
     assert follower.live is not None
     return follower.live
+
+
+@asynccontextmanager
+async def frozen(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Follower, asyncio.Event]]:
+    """A follower that serves, and is frozen between two polls until the event is set."""
+    poll, is_frozen, thawed = Follower._poll, asyncio.Event(), asyncio.Event()
+
+    async def held(self: Follower) -> bool:
+        if self.live is not None and not thawed.is_set():
+            is_frozen.set()
+            await thawed.wait()
+        return await poll(self)
+
+    monkeypatch.setattr(Follower, "_poll", held)
+    async with following(store, folder) as follower:
+        try:
+            await asyncio.wait_for(is_frozen.wait(), 30)
+            yield follower, thawed
+        finally:
+            thawed.set()
 
 
 async def test_nothing_is_live_until_something_is_published(store: Store, tmp_path: Path) -> None:
@@ -190,15 +215,13 @@ async def test_items_that_others_register_become_known(store: Store, tmp_path: P
 
 
 async def test_a_worker_that_missed_the_end_of_its_history_reads_nothing_of_it(
-    store: Store, tmp_path: Path
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = await lead(store)
     await publish(store, lease)
     await store.ratings.append([rating("ann", "item-0")])
     worker = await Store.open(store.settings)
-    # As one that is frozen between two polls.
-    async with following(worker, tmp_path, poll_s=4.0) as follower:
-        await until(lambda: follower.live is not None, "it serves")
+    async with frozen(worker, tmp_path, monkeypatch) as (follower, thawed):
         assert (await worker.users.history(1, b"ann"))[0] == 1
         epoch = await store.epochs.begin()
         await publish(store, lease, epoch=epoch)
@@ -206,6 +229,7 @@ async def test_a_worker_that_missed_the_end_of_its_history_reads_nothing_of_it(
         await store.ratings.append([rating("ann", "item-1")])
         old = live_of(follower)
         assert old.epoch == 1
+        await until(lambda: time.monotonic() > worker.users.followed_at + FOLLOWED_S, "it was not followed")
         # It is not waited for any more: what it would answer lacks the second rating.
         for read in (
             worker.users.history(1, b"ann"),
@@ -215,6 +239,7 @@ async def test_a_worker_that_missed_the_end_of_its_history_reads_nothing_of_it(
         ):
             with pytest.raises(StoreUnavailable, match="not heard"):
                 await read
+        thawed.set()
         await until(lambda: follower.live is not old, "it polls")
         await until(lambda: follower.live is not None, "it serves again")
         assert live_of(follower).epoch == epoch
@@ -235,14 +260,13 @@ async def test_a_history_that_has_ended_is_not_served_while_the_next_but_one_beg
         return await loads(loader, epoch, generation)
 
     monkeypatch.setattr(GenerationLoader, "load", load)
-    # As one that is frozen between two polls: nothing waits for it.
-    async with following(store, tmp_path, poll_s=4.0) as follower:
-        await until(lambda: follower.live is not None, "it serves")
+    async with frozen(store, tmp_path, monkeypatch) as (follower, thawed):
         epoch = await store.epochs.begin()
         await publish(store, lease, epoch=epoch)
         await store.epochs.finish(epoch)
         third = await store.epochs.begin()
         assert live_of(follower).epoch == 1
+        thawed.set()
         await until(lambda: follower.pointer is not None and follower.pointer.pending == third, "it polls")
         assert follower.live is None
 

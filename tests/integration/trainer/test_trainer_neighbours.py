@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,16 +203,24 @@ async def test_a_table_is_let_go_and_read_again(
     settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nearest, "_KEPT_S", 0.2)
-    reads = 0
-    ids = active.ActiveUsers.ids
+    reads = asked = 0
+    ids, look = active.ActiveUsers.ids, nearest.Nearest.near
+
+    async def near_counted(self: nearest.Nearest, *args: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await look(self, *args, **options)
 
     async def counted(self: active.ActiveUsers, epoch: int) -> list[bytes]:
         nonlocal reads
         reads += 1
+        # However long they take to come in.
+        await wait_until_async(lambda: asked >= 20, 30, "all have asked")
         return await ids(self, epoch)
 
     async with stack(settings, world) as (store, client, _):
         monkeypatch.setattr(active.ActiveUsers, "ids", counted)
+        monkeypatch.setattr(nearest.Nearest, "near", near_counted)
         # Callers of one moment share one.
         await asyncio.gather(*[near(client, f"u{user}") for user in range(20)])
         assert reads == 1
