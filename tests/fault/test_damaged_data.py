@@ -101,6 +101,7 @@ KINDS = (
     *("catalogue", "catalogue:items", "catalogue:ids", "catalogue:titles", "catalogue:deleted"),
     *("catalogue:changes", "catalogue:schema", "attributes:ID"),
     *(
+        "active",
         "counts",
         "forgotten",
         "generation:G:meta",
