@@ -53,6 +53,7 @@ ASKED = (
     "/similar/i3?n=2",
     "/items/i3",
     "/explain/ann/i3",
+    "/neighbours/ann?n=2",
     "/items/i9",
     "/items",
     "/schema",
