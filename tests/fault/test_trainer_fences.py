@@ -81,7 +81,7 @@ NEW_EPOCH = [
 ]
 # Before the first there must have been a kill, its call is that of "replace:unlink"; the others have tests of
 # their own.
-LEFT_OUT = {"recover:unlink", "epoch:abandon", "erase:dropped"}
+LEFT_OUT = {"recover:unlink", "epoch:abandon", "erase:dropped", "take_back:found", "take_back:written"}
 
 
 @pytest.fixture
@@ -329,16 +329,42 @@ async def test_frozen_in_an_erasure(store: Store, settings: TrainerSettings) -> 
     assert [(item, rating) for user, _, item, rating in archived(settings) if user == "u1"] == [("i3", 2.0)]
 
 
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+@pytest.mark.parametrize("step", ["take_back:found", "take_back:written"])
+async def test_frozen_while_the_ratings_of_an_item_are_taken_back(
+    store: Store, settings: TrainerSettings, step: str
+) -> None:
+    given = ratings(0)
+    child = ChildTrainer(settings, step, 1, signal.SIGSTOP, STILL_CLOCK)
+    try:
+        await store.ratings.append(given)
+        await until_drained(store)
+        at_ms, found = await store.time_ms(), await store.stream.progress(1)
+        ends = [found[partition].last for partition in range(len(found))]
+        command = await store.commands.ask_to_take_back(b"i3", epoch=1, at_ms=at_ms, ends=ends)
+        await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
+        async with running_trainer(settings):
+            outcome = await store.commands.wait(command, 60)
+            assert outcome is not None
+            assert outcome.state == "done", outcome
+            # As it was: nothing but the count of events tells it from the one that was taken back.
+            again = next(each for each in given if each.item_id == b"i3")
+            await store.ratings.append([again])
+            await woken(child, settings)
+            await until_drained(store)
+            assert await store.commands.outcome(command) == outcome
+    finally:
+        child.end()
+    assert [pair[0] for pair in await held(store) if pair[1] == "i3"] == [again.user_id.decode()]
+
+
 def test_every_step_has_its_freeze() -> None:
     named = {
         name
         for path in (house.ROOT / "trainer").rglob("*.py")
         for name in re.findall(r'step\("([a-z:_]+)"\)', path.read_text("utf-8"))
     }
-    assert named == {step for _, step, _ in [*STEPS, *NEW_EPOCH]} | LEFT_OUT | {
-        "epoch:abandon",
-        "erase:dropped",
-    }
+    assert named == {step for _, step, _ in [*STEPS, *NEW_EPOCH]} | LEFT_OUT
 
 
 @pytest.mark.parametrize("store_server", ["redis"], indirect=True)
