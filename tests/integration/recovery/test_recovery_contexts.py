@@ -86,17 +86,22 @@ async def test_contexts_are_verified_and_restored(
             assert await contexts_of(store) == WANTED
 
 
-async def test_a_field_that_means_something_else_is_refused(
-    settings: TrainerSettings, own_server: StoreServer, tmp_path: Path
-) -> None:
+async def copied(settings: TrainerSettings, server: StoreServer, folder: Path) -> Path:
+    """A copy of the archive of a history with contexts, whose store is empty now."""
     async with opened(settings.store) as store, running_trainer(settings):
         await store.ratings.append(GIVEN)
         await send(store)
         await fitted(store)
         await until_drained(store)
-    source = tmp_path / "copy"
-    shutil.copytree(settings.archive_folder / "epoch-000001", source)
-    empty(own_server)
+    shutil.copytree(settings.archive_folder / "epoch-000001", folder)
+    empty(server)
+    return folder
+
+
+async def test_a_field_that_means_something_else_is_refused(
+    settings: TrainerSettings, own_server: StoreServer, tmp_path: Path
+) -> None:
+    source = await copied(settings, own_server, tmp_path / "copy")
     other = replace(settings, archive_dir=tmp_path / "new")
     async with running_trainer(other):
         async with opened(settings.store) as store:
@@ -148,14 +153,7 @@ async def test_what_is_retired_is_kept_and_comes_back_as_it_was(
 async def test_more_fields_than_fit_are_refused_with_a_way_round(
     settings: TrainerSettings, own_server: StoreServer, tmp_path: Path
 ) -> None:
-    async with opened(settings.store) as store, running_trainer(settings):
-        await store.ratings.append(GIVEN)
-        await send(store)
-        await fitted(store)
-        await until_drained(store)
-    source = tmp_path / "copy"
-    shutil.copytree(settings.archive_folder / "epoch-000001", source)
-    empty(own_server)
+    source = await copied(settings, own_server, tmp_path / "copy")
     other = replace(settings, archive_dir=tmp_path / "new")
     async with running_trainer(other):
         async with opened(settings.store) as store:
